@@ -1,0 +1,135 @@
+//! Operations on the CPU: the readable form of every contract, and the fast one.
+//!
+//! Code is generic over [`CpuReal`]; `f32` is the type that must be fast, `f64` and
+//! complex run the same lines to check gradients. Work is split over a thread pool
+//! of the device's own by rows or heads of the *output*; no sum is split between
+//! threads, so results do not depend on their number.
+
+mod memory;
+
+pub use memory::CpuBuf;
+
+use crate::{Device, Elem, Real, Result, error::expect_len};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The CPU as a device: a pool of threads.
+#[derive(Clone)]
+pub struct Cpu {
+    pool: Arc<rayon::ThreadPool>,
+}
+
+/// Types that the CPU computes in: accumulation is in the type itself.
+pub trait CpuReal: Real<Acc = Self> {}
+impl CpuReal for f32 {}
+impl CpuReal for f64 {}
+impl CpuReal for crate::Complex64 {}
+
+impl Cpu {
+    /// A CPU device with this many threads of its own.
+    pub fn new(threads: usize) -> Self {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|i| format!("cpu-{i}"))
+            .build()
+            .expect("the operating system starts threads");
+        Self { pool: Arc::new(pool) }
+    }
+
+    /// Threads of this device.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` inside the pool, so that rayon's iterators use it.
+    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+}
+
+impl Default for Cpu {
+    /// As many threads as this process may run on.
+    fn default() -> Self {
+        Self::new(std::thread::available_parallelism().map_or(1, |n| n.get()))
+    }
+}
+
+impl Device for Cpu {
+    type Buf<T: Elem> = CpuBuf<T>;
+    type View<'a, T: Elem> = &'a [T];
+    type ViewMut<'a, T: Elem> = &'a mut [T];
+
+    fn name(&self) -> String {
+        format!("CPU, {} threads", self.threads())
+    }
+
+    fn zeros<T: Elem>(&self, len: usize) -> Result<CpuBuf<T>> {
+        CpuBuf::zeros(len)
+    }
+
+    fn len<T: Elem>(buf: &CpuBuf<T>) -> usize {
+        buf.len()
+    }
+
+    fn view<T: Elem>(buf: &CpuBuf<T>, range: Range<usize>) -> &[T] {
+        &buf[range]
+    }
+
+    fn view_mut<T: Elem>(buf: &mut CpuBuf<T>, range: Range<usize>) -> &mut [T] {
+        &mut buf[range]
+    }
+
+    fn slice<T: Elem>(view: Self::View<'_, T>, range: Range<usize>) -> Self::View<'_, T> {
+        &view[range]
+    }
+
+    fn slice_mut<T: Elem>(view: Self::ViewMut<'_, T>, range: Range<usize>) -> Self::ViewMut<'_, T> {
+        &mut view[range]
+    }
+
+    fn split_mut<T: Elem>(
+        view: Self::ViewMut<'_, T>,
+        mid: usize,
+    ) -> (Self::ViewMut<'_, T>, Self::ViewMut<'_, T>) {
+        view.split_at_mut(mid)
+    }
+
+    fn reborrow<'b, T: Elem>(view: &'b mut &mut [T]) -> &'b mut [T] {
+        view
+    }
+
+    fn freeze<'b, T: Elem>(view: &'b &mut [T]) -> &'b [T] {
+        view
+    }
+
+    fn view_len<T: Elem>(view: &[T]) -> usize {
+        view.len()
+    }
+
+    fn upload<T: Elem>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        expect_len("upload", "src", src.len(), dst.len())?;
+        dst.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download<T: Elem>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        expect_len("download", "dst", dst.len(), src.len())?;
+        dst.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn copy<T: Elem>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        expect_len("copy", "src", src.len(), dst.len())?;
+        dst.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn fill<T: Elem>(&self, dst: &mut [T], value: T) -> Result<()> {
+        dst.fill(value);
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! [`Device`]: who owns memory, and how parts of it are lent to operations.
+//!
+//! A device lends a buffer as views. Views carry a lifetime, so the borrow checker
+//! keeps an operation's outputs apart from its inputs on every device; on the CPU
+//! a view is a slice. Out-of-range slicing is a mistake of the program and panics,
+//! as it does for slices; wrong dimensions in an operation are errors.
+
+use crate::{Elem, Result};
+use std::ops::Range;
+
+/// One place where operations run. Cheap to clone; clones share memory and queue.
+pub trait Device: Clone + Send + Sync + 'static {
+    /// Memory for a number of elements.
+    type Buf<T: Elem>: Send + Sync;
+    /// Read access to part of a buffer.
+    type View<'a, T: Elem>: Copy + Send + Sync;
+    /// Write access to part of a buffer.
+    type ViewMut<'a, T: Elem>: Send;
+
+    /// What a person would call this device, e.g. "CPU, 2 threads".
+    fn name(&self) -> String;
+
+    /// Memory for `len` elements, all bytes zero.
+    fn zeros<T: Elem>(&self, len: usize) -> Result<Self::Buf<T>>;
+
+    /// Number of elements in a buffer.
+    fn len<T: Elem>(buf: &Self::Buf<T>) -> usize;
+
+    /// Lends part of a buffer for reading.
+    fn view<T: Elem>(buf: &Self::Buf<T>, range: Range<usize>) -> Self::View<'_, T>;
+
+    /// Lends part of a buffer for writing.
+    fn view_mut<T: Elem>(buf: &mut Self::Buf<T>, range: Range<usize>) -> Self::ViewMut<'_, T>;
+
+    /// Part of a view.
+    fn slice<T: Elem>(view: Self::View<'_, T>, range: Range<usize>) -> Self::View<'_, T>;
+
+    /// Part of a writable view, for as long as the view itself.
+    fn slice_mut<T: Elem>(view: Self::ViewMut<'_, T>, range: Range<usize>) -> Self::ViewMut<'_, T>;
+
+    /// The two parts of a writable view before and from element `mid`.
+    fn split_mut<T: Elem>(
+        view: Self::ViewMut<'_, T>,
+        mid: usize,
+    ) -> (Self::ViewMut<'_, T>, Self::ViewMut<'_, T>);
+
+    /// A writable view lent on for a shorter time.
+    fn reborrow<'b, T: Elem>(view: &'b mut Self::ViewMut<'_, T>) -> Self::ViewMut<'b, T>;
+
+    /// A writable view lent on for reading.
+    fn freeze<'b, T: Elem>(view: &'b Self::ViewMut<'_, T>) -> Self::View<'b, T>;
+
+    /// Number of elements in a view.
+    fn view_len<T: Elem>(view: Self::View<'_, T>) -> usize;
+
+    /// Copies from the host; done when it returns. Lengths must be equal.
+    fn upload<T: Elem>(&self, dst: Self::ViewMut<'_, T>, src: &[T]) -> Result<()>;
+
+    /// Copies to the host, after everything that was asked for before. Lengths must be equal.
+    fn download<T: Elem>(&self, dst: &mut [T], src: Self::View<'_, T>) -> Result<()>;
+
+    /// `dst = src`. Lengths must be equal.
+    fn copy<T: Elem>(&self, dst: Self::ViewMut<'_, T>, src: Self::View<'_, T>) -> Result<()>;
+
+    /// `dst = value`, everywhere.
+    fn fill<T: Elem>(&self, dst: Self::ViewMut<'_, T>, value: T) -> Result<()>;
+
+    /// Returns when everything asked for so far is done.
+    fn synchronize(&self) -> Result<()>;
+
+    /// A whole buffer, for reading.
+    fn all<T: Elem>(buf: &Self::Buf<T>) -> Self::View<'_, T> {
+        Self::view(buf, 0..Self::len(buf))
+    }
+
+    /// A whole buffer, for writing.
+    fn all_mut<T: Elem>(buf: &mut Self::Buf<T>) -> Self::ViewMut<'_, T> {
+        let len = Self::len(buf);
+        Self::view_mut(buf, 0..len)
+    }
+
+    /// A new buffer with these values.
+    fn buffer_from<T: Elem>(&self, src: &[T]) -> Result<Self::Buf<T>> {
+        let mut buf = self.zeros(src.len())?;
+        self.upload(Self::all_mut(&mut buf), src)?;
+        Ok(buf)
+    }
+
+    /// A view's values, on the host.
+    fn to_host<T: Elem>(&self, src: Self::View<'_, T>) -> Result<Vec<T>> {
+        let mut out = vec![T::zeroed(); Self::view_len(src)];
+        self.download(&mut out, src)?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,47 @@
+//! The one error type of this crate: what an operation expected, and what it found.
+
+/// Result of a device operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an operation could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A view's length does not fit the dimensions that came with it.
+    #[error("{op}: `{what}` should hold {expected} elements, found {found}")]
+    Shape {
+        /// The operation, as in its contract.
+        op: &'static str,
+        /// The argument's name in the contract.
+        what: &'static str,
+        /// Elements that the dimensions ask for.
+        expected: usize,
+        /// Elements in the view.
+        found: usize,
+    },
+    /// Dimensions that the operation does not do.
+    #[error("{op}: {why}")]
+    Unsupported {
+        /// The operation.
+        op: &'static str,
+        /// What is wrong with the dimensions.
+        why: String,
+    },
+    /// The device has not that much memory.
+    #[error("out of memory on {device}: {bytes} bytes wanted")]
+    OutOfMemory {
+        /// The device's name.
+        device: String,
+        /// Bytes that were asked for.
+        bytes: usize,
+    },
+}
+
+/// Fails unless a view holds exactly `expected` elements.
+pub fn expect_len(op: &'static str, what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Error::Shape { op, what, expected, found }) }
+}
+
+/// Fails unless a view holds at least `expected` elements (strided rows may end early).
+pub fn expect_at_least(op: &'static str, what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found >= expected { Ok(()) } else { Err(Error::Shape { op, what, expected, found }) }
+}

@@ -1,0 +1,23 @@
+//! What one operation is, and how each device does it.
+//!
+//! * [`dtype`]: the element types ([`Elem`]) and the arithmetic ones ([`Real`]).
+//! * [`device`]: [`Device`], which owns buffers and lends views of them.
+//! * [`ops`]: one file per operation with its contract: shapes, formulas, and for
+//!   every output whether it is assigned or added to. [`Backend`] is their sum.
+//! * [`cpu`]: the same names on the CPU, readable and fast.
+//! * [`rng`]: the counter generator behind every random number of the system.
+//!
+//! Shapes in comments are row-major; `[T, H]` is T rows of H values. Nothing here
+//! allocates on behalf of a caller except [`Device::zeros`].
+
+pub mod cpu;
+pub mod device;
+pub mod dtype;
+pub mod error;
+pub mod ops;
+pub mod rng;
+
+pub use device::Device;
+pub use dtype::{Complex64, DType, Elem, Real, bf16, f16};
+pub use error::{Error, Result};
+pub use ops::Backend;

@@ -1,0 +1,130 @@
+//! The operations: one file each, with the contract that every device keeps.
+//!
+//! Conventions. Output views come first, inputs next, a dims struct last. An
+//! operation never allocates and never returns tensors. Its text states for every
+//! output whether it is assigned (`=`) or added to (`+=`). Forward and backward
+//! stand side by side, and one trait holds both, so that an operation without a
+//! backward does not compile. Matrices are row-major; "stride" is the distance
+//! between rows in elements.
+//!
+//! `X` is the type of activations and frozen weights; sums, statistics, losses,
+//! trainable values and their gradients are `X::Acc` (f32 whatever `X` is; see
+//! [`Real::Acc`]).
+//!
+//! The packed token stream. A batch is one stream of `T` tokens without padding,
+//! cut into segments; a segment is one example. [`Segments`] tells for each where
+//! it begins, which adapter it uses, into which gradient row it is summed, and the
+//! key of its random numbers. Attention never crosses a segment.
+
+mod activation;
+mod adamw;
+mod attention;
+mod dropout;
+mod elementwise;
+mod embedding;
+mod gemm;
+mod linear;
+mod lm_head;
+mod lora;
+mod mse;
+mod rmsnorm;
+mod rope;
+mod t5_attention;
+
+pub use activation::{GatedActivation, GatedDims, GatedKind};
+pub use adamw::{AdamW, AdamWStep};
+pub use attention::{Attention, AttentionDims, DecodeDims};
+pub use dropout::{Dropout, DropoutDims};
+pub use elementwise::{Cast, Elementwise};
+pub use embedding::Embedding;
+pub use gemm::{Gemm, GemmDims};
+pub use linear::{Linear, LinearDims};
+pub use lm_head::{LmHead, LmHeadDims, LmHeadScratch};
+pub use lora::{DROPOUT_STREAM, LoraDims, LoraLinear, LoraTarget};
+pub use mse::{Mse, MseDims};
+pub use rmsnorm::{RmsNorm, RmsNormDims};
+pub use rope::{QkNorm, QkvDims, Rope};
+pub use t5_attention::{BucketMap, T5Attention, T5AttentionDims};
+
+use crate::{Device, Real};
+
+/// Whether an operation assigns its output or adds to it, where its contract leaves the choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Out {
+    /// `out = …`
+    Assign,
+    /// `out += …`
+    Add,
+}
+
+/// The segments of a packed stream, as views. `S` segments, `T` tokens.
+pub struct Segments<'a, D: Device> {
+    /// `[S + 1]`: first token of each segment, then `T`. Strictly increasing from 0.
+    pub offsets: D::View<'a, u32>,
+    /// `[S]`: the adapter of each segment, a row of the adapter matrix.
+    pub adapter: D::View<'a, u32>,
+    /// `[S]`: the row of the gradient matrix that the segment is summed into.
+    pub grad_row: D::View<'a, u32>,
+    /// `[S]`: key of each segment's random numbers.
+    pub keys: D::View<'a, u64>,
+    /// Number of segments, `S`.
+    pub count: usize,
+}
+
+impl<D: Device> Clone for Segments<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<D: Device> Copy for Segments<'_, D> {}
+
+/// Every operation that the models need, in one type `X`.
+pub trait Backend<X: Real>:
+    Device
+    + Gemm<X>
+    + Linear<X>
+    + LoraLinear<X>
+    + RmsNorm<X>
+    + Rope<X>
+    + QkNorm<X>
+    + Attention<X>
+    + T5Attention<X>
+    + GatedActivation<X>
+    + Dropout<X>
+    + Embedding<X>
+    + LmHead<X>
+    + Mse<X>
+    + Elementwise<X>
+    + Elementwise<X::Acc>
+    + Gemm<X::Acc>
+    + AdamW<X::Acc>
+    + Cast<X, X::Acc>
+    + Cast<X::Acc, X>
+{
+}
+
+impl<X, D> Backend<X> for D
+where
+    X: Real,
+    D: Device
+        + Gemm<X>
+        + Linear<X>
+        + LoraLinear<X>
+        + RmsNorm<X>
+        + Rope<X>
+        + QkNorm<X>
+        + Attention<X>
+        + T5Attention<X>
+        + GatedActivation<X>
+        + Dropout<X>
+        + Embedding<X>
+        + LmHead<X>
+        + Mse<X>
+        + Elementwise<X>
+        + Elementwise<X::Acc>
+        + Gemm<X::Acc>
+        + AdamW<X::Acc>
+        + Cast<X, X::Acc>
+        + Cast<X::Acc, X>,
+{
+}
