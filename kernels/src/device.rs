@@ -11,7 +11,7 @@ use std::ops::Range;
 /// One place where operations run. Cheap to clone; clones share memory and queue.
 pub trait Device: Clone + Send + Sync + 'static {
     /// Memory for a number of elements.
-    type Buf<T: Elem>: Send + Sync;
+    type Buf<T: Elem>: Send + Sync + 'static;
     /// Read access to part of a buffer.
     type View<'a, T: Elem>: Copy + Send + Sync;
     /// Write access to part of a buffer.

@@ -1,0 +1,1 @@
+//! The models: each with its configuration, weights, activations, forward and backward.

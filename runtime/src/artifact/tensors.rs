@@ -1,0 +1,408 @@
+//! Safetensors files: memory-mapped reading with errors that name file and tensor,
+//! and atomic, byte-reproducible writing.
+//!
+//! [`TensorSource`] is a whole model: one file, or several named by an index. Values
+//! are converted while they are copied to their place (`bf16`, `f16`, `f32` and `f64`
+//! to `f32`), so a file is never held in memory twice.
+
+use crate::{Error, Result};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, tensor::Metadata};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A memory-mapped safetensors file.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    header: Metadata,
+    data_start: usize,
+}
+
+/// One tensor in a file.
+#[derive(Clone, Debug)]
+pub struct TensorData<'a> {
+    /// Its file.
+    pub path: &'a Path,
+    /// Its name.
+    pub name: &'a str,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape, row-major.
+    pub shape: &'a [usize],
+    /// Its bytes, little-endian.
+    pub bytes: &'a [u8],
+}
+
+impl TensorFile {
+    /// Maps a file and checks its header against its length.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        // SAFETY: artifacts are written under a temporary name and never changed after
+        // their rename; a file truncated by someone else while mapped is outside our rules.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
+        let (header_len, header) = SafeTensors::read_metadata(&map)
+            .map_err(|e| Error::file(path, format!("not an intact safetensors file: {e}")))?;
+        let data_start = header_len + 8;
+        let (want, found) = (header.data_len(), map.len() - data_start);
+        if want != found {
+            let why =
+                format!("truncated or overlong: its header promises {want} bytes of tensors, found {found}");
+            return Err(Error::file(path, why));
+        }
+        Ok(Self { path: path.to_owned(), map, header, data_start })
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of the file.
+    pub fn size(&self) -> usize {
+        self.map.len()
+    }
+
+    /// All bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Names of all tensors, in file order.
+    pub fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
+    /// An entry of the file's own metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.header.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// The file's own metadata, sorted by key.
+    pub fn all_metadata(&self) -> BTreeMap<&str, &str> {
+        let entries = self.header.metadata().iter().flatten();
+        entries.map(|(k, v)| (k.as_str(), v.as_str())).collect()
+    }
+
+    /// A tensor by its name.
+    pub fn tensor<'a>(&'a self, name: &'a str) -> Result<TensorData<'a>> {
+        let info = self
+            .header
+            .info(name)
+            .ok_or_else(|| Error::tensor(&self.path, name, "there is no tensor of that name in this file"))?;
+        let (start, end) = info.data_offsets;
+        let bytes = &self.map[self.data_start + start..self.data_start + end];
+        Ok(TensorData { path: &self.path, name, dtype: info.dtype, shape: &info.shape, bytes })
+    }
+}
+
+impl TensorData<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// True for a tensor without elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fails unless the shape is this one.
+    pub fn expect_shape(&self, shape: &[usize]) -> Result<()> {
+        if self.shape == shape {
+            return Ok(());
+        }
+        Err(self.error(format!("expected shape {shape:?}, found {:?}", self.shape)))
+    }
+
+    /// Converts to f32 into `out`; fails on another length, type, or a value that is not finite.
+    pub fn read_f32(&self, out: &mut [f32]) -> Result<()> {
+        if out.len() != self.len() {
+            return Err(self.error(format!("expected {} values, found {}", out.len(), self.len())));
+        }
+        match self.dtype {
+            Dtype::F32 => convert(self.bytes, out, |b| f32::from_le_bytes(b)),
+            Dtype::F64 => convert(self.bytes, out, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F16 => convert_half(self.bytes, out, f16::from_le_bytes, |h, o| h.convert_to_f32_slice(o)),
+            Dtype::BF16 => {
+                convert_half(self.bytes, out, bf16::from_le_bytes, |h, o| h.convert_to_f32_slice(o))
+            }
+            other => {
+                return Err(self.error(format!(
+                    "expected floating-point values (BF16, F16, F32 or F64), found {other:?}"
+                )));
+            }
+        }
+        match out.iter().position(|x| !x.is_finite()) {
+            None => Ok(()),
+            Some(at) => Err(self.error(format!("value {} at element {at} is not a finite number", out[at]))),
+        }
+    }
+
+    /// A new vector of f32, with the checks of [`Self::read_f32`].
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.len()];
+        self.read_f32(&mut out)?;
+        Ok(out)
+    }
+
+    /// Integers (I32, I64, U32) as u32.
+    pub fn to_u32(&self) -> Result<Vec<u32>> {
+        let wide: Vec<i64> = match self.dtype {
+            Dtype::I32 => words(self.bytes, |b| i32::from_le_bytes(b) as i64),
+            Dtype::U32 => words(self.bytes, |b| u32::from_le_bytes(b) as i64),
+            Dtype::I64 => words(self.bytes, i64::from_le_bytes),
+            other => return Err(self.error(format!("expected integers (I32, U32 or I64), found {other:?}"))),
+        };
+        wide.into_iter()
+            .map(|x| u32::try_from(x).map_err(|_| self.error(format!("{x} is not in the range of u32"))))
+            .collect()
+    }
+
+    fn error(&self, why: String) -> Error {
+        Error::tensor(self.path, self.name, why)
+    }
+}
+
+fn words<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.chunks_exact(N).map(|c| f(c.try_into().expect("chunks_exact gives N bytes"))).collect()
+}
+
+fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
+    for (o, c) in out.iter_mut().zip(bytes.chunks_exact(N)) {
+        *o = f(c.try_into().expect("chunks_exact gives N bytes"));
+    }
+}
+
+/// Half-precision values by blocks, so that the vector conversion of `half` is used
+/// although file bytes need not be aligned.
+fn convert_half<H: Copy>(
+    bytes: &[u8],
+    out: &mut [f32],
+    parse: impl Fn([u8; 2]) -> H,
+    widen: impl Fn(&[H], &mut [f32]),
+) {
+    let mut block = Vec::with_capacity(4096);
+    for (o, b) in out.chunks_mut(4096).zip(bytes.chunks(2 * 4096)) {
+        block.clear();
+        block.extend(b.chunks_exact(2).map(|c| parse([c[0], c[1]])));
+        widen(&block, o);
+    }
+}
+
+/// The tensors of a model: `model.safetensors`, or the shards of `model.safetensors.index.json`.
+#[derive(Debug)]
+pub struct TensorSource {
+    origin: PathBuf,
+    files: Vec<TensorFile>,
+    place: HashMap<String, usize>,
+}
+
+impl TensorSource {
+    /// Opens a file, or a directory in the Hugging Face layout. Every shard that the
+    /// index names must be there and hold the tensors that the index says.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_file() {
+            return Self::from_files(path, vec![TensorFile::open(path)?]);
+        }
+        let index = path.join("model.safetensors.index.json");
+        if !index.is_file() {
+            let single = path.join("model.safetensors");
+            if !single.is_file() {
+                let why = "expected model.safetensors or model.safetensors.index.json in this directory";
+                return Err(Error::file(path, why));
+            }
+            return Self::from_files(path, vec![TensorFile::open(&single)?]);
+        }
+        let map = read_index(&index)?;
+        let mut shards: Vec<&str> = map.values().map(String::as_str).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let mut files = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let file = path.join(shard);
+            if !file.is_file() {
+                return Err(Error::file(
+                    &file,
+                    format!("this shard is named in {} but missing", index.display()),
+                ));
+            }
+            files.push(TensorFile::open(&file)?);
+        }
+        let source = Self::from_files(path, files)?;
+        for (tensor, shard) in &map {
+            match source.place.get(tensor) {
+                Some(&at) if source.files[at].path().ends_with(shard) => {}
+                _ => {
+                    return Err(Error::tensor(
+                        &path.join(shard),
+                        tensor,
+                        "the index promises it in this shard",
+                    ));
+                }
+            }
+        }
+        Ok(source)
+    }
+
+    fn from_files(origin: &Path, files: Vec<TensorFile>) -> Result<Self> {
+        let mut place = HashMap::new();
+        for (i, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(before) = place.insert(name.clone(), i) {
+                    let why = format!("also in {}", files[before].path().display());
+                    return Err(Error::tensor(file.path(), &name, why));
+                }
+            }
+        }
+        Ok(Self { origin: origin.to_owned(), files, place })
+    }
+
+    /// The file or directory that was opened.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// The files behind it, sorted by name.
+    pub fn files(&self) -> &[TensorFile] {
+        &self.files
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.place.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// True if there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.place.contains_key(name)
+    }
+
+    /// A tensor by its name.
+    pub fn tensor<'a>(&'a self, name: &'a str) -> Result<TensorData<'a>> {
+        match self.place.get(name) {
+            Some(&at) => self.files[at].tensor(name),
+            None => Err(Error::tensor(&self.origin, name, "there is no tensor of that name")),
+        }
+    }
+}
+
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
+    let entries = value["weight_map"].as_object();
+    let entries = entries.ok_or_else(|| Error::file(path, "expected an object `weight_map`"))?;
+    entries
+        .iter()
+        .map(|(tensor, shard)| {
+            let shard = shard.as_str().filter(|s| !s.contains(['/', '\\']) && *s != "..");
+            let shard = shard.ok_or_else(|| {
+                Error::file(path, format!("`weight_map.{tensor}` is not the name of a file beside the index"))
+            })?;
+            Ok((tensor.clone(), shard.to_owned()))
+        })
+        .collect()
+}
+
+/// A tensor to be written: name, element type, shape, little-endian bytes.
+pub type NewTensor<'a> = (String, Dtype, Vec<usize>, &'a [u8]);
+
+/// Writes a safetensors file: under a temporary name in the same directory, synced,
+/// then renamed. The same input gives the same bytes (metadata is sorted by key;
+/// tensors keep their order within one element size, wider types first).
+pub fn write_tensors(
+    path: &Path,
+    tensors: &[NewTensor<'_>],
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let mut order: Vec<&NewTensor<'_>> = tensors.iter().collect();
+    order.sort_by_key(|(_, dtype, _, _)| std::cmp::Reverse(dtype.bitsize()));
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut offset = 0;
+    for (name, dtype, shape, bytes) in &order {
+        let want = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        if bytes.len() != want {
+            return Err(Error::tensor(
+                path,
+                name,
+                format!("shape {shape:?} of {dtype:?} takes {want} bytes, got {}", bytes.len()),
+            ));
+        }
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + want]});
+        if header.insert(name.clone(), entry).is_some() {
+            return Err(Error::tensor(path, name, "given twice"));
+        }
+        offset += want;
+    }
+    let mut text = Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    super::write_atomic(path, |out| {
+        out.write_all(&(text.len() as u64).to_le_bytes())?;
+        out.write_all(&text)?;
+        order.iter().try_for_each(|(_, _, _, bytes)| out.write_all(bytes))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(dir: &Path) -> PathBuf {
+        let path = dir.join("a.safetensors");
+        let values: Vec<u8> = [1.5f32, -2.0, 3.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let halves: Vec<u8> = [0.5f32, 8.0].iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+        let tensors = [
+            ("h".into(), Dtype::BF16, vec![2, 1], &halves[..]),
+            ("x".into(), Dtype::F32, vec![3], &values[..]),
+        ];
+        let metadata = [("b", "2"), ("a", "1")].map(|(k, v)| (k.to_string(), v.to_string()));
+        write_tensors(&path, &tensors, &metadata.into()).unwrap();
+        path
+    }
+
+    #[test]
+    fn what_is_written_reads_back_and_is_reproducible() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = sample(dir.path());
+        let first = std::fs::read(&path).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.tensor("x").unwrap().to_f32().unwrap(), [1.5, -2.0, 3.0]);
+        assert_eq!(file.tensor("h").unwrap().to_f32().unwrap(), [0.5, 8.0]);
+        assert_eq!(file.metadata("a"), Some("1"));
+        assert_eq!(std::fs::read(sample(dir.path())).unwrap(), first);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = sample(dir.path());
+        let whole = std::fs::read(&path).unwrap();
+        for keep in [0, 4, 20, whole.len() - 1] {
+            std::fs::write(&path, &whole[..keep]).unwrap();
+            let message = TensorFile::open(&path).unwrap_err().to_string();
+            assert!(message.contains("a.safetensors"), "{message}");
+        }
+    }
+
+    #[test]
+    fn values_that_are_not_numbers_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nan.safetensors");
+        let values: Vec<u8> = [1.0f32, f32::NAN].iter().flat_map(|x| x.to_le_bytes()).collect();
+        write_tensors(&path, &[("w".into(), Dtype::F32, vec![2], &values)], &BTreeMap::new()).unwrap();
+        let message = TensorFile::open(&path).unwrap().tensor("w").unwrap().to_f32().unwrap_err().to_string();
+        assert!(message.contains("`w`") && message.contains("element 1"), "{message}");
+    }
+}
