@@ -5,6 +5,7 @@
 //! of the device's own by rows or heads of the *output*; no sum is split between
 //! threads, so results do not depend on their number.
 
+mod gemm;
 mod memory;
 
 pub use memory::CpuBuf;
