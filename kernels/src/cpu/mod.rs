@@ -5,10 +5,19 @@
 //! of the device's own by rows or heads of the *output*; no sum is split between
 //! threads, so results do not depend on their number.
 
+mod activation;
+mod adamw;
+mod dropout;
+mod elementwise;
+mod embedding;
+mod lm_head;
 mod mask;
 mod math;
 mod memory;
+mod mse;
 mod parallel;
+mod rmsnorm;
+mod rope;
 pub mod simd;
 
 pub use memory::CpuBuf;
