@@ -92,7 +92,12 @@ fn token_parts<'a, X: Send>(
 }
 
 /// The adapter of segment `i`.
-fn adapter_of<'a, X>(adapters: &'a [X], segments: &Segments<'_, Cpu>, i: usize, dims: &LoraDims<'_>) -> &'a [X] {
+fn adapter_of<'a, X>(
+    adapters: &'a [X],
+    segments: &Segments<'_, Cpu>,
+    i: usize,
+    dims: &LoraDims<'_>,
+) -> &'a [X] {
     &adapters[segments.adapter[i] as usize * dims.adapter_stride..][..dims.adapter_stride]
 }
 
@@ -108,9 +113,9 @@ fn spans_of(
     target: &LoraTarget,
     dims: &LoraDims<'_>,
 ) -> impl Iterator<Item = (usize, Span)> {
-    (0..segments.count).filter(move |&i| segments.grad_row[i] as usize == row).map(move |i| {
-        (i, Span { tokens: tokens_of(segments, i), drop: drop_of(segments, i, target, dims) })
-    })
+    (0..segments.count)
+        .filter(move |&i| segments.grad_row[i] as usize == row)
+        .map(move |i| (i, Span { tokens: tokens_of(segments, i), drop: drop_of(segments, i, target, dims) }))
 }
 
 /// Tokens that are summed into gradient row `row`.
@@ -183,7 +188,8 @@ impl Cpu {
                     with_scratch(len, |sums| {
                         for (_, span) in spans_of(&segments, row, target, &dims) {
                             let tokens = span.tokens;
-                            let (dy, s) = (&dy[tokens.start * dims.out_dim + out..], &s[tokens.start * dims.tail()..]);
+                            let (dy, s) =
+                                (&dy[tokens.start * dims.out_dim + out..], &s[tokens.start * dims.tail()..]);
                             let first = n * dims.rank;
                             dispatch(UpGradient { db, sums, dy, s, first, tokens: tokens.len(), dims });
                         }
@@ -237,7 +243,16 @@ where
                 for (n, target) in dims.targets.iter().enumerate() {
                     let drop = drop_of(&segments, i, target, &dims);
                     let a = &adapter[target.a_offset..][..dims.rank * dims.in_dim];
-                    dispatch(DownForward { s, x, a, masked, drop, position: first, column: n * dims.rank, dims });
+                    dispatch(DownForward {
+                        s,
+                        x,
+                        a,
+                        masked,
+                        drop,
+                        position: first,
+                        column: n * dims.rank,
+                        dims,
+                    });
                 }
             });
         });

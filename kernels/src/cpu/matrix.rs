@@ -141,7 +141,8 @@ mod tests {
     fn columns_by_segments_and_rows_by_blocks() {
         let mut data = vec![0; 12];
         let offsets = [0, 3, 4];
-        let blocks = MatrixMut::new(&mut data, 3, 4, 4).column_segments(&offsets).flat_map(|m| m.row_blocks(2));
+        let blocks =
+            MatrixMut::new(&mut data, 3, 4, 4).column_segments(&offsets).flat_map(|m| m.row_blocks(2));
         for (n, mut block) in blocks.enumerate() {
             for i in 0..block.rows() {
                 block.row(i).fill(n);

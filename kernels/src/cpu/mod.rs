@@ -5,16 +5,25 @@
 //! of the device's own by rows or heads of the *output*; no sum is split between
 //! threads, so results do not depend on their number.
 
+mod activation;
+mod adamw;
 mod attention;
+mod dropout;
+mod elementwise;
+mod embedding;
 mod gemm;
 mod linear;
+mod lm_head;
 mod lora;
 mod lora_loops;
 mod mask;
 mod math;
 mod matrix;
 mod memory;
+mod mse;
 mod parallel;
+mod rmsnorm;
+mod rope;
 mod scratch;
 pub mod simd;
 mod softmax;

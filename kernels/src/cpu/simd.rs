@@ -133,6 +133,11 @@ pub fn fold<X: CpuReal, const N: usize>(
     for i in 0..rest[0].len() {
         lanes[i] = step(lanes[i], std::array::from_fn(|n| rest[n][i]));
     }
+    join_lanes(lanes, join)
+}
+
+#[inline(always)]
+fn join_lanes<X: CpuReal>(mut lanes: [X; LANES], join: impl Fn(X, X) -> X) -> X {
     let mut width = LANES;
     while width > 1 {
         width /= 2;
@@ -141,6 +146,24 @@ pub fn fold<X: CpuReal, const N: usize>(
         }
     }
     lanes[0]
+}
+
+/// `z[i] = e^(z[i] − shift)` in place, and the sum of the new values.
+#[inline(always)]
+pub fn exp_sum<L: Level, X: CpuReal>(z: &mut [X], shift: X) -> X {
+    let mut lanes = [X::zero(); LANES];
+    let (blocks, rest) = z.as_chunks_mut::<LANES>();
+    for block in blocks {
+        for i in 0..LANES {
+            block[i] = (block[i] - shift).fast_exp::<L>();
+            lanes[i] += block[i];
+        }
+    }
+    for i in 0..rest.len() {
+        rest[i] = (rest[i] - shift).fast_exp::<L>();
+        lanes[i] += rest[i];
+    }
+    join_lanes(lanes, |x, y| x + y)
 }
 
 /// `Σ a[i]`.
