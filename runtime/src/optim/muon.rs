@@ -183,3 +183,106 @@ where
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradtx_kernels::{cpu::Cpu, rng::Stream};
+
+    fn random(n: usize, key: u64) -> Vec<f64> {
+        let mut stream = Stream::new(key);
+        (0..n).map(|_| stream.normal()).collect()
+    }
+
+    fn transpose(x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+        (0..cols * rows).map(|i| x[i % rows * cols + i / rows]).collect()
+    }
+
+    /// `a [m, k] · b [k, n]`
+    fn product(a: &[f64], b: &[f64], m: usize, k: usize) -> Vec<f64> {
+        let n = b.len() / k;
+        let at = |i: usize, j: usize| (0..k).map(|l| a[i * k + l] * b[l * n + j]).sum();
+        (0..m * n).map(|ij| at(ij / n, ij % n)).collect()
+    }
+
+    /// The iteration as it is usually written: on the wide form, after a transposition if need be.
+    fn reference(u: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+        if rows > cols {
+            return transpose(&reference(&transpose(u, rows, cols), cols, rows), cols, rows);
+        }
+        let norm = u.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let mut x: Vec<f64> = u.iter().map(|x| x / (norm + 1e-7)).collect();
+        for _ in 0..5 {
+            let a = product(&x, &transpose(&x, rows, cols), rows, cols);
+            let a2 = product(&a, &a, rows, rows);
+            let b: Vec<f64> = a.iter().zip(&a2).map(|(a, a2)| -4.775 * a + 2.0315 * a2).collect();
+            let bx = product(&b, &x, rows, rows);
+            x.iter_mut().zip(&bx).for_each(|(x, bx)| *x = 3.4445 * *x + bx);
+        }
+        x
+    }
+
+    fn matrices() -> Vec<Matrix> {
+        let shapes = [("wide", 2, 5, 9), ("tall", 60, 12, 4), ("row", 120, 1, 7)];
+        shapes.map(|(name, offset, rows, cols)| Matrix { name: name.into(), offset, rows, cols }).into()
+    }
+
+    #[test]
+    fn steps_follow_the_equations_for_wide_and_tall_matrices() {
+        let cpu = Cpu::new(2);
+        let mut p = random(130, 1);
+        let mut want = p.clone();
+        let mut muon = Muon::<Cpu, f64>::new(&cpu, matrices()).unwrap();
+        let mut momentum = vec![0.0; 130];
+        for t in 1..=3u32 {
+            let g = random(130, 10 + t as u64);
+            let step = MuonStep { lr: 0.02, momentum: 0.95, weight_decay: 0.1, step: t };
+            let norms = muon.step(&cpu, &mut p, &g, step).unwrap();
+            for (Matrix { rows, cols, .. }, (range, norm)) in
+                matrices().iter().zip(matrices().iter().map(Matrix::range).zip(norms))
+            {
+                let g = &g[range.clone()];
+                assert!((norm - g.iter().map(|x| x * x).sum::<f64>().sqrt()).abs() <= 1e-12);
+                let b = &mut momentum[range.clone()];
+                b.iter_mut().zip(g).for_each(|(b, g)| *b = 0.95 * *b + g);
+                let u: Vec<f64> = g.iter().zip(b.iter()).map(|(g, b)| g + 0.95 * b).collect();
+                let x = reference(&u, *rows, *cols);
+                let size = 0.02 * (*rows as f64 / *cols as f64).max(1.0).sqrt();
+                want[range].iter_mut().zip(&x).for_each(|(w, x)| *w = *w * (1.0 - 0.02 * 0.1) - size * x);
+            }
+        }
+        for i in 0..130 {
+            assert!((p[i] - want[i]).abs() <= 1e-12, "element {i}: {} is not {}", p[i], want[i]);
+        }
+        assert_eq!(p[60 + 48..120], random(130, 1)[60 + 48..120], "between the matrices");
+    }
+
+    #[test]
+    fn updates_are_nearly_orthogonal() {
+        let cpu = Cpu::new(1);
+        let (rows, cols) = (6, 40);
+        let matrix = Matrix { name: "w".into(), offset: 0, rows, cols };
+        let mut muon = Muon::<Cpu, f64>::new(&cpu, vec![matrix]).unwrap();
+        let mut p = vec![0.0; rows * cols];
+        let step = MuonStep { lr: 1.0, momentum: 0.95, weight_decay: 0.0, step: 1 };
+        muon.step(&cpu, &mut p, &random(rows * cols, 5), step).unwrap();
+        let gram = product(&p, &transpose(&p, rows, cols), rows, cols);
+        for i in 0..rows {
+            assert!((0.4..1.6).contains(&gram[i * rows + i]), "{}", gram[i * rows + i]);
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_no_number_changes_nothing_and_names_its_matrix() {
+        let cpu = Cpu::new(1);
+        let mut muon = Muon::<Cpu, f32>::new(&cpu, matrices()).unwrap();
+        let (mut p, mut g) = (vec![1.0f32; 130], vec![0.5f32; 130]);
+        g[61] = f32::NAN;
+        let step = MuonStep { lr: 1.0, momentum: 0.95, weight_decay: 0.0, step: 1 };
+        let message = muon.step(&cpu, &mut p, &g, step).unwrap_err().to_string();
+        assert!(message.contains("`tall`"), "{message}");
+        assert!(p.iter().all(|&x| x == 1.0) && muon.momentum().iter().all(|&x| x == 0.0));
+        muon.step(&cpu, &mut p, &[0.0; 130], step).unwrap();
+        assert!(p.iter().all(|&x| x == 1.0), "a zero update stays zero");
+    }
+}
