@@ -58,13 +58,21 @@ pub struct Models {
 }
 
 /// Where to compute, and in what.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeviceConfig {
     /// The device.
     pub kind: DeviceKind,
     /// Type of activations and frozen weights.
     pub dtype: DtypeKind,
+    /// Most tokens of one packed stream: an optimizer step of more is computed in several.
+    pub stream_tokens: usize,
+}
+
+impl Default for DeviceConfig {
+    fn default() -> Self {
+        Self { kind: DeviceKind::Cpu, dtype: DtypeKind::F32, stream_tokens: 8192 }
+    }
 }
 
 /// Kinds of devices.
@@ -541,6 +549,7 @@ impl Config {
         expect(!self.adapter.targets.is_empty(), "adapter.targets: expected at least one module");
         expect((0.0..1.0).contains(&self.adapter.dropout), "adapter.dropout: expected 0 ≤ p < 1");
         expect((0.0..1.0).contains(&self.translator.dropout), "translator.dropout: expected 0 ≤ p < 1");
+        expect(self.device.stream_tokens > 0, "device.stream_tokens: expected at least 1");
         expect(self.data.max_length >= 2, "data.max_length: expected at least 2");
         expect(self.curate.subsets > 0, "curate.subsets: expected at least 1");
         expect(self.curate.examples > 0, "curate.examples: expected at least 1");

@@ -21,6 +21,7 @@ pub mod evaluate;
 pub mod examples;
 pub mod finetune;
 pub mod inspect;
+pub mod jobs;
 pub mod side;
 pub mod train;
 pub mod translate;
