@@ -109,7 +109,7 @@ impl Renderer {
                 messages, add_generation_prompt, tools => unset, documents => unset,
                 ..Value::from_serialize(&self.special)
             };
-            template.render(context).map_err(|e| record.origin.error(format!("chat template: {e:#}")))
+            template.render(context).map_err(|e| record.origin.error(format!("chat template: {e}")))
         };
         let prompt = render(&messages[..messages.len() - 1], true)?;
         let mut text = render(messages, false)?;
@@ -154,7 +154,7 @@ fn environment(template: &str) -> Result<Environment<'static>> {
     jinja.add_filter("tojson", to_json);
     jinja
         .add_template_owned(TEMPLATE, without_generation_tags(template))
-        .map_err(|e| Error::invalid("chat template", format!("{e:#}")))?;
+        .map_err(|e| Error::invalid("chat template", e.to_string()))?;
     Ok(jinja)
 }
 
@@ -301,6 +301,43 @@ pub(super) mod tests {
         assert!(found.text.contains(&format!("[U] \"a<b & \\\"c\\\"\"{json}")), "{}", found.text);
         assert_eq!(&found.text[found.answer..], "yes</s>");
         assert!(!found.text.contains("generation"));
+    }
+
+    /// Expected text from Jinja2 with the extensions that chat templates are written for.
+    #[test]
+    fn whitespace_json_and_generation_tags_are_as_in_python() {
+        let template = r#"{{ bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        [A]
+        {% generation %}
+        {{ m.content.strip() }}</s>
+        {% endgeneration %}
+
+        tail
+    {%- generation -%}
+        x
+    {%- endgeneration -%}
+        y
+    {%- else %}
+[{{ m['role'].upper()[0] }}] {{ m.content | tojson }}{{ {'k': [1, 'é<', none, true]} | tojson }}{{ [1,{'a':2}] | tojson(indent=2) }}
+        {% if loop.index > 5 %}{% break %}{% endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and tools is none %}
+[G] {{ messages|length ~ '-' ~ messages[-1].content.split('<')[0] }}{% endif %}
+"#;
+        let message = |role, content| BTreeMap::from([("role", role), ("content", content)]);
+        let messages =
+            [message("user", "a<b & \"c\" 'd'"), message("assistant", " yes "), message("user", "ü")];
+        let context = context! {
+            messages, add_generation_prompt => true, tools => Value::from(()), bos_token => "<s>",
+        };
+        let found = environment(template).unwrap().get_template(TEMPLATE).unwrap().render(context).unwrap();
+        let want = "<s>[U] \"a<b & \\\"c\\\" 'd'\"{\"k\": [1, \"é<\", null, true]}[\n  1,\n  {\n    \"a\": 2\n  }\n]\n        \
+            [A]\n        yes</s>\n\n        tailxy\
+            [U] \"ü\"{\"k\": [1, \"é<\", null, true]}[\n  1,\n  {\n    \"a\": 2\n  }\n]\n[G] 3-ü";
+        assert_eq!(found, want);
     }
 
     #[test]
