@@ -37,6 +37,40 @@ pub fn to_f64<X: Real>(values: &[X]) -> Vec<f64> {
     values.iter().map(|x| x.to_f64()).collect()
 }
 
+/// What an output that is assigned holds before.
+pub fn nan<X: Real>(len: usize) -> Vec<X> {
+    vec![X::from_f64(f64::NAN); len]
+}
+
+/// What an output that is added to holds before.
+pub fn before<X: Real>(len: usize) -> Vec<X> {
+    to(&random("before", len))
+}
+
+/// What was added to [`before`].
+pub fn added<X: Real>(after: &[X]) -> Vec<X> {
+    after.iter().zip(before::<X>(after.len())).map(|(&x, old)| x - old).collect()
+}
+
+/// Contiguous rows at a stride, with NaN between them; the last row ends at its last value.
+pub fn spread<X: Real>(packed: &[X], cols: usize, stride: usize) -> Vec<X> {
+    let mut out = nan(packed.len() / cols * stride + cols - stride);
+    for (i, row) in packed.chunks(cols).enumerate() {
+        out[i * stride..][..cols].copy_from_slice(row);
+    }
+    out
+}
+
+/// The rows that [`spread`] spread. Fails if what lies between them was written to.
+pub fn packed<X: Real>(strided: &[X], cols: usize, stride: usize) -> Vec<X> {
+    let mut out = Vec::new();
+    for row in strided.chunks(stride) {
+        out.extend_from_slice(&row[..cols]);
+        assert!(row[cols..].iter().all(|x| x.to_f64().is_nan()), "written between rows");
+    }
+    out
+}
+
 /// `‖found − expected‖ / ‖expected‖`; NaN if any element is, infinite if lengths differ.
 pub fn relative_error(found: &[f64], expected: &[f64]) -> f64 {
     if found.len() != expected.len() {
