@@ -3,5 +3,13 @@
 //!
 //! One program rather than many, so that it links once and all of [`common`] is used.
 
+mod activation;
+mod adamw;
 mod common;
+mod dropout;
+mod elementwise;
+mod embedding;
 mod harness;
+mod mse;
+mod rmsnorm;
+mod rope;
