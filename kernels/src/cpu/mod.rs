@@ -48,11 +48,6 @@ pub trait CpuReal: Real<Acc = Self> {
     fn fast_exp<L: Level>(self) -> Self {
         self.exp()
     }
-    /// `tanh self`.
-    #[inline(always)]
-    fn fast_tanh<L: Level>(self) -> Self {
-        self.tanh()
-    }
     /// `1 / (1 + e^−self)`.
     #[inline(always)]
     fn fast_sigmoid<L: Level>(self) -> Self {
@@ -68,10 +63,6 @@ impl CpuReal for f32 {
     #[inline(always)]
     fn fast_exp<L: Level>(self) -> Self {
         math::exp::<L>(self)
-    }
-    #[inline(always)]
-    fn fast_tanh<L: Level>(self) -> Self {
-        math::tanh::<L>(self)
     }
 }
 impl CpuReal for f64 {}
