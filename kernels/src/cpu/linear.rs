@@ -3,7 +3,7 @@
 use super::simd::{Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::Result;
-use crate::error::{expect_at_least, expect_len};
+use crate::error::{expect_len, expect_rows};
 use crate::ops::{Gemm, GemmDims, Linear, LinearDims, Out};
 
 /// Adds rows of `cols` values, `stride` apart, to `sums`, in order.
@@ -43,11 +43,6 @@ fn start<X: CpuReal>(cpu: &Cpu, y: &mut [X], bias: Option<&[X]>, residual: Optio
     });
 }
 
-/// Elements that strided rows reach over.
-fn reach(rows: usize, cols: usize, stride: usize) -> usize {
-    if rows == 0 { 0 } else { (rows - 1) * stride + cols }
-}
-
 impl<X: CpuReal> Linear<X> for Cpu {
     fn linear_forward(
         &self,
@@ -62,7 +57,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
         expect_len(OP, "y", y.len(), rows * out_dim)?;
         expect_len(OP, "w", w.len(), out_dim * in_dim)?;
-        expect_at_least(OP, "x", x.len(), reach(rows, in_dim, x_stride))?;
+        expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
         if let Some(bias) = bias {
             expect_len(OP, "bias", bias.len(), out_dim)?;
         }
@@ -88,7 +83,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
     ) -> Result<()> {
         const OP: &str = "linear_backward_input";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
-        expect_at_least(OP, "dx", dx.len(), reach(rows, in_dim, x_stride))?;
+        expect_rows(OP, "dx", dx.len(), rows, in_dim, x_stride)?;
         expect_len(OP, "dy", dy.len(), rows * out_dim)?;
         expect_len(OP, "w", w.len(), out_dim * in_dim)?;
         let product = GemmDims::new(rows, in_dim, out_dim, false, false);
@@ -107,7 +102,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
         expect_len(OP, "dw", dw.len(), out_dim * in_dim)?;
         expect_len(OP, "dy", dy.len(), rows * out_dim)?;
-        expect_at_least(OP, "x", x.len(), reach(rows, in_dim, x_stride))?;
+        expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
         if let Some(dbias) = dbias {
             expect_len(OP, "dbias", dbias.len(), out_dim)?;
             self.for_columns(dbias, rows, |first, sums| {

@@ -7,13 +7,13 @@
 //! columns where it is a sum over tokens. A part never crosses a segment's adapter or
 //! gradient row.
 
-use super::lora_loops::{DownBackward, DownForward, Drop, Span, UpBackward, UpForward, UpGradient};
-use super::mask::MASK_BLOCK;
+use super::lora_loops::{DownBackward, DownForward, Span, UpBackward, UpForward, UpGradient};
+use super::mask::{MASK_BLOCK, Mask};
 use super::matrix::MatrixMut;
 use super::scratch::with_scratch;
 use super::simd::dispatch;
 use super::{Cpu, CpuReal};
-use crate::error::expect_len;
+use crate::error::{expect_at_least, expect_len};
 use crate::ops::{Gemm, GemmDims, LoraDims, LoraLinear, LoraTarget, Out, RmsNorm, RmsNormDims, Segments};
 use crate::{Error, Result};
 use std::ops::Range;
@@ -55,7 +55,7 @@ fn check<X>(
     let rows = [("adapters", Some(adapters), segments.adapter.iter().max()), ("grads", grads, grad_row)];
     for (what, matrix, last) in rows {
         if let (Some(matrix), Some(&last)) = (matrix, last) {
-            crate::error::expect_at_least(op, what, matrix.len(), (last as usize + 1) * dims.adapter_stride)?;
+            expect_at_least(op, what, matrix.len(), (last as usize + 1) * dims.adapter_stride)?;
         }
     }
     Ok(())
@@ -102,8 +102,8 @@ fn adapter_of<'a, X>(
 }
 
 /// The mask of a target in segment `i`.
-fn drop_of(segments: &Segments<'_, Cpu>, i: usize, target: &LoraTarget, dims: &LoraDims<'_>) -> Option<Drop> {
-    (dims.dropout > 0.0).then(|| Drop::new(segments.keys[i], target.site, dims.dropout))
+fn drop_of(segments: &Segments<'_, Cpu>, i: usize, target: &LoraTarget, dims: &LoraDims<'_>) -> Option<Mask> {
+    (dims.dropout > 0.0).then(|| Mask::new(segments.keys[i], target.site, dims.dropout))
 }
 
 /// Stretches of tokens that are summed into gradient row `row`, in order.
@@ -200,10 +200,7 @@ impl Cpu {
     }
 }
 
-impl<X: CpuReal> LoraLinear<X> for Cpu
-where
-    Cpu: RmsNorm<X>,
-{
+impl<X: CpuReal> LoraLinear<X> for Cpu {
     fn lora_input_len(dims: &LoraDims<'_>) -> usize {
         dims.tokens * (dims.in_dim + dims.tail())
     }

@@ -4,42 +4,17 @@
 //! is transposed into working memory once per part, for r is too short to run along.
 
 use super::CpuReal;
-use super::mask::{MASK_BLOCK, mask_words};
+use super::mask::{MASK_BLOCK, Mask};
 use super::matrix::MatrixMut;
 use super::simd::{Level, Task, dot};
 use crate::ops::{LoraDims, LoraTarget};
-use crate::rng::drop_threshold;
 use std::ops::Range;
-
-/// Dropout mask of one target in one segment.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Drop {
-    key: u64,
-    site: u32,
-    threshold: u32,
-    keep: f64,
-}
-
-impl Drop {
-    /// Mask `site` of `key` with this probability of dropping.
-    pub fn new(key: u64, site: u32, p: f64) -> Self {
-        Self { key, site, threshold: drop_threshold(p), keep: 1.0 / (1.0 - p) }
-    }
-
-    /// Factors of elements `MASK_BLOCK·block ..` of the row at `position`: 0 or 1/(1−p).
-    #[inline(always)]
-    fn factors<X: CpuReal>(&self, position: usize, block: usize) -> [X; MASK_BLOCK] {
-        let words = mask_words(self.key, position as u32, self.site, block);
-        let keep = X::from_f64(self.keep);
-        words.map(|word| if word >= self.threshold { keep } else { X::zero() })
-    }
-}
 
 /// Tokens that are summed together, and their mask; positions count from the first of them.
 #[derive(Clone, Debug)]
 pub(super) struct Span {
     pub tokens: Range<usize>,
-    pub drop: Option<Drop>,
+    pub drop: Option<Mask>,
 }
 
 /// `y += a · x`.
@@ -60,7 +35,7 @@ pub(super) struct DownForward<'a, X> {
     pub a: &'a [X],
     /// `[in_dim]`, working memory.
     pub masked: &'a mut [X],
-    pub drop: Option<Drop>,
+    pub drop: Option<Mask>,
     /// Position of the first token in its segment.
     pub position: usize,
     pub column: usize,
@@ -76,14 +51,8 @@ impl<X: CpuReal> Task for DownForward<'_, X> {
         for (t, (s, x)) in s.chunks_mut(dims.tail()).zip(x.chunks(dims.in_dim)).enumerate() {
             let x = match drop {
                 None => x,
-                Some(drop) => {
-                    let blocks = masked.chunks_mut(MASK_BLOCK).zip(x.chunks(MASK_BLOCK));
-                    for (block, (masked, x)) in blocks.enumerate() {
-                        let factors = drop.factors::<X>(position + t, block);
-                        for ((m, &x), &f) in masked.iter_mut().zip(x).zip(&factors) {
-                            *m = x * f;
-                        }
-                    }
+                Some(mask) => {
+                    mask.apply(masked, x, position + t);
                     &*masked
                 }
             };

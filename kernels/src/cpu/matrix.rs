@@ -29,11 +29,6 @@ impl<'a, X> MatrixMut<'a, X> {
         Self { start: slice.as_mut_ptr(), rows, cols, stride, lifetime: PhantomData }
     }
 
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
     /// One row.
     pub fn row(&mut self, i: usize) -> &mut [X] {
         assert!(i < self.rows, "row {i} of {}", self.rows);
@@ -125,7 +120,7 @@ mod tests {
         let offsets = [0, 1, 3, 7];
         let segments = MatrixMut::new(&mut data, rows, cols, stride).row_segments(&offsets);
         for (n, mut block) in segments.flat_map(|m| m.column_blocks(2)).enumerate() {
-            for i in 0..block.rows() {
+            for i in 0..block.rows {
                 block.row(i).iter_mut().for_each(|x| *x += n + 1);
             }
         }
@@ -144,7 +139,7 @@ mod tests {
         let blocks =
             MatrixMut::new(&mut data, 3, 4, 4).column_segments(&offsets).flat_map(|m| m.row_blocks(2));
         for (n, mut block) in blocks.enumerate() {
-            for i in 0..block.rows() {
+            for i in 0..block.rows {
                 block.row(i).fill(n);
             }
         }

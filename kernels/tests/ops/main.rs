@@ -3,5 +3,18 @@
 //!
 //! One program rather than many, so that it links once and all of [`common`] is used.
 
+mod activation;
+mod adamw;
+mod attention;
 mod common;
+mod dropout;
+mod elementwise;
+mod embedding;
+mod gemm;
 mod harness;
+mod linear;
+mod lora;
+mod mse;
+mod rmsnorm;
+mod rope;
+mod t5_attention;
