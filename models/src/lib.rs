@@ -1,1 +1,4 @@
 //! The models: each with its configuration, weights, activations, forward and backward.
+
+pub mod decoder;
+pub mod lora;
