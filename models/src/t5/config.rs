@@ -137,7 +137,7 @@ impl T5Config {
         }
         let buckets = self.relative_attention_num_buckets;
         // Below 4 the encoder's half has no room for exact and logarithmic buckets.
-        if buckets < 4 || buckets % 2 != 0 {
+        if buckets < 4 || !buckets.is_multiple_of(2) {
             let why = format!("expected an even number, at least 4, found {buckets}");
             return Err(fields.error("relative_attention_num_buckets", &why));
         }
