@@ -1,0 +1,15 @@
+//! Tests of the operations on the CPU, one module per operation: gradients by complex
+//! step, `f32` against `f64`, any number of threads, `=` and `+=`, and refused shapes.
+//!
+//! One program rather than many, so that it links once and all of [`common`] is used.
+
+mod activation;
+mod adamw;
+mod common;
+mod dropout;
+mod elementwise;
+mod embedding;
+mod harness;
+mod mse;
+mod rmsnorm;
+mod rope;
