@@ -1,7 +1,8 @@
 //! Dropout masks: the counter generator drawn for many elements at once.
 
+use super::CpuReal;
 use crate::ops::DROPOUT_STREAM;
-use crate::rng::philox;
+use crate::rng::{drop_threshold, philox};
 
 /// Elements that one call draws for.
 pub(crate) const MASK_BLOCK: usize = 64;
@@ -27,6 +28,41 @@ pub(crate) fn mask_words(key: u64, row: u32, site: u32, block: usize) -> [u32; M
         }
     }
     out
+}
+
+/// The mask of one key and site, as factors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mask {
+    key: u64,
+    site: u32,
+    threshold: u32,
+    keep: f64,
+}
+
+impl Mask {
+    /// Drops with probability `p`, below 1.
+    pub fn new(key: u64, site: u32, p: f64) -> Self {
+        Self { key, site, threshold: drop_threshold(p), keep: 1.0 / (1.0 - p) }
+    }
+
+    /// Factors of elements `MASK_BLOCK·block ..` of a row: 0 or `1 / (1 − p)`.
+    #[inline(always)]
+    pub fn factors<X: CpuReal>(&self, row: usize, block: usize) -> [X; MASK_BLOCK] {
+        let words = mask_words(self.key, row as u32, self.site, block);
+        let keep = X::from_f64(self.keep);
+        words.map(|word| if word >= self.threshold { keep } else { X::zero() })
+    }
+
+    /// `out = mask ⊙ x` for a whole row.
+    #[inline(always)]
+    pub fn apply<X: CpuReal>(&self, out: &mut [X], x: &[X], row: usize) {
+        for (block, (out, x)) in out.chunks_mut(MASK_BLOCK).zip(x.chunks(MASK_BLOCK)).enumerate() {
+            let factors = self.factors::<X>(row, block);
+            for ((out, &x), &factor) in out.iter_mut().zip(x).zip(&factors) {
+                *out = x * factor;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,18 +7,27 @@
 
 mod activation;
 mod adamw;
+mod attention;
 mod dropout;
 mod elementwise;
 mod embedding;
+mod gemm;
+mod linear;
 mod lm_head;
+mod lora;
+mod lora_loops;
 mod mask;
 mod math;
+mod matrix;
 mod memory;
 mod mse;
 mod parallel;
 mod rmsnorm;
 mod rope;
+mod scratch;
 pub mod simd;
+mod softmax;
+mod t5_attention;
 
 pub use memory::CpuBuf;
 
@@ -37,7 +46,7 @@ pub struct Cpu {
 ///
 /// The functions are those that inner loops call: in `f32` they vectorise at level
 /// `L` (relative error below 2e-7), in the other types they are the exact ones.
-pub trait CpuReal: Real<Acc = Self> {
+pub trait CpuReal: Real<Acc = Self> + gemm::Product {
     /// `self·a + b`, rounded once where that is an instruction.
     #[inline(always)]
     fn madd<L: Level>(self, a: Self, b: Self) -> Self {
