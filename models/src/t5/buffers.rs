@@ -30,9 +30,14 @@ impl<D: Device, T: Elem> Rows<D, T> {
         D::view_mut(&mut self.buf, 0..len)
     }
 
-    /// Values of row `row`, for writing.
-    pub(crate) fn row_mut(&mut self, row: usize) -> D::ViewMut<'_, T> {
-        D::view_mut(&mut self.buf, row * self.cols..(row + 1) * self.cols)
+    /// The first `len` values of row `row`.
+    pub(crate) fn row(&self, row: usize, len: usize) -> D::View<'_, T> {
+        D::view(&self.buf, row * self.cols..row * self.cols + len)
+    }
+
+    /// The first `len` values of row `row`, for writing.
+    pub(crate) fn row_mut(&mut self, row: usize, len: usize) -> D::ViewMut<'_, T> {
+        D::view_mut(&mut self.buf, row * self.cols..row * self.cols + len)
     }
 }
 

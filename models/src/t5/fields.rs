@@ -3,6 +3,7 @@
 //! A reader takes every field that it understands; [`Fields::finish`] then fails on
 //! what is left, unless it is known not to matter.
 
+use gradtx_runtime::artifact::read_json;
 use gradtx_runtime::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -17,10 +18,7 @@ pub(crate) struct Fields {
 impl Fields {
     /// All fields of a JSON file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        let value: Value =
-            serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
-        match value {
+        match read_json(path)? {
             Value::Object(left) => Ok(Self { path: path.to_owned(), prefix: String::new(), left }),
             other => Err(Error::file(path, format!("expected a JSON object, found {other}"))),
         }

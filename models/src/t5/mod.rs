@@ -8,7 +8,7 @@
 //! * [`T5Config`]: sizes, from `config.json` or a preset.
 //! * [`Stack`]: encoder or decoder over flat parameters; [`StackActs`] its buffers.
 //! * [`DecodeCache`]: decoding position by position.
-//! * [`weights`]: loading, saving, random initial values.
+//! * [`weights`]: loading and random initial values.
 
 mod attention;
 mod buckets;

@@ -1,14 +1,12 @@
-//! Parameters from files, from random numbers, and to files.
+//! Parameters from files and from random numbers into a flat buffer, and back to the host.
 
 use super::T5Config;
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Device, Real};
-use gradtx_runtime::artifact::{TensorSource, write_tensors};
+use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::params::{Param, ParamLayout};
 use gradtx_runtime::{Error, Result};
-use safetensors::Dtype;
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::collections::HashSet;
 
 /// Tensors of a Hugging Face T5 that belong to its token embedding and head. They are not
 /// used where embeddings come from outside.
@@ -60,27 +58,9 @@ pub fn load<D: Device, X: Real>(
     }
 }
 
-/// Writes all parameters as f32 to a safetensors file.
-pub fn save<D: Device, X: Real>(
-    dev: &D,
-    values: &D::Buf<X>,
-    layout: &ParamLayout,
-    path: &Path,
-    metadata: &BTreeMap<String, String>,
-) -> Result<()> {
-    let mut bytes = Vec::with_capacity(layout.params().len());
-    for param in layout.params() {
-        let host = dev.to_host(D::view(values, param.range()))?;
-        let raw: Vec<u8> = host.iter().flat_map(|x| (x.to_f64() as f32).to_le_bytes()).collect();
-        bytes.push(raw);
-    }
-    let tensors: Vec<_> = layout
-        .params()
-        .iter()
-        .zip(&bytes)
-        .map(|(param, raw)| (param.name.clone(), Dtype::F32, param.shape.clone(), &raw[..]))
-        .collect();
-    write_tensors(path, &tensors, metadata)
+/// All values of a flat buffer on the host, as f32.
+pub fn to_f32<D: Device, X: Real>(dev: &D, values: &D::Buf<X>) -> Result<Vec<f32>> {
+    Ok(dev.to_host(D::all(values))?.iter().map(|x| x.to_f64() as f32).collect())
 }
 
 /// Draws the parameters whose names begin with `prefix` as a new T5 has them: layer norms 1;
