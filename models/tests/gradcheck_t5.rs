@@ -3,6 +3,8 @@
 //! A loss is computed in complex numbers with one tensor moved by `i·h·v`: `Im L / h` is
 //! the derivative along v, exact to rounding, and must equal `gradient · v`.
 
+#![allow(clippy::unwrap_used)]
+
 mod t5_common;
 
 use gradtx_kernels::cpu::{Cpu, CpuReal};

@@ -2,6 +2,8 @@
 //!
 //! The fixtures and how they were made are described beside them.
 
+#![allow(clippy::unwrap_used)]
+
 mod t5_common;
 
 use gradtx_kernels::Device;
