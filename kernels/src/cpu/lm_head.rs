@@ -81,10 +81,7 @@ fn check_rows(op: &'static str, rows: &[u32], tokens: usize) -> Result<()> {
     }
 }
 
-impl<X: CpuReal> LmHead<X> for Cpu
-where
-    Cpu: Gemm<X>,
-{
+impl<X: CpuReal> LmHead<X> for Cpu {
     fn lm_head_loss(
         &self,
         loss: &mut [X],
