@@ -11,6 +11,8 @@ use crate::args::RunArgs;
 use crate::failure::{refused, unusable};
 use anyhow::{Context, Result};
 use gradtx_kernels::ops::AdamWStep;
+use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
+use gradtx_runtime::data::PromptForm;
 use gradtx_runtime::optim::{Decay, Schedule};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -99,7 +101,8 @@ pub enum DtypeKind {
 pub struct DataConfig {
     /// JSONL file of the provider's public data.
     pub public: PathBuf,
-    /// How a prompt is rendered.
+    /// How a prompt is rendered: `chatml`, the same text for every model; `template`, the
+    /// model's own chat template; `plain`, prompt and response with nothing added.
     pub prompt: PromptForm,
     /// Longest example in tokens; longer ones are cut at the end.
     pub max_length: usize,
@@ -107,20 +110,8 @@ pub struct DataConfig {
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { public: PathBuf::new(), prompt: PromptForm::Chatml, max_length: 4096 }
+        Self { public: PathBuf::new(), prompt: PromptForm::ChatMl, max_length: 4096 }
     }
-}
-
-/// How a prompt is rendered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PromptForm {
-    /// The ChatML text of the method's published scripts, the same for every model.
-    Chatml,
-    /// The model's own chat template.
-    Template,
-    /// The prompt and the response as they are, nothing added.
-    Plain,
 }
 
 /// A LoRA adapter.
@@ -295,10 +286,14 @@ pub struct TranslatorConfig {
     pub decoder_layers: usize,
     /// Dropout.
     pub dropout: f64,
-    /// What the decoder starts from.
-    pub start: StartKind,
-    /// Units of the updates inside the translator.
-    pub normalization: NormalizationKind,
+    /// What the decoder starts from: `embedded`, the embedding of a zero block; `released`,
+    /// that in training and a zero vector in generation, as the method's published code
+    /// does; `zero`, a zero vector in both.
+    pub start: String,
+    /// Units of the updates inside the translator: `none`; `scalar`, divided by one number;
+    /// less their mean, and divided by one number (`scalar_centred`), one for each block
+    /// (`block`), or one for each coordinate (`coordinate`).
+    pub normalization: String,
 }
 
 impl Default for TranslatorConfig {
@@ -312,36 +307,10 @@ impl Default for TranslatorConfig {
             encoder_layers: 24,
             decoder_layers: 24,
             dropout: 0.1,
-            start: StartKind::Embedded,
-            normalization: NormalizationKind::ScalarCentered,
+            start: StartToken::Embedded.name().into(),
+            normalization: NormalizationMode::ScalarCentred.name().into(),
         }
     }
-}
-
-/// What the decoder starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StartKind {
-    /// The embedding of a zero block, in training and in generation.
-    Embedded,
-    /// That in training and a plain zero vector in generation, as the published code does.
-    Released,
-}
-
-/// Units of the updates inside the translator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NormalizationKind {
-    /// As they are.
-    None,
-    /// Divided by one number.
-    Scalar,
-    /// Less their mean, divided by one number.
-    ScalarCentered,
-    /// Less their mean, divided by one number for each block.
-    Block,
-    /// Less their mean, divided by one number for each coordinate.
-    Coordinate,
 }
 
 /// Training of the translator.
@@ -572,6 +541,15 @@ impl Config {
             expect(recipe.lr > 0.0 && recipe.lr.is_finite(), &format!("{name}.lr: expected a positive number"));
             expect(recipe.max_norm >= 0.0, &format!("{name}.max_norm: expected a positive number, or 0 for none"));
         }
+        let translator = &self.translator;
+        expect(
+            StartToken::parse(&translator.start).is_some(),
+            "translator.start: expected embedded, released or zero",
+        );
+        expect(
+            NormalizationMode::parse(&translator.normalization).is_some(),
+            "translator.normalization: expected none, scalar, scalar_centred, block or coordinate",
+        );
         let train = &self.train;
         expect(train.steps > 0 && train.batch > 0, "train.steps, train.batch: expected at least 1");
         expect(

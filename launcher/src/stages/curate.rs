@@ -13,7 +13,7 @@ use crate::config::{Config, RANDOM_SUBSETS, Recipe};
 use crate::dispatch::{Work, dispatch};
 use crate::failure::{failed, unusable};
 use crate::record::{self, State};
-use crate::stages::examples::Dataset;
+use crate::stages::examples::Data;
 use crate::stages::jobs::{self, Job, Snapshots, Trained};
 use crate::stages::side::Side;
 use crate::stages::{Context, SHADOW_DIR};
@@ -36,7 +36,7 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
     let sides = [Role::Tiny, Role::Llm].map(|role| Side::new(&config, role, context.threads));
     let [student, teacher] = sides;
     let (student, teacher) = (student?, teacher?);
-    let public = Dataset::read(&config, &config.data.public)?;
+    let public = Data::read(&config.data.public, "data.public")?;
     let settings = json!({
         "seed": config.seed,
         "data": public.checksum,
@@ -75,10 +75,10 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
 }
 
 /// Rows of every shadow subset. Random subsets may overlap, as may those of one group.
-fn choose_subsets(config: &Config, public: &Dataset) -> Result<Vec<Vec<usize>>> {
+fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
     let curate = &config.curate;
     let groups: Vec<Vec<usize>> = match curate.group_by.as_str() {
-        RANDOM_SUBSETS => vec![(0..public.rows()).collect()],
+        RANDOM_SUBSETS => vec![(0..public.records.len()).collect()],
         column => public.groups(column)?,
     };
     let smallest = groups.iter().map(Vec::len).min().unwrap_or(0);
@@ -106,7 +106,7 @@ struct Collect<'a> {
     plan: &'a TuplePlan,
     side: &'a Side,
     recipe: &'a Recipe,
-    public: &'a Dataset,
+    public: &'a Data,
     subsets: &'a [Vec<usize>],
 }
 
@@ -125,14 +125,14 @@ impl Work for Collect<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let examples = self.public.examples(self.config, self.side)?;
-        self.context.ui.line(format!("curate {name}: {}", examples.summary()));
+        let examples = self.public.examples(self.config, self.side, self.context.threads)?;
+        self.context.ui.line(format!("curate {name}: {}", examples.summary));
         let decoder = Decoder::<D, X>::load(device, &self.side.dir)?;
         let steps = missing.len() as u64 * self.recipe.steps as u64;
         let mut progress = self.context.ui.progress(&format!("curate {name}"), steps);
         let mut last = vec![];
         for (i, group) in missing.into_iter().enumerate() {
-            let jobs: Vec<Job<'_>> = group.clone().map(|k| self.job(&examples.list, k)).collect();
+            let jobs: Vec<Job<'_>> = group.clone().map(|k| self.job(&examples.examples, k)).collect();
             let snapshots = Snapshots { count: self.plan.steps, every: self.config.curate.every };
             let limit = self.config.device.stream_tokens;
             let before = i as u64 * self.recipe.steps as u64;

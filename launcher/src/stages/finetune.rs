@@ -8,15 +8,16 @@ use crate::args::{Role, RunArgs};
 use crate::config::{Config, Recipe};
 use crate::dispatch::{Work, dispatch};
 use crate::record::{self, State};
-use crate::stages::examples::{Dataset, Examples};
+use crate::stages::examples::Data;
 use crate::stages::jobs::{self, Snapshots, Trained};
 use crate::stages::side::Side;
-use crate::stages::{ADAPTER_DIR, Context, UPDATE_FILE};
+use crate::stages::{Context, UPDATE_FILE};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_runtime::artifact::write_atomic;
+use gradtx_runtime::data::Dataset;
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ pub struct Job {
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let config = Config::of_run(args)?;
     let side = Side::new(&config, job.role, context.threads)?;
-    let data = Dataset::read(&config, &job.data)?;
+    let data = Data::read(&job.data, "--data")?;
     let recipe = match job.role {
         Role::Tiny => &config.finetune.tiny,
         Role::Llm => &config.finetune.llm,
@@ -57,8 +58,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         context.ui.line(format!("finetune: {} is finished", job.out.display()));
         return Ok(());
     };
-    let examples = data.examples(&config, &side)?;
-    context.ui.line(format!("finetune {}: {}", job.role.name(), examples.summary()));
+    let examples = data.examples(&config, &side, context.threads)?;
+    context.ui.line(format!("finetune {}: {}", job.role.name(), examples.summary));
     // The key is the data's: a client's order does not depend on where its files lie.
     let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
     let stream_tokens = config.device.stream_tokens;
@@ -72,9 +73,9 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         })
     })?;
     if job.peft {
-        files.extend(side.write_peft(&job.out.join(ADAPTER_DIR), &trained.updates)?);
+        files.extend(side.write_peft(&job.out, &trained.updates)?);
     }
-    side.update(trained.updates, examples.list.len() as u64).write(&job.out.join(UPDATE_FILE))?;
+    side.update(trained.updates, examples.examples.len() as u64).write(&job.out.join(UPDATE_FILE))?;
     output.finish(&files)?;
     let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
     context.ui.line(format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display()));
@@ -85,7 +86,7 @@ struct Finetune<'a> {
     context: &'a Context,
     side: &'a Side,
     recipe: &'a Recipe,
-    examples: &'a Examples,
+    examples: &'a Dataset,
     stream_tokens: usize,
     key: u64,
 }
@@ -95,7 +96,7 @@ impl Work for Finetune<'_> {
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Trained> {
         let decoder = Decoder::<D, X>::load(device, &self.side.dir)?;
-        let job = jobs::Job { examples: self.examples.list.iter().collect(), key: self.key };
+        let job = jobs::Job { examples: self.examples.examples.iter().collect(), key: self.key };
         let last = Snapshots { count: 1, every: 1 };
         let mut progress = self.context.ui.progress("finetune", self.recipe.steps as u64);
         let said = |step| progress.set(step as u64, "");

@@ -13,7 +13,7 @@ use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::LoraJobs;
-use gradtx_runtime::data::{BatchCapacity, Example, ExampleOrder};
+use gradtx_runtime::data::{BatchCapacity, Example, Order};
 
 /// One adapter to be trained.
 pub struct Job<'a> {
@@ -59,19 +59,19 @@ pub fn train<X: Real<Acc = f32>, D: Backend<X>>(
     limit: usize,
     mut progress: impl FnMut(u32),
 ) -> Result<Vec<Trained>> {
-    let orders: Vec<ExampleOrder> =
-        jobs.iter().map(|job| ExampleOrder::new(derive_named(job.key, "order"), job.examples.len())).collect();
-    let streams_of = |step: u32| {
+    let order = |job: &Job<'_>| Order::new(job.examples.len(), recipe.batch, derive_named(job.key, "order"));
+    let mut orders = jobs.iter().map(order).collect::<gradtx_runtime::Result<Vec<_>>>()?;
+    let mut streams_of = |step: u32| {
         let mut streams = Streams::new(limit);
-        for (row, (job, order)) in jobs.iter().zip(&orders).enumerate() {
-            let indices = order.batch(step as u64, recipe.batch);
+        for (row, (job, order)) in jobs.iter().zip(&mut orders).enumerate() {
+            let indices = order.step(step as usize);
             let examples: Vec<&Example> = indices.iter().map(|&i| job.examples[i]).collect();
             streams.push_step(&examples, recipe, row, job.key, step);
         }
         streams.finish()
     };
     let mut capacity = BatchCapacity::default();
-    for stream in (0..recipe.steps).flat_map(streams_of) {
+    for stream in (0..recipe.steps).flat_map(&mut streams_of) {
         capacity.tokens = capacity.tokens.max(stream.len());
         capacity.segments = capacity.segments.max(stream.segments());
         capacity.labels = capacity.labels.max(stream.labels());

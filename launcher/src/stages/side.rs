@@ -7,10 +7,11 @@
 use crate::args::Role;
 use crate::config::{AdapterConfig, Config};
 use crate::failure::unusable;
-use anyhow::Result;
+use crate::stages::ADAPTER_DIR;
+use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
-use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter};
+use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, write_peft};
 use gradtx_runtime::artifact::{UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian};
 use std::path::{Path, PathBuf};
 
@@ -70,9 +71,14 @@ impl Side {
         UpdateVector { meta: UpdateMeta { space: self.space.clone(), examples, privacy }, values }
     }
 
-    /// The adapter that an update makes of the initial one.
-    pub fn adapter(&self, update: &[f32]) -> Vec<f32> {
-        self.init.iter().zip(update).map(|(start, change)| start + change).collect()
+    /// Writes the adapter that an update makes, in PEFT form, into `out/adapter`; returns
+    /// its files, relative to `out`.
+    pub fn write_peft(&self, out: &Path, update: &[f32]) -> Result<Vec<String>> {
+        let dir = out.join(ADAPTER_DIR);
+        std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", dir.display()))?;
+        let adapter: Vec<f32> = self.init.iter().zip(update).map(|(start, change)| start + change).collect();
+        write_peft(&dir, &self.layout, &adapter, &self.dir.to_string_lossy())?;
+        Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
     }
 }
 

@@ -3,7 +3,7 @@
 //! In: a role and a seed. Out: a model directory in Hugging Face form with `metrics.jsonl`.
 //!
 //! Ability is measured, not assumed: the greedy exact match on held-out letter sequences
-//! with every operation told. The LLM goes on to [`Goal::LLM`], the TinyLM stops half-way,
+//! with every operation told. The LLM goes on until it is always right, the TinyLM stops half-way,
 //! so that the gap between them is the same whatever the machine. Shift and format are
 //! hidden with a probability that rises from 0, so that both models know every operation
 //! and can only guess when it is hidden.
@@ -22,10 +22,15 @@ use crate::world::tasks::{END, LONGEST, Part, Sample, Sampler, id, vocabulary};
 use crate::world::tokenizer;
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
+use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::{Backend, Real};
-use gradtx_models::decoder::{Decoder, DecoderConfig, Family, InitialWeights, RopeScaling};
+use gradtx_models::decoder::{
+    Decoder, DecoderConfig, Family, GenerateLimits, Generator, InitialWeights, PretrainStep, Pretrainer, Prompt,
+    RopeScaling,
+};
 use gradtx_runtime::artifact::write_atomic;
-use gradtx_runtime::data::{Example, PackedBatch, SegmentInfo};
+use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
+use gradtx_runtime::optim::MuonStep;
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
@@ -37,9 +42,9 @@ struct Goal {
     enough: f64,
     /// Exact match that no measurement may exceed: a TinyLM must not be too able.
     at_most: f64,
-    /// Exact match from which the learning rate falls to zero over [`COOLDOWN`] steps.
+    /// Exact match from which the learning rates fall to zero over `COOLDOWN` steps.
     cool_from: f64,
-    /// Steps from one measurement to the next, and once [`Goal::LOOK_CLOSER`] is reached.
+    /// Steps from one measurement to the next, and once `LOOK_CLOSER` is reached.
     every: [u32; 2],
 }
 
@@ -127,4 +132,120 @@ struct Pretrain<'a> {
     dir: &'a Path,
     role: Role,
     key: u64,
+}
+
+impl Work for Pretrain<'_> {
+    type Output = Vec<Measured>;
+
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Vec<Measured>> {
+        let config = model_config(self.role);
+        let goal = match self.role {
+            Role::Tiny => Goal::TINY,
+            Role::Llm => Goal::LLM,
+        };
+        let spread = 1.0 / (config.hidden as f64).sqrt();
+        let initial = InitialWeights { embedding: 1.0, head: spread, matrices: None };
+        let mut decoder =
+            Decoder::<D, X>::random(device, &config, &initial, derive_named(self.key, "weights"))?;
+        let capacity = BatchCapacity { tokens: BATCH * LONGEST, segments: BATCH, labels: BATCH * LONGEST };
+        let mut pretrainer = Pretrainer::new(&decoder, true, capacity)?;
+        let mut exam = Exam::new(&decoder, derive_named(self.key, "exam"))?;
+        let mut history: Vec<Measured> = vec![];
+        let mut cooling: Option<u32> = None;
+        let what = format!("pretrain {}", self.role.name());
+        let mut progress = self.context.ui.progress(&what, MOST_STEPS as u64);
+        for step in 0..MOST_STEPS {
+            let batch = batch_of(self.key, step);
+            let (loss, _) = pretrainer.train_step(&mut decoder, &batch, numbers(step, cooling))?;
+            let last = history.last().map_or(0.0, |m| m.told);
+            let cool = cooling.is_some_and(|from| step + 1 == from + COOLDOWN);
+            if !cool && !(step + 1).is_multiple_of(goal.every[(last >= Goal::LOOK_CLOSER) as usize]) {
+                continue;
+            }
+            let told = exam.exact_match(&decoder)?;
+            history.push(Measured { step: step + 1, loss, told });
+            progress.set(step as u64 + 1, format!("loss {loss:.3}, exact match {told:.3}"));
+            if told >= goal.cool_from {
+                cooling.get_or_insert(step + 1);
+            }
+            if told > goal.at_most {
+                let why = format!("{what}: exact match jumped from {last:.3} to {told:.3}, past {}", goal.at_most);
+                return Err(failed(why, "try another seed"));
+            }
+            if told >= goal.enough {
+                decoder.save(self.dir, false)?;
+                let steps = step + 1;
+                self.context.ui.line(format!("{what}: exact match {told:.3} after {steps} steps"));
+                return Ok(history);
+            }
+            if cool {
+                break;
+            }
+        }
+        let best = history.iter().map(|m| m.told).fold(0.0, f64::max);
+        Err(failed(format!("{what}: exact match reached {best:.3}, not {}", goal.enough), "try another seed"))
+    }
+}
+
+/// The packed stream of a step: samples of the family.
+fn batch_of(key: u64, step: u32) -> PackedBatch {
+    let (from, to) = HIDE_BETWEEN;
+    let hide = HIDE * ((step as f64 - from) / (to - from)).clamp(0.0, 1.0);
+    let mut sampler = Sampler::new(derive(derive_named(key, "samples"), step as u64));
+    let examples: Vec<Example> =
+        (0..BATCH).map(|_| sampler.of_family(Part::Train, hide).example()).collect();
+    let labels: usize = examples.iter().map(Example::labels).sum();
+    let mut batch = PackedBatch::default();
+    for example in &examples {
+        batch.push(example, SegmentInfo::default(), 1.0 / labels as f64);
+    }
+    batch
+}
+
+/// Learning rates of a step; `cooling` is the step from which they fall.
+fn numbers(step: u32, cooling: Option<u32>) -> PretrainStep {
+    let warm = ((step + 1) as f64 / WARMUP as f64).min(1.0);
+    let cool = cooling.map_or(1.0, |from| 1.0 - (step - from) as f64 / COOLDOWN as f64);
+    let rate = warm * cool;
+    PretrainStep {
+        adamw: AdamWStep {
+            lr: ADAMW_LR * rate,
+            beta1: 0.9,
+            beta2: 0.98,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            step: step + 1,
+        },
+        max_norm: None,
+        muon: Some(MuonStep { lr: MUON_LR * rate, momentum: 0.95, weight_decay: 0.01, step: step + 1 }),
+    }
+}
+
+/// Held-out samples with every operation told, and buffers to answer them.
+struct Exam<D: Backend<X>, X: Real> {
+    samples: Vec<Sample>,
+    prompts: Vec<Prompt>,
+    generator: Generator<D, X>,
+}
+
+impl<D: Backend<X>, X: Real> Exam<D, X> {
+    fn new(decoder: &Decoder<D, X>, key: u64) -> Result<Self> {
+        let mut sampler = Sampler::new(key);
+        let samples: Vec<Sample> = (0..MEASURED).map(|_| sampler.of_family(Part::HeldOut, 0.0)).collect();
+        let prompts: Vec<Prompt> = samples
+            .iter()
+            .map(|s| Prompt { tokens: s.prompt.iter().map(|w| id(w)).collect(), adapter: None })
+            .collect();
+        let limits = GenerateLimits { rows: MEASURED, prompt_tokens: MEASURED * LONGEST, context: 2 * LONGEST };
+        Ok(Self { samples, prompts, generator: Generator::new(decoder, limits, None)? })
+    }
+
+    fn exact_match(&mut self, decoder: &Decoder<D, X>) -> Result<f64> {
+        let answers = self.generator.generate(decoder, None, &self.prompts, LONGEST, &[id(END)])?;
+        let right = answers.iter().zip(&self.samples).filter(|(answer, sample)| {
+            let wanted = sample.response[..sample.response.len() - 1].iter().map(|w| id(w));
+            answer.ended && wanted.eq(answer.tokens.iter().copied())
+        });
+        Ok(right.count() as f64 / self.samples.len() as f64)
+    }
 }
