@@ -5,11 +5,16 @@
 
 mod activation;
 mod adamw;
+mod attention;
 mod common;
 mod dropout;
 mod elementwise;
 mod embedding;
+mod gemm;
 mod harness;
+mod linear;
+mod lora;
 mod mse;
 mod rmsnorm;
 mod rope;
+mod t5_attention;
