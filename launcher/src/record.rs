@@ -56,6 +56,8 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
     };
     if path.is_file() {
         let before = read(&path)?;
+        // As it reads back from its file: numbers may lose their last digit on the way.
+        record.settings = serde_json::from_str(&record.settings.to_string())?;
         if (&before.stage, &before.settings) != (&record.stage, &record.settings) {
             let mut lines = String::new();
             if before.stage != record.stage {

@@ -12,6 +12,7 @@ use gradtx_runtime::artifact::{
     Role, ShardState, TensorFile, TensorSource, TupleManifest, UpdateVector, check_shard, checksum,
     checksum_file, fingerprint, is_model_dir, read_init, read_json, read_versioned,
 };
+use gradtx_runtime::checkpoint::Checkpoint;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -114,6 +115,11 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
     if UpdateVector::recognises(&file) {
         report.kind = "update vector";
         UpdateVector::read(path)?;
+        return Ok(());
+    }
+    if Checkpoint::recognises(&file) {
+        report.kind = "checkpoint";
+        Checkpoint::load(path)?;
         return Ok(());
     }
     if let (Some(role), Some(shadow)) = (file.metadata("role"), file.metadata("shadow")) {
