@@ -194,7 +194,7 @@ fn score(clients: &[Client<'_>]) -> Result<(Vec<Row>, usize)> {
 
 fn print(context: &Context, rows: &[Row], examples: usize) {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_preset(presets::ASCII_MARKDOWN);
     table.set_header(["model", "exact match %", "± 95 %", "PGR", "by client"]);
     for row in rows {
         let clients: Vec<String> = row.scores.iter().map(|s| format!("{s:.1}")).collect();
