@@ -45,3 +45,35 @@ pub fn expect_len(op: &'static str, what: &'static str, found: usize, expected: 
 pub fn expect_at_least(op: &'static str, what: &'static str, found: usize, expected: usize) -> Result<()> {
     if found >= expected { Ok(()) } else { Err(Error::Shape { op, what, expected, found }) }
 }
+
+/// Elements that `rows` rows of `cols` values at this stride span, the last row cut off at its
+/// end. Fails unless the view holds as many and rows do not overlap.
+pub fn expect_rows(
+    op: &'static str,
+    what: &'static str,
+    found: usize,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+) -> Result<usize> {
+    if stride < cols {
+        return Err(Error::Unsupported {
+            op,
+            why: format!("`{what}` has {cols} columns at stride {stride}"),
+        });
+    }
+    let span = if rows == 0 { 0 } else { (rows - 1) * stride + cols };
+    expect_at_least(op, what, found, span)?;
+    Ok(span)
+}
+
+/// Fails unless every index is below `limit`.
+pub fn expect_below(op: &'static str, what: &'static str, ids: &[u32], limit: usize) -> Result<()> {
+    match ids.iter().position(|&id| id as usize >= limit) {
+        None => Ok(()),
+        Some(i) => {
+            let why = format!("`{what}`[{i}] is {}, which is not below {limit}", ids[i]);
+            Err(Error::Unsupported { op, why })
+        }
+    }
+}
