@@ -1,7 +1,38 @@
-//! What is on disk: read by memory map, written atomically.
+//! What is on disk: read by memory map, written atomically, checksummed, never pickled.
+//!
+//! * tensors: safetensors files and models made of them.
+//! * update: [`UpdateVector`], what one model learned.
+//! * tuples: [`TupleStore`], the updates of all shadow pairs.
+//! * checksum: checksums of files, fingerprints of models.
+//! * json: JSON files of ours, with format and version.
+//! * model_dir: directories in the Hugging Face layout.
 
 mod atomic;
+mod checksum;
+mod json;
+mod model_dir;
 mod tensors;
+mod tuples;
+mod update;
 
-pub use atomic::write_atomic;
+pub use atomic::{sweep_temporary, write_atomic};
+pub use checksum::{checksum, checksum_file, fingerprint};
+pub use json::{read_json, read_versioned, write_json, write_versioned};
+pub use model_dir::{copy_tokenizer, is_model_dir, read_params, write_params};
 pub use tensors::{NewTensor, TensorData, TensorFile, TensorSource, write_tensors};
+pub use tuples::{
+    Assembled, FileRecord, Role, ShardRecord, ShardState, StoreType, TupleManifest, TuplePlan, TupleStore,
+    assemble, check_shard, read_init, shard_path, write_init, write_shard,
+};
+pub use update::{Privacy, UpdateMeta, UpdateSpace, UpdateVector};
+
+use std::borrow::Cow;
+
+/// The bytes of these values as files hold them: little-endian.
+pub fn little_endian(values: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+}

@@ -8,7 +8,7 @@
 use crate::{Error, Result};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::Metadata};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::Metadata};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -46,15 +46,16 @@ impl TensorFile {
         // SAFETY: artifacts are written under a temporary name and never changed after
         // their rename; a file truncated by someone else while mapped is outside our rules.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
-        let (header_len, header) = SafeTensors::read_metadata(&map)
-            .map_err(|e| Error::file(path, format!("not an intact safetensors file: {e}")))?;
+        let (header_len, header) = SafeTensors::read_metadata(&map).map_err(|e| {
+            let why = match e {
+                SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength => {
+                    format!("truncated or overlong: its header promises another length than {}", map.len())
+                }
+                other => format!("not an intact safetensors file: {other}"),
+            };
+            Error::file(path, why)
+        })?;
         let data_start = header_len + 8;
-        let (want, found) = (header.data_len(), map.len() - data_start);
-        if want != found {
-            let why =
-                format!("truncated or overlong: its header promises {want} bytes of tensors, found {found}");
-            return Err(Error::file(path, why));
-        }
         Ok(Self { path: path.to_owned(), map, header, data_start })
     }
 
@@ -126,7 +127,7 @@ impl TensorData<'_> {
             return Err(self.error(format!("expected {} values, found {}", out.len(), self.len())));
         }
         match self.dtype {
-            Dtype::F32 => convert(self.bytes, out, |b| f32::from_le_bytes(b)),
+            Dtype::F32 => convert(self.bytes, out, f32::from_le_bytes),
             Dtype::F64 => convert(self.bytes, out, |b| f64::from_le_bytes(b) as f32),
             Dtype::F16 => convert_half(self.bytes, out, f16::from_le_bytes, |h, o| h.convert_to_f32_slice(o)),
             Dtype::BF16 => {
@@ -295,9 +296,7 @@ impl TensorSource {
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let value: Value =
-        serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
+    let value = super::read_json(path)?;
     let entries = value["weight_map"].as_object();
     let entries = entries.ok_or_else(|| Error::file(path, "expected an object `weight_map`"))?;
     entries

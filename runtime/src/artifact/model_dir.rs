@@ -1,0 +1,142 @@
+//! Directories in the Hugging Face layout: parameters in and out of a flat buffer,
+//! and the tokenizer files that a model travels with.
+
+use super::{NewTensor, TensorSource, little_endian, write_tensors};
+use crate::params::ParamLayout;
+use crate::{Error, Result};
+use half::{bf16, slice::HalfFloatSliceExt};
+use safetensors::Dtype;
+use std::borrow::Cow;
+use std::path::Path;
+
+/// What tokenizers and generation are made of, where a model has it.
+const TOKENIZER_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// True if a directory holds a model in the Hugging Face layout.
+pub fn is_model_dir(dir: &Path) -> bool {
+    dir.join("config.json").is_file()
+        && ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| dir.join(f).is_file())
+}
+
+/// Reads every parameter of the layout into its place in `values`; each must be there
+/// with its shape. Tensors of the source that the layout does not name are left to the
+/// caller's judgement.
+pub fn read_params(source: &TensorSource, layout: &ParamLayout, values: &mut [f32]) -> Result<()> {
+    for param in layout.params() {
+        let tensor = source.tensor(&param.name)?;
+        tensor.expect_shape(&param.shape)?;
+        tensor.read_f32(&mut values[param.range()])?;
+    }
+    Ok(())
+}
+
+/// Writes all parameters of the layout to one safetensors file, as `BF16` or `F32`.
+pub fn write_params(path: &Path, layout: &ParamLayout, values: &[f32], dtype: Dtype) -> Result<()> {
+    let mut bytes: Vec<Cow<'_, [u8]>> = Vec::with_capacity(layout.params().len());
+    for param in layout.params() {
+        let part = &values[param.range()];
+        bytes.push(match dtype {
+            Dtype::F32 => little_endian(part),
+            Dtype::BF16 => {
+                let mut halves = vec![bf16::ZERO; part.len()];
+                halves.convert_from_f32_slice(part);
+                Cow::Owned(halves.iter().flat_map(|h| h.to_le_bytes()).collect())
+            }
+            other => {
+                return Err(Error::file(path, format!("models are written as F32 or BF16, not {other:?}")));
+            }
+        });
+    }
+    let tensors: Vec<NewTensor<'_>> = layout
+        .params()
+        .iter()
+        .zip(&bytes)
+        .map(|(param, bytes)| (param.name.clone(), dtype, param.shape.clone(), &bytes[..]))
+        .collect();
+    // Readers in Python ask for this entry before they believe a file.
+    write_tensors(path, &tensors, &[("format".to_owned(), "pt".to_owned())].into())
+}
+
+/// Copies tokenizer and generation settings from one model directory to another.
+/// Returns the names of the files that were there.
+pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<Vec<&'static str>> {
+    let mut copied = vec![];
+    for name in TOKENIZER_FILES {
+        let source = from.join(name);
+        if source.is_file() {
+            let content = std::fs::read(&source).map_err(|e| Error::io("read", &source, e))?;
+            super::write_atomic(&to.join(name), |out| std::io::Write::write_all(out, &content))?;
+            copied.push(name);
+        }
+    }
+    Ok(copied)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> ParamLayout {
+        let mut layout = ParamLayout::new();
+        layout.push([("a", vec![3, 5])]);
+        layout.push([("b", vec![7])]);
+        layout
+    }
+
+    #[test]
+    fn parameters_come_back_to_their_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let values: Vec<f32> = (0..layout().total()).map(|i| (i as f32 - 20.5) / 7.0).collect();
+        for (dtype, tolerance) in [(Dtype::F32, 0.0), (Dtype::BF16, 1.0 / 256.0)] {
+            write_params(&path, &layout(), &values, dtype).unwrap();
+            let mut found = vec![f32::NAN; values.len()];
+            read_params(&TensorSource::open(dir.path()).unwrap(), &layout(), &mut found).unwrap();
+            for param in layout().params() {
+                for i in param.range() {
+                    assert!((found[i] - values[i]).abs() <= tolerance * values[i].abs(), "element {i}");
+                }
+            }
+            assert!(found[20].is_nan(), "gaps are nobody's");
+        }
+        assert!(write_params(&path, &layout(), &values, Dtype::I64).is_err());
+    }
+
+    #[test]
+    fn missing_and_misshapen_parameters_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut other = ParamLayout::new();
+        other.push([("a", vec![5, 3])]);
+        let path = dir.path().join("model.safetensors");
+        write_params(&path, &other, &[1.0; 15], Dtype::F32).unwrap();
+        let source = TensorSource::open(&path).unwrap();
+        let mut values = vec![0.0; 71];
+        let message = read_params(&source, &layout(), &mut values).unwrap_err().to_string();
+        assert!(
+            message.contains("`a`") && message.contains("[3, 5]") && message.contains("[5, 3]"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn tokenizer_files_travel() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(from.path().join("tokenizer.json"), "{}").unwrap();
+        std::fs::write(from.path().join("model.safetensors"), "x").unwrap();
+        assert_eq!(copy_tokenizer(from.path(), to.path()).unwrap(), ["tokenizer.json"]);
+        assert!(!to.path().join("model.safetensors").exists());
+        assert!(!is_model_dir(from.path()));
+        std::fs::write(from.path().join("config.json"), "{}").unwrap();
+        assert!(is_model_dir(from.path()));
+    }
+}

@@ -1,0 +1,332 @@
+//! [`UpdateVector`]: what a model learned, as one matrix `[L, d]` and where it is from.
+//!
+//! Row j is block j's change: the flat tensors of the trained adapter less those of
+//! the initial adapter, in the order of the block layout. It is all that leaves a
+//! client, so the file says everything that is needed to use it rightly: which
+//! base model and layout it belongs to, from which initial adapter it is counted,
+//! and what privacy guarantee it carries.
+
+use super::{NewTensor, TensorFile, write_tensors};
+use crate::{Error, Result};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const FORMAT: &str = "gradtx.update";
+const VERSION: &str = "1";
+const TENSOR: &str = "update";
+
+/// Which models and adapters an update vector fits: equal for all updates that may
+/// be averaged, and for both an update and the translator that reads it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateSpace {
+    /// L, blocks.
+    pub blocks: usize,
+    /// d, values per block.
+    pub width: usize,
+    /// Hash of the block layout.
+    pub layout: String,
+    /// Fingerprint of the base model.
+    pub base_model: String,
+    /// Adapted modules, e.g. `q_proj`, `v_proj`.
+    pub targets: Vec<String>,
+    /// Adapter rank r.
+    pub rank: usize,
+    /// Adapter scale α; the adapter's output is multiplied by α/r.
+    pub alpha: f64,
+    /// Checksum of the initial adapter's f32 bytes.
+    pub init: String,
+}
+
+impl UpdateSpace {
+    /// Values of an update, L · d.
+    pub fn values(&self) -> usize {
+        self.blocks * self.width
+    }
+
+    /// Fails, with what differs, unless `other` is the same space. `what` names who
+    /// is looked at, e.g. "update of client 3".
+    pub fn expect_same(&self, other: &UpdateSpace, what: &str) -> Result<()> {
+        let mut different = vec![];
+        let mut compare = |name: &str, want: String, found: String| {
+            if want != found {
+                different.push(format!("{name}: expected {want}, found {found}"));
+            }
+        };
+        compare("blocks L", self.blocks.to_string(), other.blocks.to_string());
+        compare("width d", self.width.to_string(), other.width.to_string());
+        compare("base model", self.base_model.clone(), other.base_model.clone());
+        compare("targets", self.targets.join(","), other.targets.join(","));
+        compare("rank", self.rank.to_string(), other.rank.to_string());
+        compare("alpha", self.alpha.to_string(), other.alpha.to_string());
+        compare("initial adapter", self.init.clone(), other.init.clone());
+        compare("block layout", self.layout.clone(), other.layout.clone());
+        if different.is_empty() { Ok(()) } else { Err(Error::invalid(what, different.join("; "))) }
+    }
+}
+
+/// The privacy guarantee of an update with respect to one example of its private set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "method", deny_unknown_fields)]
+pub enum Privacy {
+    /// There is none.
+    #[default]
+    None,
+    /// Differentially private SGD: (ε, δ) by noise σC on gradients clipped to norm C,
+    /// over Poisson-sampled batches.
+    DpSgd {
+        /// ε
+        epsilon: f64,
+        /// δ
+        delta: f64,
+        /// σ, noise as a multiple of C.
+        sigma: f64,
+        /// q, probability of an example to be in a batch.
+        sampling_rate: f64,
+        /// Optimizer steps.
+        steps: u64,
+        /// C, the norm that per-example gradients are clipped to.
+        clip_norm: f64,
+    },
+}
+
+/// Where an update comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpdateMeta {
+    /// Which models and adapters it fits.
+    pub space: UpdateSpace,
+    /// Examples that it was trained on.
+    pub examples: u64,
+    /// What it reveals.
+    pub privacy: Privacy,
+}
+
+/// An update and where it comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpdateVector {
+    /// Where it comes from.
+    pub meta: UpdateMeta,
+    /// `[L, d]`
+    pub values: Vec<f32>,
+}
+
+impl UpdateVector {
+    /// Fails unless the values are `[L, d]` finite numbers.
+    pub fn check(&self) -> Result<()> {
+        let UpdateSpace { blocks, width, .. } = self.meta.space;
+        if self.values.len() != blocks * width || self.values.is_empty() {
+            let why = format!("expected {blocks} blocks of {width} values, found {}", self.values.len());
+            return Err(Error::invalid("update vector", why));
+        }
+        match self.values.iter().position(|x| !x.is_finite()) {
+            None => Ok(()),
+            Some(at) => {
+                let (block, value) = (at / width, self.values[at]);
+                let why = format!("value {value} in block {block} is not a finite number");
+                Err(Error::invalid("update vector", why))
+            }
+        }
+    }
+
+    /// Writes the file, whole or not at all.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        self.check().map_err(|e| Error::file(path, format!("not written: {e}")))?;
+        let UpdateMeta { space, examples, privacy } = &self.meta;
+        let shape = vec![space.blocks, space.width];
+        let bytes = super::little_endian(&self.values);
+        let tensor: NewTensor<'_> = (TENSOR.into(), Dtype::F32, shape, &bytes);
+        let privacy = match privacy {
+            Privacy::None => "none".into(),
+            stated => to_json(path, stated)?,
+        };
+        let metadata = [
+            ("format", FORMAT.into()),
+            ("version", VERSION.into()),
+            ("layout", space.layout.clone()),
+            ("base_model", space.base_model.clone()),
+            ("targets", to_json(path, &space.targets)?),
+            ("rank", space.rank.to_string()),
+            ("alpha", space.alpha.to_string()),
+            ("init", space.init.clone()),
+            ("examples", examples.to_string()),
+            ("privacy", privacy),
+        ];
+        write_tensors(path, &[tensor], &metadata.map(|(k, v)| (k.to_owned(), v)).into())
+    }
+
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let metadata = file.all_metadata();
+        let (format, version) = (metadata.get("format"), metadata.get("version"));
+        if format != Some(&FORMAT) {
+            let why = format!("not an update vector: metadata `format` is {format:?}, expected \"{FORMAT}\"");
+            return Err(Error::file(path, why));
+        }
+        if version != Some(&VERSION) {
+            let why = format!("update vector of version {version:?}; this program reads version {VERSION}");
+            return Err(Error::file(path, why));
+        }
+        let tensor = file.tensor(TENSOR)?;
+        let &[blocks, width] = tensor.shape else {
+            let why = format!("expected shape [L, d], found {:?}", tensor.shape);
+            return Err(Error::tensor(path, TENSOR, why));
+        };
+        if tensor.dtype != Dtype::F32 {
+            return Err(Error::tensor(path, TENSOR, format!("expected F32, found {:?}", tensor.dtype)));
+        }
+        let space = UpdateSpace {
+            blocks,
+            width,
+            layout: text(path, &metadata, "layout")?.into(),
+            base_model: text(path, &metadata, "base_model")?.into(),
+            targets: parsed(path, &metadata, "targets")?,
+            rank: parsed(path, &metadata, "rank")?,
+            alpha: parsed(path, &metadata, "alpha")?,
+            init: text(path, &metadata, "init")?.into(),
+        };
+        let privacy = match text(path, &metadata, "privacy")? {
+            "none" => Privacy::None,
+            _ => parsed(path, &metadata, "privacy")?,
+        };
+        let meta = UpdateMeta { space, examples: parsed(path, &metadata, "examples")?, privacy };
+        let update = Self { meta, values: tensor.to_f32()? };
+        update.check().map_err(|e| Error::file(path, e.to_string()))?;
+        Ok(update)
+    }
+
+    /// True if a safetensors file says that it is an update vector.
+    pub fn recognises(file: &TensorFile) -> bool {
+        file.metadata("format") == Some(FORMAT)
+    }
+}
+
+fn to_json<T: Serialize>(path: &Path, value: &T) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::file(path, format!("cannot be put into JSON: {e}")))
+}
+
+fn text<'a>(path: &Path, metadata: &BTreeMap<&str, &'a str>, key: &str) -> Result<&'a str> {
+    let found = metadata.get(key).copied();
+    found.ok_or_else(|| Error::file(path, format!("update vector without `{key}` in its metadata")))
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    metadata: &BTreeMap<&str, &str>,
+    key: &str,
+) -> Result<T> {
+    let value = text(path, metadata, key)?;
+    serde_json::from_str(value)
+        .map_err(|e| Error::file(path, format!("metadata `{key}` is `{value}`, which cannot be read: {e}")))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::artifact) fn space(blocks: usize, width: usize) -> UpdateSpace {
+        UpdateSpace {
+            blocks,
+            width,
+            layout: "aa".into(),
+            base_model: "bb".into(),
+            targets: vec!["q_proj".into(), "v_proj".into()],
+            rank: 2,
+            alpha: 32.0,
+            init: "cc".into(),
+        }
+    }
+
+    fn sample() -> UpdateVector {
+        let values = (0..15).map(|i| (i as f32 - 7.3) * 1e-3).collect();
+        let meta = UpdateMeta { space: space(3, 5), examples: 1024, privacy: Privacy::None };
+        UpdateVector { meta, values }
+    }
+
+    fn private() -> Privacy {
+        Privacy::DpSgd {
+            epsilon: 0.1,
+            delta: 1e-5,
+            sigma: 1.25,
+            sampling_rate: 0.015625,
+            steps: 200,
+            clip_norm: 1.0,
+        }
+    }
+
+    #[test]
+    fn reads_back_with_all_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("u.safetensors");
+        for privacy in [Privacy::None, private()] {
+            let mut update = sample();
+            update.meta.privacy = privacy;
+            update.write(&path).unwrap();
+            assert_eq!(UpdateVector::read(&path).unwrap(), update);
+            let first = std::fs::read(&path).unwrap();
+            update.write(&path).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), first);
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_update_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("u.safetensors");
+        let mut update = sample();
+        update.values[7] = f32::NAN;
+        let message = update.write(&path).unwrap_err().to_string();
+        assert!(message.contains("block 1") && !path.exists(), "{message}");
+        update.values.pop();
+        assert!(update.write(&path).is_err());
+
+        sample().write(&path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        assert!(UpdateVector::read(&path).unwrap_err().to_string().contains("truncated"));
+        // NaN in the last value, and an unknown version, at the same lengths.
+        let mut nan = whole.clone();
+        let at = nan.len() - 4;
+        nan[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+        std::fs::write(&path, &nan).unwrap();
+        assert!(UpdateVector::read(&path).unwrap_err().to_string().contains("finite"));
+        for (from, to, say) in
+            [(r#""version":"1""#, r#""version":"9""#, "version"), (r#""rank":"2""#, r#""rank":"x""#, "rank")]
+        {
+            let at = whole.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+            let mut other = whole.clone();
+            other[at..at + to.len()].copy_from_slice(to.as_bytes());
+            std::fs::write(&path, &other).unwrap();
+            let message = UpdateVector::read(&path).unwrap_err().to_string();
+            assert!(message.contains(say), "{message}");
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_and_foreign_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("u.safetensors");
+        let tensor: NewTensor<'_> = (TENSOR.into(), Dtype::F32, vec![4], &[0; 16]);
+        write_tensors(&path, std::slice::from_ref(&tensor), &BTreeMap::new()).unwrap();
+        assert!(UpdateVector::read(&path).unwrap_err().to_string().contains("not an update vector"));
+        let says = [("format", FORMAT), ("version", VERSION)].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        write_tensors(&path, &[tensor], &says.into()).unwrap();
+        assert!(UpdateVector::read(&path).unwrap_err().to_string().contains("[L, d]"));
+    }
+
+    #[test]
+    fn differing_spaces_say_what_differs() {
+        let (a, mut b) = (space(3, 5), space(3, 5));
+        a.expect_same(&b, "u").unwrap();
+        b.rank = 4;
+        b.base_model = "dd".into();
+        let message = a.expect_same(&b, "update of client 3").unwrap_err().to_string();
+        assert!(
+            message.contains("client 3") && message.contains("rank") && message.contains("dd"),
+            "{message}"
+        );
+        assert!(!message.contains("layout"), "{message}");
+    }
+}

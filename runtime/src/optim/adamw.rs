@@ -1,0 +1,233 @@
+//! [`FlatAdamW`]: AdamW with its moments over a flat buffer.
+//!
+//! Either all of a matrix `[rows, len]`, where each row is one model or adapter and
+//! is clipped by its own norm; or some ranges of one row, clipped by their common
+//! norm, when another optimizer takes the rest. The equations are in the contract
+//! [`gradtx_kernels::ops::AdamW`].
+
+use super::finite_norms;
+use crate::{Error, Result};
+use gradtx_kernels::{
+    Device, Real,
+    ops::{AdamW, AdamWStep},
+};
+use std::ops::Range;
+
+/// AdamW's state: first and second moments, and scratch for norms.
+pub struct FlatAdamW<D: Device, A: Real> {
+    rows: usize,
+    len: usize,
+    ranges: Vec<Range<usize>>,
+    /// `[rows, len]`, or the ranges one after the other.
+    m: D::Buf<A>,
+    /// As `m`.
+    v: D::Buf<A>,
+    /// `[max(rows, ranges)]`
+    sums: D::Buf<A>,
+    /// `[rows]`
+    scale: D::Buf<A>,
+}
+
+impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
+    /// For `rows` independent rows of `len` values. Moments start at 0.
+    pub fn new(device: &D, rows: usize, len: usize) -> Result<Self> {
+        Self::with_ranges(device, rows, len, std::iter::once(0..len).collect())
+    }
+
+    /// For these ranges of a buffer of `len` values, as one model. They must not overlap.
+    pub fn over_ranges(device: &D, len: usize, mut ranges: Vec<Range<usize>>) -> Result<Self> {
+        ranges.retain(|r| !r.is_empty());
+        ranges.sort_by_key(|r| r.start);
+        let apart = ranges.windows(2).all(|w| w[0].end <= w[1].start);
+        if !apart || ranges.last().is_some_and(|r| r.end > len) {
+            let why = format!("they overlap or end after element {len}: {ranges:?}");
+            return Err(Error::invalid("ranges for AdamW", why));
+        }
+        Self::with_ranges(device, 1, len, ranges)
+    }
+
+    fn with_ranges(device: &D, rows: usize, len: usize, ranges: Vec<Range<usize>>) -> Result<Self> {
+        let held: usize = rows * ranges.iter().map(Range::len).sum::<usize>();
+        Ok(Self {
+            m: device.zeros(held)?,
+            v: device.zeros(held)?,
+            sums: device.zeros(rows.max(ranges.len()))?,
+            scale: device.zeros(rows)?,
+            rows,
+            len,
+            ranges,
+        })
+    }
+
+    /// Elements of each moment.
+    pub fn state_len(&self) -> usize {
+        D::len(&self.m)
+    }
+
+    /// First and second moments.
+    pub fn moments(&self) -> (&D::Buf<A>, &D::Buf<A>) {
+        (&self.m, &self.v)
+    }
+
+    /// First and second moments, to be filled from a checkpoint.
+    pub fn moments_mut(&mut self) -> (&mut D::Buf<A>, &mut D::Buf<A>) {
+        (&mut self.m, &mut self.v)
+    }
+
+    /// One step on `params` with `grads`, both `[rows, len]`. Each row's gradient is
+    /// first scaled to a norm of at most `max_norm`. Returns the norm of each row
+    /// before that; if one is not finite, fails and changes nothing.
+    pub fn step(
+        &mut self,
+        device: &D,
+        mut params: D::ViewMut<'_, A>,
+        grads: D::View<'_, A>,
+        step: AdamWStep,
+        max_norm: Option<f64>,
+    ) -> Result<Vec<f64>> {
+        let norms = self.norms(device, grads, step.step)?;
+        match max_norm {
+            Some(max) => device.clip_scale(
+                D::all_mut(&mut self.scale),
+                D::view(&self.sums, 0..self.rows),
+                self.rows,
+                max,
+            )?,
+            None => device.fill(D::all_mut(&mut self.scale), A::one())?,
+        }
+        let mut at = 0;
+        for range in &self.ranges {
+            let part = if self.rows == 1 { range.clone() } else { 0..self.rows * self.len };
+            let state = at..at + part.len();
+            at = state.end;
+            device.adamw(
+                D::slice_mut(D::reborrow(&mut params), part.clone()),
+                D::view_mut(&mut self.m, state.clone()),
+                D::view_mut(&mut self.v, state),
+                D::slice(grads, part.clone()),
+                D::all(&self.scale),
+                self.rows,
+                part.len() / self.rows,
+                step,
+            )?;
+        }
+        Ok(norms)
+    }
+
+    /// Leaves each row's sum of squares in `sums[..rows]`, and returns its root.
+    fn norms(&mut self, device: &D, grads: D::View<'_, A>, step: u32) -> Result<Vec<f64>> {
+        let name = |row: usize| if self.rows == 1 { "the model".into() } else { format!("row {row}") };
+        let step = format!("step {step}");
+        if self.ranges.len() == 1 && self.ranges[0] == (0..self.len) {
+            let sums = D::view_mut(&mut self.sums, 0..self.rows);
+            device.sum_squares(sums, grads, self.rows, self.len)?;
+            return finite_norms(&device.to_host(D::view(&self.sums, 0..self.rows))?, step, name);
+        }
+        for (i, range) in self.ranges.iter().enumerate() {
+            let sum = D::view_mut(&mut self.sums, i..i + 1);
+            device.sum_squares(sum, D::slice(grads, range.clone()), 1, range.len())?;
+        }
+        let parts = device.to_host(D::view(&self.sums, 0..self.ranges.len()))?;
+        let total = A::from_f64(parts.iter().map(|s| s.to_f64()).sum());
+        device.upload(D::view_mut(&mut self.sums, 0..1), &[total])?;
+        finite_norms(&[total], step, name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradtx_kernels::{cpu::Cpu, rng::Stream};
+
+    const STEP: AdamWStep =
+        AdamWStep { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1 };
+
+    fn random(n: usize, key: u64) -> Vec<f64> {
+        let mut stream = Stream::new(key);
+        (0..n).map(|_| stream.normal()).collect()
+    }
+
+    /// One row by the equations, `steps` times with gradients of different keys.
+    fn reference(p: &mut [f64], steps: u32, max_norm: f64, grad: impl Fn(u32) -> Vec<f64>) {
+        let (mut m, mut v) = (vec![0.0; p.len()], vec![0.0; p.len()]);
+        for t in 1..=steps {
+            let g = grad(t);
+            let norm = g.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let clip = (max_norm / (norm + 1e-6)).min(1.0);
+            for i in 0..p.len() {
+                let g = clip * g[i];
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.95 * v[i] + 0.05 * g * g;
+                let (m, v) = (m[i] / (1.0 - 0.9f64.powi(t as i32)), v[i] / (1.0 - 0.95f64.powi(t as i32)));
+                p[i] = p[i] * (1.0 - 0.01 * 0.1) - 0.01 * m / (v.sqrt() + 1e-8);
+            }
+        }
+    }
+
+    fn assert_near(found: &[f64], want: &[f64]) {
+        let worst = found.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(found.len() == want.len() && worst <= 1e-12, "largest difference {worst}");
+    }
+
+    #[test]
+    fn rows_are_clipped_and_updated_each_alone() {
+        let cpu = Cpu::new(2);
+        let (rows, len) = (3, 123);
+        let mut p = random(rows * len, 1);
+        let mut want = p.clone();
+        // Row 0 stays below the maximum norm, the others are clipped.
+        let grad = |t: u32| -> Vec<f64> {
+            let g = random(rows * len, 10 + t as u64);
+            g.iter().enumerate().map(|(i, x)| if i < len { x * 1e-3 } else { *x }).collect()
+        };
+        let mut optimizer = FlatAdamW::<Cpu, f64>::new(&cpu, rows, len).unwrap();
+        for t in 1..=4 {
+            let g = grad(t);
+            let norms = optimizer.step(&cpu, &mut p, &g, AdamWStep { step: t, ..STEP }, Some(1.0)).unwrap();
+            let want: Vec<f64> = g.chunks(len).map(|g| g.iter().map(|x| x * x).sum::<f64>().sqrt()).collect();
+            assert_near(&norms, &want);
+        }
+        for row in 0..rows {
+            let part = row * len..(row + 1) * len;
+            reference(&mut want[part.clone()], 4, 1.0, |t| grad(t)[part.clone()].to_vec());
+        }
+        assert_near(&p, &want);
+    }
+
+    #[test]
+    fn ranges_share_one_norm_and_leave_the_rest_alone() {
+        let cpu = Cpu::new(1);
+        let (p0, g) = (random(100, 3), random(100, 4));
+        let ranges = vec![70..95, 3..20, 50..50];
+        let mut p = p0.clone();
+        let mut optimizer = FlatAdamW::<Cpu, f64>::over_ranges(&cpu, 100, ranges).unwrap();
+        assert_eq!(optimizer.state_len(), 42);
+        optimizer.step(&cpu, &mut p, &g, STEP, Some(0.5)).unwrap();
+        let pick = |x: &[f64]| [&x[3..20], &x[70..95]].concat();
+        let mut want = pick(&p0);
+        reference(&mut want, 1, 0.5, |_| pick(&g));
+        assert_near(&pick(&p), &want);
+        for i in (0..3).chain(20..70).chain(95..100) {
+            assert_eq!(p[i], p0[i]);
+        }
+        assert!(FlatAdamW::<Cpu, f64>::over_ranges(&cpu, 10, vec![0..5, 4..6]).is_err());
+        assert!(FlatAdamW::<Cpu, f64>::over_ranges(&cpu, 10, vec![0..1, 5..11]).is_err());
+    }
+
+    #[test]
+    fn a_gradient_that_is_no_number_changes_nothing_and_names_its_row() {
+        let cpu = Cpu::new(1);
+        let mut p = vec![1.0f32; 6];
+        let mut optimizer = FlatAdamW::<Cpu, f32>::new(&cpu, 2, 3).unwrap();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let g = [0.1, 0.2, 0.3, 0.1, bad, 0.3];
+            let step = AdamWStep { step: 7, ..STEP };
+            let message = optimizer.step(&cpu, &mut p, &g, step, None).unwrap_err().to_string();
+            assert!(message.contains("row 1") && message.contains("step 7"), "{message}");
+        }
+        assert!(p.iter().all(|&x| x == 1.0));
+        assert!(optimizer.moments().0.iter().chain(&**optimizer.moments().1).all(|&x| x == 0.0));
+        optimizer.step(&cpu, &mut p, &[0.1; 6], STEP, None).unwrap();
+        assert!(p.iter().all(|&x| x < 1.0));
+    }
+}
