@@ -1,0 +1,122 @@
+//! [`GradTransformerConfig`]: sizes and settings of a Grad-Transformer, as in its `config.json`.
+
+use super::NormalizationMode;
+use crate::t5::T5Config;
+use crate::t5::fields::Fields;
+use gradtx_runtime::Result;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What the decoder reads before the first block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StartToken {
+    /// A block of zeros through `embed_proj`, in training and in generation.
+    #[default]
+    Embedded,
+    /// As the first published code does: a block of zeros through `embed_proj` in training, a
+    /// zero vector of the model's width in generation.
+    Released,
+    /// A zero vector of the model's width, in training and in generation.
+    Zero,
+}
+
+impl StartToken {
+    const ALL: [(Self, &'static str); 3] =
+        [(Self::Embedded, "embedded"), (Self::Released, "released"), (Self::Zero, "zero")];
+
+    /// Its name in files and settings.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(token, _)| *token == self).expect("ALL holds every variant").1
+    }
+
+    /// The start token of a name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, n)| *n == name).map(|(token, _)| *token)
+    }
+
+    /// True if a forward pass over known blocks starts with a plain zero vector.
+    pub(super) fn zero_in_training(self) -> bool {
+        self == Self::Zero
+    }
+
+    /// True if generation starts with a plain zero vector.
+    pub(super) fn zero_in_generation(self) -> bool {
+        self != Self::Embedded
+    }
+}
+
+/// Sizes and settings of a Grad-Transformer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GradTransformerConfig {
+    /// Values of a student's block, d_S.
+    pub student_width: usize,
+    /// Blocks of the student, L_S.
+    pub student_blocks: usize,
+    /// Values of a teacher's block, d_T.
+    pub teacher_width: usize,
+    /// Blocks of the teacher, L_T.
+    pub teacher_blocks: usize,
+    /// What the decoder starts with.
+    pub start_token: StartToken,
+    /// The T5 between the projections.
+    pub t5: T5Config,
+}
+
+impl GradTransformerConfig {
+    /// Reads a translator's `config.json`; also tells how its updates are normalised.
+    ///
+    /// # Errors
+    /// Names the field that is missing, unknown, or has a value that is not supported.
+    pub fn open(path: &Path) -> Result<(Self, NormalizationMode)> {
+        let mut fields = Fields::open(path)?;
+        fields.only("model_type", json!("grad_transformer"))?;
+        let start_token = match fields.text("start_token")? {
+            None => StartToken::default(),
+            Some(name) => StartToken::parse(&name).ok_or_else(|| {
+                fields.error("start_token", &format!("expected embedded, released or zero, found {name}"))
+            })?,
+        };
+        let normalization = match fields.text("normalization")? {
+            None => NormalizationMode::None,
+            Some(name) => NormalizationMode::parse(&name).ok_or_else(|| {
+                let why = format!("expected none, scalar, scalar_centred, block or coordinate, found {name}");
+                fields.error("normalization", &why)
+            })?,
+        };
+        let t5 = fields.object("t5")?.ok_or_else(|| fields.error("t5", "is missing"))?;
+        let config = Self {
+            student_width: fields.need_count("student_width")?,
+            student_blocks: fields.need_count("student_blocks")?,
+            teacher_width: fields.need_count("teacher_width")?,
+            teacher_blocks: fields.need_count("teacher_blocks")?,
+            start_token,
+            t5: T5Config::from_fields(t5)?,
+        };
+        fields.finish(&[])?;
+        Ok((config, normalization))
+    }
+
+    /// The content of `config.json`.
+    pub fn to_json(&self, normalization: NormalizationMode) -> Value {
+        json!({
+            "model_type": "grad_transformer",
+            "student_width": self.student_width,
+            "student_blocks": self.student_blocks,
+            "teacher_width": self.teacher_width,
+            "teacher_blocks": self.teacher_blocks,
+            "start_token": self.start_token.name(),
+            "normalization": normalization.name(),
+            "t5": self.t5.to_json(),
+        })
+    }
+
+    /// Values of a student's update, L_S · d_S.
+    pub fn student_len(&self) -> usize {
+        self.student_blocks * self.student_width
+    }
+
+    /// Values of a teacher's update, L_T · d_T.
+    pub fn teacher_len(&self) -> usize {
+        self.teacher_blocks * self.teacher_width
+    }
+}

@@ -1,0 +1,390 @@
+//! [`Normalization`]: the units in which the Grad-Transformer sees updates.
+//!
+//! Raw updates are tiny and of different size from block to block, and most of an
+//! update is common to all shadow pairs. The model therefore sees
+//! `(update − mean) / scale`, and its predictions are taken back. Statistics come from
+//! the training tuples only, are computed in f64 in one pass (Welford's recurrence),
+//! and travel with the translator.
+
+use gradtx_runtime::artifact::{TensorFile, little_endian, write_tensors};
+use gradtx_runtime::{Error, Result};
+use safetensors::Dtype;
+use std::path::Path;
+
+/// File of a translator directory that holds the statistics.
+const FILE: &str = "normalization.safetensors";
+
+/// Share of the mean scale that is added to every coordinate's own, so that coordinates
+/// that hardly vary are not blown up.
+const COORDINATE_FLOOR: f64 = 0.05;
+
+/// What is subtracted, and what is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormalizationMode {
+    /// Nothing: raw updates.
+    None,
+    /// Divided by one number, the root mean square.
+    Scalar,
+    /// The mean update subtracted, then divided by one number.
+    ScalarCentred,
+    /// The mean update subtracted, then every block divided by a number of its own.
+    Block,
+    /// The mean update subtracted, then every coordinate divided by its own deviation.
+    Coordinate,
+}
+
+impl NormalizationMode {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::None, "none"),
+        (Self::Scalar, "scalar"),
+        (Self::ScalarCentred, "scalar_centred"),
+        (Self::Block, "block"),
+        (Self::Coordinate, "coordinate"),
+    ];
+
+    /// Its name in files and settings.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(mode, _)| *mode == self).expect("ALL holds every variant").1
+    }
+
+    /// The mode of a name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, n)| *n == name).map(|(mode, _)| *mode)
+    }
+}
+
+/// Statistics of one side's updates `[L, d]`.
+#[derive(Clone, Debug, PartialEq)]
+struct Statistics {
+    /// L, d.
+    shape: [usize; 2],
+    /// `[L, d]`, or nothing where nothing is subtracted.
+    mean: Vec<f32>,
+    /// `[1]`, `[L]` or `[L, d]`: divisor of every value, block or coordinate.
+    scale: Vec<f32>,
+}
+
+impl Statistics {
+    fn identity(shape: [usize; 2]) -> Self {
+        Self { shape, mean: vec![], scale: vec![1.0] }
+    }
+
+    /// Calls `f(value, mean, scale)` for every value of updates `[n, L, d]`.
+    fn each(&self, updates: &mut [f32], f: impl Fn(f64, f64, f64) -> f64) -> Result<()> {
+        let [blocks, width] = self.shape;
+        let len = blocks * width;
+        if len == 0 || !updates.len().is_multiple_of(len) {
+            let why =
+                format!("expected updates of {blocks} blocks of {width}, found {} values", updates.len());
+            return Err(Error::invalid("normalization", why));
+        }
+        // Values that share a divisor.
+        let shared = len / self.scale.len();
+        for update in updates.chunks_exact_mut(len) {
+            for (i, x) in update.iter_mut().enumerate() {
+                let mean = self.mean.get(i).map_or(0.0, |&m| m as f64);
+                *x = f(*x as f64, mean, self.scale[i / shared] as f64) as f32;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How updates of both sides are normalised.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Normalization {
+    mode: NormalizationMode,
+    student: Statistics,
+    teacher: Statistics,
+}
+
+impl Normalization {
+    /// Leaves updates as they are; shapes are (blocks, width).
+    pub fn none(student: [usize; 2], teacher: [usize; 2]) -> Self {
+        let mode = NormalizationMode::None;
+        Self { mode, student: Statistics::identity(student), teacher: Statistics::identity(teacher) }
+    }
+
+    /// Its mode.
+    pub fn mode(&self) -> NormalizationMode {
+        self.mode
+    }
+
+    /// Blocks and width of the student's updates.
+    pub fn student_shape(&self) -> [usize; 2] {
+        self.student.shape
+    }
+
+    /// Blocks and width of the teacher's updates.
+    pub fn teacher_shape(&self) -> [usize; 2] {
+        self.teacher.shape
+    }
+
+    /// Student updates `[n, L_S, d_S]` into the model's units, in place.
+    pub fn apply_student(&self, updates: &mut [f32]) -> Result<()> {
+        self.student.each(updates, |x, mean, scale| (x - mean) / scale)
+    }
+
+    /// Teacher updates `[n, L_T, d_T]` into the model's units, in place.
+    pub fn apply_teacher(&self, updates: &mut [f32]) -> Result<()> {
+        self.teacher.each(updates, |x, mean, scale| (x - mean) / scale)
+    }
+
+    /// The model's predictions `[n, L_T, d_T]` back into updates, in place.
+    pub fn undo_teacher(&self, updates: &mut [f32]) -> Result<()> {
+        self.teacher.each(updates, |x, mean, scale| x * scale + mean)
+    }
+
+    /// Writes the statistics to a translator directory, if there are any.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        if self.mode == NormalizationMode::None {
+            return Ok(());
+        }
+        let sides = [("student", &self.student), ("teacher", &self.teacher)];
+        let parts: Vec<_> = sides
+            .iter()
+            .flat_map(|(side, s)| [(format!("{side}.mean"), &s.mean), (format!("{side}.scale"), &s.scale)])
+            .filter(|(_, values)| !values.is_empty())
+            .map(|(name, values)| (name, values.len(), little_endian(values)))
+            .collect();
+        let tensors: Vec<_> = parts
+            .iter()
+            .map(|(name, len, bytes)| (name.clone(), Dtype::F32, vec![*len], &bytes[..]))
+            .collect();
+        let metadata = [("format", "pt"), ("mode", self.mode.name())];
+        write_tensors(&dir.join(FILE), &tensors, &metadata.map(|(k, v)| (k.to_owned(), v.to_owned())).into())
+    }
+
+    /// Reads the statistics of a translator directory whose configuration asks for `mode`.
+    ///
+    /// # Errors
+    /// When the file is missing, of another mode or shape, or holds a divisor that is not positive.
+    pub fn load(
+        dir: &Path,
+        mode: NormalizationMode,
+        student: [usize; 2],
+        teacher: [usize; 2],
+    ) -> Result<Self> {
+        if mode == NormalizationMode::None {
+            return Ok(Self::none(student, teacher));
+        }
+        let path = dir.join(FILE);
+        let file = TensorFile::open(&path)?;
+        if file.metadata("mode") != Some(mode.name()) {
+            let found = file.metadata("mode").unwrap_or("none");
+            let why = format!("expected statistics of mode {}, found {found}", mode.name());
+            return Err(Error::file(&path, why));
+        }
+        let side = |name: &str, shape: [usize; 2]| -> Result<Statistics> {
+            let read = |part: &str, len: usize| -> Result<Vec<f32>> {
+                let name = format!("{name}.{part}");
+                let tensor = file.tensor(&name)?;
+                tensor.expect_shape(&[len])?;
+                tensor.to_f32()
+            };
+            let centred = mode != NormalizationMode::Scalar;
+            let mean = if centred { read("mean", shape[0] * shape[1])? } else { vec![] };
+            let scale = read("scale", divisors(mode, shape))?;
+            if let Some(bad) = scale.iter().find(|&&s| s <= 0.0) {
+                let why = format!("divisors must be positive, found {bad}");
+                return Err(Error::tensor(&path, &format!("{name}.scale"), why));
+            }
+            Ok(Statistics { shape, mean, scale })
+        };
+        Ok(Self { mode, student: side("student", student)?, teacher: side("teacher", teacher)? })
+    }
+}
+
+/// Number of divisors that a mode has for updates of this shape.
+fn divisors(mode: NormalizationMode, [blocks, width]: [usize; 2]) -> usize {
+    match mode {
+        NormalizationMode::Block => blocks,
+        NormalizationMode::Coordinate => blocks * width,
+        _ => 1,
+    }
+}
+
+/// Sums over one side's updates: count, mean, and squared deviations, per coordinate.
+struct Moments {
+    shape: [usize; 2],
+    mean: Vec<f64>,
+    squares: Vec<f64>,
+}
+
+impl Moments {
+    fn new(shape: [usize; 2]) -> Self {
+        let len = shape[0] * shape[1];
+        Self { shape, mean: vec![0.0; len], squares: vec![0.0; len] }
+    }
+
+    /// Adds the update that is number `count`, from 1.
+    fn add(&mut self, side: &str, update: &[f32], count: f64) -> Result<()> {
+        if update.len() != self.mean.len() {
+            let [blocks, width] = self.shape;
+            let why = format!("expected {blocks} blocks of {width} values, found {} values", update.len());
+            return Err(Error::invalid(format!("{side} update for normalization"), why));
+        }
+        for ((&x, mean), squares) in update.iter().zip(&mut self.mean).zip(&mut self.squares) {
+            let before = x as f64 - *mean;
+            *mean += before / count;
+            *squares += before * (x as f64 - *mean);
+        }
+        Ok(())
+    }
+
+    fn finish(&self, side: &str, mode: NormalizationMode, count: f64) -> Result<Statistics> {
+        let len = self.mean.len();
+        let centred = mode != NormalizationMode::Scalar;
+        // Mean squares of what is left after the subtraction.
+        let squares: Vec<f64> = (0..len)
+            .map(|i| self.squares[i] / count + if centred { 0.0 } else { self.mean[i].powi(2) })
+            .collect();
+        let overall = (squares.iter().sum::<f64>() / len as f64).sqrt();
+        if !(overall.is_finite() && overall > 0.0) {
+            let why = format!("{count} updates vary by {overall}; there is nothing to divide by");
+            return Err(Error::invalid(format!("{side} updates for normalization"), why));
+        }
+        let scale: Vec<f64> = match mode {
+            NormalizationMode::Coordinate => {
+                let deviations: Vec<f64> = squares.iter().map(|s| s.sqrt()).collect();
+                let floor = COORDINATE_FLOOR * deviations.iter().sum::<f64>() / len as f64;
+                deviations.iter().map(|s| s + floor).collect()
+            }
+            NormalizationMode::Block => {
+                let blocks = squares.chunks(self.shape[1]);
+                let own = blocks.map(|s| (s.iter().sum::<f64>() / s.len() as f64).sqrt());
+                // A block that never varies has no size of its own.
+                own.map(|s| if s > 0.0 { s } else { overall }).collect()
+            }
+            _ => vec![overall],
+        };
+        let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect();
+        let mean = if centred { narrow(&self.mean) } else { vec![] };
+        Ok(Statistics { shape: self.shape, mean, scale: narrow(&scale) })
+    }
+}
+
+/// Fits a [`Normalization`] to tuples, one after the other.
+pub struct NormalizationFit {
+    mode: NormalizationMode,
+    student: Moments,
+    teacher: Moments,
+    count: f64,
+}
+
+impl NormalizationFit {
+    /// For updates of these shapes (blocks, width).
+    pub fn new(mode: NormalizationMode, student: [usize; 2], teacher: [usize; 2]) -> Self {
+        Self { mode, student: Moments::new(student), teacher: Moments::new(teacher), count: 0.0 }
+    }
+
+    /// Adds a tuple: student update `[L_S, d_S]` and teacher update `[L_T, d_T]`.
+    pub fn add(&mut self, student: &[f32], teacher: &[f32]) -> Result<()> {
+        self.count += 1.0;
+        self.student.add("student", student, self.count)?;
+        self.teacher.add("teacher", teacher, self.count)
+    }
+
+    /// The normalization of everything that was added.
+    ///
+    /// # Errors
+    /// When the updates do not vary, or not finitely.
+    pub fn finish(self) -> Result<Normalization> {
+        if self.mode == NormalizationMode::None {
+            return Ok(Normalization::none(self.student.shape, self.teacher.shape));
+        }
+        if self.count == 0.0 {
+            return Err(Error::invalid("normalization", "there are no tuples to fit it to"));
+        }
+        Ok(Normalization {
+            mode: self.mode,
+            student: self.student.finish("student", self.mode, self.count)?,
+            teacher: self.teacher.finish("teacher", self.mode, self.count)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradtx_kernels::rng::Stream;
+
+    const STUDENT: [usize; 2] = [2, 5];
+    const TEACHER: [usize; 2] = [3, 7];
+    const COUNT: usize = 41;
+
+    /// Tuples whose coordinates have means and deviations of their own.
+    fn tuples(shape: [usize; 2], key: u64) -> Vec<f32> {
+        let mut stream = Stream::new(key);
+        let values = (0..COUNT).flat_map(|_| 0..shape[0] * shape[1]);
+        values.map(|i| (3.0 + i as f64 + stream.normal() * (0.1 + i as f64)) as f32 * 1e-3).collect()
+    }
+
+    fn fit(mode: NormalizationMode) -> (Normalization, Vec<f32>, Vec<f32>) {
+        let (student, teacher) = (tuples(STUDENT, 1), tuples(TEACHER, 2));
+        let mut fit = NormalizationFit::new(mode, STUDENT, TEACHER);
+        for (s, t) in student.chunks(10).zip(teacher.chunks(21)) {
+            fit.add(s, t).unwrap();
+        }
+        (fit.finish().unwrap(), student, teacher)
+    }
+
+    fn mean(x: impl Iterator<Item = f64>) -> f64 {
+        let values: Vec<f64> = x.collect();
+        values.iter().sum::<f64>() / values.len() as f64
+    }
+
+    #[test]
+    fn every_mode_can_be_undone_and_survives_files() {
+        let dir = tempfile::tempdir().unwrap();
+        for (mode, name) in NormalizationMode::ALL {
+            assert_eq!(NormalizationMode::parse(name), Some(mode));
+            let (normalization, _, teacher) = fit(mode);
+            let mut there = teacher.clone();
+            normalization.apply_teacher(&mut there).unwrap();
+            assert_eq!(there == teacher, mode == NormalizationMode::None);
+            normalization.undo_teacher(&mut there).unwrap();
+            let worst = there.iter().zip(&teacher).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 1e-8, "{name}: {worst}");
+            normalization.save(dir.path()).unwrap();
+            let loaded = Normalization::load(dir.path(), mode, STUDENT, TEACHER).unwrap();
+            assert_eq!(loaded, normalization);
+        }
+        let wrong = Normalization::load(dir.path(), NormalizationMode::Block, STUDENT, TEACHER);
+        assert!(wrong.unwrap_err().to_string().contains("coordinate"));
+    }
+
+    #[test]
+    fn what_each_mode_normalises_has_mean_0_and_square_1() {
+        let square = |x: &[f32]| mean(x.iter().map(|&v| (v as f64).powi(2)));
+        for mode in [NormalizationMode::Scalar, NormalizationMode::ScalarCentred, NormalizationMode::Block] {
+            let (normalization, mut student, _) = fit(mode);
+            normalization.apply_student(&mut student).unwrap();
+            assert!((square(&student) - 1.0).abs() <= 1e-4, "{mode:?}");
+            let first: f64 = mean(student.iter().step_by(10).map(|&x| x as f64));
+            assert_eq!(first.abs() <= 1e-5, mode != NormalizationMode::Scalar, "{mode:?}: mean {first}");
+            let block: Vec<f32> = student.chunks(10).flat_map(|u| u[..5].to_vec()).collect();
+            let alike = (square(&block) - 1.0).abs() <= 1e-4;
+            assert_eq!(alike, mode == NormalizationMode::Block, "{mode:?}");
+        }
+        let (normalization, mut student, _) = fit(NormalizationMode::Coordinate);
+        normalization.apply_student(&mut student).unwrap();
+        let last: Vec<f32> = student.iter().skip(9).step_by(10).copied().collect();
+        assert!((0.8..1.0).contains(&square(&last)), "{}", square(&last));
+    }
+
+    #[test]
+    fn what_cannot_be_fitted_is_refused() {
+        let mut fit = NormalizationFit::new(NormalizationMode::ScalarCentred, STUDENT, TEACHER);
+        assert!(fit.add(&[1.0; 9], &[1.0; 21]).is_err());
+        let mut fit = NormalizationFit::new(NormalizationMode::ScalarCentred, STUDENT, TEACHER);
+        for _ in 0..3 {
+            fit.add(&[1.0; 10], &[2.0; 21]).unwrap();
+        }
+        assert!(fit.finish().unwrap_err().to_string().contains("student"));
+        assert!(NormalizationFit::new(NormalizationMode::Scalar, STUDENT, TEACHER).finish().is_err());
+        let mut fit = NormalizationFit::new(NormalizationMode::Scalar, STUDENT, TEACHER);
+        fit.add(&[f32::NAN; 10], &[2.0; 21]).unwrap();
+        assert!(fit.finish().is_err());
+    }
+}

@@ -1,0 +1,300 @@
+//! The attention sublayer: layer norm, projections, attention, output projection, residual.
+//!
+//! `out = x + dropout(W_o · attend(W_q n, W_kv m))` with `n = norm(x)`; `m` is n itself
+//! (self-attention) or the encoder's output (cross-attention), which is not normed again.
+//!
+//! Shapes: B examples, T queries each, R = B·T rows; K keys each, M = B·K rows;
+//! d model width, I = H·D width of all heads.
+
+use super::T5Config;
+use super::buffers::{Allocator, Rows};
+use super::pass::{Grads, Pass, weight_gradient};
+use super::stack::Scratch;
+use gradtx_kernels::ops::{Backend, BucketMap, LinearDims, Out, RmsNormDims, T5AttentionDims};
+use gradtx_kernels::{Device, Real};
+use gradtx_runtime::Result;
+use gradtx_runtime::params::ParamLayout;
+use std::ops::Range;
+
+/// Parameters of an attention sublayer and its place in the stack.
+pub(super) struct Attention {
+    /// `[d]`
+    norm: Range<usize>,
+    /// `[I, d]`
+    q: Range<usize>,
+    /// `[2I, d]`: rows of k, then rows of v.
+    kv: Range<usize>,
+    /// `[d, I]`
+    o: Range<usize>,
+    causal: bool,
+    /// Dropout site of the probabilities; the next one is the output's.
+    site: u32,
+}
+
+/// What its forward pass leaves for its backward pass.
+pub(super) struct AttentionActs<D: Device, X: Real> {
+    /// `[R]`
+    inv_rms: Rows<D, X::Acc>,
+    /// `[R, d]`: n
+    normed: Rows<D, X>,
+    /// `[R, I]`
+    q: Rows<D, X>,
+    /// `[M, 2I]`; empty where keys and values come from a cache.
+    kv: Rows<D, X>,
+    /// `[B, H·T·K]`, before dropout.
+    probs: Rows<D, X>,
+    /// `[R, I]`
+    o: Rows<D, X>,
+}
+
+/// Numbers of rows in one pass.
+#[derive(Clone, Copy)]
+pub(super) struct Lengths {
+    pub batch: usize,
+    pub queries: usize,
+    pub keys: usize,
+}
+
+impl<D: Device, X: Real> AttentionActs<D, X> {
+    /// Buffers for at most `lens`; `own_kv` unless keys and values come from a cache.
+    pub(super) fn new(
+        alloc: &mut Allocator<'_, D>,
+        name: &str,
+        config: &T5Config,
+        lens: Lengths,
+        own_kv: bool,
+    ) -> Result<Self> {
+        let Lengths { batch, queries, keys } = lens;
+        let (rows, width, inner) = (batch * queries, config.d_model, config.inner());
+        let kv_rows = if own_kv { batch * keys } else { 0 };
+        Ok(Self {
+            inv_rms: alloc.rows(format!("{name}.inv_rms"), rows, 1)?,
+            normed: alloc.rows(format!("{name}.normed"), rows, width)?,
+            q: alloc.rows(format!("{name}.q"), rows, inner)?,
+            kv: alloc.rows(format!("{name}.kv"), kv_rows, 2 * inner)?,
+            probs: alloc.rows(format!("{name}.probs"), batch, config.num_heads * queries * keys)?,
+            o: alloc.rows(format!("{name}.o"), rows, inner)?,
+        })
+    }
+
+    /// `[R, d]`: the normed input.
+    pub(super) fn normed(&self, rows: usize) -> D::View<'_, X> {
+        self.normed.view(rows)
+    }
+}
+
+impl Attention {
+    /// Defines the parameters. `kind` is `SelfAttention` or `EncDecAttention`.
+    pub(super) fn new(
+        layout: &mut ParamLayout,
+        prefix: &str,
+        kind: &str,
+        config: &T5Config,
+        causal: bool,
+        site: u32,
+    ) -> Self {
+        let (d, inner) = (config.d_model, config.inner());
+        let name = |part: &str| format!("{prefix}{kind}.{part}.weight");
+        Self {
+            norm: layout.push([(format!("{prefix}layer_norm.weight"), vec![d])]),
+            q: layout.push([(name("q"), vec![inner, d])]),
+            kv: layout.push([(name("k"), vec![inner, d]), (name("v"), vec![inner, d])]),
+            o: layout.push([(name("o"), vec![d, inner])]),
+            causal,
+            site,
+        }
+    }
+
+    /// All its parameters.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.norm.start..self.o.end
+    }
+
+    /// Parameters of the fused key and value projection, `[2I, d]`.
+    pub(super) fn kv_range(&self) -> &Range<usize> {
+        &self.kv
+    }
+
+    fn dims(&self, config: &T5Config, lens: Lengths, dropout: f64) -> T5AttentionDims {
+        T5AttentionDims {
+            batch: lens.batch,
+            queries: lens.queries,
+            keys: lens.keys,
+            kv_rows: lens.keys,
+            heads: config.num_heads,
+            head_dim: config.d_kv,
+            causal: self.causal,
+            dropout,
+            site: self.site,
+        }
+    }
+
+    /// `out = x + …`; both `[R, d]`. `memory` `[M, d]` is for cross-attention.
+    pub(super) fn forward<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        config: &T5Config,
+        lens: Lengths,
+        acts: &mut AttentionActs<D, X>,
+        out: D::ViewMut<'_, X>,
+        x: D::View<'_, X>,
+        memory: Option<&Rows<D, X>>,
+        bias: Option<BucketMap<'_, D, X>>,
+    ) -> Result<()> {
+        let rows = lens.batch * lens.queries;
+        let kv_rows = lens.batch * lens.keys;
+        self.query(pass, config, rows, acts, x)?;
+        let source = memory.unwrap_or(&acts.normed).view(kv_rows);
+        let kv_dims = LinearDims::new(kv_rows, config.d_model, 2 * config.inner());
+        let weight = pass.weight(&self.kv);
+        pass.dev.linear_forward(acts.kv.view_mut(kv_rows), source, weight, None, None, kv_dims)?;
+        pass.dev.t5_attention_forward(
+            acts.o.view_mut(rows),
+            acts.probs.view_mut(lens.batch),
+            acts.q.view(rows),
+            acts.kv.view(kv_rows),
+            bias,
+            pass.keys,
+            self.dims(config, lens, pass.dropout),
+        )?;
+        self.output(pass, config, lens, acts, out, x)
+    }
+
+    /// One query per example on a cache of keys and values, `[B, kv_rows, 2I]`, of which the
+    /// first `lens.keys` of each example are seen. [`Self::query`] comes before.
+    pub(super) fn attend_cache<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        config: &T5Config,
+        (lens, kv_rows): (Lengths, usize),
+        acts: &mut AttentionActs<D, X>,
+        out: D::ViewMut<'_, X>,
+        x: D::View<'_, X>,
+        kv: D::View<'_, X>,
+        bias: Option<BucketMap<'_, D, X>>,
+    ) -> Result<()> {
+        // The query is the last of the sequence, so it sees every key there is.
+        let dims = T5AttentionDims { kv_rows, causal: false, ..self.dims(config, lens, pass.dropout) };
+        let probs = lens.batch * config.num_heads * lens.keys;
+        pass.dev.t5_attention_forward(
+            acts.o.view_mut(lens.batch),
+            acts.probs.prefix_mut(probs),
+            acts.q.view(lens.batch),
+            kv,
+            bias,
+            pass.keys,
+            dims,
+        )?;
+        self.output(pass, config, lens, acts, out, x)
+    }
+
+    /// Layer norm and queries.
+    pub(super) fn query<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        config: &T5Config,
+        rows: usize,
+        acts: &mut AttentionActs<D, X>,
+        x: D::View<'_, X>,
+    ) -> Result<()> {
+        let norm = RmsNormDims::new(rows, config.d_model, config.layer_norm_epsilon);
+        let weight = pass.weight(&self.norm);
+        pass.dev.rmsnorm_forward(acts.normed.view_mut(rows), acts.inv_rms.view_mut(rows), x, weight, norm)?;
+        let dims = LinearDims::new(rows, config.d_model, config.inner());
+        let weight = pass.weight(&self.q);
+        let normed = acts.normed.view(rows);
+        Ok(pass.dev.linear_forward(acts.q.view_mut(rows), normed, weight, None, None, dims)?)
+    }
+
+    fn output<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        config: &T5Config,
+        lens: Lengths,
+        acts: &AttentionActs<D, X>,
+        out: D::ViewMut<'_, X>,
+        x: D::View<'_, X>,
+    ) -> Result<()> {
+        let rows = lens.batch * lens.queries;
+        let dims = LinearDims::new(rows, config.inner(), config.d_model);
+        let place = (lens.queries, self.site + 1);
+        pass.linear_onto_residual(out, x, acts.o.view(rows), &self.o, dims, place)
+    }
+
+    /// Turns `scratch.dx` from the gradient of `out` into that of `x`; adds the gradient of
+    /// `memory` to `scratch.d_memory`.
+    pub(super) fn backward<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        config: &T5Config,
+        lens: Lengths,
+        acts: &AttentionActs<D, X>,
+        grads: &mut Grads<'_, D, X>,
+        scratch: &mut Scratch<D, X>,
+        x: D::View<'_, X>,
+        memory: Option<&Rows<D, X>>,
+        bias: Option<(BucketMap<'_, D, X>, &Range<usize>)>,
+    ) -> Result<()> {
+        let rows = lens.batch * lens.queries;
+        let (d, inner) = (config.d_model, config.inner());
+        let out_dims = LinearDims::new(rows, inner, d);
+        scratch.begin_branch(pass, (rows, d), lens.queries, self.site + 1)?;
+        let d_branch = scratch.d_branch.view(rows);
+        weight_gradient(pass.dev, grads, &self.o, d_branch, acts.o.view(rows), out_dims)?;
+        let d_o = scratch.d_o.view_mut(rows);
+        pass.dev.linear_backward_input(d_o, d_branch, pass.weight(&self.o), out_dims, Out::Assign)?;
+        pass.dev.t5_attention_backward(
+            scratch.dq.view_mut(rows),
+            scratch.dkv.view_mut(lens.batch * lens.keys),
+            bias.as_ref().map(|(_, table)| grads.at(table)),
+            scratch.d_scores.prefix_mut(lens.batch * config.num_heads * lens.queries * lens.keys),
+            scratch.d_o.view(rows),
+            acts.probs.view(lens.batch),
+            acts.q.view(rows),
+            acts.kv.view(lens.batch * lens.keys),
+            bias.as_ref().map(|(map, _)| *map),
+            pass.keys,
+            self.dims(config, lens, pass.dropout),
+        )?;
+        self.backward_projections(pass, config, lens, acts, grads, scratch, memory)?;
+        let norm = RmsNormDims::new(rows, d, config.layer_norm_epsilon);
+        pass.dev.rmsnorm_backward(
+            scratch.dx.view_mut(rows),
+            Some(grads.at(&self.norm)),
+            scratch.d_normed.view(rows),
+            x,
+            acts.inv_rms.view(rows),
+            pass.weight(&self.norm),
+            norm,
+            Out::Add,
+        )?;
+        Ok(())
+    }
+
+    /// From dq and dkv to the gradients of n (in `scratch.d_normed`) and of the memory.
+    fn backward_projections<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        config: &T5Config,
+        lens: Lengths,
+        acts: &AttentionActs<D, X>,
+        grads: &mut Grads<'_, D, X>,
+        scratch: &mut Scratch<D, X>,
+        memory: Option<&Rows<D, X>>,
+    ) -> Result<()> {
+        let (rows, kv_rows) = (lens.batch * lens.queries, lens.batch * lens.keys);
+        let q_dims = LinearDims::new(rows, config.d_model, config.inner());
+        let kv_dims = LinearDims::new(kv_rows, config.d_model, 2 * config.inner());
+        let (dq, dkv) = (scratch.dq.view(rows), scratch.dkv.view(kv_rows));
+        let source = memory.unwrap_or(&acts.normed).view(kv_rows);
+        weight_gradient(pass.dev, grads, &self.q, dq, acts.normed.view(rows), q_dims)?;
+        weight_gradient(pass.dev, grads, &self.kv, dkv, source, kv_dims)?;
+        let d_normed = scratch.d_normed.view_mut(rows);
+        pass.dev.linear_backward_input(d_normed, dq, pass.weight(&self.q), q_dims, Out::Assign)?;
+        let d_source = match memory {
+            None => scratch.d_normed.view_mut(rows),
+            Some(_) => scratch.d_memory.view_mut(kv_rows),
+        };
+        Ok(pass.dev.linear_backward_input(d_source, dkv, pass.weight(&self.kv), kv_dims, Out::Add)?)
+    }
+}

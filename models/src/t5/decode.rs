@@ -1,0 +1,174 @@
+//! Decoding position by position: keys and values of what was decoded are kept.
+//!
+//! [`Stack::start_decoding`] computes the cross-attention's keys and values of all
+//! blocks once from the encoder's output; then each [`Stack::decode_step`] takes the
+//! embedding of one position per example and leaves the stack's output for it. No
+//! dropout: decoding is not training.
+//!
+//! Shapes: B examples, C positions at most, K positions of the memory, d model width,
+//! I = H·D width of all heads.
+
+use super::attention::Lengths;
+use super::buffers::{Allocator, Rows};
+use super::pass::Pass;
+use super::stack::{Keep, Side, Stack, StackActs, StackShape, pair_mut};
+use gradtx_kernels::ops::{Backend, Gemm, GemmDims, LinearDims};
+use gradtx_kernels::{Device, Real};
+use gradtx_runtime::{Error, Result};
+
+/// Keys, values and one position's activations of a decoder.
+pub struct DecodeCache<D: Device, X: Real> {
+    /// Per block `[B, C, 2I]`: keys and values of decoded positions.
+    own_kv: Vec<Rows<D, X>>,
+    /// Per block `[B·K, 2I]`: keys and values of the memory.
+    memory_kv: Vec<Rows<D, X>>,
+    /// One position per example.
+    acts: StackActs<D, X>,
+    /// Positions at most, C.
+    capacity: usize,
+    /// Positions of the memory, K.
+    memory: usize,
+    /// Positions decoded so far.
+    position: usize,
+}
+
+impl<D: Device, X: Real> DecodeCache<D, X> {
+    /// Takes memory for decoding `shape.tokens` positions of `shape.batch` examples.
+    pub fn new(dev: &D, stack: &Stack, shape: StackShape) -> Result<Self> {
+        Self::allocate(&mut Allocator::new(dev, false), stack, shape)
+    }
+
+    pub(crate) fn allocate(alloc: &mut Allocator<'_, D>, stack: &Stack, shape: StackShape) -> Result<Self> {
+        let StackShape { batch, tokens: capacity, memory } = shape;
+        let width = 2 * stack.config.inner();
+        let blocks = stack.blocks.len();
+        let mut kept = |name: &str, rows: usize, cols: usize| -> Result<Vec<Rows<D, X>>> {
+            (0..blocks).map(|b| alloc.rows(format!("decoder.{b}.{name}"), rows, cols)).collect()
+        };
+        let own_kv = kept("cache", batch, capacity * width)?;
+        let memory_kv = kept("memory_cache", batch * memory, width)?;
+        let one = StackShape { batch, tokens: 1, memory };
+        let acts = StackActs::allocate_attending(alloc, stack, one, Keep::Nothing, capacity, true)?;
+        Ok(Self { own_kv, memory_kv, acts, capacity, memory, position: 0 })
+    }
+
+    /// `[B, d]`: where the caller writes the embeddings of the next position.
+    pub fn input_mut(&mut self, batch: usize) -> D::ViewMut<'_, X> {
+        self.acts.input_mut(batch)
+    }
+
+    /// `[B, d]`: the output at the position decoded last.
+    pub fn output(&self, batch: usize) -> D::View<'_, X> {
+        self.acts.output(batch)
+    }
+}
+
+impl Stack {
+    /// Begins a new sequence for every example, attending to the encoder's output.
+    pub fn start_decoding<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        cache: &mut DecodeCache<D, X>,
+        memory: &StackActs<D, X>,
+    ) -> Result<()> {
+        let rows = pass.batch * cache.memory;
+        let room = cache.acts.capacity();
+        if self.side != Side::Decoder || pass.batch > room || memory.tokens() != cache.memory {
+            let why = format!(
+                "{} examples on a memory of {} positions, where {room} on {} have room",
+                pass.batch,
+                memory.tokens(),
+                cache.memory
+            );
+            return Err(Error::invalid("decoding with a T5", why));
+        }
+        let dims = LinearDims::new(rows, self.config.d_model, 2 * self.config.inner());
+        for (block, kv) in self.blocks.iter().zip(&mut cache.memory_kv) {
+            if let Some(cross) = &block.cross_attention {
+                let weight = pass.weight(cross.kv_range());
+                let source = memory.output(pass.batch);
+                pass.dev.linear_forward(kv.view_mut(rows), source, weight, None, None, dims)?;
+            }
+        }
+        cache.position = 0;
+        Ok(())
+    }
+
+    /// Decodes one more position, of which the cache's input holds the embeddings. Returns
+    /// its index.
+    pub fn decode_step<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        cache: &mut DecodeCache<D, X>,
+    ) -> Result<usize> {
+        let position = cache.position;
+        if position == cache.capacity {
+            return Err(Error::invalid("decoding with a T5", format!("all {position} positions are used")));
+        }
+        let mut s = 0;
+        for b in 0..self.blocks.len() {
+            self.decode_self_attention(pass, cache, b, s)?;
+            s += 1;
+            if self.blocks[b].cross_attention.is_some() {
+                self.decode_cross_attention(pass, cache, b, s)?;
+                s += 1;
+            }
+            self.feed_forward(pass, &mut cache.acts, b, s)?;
+            s += 1;
+        }
+        self.finish(pass, &mut cache.acts)?;
+        cache.position += 1;
+        Ok(position)
+    }
+
+    fn decode_self_attention<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        cache: &mut DecodeCache<D, X>,
+        b: usize,
+        s: usize,
+    ) -> Result<()> {
+        let (config, batch, position) = (&self.config, pass.batch, cache.position);
+        let (width, capacity) = (2 * config.inner(), cache.capacity);
+        let attention = &self.blocks[b].self_attention;
+        let StackActs { stream, self_attention, map, .. } = &mut cache.acts;
+        let (x, out) = pair_mut(stream, s % 2, (s + 1) % 2);
+        let own = &mut self_attention[0];
+        attention.query(pass, config, batch, own, x.view(batch))?;
+        // Row i of the product is example i's place in the cache: the rows lie far apart.
+        let end = ((batch - 1) * capacity + position + 1) * width;
+        let dims = GemmDims {
+            c_stride: capacity * width,
+            ..GemmDims::new(batch, width, config.d_model, false, true)
+        };
+        let kv = &mut cache.own_kv[b];
+        let place = D::slice_mut(kv.prefix_mut(end), position * width..end);
+        let weight = pass.weight(attention.kv_range());
+        <D as Gemm<X>>::gemm(pass.dev, place, own.normed(batch), weight, dims)?;
+        let row = map.prefix(position * capacity + position + 1);
+        let row = D::slice(row, position * capacity..position * capacity + position + 1);
+        let lens = Lengths { batch, queries: 1, keys: position + 1 };
+        let (x, out, kv) = (x.view(batch), out.view_mut(batch), kv.view(batch));
+        let bias = Some(self.bias(pass, row));
+        attention.attend_cache(pass, config, (lens, capacity), own, out, x, kv, bias)
+    }
+
+    fn decode_cross_attention<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        cache: &mut DecodeCache<D, X>,
+        b: usize,
+        s: usize,
+    ) -> Result<()> {
+        let (config, batch, keys) = (&self.config, pass.batch, cache.memory);
+        let Some(attention) = &self.blocks[b].cross_attention else { return Ok(()) };
+        let StackActs { stream, cross_attention, .. } = &mut cache.acts;
+        let (x, out) = pair_mut(stream, s % 2, (s + 1) % 2);
+        let own = &mut cross_attention[0];
+        attention.query(pass, config, batch, own, x.view(batch))?;
+        let lens = Lengths { batch, queries: 1, keys };
+        let (x, out) = (x.view(batch), out.view_mut(batch));
+        let kv = cache.memory_kv[b].view(batch * keys);
+        attention.attend_cache(pass, config, (lens, keys), own, out, x, kv, None)
+    }
+}
