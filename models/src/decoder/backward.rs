@@ -1,0 +1,361 @@
+//! The backward pass: the mirror of the forward pass, from the loss to gradients of
+//! adapters or of all parameters.
+//!
+//! The gradient of the residual stream, `d_x`, is carried in place from the last block
+//! to the first. As soon as the gradients of a block are final, `on_ready` hears of it,
+//! so that whoever communicates can begin while earlier blocks are computed.
+
+use super::forward::{Cache, Pass};
+use super::{Activations, AdapterView, Decoder};
+use crate::lora::{BlockLayout, Fused};
+use gradtx_kernels::ops::{
+    AttentionDims, Embedding, GatedActivation, Linear, LinearDims, LoraDims, Out, RmsNormDims,
+};
+use gradtx_kernels::{Backend, Device, Real};
+use gradtx_runtime::Result;
+use gradtx_runtime::data::DeviceBatch;
+use std::ops::Range;
+
+/// Which gradients are wanted; they are added to what the buffer holds.
+pub enum Gradients<'a, D: Device, A: Real> {
+    /// Of adapters, `[rows, L·d]`; a segment names its row.
+    Adapters(D::ViewMut<'a, A>),
+    /// Of all parameters, in the order of [`Decoder::layout`].
+    All(D::ViewMut<'a, A>),
+}
+
+/// Views of one product's backward.
+struct Product<'a, D: Device, X: Real> {
+    d_input: D::ViewMut<'a, X>,
+    dy: D::View<'a, X>,
+    input: D::View<'a, X>,
+    adapters: D::View<'a, X::Acc>,
+}
+
+impl<D: Device, A: Real> Gradients<'_, D, A> {
+    fn all(&mut self) -> D::ViewMut<'_, A> {
+        match self {
+            Self::Adapters(grads) | Self::All(grads) => D::reborrow(grads),
+        }
+    }
+
+    /// Rows of adapter gradients; empty where there are none.
+    fn adapter_rows(&mut self) -> D::ViewMut<'_, A> {
+        match self {
+            Self::Adapters(grads) => D::reborrow(grads),
+            Self::All(grads) => D::slice_mut(D::reborrow(grads), 0..0),
+        }
+    }
+
+    /// The gradient of a parameter, where parameters are trained.
+    fn param(&mut self, range: &Range<usize>) -> Option<D::ViewMut<'_, A>> {
+        match self {
+            Self::Adapters(_) => None,
+            Self::All(grads) => Some(D::slice_mut(D::reborrow(grads), range.clone())),
+        }
+    }
+}
+
+/// Called with ranges whose gradients are final, last block first: of every row of
+/// adapters, or of the flat parameters; with the gradient buffer.
+pub type OnReady<'f, D, A> =
+    &'f mut dyn FnMut(Range<usize>, <D as Device>::ViewMut<'_, A>) -> Result<()>;
+
+impl<D: Backend<X>, X: Real> Decoder<D, X> {
+    /// Loss of every label of a packed stream, into [`Activations::losses`], and gradients
+    /// of `Σ weight · loss`, added to `grads`.
+    ///
+    /// The activations must have been allocated in the matching [`super::Mode`].
+    pub fn loss_and_gradient(
+        &self,
+        acts: &mut Activations<D, X>,
+        batch: &DeviceBatch<D, X::Acc>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+        mut grads: Gradients<'_, D, X::Acc>,
+        on_ready: OnReady<'_, D, X::Acc>,
+    ) -> Result<()> {
+        acts.check(batch.used(), adapters.as_ref())?;
+        acts.check_gradients(&grads, adapters.is_some())?;
+        let pass = Pass::new(batch, adapters);
+        self.forward_blocks(acts, &pass, &mut Cache::None)?;
+        self.final_norm(acts, pass.tokens)?;
+        self.head_loss(acts, batch, true, grads.param(&self.places.head))?;
+        self.final_norm_backward(acts, pass.tokens, grads.param(&self.places.final_norm))?;
+        match adapters {
+            Some(view) => {
+                let width = view.layout.width();
+                for block in (0..self.config.layers).rev() {
+                    self.block_backward(acts, &pass, block, &mut grads)?;
+                    on_ready(block * width..(block + 1) * width, grads.all())?;
+                }
+            }
+            None => {
+                on_ready(self.places.final_norm.start..self.layout.total(), grads.all())?;
+                for block in (0..self.config.layers).rev() {
+                    self.block_backward(acts, &pass, block, &mut grads)?;
+                    on_ready(self.places.blocks[block].all(), grads.all())?;
+                }
+                if let Some(d_table) = grads.param(&self.places.embedding) {
+                    let hidden = self.config.hidden;
+                    let d_x = D::view(&acts.d_x, 0..pass.tokens * hidden);
+                    Embedding::<X>::embedding_backward(&self.device, d_table, d_x, batch.tokens(), hidden)?;
+                }
+                on_ready(self.places.embedding.clone(), grads.all())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn final_norm_backward(
+        &self,
+        acts: &mut Activations<D, X>,
+        tokens: usize,
+        d_weight: Option<D::ViewMut<'_, X::Acc>>,
+    ) -> Result<()> {
+        let len = tokens * self.config.hidden;
+        self.device.rmsnorm_backward(
+            D::view_mut(&mut acts.d_x, 0..len),
+            d_weight,
+            D::view(&acts.d_wide, 0..len),
+            acts.x.get(self.config.layers, len),
+            D::view(&acts.last_inv_rms, 0..tokens),
+            self.weights(&self.places.final_norm),
+            self.norm_dims(tokens),
+            Out::Assign,
+        )?;
+        Ok(())
+    }
+
+    /// The products of a block from the last to the first. In the first block it ends at
+    /// the first adapted product: nobody wants a gradient below that.
+    fn block_backward(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        block: usize,
+        grads: &mut Gradients<'_, D, X::Acc>,
+    ) -> Result<()> {
+        let adapted = |layout: &BlockLayout| Fused::ALL.into_iter().find(|&f| !layout.targets(0, f).is_empty());
+        let first = pass.adapters.filter(|_| block == 0).and_then(|a| adapted(a.layout)).unwrap_or(Fused::Qkv);
+        self.residual_product_backward(acts, pass, block, Fused::Down, grads)?;
+        if first == Fused::Down {
+            return Ok(());
+        }
+        self.gate_up_backward(acts, pass, block, grads)?;
+        if first == Fused::GateUp {
+            return Ok(());
+        }
+        self.residual_product_backward(acts, pass, block, Fused::O, grads)?;
+        if first == Fused::O {
+            return Ok(());
+        }
+        self.attention_backward(acts, pass, block, grads)?;
+        self.qkv_backward(acts, pass, block, grads)
+    }
+
+    /// `d_input` from `dy`, and the gradients of the product's adapters or weights.
+    fn product_backward(
+        &self,
+        parts: Product<'_, D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        weight: &Range<usize>,
+        dims: LoraDims<'_>,
+        grads: &mut Gradients<'_, D, X::Acc>,
+    ) -> Result<()> {
+        self.device.lora_linear_backward(
+            parts.d_input,
+            grads.adapter_rows(),
+            parts.dy,
+            parts.input,
+            self.weights(weight),
+            parts.adapters,
+            pass.segments,
+            dims,
+        )?;
+        if let Some(dw) = grads.param(weight) {
+            let x_stride = D::lora_row_stride(&dims);
+            let linear = LinearDims { x_stride, ..LinearDims::new(dims.tokens, dims.in_dim, dims.out_dim) };
+            let x = D::lora_rows(parts.input, &dims);
+            Linear::<X>::linear_backward_weight(&self.device, dw, None, parts.dy, x, linear)?;
+        }
+        Ok(())
+    }
+
+    /// A product that writes into the residual stream: o_proj or down_proj;
+    /// `d_x` after it → `d_input`.
+    fn residual_product_backward(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        block: usize,
+        fused: Fused,
+        grads: &mut Gradients<'_, D, X::Acc>,
+    ) -> Result<()> {
+        let dims = pass.lora(self, block, fused);
+        let input_len = D::lora_input_len(&dims);
+        let input = acts.inputs[fused as usize].get(block, input_len);
+        let adapters = pass.values(&acts.nothing);
+        let parts = Product {
+            d_input: D::view_mut(&mut acts.d_input, 0..input_len),
+            dy: D::view(&acts.d_x, 0..pass.tokens * self.config.hidden),
+            input,
+            adapters,
+        };
+        self.product_backward(parts, pass, self.places.blocks[block].matrix(fused), dims, grads)?;
+        let d_input = D::view_mut(&mut acts.d_input, 0..input_len);
+        self.device.lora_down_backward(d_input, grads.adapter_rows(), input, adapters, pass.segments, dims)?;
+        Ok(())
+    }
+
+    /// `d_input` of down_proj → through the gated activation, the products and the norm
+    /// → `d_x` between attention and MLP.
+    fn gate_up_backward(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        block: usize,
+        grads: &mut Gradients<'_, D, X::Acc>,
+    ) -> Result<()> {
+        let down = pass.lora(self, block, Fused::Down);
+        let dims = pass.lora(self, block, Fused::GateUp);
+        let wide = pass.tokens * dims.out_dim;
+        GatedActivation::<X>::gated_backward(
+            &self.device,
+            D::view_mut(&mut acts.d_wide, 0..wide),
+            D::lora_rows(D::view(&acts.d_input, 0..D::lora_input_len(&down)), &down),
+            acts.gate_up.get(block, wide),
+            self.gated_dims(pass.tokens, &down),
+        )?;
+        let input_len = D::lora_input_len(&dims);
+        let parts = Product {
+            d_input: D::view_mut(&mut acts.d_input, 0..input_len),
+            dy: D::view(&acts.d_wide, 0..wide),
+            input: acts.inputs[Fused::GateUp as usize].get(block, input_len),
+            adapters: pass.values(&acts.nothing),
+        };
+        let places = &self.places.blocks[block];
+        self.product_backward(parts, pass, places.matrix(Fused::GateUp), dims, grads)?;
+        self.norm_backward(acts, pass, block, Fused::GateUp, grads)
+    }
+
+    /// `d_input` of o_proj → `d_qkv` before bias, norm and rotation; with a q/k norm in `d_wide`.
+    fn attention_backward(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        block: usize,
+        grads: &mut Gradients<'_, D, X::Acc>,
+    ) -> Result<()> {
+        let (device, places, tokens) = (&self.device, &self.places.blocks[block], pass.tokens);
+        let dims = pass.lora(self, block, Fused::O);
+        let input_len = D::lora_input_len(&dims);
+        let qkv = self.qkv_dims(tokens);
+        let len = tokens * qkv.row();
+        let rotated = if places.qk_norm.is_some() { &acts.qkv_normed } else { &acts.qkv };
+        device.attention_backward(
+            D::view_mut(&mut acts.d_qkv, 0..len),
+            D::view_mut(&mut acts.delta, 0..tokens * qkv.heads),
+            D::lora_rows(D::view(&acts.d_input, 0..input_len), &dims),
+            D::lora_rows(acts.inputs[Fused::O as usize].get(block, input_len), &dims),
+            acts.lse.get(block, tokens * qkv.heads),
+            rotated.get(block, len),
+            pass.segments.offsets,
+            AttentionDims {
+                qkv,
+                segments: pass.segments.count,
+                scale: self.scale(),
+                o_stride: D::lora_row_stride(&dims),
+            },
+        )?;
+        device.rope_backward(
+            D::view_mut(&mut acts.d_qkv, 0..len),
+            places.qkv_bias.as_ref().and_then(|bias| grads.param(bias)),
+            D::all(&acts.rope.cos),
+            D::all(&acts.rope.sin),
+            pass.batch.positions(),
+            qkv,
+        )?;
+        let Some([w_q, w_k]) = &places.qk_norm else { return Ok(()) };
+        // The two weights are neighbours in the layout, up to alignment.
+        let offset = w_k.start - w_q.start;
+        let dw = grads.param(&(w_q.start..w_k.end)).map(|both| {
+            let (q, k) = D::split_mut(both, offset);
+            (D::slice_mut(q, 0..w_q.len()), k)
+        });
+        device.qk_norm_backward(
+            D::view_mut(&mut acts.d_wide, 0..len),
+            dw,
+            D::view(&acts.d_qkv, 0..len),
+            acts.qkv.get(block, len),
+            acts.qk_inv_rms.get(block, tokens * (qkv.heads + qkv.kv_heads)),
+            self.weights(w_q),
+            self.weights(w_k),
+            qkv,
+        )?;
+        Ok(())
+    }
+
+    /// Gradient of the q, k, v products' outputs → through products and norm → `d_x` before the block.
+    fn qkv_backward(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        block: usize,
+        grads: &mut Gradients<'_, D, X::Acc>,
+    ) -> Result<()> {
+        let places = &self.places.blocks[block];
+        let dims = pass.lora(self, block, Fused::Qkv);
+        let input_len = D::lora_input_len(&dims);
+        let dy = if places.qk_norm.is_some() { &acts.d_wide } else { &acts.d_qkv };
+        let parts = Product {
+            d_input: D::view_mut(&mut acts.d_input, 0..input_len),
+            dy: D::view(dy, 0..pass.tokens * dims.out_dim),
+            input: acts.inputs[Fused::Qkv as usize].get(block, input_len),
+            adapters: pass.values(&acts.nothing),
+        };
+        self.product_backward(parts, pass, places.matrix(Fused::Qkv), dims, grads)?;
+        self.norm_backward(acts, pass, block, Fused::Qkv, grads)
+    }
+
+    /// The norm before q, k, v or before gate and up: `d_x +=`, from `d_input`.
+    fn norm_backward(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        block: usize,
+        fused: Fused,
+        grads: &mut Gradients<'_, D, X::Acc>,
+    ) -> Result<()> {
+        let (device, places, tokens) = (&self.device, &self.places.blocks[block], pass.tokens);
+        let (x, inv_rms, weight) = match fused {
+            Fused::Qkv => (&acts.x, &acts.inv_rms[0], &places.attention_norm),
+            _ => (&acts.x_mid, &acts.inv_rms[1], &places.mlp_norm),
+        };
+        let dims = pass.lora(self, block, fused);
+        let (len, input_len) = (tokens * self.config.hidden, D::lora_input_len(&dims));
+        let norm = self.norm_dims(tokens);
+        let (x, inv_rms) = (x.get(block, len), inv_rms.get(block, tokens));
+        let d_x = D::view_mut(&mut acts.d_x, 0..len);
+        if let Some(dw) = grads.param(weight) {
+            let dy = D::lora_rows(D::view(&acts.d_input, 0..input_len), &dims);
+            let norm = RmsNormDims { y_stride: D::lora_row_stride(&dims), ..norm };
+            let w = self.weights(weight);
+            device.rmsnorm_backward(d_x, Some(dw), dy, x, inv_rms, w, norm, Out::Add)?;
+            return Ok(());
+        }
+        device.rmsnorm_lora_backward(
+            d_x,
+            D::view_mut(&mut acts.d_input, 0..input_len),
+            grads.adapter_rows(),
+            x,
+            acts.inputs[fused as usize].get(block, input_len),
+            inv_rms,
+            self.weights(weight),
+            pass.values(&acts.nothing),
+            pass.segments,
+            norm,
+            dims,
+        )?;
+        Ok(())
+    }
+}

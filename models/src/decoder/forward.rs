@@ -1,0 +1,391 @@
+//! The forward pass: from a packed token stream to the loss of every label, or to logits.
+
+use super::acts::lora_dims;
+use super::{Activations, Decoder};
+use crate::lora::{BlockLayout, Fused};
+use gradtx_kernels::ops::{
+    Attention, AttentionDims, DecodeDims, Elementwise, Embedding, GatedActivation, GatedDims, GatedKind,
+    Gemm, GemmDims, LmHead, LmHeadDims, LmHeadScratch, LoraDims, QkvDims, RmsNormDims, Segments,
+};
+use gradtx_kernels::{Backend, Device, Real};
+use gradtx_runtime::data::DeviceBatch;
+use gradtx_runtime::Result;
+
+/// Adapters that a pass uses: `values` `[adapters, L·d]`; a segment names its row.
+pub struct AdapterView<'a, D: Device, A: Real> {
+    /// The adapters.
+    pub values: D::View<'a, A>,
+    /// Their layout.
+    pub layout: &'a BlockLayout,
+    /// Dropout probability on their input; 0 outside training.
+    pub dropout: f64,
+}
+
+impl<D: Device, A: Real> Clone for AdapterView<'_, D, A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<D: Device, A: Real> Copy for AdapterView<'_, D, A> {}
+
+/// Keys and values of earlier tokens, and how a pass uses them.
+pub(super) enum Cache<'a, D: Device, X: Real> {
+    /// Whole segments, nothing remembered.
+    None,
+    /// Whole segments whose keys and values are stored: segment i in `slot[i]`.
+    Fill { k: &'a mut D::Buf<X>, v: &'a mut D::Buf<X>, slot: D::View<'a, u32>, capacity: usize, slots: usize },
+    /// One token per segment, after what its slot holds.
+    Decode { k: &'a mut D::Buf<X>, v: &'a mut D::Buf<X>, slot: D::View<'a, u32>, capacity: usize, slots: usize },
+}
+
+/// What all steps of one pass share.
+pub(super) struct Pass<'a, D: Device, A: Real> {
+    pub(super) batch: &'a DeviceBatch<D, A>,
+    pub(super) adapters: Option<AdapterView<'a, D, A>>,
+    pub(super) segments: Segments<'a, D>,
+    /// T
+    pub(super) tokens: usize,
+}
+
+impl<'a, D: Device, A: Real> Pass<'a, D, A> {
+    pub(super) fn new(batch: &'a DeviceBatch<D, A>, adapters: Option<AdapterView<'a, D, A>>) -> Self {
+        Self { batch, adapters, segments: batch.segments(), tokens: batch.used().tokens }
+    }
+
+    /// Shapes and targets of a product of a block.
+    pub(super) fn lora<X: Real<Acc = A>>(
+        &self,
+        decoder: &Decoder<D, X>,
+        block: usize,
+        fused: Fused,
+    ) -> LoraDims<'a> {
+        let (layout, dropout) = self.adapters.map_or((None, 0.0), |a| (Some(a.layout), a.dropout));
+        lora_dims(&decoder.config, layout, dropout, block, fused, self.tokens)
+    }
+
+    /// The adapters' values, or `nothing`.
+    pub(super) fn values<'b>(&self, nothing: &'b D::Buf<A>) -> D::View<'b, A>
+    where
+        'a: 'b,
+    {
+        self.adapters.map_or(D::all(nothing), |a| a.values)
+    }
+}
+
+impl<D: Backend<X>, X: Real> Decoder<D, X> {
+    /// Loss of every label of a packed stream, into [`Activations::losses`].
+    pub fn loss(
+        &self,
+        acts: &mut Activations<D, X>,
+        batch: &DeviceBatch<D, X::Acc>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+    ) -> Result<()> {
+        acts.check(batch.used(), adapters.as_ref())?;
+        let pass = Pass::new(batch, adapters);
+        self.forward_blocks(acts, &pass, &mut Cache::None)?;
+        self.final_norm(acts, pass.tokens)?;
+        self.head_loss(acts, batch, false, None)
+    }
+
+    /// Logits `[rows, V]` at these positions of a packed stream, on the host.
+    pub fn logits(
+        &self,
+        acts: &mut Activations<D, X>,
+        batch: &DeviceBatch<D, X::Acc>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+        rows: &[u32],
+    ) -> Result<Vec<X>> {
+        acts.check(batch.used(), adapters.as_ref())?;
+        let pass = Pass::new(batch, adapters);
+        self.forward_blocks(acts, &pass, &mut Cache::None)?;
+        let mut logits = Vec::with_capacity(rows.len() * self.config.vocab);
+        for chunk in rows.chunks(acts.chunk) {
+            let on_device = self.device.buffer_from(chunk)?;
+            self.row_logits(acts, pass.tokens, D::all(&on_device))?;
+            let len = chunk.len() * self.config.vocab;
+            logits.extend(self.device.to_host(D::view(&acts.head_logits, 0..len))?);
+        }
+        Ok(logits)
+    }
+
+    /// Residual stream after the last block, in the last part of `acts.x`.
+    pub(super) fn forward_blocks(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        cache: &mut Cache<'_, D, X>,
+    ) -> Result<()> {
+        let hidden = self.config.hidden;
+        let x = acts.x.get_mut(0, pass.tokens * hidden);
+        let table = self.weights(&self.places.embedding);
+        Embedding::<X>::embedding_forward(&self.device, x, table, pass.batch.tokens(), hidden)?;
+        for block in 0..self.config.layers {
+            self.attention_in(acts, pass, block)?;
+            self.attend(acts, pass, block, cache)?;
+            self.attention_out(acts, pass, block)?;
+            self.mlp(acts, pass, block)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn norm_dims(&self, tokens: usize) -> RmsNormDims {
+        RmsNormDims::new(tokens, self.config.hidden, self.config.norm_eps)
+    }
+
+    pub(super) fn qkv_dims(&self, tokens: usize) -> QkvDims {
+        let c = &self.config;
+        QkvDims { tokens, heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
+    }
+
+    pub(super) fn scale(&self) -> f64 {
+        1.0 / (self.config.head_dim as f64).sqrt()
+    }
+
+    /// x → normalised, projected, rotated q, k, v.
+    fn attention_in(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        block: usize,
+    ) -> Result<()> {
+        let (device, places, tokens) = (&self.device, &self.places.blocks[block], pass.tokens);
+        let dims = pass.lora(self, block, Fused::Qkv);
+        let input_len = D::lora_input_len(&dims);
+        device.rmsnorm_lora_forward(
+            acts.inputs[Fused::Qkv as usize].get_mut(block, input_len),
+            acts.inv_rms[0].get_mut(block, tokens),
+            acts.x.get(block, tokens * self.config.hidden),
+            self.weights(&places.attention_norm),
+            pass.values(&acts.nothing),
+            pass.segments,
+            self.norm_dims(tokens),
+            dims,
+        )?;
+        let qkv = self.qkv_dims(tokens);
+        let len = tokens * qkv.row();
+        device.lora_linear_forward(
+            acts.qkv.get_mut(block, len),
+            acts.inputs[Fused::Qkv as usize].get(block, input_len),
+            self.weights(places.matrix(Fused::Qkv)),
+            None,
+            pass.values(&acts.nothing),
+            pass.segments,
+            dims,
+        )?;
+        let rotated = match &places.qk_norm {
+            None => &mut acts.qkv,
+            Some([w_q, w_k]) => {
+                let heads = tokens * (qkv.heads + qkv.kv_heads);
+                device.qk_norm_forward(
+                    acts.qkv_normed.get_mut(block, len),
+                    acts.qk_inv_rms.get_mut(block, heads),
+                    acts.qkv.get(block, len),
+                    self.weights(w_q),
+                    self.weights(w_k),
+                    qkv,
+                    self.config.norm_eps,
+                )?;
+                &mut acts.qkv_normed
+            }
+        };
+        device.rope_forward(
+            rotated.get_mut(block, len),
+            places.qkv_bias.as_ref().map(|bias| self.weights(bias)),
+            D::all(&acts.rope.cos),
+            D::all(&acts.rope.sin),
+            pass.batch.positions(),
+            qkv,
+        )?;
+        Ok(())
+    }
+
+    /// q, k, v → o, as rows of the input of `o_proj`.
+    fn attend(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        block: usize,
+        cache: &mut Cache<'_, D, X>,
+    ) -> Result<()> {
+        let (device, tokens) = (&self.device, pass.tokens);
+        let dims = pass.lora(self, block, Fused::O);
+        let qkv = self.qkv_dims(tokens);
+        let rotated = if self.config.family.qk_norm() { &acts.qkv_normed } else { &acts.qkv };
+        let rotated = rotated.get(block, tokens * qkv.row());
+        let o_input = acts.inputs[Fused::O as usize].get_mut(block, D::lora_input_len(&dims));
+        let o = D::lora_rows_mut(o_input, &dims);
+        let decode = |capacity, slots| DecodeDims { qkv, capacity, slots, scale: self.scale() };
+        let part = |slots: usize, capacity: usize| {
+            let len = slots * capacity * self.config.kv_dim();
+            block * len..(block + 1) * len
+        };
+        if let Cache::Decode { k, v, slot, capacity, slots } = cache {
+            let (k, v) = (D::view_mut(k, part(*slots, *capacity)), D::view_mut(v, part(*slots, *capacity)));
+            let positions = pass.batch.positions();
+            device.attention_decode(o, k, v, rotated, *slot, positions, decode(*capacity, *slots))?;
+            return Ok(());
+        }
+        let attention = AttentionDims {
+            qkv,
+            segments: pass.segments.count,
+            scale: self.scale(),
+            o_stride: D::lora_row_stride(&dims),
+        };
+        let lse = acts.lse.get_mut(block, tokens * qkv.heads);
+        device.attention_forward(o, lse, rotated, pass.segments.offsets, attention)?;
+        if let Cache::Fill { k, v, slot, capacity, slots } = cache {
+            let (k, v) = (D::view_mut(k, part(*slots, *capacity)), D::view_mut(v, part(*slots, *capacity)));
+            let offsets = pass.segments.offsets;
+            device.cache_store(k, v, rotated, offsets, *slot, decode(*capacity, *slots))?;
+        }
+        Ok(())
+    }
+
+    /// `x_mid = x + o Woᵀ`
+    fn attention_out(
+        &self,
+        acts: &mut Activations<D, X>,
+        pass: &Pass<'_, D, X::Acc>,
+        block: usize,
+    ) -> Result<()> {
+        let (device, len) = (&self.device, pass.tokens * self.config.hidden);
+        let dims = pass.lora(self, block, Fused::O);
+        let input = &mut acts.inputs[Fused::O as usize];
+        let input_len = D::lora_input_len(&dims);
+        let values = pass.values(&acts.nothing);
+        device.lora_down_forward(input.get_mut(block, input_len), values, pass.segments, dims)?;
+        device.lora_linear_forward(
+            acts.x_mid.get_mut(block, len),
+            input.get(block, input_len),
+            self.weights(self.places.blocks[block].matrix(Fused::O)),
+            Some(acts.x.get(block, len)),
+            values,
+            pass.segments,
+            dims,
+        )?;
+        Ok(())
+    }
+
+    /// `x = x_mid + mlp(rmsnorm(x_mid))`, into the next block's x.
+    fn mlp(&self, acts: &mut Activations<D, X>, pass: &Pass<'_, D, X::Acc>, block: usize) -> Result<()> {
+        let (device, places, tokens) = (&self.device, &self.places.blocks[block], pass.tokens);
+        let len = tokens * self.config.hidden;
+        let values = pass.values(&acts.nothing);
+        let [_, _, up_input, down_input] = &mut acts.inputs;
+        let dims = pass.lora(self, block, Fused::GateUp);
+        let input_len = D::lora_input_len(&dims);
+        device.rmsnorm_lora_forward(
+            up_input.get_mut(block, input_len),
+            acts.inv_rms[1].get_mut(block, tokens),
+            acts.x_mid.get(block, len),
+            self.weights(&places.mlp_norm),
+            values,
+            pass.segments,
+            self.norm_dims(tokens),
+            dims,
+        )?;
+        device.lora_linear_forward(
+            acts.gate_up.get_mut(block, tokens * dims.out_dim),
+            up_input.get(block, input_len),
+            self.weights(places.matrix(Fused::GateUp)),
+            None,
+            values,
+            pass.segments,
+            dims,
+        )?;
+        let gate_up = acts.gate_up.get(block, tokens * dims.out_dim);
+        let dims = pass.lora(self, block, Fused::Down);
+        let input_len = D::lora_input_len(&dims);
+        let rows = D::lora_rows_mut(down_input.get_mut(block, input_len), &dims);
+        let gated = self.gated_dims(tokens, &dims);
+        GatedActivation::<X>::gated_forward(device, rows, gate_up, gated)?;
+        device.lora_down_forward(down_input.get_mut(block, input_len), values, pass.segments, dims)?;
+        device.lora_linear_forward(
+            acts.x.get_mut(block + 1, len),
+            down_input.get(block, input_len),
+            self.weights(places.matrix(Fused::Down)),
+            Some(acts.x_mid.get(block, len)),
+            values,
+            pass.segments,
+            dims,
+        )?;
+        Ok(())
+    }
+
+    pub(super) fn gated_dims(&self, tokens: usize, down: &LoraDims<'_>) -> GatedDims {
+        let (cols, h_stride) = (self.config.intermediate, D::lora_row_stride(down));
+        GatedDims { rows: tokens, cols, h_stride, kind: GatedKind::Silu }
+    }
+
+    /// The final norm of every token.
+    pub(super) fn final_norm(&self, acts: &mut Activations<D, X>, tokens: usize) -> Result<()> {
+        let len = tokens * self.config.hidden;
+        self.device.rmsnorm_forward(
+            D::view_mut(&mut acts.last, 0..len),
+            D::view_mut(&mut acts.last_inv_rms, 0..tokens),
+            acts.x.get(self.config.layers, len),
+            self.weights(&self.places.final_norm),
+            self.norm_dims(tokens),
+        )?;
+        Ok(())
+    }
+
+    /// Loss of every label; with `gradient`, also its gradient in the head's input
+    /// (`d_wide` `[T, H]` `=`), and in the head itself where `d_head` is given.
+    pub(super) fn head_loss(
+        &self,
+        acts: &mut Activations<D, X>,
+        batch: &DeviceBatch<D, X::Acc>,
+        gradient: bool,
+        d_head: Option<D::ViewMut<'_, X::Acc>>,
+    ) -> Result<()> {
+        let (tokens, labels, hidden) = (batch.used().tokens, batch.used().labels, self.config.hidden);
+        acts.labels = labels;
+        let (rows, d_rows) = D::split_mut(D::all_mut(&mut acts.head_rows), acts.chunk * hidden);
+        let scratch = LmHeadScratch { logits: D::all_mut(&mut acts.head_logits), rows, d_rows };
+        let dims = LmHeadDims { tokens, labels, hidden, vocab: self.config.vocab, chunk: acts.chunk };
+        LmHead::<X>::lm_head_loss(
+            &self.device,
+            D::view_mut(&mut acts.losses, 0..labels),
+            gradient.then(|| D::view_mut(&mut acts.d_wide, 0..tokens * hidden)),
+            d_head,
+            scratch,
+            D::view(&acts.last, 0..tokens * hidden),
+            self.weights(&self.places.head),
+            batch.label_rows(),
+            batch.targets(),
+            batch.weights(),
+            dims,
+        )?;
+        Ok(())
+    }
+
+    /// Logits of some positions, the first rows of `acts.head_logits`; at most `acts.chunk` rows.
+    pub(super) fn row_logits(
+        &self,
+        acts: &mut Activations<D, X>,
+        tokens: usize,
+        rows: D::View<'_, u32>,
+    ) -> Result<()> {
+        let (device, hidden, vocab) = (&self.device, self.config.hidden, self.config.vocab);
+        let count = D::view_len(rows);
+        let x = acts.x.get(self.config.layers, tokens * hidden);
+        let gathered = D::view_mut(&mut acts.head_rows, 0..count * hidden);
+        Elementwise::<X>::gather_rows(device, gathered, x, rows, hidden)?;
+        device.rmsnorm_forward(
+            D::view_mut(&mut acts.last, 0..count * hidden),
+            D::view_mut(&mut acts.last_inv_rms, 0..count),
+            D::view(&acts.head_rows, 0..count * hidden),
+            self.weights(&self.places.final_norm),
+            self.norm_dims(count),
+        )?;
+        Gemm::<X>::gemm(
+            device,
+            D::view_mut(&mut acts.head_logits, 0..count * vocab),
+            D::view(&acts.last, 0..count * hidden),
+            self.weights(&self.places.head),
+            GemmDims::new(count, vocab, hidden, false, true),
+        )?;
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! Decoder LLMs: Llama, Mistral, Qwen2 and Qwen3, with or without adapters.
+//!
+//! * [`DecoderConfig`]: what is computed, from `config.json`.
+//! * [`Decoder`]: the weights, in one flat buffer.
+//! * [`Activations`]: every buffer of a forward and backward pass, allocated once.
+//! * [`Decoder::loss`] and [`Decoder::loss_and_gradient`]: the passes, over a packed
+//!   token stream.
+//! * [`Generator`]: greedy decoding with a key/value cache.
+//! * [`Pretrainer`]: training of all parameters.
+//!
+//! Shapes: T tokens of the stream, S segments, M labels, H hidden, Q = heads · D,
+//! R = Q + 2 · kv_heads · D (a fused q, k, v row), F intermediate, V vocabulary.
+//!
+//! A block, with `x` the residual stream and every product possibly adapted:
+//!
+//! ```text
+//! q, k, v = rope([norm](rmsnorm(x) Wqkvᵀ + b))      x ← x + attention(q, k, v) Woᵀ
+//! g, u    = rmsnorm(x) Wguᵀ                          x ← x + (silu(g) ⊙ u) Wdownᵀ
+//! ```
+
+mod acts;
+mod backward;
+mod config;
+mod forward;
+mod generate;
+mod pretrain;
+mod rope;
+mod weights;
+
+pub use acts::{Activations, Mode};
+pub use backward::{Gradients, OnReady};
+pub use config::{DecoderConfig, Family};
+pub use forward::AdapterView;
+pub use generate::{GenerateLimits, Generator, Prompt};
+pub use pretrain::Pretrainer;
+pub use rope::RopeScaling;
+pub use weights::{Decoder, InitialWeights};

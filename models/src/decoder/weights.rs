@@ -1,0 +1,290 @@
+//! [`Decoder`]: the weights of a model in one flat buffer, read, made, and written.
+//!
+//! In: a model directory in the Hugging Face layout, or a key for random values.
+//! Out: views of (fused) matrices and vectors for the passes, and a directory again.
+//!
+//! The flat order is that of a forward pass: embedding, blocks, final norm, head. So
+//! backward finishes gradients from the end of the buffer to its beginning.
+
+use super::DecoderConfig;
+use crate::lora::Fused;
+use gradtx_kernels::{Backend, Device, Real, bf16, rng};
+use gradtx_runtime::artifact::{NewTensor, TensorSource, write_atomic, write_tensors};
+use gradtx_runtime::params::{Param, ParamLayout};
+use gradtx_runtime::{Error, Result};
+use safetensors::Dtype;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// Where the weights of one block lie.
+#[derive(Clone, Debug)]
+pub(super) struct BlockPlaces {
+    /// `[H]`
+    pub(super) attention_norm: Range<usize>,
+    /// `[R]`, Qwen2.
+    pub(super) qkv_bias: Option<Range<usize>>,
+    /// `[D]` each, Qwen3.
+    pub(super) qk_norm: Option<[Range<usize>; 2]>,
+    /// `[H]`
+    pub(super) mlp_norm: Range<usize>,
+    /// `[R, H]`, `[H, Q]`, `[2F, H]`, `[H, F]`: by [`Fused`].
+    pub(super) matrices: [Range<usize>; 4],
+}
+
+/// Where all weights lie.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    /// `[V, H]`
+    pub(super) embedding: Range<usize>,
+    /// `[H]`
+    pub(super) final_norm: Range<usize>,
+    /// `[V, H]`; the embedding's when tied.
+    pub(super) head: Range<usize>,
+    pub(super) blocks: Vec<BlockPlaces>,
+}
+
+impl BlockPlaces {
+    /// All weights of the block: they follow each other.
+    pub(super) fn all(&self) -> Range<usize> {
+        self.attention_norm.start..self.matrices[Fused::Down as usize].end
+    }
+
+    /// The weights of a (fused) product.
+    pub(super) fn matrix(&self, fused: Fused) -> &Range<usize> {
+        &self.matrices[fused as usize]
+    }
+}
+
+fn places(config: &DecoderConfig) -> (ParamLayout, Places) {
+    let mut layout = ParamLayout::new();
+    let embedding = layout.push([(EMBEDDING, vec![config.vocab, config.hidden])]);
+    let blocks = (0..config.layers).map(|l| block_places(&mut layout, config, l)).collect();
+    let final_norm = layout.push([("model.norm.weight", vec![config.hidden])]);
+    let head = match config.tied {
+        true => embedding.clone(),
+        false => layout.push([(HEAD, vec![config.vocab, config.hidden])]),
+    };
+    (layout, Places { embedding, blocks, final_norm, head })
+}
+
+fn block_places(layout: &mut ParamLayout, config: &DecoderConfig, l: usize) -> BlockPlaces {
+    let (h, f, d) = (config.hidden, config.intermediate, config.head_dim);
+    let parts = [("q", config.q_dim()), ("k", config.kv_dim()), ("v", config.kv_dim())];
+    let name = |rest: String| format!("model.layers.{l}.{rest}");
+    let matrix = |rest: &str, rows, cols| (name(format!("{rest}_proj.weight")), vec![rows, cols]);
+    let vector = |rest: String, n| (name(rest), vec![n]);
+    BlockPlaces {
+        attention_norm: layout.push([vector("input_layernorm.weight".into(), h)]),
+        qkv_bias: config
+            .family
+            .qkv_bias()
+            .then(|| layout.push(parts.map(|(p, n)| vector(format!("self_attn.{p}_proj.bias"), n)))),
+        qk_norm: config
+            .family
+            .qk_norm()
+            .then(|| ["q", "k"].map(|p| layout.push([vector(format!("self_attn.{p}_norm.weight"), d)]))),
+        mlp_norm: layout.push([vector("post_attention_layernorm.weight".into(), h)]),
+        matrices: [
+            layout.push(parts.map(|(p, n)| matrix(&format!("self_attn.{p}"), n, h))),
+            layout.push([matrix("self_attn.o", h, config.q_dim())]),
+            layout.push([matrix("mlp.gate", f, h), matrix("mlp.up", f, h)]),
+            layout.push([matrix("mlp.down", h, f)]),
+        ],
+    }
+}
+
+/// Standard deviations of random initial weights. Norms start at 1, biases at 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InitialWeights {
+    /// Token embedding.
+    pub embedding: f64,
+    /// LM head, where it is not the embedding.
+    pub head: f64,
+    /// Hidden matrices; `None` for 1/√in, further divided by √(2·layers) where a
+    /// matrix writes into the residual stream.
+    pub matrices: Option<f64>,
+}
+
+impl Default for InitialWeights {
+    /// 0.02 everywhere, as the published families start.
+    fn default() -> Self {
+        Self { embedding: 0.02, head: 0.02, matrices: Some(0.02) }
+    }
+}
+
+/// A decoder LLM: configuration and weights.
+pub struct Decoder<D: Device, X: Real> {
+    pub(super) device: D,
+    pub(super) config: DecoderConfig,
+    pub(super) layout: ParamLayout,
+    pub(super) places: Places,
+    pub(super) values: D::Buf<X>,
+}
+
+impl<D: Device, X: Real> Decoder<D, X> {
+    /// A decoder with these values, in the order of [`Self::layout`].
+    pub fn from_values(device: &D, config: DecoderConfig, values: D::Buf<X>) -> Result<Self> {
+        let (layout, places) = places(&config);
+        let (want, found) = (layout.total(), D::len(&values));
+        if want != found {
+            let why = format!("this configuration has {want} values, found {found}");
+            return Err(Error::invalid("decoder weights", why));
+        }
+        Ok(Self { device: device.clone(), config, layout, places, values })
+    }
+
+    /// The layout that a decoder of this configuration has.
+    pub fn layout_of(config: &DecoderConfig) -> ParamLayout {
+        places(config).0
+    }
+
+    /// Reads a model directory: `config.json` and (sharded) safetensors in bf16, f16 or f32.
+    ///
+    /// Every tensor of the model must be there with its shape and finite values, and no
+    /// other, except a head that equals the embedding it is tied to.
+    pub fn load(device: &D, dir: &Path) -> Result<Self> {
+        let config = DecoderConfig::read(dir)?;
+        let source = TensorSource::open(dir)?;
+        let (layout, _) = places(&config);
+        let mut values = device.zeros(layout.total())?;
+        for param in layout.params() {
+            let tensor = source.tensor(&param.name)?;
+            tensor.expect_shape(&param.shape)?;
+            put(device, &mut values, param, &tensor.to_f32()?)?;
+        }
+        for name in source.names() {
+            if layout.get(name).is_none() && !is_ignorable(name) {
+                check_extra(&config, &source, name)?;
+            }
+        }
+        Self::from_values(device, config, values)
+    }
+
+    /// A decoder with random weights: a pure function of configuration, spread and key.
+    pub fn random(device: &D, config: &DecoderConfig, initial: &InitialWeights, key: u64) -> Result<Self> {
+        let (layout, _) = places(config);
+        let mut values = device.zeros(layout.total())?;
+        for param in layout.params() {
+            let mut stream = rng::Stream::new(rng::derive_named(key, &param.name));
+            let host: Vec<f32> = match initial_spread(config, initial, param) {
+                Some(std) => (0..param.len()).map(|_| (std * stream.normal()) as f32).collect(),
+                None if param.name.ends_with(".bias") => vec![0.0; param.len()],
+                None => vec![1.0; param.len()],
+            };
+            put(device, &mut values, param, &host)?;
+        }
+        Self::from_values(device, config.clone(), values)
+    }
+
+    /// Writes `config.json` and `model.safetensors` into a directory that exists, as
+    /// bf16 or f32.
+    pub fn save(&self, dir: &Path, half: bool) -> Result<()> {
+        let (dtype, name) = if half { (Dtype::BF16, "bfloat16") } else { (Dtype::F32, "float32") };
+        let mut bytes = Vec::with_capacity(self.layout.params().len());
+        for param in self.layout.params() {
+            let host = self.device.to_host(D::view(&self.values, param.range()))?;
+            let numbers = host.iter().map(|x| x.to_f64());
+            bytes.push(match half {
+                true => numbers.flat_map(|x| bf16::from_f32(x as f32).to_le_bytes()).collect::<Vec<u8>>(),
+                false => numbers.flat_map(|x| (x as f32).to_le_bytes()).collect(),
+            });
+        }
+        let params = self.layout.params().iter().zip(&bytes);
+        let tensors: Vec<NewTensor<'_>> =
+            params.map(|(p, bytes)| (p.name.clone(), dtype, p.shape.clone(), &bytes[..])).collect();
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        write_tensors(&dir.join("model.safetensors"), &tensors, &metadata)?;
+        let text = format!("{:#}\n", self.config.to_json(name));
+        write_atomic(&dir.join("config.json"), |out| out.write_all(text.as_bytes()))
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Names, shapes and places of the weights.
+    pub fn layout(&self) -> &ParamLayout {
+        &self.layout
+    }
+
+    /// All weights, flat.
+    pub fn values(&self) -> &D::Buf<X> {
+        &self.values
+    }
+
+    /// All weights, flat, for an optimizer.
+    pub fn values_mut(&mut self) -> &mut D::Buf<X> {
+        &mut self.values
+    }
+
+    /// The matrices inside the blocks: all two-dimensional parameters but embedding and head.
+    pub fn hidden_matrices(&self) -> impl Iterator<Item = &Param> {
+        let ends = [EMBEDDING, HEAD];
+        self.layout.params().iter().filter(move |p| p.shape.len() == 2 && !ends.contains(&p.name.as_str()))
+    }
+
+    /// Part of the weights.
+    pub(super) fn weights(&self, range: &Range<usize>) -> D::View<'_, X> {
+        D::view(&self.values, range.clone())
+    }
+}
+
+impl<D: Backend<X>, X: Real> Decoder<D, X> {
+    /// A copy with weights of its own.
+    pub fn duplicate(&self) -> Result<Self> {
+        let mut values = self.device.zeros(D::len(&self.values))?;
+        self.device.copy(D::all_mut(&mut values), D::all(&self.values))?;
+        Self::from_values(&self.device, self.config.clone(), values)
+    }
+}
+
+/// Copies one tensor's values to its place.
+fn put<D: Device, X: Real>(device: &D, values: &mut D::Buf<X>, param: &Param, host: &[f32]) -> Result<()> {
+    let converted: Vec<X> = host.iter().map(|&x| X::from_f64(x as f64)).collect();
+    Ok(device.upload(D::view_mut(values, param.range()), &converted)?)
+}
+
+/// Tables that old checkpoints carry although the configuration determines them.
+fn is_ignorable(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// A tensor that is no parameter: fine only if it is the head of a tied model and equal to the embedding.
+fn check_extra(config: &DecoderConfig, source: &TensorSource, name: &str) -> Result<()> {
+    let tensor = source.tensor(name)?;
+    if !(config.tied && name == HEAD) {
+        return Err(Error::tensor(tensor.path, name, "this configuration has no such tensor"));
+    }
+    tensor.expect_shape(&[config.vocab, config.hidden])?;
+    if tensor.to_f32()? == source.tensor(EMBEDDING)?.to_f32()? {
+        return Ok(());
+    }
+    let why = format!("config.json ties it to `{EMBEDDING}`, but it holds other values");
+    Err(Error::tensor(tensor.path, name, why))
+}
+
+/// Standard deviation of a parameter's initial values; none for norms and biases.
+fn initial_spread(config: &DecoderConfig, initial: &InitialWeights, param: &Param) -> Option<f64> {
+    let &[_, inputs] = param.shape.as_slice() else { return None };
+    let natural = || {
+        let writes = param.name.ends_with("o_proj.weight") || param.name.ends_with("down_proj.weight");
+        let depth = if writes { 2.0 * config.layers as f64 } else { 1.0 };
+        1.0 / (inputs as f64 * depth).sqrt()
+    };
+    Some(match param.name.as_str() {
+        EMBEDDING => initial.embedding,
+        HEAD => initial.head,
+        _ => initial.matrices.unwrap_or_else(natural),
+    })
+}

@@ -1,0 +1,177 @@
+//! [`LoraJobs`]: several adapters trained at once beside one frozen base model.
+//!
+//! In: packed streams whose segments name their job. Out: every job's adapter, and its
+//! change since the start (the update vector). Adapters, gradients and moments are
+//! matrices `[jobs, L·d]`; clipping and AdamW work row by row. A job's bits do not
+//! depend on which other jobs share the stream: products are independent by row, and
+//! gradients are summed over a job's own segments in order.
+
+use super::BlockLayout;
+use crate::decoder::{Activations, AdapterView, Decoder, Gradients, Mode};
+use gradtx_kernels::ops::AdamWStep;
+use gradtx_kernels::{Backend, Device, Real};
+use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
+use gradtx_runtime::optim::FlatAdamW;
+use gradtx_runtime::{Error, Result};
+
+/// Adapters in training: one row each for values, gradients and moments.
+pub struct LoraJobs<D: Device, X: Real> {
+    device: D,
+    layout: BlockLayout,
+    jobs: usize,
+    /// `[jobs, L·d]`
+    adapters: D::Buf<X::Acc>,
+    /// `[jobs, L·d]`
+    grads: D::Buf<X::Acc>,
+    /// `[L·d]`, the same for every job.
+    initial: Vec<f32>,
+    optimizer: FlatAdamW<D, X::Acc>,
+    acts: Activations<D, X>,
+    batch: DeviceBatch<D, X::Acc>,
+}
+
+impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
+    /// `jobs` adapters that all start as `initial` `[L·d]`, and buffers for streams up to
+    /// `capacity`.
+    pub fn new(
+        decoder: &Decoder<D, X>,
+        layout: &BlockLayout,
+        jobs: usize,
+        initial: &[f32],
+        capacity: BatchCapacity,
+    ) -> Result<Self> {
+        if jobs == 0 || initial.len() != layout.total() {
+            let why = format!("{jobs} of them, {} initial values, layout of {}", initial.len(), layout.total());
+            return Err(Error::invalid("adapters to be trained", why));
+        }
+        let device = decoder.device().clone();
+        let one: Vec<X::Acc> = initial.iter().map(|&x| X::Acc::from_f64(x as f64)).collect();
+        let total = layout.total();
+        let mut adapters = device.zeros(jobs * total)?;
+        for job in 0..jobs {
+            device.upload(D::view_mut(&mut adapters, job * total..(job + 1) * total), &one)?;
+        }
+        Ok(Self {
+            adapters,
+            grads: device.zeros(jobs * total)?,
+            initial: initial.to_vec(),
+            optimizer: FlatAdamW::new(&device, jobs, total)?,
+            acts: Activations::new(decoder, capacity, Mode::Adapters(layout))?,
+            batch: DeviceBatch::new(&device, capacity)?,
+            layout: layout.clone(),
+            device,
+            jobs,
+        })
+    }
+
+    /// One optimizer step on one stream: loss of every job, gradients, clipping of every
+    /// job to `max_norm`, AdamW.
+    pub fn train_step(
+        &mut self,
+        decoder: &Decoder<D, X>,
+        batch: &PackedBatch,
+        step: AdamWStep,
+        max_norm: Option<f64>,
+    ) -> Result<JobsStep> {
+        let losses = self.accumulate(decoder, batch)?;
+        let norms = self.update(step, max_norm)?;
+        Ok(JobsStep { losses, norms })
+    }
+
+    /// Adds a stream's gradients to those of the step; returns its part of every job's loss.
+    pub fn accumulate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<Vec<f64>> {
+        self.check(batch)?;
+        self.batch.load(&self.device, batch)?;
+        let dropout = self.layout.lora().dropout;
+        let view = AdapterView { values: D::all(&self.adapters), layout: &self.layout, dropout };
+        let grads = Gradients::Adapters(D::all_mut(&mut self.grads));
+        decoder.loss_and_gradient(&mut self.acts, &self.batch, Some(view), grads, &mut |_, _| Ok(()))?;
+        self.job_losses(batch)
+    }
+
+    /// Applies the gradients of the step and forgets them; returns every job's gradient
+    /// norm before clipping. A norm that is not finite is an error that changes nothing.
+    pub fn update(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
+        let params = D::all_mut(&mut self.adapters);
+        let norms = self.optimizer.step(&self.device, params, D::all(&self.grads), step, max_norm)?;
+        self.device.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
+        Ok(norms)
+    }
+
+    /// Weighted loss of every job on a stream, without gradients and without dropout.
+    pub fn evaluate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<Vec<f64>> {
+        self.check(batch)?;
+        self.batch.load(&self.device, batch)?;
+        let view = AdapterView { values: D::all(&self.adapters), layout: &self.layout, dropout: 0.0 };
+        decoder.loss(&mut self.acts, &self.batch, Some(view))?;
+        self.job_losses(batch)
+    }
+
+    fn check(&self, batch: &PackedBatch) -> Result<()> {
+        let jobs = self.jobs as u32;
+        match (0..batch.segments()).find(|&i| batch.adapter[i] >= jobs || batch.grad_row[i] != batch.adapter[i]) {
+            None => Ok(()),
+            Some(i) => {
+                let (adapter, row) = (batch.adapter[i], batch.grad_row[i]);
+                let why = format!("adapter {adapter} and gradient row {row}; jobs are 0..{jobs}, each with its row");
+                Err(Error::invalid(format!("segment {i}"), why))
+            }
+        }
+    }
+
+    fn job_losses(&self, batch: &PackedBatch) -> Result<Vec<f64>> {
+        let losses = self.device.to_host(self.acts.losses())?;
+        let mut sums = vec![0.0; self.jobs];
+        for (i, loss) in losses.iter().enumerate() {
+            let job = batch.adapter[batch.label_segment[i] as usize] as usize;
+            sums[job] += batch.weights[i] * loss.to_f64();
+        }
+        Ok(sums)
+    }
+
+    /// Number of adapters.
+    pub fn jobs(&self) -> usize {
+        self.jobs
+    }
+
+    /// Where an adapter's values lie.
+    pub fn layout(&self) -> &BlockLayout {
+        &self.layout
+    }
+
+    /// All adapters, `[jobs, L·d]`, as a pass uses them; no dropout.
+    pub fn adapters(&self) -> AdapterView<'_, D, X::Acc> {
+        AdapterView { values: D::all(&self.adapters), layout: &self.layout, dropout: 0.0 }
+    }
+
+    /// All adapters, `[jobs, L·d]`, to be filled from a checkpoint.
+    pub fn adapters_mut(&mut self) -> &mut D::Buf<X::Acc> {
+        &mut self.adapters
+    }
+
+    /// The optimizer, for checkpoints.
+    pub fn optimizer(&mut self) -> &mut FlatAdamW<D, X::Acc> {
+        &mut self.optimizer
+    }
+
+    /// One job's adapter, `[L, d]`.
+    pub fn adapter(&self, job: usize) -> Result<Vec<f32>> {
+        let total = self.layout.total();
+        let values = self.device.to_host(D::view(&self.adapters, job * total..(job + 1) * total))?;
+        Ok(values.iter().map(|x| x.to_f64() as f32).collect())
+    }
+
+    /// One job's update vector, `[L, d]`: its adapter less the initial one.
+    pub fn change(&self, job: usize) -> Result<Vec<f32>> {
+        Ok(self.adapter(job)?.iter().zip(&self.initial).map(|(a, b)| a - b).collect())
+    }
+}
+
+/// What a training step reports, by job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobsStep {
+    /// Weighted losses before the update.
+    pub losses: Vec<f64>,
+    /// Gradient norms before clipping.
+    pub norms: Vec<f64>,
+}

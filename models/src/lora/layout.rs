@@ -1,0 +1,417 @@
+//! [`BlockLayout`]: the table from (block, module, A or B) to a place in the flat
+//! adapter `[L, d]`, and the adapter that training starts from.
+//!
+//! A block is `[A | B]` of every adapted module in the order q, k, v, o, gate, up,
+//! down, each matrix row-major: A `[r, in]`, B `[out, r]`.
+
+use crate::decoder::DecoderConfig;
+use gradtx_kernels::{ops::LoraTarget, rng};
+use gradtx_runtime::{Error, Result};
+use std::ops::Range;
+
+/// A linear layer of a block that can be adapted. The order is that of update vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum Module {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+/// The product that a module is computed in: q, k and v are one, and so are gate and up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Fused {
+    Qkv,
+    O,
+    GateUp,
+    Down,
+}
+
+impl Fused {
+    /// All of them, in the order of a forward pass.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+
+    /// Columns of the input and of the output.
+    pub fn dims(self, config: &DecoderConfig) -> (usize, usize) {
+        match self {
+            Self::Qkv => (config.hidden, config.qkv_dim()),
+            Self::O => (config.q_dim(), config.hidden),
+            Self::GateUp => (config.hidden, 2 * config.intermediate),
+            Self::Down => (config.intermediate, config.hidden),
+        }
+    }
+}
+
+impl Module {
+    /// All of them, in update-vector order.
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Its name in model and adapter files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+
+    /// The module of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|m| m.name() == name)
+    }
+
+    /// Its path below `model.layers.N.`.
+    pub fn path(self) -> String {
+        let parent = if self <= Self::O { "self_attn" } else { "mlp" };
+        format!("{parent}.{}", self.name())
+    }
+
+    /// The product that it is part of.
+    pub fn fused(self) -> Fused {
+        match self {
+            Self::Q | Self::K | Self::V => Fused::Qkv,
+            Self::O => Fused::O,
+            Self::Gate | Self::Up => Fused::GateUp,
+            Self::Down => Fused::Down,
+        }
+    }
+
+    /// Its columns in the output of the fused product.
+    pub fn outputs(self, config: &DecoderConfig) -> Range<usize> {
+        let (q, kv, ff) = (config.q_dim(), config.kv_dim(), config.intermediate);
+        match self {
+            Self::Q => 0..q,
+            Self::K => q..q + kv,
+            Self::V => q + kv..q + 2 * kv,
+            Self::O | Self::Down => 0..config.hidden,
+            Self::Gate => 0..ff,
+            Self::Up => ff..2 * ff,
+        }
+    }
+}
+
+/// What is adapted and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rank r.
+    pub rank: usize,
+    /// α; products are scaled by α/r.
+    pub alpha: f64,
+    /// Dropout probability on the adapters' input while training.
+    pub dropout: f64,
+    /// Adapted modules; order and repetition do not matter.
+    pub targets: Vec<Module>,
+}
+
+impl Default for LoraConfig {
+    /// r = 2, α = 32, dropout 0.05, q and v.
+    fn default() -> Self {
+        Self { rank: 2, alpha: 32.0, dropout: 0.05, targets: vec![Module::Q, Module::V] }
+    }
+}
+
+impl LoraConfig {
+    /// α/r.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+
+    /// Modules by their names, e.g. `["q_proj", "v_proj"]`.
+    pub fn targets_from_names<S: AsRef<str>>(names: &[S]) -> Result<Vec<Module>> {
+        let known = Module::ALL.map(Module::name).join(", ");
+        let module = |name: &S| {
+            let name = name.as_ref();
+            Module::from_name(name).ok_or_else(|| {
+                Error::invalid(
+                    format!("adapter target `{name}`"),
+                    format!("not a module of a block; expected one of {known}"),
+                )
+            })
+        };
+        names.iter().map(module).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |what: &str, found: String| Err(Error::invalid("adapter settings", format!("{what}, found {found}")));
+        if self.rank == 0 || self.rank > 1024 {
+            return wrong("rank must be between 1 and 1024", self.rank.to_string());
+        }
+        if !self.alpha.is_finite() || self.alpha == 0.0 {
+            return wrong("alpha must be a number other than 0", self.alpha.to_string());
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return wrong("dropout must be in [0, 1)", self.dropout.to_string());
+        }
+        if self.targets.is_empty() {
+            return wrong("there must be a target module", "none".into());
+        }
+        Ok(())
+    }
+}
+
+/// Which of an adapted module's two matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factor {
+    /// `[r, in]`, first applied.
+    A,
+    /// `[out, r]`.
+    B,
+}
+
+/// One matrix of a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The adapted module.
+    pub module: Module,
+    /// A or B.
+    pub factor: Factor,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// Its elements within a block's `d`.
+    pub range: Range<usize>,
+}
+
+/// Where every adapter matrix of a model lies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockLayout {
+    lora: LoraConfig,
+    blocks: usize,
+    width: usize,
+    slices: Vec<Slice>,
+    /// By block, then by [`Fused`].
+    targets: Vec<[Vec<LoraTarget>; 4]>,
+}
+
+impl BlockLayout {
+    /// The layout of adapters of this kind on this model.
+    pub fn new(model: &DecoderConfig, lora: &LoraConfig) -> Result<Self> {
+        lora.check()?;
+        let mut lora = lora.clone();
+        lora.targets.sort_unstable();
+        lora.targets.dedup();
+        let mut slices = Vec::new();
+        let mut width = 0;
+        for &module in &lora.targets {
+            let (inputs, _) = module.fused().dims(model);
+            let outputs = module.outputs(model).len();
+            for (factor, shape) in [(Factor::A, [lora.rank, inputs]), (Factor::B, [outputs, lora.rank])] {
+                let range = width..width + shape[0] * shape[1];
+                width = range.end;
+                slices.push(Slice { module, factor, shape, range });
+            }
+        }
+        let block = |layer: usize| {
+            Fused::ALL.map(|fused| {
+                let pairs = slices.chunks_exact(2).filter(|pair| pair[0].module.fused() == fused);
+                pairs.map(|pair| target(model, layer, width, &pair[0], &pair[1])).collect()
+            })
+        };
+        let targets = (0..model.layers).map(block).collect();
+        Ok(Self { lora, blocks: model.layers, width, slices, targets })
+    }
+
+    /// Rank, scale, dropout and the targets in update-vector order.
+    pub fn lora(&self) -> &LoraConfig {
+        &self.lora
+    }
+
+    /// Blocks, L.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Values per block, d.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Values of an adapter, L·d.
+    pub fn total(&self) -> usize {
+        self.blocks * self.width
+    }
+
+    /// The matrices of a block, in order.
+    pub fn slices(&self) -> &[Slice] {
+        &self.slices
+    }
+
+    /// A matrix's elements in the flat adapter.
+    pub fn range(&self, block: usize, slice: &Slice) -> Range<usize> {
+        let start = block * self.width;
+        start + slice.range.start..start + slice.range.end
+    }
+
+    /// The adapted ranges of one product of one block.
+    pub fn targets(&self, block: usize, fused: Fused) -> &[LoraTarget] {
+        &self.targets[block][fused as usize]
+    }
+
+    /// Name of the layout: 32 hexadecimal digits, equal for equal places and scale.
+    ///
+    /// Dropout has no part in it: it does not change what an adapter's values mean.
+    pub fn hash(&self) -> String {
+        let mut text = format!(
+            "gradtx block layout 1\nblocks {}\nwidth {}\nrank {}\nalpha {}\n",
+            self.blocks, self.width, self.lora.rank, self.lora.alpha
+        );
+        for s in &self.slices {
+            text += &format!(
+                "{} {:?} {} {} at {}\n",
+                s.module.name(),
+                s.factor,
+                s.shape[0],
+                s.shape[1],
+                s.range.start
+            );
+        }
+        format!("{:032x}", xxhash_rust::xxh3::xxh3_128(text.as_bytes()))
+    }
+}
+
+fn target(model: &DecoderConfig, layer: usize, width: usize, a: &Slice, b: &Slice) -> LoraTarget {
+    let outputs = a.module.outputs(model);
+    LoraTarget {
+        a_offset: layer * width + a.range.start,
+        b_offset: layer * width + b.range.start,
+        out_start: outputs.start,
+        out_len: outputs.len(),
+        site: (layer * Module::ALL.len() + a.module as usize) as u32,
+    }
+}
+
+/// The adapter that training starts from, `[L, d]`: A uniform in ±1/√in, B zero.
+///
+/// Every matrix has its own key, derived from (key, block, module), so a module's
+/// values do not depend on which other modules are adapted.
+pub fn initial_adapter(layout: &BlockLayout, key: u64) -> Vec<f32> {
+    let mut values = vec![0.0; layout.total()];
+    for block in 0..layout.blocks() {
+        let block_key = rng::derive(key, block as u64);
+        for slice in layout.slices().iter().filter(|s| s.factor == Factor::A) {
+            let mut stream = rng::Stream::new(rng::derive(block_key, slice.module as u64));
+            let bound = 1.0 / (slice.shape[1] as f64).sqrt();
+            for value in &mut values[layout.range(block, slice)] {
+                *value = (bound * (2.0 * stream.uniform() - 1.0)) as f32;
+            }
+        }
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::{Family, RopeScaling};
+
+    fn model(hidden: usize, layers: usize, heads: usize, kv_heads: usize) -> DecoderConfig {
+        DecoderConfig {
+            family: Family::Qwen2,
+            vocab: 11,
+            hidden,
+            intermediate: 24,
+            layers,
+            heads,
+            kv_heads,
+            head_dim: hidden / heads,
+            norm_eps: 1e-6,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            max_positions: 64,
+            tied: true,
+            bos: None,
+            eos: vec![],
+            pad: None,
+        }
+    }
+
+    #[test]
+    fn widths_of_published_models() {
+        let published = [(896, 24, 14, 2, 5_632), (1536, 28, 12, 2, 9_728), (5120, 64, 40, 8, 32_768)];
+        for (hidden, layers, heads, kv, width) in published {
+            let layout = BlockLayout::new(&model(hidden, layers, heads, kv), &LoraConfig::default()).unwrap();
+            assert_eq!((layout.blocks(), layout.width()), (layers, width));
+        }
+    }
+
+    #[test]
+    fn slices_fill_a_block_in_order_and_targets_point_to_them() {
+        let lora = LoraConfig { targets: vec![Module::Down, Module::K, Module::Q, Module::K], ..Default::default() };
+        let model = model(16, 3, 4, 2);
+        let layout = BlockLayout::new(&model, &lora).unwrap();
+        let shapes: Vec<_> = layout.slices().iter().map(|s| (s.module, s.shape)).collect();
+        let want = [
+            (Module::Q, [2, 16]),
+            (Module::Q, [16, 2]),
+            (Module::K, [2, 16]),
+            (Module::K, [8, 2]),
+            (Module::Down, [2, 24]),
+            (Module::Down, [16, 2]),
+        ];
+        assert_eq!(shapes, want);
+        let ends: Vec<_> = layout.slices().iter().map(|s| s.range.end).collect();
+        assert_eq!(ends, [32, 64, 96, 112, 160, 192]);
+        let qkv = layout.targets(2, Fused::Qkv);
+        assert_eq!(qkv.len(), 2);
+        assert_eq!((qkv[1].a_offset, qkv[1].b_offset), (2 * 192 + 64, 2 * 192 + 96));
+        assert_eq!((qkv[1].out_start, qkv[1].out_len, qkv[1].site), (16, 8, 15));
+        assert!(layout.targets(0, Fused::O).is_empty());
+        assert_eq!(layout.targets(1, Fused::Down).len(), 1);
+    }
+
+    #[test]
+    fn the_hash_names_the_layout_and_stays_the_same() {
+        let model = model(16, 3, 4, 2);
+        let hash = |lora: &LoraConfig| BlockLayout::new(&model, lora).unwrap().hash();
+        let lora = LoraConfig::default();
+        assert_eq!(hash(&lora), hash(&LoraConfig { dropout: 0.0, ..lora.clone() }));
+        assert_ne!(hash(&lora), hash(&LoraConfig { alpha: 16.0, ..lora.clone() }));
+        assert_ne!(hash(&lora), hash(&LoraConfig { rank: 4, ..lora.clone() }));
+        assert_ne!(hash(&lora), hash(&LoraConfig { targets: vec![Module::Q], ..lora.clone() }));
+        // Files carry this hash: changing it would orphan them.
+        assert_eq!(hash(&lora), "PENDING");
+    }
+
+    #[test]
+    fn the_initial_adapter_depends_on_key_block_and_module_only() {
+        let model = model(16, 3, 4, 2);
+        let small = BlockLayout::new(&model, &LoraConfig::default()).unwrap();
+        let large =
+            BlockLayout::new(&model, &LoraConfig { targets: Module::ALL.to_vec(), ..Default::default() }).unwrap();
+        let (a, b) = (initial_adapter(&small, 5), initial_adapter(&large, 5));
+        let pick = |layout: &BlockLayout, values: &[f32], block, module, factor| {
+            let slice = layout.slices().iter().find(|s| s.module == module && s.factor == factor).unwrap();
+            values[layout.range(block, slice)].to_vec()
+        };
+        for block in 0..3 {
+            let va = pick(&small, &a, block, Module::V, Factor::A);
+            assert_eq!(va, pick(&large, &b, block, Module::V, Factor::A));
+            assert!(va.iter().all(|x| x.abs() <= 0.25) && va.iter().any(|x| x.abs() > 0.2));
+            assert!(pick(&large, &b, block, Module::Up, Factor::B).iter().all(|&x| x == 0.0));
+        }
+        assert_ne!(a, initial_adapter(&small, 6));
+    }
+
+    #[test]
+    fn impossible_settings_are_errors() {
+        let model = model(16, 3, 4, 2);
+        let bad = [
+            LoraConfig { rank: 0, ..Default::default() },
+            LoraConfig { alpha: f64::NAN, ..Default::default() },
+            LoraConfig { dropout: 1.0, ..Default::default() },
+            LoraConfig { targets: vec![], ..Default::default() },
+        ];
+        for lora in bad {
+            assert!(BlockLayout::new(&model, &lora).is_err(), "{lora:?}");
+        }
+        assert!(LoraConfig::targets_from_names(&["q_proj", "query"]).is_err());
+    }
+}

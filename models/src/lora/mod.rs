@@ -1,0 +1,17 @@
+//! Low-rank adapters: where their values lie, how they start, how they are trained
+//! many at a time, and how they are exchanged with PEFT.
+//!
+//! An adapter of a model is one flat matrix `[L, d]`: L blocks, and per block the
+//! A and B of every adapted module in a fixed order. [`BlockLayout`] is the table of
+//! places; what moves through the pipeline (adapters, gradients, moments, update
+//! vectors) are rows of that shape.
+
+mod jobs;
+mod layout;
+mod merge;
+mod peft;
+
+pub use jobs::{JobsStep, LoraJobs};
+pub use layout::{BlockLayout, Factor, Fused, LoraConfig, Module, Slice, initial_adapter};
+pub use merge::merge;
+pub use peft::{PeftAdapter, read_peft, write_peft};
