@@ -26,6 +26,8 @@ mod rmsnorm;
 mod rope;
 mod scratch;
 pub mod simd;
+#[cfg(target_arch = "x86_64")]
+mod skinny;
 mod softmax;
 mod t5_attention;
 
