@@ -23,9 +23,7 @@ use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::{AdamWStep, Gemm, GemmDims};
 use gradtx_kernels::rng::Stream;
 use gradtx_models::decoder::{Decoder, DecoderConfig, Family, InitialWeights, RopeScaling};
-use gradtx_models::grad_transformer::{
-    GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples,
-};
+use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples};
 use gradtx_models::lora::{BlockLayout, LoraConfig, LoraJobs, initial_adapter};
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
@@ -99,11 +97,8 @@ fn lora(cpu: &Cpu, args: &Args) -> Result<()> {
     let config = qwen_half_billion();
     let decoder = Decoder::<Cpu, f32>::random(cpu, &config, &InitialWeights::default(), 1)?;
     let layout = BlockLayout::new(&config, &LoraConfig::default())?;
-    let capacity = BatchCapacity {
-        tokens: EXAMPLES * TOKENS,
-        segments: EXAMPLES,
-        labels: EXAMPLES * (TOKENS - 1),
-    };
+    let capacity =
+        BatchCapacity { tokens: EXAMPLES * TOKENS, segments: EXAMPLES, labels: EXAMPLES * (TOKENS - 1) };
     let mut jobs = LoraJobs::new(&decoder, &layout, 1, &initial_adapter(&layout, 2), capacity)?;
     let mut stream = Stream::new(3);
     let mut batch = PackedBatch::default();

@@ -53,6 +53,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
         residual: Option<&[X]>,
         dims: LinearDims,
     ) -> Result<()> {
+        let _timed = self.timed("linear_forward");
         const OP: &str = "linear_forward";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
         expect_len(OP, "y", y.len(), rows * out_dim)?;
@@ -81,6 +82,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
         dims: LinearDims,
         out: Out,
     ) -> Result<()> {
+        let _timed = self.timed("linear_backward_input");
         const OP: &str = "linear_backward_input";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
         expect_rows(OP, "dx", dx.len(), rows, in_dim, x_stride)?;
@@ -98,6 +100,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
         x: &[X],
         dims: LinearDims,
     ) -> Result<()> {
+        let _timed = self.timed("linear_backward_weight");
         const OP: &str = "linear_backward_weight";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
         expect_len(OP, "dw", dw.len(), out_dim * in_dim)?;

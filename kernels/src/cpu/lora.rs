@@ -224,6 +224,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("lora_down_forward");
         check("lora_down_forward", input.len(), adapters, None, &segments, &dims)?;
         if dims.tail() == 0 {
             return Ok(());
@@ -267,6 +268,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         norm: RmsNormDims,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("rmsnorm_lora_forward");
         const OP: &str = "rmsnorm_lora_forward";
         check(OP, input.len(), adapters, None, &segments, &dims)?;
         check_norm(OP, &norm, &dims)?;
@@ -285,6 +287,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("lora_linear_forward");
         const OP: &str = "lora_linear_forward";
         check(OP, input.len(), adapters, None, &segments, &dims)?;
         expect_len(OP, "y", y.len(), dims.tokens * dims.out_dim)?;
@@ -314,6 +317,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("lora_linear_backward");
         const OP: &str = "lora_linear_backward";
         check(OP, input.len(), adapters, Some(grads), &segments, &dims)?;
         expect_len(OP, "d_input", d_input.len(), input.len())?;
@@ -337,6 +341,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("lora_down_backward");
         const OP: &str = "lora_down_backward";
         check(OP, input.len(), adapters, Some(grads), &segments, &dims)?;
         expect_len(OP, "d_input", d_input.len(), input.len())?;
@@ -388,6 +393,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         norm: RmsNormDims,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("rmsnorm_lora_backward");
         check_norm("rmsnorm_lora_backward", &norm, &dims)?;
         self.lora_down_backward(d_input, grads, input, adapters, segments, dims)?;
         let dy = &d_input[..dims.tokens * dims.in_dim];
