@@ -26,7 +26,13 @@ impl<X: CpuReal> Task for SumRows<'_, X> {
 }
 
 /// `y = residual + bias`, the start of a linear layer's sum. At least one is there.
-fn start<X: CpuReal>(cpu: &Cpu, y: &mut [X], bias: Option<&[X]>, residual: Option<&[X]>, cols: usize) {
+pub(super) fn start<X: CpuReal>(
+    cpu: &Cpu,
+    y: &mut [X],
+    bias: Option<&[X]>,
+    residual: Option<&[X]>,
+    cols: usize,
+) {
     let rows = cpu.rows_per_part(y.len() / cols.max(1), cols);
     let parts = y.chunks_mut((rows * cols).max(1)).enumerate();
     cpu.for_parts(parts, |(i, part)| {

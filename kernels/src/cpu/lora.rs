@@ -7,6 +7,7 @@
 //! columns where it is a sum over tokens. A part never crosses a segment's adapter or
 //! gradient row.
 
+use super::linear;
 use super::lora_loops::{DownBackward, DownForward, Span, UpBackward, UpForward, UpGradient};
 use super::mask::{MASK_BLOCK, Mask};
 use super::matrix::MatrixMut;
@@ -296,7 +297,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         let mut product = GemmDims::new(dims.tokens, dims.out_dim, dims.in_dim, false, true);
         if let Some(residual) = residual {
             expect_len(OP, "residual", residual.len(), y.len())?;
-            y.copy_from_slice(residual);
+            linear::start(self, y, None, Some(residual), dims.out_dim);
             product = product.add();
         }
         self.gemm(y, x, w, product)?;
