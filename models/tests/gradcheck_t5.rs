@@ -12,10 +12,12 @@ use gradtx_kernels::ops::Backend;
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Complex64, Device};
 use gradtx_models::grad_transformer::{
-    Activations, Generator, GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples,
+    Activations, Generator, GradTransformer, GradTransformerConfig, Normalization, NormalizationFit,
+    NormalizationMode, StartToken, Trainer, Tuples,
 };
 use gradtx_models::t5::{Grads, Keep, Pass, Side, Stack, StackActs, StackShape, T5Config};
 use gradtx_runtime::params::ParamLayout;
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use t5_common::relative_error;
 
 const H: f64 = 1e-30;
@@ -329,4 +331,58 @@ fn micro_batches_and_threads_do_not_change_a_step() {
     assert!((split.loss - report.loss).abs() <= 1e-6 * report.loss);
     assert!(relative_error(&split_gradients, &gradients) <= 1e-5);
     assert!(report.grad_norm > 0.0 && report.grad_norm.is_finite());
+}
+
+#[test]
+fn translation_works_in_the_saved_units() {
+    let config = translator_config(0.1, StartToken::Embedded);
+    let mut model = GradTransformer::<Cpu, f32>::random(&Cpu::new(2), config.clone(), 7).unwrap();
+    let shapes =
+        [[config.student_blocks, config.student_width], [config.teacher_blocks, config.teacher_width]];
+    let mut fit = NormalizationFit::new(NormalizationMode::ScalarCentred, shapes[0], shapes[1]);
+    let (student, teacher, _) = tuples(&config);
+    let small = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| 1e-3 * (x + 2.0)).collect() };
+    let (student, teacher) = (small(&student), small(&teacher));
+    for (s, t) in student.chunks(config.student_len()).zip(teacher.chunks(config.teacher_len())) {
+        fit.add(s, t).unwrap();
+    }
+    model.set_normalization(fit.finish().unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.save(dir.path()).unwrap();
+    let loaded = GradTransformer::<Cpu, f32>::load(&Cpu::new(1), dir.path()).unwrap();
+    assert_eq!(loaded.normalization(), model.normalization());
+    let mut generator = Generator::new(&loaded, 2).unwrap();
+    let translated = generator.translate(&loaded, &student).unwrap();
+    let mut inside = student.clone();
+    loaded.normalization().apply_student(&mut inside).unwrap();
+    let mut by_hand = generator.generate(&loaded, &inside).unwrap();
+    loaded.normalization().undo_teacher(&mut by_hand).unwrap();
+    assert_eq!(translated, by_hand);
+    // Negative control: raw units give something else.
+    assert_ne!(generator.generate(&loaded, &student).unwrap(), translated);
+    // Statistics of another shape are refused, and the file must be there.
+    let other = Normalization::none(shapes[1], shapes[0]);
+    assert!(model.set_normalization(other).is_err());
+    std::fs::remove_file(dir.path().join("normalization.safetensors")).unwrap();
+    let message = GradTransformer::<Cpu, f32>::load(&Cpu::new(1), dir.path()).err().unwrap().to_string();
+    assert!(message.contains("normalization.safetensors"), "{message}");
+}
+
+#[test]
+fn the_memory_plan_lists_what_is_taken() {
+    let config = translator_config(0.1, StartToken::Embedded);
+    let mut model = GradTransformer::<Cpu, f32>::random(&Cpu::new(2), config, 7).unwrap();
+    let bytes = |plan: &MemoryPlan, purpose: Purpose| -> u64 {
+        plan.entries().iter().filter(|e| e.purpose == purpose).map(|e| e.bytes).sum()
+    };
+    let [plan, double] = [2, 4].map(|batch| Trainer::plan(&model, batch).unwrap());
+    assert_eq!(bytes(&plan, Purpose::Trained), 4 * model.layout().total() as u64);
+    assert_eq!(bytes(&plan, Purpose::Optimizer), 8 * model.layout().total() as u64);
+    // Only the two maps of buckets do not grow with the batch.
+    let maps = 4 * (SOURCE * SOURCE + TARGET * TARGET) as u64;
+    let [one, two] = [&plan, &double].map(|p| bytes(p, Purpose::Activations) - maps);
+    assert_eq!(two, 2 * one);
+    assert_eq!(bytes(&double, Purpose::Scratch), 2 * bytes(&plan, Purpose::Scratch));
+    assert!(bytes(&Generator::plan(&model, 2).unwrap(), Purpose::Cache) > 0);
+    Trainer::new(&mut model, 2).unwrap();
 }

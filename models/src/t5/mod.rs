@@ -22,7 +22,6 @@ mod stack;
 pub mod weights;
 
 pub use buckets::bucket_map;
-pub use buffers::PlannedBuffer;
 pub use config::T5Config;
 pub use decode::DecodeCache;
 pub use pass::{Grads, Pass};

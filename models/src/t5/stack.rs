@@ -16,12 +16,13 @@
 use super::T5Config;
 use super::attention::{Attention, AttentionActs, Lengths};
 use super::buckets::bucket_map;
-use super::buffers::{Allocator, PlannedBuffer, Rows};
+use super::buffers::{Allocator, Rows};
 use super::feed_forward::{FeedForward, FeedForwardActs};
 use super::pass::{Grads, Pass};
 use gradtx_kernels::ops::{Backend, BucketMap, Out, RmsNormDims};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::params::ParamLayout;
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;
 
@@ -155,14 +156,14 @@ impl<D: Device, X: Real> Scratch<D, X> {
 impl<D: Device, X: Real> StackActs<D, X> {
     /// Takes memory for a stack.
     pub fn new(dev: &D, stack: &Stack, shape: StackShape, keep: Keep) -> Result<Self> {
-        Self::allocate(&mut Allocator::new(dev, false), stack, shape, keep)
+        Self::allocate(&mut Allocator::new(dev, false, Purpose::Activations), stack, shape, keep)
     }
 
     /// The buffers that [`Self::new`] would take, without taking them.
-    pub fn plan(dev: &D, stack: &Stack, shape: StackShape, keep: Keep) -> Result<Vec<PlannedBuffer>> {
-        let mut alloc = Allocator::new(dev, true);
+    pub fn plan(dev: &D, stack: &Stack, shape: StackShape, keep: Keep) -> Result<MemoryPlan> {
+        let mut alloc = Allocator::new(dev, true, Purpose::Activations);
         Self::allocate(&mut alloc, stack, shape, keep)?;
-        Ok(alloc.into_list())
+        Ok(alloc.into_plan())
     }
 
     pub(crate) fn allocate(
@@ -205,13 +206,13 @@ impl<D: Device, X: Real> StackActs<D, X> {
             )?,
             scratch: None,
         };
-        for s in 0..streams {
-            acts.stream.push(alloc.rows(format!("{name}.stream.{s}"), rows, d)?);
+        for _ in 0..streams {
+            acts.stream.push(alloc.rows(format!("{name}.stream"), rows, d)?);
         }
         let lens = Lengths { batch, queries: tokens, keys };
         let cross = Lengths { keys: memory, ..lens };
-        for b in 0..blocks {
-            let part = |part: &str| format!("{name}.{b}.{part}");
+        for _ in 0..blocks {
+            let part = |part: &str| format!("{name}.{part}");
             let attention = AttentionActs::new(alloc, &part("self"), config, lens, !cached)?;
             acts.self_attention.push(attention);
             if stack.side == Side::Decoder {
@@ -220,7 +221,9 @@ impl<D: Device, X: Real> StackActs<D, X> {
             acts.feed_forward.push(FeedForwardActs::new(alloc, &part("ff"), config, rows)?);
         }
         if keep == Keep::ForBackward {
-            acts.scratch = Some(Scratch::new(alloc, &format!("{name}.gradients"), config, shape)?);
+            let before = alloc.set_purpose(Purpose::Scratch);
+            acts.scratch = Some(Scratch::new(alloc, name, config, shape)?);
+            alloc.set_purpose(before);
         }
         Ok(acts)
     }
