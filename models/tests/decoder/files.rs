@@ -90,7 +90,10 @@ fn damaged_directories_are_named() {
 
     let embedding = good.iter().find(|t| t.0 == "model.embed_tokens.weight").unwrap().clone();
     let head = |values: Vec<f32>| ("lm_head.weight".to_owned(), embedding.1.clone(), values);
-    assert!(edit(&|t| t.push(head(embedding.2.clone()))).is_ok(), "a head equal to the embedding it is tied to");
+    assert!(
+        edit(&|t| t.push(head(embedding.2.clone()))).is_ok(),
+        "a head equal to the embedding it is tied to"
+    );
     let other: Vec<f32> = embedding.2.iter().map(|x| x + 1.0).collect();
     let message = edit(&|t| t.push(head(other.clone()))).err().unwrap();
     assert!(message.contains("lm_head.weight"), "{message}");

@@ -66,7 +66,8 @@ fn the_cache_changes_nothing_whoever_shares_the_batch() {
         for (i, prompt) in prompts.iter().enumerate() {
             assert_eq!(together[i], recompute(&model, &adapters, prompt, &ends), "prompt {i}");
             let view = Some(adapters.view(0.0));
-            let single = generator.generate(&model, view, std::slice::from_ref(prompt), MAX_NEW, &ends).unwrap();
+            let single =
+                generator.generate(&model, view, std::slice::from_ref(prompt), MAX_NEW, &ends).unwrap();
             assert_eq!(single[0], together[i], "prompt {i} alone");
         }
         assert_ne!(together[0], together[1]);

@@ -71,7 +71,8 @@ fn adapter_gradients(
 
 #[test]
 fn all_parameters_of_every_family() {
-    let families = [(Family::Llama, false), (Family::Qwen2, true), (Family::Qwen2, false), (Family::Qwen3, true)];
+    let families =
+        [(Family::Llama, false), (Family::Qwen2, true), (Family::Qwen2, false), (Family::Qwen3, true)];
     for (family, tied) in families {
         let config = config(family, tied);
         let values = values(&config, 1);
@@ -176,7 +177,8 @@ fn ready_gradients_are_final_and_complete() {
         assert_eq!(&grads[range.clone()], &then[..]);
     }
     for param in model.layout().params() {
-        let times = heard.iter().filter(|(r, _)| r.start <= param.offset && param.range().end <= r.end).count();
+        let times =
+            heard.iter().filter(|(r, _)| r.start <= param.offset && param.range().end <= r.end).count();
         assert_eq!(times, 1, "{}", param.name);
     }
     assert!(heard.windows(2).all(|w| w[1].0.end <= w[0].0.start), "from the end to the beginning");
@@ -203,5 +205,8 @@ fn activations_of_another_mode_are_refused() {
     assert!(!try_mode(Mode::Adapters(&layout), false));
     let mut acts = Activations::new(&model, capacity(&batch), Mode::Inference(None)).unwrap();
     let longer = crate::common::batch(&config, &[6], &[0], 3);
-    assert!(model.loss(&mut acts, &upload(&cpu, &longer), None).is_err(), "more tokens than there is room for");
+    assert!(
+        model.loss(&mut acts, &upload(&cpu, &longer), None).is_err(),
+        "more tokens than there is room for"
+    );
 }

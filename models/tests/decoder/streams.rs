@@ -98,7 +98,8 @@ fn train(threads: usize, only: Option<u32>) -> Vec<(Vec<u32>, Vec<u64>)> {
                 batch.push(&example(&config, len, key), info, 0.02 * (i + 1) as f64);
             }
         }
-        let report = jobs.train_step(&model, &batch, AdamWStep { step: step + 1, ..STEP }, Some(0.5)).unwrap();
+        let report =
+            jobs.train_step(&model, &batch, AdamWStep { step: step + 1, ..STEP }, Some(0.5)).unwrap();
         report.losses.iter().enumerate().for_each(|(j, l)| losses[j].push(l.to_bits()));
     }
     let bits = |job| jobs.update(job).unwrap().iter().map(|x| x.to_bits()).collect();
