@@ -91,14 +91,17 @@ pub trait Real:
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
     /// Zero.
+    #[inline(always)]
     fn zero() -> Self {
         Self::default()
     }
     /// One.
+    #[inline(always)]
     fn one() -> Self {
         Self::from_f64(1.0)
     }
     /// The value with the larger real part (self when they are equal).
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         if other.to_f64() > self.to_f64() { other } else { self }
     }

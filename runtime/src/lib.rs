@@ -2,13 +2,21 @@
 //!
 //! * [`data`]: from files of examples to packed token streams on a device.
 //! * [`artifact`]: what is on disk, read by memory map and written atomically.
+//! * [`checkpoint`]: everything needed to go on bit-identically.
 //! * [`params`]: names, shapes and places of parameters in one flat buffer.
+//! * [`plan`]: every buffer's shape and bytes, before the first step.
 //! * [`optim`]: optimizers over flat buffers, and learning-rate schedules.
+//! * [`comm`]: what ranks tell each other.
+//! * [`metrics`]: what a run tells about itself.
 
 pub mod artifact;
+pub mod checkpoint;
+pub mod comm;
 pub mod data;
 pub mod error;
+pub mod metrics;
 pub mod optim;
 pub mod params;
+pub mod plan;
 
 pub use error::{Error, Result};

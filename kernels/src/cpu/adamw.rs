@@ -17,7 +17,11 @@ impl<A: CpuReal> Task for SumSquares<'_, A> {
     type Out = A;
     #[inline(always)]
     fn run<L: Level>(self) -> A {
-        self.0.chunks(SUM_BLOCK).map(|block| simd::dot::<L, A>(block, block)).sum()
+        let mut sum = A::zero();
+        for block in self.0.chunks(SUM_BLOCK) {
+            sum += simd::dot::<L, A>(block, block);
+        }
+        sum
     }
 }
 

@@ -1,6 +1,7 @@
 //! Matrix products on the CPU.
 //!
-//! `f32` goes through the gemm library, which picks its instruction set at run time;
+//! `f32` goes through the gemm library, which picks its instruction set at run time
+//! (products of very few rows through a kernel of ours, [`super::skinny`]);
 //! `f64` and complex run plain loops. Both keep two promises that "several adapters
 //! in one stream are bit-identical to each alone" rests on:
 //!
@@ -10,9 +11,11 @@
 //!
 //! Every element of C is a sum over k in order, in chunks that depend on k only. The
 //! library would choose other chunks, or other kernels that sum in another order, for
-//! small matrices; [`Product::product`] for `f32` tells how that is kept from happening.
+//! small matrices; [`library`] tells how that is kept from happening.
 
 use super::Cpu;
+#[cfg(target_arch = "x86_64")]
+use super::skinny;
 use crate::error::expect_at_least;
 use crate::ops::{Gemm, GemmDims, Out};
 use crate::{Complex64, Error, Real, Result};
@@ -86,14 +89,6 @@ fn clear<X: Real>(c: &mut [X], dims: &GemmDims) {
 }
 
 impl Product for f32 {
-    /// Through the gemm library, with rows and columns exchanged (it likes columns of C to
-    /// be contiguous, so it computes `Cᵀ = op(B)ᵀ op(A)ᵀ`).
-    ///
-    /// Two measures make rows independent of each other. The sum over k is cut here, into
-    /// equal chunks of at most [`K_CHUNK`]: the library's own chunk length depends on all
-    /// three dimensions but is never shorter. And `conj_dst` is set, which means nothing for
-    /// real numbers but keeps the library from its special kernels for thin matrices, whose
-    /// order of summation is another one.
     fn product(c: &mut [f32], a: &[f32], b: &[f32], dims: GemmDims, threads: usize) {
         let GemmDims { m, n, k, .. } = dims;
         if m == 0 || n == 0 {
@@ -102,46 +97,69 @@ impl Product for f32 {
         if k == 0 {
             return clear(c, &dims);
         }
-        let [(a_rows, a_cols), (b_rows, b_cols)] = stored(&dims);
-        assert!(c.len() >= reach(m, n, dims.c_stride) && (m == 1 || dims.c_stride >= n), "c is too short");
-        assert!(a.len() >= reach(a_rows, a_cols, dims.a_stride), "a is too short");
-        assert!(b.len() >= reach(b_rows, b_cols, dims.b_stride), "b is too short");
-        let stride =
-            |trans: bool, stride: usize| if trans { (1, stride as isize) } else { (stride as isize, 1) };
-        let (a_row, a_k) = stride(dims.trans_a, dims.a_stride);
-        let (b_k, b_col) = stride(dims.trans_b, dims.b_stride);
-        let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
-        let gemm = gemm_f32::gemm::f32::get_gemm_fn();
         let chunk = k.div_ceil(k.div_ceil(K_CHUNK));
-        for start in (0..k).step_by(chunk) {
-            let depth = chunk.min(k - start);
-            let read_c = start > 0 || dims.out == Out::Add;
-            // SAFETY: the assertions above keep every element that these strides reach, for
-            // `depth` values of k from `start`, inside the slices; C is borrowed mutably and
-            // its rows do not overlap.
-            unsafe {
-                gemm(
-                    n,
-                    m,
-                    depth,
-                    c.as_mut_ptr(),
-                    dims.c_stride as isize,
-                    1,
-                    read_c,
-                    b.as_ptr().offset(start as isize * b_k),
-                    b_k,
-                    b_col,
-                    a.as_ptr().offset(start as isize * a_k),
-                    a_row,
-                    a_k,
-                    1.0,
-                    dims.alpha as f32,
-                    true,
-                    false,
-                    false,
-                    parallelism,
-                );
+        #[cfg(target_arch = "x86_64")]
+        if skinny::fits(&dims) {
+            let done = skinny::product(c, a, b, &dims, chunk, threads);
+            if done < n {
+                let rest = GemmDims { n: n - done, ..dims };
+                library(&mut c[done..], a, &b[done * dims.b_stride..], rest, chunk, threads);
             }
+            return;
+        }
+        library(c, a, b, dims, chunk, threads);
+    }
+}
+
+/// Through the gemm library, with rows and columns exchanged (it likes columns of C to be
+/// contiguous, so it computes `Cᵀ = op(B)ᵀ op(A)ᵀ`). No dimension may be 0.
+///
+/// Two measures make rows independent of each other. The sum over k is cut here, into
+/// equal chunks of at most [`K_CHUNK`]: the library's own chunk length depends on all
+/// three dimensions but is never shorter. And `conj_dst` is set, which means nothing for
+/// real numbers but keeps the library from its special kernels for thin matrices, whose
+/// order of summation is another one.
+fn library(c: &mut [f32], a: &[f32], b: &[f32], dims: GemmDims, chunk: usize, threads: usize) {
+    let GemmDims { m, n, k, .. } = dims;
+    let [(a_rows, a_cols), (b_rows, b_cols)] = stored(&dims);
+    assert!(c.len() >= reach(m, n, dims.c_stride) && (m == 1 || dims.c_stride >= n), "c is too short");
+    assert!(a.len() >= reach(a_rows, a_cols, dims.a_stride), "a is too short");
+    assert!(b.len() >= reach(b_rows, b_cols, dims.b_stride), "b is too short");
+    let strides =
+        |trans: bool, stride: usize| if trans { (1, stride as isize) } else { (stride as isize, 1) };
+    let (a_row, a_k) = strides(dims.trans_a, dims.a_stride);
+    let (b_k, b_col) = strides(dims.trans_b, dims.b_stride);
+    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    let gemm = gemm_f32::gemm::f32::get_gemm_fn();
+    for start in (0..k).step_by(chunk) {
+        let depth = chunk.min(k - start);
+        let read_c = start > 0 || dims.out == Out::Add;
+        let (conj_dst, conj_lhs, conj_rhs) = (true, false, false);
+        // SAFETY: the assertions above keep every element that these strides reach, for
+        // `depth` values of k from `start`, inside the slices; C is borrowed mutably and
+        // its rows do not overlap.
+        unsafe {
+            gemm(
+                n,
+                m,
+                depth,
+                c.as_mut_ptr(),
+                dims.c_stride as isize,
+                1,
+                read_c,
+                b.as_ptr().offset(start as isize * b_k),
+                b_k,
+                b_col,
+                a.as_ptr().offset(start as isize * a_k),
+                a_row,
+                a_k,
+                1.0,
+                dims.alpha as f32,
+                conj_dst,
+                conj_lhs,
+                conj_rhs,
+                parallelism,
+            );
         }
     }
 }

@@ -26,6 +26,8 @@ mod rmsnorm;
 mod rope;
 mod scratch;
 pub mod simd;
+#[cfg(target_arch = "x86_64")]
+mod skinny;
 mod softmax;
 mod t5_attention;
 
@@ -57,11 +59,6 @@ pub trait CpuReal: Real<Acc = Self> + gemm::Product {
     fn fast_exp<L: Level>(self) -> Self {
         self.exp()
     }
-    /// `tanh self`.
-    #[inline(always)]
-    fn fast_tanh<L: Level>(self) -> Self {
-        self.tanh()
-    }
     /// `1 / (1 + e^−self)`.
     #[inline(always)]
     fn fast_sigmoid<L: Level>(self) -> Self {
@@ -77,10 +74,6 @@ impl CpuReal for f32 {
     #[inline(always)]
     fn fast_exp<L: Level>(self) -> Self {
         math::exp::<L>(self)
-    }
-    #[inline(always)]
-    fn fast_tanh<L: Level>(self) -> Self {
-        math::tanh::<L>(self)
     }
 }
 impl CpuReal for f64 {}

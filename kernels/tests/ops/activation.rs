@@ -22,14 +22,14 @@ impl OpCase for Case {
     fn forward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> Vec<Vec<X>> {
         let GatedDims { cols, h_stride, .. } = self.0;
         let mut h = spread(&nan::<X>(self.0.rows * cols), cols, h_stride);
-        cpu.gated_forward(&mut h, &inputs[0], self.0).unwrap();
+        cpu.gated_forward(&mut h, &inputs[0], self.0).expect("shapes agree");
         vec![packed(&h, cols, h_stride)]
     }
 
     fn backward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
         let mut d_gate_up = nan(inputs[0].len());
         let dh = spread(&d[0], self.0.cols, self.0.h_stride);
-        cpu.gated_backward(&mut d_gate_up, &dh, &inputs[0], self.0).unwrap();
+        cpu.gated_backward(&mut d_gate_up, &dh, &inputs[0], self.0).expect("shapes agree");
         vec![Some(d_gate_up)]
     }
 }

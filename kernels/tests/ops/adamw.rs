@@ -14,9 +14,10 @@ fn train<A: CpuReal>(cpu: &Cpu, rows: usize, len: usize, steps: u32, max_norm: f
     let (mut sums, mut scale) = (nan::<A>(rows), nan::<A>(rows));
     for step in 1..=steps {
         let g = to::<A>(&random(&format!("g{step}"), rows * len));
-        cpu.sum_squares(&mut sums, &g, rows, len).unwrap();
-        cpu.clip_scale(&mut scale, &sums, rows, max_norm).unwrap();
-        cpu.adamw(&mut p, &mut m, &mut v, &g, &scale, rows, len, AdamWStep { step, ..STEP }).unwrap();
+        cpu.sum_squares(&mut sums, &g, rows, len).expect("shapes agree");
+        cpu.clip_scale(&mut scale, &sums, rows, max_norm).expect("shapes agree");
+        cpu.adamw(&mut p, &mut m, &mut v, &g, &scale, rows, len, AdamWStep { step, ..STEP })
+            .expect("shapes agree");
     }
     [p, m, v]
 }

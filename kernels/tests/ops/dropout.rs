@@ -19,7 +19,7 @@ impl Case {
 
     fn apply<X: CpuReal>(&self, cpu: &Cpu, x: &[X]) -> Vec<X> {
         let mut x = x.to_vec();
-        cpu.dropout(&mut x, &self.keys(), self.0).unwrap();
+        cpu.dropout(&mut x, &self.keys(), self.0).expect("shapes agree");
         x
     }
 }

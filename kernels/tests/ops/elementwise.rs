@@ -22,21 +22,21 @@ impl OpCase for Case {
     fn forward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> Vec<Vec<X>> {
         let [x, y] = inputs else { panic!("two inputs") };
         let (mut sum, mut difference, mut rows) = (y.clone(), nan(y.len()), nan(y.len()));
-        cpu.axpby(&mut sum, 2.0, x, -3.0).unwrap();
-        cpu.difference(&mut difference, x, y).unwrap();
-        cpu.gather_rows(&mut rows, x, &self.ids(), self.cols).unwrap();
+        cpu.axpby(&mut sum, 2.0, x, -3.0).expect("shapes agree");
+        cpu.difference(&mut difference, x, y).expect("shapes agree");
+        cpu.gather_rows(&mut rows, x, &self.ids(), self.cols).expect("shapes agree");
         vec![sum, difference, rows]
     }
 
     fn backward<X: CpuReal>(&self, cpu: &Cpu, _: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
         // The adjoints, with the same operations.
         let mut dx = nan(d[0].len());
-        cpu.gather_rows(&mut dx, &d[2], &self.ids(), self.cols).unwrap();
-        cpu.axpby(&mut dx, 2.0, &d[0], 1.0).unwrap();
-        cpu.axpby(&mut dx, 1.0, &d[1], 1.0).unwrap();
+        cpu.gather_rows(&mut dx, &d[2], &self.ids(), self.cols).expect("shapes agree");
+        cpu.axpby(&mut dx, 2.0, &d[0], 1.0).expect("shapes agree");
+        cpu.axpby(&mut dx, 1.0, &d[1], 1.0).expect("shapes agree");
         let mut dy = nan(d[0].len());
-        cpu.axpby(&mut dy, -3.0, &d[0], 0.0).unwrap();
-        cpu.axpby(&mut dy, -1.0, &d[1], 1.0).unwrap();
+        cpu.axpby(&mut dy, -3.0, &d[0], 0.0).expect("shapes agree");
+        cpu.axpby(&mut dy, -1.0, &d[1], 1.0).expect("shapes agree");
         vec![Some(dx), Some(dy)]
     }
 }

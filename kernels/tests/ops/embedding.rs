@@ -20,13 +20,13 @@ impl Case {
 impl OpCase for Case {
     fn forward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> Vec<Vec<X>> {
         let mut x = nan(self.rows * self.dim);
-        cpu.embedding_forward(&mut x, &inputs[0], &self.ids(), self.dim).unwrap();
+        cpu.embedding_forward(&mut x, &inputs[0], &self.ids(), self.dim).expect("shapes agree");
         vec![x]
     }
 
     fn backward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
         let mut d_table = before(inputs[0].len());
-        cpu.embedding_backward(&mut d_table, &d[0], &self.ids(), self.dim).unwrap();
+        cpu.embedding_backward(&mut d_table, &d[0], &self.ids(), self.dim).expect("shapes agree");
         vec![Some(added(&d_table))]
     }
 }

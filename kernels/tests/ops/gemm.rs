@@ -101,8 +101,19 @@ fn product(x: &[f32], w: &[f32], m: usize, n: usize, k: usize, trans_b: bool, th
 
 #[test]
 fn bits_depend_neither_on_threads_nor_on_other_rows() {
-    let shapes =
-        [(1152, 896), (128, 896), (64, 896), (8, 896), (5, 123), (33, 700), (300, 2816), (1, 64), (2, 2)];
+    let shapes = [
+        (1152, 896),
+        (128, 896),
+        (64, 896),
+        (8, 896),
+        (5, 123),
+        (33, 700),
+        (300, 2816),
+        (47, 1030),
+        (16, 512),
+        (1, 64),
+        (2, 2),
+    ];
     for (n, k) in shapes {
         for trans_b in [true, false] {
             let most = 150;

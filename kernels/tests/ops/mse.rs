@@ -16,7 +16,7 @@ impl Case {
 impl OpCase for Case {
     fn forward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> Vec<Vec<X>> {
         let mut sums = nan::<X>(self.0.rows);
-        cpu.mse(&mut sums, None, &inputs[0], &self.target::<X>(), self.0).unwrap();
+        cpu.mse(&mut sums, None, &inputs[0], &self.target::<X>(), self.0).expect("shapes agree");
         // The gradient is of the sum over rows.
         vec![vec![sums.into_iter().sum()]]
     }
@@ -24,7 +24,7 @@ impl OpCase for Case {
     fn backward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
         let dims = MseDims { grad_scale: 2.0 * d[0][0].to_f64(), ..self.0 };
         let (mut sums, mut d_pred) = (nan::<X>(dims.rows), nan(inputs[0].len()));
-        cpu.mse(&mut sums, Some(&mut d_pred), &inputs[0], &self.target::<X>(), dims).unwrap();
+        cpu.mse(&mut sums, Some(&mut d_pred), &inputs[0], &self.target::<X>(), dims).expect("shapes agree");
         vec![Some(d_pred)]
     }
 }

@@ -36,7 +36,8 @@ impl Case {
     fn run<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> (Vec<X>, Vec<X>) {
         let mut y = self.y(&nan::<X>(inputs[0].len()));
         let mut inv = nan(self.dims.rows);
-        cpu.rmsnorm_forward(&mut y, &mut inv, &self.x(&inputs[0]), &inputs[1], self.dims).unwrap();
+        cpu.rmsnorm_forward(&mut y, &mut inv, &self.x(&inputs[0]), &inputs[1], self.dims)
+            .expect("shapes agree");
         (packed(&y, self.dims.cols, self.dims.y_stride), inv)
     }
 }
@@ -51,7 +52,8 @@ impl OpCase for Case {
         let old = if self.out == Out::Add { before(inputs[0].len()) } else { nan(inputs[0].len()) };
         let (mut dx, mut dw) = (self.x::<X>(&old), before(self.dims.cols));
         let (dy, x) = (self.y(&d[0]), self.x(&inputs[0]));
-        cpu.rmsnorm_backward(&mut dx, Some(&mut dw), &dy, &x, &inv, &inputs[1], self.dims, self.out).unwrap();
+        cpu.rmsnorm_backward(&mut dx, Some(&mut dw), &dy, &x, &inv, &inputs[1], self.dims, self.out)
+            .expect("shapes agree");
         let dx = packed(&dx, self.dims.cols, self.dims.x_stride);
         vec![Some(if self.out == Out::Add { added(&dx) } else { dx }), Some(added(&dw))]
     }

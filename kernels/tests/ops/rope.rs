@@ -37,7 +37,7 @@ impl OpCase for Rotation {
         let [cos, sin] = tables(self.dims.head_dim / 2).map(|t| to::<X>(&t));
         let mut qkv = inputs[0].clone();
         let bias = inputs.get(1).map(|b| &b[..]);
-        cpu.rope_forward(&mut qkv, bias, &cos, &sin, &self.positions(), self.dims).unwrap();
+        cpu.rope_forward(&mut qkv, bias, &cos, &sin, &self.positions(), self.dims).expect("shapes agree");
         vec![qkv]
     }
 
@@ -46,7 +46,8 @@ impl OpCase for Rotation {
         let mut dqkv = d[0].clone();
         let mut dbias = self.bias.then(|| before(self.dims.row()));
         let to_bias = dbias.as_deref_mut();
-        cpu.rope_backward(&mut dqkv, to_bias, &cos, &sin, &self.positions(), self.dims).unwrap();
+        cpu.rope_backward(&mut dqkv, to_bias, &cos, &sin, &self.positions(), self.dims)
+            .expect("shapes agree");
         let mut gradients = vec![Some(dqkv)];
         gradients.extend(dbias.map(|d| Some(added(&d))));
         gradients
@@ -68,7 +69,7 @@ impl Norm {
         let mut y = nan(inputs[0].len());
         let mut inv = nan(self.dims.tokens * (self.dims.heads + self.dims.kv_heads));
         let [qkv, w_q, w_k] = inputs else { panic!("three inputs") };
-        cpu.qk_norm_forward(&mut y, &mut inv, qkv, w_q, w_k, self.dims, 1e-6).unwrap();
+        cpu.qk_norm_forward(&mut y, &mut inv, qkv, w_q, w_k, self.dims, 1e-6).expect("shapes agree");
         (y, inv)
     }
 }
@@ -84,7 +85,7 @@ impl OpCase for Norm {
         let mut dqkv = nan(qkv.len());
         let (mut dw_q, mut dw_k) = (before(w_q.len()), before(w_k.len()));
         let dw = Some((&mut dw_q[..], &mut dw_k[..]));
-        cpu.qk_norm_backward(&mut dqkv, dw, &d[0], qkv, &inv, w_q, w_k, self.dims).unwrap();
+        cpu.qk_norm_backward(&mut dqkv, dw, &d[0], qkv, &inv, w_q, w_k, self.dims).expect("shapes agree");
         vec![Some(dqkv), Some(added(&dw_q)), Some(added(&dw_k))]
     }
 }

@@ -1,0 +1,219 @@
+//! [`MemoryPlan`]: every buffer's shape and bytes, known and shown before step 0.
+//!
+//! A job that will not fit should say so in its first second, not at its first long
+//! example.
+
+use crate::{Error, Result};
+use std::fmt;
+use std::path::Path;
+
+/// What a buffer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// Values that are not trained.
+    Frozen,
+    /// Values that are trained, and their master copies.
+    Trained,
+    /// Gradients.
+    Gradients,
+    /// Optimizer state.
+    Optimizer,
+    /// What forward keeps for backward.
+    Activations,
+    /// What an operation needs while it runs.
+    Scratch,
+    /// Tokens, labels and update vectors on their way in.
+    Batch,
+    /// Keys and values of generated text.
+    Cache,
+}
+
+impl Purpose {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Frozen => "frozen values",
+            Self::Trained => "trained values",
+            Self::Gradients => "gradients",
+            Self::Optimizer => "optimizer",
+            Self::Activations => "activations",
+            Self::Scratch => "scratch",
+            Self::Batch => "batch",
+            Self::Cache => "cache",
+        }
+    }
+}
+
+/// One buffer.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Planned {
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// All buffers of a job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryPlan {
+    entries: Vec<Planned>,
+}
+
+impl MemoryPlan {
+    /// A plan without buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a buffer of elements of `size` bytes.
+    pub fn add(&mut self, purpose: Purpose, name: impl Into<String>, shape: &[usize], size: usize) {
+        let bytes = shape.iter().map(|&n| n as u64).product::<u64>() * size as u64;
+        self.entries.push(Planned { purpose, name: name.into(), shape: shape.to_vec(), bytes });
+    }
+
+    /// Adds all buffers of another plan.
+    pub fn extend(&mut self, other: MemoryPlan) {
+        self.entries.extend(other.entries);
+    }
+
+    /// All buffers, in the order they were added.
+    pub fn entries(&self) -> &[Planned] {
+        &self.entries
+    }
+
+    /// Bytes in all.
+    pub fn total(&self) -> u64 {
+        self.entries.iter().map(|e| e.bytes).sum()
+    }
+
+    /// Bytes per purpose, for those that have any.
+    pub fn totals(&self) -> Vec<(Purpose, u64)> {
+        let mut purposes: Vec<Purpose> = self.entries.iter().map(|e| e.purpose).collect();
+        purposes.sort_unstable();
+        purposes.dedup();
+        let of = |p: Purpose| self.entries.iter().filter(|e| e.purpose == p).map(|e| e.bytes).sum();
+        purposes.into_iter().map(|p| (p, of(p))).collect()
+    }
+
+    /// Fails unless the plan fits into `available` bytes; names the largest buffers.
+    pub fn check(&self, available: u64) -> Result<()> {
+        if self.total() <= available {
+            return Ok(());
+        }
+        let mut largest: Vec<&Planned> = self.entries.iter().collect();
+        largest.sort_by_key(|e| std::cmp::Reverse(e.bytes));
+        let named: Vec<String> = largest
+            .iter()
+            .take(3)
+            .map(|e| format!("{} {:?} ({})", e.name, e.shape, human_bytes(e.bytes)))
+            .collect();
+        let why = format!(
+            "this job needs {}, {} are available; its largest buffers: {}",
+            human_bytes(self.total()),
+            human_bytes(available),
+            named.join(", ")
+        );
+        Err(Error::invalid("memory plan", why))
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    /// A table of all buffers, then the totals per purpose.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows: Vec<[String; 4]> = self
+            .entries
+            .iter()
+            .map(|e| {
+                let shape: Vec<String> = e.shape.iter().map(usize::to_string).collect();
+                [e.purpose.name().into(), e.name.clone(), shape.join(" x "), human_bytes(e.bytes)]
+            })
+            .collect();
+        let widest = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
+        let widths = [widest(0).max(14), widest(1), widest(2), widest(3).max(9)];
+        for [purpose, name, shape, bytes] in &rows {
+            let [w0, w1, w2, w3] = widths;
+            writeln!(f, "{purpose:w0$}  {name:w1$}  {shape:>w2$}  {bytes:>w3$}")?;
+        }
+        let left = widths[0] + widths[1] + widths[2] + 4;
+        for (purpose, bytes) in self.totals() {
+            writeln!(f, "{:left$}  {:>w$}", purpose.name(), human_bytes(bytes), w = widths[3])?;
+        }
+        write!(f, "{:left$}  {:>w$}", "in all", human_bytes(self.total()), w = widths[3])
+    }
+}
+
+/// Bytes as a person reads them: `3.50 GiB`.
+pub fn human_bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    for unit in ["KiB", "MiB", "GiB"] {
+        value /= 1024.0;
+        // What would round to 1024 is shown in the next unit.
+        if value < 1023.995 {
+            return format!("{value:.2} {unit}");
+        }
+    }
+    format!("{:.2} TiB", value / 1024.0)
+}
+
+/// Bytes of main memory that a new program can have without swapping.
+pub fn available_memory() -> Result<u64> {
+    let path = Path::new("/proc/meminfo");
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    available_in(&text).ok_or_else(|| Error::file(path, "there is no line `MemAvailable: … kB`"))
+}
+
+fn available_in(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|k| k * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> MemoryPlan {
+        let mut plan = MemoryPlan::new();
+        plan.add(Purpose::Frozen, "embeddings", &[1000, 64], 4);
+        plan.add(Purpose::Activations, "q", &[5, 64], 4);
+        let mut other = MemoryPlan::new();
+        other.add(Purpose::Frozen, "head", &[3], 2);
+        plan.extend(other);
+        plan
+    }
+
+    #[test]
+    fn totals_are_per_purpose() {
+        assert_eq!(plan().total(), 256_000 + 1280 + 6);
+        assert_eq!(plan().totals(), [(Purpose::Frozen, 256_006), (Purpose::Activations, 1280)]);
+        let text = plan().to_string();
+        for say in ["embeddings", "1000 x 64", "250.00 KiB", "1.25 KiB", "in all"] {
+            assert!(text.contains(say), "{text}");
+        }
+        let lengths: Vec<usize> = text.lines().map(|l| l.chars().count()).collect();
+        assert!(lengths.iter().all(|&l| l == lengths[0]), "{text}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_its_largest_buffer() {
+        plan().check(257_286).unwrap();
+        let message = plan().check(257_285).unwrap_err().to_string();
+        assert!(message.contains("embeddings [1000, 64]") && message.contains("251.26 KiB"), "{message}");
+    }
+
+    #[test]
+    fn sizes_read_well_and_memory_is_found() {
+        let sizes = [0, 1023, 1024, 1_048_575, 3_758_096_384, 1 << 50];
+        let want = ["0 B", "1023 B", "1.00 KiB", "1.00 MiB", "3.50 GiB", "1024.00 TiB"];
+        assert_eq!(sizes.map(human_bytes), want);
+        assert_eq!(available_in("MemTotal: 9 kB\nMemAvailable:   2 kB\n"), Some(2048));
+        assert_eq!(available_in("MemTotal: 9 kB\n"), None);
+        assert!(available_memory().unwrap() > 1 << 20);
+    }
+}
