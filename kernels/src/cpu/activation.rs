@@ -20,7 +20,7 @@ fn silu<L: Level, X: CpuReal>(x: X) -> (X, X) {
 }
 
 /// GELU in the tanh form and its derivative. With the inner function u, the gate
-/// `(1 + tanh u)/2` is the sigmoid of 2u, which is cheaper and loses no digits where it is small.
+/// `(1 + tanh u)/2` is the sigmoid of 2u: cheaper, and exact where it is small.
 #[inline(always)]
 fn gelu<L: Level, X: CpuReal>(x: X) -> (X, X) {
     let square = x * x;

@@ -186,7 +186,26 @@ pub fn exp_sum<L: Level, X: CpuReal>(z: &mut [X], shift: X) -> X {
 /// `Σ a[i]·b[i]`.
 #[inline(always)]
 pub fn dot<L: Level, X: CpuReal>(a: &[X], b: &[X]) -> X {
-    fold([a, b], X::zero(), |lane, [a, b]| a.madd::<L>(b, lane), |x, y| x + y)
+    let mut lanes = [X::zero(); LANES];
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    let mut step = |a: &[X; LANES], b: &[X; LANES]| {
+        for i in 0..LANES {
+            lanes[i] = a[i].madd::<L>(b[i], lanes[i]);
+        }
+    };
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        step(a, b);
+    }
+    // The rest padded with zeros: a loop over it would keep the lanes out of vectors,
+    // and the whole product would take three times as long.
+    if !a_rest.is_empty() {
+        let (mut a_last, mut b_last) = ([X::zero(); LANES], [X::zero(); LANES]);
+        a_last[..a_rest.len()].copy_from_slice(a_rest);
+        b_last[..a_rest.len()].copy_from_slice(&b_rest[..a_rest.len()]);
+        step(&a_last, &b_last);
+    }
+    join_lanes(lanes, |x, y| x + y)
 }
 
 /// The value with the largest real part, −∞ for none; NaN is passed over.

@@ -30,7 +30,7 @@ impl Case {
         let QkvDims { tokens, heads, .. } = self.dims.qkv;
         let mut o = vec![X::zero(); tokens * self.dims.o_stride];
         let mut lse = nan::<X>(heads * tokens);
-        cpu.attention_forward(&mut o, &mut lse, qkv, &self.offsets, self.dims).unwrap();
+        cpu.attention_forward(&mut o, &mut lse, qkv, &self.offsets, self.dims).expect("the shapes fit");
         (o, lse)
     }
 
@@ -38,7 +38,8 @@ impl Case {
         let (o, lse) = self.run(cpu, qkv);
         let mut dqkv = nan::<X>(qkv.len());
         let mut delta = nan::<X>(lse.len());
-        cpu.attention_backward(&mut dqkv, &mut delta, d_o, &o, &lse, qkv, &self.offsets, self.dims).unwrap();
+        cpu.attention_backward(&mut dqkv, &mut delta, d_o, &o, &lse, qkv, &self.offsets, self.dims)
+            .expect("the shapes fit");
         dqkv
     }
 }
@@ -193,11 +194,11 @@ fn decoding_continues_a_prompt() {
     let width = slots * capacity * 2 * 8;
     let (mut k, mut v) = (vec![f64::NAN; width], vec![f64::NAN; width]);
     let cpu = Cpu::new(2);
-    cpu.cache_store(&mut k, &mut v, &packed, &[0, 4, 126], &slot[1..], dims(126)).unwrap();
+    cpu.cache_store(&mut k, &mut v, &packed, &[0, 4, 126], &slot[1..], dims(126)).expect("the shapes fit");
     let new: Vec<f64> = (0..3).flat_map(|i| &qkv[last(i) * row..][..row]).copied().collect();
     let mut o = vec![f64::NAN; 3 * cols];
     let position = lengths.map(|len| len - 1);
-    cpu.attention_decode(&mut o, &mut k, &mut v, &new, &slot, &position, dims(3)).unwrap();
+    cpu.attention_decode(&mut o, &mut k, &mut v, &new, &slot, &position, dims(3)).expect("the shapes fit");
     let rows: Vec<f64> = (0..3).flat_map(|i| &expected[last(i) * cols..][..cols]).copied().collect();
     assert_close("decoded", &o, &rows, 1e-13);
     let beyond = cpu.attention_decode(&mut o, &mut k, &mut v, &new, &slot, &[0, 130, 0], dims(3));

@@ -15,16 +15,16 @@ impl OpCase for Case {
         let [x, w, bias, residual] = inputs else { panic!("four inputs") };
         let mut y = nan(self.dims.rows * self.dims.out_dim);
         let (bias, residual) = (self.extras.then_some(&bias[..]), self.extras.then_some(&residual[..]));
-        cpu.linear_forward(&mut y, x, w, bias, residual, self.dims).unwrap();
+        cpu.linear_forward(&mut y, x, w, bias, residual, self.dims).expect("the shapes fit");
         vec![y]
     }
 
     fn backward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
         let mut grads: Vec<Vec<X>> = inputs.iter().map(|x| vec![X::zero(); x.len()]).collect();
         let [dx, dw, dbias, residual] = &mut grads[..] else { panic!("four inputs") };
-        cpu.linear_backward_input(dx, &d[0], &inputs[1], self.dims, Out::Add).unwrap();
+        cpu.linear_backward_input(dx, &d[0], &inputs[1], self.dims, Out::Add).expect("the shapes fit");
         let dbias = self.extras.then_some(&mut dbias[..]);
-        cpu.linear_backward_weight(dw, dbias, &d[0], &inputs[0], self.dims).unwrap();
+        cpu.linear_backward_weight(dw, dbias, &d[0], &inputs[0], self.dims).expect("the shapes fit");
         if self.extras {
             residual.copy_from_slice(&d[0]);
         }
@@ -72,9 +72,9 @@ fn assignment_ignores_and_addition_keeps_what_was_there() {
     let (dy, w) = (random("dy", 15), random("w", 20));
     let cpu = Cpu::new(1);
     let mut assigned = vec![f64::NAN; 12];
-    cpu.linear_backward_input(&mut assigned, &dy, &w, dims, Out::Assign).unwrap();
+    cpu.linear_backward_input(&mut assigned, &dy, &w, dims, Out::Assign).expect("the shapes fit");
     let mut added = vec![1.0; 12];
-    cpu.linear_backward_input(&mut added, &dy, &w, dims, Out::Add).unwrap();
+    cpu.linear_backward_input(&mut added, &dy, &w, dims, Out::Add).expect("the shapes fit");
     let expected: Vec<_> = assigned.iter().map(|x| x + 1.0).collect();
     assert_close("dx", &added, &expected, 1e-14);
 }

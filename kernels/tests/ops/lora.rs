@@ -44,7 +44,7 @@ impl Stream {
     fn only(&self, chosen: &[usize]) -> Self {
         let mut stream = Self { offsets: vec![0], adapter: vec![], grad_row: vec![], keys: vec![] };
         for &i in chosen {
-            stream.offsets.push(stream.offsets.last().unwrap() + self.range(i).len() as u32);
+            stream.offsets.push(stream.offsets.last().expect("not empty") + self.range(i).len() as u32);
             stream.adapter.push(self.adapter[i]);
             stream.grad_row.push(self.grad_row[i]);
             stream.keys.push(self.keys[i]);
@@ -90,7 +90,7 @@ impl Case {
         dropout: f64,
     ) -> Self {
         let stream = Stream::new(segments);
-        let jobs = segments.iter().map(|s| s.1 as usize + 1).max().unwrap();
+        let jobs = segments.iter().map(|s| s.1 as usize + 1).max().expect("not empty");
         let targets = targets(in_dim, out_dim, rank);
         Self { stream, targets, in_dim, out_dim, rank, dropout, jobs, norm: false, broken: false }
     }
@@ -134,13 +134,14 @@ impl Case {
         if self.norm {
             let norm = self.norm_dims();
             cpu.rmsnorm_lora_forward(&mut input, &mut inv_rms, x, w_norm, adapters, segments, norm, dims)
-                .unwrap();
+                .expect("the shapes fit");
         } else {
             assert_eq!(<Cpu as LoraLinear<X>>::lora_row_stride(&dims), dims.in_dim);
             <Cpu as LoraLinear<X>>::lora_rows_mut(&mut input, &dims).copy_from_slice(x);
-            cpu.lora_down_forward(&mut input, adapters, segments, dims).unwrap();
+            cpu.lora_down_forward(&mut input, adapters, segments, dims).expect("the shapes fit");
         }
-        cpu.lora_linear_forward(&mut y, &input, w, Some(residual), adapters, segments, dims).unwrap();
+        cpu.lora_linear_forward(&mut y, &input, w, Some(residual), adapters, segments, dims)
+            .expect("the shapes fit");
         (input, inv_rms, y)
     }
 
@@ -149,10 +150,11 @@ impl Case {
         let [x, adapters, _, w, w_norm] = inputs else { panic!("five inputs") };
         let (dims, segments) = (self.dims(), self.stream.view());
         let (input, inv_rms, _) = self.run(cpu, inputs);
-        let rows = *self.stream.grad_row.iter().max().unwrap() as usize + 1;
+        let rows = *self.stream.grad_row.iter().max().expect("not empty") as usize + 1;
         let mut grads = to::<X>(&vec![before; rows * dims.adapter_stride]);
         let mut d_input = nan::<X>(input.len());
-        cpu.lora_linear_backward(&mut d_input, &mut grads, dy, &input, w, adapters, segments, dims).unwrap();
+        cpu.lora_linear_backward(&mut d_input, &mut grads, dy, &input, w, adapters, segments, dims)
+            .expect("the shapes fit");
         let mut dx = vec![X::zero(); x.len()];
         if self.norm {
             let norm = self.norm_dims();
@@ -169,9 +171,10 @@ impl Case {
                 norm,
                 dims,
             )
-            .unwrap();
+            .expect("the shapes fit");
         } else {
-            cpu.lora_down_backward(&mut d_input, &mut grads, &input, adapters, segments, dims).unwrap();
+            cpu.lora_down_backward(&mut d_input, &mut grads, &input, adapters, segments, dims)
+                .expect("the shapes fit");
             dx.copy_from_slice(<Cpu as LoraLinear<X>>::lora_rows(&d_input, &dims));
         }
         (dx, grads)

@@ -13,6 +13,7 @@ mod embedding;
 mod gemm;
 mod harness;
 mod linear;
+mod lm_head;
 mod lora;
 mod mse;
 mod rmsnorm;

@@ -51,7 +51,8 @@ impl Case {
         let mut probs = nan::<X>(d.batch * d.heads * d.queries * d.keys);
         let keys = if d.dropout > 0.0 { &KEYS[..d.batch] } else { &[] };
         let (q, kv) = (&inputs[0], &inputs[1]);
-        cpu.t5_attention_forward(&mut o, &mut probs, q, kv, self.bias(inputs), keys, d).unwrap();
+        cpu.t5_attention_forward(&mut o, &mut probs, q, kv, self.bias(inputs), keys, d)
+            .expect("the shapes fit");
         (o, probs)
     }
 
@@ -77,7 +78,7 @@ impl Case {
             keys,
             self.dims,
         )
-        .unwrap();
+        .expect("the shapes fit");
         let all = vec![dq, dkv, table];
         all.into_iter().take(inputs.len()).collect()
     }
@@ -201,7 +202,9 @@ fn one_query_on_a_cache_is_the_last_row() {
     let dims = T5AttentionDims { queries: 1, kv_rows, causal: false, ..d };
     let bias = BucketMap { table: &inputs[2][..], map: &case.map[8 * 9..], buckets: BUCKETS };
     let (mut o, mut probs) = (vec![f64::NAN; q.len()], vec![f64::NAN; d.batch * d.heads * 9]);
-    Cpu::new(1).t5_attention_forward(&mut o, &mut probs, &q, &cache, Some(bias), &[], dims).unwrap();
+    Cpu::new(1)
+        .t5_attention_forward(&mut o, &mut probs, &q, &cache, Some(bias), &[], dims)
+        .expect("the shapes fit");
     assert_close("decoded", &o, &last, 1e-13);
 }
 
@@ -217,7 +220,7 @@ fn wrong_shapes_are_errors() {
     assert_shape_error(cpu.t5_attention_forward(&mut o, &mut probs, q, &kv[1..], bias, &[], d));
     let masked = T5AttentionDims { dropout: 0.1, ..d };
     assert_shape_error(cpu.t5_attention_forward(&mut o, &mut probs, q, kv, bias, &[], masked));
-    let map = vec![BUCKETS as u32; 12];
+    let map = [BUCKETS as u32; 12];
     let outside = BucketMap { map: &map[..], ..bias.unwrap() };
     assert!(cpu.t5_attention_forward(&mut o, &mut probs, q, kv, Some(outside), &[], d).is_err());
 }
