@@ -114,7 +114,12 @@ impl Plan {
     fn new<D: Backend<X>, X: Real>(config: &DecoderConfig, room: BatchCapacity, mode: Mode<'_>) -> Self {
         let (t, trains) = (room.tokens, mode.trains());
         let copies = |kept: bool| if kept { config.layers.max(1) } else { 1 };
-        let of = |name, each: usize, kept| Planned { name, room: t * each, copies: copies(kept), accumulator: false };
+        let of = |name, each: usize, kept| Planned {
+            name,
+            room: t * each,
+            copies: copies(kept),
+            accumulator: false,
+        };
         let statistic = |name, each: usize, kept| Planned { accumulator: true, ..of(name, each, kept) };
         let once = |name, room| Planned { name, room, copies: 1, accumulator: false };
         let input_len = |fused: Fused| {
@@ -147,8 +152,8 @@ impl Plan {
             x_mid: of("x_mid", h, trains),
             gate_up: of("gate_up", 2 * f, trains),
             last: [
-                once("final", t * h),
-                Planned { accumulator: true, ..once("final_inv_rms", t) },
+                once("final", t.max(chunk) * h),
+                Planned { accumulator: true, ..once("final_inv_rms", t.max(chunk)) },
                 once("head_logits", chunk * config.vocab),
                 once("head_rows", 2 * chunk * h),
                 Planned { accumulator: true, ..once("losses", room.labels) },
@@ -164,7 +169,8 @@ impl Plan {
     }
 
     fn all(&self) -> impl Iterator<Item = &Planned> {
-        let blocks = [&self.x, &self.qkv, &self.qkv_normed, &self.qk_inv_rms, &self.lse, &self.x_mid, &self.gate_up];
+        let blocks =
+            [&self.x, &self.qkv, &self.qkv_normed, &self.qk_inv_rms, &self.lse, &self.x_mid, &self.gate_up];
         blocks.into_iter().chain(&self.inputs).chain(&self.inv_rms).chain(&self.last).chain(&self.gradients)
     }
 }
@@ -320,11 +326,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
     }
 
     /// Fails unless the mode of these buffers is the one that such gradients need.
-    pub(super) fn check_gradients(
-        &self,
-        grads: &Gradients<'_, D, X::Acc>,
-        adapters: bool,
-    ) -> Result<()> {
+    pub(super) fn check_gradients(&self, grads: &Gradients<'_, D, X::Acc>, adapters: bool) -> Result<()> {
         let wants_adapters = matches!(grads, Gradients::Adapters(_));
         if self.trains && wants_adapters == self.layout.is_some() && wants_adapters == adapters {
             return Ok(());

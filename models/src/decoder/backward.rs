@@ -58,8 +58,7 @@ impl<D: Device, A: Real> Gradients<'_, D, A> {
 
 /// Called with ranges whose gradients are final, last block first: of every row of
 /// adapters, or of the flat parameters; with the gradient buffer.
-pub type OnReady<'f, D, A> =
-    &'f mut dyn FnMut(Range<usize>, <D as Device>::ViewMut<'_, A>) -> Result<()>;
+pub type OnReady<'f, D, A> = &'f mut dyn FnMut(Range<usize>, <D as Device>::ViewMut<'_, A>) -> Result<()>;
 
 impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// Loss of every label of a packed stream, into [`Activations::losses`], and gradients
@@ -135,8 +134,10 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         block: usize,
         grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
-        let adapted = |layout: &BlockLayout| Fused::ALL.into_iter().find(|&f| !layout.targets(0, f).is_empty());
-        let first = pass.adapters.filter(|_| block == 0).and_then(|a| adapted(a.layout)).unwrap_or(Fused::Qkv);
+        let adapted =
+            |layout: &BlockLayout| Fused::ALL.into_iter().find(|&f| !layout.targets(0, f).is_empty());
+        let first =
+            pass.adapters.filter(|_| block == 0).and_then(|a| adapted(a.layout)).unwrap_or(Fused::Qkv);
         self.residual_product_backward(acts, pass, block, Fused::Down, grads)?;
         if first == Fused::Down {
             return Ok(());
@@ -193,17 +194,21 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     ) -> Result<()> {
         let dims = pass.lora(self, block, fused);
         let input_len = D::lora_input_len(&dims);
-        let input = acts.inputs[fused as usize].get(block, input_len);
-        let adapters = pass.values(&acts.nothing);
         let parts = Product {
             d_input: D::view_mut(&mut acts.d_input, 0..input_len),
             dy: D::view(&acts.d_x, 0..pass.tokens * self.config.hidden),
-            input,
-            adapters,
+            input: acts.inputs[fused as usize].get(block, input_len),
+            adapters: pass.values(&acts.nothing),
         };
         self.product_backward(parts, pass, self.places.blocks[block].matrix(fused), dims, grads)?;
-        let d_input = D::view_mut(&mut acts.d_input, 0..input_len);
-        self.device.lora_down_backward(d_input, grads.adapter_rows(), input, adapters, pass.segments, dims)?;
+        self.device.lora_down_backward(
+            D::view_mut(&mut acts.d_input, 0..input_len),
+            grads.adapter_rows(),
+            acts.inputs[fused as usize].get(block, input_len),
+            pass.values(&acts.nothing),
+            pass.segments,
+            dims,
+        )?;
         Ok(())
     }
 

@@ -4,17 +4,17 @@ use super::acts::lora_dims;
 use super::{Activations, Decoder};
 use crate::lora::{BlockLayout, Fused};
 use gradtx_kernels::ops::{
-    Attention, AttentionDims, DecodeDims, Elementwise, Embedding, GatedActivation, GatedDims, GatedKind,
-    Gemm, GemmDims, LmHead, LmHeadDims, LmHeadScratch, LoraDims, QkvDims, RmsNormDims, Segments,
+    AttentionDims, DecodeDims, Elementwise, Embedding, GatedActivation, GatedDims, GatedKind, Gemm, GemmDims,
+    LmHead, LmHeadDims, LmHeadScratch, LoraDims, QkvDims, RmsNormDims, Segments,
 };
 use gradtx_kernels::{Backend, Device, Real};
-use gradtx_runtime::data::DeviceBatch;
 use gradtx_runtime::Result;
+use gradtx_runtime::data::DeviceBatch;
 
 /// Adapters that a pass uses: `values` `[adapters, L·d]`; a segment names its row.
 pub struct AdapterView<'a, D: Device, A: Real> {
     /// The adapters.
-    pub values: D::View<'a, A>,
+    pub values: &'a D::Buf<A>,
     /// Their layout.
     pub layout: &'a BlockLayout,
     /// Dropout probability on their input; 0 outside training.
@@ -35,7 +35,13 @@ pub(super) enum Cache<'a, D: Device, X: Real> {
     /// Whole segments whose keys and values are stored: segment i in `slot[i]`.
     Fill { k: &'a mut D::Buf<X>, v: &'a mut D::Buf<X>, slot: D::View<'a, u32>, capacity: usize, slots: usize },
     /// One token per segment, after what its slot holds.
-    Decode { k: &'a mut D::Buf<X>, v: &'a mut D::Buf<X>, slot: D::View<'a, u32>, capacity: usize, slots: usize },
+    Decode {
+        k: &'a mut D::Buf<X>,
+        v: &'a mut D::Buf<X>,
+        slot: D::View<'a, u32>,
+        capacity: usize,
+        slots: usize,
+    },
 }
 
 /// What all steps of one pass share.
@@ -68,7 +74,7 @@ impl<'a, D: Device, A: Real> Pass<'a, D, A> {
     where
         'a: 'b,
     {
-        self.adapters.map_or(D::all(nothing), |a| a.values)
+        self.adapters.map_or(D::all(nothing), |a| D::all(a.values))
     }
 }
 

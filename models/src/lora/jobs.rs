@@ -41,7 +41,8 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
         capacity: BatchCapacity,
     ) -> Result<Self> {
         if jobs == 0 || initial.len() != layout.total() {
-            let why = format!("{jobs} of them, {} initial values, layout of {}", initial.len(), layout.total());
+            let why =
+                format!("{jobs} of them, {} initial values, layout of {}", initial.len(), layout.total());
             return Err(Error::invalid("adapters to be trained", why));
         }
         let device = decoder.device().clone();
@@ -74,7 +75,7 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
         max_norm: Option<f64>,
     ) -> Result<JobsStep> {
         let losses = self.accumulate(decoder, batch)?;
-        let norms = self.update(step, max_norm)?;
+        let norms = self.apply(step, max_norm)?;
         Ok(JobsStep { losses, norms })
     }
 
@@ -83,7 +84,7 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
         self.check(batch)?;
         self.batch.load(&self.device, batch)?;
         let dropout = self.layout.lora().dropout;
-        let view = AdapterView { values: D::all(&self.adapters), layout: &self.layout, dropout };
+        let view = AdapterView { values: &self.adapters, layout: &self.layout, dropout };
         let grads = Gradients::Adapters(D::all_mut(&mut self.grads));
         decoder.loss_and_gradient(&mut self.acts, &self.batch, Some(view), grads, &mut |_, _| Ok(()))?;
         self.job_losses(batch)
@@ -91,7 +92,7 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
 
     /// Applies the gradients of the step and forgets them; returns every job's gradient
     /// norm before clipping. A norm that is not finite is an error that changes nothing.
-    pub fn update(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
+    pub fn apply(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
         let params = D::all_mut(&mut self.adapters);
         let norms = self.optimizer.step(&self.device, params, D::all(&self.grads), step, max_norm)?;
         self.device.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
@@ -102,18 +103,22 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
     pub fn evaluate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<Vec<f64>> {
         self.check(batch)?;
         self.batch.load(&self.device, batch)?;
-        let view = AdapterView { values: D::all(&self.adapters), layout: &self.layout, dropout: 0.0 };
+        let view = AdapterView { values: &self.adapters, layout: &self.layout, dropout: 0.0 };
         decoder.loss(&mut self.acts, &self.batch, Some(view))?;
         self.job_losses(batch)
     }
 
     fn check(&self, batch: &PackedBatch) -> Result<()> {
         let jobs = self.jobs as u32;
-        match (0..batch.segments()).find(|&i| batch.adapter[i] >= jobs || batch.grad_row[i] != batch.adapter[i]) {
+        match (0..batch.segments())
+            .find(|&i| batch.adapter[i] >= jobs || batch.grad_row[i] != batch.adapter[i])
+        {
             None => Ok(()),
             Some(i) => {
                 let (adapter, row) = (batch.adapter[i], batch.grad_row[i]);
-                let why = format!("adapter {adapter} and gradient row {row}; jobs are 0..{jobs}, each with its row");
+                let why = format!(
+                    "adapter {adapter} and gradient row {row}; jobs are 0..{jobs}, each with its row"
+                );
                 Err(Error::invalid(format!("segment {i}"), why))
             }
         }
@@ -141,7 +146,7 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
 
     /// All adapters, `[jobs, L·d]`, as a pass uses them; no dropout.
     pub fn adapters(&self) -> AdapterView<'_, D, X::Acc> {
-        AdapterView { values: D::all(&self.adapters), layout: &self.layout, dropout: 0.0 }
+        AdapterView { values: &self.adapters, layout: &self.layout, dropout: 0.0 }
     }
 
     /// All adapters, `[jobs, L·d]`, to be filled from a checkpoint.
@@ -162,7 +167,7 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
     }
 
     /// One job's update vector, `[L, d]`: its adapter less the initial one.
-    pub fn change(&self, job: usize) -> Result<Vec<f32>> {
+    pub fn update(&self, job: usize) -> Result<Vec<f32>> {
         Ok(self.adapter(job)?.iter().zip(&self.initial).map(|(a, b)| a - b).collect())
     }
 }

@@ -6,7 +6,11 @@ use gradtx_kernels::{Device, Real};
 use gradtx_runtime::{Error, Result};
 
 /// Adds an adapter `[L, d]` to a decoder's weights, computed in f32.
-pub fn merge<D: Device, X: Real>(decoder: &mut Decoder<D, X>, layout: &BlockLayout, adapter: &[f32]) -> Result<()> {
+pub fn merge<D: Device, X: Real>(
+    decoder: &mut Decoder<D, X>,
+    layout: &BlockLayout,
+    adapter: &[f32],
+) -> Result<()> {
     if adapter.len() != layout.total() || layout.blocks() != decoder.config().layers {
         let (want, blocks) = (layout.total(), decoder.config().layers);
         let why = format!(

@@ -96,11 +96,15 @@ pub fn write_peft(dir: &Path, layout: &BlockLayout, values: &[f32], base_model: 
         return Err(Error::invalid("adapter to be written", why));
     }
     let bytes: Vec<Vec<u8>> = matrices(layout)
-        .map(|(block, slice)| values[layout.range(block, slice)].iter().flat_map(|x| x.to_le_bytes()).collect())
+        .map(|(block, slice)| {
+            values[layout.range(block, slice)].iter().flat_map(|x| x.to_le_bytes()).collect()
+        })
         .collect();
     let tensors: Vec<NewTensor<'_>> = matrices(layout)
         .zip(&bytes)
-        .map(|((block, slice), bytes)| (tensor_name(block, slice), Dtype::F32, slice.shape.to_vec(), &bytes[..]))
+        .map(|((block, slice), bytes)| {
+            (tensor_name(block, slice), Dtype::F32, slice.shape.to_vec(), &bytes[..])
+        })
         .collect();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     write_tensors(&dir.join(TENSORS), &tensors, &metadata)?;
@@ -230,7 +234,8 @@ mod tests {
     fn adapter() -> (BlockLayout, Vec<f32>) {
         let lora = LoraConfig { rank: 3, alpha: 24.0, targets: Module::ALL.to_vec(), ..Default::default() };
         let layout = BlockLayout::new(&model(), &lora).unwrap();
-        let values = initial_adapter(&layout, 3).iter().enumerate().map(|(i, x)| x + i as f32 * 1e-3).collect();
+        let values =
+            initial_adapter(&layout, 3).iter().enumerate().map(|(i, x)| x + i as f32 * 1e-3).collect();
         (layout, values)
     }
 

@@ -1,0 +1,288 @@
+//! [`Generator`]: greedy decoding of many prompts at once, with a key/value cache.
+//!
+//! In: prompts, each with an adapter of its own or none. Out: their continuations.
+//! Prompts are read as packed streams; then every unfinished sequence gets one token
+//! per pass. A sequence that ends leaves its slot of the cache to the next prompt.
+//!
+//! What a sequence becomes does not depend on its companions, as far as the device
+//! keeps the rows of a product independent of each other (the CPU does, to the bit).
+
+use super::forward::{Cache, Pass};
+use super::{Activations, AdapterView, Decoder, Mode};
+use crate::lora::BlockLayout;
+use gradtx_kernels::ops::LmHead;
+use gradtx_kernels::{Backend, Device, Real};
+use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
+use gradtx_runtime::{Error, Result};
+
+/// What a generator has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GenerateLimits {
+    /// Sequences at a time.
+    pub rows: usize,
+    /// Tokens of prompts that are read in one pass; at least the longest prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of one sequence, prompt and continuation.
+    pub context: usize,
+}
+
+/// What is to be continued.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// Token ids; at least one.
+    pub tokens: Vec<u32>,
+    /// Row of the adapters, or the base model alone.
+    pub adapter: Option<u32>,
+}
+
+/// A continuation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// Token ids, without the one that ended it.
+    pub tokens: Vec<u32>,
+    /// It ended by itself; otherwise it reached the limit.
+    pub ended: bool,
+}
+
+/// Buffers for generation, allocated once.
+pub struct Generator<D: Device, X: Real> {
+    limits: GenerateLimits,
+    acts: Activations<D, X>,
+    batch: DeviceBatch<D, X::Acc>,
+    /// `[L, rows, context, kv_heads · D]`
+    k: D::Buf<X>,
+    /// As `k`.
+    v: D::Buf<X>,
+    /// `[rows]`
+    slot: D::Buf<u32>,
+    /// `[rows]`
+    row_ids: D::Buf<u32>,
+    /// `[rows]`
+    next: D::Buf<u32>,
+}
+
+/// A sequence in the batch.
+struct Row {
+    prompt: usize,
+    slot: u32,
+    /// Position of `last`, which the cache does not hold yet.
+    position: u32,
+    last: u32,
+    adapter: u32,
+}
+
+impl<D: Backend<X>, X: Real> Generator<D, X> {
+    /// Buffers for this decoder, with adapters of this layout or without.
+    pub fn new(
+        decoder: &Decoder<D, X>,
+        limits: GenerateLimits,
+        layout: Option<&BlockLayout>,
+    ) -> Result<Self> {
+        let (device, config) = (&decoder.device, &decoder.config);
+        let rows = limits.rows.max(1);
+        let tokens = limits.prompt_tokens.max(rows);
+        let capacity = BatchCapacity { tokens, segments: rows, labels: rows };
+        let positions = limits.context.max(tokens);
+        let cache = config.layers * rows * limits.context * config.kv_dim();
+        Ok(Self {
+            limits: GenerateLimits { rows, ..limits },
+            acts: Activations::with_positions(decoder, capacity, Mode::Inference(layout), positions)?,
+            batch: DeviceBatch::new(device, capacity)?,
+            k: device.zeros(cache)?,
+            v: device.zeros(cache)?,
+            slot: device.zeros(rows)?,
+            row_ids: device.zeros(rows)?,
+            next: device.zeros(rows)?,
+        })
+    }
+
+    /// Continues every prompt until one of `ends` or `max_new` tokens.
+    pub fn generate(
+        &mut self,
+        decoder: &Decoder<D, X>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+        prompts: &[Prompt],
+        max_new: usize,
+        ends: &[u32],
+    ) -> Result<Vec<Continuation>> {
+        let adapter_rows = adapters.map_or(0, |a| D::len(a.values) / a.layout.total());
+        self.check(decoder, adapter_rows, prompts, max_new)?;
+        // Rows of the base model use one further adapter, all zero.
+        let padded = match adapters {
+            Some(a) if prompts.iter().any(|p| p.adapter.is_none()) => {
+                let len = D::len(a.values);
+                let mut rows = decoder.device.zeros(len + a.layout.total())?;
+                decoder.device.copy(D::view_mut(&mut rows, 0..len), D::all(a.values))?;
+                Some(rows)
+            }
+            _ => None,
+        };
+        let adapters = adapters.map(|a| AdapterView {
+            values: padded.as_ref().unwrap_or(a.values),
+            layout: a.layout,
+            dropout: 0.0,
+        });
+        let mut results = vec![Continuation::default(); prompts.len()];
+        if max_new == 0 {
+            return Ok(results);
+        }
+        let mut free: Vec<u32> = (0..self.limits.rows as u32).rev().collect();
+        let mut waiting = 0;
+        let mut active: Vec<Row> = Vec::new();
+        while waiting < prompts.len() || !active.is_empty() {
+            self.decode(decoder, adapters, &mut active)?;
+            let new = self.admit(prompts, &mut waiting, &mut free, adapter_rows as u32);
+            active.extend(self.read(decoder, adapters, prompts, new)?);
+            active.retain(|row| {
+                let result = &mut results[row.prompt];
+                result.ended = ends.contains(&row.last);
+                if !result.ended {
+                    result.tokens.push(row.last);
+                }
+                let done = result.ended || result.tokens.len() == max_new;
+                if done {
+                    free.push(row.slot);
+                }
+                !done
+            });
+        }
+        Ok(results)
+    }
+
+    fn check(
+        &self,
+        decoder: &Decoder<D, X>,
+        adapters: usize,
+        prompts: &[Prompt],
+        max_new: usize,
+    ) -> Result<()> {
+        let limits = &self.limits;
+        for (i, prompt) in prompts.iter().enumerate() {
+            let n = prompt.tokens.len();
+            let wrong = |why: String| Err(Error::invalid(format!("prompt {i}"), why));
+            if n == 0 {
+                return wrong("it has no tokens".into());
+            }
+            if n > limits.prompt_tokens || n + max_new > limits.context {
+                return wrong(format!("{n} tokens and {max_new} new ones do not fit {limits:?}"));
+            }
+            if let Some(id) = prompt.tokens.iter().find(|&&id| id as usize >= decoder.config.vocab) {
+                return wrong(format!(
+                    "token id {id} is not below the vocabulary's {}",
+                    decoder.config.vocab
+                ));
+            }
+            if let Some(a) = prompt.adapter.filter(|&a| a as usize >= adapters) {
+                return wrong(format!("adapter {a} of {adapters}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The prompts that are read next: as many as there are free slots and room in a stream.
+    fn admit(&self, prompts: &[Prompt], waiting: &mut usize, free: &mut Vec<u32>, none: u32) -> Vec<Row> {
+        let mut rows = Vec::new();
+        let mut tokens = 0;
+        while let Some(prompt) = prompts.get(*waiting) {
+            tokens += prompt.tokens.len();
+            if tokens > self.limits.prompt_tokens {
+                break;
+            }
+            let Some(slot) = free.pop() else { break };
+            let adapter = prompt.adapter.unwrap_or(none);
+            rows.push(Row { prompt: *waiting, slot, position: 0, last: 0, adapter });
+            *waiting += 1;
+        }
+        rows
+    }
+
+    /// Reads prompts into the cache; their rows then have the first new token as `last`.
+    fn read(
+        &mut self,
+        decoder: &Decoder<D, X>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+        prompts: &[Prompt],
+        mut rows: Vec<Row>,
+    ) -> Result<Vec<Row>> {
+        let mut stream = PackedBatch::default();
+        for row in &rows {
+            let tokens = &prompts[row.prompt].tokens;
+            push(&mut stream, tokens, 0, row.adapter);
+        }
+        let last: Vec<u32> = stream.offsets[1..].iter().map(|end| end - 1).collect();
+        self.pass(decoder, adapters, &stream, &mut rows, &last, true)?;
+        for row in &mut rows {
+            row.position = prompts[row.prompt].tokens.len() as u32;
+        }
+        Ok(rows)
+    }
+
+    /// One more token for every row.
+    fn decode(
+        &mut self,
+        decoder: &Decoder<D, X>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+        rows: &mut [Row],
+    ) -> Result<()> {
+        let mut stream = PackedBatch::default();
+        for row in rows.iter() {
+            push(&mut stream, &[row.last], row.position, row.adapter);
+        }
+        let all: Vec<u32> = (0..rows.len() as u32).collect();
+        self.pass(decoder, adapters, &stream, rows, &all, false)?;
+        rows.iter_mut().for_each(|row| row.position += 1);
+        Ok(())
+    }
+
+    /// One pass over `stream`, segment i in the slot of row i; row i's next token is read
+    /// at stream position `at[i]`.
+    fn pass(
+        &mut self,
+        decoder: &Decoder<D, X>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+        stream: &PackedBatch,
+        rows: &mut [Row],
+        at: &[u32],
+        fill: bool,
+    ) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let device = &decoder.device;
+        self.batch.load(device, stream)?;
+        let slots: Vec<u32> = rows.iter().map(|row| row.slot).collect();
+        device.upload(D::view_mut(&mut self.slot, 0..slots.len()), &slots)?;
+        self.acts.check(self.batch.used(), adapters.as_ref())?;
+        let (k, v, slot) = (&mut self.k, &mut self.v, D::view(&self.slot, 0..slots.len()));
+        let (capacity, slots) = (self.limits.context, self.limits.rows);
+        let mut cache = if fill {
+            Cache::Fill { k, v, slot, capacity, slots }
+        } else {
+            Cache::Decode { k, v, slot, capacity, slots }
+        };
+        let pass = Pass::new(&self.batch, adapters);
+        decoder.forward_blocks(&mut self.acts, &pass, &mut cache)?;
+        let chunk = self.acts.chunk;
+        for (rows, at) in rows.chunks_mut(chunk).zip(at.chunks(chunk)) {
+            let n = rows.len();
+            device.upload(D::view_mut(&mut self.row_ids, 0..n), at)?;
+            decoder.row_logits(&mut self.acts, stream.len(), D::view(&self.row_ids, 0..n))?;
+            let vocab = decoder.config.vocab;
+            let logits = D::view(&self.acts.head_logits, 0..n * vocab);
+            LmHead::<X>::argmax(device, D::view_mut(&mut self.next, 0..n), logits, n, vocab)?;
+            let next = device.to_host(D::view(&self.next, 0..n))?;
+            rows.iter_mut().zip(next).for_each(|(row, token)| row.last = token);
+        }
+        Ok(())
+    }
+}
+
+/// Appends tokens of one sequence, from `position` on, as a segment.
+fn push(stream: &mut PackedBatch, tokens: &[u32], position: u32, adapter: u32) {
+    stream.tokens.extend_from_slice(tokens);
+    stream.positions.extend((position..).take(tokens.len()));
+    stream.offsets.push(stream.tokens.len() as u32);
+    stream.adapter.push(adapter);
+    stream.grad_row.push(0);
+    stream.keys.push(0);
+}
