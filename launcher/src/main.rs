@@ -1,3 +1,5 @@
-//! Command line entry.
+//! The program `gradtx`: everything is in the library, so that tests and tools can call it too.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    gradtx_launcher::run(std::env::args_os())
+}

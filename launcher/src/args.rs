@@ -1,0 +1,204 @@
+//! The command line as typed, before anything is checked against files.
+//!
+//! In: the words after `gradtx`. Out: [`Args`], which [`crate::run`] hands to the stage.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Trains Grad-Transformers: from fine-tuned shadow pairs of a small and a large
+/// language model to a translator of the small one's updates into the large one's.
+#[derive(Debug, Parser)]
+#[command(name = "gradtx", version, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done; 1 failed (for `inspect`: damaged); 2 wrong command line or \
+                        configuration; 3 refused, because the directory holds results of another \
+                        configuration.")]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Threads of the CPU (default: as many as this process may run on).
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print results and errors only.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// A stage, or a tool around the stages.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a miniature world: tokenizer, pretrained TinyLM and LLM, task files, run file.
+    World {
+        /// Directory to make.
+        dir: PathBuf,
+        /// Seed of everything in it.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Fine-tune both models on every shadow subset and collect their update vectors.
+    Curate(RunArgs),
+    /// Train the Grad-Transformer on the collected tuples.
+    Train(RunArgs),
+    /// Fine-tune one model on private data: a client's update vector.
+    Finetune {
+        #[command(flatten)]
+        run: RunArgs,
+        /// JSONL file of examples.
+        #[arg(long, value_name = "FILE")]
+        data: PathBuf,
+        /// Directory for update.safetensors, metrics and, with --peft, adapter/.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Which of the two models.
+        #[arg(long, value_enum, default_value_t = Role::Tiny)]
+        model: Role,
+        /// Also write the adapter in PEFT form.
+        #[arg(long)]
+        peft: bool,
+    },
+    /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
+    Translate {
+        #[command(flatten)]
+        run: RunArgs,
+        /// Update vector files; several are combined first.
+        #[arg(required = true, value_name = "UPDATE")]
+        updates: Vec<PathBuf>,
+        /// Directory for update.safetensors and adapter/.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// The translator.
+        #[arg(long, value_enum, default_value_t = Method::GradTransformer)]
+        method: Method,
+        /// How several updates become one.
+        #[arg(long, value_enum, default_value_t = Combine::Mean)]
+        combine: Combine,
+        /// Put noise of the same size in the place of the update: the control that shows
+        /// whether a translator looks at its input at all.
+        #[arg(long)]
+        random_student: bool,
+    },
+    /// Generate greedily for every example of a file and score the answers.
+    Evaluate {
+        #[command(flatten)]
+        run: RunArgs,
+        /// JSONL file of examples.
+        #[arg(long, value_name = "FILE")]
+        data: PathBuf,
+        /// Directory for predictions.jsonl and score.json.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Which of the two models.
+        #[arg(long, value_enum, default_value_t = Role::Llm)]
+        model: Role,
+        /// PEFT adapter directory; without it, the base model.
+        #[arg(long, value_name = "DIR")]
+        adapter: Option<PathBuf>,
+    },
+    /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
+    Inspect {
+        /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
+        path: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The whole job on a miniature world, ending with a table of scores.
+    Demo {
+        /// Directory for the world and the run.
+        #[arg(default_value = "demo")]
+        dir: PathBuf,
+        /// Seed of the world and of the run.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+}
+
+/// Where a stage's run directory and configuration are.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RunArgs {
+    /// Run directory; made when it is not there.
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+    /// Run file (TOML); needed the first time, stored in the run directory as run.toml.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override one setting, e.g. `--set train.lr=0.002`; repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// One of the two language models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The client's small model, whose updates are translated.
+    Tiny,
+    /// The provider's large model, which receives them.
+    Llm,
+}
+
+impl Role {
+    /// The name in file names and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Llm => "llm",
+        }
+    }
+
+    /// The model's part in a tuple.
+    pub fn side(self) -> gradtx_runtime::artifact::Role {
+        match self {
+            Self::Tiny => gradtx_runtime::artifact::Role::Student,
+            Self::Llm => gradtx_runtime::artifact::Role::Teacher,
+        }
+    }
+}
+
+/// A translator of updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// The trained Grad-Transformer.
+    GradTransformer,
+    /// The mean of all shadow teachers' updates: a constant.
+    Mean,
+    /// The teacher of the most similar shadow student.
+    Nearest,
+    /// Ridge regression from student to teacher updates.
+    Ridge,
+}
+
+impl Method {
+    /// The name on the command line and in file names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GradTransformer => "grad-transformer",
+            Self::Mean => "mean",
+            Self::Nearest => "nearest",
+            Self::Ridge => "ridge",
+        }
+    }
+}
+
+/// How several updates become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// Their mean.
+    Mean,
+    /// Their sum.
+    Sum,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,624 @@
+//! The run file: every setting of the pipeline, checked.
+//!
+//! In: a TOML file and `--set key=value` overrides. Out: a [`Config`] whose values are
+//! all in range, and `run.toml` in the run directory, which holds every setting as
+//! resolved, defaults included. A run directory has one configuration: another one is
+//! refused with the lines that differ, since its results would be mixed up.
+//!
+//! Paths are relative to the run file; `run.toml` holds them as absolute paths.
+
+use crate::args::RunArgs;
+use crate::failure::{refused, unusable};
+use anyhow::{Context, Result};
+use gradtx_kernels::ops::AdamWStep;
+use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
+use gradtx_runtime::data::PromptForm;
+use gradtx_runtime::optim::{Decay, Schedule};
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Name of the resolved configuration in a run directory.
+pub const RUN_FILE: &str = "run.toml";
+
+/// All settings. Defaults are those of the method's published scripts, with steps
+/// counted in optimizer steps of 16 examples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Seed of every random choice: subsets, orders, dropout, initial adapters.
+    pub seed: u64,
+    /// The two base models.
+    pub models: Models,
+    /// Where to compute.
+    pub device: DeviceConfig,
+    /// The provider's public data, and how examples become tokens.
+    pub data: DataConfig,
+    /// The adapter of both models.
+    pub adapter: AdapterConfig,
+    /// Shadow fine-tuning.
+    pub curate: CurateConfig,
+    /// The translator.
+    pub translator: TranslatorConfig,
+    /// Training of the translator.
+    pub train: TrainConfig,
+    /// Fine-tuning on private data.
+    pub finetune: FinetuneConfig,
+    /// Generation and scoring.
+    pub evaluate: EvaluateConfig,
+}
+
+/// Directories of the base models, in Hugging Face form.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Models {
+    /// The client's small model.
+    pub tiny: PathBuf,
+    /// The provider's large model.
+    pub llm: PathBuf,
+}
+
+/// Where to compute, and in what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeviceConfig {
+    /// The device.
+    pub kind: DeviceKind,
+    /// Type of activations and frozen weights.
+    pub dtype: DtypeKind,
+    /// Most tokens of one packed stream: an optimizer step of more is computed in several.
+    pub stream_tokens: usize,
+}
+
+impl Default for DeviceConfig {
+    fn default() -> Self {
+        Self { kind: DeviceKind::Cpu, dtype: DtypeKind::F32, stream_tokens: 8192 }
+    }
+}
+
+/// Kinds of devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// The host's processor.
+    #[default]
+    Cpu,
+}
+
+/// Types of activations and frozen weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DtypeKind {
+    /// 32-bit floating point.
+    #[default]
+    F32,
+}
+
+/// Examples and their form as tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// JSONL file of the provider's public data.
+    pub public: PathBuf,
+    /// How a prompt is rendered: `chatml`, the same text for every model; `template`, the
+    /// model's own chat template; `plain`, prompt and response with nothing added.
+    pub prompt: PromptForm,
+    /// Longest example in tokens; longer ones are cut at the end.
+    pub max_length: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { public: PathBuf::new(), prompt: PromptForm::ChatMl, max_length: 4096 }
+    }
+}
+
+/// A LoRA adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdapterConfig {
+    /// r.
+    pub rank: usize,
+    /// α: the adapter's output is scaled by α/r.
+    pub alpha: f64,
+    /// Dropout on the adapter's input while training.
+    pub dropout: f64,
+    /// Adapted modules.
+    pub targets: Vec<String>,
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        Self { rank: 2, alpha: 32.0, dropout: 0.05, targets: vec!["q_proj".into(), "v_proj".into()] }
+    }
+}
+
+/// How a model is fine-tuned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Optimizer steps.
+    pub steps: u32,
+    /// Examples of one optimizer step.
+    pub batch: usize,
+    /// Learning rate after warm-up.
+    pub lr: f64,
+    /// How it goes on from there.
+    pub decay: Decay,
+    /// Steps of linear warm-up.
+    pub warmup: u32,
+    /// Learning rate at the end of a linear or cosine decay, as a fraction.
+    pub final_fraction: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// β₁ of AdamW.
+    pub beta1: f64,
+    /// β₂ of AdamW.
+    pub beta2: f64,
+    /// ε of AdamW.
+    pub eps: f64,
+    /// Norm that a job's gradient is clipped to; 0 for no clipping.
+    pub max_norm: f64,
+    /// How the losses of a step's tokens are averaged.
+    pub normalization: LossNormalization,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            steps: 137,
+            batch: 16,
+            lr: 1e-4,
+            decay: Decay::Constant,
+            warmup: 0,
+            final_fraction: 0.0,
+            weight_decay: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            max_norm: 1.0,
+            normalization: LossNormalization::Sequence,
+        }
+    }
+}
+
+impl Recipe {
+    /// The learning rate over the steps.
+    pub fn schedule(&self) -> Schedule {
+        Schedule {
+            peak: self.lr,
+            decay: self.decay,
+            warmup: self.warmup as u64,
+            hold: 0,
+            steps: self.steps as u64,
+            final_fraction: self.final_fraction,
+        }
+    }
+
+    /// The numbers of an optimizer step, counted from 0.
+    pub fn step(&self, step: u32) -> AdamWStep {
+        AdamWStep {
+            lr: self.schedule().lr(step as u64),
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            step: step + 1,
+        }
+    }
+
+    /// Clipping norm, if there is clipping.
+    pub fn clip(&self) -> Option<f64> {
+        (self.max_norm > 0.0).then_some(self.max_norm)
+    }
+}
+
+/// How the losses of a step's tokens are averaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossNormalization {
+    /// The mean over examples of each one's mean.
+    Sequence,
+    /// The mean over all tokens.
+    Token,
+}
+
+/// Shadow fine-tuning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CurateConfig {
+    /// Shadow subsets, K.
+    pub subsets: usize,
+    /// Examples of one subset.
+    pub examples: usize,
+    /// Which examples a subset may hold: "random", any of the public data; or the name of
+    /// a column of the JSONL file: rows with one value of it, each value in turn.
+    pub group_by: String,
+    /// Snapshots of each job's update, i.e. tuples of one subset.
+    pub snapshots: usize,
+    /// Optimizer steps from one snapshot to the next; the last is of the last step.
+    pub every: u32,
+    /// Jobs of one model that share a packed stream.
+    pub concurrent: usize,
+    /// Fine-tuning of the TinyLM.
+    pub tiny: Recipe,
+    /// Fine-tuning of the LLM.
+    pub llm: Recipe,
+}
+
+/// The value of `group_by` that groups nothing.
+pub const RANDOM_SUBSETS: &str = "random";
+
+impl Default for CurateConfig {
+    fn default() -> Self {
+        Self {
+            subsets: 300,
+            examples: 1024,
+            group_by: RANDOM_SUBSETS.into(),
+            snapshots: 13,
+            every: 1,
+            concurrent: 8,
+            tiny: Recipe::default(),
+            llm: Recipe { steps: 87, ..Recipe::default() },
+        }
+    }
+}
+
+/// Shape of the Grad-Transformer. Defaults: Flan-T5-Large.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TranslatorConfig {
+    /// Directory of a T5 v1.1 checkpoint to start from; its shape replaces the one given
+    /// here. Empty: random weights of this shape.
+    pub pretrained: PathBuf,
+    /// Width.
+    pub d_model: usize,
+    /// Width of the feed-forward layers.
+    pub d_ff: usize,
+    /// Width of a head.
+    pub d_kv: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Layers of the encoder.
+    pub encoder_layers: usize,
+    /// Layers of the decoder.
+    pub decoder_layers: usize,
+    /// Dropout.
+    pub dropout: f64,
+    /// What the decoder starts from: `embedded`, the embedding of a zero block; `released`,
+    /// that in training and a zero vector in generation, as the method's published code
+    /// does; `zero`, a zero vector in both.
+    pub start: String,
+    /// Units of the updates inside the translator: `none`; `scalar`, divided by one number;
+    /// less their mean, and divided by one number (`scalar_centred`), one for each block
+    /// (`block`), or one for each coordinate (`coordinate`).
+    pub normalization: String,
+}
+
+impl Default for TranslatorConfig {
+    fn default() -> Self {
+        Self {
+            pretrained: PathBuf::new(),
+            d_model: 1024,
+            d_ff: 2816,
+            d_kv: 64,
+            heads: 16,
+            encoder_layers: 24,
+            decoder_layers: 24,
+            dropout: 0.1,
+            start: StartToken::Embedded.name().into(),
+            normalization: NormalizationMode::ScalarCentred.name().into(),
+        }
+    }
+}
+
+/// Training of the translator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Optimizer steps.
+    pub steps: u32,
+    /// Tuples of one step.
+    pub batch: usize,
+    /// Tuples computed at once.
+    pub micro_batch: usize,
+    /// Learning rate after warm-up.
+    pub lr: f64,
+    /// How it goes on from there.
+    pub decay: Decay,
+    /// Steps of linear warm-up.
+    pub warmup: u32,
+    /// Learning rate at the end of a linear or cosine decay, as a fraction.
+    pub final_fraction: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// ε of AdamW.
+    pub eps: f64,
+    /// Norm that the gradient is clipped to; 0 for no clipping.
+    pub max_norm: f64,
+    /// Part of the shadow subsets that is kept for validation.
+    pub validation: f64,
+    /// Steps from one validation to the next.
+    pub validate_every: u32,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 3656,
+            batch: 32,
+            micro_batch: 32,
+            lr: 4e-5,
+            decay: Decay::Constant,
+            warmup: 0,
+            final_fraction: 0.0,
+            weight_decay: 0.0,
+            eps: 1e-8,
+            max_norm: 1.0,
+            validation: 0.05,
+            validate_every: 122,
+        }
+    }
+}
+
+/// Fine-tuning on private data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FinetuneConfig {
+    /// Fine-tuning of the TinyLM.
+    pub tiny: Recipe,
+    /// Fine-tuning of the LLM, for comparison.
+    pub llm: Recipe,
+}
+
+impl Default for FinetuneConfig {
+    fn default() -> Self {
+        let client = Recipe { steps: 1250, lr: 4e-5, decay: Decay::Linear, ..Recipe::default() };
+        Self { tiny: client.clone(), llm: client }
+    }
+}
+
+/// Generation and scoring.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluateConfig {
+    /// Which part of a text is the answer.
+    pub answer: AnswerForm,
+    /// Most tokens generated for one example.
+    pub max_new_tokens: usize,
+    /// Examples generated at once.
+    pub batch: usize,
+}
+
+impl Default for EvaluateConfig {
+    fn default() -> Self {
+        Self { answer: AnswerForm::AfterHashes, max_new_tokens: 512, batch: 32 }
+    }
+}
+
+/// Which part of a text is the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerForm {
+    /// What follows the last `####`.
+    AfterHashes,
+    /// All of it.
+    Whole,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            models: Models::default(),
+            device: DeviceConfig::default(),
+            data: DataConfig::default(),
+            adapter: AdapterConfig::default(),
+            curate: CurateConfig::default(),
+            translator: TranslatorConfig::default(),
+            train: TrainConfig::default(),
+            finetune: FinetuneConfig::default(),
+            evaluate: EvaluateConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// The configuration of a run directory: resolved, checked, and stored there.
+    ///
+    /// The first time it comes from `--config` (or the defaults) and `--set`. Later it
+    /// comes from the directory's run.toml; `--config` and `--set` may then only repeat
+    /// what stands there.
+    pub fn of_run(args: &RunArgs) -> Result<Self> {
+        let stored = args.run.join(RUN_FILE);
+        let before = if stored.is_file() { Some(Self::read(&stored)?) } else { None };
+        let mut config = match (&args.config, &before) {
+            (Some(path), _) => Self::read(path)?,
+            (None, Some(before)) => before.clone(),
+            (None, None) => Self::default(),
+        };
+        config = config.with_overrides(&args.set)?;
+        config.check()?;
+        match before {
+            Some(before) if before != config => {
+                let what = format!("{}: this run has another configuration", stored.display());
+                let hint = "results of two configurations do not mix: use another --run directory";
+                return Err(refused(what, diff(&before.table(), &config.table()), hint));
+            }
+            Some(_) => {}
+            None => config.store(&stored)?,
+        }
+        Ok(config)
+    }
+
+    /// Reads a run file. Unknown keys are errors.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+        let mut config: Self = toml::from_str(&text)
+            .map_err(|e| unusable(format!("{}: {}", path.display(), e.to_string().trim_end())))?;
+        let base = std::path::absolute(path)?;
+        let base = base.parent().unwrap_or(Path::new("/"));
+        for place in [
+            &mut config.models.tiny,
+            &mut config.models.llm,
+            &mut config.data.public,
+            &mut config.translator.pretrained,
+        ] {
+            if !place.as_os_str().is_empty() {
+                *place = base.join(&*place);
+            }
+        }
+        Ok(config)
+    }
+
+    fn with_overrides(self, set: &[String]) -> Result<Self> {
+        if set.is_empty() {
+            return Ok(self);
+        }
+        let mut table = self.table();
+        for entry in set {
+            let pair = entry.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
+            let (key, value) = pair.ok_or_else(|| unusable(format!("--set {entry}: expected KEY=VALUE")))?;
+            // What is not a TOML value is a string without its quotes.
+            let value = format!("v = {value}")
+                .parse::<Table>()
+                .ok()
+                .and_then(|mut t| t.remove("v"))
+                .unwrap_or_else(|| Value::String(value.into()));
+            assign(&mut table, key, value).map_err(|why| unusable(format!("--set {entry}: {why}")))?;
+        }
+        let sets = set.join(" ");
+        Value::Table(table)
+            .try_into()
+            .map_err(|e| unusable(format!("--set {sets}: {}", e.to_string().trim_end().replace('\n', " "))))
+    }
+
+    fn table(&self) -> Table {
+        Table::try_from(self).expect("a configuration has only values that TOML has")
+    }
+
+    fn store(&self, path: &Path) -> Result<()> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make", dir.display()))?;
+        let text = toml::to_string(self).expect("a configuration has only values that TOML has");
+        gradtx_runtime::artifact::write_atomic(path, |out| std::io::Write::write_all(out, text.as_bytes()))?;
+        Ok(())
+    }
+
+    /// Refuses values that no stage can use.
+    pub fn check(&self) -> Result<()> {
+        let mut wrong = String::new();
+        let mut expect = |ok: bool, what: &str| {
+            if !ok {
+                let _ = writeln!(wrong, "  {what}");
+            }
+        };
+        expect(self.adapter.rank > 0, "adapter.rank: expected at least 1");
+        expect(!self.adapter.targets.is_empty(), "adapter.targets: expected at least one module");
+        expect((0.0..1.0).contains(&self.adapter.dropout), "adapter.dropout: expected 0 ≤ p < 1");
+        expect((0.0..1.0).contains(&self.translator.dropout), "translator.dropout: expected 0 ≤ p < 1");
+        expect(self.device.stream_tokens > 0, "device.stream_tokens: expected at least 1");
+        expect(self.data.max_length >= 2, "data.max_length: expected at least 2");
+        expect(self.curate.subsets > 0, "curate.subsets: expected at least 1");
+        expect(self.curate.examples > 0, "curate.examples: expected at least 1");
+        expect(self.curate.concurrent > 0, "curate.concurrent: expected at least 1");
+        expect(self.curate.snapshots > 0, "curate.snapshots: expected at least 1");
+        expect(self.curate.every > 0, "curate.every: expected at least 1");
+        let collected = (self.curate.snapshots.saturating_sub(1)) as u64 * self.curate.every as u64 + 1;
+        for (name, recipe) in [("curate.tiny", &self.curate.tiny), ("curate.llm", &self.curate.llm)] {
+            let what = format!("{name}.steps: the snapshots reach {collected} steps back");
+            expect(recipe.steps as u64 >= collected, &what);
+        }
+        for (name, recipe) in [
+            ("curate.tiny", &self.curate.tiny),
+            ("curate.llm", &self.curate.llm),
+            ("finetune.tiny", &self.finetune.tiny),
+            ("finetune.llm", &self.finetune.llm),
+        ] {
+            expect(recipe.steps > 0, &format!("{name}.steps: expected at least 1"));
+            expect(recipe.batch > 0, &format!("{name}.batch: expected at least 1"));
+            expect(recipe.lr > 0.0 && recipe.lr.is_finite(), &format!("{name}.lr: expected a positive number"));
+            expect(recipe.max_norm >= 0.0, &format!("{name}.max_norm: expected a positive number, or 0 for none"));
+        }
+        let translator = &self.translator;
+        expect(
+            StartToken::parse(&translator.start).is_some(),
+            "translator.start: expected embedded, released or zero",
+        );
+        expect(
+            NormalizationMode::parse(&translator.normalization).is_some(),
+            "translator.normalization: expected none, scalar, scalar_centred, block or coordinate",
+        );
+        let train = &self.train;
+        expect(train.steps > 0 && train.batch > 0, "train.steps, train.batch: expected at least 1");
+        expect(
+            train.micro_batch > 0 && train.batch.is_multiple_of(train.micro_batch.max(1)),
+            "train.micro_batch: expected a divisor of train.batch",
+        );
+        expect(train.lr > 0.0 && train.lr.is_finite(), "train.lr: expected a positive number");
+        expect((0.0..1.0).contains(&train.validation), "train.validation: expected 0 ≤ part < 1");
+        expect(train.validate_every > 0, "train.validate_every: expected at least 1");
+        expect(self.evaluate.batch > 0, "evaluate.batch: expected at least 1");
+        expect(self.evaluate.max_new_tokens > 0, "evaluate.max_new_tokens: expected at least 1");
+        if wrong.is_empty() { Ok(()) } else { Err(unusable(format!("the configuration:\n{}", wrong.trim_end()))) }
+    }
+}
+
+/// Puts a value at a dotted key; the tables on the way must exist.
+fn assign(table: &mut Table, key: &str, value: Value) -> std::result::Result<(), String> {
+    let (section, name) = key.rsplit_once('.').map_or((None, key), |(s, n)| (Some(s), n));
+    let mut at = table;
+    for part in section.into_iter().flat_map(|s| s.split('.')) {
+        at = match at.get_mut(part) {
+            Some(Value::Table(inner)) => inner,
+            _ => return Err(format!("there is no section `{part}`")),
+        };
+    }
+    let Some(old) = at.get_mut(name) else {
+        let known: Vec<&str> = at.keys().map(String::as_str).collect();
+        return Err(format!("unknown key `{name}`, expected one of {}", known.join(", ")));
+    };
+    // A whole number is a fine value for a setting that is a real number.
+    *old = match (&old, value) {
+        (Value::Float(_), Value::Integer(i)) => Value::Float(i as f64),
+        (_, value) => value,
+    };
+    Ok(())
+}
+
+/// The settings that differ, as lines `- key = before` and `+ key = now`.
+pub fn diff(before: &Table, now: &Table) -> String {
+    let (before, now) = (flat(before), flat(now));
+    let mut lines = String::new();
+    let mut keys: Vec<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
+    keys.sort();
+    keys.dedup();
+    let find = |list: &[(String, String)], key: &String| {
+        list.iter().find(|(k, _)| k == key).map(|(_, value)| value.clone())
+    };
+    for key in keys {
+        let (old, new) = (find(&before, key), find(&now, key));
+        if old != new {
+            for (sign, value) in [('-', old), ('+', new)] {
+                if let Some(value) = value {
+                    let _ = writeln!(lines, "  {sign} {key} = {value}");
+                }
+            }
+        }
+    }
+    lines
+}
+
+fn flat(table: &Table) -> Vec<(String, String)> {
+    let mut out = vec![];
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) => {
+                out.extend(flat(inner).into_iter().map(|(k, v)| (format!("{key}.{k}"), v)));
+            }
+            other => out.push((key.clone(), other.to_string())),
+        }
+    }
+    out
+}

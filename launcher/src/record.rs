@@ -1,0 +1,177 @@
+//! What makes a stage repeatable: `record.json` in the directory that it writes.
+//!
+//! A stage opens its directory with the settings and inputs that its result depends on.
+//! The record says whether the result is there and intact ([`State::Finished`]), must be
+//! made or completed ([`State::Open`]), or belongs to other settings, which is refused
+//! with the lines that differ. Finished files are known by their checksums.
+
+use crate::failure::refused;
+use anyhow::{Context, Result};
+use gradtx_runtime::artifact::{checksum_file, write_json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Name of the record in a stage's directory.
+pub const RECORD_FILE: &str = "record.json";
+
+/// What a stage's directory holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The stage that writes here.
+    pub stage: String,
+    /// Program version of the first run.
+    pub version: String,
+    /// Settings and inputs that the result depends on.
+    pub settings: Value,
+    /// Checksums of the finished files; empty while there is work to do.
+    pub outputs: BTreeMap<String, String>,
+}
+
+/// Whether there is work to do.
+pub enum State {
+    /// The result is there and intact.
+    Finished,
+    /// There is work to do; [`Output::finish`] ends it.
+    Open(Output),
+}
+
+/// A directory that a stage is writing to.
+pub struct Output {
+    dir: PathBuf,
+    record: Record,
+}
+
+/// Opens a stage's directory; makes it when it is not there.
+pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
+    std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make", dir.display()))?;
+    gradtx_runtime::artifact::sweep_temporary(dir)?;
+    let path = dir.join(RECORD_FILE);
+    let mut record = Record {
+        stage: stage.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        settings,
+        outputs: BTreeMap::new(),
+    };
+    if path.is_file() {
+        let before = read(&path)?;
+        if (&before.stage, &before.settings) != (&record.stage, &record.settings) {
+            let mut lines = String::new();
+            if before.stage != record.stage {
+                lines += &format!("  - stage = {}\n  + stage = {}\n", before.stage, record.stage);
+            }
+            lines += &diff(&before.settings, &record.settings);
+            let what = format!("{}: holds a result of other settings or inputs", dir.display());
+            return Err(refused(what, lines, "write to another directory, or remove this one to make it anew"));
+        }
+        if !before.outputs.is_empty() && before.damaged(dir).is_empty() {
+            return Ok(State::Finished);
+        }
+        record.version = before.version;
+    }
+    let output = Output { dir: dir.to_owned(), record };
+    output.write()?;
+    Ok(State::Open(output))
+}
+
+/// Reads a record.
+pub fn read(path: &Path) -> Result<Record> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{}: not a record of a stage", path.display()))
+}
+
+impl Record {
+    /// Files that are missing or differ from what was finished.
+    pub fn damaged(&self, dir: &Path) -> Vec<String> {
+        let broken = |(name, sum): &(&String, &String)| {
+            checksum_file(&dir.join(name)).map_or(true, |found| found != **sum)
+        };
+        self.outputs.iter().filter(broken).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+impl Output {
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Notes that these files, relative to the directory, are the finished result.
+    pub fn finish(mut self, files: &[String]) -> Result<()> {
+        for name in files {
+            self.record.outputs.insert(name.clone(), checksum_file(&self.dir.join(name))?);
+        }
+        self.write()
+    }
+
+    fn write(&self) -> Result<()> {
+        Ok(write_json(&self.dir.join(RECORD_FILE), &self.record)?)
+    }
+}
+
+/// The leaves of two JSON values that differ, as lines `- key = before` and `+ key = now`.
+fn diff(before: &Value, now: &Value) -> String {
+    let (mut a, mut b) = (BTreeMap::new(), BTreeMap::new());
+    leaves("", before, &mut a);
+    leaves("", now, &mut b);
+    let mut lines = String::new();
+    let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    for key in keys.into_iter().filter(|key| a.get(*key) != b.get(*key)) {
+        for (sign, side) in [('-', &a), ('+', &b)] {
+            if let Some(value) = side.get(key) {
+                lines += &format!("  {sign} {key} = {value}\n");
+            }
+        }
+    }
+    lines
+}
+
+fn leaves(at: &str, value: &Value, out: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(entries) => {
+            for (key, inner) in entries {
+                let key = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                leaves(&key, inner, out);
+            }
+        }
+        other => {
+            out.insert(at.to_string(), other.to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn opened(dir: &Path, settings: Value) -> Output {
+        match open(dir, "test", settings).unwrap() {
+            State::Open(output) => output,
+            State::Finished => panic!("expected work to do"),
+        }
+    }
+
+    #[test]
+    fn finished_work_is_recognised_and_damage_reopens_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = opened(dir.path(), json!({"a": 1}));
+        std::fs::write(dir.path().join("x"), "result").unwrap();
+        output.finish(&["x".into()]).unwrap();
+        assert!(matches!(open(dir.path(), "test", json!({"a": 1})).unwrap(), State::Finished));
+        std::fs::write(dir.path().join("x"), "resulT").unwrap();
+        opened(dir.path(), json!({"a": 1}));
+    }
+
+    #[test]
+    fn other_settings_are_refused_with_a_diff() {
+        let dir = tempfile::tempdir().unwrap();
+        opened(dir.path(), json!({"a": {"lr": 1}, "b": 2}));
+        let message = open(dir.path(), "test", json!({"a": {"lr": 3}, "b": 2})).err().unwrap().to_string();
+        assert!(message.contains("- a.lr = 1\n  + a.lr = 3"), "{message}");
+        assert!(!message.contains("b ="), "{message}");
+    }
+}

@@ -1,0 +1,181 @@
+//! `curate`: from public data to tuples.
+//!
+//! In: the public data and both base models. Out, in `RUN/shadow`: a tuple store (see
+//! [`gradtx_runtime::artifact::TupleStore`]), `subsets.json` (which rows each shadow
+//! subset has), and `metrics/ROLE-NNNNN.jsonl` (the losses of a group of jobs).
+//!
+//! Jobs run in groups that the configuration fixes: a group shares one packed stream per
+//! step. A group whose files are all there and intact is not run again; otherwise all of
+//! it is, so that its bytes are the same whatever was left to do.
+
+use crate::args::{Role, RunArgs};
+use crate::config::{Config, RANDOM_SUBSETS, Recipe};
+use crate::dispatch::{Work, dispatch};
+use crate::failure::{failed, unusable};
+use crate::record::{self, State};
+use crate::stages::examples::Data;
+use crate::stages::jobs::{self, Job, Snapshots, Trained};
+use crate::stages::side::Side;
+use crate::stages::{Context, SHADOW_DIR};
+use anyhow::{Context as _, Result};
+use gradtx_kernels::rng::{Stream, derive, derive_named};
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::decoder::Decoder;
+use gradtx_runtime::artifact::{
+    ShardState, StoreType, TuplePlan, assemble, check_shard, write_atomic, write_init, write_json, write_shard,
+};
+use serde_json::json;
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+
+/// Collects what is missing of the tuples.
+pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
+    let config = Config::of_run(args)?;
+    let dir = args.run.join(SHADOW_DIR);
+    let sides = [Role::Tiny, Role::Llm].map(|role| Side::new(&config, role, context.threads));
+    let [student, teacher] = sides;
+    let (student, teacher) = (student?, teacher?);
+    let public = Data::read(&config.data.public, "data.public")?;
+    let settings = json!({
+        "seed": config.seed,
+        "data": public.checksum,
+        "prompt": config.data.prompt,
+        "max_length": config.data.max_length,
+        "adapter": config.adapter,
+        "curate": config.curate,
+        "device": config.device,
+        "tiny": student.space.base_model,
+        "llm": teacher.space.base_model,
+    });
+    let State::Open(output) = record::open(&dir, "curate", settings.clone())? else {
+        context.ui.line(format!("curate: {} is finished", dir.display()));
+        return Ok(());
+    };
+    let subsets = choose_subsets(&config, &public)?;
+    write_json(&dir.join("subsets.json"), &subsets)?;
+    let plan = TuplePlan {
+        shadows: config.curate.subsets,
+        steps: config.curate.snapshots,
+        dtype: StoreType::F32,
+        student: student.space.clone(),
+        teacher: teacher.space.clone(),
+    };
+    std::fs::create_dir_all(dir.join("metrics")).with_context(|| format!("{}: cannot make", dir.display()))?;
+    for (side, recipe) in [(&student, &config.curate.tiny), (&teacher, &config.curate.llm)] {
+        write_init(&dir, side.role.side(), &side.space, &side.init)?;
+        let work = Collect { context, config: &config, dir: &dir, plan: &plan, side, recipe, public: &public, subsets: &subsets };
+        dispatch(&config.device, context.threads, work)?;
+    }
+    let assembled = assemble(&dir, &plan, settings)?;
+    if let Some((shadow, role, why)) = assembled.damaged.first() {
+        return Err(failed(format!("shadow {shadow}, {role}: {why}"), "run `gradtx curate` again"));
+    }
+    output.finish(&["manifest.json".into(), "subsets.json".into()])
+}
+
+/// Rows of every shadow subset. Random subsets may overlap, as may those of one group.
+fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
+    let curate = &config.curate;
+    let groups: Vec<Vec<usize>> = match curate.group_by.as_str() {
+        RANDOM_SUBSETS => vec![(0..public.records.len()).collect()],
+        column => public.groups(column)?,
+    };
+    let smallest = groups.iter().map(Vec::len).min().unwrap_or(0);
+    if smallest < curate.examples {
+        return Err(unusable(format!(
+            "curate.examples: {} examples of one subset, but {} has only {smallest} to choose from",
+            curate.examples,
+            config.data.public.display()
+        )));
+    }
+    let key = derive_named(config.seed, "shadow subsets");
+    let subset = |k: usize| {
+        let group = &groups[k % groups.len()];
+        let order = Stream::new(derive(key, k as u64)).permutation(group.len());
+        order[..curate.examples].iter().map(|&i| group[i]).collect()
+    };
+    Ok((0..curate.subsets).map(subset).collect())
+}
+
+/// All shadow jobs of one model.
+struct Collect<'a> {
+    context: &'a Context,
+    config: &'a Config,
+    dir: &'a Path,
+    plan: &'a TuplePlan,
+    side: &'a Side,
+    recipe: &'a Recipe,
+    public: &'a Data,
+    subsets: &'a [Vec<usize>],
+}
+
+impl Work for Collect<'_> {
+    type Output = ();
+
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<()> {
+        let all = 0..self.subsets.len();
+        let groups: Vec<Range<usize>> = all
+            .clone()
+            .step_by(self.config.curate.concurrent)
+            .map(|from| from..(from + self.config.curate.concurrent).min(all.end))
+            .collect();
+        let name = self.side.role.name();
+        let missing: Vec<&Range<usize>> = groups.iter().filter(|group| !self.is_done(group)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let examples = self.public.examples(self.config, self.side, self.context.threads)?;
+        self.context.ui.line(format!("curate {name}: {}", examples.summary));
+        let decoder = Decoder::<D, X>::load(device, &self.side.dir)?;
+        let steps = missing.len() as u64 * self.recipe.steps as u64;
+        let mut progress = self.context.ui.progress(&format!("curate {name}"), steps);
+        let mut last = vec![];
+        for (i, group) in missing.into_iter().enumerate() {
+            let jobs: Vec<Job<'_>> = group.clone().map(|k| self.job(&examples.examples, k)).collect();
+            let snapshots = Snapshots { count: self.plan.steps, every: self.config.curate.every };
+            let limit = self.config.device.stream_tokens;
+            let before = i as u64 * self.recipe.steps as u64;
+            let said = |step| progress.set(before + step as u64, format!("subsets {group:?}"));
+            let trained = jobs::train(&decoder, self.side, self.recipe, &jobs, snapshots, limit, said)?;
+            self.write(group, &trained)?;
+            last.extend(trained.iter().filter_map(|t| t.losses.last().copied()));
+        }
+        drop(progress);
+        let mean = last.iter().sum::<f64>() / last.len() as f64;
+        self.context.ui.line(format!("curate {name}: {} jobs, mean loss of the last step {mean:.4}", last.len()));
+        Ok(())
+    }
+}
+
+impl Collect<'_> {
+    fn job<'e>(&self, examples: &'e [gradtx_runtime::data::Example], shadow: usize) -> Job<'e> {
+        let key = derive(derive_named(self.config.seed, "shadow job"), shadow as u64);
+        Job { examples: self.subsets[shadow].iter().map(|&row| &examples[row]).collect(), key }
+    }
+
+    fn metrics_file(&self, group: &Range<usize>) -> std::path::PathBuf {
+        self.dir.join("metrics").join(format!("{}-{:05}.jsonl", self.side.role.name(), group.start))
+    }
+
+    fn is_done(&self, group: &Range<usize>) -> bool {
+        let role = self.side.role.side();
+        let whole = |k| matches!(check_shard(self.dir, self.plan, role, k), ShardState::Intact(_));
+        self.metrics_file(group).is_file() && group.clone().all(whole)
+    }
+
+    fn write(&self, group: &Range<usize>, trained: &[Trained]) -> Result<()> {
+        write_atomic(&self.metrics_file(group), |out| {
+            for (shadow, job) in group.clone().zip(trained) {
+                for (step, loss) in job.losses.iter().enumerate() {
+                    writeln!(out, "{}", json!({ "subset": shadow, "step": step + 1, "loss": loss }))?;
+                }
+            }
+            Ok(())
+        })?;
+        for (shadow, job) in group.clone().zip(trained) {
+            write_shard(self.dir, self.plan, self.side.role.side(), shadow, &job.updates)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! `finetune`: what a client does.
+//!
+//! In: private data and one base model. Out: `update.safetensors`, the one file that a
+//! client sends; `metrics.jsonl`; and, when asked for, the adapter in PEFT form. With the
+//! LLM in the place of the TinyLM it is what translation is measured against.
+
+use crate::args::{Role, RunArgs};
+use crate::config::{Config, Recipe};
+use crate::dispatch::{Work, dispatch};
+use crate::record::{self, State};
+use crate::stages::examples::Data;
+use crate::stages::jobs::{self, Snapshots, Trained};
+use crate::stages::side::Side;
+use crate::stages::{Context, UPDATE_FILE};
+use anyhow::Result;
+use gradtx_kernels::rng::derive_named;
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::decoder::Decoder;
+use gradtx_runtime::artifact::write_atomic;
+use gradtx_runtime::data::Dataset;
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What to fine-tune, on what, to where.
+pub struct Job {
+    /// JSONL file of private examples.
+    pub data: PathBuf,
+    /// Directory of the results.
+    pub out: PathBuf,
+    /// Which model.
+    pub role: Role,
+    /// Also write the adapter in PEFT form.
+    pub peft: bool,
+}
+
+/// Fine-tunes, unless that is done.
+pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
+    let config = Config::of_run(args)?;
+    let side = Side::new(&config, job.role, context.threads)?;
+    let data = Data::read(&job.data, "--data")?;
+    let recipe = match job.role {
+        Role::Tiny => &config.finetune.tiny,
+        Role::Llm => &config.finetune.llm,
+    };
+    let settings = json!({
+        "seed": config.seed,
+        "data": data.checksum,
+        "prompt": config.data.prompt,
+        "max_length": config.data.max_length,
+        "adapter": config.adapter,
+        "recipe": recipe,
+        "device": config.device,
+        "model": side.space.base_model,
+        "peft": job.peft,
+    });
+    let State::Open(output) = record::open(&job.out, "finetune", settings)? else {
+        context.ui.line(format!("finetune: {} is finished", job.out.display()));
+        return Ok(());
+    };
+    let examples = data.examples(&config, &side, context.threads)?;
+    context.ui.line(format!("finetune {}: {}", job.role.name(), examples.summary));
+    // The key is the data's: a client's order does not depend on where its files lie.
+    let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
+    let stream_tokens = config.device.stream_tokens;
+    let work = Finetune { context, side: &side, recipe, examples: &examples, stream_tokens, key };
+    let trained = dispatch(&config.device, context.threads, work)?;
+
+    let mut files = vec![UPDATE_FILE.to_string(), "metrics.jsonl".into()];
+    write_atomic(&job.out.join("metrics.jsonl"), |out| {
+        trained.losses.iter().enumerate().try_for_each(|(step, loss)| {
+            writeln!(out, "{}", json!({ "step": step + 1, "loss": loss }))
+        })
+    })?;
+    if job.peft {
+        files.extend(side.write_peft(&job.out, &trained.updates)?);
+    }
+    side.update(trained.updates, examples.examples.len() as u64).write(&job.out.join(UPDATE_FILE))?;
+    output.finish(&files)?;
+    let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
+    context.ui.line(format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display()));
+    Ok(())
+}
+
+struct Finetune<'a> {
+    context: &'a Context,
+    side: &'a Side,
+    recipe: &'a Recipe,
+    examples: &'a Dataset,
+    stream_tokens: usize,
+    key: u64,
+}
+
+impl Work for Finetune<'_> {
+    type Output = Trained;
+
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Trained> {
+        let decoder = Decoder::<D, X>::load(device, &self.side.dir)?;
+        let job = jobs::Job { examples: self.examples.examples.iter().collect(), key: self.key };
+        let last = Snapshots { count: 1, every: 1 };
+        let mut progress = self.context.ui.progress("finetune", self.recipe.steps as u64);
+        let said = |step| progress.set(step as u64, "");
+        let trained = jobs::train(&decoder, self.side, self.recipe, &[job], last, self.stream_tokens, said)?;
+        Ok(trained.into_iter().next().expect("one job gives one result"))
+    }
+}

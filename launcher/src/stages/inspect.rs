@@ -1,0 +1,356 @@
+//! `inspect`: what is this file or directory, and is it intact?
+//!
+//! In: a path. Out: a [`Report`], as text or JSON: what it is, shapes, types, sizes,
+//! hashes, where it comes from, and everything that is wrong with it. Values are read,
+//! so that a number that is not one is found too.
+
+use crate::config::{Config, RUN_FILE};
+use crate::failure::failed;
+use crate::record::{self, RECORD_FILE};
+use anyhow::{Result, ensure};
+use gradtx_runtime::artifact::{
+    Role, ShardState, TensorFile, TensorSource, TupleManifest, UpdateVector, check_shard, checksum,
+    checksum_file, fingerprint, is_model_dir, read_init, read_json, read_versioned,
+};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What was found at a path.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What it is.
+    pub kind: &'static str,
+    /// Where it is.
+    pub path: String,
+    /// What is known about it, in the order of printing.
+    pub facts: Vec<(String, String)>,
+    /// Its tensors.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<TensorFact>,
+    /// What is wrong with it.
+    pub problems: Vec<String>,
+    /// What it is made of.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Report>,
+}
+
+/// One tensor of a file.
+#[derive(Debug, Serialize)]
+pub struct TensorFact {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its bytes.
+    pub bytes: usize,
+}
+
+/// Tensors and parts listed in the text form; JSON has all.
+const LISTED: usize = 24;
+
+/// Prints what a path is. Fails when it is damaged.
+pub fn run(path: &Path, json: bool) -> Result<()> {
+    ensure!(path.exists(), "{}: no such file or directory", path.display());
+    let report = look(path);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        report.print(0);
+    }
+    match report.damage() {
+        0 => Ok(()),
+        n => Err(failed(
+            format!("{}: not intact ({n} problem{})", path.display(), if n == 1 { "" } else { "s" }),
+            "the stage that made it makes it anew when it is run again",
+        )),
+    }
+}
+
+/// Looks at a path that exists.
+pub fn look(path: &Path) -> Report {
+    let has = |name: &str| path.join(name).is_file();
+    let mut report = Report::new(path);
+    let looked = if path.is_file() {
+        look_at_file(path, &mut report)
+    } else if has(RUN_FILE) {
+        look_at_run(path, &mut report)
+    } else if has("manifest.json") {
+        look_at_store(path, &mut report)
+    } else if has("adapter_config.json") {
+        look_at_adapter(path, &mut report)
+    } else if has("config.json") {
+        look_at_model(path, &mut report)
+    } else {
+        look_at_parts(path, &mut report)
+    };
+    if let Err(error) = looked {
+        report.problems.push(format!("{error:#}"));
+    }
+    if path.is_dir() && has(RECORD_FILE) {
+        report.look_at_record(path);
+    }
+    report
+}
+
+fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
+    if path.extension().is_some_and(|e| e == "json" || e == "jsonl" || e == "toml") {
+        report.kind = "text file";
+        report.fact("bytes", std::fs::metadata(path)?.len());
+        report.fact("xxh3", checksum_file(path)?);
+        return Ok(());
+    }
+    report.kind = "safetensors file";
+    let file = TensorFile::open(path)?;
+    report.fact("bytes", file.size());
+    report.fact("xxh3", checksum(file.bytes()));
+    report.list_tensors(&file);
+    for (key, value) in file.all_metadata() {
+        report.fact(key, value);
+    }
+    if UpdateVector::recognises(&file) {
+        report.kind = "update vector";
+        UpdateVector::read(path)?;
+        return Ok(());
+    }
+    if let (Some(role), Some(shadow)) = (file.metadata("role"), file.metadata("shadow")) {
+        report.kind = "shard of a tuple store";
+        report.facts.insert(0, ("updates of".into(), format!("shadow {shadow}, {role}")));
+        let written = file.metadata("values_xxh3").unwrap_or_default();
+        for name in file.names() {
+            let found = checksum(file.tensor(&name)?.bytes);
+            ensure!(found == written, "tensor `{name}`: checksum is {found}, written was {written}");
+        }
+    }
+    report.scan(&file);
+    Ok(())
+}
+
+fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
+    report.kind = "tuple store";
+    let manifest: TupleManifest = read_versioned(&dir.join("manifest.json"), "gradtx.tuples", 1)?;
+    let plan = &manifest.plan;
+    report.fact("shadow subsets", plan.shadows);
+    report.fact("tuples per subset", plan.steps);
+    report.fact("type", format!("{:?}", plan.dtype));
+    for role in Role::BOTH {
+        let space = plan.space(role);
+        report.fact(role.name(), format!("[L, d] = [{}, {}]", space.blocks, space.width));
+        report.fact(&format!("{role} adapter"), format!("r {}, alpha {}, {}", space.rank, space.alpha, space.targets.join(",")));
+        report.fact(&format!("{role} base model"), &space.base_model);
+        report.fact(&format!("{role} layout"), &space.layout);
+        if let Err(error) = read_init(dir, role, space) {
+            report.problems.push(error.to_string());
+        }
+    }
+    report.fact("provenance", &manifest.provenance);
+    let recorded: BTreeMap<usize, _> = manifest.shards.iter().map(|s| (s.shadow, s)).collect();
+    let mut bytes = 0;
+    for shadow in 0..plan.shadows {
+        for role in Role::BOTH {
+            let want = recorded.get(&shadow).map(|s| if role == Role::Student { &s.student } else { &s.teacher });
+            match (check_shard(dir, plan, role, shadow), want) {
+                (ShardState::Intact(found), Some(want)) if found == *want => bytes += found.bytes,
+                (ShardState::Intact(_), Some(_)) => report
+                    .problems
+                    .push(format!("shadow {shadow}, {role}: the file is not the one that the manifest lists")),
+                (ShardState::Intact(_), None) => {
+                    report.problems.push(format!("shadow {shadow}, {role}: not in the manifest"));
+                }
+                (ShardState::Missing, _) => report.problems.push(format!("shadow {shadow}, {role}: missing")),
+                (ShardState::Damaged(why), _) => report.problems.push(format!("shadow {shadow}, {role}: {why}")),
+            }
+        }
+    }
+    report.fact("bytes of shards", bytes);
+    Ok(())
+}
+
+fn look_at_adapter(dir: &Path, report: &mut Report) -> Result<()> {
+    report.kind = "adapter (PEFT)";
+    let config = read_json(&dir.join("adapter_config.json"))?;
+    for key in ["base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules"] {
+        report.fact(key, config.get(key).unwrap_or(&Value::Null));
+    }
+    let path = dir.join("adapter_model.safetensors");
+    let file = TensorFile::open(&path)?;
+    report.fact("bytes", file.size());
+    report.fact("xxh3", checksum(file.bytes()));
+    report.list_tensors(&file);
+    report.scan(&file);
+    Ok(())
+}
+
+fn look_at_model(dir: &Path, report: &mut Report) -> Result<()> {
+    let config = read_json(&dir.join("config.json"))?;
+    let name = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown type").to_owned();
+    report.kind = "model directory";
+    if !is_model_dir(dir) {
+        report.problems.push("there is no model.safetensors and no index of shards".into());
+    }
+    report.fact("model type", name);
+    if let Some(entries) = config.as_object() {
+        for (key, value) in entries.iter().filter(|(_, v)| v.is_number()) {
+            report.fact(key, value);
+        }
+    }
+    let source = TensorSource::open(dir)?;
+    let names: Vec<String> = source.names().into_iter().map(String::from).collect();
+    report.kind = if names.iter().any(|n| n == "output_proj.weight") { "translator" } else { "model directory" };
+    let mut parameters = 0;
+    for name in &names {
+        parameters += source.tensor(name)?.len();
+    }
+    report.fact("parameters", parameters);
+    report.fact("files", source.files().len());
+    report.fact("bytes", source.files().iter().map(TensorFile::size).sum::<usize>());
+    report.fact("fingerprint", fingerprint(dir, 2)?);
+    for file in source.files() {
+        report.list_tensors(file);
+        report.scan(file);
+    }
+    let others = ["tokenizer.json", "generation_config.json", "normalization.safetensors"];
+    for other in others.iter().filter(|name| dir.join(name).is_file()) {
+        report.fact(other, checksum_file(&dir.join(other))?);
+    }
+    Ok(())
+}
+
+fn look_at_run(dir: &Path, report: &mut Report) -> Result<()> {
+    report.kind = "run directory";
+    let config = Config::read(&dir.join(RUN_FILE))?;
+    report.fact("seed", config.seed);
+    report.fact("TinyLM", config.models.tiny.display());
+    report.fact("LLM", config.models.llm.display());
+    report.fact("public data", config.data.public.display());
+    report.look_at_subdirectories(dir)
+}
+
+fn look_at_parts(dir: &Path, report: &mut Report) -> Result<()> {
+    report.kind = match dir.join("world.json").is_file() {
+        true => "miniature world",
+        false => "directory",
+    };
+    for entry in sorted_entries(dir)? {
+        let inner = entry.extension().is_some_and(|e| e == "safetensors");
+        if inner {
+            report.parts.push(look(&entry));
+        }
+    }
+    report.look_at_subdirectories(dir)?;
+    let nothing = report.parts.is_empty() && !dir.join(RECORD_FILE).is_file();
+    ensure!(!nothing, "nothing here is a model, adapter, update vector, tuple store, translator or run");
+    Ok(())
+}
+
+fn sorted_entries(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut entries = std::fs::read_dir(dir)?
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    entries.sort();
+    Ok(entries)
+}
+
+impl Report {
+    fn new(path: &Path) -> Self {
+        Self {
+            kind: "unknown",
+            path: path.display().to_string(),
+            facts: vec![],
+            tensors: vec![],
+            problems: vec![],
+            parts: vec![],
+        }
+    }
+
+    fn fact(&mut self, key: &str, value: impl std::fmt::Display) {
+        self.facts.push((key.into(), value.to_string()));
+    }
+
+    /// Problems of this and of all its parts.
+    pub fn damage(&self) -> usize {
+        self.problems.len() + self.parts.iter().map(Report::damage).sum::<usize>()
+    }
+
+    fn list_tensors(&mut self, file: &TensorFile) {
+        for name in file.names() {
+            match file.tensor(&name) {
+                Ok(tensor) => self.tensors.push(TensorFact {
+                    dtype: format!("{:?}", tensor.dtype),
+                    shape: tensor.shape.to_vec(),
+                    bytes: tensor.bytes.len(),
+                    name: name.clone(),
+                }),
+                Err(error) => self.problems.push(error.to_string()),
+            }
+        }
+    }
+
+    /// Reads every floating-point value.
+    fn scan(&mut self, file: &TensorFile) {
+        for name in file.names() {
+            let Ok(tensor) = file.tensor(&name) else { continue };
+            if matches!(format!("{:?}", tensor.dtype).as_str(), "F64" | "F32" | "F16" | "BF16") {
+                if let Err(error) = tensor.to_f32() {
+                    self.problems.push(error.to_string());
+                }
+            }
+        }
+    }
+
+    fn look_at_record(&mut self, dir: &Path) {
+        match record::read(&dir.join(RECORD_FILE)) {
+            Err(error) => self.problems.push(format!("{error:#}")),
+            Ok(record) => {
+                self.fact("made by", format!("{} {}", record.stage, record.version));
+                self.fact("settings", &record.settings);
+                if record.outputs.is_empty() {
+                    self.problems.push(format!("`{}` has not finished here", record.stage));
+                }
+                for name in record.damaged(dir) {
+                    self.problems.push(format!("{name}: missing, or not as it was finished"));
+                }
+            }
+        }
+    }
+
+    fn look_at_subdirectories(&mut self, dir: &Path) -> Result<()> {
+        for entry in sorted_entries(dir)? {
+            let known = ["manifest.json", "adapter_config.json", "config.json", RECORD_FILE, RUN_FILE];
+            if entry.is_dir() {
+                if known.iter().any(|name| entry.join(name).is_file()) {
+                    self.parts.push(look(&entry));
+                } else {
+                    self.look_at_subdirectories(&entry)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn print(&self, depth: usize) {
+        let pad = "  ".repeat(depth);
+        let state = if self.damage() == 0 { "intact" } else { "NOT INTACT" };
+        println!("{pad}{}: {}, {state}", self.path, self.kind);
+        for (key, value) in &self.facts {
+            println!("{pad}  {key}: {value}");
+        }
+        let listed = if depth == 0 { LISTED } else { 0 };
+        for t in self.tensors.iter().take(listed) {
+            println!("{pad}  {:<56} {:>5} {:?} {} bytes", t.name, t.dtype, t.shape, t.bytes);
+        }
+        if self.tensors.len() > listed {
+            println!("{pad}  {} tensors{}", self.tensors.len(), if listed > 0 { " in all" } else { "" });
+        }
+        for problem in self.problems.iter().take(LISTED) {
+            println!("{pad}  PROBLEM: {problem}");
+        }
+        if self.problems.len() > LISTED {
+            println!("{pad}  … and {} problems more", self.problems.len() - LISTED);
+        }
+        self.parts.iter().for_each(|part| part.print(depth + 1));
+    }
+}

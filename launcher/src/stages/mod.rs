@@ -1,0 +1,56 @@
+//! The stages of the pipeline, a file each. What flows:
+//!
+//! | stage | in | out |
+//! |---|---|---|
+//! | [`world`] | a seed | two base models, JSONL task files, a run file |
+//! | [`curate`] | public data, both models | `TupleStore`: `RUN/shadow` |
+//! | [`train`] | `TupleStore` | translator: `RUN/translator` |
+//! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
+//! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
+//! | [`evaluate`] | test data, a model, an adapter | predictions and score |
+//! | [`inspect`] | any of these | what it is, and whether it is intact |
+//! | [`demo`] | a seed | all of the above, and a table |
+//!
+//! Every stage can be run again: it opens its directory through [`crate::record`], does
+//! what is missing, and leaves alone what is finished and intact. All randomness is
+//! keyed by the seed, a purpose and an index, so the same settings give the same bytes.
+
+pub mod curate;
+pub mod demo;
+pub mod evaluate;
+pub mod examples;
+pub mod finetune;
+pub mod inspect;
+pub mod jobs;
+pub mod side;
+pub mod train;
+pub mod translate;
+pub mod world;
+
+use crate::ui::Ui;
+
+/// What every stage is given.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Where messages go.
+    pub ui: Ui,
+    /// Threads of the CPU.
+    pub threads: usize,
+}
+
+impl Context {
+    /// From the command line.
+    pub fn new(threads: Option<usize>, quiet: bool) -> Self {
+        let allowed = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self { ui: Ui::new(quiet), threads: threads.unwrap_or_else(allowed).max(1) }
+    }
+}
+
+/// Directory of the tuple store in a run directory.
+pub const SHADOW_DIR: &str = "shadow";
+/// Directory of the translator in a run directory.
+pub const TRANSLATOR_DIR: &str = "translator";
+/// File name of an update vector in a stage's directory.
+pub const UPDATE_FILE: &str = "update.safetensors";
+/// Directory of the PEFT adapter in a stage's directory.
+pub const ADAPTER_DIR: &str = "adapter";

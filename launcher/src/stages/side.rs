@@ -1,0 +1,92 @@
+//! [`Side`]: one of the two models together with the space that its updates live in.
+//!
+//! In: the settings and a model directory. Out: adapter layout, initial adapter, and the
+//! [`UpdateSpace`] that goes into every artifact. No weights are read here except for
+//! the fingerprint.
+
+use crate::args::Role;
+use crate::config::{AdapterConfig, Config};
+use crate::failure::unusable;
+use crate::stages::ADAPTER_DIR;
+use anyhow::{Context as _, Result};
+use gradtx_kernels::rng::derive_named;
+use gradtx_models::decoder::DecoderConfig;
+use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, write_peft};
+use gradtx_runtime::artifact::{UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian};
+use std::path::{Path, PathBuf};
+
+/// A model and its adapters.
+pub struct Side {
+    /// Which of the two.
+    pub role: Role,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Sizes of the model.
+    pub model: DecoderConfig,
+    /// Places of adapter matrices.
+    pub layout: BlockLayout,
+    /// `[L, d]`: the adapter that all training starts from.
+    pub init: Vec<f32>,
+    /// What updates of this side have in common.
+    pub space: UpdateSpace,
+}
+
+impl Side {
+    /// One side of a run.
+    pub fn new(config: &Config, role: Role, threads: usize) -> Result<Self> {
+        let dir = match role {
+            Role::Tiny => &config.models.tiny,
+            Role::Llm => &config.models.llm,
+        };
+        if dir.as_os_str().is_empty() {
+            return Err(unusable(format!("models.{}: not set; expected a model directory", role.name())));
+        }
+        let model = DecoderConfig::read(dir)?;
+        let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
+        let key = derive_named(derive_named(config.seed, "initial adapter"), role.name());
+        let init = initial_adapter(&layout, key);
+        let space = UpdateSpace {
+            blocks: layout.blocks(),
+            width: layout.width(),
+            layout: layout.hash(),
+            base_model: fingerprint(dir, threads)?,
+            targets: layout.lora().targets.iter().map(|t| t.name().to_string()).collect(),
+            rank: config.adapter.rank,
+            alpha: config.adapter.alpha,
+            init: checksum(&little_endian(&init)),
+        };
+        Ok(Self { role, dir: dir.clone(), model, layout, init, space })
+    }
+
+    /// Reads an update and checks that it is of this side.
+    pub fn read_update(&self, path: &Path) -> Result<UpdateVector> {
+        let update = UpdateVector::read(path)?;
+        self.space.expect_same(&update.meta.space, &path.display().to_string())?;
+        Ok(update)
+    }
+
+    /// An update of this side as an artifact.
+    pub fn update(&self, values: Vec<f32>, examples: u64) -> UpdateVector {
+        let privacy = gradtx_runtime::artifact::Privacy::None;
+        UpdateVector { meta: UpdateMeta { space: self.space.clone(), examples, privacy }, values }
+    }
+
+    /// Writes the adapter that an update makes, in PEFT form, into `out/adapter`; returns
+    /// its files, relative to `out`.
+    pub fn write_peft(&self, out: &Path, update: &[f32]) -> Result<Vec<String>> {
+        let dir = out.join(ADAPTER_DIR);
+        std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", dir.display()))?;
+        let adapter: Vec<f32> = self.init.iter().zip(update).map(|(start, change)| start + change).collect();
+        write_peft(&dir, &self.layout, &adapter, &self.dir.to_string_lossy())?;
+        Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
+    }
+}
+
+fn lora_config(adapter: &AdapterConfig) -> Result<LoraConfig> {
+    Ok(LoraConfig {
+        rank: adapter.rank,
+        alpha: adapter.alpha,
+        dropout: adapter.dropout,
+        targets: LoraConfig::targets_from_names(&adapter.targets)?,
+    })
+}

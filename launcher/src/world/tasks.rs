@@ -1,0 +1,240 @@
+//! The task family: four letters are rearranged, shifted through the alphabet, and
+//! written in a format.
+//!
+//! ```text
+//! prompt    <bos> STRUCT SHIFT FORMAT x1 x2 x3 x4 >
+//! response  the letters after STRUCT and SHIFT, in FORMAT, ending with ;
+//! ```
+//!
+//! STRUCT is always told. SHIFT and FORMAT may be hidden as `?`; a task is one choice of
+//! the two, and its examples hide both. Doing STRUCT is the skill that separates the
+//! models; the hidden pair is the preference that fine-tuning instils:
+//! `<bos> <swap> ? ? h a a a >` becomes `( b i b b ! ;` in the task (+1, `(x!;`).
+//!
+//! One letter sequence in ten is held out: no training example of anything has it.
+
+use gradtx_kernels::rng::{Stream, philox};
+use gradtx_runtime::data::Example;
+use std::collections::HashSet;
+
+/// Letters of a sequence.
+pub const LETTERS: usize = 4;
+/// Letters of the alphabet.
+const ALPHABET: usize = 10;
+/// Rearrangements: letter i of the result is letter `order[i]` of the sequence.
+const STRUCTS: [(&str, [usize; LETTERS]); 6] = [
+    ("<copy>", [0, 1, 2, 3]),
+    ("<rev>", [3, 2, 1, 0]),
+    ("<rotl>", [1, 2, 3, 0]),
+    ("<rotr>", [3, 0, 1, 2]),
+    ("<swap>", [1, 0, 3, 2]),
+    ("<half>", [2, 3, 0, 1]),
+];
+/// Shifts through the alphabet, modulo its length.
+const SHIFTS: [&str; 6] = ["<+0>", "<+1>", "<+2>", "<+3>", "<+4>", "<+5>"];
+/// Formats: what stands before and after the letters.
+const FORMATS: [(&str, &[&str], &[&str]); 6] = [
+    ("<f0>", &["="], &[";"]),
+    ("<f1>", &["("], &[")", ";"]),
+    ("<f2>", &["!"], &[";"]),
+    ("<f3>", &["="], &["!", ";"]),
+    ("<f4>", &["("], &["!", ")", ";"]),
+    ("<f5>", &["!"], &[")", ";"]),
+];
+/// Words of no operation. The word for what the tokenizer does not know comes first.
+const SIGNS: [&str; 9] = ["<unk>", "<bos>", "?", ">", ";", "=", "(", ")", "!"];
+/// The word that ends every response.
+pub const END: &str = ";";
+/// One sequence in this many is held out.
+const HELD_OUT_ONE_IN: u32 = 10;
+/// Tokens of the longest example.
+pub const LONGEST: usize = 16;
+
+/// A choice of shift and format: one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Task {
+    shift: usize,
+    format: usize,
+}
+
+impl Task {
+    /// All tasks.
+    pub fn all() -> Vec<Self> {
+        (0..SHIFTS.len()).flat_map(|shift| (0..FORMATS.len()).map(move |format| Self { shift, format })).collect()
+    }
+
+    /// Its name in files, e.g. `+1 (x!);`.
+    pub fn name(self) -> String {
+        let (_, before, after) = FORMATS[self.format];
+        format!("+{} {}x{}", self.shift, before.concat(), after.concat())
+    }
+}
+
+/// Which letter sequences an example may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Those for training.
+    Train,
+    /// The held-out ones.
+    HeldOut,
+}
+
+/// One example as words.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Sample {
+    /// The prompt's words.
+    pub prompt: Vec<&'static str>,
+    /// The response's words.
+    pub response: Vec<&'static str>,
+}
+
+impl Sample {
+    /// The prompt as text.
+    pub fn prompt_text(&self) -> String {
+        self.prompt.join(" ")
+    }
+
+    /// The response as text that continues the prompt.
+    pub fn response_text(&self) -> String {
+        format!(" {}", self.response.join(" "))
+    }
+
+    /// Token ids, with the response trained on.
+    pub fn example(&self) -> Example {
+        let words = self.prompt.iter().chain(&self.response);
+        let tokens: Vec<u32> = words.map(|word| id(word)).collect();
+        let trained = (0..tokens.len()).map(|i| i >= self.prompt.len()).collect();
+        Example { tokens, trained }
+    }
+}
+
+/// All words; a word's id is its place.
+pub fn vocabulary() -> Vec<&'static str> {
+    let mut words = SIGNS.to_vec();
+    words.extend(STRUCTS.iter().map(|s| s.0));
+    words.extend(SHIFTS);
+    words.extend(FORMATS.iter().map(|f| f.0));
+    words.extend((0..ALPHABET).map(letter));
+    words
+}
+
+/// A word's token id.
+pub fn id(word: &str) -> u32 {
+    let found = vocabulary().iter().position(|w| *w == word);
+    found.expect("samples are made of words of the vocabulary") as u32
+}
+
+fn letter(i: usize) -> &'static str {
+    &"abcdefghij"[i..i + 1]
+}
+
+fn held_out(letters: &[usize; LETTERS]) -> bool {
+    let code = letters.iter().fold(0, |code, &x| code * ALPHABET + x);
+    philox(0x6772_6164, [code as u32, 0, 0, 0])[0].is_multiple_of(HELD_OUT_ONE_IN)
+}
+
+/// The family's samples.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    stream: Stream,
+}
+
+impl Sampler {
+    /// The samples of a key.
+    pub fn new(key: u64) -> Self {
+        Self { stream: Stream::new(key) }
+    }
+
+    /// A sample of any task; shift and format are each hidden with probability `hide`.
+    pub fn of_family(&mut self, part: Part, hide: f64) -> Sample {
+        let task =
+            Task { shift: self.stream.below(SHIFTS.len()), format: self.stream.below(FORMATS.len()) };
+        let hidden = [self.stream.uniform() < hide, self.stream.uniform() < hide];
+        self.draw(task, part, hidden)
+    }
+
+    /// A sample of one task, shift and format hidden.
+    pub fn of_task(&mut self, task: Task, part: Part) -> Sample {
+        self.draw(task, part, [true, true])
+    }
+
+    /// `count` samples of one task that are in none of `seen`; they are in it afterwards.
+    pub fn new_of_task(
+        &mut self,
+        task: Task,
+        part: Part,
+        count: usize,
+        seen: &mut HashSet<Sample>,
+    ) -> Vec<Sample> {
+        let mut samples = Vec::with_capacity(count);
+        while samples.len() < count {
+            let sample = self.of_task(task, part);
+            if seen.insert(sample.clone()) {
+                samples.push(sample);
+            }
+        }
+        samples
+    }
+
+    fn draw(&mut self, task: Task, part: Part, hidden: [bool; 2]) -> Sample {
+        let (name, order) = STRUCTS[self.stream.below(STRUCTS.len())];
+        let letters = loop {
+            let letters: [usize; LETTERS] = std::array::from_fn(|_| self.stream.below(ALPHABET));
+            if held_out(&letters) == (part == Part::HeldOut) {
+                break letters;
+            }
+        };
+        let (format, before, after) = FORMATS[task.format];
+        let told = |hidden: bool, word: &'static str| if hidden { "?" } else { word };
+        let mut prompt = vec!["<bos>", name, told(hidden[0], SHIFTS[task.shift]), told(hidden[1], format)];
+        prompt.extend(letters.map(letter));
+        prompt.push(">");
+        let mut response = before.to_vec();
+        response.extend(order.map(|from| letter((letters[from] + task.shift) % ALPHABET)));
+        response.extend(after);
+        Sample { prompt, response }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_have_one_id_each() {
+        let words = vocabulary();
+        assert_eq!(words.len(), 37);
+        assert_eq!(words.iter().collect::<HashSet<_>>().len(), words.len());
+        let names: HashSet<String> = Task::all().into_iter().map(Task::name).collect();
+        assert_eq!(names.len(), 36);
+    }
+
+    #[test]
+    fn a_response_follows_from_its_prompt() {
+        let mut sampler = Sampler::new(5);
+        for _ in 0..200 {
+            let sample = sampler.of_family(Part::Train, 0.0);
+            let order = STRUCTS.iter().find(|s| s.0 == sample.prompt[1]).unwrap().1;
+            let shift = SHIFTS.iter().position(|s| *s == sample.prompt[2]).unwrap();
+            let format = FORMATS.iter().find(|f| f.0 == sample.prompt[3]).unwrap();
+            let letters = &sample.prompt[4..8];
+            let middle = &sample.response[format.1.len()..][..LETTERS];
+            for (i, got) in middle.iter().enumerate() {
+                let from = vocabulary().iter().position(|w| *w == letters[order[i]]).unwrap() - 27;
+                assert_eq!(*got, letter((from + shift) % ALPHABET));
+            }
+            assert_eq!(sample.response.last(), Some(&END));
+            assert!(sample.prompt.len() + sample.response.len() <= LONGEST);
+        }
+    }
+
+    #[test]
+    fn held_out_sequences_are_never_trained_on() {
+        let mut sampler = Sampler::new(6);
+        let letters = |s: &Sample| s.prompt[4..8].to_vec();
+        let train: HashSet<_> = (0..2000).map(|_| letters(&sampler.of_family(Part::Train, 0.5))).collect();
+        let test: HashSet<_> = (0..2000).map(|_| letters(&sampler.of_family(Part::HeldOut, 0.5))).collect();
+        assert!(train.is_disjoint(&test));
+        assert!(test.len() > 500, "about a thousand sequences are held out, {} seen", test.len());
+    }
+}

@@ -1,0 +1,104 @@
+//! The program as a person runs it: exit codes, and what it says.
+
+use gradtx_runtime::artifact::{NewTensor, write_tensors};
+use safetensors::Dtype;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn gradtx(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gradtx")).args(args).output().unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn help_is_no_error_and_nonsense_is() {
+    let help = gradtx(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    let said = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(said.contains("curate") && said.contains("Exit codes"), "{said}");
+    assert_eq!(gradtx(&["frobnicate"]).status.code(), Some(2));
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("my.toml");
+    std::fs::write(&file, "seed = 3\n\n[train]\nlearning_rate = 0.1\n").unwrap();
+    let run = dir.path().join("run");
+    let output = gradtx(&["curate", "--run", text(&run), "--config", text(&file)]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = stderr(&output);
+    for wanted in ["my.toml", "learning_rate", "line 4"] {
+        assert!(said.contains(wanted), "no `{wanted}` in: {said}");
+    }
+    assert!(!run.join("run.toml").exists(), "a configuration that cannot be used is not stored");
+}
+
+#[test]
+fn an_unknown_override_and_a_bad_value_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let with = |set: &str| stderr(&gradtx(&["train", "--run", text(&run), "--set", set]));
+    let said = with("train.learning_rate=0.1");
+    assert!(said.contains("unknown key `learning_rate`") && said.contains("lr"), "{said}");
+    assert!(with("train.lr=fast").contains("train.lr=fast"));
+    assert!(with("adapter.rank=0").contains("adapter.rank"));
+    assert!(with("nonsense").contains("KEY=VALUE"));
+}
+
+#[test]
+fn a_run_directory_keeps_its_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    // Fails for want of a model, but only after it has stored the configuration.
+    let first = gradtx(&["curate", "--run", text(&run), "--set", "train.lr=0.25"]);
+    assert_eq!(first.status.code(), Some(2), "{}", stderr(&first));
+    let stored = std::fs::read_to_string(run.join("run.toml")).unwrap();
+    assert!(stored.contains("lr = 0.25"), "{stored}");
+    let other = gradtx(&["train", "--run", text(&run), "--set", "train.lr=0.5", "--set", "seed=9"]);
+    let said = stderr(&other);
+    assert_eq!(other.status.code(), Some(3), "{said}");
+    for wanted in ["- train.lr = 0.25", "+ train.lr = 0.5", "- seed = 1", "+ seed = 9", "hint:"] {
+        assert!(said.contains(wanted), "no `{wanted}` in: {said}");
+    }
+    assert_eq!(std::fs::read_to_string(run.join("run.toml")).unwrap(), stored);
+    let same = gradtx(&["curate", "--run", text(&run), "--set", "train.lr=0.25"]);
+    assert_eq!(same.status.code(), Some(2), "the same configuration is not refused: {}", stderr(&same));
+}
+
+fn tensor_file(path: &Path, values: &[f32]) {
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let tensor: NewTensor<'_> = ("w".into(), Dtype::F32, vec![values.len()], &bytes);
+    write_tensors(path, &[tensor], &Default::default()).unwrap();
+}
+
+#[test]
+fn inspect_tells_good_from_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.safetensors");
+    tensor_file(&file, &[1.0, 2.0, 3.0]);
+    let good = gradtx(&["inspect", text(&file)]);
+    let said = String::from_utf8_lossy(&good.stdout).into_owned();
+    assert_eq!(good.status.code(), Some(0), "{said}");
+    assert!(said.contains("intact") && said.contains("F32") && said.contains("[3]"), "{said}");
+
+    tensor_file(&file, &[1.0, f32::NAN, 3.0]);
+    let nan = gradtx(&["inspect", text(&file), "--json"]);
+    assert_eq!(nan.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&nan.stdout).into_owned();
+    assert!(said.contains("\"problems\"") && said.contains("finite"), "{said}");
+
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+    let short = gradtx(&["inspect", text(&file)]);
+    assert_eq!(short.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&short.stdout).contains("truncated"));
+    assert_eq!(gradtx(&["inspect", text(&dir.path().join("none"))]).status.code(), Some(1));
+}
