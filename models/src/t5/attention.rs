@@ -7,9 +7,9 @@
 //! d model width, I = H·D width of all heads.
 
 use super::T5Config;
+use super::acts::Scratch;
 use super::buffers::{Allocator, Rows};
 use super::pass::{Grads, Pass, weight_gradient};
-use super::stack::Scratch;
 use gradtx_kernels::ops::{Backend, BucketMap, LinearDims, Out, RmsNormDims, T5AttentionDims};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;

@@ -8,10 +8,11 @@
 //! Shapes: B examples, C positions at most, K positions of the memory, d model width,
 //! I = H·D width of all heads.
 
+use super::acts::{Keep, StackActs, StackShape, pair_mut};
 use super::attention::Lengths;
 use super::buffers::{Allocator, Rows};
 use super::pass::Pass;
-use super::stack::{Keep, Side, Stack, StackActs, StackShape, pair_mut};
+use super::stack::{Side, Stack};
 use gradtx_kernels::ops::{Backend, Gemm, GemmDims, LinearDims};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::plan::Purpose;
