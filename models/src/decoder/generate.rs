@@ -8,11 +8,12 @@
 //! keeps the rows of a product independent of each other (the CPU does, to the bit).
 
 use super::forward::{Cache, Pass};
-use super::{Activations, AdapterView, Decoder, Mode};
+use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
 use gradtx_kernels::ops::LmHead;
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
 /// What a generator has room for.
@@ -24,6 +25,14 @@ pub struct GenerateLimits {
     pub prompt_tokens: usize,
     /// Tokens of one sequence, prompt and continuation.
     pub context: usize,
+}
+
+impl GenerateLimits {
+    /// The largest stream of a pass: prompts, or one token of every row.
+    fn streams(self) -> BatchCapacity {
+        let rows = self.rows.max(1);
+        BatchCapacity { tokens: self.prompt_tokens.max(rows), segments: rows, labels: rows }
+    }
 }
 
 /// What is to be continued.
@@ -79,10 +88,9 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         layout: Option<&BlockLayout>,
     ) -> Result<Self> {
         let (device, config) = (&decoder.device, &decoder.config);
-        let rows = limits.rows.max(1);
-        let tokens = limits.prompt_tokens.max(rows);
-        let capacity = BatchCapacity { tokens, segments: rows, labels: rows };
-        let positions = limits.context.max(tokens);
+        let capacity = limits.streams();
+        let rows = capacity.segments;
+        let positions = limits.context.max(capacity.tokens);
         let cache = config.layers * rows * limits.context * config.kv_dim();
         Ok(Self {
             limits: GenerateLimits { rows, ..limits },
@@ -94,6 +102,15 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             row_ids: device.zeros(rows)?,
             next: device.zeros(rows)?,
         })
+    }
+
+    /// The cache and the buffers of the passes.
+    pub fn plan(config: &DecoderConfig, limits: GenerateLimits, layout: Option<&BlockLayout>) -> MemoryPlan {
+        let capacity = limits.streams();
+        let mut plan = Activations::<D, X>::plan(config, capacity, Mode::Inference(layout));
+        let shape = [2, config.layers, capacity.segments, limits.context, config.kv_dim()];
+        plan.add(Purpose::Cache, "keys and values", &shape, size_of::<X>());
+        plan
     }
 
     /// Continues every prompt until one of `ends` or `max_new` tokens.
