@@ -7,7 +7,7 @@
 //! What a sequence becomes does not depend on its companions, as far as the device
 //! keeps the rows of a product independent of each other (the CPU does, to the bit).
 
-use super::forward::{Cache, Pass};
+use super::forward::{Cache, CacheAction, Pass};
 use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
 use gradtx_kernels::ops::LmHead;
@@ -227,7 +227,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             push(&mut stream, tokens, 0, row.adapter);
         }
         let last: Vec<u32> = stream.offsets[1..].iter().map(|end| end - 1).collect();
-        self.pass(decoder, adapters, &stream, &mut rows, &last, true)?;
+        self.pass(decoder, adapters, &stream, &mut rows, &last, CacheAction::Fill)?;
         for row in &mut rows {
             row.position = prompts[row.prompt].tokens.len() as u32;
         }
@@ -246,7 +246,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             push(&mut stream, &[row.last], row.position, row.adapter);
         }
         let all: Vec<u32> = (0..rows.len() as u32).collect();
-        self.pass(decoder, adapters, &stream, rows, &all, false)?;
+        self.pass(decoder, adapters, &stream, rows, &all, CacheAction::Decode)?;
         rows.iter_mut().for_each(|row| row.position += 1);
         Ok(())
     }
@@ -260,7 +260,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         stream: &PackedBatch,
         rows: &mut [Row],
         at: &[u32],
-        fill: bool,
+        action: CacheAction,
     ) -> Result<()> {
         if rows.is_empty() {
             return Ok(());
@@ -270,13 +270,14 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         let slots: Vec<u32> = rows.iter().map(|row| row.slot).collect();
         device.upload(D::view_mut(&mut self.slot, 0..slots.len()), &slots)?;
         self.acts.check(self.batch.used(), adapters.as_ref())?;
-        let (k, v, slot) = (&mut self.k, &mut self.v, D::view(&self.slot, 0..slots.len()));
-        let (capacity, slots) = (self.limits.context, self.limits.rows);
-        let mut cache = if fill {
-            Cache::Fill { k, v, slot, capacity, slots }
-        } else {
-            Cache::Decode { k, v, slot, capacity, slots }
-        };
+        let mut cache = Some(Cache {
+            k: &mut self.k,
+            v: &mut self.v,
+            slot: D::view(&self.slot, 0..slots.len()),
+            capacity: self.limits.context,
+            slots: self.limits.rows,
+            action,
+        });
         let pass = Pass::new(&self.batch, adapters);
         decoder.forward_blocks(&mut self.acts, &pass, &mut cache)?;
         let chunk = self.acts.chunk;

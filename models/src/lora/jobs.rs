@@ -110,7 +110,8 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
     }
 
     /// Applies the gradients of the step and forgets them; returns every job's gradient
-    /// norm before clipping. A norm that is not finite is an error that changes nothing.
+    /// norm before clipping. A job without segments in the step has gradients of 0, yet its
+    /// moments and weight decay go on. A norm that is not finite is an error that changes nothing.
     pub fn apply(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
         let params = D::all_mut(&mut self.adapters);
         let norms = self.optimizer.step(&self.device, params, D::all(&self.grads), step, max_norm)?;
