@@ -7,7 +7,7 @@ use gradtx_kernels::rng::Stream;
 use gradtx_kernels::{Complex64, Device};
 use gradtx_models::decoder::{Activations, DecoderConfig, Family, Gradients, Mode};
 use gradtx_models::lora::{BlockLayout, Module};
-use gradtx_runtime::data::PackedBatch;
+use gradtx_runtime::data::{BatchCapacity, PackedBatch};
 use std::ops::Range;
 
 const STEP: f64 = 1e-30;
@@ -209,4 +209,20 @@ fn activations_of_another_mode_are_refused() {
         model.loss(&mut acts, &upload(&cpu, &longer), None).is_err(),
         "more tokens than there is room for"
     );
+}
+
+#[test]
+fn frozen_bases_keep_less() {
+    let config = config(Family::Qwen2, true);
+    let room = BatchCapacity { tokens: 100, segments: 4, labels: 50 };
+    let bytes = |mode| Activations::<Cpu, f32>::plan(&config, room, mode).total();
+    let layout = |targets: &[Module]| adapters(&config, targets, 0.0, 1, 5).0;
+    let (attention, everything) = (layout(&[Module::Q, Module::V]), layout(&Module::ALL));
+    let inference = bytes(Mode::Inference(None));
+    let (few, many) = (bytes(Mode::Adapters(&attention)), bytes(Mode::Adapters(&everything)));
+    assert!(inference < few && few < many && bytes(Mode::AllParameters) <= many);
+    // Neither the MLP's normalised input nor its hidden row is kept for q and v, beyond one of each.
+    let tails = |n: usize| n * layout(&Module::ALL).lora().rank;
+    let kept = 100 * (config.hidden + tails(2) + config.intermediate + tails(1)) * (config.layers - 1);
+    assert!(many - few >= 4 * kept as u64);
 }

@@ -1,5 +1,8 @@
 //! Tests of decoders and their adapters on the CPU.
 
+// Helpers of tests may unwrap, as tests may.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 mod files;
 mod generation;
