@@ -63,7 +63,11 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
             }
             lines += &diff(&before.settings, &record.settings);
             let what = format!("{}: holds a result of other settings or inputs", dir.display());
-            return Err(refused(what, lines, "write to another directory, or remove this one to make it anew"));
+            return Err(refused(
+                what,
+                lines,
+                "write to another directory, or remove this one to make it anew",
+            ));
         }
         if !before.outputs.is_empty() && before.damaged(dir).is_empty() {
             return Ok(State::Finished);

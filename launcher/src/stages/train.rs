@@ -19,8 +19,8 @@ use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{
-    Generator, GradTransformer, GradTransformerConfig, NormalizationFit, NormalizationMode, StartToken, Trainer,
-    Tuples,
+    Generator, GradTransformer, GradTransformerConfig, NormalizationFit, NormalizationMode, StartToken,
+    Trainer, Tuples,
 };
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::artifact::{Role, TupleStore, checksum_file, write_atomic, write_json};
@@ -35,7 +35,10 @@ use std::time::Instant;
 pub fn open_store(run: &Path) -> Result<TupleStore> {
     let dir = run.join(SHADOW_DIR);
     if !dir.join("manifest.json").is_file() {
-        return Err(failed(format!("{}: there is no tuple store", dir.display()), "run `gradtx curate` first"));
+        return Err(failed(
+            format!("{}: there is no tuple store", dir.display()),
+            "run `gradtx curate` first",
+        ));
     }
     Ok(TupleStore::open(&dir)?)
 }
@@ -153,7 +156,9 @@ impl Work for Train<'_> {
         let key = derive_named(self.config.seed, "translator");
         let mut model = match settings.pretrained.as_os_str().is_empty() {
             true => GradTransformer::<D, X>::random(device, shape, derive_named(key, "weights"))?,
-            false => GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?,
+            false => {
+                GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?
+            }
         };
         model.set_normalization(self.fit()?.finish()?)?;
         let mut trainer = Trainer::new(&mut model, train.micro_batch)?;
@@ -187,7 +192,11 @@ impl Work for Train<'_> {
             if (step + 1) % train.validate_every == 0 || step + 1 == train.steps {
                 let error = relative_error(&model, &held_out)?;
                 line["validation"] = json!(error);
-                self.context.ui.line(format!("train: step {}, loss {:.4}, validation {error:.4}", step + 1, report.loss));
+                self.context.ui.line(format!(
+                    "train: step {}, loss {:.4}, validation {error:.4}",
+                    step + 1,
+                    report.loss
+                ));
                 if error < best {
                     best = error;
                     model.save(self.dir)?;

@@ -10,13 +10,10 @@ use gradtx_models::decoder::{
 use gradtx_models::lora::{LoraJobs, PeftAdapter, read_peft, write_peft};
 use gradtx_runtime::artifact::TensorFile;
 use gradtx_runtime::data::{Example, PackedBatch, SegmentInfo};
+use gradtx_tests::fixture;
 use std::path::{Path, PathBuf};
 
 const TOLERANCE: f64 = 1e-4;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/fixtures").join(name)
-}
 
 struct Golden {
     file: TensorFile,

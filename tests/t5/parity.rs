@@ -2,10 +2,7 @@
 //!
 //! The fixtures and how they were made are described beside them.
 
-#![allow(clippy::unwrap_used)]
-
-mod t5_common;
-
+use crate::common::relative_error;
 use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::AdamWStep;
@@ -18,16 +15,11 @@ use gradtx_models::t5::{
 use gradtx_runtime::artifact::{TensorFile, TensorSource};
 use gradtx_runtime::optim::FlatAdamW;
 use gradtx_runtime::params::ParamLayout;
-use std::path::PathBuf;
-use t5_common::relative_error;
+use gradtx_tests::fixture;
 
 const TOLERANCE: f64 = 1e-4;
 const STEPS: usize = 10;
 const ACCUMULATION: usize = 4;
-
-fn fixture(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/fixtures").join(path)
-}
 
 /// The golden tensors of a fixture.
 struct Golden(TensorFile);

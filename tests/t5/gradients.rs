@@ -3,10 +3,7 @@
 //! A loss is computed in complex numbers with one tensor moved by `i·h·v`: `Im L / h` is
 //! the derivative along v, exact to rounding, and must equal `gradient · v`.
 
-#![allow(clippy::unwrap_used)]
-
-mod t5_common;
-
+use crate::common::relative_error;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
 use gradtx_kernels::ops::Backend;
 use gradtx_kernels::rng::{Stream, derive_named};
@@ -18,7 +15,6 @@ use gradtx_models::grad_transformer::{
 use gradtx_models::t5::{Grads, Keep, Pass, Side, Stack, StackActs, StackShape, T5Config};
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
-use t5_common::relative_error;
 
 const H: f64 = 1e-30;
 const TOLERANCE: f64 = 1e-9;
