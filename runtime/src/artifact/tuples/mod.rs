@@ -15,6 +15,7 @@
 //! says in its metadata what it is and carries a checksum of its values. At the end
 //! [`assemble`] reads every file that should be there and lists what is really
 //! whole; what is not is reported by name and done again, never believed.
+
 mod shard;
 #[cfg(test)]
 mod tests;
