@@ -454,8 +454,7 @@ impl Config {
 
     /// Reads a run file. Unknown keys are errors.
     pub fn read(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
         let mut config: Self = toml::from_str(&text)
             .map_err(|e| unusable(format!("{}: {}", path.display(), e.to_string().trim_end())))?;
         let base = std::path::absolute(path)?;
@@ -539,14 +538,8 @@ impl Config {
         ] {
             expect(recipe.steps > 0, &format!("{name}.steps: expected at least 1"));
             expect(recipe.batch > 0, &format!("{name}.batch: expected at least 1"));
-            expect(
-                recipe.lr > 0.0 && recipe.lr.is_finite(),
-                &format!("{name}.lr: expected a positive number"),
-            );
-            expect(
-                recipe.max_norm >= 0.0,
-                &format!("{name}.max_norm: expected a positive number, or 0 for none"),
-            );
+            expect(recipe.lr > 0.0 && recipe.lr.is_finite(), &format!("{name}.lr: expected a positive number"));
+            expect(recipe.max_norm >= 0.0, &format!("{name}.max_norm: expected a positive number, or 0 for none"));
         }
         let translator = &self.translator;
         expect(
@@ -568,11 +561,7 @@ impl Config {
         expect(train.validate_every > 0, "train.validate_every: expected at least 1");
         expect(self.evaluate.batch > 0, "evaluate.batch: expected at least 1");
         expect(self.evaluate.max_new_tokens > 0, "evaluate.max_new_tokens: expected at least 1");
-        if wrong.is_empty() {
-            Ok(())
-        } else {
-            Err(unusable(format!("the configuration:\n{}", wrong.trim_end())))
-        }
+        if wrong.is_empty() { Ok(()) } else { Err(unusable(format!("the configuration:\n{}", wrong.trim_end()))) }
     }
 }
 

@@ -4,9 +4,9 @@
 
 use crate::config::{DeviceConfig, DeviceKind, DtypeKind};
 use anyhow::Result;
-use gradtx_kernels::Real;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::Backend;
+use gradtx_kernels::Real;
 
 /// Work that runs on any device and in any element type.
 pub trait Work {

@@ -56,6 +56,8 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
     };
     if path.is_file() {
         let before = read(&path)?;
+        // As it reads back from its file: numbers may lose their last digit on the way.
+        record.settings = serde_json::from_str(&record.settings.to_string())?;
         if (&before.stage, &before.settings) != (&record.stage, &record.settings) {
             let mut lines = String::new();
             if before.stage != record.stage {
@@ -63,11 +65,7 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
             }
             lines += &diff(&before.settings, &record.settings);
             let what = format!("{}: holds a result of other settings or inputs", dir.display());
-            return Err(refused(
-                what,
-                lines,
-                "write to another directory, or remove this one to make it anew",
-            ));
+            return Err(refused(what, lines, "write to another directory, or remove this one to make it anew"));
         }
         if !before.outputs.is_empty() && before.damaged(dir).is_empty() {
             return Ok(State::Finished);

@@ -37,12 +37,7 @@ pub fn nearest(pairs: &impl Pairs, client: &[f32]) -> Result<Vec<f32>> {
     let center = mean_of(&all, |pair| pairs.student(pair))?;
     let similarity = |pair: usize| -> Result<f64> {
         let student = pairs.student(pair)?;
-        ensure!(
-            student.len() == client.len(),
-            "the update has {} values, the shadow students have {}",
-            client.len(),
-            student.len()
-        );
+        ensure!(student.len() == client.len(), "the update has {} values, the shadow students have {}", client.len(), student.len());
         let (mut dot, mut norm) = (0.0, 0.0);
         for ((&s, &c), &m) in student.iter().zip(client).zip(&center) {
             let (s, c) = ((s - m) as f64, (c - m) as f64);
@@ -68,12 +63,7 @@ pub fn ridge(pairs: &impl Pairs, client: &[f32]) -> Result<Vec<f32>> {
     ensure!(count > 1, "ridge regression needs at least two shadow pairs, found {count}");
     let students = centered((0..count).map(|i| pairs.student(i)).collect::<Result<_>>()?);
     let teachers = centered((0..count).map(|i| pairs.teacher(i)).collect::<Result<_>>()?);
-    ensure!(
-        students.center.len() == client.len(),
-        "the update has {} values, the shadow students have {}",
-        client.len(),
-        students.center.len()
-    );
+    ensure!(students.center.len() == client.len(), "the update has {} values, the shadow students have {}", client.len(), students.center.len());
     let mut kernel = gram(&students.rows);
     let scale = (0..count).map(|i| kernel[i][i]).sum::<f64>() / count as f64;
     ensure!(scale > 0.0, "all shadow students are the same: there is nothing to regress on");
@@ -228,8 +218,7 @@ mod tests {
         let (pairs, rule) = linear_world();
         let client = [0.7, -1.3, 0.4];
         let wanted = rule(&client);
-        let distance =
-            |found: Vec<f32>| -> f32 { found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).sum() };
+        let distance = |found: Vec<f32>| -> f32 { found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).sum() };
         assert!(distance(ridge(&pairs, &client).unwrap()) < 0.02);
         assert!(distance(mean(&pairs).unwrap()) > 0.5);
     }

@@ -39,14 +39,7 @@ impl Ui {
             bar.set_prefix(what.to_string());
             bar
         });
-        Progress {
-            bar,
-            quiet: self.quiet,
-            what: what.to_string(),
-            len,
-            started: Instant::now(),
-            said: Instant::now(),
-        }
+        Progress { bar, quiet: self.quiet, what: what.to_string(), len, started: Instant::now(), said: Instant::now() }
     }
 }
 

@@ -22,8 +22,7 @@ use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_runtime::artifact::{
-    ShardState, StoreType, TuplePlan, assemble, check_shard, write_atomic, write_init, write_json,
-    write_shard,
+    ShardState, StoreType, TuplePlan, assemble, check_shard, sweep_temporary, write_atomic, write_init, write_json, write_shard,
 };
 use serde_json::json;
 use std::io::Write;
@@ -62,20 +61,13 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
         student: student.space.clone(),
         teacher: teacher.space.clone(),
     };
-    std::fs::create_dir_all(dir.join("metrics"))
-        .with_context(|| format!("{}: cannot make", dir.display()))?;
+    for part in ["metrics", "init", "shards"].map(|name| dir.join(name)) {
+        std::fs::create_dir_all(&part).with_context(|| format!("{}: cannot make", part.display()))?;
+        sweep_temporary(&part)?;
+    }
     for (side, recipe) in [(&student, &config.curate.tiny), (&teacher, &config.curate.llm)] {
         write_init(&dir, side.role.side(), &side.space, &side.init)?;
-        let work = Collect {
-            context,
-            config: &config,
-            dir: &dir,
-            plan: &plan,
-            side,
-            recipe,
-            public: &public,
-            subsets: &subsets,
-        };
+        let work = Collect { context, config: &config, dir: &dir, plan: &plan, side, recipe, public: &public, subsets: &subsets };
         dispatch(&config.device, context.threads, work)?;
     }
     let assembled = assemble(&dir, &plan, settings)?;
@@ -154,9 +146,7 @@ impl Work for Collect<'_> {
         }
         drop(progress);
         let mean = last.iter().sum::<f64>() / last.len() as f64;
-        self.context
-            .ui
-            .line(format!("curate {name}: {} jobs, mean loss of the last step {mean:.4}", last.len()));
+        self.context.ui.line(format!("curate {name}: {} jobs, mean loss of the last step {mean:.4}", last.len()));
         Ok(())
     }
 }

@@ -148,9 +148,7 @@ impl Work for Evaluate<'_> {
         let mut answers = Vec::with_capacity(prompts.len());
         let ends = end_texts(&tokenizer)?;
         // By parts, to have something to report; slots of a part fill up as others end.
-        for (part, records) in
-            prompts.chunks(8 * settings.batch).zip(self.data.records.chunks(8 * settings.batch))
-        {
+        for (part, records) in prompts.chunks(8 * settings.batch).zip(self.data.records.chunks(8 * settings.batch)) {
             let max_new = settings.max_new_tokens;
             for (found, record) in
                 generator.generate(&decoder, view, part, max_new, tokenizer.eos())?.iter().zip(records)

@@ -38,10 +38,7 @@ impl Data {
     pub fn groups(&self, column: &str) -> Result<Vec<Vec<usize>>> {
         let mut groups: Vec<(&serde_json::Value, Vec<usize>)> = vec![];
         for (row, record) in self.records.iter().enumerate() {
-            let value = record
-                .extra
-                .get(column)
-                .ok_or_else(|| record.origin.error(format!("there is no `{column}`")))?;
+            let value = record.extra.get(column).ok_or_else(|| record.origin.error(format!("there is no `{column}`")))?;
             match groups.iter_mut().find(|(known, _)| *known == value) {
                 Some((_, rows)) => rows.push(row),
                 None => groups.push((value, vec![row])),
@@ -116,9 +113,7 @@ mod tests {
     fn weights_of_a_step_sum_to_one_however_it_is_cut() {
         let examples = [example(5, 1), example(9, 4), example(3, 2)];
         let examples: Vec<&Example> = examples.iter().collect();
-        for (normalization, first) in
-            [(LossNormalization::Sequence, 1.0 / 3.0), (LossNormalization::Token, 1.0 / 7.0)]
-        {
+        for (normalization, first) in [(LossNormalization::Sequence, 1.0 / 3.0), (LossNormalization::Token, 1.0 / 7.0)] {
             let recipe = Recipe { normalization, ..Recipe::default() };
             for (limit, count) in [(100, 1), (14, 2), (1, 3)] {
                 let mut streams = Streams::new(limit);

@@ -68,11 +68,9 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 
     let mut files = vec![UPDATE_FILE.to_string(), "metrics.jsonl".into()];
     write_atomic(&job.out.join("metrics.jsonl"), |out| {
-        trained
-            .losses
-            .iter()
-            .enumerate()
-            .try_for_each(|(step, loss)| writeln!(out, "{}", json!({ "step": step + 1, "loss": loss })))
+        trained.losses.iter().enumerate().try_for_each(|(step, loss)| {
+            writeln!(out, "{}", json!({ "step": step + 1, "loss": loss }))
+        })
     })?;
     if job.peft {
         files.extend(side.write_peft(&job.out, &trained.updates)?);

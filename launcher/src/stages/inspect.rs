@@ -12,6 +12,7 @@ use gradtx_runtime::artifact::{
     Role, ShardState, TensorFile, TensorSource, TupleManifest, UpdateVector, check_shard, checksum,
     checksum_file, fingerprint, is_model_dir, read_init, read_json, read_versioned,
 };
+use gradtx_runtime::checkpoint::Checkpoint;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -116,6 +117,11 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
         UpdateVector::read(path)?;
         return Ok(());
     }
+    if Checkpoint::recognises(&file) {
+        report.kind = "checkpoint";
+        Checkpoint::load(path)?;
+        return Ok(());
+    }
     if let (Some(role), Some(shadow)) = (file.metadata("role"), file.metadata("shadow")) {
         report.kind = "shard of a tuple store";
         report.facts.insert(0, ("updates of".into(), format!("shadow {shadow}, {role}")));
@@ -139,10 +145,7 @@ fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
     for role in Role::BOTH {
         let space = plan.space(role);
         report.fact(role.name(), format!("[L, d] = [{}, {}]", space.blocks, space.width));
-        report.fact(
-            &format!("{role} adapter"),
-            format!("r {}, alpha {}, {}", space.rank, space.alpha, space.targets.join(",")),
-        );
+        report.fact(&format!("{role} adapter"), format!("r {}, alpha {}, {}", space.rank, space.alpha, space.targets.join(",")));
         report.fact(&format!("{role} base model"), &space.base_model);
         report.fact(&format!("{role} layout"), &space.layout);
         if let Err(error) = read_init(dir, role, space) {
@@ -154,20 +157,17 @@ fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
     let mut bytes = 0;
     for shadow in 0..plan.shadows {
         for role in Role::BOTH {
-            let want =
-                recorded.get(&shadow).map(|s| if role == Role::Student { &s.student } else { &s.teacher });
+            let want = recorded.get(&shadow).map(|s| if role == Role::Student { &s.student } else { &s.teacher });
             match (check_shard(dir, plan, role, shadow), want) {
                 (ShardState::Intact(found), Some(want)) if found == *want => bytes += found.bytes,
-                (ShardState::Intact(_), Some(_)) => report.problems.push(format!(
-                    "shadow {shadow}, {role}: the file is not the one that the manifest lists"
-                )),
+                (ShardState::Intact(_), Some(_)) => report
+                    .problems
+                    .push(format!("shadow {shadow}, {role}: the file is not the one that the manifest lists")),
                 (ShardState::Intact(_), None) => {
                     report.problems.push(format!("shadow {shadow}, {role}: not in the manifest"));
                 }
                 (ShardState::Missing, _) => report.problems.push(format!("shadow {shadow}, {role}: missing")),
-                (ShardState::Damaged(why), _) => {
-                    report.problems.push(format!("shadow {shadow}, {role}: {why}"))
-                }
+                (ShardState::Damaged(why), _) => report.problems.push(format!("shadow {shadow}, {role}: {why}")),
             }
         }
     }
@@ -205,8 +205,7 @@ fn look_at_model(dir: &Path, report: &mut Report) -> Result<()> {
     }
     let source = TensorSource::open(dir)?;
     let names: Vec<String> = source.names().into_iter().map(String::from).collect();
-    report.kind =
-        if names.iter().any(|n| n == "output_proj.weight") { "translator" } else { "model directory" };
+    report.kind = if names.iter().any(|n| n == "output_proj.weight") { "translator" } else { "model directory" };
     let mut parameters = 0;
     for name in &names {
         parameters += source.tensor(name)?.len();
@@ -254,8 +253,9 @@ fn look_at_parts(dir: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn sorted_entries(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let mut entries =
-        std::fs::read_dir(dir)?.map(|entry| entry.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let mut entries = std::fs::read_dir(dir)?
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<std::io::Result<Vec<_>>>()?;
     entries.sort();
     Ok(entries)
 }

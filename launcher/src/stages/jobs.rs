@@ -7,7 +7,6 @@
 use crate::config::Recipe;
 use crate::stages::examples::Streams;
 use crate::stages::side::Side;
-use crate::ui::Progress;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
@@ -84,11 +83,11 @@ pub fn train<X: Real<Acc = f32>, D: Backend<X>>(
             let part = adapters.accumulate(decoder, &stream)?;
             losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
         }
-        adapters.update(recipe.step(step), recipe.clip())?;
+        adapters.apply(recipe.step(step), recipe.clip())?;
         for (job, (result, loss)) in trained.iter_mut().zip(losses).enumerate() {
             result.losses.push(loss);
             if snapshots.at(step, recipe.steps) {
-                result.updates.extend(adapters.change(job)?);
+                result.updates.extend(adapters.update(job)?);
             }
         }
         progress(step + 1);

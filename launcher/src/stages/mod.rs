@@ -28,6 +28,7 @@ pub mod translate;
 pub mod world;
 
 use crate::ui::Ui;
+use gradtx_runtime::plan::MemoryPlan;
 
 /// What every stage is given.
 #[derive(Clone, Debug)]
@@ -54,3 +55,10 @@ pub const TRANSLATOR_DIR: &str = "translator";
 pub const UPDATE_FILE: &str = "update.safetensors";
 /// Directory of the PEFT adapter in a stage's directory.
 pub const ADAPTER_DIR: &str = "adapter";
+
+/// A memory plan without its single buffers: a line per purpose, and the sum.
+fn totals(what: &str, plan: &MemoryPlan) -> String {
+    let table = plan.to_string();
+    let lines: Vec<&str> = table.lines().skip(plan.entries().len()).collect();
+    format!("{what}: memory of {} buffers\n{}", plan.entries().len(), lines.join("\n"))
+}

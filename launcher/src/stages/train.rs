@@ -13,19 +13,20 @@ use crate::config::{Config, TrainConfig, TranslatorConfig};
 use crate::dispatch::{Work, dispatch};
 use crate::failure::{failed, unusable};
 use crate::record::{self, State};
-use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR};
+use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, totals};
 use anyhow::Result;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{
-    Generator, GradTransformer, GradTransformerConfig, NormalizationFit, NormalizationMode, StartToken,
-    Trainer, Tuples,
+    Generator, GradTransformer, GradTransformerConfig, NormalizationFit, NormalizationMode, StartToken, Trainer,
+    Tuples,
 };
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::artifact::{Role, TupleStore, checksum_file, write_atomic, write_json};
 use gradtx_runtime::data::Order;
 use gradtx_runtime::optim::Schedule;
+use gradtx_runtime::plan::{MemoryPlan, Purpose, available_memory};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -35,10 +36,7 @@ use std::time::Instant;
 pub fn open_store(run: &Path) -> Result<TupleStore> {
     let dir = run.join(SHADOW_DIR);
     if !dir.join("manifest.json").is_file() {
-        return Err(failed(
-            format!("{}: there is no tuple store", dir.display()),
-            "run `gradtx curate` first",
-        ));
+        return Err(failed(format!("{}: there is no tuple store", dir.display()), "run `gradtx curate` first"));
     }
     Ok(TupleStore::open(&dir)?)
 }
@@ -156,11 +154,12 @@ impl Work for Train<'_> {
         let key = derive_named(self.config.seed, "translator");
         let mut model = match settings.pretrained.as_os_str().is_empty() {
             true => GradTransformer::<D, X>::random(device, shape, derive_named(key, "weights"))?,
-            false => {
-                GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?
-            }
+            false => GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?,
         };
         model.set_normalization(self.fit()?.finish()?)?;
+        let plan = memory_plan(&model, train.micro_batch)?;
+        plan.check(available_memory()?)?;
+        self.context.ui.line(totals("train", &plan));
         let mut trainer = Trainer::new(&mut model, train.micro_batch)?;
         let parameters = model.layout().count();
         self.context.ui.line(format!(
@@ -192,11 +191,7 @@ impl Work for Train<'_> {
             if (step + 1) % train.validate_every == 0 || step + 1 == train.steps {
                 let error = relative_error(&model, &held_out)?;
                 line["validation"] = json!(error);
-                self.context.ui.line(format!(
-                    "train: step {}, loss {:.4}, validation {error:.4}",
-                    step + 1,
-                    report.loss
-                ));
+                self.context.ui.line(format!("train: step {}, loss {:.4}, validation {error:.4}", step + 1, report.loss));
                 if error < best {
                     best = error;
                     model.save(self.dir)?;
@@ -206,6 +201,22 @@ impl Work for Train<'_> {
         }
         Ok(metrics)
     }
+}
+
+/// Every buffer of training.
+fn memory_plan<X: Real, D: Backend<X>>(model: &GradTransformer<D, X>, micro_batch: usize) -> Result<MemoryPlan> {
+    let mut plan = MemoryPlan::new();
+    for buffer in Trainer::plan(model, micro_batch)? {
+        let purpose = match buffer.name.as_str() {
+            "values" | "masters" => Purpose::Trained,
+            "gradients" => Purpose::Gradients,
+            "first moments" | "second moments" => Purpose::Optimizer,
+            _ => Purpose::Activations,
+        };
+        let values = buffer.shape.iter().product::<usize>().max(1);
+        plan.add(purpose, buffer.name, &buffer.shape, buffer.bytes / values);
+    }
+    Ok(plan)
 }
 
 fn optimizer_step(train: &TrainConfig, step: u32) -> AdamWStep {

@@ -21,12 +21,12 @@ use crate::stages::Context;
 use crate::world::tasks::{END, LONGEST, Part, Sample, Sampler, id, vocabulary};
 use crate::world::tokenizer;
 use anyhow::Result;
-use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{derive, derive_named};
+use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{
-    Decoder, DecoderConfig, Family, GenerateLimits, Generator, InitialWeights, PretrainStep, Pretrainer,
-    Prompt, RopeScaling,
+    Decoder, DecoderConfig, Family, GenerateLimits, Generator, InitialWeights, PretrainStep, Pretrainer, Prompt,
+    RopeScaling,
 };
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
@@ -90,13 +90,7 @@ pub fn make(context: &Context, device: &DeviceConfig, dir: &Path, role: Role, se
             writeln!(out, "{line}")
         })
     })?;
-    let files = [
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ];
+    let files = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     output.finish(&files.map(String::from))
 }
 
@@ -175,8 +169,7 @@ impl Work for Pretrain<'_> {
                 cooling.get_or_insert(step + 1);
             }
             if told > goal.at_most {
-                let why =
-                    format!("{what}: exact match jumped from {last:.3} to {told:.3}, past {}", goal.at_most);
+                let why = format!("{what}: exact match jumped from {last:.3} to {told:.3}, past {}", goal.at_most);
                 return Err(failed(why, "try another seed"));
             }
             if told >= goal.enough {
@@ -199,7 +192,8 @@ fn batch_of(key: u64, step: u32) -> PackedBatch {
     let (from, to) = HIDE_BETWEEN;
     let hide = HIDE * ((step as f64 - from) / (to - from)).clamp(0.0, 1.0);
     let mut sampler = Sampler::new(derive(derive_named(key, "samples"), step as u64));
-    let examples: Vec<Example> = (0..BATCH).map(|_| sampler.of_family(Part::Train, hide).example()).collect();
+    let examples: Vec<Example> =
+        (0..BATCH).map(|_| sampler.of_family(Part::Train, hide).example()).collect();
     let labels: usize = examples.iter().map(Example::labels).sum();
     let mut batch = PackedBatch::default();
     for example in &examples {
@@ -242,8 +236,7 @@ impl<D: Backend<X>, X: Real> Exam<D, X> {
             .iter()
             .map(|s| Prompt { tokens: s.prompt.iter().map(|w| id(w)).collect(), adapter: None })
             .collect();
-        let limits =
-            GenerateLimits { rows: MEASURED, prompt_tokens: MEASURED * LONGEST, context: 2 * LONGEST };
+        let limits = GenerateLimits { rows: MEASURED, prompt_tokens: MEASURED * LONGEST, context: 2 * LONGEST };
         Ok(Self { samples, prompts, generator: Generator::new(decoder, limits, None)? })
     }
 

@@ -60,9 +60,7 @@ pub struct Task {
 impl Task {
     /// All tasks.
     pub fn all() -> Vec<Self> {
-        (0..SHIFTS.len())
-            .flat_map(|shift| (0..FORMATS.len()).map(move |format| Self { shift, format }))
-            .collect()
+        (0..SHIFTS.len()).flat_map(|shift| (0..FORMATS.len()).map(move |format| Self { shift, format })).collect()
     }
 
     /// Its name in files, e.g. `+1 (x!);`.
@@ -149,7 +147,8 @@ impl Sampler {
 
     /// A sample of any task; shift and format are each hidden with probability `hide`.
     pub fn of_family(&mut self, part: Part, hide: f64) -> Sample {
-        let task = Task { shift: self.stream.below(SHIFTS.len()), format: self.stream.below(FORMATS.len()) };
+        let task =
+            Task { shift: self.stream.below(SHIFTS.len()), format: self.stream.below(FORMATS.len()) };
         let hidden = [self.stream.uniform() < hide, self.stream.uniform() < hide];
         self.draw(task, part, hidden)
     }

@@ -10,8 +10,7 @@ use std::path::Path;
 /// Writes tokenizer.json, tokenizer_config.json and generation_config.json into a model directory.
 pub fn write(dir: &Path) -> Result<()> {
     let words = vocabulary();
-    let vocab: Map<String, Value> =
-        words.iter().enumerate().map(|(id, w)| (w.to_string(), json!(id))).collect();
+    let vocab: Map<String, Value> = words.iter().enumerate().map(|(id, w)| (w.to_string(), json!(id))).collect();
     let special: Vec<Value> = ["<unk>", "<bos>"]
         .iter()
         .map(|word| {
