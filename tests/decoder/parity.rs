@@ -11,7 +11,6 @@ use gradtx_models::lora::{LoraJobs, PeftAdapter, read_peft, write_peft};
 use gradtx_runtime::artifact::TensorFile;
 use gradtx_runtime::data::{Example, PackedBatch, SegmentInfo};
 use gradtx_tests::fixture;
-use std::path::{Path, PathBuf};
 
 const TOLERANCE: f64 = 1e-4;
 
