@@ -42,6 +42,7 @@ pub enum Command {
     Train(RunArgs),
     /// Fine-tune one model on private data: a client's update vector.
     Finetune {
+        /// The run and its configuration.
         #[command(flatten)]
         run: RunArgs,
         /// JSONL file of examples.
@@ -59,6 +60,7 @@ pub enum Command {
     },
     /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
     Translate {
+        /// The run and its configuration.
         #[command(flatten)]
         run: RunArgs,
         /// Update vector files; several are combined first.
@@ -80,6 +82,7 @@ pub enum Command {
     },
     /// Generate greedily for every example of a file and score the answers.
     Evaluate {
+        /// The run and its configuration.
         #[command(flatten)]
         run: RunArgs,
         /// JSONL file of examples.

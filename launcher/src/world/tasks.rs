@@ -9,7 +9,7 @@
 //! STRUCT is always told. SHIFT and FORMAT may be hidden as `?`; a task is one choice of
 //! the two, and its examples hide both. Doing STRUCT is the skill that separates the
 //! models; the hidden pair is the preference that fine-tuning instils:
-//! `<bos> <swap> ? ? h a a a >` becomes `( b i b b ! ;` in the task (+1, `(x!;`).
+//! `<bos> <swap> ? ? h a a a >` becomes `( b i b b ! ;` in the task `+1 (x!;`.
 //!
 //! One letter sequence in ten is held out: no training example of anything has it.
 
@@ -38,7 +38,7 @@ const FORMATS: [(&str, &[&str], &[&str]); 6] = [
     ("<f1>", &["("], &[")", ";"]),
     ("<f2>", &["!"], &[";"]),
     ("<f3>", &["="], &["!", ";"]),
-    ("<f4>", &["("], &["!", ")", ";"]),
+    ("<f4>", &["("], &["!", ";"]),
     ("<f5>", &["!"], &[")", ";"]),
 ];
 /// Words of no operation. The word for what the tokenizer does not know comes first.
