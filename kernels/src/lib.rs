@@ -11,6 +11,8 @@
 //! allocates on behalf of a caller except [`Device::zeros`].
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod device;
 pub mod dtype;
 pub mod error;

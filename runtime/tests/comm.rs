@@ -5,6 +5,7 @@
 
 mod contract;
 
+use gradtx_runtime::Result;
 use gradtx_runtime::comm::{Comm, Local, Solo, local};
 
 /// Runs `work` on every rank, each in a thread; returns what they returned, by rank.
@@ -51,4 +52,61 @@ fn ranks_that_call_different_operations_fail() {
     for result in found {
         assert!(result.unwrap_err().to_string().contains("all-reduce of 2"));
     }
+}
+
+/// Adds from the last rank to the first.
+struct WrongOrder(Local);
+
+impl Comm for WrongOrder {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.0.size()
+    }
+
+    fn all_reduce_sum(&self, values: &mut [f32]) -> Result<()> {
+        let n = values.len();
+        let mut all = vec![0.0; n * self.size()];
+        self.0.all_gather(values, &mut all)?;
+        values.fill(0.0);
+        for rank in (0..self.size()).rev() {
+            values.iter_mut().zip(&all[rank * n..]).for_each(|(v, x)| *v += x);
+        }
+        Ok(())
+    }
+
+    fn reduce_scatter_sum(&self, values: &[f32], out: &mut [f32]) -> Result<()> {
+        self.0.reduce_scatter_sum(values, out)
+    }
+
+    fn all_gather(&self, part: &[f32], out: &mut [f32]) -> Result<()> {
+        self.0.all_gather(part, out)
+    }
+
+    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<()> {
+        self.0.broadcast(root, values)
+    }
+
+    fn broadcast_bytes(&self, root: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        self.0.broadcast_bytes(root, bytes)
+    }
+
+    fn gather_bytes(&self, root: usize, bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
+        self.0.gather_bytes(root, bytes)
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.0.barrier()
+    }
+}
+
+#[test]
+fn a_wrong_order_of_summation_is_noticed() {
+    let caught = on_ranks(3, |comm| {
+        let work = std::panic::AssertUnwindSafe(move || contract::exercise(&WrongOrder(comm)));
+        std::panic::catch_unwind(work).is_err()
+    });
+    assert_eq!(caught, [true; 3]);
 }

@@ -105,6 +105,7 @@ impl<X: CpuReal> Task for Backward<'_, X> {
 
 impl<X: CpuReal> GatedActivation<X> for Cpu {
     fn gated_forward(&self, h: &mut [X], gate_up: &[X], dims: GatedDims) -> Result<()> {
+        let _timed = self.timed("gated_forward");
         const OP: &str = "gated_forward";
         let GatedDims { rows, cols, h_stride, .. } = dims;
         let span = expect_rows(OP, "h", h.len(), rows, cols, h_stride)?;
@@ -119,6 +120,7 @@ impl<X: CpuReal> GatedActivation<X> for Cpu {
     }
 
     fn gated_backward(&self, d_gate_up: &mut [X], dh: &[X], gate_up: &[X], dims: GatedDims) -> Result<()> {
+        let _timed = self.timed("gated_backward");
         const OP: &str = "gated_backward";
         let GatedDims { rows, cols, h_stride, .. } = dims;
         expect_len(OP, "d_gate_up", d_gate_up.len(), rows * 2 * cols)?;

@@ -87,6 +87,7 @@ impl<A: CpuReal> Task for Step<'_, A> {
 
 impl<A: CpuReal> AdamW<A> for Cpu {
     fn sum_squares(&self, sums: &mut [A], g: &[A], rows: usize, len: usize) -> Result<()> {
+        let _timed = self.timed("sum_squares");
         const OP: &str = "sum_squares";
         expect_len(OP, "sums", sums.len(), rows)?;
         expect_len(OP, "g", g.len(), rows * len)?;
@@ -107,6 +108,7 @@ impl<A: CpuReal> AdamW<A> for Cpu {
     }
 
     fn clip_scale(&self, scale: &mut [A], sums: &[A], rows: usize, max_norm: f64) -> Result<()> {
+        let _timed = self.timed("clip_scale");
         const OP: &str = "clip_scale";
         expect_len(OP, "scale", scale.len(), rows)?;
         expect_len(OP, "sums", sums.len(), rows)?;
@@ -129,6 +131,7 @@ impl<A: CpuReal> AdamW<A> for Cpu {
         len: usize,
         step: AdamWStep,
     ) -> Result<()> {
+        let _timed = self.timed("adamw");
         const OP: &str = "adamw";
         for (what, found) in [("p", p.len()), ("m", m.len()), ("v", v.len()), ("g", g.len())] {
             expect_len(OP, what, found, rows * len)?;

@@ -223,6 +223,7 @@ impl<X: CpuReal> Attention<X> for Cpu {
         offsets: &[u32],
         dims: AttentionDims,
     ) -> Result<()> {
+        let _timed = self.timed("attention_forward");
         const OP: &str = "attention_forward";
         let QkvDims { tokens, heads, head_dim, .. } = dims.qkv;
         check_qkv(OP, qkv.len(), &dims.qkv)?;
@@ -253,6 +254,7 @@ impl<X: CpuReal> Attention<X> for Cpu {
         offsets: &[u32],
         dims: AttentionDims,
     ) -> Result<()> {
+        let _timed = self.timed("attention_backward");
         const OP: &str = "attention_backward";
         let QkvDims { tokens, heads, kv_heads, head_dim } = dims.qkv;
         check_qkv(OP, qkv.len(), &dims.qkv)?;
@@ -291,6 +293,7 @@ impl<X: CpuReal> Attention<X> for Cpu {
         slot: &[u32],
         dims: DecodeDims,
     ) -> Result<()> {
+        let _timed = self.timed("cache_store");
         const OP: &str = "cache_store";
         check_qkv(OP, qkv.len(), &dims.qkv)?;
         check_offsets(OP, offsets, slot.len(), dims.qkv.tokens)?;
@@ -322,6 +325,7 @@ impl<X: CpuReal> Attention<X> for Cpu {
         position: &[u32],
         dims: DecodeDims,
     ) -> Result<()> {
+        let _timed = self.timed("attention_decode");
         const OP: &str = "attention_decode";
         let QkvDims { tokens: rows, heads, kv_heads, head_dim } = dims.qkv;
         check_qkv(OP, qkv.len(), &dims.qkv)?;

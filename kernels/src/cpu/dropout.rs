@@ -39,6 +39,7 @@ impl<X: CpuReal> Task for Rows<'_, X> {
 
 impl<X: CpuReal> Dropout<X> for Cpu {
     fn dropout(&self, x: &mut [X], keys: &[u64], dims: DropoutDims) -> Result<()> {
+        let _timed = self.timed("dropout");
         const OP: &str = "dropout";
         let DropoutDims { rows, cols, rows_per_key, p, .. } = dims;
         expect_len(OP, "x", x.len(), rows * cols)?;

@@ -55,6 +55,7 @@ impl<X: CpuReal> Task for Difference<'_, X> {
 
 impl<X: CpuReal> Elementwise<X> for Cpu {
     fn axpby(&self, y: &mut [X], a: f64, x: &[X], b: f64) -> Result<()> {
+        let _timed = self.timed("axpby");
         expect_len("axpby", "x", x.len(), y.len())?;
         let k = self.rows_per_part(y.len(), 2);
         self.for_parts(y.chunks_mut(k).zip(x.chunks(k)), |(y, x)| dispatch(Axpby { y, a, x, b }));
@@ -62,6 +63,7 @@ impl<X: CpuReal> Elementwise<X> for Cpu {
     }
 
     fn difference(&self, out: &mut [X], x: &[X], y: &[X]) -> Result<()> {
+        let _timed = self.timed("difference");
         expect_len("difference", "x", x.len(), out.len())?;
         expect_len("difference", "y", y.len(), out.len())?;
         let k = self.rows_per_part(out.len(), 3);
@@ -71,6 +73,7 @@ impl<X: CpuReal> Elementwise<X> for Cpu {
     }
 
     fn gather_rows(&self, out: &mut [X], x: &[X], rows: &[u32], cols: usize) -> Result<()> {
+        let _timed = self.timed("gather_rows");
         self.copy_rows("gather_rows", out, x, rows, cols)
     }
 }

@@ -65,10 +65,12 @@ impl<X: CpuReal> Task for Backward<'_, X> {
 
 impl<X: CpuReal> Embedding<X> for Cpu {
     fn embedding_forward(&self, x: &mut [X], table: &[X], ids: &[u32], dim: usize) -> Result<()> {
+        let _timed = self.timed("embedding_forward");
         self.copy_rows("embedding_forward", x, table, ids, dim)
     }
 
     fn embedding_backward(&self, d_table: &mut [X], dx: &[X], ids: &[u32], dim: usize) -> Result<()> {
+        let _timed = self.timed("embedding_backward");
         const OP: &str = "embedding_backward";
         let vocab = table_rows(OP, d_table.len(), dim)?;
         expect_len(OP, "dx", dx.len(), ids.len() * dim)?;

@@ -39,6 +39,7 @@ pub trait Product: Real {
 
 impl<X: Product> Gemm<X> for Cpu {
     fn gemm(&self, c: &mut [X], a: &[X], b: &[X], dims: GemmDims) -> Result<()> {
+        let _timed = self.timed("gemm");
         check("gemm", c.len(), a.len(), b.len(), &dims)?;
         if self.threads() == 1 || dims.m * dims.n * dims.k < PARALLEL_WORK {
             X::product(c, a, b, dims, 1);

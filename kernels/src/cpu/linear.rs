@@ -26,7 +26,13 @@ impl<X: CpuReal> Task for SumRows<'_, X> {
 }
 
 /// `y = residual + bias`, the start of a linear layer's sum. At least one is there.
-fn start<X: CpuReal>(cpu: &Cpu, y: &mut [X], bias: Option<&[X]>, residual: Option<&[X]>, cols: usize) {
+pub(super) fn start<X: CpuReal>(
+    cpu: &Cpu,
+    y: &mut [X],
+    bias: Option<&[X]>,
+    residual: Option<&[X]>,
+    cols: usize,
+) {
     let rows = cpu.rows_per_part(y.len() / cols.max(1), cols);
     let parts = y.chunks_mut((rows * cols).max(1)).enumerate();
     cpu.for_parts(parts, |(i, part)| {
@@ -53,6 +59,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
         residual: Option<&[X]>,
         dims: LinearDims,
     ) -> Result<()> {
+        let _timed = self.timed("linear_forward");
         const OP: &str = "linear_forward";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
         expect_len(OP, "y", y.len(), rows * out_dim)?;
@@ -81,6 +88,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
         dims: LinearDims,
         out: Out,
     ) -> Result<()> {
+        let _timed = self.timed("linear_backward_input");
         const OP: &str = "linear_backward_input";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
         expect_rows(OP, "dx", dx.len(), rows, in_dim, x_stride)?;
@@ -98,6 +106,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
         x: &[X],
         dims: LinearDims,
     ) -> Result<()> {
+        let _timed = self.timed("linear_backward_weight");
         const OP: &str = "linear_backward_weight";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
         expect_len(OP, "dw", dw.len(), out_dim * in_dim)?;

@@ -90,6 +90,7 @@ impl<X: CpuReal> LmHead<X> for Cpu {
         weights: &[X],
         dims: LmHeadDims,
     ) -> Result<()> {
+        let _timed = self.timed("lm_head_loss");
         const OP: &str = "lm_head_loss";
         let LmHeadDims { tokens, labels, hidden, vocab, chunk } = dims;
         if chunk == 0 || hidden == 0 || vocab == 0 {
@@ -146,6 +147,7 @@ impl<X: CpuReal> LmHead<X> for Cpu {
     }
 
     fn argmax(&self, ids: &mut [u32], logits: &[X], rows: usize, cols: usize) -> Result<()> {
+        let _timed = self.timed("argmax");
         const OP: &str = "argmax";
         expect_len(OP, "ids", ids.len(), rows)?;
         expect_len(OP, "logits", logits.len(), rows * cols)?;

@@ -7,6 +7,7 @@
 //! columns where it is a sum over tokens. A part never crosses a segment's adapter or
 //! gradient row.
 
+use super::linear;
 use super::lora_loops::{DownBackward, DownForward, Span, UpBackward, UpForward, UpGradient};
 use super::mask::{MASK_BLOCK, Mask};
 use super::matrix::MatrixMut;
@@ -224,6 +225,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("lora_down_forward");
         check("lora_down_forward", input.len(), adapters, None, &segments, &dims)?;
         if dims.tail() == 0 {
             return Ok(());
@@ -267,6 +269,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         norm: RmsNormDims,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("rmsnorm_lora_forward");
         const OP: &str = "rmsnorm_lora_forward";
         check(OP, input.len(), adapters, None, &segments, &dims)?;
         check_norm(OP, &norm, &dims)?;
@@ -285,6 +288,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("lora_linear_forward");
         const OP: &str = "lora_linear_forward";
         check(OP, input.len(), adapters, None, &segments, &dims)?;
         expect_len(OP, "y", y.len(), dims.tokens * dims.out_dim)?;
@@ -293,7 +297,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         let mut product = GemmDims::new(dims.tokens, dims.out_dim, dims.in_dim, false, true);
         if let Some(residual) = residual {
             expect_len(OP, "residual", residual.len(), y.len())?;
-            y.copy_from_slice(residual);
+            linear::start(self, y, None, Some(residual), dims.out_dim);
             product = product.add();
         }
         self.gemm(y, x, w, product)?;
@@ -314,6 +318,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("lora_linear_backward");
         const OP: &str = "lora_linear_backward";
         check(OP, input.len(), adapters, Some(grads), &segments, &dims)?;
         expect_len(OP, "d_input", d_input.len(), input.len())?;
@@ -337,6 +342,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("lora_down_backward");
         const OP: &str = "lora_down_backward";
         check(OP, input.len(), adapters, Some(grads), &segments, &dims)?;
         expect_len(OP, "d_input", d_input.len(), input.len())?;
@@ -388,6 +394,7 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         norm: RmsNormDims,
         dims: LoraDims<'_>,
     ) -> Result<()> {
+        let _timed = self.timed("rmsnorm_lora_backward");
         check_norm("rmsnorm_lora_backward", &norm, &dims)?;
         self.lora_down_backward(d_input, grads, input, adapters, segments, dims)?;
         let dy = &d_input[..dims.tokens * dims.in_dim];

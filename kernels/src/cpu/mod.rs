@@ -22,6 +22,7 @@ mod matrix;
 mod memory;
 mod mse;
 mod parallel;
+mod profile;
 mod rmsnorm;
 mod rope;
 mod scratch;
@@ -32,6 +33,7 @@ mod softmax;
 mod t5_attention;
 
 pub use memory::CpuBuf;
+pub use profile::OpTime;
 
 use crate::{Device, Elem, Real, Result, error::expect_len};
 use simd::Level;
@@ -42,6 +44,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Cpu {
     pool: Arc<rayon::ThreadPool>,
+    profile: Arc<profile::Profile>,
 }
 
 /// Types that the CPU computes in: accumulation is in the type itself.
@@ -87,7 +90,7 @@ impl Cpu {
             .thread_name(|i| format!("cpu-{i}"))
             .build()
             .expect("the operating system starts threads");
-        Self { pool: Arc::new(pool) }
+        Self { pool: Arc::new(pool), profile: Arc::default() }
     }
 
     /// Threads of this device.

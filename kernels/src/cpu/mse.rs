@@ -45,6 +45,7 @@ impl<X: CpuReal> Mse<X> for Cpu {
         target: &[X],
         dims: MseDims,
     ) -> Result<()> {
+        let _timed = self.timed("mse");
         const OP: &str = "mse";
         let MseDims { rows, cols, .. } = dims;
         expect_len(OP, "sums", sums.len(), rows)?;

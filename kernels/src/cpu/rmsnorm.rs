@@ -129,6 +129,7 @@ impl<X: CpuReal> RmsNorm<X> for Cpu {
         w: &[X],
         dims: RmsNormDims,
     ) -> Result<()> {
+        let _timed = self.timed("rmsnorm_forward");
         const OP: &str = "rmsnorm_forward";
         let RmsNormDims { rows, cols, x_stride, y_stride, .. } = dims;
         let span = expect_rows(OP, "y", y.len(), rows, cols, y_stride)?;
@@ -157,6 +158,7 @@ impl<X: CpuReal> RmsNorm<X> for Cpu {
         dims: RmsNormDims,
         out: Out,
     ) -> Result<()> {
+        let _timed = self.timed("rmsnorm_backward");
         const OP: &str = "rmsnorm_backward";
         let RmsNormDims { rows, cols, x_stride, y_stride, .. } = dims;
         let span = expect_rows(OP, "dx", dx.len(), rows, cols, x_stride)?;

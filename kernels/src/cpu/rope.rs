@@ -132,6 +132,7 @@ impl<X: CpuReal> Rope<X> for Cpu {
         positions: &[u32],
         dims: QkvDims,
     ) -> Result<()> {
+        let _timed = self.timed("rope_forward");
         const OP: &str = "rope_forward";
         let row = dims.row();
         expect_len(OP, "qkv", qkv.len(), dims.tokens * row)?;
@@ -159,6 +160,7 @@ impl<X: CpuReal> Rope<X> for Cpu {
         positions: &[u32],
         dims: QkvDims,
     ) -> Result<()> {
+        let _timed = self.timed("rope_backward");
         const OP: &str = "rope_backward";
         let row = dims.row();
         expect_len(OP, "dqkv", dqkv.len(), dims.tokens * row)?;
@@ -298,6 +300,7 @@ impl<X: CpuReal> QkNorm<X> for Cpu {
         dims: QkvDims,
         eps: f64,
     ) -> Result<()> {
+        let _timed = self.timed("qk_norm_forward");
         const OP: &str = "qk_norm_forward";
         check_norm(OP, [("y", y), ("qkv", qkv)], inv_rms, w_q, w_k, dims)?;
         let (row, normed) = (dims.row(), dims.heads + dims.kv_heads);
@@ -323,6 +326,7 @@ impl<X: CpuReal> QkNorm<X> for Cpu {
         w_k: &[X],
         dims: QkvDims,
     ) -> Result<()> {
+        let _timed = self.timed("qk_norm_backward");
         const OP: &str = "qk_norm_backward";
         check_norm(OP, [("dy", dy), ("qkv", qkv)], inv_rms, w_q, w_k, dims)?;
         let QkvDims { tokens, heads, kv_heads, head_dim } = dims;

@@ -247,6 +247,7 @@ impl<X: CpuReal> T5Attention<X> for Cpu {
         keys: &[u64],
         dims: T5AttentionDims,
     ) -> Result<()> {
+        let _timed = self.timed("t5_attention_forward");
         const OP: &str = "t5_attention_forward";
         check(OP, q.len(), probs.len(), &bias, keys, &dims)?;
         expect_len(OP, "o", o.len(), q.len())?;
@@ -282,6 +283,7 @@ impl<X: CpuReal> T5Attention<X> for Cpu {
         keys: &[u64],
         dims: T5AttentionDims,
     ) -> Result<()> {
+        let _timed = self.timed("t5_attention_backward");
         const OP: &str = "t5_attention_backward";
         check(OP, q.len(), probs.len(), &bias, keys, &dims)?;
         expect_len(OP, "dq", dq.len(), q.len())?;

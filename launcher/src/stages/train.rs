@@ -26,7 +26,7 @@ use gradtx_models::t5::T5Config;
 use gradtx_runtime::artifact::{Role, TupleStore, checksum_file, write_atomic, write_json};
 use gradtx_runtime::data::Order;
 use gradtx_runtime::optim::Schedule;
-use gradtx_runtime::plan::{MemoryPlan, Purpose, available_memory};
+use gradtx_runtime::plan::available_memory;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -162,7 +162,7 @@ impl Work for Train<'_> {
             }
         };
         model.set_normalization(self.fit()?.finish()?)?;
-        let plan = memory_plan(&model, train.micro_batch)?;
+        let plan = Trainer::plan(&model, train.micro_batch)?;
         plan.check(available_memory()?)?;
         self.context.ui.line(totals("train", &plan));
         let mut trainer = Trainer::new(&mut model, train.micro_batch)?;
@@ -210,25 +210,6 @@ impl Work for Train<'_> {
         }
         Ok(metrics)
     }
-}
-
-/// Every buffer of training.
-fn memory_plan<X: Real, D: Backend<X>>(
-    model: &GradTransformer<D, X>,
-    micro_batch: usize,
-) -> Result<MemoryPlan> {
-    let mut plan = MemoryPlan::new();
-    for buffer in Trainer::plan(model, micro_batch)? {
-        let purpose = match buffer.name.as_str() {
-            "values" | "masters" => Purpose::Trained,
-            "gradients" => Purpose::Gradients,
-            "first moments" | "second moments" => Purpose::Optimizer,
-            _ => Purpose::Activations,
-        };
-        let values = buffer.shape.iter().product::<usize>().max(1);
-        plan.add(purpose, buffer.name, &buffer.shape, buffer.bytes / values);
-    }
-    Ok(plan)
 }
 
 fn optimizer_step(train: &TrainConfig, step: u32) -> AdamWStep {

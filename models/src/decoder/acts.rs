@@ -13,6 +13,7 @@ use crate::lora::{BlockLayout, Fused};
 use gradtx_kernels::ops::LoraDims;
 use gradtx_kernels::{Backend, Device, Elem, Real};
 use gradtx_runtime::data::BatchCapacity;
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
 /// Labels whose logits are computed at a time.
@@ -63,8 +64,8 @@ pub(super) struct PerBlock<D: Device, T: Elem> {
 
 impl<D: Device, T: Elem> PerBlock<D, T> {
     fn new(device: &D, plan: &Planned) -> Result<Self> {
-        let buf = device.zeros(plan.room * plan.copies)?;
-        Ok(Self { buf, room: plan.room, shared: plan.copies == 1 })
+        let buf = device.zeros(plan.room() * plan.copies)?;
+        Ok(Self { buf, room: plan.room(), shared: plan.copies == 1 })
     }
 
     fn start(&self, block: usize) -> usize {
@@ -87,12 +88,35 @@ impl<D: Device, T: Elem> PerBlock<D, T> {
 /// One buffer of the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Planned {
+    purpose: Purpose,
     name: &'static str,
-    /// Elements of one copy.
-    room: usize,
+    /// Shape of one copy.
+    shape: Vec<usize>,
+    /// One, or one for each block.
     copies: usize,
     /// Statistics are accumulators.
     accumulator: bool,
+}
+
+impl Planned {
+    /// A value of every block; kept for each of them if `copies` says so.
+    fn block(name: &'static str, shape: &[usize], copies: usize) -> Self {
+        Self { purpose: Purpose::Activations, name, shape: shape.to_vec(), copies, accumulator: false }
+    }
+
+    /// A buffer that exists once.
+    fn once(purpose: Purpose, name: &'static str, shape: &[usize]) -> Self {
+        Self { purpose, ..Self::block(name, shape, 1) }
+    }
+
+    fn statistic(self) -> Self {
+        Self { accumulator: true, ..self }
+    }
+
+    /// Elements of one copy.
+    fn room(&self) -> usize {
+        self.shape.iter().product()
+    }
 }
 
 /// The buffers of a pass, in the order of [`Activations`]'s fields.
@@ -108,71 +132,86 @@ struct Plan {
     gate_up: Planned,
     last: [Planned; 5],
     gradients: [Planned; 5],
+    rope: [Planned; 2],
 }
 
 impl Plan {
-    fn new<D: Backend<X>, X: Real>(config: &DecoderConfig, room: BatchCapacity, mode: Mode<'_>) -> Self {
+    fn new<D: Backend<X>, X: Real>(
+        config: &DecoderConfig,
+        room: BatchCapacity,
+        mode: Mode<'_>,
+        positions: usize,
+    ) -> Self {
         let (t, trains) = (room.tokens, mode.trains());
+        let (h, r, f, v) = (config.hidden, config.qkv_dim(), config.intermediate, config.vocab);
         let copies = |kept: bool| if kept { config.layers.max(1) } else { 1 };
-        let of = |name, each: usize, kept| Planned {
-            name,
-            room: t * each,
-            copies: copies(kept),
-            accumulator: false,
-        };
-        let statistic = |name, each: usize, kept| Planned { accumulator: true, ..of(name, each, kept) };
-        let once = |name, room| Planned { name, room, copies: 1, accumulator: false };
-        let input_len = |fused: Fused| {
-            let dims = lora_dims(config, mode.adapters(), 0.0, 0, fused, t);
-            D::lora_input_len(&dims)
-        };
+        let all = copies(trains);
+        let input_len = |fused| D::lora_input_len(&lora_dims(config, mode.adapters(), 0.0, 0, fused, t));
         let names = ["qkv_input", "o_input", "gate_up_input", "down_input"];
-        // o is read by attention's own backward, whether o_proj is adapted or not.
-        let inputs = Fused::ALL.map(|fused| Planned {
-            name: names[fused as usize],
-            room: input_len(fused),
-            copies: copies(mode.keeps_input(fused) || (trains && fused == Fused::O)),
-            accumulator: false,
-        });
+        let input = |fused: Fused| {
+            // o is read by attention's own backward, whether o_proj is adapted or not.
+            let kept = mode.keeps_input(fused) || (trains && fused == Fused::O);
+            Planned::block(names[fused as usize], &[input_len(fused)], copies(kept))
+        };
         let widest = Fused::ALL.map(input_len).into_iter().max().unwrap_or(0);
-        let normed = if config.family.qk_norm() { config.qkv_dim() } else { 0 };
-        let heads = if config.family.qk_norm() { config.heads + config.kv_heads } else { 0 };
-        let (h, r, f) = (config.hidden, config.qkv_dim(), config.intermediate);
-        let chunk = room.labels.clamp(1, HEAD_CHUNK);
-        let if_trains = |n: usize| if trains { n } else { 0 };
+        let (normed, norms) = match config.family.qk_norm() {
+            true => (r, config.heads + config.kv_heads),
+            false => (0, 0),
+        };
+        let chunk = head_chunk(room);
+        let rows = t.max(chunk);
+        let scratch = |name, shape: &[usize]| Planned::once(Purpose::Scratch, name, shape);
+        let t_if = if trains { t } else { 0 };
         Self {
             // One more than blocks: the input of each, and the output of the last.
-            x: Planned { copies: if trains { config.layers + 1 } else { 1 }, ..of("x", h, true) },
-            inputs,
-            inv_rms: ["attention_inv_rms", "mlp_inv_rms"].map(|name| statistic(name, 1, trains)),
-            qkv: of("qkv", r, trains),
-            qkv_normed: of("qkv_normed", normed, trains),
-            qk_inv_rms: statistic("qk_inv_rms", heads, trains),
-            lse: statistic("lse", config.heads, trains),
-            x_mid: of("x_mid", h, trains),
-            gate_up: of("gate_up", 2 * f, trains),
+            x: Planned::block("x", &[t, h], if trains { config.layers + 1 } else { 1 }),
+            inputs: Fused::ALL.map(input),
+            inv_rms: ["attention_inv_rms", "mlp_inv_rms"].map(|n| Planned::block(n, &[t], all).statistic()),
+            qkv: Planned::block("qkv", &[t, r], all),
+            qkv_normed: Planned::block("qkv_normed", &[t, normed], all),
+            qk_inv_rms: Planned::block("qk_inv_rms", &[t, norms], all).statistic(),
+            lse: Planned::block("lse", &[config.heads, t], all).statistic(),
+            x_mid: Planned::block("x_mid", &[t, h], all),
+            gate_up: Planned::block("gate_up", &[t, 2 * f], all),
             last: [
-                once("final", t.max(chunk) * h),
-                Planned { accumulator: true, ..once("final_inv_rms", t.max(chunk)) },
-                once("head_logits", chunk * config.vocab),
-                once("head_rows", 2 * chunk * h),
-                Planned { accumulator: true, ..once("losses", room.labels) },
+                scratch("final", &[rows, h]),
+                scratch("final_inv_rms", &[rows]).statistic(),
+                scratch("head_logits", &[chunk, v]),
+                scratch("head_rows", &[2, chunk, h]),
+                scratch("losses", &[room.labels]).statistic(),
             ],
             gradients: [
-                once("d_x", if_trains(t * h)),
-                once("d_input", if_trains(widest)),
-                once("d_wide", if_trains(t * r.max(2 * f).max(h))),
-                once("d_qkv", if_trains(t * r)),
-                Planned { accumulator: true, ..once("delta", if_trains(t * config.heads)) },
+                scratch("d_x", &[t_if, h]),
+                scratch("d_input", &[if trains { widest } else { 0 }]),
+                scratch("d_wide", &[t_if, r.max(2 * f).max(h)]),
+                scratch("d_qkv", &[t_if, r]),
+                scratch("delta", &[config.heads, t_if]).statistic(),
             ],
+            rope: ["cos", "sin"].map(|n| scratch(n, &[positions, config.head_dim / 2]).statistic()),
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Planned> {
+    /// The same as a plan to be printed.
+    fn memory<X: Real>(&self) -> MemoryPlan {
+        let mut plan = MemoryPlan::new();
         let blocks =
             [&self.x, &self.qkv, &self.qkv_normed, &self.qk_inv_rms, &self.lse, &self.x_mid, &self.gate_up];
-        blocks.into_iter().chain(&self.inputs).chain(&self.inv_rms).chain(&self.last).chain(&self.gradients)
+        let once = self.last.iter().chain(&self.gradients).chain(&self.rope);
+        for p in blocks.into_iter().chain(&self.inputs).chain(&self.inv_rms).chain(once) {
+            if p.room() > 0 {
+                let shape: Vec<usize> =
+                    (p.copies > 1).then_some(p.copies).into_iter().chain(p.shape.iter().copied()).collect();
+                let size = if p.accumulator { size_of::<X::Acc>() } else { size_of::<X>() };
+                plan.add(p.purpose, p.name, &shape, size);
+            }
+        }
+        plan
     }
+}
+
+/// Labels of a chunk of the head.
+fn head_chunk(room: BatchCapacity) -> usize {
+    room.labels.clamp(1, HEAD_CHUNK)
 }
 
 /// Shapes of an adapted product of one block.
@@ -255,7 +294,12 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         Self::with_positions(decoder, capacity, mode, capacity.tokens)
     }
 
-    /// The same, where positions go beyond the length of a stream (decoding on a cache).
+    /// The buffers that [`Self::new`] would allocate.
+    pub fn plan(config: &DecoderConfig, capacity: BatchCapacity, mode: Mode<'_>) -> MemoryPlan {
+        Plan::new::<D, X>(config, capacity, mode, capacity.tokens).memory::<X>()
+    }
+
+    /// As [`Self::new`], where positions go beyond the length of a stream (decoding on a cache).
     pub(super) fn with_positions(
         decoder: &Decoder<D, X>,
         capacity: BatchCapacity,
@@ -263,12 +307,12 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         positions: usize,
     ) -> Result<Self> {
         let (device, config) = (&decoder.device, &decoder.config);
-        let plan = Plan::new::<D, X>(config, capacity, mode);
+        let plan = Plan::new::<D, X>(config, capacity, mode, positions);
         let [i0, i1, i2, i3] = &plan.inputs;
         let new = |p: &Planned| PerBlock::new(device, p);
         let accumulators = |p: &Planned| PerBlock::new(device, p);
-        let one = |p: &Planned| device.zeros(p.room);
-        let one_acc = |p: &Planned| device.zeros(p.room);
+        let one = |p: &Planned| device.zeros(p.room());
+        let one_acc = |p: &Planned| device.zeros(p.room());
         Ok(Self {
             capacity,
             trains: mode.trains(),
@@ -294,7 +338,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             delta: one_acc(&plan.gradients[4])?,
             rope: RopeTables::new(device, config, positions)?,
             nothing: device.zeros(0)?,
-            chunk: capacity.labels.clamp(1, HEAD_CHUNK),
+            chunk: head_chunk(capacity),
             labels: 0,
         })
     }

@@ -5,7 +5,7 @@
 //! to the first. As soon as the gradients of a block are final, `on_ready` hears of it,
 //! so that whoever communicates can begin while earlier blocks are computed.
 
-use super::forward::{Cache, Pass};
+use super::forward::Pass;
 use super::{Activations, AdapterView, Decoder};
 use crate::lora::{BlockLayout, Fused};
 use gradtx_kernels::ops::{
@@ -76,7 +76,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         acts.check(batch.used(), adapters.as_ref())?;
         acts.check_gradients(&grads, adapters.is_some())?;
         let pass = Pass::new(batch, adapters);
-        self.forward_blocks(acts, &pass, &mut Cache::None)?;
+        self.forward_blocks(acts, &pass, &mut None)?;
         self.final_norm(acts, pass.tokens)?;
         self.head_loss(acts, batch, true, grads.param(&self.places.head))?;
         self.final_norm_backward(acts, pass.tokens, grads.param(&self.places.final_norm))?;

@@ -28,20 +28,27 @@ impl<D: Device, A: Real> Clone for AdapterView<'_, D, A> {
 }
 impl<D: Device, A: Real> Copy for AdapterView<'_, D, A> {}
 
-/// Keys and values of earlier tokens, and how a pass uses them.
-pub(super) enum Cache<'a, D: Device, X: Real> {
-    /// Whole segments, nothing remembered.
-    None,
-    /// Whole segments whose keys and values are stored: segment i in `slot[i]`.
-    Fill { k: &'a mut D::Buf<X>, v: &'a mut D::Buf<X>, slot: D::View<'a, u32>, capacity: usize, slots: usize },
-    /// One token per segment, after what its slot holds.
-    Decode {
-        k: &'a mut D::Buf<X>,
-        v: &'a mut D::Buf<X>,
-        slot: D::View<'a, u32>,
-        capacity: usize,
-        slots: usize,
-    },
+/// Keys and values of earlier tokens, and what a pass does with them.
+pub(super) struct Cache<'a, D: Device, X: Real> {
+    /// `[L, slots, capacity, kv_heads · D]`
+    pub(super) k: &'a mut D::Buf<X>,
+    /// As `k`.
+    pub(super) v: &'a mut D::Buf<X>,
+    /// `[S]` slot of each segment.
+    pub(super) slot: D::View<'a, u32>,
+    /// Tokens of a slot.
+    pub(super) capacity: usize,
+    pub(super) slots: usize,
+    pub(super) action: CacheAction,
+}
+
+/// What a pass does with a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CacheAction {
+    /// Segments are whole sequences; their keys and values are stored.
+    Fill,
+    /// Segments are one token each, after what their slots hold.
+    Decode,
 }
 
 /// What all steps of one pass share.
@@ -88,7 +95,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     ) -> Result<()> {
         acts.check(batch.used(), adapters.as_ref())?;
         let pass = Pass::new(batch, adapters);
-        self.forward_blocks(acts, &pass, &mut Cache::None)?;
+        self.forward_blocks(acts, &pass, &mut None)?;
         self.final_norm(acts, pass.tokens)?;
         self.head_loss(acts, batch, false, None)
     }
@@ -103,7 +110,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     ) -> Result<Vec<X>> {
         acts.check(batch.used(), adapters.as_ref())?;
         let pass = Pass::new(batch, adapters);
-        self.forward_blocks(acts, &pass, &mut Cache::None)?;
+        self.forward_blocks(acts, &pass, &mut None)?;
         let mut logits = Vec::with_capacity(rows.len() * self.config.vocab);
         for chunk in rows.chunks(acts.chunk) {
             let on_device = self.device.buffer_from(chunk)?;
@@ -119,7 +126,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         &self,
         acts: &mut Activations<D, X>,
         pass: &Pass<'_, D, X::Acc>,
-        cache: &mut Cache<'_, D, X>,
+        cache: &mut Option<Cache<'_, D, X>>,
     ) -> Result<()> {
         let hidden = self.config.hidden;
         let x = acts.x.get_mut(0, pass.tokens * hidden);
@@ -211,7 +218,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         acts: &mut Activations<D, X>,
         pass: &Pass<'_, D, X::Acc>,
         block: usize,
-        cache: &mut Cache<'_, D, X>,
+        cache: &mut Option<Cache<'_, D, X>>,
     ) -> Result<()> {
         let (device, tokens) = (&self.device, pass.tokens);
         let dims = pass.lora(self, block, Fused::O);
@@ -220,15 +227,15 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let rotated = rotated.get(block, tokens * qkv.row());
         let o_input = acts.inputs[Fused::O as usize].get_mut(block, D::lora_input_len(&dims));
         let o = D::lora_rows_mut(o_input, &dims);
-        let decode = |capacity, slots| DecodeDims { qkv, capacity, slots, scale: self.scale() };
-        let part = |slots: usize, capacity: usize| {
-            let len = slots * capacity * self.config.kv_dim();
-            block * len..(block + 1) * len
-        };
-        if let Cache::Decode { k, v, slot, capacity, slots } = cache {
-            let (k, v) = (D::view_mut(k, part(*slots, *capacity)), D::view_mut(v, part(*slots, *capacity)));
-            let positions = pass.batch.positions();
-            device.attention_decode(o, k, v, rotated, *slot, positions, decode(*capacity, *slots))?;
+        let cached = cache.as_mut().map(|cache| {
+            let len = cache.slots * cache.capacity * self.config.kv_dim();
+            let part = block * len..(block + 1) * len;
+            let (k, v) = (D::view_mut(cache.k, part.clone()), D::view_mut(cache.v, part));
+            let (capacity, slots) = (cache.capacity, cache.slots);
+            (k, v, cache.slot, DecodeDims { qkv, capacity, slots, scale: self.scale() }, cache.action)
+        });
+        if let Some((k, v, slot, dims, CacheAction::Decode)) = cached {
+            device.attention_decode(o, k, v, rotated, slot, pass.batch.positions(), dims)?;
             return Ok(());
         }
         let attention = AttentionDims {
@@ -239,10 +246,8 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         };
         let lse = acts.lse.get_mut(block, tokens * qkv.heads);
         device.attention_forward(o, lse, rotated, pass.segments.offsets, attention)?;
-        if let Cache::Fill { k, v, slot, capacity, slots } = cache {
-            let (k, v) = (D::view_mut(k, part(*slots, *capacity)), D::view_mut(v, part(*slots, *capacity)));
-            let offsets = pass.segments.offsets;
-            device.cache_store(k, v, rotated, offsets, *slot, decode(*capacity, *slots))?;
+        if let Some((k, v, slot, dims, CacheAction::Fill)) = cached {
+            device.cache_store(k, v, rotated, pass.segments.offsets, slot, dims)?;
         }
         Ok(())
     }

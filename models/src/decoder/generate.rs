@@ -7,12 +7,13 @@
 //! What a sequence becomes does not depend on its companions, as far as the device
 //! keeps the rows of a product independent of each other (the CPU does, to the bit).
 
-use super::forward::{Cache, Pass};
-use super::{Activations, AdapterView, Decoder, Mode};
+use super::forward::{Cache, CacheAction, Pass};
+use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
 use gradtx_kernels::ops::LmHead;
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
 /// What a generator has room for.
@@ -24,6 +25,14 @@ pub struct GenerateLimits {
     pub prompt_tokens: usize,
     /// Tokens of one sequence, prompt and continuation.
     pub context: usize,
+}
+
+impl GenerateLimits {
+    /// The largest stream of a pass: prompts, or one token of every row.
+    fn streams(self) -> BatchCapacity {
+        let rows = self.rows.max(1);
+        BatchCapacity { tokens: self.prompt_tokens.max(rows), segments: rows, labels: rows }
+    }
 }
 
 /// What is to be continued.
@@ -79,10 +88,9 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         layout: Option<&BlockLayout>,
     ) -> Result<Self> {
         let (device, config) = (&decoder.device, &decoder.config);
-        let rows = limits.rows.max(1);
-        let tokens = limits.prompt_tokens.max(rows);
-        let capacity = BatchCapacity { tokens, segments: rows, labels: rows };
-        let positions = limits.context.max(tokens);
+        let capacity = limits.streams();
+        let rows = capacity.segments;
+        let positions = limits.context.max(capacity.tokens);
         let cache = config.layers * rows * limits.context * config.kv_dim();
         Ok(Self {
             limits: GenerateLimits { rows, ..limits },
@@ -94,6 +102,15 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             row_ids: device.zeros(rows)?,
             next: device.zeros(rows)?,
         })
+    }
+
+    /// The cache and the buffers of the passes.
+    pub fn plan(config: &DecoderConfig, limits: GenerateLimits, layout: Option<&BlockLayout>) -> MemoryPlan {
+        let capacity = limits.streams();
+        let mut plan = Activations::<D, X>::plan(config, capacity, Mode::Inference(layout));
+        let shape = [2, config.layers, capacity.segments, limits.context, config.kv_dim()];
+        plan.add(Purpose::Cache, "keys and values", &shape, size_of::<X>());
+        plan
     }
 
     /// Continues every prompt until one of `ends` or `max_new` tokens.
@@ -210,7 +227,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             push(&mut stream, tokens, 0, row.adapter);
         }
         let last: Vec<u32> = stream.offsets[1..].iter().map(|end| end - 1).collect();
-        self.pass(decoder, adapters, &stream, &mut rows, &last, true)?;
+        self.pass(decoder, adapters, &stream, &mut rows, &last, CacheAction::Fill)?;
         for row in &mut rows {
             row.position = prompts[row.prompt].tokens.len() as u32;
         }
@@ -229,7 +246,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             push(&mut stream, &[row.last], row.position, row.adapter);
         }
         let all: Vec<u32> = (0..rows.len() as u32).collect();
-        self.pass(decoder, adapters, &stream, rows, &all, false)?;
+        self.pass(decoder, adapters, &stream, rows, &all, CacheAction::Decode)?;
         rows.iter_mut().for_each(|row| row.position += 1);
         Ok(())
     }
@@ -243,7 +260,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         stream: &PackedBatch,
         rows: &mut [Row],
         at: &[u32],
-        fill: bool,
+        action: CacheAction,
     ) -> Result<()> {
         if rows.is_empty() {
             return Ok(());
@@ -253,13 +270,14 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         let slots: Vec<u32> = rows.iter().map(|row| row.slot).collect();
         device.upload(D::view_mut(&mut self.slot, 0..slots.len()), &slots)?;
         self.acts.check(self.batch.used(), adapters.as_ref())?;
-        let (k, v, slot) = (&mut self.k, &mut self.v, D::view(&self.slot, 0..slots.len()));
-        let (capacity, slots) = (self.limits.context, self.limits.rows);
-        let mut cache = if fill {
-            Cache::Fill { k, v, slot, capacity, slots }
-        } else {
-            Cache::Decode { k, v, slot, capacity, slots }
-        };
+        let mut cache = Some(Cache {
+            k: &mut self.k,
+            v: &mut self.v,
+            slot: D::view(&self.slot, 0..slots.len()),
+            capacity: self.limits.context,
+            slots: self.limits.rows,
+            action,
+        });
         let pass = Pass::new(&self.batch, adapters);
         decoder.forward_blocks(&mut self.acts, &pass, &mut cache)?;
         let chunk = self.acts.chunk;

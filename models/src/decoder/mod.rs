@@ -21,6 +21,7 @@
 mod acts;
 mod backward;
 mod config;
+mod config_fields;
 mod forward;
 mod generate;
 mod pretrain;

@@ -6,11 +6,13 @@
 //! values are their nearest ones. AdamW on everything, or Muon on the matrices inside
 //! the blocks and AdamW on embedding, head, norms and biases.
 
-use super::{Activations, Decoder, Gradients, Mode};
+use super::weights::is_hidden_matrix;
+use super::{Activations, Decoder, DecoderConfig, Gradients, Mode};
 use gradtx_kernels::ops::{AdamWStep, Cast};
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::optim::{FlatAdamW, Matrix, Muon, MuonStep};
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 use std::any::{Any, TypeId};
 use std::ops::Range;
@@ -70,6 +72,29 @@ impl<D: Backend<X>, X: Real> Pretrainer<D, X> {
             muon,
             device,
         })
+    }
+
+    /// All buffers of training, those of the passes included and the values left out.
+    pub fn plan(config: &DecoderConfig, muon: bool, capacity: BatchCapacity) -> MemoryPlan {
+        let mut plan = MemoryPlan::new();
+        let layout = Decoder::<D, X>::layout_of(config);
+        let size = size_of::<X::Acc>();
+        plan.add(Purpose::Gradients, "gradients", &[layout.total()], size);
+        if TypeId::of::<X>() != TypeId::of::<X::Acc>() {
+            plan.add(Purpose::Trained, "masters", &[layout.total()], size);
+        }
+        if muon {
+            let matrices: Vec<_> = layout.params().iter().filter(|p| is_hidden_matrix(p)).collect();
+            let held: usize = matrices.iter().map(|p| p.len()).sum();
+            let largest = matrices.iter().map(|p| p.len()).max().unwrap_or(0);
+            plan.add(Purpose::Optimizer, "Muon's momentum", &[held], size);
+            plan.add(Purpose::Optimizer, "AdamW's moments", &[2, layout.total() - held], size);
+            plan.add(Purpose::Scratch, "Muon's largest matrix", &[2, largest], size);
+        } else {
+            plan.add(Purpose::Optimizer, "AdamW's moments", &[2, layout.total()], size);
+        }
+        plan.extend(Activations::<D, X>::plan(config, capacity, Mode::AllParameters));
+        plan
     }
 
     /// One optimizer step on one stream: weighted loss and gradient norm before the update.

@@ -156,7 +156,6 @@ fn required(map: &mut Map<String, Value>, field: &str) -> std::result::Result<f6
 pub(super) struct RopeTables<D: Device, A: Real> {
     pub(super) cos: D::Buf<A>,
     pub(super) sin: D::Buf<A>,
-    pub(super) positions: usize,
 }
 
 impl<D: Device, A: Real> RopeTables<D, A> {
@@ -169,7 +168,7 @@ impl<D: Device, A: Real> RopeTables<D, A> {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
         let (cos, sin): (Vec<A>, Vec<A>) =
             angles.map(|a| (A::from_f64(factor * a.cos()), A::from_f64(factor * a.sin()))).unzip();
-        Ok(Self { cos: device.buffer_from(&cos)?, sin: device.buffer_from(&sin)?, positions })
+        Ok(Self { cos: device.buffer_from(&cos)?, sin: device.buffer_from(&sin)? })
     }
 }
 

@@ -11,6 +11,7 @@ use crate::lora::Fused;
 use gradtx_kernels::{Backend, Device, Real, bf16, rng};
 use gradtx_runtime::artifact::{NewTensor, TensorSource, write_atomic, write_tensors};
 use gradtx_runtime::params::{Param, ParamLayout};
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
@@ -143,6 +144,14 @@ impl<D: Device, X: Real> Decoder<D, X> {
         places(config).0
     }
 
+    /// The weights' buffer, for a memory plan; frozen unless all parameters are trained.
+    pub fn plan(config: &DecoderConfig, trained: bool) -> MemoryPlan {
+        let mut plan = MemoryPlan::new();
+        let purpose = if trained { Purpose::Trained } else { Purpose::Frozen };
+        plan.add(purpose, "decoder", &[places(config).0.total()], size_of::<X>());
+        plan
+    }
+
     /// Reads a model directory: `config.json` and (sharded) safetensors in bf16, f16 or f32.
     ///
     /// Every tensor of the model must be there with its shape and finite values, and no
@@ -230,8 +239,7 @@ impl<D: Device, X: Real> Decoder<D, X> {
 
     /// The matrices inside the blocks: all two-dimensional parameters but embedding and head.
     pub fn hidden_matrices(&self) -> impl Iterator<Item = &Param> {
-        let ends = [EMBEDDING, HEAD];
-        self.layout.params().iter().filter(move |p| p.shape.len() == 2 && !ends.contains(&p.name.as_str()))
+        self.layout.params().iter().filter(|p| is_hidden_matrix(p))
     }
 
     /// Part of the weights.
@@ -247,6 +255,11 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         self.device.copy(D::all_mut(&mut values), D::all(&self.values))?;
         Self::from_values(&self.device, self.config.clone(), values)
     }
+}
+
+/// A two-dimensional parameter that is neither embedding nor head.
+pub(super) fn is_hidden_matrix(param: &Param) -> bool {
+    param.shape.len() == 2 && ![EMBEDDING, HEAD].contains(&param.name.as_str())
 }
 
 /// Copies one tensor's values to its place.

@@ -2,9 +2,11 @@
 
 use super::{GradTransformer, GradTransformerConfig};
 use crate::t5::buffers::{Allocator, Rows};
-use crate::t5::{Keep, PlannedBuffer, StackActs, StackShape};
+use crate::t5::weights::upload_f32;
+use crate::t5::{Keep, StackActs, StackShape};
 use gradtx_kernels::ops::Backend;
 use gradtx_kernels::{Device, Real};
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
 /// A batch of tuples on the host, in the model's units.
@@ -77,21 +79,21 @@ pub struct Activations<D: Device, X: Real> {
     pub(super) d_pred: Rows<D, X>,
     /// `[B·L_T]`: squared error of each block.
     pub(super) sums: Rows<D, X::Acc>,
-    /// On the host: a batch on its way to the device.
+    /// On the host: values on their way to the device, where they must be converted.
     stage: Vec<X>,
 }
 
 impl<D: Backend<X>, X: Real> Activations<D, X> {
     /// Takes memory for batches of at most `capacity` tuples.
     pub fn new(model: &GradTransformer<D, X>, capacity: usize) -> Result<Self> {
-        Self::allocate(&mut Allocator::new(&model.dev, false), model, capacity)
+        Self::allocate(&mut Allocator::new(&model.dev, false, Purpose::Batch), model, capacity)
     }
 
     /// The buffers that [`Self::new`] would take, without taking them.
-    pub fn plan(model: &GradTransformer<D, X>, capacity: usize) -> Result<Vec<PlannedBuffer>> {
-        let mut alloc = Allocator::new(&model.dev, true);
+    pub fn plan(model: &GradTransformer<D, X>, capacity: usize) -> Result<MemoryPlan> {
+        let mut alloc = Allocator::new(&model.dev, true, Purpose::Batch);
         Self::allocate(&mut alloc, model, capacity)?;
-        Ok(alloc.into_list())
+        Ok(alloc.into_plan())
     }
 
     fn allocate(
@@ -105,13 +107,18 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         let (rows_s, rows_t) = (capacity * blocks_s, capacity * blocks_t);
         let encoder = StackShape { batch: capacity, tokens: blocks_s, memory: 0 };
         let decoder = StackShape { batch: capacity, tokens: blocks_t, memory: blocks_s };
+        let student = alloc.rows("student", rows_s, width_s)?;
+        let shifted = alloc.rows("shifted", rows_t, width_t)?;
+        let target = alloc.rows("target", rows_t, width_t)?;
+        let keys = alloc.rows("keys", capacity, 1)?;
+        alloc.set_purpose(Purpose::Activations);
         Ok(Self {
             capacity,
             batch: 0,
-            student: alloc.rows("student", rows_s, width_s)?,
-            shifted: alloc.rows("shifted", rows_t, width_t)?,
-            target: alloc.rows("target", rows_t, width_t)?,
-            keys: alloc.rows("keys", capacity, 1)?,
+            student,
+            shifted,
+            target,
+            keys,
             encoder: StackActs::allocate(alloc, &model.encoder, encoder, Keep::ForBackward)?,
             decoder: StackActs::allocate(alloc, &model.decoder, decoder, Keep::ForBackward)?,
             pred: alloc.rows("pred", rows_t, width_t)?,
@@ -141,17 +148,15 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         self.batch = batch;
         let (rows_s, rows_t) = (batch * config.student_blocks, batch * config.teacher_blocks);
         dev.upload(self.keys.view_mut(batch), tuples.keys)?;
-        self.stage.clear();
-        self.stage.extend(tuples.student.iter().map(|&x| X::from_f64(x as f64)));
-        dev.upload(self.student.view_mut(rows_s), &self.stage)?;
-        self.stage.clear();
-        self.stage.extend(tuples.teacher.iter().map(|&x| X::from_f64(x as f64)));
-        dev.upload(self.target.view_mut(rows_t), &self.stage)?;
-        let width = config.teacher_width;
-        for update in self.stage.chunks_exact_mut(config.teacher_len()) {
-            update.copy_within(..update.len() - width, width);
-            update[..width].fill(X::zero());
+        let Self { student, shifted, target, stage, .. } = self;
+        upload_f32::<D, X>(dev, student.view_mut(rows_s), tuples.student, stage)?;
+        upload_f32::<D, X>(dev, target.view_mut(rows_t), tuples.teacher, stage)?;
+        let (len, width) = (config.teacher_len(), config.teacher_width);
+        for example in 0..batch {
+            let (zero, earlier) = D::split_mut(shifted.part_mut(example * len, len), width);
+            dev.fill(zero, X::zero())?;
+            dev.copy(earlier, target.part(example * len, len - width))?;
         }
-        Ok(dev.upload(self.shifted.view_mut(rows_t), &self.stage)?)
+        Ok(())
     }
 }

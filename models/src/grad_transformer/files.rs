@@ -41,6 +41,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     }
 
     fn randomise_projections(&mut self, key: u64) -> Result<()> {
+        let mut stage = Vec::new();
         for param in self.layout.params().iter().filter(|p| !p.name.starts_with(T5)) {
             // Biases, of one dimension, stay zero.
             let [out_dim, in_dim] = param.shape[..] else { continue };
@@ -48,7 +49,8 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
             let mut stream = Stream::new(derive_named(key, &param.name));
             let host: Vec<f32> =
                 (0..param.len()).map(|_| ((2.0 * stream.uniform() - 1.0) * bound) as f32).collect();
-            weights::upload_f32::<D, X>(&self.dev, &mut self.values, param, &host)?;
+            let place = D::view_mut(&mut self.values, param.range());
+            weights::upload_f32::<D, X>(&self.dev, place, &host, &mut stage)?;
         }
         Ok(())
     }

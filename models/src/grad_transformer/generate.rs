@@ -6,9 +6,11 @@
 
 use super::GradTransformer;
 use crate::t5::buffers::{Allocator, Rows};
+use crate::t5::weights::upload_f32;
 use crate::t5::{DecodeCache, Keep, Pass, StackActs, StackShape};
 use gradtx_kernels::ops::Backend;
 use gradtx_kernels::{Device, Real};
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
 /// Buffers of generation for a limited number of students at once.
@@ -29,16 +31,30 @@ pub struct Generator<D: Device, X: Real> {
 impl<D: Backend<X>, X: Real> Generator<D, X> {
     /// Takes memory for `capacity` students at once.
     pub fn new(model: &GradTransformer<D, X>, capacity: usize) -> Result<Self> {
+        Self::allocate(&mut Allocator::new(&model.dev, false, Purpose::Activations), model, capacity)
+    }
+
+    /// The buffers that [`Self::new`] would take, without taking them.
+    pub fn plan(model: &GradTransformer<D, X>, capacity: usize) -> Result<MemoryPlan> {
+        let mut alloc = Allocator::new(&model.dev, true, Purpose::Activations);
+        Self::allocate(&mut alloc, model, capacity)?;
+        Ok(alloc.into_plan())
+    }
+
+    fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        model: &GradTransformer<D, X>,
+        capacity: usize,
+    ) -> Result<Self> {
         let config = &model.config;
-        let mut alloc = Allocator::new(&model.dev, false);
         let (blocks_s, blocks_t) = (config.student_blocks, config.teacher_blocks);
         let encoder = StackShape { batch: capacity, tokens: blocks_s, memory: 0 };
         let decoder = StackShape { batch: capacity, tokens: blocks_t, memory: blocks_s };
         Ok(Self {
             capacity,
             student: alloc.rows("student", capacity * blocks_s, config.student_width)?,
-            encoder: StackActs::allocate(&mut alloc, &model.encoder, encoder, Keep::Nothing)?,
-            cache: DecodeCache::allocate(&mut alloc, &model.decoder, decoder)?,
+            encoder: StackActs::allocate(alloc, &model.encoder, encoder, Keep::Nothing)?,
+            cache: DecodeCache::allocate(alloc, &model.decoder, decoder)?,
             zero_block: alloc.rows("zero_block", capacity, config.teacher_width)?,
             blocks: alloc.rows("blocks", blocks_t, capacity * config.teacher_width)?,
             keys: alloc.rows("keys", capacity, 1)?,
@@ -79,26 +95,26 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         let keys = keys.view(batch);
         let pass = Pass { dev, values: &model.values, keys, batch, dropout: 0.0 };
         let rows = batch * config.student_blocks;
-        let converted: Vec<X> = students.iter().map(|&x| X::from_f64(x as f64)).collect();
-        dev.upload(student.view_mut(rows), &converted)?;
+        upload_f32::<D, X>(dev, student.view_mut(rows), students, &mut Vec::new())?;
         model.input_proj.forward(&pass, encoder.input_mut(batch), student.view(rows), rows)?;
         model.encoder.forward(&pass, encoder, None)?;
         model.decoder.start_decoding(&pass, cache, encoder)?;
-        let len = batch * config.teacher_width;
+        // A row of `blocks` is as long as for the largest batch.
+        let (len, each) = (batch * config.teacher_width, self.capacity * config.teacher_width);
         for t in 0..config.teacher_blocks {
             let input = cache.input_mut(batch);
             if t == 0 && config.start_token.zero_in_generation() {
                 dev.fill(input, X::zero())?;
             } else {
-                let before = if t == 0 { zero_block.view(batch) } else { blocks.row(t - 1, len) };
+                let before = if t == 0 { zero_block.view(batch) } else { blocks.part((t - 1) * each, len) };
                 model.embed_proj.forward(&pass, input, before, batch)?;
             }
             model.decoder.decode_step(&pass, cache)?;
-            model.output_proj.forward(&pass, blocks.row_mut(t, len), cache.output(batch), batch)?;
+            model.output_proj.forward(&pass, blocks.part_mut(t * each, len), cache.output(batch), batch)?;
         }
         let mut teachers = vec![0.0; batch * config.teacher_len()];
         for t in 0..config.teacher_blocks {
-            let block = dev.to_host(blocks.row(t, len))?;
+            let block = dev.to_host(blocks.part(t * each, len))?;
             for (b, values) in block.chunks(config.teacher_width).enumerate() {
                 let start = b * config.teacher_len() + t * config.teacher_width;
                 let place = &mut teachers[start..start + config.teacher_width];

@@ -10,11 +10,12 @@
 //! values; otherwise masters are kept beside them and converted after each step.
 
 use super::{Activations, GradTransformer, Tuples};
-use crate::t5::{Grads, PlannedBuffer};
+use crate::t5::Grads;
 use gradtx_kernels::ops::{AdamWStep, Backend, Cast};
 use gradtx_kernels::{Device, Elem, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::optim::FlatAdamW;
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use std::any::Any;
 use std::ops::Range;
 
@@ -65,18 +66,16 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     }
 
     /// The buffers that training takes, the model's own values included, without taking them.
-    pub fn plan(model: &GradTransformer<D, X>, micro_batch: usize) -> Result<Vec<PlannedBuffer>> {
-        let total = model.layout.total();
-        let accumulators = |name: &str| PlannedBuffer {
-            name: name.to_owned(),
-            shape: vec![total],
-            bytes: total * X::Acc::DTYPE.size(),
-        };
-        let mut plan = vec![PlannedBuffer { bytes: total * X::DTYPE.size(), ..accumulators("values") }];
-        plan.extend(["gradients", "first moments", "second moments"].map(accumulators));
+    pub fn plan(model: &GradTransformer<D, X>, micro_batch: usize) -> Result<MemoryPlan> {
+        let (shape, acc) = ([model.layout.total()], X::Acc::DTYPE.size());
+        let mut plan = MemoryPlan::new();
+        plan.add(Purpose::Trained, "values", &shape, X::DTYPE.size());
         if X::DTYPE != X::Acc::DTYPE {
-            plan.push(accumulators("masters"));
+            plan.add(Purpose::Trained, "masters", &shape, acc);
         }
+        plan.add(Purpose::Gradients, "gradients", &shape, acc);
+        plan.add(Purpose::Optimizer, "first moments", &shape, acc);
+        plan.add(Purpose::Optimizer, "second moments", &shape, acc);
         plan.extend(Activations::plan(model, micro_batch)?);
         Ok(plan)
     }

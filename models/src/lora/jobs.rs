@@ -7,11 +7,12 @@
 //! gradients are summed over a job's own segments in order.
 
 use super::BlockLayout;
-use crate::decoder::{Activations, AdapterView, Decoder, Gradients, Mode};
+use crate::decoder::{Activations, AdapterView, Decoder, DecoderConfig, Gradients, Mode};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::optim::FlatAdamW;
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
 /// Adapters in training: one row each for values, gradients and moments.
@@ -65,6 +66,24 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
         })
     }
 
+    /// All buffers of these jobs, those of the passes included and the base model left out.
+    pub fn plan(
+        config: &DecoderConfig,
+        layout: &BlockLayout,
+        jobs: usize,
+        capacity: BatchCapacity,
+    ) -> MemoryPlan {
+        let mut plan = MemoryPlan::new();
+        let shape = [jobs, layout.blocks(), layout.width()];
+        let size = size_of::<X::Acc>();
+        plan.add(Purpose::Trained, "adapters", &shape, size);
+        plan.add(Purpose::Gradients, "adapter gradients", &shape, size);
+        plan.add(Purpose::Optimizer, "first moments", &shape, size);
+        plan.add(Purpose::Optimizer, "second moments", &shape, size);
+        plan.extend(Activations::<D, X>::plan(config, capacity, Mode::Adapters(layout)));
+        plan
+    }
+
     /// One optimizer step on one stream: loss of every job, gradients, clipping of every
     /// job to `max_norm`, AdamW.
     pub fn train_step(
@@ -91,7 +110,8 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
     }
 
     /// Applies the gradients of the step and forgets them; returns every job's gradient
-    /// norm before clipping. A norm that is not finite is an error that changes nothing.
+    /// norm before clipping. A job without segments in the step has gradients of 0, yet its
+    /// moments and weight decay go on. A norm that is not finite is an error that changes nothing.
     pub fn apply(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
         let params = D::all_mut(&mut self.adapters);
         let norms = self.optimizer.step(&self.device, params, D::all(&self.grads), step, max_norm)?;

@@ -7,9 +7,9 @@
 //! d model width, I = H·D width of all heads.
 
 use super::T5Config;
+use super::acts::Scratch;
 use super::buffers::{Allocator, Rows};
 use super::pass::{Grads, Pass, weight_gradient};
-use super::stack::Scratch;
 use gradtx_kernels::ops::{Backend, BucketMap, LinearDims, Out, RmsNormDims, T5AttentionDims};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
@@ -178,7 +178,7 @@ impl Attention {
         let probs = lens.batch * config.num_heads * lens.keys;
         pass.dev.t5_attention_forward(
             acts.o.view_mut(lens.batch),
-            acts.probs.prefix_mut(probs),
+            acts.probs.part_mut(0, probs),
             acts.q.view(lens.batch),
             kv,
             bias,
@@ -247,7 +247,7 @@ impl Attention {
             scratch.dq.view_mut(rows),
             scratch.dkv.view_mut(lens.batch * lens.keys),
             bias.as_ref().map(|(_, table)| grads.at(table)),
-            scratch.d_scores.prefix_mut(lens.batch * config.num_heads * lens.queries * lens.keys),
+            scratch.d_scores.part_mut(0, lens.batch * config.num_heads * lens.queries * lens.keys),
             scratch.d_o.view(rows),
             acts.probs.view(lens.batch),
             acts.q.view(rows),

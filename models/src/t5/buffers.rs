@@ -2,6 +2,7 @@
 
 use gradtx_kernels::{Device, Elem};
 use gradtx_runtime::Result;
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 
 /// A buffer of rows of `cols` values; the first rows are lent, as many as a batch has.
 pub(crate) struct Rows<D: Device, T: Elem> {
@@ -12,59 +13,53 @@ pub(crate) struct Rows<D: Device, T: Elem> {
 impl<D: Device, T: Elem> Rows<D, T> {
     /// The first `rows` rows.
     pub(crate) fn view(&self, rows: usize) -> D::View<'_, T> {
-        self.prefix(rows * self.cols)
+        self.part(0, rows * self.cols)
     }
 
     /// The first `rows` rows, for writing.
     pub(crate) fn view_mut(&mut self, rows: usize) -> D::ViewMut<'_, T> {
-        self.prefix_mut(rows * self.cols)
+        self.part_mut(0, rows * self.cols)
     }
 
-    /// The first `len` values, for shapes that vary from call to call.
-    pub(crate) fn prefix(&self, len: usize) -> D::View<'_, T> {
-        D::view(&self.buf, 0..len)
+    /// `len` values from the value at `start`.
+    pub(crate) fn part(&self, start: usize, len: usize) -> D::View<'_, T> {
+        D::view(&self.buf, start..start + len)
     }
 
-    /// The first `len` values, for writing.
-    pub(crate) fn prefix_mut(&mut self, len: usize) -> D::ViewMut<'_, T> {
-        D::view_mut(&mut self.buf, 0..len)
+    /// `len` values from the value at `start`, for writing.
+    pub(crate) fn part_mut(&mut self, start: usize, len: usize) -> D::ViewMut<'_, T> {
+        D::view_mut(&mut self.buf, start..start + len)
     }
-
-    /// The first `len` values of row `row`.
-    pub(crate) fn row(&self, row: usize, len: usize) -> D::View<'_, T> {
-        D::view(&self.buf, row * self.cols..row * self.cols + len)
-    }
-
-    /// The first `len` values of row `row`, for writing.
-    pub(crate) fn row_mut(&mut self, row: usize, len: usize) -> D::ViewMut<'_, T> {
-        D::view_mut(&mut self.buf, row * self.cols..row * self.cols + len)
-    }
-}
-
-/// One line of a memory plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedBuffer {
-    /// Its name, by the place in the model.
-    pub name: String,
-    /// Its shape, row-major.
-    pub shape: Vec<usize>,
-    /// Its size.
-    pub bytes: usize,
 }
 
 /// Takes memory for buffers and writes down what it took.
 ///
-/// A dry allocator takes none: its buffers are empty, its list is the memory plan.
+/// A dry allocator takes none: its buffers are empty, its record is the memory plan.
 pub(crate) struct Allocator<'a, D: Device> {
     dev: &'a D,
     dry: bool,
-    list: Vec<PlannedBuffer>,
+    purpose: Purpose,
+    taken: Vec<Taken>,
+}
+
+/// Buffers of one name and shape, such as every block's.
+struct Taken {
+    purpose: Purpose,
+    name: String,
+    shape: [usize; 2],
+    size: usize,
+    copies: usize,
 }
 
 impl<'a, D: Device> Allocator<'a, D> {
-    /// An allocator on a device.
-    pub(crate) fn new(dev: &'a D, dry: bool) -> Self {
-        Self { dev, dry, list: Vec::new() }
+    /// An allocator on a device, for buffers of this purpose until told otherwise.
+    pub(crate) fn new(dev: &'a D, dry: bool, purpose: Purpose) -> Self {
+        Self { dev, dry, purpose, taken: Vec::new() }
+    }
+
+    /// Sets what the next buffers are for; returns what the last ones were for.
+    pub(crate) fn set_purpose(&mut self, purpose: Purpose) -> Purpose {
+        std::mem::replace(&mut self.purpose, purpose)
     }
 
     /// A buffer of `rows` rows of `cols` values.
@@ -74,8 +69,12 @@ impl<'a, D: Device> Allocator<'a, D> {
         rows: usize,
         cols: usize,
     ) -> Result<Rows<D, T>> {
-        let bytes = rows * cols * T::DTYPE.size();
-        self.list.push(PlannedBuffer { name: name.into(), shape: vec![rows, cols], bytes });
+        let (name, purpose, shape, size) = (name.into(), self.purpose, [rows, cols], T::DTYPE.size());
+        let same = |t: &&mut Taken| t.name == name && t.purpose == purpose && t.shape == shape;
+        match self.taken.iter_mut().find(same) {
+            Some(taken) => taken.copies += 1,
+            None => self.taken.push(Taken { purpose, name, shape, size, copies: 1 }),
+        }
         let len = if self.dry { 0 } else { rows * cols };
         Ok(Rows { buf: self.dev.zeros(len)?, cols })
     }
@@ -95,8 +94,14 @@ impl<'a, D: Device> Allocator<'a, D> {
         Ok(buffer)
     }
 
-    /// Everything that was asked for, in order.
-    pub(crate) fn into_list(self) -> Vec<PlannedBuffer> {
-        self.list
+    /// Everything that was asked for, in order; buffers of one name are one entry.
+    pub(crate) fn into_plan(self) -> MemoryPlan {
+        let mut plan = MemoryPlan::new();
+        for Taken { purpose, name, shape: [rows, cols], size, copies } in self.taken {
+            let shape = [copies, rows, cols];
+            let shape = if copies == 1 { &shape[1..] } else { &shape[..] };
+            plan.add(purpose, name, shape, size);
+        }
+        plan
     }
 }

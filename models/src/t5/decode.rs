@@ -8,12 +8,14 @@
 //! Shapes: B examples, C positions at most, K positions of the memory, d model width,
 //! I = H·D width of all heads.
 
+use super::acts::{Keep, StackActs, StackShape, pair_mut};
 use super::attention::Lengths;
 use super::buffers::{Allocator, Rows};
 use super::pass::Pass;
-use super::stack::{Keep, Side, Stack, StackActs, StackShape, pair_mut};
+use super::stack::{Side, Stack};
 use gradtx_kernels::ops::{Backend, Gemm, GemmDims, LinearDims};
 use gradtx_kernels::{Device, Real};
+use gradtx_runtime::plan::Purpose;
 use gradtx_runtime::{Error, Result};
 
 /// Keys, values and one position's activations of a decoder.
@@ -35,18 +37,20 @@ pub struct DecodeCache<D: Device, X: Real> {
 impl<D: Device, X: Real> DecodeCache<D, X> {
     /// Takes memory for decoding `shape.tokens` positions of `shape.batch` examples.
     pub fn new(dev: &D, stack: &Stack, shape: StackShape) -> Result<Self> {
-        Self::allocate(&mut Allocator::new(dev, false), stack, shape)
+        Self::allocate(&mut Allocator::new(dev, false, Purpose::Activations), stack, shape)
     }
 
     pub(crate) fn allocate(alloc: &mut Allocator<'_, D>, stack: &Stack, shape: StackShape) -> Result<Self> {
         let StackShape { batch, tokens: capacity, memory } = shape;
         let width = 2 * stack.config.inner();
         let blocks = stack.blocks.len();
+        let before = alloc.set_purpose(Purpose::Cache);
         let mut kept = |name: &str, rows: usize, cols: usize| -> Result<Vec<Rows<D, X>>> {
-            (0..blocks).map(|b| alloc.rows(format!("decoder.{b}.{name}"), rows, cols)).collect()
+            (0..blocks).map(|_| alloc.rows(format!("decoder.{name}"), rows, cols)).collect()
         };
         let own_kv = kept("cache", batch, capacity * width)?;
         let memory_kv = kept("memory_cache", batch * memory, width)?;
+        alloc.set_purpose(before);
         let one = StackShape { batch, tokens: 1, memory };
         let acts = StackActs::allocate_attending(alloc, stack, one, Keep::Nothing, capacity, true)?;
         Ok(Self { own_kv, memory_kv, acts, capacity, memory, position: 0 })
@@ -142,11 +146,10 @@ impl Stack {
             ..GemmDims::new(batch, width, config.d_model, false, true)
         };
         let kv = &mut cache.own_kv[b];
-        let place = D::slice_mut(kv.prefix_mut(end), position * width..end);
+        let place = kv.part_mut(position * width, end - position * width);
         let weight = pass.weight(attention.kv_range());
         <D as Gemm<X>>::gemm(pass.dev, place, own.normed(batch), weight, dims)?;
-        let row = map.prefix(position * capacity + position + 1);
-        let row = D::slice(row, position * capacity..position * capacity + position + 1);
+        let row = map.part(position * capacity, position + 1);
         let lens = Lengths { batch, queries: 1, keys: position + 1 };
         let (x, out, kv) = (x.view(batch), out.view_mut(batch), kv.view(batch));
         let bias = Some(self.bias(pass, row));

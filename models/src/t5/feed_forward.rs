@@ -3,9 +3,9 @@
 //! Shapes: R = B·T rows, d model width, F hidden width.
 
 use super::T5Config;
+use super::acts::Scratch;
 use super::buffers::{Allocator, Rows};
 use super::pass::{Grads, Pass, weight_gradient};
-use super::stack::Scratch;
 use gradtx_kernels::ops::{Backend, GatedDims, GatedKind, LinearDims, Out, RmsNormDims};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;

@@ -10,6 +10,7 @@
 //! * [`DecodeCache`]: decoding position by position.
 //! * [`weights`]: loading and random initial values.
 
+mod acts;
 mod attention;
 mod buckets;
 pub(crate) mod buffers;
@@ -21,9 +22,9 @@ mod pass;
 mod stack;
 pub mod weights;
 
+pub use acts::{Keep, StackActs, StackShape};
 pub use buckets::bucket_map;
-pub use buffers::PlannedBuffer;
 pub use config::T5Config;
 pub use decode::DecodeCache;
 pub use pass::{Grads, Pass};
-pub use stack::{Keep, Side, Stack, StackActs, StackShape};
+pub use stack::{Side, Stack};

@@ -2,9 +2,9 @@
 
 use super::T5Config;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::{Device, Elem, Real};
 use gradtx_runtime::artifact::TensorSource;
-use gradtx_runtime::params::{Param, ParamLayout};
+use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
 use std::collections::HashSet;
 
@@ -13,16 +13,19 @@ use std::collections::HashSet;
 pub const UNUSED: [&str; 4] =
     ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"];
 
-/// Writes f32 values to a place in a flat buffer, converted.
+/// Copies f32 values to the device; `stage` is room for converting them where X is another type.
 pub(crate) fn upload_f32<D: Device, X: Real>(
     dev: &D,
-    values: &mut D::Buf<X>,
-    param: &Param,
+    place: D::ViewMut<'_, X>,
     host: &[f32],
+    stage: &mut Vec<X>,
 ) -> Result<()> {
-    let place = D::view_mut(values, param.range());
-    let converted: Vec<X> = host.iter().map(|&x| X::from_f64(x as f64)).collect();
-    Ok(dev.upload(place, &converted)?)
+    if X::DTYPE == f32::DTYPE {
+        return Ok(dev.upload(place, bytemuck::cast_slice(host))?);
+    }
+    stage.clear();
+    stage.extend(host.iter().map(|&x| X::from_f64(x as f64)));
+    Ok(dev.upload(place, stage)?)
 }
 
 /// Reads the parameters whose names begin with `prefix` from a file that leaves the prefix out.
@@ -39,14 +42,14 @@ pub fn load<D: Device, X: Real>(
     unused: &[&str],
 ) -> Result<()> {
     let mut known: HashSet<&str> = unused.iter().copied().collect();
-    let mut host = Vec::new();
+    let (mut host, mut stage) = (Vec::new(), Vec::new());
     for param in layout.params() {
         let Some(name) = param.name.strip_prefix(prefix) else { continue };
         let tensor = source.tensor(name)?;
         tensor.expect_shape(&param.shape)?;
         host.resize(param.len(), 0.0);
         tensor.read_f32(&mut host)?;
-        upload_f32::<D, X>(dev, values, param, &host)?;
+        upload_f32::<D, X>(dev, D::view_mut(values, param.range()), &host, &mut stage)?;
         known.insert(name);
     }
     match source.names().into_iter().find(|name| !known.contains(name)) {
@@ -74,6 +77,7 @@ pub fn randomise<D: Device, X: Real>(
     config: &T5Config,
     key: u64,
 ) -> Result<()> {
+    let mut stage = Vec::new();
     for param in layout.params().iter().filter(|p| p.name.starts_with(prefix)) {
         let host = match deviation(&param.name, config) {
             None => vec![1.0; param.len()],
@@ -82,7 +86,7 @@ pub fn randomise<D: Device, X: Real>(
                 (0..param.len()).map(|_| (stream.normal() * std) as f32).collect()
             }
         };
-        upload_f32::<D, X>(dev, values, param, &host)?;
+        upload_f32::<D, X>(dev, D::view_mut(values, param.range()), &host, &mut stage)?;
     }
     Ok(())
 }

@@ -223,7 +223,7 @@ fn parsed<T: serde::de::DeserializeOwned>(
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::artifact) mod tests {
     use super::*;
 
     pub(in crate::artifact) fn space(blocks: usize, width: usize) -> UpdateSpace {

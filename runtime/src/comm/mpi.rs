@@ -16,6 +16,9 @@ use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 /// keeps every count far below the limit of MPI's 32-bit counts.
 const PIECE: usize = 1 << 20;
 
+/// A place in memory for messages without content.
+static NOTHING: [u8; 1] = [0];
+
 /// All ranks of an MPI job. MPI is finalised when it is dropped.
 pub struct Mpi {
     world: SimpleCommunicator,
@@ -159,6 +162,8 @@ impl Comm for Mpi {
             return Err(Error::invalid("gather", why));
         }
         let process = self.world.process_at_rank(root as i32);
+        // An empty slice of bytes may begin at address 1, which OpenMPI takes for MPI_IN_PLACE.
+        let bytes = if bytes.is_empty() { &NOTHING[..0] } else { bytes };
         if self.rank() != root {
             process.gather_varcount_into(bytes);
             return Ok(None);
@@ -169,8 +174,8 @@ impl Comm for Mpi {
             Some(*end)
         });
         let starts: Vec<i32> = ends.zip(&counts).map(|(end, count)| end - count).collect();
-        let mut all = vec![0u8; total as usize];
-        let mut parts = PartitionMut::new(&mut all[..], counts.clone(), starts);
+        let mut all = vec![0u8; total as usize + NOTHING.len()];
+        let mut parts = PartitionMut::new(&mut all[..total as usize], counts.clone(), starts);
         process.gather_varcount_into_root(bytes, &mut parts);
         let mut rest = &all[..];
         let split = counts.iter().map(|&count| {

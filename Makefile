@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Both first install what is missing (see .ci/setup).
+
+CARGO ?= cargo
+# The feature `mpi` is built where its headers are; everything else needs no such thing.
+FEATURES ?= $(shell command -v mpicc >/dev/null 2>&1 && echo mpi)
+FLAGS = --locked $(if $(FEATURES),--features $(FEATURES))
+DEMO_DIR ?= runs/demo
+
+.PHONY: help demo test check bench build setup clean
+
+help:
+	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
+	@echo 'make test    all tests'
+	@echo 'make check   format, lints as errors, documentation without warnings'
+	@echo 'make bench   times of operations and steps on this machine'
+	@echo 'make build   the program: target/release/gradtx'
+
+setup:
+	@.ci/setup
+
+build: setup
+	$(CARGO) build --release $(FLAGS) -p gradtx-launcher
+
+demo: build
+	target/release/gradtx demo $(DEMO_DIR)
+
+test: setup
+	$(CARGO) test --workspace $(FLAGS)
+
+check: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets $(FLAGS) -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
+
+bench: setup
+	$(CARGO) bench -p gradtx-benches $(FLAGS)
+
+clean:
+	$(CARGO) clean

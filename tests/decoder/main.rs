@@ -1,0 +1,12 @@
+//! Tests of decoders and their adapters on the CPU.
+
+// Helpers of tests may unwrap, as tests may.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod files;
+mod generation;
+mod gradients;
+mod parity;
+mod streams;
+mod training;
