@@ -51,8 +51,16 @@ pub fn failed(what: impl Into<String>, hint: impl Into<String>) -> anyhow::Error
 
 /// Prints an error with its causes and hint, and tells the exit code.
 pub fn report(error: &anyhow::Error) -> u8 {
+    // A cause is left out where the message before it ends with it already.
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !message.ends_with(&cause) {
+            message += if message.is_empty() { "" } else { ": " };
+            message += &cause;
+        }
+    }
     let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
-    eprintln!("error: {error:#}");
+    eprintln!("error: {message}");
     if let Some(hint) = failure.and_then(|f| f.hint.as_ref()) {
         eprintln!("hint: {hint}");
     }

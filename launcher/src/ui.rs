@@ -1,8 +1,14 @@
 //! What a person sees while a stage works: progress bars on a terminal, lines elsewhere.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
+
+/// Prints a line. A reader that has gone away (`gradtx inspect … | head`) is no error.
+pub fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
 
 /// Where messages go.
 #[derive(Clone, Debug)]
@@ -20,13 +26,13 @@ impl Ui {
     /// A line about what is being done; nothing with `--quiet`.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            println!("{}", text.as_ref());
+            say(text.as_ref());
         }
     }
 
     /// A result: printed with `--quiet` too.
     pub fn result(&self, text: impl AsRef<str>) {
-        println!("{}", text.as_ref());
+        say(text.as_ref());
     }
 
     /// Progress of `len` steps.
@@ -74,7 +80,7 @@ impl Progress {
             None if !self.quiet && self.said.elapsed() >= LINE_EVERY => {
                 self.said = Instant::now();
                 let seconds = self.started.elapsed().as_secs();
-                println!("{}: {done}/{} after {seconds} s, {}", self.what, self.len, message.into());
+                say(&format!("{}: {done}/{} after {seconds} s, {}", self.what, self.len, message.into()));
             }
             None => {}
         }

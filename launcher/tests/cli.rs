@@ -1,5 +1,7 @@
 //! The program as a person runs it: exit codes, and what it says.
 
+#![allow(clippy::unwrap_used)]
+
 use gradtx_runtime::artifact::{NewTensor, write_tensors};
 use safetensors::Dtype;
 use std::path::Path;

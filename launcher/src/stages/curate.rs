@@ -14,9 +14,9 @@ use crate::dispatch::{Work, dispatch};
 use crate::failure::{failed, unusable};
 use crate::record::{self, State};
 use crate::stages::examples::Data;
-use crate::stages::jobs::{self, Job, Snapshots, Trained};
+use crate::stages::jobs::{Job, Snapshots, Trained, Training};
 use crate::stages::side::Side;
-use crate::stages::{Context, SHADOW_DIR};
+use crate::stages::{Context, SHADOW_DIR, totals};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{Backend, Real};
@@ -25,10 +25,14 @@ use gradtx_runtime::artifact::{
     ShardState, StoreType, TuplePlan, assemble, check_shard, sweep_temporary, write_atomic, write_init,
     write_json, write_shard,
 };
+use gradtx_runtime::plan::available_memory;
 use serde_json::json;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
+
+/// Directories within a tuple store.
+const PARTS: [&str; 3] = ["init", "metrics", "shards"];
 
 /// Collects what is missing of the tuples.
 pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
@@ -62,7 +66,7 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
         student: student.space.clone(),
         teacher: teacher.space.clone(),
     };
-    for part in ["metrics", "init", "shards"].map(|name| dir.join(name)) {
+    for part in PARTS.map(|name| dir.join(name)) {
         std::fs::create_dir_all(&part).with_context(|| format!("{}: cannot make", part.display()))?;
         sweep_temporary(&part)?;
     }
@@ -84,7 +88,19 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
     if let Some((shadow, role, why)) = assembled.damaged.first() {
         return Err(failed(format!("shadow {shadow}, {role}: {why}"), "run `gradtx curate` again"));
     }
-    output.finish(&["manifest.json".into(), "subsets.json".into()])
+    output.finish(&result_files(&dir)?)
+}
+
+/// Every file of a finished store, relative to it.
+fn result_files(dir: &Path) -> Result<Vec<String>> {
+    let mut files = vec!["manifest.json".to_string(), "subsets.json".into()];
+    for part in PARTS {
+        for entry in std::fs::read_dir(dir.join(part))? {
+            files.push(format!("{part}/{}", entry?.file_name().to_string_lossy()));
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Rows of every shadow subset. Random subsets may overlap, as may those of one group.
@@ -141,16 +157,25 @@ impl Work for Collect<'_> {
         let examples = self.public.examples(self.config, self.side, self.context.threads)?;
         self.context.ui.line(format!("curate {name}: {}", examples.summary));
         let decoder = Decoder::<D, X>::load(device, &self.side.dir)?;
+        let training = Training {
+            side: self.side,
+            recipe: self.recipe,
+            snapshots: Snapshots { count: self.plan.steps, every: self.config.curate.every },
+            stream_tokens: self.config.device.stream_tokens,
+        };
+        let jobs_of = |group: &Range<usize>| -> Vec<Job<'_>> {
+            group.clone().map(|k| self.job(&examples.examples, k)).collect()
+        };
+        let plan = training.plan::<X, D>(&jobs_of(missing[0]))?;
+        plan.check(available_memory()?)?;
+        self.context.ui.line(totals(&format!("curate {name}"), &plan));
         let steps = missing.len() as u64 * self.recipe.steps as u64;
         let mut progress = self.context.ui.progress(&format!("curate {name}"), steps);
         let mut last = vec![];
         for (i, group) in missing.into_iter().enumerate() {
-            let jobs: Vec<Job<'_>> = group.clone().map(|k| self.job(&examples.examples, k)).collect();
-            let snapshots = Snapshots { count: self.plan.steps, every: self.config.curate.every };
-            let limit = self.config.device.stream_tokens;
             let before = i as u64 * self.recipe.steps as u64;
             let said = |step| progress.set(before + step as u64, format!("subsets {group:?}"));
-            let trained = jobs::train(&decoder, self.side, self.recipe, &jobs, snapshots, limit, said)?;
+            let trained = training.run(&decoder, &jobs_of(group), said)?;
             self.write(group, &trained)?;
             last.extend(trained.iter().filter_map(|t| t.losses.last().copied()));
         }

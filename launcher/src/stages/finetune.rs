@@ -9,7 +9,7 @@ use crate::config::{Config, Recipe};
 use crate::dispatch::{Work, dispatch};
 use crate::record::{self, State};
 use crate::stages::examples::Data;
-use crate::stages::jobs::{self, Snapshots, Trained};
+use crate::stages::jobs::{self, Snapshots, Trained, Training};
 use crate::stages::side::Side;
 use crate::stages::{Context, UPDATE_FILE};
 use anyhow::Result;
@@ -18,6 +18,7 @@ use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::Dataset;
+use gradtx_runtime::plan::available_memory;
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -99,10 +100,16 @@ impl Work for Finetune<'_> {
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Trained> {
         let decoder = Decoder::<D, X>::load(device, &self.side.dir)?;
         let job = jobs::Job { examples: self.examples.examples.iter().collect(), key: self.key };
-        let last = Snapshots { count: 1, every: 1 };
+        let training = Training {
+            side: self.side,
+            recipe: self.recipe,
+            snapshots: Snapshots { count: 1, every: 1 },
+            stream_tokens: self.stream_tokens,
+        };
+        let jobs = [job];
+        training.plan::<X, D>(&jobs)?.check(available_memory()?)?;
         let mut progress = self.context.ui.progress("finetune", self.recipe.steps as u64);
-        let said = |step| progress.set(step as u64, "");
-        let trained = jobs::train(&decoder, self.side, self.recipe, &[job], last, self.stream_tokens, said)?;
+        let trained = training.run(&decoder, &jobs, |step| progress.set(step as u64, ""))?;
         Ok(trained.into_iter().next().expect("one job gives one result"))
     }
 }

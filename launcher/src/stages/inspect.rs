@@ -7,12 +7,18 @@
 use crate::config::{Config, RUN_FILE};
 use crate::failure::failed;
 use crate::record::{self, RECORD_FILE};
+use crate::ui::say;
 use anyhow::{Result, ensure};
+use gradtx_kernels::cpu::Cpu;
+use gradtx_models::decoder::{Decoder, DecoderConfig, Family};
+use gradtx_models::grad_transformer::GradTransformer;
+use gradtx_models::t5::T5Config;
 use gradtx_runtime::artifact::{
     Role, ShardState, TensorFile, TensorSource, TupleManifest, UpdateVector, check_shard, checksum,
     checksum_file, fingerprint, is_model_dir, read_init, read_json, read_versioned,
 };
 use gradtx_runtime::checkpoint::Checkpoint;
+use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -22,7 +28,7 @@ use std::path::Path;
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// What it is.
-    pub kind: &'static str,
+    pub kind: String,
     /// Where it is.
     pub path: String,
     /// What is known about it, in the order of printing.
@@ -52,15 +58,17 @@ pub struct TensorFact {
 
 /// Tensors and parts listed in the text form; JSON has all.
 const LISTED: usize = 24;
+/// Facts about parts that are longer than this are left out of the text form.
+const SHORT: usize = 80;
 
 /// Prints what a path is. Fails when it is damaged.
 pub fn run(path: &Path, json: bool) -> Result<()> {
     ensure!(path.exists(), "{}: no such file or directory", path.display());
     let report = look(path);
     if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say(&serde_json::to_string_pretty(&report)?);
     } else {
-        report.print(0);
+        say(report.text(0).trim_end());
     }
     match report.damage() {
         0 => Ok(()),
@@ -99,12 +107,12 @@ pub fn look(path: &Path) -> Report {
 
 fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
     if path.extension().is_some_and(|e| e == "json" || e == "jsonl" || e == "toml") {
-        report.kind = "text file";
+        report.kind = "text file".into();
         report.fact("bytes", std::fs::metadata(path)?.len());
         report.fact("xxh3", checksum_file(path)?);
         return Ok(());
     }
-    report.kind = "safetensors file";
+    report.kind = "safetensors file".into();
     let file = TensorFile::open(path)?;
     report.fact("bytes", file.size());
     report.fact("xxh3", checksum(file.bytes()));
@@ -113,17 +121,17 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
         report.fact(key, value);
     }
     if UpdateVector::recognises(&file) {
-        report.kind = "update vector";
+        report.kind = "update vector".into();
         UpdateVector::read(path)?;
         return Ok(());
     }
     if Checkpoint::recognises(&file) {
-        report.kind = "checkpoint";
+        report.kind = "checkpoint".into();
         Checkpoint::load(path)?;
         return Ok(());
     }
     if let (Some(role), Some(shadow)) = (file.metadata("role"), file.metadata("shadow")) {
-        report.kind = "shard of a tuple store";
+        report.kind = "shard of a tuple store".into();
         report.facts.insert(0, ("updates of".into(), format!("shadow {shadow}, {role}")));
         let written = file.metadata("values_xxh3").unwrap_or_default();
         for name in file.names() {
@@ -136,7 +144,7 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
-    report.kind = "tuple store";
+    report.kind = "tuple store".into();
     let manifest: TupleManifest = read_versioned(&dir.join("manifest.json"), "gradtx.tuples", 1)?;
     let plan = &manifest.plan;
     report.fact("shadow subsets", plan.shadows);
@@ -182,7 +190,7 @@ fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn look_at_adapter(dir: &Path, report: &mut Report) -> Result<()> {
-    report.kind = "adapter (PEFT)";
+    report.kind = "adapter (PEFT)".into();
     let config = read_json(&dir.join("adapter_config.json"))?;
     for key in ["base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules"] {
         report.fact(key, config.get(key).unwrap_or(&Value::Null));
@@ -198,12 +206,12 @@ fn look_at_adapter(dir: &Path, report: &mut Report) -> Result<()> {
 
 fn look_at_model(dir: &Path, report: &mut Report) -> Result<()> {
     let config = read_json(&dir.join("config.json"))?;
-    let name = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown type").to_owned();
-    report.kind = "model directory";
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+    report.kind = "model directory".into();
     if !is_model_dir(dir) {
         report.problems.push("there is no model.safetensors and no index of shards".into());
     }
-    report.fact("model type", name);
+    report.fact("model type", &model_type);
     if let Some(entries) = config.as_object() {
         for (key, value) in entries.iter().filter(|(_, v)| v.is_number()) {
             report.fact(key, value);
@@ -211,8 +219,9 @@ fn look_at_model(dir: &Path, report: &mut Report) -> Result<()> {
     }
     let source = TensorSource::open(dir)?;
     let names: Vec<String> = source.names().into_iter().map(String::from).collect();
-    report.kind =
-        if names.iter().any(|n| n == "output_proj.weight") { "translator" } else { "model directory" };
+    if let Err(error) = check_model(dir, &model_type, &source, report) {
+        report.problems.push(error.to_string());
+    }
     let mut parameters = 0;
     for name in &names {
         parameters += source.tensor(name)?.len();
@@ -232,8 +241,29 @@ fn look_at_model(dir: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Decoders that this program runs.
+const DECODERS: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+
+/// Whether configuration and tensors belong together, for the models that this program runs.
+fn check_model(dir: &Path, model_type: &str, source: &TensorSource, report: &mut Report) -> Result<()> {
+    if model_type == "grad_transformer" {
+        report.kind = "translator".into();
+        GradTransformer::<Cpu, f32>::load(&Cpu::new(1), dir)?;
+    } else if model_type == "t5" {
+        T5Config::open(&dir.join("config.json"))?;
+    } else if DECODERS.iter().any(|family| family.model_type() == model_type) {
+        let layout = Decoder::<Cpu, f32>::layout_of(&DecoderConfig::read(dir)?);
+        for param in layout.params() {
+            source.tensor(&param.name)?.expect_shape(&param.shape)?;
+        }
+    } else {
+        report.fact("runs here", "no: this program does not know its type");
+    }
+    Ok(())
+}
+
 fn look_at_run(dir: &Path, report: &mut Report) -> Result<()> {
-    report.kind = "run directory";
+    report.kind = "run directory".into();
     let config = Config::read(&dir.join(RUN_FILE))?;
     report.fact("seed", config.seed);
     report.fact("TinyLM", config.models.tiny.display());
@@ -244,8 +274,8 @@ fn look_at_run(dir: &Path, report: &mut Report) -> Result<()> {
 
 fn look_at_parts(dir: &Path, report: &mut Report) -> Result<()> {
     report.kind = match dir.join("world.json").is_file() {
-        true => "miniature world",
-        false => "directory",
+        true => "miniature world".into(),
+        false => "directory".into(),
     };
     for entry in sorted_entries(dir)? {
         let inner = entry.extension().is_some_and(|e| e == "safetensors");
@@ -269,7 +299,7 @@ fn sorted_entries(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
 impl Report {
     fn new(path: &Path) -> Self {
         Self {
-            kind: "unknown",
+            kind: "unknown".into(),
             path: path.display().to_string(),
             facts: vec![],
             tensors: vec![],
@@ -305,10 +335,9 @@ impl Report {
     fn scan(&mut self, file: &TensorFile) {
         for name in file.names() {
             let Ok(tensor) = file.tensor(&name) else { continue };
-            if matches!(format!("{:?}", tensor.dtype).as_str(), "F64" | "F32" | "F16" | "BF16") {
-                if let Err(error) = tensor.to_f32() {
-                    self.problems.push(error.to_string());
-                }
+            let real = matches!(tensor.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
+            if let (true, Err(error)) = (real, tensor.to_f32()) {
+                self.problems.push(error.to_string());
             }
         }
     }
@@ -317,6 +346,9 @@ impl Report {
         match record::read(&dir.join(RECORD_FILE)) {
             Err(error) => self.problems.push(format!("{error:#}")),
             Ok(record) => {
+                if self.kind == "directory" {
+                    self.kind = format!("result of `{}`", record.stage);
+                }
                 self.fact("made by", format!("{} {}", record.stage, record.version));
                 self.fact("settings", &record.settings);
                 if record.outputs.is_empty() {
@@ -343,26 +375,29 @@ impl Report {
         Ok(())
     }
 
-    fn print(&self, depth: usize) {
+    fn text(&self, depth: usize) -> String {
         let pad = "  ".repeat(depth);
         let state = if self.damage() == 0 { "intact" } else { "NOT INTACT" };
-        println!("{pad}{}: {}, {state}", self.path, self.kind);
-        for (key, value) in &self.facts {
-            println!("{pad}  {key}: {value}");
-        }
+        let mut text = format!("{pad}{}: {}, {state}\n", self.path, self.kind);
+        let mut line = |words: String| text += &format!("{pad}  {words}\n");
+        // Of parts, only what is short.
         let listed = if depth == 0 { LISTED } else { 0 };
+        for (key, value) in self.facts.iter().filter(|(_, value)| depth == 0 || value.len() <= SHORT) {
+            line(format!("{key}: {value}"));
+        }
         for t in self.tensors.iter().take(listed) {
-            println!("{pad}  {:<56} {:>5} {:?} {} bytes", t.name, t.dtype, t.shape, t.bytes);
+            line(format!("{:<56} {:>5} {:?} {} bytes", t.name, t.dtype, t.shape, t.bytes));
         }
         if self.tensors.len() > listed {
-            println!("{pad}  {} tensors{}", self.tensors.len(), if listed > 0 { " in all" } else { "" });
+            line(format!("{} tensors{}", self.tensors.len(), if listed > 0 { " in all" } else { "" }));
         }
         for problem in self.problems.iter().take(LISTED) {
-            println!("{pad}  PROBLEM: {problem}");
+            line(format!("PROBLEM: {problem}"));
         }
         if self.problems.len() > LISTED {
-            println!("{pad}  … and {} problems more", self.problems.len() - LISTED);
+            line(format!("… and {} problems more", self.problems.len() - LISTED));
         }
-        self.parts.iter().for_each(|part| part.print(depth + 1));
+        self.parts.iter().for_each(|part| text += &part.text(depth + 1));
+        text
     }
 }

@@ -12,7 +12,8 @@ use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::LoraJobs;
-use gradtx_runtime::data::{BatchCapacity, Example, Order};
+use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
+use gradtx_runtime::plan::MemoryPlan;
 
 /// One adapter to be trained.
 pub struct Job<'a> {
@@ -48,51 +49,86 @@ pub struct Trained {
     pub updates: Vec<f32>,
 }
 
-/// Trains jobs together, in streams of at most `limit` tokens.
-pub fn train<X: Real<Acc = f32>, D: Backend<X>>(
-    decoder: &Decoder<D, X>,
-    side: &Side,
-    recipe: &Recipe,
-    jobs: &[Job<'_>],
-    snapshots: Snapshots,
-    limit: usize,
-    mut progress: impl FnMut(u32),
-) -> Result<Vec<Trained>> {
-    let order = |job: &Job<'_>| Order::new(job.examples.len(), recipe.batch, derive_named(job.key, "order"));
-    let mut orders = jobs.iter().map(order).collect::<gradtx_runtime::Result<Vec<_>>>()?;
-    let mut streams_of = |step: u32| {
-        let mut streams = Streams::new(limit);
-        for (row, (job, order)) in jobs.iter().zip(&mut orders).enumerate() {
+/// How jobs of one model are trained.
+#[derive(Clone, Copy)]
+pub struct Training<'a> {
+    /// The model and its adapters.
+    pub side: &'a Side,
+    /// The recipe of every job.
+    pub recipe: &'a Recipe,
+    /// What is kept.
+    pub snapshots: Snapshots,
+    /// Most tokens of one packed stream.
+    pub stream_tokens: usize,
+}
+
+impl Training<'_> {
+    /// Every buffer of training these jobs together, the base model left out.
+    pub fn plan<X: Real<Acc = f32>, D: Backend<X>>(&self, jobs: &[Job<'_>]) -> Result<MemoryPlan> {
+        let capacity = self.capacity(&mut self.orders(jobs)?, jobs);
+        Ok(LoraJobs::<D, X>::plan(&self.side.model, &self.side.layout, jobs.len(), capacity))
+    }
+
+    /// Trains jobs together. `progress` is told the number of finished steps.
+    pub fn run<X: Real<Acc = f32>, D: Backend<X>>(
+        &self,
+        decoder: &Decoder<D, X>,
+        jobs: &[Job<'_>],
+        mut progress: impl FnMut(u32),
+    ) -> Result<Vec<Trained>> {
+        let mut orders = self.orders(jobs)?;
+        let capacity = self.capacity(&mut orders, jobs);
+        let (layout, init) = (&self.side.layout, &self.side.init);
+        let mut adapters = LoraJobs::new(decoder, layout, jobs.len(), init, capacity)?;
+        let mut trained = vec![Trained::default(); jobs.len()];
+        let steps = self.recipe.steps;
+        for step in 0..steps {
+            let mut losses = vec![0.0; jobs.len()];
+            for stream in self.streams(&mut orders, jobs, step) {
+                let part = adapters.accumulate(decoder, &stream)?;
+                losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
+            }
+            adapters.apply(self.recipe.step(step), self.recipe.clip())?;
+            for (job, (result, loss)) in trained.iter_mut().zip(losses).enumerate() {
+                result.losses.push(loss);
+                if self.snapshots.at(step, steps) {
+                    result.updates.extend(adapters.update(job)?);
+                }
+            }
+            progress(step + 1);
+        }
+        Ok(trained)
+    }
+
+    fn orders(&self, jobs: &[Job<'_>]) -> Result<Vec<Order>> {
+        let batch = self.recipe.batch;
+        let order = |job: &Job<'_>| Order::new(job.examples.len(), batch, derive_named(job.key, "order"));
+        Ok(jobs.iter().map(order).collect::<gradtx_runtime::Result<_>>()?)
+    }
+
+    /// The packed streams of a step: every job's examples, job by job.
+    fn streams(&self, orders: &mut [Order], jobs: &[Job<'_>], step: u32) -> Vec<PackedBatch> {
+        let mut streams = Streams::new(self.stream_tokens);
+        for (row, (job, order)) in jobs.iter().zip(orders).enumerate() {
             let indices = order.step(step as usize);
             let examples: Vec<&Example> = indices.iter().map(|&i| job.examples[i]).collect();
-            streams.push_step(&examples, recipe, row, job.key, step);
+            streams.push_step(&examples, self.recipe, row, job.key, step);
         }
         streams.finish()
-    };
-    let mut capacity = BatchCapacity::default();
-    for stream in (0..recipe.steps).flat_map(&mut streams_of) {
-        capacity.tokens = capacity.tokens.max(stream.len());
-        capacity.segments = capacity.segments.max(stream.segments());
-        capacity.labels = capacity.labels.max(stream.labels());
     }
-    let mut adapters = LoraJobs::new(decoder, &side.layout, jobs.len(), &side.init, capacity)?;
-    let mut trained = vec![Trained::default(); jobs.len()];
-    for step in 0..recipe.steps {
-        let mut losses = vec![0.0; jobs.len()];
-        for stream in streams_of(step) {
-            let part = adapters.accumulate(decoder, &stream)?;
-            losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
-        }
-        adapters.apply(recipe.step(step), recipe.clip())?;
-        for (job, (result, loss)) in trained.iter_mut().zip(losses).enumerate() {
-            result.losses.push(loss);
-            if snapshots.at(step, recipe.steps) {
-                result.updates.extend(adapters.update(job)?);
+
+    /// Room for the largest stream of all steps.
+    fn capacity(&self, orders: &mut [Order], jobs: &[Job<'_>]) -> BatchCapacity {
+        let mut capacity = BatchCapacity::default();
+        for step in 0..self.recipe.steps {
+            for stream in self.streams(orders, jobs, step) {
+                capacity.tokens = capacity.tokens.max(stream.len());
+                capacity.segments = capacity.segments.max(stream.segments());
+                capacity.labels = capacity.labels.max(stream.labels());
             }
         }
-        progress(step + 1);
+        capacity
     }
-    Ok(trained)
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
+/// What helps against a damaged tuple store.
+const MAKE_ANEW: &str = "run `gradtx curate` again: it makes anew what is damaged";
+
 /// Opens the tuple store of a run.
 pub fn open_store(run: &Path) -> Result<TupleStore> {
     let dir = run.join(SHADOW_DIR);
@@ -41,7 +44,7 @@ pub fn open_store(run: &Path) -> Result<TupleStore> {
             "run `gradtx curate` first",
         ));
     }
-    Ok(TupleStore::open(&dir)?)
+    TupleStore::open(&dir).map_err(|e| failed(e.to_string(), MAKE_ANEW))
 }
 
 /// Trains the translator, unless that is done.
@@ -61,7 +64,7 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
         return Ok(());
     };
     if let Some(problem) = store.verify().into_iter().next() {
-        return Err(failed(problem, "run `gradtx curate` again: it makes anew what is damaged"));
+        return Err(failed(problem, MAKE_ANEW));
     }
     let split = Split::of(&store, config.train.validation, derive_named(config.seed, "validation subsets"))?;
     let work = Train { context, config: &config, store: &store, split: &split, dir: &dir };

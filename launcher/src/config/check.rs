@@ -1,0 +1,77 @@
+//! Which values of settings no stage can use.
+
+use super::Config;
+use crate::failure::unusable;
+use anyhow::Result;
+use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
+use std::fmt::Write as _;
+
+impl Config {
+    /// Refuses values that no stage can use.
+    pub fn check(&self) -> Result<()> {
+        let mut wrong = String::new();
+        let mut expect = |ok: bool, what: &str| {
+            if !ok {
+                let _ = writeln!(wrong, "  {what}");
+            }
+        };
+        expect(self.adapter.rank > 0, "adapter.rank: expected at least 1");
+        expect(!self.adapter.targets.is_empty(), "adapter.targets: expected at least one module");
+        expect((0.0..1.0).contains(&self.adapter.dropout), "adapter.dropout: expected 0 ≤ p < 1");
+        expect((0.0..1.0).contains(&self.translator.dropout), "translator.dropout: expected 0 ≤ p < 1");
+        expect(self.device.stream_tokens > 0, "device.stream_tokens: expected at least 1");
+        expect(self.data.max_length >= 2, "data.max_length: expected at least 2");
+        expect(self.curate.subsets > 0, "curate.subsets: expected at least 1");
+        expect(self.curate.examples > 0, "curate.examples: expected at least 1");
+        expect(self.curate.concurrent > 0, "curate.concurrent: expected at least 1");
+        expect(self.curate.snapshots > 0, "curate.snapshots: expected at least 1");
+        expect(self.curate.every > 0, "curate.every: expected at least 1");
+        let collected = (self.curate.snapshots.saturating_sub(1)) as u64 * self.curate.every as u64 + 1;
+        for (name, recipe) in [("curate.tiny", &self.curate.tiny), ("curate.llm", &self.curate.llm)] {
+            let what = format!("{name}.steps: the snapshots reach {collected} steps back");
+            expect(recipe.steps as u64 >= collected, &what);
+        }
+        for (name, recipe) in [
+            ("curate.tiny", &self.curate.tiny),
+            ("curate.llm", &self.curate.llm),
+            ("finetune.tiny", &self.finetune.tiny),
+            ("finetune.llm", &self.finetune.llm),
+        ] {
+            expect(recipe.steps > 0, &format!("{name}.steps: expected at least 1"));
+            expect(recipe.batch > 0, &format!("{name}.batch: expected at least 1"));
+            expect(
+                recipe.lr > 0.0 && recipe.lr.is_finite(),
+                &format!("{name}.lr: expected a positive number"),
+            );
+            expect(
+                recipe.max_norm >= 0.0,
+                &format!("{name}.max_norm: expected a positive number, or 0 for none"),
+            );
+        }
+        let translator = &self.translator;
+        expect(
+            StartToken::parse(&translator.start).is_some(),
+            "translator.start: expected embedded, released or zero",
+        );
+        expect(
+            NormalizationMode::parse(&translator.normalization).is_some(),
+            "translator.normalization: expected none, scalar, scalar_centred, block or coordinate",
+        );
+        let train = &self.train;
+        expect(train.steps > 0 && train.batch > 0, "train.steps, train.batch: expected at least 1");
+        expect(
+            train.micro_batch > 0 && train.batch.is_multiple_of(train.micro_batch.max(1)),
+            "train.micro_batch: expected a divisor of train.batch",
+        );
+        expect(train.lr > 0.0 && train.lr.is_finite(), "train.lr: expected a positive number");
+        expect((0.0..1.0).contains(&train.validation), "train.validation: expected 0 ≤ part < 1");
+        expect(train.validate_every > 0, "train.validate_every: expected at least 1");
+        expect(self.evaluate.batch > 0, "evaluate.batch: expected at least 1");
+        expect(self.evaluate.max_new_tokens > 0, "evaluate.max_new_tokens: expected at least 1");
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(unusable(format!("the configuration:\n{}", wrong.trim_end())))
+        }
+    }
+}

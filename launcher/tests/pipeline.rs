@@ -1,0 +1,258 @@
+//! The stages as a person runs them, on untrained models and a handful of examples: what
+//! is finished stays, what is damaged comes back with the same bytes, and what does not
+//! belong together is refused.
+
+#![allow(clippy::unwrap_used)]
+
+use gradtx_kernels::cpu::Cpu;
+use gradtx_launcher::world::tasks::{Part, Sampler, Task, id, vocabulary};
+use gradtx_launcher::world::tokenizer;
+use gradtx_models::decoder::{Decoder, DecoderConfig, Family, InitialWeights, RopeScaling};
+use gradtx_runtime::artifact::{TupleStore, UpdateVector, checksum_file};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const SETTINGS: &str = r#"
+seed = 3
+[models]
+tiny = "tiny"
+llm = "llm"
+[data]
+public = "public.jsonl"
+prompt = "plain"
+max_length = 64
+[curate]
+subsets = 5
+examples = 6
+group_by = "task"
+snapshots = 2
+every = 2
+concurrent = 2
+[curate.tiny]
+steps = 4
+batch = 3
+lr = 0.02
+[curate.llm]
+steps = 3
+batch = 3
+lr = 0.02
+[translator]
+d_model = 16
+d_ff = 24
+d_kv = 8
+heads = 2
+encoder_layers = 1
+decoder_layers = 1
+[train]
+steps = 6
+batch = 4
+micro_batch = 2
+lr = 0.01
+validation = 0.2
+validate_every = 3
+[finetune.tiny]
+steps = 3
+batch = 4
+lr = 0.02
+[finetune.llm]
+steps = 3
+batch = 4
+lr = 0.02
+[evaluate]
+answer = "whole"
+max_new_tokens = 4
+batch = 3
+"#;
+
+/// A directory with two untrained models, public and private data, and a run file.
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        for (name, hidden, layers) in [("tiny", 8, 2), ("llm", 16, 3)] {
+            let dir = home.path(name);
+            std::fs::create_dir_all(&dir).unwrap();
+            let config = DecoderConfig {
+                family: Family::Qwen2,
+                vocab: vocabulary().len(),
+                hidden,
+                intermediate: 24,
+                layers,
+                heads: 2,
+                kv_heads: 1,
+                head_dim: hidden / 2,
+                norm_eps: 1e-6,
+                rope_theta: 100.0,
+                rope_scaling: RopeScaling::None,
+                max_positions: 64,
+                tied: false,
+                bos: None,
+                eos: vec![id(";")],
+                pad: None,
+            };
+            let initial = InitialWeights { embedding: 1.0, head: 0.3, matrices: None };
+            Decoder::<Cpu, f32>::random(&Cpu::new(1), &config, &initial, 7)
+                .unwrap()
+                .save(&dir, false)
+                .unwrap();
+            tokenizer::write(&dir).unwrap();
+        }
+        let tasks = &Task::all()[..2];
+        let mut sampler = Sampler::new(1);
+        let mut row = |task: Task| {
+            let sample = sampler.of_task(task, Part::Train);
+            json!({ "task": task.name(), "prompt": sample.prompt_text(), "response": sample.response_text() })
+        };
+        let public: Vec<Value> = (0..20).map(|i| row(tasks[i % 2])).collect();
+        let private: Vec<Value> = (0..7).map(|_| row(tasks[1])).collect();
+        for (name, rows) in [("public.jsonl", public), ("private.jsonl", private)] {
+            let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+            std::fs::write(home.path(name), text).unwrap();
+        }
+        std::fs::write(home.path("settings.toml"), SETTINGS).unwrap();
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs a stage in the run directory, in this home.
+    fn gradtx(&self, args: &[&str]) -> Output {
+        let (stage, rest) = args.split_first().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx"));
+        command.arg(stage).args(["--run", "run", "--config", "settings.toml"]).args(rest);
+        command.current_dir(self.dir.path()).output().unwrap()
+    }
+
+    fn done(&self, args: &[&str]) {
+        let output = self.gradtx(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
+    }
+
+    fn refused(&self, args: &[&str], code: i32, words: &[&str]) {
+        let output = self.gradtx(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{args:?}: no `{word}` in: {said}");
+        }
+    }
+
+    fn inspect(&self, name: &str) -> Option<i32> {
+        let path = self.path(name);
+        Command::new(env!("CARGO_BIN_EXE_gradtx")).arg("inspect").arg(path).output().unwrap().status.code()
+    }
+
+    /// Checksums of all files below a directory.
+    fn sums(&self, name: &str) -> BTreeMap<PathBuf, String> {
+        fn walk(dir: &Path, out: &mut BTreeMap<PathBuf, String>) {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    walk(&path, out);
+                } else {
+                    out.insert(path.clone(), checksum_file(&path).unwrap());
+                }
+            }
+        }
+        let mut out = BTreeMap::new();
+        walk(&self.path(name), &mut out);
+        out
+    }
+}
+
+const FINETUNE: [&str; 6] = ["finetune", "--data", "private.jsonl", "--out", "client", "--peft"];
+const TRANSLATE: [&str; 4] = ["translate", "client/update.safetensors", "--out", "translated"];
+
+fn all_stages(home: &Home) {
+    home.done(&["curate"]);
+    home.done(&["train"]);
+    home.done(&FINETUNE);
+    home.done(&TRANSLATE);
+    for method in ["mean", "nearest", "ridge"] {
+        let args = ["translate", "client/update.safetensors", "--method", method, "--out", method];
+        home.done(&args);
+    }
+    home.done(&["evaluate", "--data", "private.jsonl", "--adapter", "translated/adapter", "--out", "score"]);
+}
+
+#[test]
+fn all_stages_from_file_to_file() {
+    let home = Home::new();
+    all_stages(&home);
+    let store = TupleStore::open(&home.path("run/shadow")).unwrap();
+    assert_eq!((store.pairs(), store.steps()), (5, 2));
+    assert!(store.verify().is_empty());
+    let llm = gradtx_runtime::artifact::Role::Teacher;
+    for name in ["translated", "mean", "nearest", "ridge"] {
+        let update = UpdateVector::read(&home.path(name).join("update.safetensors")).unwrap();
+        assert_eq!(&update.meta.space, store.space(llm));
+        assert_eq!(update.meta.examples, 7);
+    }
+    let text = std::fs::read_to_string(home.path("score/predictions.jsonl")).unwrap();
+    assert_eq!(text.lines().count(), 7);
+    for name in ["run", "client", "translated", "translated/adapter", "llm", "client/update.safetensors"] {
+        assert_eq!(home.inspect(name), Some(0), "{name} is intact");
+    }
+
+    // Everything again changes nothing, on another number of threads too.
+    let before = home.sums("");
+    all_stages(&home);
+    assert_eq!(home.sums(""), before);
+    let other = Home::new();
+    std::fs::write(other.path("settings.toml"), SETTINGS.replace("concurrent = 2", "concurrent = 4"))
+        .unwrap();
+    other.done(&["curate", "--threads", "3"]);
+    let shards = |home: &Home| home.sums("run/shadow/shards").into_values().collect::<Vec<_>>();
+    assert_eq!(shards(&other), shards(&home), "a job's bytes do not depend on its company or on threads");
+}
+
+#[test]
+fn what_is_damaged_is_made_again_with_the_same_bytes() {
+    let home = Home::new();
+    home.done(&["curate"]);
+    let before = home.sums("run/shadow");
+    let shard = home.path("run/shadow/shards/00003.teacher.safetensors");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let end = bytes.len() - 5;
+    bytes[end] ^= 1;
+    std::fs::write(&shard, &bytes).unwrap();
+    std::fs::remove_file(home.path("run/shadow/shards/00000.student.safetensors")).unwrap();
+    assert_eq!(home.inspect("run/shadow"), Some(1));
+    home.refused(&["train"], 1, &["00000.student", "hint:"]);
+    home.done(&["curate"]);
+    assert_eq!(home.sums("run/shadow"), before);
+    assert_eq!(home.inspect("run/shadow"), Some(0));
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused() {
+    let home = Home::new();
+    home.refused(&["train"], 1, &["no tuple store", "gradtx curate"]);
+    home.done(&["curate"]);
+    home.done(&FINETUNE);
+    home.refused(&TRANSLATE, 1, &["translator", "gradtx train"]);
+    // Another model's update.
+    let mut teacher = FINETUNE.to_vec();
+    teacher.extend(["--model", "llm"]);
+    teacher[4] = "teacher";
+    home.done(&teacher);
+    let args = ["translate", "teacher/update.safetensors", "--method", "mean", "--out", "x"];
+    home.refused(&args, 1, &["teacher/update.safetensors", "base model"]);
+    // Other data for a directory that has a result.
+    std::fs::copy(home.path("public.jsonl"), home.path("private.jsonl")).unwrap();
+    home.refused(&FINETUNE, 3, &["- data = ", "+ data = ", "hint:"]);
+    // Another configuration for the run.
+    home.refused(
+        &["curate", "--set", "curate.tiny.lr=0.5"],
+        3,
+        &["- curate.tiny.lr = 0.02", "+ curate.tiny.lr = 0.5"],
+    );
+}
