@@ -20,6 +20,10 @@ use args::{Args, Command};
 use clap::Parser;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Environment variable that sets what is logged to standard error, e.g. `debug`.
+const LOG_VARIABLE: &str = "GRADTX_LOG";
 
 /// Runs the program with these arguments (the first is its name); prints, and tells the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -32,6 +36,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if printed.is_ok() { code } else { failure::FAILED });
         }
     };
+    let level = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
+    // A second call in one process keeps the first one's log.
+    let _ = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).try_init();
     let context = stages::Context::new(args.threads, args.quiet);
     let done = match args.command {
         Command::World { dir, seed } => stages::world::run(&context, &dir, seed),

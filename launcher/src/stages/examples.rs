@@ -1,6 +1,6 @@
 //! From a JSONL file to the packed streams of optimizer steps.
 //!
-//! In: a file of examples and a model's tokenizer. Out: [`Data`] with its [`Examples`]
+//! In: a file of examples and a model's tokenizer. Out: [`Data`] with its examples
 //! for one model, and for every optimizer step of a job the segments of packed streams.
 
 use crate::config::{Config, LossNormalization, Recipe};
