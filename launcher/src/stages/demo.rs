@@ -214,6 +214,7 @@ fn print(context: &Context, rows: &[Row], examples: usize) {
     context.ui.result(table.to_string());
     let clients = rows.first().map_or(0, |row| row.scores.len());
     context.ui.result(format!(
-        "{examples} test examples of {clients} clients; ± is the 95 % confidence interval over clients."
+        "{examples} test examples of {clients} clients; ± is the 95 % confidence interval over clients; \
+         PGR = 100 · (score − P_S) / (P_T − P_S)."
     ));
 }
