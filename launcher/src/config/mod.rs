@@ -75,6 +75,8 @@ impl Config {
             &mut self.models.tiny,
             &mut self.models.llm,
             &mut self.data.public,
+            &mut self.adapter.start_tiny,
+            &mut self.adapter.start_llm,
             &mut self.translator.pretrained,
         ] {
             if !place.as_os_str().is_empty() {

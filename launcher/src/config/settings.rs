@@ -111,11 +111,22 @@ pub struct AdapterConfig {
     pub dropout: f64,
     /// Adapted modules.
     pub targets: Vec<String>,
+    /// PEFT directory of the adapter that the TinyLM starts from; empty for one drawn from the seed.
+    pub start_tiny: PathBuf,
+    /// The same for the LLM.
+    pub start_llm: PathBuf,
 }
 
 impl Default for AdapterConfig {
     fn default() -> Self {
-        Self { rank: 2, alpha: 32.0, dropout: 0.05, targets: vec!["q_proj".into(), "v_proj".into()] }
+        Self {
+            rank: 2,
+            alpha: 32.0,
+            dropout: 0.05,
+            targets: vec!["q_proj".into(), "v_proj".into()],
+            start_tiny: PathBuf::new(),
+            start_llm: PathBuf::new(),
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! In: the public data and both base models. Out, in `RUN/shadow`: a tuple store (see
 //! [`gradtx_runtime::artifact::TupleStore`]), `subsets.json` (which rows each shadow
-//! subset has), and `metrics/ROLE-NNNNN.jsonl` (the losses of a group of jobs).
+//! subset has), `metrics/ROLE-NNNNN.jsonl` (the losses of a group of jobs), and
+//! `throughput-ROLE.jsonl` (tokens per second of every group).
 //!
 //! Jobs run in groups that the configuration fixes: a group shares one packed stream per
 //! step. A group whose files are all there and intact is not run again; otherwise all of
@@ -162,6 +163,7 @@ impl Work for Collect<'_> {
             recipe: self.recipe,
             snapshots: Snapshots { count: self.plan.steps, every: self.config.curate.every },
             stream_tokens: self.config.device.stream_tokens,
+            throughput: &self.dir.join(format!("throughput-{name}.jsonl")),
         };
         let jobs_of = |group: &Range<usize>| -> Vec<Job<'_>> {
             group.clone().map(|k| self.job(&examples.examples, k)).collect()
@@ -174,7 +176,9 @@ impl Work for Collect<'_> {
         let mut last = vec![];
         for (i, group) in missing.into_iter().enumerate() {
             let before = i as u64 * self.recipe.steps as u64;
-            let said = |step| progress.set(before + step as u64, format!("subsets {group:?}"));
+            let said = |step, rate: f64| {
+                progress.set(before + step as u64, format!("subsets {group:?}, {rate:.0} tokens/s"));
+            };
             let trained = training.run(&decoder, &jobs_of(group), said)?;
             self.write(group, &trained)?;
             last.extend(trained.iter().filter_map(|t| t.losses.last().copied()));

@@ -1,17 +1,17 @@
 //! `finetune`: what a client does.
 //!
 //! In: private data and one base model. Out: `update.safetensors`, the one file that a
-//! client sends; `metrics.jsonl`; and, when asked for, the adapter in PEFT form. With the
+//! client sends; `metrics.jsonl` and `throughput.jsonl`; and, when asked for, the adapter in PEFT form. With the
 //! LLM in the place of the TinyLM it is what translation is measured against.
 
 use crate::args::{Role, RunArgs};
-use crate::config::{Config, Recipe};
+use crate::config::Config;
 use crate::dispatch::{Work, dispatch};
 use crate::record::{self, State};
 use crate::stages::examples::Data;
 use crate::stages::jobs::{self, Snapshots, Trained, Training};
 use crate::stages::side::Side;
-use crate::stages::{Context, UPDATE_FILE};
+use crate::stages::{Context, UPDATE_FILE, totals};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
@@ -63,8 +63,14 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     context.ui.line(format!("finetune {}: {}", job.role.name(), examples.summary));
     // The key is the data's: a client's order does not depend on where its files lie.
     let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
-    let stream_tokens = config.device.stream_tokens;
-    let work = Finetune { context, side: &side, recipe, examples: &examples, stream_tokens, key };
+    let training = Training {
+        side: &side,
+        recipe,
+        snapshots: Snapshots { count: 1, every: 1 },
+        stream_tokens: config.device.stream_tokens,
+        throughput: &job.out.join("throughput.jsonl"),
+    };
+    let work = Finetune { context, training, examples: &examples, key };
     let trained = dispatch(&config.device, context.threads, work)?;
 
     let mut files = vec![UPDATE_FILE.to_string(), "metrics.jsonl".into()];
@@ -87,10 +93,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 
 struct Finetune<'a> {
     context: &'a Context,
-    side: &'a Side,
-    recipe: &'a Recipe,
+    training: Training<'a>,
     examples: &'a Dataset,
-    stream_tokens: usize,
     key: u64,
 }
 
@@ -98,18 +102,15 @@ impl Work for Finetune<'_> {
     type Output = Trained;
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Trained> {
-        let decoder = Decoder::<D, X>::load(device, &self.side.dir)?;
-        let job = jobs::Job { examples: self.examples.examples.iter().collect(), key: self.key };
-        let training = Training {
-            side: self.side,
-            recipe: self.recipe,
-            snapshots: Snapshots { count: 1, every: 1 },
-            stream_tokens: self.stream_tokens,
-        };
-        let jobs = [job];
-        training.plan::<X, D>(&jobs)?.check(available_memory()?)?;
-        let mut progress = self.context.ui.progress("finetune", self.recipe.steps as u64);
-        let trained = training.run(&decoder, &jobs, |step| progress.set(step as u64, ""))?;
+        let Training { side, recipe, .. } = self.training;
+        let decoder = Decoder::<D, X>::load(device, &side.dir)?;
+        let jobs = [jobs::Job { examples: self.examples.examples.iter().collect(), key: self.key }];
+        let plan = self.training.plan::<X, D>(&jobs)?;
+        plan.check(available_memory()?)?;
+        self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
+        let mut progress = self.context.ui.progress("finetune", recipe.steps as u64);
+        let said = |step, rate| progress.set(step as u64, format!("{rate:.0} tokens/s"));
+        let trained = self.training.run(&decoder, &jobs, said)?;
         Ok(trained.into_iter().next().expect("one job gives one result"))
     }
 }

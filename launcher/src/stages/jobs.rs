@@ -13,7 +13,10 @@ use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::LoraJobs;
 use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
+use gradtx_runtime::metrics::{JsonLines, TokenMeter};
 use gradtx_runtime::plan::MemoryPlan;
+use serde_json::json;
+use std::path::Path;
 
 /// One adapter to be trained.
 pub struct Job<'a> {
@@ -60,6 +63,9 @@ pub struct Training<'a> {
     pub snapshots: Snapshots,
     /// Most tokens of one packed stream.
     pub stream_tokens: usize,
+    /// File for tokens per second, a line per run. Times differ from run to run, so they
+    /// stand apart from the losses, which do not.
+    pub throughput: &'a Path,
 }
 
 impl Training<'_> {
@@ -69,12 +75,13 @@ impl Training<'_> {
         Ok(LoraJobs::<D, X>::plan(&self.side.model, &self.side.layout, jobs.len(), capacity))
     }
 
-    /// Trains jobs together. `progress` is told the number of finished steps.
+    /// Trains jobs together. `progress` is told the number of finished steps, and tokens
+    /// per second so far.
     pub fn run<X: Real<Acc = f32>, D: Backend<X>>(
         &self,
         decoder: &Decoder<D, X>,
         jobs: &[Job<'_>],
-        mut progress: impl FnMut(u32),
+        mut progress: impl FnMut(u32, f64),
     ) -> Result<Vec<Trained>> {
         let mut orders = self.orders(jobs)?;
         let capacity = self.capacity(&mut orders, jobs);
@@ -82,10 +89,12 @@ impl Training<'_> {
         let mut adapters = LoraJobs::new(decoder, layout, jobs.len(), init, capacity)?;
         let mut trained = vec![Trained::default(); jobs.len()];
         let steps = self.recipe.steps;
+        let mut meter = TokenMeter::start();
         for step in 0..steps {
             let mut losses = vec![0.0; jobs.len()];
             for stream in self.streams(&mut orders, jobs, step) {
                 let part = adapters.accumulate(decoder, &stream)?;
+                meter.add(stream.len());
                 losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
             }
             adapters.apply(self.recipe.step(step), self.recipe.clip())?;
@@ -95,8 +104,16 @@ impl Training<'_> {
                     result.updates.extend(adapters.update(job)?);
                 }
             }
-            progress(step + 1);
+            progress(step + 1, meter.total().per_second());
         }
+        let rate = meter.total();
+        JsonLines::resume(self.throughput, u64::MAX)?.write(&json!({
+            "step": steps,
+            "jobs": jobs.len(),
+            "tokens": rate.tokens,
+            "seconds": rate.time.as_secs_f64(),
+            "tokens_per_s": rate.per_second(),
+        }))?;
         Ok(trained)
     }
 

@@ -11,7 +11,7 @@ use crate::stages::ADAPTER_DIR;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
-use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, write_peft};
+use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, read_peft, write_peft};
 use gradtx_runtime::artifact::{UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian};
 use std::path::{Path, PathBuf};
 
@@ -43,8 +43,7 @@ impl Side {
         }
         let model = DecoderConfig::read(dir)?;
         let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
-        let key = derive_named(derive_named(config.seed, "initial adapter"), role.name());
-        let init = initial_adapter(&layout, key);
+        let init = initial(config, role, &model, &layout)?;
         let space = UpdateSpace {
             blocks: layout.blocks(),
             width: layout.width(),
@@ -80,6 +79,29 @@ impl Side {
         write_peft(&dir, &self.layout, &adapter, &self.dir.to_string_lossy())?;
         Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
     }
+}
+
+/// The adapter that training starts from: a PEFT directory's, or one drawn from the seed.
+fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLayout) -> Result<Vec<f32>> {
+    let dir = match role {
+        Role::Tiny => &config.adapter.start_tiny,
+        Role::Llm => &config.adapter.start_llm,
+    };
+    if dir.as_os_str().is_empty() {
+        let key = derive_named(derive_named(config.seed, "initial adapter"), role.name());
+        return Ok(initial_adapter(layout, key));
+    }
+    let start = read_peft(dir, model)?;
+    if start.layout.hash() != layout.hash() {
+        let describe = |layout: &BlockLayout| {
+            let lora = layout.lora();
+            let targets: Vec<&str> = lora.targets.iter().map(|t| t.name()).collect();
+            format!("rank {}, alpha {}, {}", lora.rank, lora.alpha, targets.join(" and "))
+        };
+        let (wanted, found) = (describe(layout), describe(&start.layout));
+        return Err(unusable(format!("{}: expected an adapter of {wanted}; found {found}", dir.display())));
+    }
+    Ok(start.values)
 }
 
 fn lora_config(adapter: &AdapterConfig) -> Result<LoraConfig> {
