@@ -150,14 +150,15 @@ impl Home {
         Command::new(env!("CARGO_BIN_EXE_gradtx")).arg("inspect").arg(path).output().unwrap().status.code()
     }
 
-    /// Checksums of all files below a directory.
+    /// Checksums of all files below a directory, except for those of times.
     fn sums(&self, name: &str) -> BTreeMap<PathBuf, String> {
         fn walk(dir: &Path, out: &mut BTreeMap<PathBuf, String>) {
             for entry in std::fs::read_dir(dir).unwrap() {
                 let path = entry.unwrap().path();
+                let of_times = path.file_name().unwrap().to_string_lossy().starts_with("throughput");
                 if path.is_dir() {
                     walk(&path, out);
-                } else {
+                } else if !of_times {
                     out.insert(path.clone(), checksum_file(&path).unwrap());
                 }
             }
@@ -255,4 +256,27 @@ fn what_does_not_belong_together_is_refused() {
         3,
         &["- curate.tiny.lr = 0.02", "+ curate.tiny.lr = 0.5"],
     );
+}
+
+#[test]
+fn damaged_results_are_found_by_inspect_and_refused_by_stages() {
+    let home = Home::new();
+    home.done(&["curate"]);
+    home.done(&["train"]);
+    home.done(&FINETUNE);
+    for (file, of) in [
+        ("client/update.safetensors", "client"),
+        ("client/adapter/adapter_model.safetensors", "client/adapter"),
+        ("run/translator/model.safetensors", "run/translator"),
+        ("tiny/model.safetensors", "tiny"),
+    ] {
+        assert_eq!(home.inspect(of), Some(0), "{of} before");
+        let path = home.path(file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(home.inspect(of), Some(1), "{of} with a value that is not a number");
+    }
+    home.refused(&TRANSLATE, 1, &["tiny", "model.safetensors"]);
 }

@@ -1,8 +1,9 @@
 //! `finetune`: what a client does.
 //!
 //! In: private data and one base model. Out: `update.safetensors`, the one file that a
-//! client sends; `metrics.jsonl` and `throughput.jsonl`; and, when asked for, the adapter in PEFT form. With the
-//! LLM in the place of the TinyLM it is what translation is measured against.
+//! client sends; `metrics.jsonl` and `throughput.jsonl`; and, when asked for, the adapter
+//! in PEFT form. With the LLM in the place of the TinyLM it is what translation is
+//! measured against.
 
 use crate::args::{Role, RunArgs};
 use crate::config::Config;

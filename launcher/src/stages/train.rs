@@ -1,7 +1,8 @@
 //! `train`: from tuples to a translator.
 //!
 //! In: the tuple store of `RUN/shadow`. Out, in `RUN/translator`: the Grad-Transformer
-//! that had the smallest validation error, its normalisation, `metrics.jsonl`, and
+//! that had the smallest validation error, its normalisation, `metrics.jsonl` (every
+//! step's loss, written as it goes), `throughput.jsonl` (tuples per second), and
 //! `validation.json` (which shadow subsets were held out, and what they measured).
 //!
 //! Validation splits by shadow subset, never by tuple: the tuples of one subset are near
@@ -23,12 +24,12 @@ use gradtx_models::grad_transformer::{
     Trainer, Tuples,
 };
 use gradtx_models::t5::T5Config;
-use gradtx_runtime::artifact::{Role, TupleStore, checksum_file, write_atomic, write_json};
+use gradtx_runtime::artifact::{Role, TupleStore, checksum_file, write_json};
 use gradtx_runtime::data::Order;
+use gradtx_runtime::metrics::JsonLines;
 use gradtx_runtime::optim::Schedule;
 use gradtx_runtime::plan::available_memory;
-use serde_json::{Value, json};
-use std::io::Write;
+use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
 
@@ -68,12 +69,10 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
     }
     let split = Split::of(&store, config.train.validation, derive_named(config.seed, "validation subsets"))?;
     let work = Train { context, config: &config, store: &store, split: &split, dir: &dir };
-    let metrics = dispatch(&config.device, context.threads, work)?;
-    let best = metrics.iter().filter_map(|m| m.get("validation")?.as_f64()).fold(f64::INFINITY, f64::min);
+    let best = dispatch(&config.device, context.threads, work)?;
     if !best.is_finite() {
         return Err(failed("train: no validation gave a number", "try a smaller train.lr"));
     }
-    write_atomic(&dir.join("metrics.jsonl"), |out| metrics.iter().try_for_each(|m| writeln!(out, "{m}")))?;
     let held_out: Vec<usize> = split.validation.iter().map(|&pair| store.shadow(pair)).collect();
     write_json(&dir.join("validation.json"), &json!({ "subsets": held_out, "relative_error": best }))?;
     let mut files = vec!["config.json", "model.safetensors", "metrics.jsonl", "validation.json"];
@@ -152,9 +151,10 @@ struct Train<'a> {
 }
 
 impl Work for Train<'_> {
-    type Output = Vec<Value>;
+    /// The smallest validation error.
+    type Output = f64;
 
-    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Vec<Value>> {
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<f64> {
         let (settings, train) = (&self.config.translator, &self.config.train);
         let shape = model_config(settings, self.store)?;
         let key = derive_named(self.config.seed, "translator");
@@ -179,7 +179,8 @@ impl Work for Train<'_> {
         let tuples: Vec<(usize, usize)> = self.all(&self.split.training);
         let held_out = self.read(&model, &self.all(&self.split.validation))?;
         let mut order = Order::new(tuples.len(), train.batch, derive_named(key, "order"))?;
-        let mut metrics = vec![];
+        let mut metrics = JsonLines::resume(&self.dir.join("metrics.jsonl"), 0)?;
+        let mut throughput = JsonLines::resume(&self.dir.join("throughput.jsonl"), 0)?;
         let mut best = f64::INFINITY;
         let mut progress = self.context.ui.progress("train", train.steps as u64);
         let started = Instant::now();
@@ -199,6 +200,7 @@ impl Work for Train<'_> {
             if (step + 1) % train.validate_every == 0 || step + 1 == train.steps {
                 let error = relative_error(&model, &held_out)?;
                 line["validation"] = json!(error);
+                throughput.write(&json!({ "step": step + 1, "tuples_per_s": per_second }))?;
                 self.context.ui.line(format!(
                     "train: step {}, loss {:.4}, validation {error:.4}",
                     step + 1,
@@ -209,9 +211,9 @@ impl Work for Train<'_> {
                     model.save(self.dir)?;
                 }
             }
-            metrics.push(line);
+            metrics.write(&line)?;
         }
-        Ok(metrics)
+        Ok(best)
     }
 }
 
