@@ -278,5 +278,5 @@ fn damaged_results_are_found_by_inspect_and_refused_by_stages() {
         std::fs::write(&path, &bytes).unwrap();
         assert_eq!(home.inspect(of), Some(1), "{of} with a value that is not a number");
     }
-    home.refused(&TRANSLATE, 1, &["tiny", "model.safetensors"]);
+    home.refused(&TRANSLATE, 1, &["client/update.safetensors", "finite"]);
 }
