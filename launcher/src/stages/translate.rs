@@ -56,7 +56,9 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     };
     let mut combined = combine(&updates, job.combine);
     if job.random_student {
-        combined = noise_like(&combined, derive_named(config.seed, "random student"));
+        // Other noise for other updates, or all clients would share one draw's luck.
+        let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
+        combined = noise_like(&combined, key);
     }
     let translated = match job.method {
         Method::GradTransformer => {
