@@ -125,7 +125,7 @@ impl Home {
     /// Runs a stage in the run directory, in this home.
     fn gradtx(&self, args: &[&str]) -> Output {
         let (stage, rest) = args.split_first().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
         command.arg(stage).args(["--run", "run", "--config", "settings.toml"]).args(rest);
         command.current_dir(self.dir.path()).output().unwrap()
     }
@@ -147,7 +147,13 @@ impl Home {
 
     fn inspect(&self, name: &str) -> Option<i32> {
         let path = self.path(name);
-        Command::new(env!("CARGO_BIN_EXE_gradtx")).arg("inspect").arg(path).output().unwrap().status.code()
+        Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
+            .arg("inspect")
+            .arg(path)
+            .output()
+            .unwrap()
+            .status
+            .code()
     }
 
     /// Checksums of all files below a directory, except for those of times.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn gradtx(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gradtx")).args(args).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_gradtx-under-test")).args(args).output().unwrap()
 }
 
 fn text(path: &Path) -> &str {
