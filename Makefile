@@ -35,7 +35,7 @@ check: setup
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
 
 bench: setup
-	$(CARGO) bench -p gradtx-benches $(FLAGS)
+	$(CARGO) bench --locked -p gradtx-benches
 
 clean:
 	$(CARGO) clean
