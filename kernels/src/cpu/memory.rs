@@ -47,7 +47,8 @@ impl<T: Elem> CpuBuf<T> {
     pub fn zeros(len: usize) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<T>());
         let (start, memory) = match bytes {
-            0 => Some((NonNull::dangling(), Memory::None)),
+            // Dangling, but aligned as a slice of no elements must be.
+            0 => Some((NonNull::<T>::dangling().cast(), Memory::None)),
             #[cfg(target_os = "linux")]
             HUGE_PAGE.. => map(bytes),
             _ => allocate(bytes),
@@ -127,7 +128,7 @@ mod tests {
         assert_eq!(buf.as_ptr() as usize % ALIGN, 0);
         buf[122] = 5.0;
         assert_eq!(buf[122], 5.0);
-        assert!(CpuBuf::<u8>::zeros(0).unwrap().is_empty());
+        assert!(CpuBuf::<f64>::zeros(0).unwrap().is_empty());
     }
 
     #[test]
