@@ -160,13 +160,14 @@ impl UpdateVector {
     pub fn read(path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let metadata = file.all_metadata();
-        let (format, version) = (metadata.get("format"), metadata.get("version"));
-        if format != Some(&FORMAT) {
-            let why = format!("not an update vector: metadata `format` is {format:?}, expected \"{FORMAT}\"");
+        let entry = |key| metadata.get(key).copied().unwrap_or("missing");
+        let (format, version) = (entry("format"), entry("version"));
+        if format != FORMAT {
+            let why = format!("not an update vector: metadata `format` is {format}, expected {FORMAT}");
             return Err(Error::file(path, why));
         }
-        if version != Some(&VERSION) {
-            let why = format!("update vector of version {version:?}; this program reads version {VERSION}");
+        if version != VERSION {
+            let why = format!("update vector of version {version}; this program reads version {VERSION}");
             return Err(Error::file(path, why));
         }
         let tensor = file.tensor(TENSOR)?;
