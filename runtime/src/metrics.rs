@@ -44,6 +44,11 @@ impl JsonLines {
         self.file.write_all(&line).map_err(|e| Error::io("write", &self.path, e))
     }
 
+    /// Waits until everything written is on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io("sync", &self.path, e))
+    }
+
     /// All whole records of a file.
     pub fn read(path: &Path) -> Result<Vec<Value>> {
         let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;

@@ -286,3 +286,85 @@ fn damaged_results_are_found_by_inspect_and_refused_by_stages() {
     }
     home.refused(&TRANSLATE, 1, &["client/update.safetensors", "finite"]);
 }
+
+/// Settings of a training that takes a while, with a checkpoint after every step.
+fn long_training() -> String {
+    let steps = SETTINGS.replace("steps = 6\nbatch = 4\nmicro_batch = 2\n", "steps = 120\nbatch = 4\nmicro_batch = 2\ncheckpoint_minutes = 0\naugment = 0.5\nstudent_noise = 0.1\n");
+    assert_ne!(steps, SETTINGS);
+    steps.replace("validate_every = 3", "validate_every = 10")
+}
+
+#[test]
+fn a_killed_training_goes_on_and_ends_with_the_same_bytes() {
+    let home = Home::new();
+    std::fs::write(home.path("settings.toml"), long_training()).unwrap();
+    home.done(&["curate"]);
+    home.done(&["train"]);
+    let undisturbed = home.sums("run/translator");
+    assert!(!home.path("run/translator/checkpoints").exists(), "a finished training needs none");
+    std::fs::remove_dir_all(home.path("run/translator")).unwrap();
+
+    let mut went_on = 0;
+    for wanted in [20, 60, 90] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        command.args(["train", "--run", "run", "--config", "settings.toml"]).current_dir(home.dir.path());
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let checkpoint = home.path(&format!("run/translator/checkpoints/step-{wanted:09}.safetensors"));
+        while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        let said = child.wait_with_output().unwrap().stdout;
+        went_on += String::from_utf8_lossy(&said).contains("going on after step") as usize;
+    }
+    assert_eq!(went_on, 2, "the second and third attempt go on");
+    home.done(&["train"]);
+    assert_eq!(home.sums("run/translator"), undisturbed);
+    assert_eq!(home.inspect("run/translator"), Some(0));
+}
+
+#[test]
+fn a_checkpoint_without_the_translator_that_it_refers_to_is_not_believed() {
+    let home = Home::new();
+    std::fs::write(home.path("settings.toml"), long_training()).unwrap();
+    home.done(&["curate"]);
+    home.done(&["train"]);
+    let undisturbed = home.sums("run/translator");
+    std::fs::remove_dir_all(home.path("run/translator")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+    command.args(["train", "--run", "run", "--config", "settings.toml"]).current_dir(home.dir.path());
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    while !home.path("run/translator/checkpoints/step-000000040.safetensors").exists() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    std::fs::write(home.path("run/translator/model.safetensors"), "damaged").unwrap();
+    home.done(&["train"]);
+    assert_eq!(home.sums("run/translator"), undisturbed);
+}
+
+#[test]
+fn training_stops_when_validation_no_longer_improves() {
+    let home = Home::new();
+    let settings = long_training().replace("lr = 0.01\nvalidation", "lr = 0.5\npatience = 2\nvalidation");
+    std::fs::write(home.path("settings.toml"), settings.replace("checkpoint_minutes = 0", "")).unwrap();
+    home.done(&["curate"]);
+    home.done(&["train"]);
+    let text = std::fs::read_to_string(home.path("run/translator/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.len() < 120, "stopped early, after {} steps", lines.len());
+    let errors: Vec<f64> = lines
+        .iter()
+        .filter(|line| line["validation"].is_object())
+        .map(|line| line["validation"]["relative_error"].as_f64().unwrap())
+        .collect();
+    let best = errors.iter().copied().fold(f64::INFINITY, f64::min);
+    let at = errors.iter().position(|&e| e == best).unwrap();
+    assert_eq!(errors.len() - 1 - at, 2, "two validations after the best one: {errors:?}");
+    let report = std::fs::read_to_string(home.path("run/translator/validation.json")).unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["best"]["relative_error"].as_f64(), Some(best));
+    assert_eq!(report["best"]["relative_error_by_block"].as_array().unwrap().len(), 3);
+}

@@ -66,6 +66,10 @@ impl Config {
         expect(train.lr > 0.0 && train.lr.is_finite(), "train.lr: expected a positive number");
         expect((0.0..1.0).contains(&train.validation), "train.validation: expected 0 ≤ part < 1");
         expect(train.validate_every > 0, "train.validate_every: expected at least 1");
+        expect(train.checkpoint_minutes >= 0.0, "train.checkpoint_minutes: expected 0 or more");
+        expect((0.0..=1.0).contains(&train.augment), "train.augment: expected 0 ≤ share ≤ 1");
+        expect(train.augment_spread >= 0.0, "train.augment_spread: expected 0 or more");
+        expect(train.student_noise >= 0.0, "train.student_noise: expected 0 or more");
         expect(self.evaluate.batch > 0, "evaluate.batch: expected at least 1");
         expect(self.evaluate.max_new_tokens > 0, "evaluate.max_new_tokens: expected at least 1");
         if wrong.is_empty() {

@@ -17,7 +17,7 @@ mod settings;
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DeviceConfig, DeviceKind, DtypeKind,
     EvaluateConfig, FinetuneConfig, LossNormalization, Models, RANDOM_SUBSETS, Recipe, TrainConfig,
-    TranslatorConfig,
+    TranslatorConfig, ValidationSplit,
 };
 
 use crate::args::RunArgs;

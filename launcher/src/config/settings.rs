@@ -333,10 +333,33 @@ pub struct TrainConfig {
     pub eps: f64,
     /// Norm that the gradient is clipped to; 0 for no clipping.
     pub max_norm: f64,
-    /// Part of the shadow subsets that is kept for validation.
+    /// Part that is held out for validation.
     pub validation: f64,
+    /// Part of what: `subset`, of the shadow subsets, which tells how well unseen updates are
+    /// translated; `tuple`, of the tuples, near duplicates of which are then trained on.
+    pub validation_by: ValidationSplit,
     /// Steps from one validation to the next.
     pub validate_every: u32,
+    /// Validations without a smaller error after which training stops; 0 for never.
+    pub patience: u32,
+    /// Minutes from one checkpoint to the next; 0 for one after every step.
+    pub checkpoint_minutes: f64,
+    /// Share of a step's tuples that are affine combinations of three.
+    pub augment: f64,
+    /// Standard deviation of the weights of combinations.
+    pub augment_spread: f64,
+    /// Standard deviation of noise on the students, in the translator's units.
+    pub student_noise: f64,
+}
+
+/// What validation holds out a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ValidationSplit {
+    /// Shadow subsets, with all of their tuples.
+    Subset,
+    /// Tuples.
+    Tuple,
 }
 
 impl Default for TrainConfig {
@@ -353,7 +376,13 @@ impl Default for TrainConfig {
             eps: 1e-8,
             max_norm: 1.0,
             validation: 0.05,
+            validation_by: ValidationSplit::Subset,
             validate_every: 122,
+            patience: 0,
+            checkpoint_minutes: 10.0,
+            augment: 0.0,
+            augment_spread: 0.6,
+            student_noise: 0.0,
         }
     }
 }

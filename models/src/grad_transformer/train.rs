@@ -10,7 +10,7 @@
 //! values; otherwise masters are kept beside them and converted after each step.
 
 use super::{Activations, GradTransformer, Tuples};
-use crate::t5::Grads;
+use crate::t5::{Grads, weights};
 use gradtx_kernels::ops::{AdamWStep, Backend, Cast};
 use gradtx_kernels::{Device, Elem, Real};
 use gradtx_runtime::Result;
@@ -90,14 +90,21 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         &mut self.optimizer
     }
 
-    /// Master values, where they are not the model's own.
-    pub fn masters(&self) -> Option<&D::Buf<X::Acc>> {
-        self.masters.as_ref()
+    /// Master values on the host: what a checkpoint and a translator's file hold.
+    pub fn master_values(&self, model: &GradTransformer<D, X>) -> Result<Vec<f32>> {
+        match &self.masters {
+            Some(masters) => weights::to_f32(&model.dev, masters),
+            None => weights::to_f32::<D, X>(&model.dev, &model.values),
+        }
     }
 
-    /// Master values, to be filled from a checkpoint; the model's values are the caller's to fill.
-    pub fn masters_mut(&mut self) -> Option<&mut D::Buf<X::Acc>> {
-        self.masters.as_mut()
+    /// Sets master values, and the model's values with them.
+    pub fn set_master_values(&mut self, model: &mut GradTransformer<D, X>, masters: &[f32]) -> Result<()> {
+        let dev = model.dev.clone();
+        if let Some(own) = &mut self.masters {
+            weights::upload_f32::<D, X::Acc>(&dev, D::all_mut(own), masters, &mut Vec::new())?;
+        }
+        weights::upload_f32::<D, X>(&dev, D::all_mut(&mut model.values), masters, &mut Vec::new())
     }
 
     /// The gradients summed so far.

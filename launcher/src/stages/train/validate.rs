@@ -1,0 +1,128 @@
+//! How far generated updates are from those of shadow subsets that were held out.
+//!
+//! In: a translator and tuples. Out: [`Validation`]. Updates are generated as in use,
+//! every block from blocks that were generated before it.
+
+use super::tuples::{Tuple, Updates};
+use anyhow::Result;
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::grad_transformer::{Generator, GradTransformer};
+use gradtx_runtime::artifact::{Role, TupleStore};
+use serde::{Deserialize, Serialize};
+
+/// Errors of generated teacher updates, in the updates' own units.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Mean squared error over all values.
+    pub mse: f64,
+    /// Squared error, over that of the training teachers' mean: 1 is no better than a
+    /// constant, 0 is perfect.
+    pub relative_error: f64,
+    /// The same for every block of the teacher.
+    pub relative_error_by_block: Vec<f64>,
+}
+
+/// The mean teacher update `[L_T · d_T]` of these tuples.
+pub fn mean_teacher(store: &TupleStore, tuples: &[Tuple]) -> Result<Vec<f32>> {
+    let mut sum = vec![0.0f64; store.space(Role::Teacher).values()];
+    let mut teacher = vec![0.0; sum.len()];
+    for &(pair, step) in tuples {
+        store.read(Role::Teacher, pair, step, &mut teacher)?;
+        sum.iter_mut().zip(&teacher).for_each(|(s, &x)| *s += x as f64);
+    }
+    Ok(sum.into_iter().map(|s| (s / tuples.len().max(1) as f64) as f32).collect())
+}
+
+/// Measures a translator on tuples; `mean` is [`mean_teacher`] of the training tuples.
+pub fn validate<X: Real, D: Backend<X>>(
+    model: &GradTransformer<D, X>,
+    generator: &mut Generator<D, X>,
+    store: &TupleStore,
+    tuples: &[Tuple],
+    mean: &[f32],
+) -> Result<Validation> {
+    let blocks = model.config().teacher_blocks;
+    let mut errors = Errors::new(blocks);
+    for part in tuples.chunks(AT_ONCE) {
+        let updates = Updates::read(store, part)?;
+        let generated = generator.translate(model, &updates.students)?;
+        for (found, wanted) in generated.chunks(mean.len()).zip(updates.teachers.chunks(mean.len())) {
+            errors.add(found, wanted, mean);
+        }
+    }
+    Ok(errors.finish())
+}
+
+/// Tuples that are generated at once.
+pub const AT_ONCE: usize = 64;
+
+/// Sums over tuples, by block.
+struct Errors {
+    error: Vec<f64>,
+    of_mean: Vec<f64>,
+    values: usize,
+}
+
+impl Errors {
+    fn new(blocks: usize) -> Self {
+        Self { error: vec![0.0; blocks], of_mean: vec![0.0; blocks], values: 0 }
+    }
+
+    fn add(&mut self, found: &[f32], wanted: &[f32], mean: &[f32]) {
+        let distance = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(&x, &y)| (x as f64 - y as f64).powi(2)).sum()
+        };
+        let width = wanted.len() / self.error.len();
+        for (block, (error, of_mean)) in self.error.iter_mut().zip(&mut self.of_mean).enumerate() {
+            let at = block * width..(block + 1) * width;
+            *error += distance(&found[at.clone()], &wanted[at.clone()]);
+            *of_mean += distance(&mean[at.clone()], &wanted[at]);
+        }
+        self.values += wanted.len();
+    }
+
+    fn finish(self) -> Validation {
+        let sum: f64 = self.error.iter().sum();
+        Validation {
+            mse: sum / self.values.max(1) as f64,
+            relative_error: relative(sum, self.of_mean.iter().sum()),
+            relative_error_by_block: self
+                .error
+                .iter()
+                .zip(&self.of_mean)
+                .map(|(&e, &m)| relative(e, m))
+                .collect(),
+        }
+    }
+}
+
+/// An error over that of the mean. Where the mean is exact, an error is as large as can be written.
+fn relative(error: f64, of_mean: f64) -> f64 {
+    match (error > 0.0, of_mean > 0.0) {
+        (false, false) if error == 0.0 => 0.0,
+        (true, false) => f64::MAX,
+        _ => error / of_mean,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_has_relative_error_one_in_every_block() {
+        let mean = [1.0, 2.0, -1.0, 0.5];
+        let teachers = [[0.0, 1.0, 3.0, 0.0], [2.0, 3.5, -2.0, 1.5]];
+        let mut errors = Errors::new(2);
+        teachers.iter().for_each(|teacher| errors.add(&mean, teacher, &mean));
+        let found = errors.finish();
+        assert_eq!((found.relative_error, found.relative_error_by_block), (1.0, vec![1.0, 1.0]));
+
+        let mut errors = Errors::new(2);
+        errors.add(&[0.0, 1.0, -1.0, 0.5], &teachers[0], &mean);
+        let found = errors.finish();
+        assert_eq!(found.relative_error_by_block, [0.0, 1.0]);
+        assert!((found.mse - 16.25 / 4.0).abs() < 1e-12);
+        assert!((found.relative_error - 16.25 / 18.25).abs() < 1e-12);
+    }
+}
