@@ -2,6 +2,7 @@
 //!
 //! In: the words after `gradtx`. Out: [`Args`], which [`crate::run`] hands to the stage.
 
+use crate::world::World;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -32,6 +33,9 @@ pub enum Command {
     World {
         /// Directory to make.
         dir: PathBuf,
+        /// Which tasks public data and clients have.
+        #[arg(long, value_enum, default_value_t)]
+        world: World,
         /// Seed of everything in it.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -111,9 +115,15 @@ pub enum Command {
         /// Directory for the world and the run.
         #[arg(default_value = "demo")]
         dir: PathBuf,
+        /// Which tasks public data and clients have.
+        #[arg(long, value_enum, default_value_t)]
+        world: World,
         /// Seed of the world and of the run.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Settings to take from elsewhere.
+        #[arg(long, value_enum)]
+        preset: Option<Preset>,
     },
 }
 
@@ -126,9 +136,21 @@ pub struct RunArgs {
     /// Run file (TOML); needed the first time, stored in the run directory as run.toml.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Settings that take the place of the run file's, before --set.
+    #[arg(long, value_enum)]
+    pub preset: Option<Preset>,
     /// Override one setting, e.g. `--set train.lr=0.002`; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+/// Settings with a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Preset {
+    /// What the method's paper and published code do where gradtx does otherwise: updates in
+    /// their own units, the published decoder start, no augmentation, AdamW's usual epsilon,
+    /// validation on tuples rather than shadow subsets.
+    Paper,
 }
 
 /// One of the two language models.

@@ -41,7 +41,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let _ = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).try_init();
     let context = stages::Context::new(args.threads, args.quiet);
     let done = match args.command {
-        Command::World { dir, seed } => stages::world::run(&context, &dir, seed),
+        Command::World { dir, world, seed } => stages::world::run(&context, &dir, world, seed),
         Command::Curate(run) => stages::curate::run(&context, &run),
         Command::Train(run) => stages::train::run(&context, &run),
         Command::Finetune { run, data, out, model, peft } => {
@@ -56,7 +56,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             stages::evaluate::run(&context, &run, &job).map(drop)
         }
         Command::Inspect { path, json } => stages::inspect::run(&path, json),
-        Command::Demo { dir, seed } => stages::demo::run(&context, &dir, seed),
+        Command::Demo { dir, world, seed, preset } => stages::demo::run(&context, &dir, world, seed, preset),
     };
     match done {
         Ok(()) => ExitCode::from(failure::DONE),

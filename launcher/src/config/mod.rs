@@ -9,9 +9,11 @@
 //! `run.toml` holds them as absolute paths.
 //!
 //! * settings: the settings and their defaults.
+//! * preset: settings with a name.
 //! * check: what values they may have.
 
 mod check;
+mod preset;
 mod settings;
 
 pub use settings::{
@@ -44,6 +46,9 @@ impl Config {
             (None, Some(before)) => before.clone(),
             (None, None) => Self::default(),
         };
+        if let Some(preset) = args.preset {
+            config = config.with_preset(preset);
+        }
         config = config.with_overrides(&args.set)?;
         config.check()?;
         match before {

@@ -1,15 +1,15 @@
 //! `demo`: the whole job on a miniature world, by the same functions and files as the
 //! single stages, ending with a table of scores.
 //!
-//! In: a directory and a seed. Out: `DIR/world`, `DIR/run`, and the table, also as
+//! In: a directory, a world and a seed. Out: `DIR/world`, `DIR/run`, and the table, also as
 //! `DIR/run/table.json`. With P_S the fine-tuned TinyLM's score, P_T that of the LLM
 //! fine-tuned on the private data itself, and P a translated LLM's,
 //! `PGR = 100 · (P − P_S) / (P_T − P_S)`.
 
-use crate::args::{Combine, Method, Role, RunArgs};
+use crate::args::{Combine, Method, Preset, Role, RunArgs};
 use crate::score::mean_with_interval;
 use crate::stages::{ADAPTER_DIR, Context, UPDATE_FILE, curate, evaluate, finetune, train, translate, world};
-use crate::world::{CLIENTS, RUN_FILE_OF_WORLD};
+use crate::world::{RUN_FILE_OF_WORLD, World};
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 use gradtx_runtime::artifact::write_json;
@@ -51,23 +51,28 @@ const ENTRIES: [(&str, Entry); 9] = [
 ];
 
 /// Runs everything that is missing, and prints the table.
-pub fn run(context: &Context, dir: &Path, seed: u64) -> Result<()> {
+pub fn run(context: &Context, dir: &Path, world: World, seed: u64, preset: Option<Preset>) -> Result<()> {
     let started = Instant::now();
     let (world_dir, run_dir) = (dir.join("world"), dir.join("run"));
     let mut times: Vec<(&str, f64)> = vec![];
     let mut timed = |name, from: Instant| times.push((name, from.elapsed().as_secs_f64()));
 
     let at = Instant::now();
-    world::run(context, &world_dir, seed)?;
+    world::run(context, &world_dir, world, seed)?;
     timed("world", at);
-    let args = RunArgs { run: run_dir.clone(), config: Some(world_dir.join(RUN_FILE_OF_WORLD)), set: vec![] };
+    let args = RunArgs {
+        run: run_dir.clone(),
+        config: Some(world_dir.join(RUN_FILE_OF_WORLD)),
+        preset,
+        set: vec![],
+    };
     let at = Instant::now();
     curate::run(context, &args)?;
     timed("curate", at);
     let at = Instant::now();
     train::run(context, &args)?;
     timed("train", at);
-    let clients = (1..=CLIENTS).map(|client| Client::new(context, &args, &world_dir, client));
+    let clients = (1..=world.clients()).map(|client| Client::new(context, &args, &world_dir, client));
     let clients: Vec<Client<'_>> = clients.collect();
     let at = Instant::now();
     for client in &clients {

@@ -7,7 +7,7 @@
 //! public.jsonl                         {"task", "prompt", "response"}: the provider's data
 //! private/client-N/{train,test}.jsonl  {"prompt", "response"}: a client's data, one task
 //! world.json                           who got which task
-//! mixed.toml                           the run file
+//! run.toml                             the run file
 //! ```
 
 use crate::args::Role;
@@ -15,10 +15,7 @@ use crate::config::DeviceConfig;
 use crate::record::{self, State};
 use crate::stages::Context;
 use crate::world::tasks::{Part, Sample, Sampler, Task};
-use crate::world::{
-    CLIENTS, PRIVATE_EXAMPLES, PUBLIC_EXAMPLES, PUBLIC_TASKS, RUN_FILE_OF_WORLD, RUN_SETTINGS, TEST_EXAMPLES,
-    pretrain,
-};
+use crate::world::{PRIVATE_EXAMPLES, RUN_FILE_OF_WORLD, TEST_EXAMPLES, World, pretrain};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_runtime::artifact::{write_atomic, write_json};
@@ -28,14 +25,14 @@ use std::io::Write;
 use std::path::Path;
 
 /// Makes what is missing of a world.
-pub fn run(context: &Context, dir: &Path, seed: u64) -> Result<()> {
-    let State::Open(output) = record::open(dir, "world", json!({ "world": "mixed", "seed": seed }))? else {
+pub fn run(context: &Context, dir: &Path, world: World, seed: u64) -> Result<()> {
+    let State::Open(output) = record::open(dir, "world", json!({ "world": world, "seed": seed }))? else {
         context.ui.line(format!("world: {} is finished", dir.display()));
         return Ok(());
     };
     let key = derive_named(seed, "world");
-    let mut files = write_tasks(dir, key)?;
-    let text = format!("seed = {seed}\n\n{RUN_SETTINGS}");
+    let mut files = write_tasks(dir, world, key)?;
+    let text = world.run_file(seed);
     write_atomic(&dir.join(RUN_FILE_OF_WORLD), |out| out.write_all(text.as_bytes()))?;
     files.push(RUN_FILE_OF_WORLD.into());
     for role in [Role::Tiny, Role::Llm] {
@@ -46,16 +43,16 @@ pub fn run(context: &Context, dir: &Path, seed: u64) -> Result<()> {
 }
 
 /// Writes all task files; returns their names.
-fn write_tasks(dir: &Path, key: u64) -> Result<Vec<String>> {
+fn write_tasks(dir: &Path, world: World, key: u64) -> Result<Vec<String>> {
     let mut tasks = Task::all();
     let order = Stream::new(derive_named(key, "tasks")).permutation(tasks.len());
     tasks = order.into_iter().map(|i| tasks[i]).collect();
-    let public = &tasks[..PUBLIC_TASKS];
+    let public = &tasks[..world.public_tasks()];
     let mut seen = HashSet::new();
     let mut rows = vec![];
     for (i, &task) in public.iter().enumerate() {
         let mut sampler = Sampler::new(derive(derive_named(key, "public"), i as u64));
-        for sample in sampler.new_of_task(task, Part::Train, PUBLIC_EXAMPLES, &mut seen) {
+        for sample in sampler.new_of_task(task, Part::Train, world.public_examples(), &mut seen) {
             rows.push(row(&sample, Some(task)));
         }
     }
@@ -66,8 +63,8 @@ fn write_tasks(dir: &Path, key: u64) -> Result<Vec<String>> {
     write_rows(&dir.join("public.jsonl"), &rows)?;
 
     let mut clients = vec![];
-    for client in 1..=CLIENTS {
-        let task = public[client - 1];
+    for client in 1..=world.clients() {
+        let task = tasks[world.task_of(client - 1)];
         let place = format!("private/client-{client}");
         std::fs::create_dir_all(dir.join(&place)).with_context(|| format!("{place}: cannot make"))?;
         let mut sampler = Sampler::new(derive(derive_named(key, "private"), client as u64));
@@ -83,13 +80,13 @@ fn write_tasks(dir: &Path, key: u64) -> Result<Vec<String>> {
         clients.push(json!({ "client": client, "task": task.name() }));
     }
     let names = |tasks: &[Task]| tasks.iter().map(|t| t.name()).collect::<Vec<_>>();
-    let world = json!({
-        "world": "mixed",
+    let description = json!({
+        "world": world,
         "public_tasks": names(public),
-        "other_tasks": names(&tasks[PUBLIC_TASKS..]),
+        "other_tasks": names(&tasks[world.public_tasks()..]),
         "clients": clients,
     });
-    write_json(&dir.join("world.json"), &world)?;
+    write_json(&dir.join("world.json"), &description)?;
     Ok(files)
 }
 
@@ -110,31 +107,42 @@ fn write_rows(path: &Path, rows: &[Value]) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn made(world: World, key: u64) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        write_tasks(dir.path(), world, key).unwrap();
+        dir
+    }
+
+    fn text(dir: &tempfile::TempDir, name: &str) -> String {
+        std::fs::read_to_string(dir.path().join(name)).unwrap()
+    }
+
     #[test]
-    fn task_files_are_a_function_of_the_seed_and_share_no_example() {
-        let dirs = [7, 7, 8].map(|key| {
-            let dir = tempfile::tempdir().unwrap();
-            write_tasks(dir.path(), key).unwrap();
-            dir
-        });
-        let text = |i: usize, name: &str| std::fs::read_to_string(dirs[i].path().join(name)).unwrap();
+    fn task_files_are_a_function_of_the_seed() {
+        let dirs = [7, 7, 8].map(|key| made(World::Mixed, key));
         for name in ["public.jsonl", "private/client-2/train.jsonl", "world.json"] {
-            assert_eq!(text(0, name), text(1, name));
-            assert_ne!(text(0, name), text(2, name));
+            assert_eq!(text(&dirs[0], name), text(&dirs[1], name));
+            assert_ne!(text(&dirs[0], name), text(&dirs[2], name));
         }
+    }
+
+    #[test]
+    fn no_two_files_share_an_example() {
         let example = |line: &str| -> (String, String) {
             let row: Value = serde_json::from_str(line).unwrap();
             (row["prompt"].as_str().unwrap().into(), row["response"].as_str().unwrap().into())
         };
-        let public: HashSet<_> = text(0, "public.jsonl").lines().map(example).collect();
-        assert_eq!(public.len(), PUBLIC_TASKS * PUBLIC_EXAMPLES);
-        for client in 1..=CLIENTS {
-            let train: HashSet<_> =
-                text(0, &format!("private/client-{client}/train.jsonl")).lines().map(example).collect();
-            let test: HashSet<_> =
-                text(0, &format!("private/client-{client}/test.jsonl")).lines().map(example).collect();
-            assert_eq!((train.len(), test.len()), (PRIVATE_EXAMPLES, TEST_EXAMPLES));
-            assert!(train.is_disjoint(&test) && train.is_disjoint(&public) && test.is_disjoint(&public));
+        for world in World::ALL {
+            let dir = made(world, 7);
+            let examples = |name: &str| -> HashSet<_> { text(&dir, name).lines().map(example).collect() };
+            let public = examples("public.jsonl");
+            assert_eq!(public.len(), world.public_tasks() * world.public_examples());
+            for client in 1..=world.clients() {
+                let train = examples(&format!("private/client-{client}/train.jsonl"));
+                let test = examples(&format!("private/client-{client}/test.jsonl"));
+                assert_eq!((train.len(), test.len()), (PRIVATE_EXAMPLES, TEST_EXAMPLES));
+                assert!(train.is_disjoint(&test) && train.is_disjoint(&public) && test.is_disjoint(&public));
+            }
         }
     }
 }

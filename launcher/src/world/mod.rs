@@ -1,26 +1,137 @@
-//! A miniature world in which the whole method runs in minutes on a laptop.
+//! Miniature worlds in which the whole method runs in minutes on a laptop.
 //!
 //! A family of little tasks ([`tasks`]), a tokenizer for them ([`tokenizer`]), and two
 //! base models that are pretrained on the family until they are as able as they should
 //! be ([`pretrain`]): the LLM knows every operation, the TinyLM about half of them. What
 //! differs between tasks is a preference that only fine-tuning can instil, so that an
-//! update has something to carry.
+//! update has something to carry. Three worlds ([`World`]) differ in which tasks the
+//! provider's public data and the clients have.
 
 pub mod pretrain;
 pub mod tasks;
 pub mod tokenizer;
 
-/// Clients of the world.
-pub const CLIENTS: usize = 4;
-/// Tasks that public data has; the others occur in pretraining only.
-pub const PUBLIC_TASKS: usize = 27;
-/// Public examples of one task.
-pub const PUBLIC_EXAMPLES: usize = 512;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// Public examples of one task, where there are many.
+const PUBLIC_EXAMPLES: usize = 512;
 /// Private training examples of one client.
 pub const PRIVATE_EXAMPLES: usize = 256;
 /// Private test examples of one client.
 pub const TEST_EXAMPLES: usize = 250;
 /// The run file in the world's directory.
-pub const RUN_FILE_OF_WORLD: &str = "mixed.toml";
-/// Its settings, less the seed.
-pub const RUN_SETTINGS: &str = include_str!("mixed.toml");
+pub const RUN_FILE_OF_WORLD: &str = "run.toml";
+
+/// Which tasks public data and clients have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum World {
+    /// Shadow and private data are of one and the same task, so a constant update is as
+    /// good as any translation.
+    Same,
+    /// The public data has many tasks, and every client has one of them.
+    #[default]
+    Mixed,
+    /// The public data has many tasks, and every client has one that is not among them.
+    Unseen,
+}
+
+impl World {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Same, Self::Mixed, Self::Unseen];
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Mixed => "mixed",
+            Self::Unseen => "unseen",
+        }
+    }
+
+    /// Tasks of the public data; the family's others occur in pretraining only.
+    pub fn public_tasks(self) -> usize {
+        match self {
+            Self::Same => 1,
+            Self::Mixed | Self::Unseen => 27,
+        }
+    }
+
+    /// Public examples of one task.
+    pub fn public_examples(self) -> usize {
+        match self {
+            Self::Same => 8 * PUBLIC_EXAMPLES,
+            Self::Mixed | Self::Unseen => PUBLIC_EXAMPLES,
+        }
+    }
+
+    /// Clients. Scores on unseen tasks vary much from task to task, so there are more of them.
+    pub fn clients(self) -> usize {
+        match self {
+            Self::Same | Self::Mixed => 4,
+            Self::Unseen => 9,
+        }
+    }
+
+    /// The task of a client (from 0), as its place in the order of this world's tasks.
+    pub fn task_of(self, client: usize) -> usize {
+        match self {
+            Self::Same => 0,
+            Self::Mixed => client,
+            Self::Unseen => self.public_tasks() + client,
+        }
+    }
+
+    /// The text of the run file.
+    pub fn run_file(self, seed: u64) -> String {
+        // (subsets, steps of the translator, its dropout, augmentation, noise)
+        let (subsets, steps, dropout, augment, noise) = match self {
+            Self::Same => ("27", "400", "0.1", "0.0", "0.0"),
+            Self::Mixed => ("54", "400", "0.1", "0.0", "0.0"),
+            Self::Unseen => ("135", "1200", "0.0", "0.5", "0.1"),
+        };
+        let values = [
+            ("@world@", self.name()),
+            ("@seed@", &seed.to_string()),
+            ("@subsets@", subsets),
+            ("@steps@", steps),
+            ("@dropout@", dropout),
+            ("@augment@", augment),
+            ("@student_noise@", noise),
+        ];
+        values
+            .iter()
+            .fold(include_str!("run.toml").to_string(), |text, (key, value)| text.replace(key, value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn run_files_are_configurations() {
+        for world in World::ALL {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(RUN_FILE_OF_WORLD);
+            std::fs::write(&path, world.run_file(7)).unwrap();
+            let config = Config::read(&path).unwrap();
+            config.check().unwrap();
+            assert_eq!(config.seed, 7);
+            assert_eq!(config.models.tiny, dir.path().join("tiny"));
+        }
+    }
+
+    #[test]
+    fn only_in_world_unseen_are_clients_tasks_new() {
+        let count = tasks::Task::all().len();
+        for world in World::ALL {
+            for client in 0..world.clients() {
+                assert!(world.task_of(client) < count);
+                assert_eq!(world.task_of(client) >= world.public_tasks(), world == World::Unseen);
+            }
+        }
+    }
+}

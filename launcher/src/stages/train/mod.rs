@@ -5,9 +5,8 @@
 //! step's loss, written as it goes), `throughput.jsonl` (tuples per second), and
 //! `validation.json` (what was held out, and what it measured).
 //!
-//! * [`tuples`]: which tuples a step has.
-//! * [`validate`]: errors of generated updates.
-//! * [`mod@resume`]: checkpoints.
+//! [`tuples`] tells which tuples a step has, [`validate`] measures generated updates, and
+//! [`resume`] keeps checkpoints.
 //!
 //! Validation splits by shadow subset unless told otherwise: the tuples of one subset are
 //! near duplicates. Its error is relative: 1 is what the mean of the teachers reaches.
