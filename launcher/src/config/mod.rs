@@ -15,9 +15,9 @@ mod check;
 mod settings;
 
 pub use settings::{
-    AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DeviceConfig, DeviceKind, DtypeKind,
-    EvaluateConfig, FinetuneConfig, LossNormalization, Models, RANDOM_SUBSETS, Recipe, TrainConfig,
-    TranslatorConfig,
+    AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
+    DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, Models, RANDOM_SUBSETS, Recipe,
+    TrainConfig, TranslatorConfig,
 };
 
 use crate::args::RunArgs;
@@ -71,14 +71,14 @@ impl Config {
 
     /// Makes relative paths absolute.
     fn resolve_paths(&mut self, base: &Path) {
-        for place in [
+        let public = self.data.public.as_mut_slice().iter_mut();
+        for place in public.chain([
             &mut self.models.tiny,
             &mut self.models.llm,
-            &mut self.data.public,
             &mut self.adapter.start_tiny,
             &mut self.adapter.start_llm,
             &mut self.translator.pretrained,
-        ] {
+        ]) {
             if !place.as_os_str().is_empty() {
                 *place = base.join(&*place);
             }
