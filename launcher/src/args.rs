@@ -40,6 +40,8 @@ pub enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Divide a data set into public data, and training and test data of clients.
+    Split(crate::stages::split::Job),
     /// Fine-tune both models on every shadow subset and collect their update vectors.
     Curate(RunArgs),
     /// Train the Grad-Transformer on the collected tuples.
@@ -49,7 +51,7 @@ pub enum Command {
         /// The run and its configuration.
         #[command(flatten)]
         run: RunArgs,
-        /// JSONL file of examples.
+        /// File of examples: JSONL, JSON or Parquet; or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
         /// Directory for update.safetensors, metrics and, with --peft, adapter/.
@@ -89,7 +91,7 @@ pub enum Command {
         /// The run and its configuration.
         #[command(flatten)]
         run: RunArgs,
-        /// JSONL file of examples.
+        /// File of examples: JSONL, JSON or Parquet; or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
         /// Directory for predictions.jsonl and score.json.

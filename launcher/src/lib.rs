@@ -42,6 +42,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let context = stages::Context::new(args.threads, args.quiet);
     let done = match args.command {
         Command::World { dir, world, seed } => stages::world::run(&context, &dir, world, seed),
+        Command::Split(job) => stages::split::run(&context, &job),
         Command::Curate(run) => stages::curate::run(&context, &run),
         Command::Train(run) => stages::train::run(&context, &run),
         Command::Finetune { run, data, out, model, peft } => {

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from decoders import CONFIGS, make_adapter, make_decoder
 from encoder_decoders import make_t5, make_translator
+from parquet import make_parquet
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 LIMIT_BYTES = 4 << 20
@@ -42,6 +43,8 @@ def make_all(root):
     print("wrote t5")
     make_translator(root, 18)
     print("wrote grad_transformer")
+    make_parquet(root)
+    print("wrote parquet")
 
 
 def files_below(root):
@@ -64,6 +67,8 @@ def file_differences(found, wanted):
     """What differs between two files of the same name, as strings."""
     if found.suffix == ".safetensors":
         return tensor_differences(load_file(found), load_file(wanted))
+    if "parquet" in wanted.parts:
+        return [] if found.read_bytes() == wanted.read_bytes() else ["bytes"]
     a, b = json.loads(found.read_text()), json.loads(wanted.read_text())
     # These two figures carry rounding noise, which may differ between CPUs.
     for info in (a, b):

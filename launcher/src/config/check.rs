@@ -1,6 +1,6 @@
 //! Which values of settings no stage can use.
 
-use super::Config;
+use super::{Config, RANDOM_SUBSETS};
 use crate::failure::unusable;
 use anyhow::Result;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
@@ -26,6 +26,14 @@ impl Config {
         expect(self.curate.concurrent > 0, "curate.concurrent: expected at least 1");
         expect(self.curate.snapshots > 0, "curate.snapshots: expected at least 1");
         expect(self.curate.every > 0, "curate.every: expected at least 1");
+        expect(
+            self.curate.mixture >= 0.0 && self.curate.mixture.is_finite(),
+            "curate.mixture: expected a positive number, or 0 for none",
+        );
+        expect(
+            self.curate.mixture == 0.0 || self.curate.group_by != RANDOM_SUBSETS,
+            "curate.mixture: needs groups to mix; set curate.group_by to a column, such as task",
+        );
         let collected = (self.curate.snapshots.saturating_sub(1)) as u64 * self.curate.every as u64 + 1;
         for (name, recipe) in [("curate.tiny", &self.curate.tiny), ("curate.llm", &self.curate.llm)] {
             let what = format!("{name}.steps: the snapshots reach {collected} steps back");

@@ -17,9 +17,9 @@ mod preset;
 mod settings;
 
 pub use settings::{
-    AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DeviceConfig, DeviceKind, DtypeKind,
-    EvaluateConfig, FinetuneConfig, LossNormalization, Models, RANDOM_SUBSETS, Recipe, TrainConfig,
-    TranslatorConfig, ValidationSplit,
+    AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
+    DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, Models, RANDOM_SUBSETS, Recipe,
+    TrainConfig, TranslatorConfig, ValidationSplit,
 };
 
 use crate::args::RunArgs;
@@ -76,14 +76,14 @@ impl Config {
 
     /// Makes relative paths absolute.
     fn resolve_paths(&mut self, base: &Path) {
-        for place in [
+        let public = self.data.public.as_mut_slice().iter_mut();
+        for place in public.chain([
             &mut self.models.tiny,
             &mut self.models.llm,
-            &mut self.data.public,
             &mut self.adapter.start_tiny,
             &mut self.adapter.start_llm,
             &mut self.translator.pretrained,
-        ] {
+        ]) {
             if !place.as_os_str().is_empty() {
                 *place = base.join(&*place);
             }

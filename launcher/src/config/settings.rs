@@ -2,7 +2,7 @@
 
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
-use gradtx_runtime::data::PromptForm;
+use gradtx_runtime::data::{Format, Instruction, PromptForm, Reading};
 use gradtx_runtime::optim::{Decay, Schedule};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -84,8 +84,15 @@ pub enum DtypeKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// JSONL file of the provider's public data.
-    pub public: PathBuf,
+    /// The provider's public data: a JSONL, JSON or Parquet file, a directory of them, or
+    /// a list of such paths.
+    pub public: DataPaths,
+    /// What the columns are: `auto`, known by their names; or `pair`, `messages`,
+    /// `aqua_rat`, `commonsense_qa`, `drop`, `dialogsum`, `samsum`, `gsm8k`.
+    pub format: Format,
+    /// What is put before the questions of these data sets: `published`, the instruction
+    /// of the method's authors; `none`, for models that know the task already.
+    pub instruction: Instruction,
     /// How a prompt is rendered: `chatml`, the same text for every model; `template`, the
     /// model's own chat template; `plain`, prompt and response with nothing added.
     pub prompt: PromptForm,
@@ -95,7 +102,61 @@ pub struct DataConfig {
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { public: PathBuf::new(), prompt: PromptForm::ChatMl, max_length: 4096 }
+        Self {
+            public: DataPaths::default(),
+            format: Format::default(),
+            instruction: Instruction::Published,
+            prompt: PromptForm::ChatMl,
+            max_length: 4096,
+        }
+    }
+}
+
+impl DataConfig {
+    /// How rows become records.
+    pub fn reading(&self) -> Reading {
+        Reading { format: self.format, instruction: self.instruction }
+    }
+}
+
+/// One path or several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a path or a list of paths")]
+pub enum DataPaths {
+    /// One; empty when it is not set.
+    One(PathBuf),
+    /// Several, in this order.
+    Many(Vec<PathBuf>),
+}
+
+impl Default for DataPaths {
+    fn default() -> Self {
+        Self::One(PathBuf::new())
+    }
+}
+
+impl DataPaths {
+    /// The paths.
+    pub fn as_slice(&self) -> &[PathBuf] {
+        match self {
+            Self::One(path) => std::slice::from_ref(path),
+            Self::Many(paths) => paths,
+        }
+    }
+
+    /// The paths, to be changed.
+    pub fn as_mut_slice(&mut self) -> &mut [PathBuf] {
+        match self {
+            Self::One(path) => std::slice::from_mut(path),
+            Self::Many(paths) => paths,
+        }
+    }
+}
+
+impl std::fmt::Display for DataPaths {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let paths: Vec<String> = self.as_slice().iter().map(|p| p.display().to_string()).collect();
+        f.write_str(&paths.join(", "))
     }
 }
 
@@ -229,8 +290,12 @@ pub struct CurateConfig {
     /// Examples of one subset.
     pub examples: usize,
     /// Which examples a subset may hold: "random", any of the public data; or the name of
-    /// a column of the JSONL file: rows with one value of it, each value in turn.
+    /// a column of the data: rows with one value of it, each value in turn. "task" also
+    /// tells data sets without such a column apart.
     pub group_by: String,
+    /// 0: a subset holds one group only. α > 0: it holds all groups, in proportions drawn
+    /// for each subset from Dirichlet(α).
+    pub mixture: f64,
     /// Snapshots of each job's update, i.e. tuples of one subset.
     pub snapshots: usize,
     /// Optimizer steps from one snapshot to the next; the last is of the last step.
@@ -252,6 +317,7 @@ impl Default for CurateConfig {
             subsets: 300,
             examples: 1024,
             group_by: RANDOM_SUBSETS.into(),
+            mixture: 0.0,
             snapshots: 13,
             every: 1,
             concurrent: 8,

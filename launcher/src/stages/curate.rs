@@ -26,6 +26,7 @@ use gradtx_runtime::artifact::{
     ShardState, StoreType, TuplePlan, assemble, check_shard, sweep_temporary, write_atomic, write_init,
     write_json, write_shard,
 };
+use gradtx_runtime::data::split::mixed_subset;
 use gradtx_runtime::plan::available_memory;
 use serde_json::json;
 use std::io::Write;
@@ -42,10 +43,12 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
     let sides = [Role::Tiny, Role::Llm].map(|role| Side::new(&config, role, context.threads));
     let [student, teacher] = sides;
     let (student, teacher) = (student?, teacher?);
-    let public = Data::read(&config.data.public, "data.public")?;
+    let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
     let settings = json!({
         "seed": config.seed,
         "data": public.checksum,
+        "format": config.data.format,
+        "instruction": config.data.instruction,
         "prompt": config.data.prompt,
         "max_length": config.data.max_length,
         "adapter": config.adapter,
@@ -104,28 +107,34 @@ fn result_files(dir: &Path) -> Result<Vec<String>> {
     Ok(files)
 }
 
-/// Rows of every shadow subset. Random subsets may overlap, as may those of one group.
+/// Rows of every shadow subset. Subsets may overlap. Without a mixture, each has rows of
+/// one group, the groups in turn; with one, each has its own proportions of all groups.
 fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
     let curate = &config.curate;
     let groups: Vec<Vec<usize>> = match curate.group_by.as_str() {
         RANDOM_SUBSETS => vec![(0..public.records.len()).collect()],
-        column => public.groups(column)?,
+        column => public.groups(column)?.into_iter().map(|group| group.rows).collect(),
     };
-    let smallest = groups.iter().map(Vec::len).min().unwrap_or(0);
-    if smallest < curate.examples {
+    let mixed = curate.mixture > 0.0;
+    let sizes = groups.iter().map(Vec::len);
+    let available = if mixed { sizes.sum() } else { sizes.min().unwrap_or(0) };
+    if available < curate.examples {
         return Err(unusable(format!(
-            "curate.examples: {} examples of one subset, but {} has only {smallest} to choose from",
-            curate.examples,
-            config.data.public.display()
+            "curate.examples: {} examples of one subset, but {} has only {available} to choose from",
+            curate.examples, config.data.public
         )));
     }
     let key = derive_named(config.seed, "shadow subsets");
     let subset = |k: usize| {
+        let key = derive(key, k as u64);
+        if mixed {
+            return Ok(mixed_subset(&groups, curate.examples, curate.mixture, key)?);
+        }
         let group = &groups[k % groups.len()];
-        let order = Stream::new(derive(key, k as u64)).permutation(group.len());
-        order[..curate.examples].iter().map(|&i| group[i]).collect()
+        let order = Stream::new(key).permutation(group.len());
+        Ok(order[..curate.examples].iter().map(|&i| group[i]).collect())
     };
-    Ok((0..curate.subsets).map(subset).collect())
+    (0..curate.subsets).map(subset).collect()
 }
 
 /// All shadow jobs of one model.
@@ -168,8 +177,9 @@ impl Work for Collect<'_> {
         let jobs_of = |group: &Range<usize>| -> Vec<Job<'_>> {
             group.clone().map(|k| self.job(&examples.examples, k)).collect()
         };
-        let plan = training.plan::<X, D>(&jobs_of(missing[0]))?;
+        let (plan, packing) = training.plan::<X, D>(&jobs_of(missing[0]))?;
         plan.check(available_memory()?)?;
+        self.context.ui.line(format!("curate {name}: subsets {:?} in {packing}", missing[0]));
         self.context.ui.line(totals(&format!("curate {name}"), &plan));
         let steps = missing.len() as u64 * self.recipe.steps as u64;
         let mut progress = self.context.ui.progress(&format!("curate {name}"), steps);

@@ -55,13 +55,15 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
         Role::Tiny => &config.models.tiny,
         Role::Llm => &config.models.llm,
     };
-    let data = Data::read(&job.data, "--data")?;
+    let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
     let adapter = job.adapter.as_ref().map(|dir| {
         let sum = |file| checksum_file(&dir.join(file));
         Ok::<_, anyhow::Error>(json!([sum("adapter_config.json")?, sum("adapter_model.safetensors")?]))
     });
     let settings = json!({
         "data": data.checksum,
+        "format": config.data.format,
+        "instruction": config.data.instruction,
         "prompt": config.data.prompt,
         "evaluate": config.evaluate,
         "model": fingerprint(dir, context.threads)?,

@@ -1,53 +1,57 @@
-//! From a JSONL file to the packed streams of optimizer steps.
+//! From files of examples to the packed streams of optimizer steps.
 //!
-//! In: a file of examples and a model's tokenizer. Out: [`Data`] with its examples
+//! In: JSONL, JSON or Parquet files, and a model's tokenizer. Out: [`Data`] with its examples
 //! for one model, and for every optimizer step of a job the segments of packed streams.
 
-use crate::config::{Config, LossNormalization, Recipe};
+use crate::config::{Config, DataConfig, LossNormalization, Recipe};
 use crate::failure::unusable;
 use crate::stages::side::Side;
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
-use gradtx_runtime::artifact::checksum_file;
+use gradtx_runtime::artifact::checksum_files;
 use gradtx_runtime::data::{
-    self, Example, PackedBatch, Record, Renderer, SegmentInfo, TextTokenizer, build_examples,
-    expect_vocabulary, read_jsonl,
+    self, Example, PackedBatch, Record, Renderer, SegmentInfo, TextTokenizer, build_examples, data_files,
+    expect_vocabulary, read_rows,
 };
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::PathBuf;
 
-/// The examples of a file, as they were read.
+/// The examples of one or several files, as they were read.
 pub struct Data {
-    /// The file.
-    pub path: PathBuf,
-    /// Checksum of its bytes.
+    /// Checksum of the files' bytes, one after the other.
     pub checksum: String,
-    /// Its examples.
+    /// The examples.
     pub records: Vec<Record>,
 }
 
+/// Rows that belong together.
+pub struct Group {
+    /// What they have in common.
+    pub name: String,
+    /// Their numbers, from 0, in order.
+    pub rows: Vec<usize>,
+}
+
 impl Data {
-    /// Reads a JSONL file.
-    pub fn read(path: &Path, setting: &str) -> Result<Self> {
-        if path.as_os_str().is_empty() {
-            return Err(unusable(format!("{setting}: not set; expected a JSONL file")));
+    /// Reads files, or all data files of directories. `setting` is where the paths are from.
+    pub fn read(paths: &[PathBuf], config: &DataConfig, setting: &str) -> Result<Self> {
+        if paths.iter().all(|path| path.as_os_str().is_empty()) {
+            return Err(unusable(format!("{setting}: not set; expected a JSONL, JSON or Parquet file")));
         }
-        Ok(Self { path: path.to_owned(), checksum: checksum_file(path)?, records: read_jsonl(path)? })
+        let files = data_files(paths)?;
+        let reading = config.reading();
+        let mut records = vec![];
+        for file in &files {
+            for row in read_rows(file)? {
+                records.push(reading.record(row)?);
+            }
+        }
+        Ok(Self { checksum: checksum_files(&files)?, records })
     }
 
     /// Rows by their value in a column, in the order in which the values first appear.
-    pub fn groups(&self, column: &str) -> Result<Vec<Vec<usize>>> {
-        let mut groups: Vec<(&serde_json::Value, Vec<usize>)> = vec![];
-        for (row, record) in self.records.iter().enumerate() {
-            let value = record
-                .extra
-                .get(column)
-                .ok_or_else(|| record.origin.error(format!("there is no `{column}`")))?;
-            match groups.iter_mut().find(|(known, _)| *known == value) {
-                Some((_, rows)) => rows.push(row),
-                None => groups.push((value, vec![row])),
-            }
-        }
-        Ok(groups.into_iter().map(|(_, rows)| rows).collect())
+    pub fn groups(&self, column: &str) -> Result<Vec<Group>> {
+        groups(&self.records, column)
     }
 
     /// The examples as one model sees them.
@@ -59,6 +63,29 @@ impl Data {
         expect_vocabulary(&examples.examples, side.model.vocab)?;
         Ok(examples)
     }
+}
+
+/// The column whose place the name of a data set takes where there is none.
+const TASK: &str = "task";
+
+/// Records by their value in a column, in the order in which the values first appear.
+pub fn groups(records: &[Record], column: &str) -> Result<Vec<Group>> {
+    let mut groups: Vec<Group> = vec![];
+    let mut known: HashMap<String, usize> = HashMap::new();
+    for (row, record) in records.iter().enumerate() {
+        let name = match record.extra.get(column) {
+            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+            None if column == TASK => record.schema.name().to_string(),
+            None => return Err(record.origin.error(format!("there is no column `{column}`")).into()),
+        };
+        let group = *known.entry(name.clone()).or_insert_with(|| {
+            groups.push(Group { name, rows: vec![] });
+            groups.len() - 1
+        });
+        groups[group].rows.push(row);
+    }
+    Ok(groups)
 }
 
 /// The packed streams of one optimizer step, each of at most so many tokens.

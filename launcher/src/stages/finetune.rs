@@ -26,7 +26,7 @@ use std::path::PathBuf;
 
 /// What to fine-tune, on what, to where.
 pub struct Job {
-    /// JSONL file of private examples.
+    /// File or directory of private examples.
     pub data: PathBuf,
     /// Directory of the results.
     pub out: PathBuf,
@@ -40,7 +40,7 @@ pub struct Job {
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let config = Config::of_run(args)?;
     let side = Side::new(&config, job.role, context.threads)?;
-    let data = Data::read(&job.data, "--data")?;
+    let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
     let recipe = match job.role {
         Role::Tiny => &config.finetune.tiny,
         Role::Llm => &config.finetune.llm,
@@ -48,6 +48,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let settings = json!({
         "seed": config.seed,
         "data": data.checksum,
+        "format": config.data.format,
+        "instruction": config.data.instruction,
         "prompt": config.data.prompt,
         "max_length": config.data.max_length,
         "adapter": config.adapter,
@@ -106,8 +108,9 @@ impl Work for Finetune<'_> {
         let Training { side, recipe, .. } = self.training;
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;
         let jobs = [jobs::Job { examples: self.examples.examples.iter().collect(), key: self.key }];
-        let plan = self.training.plan::<X, D>(&jobs)?;
+        let (plan, packing) = self.training.plan::<X, D>(&jobs)?;
         plan.check(available_memory()?)?;
+        self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
         self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
         let mut progress = self.context.ui.progress("finetune", recipe.steps as u64);
         let said = |step, rate| progress.set(step as u64, format!("{rate:.0} tokens/s"));

@@ -268,7 +268,7 @@ fn look_at_run(dir: &Path, report: &mut Report) -> Result<()> {
     report.fact("seed", config.seed);
     report.fact("TinyLM", config.models.tiny.display());
     report.fact("LLM", config.models.llm.display());
-    report.fact("public data", config.data.public.display());
+    report.fact("public data", &config.data.public);
     report.look_at_subdirectories(dir)
 }
 

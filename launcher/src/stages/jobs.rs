@@ -16,6 +16,7 @@ use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
 use gradtx_runtime::metrics::{JsonLines, TokenMeter};
 use gradtx_runtime::plan::MemoryPlan;
 use serde_json::json;
+use std::fmt;
 use std::path::Path;
 
 /// One adapter to be trained.
@@ -68,11 +69,33 @@ pub struct Training<'a> {
     pub throughput: &'a Path,
 }
 
+/// How the examples of jobs fill their packed streams, over all steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Packing {
+    /// What the largest stream needs.
+    pub capacity: BatchCapacity,
+    /// Streams of all steps.
+    pub streams: usize,
+    /// Tokens in them.
+    pub tokens: usize,
+    /// Most tokens that a stream may have.
+    pub limit: usize,
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let used = 100.0 * self.tokens as f64 / (self.streams * self.limit).max(1) as f64;
+        write!(f, "{} packed streams of {} tokens, {used:.1} % used", self.streams, self.limit)
+    }
+}
+
 impl Training<'_> {
-    /// Every buffer of training these jobs together, the base model left out.
-    pub fn plan<X: Real<Acc = f32>, D: Backend<X>>(&self, jobs: &[Job<'_>]) -> Result<MemoryPlan> {
-        let capacity = self.capacity(&mut self.orders(jobs)?, jobs);
-        Ok(LoraJobs::<D, X>::plan(&self.side.model, &self.side.layout, jobs.len(), capacity))
+    /// Every buffer of training these jobs together, the base model left out, and how
+    /// well their streams are filled.
+    pub fn plan<X: Real<Acc = f32>, D: Backend<X>>(&self, jobs: &[Job<'_>]) -> Result<(MemoryPlan, Packing)> {
+        let packing = self.packing(&mut self.orders(jobs)?, jobs);
+        let plan = LoraJobs::<D, X>::plan(&self.side.model, &self.side.layout, jobs.len(), packing.capacity);
+        Ok((plan, packing))
     }
 
     /// Trains jobs together. `progress` is told the number of finished steps, and tokens
@@ -84,7 +107,7 @@ impl Training<'_> {
         mut progress: impl FnMut(u32, f64),
     ) -> Result<Vec<Trained>> {
         let mut orders = self.orders(jobs)?;
-        let capacity = self.capacity(&mut orders, jobs);
+        let capacity = self.packing(&mut orders, jobs).capacity;
         let (layout, init) = (&self.side.layout, &self.side.init);
         let mut adapters = LoraJobs::new(decoder, layout, jobs.len(), init, capacity)?;
         let mut trained = vec![Trained::default(); jobs.len()];
@@ -134,23 +157,32 @@ impl Training<'_> {
         streams.finish()
     }
 
-    /// Room for the largest stream of all steps.
-    fn capacity(&self, orders: &mut [Order], jobs: &[Job<'_>]) -> BatchCapacity {
-        let mut capacity = BatchCapacity::default();
+    /// The streams of all steps, counted.
+    fn packing(&self, orders: &mut [Order], jobs: &[Job<'_>]) -> Packing {
+        let mut packing = Packing { limit: self.stream_tokens, ..Packing::default() };
         for step in 0..self.recipe.steps {
             for stream in self.streams(orders, jobs, step) {
-                capacity.tokens = capacity.tokens.max(stream.len());
-                capacity.segments = capacity.segments.max(stream.segments());
-                capacity.labels = capacity.labels.max(stream.labels());
+                let room = &mut packing.capacity;
+                room.tokens = room.tokens.max(stream.len());
+                room.segments = room.segments.max(stream.segments());
+                room.labels = room.labels.max(stream.labels());
+                packing.streams += 1;
+                packing.tokens += stream.len();
             }
         }
-        capacity
+        packing
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packing_is_told_as_a_share_of_the_room() {
+        let packing = Packing { streams: 3, tokens: 300, limit: 400, ..Packing::default() };
+        assert_eq!(packing.to_string(), "3 packed streams of 400 tokens, 25.0 % used");
+    }
 
     #[test]
     fn snapshots_end_with_the_last_step() {

@@ -3,6 +3,7 @@
 //! | stage | in | out |
 //! |---|---|---|
 //! | [`world`] | a seed | two base models, JSONL task files, a run file |
+//! | [`split`] | a data set, a seed | public and private JSONL files, and who got which rows |
 //! | [`curate`] | public data, both models | `TupleStore`: `RUN/shadow` |
 //! | [`train`] | `TupleStore` | translator: `RUN/translator` |
 //! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
@@ -23,6 +24,7 @@ pub mod finetune;
 pub mod inspect;
 pub mod jobs;
 pub mod side;
+pub mod split;
 pub mod train;
 pub mod translate;
 pub mod world;

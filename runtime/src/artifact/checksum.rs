@@ -31,15 +31,23 @@ pub fn checksum(bytes: &[u8]) -> String {
 
 /// Checksum of a file, read in pieces.
 pub fn checksum_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    checksum_files(&[path])
+}
+
+/// Checksum of the bytes of several files, one after the other.
+pub fn checksum_files(paths: &[impl AsRef<Path>]) -> Result<String> {
     let mut hash = Xxh3::new();
     let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block).map_err(|e| Error::io("read", path, e))? {
-            0 => return Ok(format!("{:032x}", hash.digest128())),
-            n => hash.update(&block[..n]),
+    for path in paths.iter().map(AsRef::as_ref) {
+        let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        loop {
+            match file.read(&mut block).map_err(|e| Error::io("read", path, e))? {
+                0 => break,
+                n => hash.update(&block[..n]),
+            }
         }
     }
+    Ok(format!("{:032x}", hash.digest128()))
 }
 
 /// Fingerprint of a model directory: what its config.json says about the mathematics,
@@ -139,6 +147,7 @@ mod tests {
         let bytes: Vec<u8> = (0..3_000_001u32).map(|i| (i * 7 % 251) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         assert_eq!(checksum_file(&path).unwrap(), checksum(&bytes));
+        assert_eq!(checksum_files(&[&path, &path]).unwrap(), checksum(&bytes.repeat(2)));
         assert!(checksum_file(&dir.path().join("none")).unwrap_err().to_string().contains("none"));
     }
 

@@ -16,7 +16,7 @@ mod tuples;
 mod update;
 
 pub use atomic::{sweep_temporary, write_atomic};
-pub use checksum::{checksum, checksum_file, fingerprint};
+pub use checksum::{checksum, checksum_file, checksum_files, fingerprint};
 pub use json::{read_json, read_versioned, write_json, write_versioned};
 pub use model_dir::{copy_tokenizer, is_model_dir, read_params, write_params};
 pub use tensors::{NewTensor, TensorData, TensorFile, TensorSource, write_tensors};

@@ -2,7 +2,7 @@
 
 use super::batch::Example;
 use super::prompt::{Rendered, Renderer};
-use super::read::Record;
+use super::schema::Record;
 use super::tokenize::{TextTokenizer, Tokens};
 use crate::{Error, Result};
 use std::fmt;

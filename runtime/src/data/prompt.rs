@@ -4,7 +4,7 @@
 //! model's own chat template. In each the text splits into a prompt, which is what
 //! generation starts from, and an answer, which is what is trained on.
 
-use super::read::{Content, Message, Record};
+use super::schema::{Content, Message, Record};
 use super::tokenize::TextTokenizer;
 use crate::{Error, Result};
 use minijinja::value::{Kwargs, Value, ValueKind};
@@ -229,14 +229,17 @@ impl serde_json::ser::Formatter for PythonJson {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::read::Origin;
+    use super::super::schema::Schema;
+    use super::super::schema::tests::origin;
     use super::super::tokenize::tests::words;
     use super::*;
-    use std::sync::Arc;
 
     pub(in crate::data) fn record(content: Content) -> Record {
-        let origin = Origin { file: Arc::new("d.jsonl".into()), line: 4 };
-        Record { origin, content, extra: Default::default() }
+        let schema = match content {
+            Content::Pair { .. } => Schema::Pair,
+            Content::Chat(_) => Schema::Messages,
+        };
+        Record { origin: origin(), schema, content, extra: Default::default() }
     }
 
     pub(in crate::data) fn pair(prompt: &str, response: &str) -> Record {

@@ -5,7 +5,7 @@
 
 use crate::artifact::{read_versioned, write_versioned};
 use crate::{Error, Result};
-use gradtx_kernels::rng::{Stream, derive};
+use gradtx_kernels::rng::{Stream, derive, derive_named};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -51,6 +51,117 @@ pub fn random_subsets(rows: &[usize], count: usize, size: usize, key: u64) -> Re
         drawn
     };
     Ok((0..count).map(subset).collect())
+}
+
+/// Rows of several groups in `parts` parts at random: each group's rows are divided by
+/// proportions drawn from Dirichlet(`alpha`), so a small α gives parts of few groups and
+/// of unequal size. Every row is in one part; a part may be empty.
+pub fn skewed_parts(groups: &[Vec<usize>], parts: usize, alpha: f64, key: u64) -> Vec<Vec<usize>> {
+    let mut out = vec![vec![]; parts];
+    for (g, rows) in groups.iter().enumerate() {
+        let key = derive(key, g as u64);
+        let proportions = dirichlet(&mut Stream::new(derive_named(key, "proportions")), alpha, parts);
+        let counts = apportion(&proportions, rows.len(), &vec![rows.len(); parts]);
+        let mut order = shuffled(rows, derive_named(key, "rows")).into_iter();
+        for (part, count) in out.iter_mut().zip(counts) {
+            part.extend(order.by_ref().take(count));
+        }
+    }
+    out.iter_mut().for_each(|part| part.sort_unstable());
+    out
+}
+
+/// One random subset of `size` rows, without repetition, in which the groups have
+/// proportions drawn from Dirichlet(`alpha`); what a group has too few rows for is
+/// divided among the others. Rows come group by group.
+///
+/// # Errors
+/// When all groups together have fewer rows than that.
+pub fn mixed_subset(groups: &[Vec<usize>], size: usize, alpha: f64, key: u64) -> Result<Vec<usize>> {
+    let limits: Vec<usize> = groups.iter().map(Vec::len).collect();
+    let all: usize = limits.iter().sum();
+    if size > all {
+        let why = format!("subsets of {size} rows cannot be drawn from {all} rows");
+        return Err(Error::invalid("shadow subsets", why));
+    }
+    let proportions = dirichlet(&mut Stream::new(derive_named(key, "proportions")), alpha, groups.len());
+    let counts = apportion(&proportions, size, &limits);
+    let mut drawn = vec![];
+    for (g, (rows, count)) in groups.iter().zip(counts).enumerate() {
+        let mut order = shuffled(rows, derive(derive_named(key, "rows"), g as u64));
+        order.truncate(count);
+        order.sort_unstable();
+        drawn.extend(order);
+    }
+    Ok(drawn)
+}
+
+/// `n` proportions that sum to 1, from the symmetric Dirichlet distribution.
+///
+/// # Panics
+/// When α is not positive or there is nothing to divide.
+pub fn dirichlet(stream: &mut Stream, alpha: f64, n: usize) -> Vec<f64> {
+    assert!(n > 0, "proportions of nothing");
+    let logs: Vec<f64> = (0..n).map(|_| log_gamma_variate(stream, alpha)).collect();
+    // A small α gives numbers far below the smallest that floating point has, so only
+    // their ratios are formed.
+    let largest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let values: Vec<f64> = logs.iter().map(|x| (x - largest).exp()).collect();
+    let sum: f64 = values.iter().sum();
+    values.into_iter().map(|x| x / sum).collect()
+}
+
+/// The logarithm of a number from the gamma distribution with this shape and scale 1
+/// (Marsaglia and Tsang, "A simple method for generating gamma variables", 2000).
+fn log_gamma_variate(stream: &mut Stream, shape: f64) -> f64 {
+    assert!(shape > 0.0 && shape.is_finite(), "a gamma distribution of shape {shape}");
+    // Uniform in (0, 1]: its logarithm is finite.
+    let log_uniform = |stream: &mut Stream| (1.0 - stream.uniform()).ln();
+    if shape < 1.0 {
+        // Gamma(shape) = Gamma(shape + 1) · U^(1/shape)
+        return log_gamma_variate(stream, shape + 1.0) + log_uniform(stream) / shape;
+    }
+    let d = shape - 1.0 / 3.0;
+    let c = 1.0 / (9.0 * d).sqrt();
+    loop {
+        let x = stream.normal();
+        let v = (1.0 + c * x).powi(3);
+        if v > 0.0 && log_uniform(stream) < 0.5 * x * x + d - d * v + d * v.ln() {
+            return d.ln() + v.ln();
+        }
+    }
+}
+
+/// `total` things divided by proportions (largest remainders first), at most `limits` to
+/// each; what is beyond a limit goes to the others. The limits must have room for all.
+fn apportion(proportions: &[f64], total: usize, limits: &[usize]) -> Vec<usize> {
+    assert!(total <= limits.iter().sum(), "no room for {total} in {limits:?}");
+    let mut counts = vec![0; limits.len()];
+    let mut open: Vec<usize> = (0..limits.len()).filter(|&i| limits[i] > 0).collect();
+    let mut left = total;
+    while left > 0 {
+        let sum: f64 = open.iter().map(|&i| proportions[i]).sum();
+        let quota = |i: usize| match sum > 0.0 {
+            true => left as f64 * proportions[i] / sum,
+            false => left as f64 / open.len() as f64,
+        };
+        // Whoever would get more than fits gets what fits; the others are asked again.
+        let full: Vec<usize> = open.iter().copied().filter(|&i| quota(i) >= limits[i] as f64).collect();
+        if full.is_empty() {
+            let mut order: Vec<(usize, f64)> = open.iter().map(|&i| (i, quota(i))).collect();
+            order.iter().for_each(|&(i, q)| counts[i] = q.floor() as usize);
+            left -= order.iter().map(|&(i, _)| counts[i]).sum::<usize>();
+            order.sort_by(|a, b| b.1.fract().total_cmp(&a.1.fract()).then(a.0.cmp(&b.0)));
+            order.iter().take(left).for_each(|&(i, _)| counts[i] += 1);
+            return counts;
+        }
+        for &i in &full {
+            counts[i] = limits[i].min(left);
+            left -= counts[i];
+        }
+        open.retain(|i| !full.contains(i));
+    }
+    counts
 }
 
 fn shuffled(rows: &[usize], key: u64) -> Vec<usize> {
@@ -132,6 +243,81 @@ mod tests {
         }
         assert!(random_subsets(&all(5), 1, 6, 7).unwrap_err().to_string().contains("6 rows"));
         assert!(random_subsets(&all(5), 1, 0, 7).is_err());
+    }
+
+    #[test]
+    fn gamma_numbers_have_their_mean_and_variance() {
+        for shape in [0.3, 1.0, 2.5, 40.0] {
+            let mut stream = Stream::new(derive(11, (shape * 10.0) as u64));
+            let n = 40_000;
+            let drawn: Vec<f64> = (0..n).map(|_| log_gamma_variate(&mut stream, shape).exp()).collect();
+            let mean = drawn.iter().sum::<f64>() / n as f64;
+            let variance = drawn.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64;
+            // Five standard errors: of the mean √(k/n), of the variance k √((2 + 6/k)/n).
+            let of_mean = 5.0 * (shape / n as f64).sqrt();
+            let of_variance = 5.0 * shape * ((2.0 + 6.0 / shape) / n as f64).sqrt();
+            assert!((mean - shape).abs() <= of_mean, "shape {shape}: mean {mean}");
+            assert!((variance - shape).abs() <= of_variance, "shape {shape}: variance {variance}");
+        }
+    }
+
+    #[test]
+    fn proportions_sum_to_one_and_alpha_sets_their_spread() {
+        let largest = |alpha: f64| {
+            let mut stream = Stream::new(5);
+            let one = |_| {
+                let p = dirichlet(&mut stream, alpha, 6);
+                assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12 && p.iter().all(|x| *x >= 0.0), "{p:?}");
+                p.into_iter().fold(0.0, f64::max)
+            };
+            (0..200).map(one).sum::<f64>() / 200.0
+        };
+        // One group has nearly all, or all have nearly the same.
+        assert!(largest(1e-4) > 0.99 && largest(1e4) < 0.18);
+        assert!(largest(0.1) > largest(1.0) && largest(1.0) > largest(10.0));
+        let first = |key| dirichlet(&mut Stream::new(key), 0.5, 3);
+        assert_eq!(first(7), first(7));
+        assert_ne!(first(7), first(8));
+    }
+
+    #[test]
+    fn counts_follow_proportions_up_to_what_there_is() {
+        assert_eq!(apportion(&[0.5, 0.3, 0.2], 10, &[10, 10, 10]), [5, 3, 2]);
+        assert_eq!(apportion(&[0.55, 0.25, 0.2], 3, &[10, 10, 10]), [2, 1, 0]);
+        assert_eq!(apportion(&[0.9, 0.05, 0.05], 10, &[4, 10, 10]), [4, 3, 3]);
+        assert_eq!(apportion(&[1.0, 0.0, 0.0], 10, &[4, 3, 3]), [4, 3, 3]);
+        assert_eq!(apportion(&[1.0, 0.0, 0.0], 6, &[4, 0, 9]), [4, 0, 2]);
+        assert_eq!(apportion(&[0.5, 0.5], 0, &[0, 0]), [0, 0]);
+        let mut stream = Stream::new(9);
+        for _ in 0..300 {
+            let n = 1 + stream.below(6);
+            let limits: Vec<usize> = (0..n).map(|_| stream.below(30)).collect();
+            let total = stream.below(limits.iter().sum::<usize>() + 1);
+            let counts = apportion(&dirichlet(&mut stream, 0.2, n), total, &limits);
+            assert_eq!(counts.iter().sum::<usize>(), total, "{counts:?} of {limits:?}");
+            assert!(counts.iter().zip(&limits).all(|(count, limit)| count <= limit));
+        }
+    }
+
+    #[test]
+    fn skewed_parts_hold_every_row_once_and_mixtures_none_twice() {
+        let groups = [all(40), (100..130).collect(), (200..260).collect()];
+        let parts = skewed_parts(&groups, 4, 0.5, 3);
+        assert_eq!(parts, skewed_parts(&groups, 4, 0.5, 3));
+        assert_ne!(parts, skewed_parts(&groups, 4, 0.5, 4));
+        let mut together = parts.concat();
+        together.sort_unstable();
+        assert_eq!(together, groups.concat());
+
+        let subset = mixed_subset(&groups, 50, 0.3, 7).unwrap();
+        assert_eq!(subset, mixed_subset(&groups, 50, 0.3, 7).unwrap());
+        assert_ne!(subset, mixed_subset(&groups, 50, 0.3, 8).unwrap());
+        let mut rows = subset.clone();
+        rows.sort_unstable();
+        rows.dedup();
+        assert_eq!(rows.len(), 50);
+        assert_eq!(mixed_subset(&groups, 130, 0.3, 7).unwrap().len(), 130);
+        assert!(mixed_subset(&groups, 131, 0.3, 7).unwrap_err().to_string().contains("131 rows"));
     }
 
     #[test]

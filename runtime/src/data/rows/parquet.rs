@@ -1,0 +1,171 @@
+//! Rows of Parquet files, as the Hugging Face hub serves them.
+//!
+//! Every column becomes what JSON has: strings, numbers, lists, objects and null; dates,
+//! times and decimals become their usual text, binary columns text if they are valid
+//! UTF-8. A file is input from outside: whatever is wrong with it ends in one error that
+//! names it, also where the library underneath panics.
+
+use super::{Origin, Row, Unit};
+use crate::{Error, Result};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use serde_json::{Map, Value};
+use std::cell::Cell;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Once};
+
+/// Reads a Parquet file.
+pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
+    match catch_unwind(AssertUnwindSafe(|| without_panic_message(|| read_file(path)))) {
+        Ok(rows) => rows,
+        Err(_) => Err(damaged(path, "its parts contradict each other, or have a type that is not supported")),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Vec<Row>> {
+    let open = || File::open(path).map_err(|e| Error::io("open", path, e));
+    let size = open()?.metadata().map_err(|e| Error::io("look at", path, e))?.len();
+    let reader = SerializedFileReader::new(open()?).map_err(|e| damaged(path, e))?;
+    let count = expected_rows(&reader, size).map_err(|why| damaged(path, why))?;
+    let file = Arc::new(path.to_owned());
+    let mut rows = vec![];
+    for found in reader.get_row_iter(None).map_err(|e| damaged(path, e))? {
+        let origin = Origin { file: file.clone(), line: rows.len() + 1, unit: Unit::Row };
+        let found = found.map_err(|e| damaged(path, format!("row {}: {e}", origin.line)))?;
+        let mut columns = Map::new();
+        for (name, field) in found.into_columns() {
+            let value = value(&field).map_err(|why| origin.error(format!("column `{name}`: {why}")))?;
+            columns.insert(name, value);
+        }
+        rows.push(Row { origin, columns });
+    }
+    match rows.len() as i64 == count {
+        true => Ok(rows),
+        false => Err(damaged(path, format!("it has {} rows, its end says {count}", rows.len()))),
+    }
+}
+
+/// Rows of all row groups, if the file's description of itself can be true at all.
+fn expected_rows(reader: &dyn FileReader, size: u64) -> std::result::Result<i64, String> {
+    let about = reader.metadata();
+    if about.file_metadata().schema_descr().num_columns() == 0 {
+        return Err("it has no columns".into());
+    }
+    let mut sum = 0i64;
+    for group in about.row_groups() {
+        sum = sum.checked_add(group.num_rows().max(0)).ok_or("it says that it has too many rows")?;
+        for column in group.columns() {
+            let (begin, length) = column.byte_range();
+            if begin.saturating_add(length) > size {
+                return Err(format!("column `{}` reaches beyond the end of the file", column.column_path()));
+            }
+        }
+    }
+    match about.file_metadata().num_rows() == sum {
+        true => Ok(sum),
+        false => {
+            Err(format!("its row groups have {sum} rows, its end says {}", about.file_metadata().num_rows()))
+        }
+    }
+}
+
+fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::file(path, format!("this Parquet file is damaged or incomplete: {why}"))
+}
+
+fn value(field: &Field) -> std::result::Result<Value, String> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(x) => (*x).into(),
+        Field::Byte(x) => (*x).into(),
+        Field::Short(x) => (*x).into(),
+        Field::Int(x) => (*x).into(),
+        Field::Long(x) => (*x).into(),
+        Field::UByte(x) => (*x).into(),
+        Field::UShort(x) => (*x).into(),
+        Field::UInt(x) => (*x).into(),
+        Field::ULong(x) => (*x).into(),
+        // What JSON has no number for (NaN, infinities) is null.
+        Field::Float16(x) => f64::from(*x).into(),
+        Field::Float(x) => f64::from(*x).into(),
+        Field::Double(x) => (*x).into(),
+        Field::Str(text) => text.as_str().into(),
+        Field::Bytes(bytes) => match bytes.as_utf8() {
+            Ok(text) => text.into(),
+            Err(_) => return Err("binary values that are no text are not supported".into()),
+        },
+        Field::Decimal(_)
+        | Field::Date(_)
+        | Field::TimeMillis(_)
+        | Field::TimeMicros(_)
+        | Field::TimestampMillis(_)
+        | Field::TimestampMicros(_) => field.to_string().into(),
+        Field::Group(row) => {
+            let entries = row.get_column_iter().map(|(name, field)| Ok((name.clone(), value(field)?)));
+            Value::Object(entries.collect::<std::result::Result<_, String>>()?)
+        }
+        Field::ListInternal(list) => {
+            Value::Array(list.elements().iter().map(value).collect::<std::result::Result<_, _>>()?)
+        }
+        Field::MapInternal(map) => {
+            let mut entries = Map::new();
+            for (key, field) in map.entries() {
+                let key = match value(key)? {
+                    Value::String(text) => text,
+                    other => other.to_string(),
+                };
+                entries.insert(key, value(field)?);
+            }
+            Value::Object(entries)
+        }
+    })
+}
+
+thread_local! {
+    static SILENT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs something whose panic is caught and told as an error, so that it need not be
+/// told by the panic hook as well. Panics of other threads are told as ever.
+fn without_panic_message<T>(run: impl FnOnce() -> T) -> T {
+    struct Loud;
+    impl Drop for Loud {
+        fn drop(&mut self) {
+            SILENT.with(|silent| silent.set(false));
+        }
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !SILENT.with(Cell::get) {
+                before(info);
+            }
+        }));
+    });
+    let _loud = Loud;
+    SILENT.with(|silent| silent.set(true));
+    run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_json_lacks_are_null_and_bytes_must_be_text() {
+        assert_eq!(value(&Field::Double(f64::NAN)).unwrap(), Value::Null);
+        assert_eq!(value(&Field::ULong(u64::MAX)).unwrap(), Value::from(u64::MAX));
+        assert_eq!(value(&Field::Bytes(b"ab".to_vec().into())).unwrap(), "ab");
+        assert!(value(&Field::Bytes(vec![0xff].into())).is_err());
+        assert_eq!(value(&Field::Date(0)).unwrap(), "1970-01-01");
+    }
+
+    #[test]
+    fn a_panic_is_silent_only_while_it_is_asked_for() {
+        let caught = catch_unwind(|| without_panic_message(|| panic!("inside")));
+        assert!(caught.is_err() && !SILENT.with(Cell::get));
+    }
+}
