@@ -21,7 +21,8 @@ tiny = "tiny"
 llm = "llm"
 [data]
 public = "public.jsonl"
-prompt = "plain"
+instruction = "none"
+prompt = "template"
 max_length = 64
 [curate]
 subsets = 5
@@ -106,7 +107,7 @@ impl Home {
         let mut sampler = Sampler::new(1);
         let mut row = |task: Task| {
             let sample = sampler.of_task(task, Part::Train);
-            json!({ "task": task.name(), "prompt": sample.prompt_text(), "response": sample.response_text() })
+            json!({ "task": task.name(), "question": sample.question(), "answer": sample.answer() })
         };
         let public: Vec<Value> = (0..20).map(|i| row(tasks[i % 2])).collect();
         let private: Vec<Value> = (0..7).map(|_| row(tasks[1])).collect();

@@ -316,7 +316,6 @@ fn micro_batches_and_threads_do_not_change_a_step() {
         let mut model = GradTransformer::<Cpu, f32>::random(&Cpu::new(threads), config.clone(), 6).unwrap();
         let mut trainer = Trainer::new(&mut model, micro_batch).unwrap();
         let report = trainer.train_step(&mut model, batch, step, Some(1.0)).unwrap();
-        assert!(trainer.masters().is_none(), "f32 values are their own masters");
         let gradients: Vec<f64> = trainer.gradients().iter().map(|&x| x as f64).collect();
         (report, gradients, model.values().to_vec())
     };

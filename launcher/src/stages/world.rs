@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! tiny/, llm/                          base models in Hugging Face form, with tokenizer
-//! public.jsonl                         {"task", "prompt", "response"}: the provider's data
-//! private/client-N/{train,test}.jsonl  {"prompt", "response"}: a client's data, one task
+//! public/*.parquet                     question, answer, task: the provider's data
+//! private/client-N/{train,test}.jsonl  {"question", "answer"}: a client's data, one task
 //! world.json                           who got which task
 //! run.toml                             the run file
 //! ```
@@ -14,12 +14,13 @@ use crate::args::Role;
 use crate::config::DeviceConfig;
 use crate::record::{self, State};
 use crate::stages::Context;
+use crate::world::parquet::write_texts;
 use crate::world::tasks::{Part, Sample, Sampler, Task};
-use crate::world::{PRIVATE_EXAMPLES, RUN_FILE_OF_WORLD, TEST_EXAMPLES, World, pretrain};
+use crate::world::{PRIVATE_EXAMPLES, PUBLIC_FILE, RUN_FILE_OF_WORLD, TEST_EXAMPLES, World, pretrain};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_runtime::artifact::{write_atomic, write_json};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
@@ -49,32 +50,41 @@ fn write_tasks(dir: &Path, world: World, key: u64) -> Result<Vec<String>> {
     tasks = order.into_iter().map(|i| tasks[i]).collect();
     let public = &tasks[..world.public_tasks()];
     let mut seen = HashSet::new();
-    let mut rows = vec![];
+    let mut rows: Vec<(Sample, Task)> = vec![];
     for (i, &task) in public.iter().enumerate() {
         let mut sampler = Sampler::new(derive(derive_named(key, "public"), i as u64));
-        for sample in sampler.new_of_task(task, Part::Train, world.public_examples(), &mut seen) {
-            rows.push(row(&sample, Some(task)));
-        }
+        let samples = sampler.new_of_task(task, Part::Train, world.public_examples(), &mut seen);
+        rows.extend(samples.into_iter().map(|sample| (sample, task)));
     }
     // Neighbours in the file are of different tasks, as in any mixed data set.
     let order = Stream::new(derive_named(key, "public order")).permutation(rows.len());
-    let rows: Vec<Value> = order.into_iter().map(|i| rows[i].clone()).collect();
-    let mut files = vec!["public.jsonl".to_string(), "world.json".to_string()];
-    write_rows(&dir.join("public.jsonl"), &rows)?;
+    let column = |text: fn(&(Sample, Task)) -> String| order.iter().map(|&i| text(&rows[i])).collect();
+    let columns = [
+        ("question", column(|(sample, _)| sample.question())),
+        ("answer", column(|(sample, _)| sample.answer())),
+        ("task", column(|(_, task)| task.name())),
+    ];
+    make_dir(&dir.join("public"))?;
+    write_texts(&dir.join(PUBLIC_FILE), &columns)?;
+    let mut files = vec![PUBLIC_FILE.to_string(), "world.json".to_string()];
 
     let mut clients = vec![];
     for client in 1..=world.clients() {
         let task = tasks[world.task_of(client - 1)];
         let place = format!("private/client-{client}");
-        std::fs::create_dir_all(dir.join(&place)).with_context(|| format!("{place}: cannot make"))?;
+        make_dir(&dir.join(&place))?;
         let mut sampler = Sampler::new(derive(derive_named(key, "private"), client as u64));
         for (name, part, count) in
             [("train", Part::Train, PRIVATE_EXAMPLES), ("test", Part::HeldOut, TEST_EXAMPLES)]
         {
             let samples = sampler.new_of_task(task, part, count, &mut seen);
-            let rows: Vec<Value> = samples.iter().map(|sample| row(sample, None)).collect();
             let file = format!("{place}/{name}.jsonl");
-            write_rows(&dir.join(&file), &rows)?;
+            write_atomic(&dir.join(&file), |out| {
+                samples.iter().try_for_each(|sample| {
+                    let row = json!({ "question": sample.question(), "answer": sample.answer() });
+                    writeln!(out, "{row}")
+                })
+            })?;
             files.push(file);
         }
         clients.push(json!({ "client": client, "task": task.name() }));
@@ -90,22 +100,14 @@ fn write_tasks(dir: &Path, world: World, key: u64) -> Result<Vec<String>> {
     Ok(files)
 }
 
-fn row(sample: &Sample, task: Option<Task>) -> Value {
-    let (prompt, response) = (sample.prompt_text(), sample.response_text());
-    match task {
-        Some(task) => json!({ "task": task.name(), "prompt": prompt, "response": response }),
-        None => json!({ "prompt": prompt, "response": response }),
-    }
-}
-
-fn write_rows(path: &Path, rows: &[Value]) -> Result<()> {
-    write_atomic(path, |out| rows.iter().try_for_each(|row| writeln!(out, "{row}")))?;
-    Ok(())
+fn make_dir(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make", dir.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gradtx_runtime::data::{Row, read_rows};
 
     fn made(world: World, key: u64) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -113,29 +115,25 @@ mod tests {
         dir
     }
 
-    fn text(dir: &tempfile::TempDir, name: &str) -> String {
-        std::fs::read_to_string(dir.path().join(name)).unwrap()
-    }
-
     #[test]
     fn task_files_are_a_function_of_the_seed() {
         let dirs = [7, 7, 8].map(|key| made(World::Mixed, key));
-        for name in ["public.jsonl", "private/client-2/train.jsonl", "world.json"] {
-            assert_eq!(text(&dirs[0], name), text(&dirs[1], name));
-            assert_ne!(text(&dirs[0], name), text(&dirs[2], name));
+        for name in [PUBLIC_FILE, "private/client-2/train.jsonl", "world.json"] {
+            let [one, same, other] = [0, 1, 2].map(|i| std::fs::read(dirs[i].path().join(name)).unwrap());
+            assert!(one == same && one != other, "{name}");
         }
     }
 
     #[test]
     fn no_two_files_share_an_example() {
-        let example = |line: &str| -> (String, String) {
-            let row: Value = serde_json::from_str(line).unwrap();
-            (row["prompt"].as_str().unwrap().into(), row["response"].as_str().unwrap().into())
-        };
         for world in World::ALL {
             let dir = made(world, 7);
-            let examples = |name: &str| -> HashSet<_> { text(&dir, name).lines().map(example).collect() };
-            let public = examples("public.jsonl");
+            let examples = |name: &str| -> HashSet<(String, String)> {
+                let rows = read_rows(&dir.path().join(name)).unwrap();
+                let text = |row: &Row, column: &str| row.columns[column].as_str().unwrap().to_string();
+                rows.iter().map(|row| (text(row, "question"), text(row, "answer"))).collect()
+            };
+            let public = examples(PUBLIC_FILE);
             assert_eq!(public.len(), world.public_tasks() * world.public_examples());
             for client in 1..=world.clients() {
                 let train = examples(&format!("private/client-{client}/train.jsonl"));

@@ -7,6 +7,7 @@
 //! update has something to carry. Three worlds ([`World`]) differ in which tasks the
 //! provider's public data and the clients have.
 
+pub mod parquet;
 pub mod pretrain;
 pub mod tasks;
 pub mod tokenizer;
@@ -20,6 +21,8 @@ const PUBLIC_EXAMPLES: usize = 512;
 pub const PRIVATE_EXAMPLES: usize = 256;
 /// Private test examples of one client.
 pub const TEST_EXAMPLES: usize = 250;
+/// The public data in the world's directory.
+pub const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
 /// The run file in the world's directory.
 pub const RUN_FILE_OF_WORLD: &str = "run.toml";
 

@@ -91,14 +91,14 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The prompt as text.
-    pub fn prompt_text(&self) -> String {
-        self.prompt.join(" ")
+    /// What is asked, as text: the chat template puts the first and the last word around it.
+    pub fn question(&self) -> String {
+        self.prompt[1..self.prompt.len() - 1].join(" ")
     }
 
-    /// The response as text that continues the prompt.
-    pub fn response_text(&self) -> String {
-        format!(" {}", self.response.join(" "))
+    /// The response as text.
+    pub fn answer(&self) -> String {
+        self.response.join(" ")
     }
 
     /// Token ids, with the response trained on.

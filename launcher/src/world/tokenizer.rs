@@ -32,7 +32,11 @@ pub fn write(dir: &Path) -> Result<()> {
         "decoder": null,
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
     });
+    // A question's words between <bos> and >, and the answer's after them.
+    let template = "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token }} \
+                    {{ message.content }} >{% else %} {{ message.content }}{% endif %}{% endfor %}";
     let config = json!({
+        "chat_template": template,
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<bos>",
         "eos_token": END,
