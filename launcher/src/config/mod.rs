@@ -16,8 +16,8 @@ mod settings;
 
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DeviceConfig, DeviceKind, DtypeKind,
-    EvaluateConfig, FinetuneConfig, LossNormalization, Models, RANDOM_SUBSETS, Recipe, TrainConfig,
-    TranslatorConfig,
+    EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, RANDOM_SUBSETS, Recipe,
+    TrainConfig, TranslatorConfig,
 };
 
 use crate::args::RunArgs;
