@@ -15,7 +15,7 @@ import math
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from common import generator, normal, randomise, top_margin, write_json
@@ -58,7 +58,7 @@ ROWS = [
     ("The train leaves at 9:15.\nWhen does it arrive?", "at half past eleven\n#### 11:30"),
     ("Which option is correct?\nA) one\nB) two", "#### B"),
     ("  leading and trailing spaces  ", "none"),
-    ("Grüße aus Köln, 東京 😀!", "Grüße"),
+    ("Grüße aus Ko\u0308ln, 東京 😀!", "Grüße"),
     ("$1,250.75 is 25% of what?", "#### 5,003"),
     ("it's, we'll, THEY'RE", "contractions"),
     ("a", "b"),
@@ -72,6 +72,7 @@ ROWS = [
 def make_tokenizer():
     """A byte-level BPE tokenizer trained on TEXT."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(pattern=Regex(PATTERN), behavior="isolated"),
@@ -121,11 +122,17 @@ def make_model(tokenizer, seed):
             return 0.2
         if name.endswith(".bias"):
             return 0.4
-        return (1.0 if "embed_tokens" in name else 1.5 / math.sqrt(p.shape[-1]))
+        # Branches that outweigh the embedding keep a model from repeating itself.
+        return 1.0 if "embed_tokens" in name else 3.0 / math.sqrt(p.shape[-1])
 
     randomise(model, generator(seed), std)
     with torch.no_grad():
-        model.model.embed_tokens.weight[end] *= 1.5
+        embedding = model.model.embed_tokens.weight
+        embedding[end] *= 1.5
+        # Single bytes of other scripts make no text: they are to be rare.
+        for token, i in tokenizer.get_vocab().items():
+            if len(token) == 1 and not token.isascii():
+                embedding[i] *= 0.5
     model.tie_weights()
     model.generation_config.eos_token_id = [end, pad]
     model.generation_config.pad_token_id = pad
@@ -177,10 +184,19 @@ def continue_all(model, tokenizer):
 
 
 def acceptable(base, adapted, margin):
-    """Clear winners only; some texts end and some do not; the adapter matters."""
+    """Clear winners only; some texts end and some do not; the adapter matters; texts vary."""
     ended = sum(x["ended"] for x in base), sum(x["ended"] for x in adapted)
     different = sum(a != b for a, b in zip(base, adapted))
-    return margin > SMALLEST_MARGIN and all(2 <= n <= len(ROWS) - 4 for n in ended) and different > len(ROWS) // 2
+    letters = min(len(set("".join(x["text"] for x in texts))) for texts in (base, adapted))
+    long = [x["text"] for x in base + adapted if not x["ended"]]
+    varied = sum(len(set(text)) > 12 for text in long)
+    return (
+        margin > SMALLEST_MARGIN
+        and all(3 <= n <= len(ROWS) - 4 for n in ended)
+        and different >= len(ROWS) - 2
+        and letters > 25
+        and varied > len(long) // 2
+    )
 
 
 def make_texts(root, seed):
