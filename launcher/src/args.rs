@@ -86,6 +86,21 @@ pub enum Command {
         #[arg(long)]
         random_student: bool,
     },
+    /// Put an adapter into the weights of its model: a Hugging Face directory.
+    Merge {
+        /// The run and its configuration.
+        #[command(flatten)]
+        run: RunArgs,
+        /// PEFT adapter directory.
+        #[arg(long, value_name = "DIR")]
+        adapter: PathBuf,
+        /// Directory of the merged model.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Which of the two models.
+        #[arg(long, value_enum, default_value_t = Role::Llm)]
+        model: Role,
+    },
     /// Generate greedily for every example of a file and score the answers.
     Evaluate {
         /// The run and its configuration.
@@ -100,6 +115,9 @@ pub enum Command {
         /// Which of the two models.
         #[arg(long, value_enum, default_value_t = Role::Llm)]
         model: Role,
+        /// Model directory in the place of the run's, e.g. a merged one.
+        #[arg(long, value_name = "DIR")]
+        base: Option<PathBuf>,
         /// PEFT adapter directory; without it, the base model.
         #[arg(long, value_name = "DIR")]
         adapter: Option<PathBuf>,

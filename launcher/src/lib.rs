@@ -52,8 +52,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let job = stages::translate::Job { updates, out, method, combine, random_student };
             stages::translate::run(&context, &run, &job)
         }
-        Command::Evaluate { run, data, out, model, adapter } => {
-            let job = stages::evaluate::Job { data, out, role: model, adapter };
+        Command::Merge { run, adapter, out, model } => {
+            stages::merge::run(&context, &run, &stages::merge::Job { adapter, out, role: model })
+        }
+        Command::Evaluate { run, data, out, model, base, adapter } => {
+            let job = stages::evaluate::Job { data, out, role: model, base, adapter };
             stages::evaluate::run(&context, &run, &job).map(drop)
         }
         Command::Inspect { path, json } => stages::inspect::run(&path, json),

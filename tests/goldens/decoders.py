@@ -260,18 +260,18 @@ def make_adapter(root, seed):
             p.copy_(normal(gen, *p.shape, std=std))
     folder = root / "qwen2_lora"
     model.save_pretrained(folder / "adapter")
-    tidy_adapter(folder / "adapter")
+    tidy_adapter(folder / "adapter", "../../qwen2/model")
     info = {"fixture": "qwen2_lora", "weight_seed": seed, "base": "../qwen2/model", "r": 2, "alpha": 32, "dropout": 0.0}
     golden(folder, model, seed + 1000, LR_ADAPTER, FINAL_ADAPTER, info)
 
 
-def tidy_adapter(folder):
-    """Makes what PEFT wrote the same on every machine: no model card, no local
-    path, and the targets (a set, in random order) sorted.
+def tidy_adapter(folder, base):
+    """Makes what PEFT wrote the same on every machine: no model card, `base` in the
+    place of a local path, and the targets (a set, in random order) sorted.
     """
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = "../../qwen2/model"
+    config["base_model_name_or_path"] = base
     config["target_modules"] = sorted(config["target_modules"])
     write_json(path, config)

@@ -18,8 +18,8 @@ mod settings;
 
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
-    DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, Models, RANDOM_SUBSETS, Recipe,
-    TrainConfig, TranslatorConfig, ValidationSplit,
+    DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, RANDOM_SUBSETS,
+    Recipe, TrainConfig, TranslatorConfig, ValidationSplit,
 };
 
 use crate::args::RunArgs;

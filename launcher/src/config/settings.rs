@@ -474,6 +474,8 @@ impl Default for FinetuneConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateConfig {
+    /// Which number is the score; both are always computed.
+    pub metric: MetricChoice,
     /// Which part of a text is the answer.
     pub answer: AnswerForm,
     /// Most tokens generated for one example.
@@ -484,8 +486,20 @@ pub struct EvaluateConfig {
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
-        Self { answer: AnswerForm::AfterHashes, max_new_tokens: 512, batch: 32 }
+        Self { metric: MetricChoice::Auto, answer: AnswerForm::AfterHashes, max_new_tokens: 512, batch: 32 }
     }
+}
+
+/// Which number is the score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricChoice {
+    /// ROUGE-1 for summaries of dialogues, exact match for everything else.
+    Auto,
+    /// Right answers as a part of all.
+    ExactMatch,
+    /// Mean ROUGE-1 F1.
+    Rouge1,
 }
 
 /// Which part of a text is the answer.

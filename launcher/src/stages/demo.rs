@@ -167,6 +167,7 @@ impl<'a> Client<'a> {
             data: self.data.join("test.jsonl"),
             out: self.out.join("evaluated").join(name),
             role,
+            base: None,
             adapter: adapter.map(|dir| dir.join(ADAPTER_DIR)),
         };
         evaluate::run(self.context, self.args, &job)

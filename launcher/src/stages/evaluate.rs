@@ -1,21 +1,28 @@
 //! `evaluate`: how good are a model's answers?
 //!
 //! In: a file of examples, a model, and perhaps an adapter. Out: `predictions.jsonl`, one
-//! line per example in its order, and `score.json`. Decoding is greedy.
+//! line per example in its order, and `score.json`. Decoding is greedy. Exact match and
+//! ROUGE-1 are both computed; the setting `evaluate.metric` says which is the score.
+//!
+//! Predictions are private data's relatives: they stand in their file and nowhere else.
 
 use crate::args::{Role, RunArgs};
-use crate::config::{AnswerForm, Config};
+use crate::config::{AnswerForm, Config, MetricChoice};
 use crate::dispatch::{Work, dispatch};
+use crate::failure::failed;
 use crate::record::{self, State};
-use crate::score::exact_match;
+use crate::score::{exact_match, rouge1};
 use crate::stages::Context;
 use crate::stages::examples::Data;
+use crate::stages::lineage::{Lineage, adapter_sums};
+use crate::stages::side::model_dir;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
-use gradtx_models::decoder::{AdapterView, Decoder, GenerateLimits, Generator, Prompt};
-use gradtx_models::lora::read_peft;
-use gradtx_runtime::artifact::{checksum_file, fingerprint, write_atomic, write_json};
-use gradtx_runtime::data::{Renderer, TextTokenizer, prompt_tokens};
+use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits, Generator, Prompt};
+use gradtx_models::lora::{PeftAdapter, read_peft};
+use gradtx_runtime::artifact::{fingerprint, write_atomic, write_json};
+use gradtx_runtime::data::{Metric, Record, Renderer, TextTokenizer, prompt_tokens};
+use gradtx_runtime::plan::{MemoryPlan, Purpose, available_memory};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::io::Write;
@@ -23,12 +30,14 @@ use std::path::{Path, PathBuf};
 
 /// What to evaluate, on what, to where.
 pub struct Job {
-    /// JSONL file of examples.
+    /// File of examples.
     pub data: PathBuf,
     /// Directory of the results.
     pub out: PathBuf,
     /// Which model.
     pub role: Role,
+    /// Model directory in the place of the run's.
+    pub base: Option<PathBuf>,
     /// PEFT adapter directory.
     pub adapter: Option<PathBuf>,
 }
@@ -38,36 +47,57 @@ pub struct Job {
 pub struct Score {
     /// Examples.
     pub examples: usize,
-    /// Right answers.
-    pub right: usize,
+    /// Which number is the score.
+    pub metric: Metric,
+    /// The score, from 0 to 1.
+    pub score: f64,
     /// Right answers as a part of all.
     pub exact_match: f64,
+    /// Mean ROUGE-1 F1.
+    pub rouge1: f64,
+    /// Right answers.
+    pub right: usize,
     /// Continuations that ended by themselves, as a part of all.
     pub ended: f64,
     /// Which part of a text was the answer.
     pub answer: AnswerForm,
+    /// Which of the two models.
+    pub model: Role,
+    /// What was done to it.
+    #[serde(flatten)]
+    pub lineage: Lineage,
+    /// Checksum of the examples.
+    pub data: String,
+    /// The examples by their place: directory and file without extension.
+    pub data_name: String,
 }
 
 /// Evaluates, unless that is done; returns the score.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let config = Config::of_run(args)?;
-    let dir = match job.role {
-        Role::Tiny => &config.models.tiny,
-        Role::Llm => &config.models.llm,
+    let (role, mut lineage, dir) = match &job.base {
+        None => (job.role, Lineage::BASE, model_dir(&config, job.role)?),
+        Some(base) => {
+            let (recorded, told) = Lineage::of_model(base);
+            (recorded.unwrap_or(job.role), told, base.as_path())
+        }
     };
     let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
-    let adapter = job.adapter.as_ref().map(|dir| {
-        let sum = |file| checksum_file(&dir.join(file));
-        Ok::<_, anyhow::Error>(json!([sum("adapter_config.json")?, sum("adapter_model.safetensors")?]))
-    });
+    let metric = metric(config.evaluate.metric, &data.records)?;
+    let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
+    if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
+        lineage = Lineage::of_adapter(adapter, sums);
+    }
     let settings = json!({
         "data": data.checksum,
         "format": config.data.format,
         "instruction": config.data.instruction,
         "prompt": config.data.prompt,
         "evaluate": config.evaluate,
+        "role": role,
         "model": fingerprint(dir, context.threads)?,
-        "adapter": adapter.transpose()?,
+        "adapter": sums,
+        "lineage": lineage,
         "device": config.device,
     });
     let score_file = job.out.join("score.json");
@@ -77,28 +107,90 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     };
     let work = Evaluate { context, config: &config, dir, data: &data, adapter: job.adapter.as_deref() };
     let answers = dispatch(&config.device, context.threads, work)?;
-    let right = answers.iter().filter(|a| a.right).count();
-    let ended = answers.iter().filter(|a| a.ended).count();
-    let part = |count: usize| count as f64 / answers.len() as f64;
-    let score = Score {
-        examples: answers.len(),
-        right,
-        exact_match: part(right),
-        ended: part(ended),
-        answer: config.evaluate.answer,
-    };
     write_atomic(&job.out.join("predictions.jsonl"), |out| {
         answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
     })?;
+    let score = Score::of(&config, metric, &answers, role, lineage, &data.checksum, &job.data);
     write_json(&score_file, &score)?;
     output.finish(&["predictions.jsonl".into(), "score.json".into()])?;
-    context.ui.line(format!(
-        "evaluate: {:.1} % of {} right, {}",
-        100.0 * score.exact_match,
-        score.examples,
-        job.out.display()
-    ));
+    context.ui.line(format!("evaluate: {}, {}", score.in_words(), job.out.display()));
     Ok(score)
+}
+
+/// The metric that the settings or the examples ask for.
+fn metric(choice: MetricChoice, records: &[Record]) -> Result<Metric> {
+    match choice {
+        MetricChoice::ExactMatch => Ok(Metric::ExactMatch),
+        MetricChoice::Rouge1 => Ok(Metric::Rouge1),
+        MetricChoice::Auto => {
+            let first = records.first().map_or(Metric::ExactMatch, |record| record.schema.metric());
+            match records.iter().find(|record| record.schema.metric() != first) {
+                None => Ok(first),
+                Some(other) => {
+                    let why = format!(
+                        "{}: {} has another metric than the examples before it",
+                        other.origin,
+                        other.schema.name()
+                    );
+                    Err(failed(
+                        why,
+                        "set evaluate.metric to exact_match or rouge1, or evaluate the tasks apart",
+                    ))
+                }
+            }
+        }
+    }
+}
+
+/// `client-1/test` for `…/client-1/test.jsonl`: tells clients and parts apart, and keeps
+/// what lies above them out of results.
+fn name_of(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let parent = path.parent().and_then(Path::file_name);
+    let names = parent.into_iter().chain(path.file_stem());
+    names.map(|name| name.to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+impl Score {
+    /// All answers in numbers.
+    fn of(
+        config: &Config,
+        metric: Metric,
+        answers: &[Answer],
+        role: Role,
+        lineage: Lineage,
+        checksum: &str,
+        path: &Path,
+    ) -> Self {
+        let part = |count: usize| count as f64 / answers.len() as f64;
+        let right = answers.iter().filter(|a| a.right).count();
+        let rouge1 = answers.iter().map(|a| a.rouge1).sum::<f64>() / answers.len() as f64;
+        Self {
+            examples: answers.len(),
+            metric,
+            score: match metric {
+                Metric::ExactMatch => part(right),
+                Metric::Rouge1 => rouge1,
+            },
+            exact_match: part(right),
+            rouge1,
+            right,
+            ended: part(answers.iter().filter(|a| a.ended).count()),
+            answer: config.evaluate.answer,
+            model: role,
+            lineage,
+            data: checksum.into(),
+            data_name: name_of(path),
+        }
+    }
+
+    fn in_words(&self) -> String {
+        let percent = 100.0 * self.score;
+        match self.metric {
+            Metric::ExactMatch => format!("{percent:.1} % of {} right", self.examples),
+            Metric::Rouge1 => format!("ROUGE-1 {percent:.2} over {}", self.examples),
+        }
+    }
 }
 
 /// One line of predictions.jsonl.
@@ -107,7 +199,10 @@ struct Answer {
     line: usize,
     prediction: String,
     reference: String,
+    /// Exact match.
     right: bool,
+    rouge1: f64,
+    /// It ended by itself; otherwise it reached the limit.
     ended: bool,
 }
 
@@ -124,8 +219,8 @@ impl Work for Evaluate<'_> {
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Vec<Answer>> {
         let settings = &self.config.evaluate;
-        let decoder = Decoder::<D, X>::load(device, self.dir)?;
-        let adapter = self.adapter.map(|dir| read_peft(dir, decoder.config())).transpose()?;
+        let model = DecoderConfig::read(self.dir)?;
+        let adapter = self.adapter.map(|dir| read_peft(dir, &model)).transpose()?;
         let tokenizer = TextTokenizer::load(self.dir)?;
         let renderer = Renderer::new(self.config.data.prompt, &tokenizer)?;
         let prompts = self.data.records.iter().map(|record| {
@@ -133,12 +228,10 @@ impl Work for Evaluate<'_> {
             Ok(Prompt { tokens, adapter: adapter.as_ref().map(|_| 0) })
         });
         let prompts = prompts.collect::<Result<Vec<_>>>()?;
-        let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(1);
-        let limits = GenerateLimits {
-            rows: settings.batch.min(prompts.len()),
-            prompt_tokens: longest.max(self.config.device.stream_tokens.min(longest * settings.batch)),
-            context: longest + settings.max_new_tokens,
-        };
+        let limits = self.limits(&prompts);
+        plan::<X, D>(&model, limits, adapter.as_ref()).check(available_memory()?)?;
+
+        let decoder = Decoder::<D, X>::load(device, self.dir)?;
         let mut generator = Generator::new(&decoder, limits, adapter.as_ref().map(|a| &a.layout))?;
         let values = adapter.as_ref().map(|a| device.buffer_from(&a.values)).transpose()?;
         let view = adapter.as_ref().zip(values.as_ref()).map(|(adapter, values)| AdapterView {
@@ -159,14 +252,46 @@ impl Work for Evaluate<'_> {
             {
                 let prediction = tokenizer.decode(&found.tokens, true)?;
                 let reference = without_end(record.content.answer(), &ends).to_string();
-                let right = exact_match(&prediction, &reference, settings.answer);
-                let line = record.origin.line;
-                answers.push(Answer { line, prediction, reference, right, ended: found.ended });
+                answers.push(Answer {
+                    line: record.origin.line,
+                    right: exact_match(&prediction, &reference, settings.answer),
+                    rouge1: rouge1(&prediction, &reference),
+                    prediction,
+                    reference,
+                    ended: found.ended,
+                });
             }
             progress.set(answers.len() as u64, "");
         }
         Ok(answers)
     }
+}
+
+impl Evaluate<'_> {
+    /// What the generator needs room for.
+    fn limits(&self, prompts: &[Prompt]) -> GenerateLimits {
+        let settings = &self.config.evaluate;
+        let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(1);
+        GenerateLimits {
+            rows: settings.batch.min(prompts.len()),
+            prompt_tokens: longest.max(self.config.device.stream_tokens.min(longest * settings.batch)),
+            context: longest + settings.max_new_tokens,
+        }
+    }
+}
+
+/// Everything that generation allocates.
+fn plan<X: Real<Acc = f32>, D: Backend<X>>(
+    model: &DecoderConfig,
+    limits: GenerateLimits,
+    adapter: Option<&PeftAdapter>,
+) -> MemoryPlan {
+    let mut plan = Decoder::<D, X>::plan(model, false);
+    if let Some(adapter) = adapter {
+        plan.add(Purpose::Frozen, "adapter", &[adapter.values.len()], size_of::<f32>());
+    }
+    plan.extend(Generator::<D, X>::plan(model, limits, adapter.map(|a| &a.layout)));
+    plan
 }
 
 /// What the tokens that end a text look like in a reference.
@@ -190,5 +315,53 @@ mod tests {
         let ends = ["<end>".to_string(), String::new()];
         assert_eq!(without_end(" a b <end>\n", &ends), " a b ");
         assert_eq!(without_end("a <end> b", &ends), "a <end> b");
+    }
+
+    #[test]
+    fn data_is_named_by_its_place() {
+        assert_eq!(name_of(Path::new("/a/b/client-1/test.jsonl")), "client-1/test");
+        assert!(name_of(Path::new("test.jsonl")).ends_with("/test"));
+    }
+
+    #[test]
+    fn the_metric_is_the_examples_and_must_be_one() {
+        let record = |row: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("d.jsonl");
+            std::fs::write(&path, row).unwrap();
+            Data::read(&[path], &Config::default().data, "--data").unwrap().records.remove(0)
+        };
+        let summary = record("{\"dialogue\": \"a\", \"summary\": \"b\"}");
+        let problem = record("{\"question\": \"a\", \"answer\": \"b\"}");
+        assert_eq!(metric(MetricChoice::Auto, std::slice::from_ref(&summary)).unwrap(), Metric::Rouge1);
+        assert_eq!(metric(MetricChoice::Auto, std::slice::from_ref(&problem)).unwrap(), Metric::ExactMatch);
+        let both = [problem, summary];
+        assert!(metric(MetricChoice::Auto, &both).unwrap_err().to_string().contains("samsum"));
+        assert_eq!(metric(MetricChoice::ExactMatch, &both).unwrap(), Metric::ExactMatch);
+    }
+
+    #[test]
+    fn a_score_reads_back_as_it_was_written() {
+        let lineage = Lineage::of_adapter(Path::new("nowhere"), &[]);
+        let answer = |right, rouge1| {
+            let text = String::new();
+            Answer { line: 1, prediction: text.clone(), reference: text, right, rouge1, ended: right }
+        };
+        let answers = [answer(true, 1.0), answer(false, 0.5), answer(false, 0.0), answer(false, 0.1)];
+        let config = Config::default();
+        let path = Path::new("client-2/test.jsonl");
+        for (metric, name, want) in
+            [(Metric::ExactMatch, "exact_match", 0.25), (Metric::Rouge1, "rouge1", 0.4)]
+        {
+            let score = json!(Score::of(&config, metric, &answers, Role::Tiny, lineage, "c", path));
+            assert_eq!((&score["metric"], &score["score"]), (&json!(name), &json!(want)));
+            assert_eq!(
+                (&score["right"], &score["model"], &score["kind"]),
+                (&json!(1), &json!("tiny"), &json!("adapter"))
+            );
+            assert_eq!((&score["method"], &score["data_name"]), (&json!(null), &json!("client-2/test")));
+            let again: Score = serde_json::from_value(score.clone()).unwrap();
+            assert_eq!(json!(again), score);
+        }
     }
 }

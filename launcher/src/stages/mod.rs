@@ -8,6 +8,7 @@
 //! | [`train`] | `TupleStore` | translator: `RUN/translator` |
 //! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
+//! | [`merge`] | a model, an adapter | a model directory |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
 //! | [`inspect`] | any of these | what it is, and whether it is intact |
 //! | [`demo`] | a seed | all of the above, and a table |
@@ -23,6 +24,8 @@ pub mod examples;
 pub mod finetune;
 pub mod inspect;
 pub mod jobs;
+pub mod lineage;
+pub mod merge;
 pub mod side;
 pub mod split;
 pub mod train;

@@ -34,27 +34,21 @@ pub struct Side {
 impl Side {
     /// One side of a run.
     pub fn new(config: &Config, role: Role, threads: usize) -> Result<Self> {
-        let dir = match role {
-            Role::Tiny => &config.models.tiny,
-            Role::Llm => &config.models.llm,
-        };
-        if dir.as_os_str().is_empty() {
-            return Err(unusable(format!("models.{}: not set; expected a model directory", role.name())));
-        }
-        let model = DecoderConfig::read(dir)?;
+        let dir = model_dir(config, role)?.to_owned();
+        let model = DecoderConfig::read(&dir)?;
         let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
         let init = initial(config, role, &model, &layout)?;
         let space = UpdateSpace {
             blocks: layout.blocks(),
             width: layout.width(),
             layout: layout.hash(),
-            base_model: fingerprint(dir, threads)?,
+            base_model: fingerprint(&dir, threads)?,
             targets: layout.lora().targets.iter().map(|t| t.name().to_string()).collect(),
             rank: config.adapter.rank,
             alpha: config.adapter.alpha,
             init: checksum(&little_endian(&init)),
         };
-        Ok(Self { role, dir: dir.clone(), model, layout, init, space })
+        Ok(Self { role, dir, model, layout, init, space })
     }
 
     /// Reads an update and checks that it is of this side.
@@ -79,6 +73,18 @@ impl Side {
         write_peft(&dir, &self.layout, &adapter, &self.dir.to_string_lossy())?;
         Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
     }
+}
+
+/// The directory of one of the run's models.
+pub fn model_dir(config: &Config, role: Role) -> Result<&Path> {
+    let dir = match role {
+        Role::Tiny => &config.models.tiny,
+        Role::Llm => &config.models.llm,
+    };
+    if dir.as_os_str().is_empty() {
+        return Err(unusable(format!("models.{}: not set; expected a model directory", role.name())));
+    }
+    Ok(dir)
 }
 
 /// The adapter that training starts from: a PEFT directory's, or one drawn from the seed.

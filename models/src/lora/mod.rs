@@ -1,5 +1,5 @@
 //! Low-rank adapters: where their values lie, how they start, how they are trained
-//! many at a time, and how they are exchanged with PEFT.
+//! many at a time, how they are exchanged with PEFT, and how they become part of a model.
 //!
 //! An adapter of a model is one flat matrix `[L, d]`: L blocks, and per block the
 //! A and B of every adapted module in a fixed order. [`BlockLayout`] is the table of

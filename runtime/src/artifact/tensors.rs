@@ -74,7 +74,12 @@ impl TensorFile {
         &self.map
     }
 
-    /// Names of all tensors, in file order.
+    /// What stands before the first tensor: the header and its length.
+    pub fn header(&self) -> &[u8] {
+        &self.map[..self.data_start]
+    }
+
+    /// Names of all tensors, in file order: they follow each other without gaps.
     pub fn names(&self) -> Vec<String> {
         self.header.offset_keys()
     }

@@ -102,14 +102,16 @@ impl TextTokenizer {
 
     /// Tokens of a text, exactly.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
-        let failed = |e| Error::invalid("tokenizer", format!("cannot encode {text:?}: {e}"));
+        // The text may be private: it stays out of messages.
+        let failed =
+            |e| Error::invalid("tokenizer", format!("cannot encode a text of {} bytes: {e}", text.len()));
         let encoding = self.inner.encode(text, false).map_err(failed)?;
         Ok(Tokens { ids: encoding.get_ids().to_vec(), spans: encoding.get_offsets().to_vec() })
     }
 
     /// Text of tokens; `skip_special` leaves out special ones.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        let failed = |e| Error::invalid("tokenizer", format!("cannot decode {ids:?}: {e}"));
+        let failed = |e| Error::invalid("tokenizer", format!("cannot decode {} tokens: {e}", ids.len()));
         self.inner.decode(ids, skip_special).map_err(failed)
     }
 }

@@ -1,22 +1,35 @@
-//! From a generated text to right or wrong.
+//! From a generated text to a number: exact match and ROUGE-1.
 //!
-//! Two forms of answers. [`AnswerForm::AfterHashes`]: the text after the last `####` (all
-//! of it where there is none), trimmed, one final full stop removed; two answers are
-//! equal as numbers when both are numbers (`,`, `$` and `%` may be in them), within a
-//! relative 1e-4, and otherwise as texts without regard to case. [`AnswerForm::Whole`]:
-//! the trimmed texts are equal.
+//! In: a prediction and a reference. Out: right or wrong ([`exact_match`]), and a number
+//! from 0 to 1 ([`rouge1`]).
+//!
+//! Which part of a text is the answer: with [`AnswerForm::AfterHashes`] what follows the
+//! last `####` (all of it where there is none), trimmed, one final full stop removed;
+//! two answers are equal as numbers when both are numbers, and otherwise as texts without
+//! regard to case. With [`AnswerForm::Whole`] the trimmed texts are equal.
+//!
+//! * rouge: words of a text, and their overlap.
+//! * stem: the stems of words.
+
+mod rouge;
+mod stem;
+
+pub use rouge::rouge1;
+pub use stem::stem;
 
 use crate::config::AnswerForm;
 
-/// Numbers this close, relative to the reference, are equal.
+/// What stands before the final answer.
+const MARK: &str = "####";
+/// Numbers this close, relative to the larger one, are equal.
 const RELATIVE_TOLERANCE: f64 = 1e-4;
 
 /// The answer in a text.
 pub fn answer(text: &str, form: AnswerForm) -> &str {
     match form {
-        AnswerForm::Whole => text.trim(),
+        AnswerForm::Whole => trim(text),
         AnswerForm::AfterHashes => {
-            let last = text.rsplit("####").next().unwrap_or(text).trim();
+            let last = trim(text.rfind(MARK).map_or(text, |at| &text[at + MARK.len()..]));
             last.strip_suffix('.').unwrap_or(last)
         }
     }
@@ -29,14 +42,30 @@ pub fn exact_match(prediction: &str, reference: &str, form: AnswerForm) -> bool 
         return found == wanted;
     }
     match (number(found), number(wanted)) {
-        (Some(a), Some(b)) => (a - b).abs() <= RELATIVE_TOLERANCE * b.abs(),
+        (Some(a), Some(b)) => (a - b).abs() <= RELATIVE_TOLERANCE * a.abs().max(b.abs()),
         _ => found.to_lowercase() == wanted.to_lowercase(),
     }
 }
 
+/// The number that a text is, once `,`, `$` and `%` are taken out of it wherever they
+/// stand: `1,234`, `$5`, `50%` (which is 50), `-3`, `+.5`, `5.`, `1e5`.
+///
+/// Digits are 0 to 9. Words such as `inf` and `nan`, numbers too large for a double, and
+/// forms of programming languages (`1_000`, `0x10`) are texts: they equal themselves.
 fn number(text: &str) -> Option<f64> {
     let plain: String = text.chars().filter(|c| !matches!(c, ',' | '$' | '%')).collect();
-    plain.trim().parse::<f64>().ok().filter(|x| x.is_finite())
+    let plain = trim(&plain);
+    let of_a_number = |c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E');
+    if !plain.chars().all(of_a_number) {
+        return None;
+    }
+    plain.parse::<f64>().ok().filter(|x| x.is_finite())
+}
+
+/// Without white space at both ends, of which the four ASCII separators are a part, as in
+/// the graders that scores are compared with.
+fn trim(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
 /// Mean and half the width of the 95 % confidence interval of a mean of few values
@@ -66,11 +95,17 @@ mod tests {
         assert!(same("#### 3 #### $1,234.", "#### 1234"));
         assert!(same("#### b", "#### B"));
         assert!(same("#### 50%", "#### 50"));
+        assert!(same("x #####5", "5"));
+        assert!(same("12,34", "1234.1") && same("1234.1", "12,34") && !same("1234.2", "1234"));
+        assert!(same("-0", "0") && !same("0.00001", "0"));
         assert!(same("####", "#### "));
         assert!(!same("#### 4.1", "#### 4"));
         assert!(!same("#### 4 apples", "#### 4"));
         assert!(!same("", "#### 4"));
         assert!(!same("#### nan", "#### 1"));
+        assert!(same("#### NaN", "#### nan") && same("1e999", "1E999") && !same("1e999", "inf"));
+        assert!(!same("#### 1_000", "#### 1000"));
+        assert!(!same("#### B..", "b"));
     }
 
     #[test]
