@@ -94,7 +94,7 @@ fn what_cannot_be_split_is_said() {
     for (args, code, word) in [
         (&["--data", "gsm8k.jsonl", "--public", "1"][..], 2, "--public"),
         (&["--data", "gsm8k.jsonl", "--train", "0"], 2, "--train"),
-        (&["--data", "gsm8k.jsonl", "--dirichlet", "-1"], 2, "--dirichlet"),
+        (&["--data", "gsm8k.jsonl", "--dirichlet=-1"], 2, "--dirichlet"),
         (&["--data", "gsm8k.jsonl", "--clients", "40"], 1, "client 1 would have"),
         (&["--data", "gsm8k.jsonl", "--group-by", "subject"], 1, "no column `subject`"),
         (&["--data", "none.jsonl"], 1, "none.jsonl"),

@@ -64,13 +64,11 @@ fn any_byte_of_the_description_may_be_wrong() {
     let whole = std::fs::read(fixture("tasks/gsm8k.parquet")).unwrap();
     let mut errors = 0;
     for at in 4..whole.len() {
-        for value in [whole[at] ^ 0xff, whole[at] ^ 1, 0x7f] {
-            let mut bytes = whole.clone();
-            bytes[at] = value;
-            errors += usize::from(read(dir.path(), &bytes).is_some());
-        }
+        let mut bytes = whole.clone();
+        bytes[at] = [whole[at] ^ 0xff, whole[at] ^ 1, 0x7f][at % 3];
+        errors += usize::from(read(dir.path(), &bytes).is_some());
     }
-    assert!(errors > 100, "{errors} of {} are seen", 3 * (whole.len() - 4));
+    assert!(errors > 100, "{errors} of {} are seen", whole.len() - 4);
 }
 
 #[test]

@@ -184,3 +184,32 @@ fn flat(table: &Table) -> Vec<(String, String)> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn data_is_one_path_or_several_and_comes_back_from_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        for (text, names) in [("\"a.jsonl\"", vec!["a.jsonl"]), ("[\"a\", \"b\"]", vec!["a", "b"])] {
+            let text = format!("[data]\npublic = {text}\nformat = \"drop\"\ninstruction = \"none\"\n");
+            std::fs::write(&path, text).unwrap();
+            let config = Config::read(&path).unwrap();
+            let wanted: Vec<PathBuf> = names.iter().map(|name| dir.path().join(name)).collect();
+            assert_eq!(config.data.public.as_slice(), wanted);
+            config.store(&path).unwrap();
+            assert_eq!(Config::read(&path).unwrap(), config);
+        }
+        for (text, word) in [("public = 3", "list of paths"), ("format = \"gsm9k\"", "commonsense_qa")] {
+            std::fs::write(&path, format!("[data]\n{text}\n")).unwrap();
+            let message = Config::read(&path).unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+        let set = ["curate.mixture=0.5".to_string()];
+        let message = Config::default().with_overrides(&set).unwrap().check().unwrap_err().to_string();
+        assert!(message.contains("curate.group_by"), "{message}");
+    }
+}

@@ -233,3 +233,46 @@ impl Collect<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many rows of each of three tasks every subset has.
+    fn counts(mixture: f64) -> Vec<[usize; 3]> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("public.jsonl");
+        let row = |i: usize| json!({ "prompt": "p", "response": "r", "task": i % 3 }).to_string() + "\n";
+        std::fs::write(&path, (0..90).map(row).collect::<String>()).unwrap();
+        let mut config = Config::default();
+        config.curate.subsets = 12;
+        config.curate.examples = 24;
+        config.curate.group_by = "task".into();
+        config.curate.mixture = mixture;
+        let public = Data::read(&[path], &config.data, "data.public").unwrap();
+        let subsets = choose_subsets(&config, &public).unwrap();
+        assert_eq!(subsets, choose_subsets(&config, &public).unwrap());
+        let count = |subset: &Vec<usize>| {
+            let mut rows = subset.clone();
+            rows.sort_unstable();
+            rows.dedup();
+            assert_eq!(rows.len(), 24, "no row twice");
+            [0, 1, 2].map(|task| rows.iter().filter(|&&row| row % 3 == task).count())
+        };
+        subsets.iter().map(count).collect()
+    }
+
+    #[test]
+    fn a_subset_has_one_task_or_its_own_mixture() {
+        for (k, count) in counts(0.0).into_iter().enumerate() {
+            let mut wanted = [0; 3];
+            wanted[k % 3] = 24;
+            assert_eq!(count, wanted);
+        }
+        let mixed = counts(1.0);
+        assert!(mixed.iter().any(|count| count.iter().all(|&n| n > 0)), "{mixed:?}");
+        assert!(mixed.windows(2).any(|pair| pair[0] != pair[1]), "{mixed:?}");
+        let even = counts(1e6);
+        assert!(even.iter().all(|count| *count == [8, 8, 8]), "{even:?}");
+    }
+}

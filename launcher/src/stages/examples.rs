@@ -133,10 +133,45 @@ impl Streams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn example(tokens: usize, trained: usize) -> Example {
         let trained = (0..tokens).map(|i| i >= tokens - trained).collect();
         Example { tokens: vec![1; tokens], trained }
+    }
+
+    fn written(dir: &Path, name: &str, text: &str) -> PathBuf {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn several_files_are_one_data_set_and_know_their_tasks() {
+        let dir = tempfile::tempdir().unwrap();
+        let math = "{\"question\": \"q\", \"answer\": \"#### 1\"}\n";
+        let chat = "{\"dialogue\": \"d\", \"summary\": \"s\", \"task\": \"chat\", \"n\": 3}\n";
+        let paths = [
+            written(dir.path(), "b.jsonl", &math.repeat(2)),
+            written(dir.path(), "a.json", &format!("[{chat}, {chat}]")),
+        ];
+        let config = DataConfig::default();
+        let data = Data::read(&paths, &config, "--data").unwrap();
+        let groups = data.groups("task").unwrap();
+        let found: Vec<_> = groups.iter().map(|g| (g.name.as_str(), g.rows.as_slice())).collect();
+        assert_eq!(found, [("gsm8k", &[0, 1][..]), ("chat", &[2, 3])]);
+        let message = data.groups("n").err().unwrap().to_string();
+        assert!(message.contains("b.jsonl:1") && message.contains("no column `n`"), "{message}");
+        assert_eq!(Data::read(&paths[1..], &config, "--data").unwrap().groups("n").unwrap()[0].name, "3");
+
+        let one = Data::read(&paths[..1], &config, "--data").unwrap();
+        assert_eq!(one.checksum, gradtx_runtime::artifact::checksum_file(&paths[0]).unwrap());
+        assert_ne!(one.checksum, data.checksum);
+        let all = Data::read(&[dir.path().to_owned()], &config, "--data").unwrap();
+        assert_eq!(all.records.len(), 4);
+        assert_ne!(all.checksum, data.checksum, "the directory's order is by name");
+        let message = Data::read(&[PathBuf::new()], &config, "data.public").err().unwrap().to_string();
+        assert!(message.contains("data.public: not set"), "{message}");
     }
 
     #[test]

@@ -81,19 +81,21 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     job.check()?;
     let files = data_files(&job.data)?;
     let source = checksum_files(&files)?;
+    let mut rows = vec![];
+    for file in &files {
+        rows.extend(read_rows(file)?);
+    }
+    // Every row is read as an example too, so that what cannot be used is told now, and
+    // before the directory is anyone's.
+    let records = rows.iter().map(|row| Reading::default().record(row.clone()));
+    let tasks = groups(&records.collect::<gradtx_runtime::Result<Vec<_>>>()?, &job.group_by)?;
+    let lists = lists(job, rows.len(), &tasks)?;
     let settings = json!({ "data": source, "split": job });
     let State::Open(output) = record::open(&job.out, "split", settings)? else {
         context.ui.line(format!("split: {} is finished", job.out.display()));
         return Ok(());
     };
-    let mut rows = vec![];
-    for file in &files {
-        rows.extend(read_rows(file)?);
-    }
-    // Every row is read as an example too, so that what cannot be used is told now.
-    let records = rows.iter().map(|row| Reading::default().record(row.clone()));
-    let tasks = groups(&records.collect::<gradtx_runtime::Result<Vec<_>>>()?, &job.group_by)?;
-    let split = Split { rows: rows.len(), source, seed: job.seed, lists: lists(job, rows.len(), &tasks)? };
+    let split = Split { rows: rows.len(), source, seed: job.seed, lists };
     let mut written = vec!["split.json".to_string()];
     for (name, list) in &split.lists {
         let name = format!("{name}.jsonl");
