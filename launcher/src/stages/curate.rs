@@ -55,7 +55,7 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
         "llm": teacher.space.base_model,
     });
     let State::Open(output) = record::open(&dir, "curate", settings.clone())? else {
-        context.ui.line(format!("curate: {} is finished", dir.display()));
+        context.ui.done("curate", &dir, json!({}), format!("curate: {} is finished", dir.display()));
         return Ok(());
     };
     let subsets = choose_subsets(&config, &public)?;
@@ -89,7 +89,11 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
     if let Some((shadow, role, why)) = assembled.damaged.first() {
         return Err(failed(format!("shadow {shadow}, {role}: {why}"), "run `gradtx curate` again"));
     }
-    output.finish(&result_files(&dir)?)
+    output.finish(&result_files(&dir)?)?;
+    let (pairs, steps) = (assembled.manifest.shards.len(), plan.steps);
+    let text = format!("curate: {pairs} shadow pairs of {steps} tuples, {}", dir.display());
+    context.ui.done("curate", &dir, json!({ "pairs": pairs, "tuples": pairs * steps }), text);
+    Ok(())
 }
 
 /// Every file of a finished store, relative to it.

@@ -90,12 +90,13 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     })?;
     write_json(&score_file, &score)?;
     output.finish(&["predictions.jsonl".into(), "score.json".into()])?;
-    context.ui.line(format!(
+    let text = format!(
         "evaluate: {:.1} % of {} right, {}",
         100.0 * score.exact_match,
         score.examples,
         job.out.display()
-    ));
+    );
+    context.ui.done("evaluate", &job.out, json!(score), text);
     Ok(score)
 }
 

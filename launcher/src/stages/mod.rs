@@ -9,6 +9,9 @@
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
 //! | [`inspect`] | any of these | what it is, and whether it is intact |
+//! | [`status`] | a run | what is finished, what runs, what stopped and why |
+//! | [`doctor`] | this machine, a run | what is here, and whether the run fits |
+//! | [`manual`] | | completion scripts and manual pages |
 //! | [`demo`] | a seed | all of the above, and a table |
 //!
 //! Every stage can be run again: it opens its directory through [`crate::record`], does
@@ -17,12 +20,15 @@
 
 pub mod curate;
 pub mod demo;
+pub mod doctor;
 pub mod evaluate;
 pub mod examples;
 pub mod finetune;
 pub mod inspect;
 pub mod jobs;
+pub mod manual;
 pub mod side;
+pub mod status;
 pub mod train;
 pub mod translate;
 pub mod world;
@@ -41,9 +47,9 @@ pub struct Context {
 
 impl Context {
     /// From the command line.
-    pub fn new(threads: Option<usize>, quiet: bool) -> Self {
+    pub fn new(threads: Option<usize>, ui: Ui) -> Self {
         let allowed = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        Self { ui: Ui::new(quiet), threads: threads.unwrap_or_else(allowed).max(1) }
+        Self { ui, threads: threads.unwrap_or_else(allowed).max(1) }
     }
 }
 

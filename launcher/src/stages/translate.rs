@@ -51,7 +51,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "device": config.device,
     });
     let State::Open(output) = record::open(&job.out, "translate", settings)? else {
-        context.ui.line(format!("translate: {} is finished", job.out.display()));
+        let text = format!("translate: {} is finished", job.out.display());
+        context.ui.done("translate", &job.out, json!({}), text);
         return Ok(());
     };
     let mut combined = combine(&updates, job.combine);
@@ -74,7 +75,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     teacher.update(translated, examples).write(&job.out.join(UPDATE_FILE))?;
     files.push(UPDATE_FILE.into());
     output.finish(&files)?;
-    context.ui.line(format!("translate: {}, {}", job.method.name(), job.out.display()));
+    let text = format!("translate: {}, {}", job.method.name(), job.out.display());
+    context.ui.done("translate", &job.out, json!({ "method": job.method }), text);
     Ok(())
 }
 
