@@ -97,7 +97,7 @@ impl From<&anyhow::Error> for Told {
     fn from(error: &anyhow::Error) -> Self {
         // A cause is left out where the message before it ends with it already.
         let mut message = String::new();
-        for cause in error.chain().map(ToString::to_string) {
+        for cause in error.chain().map(|cause| without_number(&cause.to_string())) {
             if !message.ends_with(&cause) {
                 message += if message.is_empty() { "" } else { ": " };
                 message += &cause;
@@ -106,6 +106,15 @@ impl From<&anyhow::Error> for Told {
         let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
         let hint = failure.and_then(|f| f.hint.clone()).or_else(|| hint_of_system(error));
         Self { message, hint, code: failure.map_or(FAILED, |f| f.code) }
+    }
+}
+
+/// A message without the number that the system has for it: `(os error 2)`.
+fn without_number(message: &str) -> String {
+    let Some((before, rest)) = message.split_once(" (os error ") else { return message.into() };
+    match rest.split_once(')') {
+        Some((number, after)) if number.parse::<i32>().is_ok() => format!("{before}{after}"),
+        _ => message.into(),
     }
 }
 
@@ -154,6 +163,9 @@ mod tests {
         assert!(told.message.starts_with("train: metrics.jsonl: cannot write: "), "{}", told.message);
         assert!(told.hint.unwrap().contains("make room"));
         assert_eq!(told.code, FAILED);
+        let missing =
+            anyhow::Error::from(std::io::Error::from_raw_os_error(2)).context("a.json: cannot read");
+        assert_eq!(Told::from(&missing).message, "a.json: cannot read: No such file or directory");
         let error = failed("x: y", "do z").context("x: y");
         assert_eq!(Told::from(&error), Told { message: "x: y".into(), hint: Some("do z".into()), code: 1 });
     }

@@ -6,15 +6,18 @@
 
 use crate::failure::Told;
 use crate::ui::Ui;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 /// From now on, these signals end the program with a message.
 pub fn watch(ui: &Ui) {
     static ONCE: Once = Once::new();
     let ui = ui.clone();
     ONCE.call_once(|| {
+        // A file that grows past a limit is an error to be told, not a death.
+        let _ = flag::register(SIGXFSZ, Arc::default());
         // Without the thread the signals end the program as they always do, only less politely.
         if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) {
             let wait = move || {

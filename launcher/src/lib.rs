@@ -94,7 +94,8 @@ fn not_parsed(error: &clap::Error, args: &[OsString]) -> u8 {
     }
     if args.iter().any(|arg| arg == "--json") {
         let text = error.render().to_string();
-        let message = text.trim().trim_start_matches("error: ").to_string();
+        let what = text.split("\n\nUsage:").next().unwrap_or_default();
+        let message = what.trim().trim_start_matches("error: ").to_string();
         Told { message, hint: None, code: failure::UNUSABLE }.print(true);
     } else {
         // To a standard error that is closed nothing can be said; the code tells.

@@ -117,13 +117,12 @@ impl Standing {
         Some(self.total.saturating_sub(self.done) as f64 / rate)
     }
 
-    /// `130 of 400`, with the part in front if there is one.
-    pub fn steps(&self) -> String {
-        let part = if self.part.is_empty() { String::new() } else { format!("{}: ", self.part) };
-        match self.total {
-            0 => format!("{part}beginning"),
-            total => format!("{part}{} of {total}", self.done),
-        }
+    /// `step 130 of 400`, with the part if it has another name than the stage; nothing
+    /// before the first part.
+    pub fn steps(&self) -> Option<String> {
+        let part = self.part.strip_prefix(&self.stage).unwrap_or(&self.part).trim();
+        let part = if part.is_empty() { String::new() } else { format!("{part}, ") };
+        (self.total > 0).then(|| format!("{part}step {} of {}", self.done, self.total))
     }
 }
 
@@ -434,7 +433,9 @@ mod tests {
         drop(place);
         assert!(current().is_none());
         let found = read(dir.path()).unwrap();
-        assert_eq!((found.steps().as_str(), found.message.as_str()), ("train: 130 of 400", "loss 0.5"));
+        assert_eq!((found.steps().as_deref(), &*found.message), (Some("step 130 of 400"), "loss 0.5"));
+        let part = Standing { part: "curate llm".into(), stage: "curate".into(), ..found };
+        assert_eq!(part.steps().as_deref(), Some("llm, step 130 of 400"));
 
         note_failure(&Told { message: "no more paper".into(), hint: None, code: 1 });
         assert_eq!(names(dir.path()), [FAILED_FILE]);

@@ -10,7 +10,7 @@
 
 use crate::failure::refused;
 use crate::progress::Place;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use gradtx_runtime::artifact::{checksum_file, write_json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -51,9 +51,18 @@ pub struct Output {
     place: Place,
 }
 
+/// Makes a directory, unless it is there.
+pub fn make_dir(dir: &Path) -> Result<()> {
+    let in_the_way = dir.ancestors().find(|above| above.exists()).filter(|above| !above.is_dir());
+    if let Some(file) = in_the_way {
+        bail!("{}: cannot make this directory: {} is a file", dir.display(), file.display());
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make this directory", dir.display()))
+}
+
 /// Opens a stage's directory; makes it when it is not there.
 pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
-    std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make this directory", dir.display()))?;
+    make_dir(dir)?;
     // As it reads back from its file: numbers may lose their last digit on the way.
     let settings = serde_json::from_str(&settings.to_string())?;
     let mut record = Box::new(Record {

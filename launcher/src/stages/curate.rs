@@ -12,7 +12,7 @@
 use crate::args::{Role, RunArgs};
 use crate::config::{Config, RANDOM_SUBSETS, Recipe};
 use crate::dispatch::{Work, dispatch};
-use crate::failure::{failed, unusable};
+use crate::failure::{failed, unusable, unusable_with};
 use crate::record::{self, State};
 use crate::stages::examples::Data;
 use crate::stages::jobs::{Job, Snapshots, Trained, Training};
@@ -113,7 +113,14 @@ fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
     let curate = &config.curate;
     let groups: Vec<Vec<usize>> = match curate.group_by.as_str() {
         RANDOM_SUBSETS => vec![(0..public.records.len()).collect()],
-        column => public.groups(column)?,
+        column => public.groups(column).map_err(|error| {
+            let columns = public.records.first().map(|r| r.extra.keys().cloned().collect::<Vec<_>>());
+            let hint = match columns.filter(|columns| !columns.is_empty()) {
+                Some(columns) => format!("columns to group by: {}; or \"random\"", columns.join(", ")),
+                None => "there is no column to group by; set it to \"random\"".into(),
+            };
+            unusable_with(format!("curate.group_by: {error:#}"), Some(hint))
+        })?,
     };
     let smallest = groups.iter().map(Vec::len).min().unwrap_or(0);
     if smallest < curate.examples {

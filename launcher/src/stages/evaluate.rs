@@ -10,6 +10,7 @@ use crate::record::{self, State};
 use crate::score::exact_match;
 use crate::stages::Context;
 use crate::stages::examples::Data;
+use crate::stages::side::model_dir;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{AdapterView, Decoder, GenerateLimits, Generator, Prompt};
@@ -51,10 +52,7 @@ pub struct Score {
 /// Evaluates, unless that is done; returns the score.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let config = Config::of_run(args)?;
-    let dir = match job.role {
-        Role::Tiny => &config.models.tiny,
-        Role::Llm => &config.models.llm,
-    };
+    let dir = model_dir(&config, job.role)?;
     let data = Data::read(&job.data, "--data")?;
     let adapter = job.adapter.as_ref().map(|dir| {
         let sum = |file| checksum_file(&dir.join(file));

@@ -19,7 +19,7 @@ pub fn completions(shell: Shell) -> Result<()> {
 
 /// Writes a manual page per command.
 pub fn pages(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make this directory", dir.display()))?;
+    crate::record::make_dir(dir)?;
     clap_mangen::generate_to(Args::command(), dir)
         .with_context(|| format!("{}: cannot write manual pages", dir.display()))
 }

@@ -6,7 +6,7 @@
 
 use crate::args::Role;
 use crate::config::{AdapterConfig, Config};
-use crate::failure::unusable;
+use crate::failure::{unusable, unusable_with};
 use crate::stages::ADAPTER_DIR;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
@@ -34,13 +34,7 @@ pub struct Side {
 impl Side {
     /// One side of a run.
     pub fn new(config: &Config, role: Role, threads: usize) -> Result<Self> {
-        let dir = match role {
-            Role::Tiny => &config.models.tiny,
-            Role::Llm => &config.models.llm,
-        };
-        if dir.as_os_str().is_empty() {
-            return Err(unusable(format!("models.{}: not set; expected a model directory", role.name())));
-        }
+        let dir = model_dir(config, role)?;
         let model = DecoderConfig::read(dir)?;
         let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
         let init = initial(config, role, &model, &layout)?;
@@ -54,7 +48,7 @@ impl Side {
             alpha: config.adapter.alpha,
             init: checksum(&little_endian(&init)),
         };
-        Ok(Self { role, dir: dir.clone(), model, layout, init, space })
+        Ok(Self { role, dir: dir.to_owned(), model, layout, init, space })
     }
 
     /// Reads an update and checks that it is of this side.
@@ -79,6 +73,25 @@ impl Side {
         write_peft(&dir, &self.layout, &adapter, &self.dir.to_string_lossy())?;
         Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
     }
+}
+
+/// Directory of a model of the run; it is there, and looks like one.
+pub fn model_dir(config: &Config, role: Role) -> Result<&Path> {
+    let dir = match role {
+        Role::Tiny => &config.models.tiny,
+        Role::Llm => &config.models.llm,
+    };
+    let wrong = match dir {
+        dir if dir.as_os_str().is_empty() => "not set",
+        dir if !dir.exists() => "there is no such directory",
+        dir if dir.is_file() => "this is a file",
+        dir if !dir.join("config.json").is_file() => "there is no config.json in it",
+        _ => return Ok(dir),
+    };
+    let place = if dir.as_os_str().is_empty() { String::new() } else { format!("{}: ", dir.display()) };
+    let what = format!("models.{}: {place}{wrong}; expected a model directory", role.name());
+    let hint = "a Hugging Face directory with config.json, model.safetensors and tokenizer.json";
+    Err(unusable_with(what, Some(hint.into())))
 }
 
 /// The adapter that training starts from: a PEFT directory's, or one drawn from the seed.

@@ -6,6 +6,7 @@
 //! [`crate::progress`] keeps. Nothing is written or locked, so a running stage never notices.
 
 use crate::config::RUN_FILE;
+use crate::failure::failed;
 use crate::progress::{self, Failed, Standing, ago, unix_now};
 use crate::record::{self, RECORD_FILE, Record};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, inspect};
@@ -93,11 +94,13 @@ pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
     ensure!(path.exists(), "{}: no such directory", path.display());
     ensure!(path.is_dir(), "{}: expected a run directory, found a file", path.display());
     let rows = look(path, verify)?;
-    ensure!(
-        !rows.is_empty(),
-        "{}: neither a run directory (there is no {RUN_FILE}) nor has any stage worked here",
-        path.display()
-    );
+    if rows.is_empty() {
+        let what = format!(
+            "{}: no run directory (there is no {RUN_FILE}), and no stage has worked here",
+            path.display()
+        );
+        return Err(failed(what, "name the directory that the stages were given as --run or --out"));
+    }
     if context.ui.is_json() {
         context.ui.result_object("status", json!({ "path": path.display().to_string(), "stages": rows }));
     } else {
@@ -239,10 +242,7 @@ impl Row {
         let parts: Vec<String> =
             self.parts.iter().map(|p| format!("{} of {} shards of {}", p.done, p.total, p.name)).collect();
         let mut lines = if parts.is_empty() { vec![] } else { vec![parts.join(", ")] };
-        let at = |standing: &Standing| match standing.total {
-            0 => String::new(),
-            _ => format!(" at {}", standing.steps()),
-        };
+        let at = |standing: &Standing| standing.steps().map_or(String::new(), |steps| format!("{steps}, "));
         match self.state {
             State::Finished => {}
             State::NotBegun => {
@@ -251,27 +251,24 @@ impl Row {
             }
             State::Running => {
                 if let Some(standing) = &self.progress {
-                    lines.push(speed(standing));
-                    lines.push(format!(
-                        "process {} on {}, begun {} ago, last step {} ago",
-                        standing.pid,
-                        standing.host,
-                        ago(now - standing.started),
-                        ago(now - standing.advanced)
-                    ));
+                    lines.extend(speed(standing));
+                    let (began, step) = (ago(now - standing.started), ago(now - standing.advanced));
+                    let step = standing.steps().map_or(String::new(), |_| format!(", last step {step} ago"));
+                    let (pid, host) = (standing.pid, &standing.host);
+                    lines.push(format!("process {pid} on {host}, begun {began} ago{step}"));
                 }
             }
             State::Stopped => {
                 let when = self.progress.as_ref().map(|standing| {
                     let silent = now - standing.updated;
-                    format!("{}, {} ago", at(standing), ago(silent))
+                    format!("{}{} ago; ", at(standing), ago(silent))
                 });
                 let when = when.unwrap_or_default();
-                lines.push(format!("stopped{when}; run the same command again to go on"));
+                lines.push(format!("{when}run the same command again to go on"));
             }
             State::Failed => {
                 if let Some(Failed { standing, error, at: when }) = &self.failed {
-                    lines.push(format!("failed{}, {} ago:", at(standing), ago(now - when)));
+                    lines.push(format!("{}{} ago:", at(standing), ago(now - when)));
                     lines.extend(error.message.lines().map(String::from));
                     lines.extend(error.hint.iter().map(|hint| format!("hint: {hint}")));
                 }
@@ -288,9 +285,9 @@ impl Row {
     }
 }
 
-/// `train: 130 of 400 (32 %), 2.1 steps/s, 2 min left, loss 0.1`
-fn speed(standing: &Standing) -> String {
-    let mut text = standing.steps();
+/// `step 130 of 400 (32 %), 2.1 steps/s, 2 min left; loss 0.1`
+fn speed(standing: &Standing) -> Option<String> {
+    let mut text = standing.steps()?;
     if let Some(percent) = (100 * standing.done).checked_div(standing.total) {
         text += &format!(" ({percent} %)");
     }
@@ -306,7 +303,7 @@ fn speed(standing: &Standing) -> String {
     if !standing.message.is_empty() {
         text += &format!("; {}", standing.message);
     }
-    text
+    Some(text)
 }
 
 fn text(path: &Path, rows: &[Row]) -> String {
