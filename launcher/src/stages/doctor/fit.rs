@@ -58,8 +58,8 @@ pub fn of_run(run: &Path) -> Vec<Check> {
                 ));
                 let recipe = if role == Role::Tiny { &config.finetune.tiny } else { &config.finetune.llm };
                 let plan = model.finetuning(&config, 1, recipe.batch);
-                let what = format!("streams of {} tokens", config.device.stream_tokens);
-                checks.push(fits(&format!("finetune {name}"), what, &plan, "device.stream_tokens"));
+                let topic = format!("finetune {name}");
+                checks.push(fits(&topic, "one job".into(), &plan, "device.stream_tokens"));
                 checks.push(model.generating(&config, &format!("evaluate {name}")));
                 layouts.push([model.layout.blocks(), model.layout.width()]);
             }
