@@ -236,8 +236,11 @@ impl Desk {
 fn write(dir: &Path, standing: &Standing) {
     let temporary = dir.join(TEMPORARY);
     let text = serde_json::to_string(standing).expect("numbers and texts can be put into JSON");
-    let _ = std::fs::write(&temporary, text + "\n")
+    let written = std::fs::write(&temporary, text + "\n")
         .and_then(|()| std::fs::rename(&temporary, dir.join(PROGRESS_FILE)));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
 }
 
 /// A directory while this process works in it.
@@ -280,10 +283,10 @@ pub fn seconds_in(dir: &Path) -> Option<f64> {
 pub fn note_failure(error: &Told) {
     for (dir, standing) in HERE.with_borrow_mut(|here| std::mem::take(&mut here.left)) {
         let failed = Failed { standing, error: error.clone(), at: unix_now() };
-        // The error itself is being reported; this one would say the same.
-        if write_json(&dir.join(FAILED_FILE), &failed).is_ok() {
-            let _ = std::fs::remove_file(dir.join(PROGRESS_FILE));
-        }
+        // Removed first, for on a full disk that makes the room. What fails here is not told:
+        // the error itself is, and would say the same.
+        let _ = std::fs::remove_file(dir.join(PROGRESS_FILE));
+        let _ = write_json(&dir.join(FAILED_FILE), &failed);
     }
 }
 
