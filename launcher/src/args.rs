@@ -11,9 +11,7 @@ use std::path::PathBuf;
 /// language model to a translator of the small one's updates into the large one's.
 #[derive(Debug, Parser)]
 #[command(name = "gradtx", version, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 done; 1 failed (for `inspect`: damaged); 2 wrong command line or \
-                        configuration; 3 refused, because the directory holds results of another \
-                        configuration.")]
+#[command(after_help = crate::failure::exit_codes())]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -24,6 +22,9 @@ pub struct Args {
     /// Print results and errors only.
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Print one JSON object per line: messages, progress, a result per stage; errors on stderr.
+    #[arg(long, global = true)]
+    pub json: bool,
 }
 
 /// A stage, or a tool around the stages.
@@ -126,9 +127,34 @@ pub enum Command {
     Inspect {
         /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
         path: PathBuf,
-        /// Print JSON.
+    },
+    /// Tell how far a run is: what is finished, what runs where and how long it will take,
+    /// what stopped and why. Reads only, and can be asked at any time.
+    Status {
+        /// Run directory, or any directory above or below it.
+        path: PathBuf,
+        /// Compare every finished file with its checksum, not only with its size.
         #[arg(long)]
-        json: bool,
+        verify: bool,
+    },
+    /// Tell what this machine has and lacks, and whether a run or a model fits on it.
+    Doctor {
+        /// Run directory, or run file: memory that its stages will take.
+        #[arg(long, value_name = "RUN")]
+        run: Vec<PathBuf>,
+        /// Model directory: memory that it takes with the default settings.
+        #[arg(long, value_name = "DIR")]
+        model: Vec<PathBuf>,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, one per command.
+    Man {
+        /// Directory to write to; made when it is not there.
+        dir: PathBuf,
     },
     /// The whole job on a miniature world, ending with a table of scores.
     Demo {
@@ -145,6 +171,20 @@ pub enum Command {
         #[arg(long, value_enum)]
         preset: Option<Preset>,
     },
+}
+
+impl Command {
+    /// Whether it makes something that takes time, and that it can go on with later.
+    pub fn works(&self) -> bool {
+        !matches!(
+            self,
+            Self::Inspect { .. }
+                | Self::Status { .. }
+                | Self::Doctor { .. }
+                | Self::Completions { .. }
+                | Self::Man { .. }
+        )
+    }
 }
 
 /// Where a stage's run directory and configuration are.

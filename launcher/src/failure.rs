@@ -1,18 +1,40 @@
 //! What a person sees when something fails, and the exit code that a script sees.
 //!
 //! Stages return `anyhow` errors. A [`Failure`] in the chain carries what a plain error
-//! lacks: the exit code and a hint about what to do.
+//! lacks: the exit code and a hint about what to do. [`EXIT_CODES`] is the one list of
+//! codes; `gradtx --help` prints it.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Done.
 pub const DONE: u8 = 0;
-/// Failed; for `inspect`: damaged.
+/// Failed; for `inspect`: damaged; for `doctor`: something cannot work here.
 pub const FAILED: u8 = 1;
 /// The command line or the configuration cannot be used.
 pub const UNUSABLE: u8 = 2;
 /// The directory holds results of another configuration.
 pub const REFUSED: u8 = 3;
+/// Another process is at work in the directory.
+pub const BUSY: u8 = 4;
+
+/// Every exit code and what it means.
+pub const EXIT_CODES: [(u8, &str); 8] = [
+    (DONE, "done"),
+    (FAILED, "failed; inspect: damaged; doctor: something that is asked for cannot work here"),
+    (UNUSABLE, "the command line or the configuration cannot be used"),
+    (REFUSED, "refused: the directory holds results of other settings or inputs"),
+    (BUSY, "another process is at work in that directory"),
+    (101, "a bug in gradtx; what is finished is safe"),
+    (130, "interrupted (Ctrl-C); the same command goes on"),
+    (143, "terminated (SIGTERM); the same command goes on"),
+];
+
+/// The list of exit codes for `--help`.
+pub fn exit_codes() -> String {
+    let lines = EXIT_CODES.map(|(code, meaning)| format!("  {code:>3}  {meaning}"));
+    format!("Exit codes:\n{}", lines.join("\n"))
+}
 
 /// An error with an exit code and perhaps a hint.
 #[derive(Debug)]
@@ -38,10 +60,20 @@ pub fn unusable(what: impl Into<String>) -> anyhow::Error {
     Failure { code: UNUSABLE, what: what.into(), hint: None }.into()
 }
 
+/// The same with a hint, if there is one.
+pub fn unusable_with(what: impl Into<String>, hint: Option<String>) -> anyhow::Error {
+    Failure { code: UNUSABLE, what: what.into(), hint }.into()
+}
+
 /// A refusal to mix results, with the settings that differ.
 pub fn refused(what: impl fmt::Display, diff: String, hint: &str) -> anyhow::Error {
     let what = format!("{what}\n{}", diff.trim_end());
     Failure { code: REFUSED, what, hint: Some(hint.into()) }.into()
+}
+
+/// A refusal to work where another process does.
+pub fn busy(what: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    Failure { code: BUSY, what: what.into(), hint: Some(hint.into()) }.into()
 }
 
 /// A failure with a hint.
@@ -49,20 +81,92 @@ pub fn failed(what: impl Into<String>, hint: impl Into<String>) -> anyhow::Error
     Failure { code: FAILED, what: what.into(), hint: Some(hint.into()) }.into()
 }
 
-/// Prints an error with its causes and hint, and tells the exit code.
-pub fn report(error: &anyhow::Error) -> u8 {
-    // A cause is left out where the message before it ends with it already.
-    let mut message = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !message.ends_with(&cause) {
-            message += if message.is_empty() { "" } else { ": " };
-            message += &cause;
+/// An error as it is told: to a person, to a script, and in `failed.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// What happened, with its causes.
+    pub message: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Exit code of the program.
+    pub code: u8,
+}
+
+impl From<&anyhow::Error> for Told {
+    fn from(error: &anyhow::Error) -> Self {
+        // A cause is left out where the message before it ends with it already.
+        let mut message = String::new();
+        for cause in error.chain().map(|cause| without_number(&cause.to_string())) {
+            if !message.ends_with(&cause) {
+                message += if message.is_empty() { "" } else { ": " };
+                message += &cause;
+            }
+        }
+        let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
+        let hint = failure.and_then(|f| f.hint.clone()).or_else(|| hint_of_system(error));
+        Self { message, hint, code: failure.map_or(FAILED, |f| f.code) }
+    }
+}
+
+/// A message without the number that the system has for it: `(os error 2)`.
+fn without_number(message: &str) -> String {
+    let Some((before, rest)) = message.split_once(" (os error ") else { return message.into() };
+    match rest.split_once(')') {
+        Some((number, after)) if number.parse::<i32>().is_ok() => format!("{before}{after}"),
+        _ => message.into(),
+    }
+}
+
+/// What helps against what the operating system refuses.
+fn hint_of_system(error: &anyhow::Error) -> Option<String> {
+    use std::io::ErrorKind;
+    let kind = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>())?.kind();
+    let hint = match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "make room, or raise the limit; what is finished is safe, and the same command goes on"
+        }
+        ErrorKind::PermissionDenied => "look at owner and mode of it and of the directories above it",
+        ErrorKind::ReadOnlyFilesystem => "choose a directory on a file system that can be written to",
+        _ => return None,
+    };
+    Some(hint.into())
+}
+
+impl Told {
+    /// Prints to standard error: lines for people, or one JSON object.
+    pub fn print(&self, json: bool) {
+        if json {
+            let Self { message, hint, code } = self;
+            let event =
+                serde_json::json!({ "event": "error", "message": message, "hint": hint, "code": code });
+            eprintln!("{event}");
+            return;
+        }
+        eprintln!("error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {hint}");
         }
     }
-    let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
-    eprintln!("error: {message}");
-    if let Some(hint) = failure.and_then(|f| f.hint.as_ref()) {
-        eprintln!("hint: {hint}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn causes_are_told_once_and_the_system_gets_a_hint() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = Err::<(), _>(full).context("metrics.jsonl: cannot write").context("train").unwrap_err();
+        let told = Told::from(&error);
+        assert!(told.message.starts_with("train: metrics.jsonl: cannot write: "), "{}", told.message);
+        assert!(told.hint.unwrap().contains("make room"));
+        assert_eq!(told.code, FAILED);
+        let missing =
+            anyhow::Error::from(std::io::Error::from_raw_os_error(2)).context("a.json: cannot read");
+        assert_eq!(Told::from(&missing).message, "a.json: cannot read: No such file or directory");
+        let error = failed("x: y", "do z").context("x: y");
+        assert_eq!(Told::from(&error), Told { message: "x: y".into(), hint: Some("do z".into()), code: 1 });
     }
-    failure.map_or(FAILED, |f| f.code)
 }

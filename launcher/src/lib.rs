@@ -3,12 +3,15 @@
 //! The way of a command: [`args`] (as typed) → [`config`] (checked) → [`stages`] (one
 //! file each) → [`dispatch`] (the one place that chooses device and element type).
 //! [`record`] makes every stage repeatable: finished and intact work is not done again,
-//! and work of another configuration is refused.
+//! and work of another configuration is refused. [`progress`] tells other processes who works
+//! where and how far, [`ui`] tells the person or script that started this one.
 
 pub mod args;
 pub mod config;
 pub mod dispatch;
 pub mod failure;
+pub mod interrupt;
+pub mod progress;
 pub mod record;
 pub mod score;
 pub mod stages;
@@ -17,9 +20,11 @@ pub mod ui;
 pub mod world;
 
 use args::{Args, Command};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
+use failure::Told;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 /// Environment variable that sets what is logged to standard error, e.g. `debug`.
@@ -27,19 +32,24 @@ const LOG_VARIABLE: &str = "GRADTX_LOG";
 
 /// Runs the program with these arguments (the first is its name); prints, and tells the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(args) {
-        Ok(args) => args,
-        Err(error) => {
-            // Help and version are "errors" of the parser that belong on stdout.
-            let code = if error.use_stderr() { failure::UNUSABLE } else { failure::DONE };
-            let printed = error.print();
-            return ExitCode::from(if printed.is_ok() { code } else { failure::FAILED });
-        }
+    let args: Vec<OsString> = args.into_iter().collect();
+    let began = Instant::now();
+    let parsed = Args::command().try_get_matches_from(&args).and_then(|matches| {
+        let command = matches.subcommand_name().unwrap_or_default().to_string();
+        Ok((Args::from_arg_matches(&matches)?, command))
+    });
+    let (args, command) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return ExitCode::from(not_parsed(&error, &args)),
     };
     let level = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
     // A second call in one process keeps the first one's log.
     let _ = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).try_init();
-    let context = stages::Context::new(args.threads, args.quiet);
+    let ui = ui::Ui::new(&command, args.quiet, args.json);
+    if args.command.works() {
+        interrupt::watch(&ui);
+    }
+    let context = stages::Context::new(args.threads, ui);
     let done = match args.command {
         Command::World { dir, world, seed } => stages::world::run(&context, &dir, world, seed),
         Command::Split(job) => stages::split::run(&context, &job),
@@ -59,11 +69,41 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let job = stages::evaluate::Job { data, out, role: model, base, adapter };
             stages::evaluate::run(&context, &run, &job).map(drop)
         }
-        Command::Inspect { path, json } => stages::inspect::run(&path, json),
+        Command::Inspect { path } => stages::inspect::run(&context, &path),
+        Command::Status { path, verify } => stages::status::run(&context, &path, verify),
+        Command::Doctor { run, model } => stages::doctor::run(&context, &run, &model),
+        Command::Completions { shell } => stages::manual::completions(shell),
+        Command::Man { dir } => stages::manual::pages(&dir),
         Command::Demo { dir, world, seed, preset } => stages::demo::run(&context, &dir, world, seed, preset),
     };
     match done {
-        Ok(()) => ExitCode::from(failure::DONE),
-        Err(error) => ExitCode::from(failure::report(&error)),
+        Ok(()) => {
+            context.ui.end(began);
+            ExitCode::from(failure::DONE)
+        }
+        Err(error) => {
+            let told = Told::from(&error);
+            progress::note_failure(&told);
+            told.print(context.ui.is_json());
+            ExitCode::from(told.code)
+        }
     }
+}
+
+/// Prints what the parser says of a command line, and tells the exit code.
+fn not_parsed(error: &clap::Error, args: &[OsString]) -> u8 {
+    // Help and version are "errors" of the parser that belong on stdout.
+    if !error.use_stderr() {
+        return if error.print().is_ok() { failure::DONE } else { failure::FAILED };
+    }
+    if args.iter().any(|arg| arg == "--json") {
+        let text = error.render().to_string();
+        let what = text.split("\n\nUsage:").next().unwrap_or_default();
+        let message = what.trim().trim_start_matches("error: ").to_string();
+        Told { message, hint: None, code: failure::UNUSABLE }.print(true);
+    } else {
+        // To a standard error that is closed nothing can be said; the code tells.
+        let _ = error.print();
+    }
+    failure::UNUSABLE
 }

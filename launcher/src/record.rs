@@ -4,9 +4,13 @@
 //! The record says whether the result is there and intact ([`State::Finished`]), must be
 //! made or completed ([`State::Open`]), or belongs to other settings, which is refused
 //! with the lines that differ. Finished files are known by their checksums.
+//!
+//! While a directory is open no other process can open it (see [`crate::progress`]).
+//! Ranks that are to work together in one directory will have rank 0 open it for all.
 
 use crate::failure::refused;
-use anyhow::{Context, Result};
+use crate::progress::Place;
+use anyhow::{Context, Result, bail};
 use gradtx_runtime::artifact::{checksum_file, write_json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -27,6 +31,9 @@ pub struct Record {
     pub settings: Value,
     /// Checksums of the finished files; empty while there is work to do.
     pub outputs: BTreeMap<String, String>,
+    /// Their sizes in bytes: what can be compared at a glance.
+    #[serde(default)]
+    pub sizes: BTreeMap<String, u64>,
 }
 
 /// Whether there is work to do.
@@ -37,48 +44,71 @@ pub enum State {
     Open(Output),
 }
 
-/// A directory that a stage is writing to.
+/// A directory that a stage is writing to, and that no other process can open meanwhile.
 pub struct Output {
     dir: PathBuf,
-    record: Record,
+    record: Box<Record>,
+    place: Place,
+}
+
+/// Makes a directory, unless it is there.
+pub fn make_dir(dir: &Path) -> Result<()> {
+    let in_the_way = dir.ancestors().find(|above| above.exists()).filter(|above| !above.is_dir());
+    if let Some(file) = in_the_way {
+        bail!("{}: cannot make this directory: {} is a file", dir.display(), file.display());
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make this directory", dir.display()))
 }
 
 /// Opens a stage's directory; makes it when it is not there.
 pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
-    std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make", dir.display()))?;
-    gradtx_runtime::artifact::sweep_temporary(dir)?;
-    let path = dir.join(RECORD_FILE);
-    let mut record = Record {
+    make_dir(dir)?;
+    // As it reads back from its file: numbers may lose their last digit on the way.
+    let settings = serde_json::from_str(&settings.to_string())?;
+    let mut record = Box::new(Record {
         stage: stage.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         settings,
         outputs: BTreeMap::new(),
-    };
-    if path.is_file() {
-        let before = read(&path)?;
-        // As it reads back from its file: numbers may lose their last digit on the way.
-        record.settings = serde_json::from_str(&record.settings.to_string())?;
-        if (&before.stage, &before.settings) != (&record.stage, &record.settings) {
-            let mut lines = String::new();
-            if before.stage != record.stage {
-                lines += &format!("  - stage = {}\n  + stage = {}\n", before.stage, record.stage);
-            }
-            lines += &diff(&before.settings, &record.settings);
-            let what = format!("{}: holds a result of other settings or inputs", dir.display());
-            return Err(refused(
-                what,
-                lines,
-                "write to another directory, or remove this one to make it anew",
-            ));
-        }
-        if !before.outputs.is_empty() && before.damaged(dir).is_empty() {
-            return Ok(State::Finished);
-        }
+        sizes: BTreeMap::new(),
+    });
+    let before = read_same(dir, &record)?;
+    if before.as_ref().is_some_and(|before| before.is_whole(dir)) {
+        return Ok(State::Finished);
+    }
+    let place = Place::open(dir, stage)?;
+    // Another process may have finished here just before the place was ours.
+    let now = read_same(dir, &record)?;
+    if now != before && now.as_ref().is_some_and(|now| now.is_whole(dir)) {
+        place.finish();
+        return Ok(State::Finished);
+    }
+    gradtx_runtime::artifact::sweep_temporary(dir)?;
+    if let Some(before) = now {
         record.version = before.version;
     }
-    let output = Output { dir: dir.to_owned(), record };
+    let output = Output { dir: dir.to_owned(), record, place };
     output.write()?;
     Ok(State::Open(output))
+}
+
+/// The record in a directory, if there is one; refused if it is of another stage or settings.
+fn read_same(dir: &Path, wanted: &Record) -> Result<Option<Record>> {
+    let path = dir.join(RECORD_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let before = read(&path)?;
+    if (&before.stage, &before.settings) == (&wanted.stage, &wanted.settings) {
+        return Ok(Some(before));
+    }
+    let mut lines = String::new();
+    if before.stage != wanted.stage {
+        lines += &format!("  - stage = {}\n  + stage = {}\n", before.stage, wanted.stage);
+    }
+    lines += &diff(&before.settings, &wanted.settings);
+    let what = format!("{}: holds a result of other settings or inputs", dir.display());
+    Err(refused(what, lines, "write to another directory, or remove this one to make it anew"))
 }
 
 /// Reads a record.
@@ -95,6 +125,21 @@ impl Record {
         };
         self.outputs.iter().filter(broken).map(|(name, _)| name.clone()).collect()
     }
+
+    /// Files that are missing or have another size than what was finished: a look at the
+    /// directory alone, whatever the files hold.
+    pub fn missing(&self, dir: &Path) -> Vec<String> {
+        let lacks = |name: &&String| match std::fs::metadata(dir.join(name)) {
+            Ok(found) => self.sizes.get(*name).is_some_and(|size| *size != found.len()),
+            Err(_) => true,
+        };
+        self.outputs.keys().filter(lacks).cloned().collect()
+    }
+
+    /// Finished, and nothing is damaged.
+    fn is_whole(&self, dir: &Path) -> bool {
+        !self.outputs.is_empty() && self.damaged(dir).is_empty()
+    }
 }
 
 impl Output {
@@ -106,13 +151,19 @@ impl Output {
     /// Notes that these files, relative to the directory, are the finished result.
     pub fn finish(mut self, files: &[String]) -> Result<()> {
         for name in files {
-            self.record.outputs.insert(name.clone(), checksum_file(&self.dir.join(name))?);
+            let path = self.dir.join(name);
+            self.record.outputs.insert(name.clone(), checksum_file(&path)?);
+            let size =
+                std::fs::metadata(&path).with_context(|| format!("{}: cannot look at", path.display()))?;
+            self.record.sizes.insert(name.clone(), size.len());
         }
-        self.write()
+        self.write()?;
+        self.place.finish();
+        Ok(())
     }
 
     fn write(&self) -> Result<()> {
-        Ok(write_json(&self.dir.join(RECORD_FILE), &self.record)?)
+        Ok(write_json(&self.dir.join(RECORD_FILE), &*self.record)?)
     }
 }
 

@@ -1,7 +1,25 @@
-//! What a person sees while a stage works: progress bars on a terminal, lines elsewhere.
+//! What a person or a script sees while a stage works.
+//!
+//! In: messages, steps and results of the stages. Out, on standard output: lines; with
+//! `--json` one object per line instead, told apart by `event`:
+//!
+//! * `{"event": "message", "stage", "message"}`
+//! * `{"event": "progress", "stage", "part", "done", "total", "rate", "seconds_left", "message"}`,
+//!   every two seconds; `rate` is in steps per second.
+//! * `{"event": "result", "stage", "dir", "files", "seconds", …}`, one for every stage that
+//!   ends, with numbers of its own. `seconds` is null where everything was there before.
+//!
+//! Bars only on a terminal, on standard error. `--quiet` leaves results (and errors).
+//! Progress also goes into the stage's directory: see [`crate::progress`].
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::progress::{self, Desk, Standing, ago};
+use crate::record;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Prints a line. A reader that has gone away (`gradtx inspect … | head`) is no error.
@@ -13,77 +31,185 @@ pub fn say(text: &str) {
 /// Where messages go.
 #[derive(Clone, Debug)]
 pub struct Ui {
+    command: Arc<str>,
     quiet: bool,
+    json: bool,
     terminal: bool,
+    bars: MultiProgress,
+    /// Result objects printed so far.
+    results: Arc<AtomicUsize>,
 }
 
 impl Ui {
-    /// Messages on standard output; bars only when standard error is a terminal.
-    pub fn new(quiet: bool) -> Self {
-        Self { quiet, terminal: std::io::stderr().is_terminal() }
+    /// The messages of a command.
+    pub fn new(command: &str, quiet: bool, json: bool) -> Self {
+        Self {
+            command: command.into(),
+            quiet,
+            json,
+            terminal: std::io::stderr().is_terminal(),
+            bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
+            results: Arc::default(),
+        }
+    }
+
+    /// Whether the output is JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
     }
 
     /// A line about what is being done; nothing with `--quiet`.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            say(text.as_ref());
+            self.result(text);
         }
     }
 
-    /// A result: printed with `--quiet` too.
+    /// Lines of a result, such as a table: printed with `--quiet` too.
     pub fn result(&self, text: impl AsRef<str>) {
-        say(text.as_ref());
+        let text = text.as_ref();
+        if self.json {
+            let stage = progress::current().map_or(self.command.to_string(), |d| d.standing().stage);
+            say(&json!({ "event": "message", "stage": stage, "message": text }).to_string());
+        } else {
+            self.bars.suspend(|| say(text));
+        }
+    }
+
+    /// A stage has ended, its result is in `dir`. `numbers` are an object's worth of what it
+    /// found. With `--quiet`, the line is printed only for the command itself, not for the
+    /// stages that another one runs.
+    pub fn done(&self, stage: &str, dir: &Path, numbers: Value, text: impl AsRef<str>) {
+        if self.json {
+            let files = record::read(&dir.join(record::RECORD_FILE)).map(|record| {
+                let paths = record.outputs.keys().map(|name| dir.join(name).display().to_string());
+                paths.collect::<Vec<_>>()
+            });
+            let mut event = json!({
+                "dir": dir.display().to_string(),
+                "files": files.unwrap_or_default(),
+                "seconds": progress::seconds_in(dir),
+            });
+            if let (Some(event), Value::Object(numbers)) = (event.as_object_mut(), numbers) {
+                event.extend(numbers);
+            }
+            self.result_object(stage, event);
+        } else if !self.quiet || stage == &*self.command {
+            self.bars.suspend(|| say(text.as_ref()));
+        }
+    }
+
+    /// A result as an object of its own; only with `--json`.
+    pub fn result_object(&self, stage: &str, fields: Value) {
+        if self.json {
+            let mut event =
+                Map::from_iter([("event".into(), "result".into()), ("stage".into(), stage.into())]);
+            match fields {
+                Value::Object(fields) => event.extend(fields),
+                other => _ = event.insert("value".into(), other),
+            }
+            self.results.fetch_add(1, Ordering::Relaxed);
+            say(&Value::Object(event).to_string());
+        }
+    }
+
+    /// The command has ended well. Every command ends with a result, also one that has
+    /// nothing to tell but that.
+    pub fn end(&self, began: Instant) {
+        if self.results.load(Ordering::Relaxed) == 0 {
+            self.result_object(&self.command, json!({ "seconds": began.elapsed().as_secs_f64() }));
+        }
+    }
+
+    /// Takes bars from the terminal, for the program is about to end.
+    pub fn clear(&self) {
+        let _ = self.bars.clear();
     }
 
     /// Progress of `len` steps.
     pub fn progress(&self, what: &str, len: u64) -> Progress {
-        let bar = (self.terminal && !self.quiet).then(|| {
-            let style = ProgressStyle::with_template("{prefix:24} {bar:30} {pos}/{len} {elapsed} {msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
-            bar.set_style(style);
-            bar.set_prefix(what.to_string());
-            bar
-        });
-        Progress {
-            bar,
-            quiet: self.quiet,
-            what: what.to_string(),
-            len,
-            started: Instant::now(),
-            said: Instant::now(),
+        self.progress_from(what, 0, len)
+    }
+
+    /// Progress of `len` steps of which `done` were done by a process before this one.
+    pub fn progress_from(&self, what: &str, done: u64, len: u64) -> Progress {
+        let desk = progress::current();
+        if let Some(desk) = &desk {
+            desk.begin(what, done, len);
         }
+        let bar = (self.terminal && !self.quiet && !self.json).then(|| self.bar(what, done, len));
+        let now = Instant::now();
+        let standing = Standing { part: what.into(), done, total: len, ..Standing::default() };
+        Progress { ui: self.clone(), bar, desk, standing, base: done, started: now, said: now }
+    }
+
+    fn bar(&self, what: &str, done: u64, len: u64) -> ProgressBar {
+        let form = "{prefix:24} {bar:30} {pos}/{len} {elapsed}, {eta} left {msg}";
+        let style = ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = self.bars.add(ProgressBar::new(len).with_position(done));
+        bar.set_style(style);
+        bar.set_prefix(what.to_string());
+        bar.reset_eta();
+        bar
     }
 }
 
 /// How far a piece of work is. Ends when dropped.
 pub struct Progress {
+    ui: Ui,
     bar: Option<ProgressBar>,
-    quiet: bool,
-    what: String,
-    len: u64,
+    /// Where people look from elsewhere; none outside of a stage's directory.
+    desk: Option<Arc<Desk>>,
+    standing: Standing,
+    /// Steps done before this process.
+    base: u64,
     started: Instant,
     said: Instant,
 }
 
-/// Without a terminal, a line at most this often.
+/// Without a terminal, a line at most this often; an object with `--json`.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+const OBJECT_EVERY: Duration = Duration::from_secs(2);
 
 impl Progress {
     /// `done` of the steps are done.
     pub fn set(&mut self, done: u64, message: impl Into<String>) {
+        let message = message.into();
+        if let Some(desk) = &self.desk {
+            desk.set(done, &message);
+        }
+        let every = if self.ui.json { OBJECT_EVERY } else { LINE_EVERY };
         match &self.bar {
             Some(bar) => {
-                bar.set_message(message.into());
+                bar.set_message(message);
                 bar.set_position(done);
             }
-            None if !self.quiet && self.said.elapsed() >= LINE_EVERY => {
+            None if !self.ui.quiet && self.said.elapsed() >= every => {
                 self.said = Instant::now();
-                let seconds = self.started.elapsed().as_secs();
-                say(&format!("{}: {done}/{} after {seconds} s, {}", self.what, self.len, message.into()));
+                self.say(done, message);
             }
             None => {}
         }
+    }
+
+    fn say(&mut self, done: u64, message: String) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let standing = &mut self.standing;
+        (standing.done, standing.message) = (done, message);
+        standing.rate = Some(done.saturating_sub(self.base) as f64 / seconds);
+        let (left, Standing { part, total, message, rate, .. }) = (standing.seconds_left(), standing);
+        if self.ui.json {
+            let stage = self.desk.as_ref().map_or(self.ui.command.to_string(), |d| d.standing().stage);
+            let event = json!({
+                "event": "progress", "stage": stage, "part": part, "done": done, "total": total,
+                "rate": rate, "seconds_left": left, "message": message,
+            });
+            say(&event.to_string());
+            return;
+        }
+        let left = left.map_or(String::new(), |left| format!(", {} left", ago(left)));
+        let message = if message.is_empty() { String::new() } else { format!(", {message}") };
+        say(&format!("{part}: {done}/{total} after {}{left}{message}", ago(seconds)));
     }
 }
 
@@ -91,6 +217,7 @@ impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+            self.ui.bars.remove(bar);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::{Error, Result};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a buffer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -162,16 +162,75 @@ pub fn human_bytes(bytes: u64) -> String {
     format!("{:.2} TiB", value / 1024.0)
 }
 
-/// Bytes of main memory that a new program can have without swapping.
+/// Bytes of main memory that a new program can have without swapping: what the machine has
+/// left, or what this process's control group (a container, a SLURM job) leaves of its limit.
 pub fn available_memory() -> Result<u64> {
     let path = Path::new("/proc/meminfo");
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    available_in(&text).ok_or_else(|| Error::file(path, "there is no line `MemAvailable: … kB`"))
+    let machine =
+        available_in(&text).ok_or_else(|| Error::file(path, "there is no line `MemAvailable: … kB`"))?;
+    Ok(memory_limit().map_or(machine, |limit| machine.min(limit.left())))
 }
 
 fn available_in(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|k| k * 1024)
+}
+
+/// What a control group may use, and uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLimit {
+    /// Bytes that all its processes may use together.
+    pub limit: u64,
+    /// Bytes that they use, without file contents that the system can drop.
+    pub used: u64,
+}
+
+impl MemoryLimit {
+    /// Bytes that are left.
+    pub fn left(self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+}
+
+/// The tightest memory limit of the control groups that this process is in, if there is one.
+pub fn memory_limit() -> Option<MemoryLimit> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let all = group_dirs(&groups, Path::new("/sys/fs/cgroup"));
+    all.iter().filter_map(|dir| limit_of(dir)).min_by_key(|limit| limit.left())
+}
+
+/// The memory directories of a process's groups and of the groups above them. Within a
+/// container the path that the kernel tells may not be there; the root is then the group's own.
+fn group_dirs(groups: &str, root: &Path) -> Vec<PathBuf> {
+    let mut dirs = vec![];
+    for line in groups.lines() {
+        // hierarchy:controllers:path; version 2 has no controllers.
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let top = match controllers {
+            "" => root.to_owned(),
+            list if list.split(',').any(|c| c == "memory") => root.join("memory"),
+            _ => continue,
+        };
+        let group = top.join(path.trim_start_matches('/'));
+        dirs.extend(group.ancestors().take_while(|dir| dir.starts_with(&top)).map(Path::to_owned));
+    }
+    dirs
+}
+
+fn limit_of(dir: &Path) -> Option<MemoryLimit> {
+    let number =
+        |name: &str| -> Option<u64> { std::fs::read_to_string(dir.join(name)).ok()?.trim().parse().ok() };
+    // `max`, which is no number, is no limit; in version 1 that is a number beyond all memory.
+    let limit = number("memory.max").or_else(|| number("memory.limit_in_bytes"))?;
+    let used = number("memory.current").or_else(|| number("memory.usage_in_bytes"))?;
+    let stat = std::fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    let droppable = |name: &str| -> Option<u64> {
+        stat.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    };
+    let cached = droppable("total_inactive_file").or_else(|| droppable("inactive_file")).unwrap_or(0);
+    Some(MemoryLimit { limit, used: used.saturating_sub(cached) }).filter(|found| found.limit < 1 << 60)
 }
 
 #[cfg(test)]
@@ -215,5 +274,34 @@ mod tests {
         assert_eq!(available_in("MemTotal: 9 kB\nMemAvailable:   2 kB\n"), Some(2048));
         assert_eq!(available_in("MemTotal: 9 kB\n"), None);
         assert!(available_memory().unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn the_limit_of_a_control_group_is_found_in_both_versions() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let limits = |groups: &str| -> Vec<MemoryLimit> {
+            group_dirs(groups, root.path()).iter().filter_map(|dir| limit_of(dir)).collect()
+        };
+        write("job/step/memory.max", "max\n");
+        write("job/step/memory.current", "5\n");
+        write("job/memory.max", "1000\n");
+        write("job/memory.current", "700\n");
+        write("job/memory.stat", "anon 1\ninactive_file 300\n");
+        let found = limits("0::/job/step\n");
+        assert_eq!(found, [MemoryLimit { limit: 1000, used: 400 }]);
+        assert_eq!(found[0].left(), 600);
+        write("memory/a/memory.limit_in_bytes", "9223372036854771712\n");
+        write("memory/a/memory.usage_in_bytes", "1\n");
+        write("memory/memory.limit_in_bytes", "50\n");
+        write("memory/memory.usage_in_bytes", "60\n");
+        let found = limits("4:memory:/a\n3:cpu:/a\n");
+        assert_eq!(found, [MemoryLimit { limit: 50, used: 60 }]);
+        assert_eq!(found[0].left(), 0);
+        assert!(limits("3:cpu:/a\n").is_empty());
     }
 }

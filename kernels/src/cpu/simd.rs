@@ -77,6 +77,17 @@ pub fn dispatch<T: Task>(task: T) -> T::Out {
     task.run::<Baseline>()
 }
 
+/// The instructions that [`dispatch`] runs tasks with here, by name.
+pub fn widest() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    match *WIDEST {
+        Isa::Avx512 => return "AVX-512",
+        Isa::Avx2 => return "AVX2 with FMA",
+        Isa::Baseline => {}
+    }
+    "the baseline of the architecture"
+}
+
 /// The variants that are compiled.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,10 +11,12 @@
 //! * settings: the settings and their defaults.
 //! * preset: settings with a name.
 //! * check: what values they may have.
+//! * suggest: what a mistyped key may have meant.
 
 mod check;
 mod preset;
 mod settings;
+mod suggest;
 
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
@@ -23,8 +25,10 @@ pub use settings::{
 };
 
 use crate::args::RunArgs;
-use crate::failure::{refused, unusable};
-use anyhow::{Context, Result};
+use crate::failure::{refused, unusable, unusable_with};
+use crate::record::make_dir;
+use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR};
+use anyhow::Result;
 use std::fmt::Write as _;
 use std::path::Path;
 use toml::{Table, Value};
@@ -54,7 +58,13 @@ impl Config {
         match before {
             Some(before) if before != config => {
                 let what = format!("{}: this run has another configuration", stored.display());
-                let hint = "results of two configurations do not mix: use another --run directory";
+                let empty = [SHADOW_DIR, TRANSLATOR_DIR].iter().all(|name| !args.run.join(name).exists());
+                let hint = match empty {
+                    true => {
+                        "nothing is made in this run yet: remove its run.toml to begin with the other one"
+                    }
+                    false => "results of two configurations do not mix: use another --run directory",
+                };
                 return Err(refused(what, diff(&before.table(), &config.table()), hint));
             }
             Some(_) => {}
@@ -65,10 +75,16 @@ impl Config {
 
     /// Reads a run file. Unknown keys are errors.
     pub fn read(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
-        let mut config: Self = toml::from_str(&text)
-            .map_err(|e| unusable(format!("{}: {}", path.display(), e.to_string().trim_end())))?;
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            let hint = "name a run file; `gradtx world` writes one to start from";
+            let why = if path.is_dir() { "is a directory, expected a run file (TOML)" } else { &plain(&e) };
+            unusable_with(format!("{}: {why}", path.display()), Some(hint.into()))
+        })?;
+        let mut config: Self = toml::from_str(&text).map_err(|e| {
+            let known = Self::default().table();
+            let hint = suggest::unknown_in(&text, &known).and_then(|key| suggest::hint(&key, &known));
+            unusable_with(format!("{}: {}", path.display(), plain(&e)), hint)
+        })?;
         let file = std::path::absolute(path)?;
         config.resolve_paths(file.parent().unwrap_or(Path::new("/")));
         Ok(config)
@@ -104,12 +120,14 @@ impl Config {
                 .ok()
                 .and_then(|mut t| t.remove("v"))
                 .unwrap_or_else(|| Value::String(value.into()));
-            assign(&mut table, key, value).map_err(|why| unusable(format!("--set {entry}: {why}")))?;
+            let known = table.clone();
+            assign(&mut table, key, value)
+                .map_err(|why| unusable_with(format!("--set {entry}: {why}"), suggest::hint(key, &known)))?;
         }
         let sets = set.join(" ");
-        let mut config: Self = Value::Table(table).try_into().map_err(|e| {
-            unusable(format!("--set {sets}: {}", e.to_string().trim_end().replace('\n', " ")))
-        })?;
+        let mut config: Self = Value::Table(table)
+            .try_into()
+            .map_err(|e| unusable(format!("--set {sets}: {}", plain(&e).replace('\n', " "))))?;
         config.resolve_paths(&std::env::current_dir()?);
         Ok(config)
     }
@@ -120,11 +138,23 @@ impl Config {
 
     fn store(&self, path: &Path) -> Result<()> {
         let dir = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make", dir.display()))?;
+        make_dir(dir)?;
         let text = toml::to_string(self).expect("a configuration has only values that TOML has");
         gradtx_runtime::artifact::write_atomic(path, |out| std::io::Write::write_all(out, text.as_bytes()))?;
         Ok(())
     }
+}
+
+/// An error in the words of a person who writes run files.
+fn plain(error: &impl std::fmt::Display) -> String {
+    let types = [
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected f64", "expected a number"),
+    ];
+    let text = error.to_string().trim_end().to_string();
+    types.iter().fold(text, |text, (from, to)| text.replace(from, to))
 }
 
 /// Puts a value at a dotted key; the tables on the way must exist.
@@ -141,6 +171,10 @@ fn assign(table: &mut Table, key: &str, value: Value) -> std::result::Result<(),
         let known: Vec<&str> = at.keys().map(String::as_str).collect();
         return Err(format!("unknown key `{name}`, expected one of {}", known.join(", ")));
     };
+    if let Value::Table(inner) = old {
+        let known: Vec<&str> = inner.keys().map(String::as_str).collect();
+        return Err(format!("`{key}` is a section; set one of its keys: {}", known.join(", ")));
+    }
     // A whole number is a fine value for a setting that is a real number.
     *old = match (&old, value) {
         (Value::Float(_), Value::Integer(i)) => Value::Float(i as f64),

@@ -12,7 +12,7 @@
 use crate::args::{Role, RunArgs};
 use crate::config::{Config, RANDOM_SUBSETS, Recipe};
 use crate::dispatch::{Work, dispatch};
-use crate::failure::{failed, unusable};
+use crate::failure::{failed, unusable, unusable_with};
 use crate::record::{self, State};
 use crate::stages::examples::Data;
 use crate::stages::jobs::{Job, Snapshots, Trained, Training};
@@ -58,7 +58,7 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
         "llm": teacher.space.base_model,
     });
     let State::Open(output) = record::open(&dir, "curate", settings.clone())? else {
-        context.ui.line(format!("curate: {} is finished", dir.display()));
+        context.ui.done("curate", &dir, json!({}), format!("curate: {} is finished", dir.display()));
         return Ok(());
     };
     let subsets = choose_subsets(&config, &public)?;
@@ -92,7 +92,11 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
     if let Some((shadow, role, why)) = assembled.damaged.first() {
         return Err(failed(format!("shadow {shadow}, {role}: {why}"), "run `gradtx curate` again"));
     }
-    output.finish(&result_files(&dir)?)
+    output.finish(&result_files(&dir)?)?;
+    let (pairs, steps) = (assembled.manifest.shards.len(), plan.steps);
+    let text = format!("curate: {pairs} shadow pairs of {steps} tuples, {}", dir.display());
+    context.ui.done("curate", &dir, json!({ "pairs": pairs, "tuples": pairs * steps }), text);
+    Ok(())
 }
 
 /// Every file of a finished store, relative to it.
@@ -113,7 +117,17 @@ fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
     let curate = &config.curate;
     let groups: Vec<Vec<usize>> = match curate.group_by.as_str() {
         RANDOM_SUBSETS => vec![(0..public.records.len()).collect()],
-        column => public.groups(column)?.into_iter().map(|group| group.rows).collect(),
+        column => {
+            let groups = public.groups(column).map_err(|error| {
+                let columns = public.records.first().map(|r| r.extra.keys().cloned().collect::<Vec<_>>());
+                let hint = match columns.filter(|columns| !columns.is_empty()) {
+                    Some(columns) => format!("columns to group by: {}; or \"random\"", columns.join(", ")),
+                    None => "there is no column to group by; set it to \"random\"".into(),
+                };
+                unusable_with(format!("curate.group_by: {error:#}"), Some(hint))
+            })?;
+            groups.into_iter().map(|group| group.rows).collect()
+        }
     };
     let mixed = curate.mixture > 0.0;
     let sizes = groups.iter().map(Vec::len);

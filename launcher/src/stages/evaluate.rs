@@ -103,7 +103,11 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let score_file = job.out.join("score.json");
     let State::Open(output) = record::open(&job.out, "evaluate", settings)? else {
         let text = std::fs::read_to_string(&score_file)?;
-        return serde_json::from_str(&text).with_context(|| format!("{}: not a score", score_file.display()));
+        let score =
+            serde_json::from_str(&text).with_context(|| format!("{}: not a score", score_file.display()))?;
+        let text = format!("evaluate: {} is finished", job.out.display());
+        context.ui.done("evaluate", &job.out, json!(score), text);
+        return Ok(score);
     };
     let work = Evaluate { context, config: &config, dir, data: &data, adapter: job.adapter.as_deref() };
     let answers = dispatch(&config.device, context.threads, work)?;
@@ -113,7 +117,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let score = Score::of(&config, metric, &answers, role, lineage, &data.checksum, &job.data);
     write_json(&score_file, &score)?;
     output.finish(&["predictions.jsonl".into(), "score.json".into()])?;
-    context.ui.line(format!("evaluate: {}, {}", score.in_words(), job.out.display()));
+    let text = format!("evaluate: {}, {}", score.in_words(), job.out.display());
+    context.ui.done("evaluate", &job.out, json!(score), text);
     Ok(score)
 }
 

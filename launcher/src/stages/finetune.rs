@@ -59,7 +59,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "peft": job.peft,
     });
     let State::Open(output) = record::open(&job.out, "finetune", settings)? else {
-        context.ui.line(format!("finetune: {} is finished", job.out.display()));
+        let text = format!("finetune: {} is finished", job.out.display());
+        context.ui.done("finetune", &job.out, json!({}), text);
         return Ok(());
     };
     let examples = data.examples(&config, &side, context.threads)?;
@@ -90,7 +91,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     side.update(trained.updates, examples.examples.len() as u64).write(&job.out.join(UPDATE_FILE))?;
     output.finish(&files)?;
     let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
-    context.ui.line(format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display()));
+    let text = format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display());
+    context.ui.done("finetune", &job.out, json!({ "model": job.role, "loss": loss }), text);
     Ok(())
 }
 

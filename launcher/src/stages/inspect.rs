@@ -7,6 +7,7 @@
 use crate::config::{Config, RUN_FILE};
 use crate::failure::failed;
 use crate::record::{self, RECORD_FILE};
+use crate::stages::Context;
 use crate::ui::say;
 use anyhow::{Result, ensure};
 use gradtx_kernels::cpu::Cpu;
@@ -62,11 +63,11 @@ const LISTED: usize = 24;
 const SHORT: usize = 80;
 
 /// Prints what a path is. Fails when it is damaged.
-pub fn run(path: &Path, json: bool) -> Result<()> {
+pub fn run(context: &Context, path: &Path) -> Result<()> {
     ensure!(path.exists(), "{}: no such file or directory", path.display());
     let report = look(path);
-    if json {
-        say(&serde_json::to_string_pretty(&report)?);
+    if context.ui.is_json() {
+        context.ui.result_object("inspect", serde_json::to_value(&report)?);
     } else {
         say(report.text(0).trim_end());
     }

@@ -11,6 +11,9 @@
 //! | [`merge`] | a model, an adapter | a model directory |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
 //! | [`inspect`] | any of these | what it is, and whether it is intact |
+//! | [`status`] | a run | what is finished, what runs, what stopped and why |
+//! | [`doctor`] | this machine, a run | what is here, and whether the run fits |
+//! | [`manual`] | | completion scripts and manual pages |
 //! | [`demo`] | a seed | all of the above, and a table |
 //!
 //! Every stage can be run again: it opens its directory through [`crate::record`], does
@@ -19,15 +22,18 @@
 
 pub mod curate;
 pub mod demo;
+pub mod doctor;
 pub mod evaluate;
 pub mod examples;
 pub mod finetune;
 pub mod inspect;
 pub mod jobs;
 pub mod lineage;
+pub mod manual;
 pub mod merge;
 pub mod side;
 pub mod split;
+pub mod status;
 pub mod train;
 pub mod translate;
 pub mod world;
@@ -46,9 +52,9 @@ pub struct Context {
 
 impl Context {
     /// From the command line.
-    pub fn new(threads: Option<usize>, quiet: bool) -> Self {
+    pub fn new(threads: Option<usize>, ui: Ui) -> Self {
         let allowed = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        Self { ui: Ui::new(quiet), threads: threads.unwrap_or_else(allowed).max(1) }
+        Self { ui, threads: threads.unwrap_or_else(allowed).max(1) }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::args::Role;
 use crate::config::{AdapterConfig, Config};
-use crate::failure::unusable;
+use crate::failure::{unusable, unusable_with};
 use crate::stages::ADAPTER_DIR;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
@@ -34,21 +34,21 @@ pub struct Side {
 impl Side {
     /// One side of a run.
     pub fn new(config: &Config, role: Role, threads: usize) -> Result<Self> {
-        let dir = model_dir(config, role)?.to_owned();
-        let model = DecoderConfig::read(&dir)?;
+        let dir = model_dir(config, role)?;
+        let model = DecoderConfig::read(dir)?;
         let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
         let init = initial(config, role, &model, &layout)?;
         let space = UpdateSpace {
             blocks: layout.blocks(),
             width: layout.width(),
             layout: layout.hash(),
-            base_model: fingerprint(&dir, threads)?,
+            base_model: fingerprint(dir, threads)?,
             targets: layout.lora().targets.iter().map(|t| t.name().to_string()).collect(),
             rank: config.adapter.rank,
             alpha: config.adapter.alpha,
             init: checksum(&little_endian(&init)),
         };
-        Ok(Self { role, dir, model, layout, init, space })
+        Ok(Self { role, dir: dir.to_owned(), model, layout, init, space })
     }
 
     /// Reads an update and checks that it is of this side.
@@ -75,16 +75,23 @@ impl Side {
     }
 }
 
-/// The directory of one of the run's models.
+/// Directory of a model of the run; it is there, and looks like one.
 pub fn model_dir(config: &Config, role: Role) -> Result<&Path> {
     let dir = match role {
         Role::Tiny => &config.models.tiny,
         Role::Llm => &config.models.llm,
     };
-    if dir.as_os_str().is_empty() {
-        return Err(unusable(format!("models.{}: not set; expected a model directory", role.name())));
-    }
-    Ok(dir)
+    let wrong = match dir {
+        dir if dir.as_os_str().is_empty() => "not set",
+        dir if !dir.exists() => "there is no such directory",
+        dir if dir.is_file() => "this is a file",
+        dir if !dir.join("config.json").is_file() => "there is no config.json in it",
+        _ => return Ok(dir),
+    };
+    let place = if dir.as_os_str().is_empty() { String::new() } else { format!("{}: ", dir.display()) };
+    let what = format!("models.{}: {place}{wrong}; expected a model directory", role.name());
+    let hint = "a Hugging Face directory with config.json, model.safetensors and tokenizer.json";
+    Err(unusable_with(what, Some(hint.into())))
 }
 
 /// The adapter that training starts from: a PEFT directory's, or one drawn from the seed.
@@ -110,7 +117,8 @@ fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLay
     Ok(start.values)
 }
 
-fn lora_config(adapter: &AdapterConfig) -> Result<LoraConfig> {
+/// The adapter settings as the models know them.
+pub fn lora_config(adapter: &AdapterConfig) -> Result<LoraConfig> {
     Ok(LoraConfig {
         rank: adapter.rank,
         alpha: adapter.alpha,

@@ -39,7 +39,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let config = Config::of_run(args)?;
     let student = Side::new(&config, Role::Tiny, context.threads)?;
     let teacher = Side::new(&config, Role::Llm, context.threads)?;
-    let updates = job.updates.iter().map(|path| student.read_update(path)).collect::<Result<Vec<_>>>()?;
+    let read = |path: &PathBuf| read_update(&student, &teacher, path);
+    let updates = job.updates.iter().map(read).collect::<Result<Vec<_>>>()?;
     let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
     let settings = json!({
         "method": job.method,
@@ -51,7 +52,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "device": config.device,
     });
     let State::Open(output) = record::open(&job.out, "translate", settings)? else {
-        context.ui.line(format!("translate: {} is finished", job.out.display()));
+        let text = format!("translate: {} is finished", job.out.display());
+        context.ui.done("translate", &job.out, json!({}), text);
         return Ok(());
     };
     let mut combined = combine(&updates, job.combine);
@@ -74,8 +76,20 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     teacher.update(translated, examples).write(&job.out.join(UPDATE_FILE))?;
     files.push(UPDATE_FILE.into());
     output.finish(&files)?;
-    context.ui.line(format!("translate: {}, {}", job.method.name(), job.out.display()));
+    let text = format!("translate: {}, {}", job.method.name(), job.out.display());
+    context.ui.done("translate", &job.out, json!({ "method": job.method }), text);
     Ok(())
+}
+
+/// Reads an update of the TinyLM.
+fn read_update(student: &Side, teacher: &Side, path: &Path) -> Result<UpdateVector> {
+    student.read_update(path).map_err(|error| match teacher.read_update(path) {
+        Ok(_) => failed(
+            format!("{}: an update of the LLM; expected one of the TinyLM (its base model)", path.display()),
+            "translate what `gradtx finetune --model tiny` has written",
+        ),
+        Err(_) => error,
+    })
 }
 
 /// Checksums of what a method translates with.

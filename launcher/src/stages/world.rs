@@ -28,7 +28,7 @@ use std::path::Path;
 /// Makes what is missing of a world.
 pub fn run(context: &Context, dir: &Path, world: World, seed: u64) -> Result<()> {
     let State::Open(output) = record::open(dir, "world", json!({ "world": world, "seed": seed }))? else {
-        context.ui.line(format!("world: {} is finished", dir.display()));
+        context.ui.done("world", dir, json!({}), format!("world: {} is finished", dir.display()));
         return Ok(());
     };
     let key = derive_named(seed, "world");
@@ -40,7 +40,9 @@ pub fn run(context: &Context, dir: &Path, world: World, seed: u64) -> Result<()>
         pretrain::make(context, &DeviceConfig::default(), &dir.join(role.name()), role, seed)?;
         files.push(format!("{}/model.safetensors", role.name()));
     }
-    output.finish(&files)
+    output.finish(&files)?;
+    context.ui.done("world", dir, json!({ "seed": seed }), format!("world: {}", dir.display()));
+    Ok(())
 }
 
 /// Writes all task files; returns their names.

@@ -85,7 +85,7 @@ pub struct GradTransformer<D: Device, X: Real> {
 
 impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     /// A model whose parameters are all zero, to be filled.
-    pub(super) fn empty(dev: &D, config: GradTransformerConfig) -> Result<Self> {
+    pub fn empty(dev: &D, config: GradTransformerConfig) -> Result<Self> {
         let mut layout = ParamLayout::new();
         let d = config.t5.d_model;
         let input_proj = Projection::new(&mut layout, "input_proj", config.student_width, d);

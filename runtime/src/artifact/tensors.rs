@@ -43,6 +43,9 @@ impl TensorFile {
     /// Maps a file and checks its header against its length.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        if path.is_dir() {
+            return Err(Error::file(path, "is a directory; expected a safetensors file"));
+        }
         // SAFETY: artifacts are written under a temporary name and never changed after
         // their rename; a file truncated by someone else while mapped is outside our rules.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;

@@ -12,7 +12,7 @@ mod solo;
 
 pub use local::{Local, local};
 #[cfg(feature = "mpi")]
-pub use mpi::Mpi;
+pub use mpi::{Mpi, library_version};
 pub use solo::Solo;
 
 use crate::{Error, Result};

@@ -77,6 +77,13 @@ impl Mpi {
     }
 }
 
+/// What the MPI library calls itself; may be asked before MPI is started.
+pub fn library_version() -> String {
+    // Libraries fill the end of their text with zero bytes or line ends.
+    let text = mpi::environment::library_version().unwrap_or_else(|_| "unknown".into());
+    text.trim_matches(['\0', '\n', ' ']).lines().next().unwrap_or("unknown").to_string()
+}
+
 /// `whole` in `parts` ranges one after the other, whose lengths differ by at most one.
 fn even_shares(whole: std::ops::Range<usize>, parts: usize) -> Vec<std::ops::Range<usize>> {
     let (len, start) = (whole.len(), whole.start);

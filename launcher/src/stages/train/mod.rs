@@ -30,7 +30,7 @@ use gradtx_models::grad_transformer::{
     Tuples,
 };
 use gradtx_models::t5::T5Config;
-use gradtx_runtime::artifact::{Role, TupleStore, checksum_file, write_json};
+use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace, checksum_file, write_json};
 use gradtx_runtime::metrics::JsonLines;
 use gradtx_runtime::optim::Schedule;
 use gradtx_runtime::plan::available_memory;
@@ -69,7 +69,7 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
         "device": config.device,
     });
     let State::Open(output) = record::open(&dir, "train", settings)? else {
-        context.ui.line(format!("train: {} is finished", dir.display()));
+        context.ui.done("train", &dir, json!({}), format!("train: {} is finished", dir.display()));
         return Ok(());
     };
     if let Some(problem) = store.verify().into_iter().next() {
@@ -90,18 +90,23 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
     }
     output.finish(&files.into_iter().map(String::from).collect::<Vec<_>>())?;
     Checkpoints::of(&dir).remove()?;
-    context.ui.line(format!(
+    let text = format!(
         "train: best relative error of generated updates {:.4}, at step {}, {}",
         best.relative_error,
         best.step,
         dir.display()
-    ));
+    );
+    let numbers = json!({ "relative_error": best.relative_error, "best_step": best.step });
+    context.ui.done("train", &dir, numbers, text);
     Ok(())
 }
 
-/// Sizes of the translator between two sides.
-fn model_config(settings: &TranslatorConfig, store: &TupleStore) -> Result<GradTransformerConfig> {
-    let (student, teacher) = (store.space(Role::Student), store.space(Role::Teacher));
+/// Sizes of the translator between two sides, each `[blocks, width]`.
+pub fn model_config(
+    settings: &TranslatorConfig,
+    student: [usize; 2],
+    teacher: [usize; 2],
+) -> Result<GradTransformerConfig> {
     let t5 = if settings.pretrained.as_os_str().is_empty() {
         T5Config {
             d_model: settings.d_model,
@@ -120,10 +125,10 @@ fn model_config(settings: &TranslatorConfig, store: &TupleStore) -> Result<GradT
         T5Config { dropout_rate: settings.dropout, ..published }
     };
     Ok(GradTransformerConfig {
-        student_width: student.width,
-        student_blocks: student.blocks,
-        teacher_width: teacher.width,
-        teacher_blocks: teacher.blocks,
+        student_blocks: student[0],
+        student_width: student[1],
+        teacher_blocks: teacher[0],
+        teacher_width: teacher[1],
         start_token: StartToken::parse(&settings.start).expect("the configuration was checked"),
         t5,
     })
@@ -143,7 +148,9 @@ impl Work for Train<'_> {
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Best, Validation)> {
         let (settings, train) = (&self.config.translator, &self.config.train);
-        let shape = model_config(settings, self.store)?;
+        let [student, teacher] = Role::BOTH.map(|role| self.store.space(role));
+        let sizes = |space: &UpdateSpace| [space.blocks, space.width];
+        let shape = model_config(settings, sizes(student), sizes(teacher))?;
         let key = derive_named(self.config.seed, "translator");
         let mut model = match settings.pretrained.as_os_str().is_empty() {
             true => GradTransformer::<D, X>::random(device, shape, derive_named(key, "weights"))?,
@@ -210,7 +217,7 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Run<'_, D, X> {
         let begun = self.progress.steps;
         let mut metrics = JsonLines::resume(&dir.join("metrics.jsonl"), begun as u64 + 1)?;
         let mut throughput = JsonLines::resume(&dir.join("throughput.jsonl"), begun as u64 + 1)?;
-        let mut bar = context.ui.progress("train", train.steps as u64);
+        let mut bar = context.ui.progress_from("train", begun as u64, train.steps as u64);
         let (started, mut saved) = (Instant::now(), Instant::now());
         let every = Duration::try_from_secs_f64(60.0 * train.checkpoint_minutes).unwrap_or(Duration::MAX);
         while !self.has_ended() {
