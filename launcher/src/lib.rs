@@ -12,6 +12,7 @@ pub mod failure;
 pub mod record;
 pub mod score;
 pub mod stages;
+pub mod table;
 pub mod translators;
 pub mod ui;
 pub mod world;
