@@ -10,6 +10,7 @@ pub mod config;
 pub mod dispatch;
 pub mod failure;
 pub mod record;
+pub mod report;
 pub mod score;
 pub mod stages;
 pub mod table;
@@ -55,6 +56,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Evaluate { run, data, out, model, adapter } => {
             let job = stages::evaluate::Job { data, out, role: model, adapter };
             stages::evaluate::run(&context, &run, &job).map(drop)
+        }
+        Command::Report { run, evaluations, out } => {
+            stages::report::run(&context, &stages::report::Job { run, evaluations, out })
         }
         Command::Inspect { path, json } => stages::inspect::run(&path, json),
         Command::Demo { dir, seed } => stages::demo::run(&context, &dir, seed),

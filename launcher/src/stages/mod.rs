@@ -8,6 +8,7 @@
 //! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
+//! | [`report`] | a run directory | a page about it, and the same as JSON |
 //! | [`inspect`] | any of these | what it is, and whether it is intact |
 //! | [`demo`] | a seed | all of the above, and a table |
 //!
@@ -22,6 +23,7 @@ pub mod examples;
 pub mod finetune;
 pub mod inspect;
 pub mod jobs;
+pub mod report;
 pub mod side;
 pub mod train;
 pub mod translate;
