@@ -60,7 +60,7 @@ pub fn gap(id: &str, scores: &Scores) -> Figure {
     // From zero, unless all scores are in a narrow range far above it.
     let low = if low > 50.0 && high - low < 20.0 { ((low - 5.0) / 10.0).floor() * 10.0 } else { 0.0 };
     let axis_high = if high <= 50.0 { ((high + 5.0) / 10.0).ceil().max(1.0) * 10.0 } else { 100.0 };
-    let (left, right) = (8.0, WIDTH - 8.0);
+    let (left, right) = (8.0, WIDTH - 104.0);
     let place = |score: f64| left + ((score - low) / (axis_high - low)).clamp(0.0, 1.0) * (right - left);
     let height = TOP + LINE * table.rows.len() as f64 + 42.0;
     let bottom = height - 36.0;
@@ -80,6 +80,7 @@ pub fn gap(id: &str, scores: &Scores) -> Figure {
     for (score, name, class) in [(student, "P_S", "student"), (teacher, "P_T", "teacher")] {
         if let Some(score) = score {
             let x = place(score);
+            let name = words(name);
             let _ = write!(
                 marks,
                 "<path class=\"ref {class}\" d=\"M{x:.1} {TOP}V{bottom}\"/><text class=\"end {class}\" \
@@ -109,7 +110,7 @@ fn gap_row(row: &Row, top: f64, place: &dyn Fn(f64) -> f64, (left, right): (f64,
     let mut out = format!(
         "<path class=\"track\" d=\"M{left} {y}H{right}\"/><text class=\"name {class}\" x=\"{left}\" \
          y=\"{text_y}\">{}</text>",
-        escape(&row.name)
+        words(&row.name)
     );
     let value = match (row.mean, row.interval) {
         (Some(mean), Some(half)) => format!("{} ± {}", fixed(mean, 1), fixed(half, 1)),
@@ -134,6 +135,15 @@ fn gap_row(row: &Row, top: f64, place: &dyn Fn(f64) -> f64, (left, right): (f64,
         let _ = write!(out, "<circle class=\"dot {class}\" cx=\"{:.1}\" cy=\"{y}\" r=\"5.5\"/>", place(mean));
     }
     out
+}
+
+/// Words in a drawing, with the letters of P_S and P_T below the line.
+fn words(text: &str) -> String {
+    let Some((before, after)) = text.split_once("P_") else { return escape(text) };
+    let (letter, rest) = after.split_at(after.chars().next().map_or(0, char::len_utf8));
+    let rest =
+        if rest.is_empty() { String::new() } else { format!("<tspan dy=\"-3\">{}</tspan>", escape(rest)) };
+    format!("{}P<tspan class=\"sub\" dy=\"3\">{}</tspan>{rest}", escape(before), escape(letter))
 }
 
 fn gap_axis(low: f64, high: f64, bottom: f64, place: &dyn Fn(f64) -> f64) -> String {

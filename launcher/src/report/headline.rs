@@ -8,6 +8,7 @@
 use crate::args::{Method, Role};
 use crate::table::{Difference, Entry, Row, Table};
 use serde::Serialize;
+use std::ops::Range;
 
 /// What a table says.
 #[derive(Debug, Serialize)]
@@ -22,6 +23,8 @@ pub struct Headline {
     pub examples: usize,
     /// What the table says, in a sentence.
     pub text: String,
+    /// What follows from the rows beside the Grad-Transformer, in a sentence or two.
+    pub conclusion: String,
     /// What the rows beside the Grad-Transformer say about it.
     pub findings: Vec<Finding>,
 }
@@ -60,6 +63,7 @@ pub fn of(table: &Table) -> Headline {
         clients: table.data.len(),
         examples: table.examples,
         text: String::new(),
+        conclusion: String::new(),
         findings: vec![],
     };
     let Some(translated) = translated.filter(|row| row.mean.is_some()) else {
@@ -73,6 +77,7 @@ pub fn of(table: &Table) -> Headline {
     }
     headline.text = summary(table, translated, student, teacher, &headline);
     headline.findings = findings(table, translated);
+    headline.conclusion = conclusion(&headline.findings);
     headline
 }
 
@@ -129,6 +134,7 @@ fn summary(
 /// does as well.
 struct Rival {
     entry: Entry,
+    name: &'static str,
     what: &'static str,
     verdict: Verdict,
     follows: &'static str,
@@ -138,6 +144,7 @@ struct Rival {
 const RIVALS: [Rival; 4] = [
     Rival {
         entry: Entry::translated(Method::Mean),
+        name: "the mean of the shadow teachers",
         what: "The mean of the shadow teachers, a constant that knows nothing of the client,",
         verdict: Verdict::ShowsNothing,
         follows: "A constant is enough here, so this comparison shows nothing about translation.",
@@ -145,6 +152,7 @@ const RIVALS: [Rival; 4] = [
     },
     Rival {
         entry: Entry::RANDOM_STUDENT,
+        name: "a random update",
         what: "A random update in the place of the client's",
         verdict: Verdict::ShowsNothing,
         follows: "What the client sent does not matter here, so this comparison shows nothing about translation.",
@@ -152,6 +160,7 @@ const RIVALS: [Rival; 4] = [
     },
     Rival {
         entry: Entry::translated(Method::Nearest),
+        name: "the nearest shadow pair",
         what: "The teacher of the nearest shadow student",
         verdict: Verdict::NotNeeded,
         follows: "Looking up a shadow pair is enough here: this does not show that translation takes a \
@@ -160,6 +169,7 @@ const RIVALS: [Rival; 4] = [
     },
     Rival {
         entry: Entry::translated(Method::Ridge),
+        name: "ridge regression",
         what: "Ridge regression from student to teacher updates",
         verdict: Verdict::NotNeeded,
         follows: "A linear map is enough here: this does not show that translation takes a transformer.",
@@ -208,6 +218,59 @@ fn findings(table: &Table, translated: &Row) -> Vec<Finding> {
         Finding { verdict: rival.verdict, text }
     };
     RIVALS.iter().map(found).collect()
+}
+
+/// What the verdicts on [`RIVALS`], in their order, say together.
+fn conclusion(findings: &[Finding]) -> String {
+    let names = |of: Range<usize>, verdict: Verdict| -> Vec<&str> {
+        of.filter(|&i| findings[i].verdict == verdict).map(|i| RIVALS[i].name).collect()
+    };
+    let (controls, others) = (0..2, 2..RIVALS.len());
+    let mut sentences = vec![];
+    let nothing = names(controls.clone(), Verdict::ShowsNothing);
+    let beaten = names(controls, Verdict::Supports);
+    if !nothing.is_empty() {
+        let does = if nothing.len() == 1 { "does" } else { "do" };
+        sentences.push(format!(
+            "But {} {does} as well: this comparison shows nothing about translation.",
+            listed(&nothing)
+        ));
+    } else if !beaten.is_empty() {
+        let does = if beaten.len() == 1 { "does" } else { "do" };
+        sentences
+            .push(format!("{} {does} worse, so what the client sent matters.", capital(&listed(&beaten))));
+    }
+    let needless = names(others.clone(), Verdict::NotNeeded);
+    let beaten = names(others, Verdict::Supports);
+    if !needless.is_empty() {
+        let does = if needless.len() == 1 { "does" } else { "do" };
+        sentences.push(format!(
+            "{} {does} as well, so this does not show that translation takes a transformer.",
+            capital(&listed(&needless))
+        ));
+    } else if !beaten.is_empty() {
+        let does = if beaten.len() == 1 { "does" } else { "do" };
+        sentences.push(format!("{} {does} worse too.", capital(&listed(&beaten))));
+    }
+    let unknown = names(0..RIVALS.len(), Verdict::Unknown);
+    if !unknown.is_empty() {
+        sentences.push(format!("There is no score to compare with of {}.", listed(&unknown)));
+    }
+    sentences.join(" ")
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.to_string(),
+        [all @ .., last] => format!("{} and {last}", all.join(", ")),
+    }
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
 }
 
 fn range(difference: Difference) -> String {
@@ -275,6 +338,12 @@ mod tests {
         assert_eq!(ridge.verdict, Verdict::NotNeeded);
         assert!(ridge.text.contains("within chance") && ridge.text.contains("linear map is enough"));
         assert_eq!(finding(&said, "random student").verdict, Verdict::Unknown);
+        assert_eq!(
+            said.conclusion,
+            "The mean of the shadow teachers does worse, so what the client sent matters. Ridge regression does \
+             as well, so this does not show that translation takes a transformer. There is no score to compare \
+             with of a random update and the nearest shadow pair."
+        );
     }
 
     #[test]
@@ -291,6 +360,9 @@ mod tests {
             assert_eq!(found.verdict, Verdict::ShowsNothing);
             assert!(found.text.contains("shows nothing about translation"), "{}", found.text);
         }
+        assert!(said.conclusion.starts_with(
+            "But the mean of the shadow teachers and a random update do as well: this comparison shows nothing"
+        ));
         // Better beyond chance is "more", not "within chance".
         assert!(finding(&said, "random update").text.contains("8.0 points more"));
     }

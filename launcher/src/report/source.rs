@@ -211,7 +211,7 @@ impl Source {
     pub fn facts(&self) -> RunFacts {
         let versions: BTreeSet<String> = self.stages.iter().map(|s| s.record.version.clone()).collect();
         RunFacts {
-            name: last_part(&self.run),
+            name: run_name(&self.run),
             seed: self.config.as_ref().map(|c| c.seed),
             versions: versions.into_iter().collect(),
             tiny: self.model(Role::Tiny),
@@ -243,6 +243,15 @@ impl Source {
 /// The last part of a path: where things lie on a machine is nobody's business.
 pub fn last_part(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// A run directory's name. With the directory above where it is only called `run`.
+fn run_name(run: &Path) -> String {
+    let name = last_part(run);
+    match run.parent().and_then(Path::file_name) {
+        Some(above) if name == "run" => format!("{}/{name}", above.to_string_lossy()),
+        _ => name,
+    }
 }
 
 /// Settings with only the last part of every absolute path.

@@ -79,18 +79,22 @@ impl Axis {
     pub fn log(label: &str, values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = range(values.into_iter().filter(|x| *x > 0.0)).unwrap_or((0.1, 1.0));
         let (bottom, top) = (low.log10().floor() as i32, high.log10().ceil() as i32);
-        // Within few decades 1, 2, 5; over many, each or every other power of ten.
-        let parts: &[f64] = if top - bottom <= 3 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-        let stride = ((top - bottom) / 6 + 1) as usize;
-        let all = (bottom..=top).step_by(if parts.len() == 1 { stride } else { 1 });
-        let all: Vec<f64> = all.flat_map(|p| parts.iter().map(move |m| m * 10f64.powi(p))).collect();
-        let below = all.iter().copied().filter(|t| *t <= low * (1.0 + 1e-9)).next_back();
-        let above = all.iter().copied().find(|t| *t >= high * (1.0 - 1e-9));
+        let round = |parts: &'static [f64]| {
+            (bottom..=top).flat_map(move |p| parts.iter().map(move |m| m * 10f64.powi(p)))
+        };
+        // The ends are at 1, 2, 5; and the ticks too, within few decades.
+        let below = round(&[1.0, 2.0, 5.0]).filter(|t| *t <= low * (1.0 + 1e-9)).last();
+        let above = round(&[1.0, 2.0, 5.0]).find(|t| *t >= high * (1.0 - 1e-9));
         let (from, mut to) = (below.unwrap_or(low), above.unwrap_or(high));
         if to <= from {
             to = from * 10.0;
         }
-        let ticks = all.into_iter().filter(|t| *t >= from && *t <= to * (1.0 + 1e-9)).collect();
+        let decades = (to / from).log10();
+        let within = |t: &f64| *t >= from * (1.0 - 1e-9) && *t <= to * (1.0 + 1e-9);
+        let ticks: Vec<f64> = match decades <= 2.5 {
+            true => round(&[1.0, 2.0, 5.0]).filter(within).collect(),
+            false => round(&[1.0]).filter(within).step_by(1 + (decades / 6.0) as usize).collect(),
+        };
         Self { label: label.into(), scale: Scale::Log, low: from, high: to, ticks, digits: 0 }
     }
 
@@ -377,7 +381,7 @@ impl Plot {
             let _ = write!(
                 out,
                 "<text class=\"end {class}\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                right + 7.0,
+                right + 10.0,
                 y + 4.2,
                 escape(text)
             );
@@ -493,6 +497,7 @@ mod tests {
     #[test]
     fn log_ticks() {
         assert_eq!(ticks(&Axis::log("", [0.03, 1.7])), ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"]);
+        assert_eq!(ticks(&Axis::log("", [0.003, 1.7])), ["0.01", "0.1", "1"]);
         assert_eq!(ticks(&Axis::log("", [1e-6, 1e3])).len(), 5);
         assert_eq!(ticks(&Axis::log("", [0.0, -1.0, 20.0])), ["20", "50", "100", "200"]);
         assert_eq!(Axis::log_if_wide("", &[1.0, 19.0]).scale(), Scale::Linear);

@@ -325,7 +325,8 @@ mod tests {
         assert!((centred[0][2] + 1.0 + 1.25 * 1.75).abs() < 1e-12);
         let found = products.cosines().unwrap();
         assert!(found.within_centred.unwrap().median > 0.9 && found.between_centred.unwrap().median < -0.8);
-        assert!((found.within.unwrap().high - 11.0 / 130f64.sqrt()).abs() < 0.01);
+        let within = (9.0 / 85f64.sqrt() + 11.0 / 130f64.sqrt()) / 2.0;
+        assert!((found.within.unwrap().median - within).abs() < 1e-12);
         assert_eq!((found.map.len(), found.map_tasks.clone()), (4, vec![2]));
         assert_eq!(found.map[1][1], 1.0);
         assert!((products.agreement(&products).unwrap() - 1.0).abs() < 1e-12);

@@ -9,7 +9,7 @@
 mod tables;
 
 use super::figures::{self, Figure};
-use super::headline::{Verdict, count, grouped, number};
+use super::headline::{Headline, Verdict, count, grouped, number};
 use super::source::Model;
 use super::svg::escape;
 use super::{Report, SCHEMA, Scores};
@@ -45,9 +45,9 @@ pub fn page(report: &Report) -> String {
 
 fn footer() -> String {
     format!(
-        "<footer>PGR = 100 · (P − P_S) / (P_T − P_S): the part of the gap between the fine-tuned TinyLM (P_S) \
-         and the LLM fine-tuned on the private data (P_T) that a translated LLM (P) recovers. Intervals are \
-         95 % by Student’s t over clients; that of PGR is paired. The same content is in report.json, \
+        "<footer>PGR = 100 · (P − P<sub>S</sub>) / (P<sub>T</sub> − P<sub>S</sub>): the part of the gap between the \
+         fine-tuned TinyLM (P<sub>S</sub>) and the LLM fine-tuned on the private data (P<sub>T</sub>) that a \
+         translated LLM (P) recovers. Intervals are 95 % by Student’s t over clients; that of PGR is paired. The same content is in report.json, \
          schema {SCHEMA}. No text of an example or a prediction is on this page.</footer>\n"
     )
 }
@@ -75,14 +75,34 @@ fn header(report: &Report) -> String {
     }
     let facts: String = facts.iter().map(|fact| format!("<li>{fact}</li>")).collect();
     let lead = report.scores.first().map_or("This run has no scores yet.", |s| s.headline.text.as_str());
+    let conclusion = report.scores.first().map(|s| conclusion(&s.headline)).unwrap_or_default();
     let tiles = report.scores.first().map(tiles).unwrap_or_default();
     format!(
         "<header>\n<p class=\"eyebrow\">gradtx report</p>\n<h1>{}</h1>\n<ul class=\"facts\">{facts}</ul>\n\
-         <p class=\"lead\">{}</p>\n{tiles}{}</header>\n",
+         <p class=\"lead\">{}</p>\n{conclusion}{tiles}{}</header>\n",
         escape(&run.name),
-        escape(lead),
+        prose(lead),
         list("Not there yet", &report.missing)
     )
+}
+
+fn conclusion(headline: &Headline) -> String {
+    if headline.conclusion.is_empty() {
+        return String::new();
+    }
+    let nothing = headline.findings.iter().any(|f| f.verdict == Verdict::ShowsNothing);
+    let class = if nothing { "conclusion shows_nothing" } else { "conclusion" };
+    format!("<p class=\"{class}\">{}</p>\n", prose(&headline.conclusion))
+}
+
+/// Sentences, escaped and set as print sets them: curly apostrophes, subscripts, numbers
+/// that stay with their unit.
+fn prose(text: &str) -> String {
+    escape(text)
+        .replace("&#39;", "’")
+        .replace("P_S", "P<sub>S</sub>")
+        .replace("P_T", "P<sub>T</sub>")
+        .replace(" %", "\u{a0}%")
 }
 
 fn model_fact(label: &str, model: &Model) -> Option<String> {
@@ -114,8 +134,9 @@ fn tiles(scores: &Scores) -> String {
         let unit = if unit.is_empty() { String::new() } else { format!(" <small>{unit}</small>") };
         let _ = writeln!(
             out,
-            "<div class=\"tile {class}\"><div class=\"what\">{what}</div><div class=\"number\">{value}{unit}{half}\
-             </div><div class=\"note\">{note}</div></div>"
+            "<div class=\"tile {class}\"><div class=\"what\">{}</div><div class=\"number\">{value}{unit}{half}\
+             </div><div class=\"note\">{note}</div></div>",
+            prose(what)
         );
     };
     let behind =
@@ -137,7 +158,7 @@ fn list(title: &str, items: &[String]) -> String {
     if items.is_empty() {
         return String::new();
     }
-    let items: String = items.iter().map(|item| format!("<li>{}</li>", escape(item))).collect();
+    let items: String = items.iter().map(|item| format!("<li>{}</li>", prose(item))).collect();
     format!("<div class=\"callout\"><b>{title}</b><ul>{items}</ul></div>\n")
 }
 
@@ -153,7 +174,7 @@ fn section(title: &str, intro: &str, content: &str) -> String {
     if content.is_empty() {
         return String::new();
     }
-    format!("<section>\n<h2>{title}</h2>\n<p class=\"intro\">{intro}</p>\n{content}</section>\n")
+    format!("<section>\n<h2>{title}</h2>\n<p class=\"intro\">{}</p>\n{content}</section>\n", prose(intro))
 }
 
 fn figure(figure: &Figure) -> String {
@@ -161,7 +182,7 @@ fn figure(figure: &Figure) -> String {
         "<figure>\n<h3>{}</h3>\n{}<figcaption>{}</figcaption>\n</figure>\n",
         escape(&figure.title),
         figure.svg,
-        escape(&figure.caption)
+        prose(&figure.caption)
     )
 }
 
@@ -181,7 +202,7 @@ fn results(scores: &[Scores]) -> String {
             .iter()
             .map(|finding| {
                 let (class, says) = verdict(finding.verdict);
-                format!("<li class=\"{class}\"><b>{says}</b>{}</li>\n", escape(&finding.text))
+                format!("<li class=\"{class}\"><b>{says}</b>{}</li>\n", prose(&finding.text))
             })
             .collect();
         let findings = match findings.is_empty() {
@@ -194,7 +215,7 @@ fn results(scores: &[Scores]) -> String {
             0 => "What every model scores on the clients’ test data, and what the sceptic’s translators and \
                   the random student beside the Grad-Transformer say about it."
                 .into(),
-            _ => escape(&scores.headline.text),
+            _ => format!("{} {}", scores.headline.text, scores.headline.conclusion),
         };
         let figure = figure(&figures::gap(&format!("gap-{i}"), scores));
         let content = format!("<div class=\"two\">\n{figure}{findings}</div>\n{}", tables::scores(scores));
@@ -205,9 +226,9 @@ fn results(scores: &[Scores]) -> String {
 
 fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
     match verdict {
-        Verdict::Supports => ("supports", "For the Grad-Transformer"),
-        Verdict::NotNeeded => ("not_needed", "Does as well"),
-        Verdict::ShowsNothing => ("shows_nothing", "Shows nothing"),
+        Verdict::Supports => ("supports", "Speaks for the Grad-Transformer"),
+        Verdict::NotNeeded => ("not_needed", "A simpler translator does as well"),
+        Verdict::ShowsNothing => ("shows_nothing", "This comparison shows nothing"),
         Verdict::Unknown => ("unknown", "Not known"),
     }
 }
@@ -223,7 +244,7 @@ fn losses(report: &Report) -> String {
         .sum();
     let mut intro =
         "Shadow pairs learn on public data and give the tuples; clients learn on their own data and \
-                     send one update. Did they converge?"
+                     send one update."
             .to_string();
     if not_finite > 0 {
         let _ = write!(intro, " {} not a number and left out.", were(not_finite));

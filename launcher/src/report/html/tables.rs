@@ -1,6 +1,6 @@
 //! Everything on the page that stands in rows.
 
-use super::{section, short};
+use super::{prose, section, short};
 use crate::args::Role;
 use crate::report::curves::{Client, Clients};
 use crate::report::figures::{class, loss_text, row_class};
@@ -22,7 +22,7 @@ const CLIENTS: usize = 40;
 /// A table. Cells are HTML; the first of a row is its heading. `left` columns are words.
 fn table(head: &[&str], rows: &[(String, Vec<String>)], left: &[usize], caption: &str) -> String {
     let align = |i: usize| if left.contains(&i) { " class=\"left\"" } else { "" };
-    let mut out = "<div class=\"scroll\">\n<table>\n<thead><tr>".to_string();
+    let mut out = "<div class=\"card\">\n<div class=\"scroll\">\n<table>\n<thead><tr>".to_string();
     for (i, name) in head.iter().enumerate() {
         let _ = write!(out, "<th scope=\"col\"{}>{name}</th>", align(i));
     }
@@ -38,9 +38,12 @@ fn table(head: &[&str], rows: &[(String, Vec<String>)], left: &[usize], caption:
         }
         out += "</tr>\n";
     }
-    let caption = if caption.is_empty() { String::new() } else { format!("<caption>{caption}</caption>\n") };
-    // The caption is the table's first child by the rules of HTML; the style puts it below.
-    out.replacen("<table>\n", &format!("<table>\n{caption}"), 1) + "</tbody>\n</table>\n</div>\n"
+    // Below the table and not in it: a caption that scrolls with a wide table cannot be read.
+    let caption = match caption.is_empty() {
+        true => String::new(),
+        false => format!("<p class=\"caption\">{}</p>\n", prose(caption)),
+    };
+    format!("{out}</tbody>\n</table>\n</div>\n{caption}</div>\n")
 }
 
 fn with_interval(value: Option<f64>, half: Option<f64>) -> String {
@@ -63,7 +66,7 @@ pub fn scores(scores: &Scores) -> String {
     }
     let row = |row: &Row| {
         let pgr = if row.pgr.is_some() { with_interval(row.pgr, row.pgr_interval) } else { String::new() };
-        let mut cells = vec![escape(&row.name), with_interval(row.mean, row.interval), pgr];
+        let mut cells = vec![prose(&row.name), with_interval(row.mean, row.interval), pgr];
         if few {
             cells.extend(row.scores.iter().map(|s| s.map_or("–".into(), number)));
         } else {
@@ -167,7 +170,7 @@ pub fn tuples(tuples: &Tuples) -> String {
         "norm, median",
         "share of the mean",
         "cosine within a task",
-        "between subsets",
+        "cosine between subsets",
     ];
     let caption = "Share of the mean: squared norm of the mean update over the mean squared norm, that is, how much \
                    of an update a constant already has. Cosines are medians of the updates as they are, of the \
