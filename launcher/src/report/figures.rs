@@ -117,8 +117,12 @@ fn gap_row(row: &Row, top: f64, place: &dyn Fn(f64) -> f64, (left, right): (f64,
         (Some(mean), None) => fixed(mean, 1),
         (None, _) => "no number".into(),
     };
-    let _ =
-        write!(out, "<text class=\"value\" x=\"{right}\" y=\"{text_y}\" text-anchor=\"end\">{value}</text>");
+    let _ = write!(
+        out,
+        "<text class=\"value\" x=\"{}\" y=\"{}\" text-anchor=\"end\">{value}</text>",
+        WIDTH - 2.0,
+        y + 4.5
+    );
     if let (Some(mean), Some(half)) = (row.mean, row.interval) {
         let _ = write!(
             out,

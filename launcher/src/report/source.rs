@@ -141,10 +141,14 @@ impl Source {
 
     /// Notes that a file could not be used, and why.
     pub fn note(&mut self, path: &Path, why: impl AsRef<str>) {
-        // Messages begin with the file's whole path: here its short name is enough.
+        // Messages name files by their whole paths: here short names are enough.
         let whole = format!("{}: ", path.display());
         let why = why.as_ref().trim();
-        let why = why.strip_prefix(&whole).unwrap_or(why).replace('\n', " ");
+        let mut why =
+            why.strip_prefix(&whole).unwrap_or(why).split_whitespace().collect::<Vec<_>>().join(" ");
+        for root in &self.roots {
+            why = why.replace(&format!("{}/", root.display()), "");
+        }
         self.notes.push(format!("{}: {why}", self.name(path)));
     }
 

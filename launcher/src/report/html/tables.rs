@@ -22,7 +22,8 @@ const CLIENTS: usize = 40;
 /// A table. Cells are HTML; the first of a row is its heading. `left` columns are words.
 fn table(head: &[&str], rows: &[(String, Vec<String>)], left: &[usize], caption: &str) -> String {
     let align = |i: usize| if left.contains(&i) { " class=\"left\"" } else { "" };
-    let mut out = "<div class=\"card\">\n<div class=\"scroll\">\n<table>\n<thead><tr>".to_string();
+    let mut out =
+        "<div class=\"card\">\n<div class=\"scroll\" tabindex=\"0\">\n<table>\n<thead><tr>".to_string();
     for (i, name) in head.iter().enumerate() {
         let _ = write!(out, "<th scope=\"col\"{}>{name}</th>", align(i));
     }
