@@ -44,6 +44,9 @@ pub struct Finding {
 pub enum Verdict {
     /// The Grad-Transformer is better, beyond chance.
     Supports,
+    /// The Grad-Transformer is better, but something that knows nothing of the client
+    /// already recovers more than half of what it recovers.
+    SaysLittle,
     /// Another translator of the client's update does as well.
     NotNeeded,
     /// Something that knows nothing of the client does as well.
@@ -192,6 +195,16 @@ fn findings(table: &Table, translated: &Row) -> Vec<Finding> {
         };
         let what = format!("{} reaches {mean:.1} %", rival.what);
         if difference.mean - difference.interval > 0.0 {
+            if let (Verdict::ShowsNothing, Some(pgr)) = (rival.verdict, most_of(row, translated)) {
+                let text = format!(
+                    "{what}, {:.1} points less ({}, {over}). It already recovers {} % of the gap: little of the \
+                     result is translation.",
+                    difference.mean,
+                    range(difference),
+                    number(pgr)
+                );
+                return Finding { verdict: Verdict::SaysLittle, text };
+            }
             let text = format!(
                 "{what}, {:.1} points less ({}, {over}): {}.",
                 difference.mean,
@@ -228,6 +241,7 @@ fn conclusion(findings: &[Finding]) -> String {
     let (controls, others) = (0..2, 2..RIVALS.len());
     let mut sentences = vec![];
     let nothing = names(controls.clone(), Verdict::ShowsNothing);
+    let little = names(controls.clone(), Verdict::SaysLittle);
     let beaten = names(controls, Verdict::Supports);
     if !nothing.is_empty() {
         let does = if nothing.len() == 1 { "does" } else { "do" };
@@ -271,6 +285,12 @@ fn listed(names: &[&str]) -> String {
 fn capital(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
+}
+
+/// A row's PGR, where it is more than half of the Grad-Transformer's.
+fn most_of(row: &Row, translated: &Row) -> Option<f64> {
+    let (pgr, whole) = row.pgr.zip(translated.pgr)?;
+    (pgr > 0.5 * whole && whole > 0.0).then_some(pgr)
 }
 
 fn range(difference: Difference) -> String {
