@@ -316,7 +316,7 @@ impl Table {
                 data.push(TestData { name, checksum, examples: s.examples });
             }
         }
-        data.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        data.sort_by_cached_key(|d| natural(&d.name));
         let mut rows: Vec<Row> = vec![];
         for s in scored {
             let column = data.iter().position(|d| d.checksum == s.data).expect("every score has its column");
@@ -442,7 +442,7 @@ fn pgr(
     let mean = |of: fn(&(f64, f64)) -> f64| pairs.iter().map(of).sum::<f64>() / pairs.len() as f64;
     let (recovered, gap) = (mean(|p| p.0), mean(|p| p.1));
     // No pairs give NaN, which is no gap either.
-    if !(gap > 0.0) {
+    if gap.is_nan() || gap <= 0.0 {
         return (None, None);
     }
     let ratio = recovered / gap;
@@ -451,7 +451,7 @@ fn pgr(
 }
 
 /// Text and numbers of a name, so that client-10 comes after client-9.
-fn natural(name: &str) -> Vec<(String, u64)> {
+pub fn natural(name: &str) -> Vec<(String, u64)> {
     let mut parts = vec![];
     let mut rest = name;
     while !rest.is_empty() {

@@ -8,6 +8,7 @@ use super::Spread;
 use super::source::Source;
 use crate::args::Role;
 use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use crate::table::{display_name, natural};
 use gradtx_runtime::artifact::{Privacy, UpdateVector};
 use serde::Serialize;
 use serde_json::Value;
@@ -135,7 +136,10 @@ impl Shadow {
             let planned = source.config.as_ref().map(|config| config.curate.subsets);
             if let Some(planned) = planned.filter(|&planned| jobs.len() < planned) {
                 let done = jobs.len();
-                source.missing(format!("Shadow fine-tuning, {}: {done} of {planned} jobs.", role.name()));
+                source.missing(format!(
+                    "Shadow fine-tuning, {}: {done} of {planned} jobs.",
+                    display_name(role)
+                ));
             }
             JobLosses::of(&jobs)
         });
@@ -227,6 +231,7 @@ impl Clients {
             });
             losses.push((model, job));
         }
+        each.sort_by_cached_key(|client: &Client| natural(&client.name));
         let of_role = |role| {
             let jobs = losses.iter().filter(|(model, job)| *model == Some(role) && !job.is_empty());
             JobLosses::of(&jobs.map(|(_, job)| job.clone()).collect::<Vec<_>>())

@@ -380,7 +380,7 @@ fn norms(tuples: &Tuples, sides: &[(Role, &Side)]) -> Option<Figure> {
             let spreads = || side.norms.iter().enumerate().filter_map(|(i, s)| Some((step(side, i), (*s)?)));
             plot.band(class(*role), spreads().map(|(x, s): (f64, Spread)| (x, s.low, s.high)));
             plot.line(class(*role), spreads().map(|(x, s)| (x, s.median)));
-            if let Some((_, last)) = spreads().last() {
+            if let Some((_, last)) = spreads().next_back() {
                 plot.end(class(*role), last.median, display_name(*role));
             }
         }

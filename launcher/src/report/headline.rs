@@ -238,39 +238,37 @@ fn conclusion(findings: &[Finding]) -> String {
     let names = |of: Range<usize>, verdict: Verdict| -> Vec<&str> {
         of.filter(|&i| findings[i].verdict == verdict).map(|i| RIVALS[i].name).collect()
     };
+    let verb = |names: &[&str], one: &'static str, many: &'static str| {
+        format!("{} {}", listed(names), if names.len() == 1 { one } else { many })
+    };
     let (controls, others) = (0..2, 2..RIVALS.len());
     let mut sentences = vec![];
     let nothing = names(controls.clone(), Verdict::ShowsNothing);
     let little = names(controls.clone(), Verdict::SaysLittle);
     let beaten = names(controls, Verdict::Supports);
     if !nothing.is_empty() {
-        let does = if nothing.len() == 1 { "does" } else { "do" };
-        sentences.push(format!(
-            "But {} {does} as well: this comparison shows nothing about translation.",
-            listed(&nothing)
-        ));
+        let who = verb(&nothing, "does", "do");
+        sentences.push(format!("But {who} as well: this comparison shows nothing about translation."));
+    } else if !little.is_empty() {
+        let who = verb(&little, "already recovers", "already recover");
+        sentences.push(format!("But {who} most of that: little of the result is translation."));
     } else if !beaten.is_empty() {
-        let does = if beaten.len() == 1 { "does" } else { "do" };
-        sentences
-            .push(format!("{} {does} worse, so what the client sent matters.", capital(&listed(&beaten))));
+        let who = verb(&beaten, "does", "do");
+        sentences.push(format!("{who} worse, so what the client sent matters."));
     }
     let needless = names(others.clone(), Verdict::NotNeeded);
     let beaten = names(others, Verdict::Supports);
     if !needless.is_empty() {
-        let does = if needless.len() == 1 { "does" } else { "do" };
-        sentences.push(format!(
-            "{} {does} as well, so this does not show that translation takes a transformer.",
-            capital(&listed(&needless))
-        ));
+        let who = verb(&needless, "does", "do");
+        sentences.push(format!("{who} as well, so this does not show that translation takes a transformer."));
     } else if !beaten.is_empty() {
-        let does = if beaten.len() == 1 { "does" } else { "do" };
-        sentences.push(format!("{} {does} worse too.", capital(&listed(&beaten))));
+        sentences.push(format!("{} worse too.", verb(&beaten, "does", "do")));
     }
     let unknown = names(0..RIVALS.len(), Verdict::Unknown);
     if !unknown.is_empty() {
         sentences.push(format!("There is no score to compare with of {}.", listed(&unknown)));
     }
-    sentences.join(" ")
+    sentences.iter().map(|sentence| capital(sentence)).collect::<Vec<_>>().join(" ")
 }
 
 /// `a`, `a and b`, `a, b and c`.
@@ -385,6 +383,21 @@ mod tests {
         ));
         // Better beyond chance is "more", not "within chance".
         assert!(finding(&said, "random update").text.contains("8.0 points more"));
+    }
+
+    #[test]
+    fn a_control_that_recovers_most_of_the_gap_is_told() {
+        let said = said(&[
+            (S, &[0.5, 0.6, 0.55]),
+            (T, &[0.9, 0.9, 0.9]),
+            (Entry::GRAD_TRANSFORMER, &[0.85, 0.86, 0.85]),
+            (Entry::RANDOM_STUDENT, &[0.8, 0.81, 0.8]),
+            (MEAN, &[0.1, 0.1, 0.2]),
+        ]);
+        let found = finding(&said, "random update");
+        assert_eq!(found.verdict, Verdict::SaysLittle);
+        assert!(found.text.contains("already recovers 72.4 % of the gap"), "{}", found.text);
+        assert!(said.conclusion.starts_with("But a random update already recovers most of that"));
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Axis {
             (bottom..=top).flat_map(move |p| parts.iter().map(move |m| m * 10f64.powi(p)))
         };
         // The ends are at 1, 2, 5; and the ticks too, within few decades.
-        let below = round(&[1.0, 2.0, 5.0]).filter(|t| *t <= low * (1.0 + 1e-9)).last();
+        let below = round(&[1.0, 2.0, 5.0]).filter(|t| *t <= low * (1.0 + 1e-9)).next_back();
         let above = round(&[1.0, 2.0, 5.0]).find(|t| *t >= high * (1.0 - 1e-9));
         let (from, mut to) = (below.unwrap_or(low), above.unwrap_or(high));
         if to <= from {

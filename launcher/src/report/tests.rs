@@ -273,7 +273,7 @@ fn what_is_missing_is_said() {
     files.lines("shadow/metrics/tiny-00000.jsonl", [json!({ "subset": 0, "step": 1, "loss": 1.5 })]);
     files.put("shadow/record.json", r#"{"stage":"curate","version":"1","settings":{},"outputs":{}}"#);
     let report = files.report();
-    assert!(report.missing.iter().any(|m| m.contains("tiny: 1 of 6 jobs")), "{:?}", report.missing);
+    assert!(report.missing.iter().any(|m| m.contains("TinyLM: 1 of 6 jobs")), "{:?}", report.missing);
     assert!(report.missing.iter().any(|m| m.contains("`curate` has not finished")));
     assert_eq!(check_page(&report).matches("<svg").count(), 1);
 }

@@ -90,16 +90,27 @@ fn conclusion(headline: &Headline) -> String {
     if headline.conclusion.is_empty() {
         return String::new();
     }
-    let nothing = headline.findings.iter().any(|f| f.verdict == Verdict::ShowsNothing);
+    let nothing =
+        headline.findings.iter().any(|f| matches!(f.verdict, Verdict::ShowsNothing | Verdict::SaysLittle));
     let class = if nothing { "conclusion shows_nothing" } else { "conclusion" };
     format!("<p class=\"{class}\">{}</p>\n", prose(&headline.conclusion))
 }
 
 /// Sentences, escaped and set as print sets them: curly apostrophes, subscripts, numbers
-/// that stay with their unit.
+/// that stay with their unit, and what stands in backticks as code.
 fn prose(text: &str) -> String {
-    escape(text)
-        .replace("&#39;", "’")
+    let escaped = escape(text);
+    let parts: Vec<&str> = escaped.split('`').collect();
+    let mut out = String::new();
+    for (i, part) in parts.iter().enumerate() {
+        match (i % 2 == 1, i + 1 < parts.len()) {
+            (false, _) => out += part,
+            (true, true) => out += &format!("<code>{part}</code>"),
+            // A backtick without a second one.
+            (true, false) => out += &format!("`{part}"),
+        }
+    }
+    out.replace("&#39;", "’")
         .replace("P_S", "P<sub>S</sub>")
         .replace("P_T", "P<sub>T</sub>")
         .replace(" %", "\u{a0}%")
@@ -227,6 +238,7 @@ fn results(scores: &[Scores]) -> String {
 fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
     match verdict {
         Verdict::Supports => ("supports", "Speaks for the Grad-Transformer"),
+        Verdict::SaysLittle => ("shows_nothing", "This comparison shows little"),
         Verdict::NotNeeded => ("not_needed", "A simpler translator does as well"),
         Verdict::ShowsNothing => ("shows_nothing", "This comparison shows nothing"),
         Verdict::Unknown => ("unknown", "Not known"),
