@@ -9,12 +9,16 @@
 //! private data itself, and P a translated LLM's, `PGR = 100 · (P − P_S) / (P_T − P_S)`.
 //! Its interval is paired: a client that is easy for one model is easy for the others.
 
+mod collect;
+
+pub use collect::{collect, find};
+
 use crate::args::{Method, Role};
 use crate::score::mean_with_interval;
 use comfy_table::{CellAlignment, presets};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Name of the file that `evaluate` writes.
 pub const SCORE_FILE: &str = "score.json";
@@ -135,21 +139,6 @@ pub struct Scored {
     pub path: PathBuf,
 }
 
-/// The part of a score file that the table needs.
-#[derive(Deserialize)]
-struct ScoreFile {
-    examples: usize,
-    metric: Metric,
-    score: Option<f64>,
-    model: Role,
-    kind: Kind,
-    method: Option<Method>,
-    #[serde(default)]
-    random_student: bool,
-    data: String,
-    data_name: String,
-}
-
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Kind {
@@ -157,69 +146,6 @@ enum Kind {
     Finetuned,
     Translated,
     Adapter,
-}
-
-impl ScoreFile {
-    fn read(path: &Path) -> std::result::Result<Scored, String> {
-        let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
-        let file: Self = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-        let entry = match (file.kind, file.method) {
-            (Kind::Base, _) => Entry::Base(file.model),
-            (Kind::Finetuned, _) => Entry::Finetuned(file.model),
-            (Kind::Adapter, _) => Entry::Adapter(file.model),
-            (Kind::Translated, Some(method)) => {
-                Entry::Translated { method, random_student: file.random_student }
-            }
-            (Kind::Translated, None) => return Err("a translation without its method".into()),
-        };
-        Ok(Scored {
-            entry,
-            metric: file.metric,
-            score: file.score.unwrap_or(f64::NAN),
-            examples: file.examples,
-            data: file.data,
-            data_name: file.data_name,
-            path: path.to_owned(),
-        })
-    }
-}
-
-/// Directories below the roots are entered this deep.
-const DEPTH: usize = 12;
-
-/// All files of this name at or below these directories, each once, sorted. Links to
-/// directories are not followed.
-pub fn find(roots: &[&Path], name: &str) -> Vec<PathBuf> {
-    fn walk(dir: &Path, name: &str, depth: usize, out: &mut BTreeSet<PathBuf>) {
-        let Ok(entries) = std::fs::read_dir(dir) else { return };
-        for entry in entries.flatten() {
-            let Ok(kind) = entry.file_type() else { continue };
-            if kind.is_dir() && depth > 0 {
-                walk(&entry.path(), name, depth - 1, out);
-            } else if kind.is_file() && entry.file_name() == name {
-                out.insert(entry.path());
-            }
-        }
-    }
-    let mut out = BTreeSet::new();
-    for root in roots {
-        if let Ok(root) = root.canonicalize() {
-            walk(&root, name, DEPTH, &mut out);
-        }
-    }
-    out.into_iter().collect()
-}
-
-/// Every score below these directories; and the files that could not be used, with why.
-pub fn collect(roots: &[&Path]) -> (Vec<Scored>, Vec<(PathBuf, String)>) {
-    let (mut scored, mut unusable) = (vec![], vec![]);
-    for path in find(roots, SCORE_FILE) {
-        match ScoreFile::read(&path) {
-            Ok(found) => scored.push(found),
-            Err(why) => unusable.push((path, why)),
-        }
-    }
-    (scored, unusable)
 }
 
 /// Test data: a column of the table.
@@ -553,29 +479,6 @@ pub(crate) mod tests {
         assert_eq!(tables[0].row(S).unwrap().scores, [Some(25.0)]);
         assert_eq!(tables[0].row(T).unwrap().mean, None);
         assert!(serde_json::to_string(&tables).unwrap().contains("\"mean\":null"));
-    }
-
-    #[test]
-    fn score_files_are_found_and_what_is_not_one_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| {
-            let at = dir.path().join(name);
-            std::fs::create_dir_all(&at).unwrap();
-            std::fs::write(at.join(SCORE_FILE), text).unwrap();
-        };
-        let text = r#"{"examples": 7, "metric": "rouge1", "score": 0.5, "exact_match": 0.1, "rouge1": 0.5,
-            "right": 1, "ended": 1.0, "answer": "whole", "model": "llm", "kind": "translated",
-            "method": "grad-transformer", "random_student": true, "data": "ab", "data_name": "c/test"}"#;
-        put("a/b", text);
-        put("old", r#"{"examples": 7, "right": 1, "exact_match": 0.1}"#);
-        put("null", &text.replace("0.5", "null").replace("true", "false"));
-        let sub = dir.path().join("a");
-        let (mut found, unusable) = collect(&[dir.path(), &sub, Path::new("/nowhere/at/all")]);
-        assert_eq!((found.len(), unusable.len()), (2, 1));
-        assert!(unusable[0].0.ends_with("old/score.json"));
-        assert!(found.pop().unwrap().score.is_nan());
-        let first = found.pop().unwrap();
-        assert_eq!((first.entry, first.metric, first.score), (Entry::RANDOM_STUDENT, Metric::Rouge1, 0.5));
     }
 
     #[test]
