@@ -123,6 +123,18 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         adapter: Option<PathBuf>,
     },
+    /// Write one page about a run, finished or not: scores, losses, tuples, throughput.
+    Report {
+        /// Run directory.
+        #[arg(long, value_name = "DIR")]
+        run: PathBuf,
+        /// Another directory with results of `evaluate` and `finetune`; repeatable.
+        #[arg(long, value_name = "DIR")]
+        evaluations: Vec<PathBuf>,
+        /// The page (default: report.html in the run directory); report.json goes beside it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
     Inspect {
         /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.

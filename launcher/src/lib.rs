@@ -13,8 +13,10 @@ pub mod failure;
 pub mod interrupt;
 pub mod progress;
 pub mod record;
+pub mod report;
 pub mod score;
 pub mod stages;
+pub mod table;
 pub mod translators;
 pub mod ui;
 pub mod world;
@@ -68,6 +70,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Evaluate { run, data, out, model, base, adapter } => {
             let job = stages::evaluate::Job { data, out, role: model, base, adapter };
             stages::evaluate::run(&context, &run, &job).map(drop)
+        }
+        Command::Report { run, evaluations, out } => {
+            stages::report::run(&context, &stages::report::Job { run, evaluations, out })
         }
         Command::Inspect { path } => stages::inspect::run(&context, &path),
         Command::Status { path, verify } => stages::status::run(&context, &path, verify),

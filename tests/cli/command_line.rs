@@ -75,6 +75,26 @@ fn a_run_directory_keeps_its_configuration() {
     assert_eq!(same.status.code(), Some(2), "the same configuration is not refused: {}", stderr(&same));
 }
 
+#[test]
+fn a_report_says_what_is_missing_and_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    assert_eq!(gradtx(&["report", "--run", text(&run)]).status.code(), Some(1), "there is no run");
+    std::fs::create_dir(&run).unwrap();
+    let output = gradtx(&["report", "--run", text(&run)]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(said.contains("gradtx curate") && said.contains("report.html"), "{said}");
+    let page = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.contains("gradtx curate"));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(run.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["schema"], 1);
+    assert!(!run.join("run.toml").exists(), "a report does not make a run of a directory");
+    let out = dir.path().join("page.json");
+    assert_eq!(gradtx(&["report", "--run", text(&run), "--out", text(&out)]).status.code(), Some(2));
+}
+
 fn tensor_file(path: &Path, values: &[f32]) {
     let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let tensor: NewTensor<'_> = ("w".into(), Dtype::F32, vec![values.len()], &bytes);

@@ -10,6 +10,7 @@
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
 //! | [`merge`] | a model, an adapter | a model directory |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
+//! | [`report`] | a run directory | a page about it, and the same as JSON |
 //! | [`inspect`] | any of these | what it is, and whether it is intact |
 //! | [`status`] | a run | what is finished, what runs, what stopped and why |
 //! | [`doctor`] | this machine, a run | what is here, and whether the run fits |
@@ -31,6 +32,7 @@ pub mod jobs;
 pub mod lineage;
 pub mod manual;
 pub mod merge;
+pub mod report;
 pub mod side;
 pub mod split;
 pub mod status;

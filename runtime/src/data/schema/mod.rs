@@ -81,13 +81,23 @@ pub enum Schema {
 }
 
 /// How answers to a schema's questions are scored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// Right or wrong.
     ExactMatch,
     /// F1 of the words that a text and its reference share (ROUGE-1, stemmed).
     Rouge1,
+}
+
+impl Metric {
+    /// What a reader calls it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ExactMatch => "exact match",
+            Self::Rouge1 => "ROUGE-1",
+        }
+    }
 }
 
 impl Schema {
