@@ -308,7 +308,7 @@ fn validation(training: &Translator, x: Axis) -> Option<Figure> {
         loss_text(error)
     );
     Some(Figure::of("Validation by generation", caption, |title, description| {
-        let mut plot = Plot::new("validation", title, description, x, y);
+        let mut plot = Plot::new("validation", title, description, x, y).right(102.0);
         plot.level(1.0, "mean");
         plot.line("grad", found());
         found().for_each(|(x, y)| plot.dot("small grad", x, y));
