@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from decoders import CONFIGS, make_adapter, make_decoder
 from encoder_decoders import make_t5, make_translator
 from metrics import make_metrics
+from own import make_own
 from parquet import make_parquet
 from texts import make_texts
 
@@ -51,6 +52,8 @@ def make_all(root):
     print("wrote metrics")
     make_texts(root, 19)
     print("wrote qwen2_text")
+    make_own(root, 20)
+    print("wrote own")
 
 
 def files_below(root):
