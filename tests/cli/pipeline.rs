@@ -266,6 +266,23 @@ fn what_does_not_belong_together_is_refused() {
 }
 
 #[test]
+fn files_may_be_moved_but_not_changed() {
+    let home = Home::new();
+    home.done(&["curate"]);
+    let before = home.sums("run/shadow");
+    std::fs::create_dir(home.path("elsewhere")).unwrap();
+    for name in ["tiny", "public.jsonl"] {
+        std::fs::rename(home.path(name), home.path("elsewhere").join(name)).unwrap();
+    }
+    let moved = ["--set", "models.tiny=elsewhere/tiny", "--set", "data.public=elsewhere/public.jsonl"];
+    home.done(&[&["curate"], &moved[..]].concat());
+    assert_eq!(home.sums("run/shadow"), before);
+    let text = std::fs::read_to_string(home.path("elsewhere/public.jsonl")).unwrap();
+    std::fs::write(home.path("elsewhere/public.jsonl"), text.replace("<f", "<g").replace('b', "c")).unwrap();
+    home.refused(&[&["curate"], &moved[..]].concat(), 3, &["- data = ", "+ data = "]);
+}
+
+#[test]
 fn damaged_results_are_found_by_inspect_and_refused_by_stages() {
     let home = Home::new();
     home.done(&["curate"]);

@@ -33,22 +33,27 @@ def read_lines(path):
     return {number: json.loads(text) for number, text in lines if text.strip()}
 
 
+def question(row):
+    """What is asked; of a bare question, as with the setting `data.instruction = "none"`."""
+    return row["prompt"] if "prompt" in row else row["question"]
+
+
 def conversation(row):
     """The messages before the answer."""
     if "messages" in row:
         return row["messages"][:-1]
-    return [{"role": "user", "content": row["prompt"]}]
+    return [{"role": "user", "content": question(row)}]
 
 
 def prompt_text(row, form, tokenizer):
     """The text that generation starts from."""
     if form == "plain":
-        return row["prompt"]
+        return question(row)
     if form == "template":
         return tokenizer.apply_chat_template(conversation(row), tokenize=False, add_generation_prompt=True)
     messages = conversation(row)
     if "messages" not in row:
-        messages = [{"role": "user", "content": "\n" + row["prompt"].strip() + "\n"}]
+        messages = [{"role": "user", "content": "\n" + question(row).strip() + "\n"}]
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": SYSTEM}] + messages
     turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)

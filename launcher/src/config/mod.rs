@@ -6,7 +6,8 @@
 //! refused with the lines that differ, since its results would be mixed up.
 //!
 //! Paths are relative to the run file, or to the working directory in `--set`;
-//! `run.toml` holds them as absolute paths.
+//! `run.toml` holds them as absolute paths. They may change: a run whose files were moved
+//! takes the new paths from `--config` or `--set`, and every stage compares contents.
 //!
 //! * settings: the settings and their defaults.
 //! * preset: settings with a name.
@@ -30,7 +31,7 @@ use crate::record::make_dir;
 use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR};
 use anyhow::Result;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Name of the resolved configuration in a run directory.
@@ -55,8 +56,10 @@ impl Config {
         }
         config = config.with_overrides(&args.set)?;
         config.check()?;
-        match before {
-            Some(before) if before != config => {
+        if let Some(before) = &before {
+            // Where files lie may change; what is in them is compared by every stage.
+            let (known, wanted) = (before.without_places(), config.without_places());
+            if known != wanted {
                 let what = format!("{}: this run has another configuration", stored.display());
                 let empty = [SHADOW_DIR, TRANSLATOR_DIR].iter().all(|name| !args.run.join(name).exists());
                 let hint = match empty {
@@ -65,10 +68,11 @@ impl Config {
                     }
                     false => "results of two configurations do not mix: use another --run directory",
                 };
-                return Err(refused(what, diff(&before.table(), &config.table()), hint));
+                return Err(refused(what, diff(&known.table(), &wanted.table()), hint));
             }
-            Some(_) => {}
-            None => config.store(&stored)?,
+        }
+        if before.as_ref() != Some(&config) {
+            config.store(&stored)?;
         }
         Ok(config)
     }
@@ -90,20 +94,31 @@ impl Config {
         Ok(config)
     }
 
-    /// Makes relative paths absolute.
-    fn resolve_paths(&mut self, base: &Path) {
-        let public = self.data.public.as_mut_slice().iter_mut();
-        for place in public.chain([
+    /// Every setting that is a path.
+    fn places(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [
             &mut self.models.tiny,
             &mut self.models.llm,
             &mut self.adapter.start_tiny,
             &mut self.adapter.start_llm,
             &mut self.translator.pretrained,
-        ]) {
-            if !place.as_os_str().is_empty() {
-                *place = base.join(&*place);
-            }
+        ]
+        .into_iter()
+        .chain(self.data.public.as_mut_slice())
+    }
+
+    /// Makes relative paths absolute.
+    fn resolve_paths(&mut self, base: &Path) {
+        for place in self.places().filter(|place| !place.as_os_str().is_empty()) {
+            *place = base.join(&*place);
         }
+    }
+
+    /// With every path that is set replaced by the same word.
+    fn without_places(&self) -> Self {
+        let mut config = self.clone();
+        config.places().filter(|place| !place.as_os_str().is_empty()).for_each(|place| *place = "set".into());
+        config
     }
 
     fn with_overrides(self, set: &[String]) -> Result<Self> {

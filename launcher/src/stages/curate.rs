@@ -51,7 +51,7 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
         "instruction": config.data.instruction,
         "prompt": config.data.prompt,
         "max_length": config.data.max_length,
-        "adapter": config.adapter,
+        "adapter": Side::adapter_settings(&config.adapter, &[&student, &teacher]),
         "curate": config.curate,
         "device": config.device,
         "tiny": student.space.base_model,

@@ -52,7 +52,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "instruction": config.data.instruction,
         "prompt": config.data.prompt,
         "max_length": config.data.max_length,
-        "adapter": config.adapter,
+        "adapter": Side::adapter_settings(&config.adapter, &[&side]),
         "recipe": recipe,
         "device": config.device,
         "model": side.space.base_model,

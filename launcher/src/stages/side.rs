@@ -13,6 +13,7 @@ use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, read_peft, write_peft};
 use gradtx_runtime::artifact::{UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// A model and its adapters.
@@ -49,6 +50,13 @@ impl Side {
             init: checksum(&little_endian(&init)),
         };
         Ok(Self { role, dir: dir.to_owned(), model, layout, init, space })
+    }
+
+    /// What a stage's results depend on: the adapter's form and start, not where its files lie.
+    pub fn adapter_settings(config: &AdapterConfig, sides: &[&Self]) -> Value {
+        let AdapterConfig { rank, alpha, dropout, targets, start_tiny: _, start_llm: _ } = config;
+        let starts: Vec<&str> = sides.iter().map(|side| side.space.init.as_str()).collect();
+        json!({ "rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets, "init": starts })
     }
 
     /// Reads an update and checks that it is of this side.

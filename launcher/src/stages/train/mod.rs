@@ -30,13 +30,13 @@ use gradtx_models::grad_transformer::{
     Tuples,
 };
 use gradtx_models::t5::T5Config;
-use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace, checksum_file, write_json};
+use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace, checksum_file, fingerprint, write_json};
 use gradtx_runtime::metrics::JsonLines;
 use gradtx_runtime::optim::Schedule;
 use gradtx_runtime::plan::available_memory;
 use resume::{Best, Checkpoints, Progress};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tuples::{Source, Split, Tuple};
 use validate::{Validation, mean_teacher, validate};
@@ -61,10 +61,17 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
     let config = Config::of_run(args)?;
     let store = open_store(&args.run)?;
     let dir = args.run.join(TRANSLATOR_DIR);
+    let pretrained = &config.translator.pretrained;
+    let pretrained = match pretrained.as_os_str().is_empty() {
+        true => None,
+        false => Some(fingerprint(pretrained, context.threads)?),
+    };
     let settings = json!({
         "seed": config.seed,
         "tuples": checksum_file(&args.run.join(SHADOW_DIR).join("manifest.json"))?,
-        "translator": config.translator,
+        // Not where the weights lie that it starts from, but which they are.
+        "translator": TranslatorConfig { pretrained: PathBuf::new(), ..config.translator.clone() },
+        "pretrained": pretrained,
         "train": config.train,
         "device": config.device,
     });
