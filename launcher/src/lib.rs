@@ -6,6 +6,7 @@
 //! and work of another configuration is refused.
 
 pub mod args;
+pub mod cluster;
 pub mod config;
 pub mod dispatch;
 pub mod failure;

@@ -16,6 +16,7 @@ pub fn agree(comm: &dyn Comm, name: &str, value: &str) -> Result<()> {
         by_value.entry(value).or_default().push((rank, node));
     }
     if by_value.len() <= 1 {
+        tracing::debug!("{name}: all {} rank(s) have {value}", comm.size());
         return Ok(());
     }
     // Those who are few stand first: they are the odd ones.

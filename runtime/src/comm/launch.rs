@@ -18,8 +18,9 @@ pub struct Launch {
 
 /// Who sets which variables: rank, size, and one without which they mean nothing. The first
 /// that is complete counts: within a SLURM job, mpirun's word is the nearer one.
-const STARTERS: [(&str, &str, &str, &str); 4] = [
+const STARTERS: [(&str, &str, &str, &str); 5] = [
     ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"),
+    ("mpirun", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
     ("mpirun", "PMI_RANK", "PMI_SIZE", "PMI_SIZE"),
     // A batch script and an allocation's shell have a number of tasks too, but no step.
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID"),

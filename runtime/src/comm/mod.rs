@@ -71,7 +71,7 @@ pub struct Place {
 impl Place {
     /// One of `size` ranks that all are in this process.
     fn here(rank: usize, size: usize) -> Self {
-        Self { node: this_node(), local_rank: rank, local_size: size }
+        Self::among(&vec![this_node(); size], rank)
     }
 
     /// By the names of all ranks' nodes.

@@ -51,20 +51,17 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// `len` bytes with whatever content, in memory that was `used` before, if it was large enough.
-    pub fn reuse(mut used: Vec<u64>, len: usize) -> Self {
-        used.resize(len.div_ceil(size_of::<u64>()), 0);
-        Self { words: used, len }
-    }
-
     pub fn copy_of(bytes: &[u8]) -> Self {
-        let mut copy = Self::reuse(vec![], bytes.len());
+        let mut copy = Self::default();
+        copy.resize(bytes.len());
         copy.bytes_mut().copy_from_slice(bytes);
         copy
     }
 
-    pub fn into_words(self) -> Vec<u64> {
-        self.words
+    /// Makes it `len` bytes long, with whatever content.
+    pub fn resize(&mut self, len: usize) {
+        self.words.resize(len.div_ceil(size_of::<u64>()), 0);
+        self.len = len;
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -140,7 +137,7 @@ mod tests {
         let mut scratch = Scratch::copy_of(&[1; 100]);
         assert_eq!(scratch.bytes(), [1; 100]);
         let at = scratch.bytes_mut().as_ptr();
-        let again = Scratch::reuse(scratch.into_words(), 61);
-        assert_eq!((again.bytes().as_ptr(), again.bytes().len()), (at, 61));
+        scratch.resize(61);
+        assert_eq!((scratch.bytes().as_ptr(), scratch.bytes().len()), (at, 61));
     }
 }

@@ -41,7 +41,7 @@ enum Stage {
 #[derive(Default)]
 pub(super) struct Sums {
     active: RefCell<Vec<Rc<RefCell<Sum>>>>,
-    memory: RefCell<Vec<Vec<u64>>>,
+    memory: RefCell<Vec<Scratch>>,
 }
 
 /// Pieces of memory that are kept: enough for some sums of three pieces each.
@@ -96,14 +96,16 @@ impl Sums {
     }
 
     fn scratch(&self, bytes: usize) -> Scratch {
-        Scratch::reuse(self.memory.borrow_mut().pop().unwrap_or_default(), bytes)
+        let mut scratch = self.memory.borrow_mut().pop().unwrap_or_default();
+        scratch.resize(bytes);
+        scratch
     }
 
     fn keep(&self, sum: &mut Sum) {
         let mut memory = self.memory.borrow_mut();
         for scratch in [&mut sum.whole, &mut sum.incoming, &mut sum.share] {
             if memory.len() < KEPT {
-                memory.push(std::mem::take(scratch).into_words());
+                memory.push(std::mem::take(scratch));
             }
         }
     }
