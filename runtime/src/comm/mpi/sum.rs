@@ -103,7 +103,8 @@ impl Sums {
 
     fn keep(&self, sum: &mut Sum) {
         let mut memory = self.memory.borrow_mut();
-        for scratch in [&mut sum.whole, &mut sum.incoming, &mut sum.share] {
+        // The other way round than they are taken, so that each is used for the same again.
+        for scratch in [&mut sum.share, &mut sum.incoming, &mut sum.whole] {
             if memory.len() < KEPT {
                 memory.push(std::mem::take(scratch));
             }
