@@ -26,7 +26,7 @@ use tracing_subscriber::EnvFilter;
 /// Tag of the message "I am about to report an error", sent to all higher ranks.
 const FAILING: u8 = u8::MAX;
 /// How long a rank that failed listens whether a lower one did too.
-const LISTEN: Duration = Duration::from_millis(200);
+const LISTEN: Duration = Duration::from_millis(500);
 /// How long it then waits to be ended, before it speaks after all.
 const PATIENCE: Duration = Duration::from_secs(5);
 

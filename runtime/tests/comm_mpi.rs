@@ -1,7 +1,8 @@
 //! Ranks under MPI keep the contract of `Comm`, and end together when one cannot go on.
 //!
 //! Started by `cargo test --features mpi`, this program starts itself again under
-//! `mpirun`; there, each process plays its part of a scene.
+//! `mpirun`; there, each process plays its part of a scene. With GRADTX_TEST_LARGE set, more
+//! is moved than MPI's 32-bit counts can tell, which takes 10 GiB of memory.
 
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used)]
@@ -32,6 +33,11 @@ fn main() -> ExitCode {
         let done = end.out.matches(&format!("of {size} is done")).count();
         assert!(end.code == Some(0) && done == size, "{size} ranks: {end:?}");
         println!("{size} rank(s) keep the contract: ok");
+    }
+    if std::env::var_os("GRADTX_TEST_LARGE").is_some() {
+        let end = mpirun(2, "large");
+        assert!(end.code == Some(0) && end.out.matches("of 2 is done").count() == 2, "{end:?}");
+        println!("more than 2^31 bytes: ok");
     }
     dying();
     wrong_use();
@@ -108,6 +114,7 @@ fn play(scene: &str) -> ExitCode {
             0 => println!("{}", comm.gather_all(&[1; 4], &[4, 12], &mut [0; 16]).unwrap_err()),
             _ => comm.gather_all(&[1; 8], &[4, 8], &mut [0; 12]).unwrap(),
         },
+        "large" => large(&comm),
         "message for nobody" if rank == 0 => comm.send(1, 0, &vec![1; 64 << 20]).unwrap(),
         "message for nobody" | "start" => {}
         scene if last => die(scene, &comm),
@@ -122,6 +129,36 @@ fn play(scene: &str) -> ExitCode {
     }
     println!("rank {rank} of {size} is done");
     ExitCode::SUCCESS
+}
+
+/// Bytes above 2³¹, in what is broadcast, gathered, summed and sent between two ranks.
+fn large(comm: &Mpi) {
+    let n = (1 << 28) + 321;
+    let value = |i: usize, rank: usize| (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ rank as u64;
+    let own = || (0..n).map(|i| value(i, comm.rank())).collect::<Vec<u64>>();
+    let right = |found: &[u64], want: &dyn Fn(usize) -> u64| {
+        found.len() == n && found.iter().enumerate().all(|(i, x)| *x == want(i))
+    };
+    let mut values = own();
+    comm.broadcast(1, &mut values).unwrap();
+    assert!(right(&values, &|i| value(i, 1)), "broadcast");
+    values = own();
+    comm.all_reduce_sum(&mut values).unwrap();
+    assert!(right(&values, &|i| value(i, 0).wrapping_add(value(i, 1))), "all-reduce");
+    values = own();
+    let (mut all, half) = (vec![0; n], [n - 10, 10]);
+    let part = if comm.rank() == 0 { &values[..n - 10] } else { &values[n - 10..] };
+    comm.all_gather_parts(part, &half, &mut all).unwrap();
+    assert!(right(&all, &|i| value(i, usize::from(i >= n - 10))), "all-gather");
+    drop(all);
+    if comm.rank() == 1 {
+        comm.send(0, 9, bytemuck::cast_slice(&values)).unwrap();
+    } else {
+        drop(values);
+        let bytes = comm.receive(Some(1), 9).unwrap().bytes;
+        let words = bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap()));
+        assert!(right(&words.collect::<Vec<_>>(), &|i| value(i, 1)), "message");
+    }
 }
 
 fn die(scene: &str, comm: &Mpi) {
@@ -178,16 +215,19 @@ fn mpirun(size: usize, scene: &str) -> End {
         .env(DIR, dir.path())
         .output()
         .expect("mpirun is installed where this test is asked for");
-    let died = std::fs::metadata(dir.path().join("died")).and_then(|m| m.modified());
-    let took_to_die = died.ok().map(|t| SystemTime::now().duration_since(t).unwrap_or_default());
-    let ids =
-        (0..size).filter_map(|rank| std::fs::read_to_string(dir.path().join(format!("rank{rank}"))).ok());
-    // Ended processes that nobody has waited for yet are no more than an entry.
-    let runs = |path: &PathBuf| {
-        let stat = std::fs::read_to_string(path.join("stat"));
-        stat.is_ok_and(|stat| !stat.contains(") Z "))
-    };
-    let alive: Vec<PathBuf> = ids.map(|id| Path::new("/proc").join(id)).filter(runs).collect();
+    let died = std::fs::metadata(dir.path().join("died")).and_then(|m| m.modified()).ok();
+    let since_death = || died.map(|t| SystemTime::now().duration_since(t).unwrap_or_default());
+    let id = |rank: usize| std::fs::read_to_string(dir.path().join(format!("rank{rank}"))).ok();
+    // mpirun may return a little before the last rank is gone.
+    let mut alive: Vec<PathBuf> = (0..size).filter_map(id).map(|id| Path::new("/proc").join(id)).collect();
+    loop {
+        alive.retain(|path| runs(path));
+        if alive.is_empty() || since_death().is_none_or(|time| time > SOON) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let took_to_die = since_death();
     println!("{scene} on {size}: {:?}", begin.elapsed());
     End {
         code: output.status.code(),
@@ -196,4 +236,11 @@ fn mpirun(size: usize, scene: &str) -> End {
         took_to_die,
         alive,
     }
+}
+
+/// Whether this entry of /proc is a process that runs. One that has ended and that nobody has
+/// waited for is no more than an entry.
+fn runs(path: &Path) -> bool {
+    let stat = std::fs::read_to_string(path.join("stat"));
+    stat.is_ok_and(|stat| ![") Z ", ") X "].iter().any(|ended| stat.contains(ended)))
 }
