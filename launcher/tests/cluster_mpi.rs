@@ -9,6 +9,8 @@
 use gradtx_launcher::cluster::{self, World};
 use gradtx_launcher::failure::{self, unusable};
 use gradtx_launcher::ui::Ui;
+use std::io::Write;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -99,6 +101,16 @@ fn failures() {
         assert!(end.took < SOON, "{scene}: {end:?}");
         println!("{scene}: one error after {:?}: ok", end.took);
     }
+    // The same program, but for a byte behind its end.
+    let program = std::env::current_exe().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("other");
+    std::fs::copy(&program, &other).unwrap();
+    std::fs::OpenOptions::new().append(true).open(&other).unwrap().write_all(b"x").unwrap();
+    let end = mpirun_these(&[(2, &program), (1, &other)], "well");
+    let message = "program: not the same on all ranks: rank 2 (on ";
+    assert!(end.code == Some(1) && end.err.contains(message) && end.out.is_empty(), "{end:?}");
+    println!("different programs: ok");
     let end = mpirun(2, "left");
     assert!(end.code == Some(1) && end.err.contains("left its work unfinished"), "{end:?}");
 }
@@ -138,10 +150,17 @@ struct End {
 }
 
 fn mpirun(size: usize, scene: &str) -> End {
+    mpirun_these(&[(size, &std::env::current_exe().unwrap())], scene)
+}
+
+/// So many processes of these programs, in one world.
+fn mpirun_these(programs: &[(usize, &Path)], scene: &str) -> End {
     let begin = Instant::now();
-    let output = Command::new("mpirun")
-        .args(["-n", &size.to_string()])
-        .arg(std::env::current_exe().unwrap())
+    let mut command = Command::new("mpirun");
+    for (i, (size, program)) in programs.iter().enumerate() {
+        command.args((i > 0).then_some(":")).args(["-n", &size.to_string()]).arg(program);
+    }
+    let output = command
         .envs(AS_ROOT)
         // Fewer cores than ranks.
         .envs([("OMPI_MCA_rmaps_base_oversubscribe", "1"), ("OMPI_MCA_mpi_yield_when_idle", "1")])
