@@ -7,6 +7,7 @@
 //! where and how far, [`ui`] tells the person or script that started this one.
 
 pub mod args;
+pub mod cluster;
 pub mod config;
 pub mod dispatch;
 pub mod failure;

@@ -19,11 +19,23 @@ use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+/// Whether this process says nothing.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on this process says nothing on standard output: it is one of several, and not
+/// the one that speaks for them.
+pub fn silence() {
+    SILENT.store(true, Ordering::Relaxed);
+}
 
 /// Prints a line. A reader that has gone away (`gradtx inspect … | head`) is no error.
 pub fn say(text: &str) {
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }

@@ -1,4 +1,5 @@
-//! Ranks within one process keep the contract of `Comm`.
+//! Ranks within one process keep the contract of `Comm`, and the contract notices ranks
+//! that do not.
 
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used)]
@@ -6,7 +7,11 @@
 mod contract;
 
 use gradtx_runtime::Result;
-use gradtx_runtime::comm::{Comm, Local, Solo, local};
+use gradtx_runtime::comm::{
+    Collectives, Comm, Fake, Goal, Kind, Local, Message, Place, Reduction, Solo, Traffic, local,
+};
+use half::bf16;
+use std::collections::BTreeMap;
 
 /// Runs `work` on every rank, each in a thread; returns what they returned, by rank.
 fn on_ranks<T: Send>(size: usize, work: impl Fn(Local) -> T + Sync) -> Vec<T> {
@@ -18,14 +23,16 @@ fn on_ranks<T: Send>(size: usize, work: impl Fn(Local) -> T + Sync) -> Vec<T> {
 
 #[test]
 fn one_rank() {
-    contract::exercise(&Solo);
-    on_ranks(1, |comm| contract::exercise(&comm));
+    let key = contract::fresh_key();
+    contract::exercise(&Solo::default(), key);
+    on_ranks(1, |comm| contract::exercise(&comm, key));
 }
 
 #[test]
 fn several_ranks() {
+    let key = contract::fresh_key();
     for size in 2..=4 {
-        on_ranks(size, |comm| contract::exercise(&comm));
+        on_ranks(size, |comm| contract::exercise(&comm, key));
     }
 }
 
@@ -33,7 +40,15 @@ fn several_ranks() {
 fn a_rank_that_ends_makes_the_others_fail() {
     let found = on_ranks(3, |comm| {
         comm.barrier().unwrap();
-        if comm.rank() == 1 { None } else { Some(comm.all_reduce_sum(&mut [1.0])) }
+        let sum = comm.start_all_reduce_sum(&[1.0f32]).unwrap();
+        if comm.rank() == 1 {
+            return None;
+        }
+        // It took part in this one, so its end does no harm.
+        sum.wait(&mut [0.0]).unwrap();
+        let message = comm.receive(Some(1), 0).unwrap_err().to_string();
+        assert!(message.contains("has ended"), "{message}");
+        Some(comm.all_reduce_sum(&mut [1.0f32]))
     });
     for (rank, result) in found.into_iter().enumerate() {
         if let Some(result) = result {
@@ -46,67 +61,191 @@ fn a_rank_that_ends_makes_the_others_fail() {
 #[test]
 fn ranks_that_call_different_operations_fail() {
     let found = on_ranks(2, |comm| match comm.rank() {
-        0 => comm.all_reduce_sum(&mut [1.0, 2.0]),
-        _ => comm.all_reduce_sum(&mut [1.0]),
+        0 => comm.all_reduce_sum(&mut [1.0f32, 2.0]),
+        _ => comm.all_reduce_sum(&mut [1.0f32]),
     });
     for result in found {
-        assert!(result.unwrap_err().to_string().contains("all-reduce of 2"));
-    }
-}
-
-/// Adds from the last rank to the first.
-struct WrongOrder(Local);
-
-impl Comm for WrongOrder {
-    fn rank(&self) -> usize {
-        self.0.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.0.size()
-    }
-
-    fn all_reduce_sum(&self, values: &mut [f32]) -> Result<()> {
-        let n = values.len();
-        let mut all = vec![0.0; n * self.size()];
-        self.0.all_gather(values, &mut all)?;
-        values.fill(0.0);
-        for rank in (0..self.size()).rev() {
-            values.iter_mut().zip(&all[rank * n..]).for_each(|(v, x)| *v += x);
-        }
-        Ok(())
-    }
-
-    fn reduce_scatter_sum(&self, values: &[f32], out: &mut [f32]) -> Result<()> {
-        self.0.reduce_scatter_sum(values, out)
-    }
-
-    fn all_gather(&self, part: &[f32], out: &mut [f32]) -> Result<()> {
-        self.0.all_gather(part, out)
-    }
-
-    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<()> {
-        self.0.broadcast(root, values)
-    }
-
-    fn broadcast_bytes(&self, root: usize, bytes: &mut Vec<u8>) -> Result<()> {
-        self.0.broadcast_bytes(root, bytes)
-    }
-
-    fn gather_bytes(&self, root: usize, bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
-        self.0.gather_bytes(root, bytes)
-    }
-
-    fn barrier(&self) -> Result<()> {
-        self.0.barrier()
+        assert!(result.unwrap_err().to_string().contains("all-reduce of 8"));
     }
 }
 
 #[test]
-fn a_wrong_order_of_summation_is_noticed() {
-    let caught = on_ranks(3, |comm| {
-        let work = std::panic::AssertUnwindSafe(move || contract::exercise(&WrongOrder(comm)));
-        std::panic::catch_unwind(work).is_err()
-    });
-    assert_eq!(caught, [true; 3]);
+fn a_dry_run_counts_what_it_would_move() {
+    let comm = Fake::new(5, 64, 4).unwrap();
+    assert_eq!((comm.rank(), comm.size()), (5, 64));
+    let place = Place { node: "node1".into(), local_rank: 1, local_size: 4 };
+    assert_eq!(*comm.place(), place);
+    let mut values = [1.5f32; 100];
+    comm.all_reduce_sum(&mut values).unwrap();
+    comm.start_all_reduce_sum(&values).unwrap().wait(&mut values).unwrap();
+    assert_eq!(values, [1.5; 100]);
+    let share: Vec<bf16> = (0..128).map(|i| bf16::from_f32(i as f32)).collect();
+    let mut own = [bf16::ZERO; 2];
+    comm.reduce_scatter_sum(&share, &mut own).unwrap();
+    assert_eq!(own, share[10..12]);
+    let mut all = [0u64; 64];
+    comm.all_gather(&[7u64], &mut all).unwrap();
+    assert_eq!(all, [7; 64]);
+    comm.broadcast(0, &mut values[..3]).unwrap();
+    assert_eq!(comm.gather_bytes(5, b"abc").unwrap().unwrap().len(), 64);
+    comm.send(0, 1, b"abcd").unwrap();
+    comm.barrier().unwrap();
+    assert!(comm.try_receive(None, 1).unwrap().is_none() && comm.receive(None, 1).is_err());
+    let want = [
+        ("all-reduce", 2, 800),
+        ("reduce-scatter", 1, 256),
+        ("all-gather", 1, 512),
+        ("broadcast", 1, 12),
+        ("gather", 1, 3),
+        ("send", 1, 4),
+        ("barrier", 1, 0),
+    ];
+    let want: BTreeMap<_, _> =
+        want.into_iter().map(|(op, calls, bytes)| (op, Traffic { calls, bytes })).collect();
+    assert_eq!(comm.traffic(), want);
+    assert!(Fake::new(4, 4, 1).is_err() && Fake::new(0, 4, 0).is_err());
+    assert_eq!(Fake::new(9, 10, 4).unwrap().place().local_size, 2);
+}
+
+/// What a careless implementation might do.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Adds from the last rank to the first.
+    Order,
+    /// Rounds bf16 after every addition.
+    Rounding,
+    /// Gives every rank the first share.
+    Share,
+    /// Leaves out what was brought by ranks with nothing for rank 0.
+    Gather,
+    /// Delivers the newest message first.
+    Newest,
+    /// Takes messages of any tag.
+    Tag,
+}
+
+struct Broken {
+    comm: Local,
+    fault: Fault,
+    pile: std::cell::RefCell<Vec<Message>>,
+}
+
+/// A sum that is there.
+struct There(Vec<u8>);
+
+impl Reduction for There {
+    fn poll(&mut self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn wait(self: Box<Self>, out: &mut [u8]) -> Result<()> {
+        if out.len() != self.0.len() {
+            return Err(gradtx_runtime::Error::invalid("sum", "length"));
+        }
+        out.copy_from_slice(&self.0);
+        Ok(())
+    }
+}
+
+impl Comm for Broken {
+    fn rank(&self) -> usize {
+        self.comm.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.comm.size()
+    }
+
+    fn place(&self) -> &Place {
+        self.comm.place()
+    }
+
+    fn start_sum<'c>(
+        &'c self,
+        goal: Goal,
+        kind: Kind,
+        values: &[u8],
+        lengths: &[usize],
+    ) -> Result<Box<dyn Reduction + 'c>> {
+        let all = |values: &[u8]| self.comm.all_gather_bytes(values);
+        Ok(match (self.fault, goal, kind) {
+            (Fault::Order, Goal::All, Kind::F32) => {
+                let mut sum = vec![0f32; values.len() / 4];
+                for part in all(values)?.iter().rev() {
+                    let part = part.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
+                    sum.iter_mut().zip(part).for_each(|(s, x)| *s += x);
+                }
+                Box::new(There(sum.iter().flat_map(|x| x.to_le_bytes()).collect()))
+            }
+            (Fault::Rounding, Goal::All, Kind::Bf16) => {
+                let mut sum = vec![bf16::ZERO; values.len() / 2];
+                for part in all(values)? {
+                    let part = part.chunks_exact(2).map(|x| bf16::from_le_bytes(x.try_into().unwrap()));
+                    sum.iter_mut().zip(part).for_each(|(s, x)| *s += x);
+                }
+                Box::new(There(sum.iter().flat_map(|x| x.to_le_bytes()).collect()))
+            }
+            (Fault::Share, Goal::Share, Kind::U64) if lengths.iter().all(|&l| l == lengths[0] && l > 0) => {
+                let mut sum = values.to_vec();
+                self.comm.sum_all(kind, &mut sum)?;
+                Box::new(There(sum[..lengths[0]].to_vec()))
+            }
+            _ => self.comm.start_sum(goal, kind, values, lengths)?,
+        })
+    }
+
+    fn gather_all(&self, part: &[u8], lengths: &[usize], out: &mut [u8]) -> Result<()> {
+        let before = out.to_vec();
+        self.comm.gather_all(part, lengths, out)?;
+        if let (Fault::Gather, 0, Some(last)) = (self.fault, lengths[0], lengths.last()) {
+            let at = out.len() - last;
+            out[at..].copy_from_slice(&before[at..]);
+        }
+        Ok(())
+    }
+
+    fn broadcast_exact(&self, root: usize, bytes: &mut [u8]) -> Result<()> {
+        self.comm.broadcast_exact(root, bytes)
+    }
+
+    fn broadcast_bytes(&self, root: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        self.comm.broadcast_bytes(root, bytes)
+    }
+
+    fn gather_bytes(&self, root: usize, bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
+        self.comm.gather_bytes(root, bytes)
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.comm.barrier()
+    }
+
+    fn send(&self, to: usize, tag: u8, bytes: &[u8]) -> Result<()> {
+        let tag = if matches!(self.fault, Fault::Tag) { 0 } else { tag };
+        self.comm.send(to, tag, bytes)
+    }
+
+    fn try_receive(&self, from: Option<usize>, tag: u8) -> Result<Option<Message>> {
+        let tag = if matches!(self.fault, Fault::Tag) { 0 } else { tag };
+        if !matches!(self.fault, Fault::Newest) {
+            return self.comm.try_receive(from, tag);
+        }
+        while let Some(message) = self.comm.try_receive(from, tag)? {
+            self.pile.borrow_mut().push(message);
+        }
+        Ok(self.pile.borrow_mut().pop())
+    }
+}
+
+#[test]
+fn faults_are_noticed() {
+    let key = contract::fresh_key();
+    for fault in [Fault::Order, Fault::Rounding, Fault::Share, Fault::Gather, Fault::Newest, Fault::Tag] {
+        let caught = on_ranks(3, |comm| {
+            let broken = Broken { comm, fault, pile: vec![].into() };
+            let work = std::panic::AssertUnwindSafe(move || contract::exercise(&broken, key));
+            std::panic::catch_unwind(work).is_err()
+        });
+        assert!(caught.contains(&true), "{fault:?} is not noticed");
+    }
 }

@@ -1,43 +1,63 @@
 //! Ranks that are threads of one process.
 //!
-//! One meeting place is behind all operations: every rank brings bytes, and when the
-//! last has come, each gets to see what all brought. A rank that ends early (it
-//! failed, or panicked) makes the others fail instead of waiting for it forever, and
-//! so do ranks that call different operations.
+//! One meeting per collective operation is behind all of them: every rank brings bytes
+//! to its next meeting, and when the last has come, each gets to see what all brought. A
+//! rank that ends early (it failed, or panicked) makes the others fail instead of waiting
+//! for it forever, and so do ranks that call different operations.
 
-use super::{Comm, expect_root, expect_shares, sum_in_order};
+use super::number::{Scratch, sum_in_order};
+use super::{
+    Comm, Goal, Kind, Message, Place, Reduction, expect_length, expect_parts, expect_peer, expect_root,
+    ranges,
+};
 use crate::{Error, Result};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What one rank brings: the operation that it calls, and its bytes.
 #[derive(Debug)]
 struct Brought {
     operation: String,
-    bytes: Vec<u8>,
+    bytes: Scratch,
+}
+
+/// A meeting that some ranks have come to.
+#[derive(Debug)]
+struct Meeting {
+    brought: Vec<Option<Brought>>,
+    /// What all brought, once all have come.
+    all: Arc<OnceLock<Vec<Brought>>>,
+}
+
+/// A message that was sent and not yet taken.
+#[derive(Debug)]
+struct Letter {
+    to: usize,
+    tag: u8,
+    message: Message,
 }
 
 #[derive(Debug, Default)]
-struct Meeting {
-    /// Meetings that were held.
-    held: u64,
-    /// What the ranks brought to the one that comes next.
-    brought: Vec<Option<Brought>>,
-    /// What they brought to the last one.
-    last: Arc<Vec<Brought>>,
-    /// A rank that is gone.
-    gone: Option<usize>,
+struct State {
+    /// Meetings not all have come to, by number.
+    meetings: BTreeMap<u64, Meeting>,
+    letters: Vec<Letter>,
+    /// Ranks that have ended.
+    gone: Vec<bool>,
 }
 
 #[derive(Debug)]
-struct Place {
-    meeting: Mutex<Meeting>,
+struct Hall {
+    state: Mutex<State>,
     changed: Condvar,
 }
 
-impl Place {
-    fn lock(&self) -> MutexGuard<'_, Meeting> {
-        // No step inside leaves the meeting half changed when it panics.
-        self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
+impl Hall {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No step inside leaves the state half changed when it panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -46,60 +66,123 @@ impl Place {
 pub struct Local {
     rank: usize,
     size: usize,
-    place: Arc<Place>,
+    place: Place,
+    hall: Arc<Hall>,
+    /// Number of the meeting that this rank goes to next.
+    next: Cell<u64>,
 }
 
 /// `size` ranks that talk to each other.
 pub fn local(size: usize) -> Vec<Local> {
-    let meeting = Meeting { brought: (0..size).map(|_| None).collect(), ..Meeting::default() };
-    let place = Arc::new(Place { meeting: Mutex::new(meeting), changed: Condvar::new() });
-    (0..size).map(|rank| Local { rank, size, place: place.clone() }).collect()
+    let state = State { gone: vec![false; size], ..State::default() };
+    let hall = Arc::new(Hall { state: Mutex::new(state), changed: Condvar::new() });
+    let one =
+        |rank| Local { rank, size, place: Place::here(rank, size), hall: hall.clone(), next: Cell::new(0) };
+    (0..size).map(one).collect()
 }
 
 impl Drop for Local {
     fn drop(&mut self) {
-        self.place.lock().gone.get_or_insert(self.rank);
-        self.place.changed.notify_all();
+        self.hall.lock().gone[self.rank] = true;
+        self.hall.changed.notify_all();
     }
 }
 
-impl Local {
-    /// Brings bytes and waits for everyone else's.
-    fn meet(&self, operation: String, bytes: Vec<u8>) -> Result<Arc<Vec<Brought>>> {
-        let mut meeting = self.place.lock();
-        meeting.brought[self.rank] = Some(Brought { operation, bytes });
-        if meeting.brought.iter().all(Option::is_some) {
-            meeting.last = Arc::new(meeting.brought.iter_mut().filter_map(Option::take).collect());
-            meeting.held += 1;
-            self.place.changed.notify_all();
-        } else {
-            let held = meeting.held;
-            while meeting.held == held {
-                if let Some(gone) = meeting.gone {
-                    let why = format!("rank {gone} has ended, rank {} waits for it in vain", self.rank);
-                    return Err(Error::invalid("communication", why));
+/// A rank's place in a meeting that it has come to.
+struct Seat<'c> {
+    rank: &'c Local,
+    number: u64,
+    operation: String,
+    all: Arc<OnceLock<Vec<Brought>>>,
+}
+
+impl Seat<'_> {
+    /// What all brought, if all have come.
+    fn look(&self, state: &State) -> Result<Option<&[Brought]>> {
+        let (own, rank) = (&self.operation, self.rank.rank);
+        let Some(all) = self.all.get() else {
+            let missing =
+                |r: &usize| state.meetings.get(&self.number).is_some_and(|m| m.brought[*r].is_none());
+            return match (0..self.rank.size).filter(missing).find(|&r| state.gone[r]) {
+                None => Ok(None),
+                Some(gone) => {
+                    let why = format!("rank {gone} has ended, rank {rank} waits for it in vain ({own})");
+                    Err(Error::invalid("communication", why))
                 }
-                meeting = self.place.changed.wait(meeting).unwrap_or_else(PoisonError::into_inner);
-            }
-        }
-        let all = meeting.last.clone();
-        drop(meeting);
-        let own = &all[self.rank].operation;
+            };
+        };
         match all.iter().position(|b| b.operation != *own) {
-            None => Ok(all),
+            None => Ok(Some(all)),
             Some(other) => {
-                let why = format!("rank {other} calls {}, rank {} {own}", all[other].operation, self.rank);
+                let why = format!("rank {other} calls {}, rank {rank} {own}", all[other].operation);
                 Err(Error::invalid("communication", why))
             }
         }
     }
+
+    /// Waits until all have come.
+    fn wait(&self) -> Result<&[Brought]> {
+        let mut state = self.rank.hall.lock();
+        loop {
+            if let Some(all) = self.look(&state)? {
+                return Ok(all);
+            }
+            state = self.rank.hall.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
-/// The numbers in bytes that came from `&[f32]`.
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    let mut values = vec![0.0; bytes.len() / size_of::<f32>()];
-    bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
-    values
+impl Local {
+    /// Brings bytes to the next meeting.
+    fn bring(&self, operation: String, bytes: &[u8]) -> Seat<'_> {
+        let number = self.next.replace(self.next.get() + 1);
+        let mut state = self.hall.lock();
+        let meeting = state.meetings.entry(number).or_insert_with(|| Meeting {
+            brought: (0..self.size).map(|_| None).collect(),
+            all: Arc::default(),
+        });
+        let all = meeting.all.clone();
+        meeting.brought[self.rank] =
+            Some(Brought { operation: operation.clone(), bytes: Scratch::copy_of(bytes) });
+        if meeting.brought.iter().all(Option::is_some) {
+            let brought = meeting.brought.iter_mut().filter_map(Option::take).collect();
+            all.set(brought).expect("only the last to come sets it");
+            state.meetings.remove(&number);
+            self.hall.changed.notify_all();
+        }
+        Seat { rank: self, number, operation, all }
+    }
+
+    /// The oldest message for this rank with this tag.
+    fn take(&self, state: &mut State, from: Option<usize>, tag: u8) -> Option<Message> {
+        let wanted =
+            |l: &Letter| (l.to, l.tag) == (self.rank, tag) && from.is_none_or(|from| from == l.message.from);
+        let at = state.letters.iter().position(wanted)?;
+        Some(state.letters.remove(at).message)
+    }
+}
+
+/// A meeting for a sum.
+struct Sum<'c> {
+    seat: Seat<'c>,
+    kind: Kind,
+    /// The part of the sum that this rank wants.
+    part: Range<usize>,
+}
+
+impl Reduction for Sum<'_> {
+    fn poll(&mut self) -> Result<bool> {
+        let state = self.seat.rank.hall.lock();
+        Ok(self.seat.look(&state)?.is_some())
+    }
+
+    fn wait(self: Box<Self>, out: &mut [u8]) -> Result<()> {
+        expect_length("sum", out.len(), self.part.len())?;
+        let all = self.seat.wait()?;
+        let parts: Vec<&[u8]> = all.iter().map(|b| &b.bytes.bytes()[self.part.clone()]).collect();
+        sum_in_order(self.kind, &parts, out);
+        Ok(())
+    }
 }
 
 impl Comm for Local {
@@ -111,57 +194,96 @@ impl Comm for Local {
         self.size
     }
 
-    fn all_reduce_sum(&self, values: &mut [f32]) -> Result<()> {
-        let operation = format!("all-reduce of {} values", values.len());
-        let all = self.meet(operation, bytemuck::cast_slice(values).to_vec())?;
-        let parts: Vec<Vec<f32>> = all.iter().map(|b| floats(&b.bytes)).collect();
-        sum_in_order(values, parts.iter().map(Vec::as_slice));
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn start_sum<'c>(
+        &'c self,
+        goal: Goal,
+        kind: Kind,
+        values: &[u8],
+        lengths: &[usize],
+    ) -> Result<Box<dyn Reduction + 'c>> {
+        let (operation, part) = match goal {
+            Goal::All => (format!("all-reduce of {} bytes of {kind:?}", values.len()), 0..values.len()),
+            Goal::Share => {
+                let own = lengths.get(self.rank).copied().unwrap_or(0);
+                expect_parts("reduce-scatter", values.len(), lengths, self.rank, self.size, own)?;
+                let operation = format!("reduce-scatter of {lengths:?} bytes of {kind:?}");
+                (operation, ranges(lengths)[self.rank].clone())
+            }
+        };
+        Ok(Box::new(Sum { seat: self.bring(operation, values), kind, part }))
+    }
+
+    fn sum_share(&self, kind: Kind, values: &[u8], lengths: &[usize], out: &mut [u8]) -> Result<()> {
+        expect_parts("reduce-scatter", values.len(), lengths, self.rank, self.size, out.len())?;
+        self.start_sum(Goal::Share, kind, values, lengths)?.wait(out)
+    }
+
+    fn gather_all(&self, part: &[u8], lengths: &[usize], out: &mut [u8]) -> Result<()> {
+        expect_parts("all-gather", out.len(), lengths, self.rank, self.size, part.len())?;
+        let seat = self.bring(format!("all-gather of {lengths:?} bytes"), part);
+        for (range, from) in ranges(lengths).into_iter().zip(seat.wait()?) {
+            out[range].copy_from_slice(from.bytes.bytes());
+        }
         Ok(())
     }
 
-    fn reduce_scatter_sum(&self, values: &[f32], out: &mut [f32]) -> Result<()> {
-        expect_shares("reduce-scatter", values.len(), out.len(), self.size)?;
-        let operation = format!("reduce-scatter of {} values", values.len());
-        let all = self.meet(operation, bytemuck::cast_slice(values).to_vec())?;
-        let own = self.rank * out.len()..(self.rank + 1) * out.len();
-        let parts: Vec<Vec<f32>> = all.iter().map(|b| floats(&b.bytes)[own.clone()].to_vec()).collect();
-        sum_in_order(out, parts.iter().map(Vec::as_slice));
-        Ok(())
-    }
-
-    fn all_gather(&self, part: &[f32], out: &mut [f32]) -> Result<()> {
-        expect_shares("all-gather", out.len(), part.len(), self.size)?;
-        let operation = format!("all-gather of {} values each", part.len());
-        let all = self.meet(operation, bytemuck::cast_slice(part).to_vec())?;
-        let whole: Vec<u8> = all.iter().flat_map(|b| &b.bytes).copied().collect();
-        bytemuck::cast_slice_mut(out).copy_from_slice(&whole);
-        Ok(())
-    }
-
-    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<()> {
+    fn broadcast_exact(&self, root: usize, bytes: &mut [u8]) -> Result<()> {
         expect_root("broadcast", root, self.size)?;
-        let operation = format!("broadcast of {} values from rank {root}", values.len());
-        let own = if self.rank == root { bytemuck::cast_slice(values).to_vec() } else { vec![] };
-        let all = self.meet(operation, own)?;
-        bytemuck::cast_slice_mut(values).copy_from_slice(&all[root].bytes);
+        let own = if self.rank == root { &*bytes } else { &[] };
+        let seat = self.bring(format!("broadcast of {} bytes from rank {root}", bytes.len()), own);
+        bytes.copy_from_slice(seat.wait()?[root].bytes.bytes());
         Ok(())
     }
 
     fn broadcast_bytes(&self, root: usize, bytes: &mut Vec<u8>) -> Result<()> {
         expect_root("broadcast", root, self.size)?;
-        let own = if self.rank == root { std::mem::take(bytes) } else { vec![] };
-        let all = self.meet(format!("broadcast of bytes from rank {root}"), own)?;
-        bytes.clone_from(&all[root].bytes);
+        let own = if self.rank == root { &bytes[..] } else { &[] };
+        let seat = self.bring(format!("broadcast of bytes from rank {root}"), own);
+        *bytes = seat.wait()?[root].bytes.bytes().to_vec();
         Ok(())
     }
 
     fn gather_bytes(&self, root: usize, bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
         expect_root("gather", root, self.size)?;
-        let all = self.meet(format!("gather of bytes to rank {root}"), bytes.to_vec())?;
-        Ok((self.rank == root).then(|| all.iter().map(|b| b.bytes.clone()).collect()))
+        let seat = self.bring(format!("gather of bytes to rank {root}"), bytes);
+        let all = seat.wait()?;
+        Ok((self.rank == root).then(|| all.iter().map(|b| b.bytes.bytes().to_vec()).collect()))
     }
 
     fn barrier(&self) -> Result<()> {
-        self.meet("barrier".into(), vec![]).map(|_| ())
+        self.bring("barrier".into(), &[]).wait().map(|_| ())
+    }
+
+    fn send(&self, to: usize, tag: u8, bytes: &[u8]) -> Result<()> {
+        expect_peer("send", to, self.rank, self.size)?;
+        let message = Message { from: self.rank, bytes: bytes.to_vec() };
+        self.hall.lock().letters.push(Letter { to, tag, message });
+        self.hall.changed.notify_all();
+        Ok(())
+    }
+
+    fn try_receive(&self, from: Option<usize>, tag: u8) -> Result<Option<Message>> {
+        from.map_or(Ok(()), |from| expect_peer("receive", from, self.rank, self.size))?;
+        Ok(self.take(&mut self.hall.lock(), from, tag))
+    }
+
+    fn receive(&self, from: Option<usize>, tag: u8) -> Result<Message> {
+        from.map_or(Ok(()), |from| expect_peer("receive", from, self.rank, self.size))?;
+        let mut state = self.hall.lock();
+        loop {
+            if let Some(message) = self.take(&mut state, from, tag) {
+                return Ok(message);
+            }
+            let mut senders = (0..self.size).filter(|&r| r != self.rank && from.is_none_or(|from| from == r));
+            if senders.all(|r| state.gone[r]) {
+                let why = format!("rank {} waits for a message, but who could send one has ended", self.rank);
+                return Err(Error::invalid("receive", why));
+            }
+            state = self.hall.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }

@@ -1,11 +1,36 @@
 //! One rank: every operation is already done, or a copy.
 
-use super::{Comm, expect_root, expect_shares};
+use super::{
+    Comm, Goal, Kind, Message, Place, Reduction, expect_length, expect_parts, expect_peer, expect_root,
+};
 use crate::Result;
 
 /// The only rank.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Solo;
+#[derive(Clone, Debug)]
+pub struct Solo {
+    place: Place,
+}
+
+impl Default for Solo {
+    fn default() -> Self {
+        Self { place: Place::here(0, 1) }
+    }
+}
+
+/// Its values are the sum.
+pub(super) struct Copied(pub Vec<u8>);
+
+impl Reduction for Copied {
+    fn poll(&mut self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn wait(self: Box<Self>, out: &mut [u8]) -> Result<()> {
+        expect_length("sum", out.len(), self.0.len())?;
+        out.copy_from_slice(&self.0);
+        Ok(())
+    }
+}
 
 impl Comm for Solo {
     fn rank(&self) -> usize {
@@ -16,23 +41,34 @@ impl Comm for Solo {
         1
     }
 
-    fn all_reduce_sum(&self, _values: &mut [f32]) -> Result<()> {
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn start_sum<'c>(
+        &'c self,
+        goal: Goal,
+        _kind: Kind,
+        values: &[u8],
+        lengths: &[usize],
+    ) -> Result<Box<dyn Reduction + 'c>> {
+        if goal == Goal::Share {
+            expect_parts("reduce-scatter", values.len(), lengths, 0, 1, values.len())?;
+        }
+        Ok(Box::new(Copied(values.to_vec())))
+    }
+
+    fn sum_all(&self, _kind: Kind, _values: &mut [u8]) -> Result<()> {
         Ok(())
     }
 
-    fn reduce_scatter_sum(&self, values: &[f32], out: &mut [f32]) -> Result<()> {
-        expect_shares("reduce-scatter", values.len(), out.len(), 1)?;
-        out.copy_from_slice(values);
-        Ok(())
-    }
-
-    fn all_gather(&self, part: &[f32], out: &mut [f32]) -> Result<()> {
-        expect_shares("all-gather", out.len(), part.len(), 1)?;
+    fn gather_all(&self, part: &[u8], lengths: &[usize], out: &mut [u8]) -> Result<()> {
+        expect_parts("all-gather", out.len(), lengths, 0, 1, part.len())?;
         out.copy_from_slice(part);
         Ok(())
     }
 
-    fn broadcast(&self, root: usize, _values: &mut [f32]) -> Result<()> {
+    fn broadcast_exact(&self, root: usize, _bytes: &mut [u8]) -> Result<()> {
         expect_root("broadcast", root, 1)
     }
 
@@ -47,5 +83,14 @@ impl Comm for Solo {
 
     fn barrier(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn send(&self, to: usize, _tag: u8, _bytes: &[u8]) -> Result<()> {
+        expect_peer("send", to, 0, 1)
+    }
+
+    fn try_receive(&self, from: Option<usize>, _tag: u8) -> Result<Option<Message>> {
+        from.map_or(Ok(()), |from| expect_peer("receive", from, 0, 1))?;
+        Ok(None)
     }
 }
