@@ -7,9 +7,11 @@
 
 pub mod args;
 pub mod config;
+pub mod cost;
 pub mod dispatch;
 pub mod failure;
 pub mod record;
+pub mod schedule;
 pub mod score;
 pub mod stages;
 pub mod translators;

@@ -104,7 +104,8 @@ fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLay
     Ok(start.values)
 }
 
-fn lora_config(adapter: &AdapterConfig) -> Result<LoraConfig> {
+/// The adapter settings as the models know them.
+pub fn lora_config(adapter: &AdapterConfig) -> Result<LoraConfig> {
     Ok(LoraConfig {
         rank: adapter.rank,
         alpha: adapter.alpha,

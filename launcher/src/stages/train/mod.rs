@@ -99,9 +99,12 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-/// Sizes of the translator between two sides.
-fn model_config(settings: &TranslatorConfig, store: &TupleStore) -> Result<GradTransformerConfig> {
-    let (student, teacher) = (store.space(Role::Student), store.space(Role::Teacher));
+/// Sizes of the translator between two sides, each `[blocks, width]`.
+pub fn model_config(
+    settings: &TranslatorConfig,
+    student: [usize; 2],
+    teacher: [usize; 2],
+) -> Result<GradTransformerConfig> {
     let t5 = if settings.pretrained.as_os_str().is_empty() {
         T5Config {
             d_model: settings.d_model,
@@ -120,10 +123,10 @@ fn model_config(settings: &TranslatorConfig, store: &TupleStore) -> Result<GradT
         T5Config { dropout_rate: settings.dropout, ..published }
     };
     Ok(GradTransformerConfig {
-        student_width: student.width,
-        student_blocks: student.blocks,
-        teacher_width: teacher.width,
-        teacher_blocks: teacher.blocks,
+        student_blocks: student[0],
+        student_width: student[1],
+        teacher_blocks: teacher[0],
+        teacher_width: teacher[1],
         start_token: StartToken::parse(&settings.start).expect("the configuration was checked"),
         t5,
     })
@@ -143,7 +146,11 @@ impl Work for Train<'_> {
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Best, Validation)> {
         let (settings, train) = (&self.config.translator, &self.config.train);
-        let shape = model_config(settings, self.store)?;
+        let [student, teacher] = [Role::Student, Role::Teacher].map(|role| {
+            let space = self.store.space(role);
+            [space.blocks, space.width]
+        });
+        let shape = model_config(settings, student, teacher)?;
         let key = derive_named(self.config.seed, "translator");
         let mut model = match settings.pretrained.as_os_str().is_empty() {
             true => GradTransformer::<D, X>::random(device, shape, derive_named(key, "weights"))?,
