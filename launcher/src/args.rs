@@ -110,6 +110,10 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Tell what a run will take on given machines: memory, time and GPU hours of every stage.
+    Plan(crate::stages::plan::Job),
+    /// Write run directories for every combination of listed settings.
+    Sweep(crate::stages::sweep::Job),
     /// The whole job on a miniature world, ending with a table of scores.
     Demo {
         /// Directory for the world and the run.

@@ -58,6 +58,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             stages::evaluate::run(&context, &run, &job).map(drop)
         }
         Command::Inspect { path, json } => stages::inspect::run(&path, json),
+        Command::Plan(job) => stages::plan::run(&context, &job),
+        Command::Sweep(job) => stages::sweep::run(&context, &job),
         Command::Demo { dir, world, seed, preset } => stages::demo::run(&context, &dir, world, seed, preset),
     };
     match done {

@@ -28,3 +28,6 @@ pub use predict::{Question, predict};
 pub use prediction::Prediction;
 pub use rates::Rates;
 pub use tokens::Lengths;
+
+#[cfg(test)]
+mod tests;

@@ -65,6 +65,13 @@ impl Lengths {
         })
     }
 
+    /// Examples of these (tokens, labels).
+    pub fn of_rows(rows: Vec<(usize, usize)>) -> Self {
+        let source = format!("{} examples", rows.len());
+        let rows = rows.into_iter().map(|(tokens, labels)| Length { tokens, labels }).collect();
+        Self { rows, source, counted: true }
+    }
+
     /// The mean over some rows, or over all of them. Rows of uniform lengths are all alike.
     pub fn mean(&self, rows: Option<&[usize]>) -> Mean {
         let all = || self.rows.iter();
@@ -106,9 +113,7 @@ mod tests {
 
     #[test]
     fn means_are_over_the_rows_asked_for() {
-        let row = |tokens, labels| Length { tokens, labels };
-        let lengths =
-            Lengths { rows: vec![row(3, 1), row(5, 2), row(10, 4)], source: String::new(), counted: true };
+        let lengths = Lengths::of_rows(vec![(3, 1), (5, 2), (10, 4)]);
         assert_eq!(lengths.mean(Some(&[0, 1])), Mean { tokens: 4.0, pairs: 10.5, labels: 1.5 });
         assert_eq!(lengths.mean(None).tokens, 6.0);
         assert_eq!(lengths.longest(), 10);

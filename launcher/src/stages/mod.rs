@@ -9,6 +9,8 @@
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
 //! | [`inspect`] | any of these | what it is, and whether it is intact |
+//! | [`plan`] | settings, a cluster | memory, time and GPU hours of every stage |
+//! | [`sweep`] | lists of settings | a run directory for each combination |
 //! | [`demo`] | a seed | all of the above, and a table |
 //!
 //! Every stage can be run again: it opens its directory through [`crate::record`], does
@@ -22,7 +24,9 @@ pub mod examples;
 pub mod finetune;
 pub mod inspect;
 pub mod jobs;
+pub mod plan;
 pub mod side;
+pub mod sweep;
 pub mod train;
 pub mod translate;
 pub mod world;
