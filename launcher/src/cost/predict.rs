@@ -65,7 +65,8 @@ pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
     stages.push(plan.client_translate(training.parameters)?);
     stages.push(plan.client_evaluate(&mut warnings));
     let ranks = cluster.ranks();
-    let of_client: f64 = stages.iter().filter(|s| s.name.starts_with("client")).map(|s| s.seconds).sum();
+    let of_client = stages.iter().filter(|s| s.needed && s.name.starts_with("client"));
+    let of_client: f64 = of_client.map(|s| s.seconds).sum();
     let trained = stages[2].seconds;
     let rounds = clients.div_ceil(ranks) as f64;
     let hours = ranks as f64 * (curation.seconds + trained) + clients as f64 * of_client;
@@ -172,6 +173,7 @@ impl Planner<'_> {
             gpu_hours: busy / 3600.0,
             memory: self.streams_memory(&name, side, recipe, jobs, warnings),
             basis: self.rates.of(Kind::Lora).basis,
+            needed: true,
             name,
         }
     }
@@ -260,10 +262,7 @@ impl Planner<'_> {
         let [student, teacher] = [&models[0], &models[1]].map(|m| [m.layout.blocks(), m.layout.width()]);
         let shape = model_config(&config.translator, student, teacher)?;
         let ranks = cluster.ranks();
-        // A rank without a tuple has nothing to compute.
-        let working = ranks.min(train.batch);
-        let local = train.batch.div_ceil(working);
-        let micro = train.micro_batch.min(local);
+        let micro = train.micro_batch.min(train.batch.div_ceil(ranks));
         let held = self.held_out();
         let (plan, parameters) = memory::training(&shape, micro, held.min(AT_ONCE), ranks, self.gpu())?;
         let memory = Memory::of(&plan, self.question.memory);
@@ -276,21 +275,16 @@ impl Planner<'_> {
                 largest(1..micro, fits).map(|n| format!("train.micro_batch = {n}")).into_iter().collect();
             warnings.push(too_much("train", &memory, &help));
         }
-        if working < ranks {
-            warnings.push(format!(
-                "train: a batch of {} tuples keeps {working} of {ranks} ranks busy; fewer nodes would do",
-                train.batch
-            ));
-        }
         let element = self.gpu().element() as f64;
         let work = TranslatorWork { config: &shape, values: parameters as f64, element };
-        let step = self.training_step(&work, local, micro, parameters);
+        let step = self.training_step(&work, *cluster);
+        warnings.extend(self.fewer_ranks(&work, &step));
         let at_once = held.clamp(1, AT_ONCE) as f64;
         let validation =
             self.rates.seconds(Kind::Translator, work.generating(at_once)) * (held as f64 / at_once).ceil();
         let validations = (train.steps as f64 / train.validate_every as f64).ceil();
         let steps = train.steps as f64;
-        let seconds = steps * (step.compute + step.update + step.network) + validations * validation;
+        let seconds = steps * step.seconds() + validations * validation;
         let blocks = (shape.student_blocks + shape.teacher_blocks) as f64;
         let stage = Stage {
             name: "train".into(),
@@ -302,24 +296,22 @@ impl Planner<'_> {
             gpu_hours: seconds * ranks as f64 / 3600.0,
             memory,
             basis: self.rates.of(Kind::Translator).basis,
+            needed: true,
         };
         Ok((stage, step))
     }
 
     /// An optimizer step: gradients are reduced and scattered while backward goes on, every
     /// rank updates its shard, and values are gathered.
-    fn training_step(
-        &self,
-        work: &TranslatorWork<'_>,
-        local: usize,
-        micro: usize,
-        parameters: usize,
-    ) -> Training {
-        let ranks = self.question.cluster.ranks();
+    fn training_step(&self, work: &TranslatorWork<'_>, cluster: Cluster) -> Training {
+        let train = &self.question.config.train;
+        let ranks = cluster.ranks();
+        let local = train.batch.div_ceil(ranks);
+        let micro = train.micro_batch.min(local);
         let rate = |kind, cost| self.rates.seconds(kind, cost);
         let parts = local.div_ceil(micro);
         let compute = rate(Kind::Translator, work.training(local as f64 / parts as f64)) * parts as f64;
-        let link = self.rates.link(&self.question.cluster);
+        let link = self.rates.link(&cluster);
         let gradients = 4.0 * work.values;
         let pieces = (gradients / BUCKET).ceil();
         let scatter = link.half_reduce(gradients, ranks, pieces);
@@ -328,13 +320,33 @@ impl Planner<'_> {
         // bucket is ready when there is nothing left to hide behind.
         let hidden = (scatter - scatter / pieces.max(1.0)).min(2.0 / 3.0 * compute / parts as f64);
         Training {
-            parameters,
+            parameters: work.values as usize,
             tuples_per_rank: local,
             compute,
             update: rate(Kind::Memory, work.update(ranks as f64)),
             network: scatter - hidden + gather,
             network_in_all: scatter + gather,
         }
+    }
+
+    /// Advice to train on fewer ranks, where that is not slower.
+    fn fewer_ranks(&self, work: &TranslatorWork<'_>, step: &Training) -> Option<String> {
+        let given = self.question.cluster;
+        let nodes = (1..given.nodes).map(|nodes| Cluster { nodes, ..given });
+        let gpus = (1..given.gpus_per_node).map(|gpus_per_node| Cluster { nodes: 1, gpus_per_node, ..given });
+        let (cluster, faster) = gpus
+            .chain(nodes)
+            .map(|cluster| (cluster, self.training_step(work, cluster).seconds()))
+            .find(|(_, seconds)| *seconds <= step.seconds())?;
+        Some(format!(
+            "train: a step takes {:.1} ms on {} ranks and {:.1} ms on {} ({} of {}): train on fewer",
+            1e3 * step.seconds(),
+            given.ranks(),
+            1e3 * faster,
+            cluster.ranks(),
+            counted(cluster.nodes, "node"),
+            counted(cluster.gpus_per_node, "rank"),
+        ))
     }
 
     /// Tuples that validation holds out.
@@ -356,7 +368,9 @@ impl Planner<'_> {
         let memory = self.streams_memory(&name, side, recipe, 1, warnings);
         let seconds = self.rates.seconds(Kind::Lora, cost) + self.rates.load(self.decoder(side).bytes());
         let steps = recipe.steps as f64;
-        self.client(name, Kind::Lora, steps, steps * recipe.batch as f64 * mean.tokens, cost, seconds, memory)
+        let tokens = steps * recipe.batch as f64 * mean.tokens;
+        let stage = self.client(name, Kind::Lora, steps, tokens, cost, seconds, memory);
+        Stage { needed: side == Role::Tiny, ..stage }
     }
 
     fn client_translate(&self, parameters: usize) -> Result<Stage> {
@@ -437,8 +451,14 @@ impl Planner<'_> {
             gpu_hours: seconds / 3600.0,
             memory,
             basis: self.rates.of(kind).basis,
+            needed: true,
         }
     }
+}
+
+/// `1 node`, `2 nodes`.
+pub fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// A stage that does not fit, and what would.

@@ -27,6 +27,9 @@ pub struct Stage {
     pub memory: Memory,
     /// Where the rate behind it is from.
     pub basis: Basis,
+    /// False for what only comparison needs: the LLM fine-tuned on a client's own data. It
+    /// is not part of the sums.
+    pub needed: bool,
 }
 
 /// How shadow jobs spread over ranks.
@@ -63,6 +66,13 @@ pub struct Training {
     pub network: f64,
     /// Seconds of all communication.
     pub network_in_all: f64,
+}
+
+impl Training {
+    /// Seconds of a step.
+    pub fn seconds(&self) -> f64 {
+        self.compute + self.update + self.network
+    }
 }
 
 /// What a run will take.

@@ -10,6 +10,7 @@ use crate::config::{Config, RANDOM_SUBSETS, read_sweep};
 use crate::cost::calibrate::Calibration;
 use crate::cost::device::Hardware;
 use crate::cost::memory::Model;
+use crate::cost::predict::counted;
 use crate::cost::prediction::Stage;
 use crate::cost::rates::{Basis, Kind};
 use crate::cost::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};
@@ -237,7 +238,7 @@ fn si(x: f64) -> String {
             return format!("{:.2} {prefix}", x / size);
         }
     }
-    format!("{x:.2} ")
+    format!("{x:.0} ")
 }
 
 fn hours(gpu: Gpu) -> &'static str {
@@ -249,15 +250,20 @@ fn page(p: &Prediction) -> String {
     let Cluster { nodes, gpus_per_node, gpu, threads } = p.cluster;
     let each = if gpu == Gpu::Cpu { format!(" of {threads} threads") } else { String::new() };
     let mut lines = vec![
-        format!("{} ranks: {nodes} nodes of {gpus_per_node} {}{each}", p.ranks, gpu.name()),
+        format!(
+            "{}: {} of {gpus_per_node} {}{each}",
+            counted(p.ranks, "rank"),
+            counted(nodes, "node"),
+            gpu.name()
+        ),
         format!("examples: tiny {}; llm {}", p.examples[0], p.examples[1]),
         table(p).to_string(),
         curation(p),
         training(p),
     ];
     lines.push(format!(
-        "in all, with {} clients: {}, {:.2} {}",
-        p.clients,
+        "in all, with {}: {}, {:.2} {}; * is for comparison and not counted",
+        counted(p.clients, "client"),
         human_seconds(p.seconds),
         p.gpu_hours,
         hours(gpu)
@@ -292,7 +298,7 @@ fn table(p: &Prediction) -> Table {
 fn row(stage: &Stage) -> [String; 8] {
     let memory = human_bytes(stage.memory.need);
     [
-        stage.name.clone(),
+        if stage.needed { stage.name.clone() } else { format!("{} *", stage.name) },
         format!("{:.0}", stage.steps),
         si(stage.tokens),
         si(stage.flops),
@@ -322,10 +328,10 @@ fn curation(p: &Prediction) -> String {
 fn training(p: &Prediction) -> String {
     let t = &p.training;
     format!(
-        "train: {}parameters, {} tuples per rank and step; a step is {} of computing, {} of updating, {} of \
+        "train: {}parameters, {} per rank and step; a step is {} of computing, {} of updating, {} of \
          communication that is not hidden (of {})",
         si(t.parameters as f64),
-        t.tuples_per_rank,
+        counted(t.tuples_per_rank, "tuple"),
         human_seconds(t.compute),
         human_seconds(t.update),
         human_seconds(t.network),
@@ -378,10 +384,10 @@ fn sweep_page(found: &[(&str, Prediction)], hours_in_all: f64, seconds: f64) -> 
     }
     let mut lines = vec![table.to_string()];
     lines.push(format!(
-        "{} runs: {hours_in_all:.2} {unit}; {} one after the other on {} ranks",
-        found.len(),
+        "{}: {hours_in_all:.2} {unit}; {} one after the other on {}",
+        counted(found.len(), "run"),
         human_seconds(seconds),
-        first.ranks
+        counted(first.ranks, "rank")
     ));
     lines.extend(rates(first));
     for (name, p) in found {
@@ -398,6 +404,6 @@ mod tests {
     fn numbers_read_well() {
         let times = [0.02, 5.0, 125.0, 10_000.0, 900_000.0].map(human_seconds);
         assert_eq!(times, ["20.0 ms", "5.0 s", "2.1 min", "2.8 h", "10.4 days"]);
-        assert_eq!([5.0, 1.5e9, 2e19].map(si), ["5.00 ", "1.50 G", "20.00 E"]);
+        assert_eq!([5.0, 1.5e9, 2e19].map(si), ["5 ", "1.50 G", "20.00 E"]);
     }
 }

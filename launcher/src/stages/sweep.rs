@@ -6,6 +6,7 @@
 //! there with the same settings stays as it is; one with other settings is refused.
 
 use crate::config::{Config, RUN_FILE, SweptRun, read_sweep};
+use crate::cost::predict::counted;
 use crate::record::{self, RECORD_FILE};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR};
 use anyhow::Result;
@@ -60,8 +61,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let written = new.iter().filter(|new| **new).count();
     let out = job.out.display();
     context.ui.line(format!(
-        "sweep: {} runs in {out}, {written} of them new; gradtx curate --run {out}/NAME",
-        runs.len()
+        "sweep: {} in {out}, {written} new; go on with gradtx curate --run {out}/NAME",
+        counted(runs.len(), "run")
     ));
     Ok(())
 }
