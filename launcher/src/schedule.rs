@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn groups_cover_all_jobs() {
         assert_eq!(groups(7, 3), [0..3, 3..6, 6..7]);
-        assert_eq!(groups(2, 5), [0..2]);
+        assert_eq!(groups(2, 5).into_iter().flatten().collect::<Vec<_>>(), [0, 1]);
         assert_eq!(groups(3, 0).len(), 3);
         assert!(groups(0, 4).is_empty());
     }

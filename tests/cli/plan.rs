@@ -212,7 +212,9 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
     let p = home.json(&[&plan[..], &["--json"]].concat());
     let hours = |i: usize| p["runs"][i]["prediction"]["gpu_hours"].as_f64().unwrap();
     let sum: f64 = (0..4).map(hours).sum();
-    assert!((p["gpu_hours"].as_f64().unwrap() - sum).abs() < 1e-9 && hours(0) > hours(1) * 1.5, "{p}");
+    assert!((p["gpu_hours"].as_f64().unwrap() - sum).abs() < 1e-9);
+    // The first two have twice the subsets of the last two; training is the same in all.
+    assert!(hours(0) > hours(2) * 1.5 && hours(0) < hours(2) * 2.0 && hours(0) == hours(1));
 }
 
 #[test]

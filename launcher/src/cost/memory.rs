@@ -15,7 +15,7 @@ use gradtx_models::grad_transformer::{self, GradTransformer, GradTransformerConf
 use gradtx_models::lora::{BlockLayout, LoraJobs};
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Planned, Purpose};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::ops::Range;
 use std::path::Path;
 
@@ -52,7 +52,12 @@ pub struct Memory {
     /// Bytes that there are.
     pub available: u64,
     /// The needed bytes by purpose.
+    #[serde(serialize_with = "as_map")]
     pub by_purpose: Vec<(Purpose, u64)>,
+}
+
+fn as_map<S: Serializer>(pairs: &[(Purpose, u64)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(purpose, bytes)| (purpose, bytes)))
 }
 
 impl Memory {
