@@ -329,20 +329,22 @@ impl Planner<'_> {
         }
     }
 
-    /// Advice to train on fewer ranks, where that is not slower.
+    /// Advice to train on fewer ranks, where that is faster.
     fn fewer_ranks(&self, work: &TranslatorWork<'_>, step: &Training) -> Option<String> {
         let given = self.question.cluster;
-        let nodes = (1..given.nodes).map(|nodes| Cluster { nodes, ..given });
-        let gpus = (1..given.gpus_per_node).map(|gpus_per_node| Cluster { nodes: 1, gpus_per_node, ..given });
-        let (cluster, faster) = gpus
+        let gpus =
+            (1..=given.gpus_per_node).map(|gpus_per_node| Cluster { nodes: 1, gpus_per_node, ..given });
+        let nodes = (2..given.nodes).map(|nodes| Cluster { nodes, ..given });
+        let (cluster, fastest) = gpus
             .chain(nodes)
             .map(|cluster| (cluster, self.training_step(work, cluster).seconds()))
-            .find(|(_, seconds)| *seconds <= step.seconds())?;
+            .min_by(|a, b| a.1.total_cmp(&b.1))
+            .filter(|(_, seconds)| *seconds < step.seconds())?;
         Some(format!(
-            "train: a step takes {:.1} ms on {} ranks and {:.1} ms on {} ({} of {}): train on fewer",
+            "train: a step takes {:.1} ms on {} and {:.1} ms on {} ({} of {}): train on fewer",
             1e3 * step.seconds(),
-            given.ranks(),
-            1e3 * faster,
+            counted(given.ranks(), "rank"),
+            1e3 * fastest,
             cluster.ranks(),
             counted(cluster.nodes, "node"),
             counted(cluster.gpus_per_node, "rank"),
