@@ -168,6 +168,10 @@ pub enum Command {
         /// Directory to write to; made when it is not there.
         dir: PathBuf,
     },
+    /// Tell what a run will take on given machines: memory, time and GPU hours of every stage.
+    Plan(crate::stages::plan::Job),
+    /// Write run directories for every combination of listed settings.
+    Sweep(crate::stages::sweep::Job),
     /// The whole job on a miniature world, ending with a table of scores.
     Demo {
         /// Directory for the world and the run.
@@ -195,6 +199,8 @@ impl Command {
                 | Self::Doctor { .. }
                 | Self::Completions { .. }
                 | Self::Man { .. }
+                | Self::Plan(_)
+                | Self::Sweep(_)
         )
     }
 }

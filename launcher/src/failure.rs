@@ -5,7 +5,9 @@
 //! codes; `gradtx --help` prints it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::fmt;
+use std::io::Write;
 
 /// Done.
 pub const DONE: u8 = 0;
@@ -134,19 +136,20 @@ fn hint_of_system(error: &anyhow::Error) -> Option<String> {
 }
 
 impl Told {
-    /// Prints to standard error: lines for people, or one JSON object.
+    /// Prints to standard error: lines for people, or one JSON object. In one write, so that
+    /// nothing that another process says ends up in the middle.
     pub fn print(&self, json: bool) {
-        if json {
-            let Self { message, hint, code } = self;
-            let event =
-                serde_json::json!({ "event": "error", "message": message, "hint": hint, "code": code });
-            eprintln!("{event}");
-            return;
-        }
-        eprintln!("error: {}", self.message);
-        if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
-        }
+        let Self { message, hint, code } = self;
+        let text = match (json, hint) {
+            (true, _) => {
+                let event = json!({ "event": "error", "message": message, "hint": hint, "code": code });
+                format!("{event}\n")
+            }
+            (false, Some(hint)) => format!("error: {message}\nhint: {hint}\n"),
+            (false, None) => format!("error: {message}\n"),
+        };
+        // To a standard error that is closed nothing can be said; the code tells.
+        let _ = std::io::stderr().write_all(text.as_bytes());
     }
 }
 

@@ -9,12 +9,14 @@
 pub mod args;
 pub mod cluster;
 pub mod config;
+pub mod cost;
 pub mod dispatch;
 pub mod failure;
 pub mod interrupt;
 pub mod progress;
 pub mod record;
 pub mod report;
+pub mod schedule;
 pub mod score;
 pub mod stages;
 pub mod table;
@@ -78,6 +80,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Inspect { path } => stages::inspect::run(&context, &path),
         Command::Status { path, verify } => stages::status::run(&context, &path, verify),
         Command::Doctor { run, model } => stages::doctor::run(&context, &run, &model),
+        Command::Plan(job) => stages::plan::run(&context, &job),
+        Command::Sweep(job) => stages::sweep::run(&context, &job),
         Command::Completions { shell } => stages::manual::completions(shell),
         Command::Man { dir } => stages::manual::pages(&dir),
         Command::Demo { dir, world, seed, preset } => stages::demo::run(&context, &dir, world, seed, preset),

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 use gradtx_launcher::cluster::{self, World};
-use gradtx_launcher::failure::{self, unusable};
+use gradtx_launcher::failure::{Told, unusable};
 use gradtx_launcher::ui::Ui;
 use std::io::Write;
 use std::path::Path;
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         if scene == "left" {
             drop(World::start().unwrap());
         }
-        return ExitCode::from(cluster::run(failure::report, |world| play(&scene, world)));
+        return ExitCode::from(cluster::run(report, |world| play(&scene, world)));
     }
     for size in 1..=4 {
         one_speaks(size);
@@ -33,6 +33,13 @@ fn main() -> ExitCode {
     failures();
     alone();
     ExitCode::SUCCESS
+}
+
+/// Says what went wrong; the exit code.
+fn report(error: &anyhow::Error) -> u8 {
+    let told = Told::from(error);
+    told.print(false);
+    told.code
 }
 
 /// What each process under `mpirun` does.
@@ -43,7 +50,7 @@ fn play(scene: &str, world: &World) -> anyhow::Result<()> {
     match scene {
         "well" => {
             world.agree("configuration", "the same")?;
-            Ui::new(true).result(format!("{size} ranks, {} threads each", world.threads()));
+            Ui::new("test", true, false).result(format!("{size} ranks, {} threads each", world.threads()));
         }
         "other configuration" => world.agree("configuration", if rank == 1 { "b2" } else { "a1" })?,
         "one fails" if last => return Err(unusable("nothing to train on")),

@@ -13,19 +13,22 @@
 //! * preset: settings with a name.
 //! * check: what values they may have.
 //! * suggest: what a mistyped key may have meant.
+//! * sweep: many run files from one.
 
 mod check;
 mod preset;
 mod settings;
 mod suggest;
+mod sweep;
 
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
     DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, RANDOM_SUBSETS,
     Recipe, TrainConfig, TranslatorConfig, ValidationSplit,
 };
+pub use sweep::{SweptRun, read_sweep};
 
-use crate::args::RunArgs;
+use crate::args::{Preset, RunArgs};
 use crate::failure::{refused, unusable, unusable_with};
 use crate::record::make_dir;
 use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR};
@@ -94,6 +97,30 @@ impl Config {
         Ok(config)
     }
 
+    /// The configuration that [`Self::of_run`] would give, without touching the run directory.
+    /// Here a run file takes the place of what the directory has.
+    pub fn look(
+        run: Option<&Path>,
+        file: Option<&Path>,
+        preset: Option<Preset>,
+        set: &[String],
+    ) -> Result<Self> {
+        let stored = run.map(|run| run.join(RUN_FILE)).filter(|path| path.is_file());
+        let mut config = match (file, stored) {
+            (Some(path), _) => Self::read(path)?,
+            (None, Some(path)) => Self::read(&path)?,
+            (None, None) => {
+                return Err(unusable("expected a run file (--config), or a run directory that has one"));
+            }
+        };
+        if let Some(preset) = preset {
+            config = config.with_preset(preset);
+        }
+        config = config.with_overrides(set)?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// Every setting that is a path.
     fn places(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         [
@@ -151,7 +178,23 @@ impl Config {
         Table::try_from(self).expect("a configuration has only values that TOML has")
     }
 
-    fn store(&self, path: &Path) -> Result<()> {
+    /// Whether a run directory has no configuration yet; fails if it has another one.
+    pub fn is_new_in(&self, run: &Path) -> Result<bool> {
+        let stored = run.join(RUN_FILE);
+        if !stored.is_file() {
+            return Ok(true);
+        }
+        let before = Self::read(&stored)?;
+        if before == *self {
+            return Ok(false);
+        }
+        let what = format!("{}: this run has another configuration", stored.display());
+        let hint = "remove the run's directory to make it anew, or give the sweep another directory";
+        Err(refused(what, diff(&before.table(), &self.table()), hint))
+    }
+
+    /// Writes all settings to a file.
+    pub fn store(&self, path: &Path) -> Result<()> {
         let dir = path.parent().unwrap_or(Path::new("."));
         make_dir(dir)?;
         let text = toml::to_string(self).expect("a configuration has only values that TOML has");

@@ -15,6 +15,8 @@
 //! | [`status`] | a run | what is finished, what runs, what stopped and why |
 //! | [`doctor`] | this machine, a run | what is here, and whether the run fits |
 //! | [`manual`] | | completion scripts and manual pages |
+//! | [`plan`] | settings, a cluster | memory, time and GPU hours of every stage |
+//! | [`sweep`] | lists of settings | a run directory for each combination |
 //! | [`demo`] | a seed | all of the above, and a table |
 //!
 //! Every stage can be run again: it opens its directory through [`crate::record`], does
@@ -32,10 +34,12 @@ pub mod jobs;
 pub mod lineage;
 pub mod manual;
 pub mod merge;
+pub mod plan;
 pub mod report;
 pub mod side;
 pub mod split;
 pub mod status;
+pub mod sweep;
 pub mod train;
 pub mod translate;
 pub mod world;

@@ -85,7 +85,14 @@ pub struct GradTransformer<D: Device, X: Real> {
 
 impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     /// A model whose parameters are all zero, to be filled.
-    pub fn empty(dev: &D, config: GradTransformerConfig) -> Result<Self> {
+    pub(super) fn empty(dev: &D, config: GradTransformerConfig) -> Result<Self> {
+        let mut model = Self::outline(dev, config)?;
+        model.values = dev.zeros(model.layout.total())?;
+        Ok(model)
+    }
+
+    /// A model without values: sizes and layout are what memory plans are made of.
+    pub fn outline(dev: &D, config: GradTransformerConfig) -> Result<Self> {
         let mut layout = ParamLayout::new();
         let d = config.t5.d_model;
         let input_proj = Projection::new(&mut layout, "input_proj", config.student_width, d);
@@ -93,7 +100,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
         let embed_proj = Projection::new(&mut layout, "embed_proj", config.teacher_width, d);
         let decoder = Stack::new(&config.t5, Side::Decoder, &mut layout, "t5.");
         let output_proj = Projection::new(&mut layout, "output_proj", d, config.teacher_width);
-        let values = dev.zeros(layout.total())?;
+        let values = dev.zeros(0)?;
         let normalization = Normalization::none(
             [config.student_blocks, config.student_width],
             [config.teacher_blocks, config.teacher_width],

@@ -155,8 +155,7 @@ impl Model {
 /// Training of the translator between two sides, each `[blocks, width]`.
 fn training(config: &Config, student: [usize; 2], teacher: [usize; 2]) -> Result<Check> {
     let shape = model_config(&config.translator, student, teacher)?;
-    // Its zeros are never touched, so the system never has to find memory for them.
-    let model = GradTransformer::<Cpu, f32>::empty(&Cpu::new(1), shape)?;
+    let model = GradTransformer::<Cpu, f32>::outline(&Cpu::new(1), shape)?;
     let plan = Trainer::plan(&model, config.train.micro_batch)?;
     let what = format!(
         "{} parameters, {} tuples at once, [{}, {}] to [{}, {}]",

@@ -5,7 +5,7 @@
 //! step's loss, written as it goes), `throughput.jsonl` (tuples per second), and
 //! `validation.json` (what was held out, and what it measured).
 //!
-//! [`tuples`] tells which tuples a step has, [`validate`] measures generated updates, and
+//! [`tuples`] tells which tuples a step has, [`mod@validate`] measures generated updates, and
 //! [`resume`] keeps checkpoints.
 //!
 //! Validation splits by shadow subset unless told otherwise: the tuples of one subset are
