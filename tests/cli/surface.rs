@@ -354,8 +354,11 @@ fn mistakes_in_files_are_named_with_what_was_expected() {
     curate("g", "curate.group_by=tsk", 2, &["curate.group_by", "tsk", "hint:", "task"]);
     curate("h", "curate.examples=900", 2, &["curate.examples", "900", "public.jsonl", "8"]);
     curate("file/x", "seed=1", 1, &["file/x", "file is a file"]);
-    // A mistake that is stored can be taken back while nothing is made.
-    curate("a", "models.tiny=model", 3, &["- models.tiny", "remove its run.toml"]);
+    // A mistake that is stored can be taken back while nothing is made; a path at any time.
+    curate("i", "adapter.targets=[\"nope\"]", 1, &["nope"]);
+    curate("i", "adapter.targets=[\"q_proj\"]", 3, &["- adapter.targets", "remove its run.toml"]);
+    let corrected = ["curate", "--run", "a", "--config", "settings.toml", "--set", "models.tiny=model"];
+    assert!(home.gradtx(&corrected).status.success());
 
     assert!(home.curate(&[]).status().unwrap().success());
     let finetune = ["finetune", "--run", "run", "--data", "public.jsonl", "--out"];
