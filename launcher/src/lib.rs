@@ -11,6 +11,7 @@ pub mod dispatch;
 pub mod failure;
 pub mod record;
 pub mod score;
+pub mod slurm;
 pub mod stages;
 pub mod translators;
 pub mod ui;
@@ -55,6 +56,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let job = stages::evaluate::Job { data, out, role: model, adapter };
             stages::evaluate::run(&context, &run, &job).map(drop)
         }
+        Command::Submit(job) => stages::submit::run(&context, &job),
         Command::Inspect { path, json } => stages::inspect::run(&path, json),
         Command::Demo { dir, world, seed, preset } => stages::demo::run(&context, &dir, world, seed, preset),
     };

@@ -39,6 +39,16 @@ impl Config {
     /// comes from the directory's run.toml; `--config` and `--set` may then only repeat
     /// what stands there.
     pub fn of_run(args: &RunArgs) -> Result<Self> {
+        let config = Self::resolved(args)?;
+        let stored = args.run.join(RUN_FILE);
+        if !stored.is_file() {
+            config.store(&stored)?;
+        }
+        Ok(config)
+    }
+
+    /// The same, without storing it.
+    pub fn resolved(args: &RunArgs) -> Result<Self> {
         let stored = args.run.join(RUN_FILE);
         let before = if stored.is_file() { Some(Self::read(&stored)?) } else { None };
         let mut config = match (&args.config, &before) {
@@ -55,12 +65,10 @@ impl Config {
             Some(before) if before != config => {
                 let what = format!("{}: this run has another configuration", stored.display());
                 let hint = "results of two configurations do not mix: use another --run directory";
-                return Err(refused(what, diff(&before.table(), &config.table()), hint));
+                Err(refused(what, diff(&before.table(), &config.table()), hint))
             }
-            Some(_) => {}
-            None => config.store(&stored)?,
+            _ => Ok(config),
         }
-        Ok(config)
     }
 
     /// Reads a run file. Unknown keys are errors.

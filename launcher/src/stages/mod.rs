@@ -8,6 +8,7 @@
 //! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
+//! | [`submit`] | a run, what to ask a cluster for | batch jobs of these stages |
 //! | [`inspect`] | any of these | what it is, and whether it is intact |
 //! | [`demo`] | a seed | all of the above, and a table |
 //!
@@ -23,6 +24,7 @@ pub mod finetune;
 pub mod inspect;
 pub mod jobs;
 pub mod side;
+pub mod submit;
 pub mod train;
 pub mod translate;
 pub mod world;
