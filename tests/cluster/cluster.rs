@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 /// A job that has not come where it should be after this long never will.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// After a requeue, what is left of a job's first start has gone for certain. The end of the
+/// old batch shell, told to a job that runs again already, would count as its own.
+const SETTLED: Duration = Duration::from_secs(3);
+
 /// The running cluster.
 pub struct Cluster {
     dir: PathBuf,
@@ -115,6 +119,7 @@ impl Cluster {
     /// A requeued job would wait for two minutes before it starts; here it does not.
     pub fn ended(&self, job: &str) -> String {
         let begun = Instant::now();
+        let mut pending = Instant::now();
         loop {
             let states = self.states(job);
             let has_ended =
@@ -125,7 +130,9 @@ impl Cluster {
                 names.dedup();
                 return names.join(" ");
             }
-            if states.iter().any(|(state, reason)| state == "PENDING" && reason == "BeginTime") {
+            if !states.iter().any(|(state, reason)| state == "PENDING" && reason == "BeginTime") {
+                pending = Instant::now();
+            } else if pending.elapsed() > SETTLED {
                 // It may have started in the meantime.
                 let update = ["update", &format!("JobId={job}"), "StartTime=now"];
                 let _ = self.command("scontrol").args(update).output();
@@ -133,6 +140,13 @@ impl Cluster {
             assert!(begun.elapsed() < PATIENCE, "job {job}: still {states:?}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Starts a requeued job that would wait for two minutes.
+    pub fn start_now(&self, job: &str) {
+        self.until("requeued", || self.field(job, "Reason") == "BeginTime");
+        std::thread::sleep(SETTLED);
+        self.scontrol(&["update", &format!("JobId={job}"), "StartTime=now"]);
     }
 
     /// Waits until `what` is so.
