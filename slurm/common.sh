@@ -62,8 +62,11 @@ tasks() {
 readonly STOPPED=75
 asked='' interrupted='' step=''
 ask() {
-    asked=1 interrupted=1
-    [ -z "$step" ] || kill -USR1 "$step" || true
+    interrupted=1
+    [ -z "$asked" ] || return 0
+    asked=1
+    # srun passes signals on to the ranks, but not while it is still starting them: so again.
+    [ -z "$step" ] || (while kill -USR1 "$step" 2>/dev/null; do sleep 5; done) &
 }
 trap ask USR1 TERM
 
