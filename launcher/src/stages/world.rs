@@ -7,7 +7,7 @@
 //! public/*.parquet                     question, answer, task: the provider's data
 //! private/client-N/{train,test}.jsonl  {"question", "answer"}: a client's data, one task
 //! world.json                           who got which task
-//! run.toml                             the run file
+//! settings.toml                        the run file
 //! ```
 
 use crate::args::Role;

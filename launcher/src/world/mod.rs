@@ -24,7 +24,7 @@ pub const TEST_EXAMPLES: usize = 250;
 /// The public data in the world's directory.
 pub const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
 /// The run file in the world's directory.
-pub const RUN_FILE_OF_WORLD: &str = "run.toml";
+pub const RUN_FILE_OF_WORLD: &str = "settings.toml";
 
 /// Which tasks public data and clients have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -105,7 +105,7 @@ impl World {
         ];
         values
             .iter()
-            .fold(include_str!("run.toml").to_string(), |text, (key, value)| text.replace(key, value))
+            .fold(include_str!("settings.toml").to_string(), |text, (key, value)| text.replace(key, value))
     }
 }
 
