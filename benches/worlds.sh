@@ -21,7 +21,7 @@ done
 python3 - "$out" <<'PYTHON'
 import json, pathlib, sys
 
-for path in sorted(pathlib.Path(sys.argv[1]).glob("*-*.json")):
+for path in sorted(pathlib.Path(sys.argv[1]).glob("*-[0-9]*.json")):
     rows = json.loads(path.read_text())[0]["rows"]
     cells = [f"{r['mean']:.1f}" + ("" if r.get("pgr") is None else f" ({r['pgr']:.0f})") for r in rows[2:]]
     print(path.stem, *cells, sep="  ")
