@@ -6,6 +6,7 @@ CARGO ?= cargo
 FEATURES ?= $(shell command -v mpicc >/dev/null 2>&1 && echo mpi)
 FLAGS = --locked $(if $(FEATURES),--features $(FEATURES))
 DEMO_DIR ?= runs/demo
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help demo test check bench build setup clean
 
@@ -14,7 +15,7 @@ help:
 	@echo 'make test    all tests'
 	@echo 'make check   format, lints as errors, documentation without warnings'
 	@echo 'make bench   times of operations and steps on this machine'
-	@echo 'make build   the program: target/release/gradtx'
+	@echo 'make build   the program: $(TARGET)/release/gradtx'
 
 setup:
 	@.ci/setup
@@ -23,7 +24,7 @@ build: setup
 	$(CARGO) build --release $(FLAGS) -p gradtx-launcher
 
 demo: build
-	target/release/gradtx demo $(DEMO_DIR)
+	$(TARGET)/release/gradtx demo $(DEMO_DIR)
 
 test: setup
 	$(CARGO) test --workspace $(FLAGS)
