@@ -13,7 +13,7 @@
 
 mod sums;
 
-pub use sums::GradientSums;
+pub use sums::{GradientSums, gather_on_first};
 
 use crate::params::ParamLayout;
 use crate::{Error, Result};
@@ -89,12 +89,16 @@ impl Shards {
         &self.buckets
     }
 
+    /// Elements of the flat buffer.
+    pub fn total(&self) -> usize {
+        self.buckets.last().map_or(0, |bucket| bucket.range.end)
+    }
+
     /// What a rank owns: disjoint ranges, in increasing order, none empty.
     pub fn owned(&self, rank: usize) -> Vec<Range<usize>> {
         if self.ranks == 1 {
             // Whole, so that the optimizer's sums are those of a training without ranks.
-            let end = self.buckets.last().map_or(0, |bucket| bucket.range.end);
-            return std::iter::once(0..end).filter(|range| !range.is_empty()).collect();
+            return std::iter::once(0..self.total()).filter(|range| !range.is_empty()).collect();
         }
         self.buckets.iter().map(|bucket| bucket.share(rank)).filter(|share| !share.is_empty()).collect()
     }

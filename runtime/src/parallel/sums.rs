@@ -150,6 +150,22 @@ impl<'c> GradientSums<'c> {
     }
 }
 
+/// Every rank has values of what it owns, one after the other: on rank 0 they all come to
+/// where they belong in the flat buffer, on the others nothing comes of it.
+pub fn gather_on_first(comm: &dyn Comm, shards: &Shards, own: &[f32]) -> Result<Option<Vec<f32>>> {
+    let Some(parts) = comm.gather_bytes(0, bytemuck::cast_slice(own))? else { return Ok(None) };
+    let mut all = vec![0.0f32; shards.total()];
+    for (rank, part) in parts.iter().enumerate() {
+        let mut rest = &part[..];
+        for range in shards.owned(rank) {
+            let (values, after) = rest.split_at(size_of::<f32>() * range.len());
+            bytemuck::cast_slice_mut(&mut all[range]).copy_from_slice(values);
+            rest = after;
+        }
+    }
+    Ok(Some(all))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::layout;
@@ -254,6 +270,17 @@ mod tests {
         // Another rank's contribution more changes the result.
         let difference = alone(2).0.iter().zip(&alone(3).0).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(difference > 1e-3, "{difference}");
+    }
+
+    #[test]
+    fn what_all_own_comes_together_on_rank_0() {
+        let all = random(layout().total(), 3);
+        let found = on_ranks(3, |comm| {
+            let shards = Shards::new(&layout(), 3, 200);
+            let own: Vec<f32> = shards.owned(comm.rank()).into_iter().flat_map(|r| all[r].to_vec()).collect();
+            gather_on_first(&comm, &shards, &own).unwrap()
+        });
+        assert_eq!(found, [Some(all), None, None]);
     }
 
     #[test]
