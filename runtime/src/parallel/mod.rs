@@ -57,6 +57,8 @@ impl Bucket {
 pub struct Shards {
     ranks: usize,
     buckets: Vec<Bucket>,
+    /// Parameters, in increasing order.
+    params: Vec<Range<usize>>,
 }
 
 impl Shards {
@@ -64,6 +66,7 @@ impl Shards {
     /// elements (or one bucket, if there are fewer).
     pub fn new(layout: &ParamLayout, ranks: usize, elements: usize) -> Self {
         let total = layout.total();
+        let params: Vec<Range<usize>> = layout.params().iter().map(|param| param.range()).collect();
         let count = (total / elements.max(1)).max(1);
         let end = |i: usize| if i == count { total } else { aligned(total * i / count).min(total) };
         let bucket = |i: usize| {
@@ -73,10 +76,9 @@ impl Shards {
                 false => (range.start + aligned(range.len() * rank / ranks)).min(range.end),
             };
             let shares = (0..ranks).map(|rank| cut(rank)..cut(rank + 1)).collect();
-            let used = layout.params().iter().map(|param| overlap(&param.range(), &range).len()).sum();
-            Bucket { shares, used, range }
+            Bucket { shares, used: used_in(&params, &range), range }
         };
-        Self { ranks, buckets: (0..count).map(bucket).collect() }
+        Self { ranks, buckets: (0..count).map(bucket).collect(), params }
     }
 
     /// Number of ranks.
@@ -119,10 +121,17 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     start..a.end.min(b.end).max(start)
 }
 
+/// Elements of a range that are parameters, which are in increasing order.
+fn used_in(params: &[Range<usize>], range: &Range<usize>) -> usize {
+    let first = params.partition_point(|param| param.end <= range.start);
+    let within = params[first..].iter().take_while(|param| param.start < range.end);
+    within.map(|param| overlap(param, range).len()).sum()
+}
+
 /// Which gradients are final, as a backward pass tells.
 #[derive(Clone, Debug)]
 struct Readiness {
-    /// Elements of each bucket that are not final yet.
+    /// Parameters' elements of each bucket that are not final yet.
     missing: Vec<usize>,
 }
 
@@ -133,13 +142,14 @@ impl Readiness {
 
     /// Notes that the gradients of `part`, which lies in a bucket, are final; whether the
     /// whole bucket is now.
-    fn note(&mut self, bucket: usize, part: &Range<usize>) -> Result<bool> {
+    fn note(&mut self, shards: &Shards, bucket: usize, part: &Range<usize>) -> Result<bool> {
+        let new = used_in(&shards.params, part);
         let missing = &mut self.missing[bucket];
-        *missing = missing.checked_sub(part.len()).ok_or_else(|| {
+        *missing = missing.checked_sub(new).ok_or_else(|| {
             let why = format!("elements {part:?} were reported as final before");
             Error::invalid("gradients", why)
         })?;
-        Ok(*missing == 0)
+        Ok(*missing == 0 && new > 0)
     }
 
     /// Fails unless all gradients are final.
@@ -162,6 +172,13 @@ mod tests {
             layout.push([(format!("{i}.a"), vec![len]), (format!("{i}.b"), vec![3])]);
         }
         layout
+    }
+
+    /// Ranges that a backward pass reports, from the front to the back: some of several groups,
+    /// with the gaps between them.
+    pub(super) fn passes() -> Vec<Range<usize>> {
+        let at = |name: &str| layout().range(name).unwrap();
+        vec![at("0.a").start..at("1.b").end, at("2.a"), at("2.b"), at("3.a").start..layout().total()]
     }
 
     #[test]
@@ -208,17 +225,17 @@ mod tests {
         let shards = Shards::new(&layout, 2, 400);
         let mut readiness = Readiness::new(&shards);
         let mut finished = vec![];
-        for param in layout.params().iter().rev() {
+        for range in passes().into_iter().rev() {
             for (i, bucket) in shards.buckets().iter().enumerate().rev() {
-                let part = overlap(&param.range(), &bucket.range());
-                if !part.is_empty() && readiness.note(i, &part).unwrap() {
+                let part = overlap(&range, &bucket.range());
+                if !part.is_empty() && readiness.note(&shards, i, &part).unwrap() {
                     finished.push(i);
                 }
             }
         }
         assert_eq!(finished, (0..shards.buckets().len()).rev().collect::<Vec<_>>());
         readiness.expect_all().unwrap();
-        let message = readiness.note(1, &(500..501)).unwrap_err().to_string();
+        let message = readiness.note(&shards, 1, &(500..501)).unwrap_err().to_string();
         assert!(message.contains("before"), "{message}");
         let message = Readiness::new(&shards).expect_all().unwrap_err().to_string();
         assert!(message.contains(&format!("{} elements", layout.count())), "{message}");
