@@ -61,8 +61,6 @@ use std::sync::Arc;
 
 /// Directories within a tuple store.
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
-/// More jobs than this share no stream, unless the settings say so.
-const MOST_AT_ONCE: usize = 8;
 
 /// What is to be collected, and by whom.
 #[derive(Debug, Clone, clap::Args)]
@@ -196,8 +194,7 @@ fn concurrent(config: &Config, memory: u64, sides: &[&Side; 2]) -> usize {
             jobs + parameters(side) * size_of::<f32>() as u64 <= memory
         })
     };
-    let most = MOST_AT_ONCE.min(config.curate.subsets);
-    (1..=most).rev().find(fits).unwrap_or(1)
+    (1..=config.curate.most_at_once()).rev().find(fits).unwrap_or(1)
 }
 
 fn parameters(side: &Side) -> u64 {
