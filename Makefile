@@ -8,11 +8,12 @@ FLAGS = --locked $(if $(FEATURES),--features $(FEATURES))
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test check bench build setup clean
+.PHONY: help demo test chaos check bench build setup clean
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
 	@echo 'make test    all tests'
+	@echo 'make chaos   ranks killed at random, and the same bytes in the end (CHAOS_SEED, CHAOS_COUNT)'
 	@echo 'make check   format, lints as errors, documentation without warnings'
 	@echo 'make bench   times of operations and steps on this machine'
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
@@ -28,6 +29,10 @@ demo: build
 
 test: setup
 	$(CARGO) test --workspace $(FLAGS)
+
+chaos: setup
+	CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_COUNT=$(or $(CHAOS_COUNT),25) \
+		$(CARGO) test --locked --features mpi -p gradtx-tests --test chaos
 
 check: setup
 	$(CARGO) fmt --all --check

@@ -238,21 +238,28 @@ impl Trained {
         step.unwrap_or_else(|| panic!("it started over: {}", self.said))
     }
 
-    /// Norms, in which small gradients count as much as large ones, depend more on rounding.
-    fn assert_near(&self, other: &Self, tolerance: f64) {
-        for (norms, count, tolerance) in [(false, 40 + 2 * 10, tolerance), (true, 40, 10.0 * tolerance)] {
+    /// Relative differences of the losses and errors, and of the gradients' norms, at most.
+    fn difference(&self, other: &Self) -> [f64; 2] {
+        [(false, 40 + 2 * 10), (true, 40)].map(|(norms, count)| {
             let (a, b) = (self.numbers(norms), other.numbers(norms));
             assert!(a.len() == count && b.len() == count, "{} and {} numbers", a.len(), b.len());
-            let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max);
-            let within = a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= tolerance * b.abs());
-            assert!(within, "{}: norms ({norms}) or losses differ by {worst:e}", self.dir.display());
-        }
+            let differences = a.iter().zip(&b).map(|(a, b)| (a - b).abs() / b.abs());
+            differences.map(|d| if d.is_nan() { f64::INFINITY } else { d }).fold(0.0, f64::max)
+        })
+    }
+
+    fn assert_near(&self, other: &Self) {
+        let [losses, norms] = self.difference(other);
+        let dir = self.dir.display();
+        assert!(losses <= 1e-5, "{dir}: losses differ by {losses:e}");
+        // Small gradients count as much as large ones in them, so they depend more on rounding.
+        assert!(norms <= 1e-4, "{dir}: norms differ by {norms:e}");
     }
 }
 
 fn the_losses_are_those_of_one_rank(home: &Home, alone: &Trained) {
     for ranks in [2, 3, 6] {
-        home.trained(&format!("on {ranks}"), ranks).assert_near(alone, 1e-5);
+        home.trained(&format!("on {ranks}"), ranks).assert_near(alone);
     }
     let throughput =
         std::fs::read_to_string(home.dir.path().join("on 3/translator/throughput.jsonl")).unwrap();
@@ -264,8 +271,7 @@ fn the_losses_are_those_of_one_rank(home: &Home, alone: &Trained) {
     let other = home.train("other", 2, None, &["seed=6"]);
     assert!(other.status.success(), "{other:?}");
     let other = Trained { dir: home.dir.path().join("other/translator"), said: String::new() };
-    let far = std::panic::catch_unwind(|| other.assert_near(alone, 1e-3));
-    assert!(far.is_err(), "another seed must give other losses");
+    assert!(other.difference(alone).iter().all(|d| *d > 1e-2), "another seed must give other losses");
     println!("1, 2, 3 and 6 ranks have the same losses: ok");
 }
 
@@ -298,7 +304,7 @@ fn killed_ranks_lose_little(home: &Home, alone: &Trained, four: &Trained) {
     for (name, ranks) in [("fewer", 2), ("one", 1)] {
         let fewer = home.trained(name, ranks);
         assert_eq!(fewer.went_on_after(), before.step);
-        fewer.assert_near(alone, 1e-5);
+        fewer.assert_near(alone);
     }
     // The newest is damaged in one part: the one before it is there.
     let path = part_path(&home.checkpoints("damaged"), before, 2);
@@ -323,7 +329,7 @@ fn a_signal_stops_all_ranks(home: &Home, four: &Trained) {
     let output = home.train("stopped", 4, Some("-USR1 2 0"), &["train.checkpoint_minutes=100"]);
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(75), "{output:?}");
-    assert_eq!(err.matches("error: ").count(), 1, "{err}");
+    assert_eq!(err.matches("stopped as asked").count(), 1, "{err}");
     let list = saved(&home.checkpoints("stopped")).unwrap();
     assert!(matches!(list[..], [Saved { step: 10.., parts: 4 }]), "{list:?}");
     let lines = std::fs::read_to_string(home.dir.path().join("stopped/translator/metrics.jsonl")).unwrap();
