@@ -1,4 +1,9 @@
-//! What tests share: where the golden fixtures are, and copies of them to damage.
+//! What tests share: where the golden fixtures are, copies of them to damage, and a miniature
+//! of what a run needs.
+
+#![allow(clippy::unwrap_used)]
+
+pub mod miniature;
 
 use std::path::{Path, PathBuf};
 

@@ -47,6 +47,15 @@ impl Config {
     /// comes from the directory's run.toml; `--config` and `--set` may then only repeat
     /// what stands there.
     pub fn of_run(args: &RunArgs) -> Result<Self> {
+        let (config, before) = Self::resolved(args)?;
+        if before.as_ref() != Some(&config) {
+            config.store(&args.run.join(RUN_FILE))?;
+        }
+        Ok(config)
+    }
+
+    /// The same, without storing it: the configuration, and the one that is stored there.
+    pub fn resolved(args: &RunArgs) -> Result<(Self, Option<Self>)> {
         let stored = args.run.join(RUN_FILE);
         let before = if stored.is_file() { Some(Self::read(&stored)?) } else { None };
         let mut config = match (&args.config, &before) {
@@ -74,10 +83,7 @@ impl Config {
                 return Err(refused(what, diff(&known.table(), &wanted.table()), hint));
             }
         }
-        if before.as_ref() != Some(&config) {
-            config.store(&stored)?;
-        }
-        Ok(config)
+        Ok((config, before))
     }
 
     /// Reads a run file. Unknown keys are errors.

@@ -1,0 +1,378 @@
+//! The batch scripts and `gradtx submit` on a real SLURM of two nodes, which these tests start
+//! themselves (`make cluster`). What runs is the miniature pipeline; where the program's own
+//! part would hide the scripts', a shell script stands in for it.
+
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+mod home;
+
+use cluster::{Cluster, both, cluster, cluster_alone};
+use gradtx_runtime::artifact::TupleStore;
+use home::{GRADTX, Home, SMALL, scripts};
+use std::path::Path;
+
+/// Stops when it is asked to, in its first start; ends well in the next.
+const STOPS_ONCE: &str = r#"
+if [ -n "${SLURM_RESTART_COUNT:-}" ]; then echo "went on"; exit 0; fi
+trap 'exit 75' USR1
+echo listening
+while true; do sleep 0.05; done"#;
+
+/// Waits until a job's rank 0 has said something.
+fn until_said(home: &Home, cluster: &Cluster, job: &str, what: &str) {
+    let logs = home.path("run/logs");
+    let end = format!("-{job}.0.log");
+    cluster.until(&format!("job {job} says `{what}`"), || {
+        std::fs::read_dir(&logs).is_ok_and(|entries| {
+            let paths = entries.flatten().map(|entry| entry.path());
+            let mut of_job = paths.filter(|path| path.to_string_lossy().ends_with(&end));
+            of_job.any(|path| std::fs::read_to_string(path).is_ok_and(|text| text.contains(what)))
+        })
+    });
+}
+
+fn ask_to_stop(cluster: &Cluster, job: &str) {
+    cluster.done(cluster.command("scancel").args(["--batch", "--signal=USR1", job]));
+}
+
+#[test]
+fn every_rank_has_its_gpu_its_threads_and_its_log() {
+    let (cluster, home) = (cluster(), Home::new());
+    let show = home.stand_in(r#"echo "$SLURM_PROCID on $(hostname -s): gpu $CUDA_VISIBLE_DEVICES, $*""#);
+    let options = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=3"];
+    let job = home.sbatch(&cluster, &options, "curate.sbatch", &["run", "--x", "a b"], &[("GRADTX", &show)]);
+    assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+    let mut places: Vec<String> = (0..4)
+        .map(|rank| {
+            let said = home.log(&format!("-{job}.{rank}.log"));
+            let (place, words) = said.trim().split_once(", ").unwrap();
+            assert_eq!(words, "curate --threads 3 --run run --x a b");
+            place.split_once(" on ").unwrap().1.to_string()
+        })
+        .collect();
+    places.sort();
+    if places[0].starts_with("node1") {
+        assert_eq!(places, ["node1: gpu 0", "node1: gpu 1", "node2: gpu 0", "node2: gpu 1"]);
+    } else {
+        // Nodes that share this machine's host name.
+        assert_eq!(places.iter().filter(|place| place.ends_with("gpu 0")).count(), 2, "{places:?}");
+    }
+    let said = home.said(&job);
+    assert_eq!(said.lines().count(), 1, "one line tells how it went: {said}");
+    assert!(said.contains("done") && said.contains(&format!("run/logs/gradtx-curate-{job}.*.log")), "{said}");
+}
+
+#[test]
+fn a_job_that_is_asked_to_stop_comes_back() {
+    let (cluster, home) = (cluster(), Home::new());
+    let program = home.stand_in(STOPS_ONCE);
+    let options = ["--nodes=2"];
+    let job = home.sbatch(&cluster, &options, "train.sbatch", &["run"], &[("GRADTX", &program)]);
+    until_said(&home, &cluster, &job, "listening");
+    ask_to_stop(&cluster, &job);
+    cluster.until("requeued", || cluster.field(&job, "Restarts") == "1");
+    assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+    let said = home.said(&job);
+    assert!(said.contains("stopped on request, requeued") && said.contains("done"), "{said}");
+    assert_eq!(home.log(&format!("-{job}-r1.1.log")).trim(), "went on", "a log for every start");
+}
+
+#[test]
+fn a_job_comes_back_only_so_often() {
+    let (cluster, home) = (cluster(), Home::new());
+    let program = home.stand_in(&STOPS_ONCE.replace("SLURM_RESTART_COUNT", "NEVER"));
+    let env = [("GRADTX", program.as_path()), ("GRADTX_RESTARTS", Path::new("1"))];
+    let job = home.sbatch(&cluster, &[], "train.sbatch", &["run"], &env);
+    until_said(&home, &cluster, &job, "listening");
+    ask_to_stop(&cluster, &job);
+    cluster.until("requeued", || cluster.field(&job, "Restarts") == "1");
+    cluster.start_now(&job);
+    until_said(&home, &cluster, &format!("{job}-r1"), "listening");
+    ask_to_stop(&cluster, &job);
+    assert_eq!(cluster.ended(&job), "FAILED");
+    assert_eq!(cluster.field(&job, "ExitCode"), "75:0");
+    assert!(home.said(&job).contains("NOT requeued after 1 restarts"), "{}", home.said(&job));
+}
+
+#[test]
+fn a_cancelled_job_stays_away() {
+    let (cluster, home) = (cluster(), Home::new());
+    // It ends as if it had been asked to stop, which SLURM's cancelling does look like.
+    let program = home.stand_in(&STOPS_ONCE.replace("USR1", "USR1 TERM"));
+    let job = home.sbatch(&cluster, &["--nodes=2"], "train.sbatch", &["run"], &[("GRADTX", &program)]);
+    until_said(&home, &cluster, &job, "listening");
+    cluster.done(cluster.command("scancel").arg(&job));
+    assert_eq!(cluster.ended(&job), "CANCELLED");
+    cluster.until("a last line", || home.said(&job).contains("logs:"));
+    assert!(!home.said(&job).contains("requeued"), "{}", home.said(&job));
+    assert_eq!(cluster.field(&job, "JobState"), "CANCELLED");
+}
+
+#[test]
+fn a_rank_s_error_is_not_taken_for_a_stop() {
+    let (cluster, home) = (cluster(), Home::new());
+    // Rank 1 fails; the others are ended and say that they stopped.
+    let program = home.stand_in(
+        r#"trap 'exit 75' USR1 TERM
+if [ "$SLURM_PROCID" = 1 ]; then sleep 0.3; echo "error: no space left"; exit 1; fi
+while true; do sleep 0.05; done"#,
+    );
+    let job = home.sbatch(&cluster, &["--nodes=2"], "train.sbatch", &["run"], &[("GRADTX", &program)]);
+    assert_eq!(cluster.ended(&job), "FAILED", "{}", home.said(&job));
+    let said = home.said(&job);
+    assert!(said.contains("FAILED with exit code") && said.contains("error: no space left"), "{said}");
+    assert_eq!(cluster.field(&job, "Restarts"), "0");
+}
+
+/// What an undisturbed training gives, and a home whose tuples are there but not more.
+fn before_training() -> (Home, std::collections::BTreeMap<std::path::PathBuf, String>) {
+    let home = Home::with_long_training(600);
+    home.done("curate");
+    home.done("train");
+    let undisturbed = home.sums("run/translator");
+    std::fs::remove_dir_all(home.path("run/translator")).unwrap();
+    (home, undisturbed)
+}
+
+/// Submits a training and waits until it has made some steps.
+fn begin_training(home: &Home, cluster: &Cluster) -> String {
+    let job = home.sbatch(cluster, &[], "train.sbatch", &["run"], &[]);
+    let checkpoints = home.path("run/translator/checkpoints");
+    cluster.until("checkpoints", || {
+        let names = std::fs::read_dir(&checkpoints).into_iter().flatten().flatten().map(|e| e.file_name());
+        names.map(|name| name.to_string_lossy().into_owned()).any(|name| &*name >= "step-000000020")
+    });
+    assert_eq!(cluster.field(&job, "JobState"), "RUNNING", "{}", home.said(&job));
+    job
+}
+
+#[test]
+fn a_training_that_is_stopped_or_requeued_ends_with_the_same_bytes() {
+    let cluster = cluster();
+    let (home, undisturbed) = before_training();
+    let ways: [fn(&Cluster, &str); 2] = [ask_to_stop, |cluster, job| cluster.scontrol(&["requeue", job])];
+    for way in ways {
+        let job = begin_training(&home, &cluster);
+        way(&cluster, &job);
+        cluster.until("requeued", || cluster.field(&job, "Restarts") == "1");
+        assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+        assert!(home.log(&format!("-{job}-r1.0.log")).contains("going on after step"));
+        assert_eq!(home.sums("run/translator"), undisturbed);
+        std::fs::remove_dir_all(home.path("run/translator")).unwrap();
+    }
+}
+
+#[test]
+fn a_training_survives_the_crash_of_its_node() {
+    let cluster = cluster_alone();
+    let (home, undisturbed) = before_training();
+    let job = begin_training(&home, &cluster);
+    let node = cluster.field(&job, "BatchHost");
+    cluster.node("crash", &node);
+    cluster.until("requeued", || cluster.field(&job, "Restarts") == "1");
+    assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+    assert_ne!(cluster.field(&job, "BatchHost"), node, "on the node that is left");
+    assert!(home.log(&format!("-{job}-r1.0.log")).contains("going on after step"));
+    assert_eq!(home.sums("run/translator"), undisturbed);
+    cluster.node("up", &node);
+    cluster.until("both nodes up", || {
+        let states = cluster.done(cluster.command("sinfo").args(["--noheader", "--Node", "--format=%T"]));
+        states.lines().filter(|state| *state == "idle").count() == 2
+    });
+}
+
+/// Ids that pipeline.sh or `gradtx submit` tell, a job per line.
+fn ids(said: &str) -> Vec<String> {
+    let of_line = |line: &str| {
+        let line = line.strip_prefix("job ").unwrap_or(line);
+        let id: String = line.chars().take_while(char::is_ascii_digit).collect();
+        (!id.is_empty()).then_some(id)
+    };
+    said.lines().filter_map(of_line).collect()
+}
+
+fn pipeline(home: &Home, cluster: &Cluster) -> Vec<String> {
+    let mut command = home.command(cluster, scripts().join("pipeline.sh"));
+    command.args(["run", "settings.toml", "clients/ada", "clients/bob"]);
+    for stage in ["CURATE", "TRAIN", "EVALUATE"] {
+        command.env(stage, SMALL.join(" "));
+    }
+    let said = cluster.done(&mut command);
+    let ids = ids(&said);
+    assert_eq!(ids.len(), 4, "{said}");
+    assert!(said.contains(&format!("squeue --jobs={}", ids.join(","))), "{said}");
+    ids
+}
+
+#[test]
+#[ignore = "needs `gradtx report`"]
+fn the_chain_runs_to_the_report() {
+    let (cluster, home) = (cluster(), Home::new());
+    for job in pipeline(&home, &cluster) {
+        assert_eq!(cluster.ended(&job), "COMPLETED", "job {job}");
+    }
+    assert!(TupleStore::open(&home.path("run/shadow")).unwrap().verify().is_empty());
+    let report = std::fs::read_to_string(home.path("run/report.html")).unwrap();
+    assert!(report.contains("Grad-Transformer"));
+}
+
+#[test]
+fn a_failing_stage_ends_the_chain() {
+    let (cluster, home) = (cluster(), Home::new());
+    std::fs::remove_file(home.path("public.jsonl")).unwrap();
+    let jobs = pipeline(&home, &cluster);
+    let states: Vec<String> = jobs.iter().map(|job| cluster.ended(job)).collect();
+    assert_eq!(states, ["FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]);
+    let said =
+        std::fs::read_to_string(home.path(&format!("run/logs/gradtx-curate-{}.log", jobs[0]))).unwrap();
+    assert!(said.contains("FAILED with exit code") && said.contains("public.jsonl"), "{said}");
+}
+
+#[test]
+fn clients_are_scored_in_parts_by_an_array() {
+    let (cluster, home) = (cluster(), Home::new());
+    home.done("curate");
+    home.done("train");
+    // What ada's provider gets in earnest: her update alone, and nothing to score it on.
+    std::fs::create_dir(home.path("sent")).unwrap();
+    let job = home.sbatch(
+        &cluster,
+        &["--array=0-1"],
+        "evaluate.sbatch",
+        &["run", "clients/ada", "clients/bob"],
+        &[("METHODS", Path::new("grad-transformer ridge"))],
+    );
+    assert_eq!(cluster.ended(&job), "COMPLETED");
+    for client in ["ada", "bob"] {
+        for name in ["base-tiny", "base-llm", "finetuned-tiny", "finetuned-llm", "grad-transformer", "ridge"]
+        {
+            let score = home.path(&format!("run/clients/{client}/evaluated/{name}/score.json"));
+            assert!(score.is_file(), "{}", score.display());
+        }
+    }
+    let update = home.path("run/clients/ada/finetuned/tiny/update.safetensors");
+    std::fs::copy(update, home.path("sent/update.safetensors")).unwrap();
+    let arguments = ["run", "sent"];
+    let job = home.sbatch(&cluster, &["--array=0"], "evaluate.sbatch", &arguments, &[]);
+    assert_eq!(cluster.ended(&job), "COMPLETED");
+    let adapter =
+        |client: &str| home.sums(&format!("run/clients/{client}/translated/grad-transformer/adapter"));
+    assert_eq!(adapter("sent"), adapter("ada"));
+    assert!(!home.path("run/clients/sent/evaluated").exists());
+}
+
+#[test]
+fn what_is_measured_is_kept() {
+    let (cluster, home) = (cluster(), Home::new());
+    let bench = home.stand_in(r#"echo "on $(hostname)"; echo "{\"name\": \"x\", \"words\": \"$*\"}""#);
+    let job = home.sbatch(&cluster, &[], "bench.sbatch", &["run", "lora"], &[("BENCH", &bench)]);
+    assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+    let lines = std::fs::read_to_string(home.path(&format!("run/bench-{job}.jsonl"))).unwrap();
+    assert_eq!(lines, "{\"name\": \"x\", \"words\": \"lora --threads 1\"}\n");
+}
+
+fn submit(home: &Home, cluster: &Cluster, words: &[&str]) -> std::process::Output {
+    let mut command = home.command(cluster, GRADTX);
+    command.args(["submit", "--run", "run", "--config", "settings.toml", "--cpus-per-task=1"]).args(words);
+    command.env_remove("GRADTX").env_remove("GRADTX_SLURM");
+    command.output().unwrap()
+}
+
+#[test]
+fn submitted_stages_run_from_their_own_scripts() {
+    let (cluster, home) = (cluster(), Home::new());
+    for (stage, words) in [("curate", vec!["--gpus-per-node=1"]), ("train", vec!["--gpus-per-node=0"])] {
+        let output = submit(&home, &cluster, &[&["--stage", stage, "--time=10"], &words[..]].concat());
+        assert!(output.status.success(), "{}", both(&output));
+        let [job] = &ids(&both(&output))[..] else { panic!("{}", both(&output)) };
+        assert_eq!(cluster.ended(job), "COMPLETED");
+        let log = home.path(&format!("run/logs/gradtx-{stage}-{job}.log"));
+        assert!(std::fs::read_to_string(log).unwrap().contains("done"));
+        assert!(home.path(&format!("run/slurm/gradtx-{stage}.sbatch")).is_file());
+    }
+    assert!(home.path("run/translator/model.safetensors").is_file());
+}
+
+#[test]
+fn a_submission_that_must_fail_does_so_before_it() {
+    let (cluster, home) = (cluster(), Home::new());
+    let refused = |words: &[&str], expected: &str| {
+        let output = submit(&home, &cluster, words);
+        let said = both(&output);
+        assert!(!output.status.success() && said.contains(expected), "{words:?}: {said}");
+    };
+    refused(&["--stage=train"], "no tuple store");
+    refused(&["--stage=curate", "--set", "train.lr=-1"], "train.lr");
+    refused(&["--stage=curate", "--set", "models.llm=nowhere"], "models.llm");
+    refused(&["--stage=curate", "--set", "data.public=nowhere"], "data.public");
+    refused(&["--stage=pipeline", "--client=nobody"], "--client nobody");
+    refused(&["--stage=curate", "--extra=oops"], "--extra oops");
+    assert!(!home.path("run").exists(), "nothing was written");
+    refused(&["--stage=curate", "--partition=nowhere"], "invalid partition");
+    let output =
+        submit(&home, &cluster, &["--stage=pipeline", "--client=clients/ada", "--dry-run", "--nodes=2"]);
+    let said = both(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("# command: sbatch --parsable").count(), 4, "{said}");
+    assert!(said.contains("'--dependency=afterok:<id of gradtx-train>'"), "{said}");
+    let queue = cluster.done(cluster.command("squeue").args(["--noheader", "--format=%Z"]));
+    assert!(!queue.contains(&*home.path("").to_string_lossy()), "nothing was submitted: {queue}");
+}
+
+#[test]
+#[ignore = "needs `gradtx report`"]
+fn a_submitted_pipeline_runs_to_the_report() {
+    let (cluster, home) = (cluster(), Home::new());
+    let words = ["--stage=pipeline", "--gpus-per-node=1", "--client=clients/ada", "--client=clients/bob"];
+    let output = submit(&home, &cluster, &words);
+    assert!(output.status.success(), "{}", both(&output));
+    let jobs = ids(&both(&output));
+    assert_eq!(jobs.len(), 4);
+    for job in &jobs {
+        assert_eq!(cluster.ended(job), "COMPLETED", "job {job}");
+    }
+    assert!(home.path("run/report.html").is_file());
+}
+
+#[test]
+#[ignore = "needs curation across ranks"]
+fn ranks_on_two_nodes_give_the_bytes_of_one() {
+    let (cluster, home, alone) = (cluster(), Home::new(), Home::new());
+    alone.done("curate");
+    alone.done("train");
+    let options = ["--nodes=2", "--ntasks-per-node=2"];
+    let settings = ["run", "--config", "settings.toml"];
+    let job = home.sbatch(&cluster, &options, "curate.sbatch", &settings, &[]);
+    assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+    assert_eq!(home.sums("run/shadow"), alone.sums("run/shadow"));
+    let job = home.sbatch(&cluster, &options, "train.sbatch", &["run"], &[]);
+    assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+    let lines = |home: &Home| std::fs::read_to_string(home.path("run/translator/metrics.jsonl")).unwrap();
+    assert_eq!(lines(&home).lines().count(), lines(&alone).lines().count());
+}
+
+#[test]
+#[ignore = "needs curation by parts"]
+fn an_array_of_four_gives_the_bytes_of_one_job() {
+    let (cluster, home, alone) = (cluster(), Home::new(), Home::new());
+    alone.done("curate");
+    let settings = ["run", "--config", "settings.toml"];
+    let job = home.sbatch(&cluster, &["--array=0-3"], "curate_array.sbatch", &settings, &[]);
+    assert_eq!(cluster.ended(&job), "COMPLETED");
+    assert_eq!(home.sums("run/shadow"), alone.sums("run/shadow"));
+    assert!(TupleStore::open(&home.path("run/shadow")).unwrap().verify().is_empty());
+}
+
+#[test]
+#[ignore = "needs stop signals in the stages"]
+fn a_training_on_two_nodes_listens_to_the_signal() {
+    let cluster = cluster();
+    let (home, undisturbed) = before_training();
+    let job = begin_training(&home, &cluster);
+    ask_to_stop(&cluster, &job);
+    cluster.until("requeued", || cluster.field(&job, "Restarts") == "1");
+    assert!(home.said(&job).contains("Exited with exit code 75"), "{}", home.said(&job));
+    assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+    assert_eq!(home.sums("run/translator"), undisturbed);
+}

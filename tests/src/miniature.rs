@@ -1,0 +1,131 @@
+//! A miniature of everything that a run needs: two untrained models, public and private data,
+//! and a run file whose stages take seconds together.
+
+use gradtx_kernels::cpu::Cpu;
+use gradtx_launcher::world::tasks::{Part, Sampler, Task, id, vocabulary};
+use gradtx_launcher::world::tokenizer;
+use gradtx_models::decoder::{Decoder, DecoderConfig, Family, InitialWeights, RopeScaling};
+use gradtx_runtime::artifact::checksum_file;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The run file.
+pub const SETTINGS: &str = r#"
+seed = 3
+[models]
+tiny = "tiny"
+llm = "llm"
+[data]
+public = "public.jsonl"
+instruction = "none"
+prompt = "template"
+max_length = 64
+[curate]
+subsets = 5
+examples = 6
+group_by = "task"
+snapshots = 2
+every = 2
+concurrent = 2
+[curate.tiny]
+steps = 4
+batch = 3
+lr = 0.02
+[curate.llm]
+steps = 3
+batch = 3
+lr = 0.02
+[translator]
+d_model = 16
+d_ff = 24
+d_kv = 8
+heads = 2
+encoder_layers = 1
+decoder_layers = 1
+[train]
+steps = 6
+batch = 4
+micro_batch = 2
+lr = 0.01
+validation = 0.2
+validate_every = 3
+[finetune.tiny]
+steps = 3
+batch = 4
+lr = 0.02
+[finetune.llm]
+steps = 3
+batch = 4
+lr = 0.02
+[evaluate]
+answer = "whole"
+max_new_tokens = 4
+batch = 3
+"#;
+
+/// Writes `tiny/`, `llm/`, `public.jsonl`, `private.jsonl` and `settings.toml` to a directory.
+///
+/// # Panics
+/// When a file cannot be written: a test cannot go on.
+pub fn write(home: &Path) {
+    for (name, hidden, layers) in [("tiny", 8, 2), ("llm", 16, 3)] {
+        let dir = home.join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let config = DecoderConfig {
+            family: Family::Qwen2,
+            vocab: vocabulary().len(),
+            hidden,
+            intermediate: 24,
+            layers,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: hidden / 2,
+            norm_eps: 1e-6,
+            rope_theta: 100.0,
+            rope_scaling: RopeScaling::None,
+            max_positions: 64,
+            tied: false,
+            bos: None,
+            eos: vec![id(";")],
+            pad: None,
+        };
+        let initial = InitialWeights { embedding: 1.0, head: 0.3, matrices: None };
+        Decoder::<Cpu, f32>::random(&Cpu::new(1), &config, &initial, 7).unwrap().save(&dir, false).unwrap();
+        tokenizer::write(&dir).unwrap();
+    }
+    let tasks = &Task::all()[..2];
+    let mut sampler = Sampler::new(1);
+    let mut row = |task: Task| {
+        let sample = sampler.of_task(task, Part::Train);
+        json!({ "task": task.name(), "question": sample.question(), "answer": sample.answer() })
+    };
+    let public: Vec<Value> = (0..20).map(|i| row(tasks[i % 2])).collect();
+    let private: Vec<Value> = (0..7).map(|_| row(tasks[1])).collect();
+    for (name, rows) in [("public.jsonl", public), ("private.jsonl", private)] {
+        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(home.join(name), text).unwrap();
+    }
+    std::fs::write(home.join("settings.toml"), SETTINGS).unwrap();
+}
+
+/// Checksums of all files below a directory, except for those of times.
+///
+/// # Panics
+/// When a file cannot be read: a test cannot go on.
+pub fn checksums(dir: &Path) -> BTreeMap<PathBuf, String> {
+    fn walk(dir: &Path, out: &mut BTreeMap<PathBuf, String>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let of_times = path.file_name().unwrap().to_string_lossy().starts_with("throughput");
+            if path.is_dir() {
+                walk(&path, out);
+            } else if !of_times {
+                out.insert(path.clone(), checksum_file(&path).unwrap());
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk(dir, &mut out);
+    out
+}
