@@ -192,6 +192,11 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether several processes, started by srun or mpirun, do it together.
+    pub fn has_ranks(&self) -> bool {
+        matches!(self, Self::Curate(_) | Self::Train(_))
+    }
+
     /// Whether it makes something that takes time, and that it can go on with later.
     pub fn works(&self) -> bool {
         !matches!(

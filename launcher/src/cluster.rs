@@ -5,7 +5,7 @@
 //! code. [`run`] does all of it:
 //!
 //! ```text
-//! cluster::run(failure::report, |world| stages::train::run(&context, world, &run))
+//! cluster::run(report, |world| stages::train::run(&context, world, &run))
 //! ```
 //!
 //! What is promised when something goes wrong: one rank prints one error, with its rank
@@ -14,7 +14,7 @@
 //! directory is full, the lowest of them speaks. A panic ends all ranks with code 101, a
 //! kill with the starter's code (mpirun: 137).
 
-use crate::failure;
+use crate::failure::{self, Told, unusable_with};
 use crate::{LOG_VARIABLE, ui};
 use anyhow::{Context, Result};
 use gradtx_runtime::artifact::checksum_file;
@@ -53,6 +53,28 @@ pub fn run(report: impl Fn(&anyhow::Error) -> u8, work: impl FnOnce(&World) -> R
     }
 }
 
+/// Runs `work`, which one process does alone; returns the exit code. Started as one of several
+/// it would only get into the others' way, so that is refused.
+pub fn run_alone(
+    command: &str,
+    report: impl Fn(&anyhow::Error) -> u8,
+    work: impl FnOnce(&World) -> Result<()>,
+) -> u8 {
+    log(String::new());
+    let world = World::alone();
+    match Launch::find() {
+        Some(Launch { by, rank, size }) if size > 1 => {
+            let what = format!("`gradtx {command}` works in one process, but {by} started {size}");
+            let error = unusable_with(what, Some(format!("start it without {by}, or with one task")));
+            if rank == 0 { report(&error) } else { failure::UNUSABLE }
+        }
+        _ => {
+            let done = work(&world);
+            world.end(done, report)
+        }
+    }
+}
+
 fn same_program(world: &World) -> Result<()> {
     if world.comm().size() == 1 {
         return Ok(());
@@ -63,6 +85,12 @@ fn same_program(world: &World) -> Result<()> {
 }
 
 impl World {
+    /// This process without any other.
+    pub fn alone() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self { comm: Box::new(Solo::default()), threads, ended: false }
+    }
+
     /// Finds the other processes, if this one is one of several. From then on the log's
     /// lines begin with rank and node, and ranks but 0 are silent on standard output.
     ///
@@ -98,13 +126,18 @@ impl World {
         Ok(agree(self.comm(), name, value)?)
     }
 
-    /// Ends this rank, or after an error all ranks; returns the exit code.
+    /// Ends this rank, or after an error all ranks; returns the exit code. All ranks stop as
+    /// asked, or none: that they have agreed on before, and so nobody needs to be ended.
     pub fn end(mut self, done: Result<()>, report: impl Fn(&anyhow::Error) -> u8) -> u8 {
         self.ended = true;
         let Err(mut error) = done else { return failure::DONE };
         let comm = self.comm();
-        if comm.size() == 1 {
+        let asked = Told::from(&error).was_asked_for();
+        if comm.size() == 1 || (asked && comm.rank() == 0) {
             return report(&error);
+        }
+        if asked {
+            return Told::from(&error).code;
         }
         error = error.context(format!("rank {} of {} on {}", comm.rank(), comm.size(), comm.place().node));
         self.wait_for_lower_ranks();

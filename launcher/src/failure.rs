@@ -19,17 +19,25 @@ pub const UNUSABLE: u8 = 2;
 pub const REFUSED: u8 = 3;
 /// Another process is at work in the directory.
 pub const BUSY: u8 = 4;
+/// Stopped because a signal asked for it; the same command goes on. (`EX_TEMPFAIL` of
+/// sysexits.h: what batch scripts take for "again".)
+pub const STOPPED: u8 = 75;
+/// Interrupted by Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+/// Ended by SIGTERM where nothing could be put aside first.
+pub const TERMINATED: u8 = 143;
 
 /// Every exit code and what it means.
-pub const EXIT_CODES: [(u8, &str); 8] = [
+pub const EXIT_CODES: [(u8, &str); 9] = [
     (DONE, "done"),
     (FAILED, "failed; inspect: damaged; doctor: something that is asked for cannot work here"),
     (UNUSABLE, "the command line or the configuration cannot be used"),
     (REFUSED, "refused: the directory holds results of other settings or inputs"),
     (BUSY, "another process is at work in that directory"),
+    (STOPPED, "stopped by SIGTERM or SIGUSR1 at a step's end; the same command goes on"),
     (101, "a bug in gradtx; what is finished is safe"),
-    (130, "interrupted (Ctrl-C); the same command goes on"),
-    (143, "terminated (SIGTERM); the same command goes on"),
+    (INTERRUPTED, "interrupted (Ctrl-C); the same command goes on"),
+    (TERMINATED, "terminated (SIGTERM) at once; the same command goes on"),
 ];
 
 /// The list of exit codes for `--help`.
@@ -76,6 +84,12 @@ pub fn refused(what: impl fmt::Display, diff: String, hint: &str) -> anyhow::Err
 /// A refusal to work where another process does.
 pub fn busy(what: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     Failure { code: BUSY, what: what.into(), hint: Some(hint.into()) }.into()
+}
+
+/// The end of a stage that was asked to stop, and that has put its work aside.
+pub fn stopped(code: u8) -> anyhow::Error {
+    let hint = "everything up to here is kept: run the same command again to go on";
+    Failure { code, what: "stopped as asked".into(), hint: Some(hint.into()) }.into()
 }
 
 /// A failure with a hint.
@@ -136,6 +150,11 @@ fn hint_of_system(error: &anyhow::Error) -> Option<String> {
 }
 
 impl Told {
+    /// Whether nothing went wrong: somebody asked for the end.
+    pub fn was_asked_for(&self) -> bool {
+        matches!(self.code, STOPPED | INTERRUPTED | TERMINATED)
+    }
+
     /// Prints to standard error: lines for people, or one JSON object. In one write, so that
     /// nothing that another process says ends up in the middle.
     pub fn print(&self, json: bool) {

@@ -1,17 +1,54 @@
-//! Ctrl-C and SIGTERM while a stage works.
+//! Signals while a stage works: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before
+//! the time of a job is over.
 //!
-//! The program may be killed at any moment and loses nothing that is finished, so these
-//! signals need no help to be safe. What they get is a terminal without half a bar, a
-//! message that says how to go on, and the exit code that a shell expects.
+//! The program may be killed at any moment and loses nothing that is finished. What a
+//! signal gets beyond that depends on the stage:
+//!
+//! * One that works in steps for hours holds [`Patience`]. The first signal then only asks
+//!   ([`asked`]); the stage goes to the end of its step, agrees with the other ranks, puts its
+//!   work aside, and ends with [`failure::stopped`]. A second signal ends it at once.
+//! * Any other ends at once: with a terminal without half a bar, a message that says how to
+//!   go on, and the exit code that a shell or a batch script expects.
 
-use crate::failure::Told;
-use crate::ui::Ui;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use crate::failure::{INTERRUPTED, STOPPED, TERMINATED, Told};
+use crate::ui::{self, Ui};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
-/// From now on, these signals end the program with a message.
+/// Stages that will look at [`asked`].
+static PATIENT: AtomicUsize = AtomicUsize::new(0);
+/// The exit code of the end that was asked for; 0 while nobody asks.
+static ASKED: AtomicU8 = AtomicU8::new(0);
+
+/// The exit code that the stage should end with, once somebody has asked it to.
+pub fn asked() -> Option<u8> {
+    match ASKED.load(Ordering::Relaxed) {
+        0 => None,
+        code => Some(code),
+    }
+}
+
+/// While this lives, signals ask, and the stage looks at [`asked`] after every step.
+pub struct Patience(());
+
+impl Patience {
+    /// The stage begins to look.
+    pub fn begin() -> Self {
+        PATIENT.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        PATIENT.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// From now on, these signals are answered.
 pub fn watch(ui: &Ui) {
     static ONCE: Once = Once::new();
     let ui = ui.clone();
@@ -19,10 +56,10 @@ pub fn watch(ui: &Ui) {
         // A file that grows past a limit is an error to be told, not a death.
         let _ = flag::register(SIGXFSZ, Arc::default());
         // Without the thread the signals end the program as they always do, only less politely.
-        if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) {
+        if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGUSR1]) {
             let wait = move || {
-                if let Some(signal) = signals.forever().next() {
-                    end(&ui, signal);
+                for signal in signals.forever() {
+                    answer(&ui, signal);
                 }
             };
             let _ = std::thread::Builder::new().name("signals".into()).spawn(wait);
@@ -30,12 +67,25 @@ pub fn watch(ui: &Ui) {
     });
 }
 
+fn answer(ui: &Ui, signal: i32) {
+    if PATIENT.load(Ordering::Relaxed) == 0 || asked().is_some() {
+        end(ui, signal);
+    }
+    ASKED.store(if signal == SIGINT { INTERRUPTED } else { STOPPED }, Ordering::Relaxed);
+    ui.notice("stopping at the end of this step; once more to end at once");
+}
+
 fn end(ui: &Ui, signal: i32) {
     ui.clear();
-    let message = if signal == SIGINT { "interrupted" } else { "terminated by SIGTERM" };
+    let (message, code) = match signal {
+        SIGINT => ("interrupted", INTERRUPTED),
+        SIGTERM => ("terminated by SIGTERM", TERMINATED),
+        _ => ("ended by SIGUSR1", STOPPED),
+    };
     let hint = "what is finished is safe: run the same command again to go on";
-    let code = 128 + signal as u8;
-    Told { message: message.into(), hint: Some(hint.into()), code }.print(ui.is_json());
+    if !ui::is_silent() {
+        Told { message: message.into(), hint: Some(hint.into()), code }.print(ui.is_json());
+    }
     // At once, as a kill would: no destructor may run beside the stage that is still working.
     signal_hook::low_level::exit(code.into());
 }

@@ -27,11 +27,11 @@ pub mod world;
 
 use args::{Args, Command};
 use clap::{CommandFactory, FromArgMatches};
+use cluster::World;
 use failure::Told;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Instant;
-use tracing_subscriber::EnvFilter;
 
 /// Environment variable that sets what is logged to standard error, e.g. `debug`.
 const LOG_VARIABLE: &str = "GRADTX_LOG";
@@ -39,7 +39,6 @@ const LOG_VARIABLE: &str = "GRADTX_LOG";
 /// Runs the program with these arguments (the first is its name); prints, and tells the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    let began = Instant::now();
     let parsed = Args::command().try_get_matches_from(&args).and_then(|matches| {
         let command = matches.subcommand_name().unwrap_or_default().to_string();
         Ok((Args::from_arg_matches(&matches)?, command))
@@ -48,19 +47,34 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => return ExitCode::from(not_parsed(&error, &args)),
     };
-    let level = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
-    // A second call in one process keeps the first one's log.
-    let _ = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).try_init();
     let ui = ui::Ui::new(&command, args.quiet, args.json);
+    let report = |error: &anyhow::Error| {
+        let told = Told::from(error);
+        progress::note_failure(&told);
+        told.print(ui.is_json());
+        told.code
+    };
+    let has_ranks = args.command.has_ranks();
+    let work = |world: &World| work(args, &ui, world);
+    ExitCode::from(if has_ranks {
+        cluster::run(report, work)
+    } else {
+        cluster::run_alone(&command, report, work)
+    })
+}
+
+/// Does what the command line asks for.
+fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
+    let began = Instant::now();
     if args.command.works() {
-        interrupt::watch(&ui);
+        interrupt::watch(ui);
     }
-    let context = stages::Context::new(args.threads, ui);
-    let done = match args.command {
+    let context = stages::Context::new(args.threads, ui.clone(), world);
+    match args.command {
         Command::World { dir, world, seed } => stages::world::run(&context, &dir, world, seed),
         Command::Split(job) => stages::split::run(&context, &job),
-        Command::Curate(run) => stages::curate::run(&context, &run),
-        Command::Train(run) => stages::train::run(&context, &run),
+        Command::Curate(run) => stages::curate::run(&context, world, &run),
+        Command::Train(run) => stages::train::run(&context, world, &run),
         Command::Finetune { run, data, out, model, peft } => {
             stages::finetune::run(&context, &run, &stages::finetune::Job { data, out, role: model, peft })
         }
@@ -87,19 +101,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Completions { shell } => stages::manual::completions(shell),
         Command::Man { dir } => stages::manual::pages(&dir),
         Command::Demo { dir, world, seed, preset } => stages::demo::run(&context, &dir, world, seed, preset),
-    };
-    match done {
-        Ok(()) => {
-            context.ui.end(began);
-            ExitCode::from(failure::DONE)
-        }
-        Err(error) => {
-            let told = Told::from(&error);
-            progress::note_failure(&told);
-            told.print(context.ui.is_json());
-            ExitCode::from(told.code)
-        }
-    }
+    }?;
+    context.ui.end(began);
+    Ok(())
 }
 
 /// Prints what the parser says of a command line, and tells the exit code.

@@ -281,6 +281,9 @@ pub fn seconds_in(dir: &Path) -> Option<f64> {
 
 /// Writes `failed.json` into the directories that were left unfinished because of an error.
 pub fn note_failure(error: &Told) {
+    if error.was_asked_for() {
+        return;
+    }
     for (dir, standing) in HERE.with_borrow_mut(|here| std::mem::take(&mut here.left)) {
         let failed = Failed { standing, error: error.clone(), at: unix_now() };
         // Removed first, for on a full disk that makes the room. What fails here is not told:
@@ -340,6 +343,33 @@ impl Drop for Place {
                 false => here.left.push((dir, standing)),
             }
         });
+    }
+}
+
+/// A directory in which this process works for another one, rank 0, that holds it. If this
+/// one fails, `failed.json` tells so there.
+pub struct Guest {
+    /// Nothing once it is finished.
+    here: Option<Box<(PathBuf, Standing)>>,
+}
+
+impl Guest {
+    /// In this directory, at this stage.
+    pub fn of(dir: &Path, stage: &str) -> Self {
+        Self { here: Some(Box::new((dir.to_owned(), Standing::new(stage)))) }
+    }
+
+    /// The work is done.
+    pub fn finish(mut self) {
+        self.here = None;
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Some(left) = self.here.take() {
+            HERE.with_borrow_mut(|here| here.left.push(*left));
+        }
     }
 }
 

@@ -6,10 +6,11 @@
 //! with the lines that differ. Finished files are known by their checksums.
 //!
 //! While a directory is open no other process can open it (see [`crate::progress`]).
-//! Ranks that are to work together in one directory will have rank 0 open it for all.
+//! For ranks that work together in one directory, rank 0 opens it ([`open_for_all`]).
 
+use crate::cluster::World;
 use crate::failure::refused;
-use crate::progress::Place;
+use crate::progress::{Guest, Place};
 use anyhow::{Context, Result, bail};
 use gradtx_runtime::artifact::{checksum_file, write_json};
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,33 @@ pub enum State {
     Finished,
     /// There is work to do; [`Output::finish`] ends it.
     Open(Output),
+}
+
+/// Whether there is work to do for the ranks of a world.
+pub enum SharedState {
+    /// The result is there and intact.
+    Finished,
+    /// There is work to do; [`Seat::finish`] ends it.
+    Open(Seat),
+}
+
+/// What a rank is in a directory that several work in.
+pub enum Seat {
+    /// Rank 0, which has the directory open.
+    Host(Output),
+    /// Any other.
+    Guest(Guest),
+}
+
+impl Seat {
+    /// Ends the work of this rank. The host notes the finished files, as [`Output::finish`] does.
+    pub fn finish(self, files: &[String]) -> Result<()> {
+        match self {
+            Self::Host(output) => output.finish(files)?,
+            Self::Guest(guest) => guest.finish(),
+        }
+        Ok(())
+    }
 }
 
 /// A directory that a stage is writing to, and that no other process can open meanwhile.
@@ -90,6 +118,30 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
     let output = Output { dir: dir.to_owned(), record, place };
     output.write()?;
     Ok(State::Open(output))
+}
+
+/// [`open`] for all ranks of a world: rank 0 opens the directory, the others learn what it
+/// found. Fails on all of them unless all have the same settings and inputs.
+pub fn open_for_all(world: &World, dir: &Path, stage: &str, settings: Value) -> Result<SharedState> {
+    let comm = world.comm();
+    let mut first = settings.to_string().into_bytes();
+    comm.broadcast_bytes(0, &mut first)?;
+    let first: Value = serde_json::from_slice(&first)?;
+    let lines = diff(&first, &serde_json::from_str(&settings.to_string())?);
+    if !lines.is_empty() {
+        let hint = "all nodes must see the same models and data";
+        return Err(refused("this rank has other inputs than rank 0", lines, hint));
+    }
+    // Nothing is touched before all ranks have come here.
+    comm.barrier()?;
+    let state = if comm.rank() == 0 { Some(open(dir, stage, settings)?) } else { None };
+    let mut is_open = vec![matches!(state, Some(State::Open(_))) as u8];
+    comm.broadcast_bytes(0, &mut is_open)?;
+    Ok(match state {
+        Some(State::Open(output)) => SharedState::Open(Seat::Host(output)),
+        None if is_open == [1] => SharedState::Open(Seat::Guest(Guest::of(dir, stage))),
+        _ => SharedState::Finished,
+    })
 }
 
 /// The record in a directory, if there is one; refused if it is of another stage or settings.

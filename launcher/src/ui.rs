@@ -31,9 +31,14 @@ pub fn silence() {
     SILENT.store(true, Ordering::Relaxed);
 }
 
+/// Whether another process speaks for this one.
+pub fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
 /// Prints a line. A reader that has gone away (`gradtx inspect … | head`) is no error.
 pub fn say(text: &str) {
-    if SILENT.load(Ordering::Relaxed) {
+    if is_silent() {
         return;
     }
     let mut out = std::io::stdout().lock();
@@ -75,6 +80,17 @@ impl Ui {
         if !self.quiet {
             self.result(text);
         }
+    }
+
+    /// A word to whoever sits at the terminal, on standard error.
+    pub fn notice(&self, text: &str) {
+        if is_silent() {
+            return;
+        }
+        let event = || json!({ "event": "notice", "message": text }).to_string();
+        let line = if self.json { event() } else { text.to_string() };
+        // To a standard error that is closed nothing can be said.
+        self.bars.suspend(|| _ = std::io::stderr().write_all((line + "\n").as_bytes()));
     }
 
     /// Lines of a result, such as a table: printed with `--quiet` too.

@@ -29,6 +29,7 @@ pub use settings::{
 pub use sweep::{SweptRun, read_sweep};
 
 use crate::args::{Preset, RunArgs};
+use crate::cluster::World;
 use crate::failure::{refused, unusable, unusable_with};
 use crate::record::make_dir;
 use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR};
@@ -47,15 +48,37 @@ impl Config {
     /// comes from the directory's run.toml; `--config` and `--set` may then only repeat
     /// what stands there.
     pub fn of_run(args: &RunArgs) -> Result<Self> {
-        let (config, before) = Self::resolved(args)?;
-        if before.as_ref() != Some(&config) {
+        let (config, is_stored) = Self::resolve(args)?;
+        if !is_stored {
             config.store(&args.run.join(RUN_FILE))?;
         }
         Ok(config)
     }
 
-    /// The same, without storing it: the configuration, and the one that is stored there.
-    pub fn resolved(args: &RunArgs) -> Result<(Self, Option<Self>)> {
+    /// The same on all ranks of a world: fails unless they have the same settings. Rank 0
+    /// stores them. Paths may differ, for nodes may keep their files in different places.
+    pub fn of_ranks(args: &RunArgs, world: &World) -> Result<Self> {
+        let comm = world.comm();
+        let (config, is_stored) = Self::resolve(args)?;
+        let own = config.without_places().table();
+        let mut first = own.to_string().into_bytes();
+        comm.broadcast_bytes(0, &mut first)?;
+        let first: Table = String::from_utf8(first)?.parse()?;
+        if first != own {
+            let what = "this rank has another configuration than rank 0";
+            let hint = "start all ranks with the same arguments and the same run file";
+            return Err(refused(what, diff(&first, &own), hint));
+        }
+        // Only now, since from here on a rank would read what is stored.
+        comm.barrier()?;
+        if comm.rank() == 0 && !is_stored {
+            config.store(&args.run.join(RUN_FILE))?;
+        }
+        Ok(config)
+    }
+
+    /// The configuration, and whether the run directory has it already.
+    pub fn resolve(args: &RunArgs) -> Result<(Self, bool)> {
         let stored = args.run.join(RUN_FILE);
         let before = if stored.is_file() { Some(Self::read(&stored)?) } else { None };
         let mut config = match (&args.config, &before) {
@@ -83,7 +106,8 @@ impl Config {
                 return Err(refused(what, diff(&known.table(), &wanted.table()), hint));
             }
         }
-        Ok((config, before))
+        let is_stored = before.as_ref() == Some(&config);
+        Ok((config, is_stored))
     }
 
     /// Reads a run file. Unknown keys are errors.

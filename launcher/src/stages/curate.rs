@@ -10,6 +10,7 @@
 //! it is, so that its bytes are the same whatever was left to do.
 
 use crate::args::{Role, RunArgs};
+use crate::cluster::World;
 use crate::config::{Config, RANDOM_SUBSETS, Recipe};
 use crate::dispatch::{Work, dispatch};
 use crate::failure::{failed, unusable, unusable_with};
@@ -18,7 +19,7 @@ use crate::stages::examples::Data;
 use crate::stages::jobs::{Job, Snapshots, Trained, Training};
 use crate::stages::side::Side;
 use crate::stages::{Context, SHADOW_DIR, totals};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
@@ -37,8 +38,9 @@ use std::path::Path;
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
 
 /// Collects what is missing of the tuples.
-pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
-    let config = Config::of_run(args)?;
+pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
+    let config = Config::of_ranks(args, world)?;
+    ensure!(world.comm().size() == 1, "several ranks cannot do this yet");
     let dir = args.run.join(SHADOW_DIR);
     let sides = [Role::Tiny, Role::Llm].map(|role| Side::new(&config, role, context.threads));
     let [student, teacher] = sides;

@@ -5,6 +5,7 @@
 //! the table, also as `DIR/run/table.json`; [`crate::table`] says what it means.
 
 use crate::args::{Combine, Method, Preset, Role, RunArgs};
+use crate::cluster;
 use crate::stages::{
     ADAPTER_DIR, Context, UPDATE_FILE, curate, evaluate, finetune, report, train, translate, world,
 };
@@ -45,10 +46,11 @@ pub fn run(context: &Context, dir: &Path, world: World, seed: u64, preset: Optio
         set: vec![],
     };
     let at = Instant::now();
-    curate::run(context, &args)?;
+    let alone = &cluster::World::alone();
+    curate::run(context, alone, &args)?;
     timed("curate", at);
     let at = Instant::now();
-    train::run(context, &args)?;
+    train::run(context, alone, &args)?;
     timed("train", at);
     let clients = (1..=world.clients()).map(|client| Client::new(context, &args, &world_dir, client));
     let clients: Vec<Client<'_>> = clients.collect();

@@ -46,6 +46,7 @@ pub mod train;
 pub mod translate;
 pub mod world;
 
+use crate::cluster::World;
 use crate::ui::Ui;
 use gradtx_runtime::plan::MemoryPlan;
 
@@ -59,10 +60,9 @@ pub struct Context {
 }
 
 impl Context {
-    /// From the command line.
-    pub fn new(threads: Option<usize>, ui: Ui) -> Self {
-        let allowed = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        Self { ui, threads: threads.unwrap_or_else(allowed).max(1) }
+    /// From the command line; by default as many threads as the world has for each rank.
+    pub fn new(threads: Option<usize>, ui: Ui, world: &World) -> Self {
+        Self { ui, threads: threads.unwrap_or(world.threads()).max(1) }
     }
 }
 

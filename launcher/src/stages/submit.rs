@@ -122,7 +122,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
 /// Looks at configuration, models, data and clients; the clients' directories as absolute
 /// paths. Writes nothing.
 fn check(job: &Job) -> Result<Vec<String>> {
-    let (config, _) = Config::resolved(&job.run)?;
+    let (config, _) = Config::resolve(&job.run)?;
     let bad = job.extra.iter().find(|option| !option.starts_with('-') || option.contains('\n'));
     if let Some(option) = bad {
         return Err(unusable(format!(

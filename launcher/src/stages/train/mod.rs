@@ -16,12 +16,13 @@ pub mod tuples;
 pub mod validate;
 
 use crate::args::RunArgs;
+use crate::cluster::World;
 use crate::config::{Config, TrainConfig, TranslatorConfig};
 use crate::dispatch::{Work, dispatch};
 use crate::failure::failed;
 use crate::record::{self, State};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, totals};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_kernels::{Backend, Real};
@@ -57,8 +58,9 @@ pub fn open_store(run: &Path) -> Result<TupleStore> {
 }
 
 /// Trains the translator, unless that is done.
-pub fn run(context: &Context, args: &RunArgs) -> Result<()> {
-    let config = Config::of_run(args)?;
+pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
+    let config = Config::of_ranks(args, world)?;
+    ensure!(world.comm().size() == 1, "several ranks cannot do this yet");
     let store = open_store(&args.run)?;
     let dir = args.run.join(TRANSLATOR_DIR);
     let pretrained = &config.translator.pretrained;
