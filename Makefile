@@ -8,11 +8,12 @@ FLAGS = --locked $(if $(FEATURES),--features $(FEATURES))
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test check bench build setup clean
+.PHONY: help demo test cluster check bench build setup clean
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
 	@echo 'make test    all tests'
+	@echo 'make cluster batch scripts on a SLURM of two nodes, started and stopped by the tests (minutes)'
 	@echo 'make check   format, lints as errors, documentation without warnings'
 	@echo 'make bench   times of operations and steps on this machine'
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
@@ -29,10 +30,16 @@ demo: build
 test: setup
 	$(CARGO) test --workspace $(FLAGS)
 
+cluster:
+	@.ci/setup cluster
+	$(CARGO) test --locked --features mpi -p gradtx-tests --test cluster
+
 check: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets $(FLAGS) -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
+	@command -v shellcheck >/dev/null || echo 'no shellcheck here: scripts are not checked'
+	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh .ci/run .ci/setup
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
 
 bench: setup

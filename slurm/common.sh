@@ -74,14 +74,17 @@ trap ask USR1 TERM
 is_running() { [[ $(scontrol show job --oneliner "$job") == *JobState=RUNNING* ]]; }
 
 finish() {
-    local rc=$1 error most=${GRADTX_RESTARTS:-20} end
+    local rc=$1 error most=${GRADTX_RESTARTS:-20} end was_stop=''
     trap - EXIT
     trap '' USR1 TERM
-    error=$(cat "$logs".*.log 2>/dev/null | grep -m 1 '^error') || true
-    # 138: the signal came before the program was listening for it.
+    # What went wrong on a rank, if anything did; that it stops as it was asked to is no error.
+    error=$(cat "$logs".*.log 2>/dev/null | grep -E '^error|"event":"error"' |
+        grep -vE 'stopped as asked|terminated by SIGTERM|ended by SIGUSR1' | head -n 1) || true
+    # A rank that was not listening yet dies of the signal (138), and SLURM ends the others with it.
+    case $rc:$asked in $STOPPED:* | 137:1 | 138:1 | 143:1) was_stop=1 ;; esac
     if [ "$rc" = 0 ]; then
         end="done"
-    elif [ "$rc" != $STOPPED ] && { [ "$rc" != 138 ] || [ -z "$asked" ]; } || [ -n "$error" ]; then
+    elif [ -z "$was_stop" ] || [ -n "$error" ]; then
         end="FAILED with exit code $rc${error:+, $error}"
     elif ! is_running; then
         end="stopped on request"

@@ -65,7 +65,7 @@ impl Cluster {
         said.read_line(&mut line).unwrap();
         if line.trim() != "up" {
             said.read_to_string(&mut line).unwrap();
-            panic!("no SLURM cluster (`.ci/setup slurm` installs what it needs): {line}");
+            panic!("no SLURM cluster (`.ci/setup cluster` installs what it needs): {line}");
         }
         // The pipe stays open, and the keeper waiting, until this process ends.
         std::mem::forget(keeper);
@@ -150,10 +150,15 @@ impl Cluster {
     }
 
     /// Waits until `what` is so.
-    pub fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+    pub fn until(&self, what: &str, is_so: impl FnMut() -> bool) {
+        self.until_or(what, is_so, String::new);
+    }
+
+    /// The same; `why` adds to the message if it never is.
+    pub fn until_or(&self, what: &str, mut is_so: impl FnMut() -> bool, why: impl Fn() -> String) {
         let begun = Instant::now();
         while !is_so() {
-            assert!(begun.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}\n{}", self.log());
+            assert!(begun.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}: {}\n{}", why(), self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
     }

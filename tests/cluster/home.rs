@@ -102,9 +102,16 @@ impl Home {
         self.read(self.dir.path(), &format!("-{job}.log"))
     }
 
-    /// What the ranks of a job said; `which` ends a log's name, e.g. `-17.0.log`.
+    /// What a rank of a job said; `which` ends its log's name, e.g. `-17.0.log`.
     pub fn log(&self, which: &str) -> String {
         self.read(&self.path("run/logs"), which)
+    }
+
+    /// The same, if it has begun to say anything.
+    pub fn find_log(&self, which: &str) -> Option<String> {
+        let mut paths = std::fs::read_dir(self.path("run/logs")).ok()?.flatten().map(|entry| entry.path());
+        let path = paths.find(|path| path.to_string_lossy().ends_with(which))?;
+        std::fs::read_to_string(path).ok()
     }
 
     fn read(&self, dir: &Path, end: &str) -> String {
