@@ -44,7 +44,7 @@ pub enum Command {
     /// Divide a data set into public data, and training and test data of clients.
     Split(crate::stages::split::Job),
     /// Fine-tune both models on every shadow subset and collect their update vectors.
-    Curate(RunArgs),
+    Curate(crate::stages::curate::Job),
     /// Train the Grad-Transformer on the collected tuples.
     Train(RunArgs),
     /// Fine-tune one model on private data: a client's update vector.
@@ -194,7 +194,15 @@ pub enum Command {
 impl Command {
     /// Whether several processes, started by srun or mpirun, do it together.
     pub fn has_ranks(&self) -> bool {
-        matches!(self, Self::Curate(_) | Self::Train(_))
+        match self {
+            Self::Curate(job) => !job.array,
+            other => matches!(other, Self::Train(_)),
+        }
+    }
+
+    /// Whether it is done by several processes that know nothing of each other.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Curate(job) if job.array)
     }
 
     /// Whether it makes something that takes time, and that it can go on with later.

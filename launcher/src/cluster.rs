@@ -54,16 +54,17 @@ pub fn run(report: impl Fn(&anyhow::Error) -> u8, work: impl FnOnce(&World) -> R
 }
 
 /// Runs `work`, which one process does alone; returns the exit code. Started as one of several
-/// it would only get into the others' way, so that is refused.
+/// it would only get into the others' way, so that is refused, unless it `is_shared`.
 pub fn run_alone(
     command: &str,
+    is_shared: bool,
     report: impl Fn(&anyhow::Error) -> u8,
     work: impl FnOnce(&World) -> Result<()>,
 ) -> u8 {
     log(String::new());
     let world = World::alone();
     match Launch::find() {
-        Some(Launch { by, rank, size }) if size > 1 => {
+        Some(Launch { by, rank, size }) if size > 1 && !is_shared => {
             let what = format!("`gradtx {command}` works in one process, but {by} started {size}");
             let error = unusable_with(what, Some(format!("start it without {by}, or with one task")));
             if rank == 0 { report(&error) } else { failure::UNUSABLE }

@@ -92,6 +92,11 @@ pub fn stopped(code: u8) -> anyhow::Error {
     Failure { code, what: "stopped as asked".into(), hint: Some(hint.into()) }.into()
 }
 
+/// Whether an error says that another process is at work.
+pub fn is_busy(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<Failure>().is_some_and(|f| f.code == BUSY))
+}
+
 /// A failure with a hint.
 pub fn failed(what: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     Failure { code: FAILED, what: what.into(), hint: Some(hint.into()) }.into()
@@ -159,13 +164,14 @@ impl Told {
     /// nothing that another process says ends up in the middle.
     pub fn print(&self, json: bool) {
         let Self { message, hint, code } = self;
+        let error = if self.was_asked_for() { "" } else { "error: " };
         let text = match (json, hint) {
             (true, _) => {
                 let event = json!({ "event": "error", "message": message, "hint": hint, "code": code });
                 format!("{event}\n")
             }
-            (false, Some(hint)) => format!("error: {message}\nhint: {hint}\n"),
-            (false, None) => format!("error: {message}\n"),
+            (false, Some(hint)) => format!("{error}{message}\nhint: {hint}\n"),
+            (false, None) => format!("{error}{message}\n"),
         };
         // To a standard error that is closed nothing can be said; the code tells.
         let _ = std::io::stderr().write_all(text.as_bytes());

@@ -54,12 +54,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         told.print(ui.is_json());
         told.code
     };
-    let has_ranks = args.command.has_ranks();
+    let (has_ranks, is_shared) = (args.command.has_ranks(), args.command.is_shared());
     let work = |world: &World| work(args, &ui, world);
-    ExitCode::from(if has_ranks {
-        cluster::run(report, work)
-    } else {
-        cluster::run_alone(&command, report, work)
+    ExitCode::from(match has_ranks {
+        true => cluster::run(report, work),
+        false => cluster::run_alone(&command, is_shared, report, work),
     })
 }
 
@@ -73,7 +72,7 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
     match args.command {
         Command::World { dir, world, seed } => stages::world::run(&context, &dir, world, seed),
         Command::Split(job) => stages::split::run(&context, &job),
-        Command::Curate(run) => stages::curate::run(&context, world, &run),
+        Command::Curate(job) => stages::curate::run(&context, world, &job),
         Command::Train(run) => stages::train::run(&context, world, &run),
         Command::Finetune { run, data, out, model, peft } => {
             stages::finetune::run(&context, &run, &stages::finetune::Job { data, out, role: model, peft })

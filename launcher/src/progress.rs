@@ -7,8 +7,8 @@
 //!   the same directory. The lock vanishes with the process, however that ends.
 //! * `progress.json`, a [`Standing`]: replaced about once a second while steps are made, and
 //!   at least every ten seconds as a sign of life, by a thread of its own.
-//!   It is rank 0's; should other ranks tell more than their losses one day, theirs are
-//!   `progress.RANK.json`.
+//!   It is rank 0's, which tells of the other ranks too. Processes that share a directory
+//!   without being ranks of one world write `progress.NAME.json`.
 //! * `failed.json`, a [`Failed`]: the error that ended the last attempt. Removed when the
 //!   work goes on.
 //!
@@ -33,8 +33,8 @@ pub const PROGRESS_FILE: &str = "progress.json";
 pub const FAILED_FILE: &str = "failed.json";
 /// What is locked while a process works in a directory.
 pub const LOCK_FILE: &str = ".lock";
-/// The progress file while it is written; swept like every temporary file.
-const TEMPORARY: &str = ".gradtx-progress.tmp";
+/// A progress file while it is written begins so, and is swept like every temporary file.
+const TEMPORARY: &str = ".gradtx-";
 
 /// Progress is written at most this often,
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +58,12 @@ pub struct Standing {
     pub message: String,
     /// Steps per second of this process in this part, once there are any.
     pub rate: Option<f64>,
+    /// Seconds that are left of the part, where its steps are not alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<f64>,
+    /// The ranks that work together here; none where one process works.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<RankStanding>,
     /// When this process began.
     pub started: f64,
     /// When `done` last grew.
@@ -71,6 +77,34 @@ pub struct Standing {
     /// and when it was started, in the host's clock ticks since boot: a later process may
     /// have the same number.
     pub pid_started: u64,
+}
+
+/// The part of a rank that has nothing left to do.
+pub const NO_MORE: &str = "nothing";
+
+/// How far one of several ranks is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RankStanding {
+    /// The rank.
+    pub rank: usize,
+    /// Its node.
+    pub node: String,
+    /// Its process there.
+    pub pid: u32,
+    /// What it works at; empty before it begins.
+    pub part: String,
+    /// Steps of that that are done,
+    pub done: u64,
+    /// of so many.
+    pub total: u64,
+    /// How large that is, in the unit that work is divided by.
+    pub cost: f64,
+    /// Parts that it finished.
+    pub groups: usize,
+    /// Tokens (or tuples) per second.
+    pub rate: f64,
+    /// When it told this.
+    pub updated: f64,
 }
 
 /// The content of failed.json: where an attempt ended, and why.
@@ -113,6 +147,9 @@ impl Standing {
 
     /// Seconds that the rest of the part will take at the present rate.
     pub fn seconds_left(&self) -> Option<f64> {
+        if self.left.is_some() {
+            return self.left;
+        }
         let rate = self.rate.filter(|rate| *rate > 0.0)?;
         Some(self.total.saturating_sub(self.done) as f64 / rate)
     }
@@ -150,6 +187,27 @@ fn start_of(pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
+/// What the processes say that share a directory, by name; see [`Place::share`].
+pub fn read_shared(dir: &Path) -> Vec<(String, Standing)> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return vec![] };
+    let read = |entry: std::fs::DirEntry| {
+        let file = entry.file_name().into_string().ok()?;
+        let name = file.strip_prefix("progress.")?.strip_suffix(".json")?.to_string();
+        Some((name, serde_json::from_slice(&std::fs::read(entry.path()).ok()?).ok()?))
+    };
+    let mut found: Vec<(String, Standing)> = entries.flatten().filter_map(read).collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+/// Removes what processes left that shared a directory and were killed. To be called by one
+/// that is alone there.
+pub fn forget_shared(dir: &Path) {
+    for (name, _) in read_shared(dir) {
+        let _ = std::fs::remove_file(dir.join(format!("progress.{name}.json")));
+    }
+}
+
 /// Reads progress.json of a directory; nothing when it is not there or not readable, for
 /// it may be replaced or removed at any moment.
 pub fn read(dir: &Path) -> Option<Standing> {
@@ -164,6 +222,8 @@ pub fn read_failed(dir: &Path) -> Option<Failed> {
 /// What a stage's thread and the writing thread share.
 pub struct Desk {
     dir: PathBuf,
+    /// Name of the progress file.
+    file: String,
     inner: Mutex<Inner>,
     wake: Condvar,
 }
@@ -194,16 +254,23 @@ impl Desk {
     }
 
     /// `done` steps of the part are done.
-    pub fn set(&self, done: u64, message: &str) {
+    pub fn set(&self, done: u64, left: Option<f64>, message: &str) {
         let mut inner = self.lock();
         let (base, since) = inner.base;
         let seconds = since.elapsed().as_secs_f64();
         inner.changed = true;
         let standing = &mut inner.standing;
         standing.rate = (done > base && seconds > 0.0).then(|| (done - base) as f64 / seconds);
-        standing.done = done;
+        (standing.done, standing.left) = (done, left);
         standing.message = message.into();
         standing.advanced = unix_now();
+    }
+
+    /// How far every rank is.
+    pub fn set_ranks(&self, ranks: &[RankStanding]) {
+        if ranks.len() > 1 {
+            self.lock().standing.ranks = ranks.to_vec();
+        }
     }
 
     /// How far the work is now.
@@ -223,7 +290,7 @@ impl Desk {
                 inner.standing.updated = unix_now();
                 let standing = inner.standing.clone();
                 drop(inner);
-                write(&self.dir, &standing);
+                write(&self.dir, &self.file, &standing);
                 written = Instant::now();
                 inner = self.lock();
             }
@@ -233,11 +300,11 @@ impl Desk {
 
 /// Replaces progress.json. Not synced, and an error is no error: a full disk must not end
 /// the work by way of the file that tells about it.
-fn write(dir: &Path, standing: &Standing) {
-    let temporary = dir.join(TEMPORARY);
+fn write(dir: &Path, file: &str, standing: &Standing) {
+    let temporary = dir.join(format!("{TEMPORARY}{file}.tmp"));
     let text = serde_json::to_string(standing).expect("numbers and texts can be put into JSON");
-    let written = std::fs::write(&temporary, text + "\n")
-        .and_then(|()| std::fs::rename(&temporary, dir.join(PROGRESS_FILE)));
+    let written =
+        std::fs::write(&temporary, text + "\n").and_then(|()| std::fs::rename(&temporary, dir.join(file)));
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
@@ -296,13 +363,22 @@ pub fn note_failure(error: &Told) {
 impl Place {
     /// Begins work in a directory. Fails if another process is at work there.
     pub fn open(dir: &Path, stage: &str) -> Result<Self> {
-        let lock = lock(dir)?;
+        Self::begin(dir, stage, lock(dir, false)?, PROGRESS_FILE.into())
+    }
+
+    /// Begins work in a directory beside other processes that do the same, each with a name
+    /// of its own. Fails if a process works there that wants to be alone.
+    pub fn share(dir: &Path, stage: &str, name: &str) -> Result<Self> {
+        Self::begin(dir, stage, lock(dir, true)?, format!("progress.{name}.json"))
+    }
+
+    fn begin(dir: &Path, stage: &str, lock: Option<File>, file: String) -> Result<Self> {
         let _ = std::fs::remove_file(dir.join(FAILED_FILE));
         let standing = Standing::new(stage);
-        write(dir, &standing);
+        write(dir, &file, &standing);
         let base = (0, Instant::now());
         let inner = Mutex::new(Inner { standing, base, changed: false, closed: false });
-        let desk = Arc::new(Desk { dir: dir.to_owned(), inner, wake: Condvar::new() });
+        let desk = Arc::new(Desk { dir: dir.to_owned(), file, inner, wake: Condvar::new() });
         let shared = desk.clone();
         let writer = std::thread::Builder::new().name("progress".into()).spawn(move || shared.keep_writing());
         HERE.with_borrow_mut(|here| {
@@ -329,12 +405,15 @@ impl Drop for Place {
         let standing = self.desk.standing();
         let dir = self.desk.dir.clone();
         if self.finished {
-            let _ = std::fs::remove_file(dir.join(PROGRESS_FILE));
+            let _ = std::fs::remove_file(dir.join(&self.desk.file));
         } else {
-            write(&dir, &standing);
+            write(&dir, &self.desk.file, &standing);
         }
-        // Removed while it is locked, so that nobody else can hold the one that goes.
-        let _ = std::fs::remove_file(dir.join(LOCK_FILE));
+        // Removed while it is locked, so that nobody else can hold the one that goes. Of
+        // processes that share it, others may: whoever is alone there next removes it.
+        if self.desk.file == PROGRESS_FILE {
+            let _ = std::fs::remove_file(dir.join(LOCK_FILE));
+        }
         let seconds = self.began.elapsed().as_secs_f64();
         HERE.with_borrow_mut(|here| {
             here.open.retain(|desk| !Arc::ptr_eq(desk, &self.desk));
@@ -373,19 +452,19 @@ impl Drop for Guest {
     }
 }
 
-/// Takes the lock of a directory.
-fn lock(dir: &Path) -> Result<Option<File>> {
+/// Takes the lock of a directory, alone or together with others.
+fn lock(dir: &Path, shared: bool) -> Result<Option<File>> {
     let path = dir.join(LOCK_FILE);
     loop {
         let opened = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
         let file = opened.with_context(|| format!("{}: cannot write here", dir.display()))?;
-        match file.try_lock() {
+        match if shared { file.try_lock_shared() } else { file.try_lock() } {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(busy(dir)),
             // Some cluster file systems have none. What there is then is progress.json.
             Err(TryLockError::Error(_)) => {
                 let other = |found: &Standing| found.pid != std::process::id() && found.host == host_name();
-                return match read(dir).filter(other).is_some_and(|found| found.is_alive()) {
+                return match !shared && read(dir).filter(other).is_some_and(|found| found.is_alive()) {
                     true => Err(busy(dir)),
                     false => Ok(None),
                 };
@@ -459,7 +538,7 @@ mod tests {
         let place = Place::open(dir.path(), "train").unwrap();
         let desk = current().unwrap();
         desk.begin("train", 100, 400);
-        desk.set(130, "loss 0.5");
+        desk.set(130, None, "loss 0.5");
         let standing = desk.standing();
         assert!(standing.rate.unwrap() > 30.0, "counted from step 100, not from 0: {standing:?}");
         assert!(standing.is_alive());

@@ -91,15 +91,7 @@ pub fn make_dir(dir: &Path) -> Result<()> {
 /// Opens a stage's directory; makes it when it is not there.
 pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
     make_dir(dir)?;
-    // As it reads back from its file: numbers may lose their last digit on the way.
-    let settings = serde_json::from_str(&settings.to_string())?;
-    let mut record = Box::new(Record {
-        stage: stage.into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        settings,
-        outputs: BTreeMap::new(),
-        sizes: BTreeMap::new(),
-    });
+    let mut record = Record::new(stage, &settings)?;
     let before = read_same(dir, &record)?;
     if before.as_ref().is_some_and(|before| before.is_whole(dir)) {
         return Ok(State::Finished);
@@ -144,6 +136,24 @@ pub fn open_for_all(world: &World, dir: &Path, stage: &str, settings: Value) -> 
     })
 }
 
+/// Opens a stage's directory beside other processes that do the same work there, and that
+/// know by themselves who does what. `name` tells this one from the others.
+pub fn share(dir: &Path, stage: &str, settings: Value, name: &str) -> Result<State> {
+    make_dir(dir)?;
+    let record = Record::new(stage, &settings)?;
+    let place = Place::share(dir, stage, name)?;
+    match read_same(dir, &record)? {
+        Some(before) if before.is_whole(dir) => {
+            place.finish();
+            return Ok(State::Finished);
+        }
+        // Others may have begun, and write the same.
+        Some(_) => {}
+        None => write_json(&dir.join(RECORD_FILE), &*record)?,
+    }
+    Ok(State::Open(Output { dir: dir.to_owned(), record, place }))
+}
+
 /// The record in a directory, if there is one; refused if it is of another stage or settings.
 fn read_same(dir: &Path, wanted: &Record) -> Result<Option<Record>> {
     let path = dir.join(RECORD_FILE);
@@ -170,6 +180,17 @@ pub fn read(path: &Path) -> Result<Record> {
 }
 
 impl Record {
+    fn new(stage: &str, settings: &Value) -> Result<Box<Self>> {
+        Ok(Box::new(Self {
+            stage: stage.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            // As it reads back from its file: numbers may lose their last digit on the way.
+            settings: serde_json::from_str(&settings.to_string())?,
+            outputs: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+        }))
+    }
+
     /// Files that are missing or differ from what was finished.
     pub fn damaged(&self, dir: &Path) -> Vec<String> {
         let broken = |(name, sum): &(&String, &String)| {
@@ -198,6 +219,12 @@ impl Output {
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Ends this process's part of work that is shared ([`share`]); what is to be done when
+    /// everything is done remains.
+    pub fn leave(self) {
+        self.place.finish();
     }
 
     /// Notes that these files, relative to the directory, are the finished result.

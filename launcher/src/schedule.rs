@@ -13,11 +13,12 @@
 //! give the same answers.
 
 use crate::args::Role;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::ops::Range;
 
 /// A group of shadow jobs of one model.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Work {
     /// The model.
     pub side: Role,

@@ -202,9 +202,15 @@ const OBJECT_EVERY: Duration = Duration::from_secs(2);
 impl Progress {
     /// `done` of the steps are done.
     pub fn set(&mut self, done: u64, message: impl Into<String>) {
+        self.set_with(done, None, message);
+    }
+
+    /// The same, with the seconds that are left where steps alone do not tell.
+    pub fn set_with(&mut self, done: u64, left: Option<f64>, message: impl Into<String>) {
         let message = message.into();
+        self.standing.left = left;
         if let Some(desk) = &self.desk {
-            desk.set(done, &message);
+            desk.set(done, left, &message);
         }
         let every = if self.ui.json { OBJECT_EVERY } else { LINE_EVERY };
         match &self.bar {

@@ -23,7 +23,7 @@ impl Config {
         expect(self.data.max_length >= 2, "data.max_length: expected at least 2");
         expect(self.curate.subsets > 0, "curate.subsets: expected at least 1");
         expect(self.curate.examples > 0, "curate.examples: expected at least 1");
-        expect(self.curate.concurrent > 0, "curate.concurrent: expected at least 1");
+        expect(self.curate.checkpoint_minutes >= 0.0, "curate.checkpoint_minutes: expected 0 or more");
         expect(self.curate.snapshots > 0, "curate.snapshots: expected at least 1");
         expect(self.curate.every > 0, "curate.every: expected at least 1");
         expect(

@@ -300,8 +300,12 @@ pub struct CurateConfig {
     pub snapshots: usize,
     /// Optimizer steps from one snapshot to the next; the last is of the last step.
     pub every: u32,
-    /// Jobs of one model that share a packed stream.
+    /// Jobs of one model that share a packed stream. 0: as many as fit into memory and into
+    /// one stream, decided when the first process begins, and kept from then on.
     pub concurrent: usize,
+    /// Minutes from one putting aside of a group of jobs on its way to the next; 0: after
+    /// every step.
+    pub checkpoint_minutes: f64,
     /// Fine-tuning of the TinyLM.
     pub tiny: Recipe,
     /// Fine-tuning of the LLM.
@@ -321,6 +325,7 @@ impl Default for CurateConfig {
             snapshots: 13,
             every: 1,
             concurrent: 8,
+            checkpoint_minutes: 10.0,
             tiny: Recipe::default(),
             llm: Recipe { steps: 87, ..Recipe::default() },
         }

@@ -47,7 +47,7 @@ pub fn run(context: &Context, dir: &Path, world: World, seed: u64, preset: Optio
     };
     let at = Instant::now();
     let alone = &cluster::World::alone();
-    curate::run(context, alone, &args)?;
+    curate::run(context, alone, &curate::Job::of(args.clone()))?;
     timed("curate", at);
     let at = Instant::now();
     train::run(context, alone, &args)?;

@@ -10,15 +10,17 @@ use crate::config::Config;
 use crate::dispatch::{Work, dispatch};
 use crate::record::{self, State};
 use crate::stages::examples::Data;
-use crate::stages::jobs::{self, Snapshots, Trained, Training};
+use crate::stages::jobs::{self, Snapshots, Trained, Training, Watcher};
 use crate::stages::side::Side;
 use crate::stages::{Context, UPDATE_FILE, totals};
+use crate::ui::Progress;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::Dataset;
+use gradtx_runtime::metrics::{JsonLines, Rate};
 use gradtx_runtime::plan::available_memory;
 use serde_json::json;
 use std::io::Write;
@@ -72,10 +74,17 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         recipe,
         snapshots: Snapshots { count: 1, every: 1 },
         stream_tokens: config.device.stream_tokens,
-        throughput: &job.out.join("throughput.jsonl"),
     };
     let work = Finetune { context, training, examples: &examples, key };
-    let trained = dispatch(&config.device, context.threads, work)?;
+    let (trained, rate) = dispatch(&config.device, context.threads, work)?;
+    // Times differ from run to run, so they stand apart from the losses, which do not.
+    JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
+        "step": recipe.steps,
+        "jobs": 1,
+        "tokens": rate.tokens,
+        "seconds": rate.time.as_secs_f64(),
+        "tokens_per_s": rate.per_second(),
+    }))?;
 
     let mut files = vec![UPDATE_FILE.to_string(), "metrics.jsonl".into()];
     write_atomic(&job.out.join("metrics.jsonl"), |out| {
@@ -104,9 +113,9 @@ struct Finetune<'a> {
 }
 
 impl Work for Finetune<'_> {
-    type Output = Trained;
+    type Output = (Trained, Rate);
 
-    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Trained> {
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Trained, Rate)> {
         let Training { side, recipe, .. } = self.training;
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;
         let jobs = [jobs::Job { examples: self.examples.examples.iter().collect(), key: self.key }];
@@ -114,9 +123,19 @@ impl Work for Finetune<'_> {
         plan.check(available_memory()?)?;
         self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
         self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
-        let mut progress = self.context.ui.progress("finetune", recipe.steps as u64);
-        let said = |step, rate| progress.set(step as u64, format!("{rate:.0} tokens/s"));
-        let trained = self.training.run(&decoder, &jobs, said)?;
-        Ok(trained.into_iter().next().expect("one job gives one result"))
+        let mut progress = Watched(self.context.ui.progress("finetune", recipe.steps as u64));
+        let done = self.training.run(&decoder, &jobs, None, &mut progress)?;
+        let (trained, rate) = done.expect("nobody stopped it");
+        Ok((trained.into_iter().next().expect("one job gives one result"), rate))
+    }
+}
+
+/// Shows every step.
+struct Watched(Progress);
+
+impl Watcher for Watched {
+    fn step(&mut self, done: u32, rate: Rate) -> Result<bool> {
+        self.0.set(done as u64, format!("{:.0} tokens/s", rate.per_second()));
+        Ok(true)
     }
 }

@@ -3,8 +3,10 @@
 //! In: a model, and jobs of examples in an order of their own. Out: for every job its
 //! losses and the snapshots of its update. The jobs share the packed streams
 //! of an optimizer step; a job's numbers do not depend on which others share it.
+//! [`Watcher`] hears of every step, and may stop the work; [`Aside`] keeps what is done so far.
 
 use crate::config::Recipe;
+use crate::stages::aside::Aside;
 use crate::stages::examples::Streams;
 use crate::stages::side::Side;
 use anyhow::Result;
@@ -13,11 +15,10 @@ use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::LoraJobs;
 use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
-use gradtx_runtime::metrics::{JsonLines, TokenMeter};
+use gradtx_runtime::metrics::{Rate, TokenMeter};
 use gradtx_runtime::plan::MemoryPlan;
-use serde_json::json;
 use std::fmt;
-use std::path::Path;
+use std::time::Instant;
 
 /// One adapter to be trained.
 pub struct Job<'a> {
@@ -64,9 +65,17 @@ pub struct Training<'a> {
     pub snapshots: Snapshots,
     /// Most tokens of one packed stream.
     pub stream_tokens: usize,
-    /// File for tokens per second, a line per run. Times differ from run to run, so they
-    /// stand apart from the losses, which do not.
-    pub throughput: &'a Path,
+}
+
+/// Who hears how far a training is.
+pub trait Watcher {
+    /// Between the streams of a step: time to look after other things for a moment.
+    fn between(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// After so many steps, and at such a rate so far. Whether to go on.
+    fn step(&mut self, done: u32, rate: Rate) -> Result<bool>;
 }
 
 /// How the examples of jobs fill their packed streams, over all steps.
@@ -98,27 +107,46 @@ impl Training<'_> {
         Ok((plan, packing))
     }
 
-    /// Trains jobs together. `progress` is told the number of finished steps, and tokens
-    /// per second so far.
+    /// Tokens of all steps of these jobs.
+    pub fn tokens(&self, jobs: &[Job<'_>]) -> Result<u64> {
+        let mut tokens = 0;
+        for (job, order) in jobs.iter().zip(&mut self.orders(jobs)?) {
+            for step in 0..self.recipe.steps {
+                let examples = order.step(step as usize);
+                tokens += examples.iter().map(|&i| job.examples[i].tokens.len() as u64).sum::<u64>();
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Trains jobs together, and tells what came of them and how fast it went; nothing when
+    /// the watcher stopped it. Begins with what `aside` has, and leaves there what is done
+    /// so far: now and then, and when it is stopped.
     pub fn run<X: Real<Acc = f32>, D: Backend<X>>(
         &self,
         decoder: &Decoder<D, X>,
         jobs: &[Job<'_>],
-        mut progress: impl FnMut(u32, f64),
-    ) -> Result<Vec<Trained>> {
+        aside: Option<&Aside>,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Option<(Vec<Trained>, Rate)>> {
         let mut orders = self.orders(jobs)?;
         let capacity = self.packing(&mut orders, jobs).capacity;
         let (layout, init) = (&self.side.layout, &self.side.init);
         let mut adapters = LoraJobs::new(decoder, layout, jobs.len(), init, capacity)?;
         let mut trained = vec![Trained::default(); jobs.len()];
         let steps = self.recipe.steps;
-        let mut meter = TokenMeter::start();
-        for step in 0..steps {
+        let begun = match aside {
+            Some(aside) => aside.restore(decoder.device(), &mut adapters, &mut trained)?,
+            None => 0,
+        };
+        let (mut meter, mut saved) = (TokenMeter::start(), Instant::now());
+        for step in begun..steps {
             let mut losses = vec![0.0; jobs.len()];
             for stream in self.streams(&mut orders, jobs, step) {
                 let part = adapters.accumulate(decoder, &stream)?;
                 meter.add(stream.len());
                 losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
+                watcher.between()?;
             }
             adapters.apply(self.recipe.step(step), self.recipe.clip())?;
             for (job, (result, loss)) in trained.iter_mut().zip(losses).enumerate() {
@@ -127,17 +155,18 @@ impl Training<'_> {
                     result.updates.extend(adapters.update(job)?);
                 }
             }
-            progress(step + 1, meter.total().per_second());
+            let done = step + 1;
+            let goes_on = watcher.step(done, meter.total())?;
+            let due = |aside: &&Aside| !goes_on || saved.elapsed() >= aside.every;
+            if let Some(aside) = aside.filter(due).filter(|_| done < steps) {
+                aside.save(decoder.device(), &mut adapters, done, &trained)?;
+                saved = Instant::now();
+            }
+            if !goes_on && done < steps {
+                return Ok(None);
+            }
         }
-        let rate = meter.total();
-        JsonLines::resume(self.throughput, u64::MAX)?.write(&json!({
-            "step": steps,
-            "jobs": jobs.len(),
-            "tokens": rate.tokens,
-            "seconds": rate.time.as_secs_f64(),
-            "tokens_per_s": rate.per_second(),
-        }))?;
-        Ok(trained)
+        Ok(Some((trained, meter.total())))
     }
 
     fn orders(&self, jobs: &[Job<'_>]) -> Result<Vec<Order>> {

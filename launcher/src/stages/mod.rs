@@ -24,6 +24,7 @@
 //! what is missing, and leaves alone what is finished and intact. All randomness is
 //! keyed by the seed, a purpose and an index, so the same settings give the same bytes.
 
+pub mod aside;
 pub mod curate;
 pub mod demo;
 pub mod doctor;

@@ -7,7 +7,7 @@
 
 use crate::config::RUN_FILE;
 use crate::failure::failed;
-use crate::progress::{self, Failed, Standing, ago, unix_now};
+use crate::progress::{self, Failed, RankStanding, Standing, ago, unix_now};
 use crate::record::{self, RECORD_FILE, Record};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, inspect};
 use anyhow::{Result, ensure};
@@ -58,6 +58,17 @@ pub struct Part {
     pub total: usize,
 }
 
+/// One of several processes that share a directory.
+#[derive(Debug, Serialize)]
+pub struct Process {
+    /// Its name, in a job array its number.
+    pub name: String,
+    /// Whether it is still at work.
+    pub alive: bool,
+    /// How far it is, or was when it went.
+    pub progress: Standing,
+}
+
 /// A stage's directory.
 #[derive(Debug, Serialize)]
 pub struct Row {
@@ -73,6 +84,9 @@ pub struct Row {
     /// How far the process is, or was when it went.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Standing>,
+    /// Processes that share the directory and the work, by name; those that are gone included.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<Process>,
     /// Seconds that the part it works at will still take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds_left: Option<f64>,
@@ -86,6 +100,8 @@ pub struct Row {
 
 /// Directories this deep are looked into.
 const DEEPEST: usize = 8;
+/// Ranks that are listed one by one.
+const MOST_RANKS: usize = 16;
 /// More finished directories of one stage than this are one line of text.
 const LISTED: usize = 4;
 
@@ -157,6 +173,7 @@ impl Row {
             state,
             parts: vec![],
             progress: None,
+            processes: vec![],
             seconds_left: None,
             failed: None,
             damaged: vec![],
@@ -180,13 +197,18 @@ impl Row {
             // It may have begun between the two looks.
             row.progress = progress::read(dir);
         }
+        row.processes = progress::read_shared(dir)
+            .into_iter()
+            .map(|(name, progress)| Process { name, alive: progress.is_alive(), progress })
+            .collect();
         row.failed = progress::read_failed(dir).filter(|_| unfinished);
         if let Some(standing) = &row.progress {
             row.stage.clone_from(&standing.stage);
         } else if let Some(failed) = &row.failed {
             row.stage.clone_from(&failed.standing.stage);
         }
-        let alive = row.progress.as_ref().is_some_and(Standing::is_alive);
+        let alive = row.progress.as_ref().is_some_and(Standing::is_alive)
+            || row.processes.iter().any(|process| process.alive);
         if let Some(record) = &record {
             row.stage.clone_from(&record.stage);
             row.look_at_pieces(record, verify && unfinished && !alive);
@@ -250,12 +272,14 @@ impl Row {
                 lines.push(format!("gradtx {} --run {run}", self.stage));
             }
             State::Running => {
+                lines.extend(self.processes.iter().map(Process::line));
                 if let Some(standing) = &self.progress {
                     lines.extend(speed(standing));
                     let (began, step) = (ago(now - standing.started), ago(now - standing.advanced));
                     let step = standing.steps().map_or(String::new(), |_| format!(", last step {step} ago"));
                     let (pid, host) = (standing.pid, &standing.host);
                     lines.push(format!("process {pid} on {host}, begun {began} ago{step}"));
+                    lines.extend(ranks(standing, now));
                 }
             }
             State::Stopped => {
@@ -265,6 +289,7 @@ impl Row {
                 });
                 let when = when.unwrap_or_default();
                 lines.push(format!("{when}run the same command again to go on"));
+                lines.extend(self.processes.iter().map(Process::line));
             }
             State::Failed => {
                 if let Some(Failed { standing, error, at: when }) = &self.failed {
@@ -283,6 +308,46 @@ impl Row {
         }
         lines
     }
+}
+
+impl Process {
+    /// `process 3 (pid 812 on n2): step 3 of 9, ...`
+    fn line(&self) -> String {
+        let Self { name, alive, progress } = self;
+        let what = match alive {
+            true => speed(progress).unwrap_or_else(|| "has just begun".into()),
+            false => format!("gone {} ago", ago(unix_now() - progress.updated)),
+        };
+        format!("process {name} (pid {} on {}): {what}", progress.pid, progress.host)
+    }
+}
+
+/// A line for every rank, or for the first and the silent ones of many.
+fn ranks(standing: &Standing, now: f64) -> Vec<String> {
+    let silent = |rank: &RankStanding| now - rank.updated > progress::SILENCE;
+    let line = |rank: &RankStanding| {
+        let RankStanding { rank: number, node, part, done, total, groups, rate, updated, .. } = rank;
+        let at = match (part.as_str(), total) {
+            ("", _) => "has not begun".to_string(),
+            (progress::NO_MORE, _) => "has nothing left to do".into(),
+            (_, 0) => "between two groups".into(),
+            _ => format!("{part}, step {done} of {total}, {rate:.0} tokens/s"),
+        };
+        let told = if silent(rank) { format!("; SILENT for {}", ago(now - updated)) } else { String::new() };
+        format!("rank {number} on {node}: {at}; {groups} groups done{told}")
+    };
+    let all = &standing.ranks;
+    let quiet = all.iter().filter(|rank| silent(rank)).count();
+    let mut lines: Vec<String> = all
+        .iter()
+        .enumerate()
+        .filter(|(i, rank)| *i < MOST_RANKS || silent(rank))
+        .map(|(_, r)| line(r))
+        .collect();
+    if !all.is_empty() {
+        lines.insert(0, format!("{} of {} ranks have told something lately", all.len() - quiet, all.len()));
+    }
+    lines
 }
 
 /// `step 130 of 400 (32 %), 2.1 steps/s, 2 min left; loss 0.1`
