@@ -32,10 +32,15 @@ fi
 export TMPDIR=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 read -ra srun_options <<<"${GRADTX_SRUN:-}"
 
-# ranks STAGE …: the stage on all ranks of the job; fails as it fails.
+# ranks STAGE …: the stage on all ranks of the job; fails as it fails. Curation writes to the
+# node's scratch first, where there is one, unless its options say where.
 ranks() {
     local stage=$1
     shift
+    case "$stage $* " in
+    *" --scratch"* | *" --send "*) ;;
+    curate*) [ -z "${SLURM_TMPDIR:-}" ] || set -- --scratch "$SLURM_TMPDIR" "$@" ;;
+    esac
     tasks "$GRADTX" "$stage" ${threads[@]+"${threads[@]}"} "$@"
 }
 
@@ -77,9 +82,9 @@ finish() {
     local rc=$1 error most=${GRADTX_RESTARTS:-20} end was_stop=''
     trap - EXIT
     trap '' USR1 TERM
-    # What went wrong on a rank, if anything did; that it stops as it was asked to is no error.
+    # What went wrong on a rank, if anything did. (With --json, a stop is an event of that kind too.)
     error=$(cat "$logs".*.log 2>/dev/null | grep -E '^error|"event":"error"' |
-        grep -vE 'stopped as asked|terminated by SIGTERM|ended by SIGUSR1' | head -n 1) || true
+        grep -vE '"code":(75|143)\b' | head -n 1) || true
     # A rank that was not listening yet dies of the signal (138), and SLURM ends the others with it.
     case $rc:$asked in $STOPPED:* | 137:1 | 138:1 | 143:1) was_stop=1 ;; esac
     if [ "$rc" = 0 ]; then
