@@ -315,7 +315,7 @@ pub struct Place {
     desk: Arc<Desk>,
     writer: Option<JoinHandle<()>>,
     /// Held for its lock; none where the file system has no locks.
-    _lock: Option<File>,
+    lock: Option<File>,
     began: Instant,
     finished: bool,
 }
@@ -386,7 +386,7 @@ impl Place {
             here.open.push(desk.clone());
         });
         // Without the thread nobody can watch, and the work goes on.
-        Ok(Self { desk, writer: writer.ok(), _lock: lock, began: Instant::now(), finished: false })
+        Ok(Self { desk, writer: writer.ok(), lock, began: Instant::now(), finished: false })
     }
 
     /// Ends work in a directory that is finished.
@@ -409,9 +409,8 @@ impl Drop for Place {
         } else {
             write(&dir, &self.desk.file, &standing);
         }
-        // Removed while it is locked, so that nobody else can hold the one that goes. Of
-        // processes that share it, others may: whoever is alone there next removes it.
-        if self.desk.file == PROGRESS_FILE {
+        // Removed by whoever has it alone, so that nobody else can hold the one that goes.
+        if self.lock.as_ref().is_none_or(|lock| lock.try_lock().is_ok()) {
             let _ = std::fs::remove_file(dir.join(LOCK_FILE));
         }
         let seconds = self.began.elapsed().as_secs_f64();

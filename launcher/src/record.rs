@@ -141,15 +141,14 @@ pub fn open_for_all(world: &World, dir: &Path, stage: &str, settings: Value) -> 
 pub fn share(dir: &Path, stage: &str, settings: Value, name: &str) -> Result<State> {
     make_dir(dir)?;
     let record = Record::new(stage, &settings)?;
+    let before = read_same(dir, &record)?;
+    if before.as_ref().is_some_and(|before| before.is_whole(dir)) {
+        return Ok(State::Finished);
+    }
     let place = Place::share(dir, stage, name)?;
-    match read_same(dir, &record)? {
-        Some(before) if before.is_whole(dir) => {
-            place.finish();
-            return Ok(State::Finished);
-        }
-        // Others may have begun, and write the same.
-        Some(_) => {}
-        None => write_json(&dir.join(RECORD_FILE), &*record)?,
+    // Others may have begun, and written the same.
+    if before.is_none() {
+        write_json(&dir.join(RECORD_FILE), &*record)?;
     }
     Ok(State::Open(Output { dir: dir.to_owned(), record, place }))
 }

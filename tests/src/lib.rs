@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod miniature;
+pub mod ranks;
 
 use std::path::{Path, PathBuf};
 

@@ -52,6 +52,13 @@ pub fn sweep_temporary(dir: &Path) -> Result<Vec<PathBuf>> {
     sweep_older(dir, started)
 }
 
+/// Removes all temporary files in `dir`, however new. To be called by a process that knows
+/// that no other writes there.
+pub fn sweep_all_temporary(dir: &Path) -> Result<Vec<PathBuf>> {
+    // Clocks of file servers may be ahead.
+    sweep_older(dir, SystemTime::now() + Duration::from_secs(365 * 24 * 3600))
+}
+
 fn sweep_older(dir: &Path, limit: SystemTime) -> Result<Vec<PathBuf>> {
     let mut removed = vec![];
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
@@ -108,6 +115,8 @@ mod tests {
         let foreign = file("weights.tmp", 3600 * 24 * 365);
         assert_eq!(sweep_temporary(dir.path()).unwrap(), std::slice::from_ref(&old));
         assert!(!old.exists() && new.exists() && foreign.exists());
+        assert_eq!(sweep_all_temporary(dir.path()).unwrap(), std::slice::from_ref(&new));
+        assert!(!new.exists() && foreign.exists());
         assert!(sweep_temporary(&dir.path().join("none")).is_err());
     }
 

@@ -15,7 +15,7 @@ mod tensors;
 mod tuples;
 mod update;
 
-pub use atomic::{sweep_temporary, write_atomic};
+pub use atomic::{sweep_all_temporary, sweep_temporary, write_atomic};
 pub use checksum::{checksum, checksum_file, checksum_files, fingerprint};
 pub use json::{read_json, read_versioned, write_json, write_versioned};
 pub use model_dir::{copy_tokenizer, is_model_dir, read_params, write_params};

@@ -29,7 +29,7 @@ use crate::args::{Role, RunArgs};
 use crate::cluster::World;
 use crate::config::{Config, CurateConfig};
 use crate::dispatch::dispatch;
-use crate::failure::{failed, stopped};
+use crate::failure::{failed, is_busy, stopped};
 use crate::interrupt::Patience;
 use crate::progress;
 use crate::record::{self, Output, RECORD_FILE, SharedState, State, make_dir};
@@ -44,7 +44,8 @@ use gradtx_kernels::cpu::Cpu;
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::LoraJobs;
 use gradtx_runtime::artifact::{
-    StoreType, TupleManifest, TuplePlan, assemble, checksum, sweep_temporary, write_init, write_json,
+    StoreType, TupleManifest, TuplePlan, assemble, checksum, sweep_all_temporary, sweep_temporary,
+    write_init, write_json,
 };
 use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::data::{BatchCapacity, Dataset};
@@ -57,9 +58,12 @@ use serde_json::{Value, json};
 use shift::Shift;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Directories within a tuple store.
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
+/// For so long a process waits for one that has the directory for itself.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// More jobs than this share no stream, unless the settings say so.
 const MOST_AT_ONCE: usize = 8;
 
@@ -267,10 +271,49 @@ fn in_array(
     settings: &Value,
 ) -> Result<Outcome> {
     let position = Position::find();
-    let dir = &collection.dir;
-    let State::Open(output) = record::share(dir, "curate", settings.clone(), &position.name)? else {
-        return Ok(Outcome::Before);
-    };
+    let (dir, begun) = (&collection.dir, Instant::now());
+    loop {
+        let output = match record::share(dir, "curate", settings.clone(), &position.name) {
+            Ok(State::Open(output)) => output,
+            Ok(State::Finished) => return Ok(Outcome::Before),
+            // Somebody is alone here: to end the work of all, or to see whether that can be done.
+            Err(error) if is_busy(&error) => {
+                if collection.missing(world.comm())?.is_empty() {
+                    return Ok(Outcome::Elsewhere);
+                }
+                if begun.elapsed() > PATIENCE {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(200));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let asked = do_unclaimed(context, world, job, collection, &position)?;
+        if let Some(code) = asked {
+            return Err(stopped(code));
+        }
+        output.leave();
+        // Whoever is the last one here is alone.
+        match record::open(dir, "curate", settings.clone()) {
+            // A process that was killed meanwhile has left work to do.
+            Ok(State::Open(output)) if !collection.missing(world.comm())?.is_empty() => output.leave(),
+            Ok(State::Open(output)) => return end_array(context, collection, settings, output),
+            Ok(State::Finished) => return Ok(Outcome::Before),
+            Err(error) if is_busy(&error) => return Ok(Outcome::Elsewhere),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Does what no other process does; the exit code, if it was asked to stop before the end.
+fn do_unclaimed(
+    context: &Context,
+    world: &World,
+    job: &Job,
+    collection: &Arc<Collection>,
+    position: &Position,
+) -> Result<Option<u8>> {
     write_start(collection)?;
     let scratch = job.scratch.as_ref().map(|scratch| scratch_dir(scratch, collection, &position.name));
     if let Some(scratch) = &scratch {
@@ -282,21 +325,11 @@ fn in_array(
     let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
     let progress = context.ui.progress("curate", steps);
     let keeper = Keeper::start(collection.clone(), scratch.clone())?;
-    let office = Box::new(Claims::new(collection, keeper, position, work, progress)?);
+    let office = Box::new(Claims::new(collection, keeper, position.clone(), work, progress)?);
     let shift = Shift { context, collection, examples: &examples, neighbours: 1, office };
     let asked = dispatch(&collection.config.device, context.threads, shift)?;
     forget(scratch.as_deref());
-    if let Some(code) = asked {
-        return Err(stopped(code));
-    }
-    output.leave();
-    // Whoever is the last one here is alone.
-    match record::open(dir, "curate", settings.clone()) {
-        Ok(State::Open(output)) => end_array(context, collection, settings, output),
-        Ok(State::Finished) => Ok(Outcome::Before),
-        Err(error) if crate::failure::is_busy(&error) => Ok(Outcome::Elsewhere),
-        Err(error) => Err(error),
-    }
+    Ok(asked)
 }
 
 /// The last of several processes ends the work for all.
@@ -307,7 +340,11 @@ fn end_array(
     output: Output,
 ) -> Result<Outcome> {
     progress::forget_shared(&collection.dir);
-    sweep(collection)?;
+    sweep_all_temporary(&collection.dir)?;
+    for part in PARTS {
+        // Also what was killed while this process worked.
+        sweep_all_temporary(&collection.dir.join(part))?;
+    }
     let manifest = whole(context, collection, settings)?;
     output.finish(&result_files(&collection.dir)?)?;
     Ok(Outcome::Now(Box::new(manifest)))
@@ -317,7 +354,10 @@ fn end_array(
 fn prepare(collection: &Collection) -> Result<()> {
     progress::forget_shared(&collection.dir);
     write_start(collection)?;
-    sweep(collection)
+    for part in PARTS.iter().chain(&[ASIDE]) {
+        sweep_temporary(&collection.dir.join(part))?;
+    }
+    Ok(())
 }
 
 /// Writes what every process would write alike.
@@ -329,14 +369,6 @@ fn write_start(collection: &Collection) -> Result<()> {
     write_json(&dir.join("subsets.json"), &collection.subsets)?;
     for side in &collection.sides {
         write_init(dir, side.role.side(), &side.space, &side.init)?;
-    }
-    Ok(())
-}
-
-/// Removes half-written files of processes that were killed.
-fn sweep(collection: &Collection) -> Result<()> {
-    for part in PARTS.iter().chain(&[ASIDE]) {
-        sweep_temporary(&collection.dir.join(part))?;
     }
     Ok(())
 }
