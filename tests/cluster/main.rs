@@ -380,6 +380,11 @@ fn ranks_on_two_nodes_give_the_bytes_of_one() {
     let env = [("GRADTX_MPI", Path::new("none"))];
     let job = home.sbatch(&cluster, &["--nodes=2"], "train.sbatch", &["run"], &env);
     assert_eq!(cluster.ended(&job), "FAILED", "{}", home.said(&job));
+    assert!(
+        home.said(&job).contains("srun started 2 processes, but told MPI of none"),
+        "{}",
+        home.said(&job)
+    );
     assert!(!home.path("run/translator").exists());
 }
 

@@ -315,6 +315,17 @@ pub struct CurateConfig {
 /// The value of `group_by` that groups nothing.
 pub const RANDOM_SUBSETS: &str = "random";
 
+/// More jobs than this share no stream, unless the settings say so.
+const MOST_AT_ONCE: usize = 8;
+
+impl CurateConfig {
+    /// Jobs that share a packed stream, at most: as set, or what may be decided where it is not.
+    pub fn most_at_once(&self) -> usize {
+        let set = if self.concurrent == 0 { MOST_AT_ONCE } else { self.concurrent };
+        set.min(self.subsets)
+    }
+}
+
 impl Default for CurateConfig {
     fn default() -> Self {
         Self {

@@ -55,7 +55,7 @@ pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
     for side in [Role::Tiny, Role::Llm] {
         stages.push(plan.curate_side(side, &mut warnings));
     }
-    let (curation, outcome) = plan.curation(config.curate.concurrent);
+    let (curation, outcome) = plan.curation(config.curate.most_at_once());
     plan.warn_of_idle_ranks(&curation, &outcome, &mut warnings);
     let (stage, training) = plan.training(&mut warnings)?;
     stages.push(stage);
@@ -160,10 +160,10 @@ impl Planner<'_> {
     fn curate_side(&self, side: Role, warnings: &mut Vec<String>) -> Stage {
         let Question { config, cluster, .. } = self.question;
         let recipe = self.recipe(side);
-        let found = self.side_work(side, config.curate.concurrent);
+        let found = self.side_work(side, config.curate.most_at_once());
         let busy: f64 = found.work.iter().map(|w| w.cost).sum();
         let name = format!("curate {}", side.name());
-        let jobs = config.curate.concurrent.min(config.curate.subsets);
+        let jobs = config.curate.most_at_once();
         Stage {
             ranks: cluster.ranks(),
             steps: config.curate.subsets as f64 * recipe.steps as f64,
@@ -243,7 +243,7 @@ impl Planner<'_> {
             curation.groups,
             outcome.ranks.len()
         );
-        let smaller = (1..self.question.config.curate.concurrent)
+        let smaller = (1..self.question.config.curate.most_at_once())
             .rev()
             .map(|concurrent| (concurrent, self.curation(concurrent).0));
         let better = smaller.into_iter().find(|(_, c)| c.idle_share <= IDLE);

@@ -34,6 +34,7 @@ pub mod finetune;
 pub mod inspect;
 pub mod jobs;
 pub mod lineage;
+pub mod logs;
 pub mod manual;
 pub mod merge;
 pub mod plan;

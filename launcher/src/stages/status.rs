@@ -9,6 +9,7 @@ use crate::config::RUN_FILE;
 use crate::failure::failed;
 use crate::progress::{self, Failed, RankStanding, Standing, ago, unix_now};
 use crate::record::{self, RECORD_FILE, Record};
+use crate::stages::logs::{self, LogEnd};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, inspect};
 use anyhow::{Result, ensure};
 use gradtx_runtime::artifact::Role as Side;
@@ -93,6 +94,9 @@ pub struct Row {
     /// Why the last attempt ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<Failed>,
+    /// The end of the newest log of the attempt that failed or stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogEnd>,
     /// Files that are missing or changed, or why the record cannot be read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<String>,
@@ -176,6 +180,7 @@ impl Row {
             processes: vec![],
             seconds_left: None,
             failed: None,
+            log: None,
             damaged: vec![],
         }
     }
@@ -223,6 +228,11 @@ impl Row {
             (false, true) if row.failed.is_some() => State::Failed,
             (false, true) => State::Stopped,
         };
+        if matches!(row.state, State::Failed | State::Stopped) {
+            let failed = row.failed.as_ref().map(|failed| &failed.standing);
+            let began = failed.or(row.progress.as_ref()).map(|standing| standing.started);
+            row.log = began.and_then(|began| logs::newest(dir.parent()?, began));
+        }
         match row.state {
             State::Running => row.seconds_left = row.progress.as_ref().and_then(Standing::seconds_left),
             // Of a process that was killed after its last write.
@@ -305,6 +315,10 @@ impl Row {
                 }
                 lines.push("run the same command again to make anew what is damaged".into());
             }
+        }
+        if let Some(LogEnd { path, lines: last }) = &self.log {
+            lines.push(format!("{} ends with:", path.display()));
+            lines.extend(last.iter().map(|line| format!("  {line}")));
         }
         lines
     }

@@ -47,6 +47,7 @@ isolated=0 node_host=$(hostname -s)
 if unshare --uts --mount true 2>/dev/null; then
     isolated=1 node_host='node[1-2]'
 fi
+chmod 755 "$dir" # munged insists
 mkdir -p "$dir"/{state,log,run,gpu,spool,tmp}
 for gpu in 0 1; do ln -sfn /dev/null "$dir/gpu/$gpu"; done # SLURM wants a device
 (umask 077 && head -c 128 /dev/urandom >"$dir/munge.key")

@@ -64,8 +64,6 @@ use std::time::{Duration, Instant};
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
 /// For so long a process waits for one that has the directory for itself.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// More jobs than this share no stream, unless the settings say so.
-const MOST_AT_ONCE: usize = 8;
 
 /// What is to be collected, and by whom.
 #[derive(Debug, Clone, clap::Args)]
@@ -199,8 +197,7 @@ fn concurrent(config: &Config, memory: u64, sides: &[&Side; 2]) -> usize {
             jobs + parameters(side) * size_of::<f32>() as u64 <= memory
         })
     };
-    let most = MOST_AT_ONCE.min(config.curate.subsets);
-    (1..=most).rev().find(fits).unwrap_or(1)
+    (1..=config.curate.most_at_once()).rev().find(fits).unwrap_or(1)
 }
 
 fn parameters(side: &Side) -> u64 {

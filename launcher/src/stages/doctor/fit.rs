@@ -47,7 +47,7 @@ pub fn of_run(run: &Path) -> Vec<Check> {
             ),
             Ok(model) => {
                 let name = role.name();
-                let jobs = config.curate.concurrent.min(config.curate.subsets);
+                let jobs = config.curate.most_at_once();
                 let recipe = if role == Role::Tiny { &config.curate.tiny } else { &config.curate.llm };
                 let plan = model.finetuning(&config, jobs, recipe.batch);
                 checks.push(fits(
