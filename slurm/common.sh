@@ -62,18 +62,27 @@ tasks() {
     return "$rc"
 }
 
-# SLURM's signal before the time limit (--signal=B:USR1@…) and its termination reach this shell.
-# To the ranks both are the same request: finish the step, keep what is done, exit with STOPPED.
-readonly STOPPED=75
+# SLURM's signal before the time limit (--signal=B:USR1@…) reaches this shell alone, which passes
+# it on; when SLURM ends a job, the ranks get SIGTERM themselves. To the ranks both are the same
+# request: finish the step, put the work aside, exit with STOPPED. A second one ends them at once.
+readonly STOPPED=75 ANSWER='stopping at the end of this step'
 asked='' interrupted='' step=''
 ask() {
     interrupted=1
     [ -z "$asked" ] || return 0
     asked=1
-    # srun passes signals on to the ranks, but not while it is still starting them: so again.
-    [ -z "$step" ] || (while kill -USR1 "$step" 2>/dev/null; do sleep 5; done) &
+    [ -z "$step" ] || pass_on "$1" &
 }
-trap ask USR1 TERM
+# srun loses a signal while it is still starting the ranks: so again, until they answer or end.
+pass_on() {
+    sleep "$1"
+    until grep -qs "$ANSWER" "$logs".*.log; do
+        kill -USR1 "$step" 2>/dev/null || return 0
+        sleep 10
+    done
+}
+trap 'ask 0' USR1
+trap 'ask 10' TERM
 
 # A job that is being cancelled may not come back; one that SLURM requeues needs no help.
 is_running() { [[ $(scontrol show job --oneliner "$job") == *JobState=RUNNING* ]]; }

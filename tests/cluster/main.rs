@@ -92,6 +92,25 @@ fn a_job_that_is_asked_to_stop_comes_back() {
 }
 
 #[test]
+fn ranks_that_have_answered_are_not_asked_again() {
+    let (cluster, home) = (cluster(), Home::new());
+    // A second signal would end it without what it puts aside for longer than the script waits.
+    let program = home.stand_in(
+        r#"
+if [ -n "${SLURM_RESTART_COUNT:-}" ]; then exit 0; fi
+trap 'asked=1 && trap "exit 1" USR1 && echo "stopping at the end of this step; once more to end at once"' USR1
+echo listening
+for ((i = 0; ${asked:-0} == 0 || i < 240; i++)); do sleep 0.05; done
+exit 75"#,
+    );
+    let job = home.sbatch(&cluster, &["--nodes=2"], "train.sbatch", &["run"], &[("GRADTX", &program)]);
+    until_said(&home, &cluster, &job, 2, "listening");
+    ask_to_stop(&cluster, &job);
+    until_requeued(&home, &cluster, &job);
+    assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+}
+
+#[test]
 fn a_signal_that_comes_too_early_for_a_rank_brings_the_job_back_too() {
     let (cluster, home) = (cluster(), Home::new());
     // Rank 1 does not listen yet, and dies of the signal; rank 0 is ended with it.
@@ -161,6 +180,7 @@ fn before_training(cluster: &Cluster, ranks: &[&str]) -> (Home, BTreeMap<PathBuf
     let job = home.sbatch(cluster, ranks, "train.sbatch", &["run"], &[]);
     assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
     let undisturbed = home.sums("run/translator");
+    assert!(undisturbed.contains_key(Path::new("model.safetensors")));
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
     (home, undisturbed)
 }
@@ -194,7 +214,9 @@ fn a_training_that_is_asked_to_stop_or_requeued_ends_with_the_same_bytes() {
     let job = begin_training(&home, &cluster, &TWO_NODES);
     ask_to_stop(&cluster, &job);
     assert_it_went_on(&home, &cluster, &job, &undisturbed);
-    assert!(home.log(&format!("-{job}.0.log")).contains("stopped as asked"));
+    let log = home.log(&format!("-{job}.0.log"));
+    assert!(log.contains("stopped as asked"), "{log}");
+    assert!(log.contains("stopping at the end of this step"), "for this the script looks: {log}");
     assert!(home.said(&job).contains("stopped on request, requeued"), "{}", home.said(&job));
 
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
