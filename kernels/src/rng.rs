@@ -65,6 +65,12 @@ impl Stream {
         Self { key, block: 0, words: [0; 4], used: 4 }
     }
 
+    /// The numbers of `key` from the one that [`Self::normal`] would give after `count` others.
+    pub fn after_normals(key: u64, count: u64) -> Self {
+        // Each takes two uniform numbers of 64 bits: one block.
+        Self { block: count, ..Self::new(key) }
+    }
+
     /// The next 32 random bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.used == 4 {
@@ -137,6 +143,14 @@ mod tests {
                 assert_ne!(keys[i], keys[j]);
             }
         }
+    }
+
+    #[test]
+    fn normals_are_found_in_the_middle() {
+        let mut from_first = Stream::new(9);
+        let all: Vec<f64> = (0..20).map(|_| from_first.normal()).collect();
+        let mut from_there = Stream::after_normals(9, 13);
+        assert!(all[13..].iter().all(|x| *x == from_there.normal()));
     }
 
     #[test]

@@ -133,12 +133,16 @@ impl World {
         self.ended = true;
         let Err(mut error) = done else { return failure::DONE };
         let comm = self.comm();
-        let asked = Told::from(&error).was_asked_for();
-        if comm.size() == 1 || (asked && comm.rank() == 0) {
+        let told = Told::from(&error);
+        if comm.size() == 1 {
             return report(&error);
         }
-        if asked {
-            return Told::from(&error).code;
+        if told.was_asked_for() {
+            let code = if comm.rank() == 0 { report(&error) } else { told.code };
+            // Some starters end all processes once one has ended like this: rank 0 speaks first.
+            // If that fails, nobody is left to be waited for.
+            let _ = comm.barrier();
+            return code;
         }
         error = error.context(format!("rank {} of {} on {}", comm.rank(), comm.size(), comm.place().node));
         self.wait_for_lower_ranks();

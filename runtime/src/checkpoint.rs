@@ -1,16 +1,23 @@
-//! Checkpoints: everything needed to go on bit-identically, in one file per step.
+//! Checkpoints: everything needed to go on bit-identically.
 //!
-//! A safetensors file of named flat buffers (parameters, moments, counters), with
-//! the rest of the state as JSON in its metadata and a checksum over all of it. It is
-//! written under a temporary name and renamed, so a checkpoint is there whole or not
-//! at all; [`latest`] steps over one that was damaged afterwards.
+//! [`Checkpoint`] is a file: safetensors of named flat buffers (parameters, moments,
+//! counters), with the rest of the state as JSON in its metadata and a checksum over all of
+//! it. It is written under a temporary name and renamed, so it is there whole or not at all.
+//!
+//! [`Parts`] is the checkpoint of a step: one file of every rank, each with what that rank
+//! owns of the flat buffers. It counts when all are there, and can be read by any number of
+//! ranks.
+
+mod parts;
+
+pub use parts::{Parts, Saved, part_path, remove_others, save_part, saved};
 
 use crate::artifact::{NewTensor, TensorData, TensorFile, write_tensors};
 use crate::{Error, Result};
 use half::bf16;
 use safetensors::Dtype;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
 const FORMAT: &str = "gradtx.checkpoint";
@@ -128,6 +135,14 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Copies elements of a buffer of `len` f32, from element `from` on.
+    fn read_f32_from(&self, name: &str, len: usize, from: usize, out: &mut [f32]) -> Result<()> {
+        let bytes = self.buffer(name, Dtype::F32, len)?.bytes;
+        let bytes = &bytes[4 * from..4 * (from + out.len())];
+        bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
+        Ok(())
+    }
+
     /// Copies a buffer of bfloat16; bits are kept, whatever they mean.
     pub fn read_bf16(&self, name: &str, out: &mut [bf16]) -> Result<()> {
         let bytes = self.buffer(name, Dtype::BF16, out.len())?.bytes;
@@ -153,65 +168,6 @@ impl Checkpoint {
     }
 }
 
-/// Path of the checkpoint of a step.
-pub fn step_path(dir: &Path, step: u64) -> PathBuf {
-    dir.join(format!("step-{step:09}.safetensors"))
-}
-
-/// Steps of the checkpoints in a directory, in increasing order; none if there is no such directory.
-pub fn steps(dir: &Path) -> Result<Vec<u64>> {
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-        Err(e) => return Err(Error::io("list", dir, e)),
-    };
-    let mut steps = vec![];
-    for entry in entries {
-        let name = entry.map_err(|e| Error::io("list", dir, e))?.file_name();
-        let number = name.to_str().and_then(|n| n.strip_prefix("step-")?.strip_suffix(".safetensors"));
-        steps.extend(number.and_then(|n| n.parse::<u64>().ok()));
-    }
-    steps.sort_unstable();
-    Ok(steps)
-}
-
-/// Saves the checkpoint of a step in a directory, and then removes all but the `keep`
-/// newest (at least this one). Checkpoints of later steps are removed as well: they
-/// belong to a run that was given up when this one went back.
-pub fn save_step(
-    dir: &Path,
-    step: u64,
-    buffers: &[(&str, Values<'_>)],
-    state: &Value,
-    keep: usize,
-) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-    save(&step_path(dir, step), buffers, state)?;
-    let (before, after): (Vec<u64>, Vec<u64>) = steps(dir)?.into_iter().partition(|&s| s <= step);
-    let old = before.len().saturating_sub(keep.max(1));
-    for gone in before[..old].iter().chain(&after) {
-        let path = step_path(dir, *gone);
-        std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-    }
-    Ok(())
-}
-
-/// The newest checkpoint of a directory that is whole, with its step. Damaged ones are
-/// stepped over with a warning; if all are damaged, that is an error.
-pub fn latest(dir: &Path) -> Result<Option<(u64, Checkpoint)>> {
-    let mut failed = None;
-    for step in steps(dir)?.into_iter().rev() {
-        match Checkpoint::load(&step_path(dir, step)) {
-            Ok(checkpoint) => return Ok(Some((step, checkpoint))),
-            Err(e) => {
-                tracing::warn!("{e}; trying the checkpoint before it");
-                failed.get_or_insert(e);
-            }
-        }
-    }
-    failed.map_or(Ok(None), Err)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,18 +178,18 @@ mod tests {
         (f.clone(), f[..5].iter().map(|&x| bf16::from_f32(x)).collect(), [u64::MAX - step])
     }
 
-    fn write(dir: &Path, step: u64, keep: usize) {
-        let (f, h, u) = sample(step);
+    fn write(path: &Path) {
+        let (f, h, u) = sample(7);
         let buffers = [("m", Values::F32(&f)), ("h", Values::Bf16(&h)), ("u", Values::U64(&u))];
-        save_step(dir, step, &buffers, &json!({"step": step, "order": [1, 2]}), keep).unwrap();
+        save(path, &buffers, &json!({"step": 7, "order": [1, 2]})).unwrap();
     }
 
     #[test]
     fn every_bit_comes_back() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(latest(&dir.path().join("none")).unwrap().is_none());
-        write(dir.path(), 7, 2);
-        let (step, found) = latest(dir.path()).unwrap().unwrap();
+        let path = dir.path().join("c.safetensors");
+        write(&path);
+        let found = Checkpoint::load(&path).unwrap();
         let (mut f, mut h, mut u) = (vec![0.0; 125], vec![bf16::ZERO; 5], [0]);
         found.read_f32("m", &mut f).unwrap();
         found.read_bf16("h", &mut h).unwrap();
@@ -242,7 +198,7 @@ mod tests {
         assert_eq!(f.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), {
             want.0.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         });
-        assert_eq!((step, h, u), (7, want.1, want.2));
+        assert_eq!((h, u), (want.1, want.2));
         assert_eq!(found.state()["order"], json!([1, 2]));
         let message = found.read_f32("m", &mut f[1..]).unwrap_err().to_string();
         assert!(message.contains("[124]") && message.contains("[125]"), "{message}");
@@ -251,29 +207,10 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_whole_one_counts_and_old_ones_go() {
-        let dir = tempfile::tempdir().unwrap();
-        (1..=4).for_each(|step| write(dir.path(), step, 2));
-        assert_eq!(steps(dir.path()).unwrap(), [3, 4]);
-        let path = step_path(dir.path(), 4);
-        let mut bytes = std::fs::read(&path).unwrap();
-        let middle = bytes.len() - 100;
-        bytes[middle] ^= 4;
-        std::fs::write(&path, &bytes).unwrap();
-        assert!(Checkpoint::load(&path).unwrap_err().to_string().contains("checksum"));
-        assert_eq!(latest(dir.path()).unwrap().unwrap().0, 3);
-        std::fs::write(step_path(dir.path(), 3), &bytes[..50]).unwrap();
-        let message = latest(dir.path()).unwrap_err().to_string();
-        assert!(message.contains("step-000000004"), "{message}");
-        write(dir.path(), 2, 0);
-        assert_eq!(steps(dir.path()).unwrap(), [2], "only the one just written is kept");
-    }
-
-    #[test]
     fn a_changed_state_or_version_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), 1, 1);
-        let path = step_path(dir.path(), 1);
+        let path = dir.path().join("c.safetensors");
+        write(&path);
         let whole = std::fs::read(&path).unwrap();
         for (from, to, say) in
             [("[1,2]", "[1,3]", "checksum"), (r#""version":"1""#, r#""version":"2""#, "version 2")]

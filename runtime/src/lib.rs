@@ -7,6 +7,7 @@
 //! * [`plan`]: every buffer's shape and bytes, before the first step.
 //! * [`optim`]: optimizers over flat buffers, and learning-rate schedules.
 //! * [`comm`]: what ranks tell each other.
+//! * [`parallel`]: what each rank of a data-parallel training owns and adds up.
 //! * [`metrics`]: what a run tells about itself.
 
 pub mod artifact;
@@ -16,6 +17,7 @@ pub mod data;
 pub mod error;
 pub mod metrics;
 pub mod optim;
+pub mod parallel;
 pub mod params;
 pub mod plan;
 

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use gradtx_runtime::artifact::{TupleStore, UpdateVector};
+use gradtx_runtime::checkpoint::saved;
 use gradtx_tests::miniature::{self, SETTINGS};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -264,7 +265,45 @@ fn a_checkpoint_without_the_translator_that_it_refers_to_is_not_believed() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    std::fs::write(home.path("run/translator/model.safetensors"), "damaged").unwrap();
+    // The newest translator that was kept; one before it may still have its checkpoint.
+    let list = std::fs::read_dir(home.path("run/translator/checkpoints")).unwrap();
+    let mut bests: Vec<PathBuf> = list.map(|entry| entry.unwrap().path()).filter(|p| p.is_dir()).collect();
+    bests.sort();
+    std::fs::write(bests.pop().unwrap().join("model.safetensors"), "damaged").unwrap();
+    home.done(&["train"]);
+    assert_eq!(home.sums("run/translator"), undisturbed);
+}
+
+#[test]
+fn a_training_killed_after_a_better_translator_and_before_its_checkpoint_goes_on() {
+    let home = Home::new();
+    let settings = long_training().replace("checkpoint_minutes = 0", "checkpoint_minutes = 0.003");
+    let settings = settings.replace("validate_every = 10", "validate_every = 1");
+    std::fs::write(home.path("settings.toml"), settings.replace("steps = 120", "steps = 300")).unwrap();
+    home.done(&["curate"]);
+    home.done(&["train"]);
+    let undisturbed = home.sums("run/translator");
+    std::fs::remove_dir_all(home.path("run/translator")).unwrap();
+    let dir = home.path("run/translator/checkpoints");
+    let newest = || saved(&dir).unwrap().pop().map_or(0, |newest| newest.step);
+    let mut tries = 0;
+    for wait in [60, 100, 30] {
+        let before = newest();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        command.args(["train", "--run", "run", "--config", "settings.toml"]).current_dir(home.dir.path());
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        while newest() == before && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        // Meanwhile many translators are the best one so far, and no checkpoint knows them.
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        child.kill().unwrap();
+        let said = child.wait_with_output().unwrap().stdout;
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(before > 0, said.contains(&format!("going on after step {before}\n")), "{said}");
+        tries += (before > 0) as usize;
+    }
+    assert!(tries > 0, "it never got as far as a second attempt");
     home.done(&["train"]);
     assert_eq!(home.sums("run/translator"), undisturbed);
 }

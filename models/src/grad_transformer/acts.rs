@@ -32,7 +32,7 @@ impl<'a> Tuples<'a> {
     }
 
     /// Tuples `from..to` of these.
-    pub(super) fn part(&self, config: &GradTransformerConfig, from: usize, to: usize) -> Tuples<'a> {
+    pub fn part(&self, config: &GradTransformerConfig, from: usize, to: usize) -> Tuples<'a> {
         let (s, t) = (config.student_len(), config.teacher_len());
         Tuples {
             student: &self.student[from * s..to * s],

@@ -135,6 +135,39 @@ impl Normalization {
         self.teacher.each(updates, |x, mean, scale| x * scale + mean)
     }
 
+    /// All statistics in a row: what makes [`Self::from_values`] the same on another rank.
+    pub fn values(&self) -> Vec<f32> {
+        [&self.student, &self.teacher].iter().flat_map(|s| [&s.mean[..], &s.scale[..]].concat()).collect()
+    }
+
+    /// From what [`Self::values`] gave for statistics of this mode and these shapes.
+    ///
+    /// # Errors
+    /// When there are too few or too many.
+    pub fn from_values(
+        mode: NormalizationMode,
+        student: [usize; 2],
+        teacher: [usize; 2],
+        values: &[f32],
+    ) -> Result<Self> {
+        let lengths = [student, teacher].map(|shape| {
+            let centred = !matches!(mode, NormalizationMode::None | NormalizationMode::Scalar);
+            (if centred { shape[0] * shape[1] } else { 0 }, divisors(mode, shape))
+        });
+        let wanted: usize = lengths.iter().map(|(mean, scale)| mean + scale).sum();
+        if values.len() != wanted {
+            let why = format!("expected {wanted} values of mode {}, found {}", mode.name(), values.len());
+            return Err(Error::invalid("normalization", why));
+        }
+        let mut rest = values;
+        let mut side = |shape, (mean, scale)| {
+            let (own, after) = rest.split_at(mean + scale);
+            rest = after;
+            Statistics { shape, mean: own[..mean].to_vec(), scale: own[mean..].to_vec() }
+        };
+        Ok(Self { mode, student: side(student, lengths[0]), teacher: side(teacher, lengths[1]) })
+    }
+
     /// Writes the statistics to a translator directory, if there are any.
     pub fn save(&self, dir: &Path) -> Result<()> {
         if self.mode == NormalizationMode::None {
@@ -349,6 +382,10 @@ mod tests {
             normalization.save(dir.path()).unwrap();
             let loaded = Normalization::load(dir.path(), mode, STUDENT, TEACHER).unwrap();
             assert_eq!(loaded, normalization);
+            let mut values = normalization.values();
+            assert_eq!(Normalization::from_values(mode, STUDENT, TEACHER, &values).unwrap(), normalization);
+            values.push(1.0);
+            assert!(Normalization::from_values(mode, STUDENT, TEACHER, &values).is_err());
         }
         let wrong = Normalization::load(dir.path(), NormalizationMode::Block, STUDENT, TEACHER);
         assert!(wrong.unwrap_err().to_string().contains("coordinate"));

@@ -1,10 +1,14 @@
 //! [`Trainer`]: gradients over micro-batches, then one AdamW step.
 //!
-//! A step is [`Trainer::zero_gradients`], [`Trainer::accumulate`] for every micro-batch
-//! and [`Trainer::update`]; [`Trainer::train_step`] is the three in a row. Between
-//! accumulating and updating another program may sum gradients over ranks: they are
-//! sums of gradients of `scale · Σ (pred − target)²`, so what is summed over ranks, with
-//! the scale of the whole batch, is the gradient of the mean over all of it.
+//! A step is [`Trainer::gradients_of`] a batch, [`Trainer::sum_squares`] and
+//! [`Trainer::apply`]; [`Trainer::train_step`] is the three in a row. Where ranks share a
+//! batch, another program sums their gradients between the first and the second, and their
+//! sums of squares between the second and the third: gradients are those of
+//! `scale · Σ (pred − target)²`, so what is summed over ranks, with the scale of the whole
+//! batch, is the gradient of the mean over all of it.
+//!
+//! A trainer may own a part of the parameters only, some ranges of the flat buffer: it then
+//! keeps masters and moments of those, and updates those.
 //!
 //! Where the model computes in the accumulators' own type, its values are its master
 //! values; otherwise masters are kept beside them and converted after each step.
@@ -33,8 +37,11 @@ pub struct Trainer<D: Device, X: Real> {
     acts: Activations<D, X>,
     /// As the model's values, in the same layout.
     grads: D::Buf<X::Acc>,
-    /// As the gradients; none where the values are their own masters.
+    /// The ranges of the flat buffer that are updated here, in increasing order.
+    own: Vec<Range<usize>>,
+    /// Of the own ranges, one after the other; none where the values are their own masters.
     masters: Option<D::Buf<X::Acc>>,
+    /// Of the own ranges.
     optimizer: FlatAdamW<D, X::Acc>,
 }
 
@@ -43,17 +50,39 @@ fn own_masters<D: Device, X: Real>(values: &mut D::Buf<X>) -> Option<&mut D::Buf
     (values as &mut dyn Any).downcast_mut()
 }
 
+/// Every range, and where it lies when they stand one after the other.
+fn places(ranges: &[Range<usize>]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    ranges.iter().scan(0, |end, range| {
+        *end += range.len();
+        Some((range.clone(), *end - range.len()..*end))
+    })
+}
+
 impl<D: Backend<X>, X: Real> Trainer<D, X> {
     /// Takes memory for micro-batches of at most `micro_batch` tuples. Masters start as the
     /// model's values.
     pub fn new(model: &mut GradTransformer<D, X>, micro_batch: usize) -> Result<Self> {
+        let all = 0..model.layout.total();
+        Self::of_ranges(model, micro_batch, vec![all])
+    }
+
+    /// The same, to update only these ranges of the flat buffer: disjoint, in increasing order,
+    /// none empty.
+    pub fn of_ranges(
+        model: &mut GradTransformer<D, X>,
+        micro_batch: usize,
+        own: Vec<Range<usize>>,
+    ) -> Result<Self> {
         let dev = model.dev.clone();
         let total = model.layout.total();
         let masters = match own_masters::<D, X>(&mut model.values) {
             Some(_) => None,
             None => {
-                let mut masters = dev.zeros(total)?;
-                <D as Cast<X, X::Acc>>::cast(&dev, D::all_mut(&mut masters), D::all(&model.values))?;
+                let mut masters = dev.zeros(own.iter().map(Range::len).sum())?;
+                for (range, place) in places(&own) {
+                    let values = D::view(&model.values, range);
+                    <D as Cast<X, X::Acc>>::cast(&dev, D::view_mut(&mut masters, place), values)?;
+                }
                 Some(masters)
             }
         };
@@ -61,21 +90,31 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
             acts: Activations::new(model, micro_batch)?,
             grads: dev.zeros(total)?,
             masters,
-            optimizer: FlatAdamW::new(&dev, 1, total)?,
+            optimizer: FlatAdamW::over_ranges(&dev, total, own.clone())?,
+            own,
         })
     }
 
     /// The buffers that training takes, the model's own values included, without taking them.
     pub fn plan(model: &GradTransformer<D, X>, micro_batch: usize) -> Result<MemoryPlan> {
+        Self::plan_of_ranges(model, micro_batch, model.layout.total())
+    }
+
+    /// The same for a trainer whose own ranges have so many elements.
+    pub fn plan_of_ranges(
+        model: &GradTransformer<D, X>,
+        micro_batch: usize,
+        own: usize,
+    ) -> Result<MemoryPlan> {
         let (shape, acc) = ([model.layout.total()], X::Acc::DTYPE.size());
         let mut plan = MemoryPlan::new();
         plan.add(Purpose::Trained, "values", &shape, X::DTYPE.size());
         if X::DTYPE != X::Acc::DTYPE {
-            plan.add(Purpose::Trained, "masters", &shape, acc);
+            plan.add(Purpose::Trained, "masters", &[own], acc);
         }
         plan.add(Purpose::Gradients, "gradients", &shape, acc);
-        plan.add(Purpose::Optimizer, "first moments", &shape, acc);
-        plan.add(Purpose::Optimizer, "second moments", &shape, acc);
+        plan.add(Purpose::Optimizer, "first moments", &[own], acc);
+        plan.add(Purpose::Optimizer, "second moments", &[own], acc);
         plan.extend(Activations::plan(model, micro_batch)?);
         Ok(plan)
     }
@@ -90,21 +129,38 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         &mut self.optimizer
     }
 
-    /// Master values on the host: what a checkpoint and a translator's file hold.
-    pub fn master_values(&self, model: &GradTransformer<D, X>) -> Result<Vec<f32>> {
-        match &self.masters {
-            Some(masters) => weights::to_f32(&model.dev, masters),
-            None => weights::to_f32::<D, X>(&model.dev, &model.values),
-        }
+    /// Whether the model's values are their own masters, so that all of them are here.
+    pub fn values_are_masters(&self) -> bool {
+        self.masters.is_none()
     }
 
-    /// Sets master values, and the model's values with them.
+    /// Master values of the own ranges on the host, one after the other: what a checkpoint
+    /// holds, and if all is owned, a translator's file.
+    pub fn master_values(&self, model: &GradTransformer<D, X>) -> Result<Vec<f32>> {
+        let dev = &model.dev;
+        if let Some(masters) = &self.masters {
+            return weights::to_f32(dev, masters);
+        }
+        let mut all = Vec::with_capacity(self.own.iter().map(Range::len).sum());
+        for range in &self.own {
+            let part = dev.to_host(D::view(&model.values, range.clone()))?;
+            all.extend(part.iter().map(|x| x.to_f64() as f32));
+        }
+        Ok(all)
+    }
+
+    /// Sets master values of the own ranges, and the model's values there with them.
     pub fn set_master_values(&mut self, model: &mut GradTransformer<D, X>, masters: &[f32]) -> Result<()> {
         let dev = model.dev.clone();
         if let Some(own) = &mut self.masters {
             weights::upload_f32::<D, X::Acc>(&dev, D::all_mut(own), masters, &mut Vec::new())?;
         }
-        weights::upload_f32::<D, X>(&dev, D::all_mut(&mut model.values), masters, &mut Vec::new())
+        let mut stage = Vec::new();
+        for (range, place) in places(&self.own) {
+            let values = D::view_mut(&mut model.values, range);
+            weights::upload_f32::<D, X>(&dev, values, &masters[place], &mut stage)?;
+        }
+        Ok(())
     }
 
     /// The gradients summed so far.
@@ -117,15 +173,33 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         &mut self.grads
     }
 
-    /// Begins a step.
-    pub fn zero_gradients(&mut self, dev: &D) -> Result<()> {
-        Ok(dev.fill(D::all_mut(&mut self.grads), X::Acc::zero())?)
+    /// Gradients of `scale · Σ (pred − target)²` over a batch, with dropout, in micro-batches as
+    /// large as there is room for; returns the sum of squares. In the last micro-batch
+    /// `on_ready` learns which gradients are final.
+    pub fn gradients_of(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        tuples: Tuples<'_>,
+        scale: f64,
+        on_ready: &mut dyn FnMut(Range<usize>, D::ViewMut<'_, X::Acc>) -> Result<()>,
+    ) -> Result<f64> {
+        tuples.check(&model.config)?;
+        model.dev.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
+        let mut sum = 0.0;
+        for from in (0..tuples.len()).step_by(self.acts.capacity()) {
+            let to = (from + self.acts.capacity()).min(tuples.len());
+            let part = tuples.part(&model.config, from, to);
+            sum += if to == tuples.len() {
+                self.accumulate(model, part, scale, on_ready)?
+            } else {
+                self.accumulate(model, part, scale, &mut |_, _| Ok(()))?
+            };
+        }
+        Ok(sum)
     }
 
-    /// Adds the gradients of `scale · Σ (pred − target)²` over a micro-batch, with dropout;
-    /// returns the sum of squares. In the step's last micro-batch `on_ready` learns which
-    /// gradients are final.
-    pub fn accumulate(
+    /// Adds the gradients of a micro-batch.
+    fn accumulate(
         &mut self,
         model: &GradTransformer<D, X>,
         tuples: Tuples<'_>,
@@ -139,30 +213,55 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         Ok(sum)
     }
 
-    /// One AdamW step with the gradients summed; returns their norm.
+    /// Sum of squares of the gradients of the own ranges.
+    pub fn sum_squares(&mut self, dev: &D) -> Result<f64> {
+        self.optimizer.sum_squares(dev, D::all(&self.grads))
+    }
+
+    /// One AdamW step on the own ranges with the gradients there, which are clipped by the norm
+    /// of the whole gradient; `sum_squares` is the sum of squares of all of it. Returns that norm.
     ///
     /// # Errors
     /// When the norm is not finite; then nothing is changed.
-    pub fn update(
+    pub fn apply(
         &mut self,
         model: &mut GradTransformer<D, X>,
         step: AdamWStep,
         max_norm: Option<f64>,
+        sum_squares: f64,
     ) -> Result<f64> {
         let dev = model.dev.clone();
         let masters = match &mut self.masters {
             Some(masters) => masters,
             None => own_masters::<D, X>(&mut model.values).expect("masters are kept where types differ"),
         };
-        let grads = D::all(&self.grads);
-        let norms = self.optimizer.step(&dev, D::all_mut(masters), grads, step, max_norm)?;
+        let (masters, grads) = (D::all_mut(masters), D::all(&self.grads));
+        let norm = self.optimizer.step_with(&dev, masters, grads, step, max_norm, sum_squares)?;
         if let Some(masters) = &self.masters {
-            <D as Cast<X::Acc, X>>::cast(&dev, D::all_mut(&mut model.values), D::all(masters))?;
+            for (range, place) in places(&self.own) {
+                let values = D::view_mut(&mut model.values, range);
+                <D as Cast<X::Acc, X>>::cast(&dev, values, D::view(masters, place))?;
+            }
         }
-        Ok(norms[0])
+        Ok(norm)
     }
 
-    /// A whole step on one rank: micro-batches as large as there is room for.
+    /// Whether these tuples alone, with the dropout of their keys, give a finite loss and finite
+    /// gradients. The gradients summed so far are lost.
+    pub fn is_finite(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        tuples: Tuples<'_>,
+        scale: f64,
+    ) -> Result<bool> {
+        let dev = &model.dev;
+        let sum = self.gradients_of(model, tuples, scale, &mut |_, _| Ok(()))?;
+        let mut squares = dev.zeros::<X::Acc>(1)?;
+        dev.sum_squares(D::all_mut(&mut squares), D::all(&self.grads), 1, D::len(&self.grads))?;
+        Ok(sum.is_finite() && dev.to_host(D::all(&squares))?[0].to_f64().is_finite())
+    }
+
+    /// A whole step on one rank.
     pub fn train_step(
         &mut self,
         model: &mut GradTransformer<D, X>,
@@ -170,16 +269,10 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         step: AdamWStep,
         max_norm: Option<f64>,
     ) -> Result<StepReport> {
-        tuples.check(&model.config)?;
         let scale = 1.0 / (tuples.len() * model.config.teacher_len()) as f64;
-        self.zero_gradients(&model.dev)?;
-        let mut sum = 0.0;
-        for from in (0..tuples.len()).step_by(self.acts.capacity()) {
-            let to = (from + self.acts.capacity()).min(tuples.len());
-            let part = tuples.part(&model.config, from, to);
-            sum += self.accumulate(model, part, scale, &mut |_, _| Ok(()))?;
-        }
-        let grad_norm = self.update(model, step, max_norm)?;
+        let sum = self.gradients_of(model, tuples, scale, &mut |_, _| Ok(()))?;
+        let sum_squares = self.sum_squares(&model.dev)?;
+        let grad_norm = self.apply(model, step, max_norm, sum_squares)?;
         Ok(StepReport { loss: sum * scale, grad_norm })
     }
 

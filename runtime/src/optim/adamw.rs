@@ -2,8 +2,8 @@
 //!
 //! Either all of a matrix `[rows, len]`, where each row is one model or adapter and
 //! is clipped by its own norm; or some ranges of one row, clipped by their common
-//! norm, when another optimizer takes the rest. The equations are in the contract
-//! [`gradtx_kernels::ops::AdamW`].
+//! norm, when another optimizer takes the rest, or by the norm of the whole row, when other
+//! ranks take the rest. The equations are in the contract [`gradtx_kernels::ops::AdamW`].
 
 use super::finite_norms;
 use crate::{Error, Result};
@@ -80,12 +80,50 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     pub fn step(
         &mut self,
         device: &D,
-        mut params: D::ViewMut<'_, A>,
+        params: D::ViewMut<'_, A>,
         grads: D::View<'_, A>,
         step: AdamWStep,
         max_norm: Option<f64>,
     ) -> Result<Vec<f64>> {
         let norms = self.norms(device, grads, step.step)?;
+        self.update(device, params, grads, step, max_norm)?;
+        Ok(norms)
+    }
+
+    /// Sum of squares of the gradients of all ranges, for the norm of a row of which other
+    /// ranks have the rest.
+    pub fn sum_squares(&mut self, device: &D, grads: D::View<'_, A>) -> Result<f64> {
+        let sums = self.sums_of_squares(device, grads)?;
+        Ok(sums.iter().map(|s| s.to_f64()).sum())
+    }
+
+    /// [`Self::step`] on the ranges of one row, whose gradient has `sum_squares` as its sum of
+    /// squares; returns its norm. `params` may also be the ranges alone, one after the other.
+    pub fn step_with(
+        &mut self,
+        device: &D,
+        params: D::ViewMut<'_, A>,
+        grads: D::View<'_, A>,
+        step: AdamWStep,
+        max_norm: Option<f64>,
+        sum_squares: f64,
+    ) -> Result<f64> {
+        let sum = A::from_f64(sum_squares);
+        let norms = finite_norms(&[sum], format!("step {}", step.step), |_| "the model".into())?;
+        device.upload(D::view_mut(&mut self.sums, 0..1), &[sum])?;
+        self.update(device, params, grads, step, max_norm)?;
+        Ok(norms[0])
+    }
+
+    /// One step; `sums` holds each row's sum of squares.
+    fn update(
+        &mut self,
+        device: &D,
+        mut params: D::ViewMut<'_, A>,
+        grads: D::View<'_, A>,
+        step: AdamWStep,
+        max_norm: Option<f64>,
+    ) -> Result<()> {
         match max_norm {
             Some(max) => device.clip_scale(
                 D::all_mut(&mut self.scale),
@@ -95,13 +133,15 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
             )?,
             None => device.fill(D::all_mut(&mut self.scale), A::one())?,
         }
+        let ranges_alone = D::view_len(D::freeze(&params)) == D::len(&self.m);
         let mut at = 0;
         for range in &self.ranges {
             let part = if self.rows == 1 { range.clone() } else { 0..self.rows * self.len };
             let state = at..at + part.len();
             at = state.end;
+            let place = if ranges_alone { state.clone() } else { part.clone() };
             device.adamw(
-                D::slice_mut(D::reborrow(&mut params), part.clone()),
+                D::slice_mut(D::reborrow(&mut params), place),
                 D::view_mut(&mut self.m, state.clone()),
                 D::view_mut(&mut self.v, state),
                 D::slice(grads, part.clone()),
@@ -111,26 +151,39 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
                 step,
             )?;
         }
-        Ok(norms)
+        Ok(())
     }
 
     /// Leaves each row's sum of squares in `sums[..rows]`, and returns its root.
     fn norms(&mut self, device: &D, grads: D::View<'_, A>, step: u32) -> Result<Vec<f64>> {
-        let name = |row: usize| if self.rows == 1 { "the model".into() } else { format!("row {row}") };
+        let sums = self.sums_of_squares(device, grads)?;
         let step = format!("step {step}");
-        if self.ranges.len() == 1 && self.ranges[0] == (0..self.len) {
+        let name = |row: usize| if self.rows == 1 { "the model".into() } else { format!("row {row}") };
+        if self.is_whole() {
+            return finite_norms(&sums, step, name);
+        }
+        let total = A::from_f64(sums.iter().map(|s| s.to_f64()).sum());
+        device.upload(D::view_mut(&mut self.sums, 0..1), &[total])?;
+        finite_norms(&[total], step, name)
+    }
+
+    /// Whether the state is that of all values.
+    fn is_whole(&self) -> bool {
+        self.ranges.len() == 1 && self.ranges[0] == (0..self.len)
+    }
+
+    /// Of each row, or of each range; also left in `sums`.
+    fn sums_of_squares(&mut self, device: &D, grads: D::View<'_, A>) -> Result<Vec<A>> {
+        if self.is_whole() {
             let sums = D::view_mut(&mut self.sums, 0..self.rows);
             device.sum_squares(sums, grads, self.rows, self.len)?;
-            return finite_norms(&device.to_host(D::view(&self.sums, 0..self.rows))?, step, name);
+            return Ok(device.to_host(D::view(&self.sums, 0..self.rows))?);
         }
         for (i, range) in self.ranges.iter().enumerate() {
             let sum = D::view_mut(&mut self.sums, i..i + 1);
             device.sum_squares(sum, D::slice(grads, range.clone()), 1, range.len())?;
         }
-        let parts = device.to_host(D::view(&self.sums, 0..self.ranges.len()))?;
-        let total = A::from_f64(parts.iter().map(|s| s.to_f64()).sum());
-        device.upload(D::view_mut(&mut self.sums, 0..1), &[total])?;
-        finite_norms(&[total], step, name)
+        Ok(device.to_host(D::view(&self.sums, 0..self.ranges.len()))?)
     }
 }
 
@@ -210,6 +263,19 @@ mod tests {
         for i in (0..3).chain(20..70).chain(95..100) {
             assert_eq!(p[i], p0[i]);
         }
+        // Masters of the ranges alone, clipped by a norm that others have contributed to.
+        let mut held = pick(&p0);
+        let mut optimizer = FlatAdamW::<Cpu, f64>::over_ranges(&cpu, 100, vec![3..20, 70..95]).unwrap();
+        let own = optimizer.sum_squares(&cpu, &g).unwrap();
+        assert!((own - pick(&g).iter().map(|x| x * x).sum::<f64>()).abs() <= 1e-12 * own);
+        let norm = optimizer.step_with(&cpu, &mut held, &g, STEP, Some(0.5), 4.0 * own).unwrap();
+        assert!((norm - 2.0 * own.sqrt()).abs() <= 1e-12 * norm);
+        let mut want = pick(&p0);
+        reference(&mut want, 1, 0.25, |_| pick(&g));
+        // ε of the clipping is added to another norm.
+        let worst = held.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst <= 1e-8, "{worst}");
+        assert!(optimizer.step_with(&cpu, &mut held, &g, STEP, None, f64::NAN).is_err());
         assert!(FlatAdamW::<Cpu, f64>::over_ranges(&cpu, 10, vec![0..5, 4..6]).is_err());
         assert!(FlatAdamW::<Cpu, f64>::over_ranges(&cpu, 10, vec![0..1, 5..11]).is_err());
     }

@@ -5,42 +5,48 @@
 //! step's loss, written as it goes), `throughput.jsonl` (tuples per second), and
 //! `validation.json` (what was held out, and what it measured).
 //!
-//! [`tuples`] tells which tuples a step has, [`mod@validate`] measures generated updates, and
-//! [`resume`] keeps checkpoints.
+//! Ranks share every step: each reads and computes a part of its tuples, and updates a part
+//! of the parameters. [`tuples`] tells which tuples a step has, [`feed`] reads them ahead,
+//! [`steps`] goes through the steps, [`parallel`] adds up over ranks, [`mod@validate`]
+//! measures generated updates, and [`resume`] keeps checkpoints. Only rank 0 writes files,
+//! except for checkpoints, of which every rank writes its part.
 //!
 //! Validation splits by shadow subset unless told otherwise: the tuples of one subset are
 //! near duplicates. Its error is relative: 1 is what the mean of the teachers reaches.
 
+pub mod feed;
+pub mod parallel;
 pub mod resume;
+pub mod steps;
 pub mod tuples;
 pub mod validate;
 
 use crate::args::RunArgs;
 use crate::cluster::World;
-use crate::config::{Config, TrainConfig, TranslatorConfig};
+use crate::config::{Config, TranslatorConfig};
 use crate::dispatch::{Work, dispatch};
-use crate::failure::failed;
-use crate::record::{self, State};
+use crate::failure::{failed, unusable};
+use crate::interrupt::Patience;
+use crate::record::{self, SharedState};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, totals};
-use anyhow::{Context as _, Result, ensure};
-use gradtx_kernels::ops::AdamWStep;
-use gradtx_kernels::rng::{derive, derive_named};
+use anyhow::Result;
+use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{
-    Generator, GradTransformer, GradTransformerConfig, NormalizationMode, StartToken, StepReport, Trainer,
-    Tuples,
+    Generator, GradTransformer, GradTransformerConfig, Normalization, NormalizationMode, StartToken, Trainer,
 };
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace, checksum_file, fingerprint, write_json};
-use gradtx_runtime::metrics::JsonLines;
-use gradtx_runtime::optim::Schedule;
+use gradtx_runtime::comm::Comm;
+use gradtx_runtime::parallel::BUCKET_BYTES;
 use gradtx_runtime::plan::available_memory;
-use resume::{Best, Checkpoints, Progress};
+use parallel::Ranks;
+use resume::{Best, Checkpoints};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-use tuples::{Source, Split, Tuple};
-use validate::{Validation, mean_teacher, validate};
+use steps::Run;
+use tuples::Split;
+use validate::{Validation, mean_teacher};
 
 /// What helps against a damaged tuple store.
 const MAKE_ANEW: &str = "run `gradtx curate` again: it makes anew what is damaged";
@@ -59,16 +65,74 @@ pub fn open_store(run: &Path) -> Result<TupleStore> {
 
 /// Trains the translator, unless that is done.
 pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
+    run_in_buckets(context, world, args, BUCKET_BYTES / size_of::<f32>())
+}
+
+/// [`run`], with gradients summed in buckets of at least so many elements.
+pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: usize) -> Result<()> {
     let config = Config::of_ranks(args, world)?;
-    ensure!(world.comm().size() == 1, "several ranks cannot do this yet");
+    let comm = world.comm();
+    let (ranks, batch) = (comm.size(), config.train.batch);
+    if ranks > batch {
+        return Err(unusable(format!(
+            "train.batch is {batch}: so many ranks at most can share a step, but {ranks} were started"
+        )));
+    }
     let store = open_store(&args.run)?;
     let dir = args.run.join(TRANSLATOR_DIR);
+    let settings = settings(context, &config, args)?;
+    let SharedState::Open(seat) = record::open_for_all(world, &dir, "train", settings)? else {
+        if comm.rank() == 0 {
+            // Killed between the last two things that it did.
+            Checkpoints::of(&dir).remove()?;
+        }
+        context.ui.done("train", &dir, json!({}), format!("train: {} is finished", dir.display()));
+        return Ok(());
+    };
+    if comm.rank() == 0
+        && let Some(problem) = store.verify().into_iter().next()
+    {
+        return Err(failed(problem, MAKE_ANEW));
+    }
+    let split = Split::of(&store, &config.train, derive_named(config.seed, "validation subsets"))?;
+    let work = Train { context, comm, config: &config, store: &store, split: &split, dir: &dir, bucket };
+    let found = dispatch(&config.device, context.threads, work)?;
+    let mut files = vec![];
+    if let Some((best, validation)) = &found {
+        let report = json!({
+            "best_step": best.step,
+            "best": validation,
+            "held_out": split.describe(&store),
+        });
+        write_json(&dir.join("validation.json"), &report)?;
+        files.extend(["config.json", "model.safetensors", "metrics.jsonl", "validation.json"]);
+        if dir.join("normalization.safetensors").is_file() {
+            files.push("normalization.safetensors");
+        }
+    }
+    seat.finish(&files.into_iter().map(String::from).collect::<Vec<_>>())?;
+    if let Some((best, _)) = found {
+        Checkpoints::of(&dir).remove()?;
+        let text = format!(
+            "train: best relative error of generated updates {:.4}, at step {}, {}",
+            best.relative_error,
+            best.step,
+            dir.display()
+        );
+        let numbers = json!({ "relative_error": best.relative_error, "best_step": best.step });
+        context.ui.done("train", &dir, numbers, text);
+    }
+    Ok(())
+}
+
+/// What the result depends on.
+fn settings(context: &Context, config: &Config, args: &RunArgs) -> Result<serde_json::Value> {
     let pretrained = &config.translator.pretrained;
     let pretrained = match pretrained.as_os_str().is_empty() {
         true => None,
         false => Some(fingerprint(pretrained, context.threads)?),
     };
-    let settings = json!({
+    Ok(json!({
         "seed": config.seed,
         "tuples": checksum_file(&args.run.join(SHADOW_DIR).join("manifest.json"))?,
         // Not where the weights lie that it starts from, but which they are.
@@ -76,38 +140,7 @@ pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
         "pretrained": pretrained,
         "train": config.train,
         "device": config.device,
-    });
-    let State::Open(output) = record::open(&dir, "train", settings)? else {
-        context.ui.done("train", &dir, json!({}), format!("train: {} is finished", dir.display()));
-        return Ok(());
-    };
-    if let Some(problem) = store.verify().into_iter().next() {
-        return Err(failed(problem, MAKE_ANEW));
-    }
-    let split = Split::of(&store, &config.train, derive_named(config.seed, "validation subsets"))?;
-    let work = Train { context, config: &config, store: &store, split: &split, dir: &dir };
-    let (best, validation) = dispatch(&config.device, context.threads, work)?;
-    let report = json!({
-        "best_step": best.step,
-        "best": validation,
-        "held_out": split.describe(&store),
-    });
-    write_json(&dir.join("validation.json"), &report)?;
-    let mut files = vec!["config.json", "model.safetensors", "metrics.jsonl", "validation.json"];
-    if dir.join("normalization.safetensors").is_file() {
-        files.push("normalization.safetensors");
-    }
-    output.finish(&files.into_iter().map(String::from).collect::<Vec<_>>())?;
-    Checkpoints::of(&dir).remove()?;
-    let text = format!(
-        "train: best relative error of generated updates {:.4}, at step {}, {}",
-        best.relative_error,
-        best.step,
-        dir.display()
-    );
-    let numbers = json!({ "relative_error": best.relative_error, "best_step": best.step });
-    context.ui.done("train", &dir, numbers, text);
-    Ok(())
+    }))
 }
 
 /// Sizes of the translator between two sides, each `[blocks, width]`.
@@ -143,19 +176,23 @@ pub fn model_config(
     })
 }
 
+/// A training that is to be done, on this rank.
 struct Train<'a> {
     context: &'a Context,
+    comm: &'a dyn Comm,
     config: &'a Config,
     store: &'a TupleStore,
     split: &'a Split,
     dir: &'a Path,
+    /// Elements of a bucket of gradients at least.
+    bucket: usize,
 }
 
 impl Work for Train<'_> {
-    /// The best step, and its validation.
-    type Output = (Best, Validation);
+    /// On rank 0 the best step, and its validation.
+    type Output = Option<(Best, Validation)>;
 
-    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Best, Validation)> {
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Self::Output> {
         let (settings, train) = (&self.config.translator, &self.config.train);
         let [student, teacher] = Role::BOTH.map(|role| self.store.space(role));
         let sizes = |space: &UpdateSpace| [space.blocks, space.width];
@@ -167,21 +204,27 @@ impl Work for Train<'_> {
                 GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?
             }
         };
-        let mode = NormalizationMode::parse(&settings.normalization).expect("the configuration was checked");
-        model.set_normalization(tuples::fit(self.store, &self.split.training, mode)?)?;
-        let mut plan = Trainer::plan(&model, train.micro_batch)?;
-        plan.extend(Generator::plan(&model, self.validated_at_once())?);
-        plan.check(available_memory()?)?;
+        let mut ranks = Ranks::new(self.comm, model.layout(), self.bucket);
+        model.set_normalization(self.units(&ranks, sizes(student), sizes(teacher))?)?;
+        let micro_batch = train.micro_batch.min(ranks.part(train.batch).len());
+        let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
+        let own = ranks.owned();
+        let mut plan =
+            Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
+        plan.extend(Generator::plan(&model, at_once)?);
+        plan.extend(ranks.plan(X::DTYPE.size()));
+        plan.check(available_memory()? / self.comm.place().local_size as u64)?;
         self.context.ui.line(totals("train", &plan));
-        let mut trainer = Trainer::new(&mut model, train.micro_batch)?;
+        let mut trainer = Trainer::of_ranges(&mut model, micro_batch, own)?;
         self.context.ui.line(format!(
             "train: {} parameters, {} tuples, {} held out",
             model.layout().count(),
             self.split.training.len(),
             self.split.validation.len(),
         ));
-        let checkpoints = Checkpoints::of(self.dir);
-        let progress = checkpoints.restore(device, &mut model, &mut trainer)?;
+        let _patience = Patience::begin();
+        let mut checkpoints = Checkpoints::of(self.dir);
+        let progress = checkpoints.restore(&mut ranks, &mut model, &mut trainer)?;
         if let Some(progress) = &progress {
             self.context.ui.line(format!("train: going on after step {}", progress.steps));
         }
@@ -189,152 +232,35 @@ impl Work for Train<'_> {
             train: &self,
             key,
             checkpoints,
-            mean: mean_teacher(self.store, &self.split.training)?,
-            generator: Generator::new(&model, self.validated_at_once())?,
+            mean: self.mean(&ranks)?,
+            generator: Generator::new(&model, at_once)?,
             model,
             trainer,
+            ranks,
             progress: progress.unwrap_or_default(),
         };
-        run.finish(device)
+        run.finish()
     }
 }
 
 impl Train<'_> {
-    fn validated_at_once(&self) -> usize {
-        self.split.validation.len().min(validate::AT_ONCE)
+    /// Statistics of the training tuples: rank 0 reads them all, for all.
+    fn units(&self, ranks: &Ranks<'_>, student: [usize; 2], teacher: [usize; 2]) -> Result<Normalization> {
+        let name = &self.config.translator.normalization;
+        let mode = NormalizationMode::parse(name).expect("the configuration was checked");
+        let mut values = vec![];
+        if ranks.is_first() {
+            values = tuples::fit(self.store, &self.split.training, mode)?.values();
+        }
+        Ok(Normalization::from_values(mode, student, teacher, &ranks.values_of_first(values)?)?)
     }
-}
 
-/// A training on its way.
-struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
-    train: &'a Train<'a>,
-    key: u64,
-    model: GradTransformer<D, X>,
-    trainer: Trainer<D, X>,
-    generator: Generator<D, X>,
     /// The mean of the training teachers.
-    mean: Vec<f32>,
-    checkpoints: Checkpoints,
-    progress: Progress,
-}
-
-impl<D: Backend<X>, X: Real<Acc = f32>> Run<'_, D, X> {
-    fn finish(mut self, device: &D) -> Result<(Best, Validation)> {
-        let Train { context, config, store, split, dir } = *self.train;
-        let train = &config.train;
-        let mut source = Source::new(store, train, &split.training, self.key)?;
-        let begun = self.progress.steps;
-        let mut metrics = JsonLines::resume(&dir.join("metrics.jsonl"), begun as u64 + 1)?;
-        let mut throughput = JsonLines::resume(&dir.join("throughput.jsonl"), begun as u64 + 1)?;
-        let mut bar = context.ui.progress_from("train", begun as u64, train.steps as u64);
-        let (started, mut saved) = (Instant::now(), Instant::now());
-        let every = Duration::try_from_secs_f64(60.0 * train.checkpoint_minutes).unwrap_or(Duration::MAX);
-        while !self.has_ended() {
-            let step = self.progress.steps;
-            let report = self.step(&mut source, step)?;
-            self.progress.steps += 1;
-            let done = self.progress.steps;
-            let rate = ((done - begun) as usize * train.batch) as f64 / started.elapsed().as_secs_f64();
-            bar.set(done as u64, format!("loss {:.4}, {rate:.0} tuples/s", report.loss));
-            let mut line = json!({ "step": done, "loss": report.loss, "grad_norm": report.grad_norm });
-            if done.is_multiple_of(train.validate_every) || done == train.steps {
-                let validation = self.validate()?;
-                line["validation"] = json!(validation);
-                throughput.write(&json!({ "step": done, "tuples_per_s": rate }))?;
-                let error = validation.relative_error;
-                context
-                    .ui
-                    .line(format!("train: step {done}, loss {:.4}, validation {error:.4}", report.loss));
-            }
-            metrics.write(&line)?;
-            if saved.elapsed() >= every && !self.has_ended() {
-                metrics.sync()?;
-                self.checkpoints.save(device, &self.model, &self.trainer, &self.progress)?;
-                saved = Instant::now();
-            }
+    fn mean(&self, ranks: &Ranks<'_>) -> Result<Vec<f32>> {
+        let mut mean = vec![];
+        if ranks.is_first() {
+            mean = mean_teacher(self.store, &self.split.training)?;
         }
-        self.result()
-    }
-
-    /// One optimizer step, counted from 0.
-    fn step(&mut self, source: &mut Source<'_>, step: u32) -> Result<StepReport> {
-        let train = &self.train.config.train;
-        let batch = source.step(step, self.model.normalization())?;
-        let dropout = derive(derive_named(self.key, "dropout"), step as u64);
-        let keys: Vec<u64> = (0..train.batch).map(|i| derive(dropout, i as u64)).collect();
-        let tuples = Tuples { student: &batch.students, teacher: &batch.teachers, keys: &keys };
-        let clip = (train.max_norm > 0.0).then_some(train.max_norm);
-        self.trainer.train_step(&mut self.model, tuples, optimizer_step(train, step), clip).with_context(
-            || {
-                let store = self.train.store;
-                let names: Vec<_> = source.tuples(step).iter().map(|t| name(store, t)).collect();
-                format!("train: step {}, tuples {}", step + 1, names.join(" "))
-            },
-        )
-    }
-
-    /// Validates, and keeps the model if it is the best so far.
-    fn validate(&mut self) -> Result<Validation> {
-        let Train { store, split, dir, .. } = *self.train;
-        let found = validate(&self.model, &mut self.generator, store, &split.validation, &self.mean)?;
-        let best = self.progress.best.as_ref().map_or(f64::INFINITY, |best| best.relative_error);
-        if found.relative_error < best {
-            self.model.save_values(dir, &self.trainer.master_values(&self.model)?)?;
-            self.progress.best = Some(Best {
-                step: self.progress.steps,
-                relative_error: found.relative_error,
-                file: checksum_file(&dir.join("model.safetensors"))?,
-            });
-            self.progress.since_best = 0;
-        } else {
-            self.progress.since_best += 1;
-        }
-        Ok(found)
-    }
-
-    /// All steps are done, or validations have not become better for long enough.
-    fn has_ended(&self) -> bool {
-        let train = &self.train.config.train;
-        let patience = train.patience > 0 && self.progress.since_best >= train.patience;
-        self.progress.steps >= train.steps || patience
-    }
-
-    /// The best step, and its validation as the metrics have it.
-    fn result(self) -> Result<(Best, Validation)> {
-        let Some(best) = self.progress.best else {
-            return Err(failed("train: no validation gave a number", "try a smaller train.lr"));
-        };
-        let path = self.train.dir.join("metrics.jsonl");
-        let lines = JsonLines::read(&path)?;
-        let line = lines.iter().find(|line| line["step"] == best.step && line["validation"].is_object());
-        let line =
-            line.with_context(|| format!("{}: no validation of step {}", path.display(), best.step))?;
-        let validation = serde_json::from_value(line["validation"].clone())
-            .with_context(|| format!("{}: the validation of step {}", path.display(), best.step))?;
-        Ok((best, validation))
-    }
-}
-
-/// A tuple as people know it: shadow subset and snapshot.
-fn name(store: &TupleStore, &(pair, snapshot): &Tuple) -> String {
-    format!("{}/{snapshot}", store.shadow(pair))
-}
-
-fn optimizer_step(train: &TrainConfig, step: u32) -> AdamWStep {
-    let schedule = Schedule {
-        peak: train.lr,
-        decay: train.decay,
-        warmup: train.warmup as u64,
-        hold: 0,
-        steps: train.steps as u64,
-        final_fraction: train.final_fraction,
-    };
-    AdamWStep {
-        lr: schedule.lr(step as u64),
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: train.eps,
-        weight_decay: train.weight_decay,
-        step: step + 1,
+        ranks.values_of_first(mean)
     }
 }

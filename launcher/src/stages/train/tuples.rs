@@ -2,7 +2,8 @@
 //!
 //! In: the tuple store and the settings. Out: [`Split`], the tuples for training and those
 //! for validation, and [`Source`], which gives the student and teacher updates of a step.
-//! A step's tuples depend on the seed and the step alone.
+//! A step's tuples depend on the seed and the step alone, and what becomes of each of them on its
+//! place among them: ranks that share a step read their own, and together have all.
 
 use crate::config::{TrainConfig, ValidationSplit};
 use crate::failure::unusable;
@@ -12,6 +13,7 @@ use gradtx_models::grad_transformer::{Normalization, NormalizationFit, Normaliza
 use gradtx_runtime::artifact::{Role, TupleStore};
 use gradtx_runtime::data::Order;
 use serde_json::{Value, json};
+use std::ops::Range;
 
 /// A tuple: a pair of the store, and a snapshot of it.
 pub type Tuple = (usize, usize);
@@ -127,37 +129,51 @@ impl<'a> Source<'a> {
         self.order.step(step as usize).into_iter().map(|i| self.tuples[i]).collect()
     }
 
-    /// The updates of a step, in the units of a normalisation.
+    /// The updates of tuples `own` of a step, in the units of a normalisation.
     ///
     /// With `train.augment`, so large a share of them is replaced by affine combinations
     /// of three: with normal weights `w` of spread `train.augment_spread`, the first
     /// raised by `1 − Σw`, so that the weights sum to one. If the relation between student
     /// and teacher updates is affine, combinations obey it too, and teach it where no
     /// shadow subset is. `train.student_noise` adds normal noise to the students.
-    pub fn step(&mut self, step: u32, units: &Normalization) -> Result<Updates> {
-        let chosen = self.tuples(step);
-        let mut updates = Updates::read(self.store, &chosen)?;
-        if self.train.augment > 0.0 {
-            for (i, &first) in chosen.iter().enumerate() {
-                self.augment(&mut updates, i, first, step)?;
+    pub fn step(&mut self, step: u32, own: Range<usize>, units: &Normalization) -> Result<Updates> {
+        let chosen = &self.tuples(step)[own.clone()];
+        let mut updates = Updates::read(self.store, chosen)?;
+        for (row, (i, &first)) in own.clone().zip(chosen).enumerate() {
+            if let Some((parts, weights)) = self.combination(step, i, first) {
+                let parts = Updates::read(self.store, &parts)?;
+                combine(&mut updates.students, row, &parts.students, weights);
+                combine(&mut updates.teachers, row, &parts.teachers, weights);
             }
         }
         units.apply_student(&mut updates.students)?;
         units.apply_teacher(&mut updates.teachers)?;
         if self.train.student_noise > 0.0 {
-            let mut noise = Stream::new(derive(derive_named(self.key, "student noise"), step as u64));
+            let before = (own.start * self.store.space(Role::Student).values()) as u64;
+            let key = derive(derive_named(self.key, "student noise"), step as u64);
+            let mut noise = Stream::after_normals(key, before);
             let spread = self.train.student_noise;
             updates.students.iter_mut().for_each(|x| *x += (noise.normal() * spread) as f32);
         }
         Ok(updates)
     }
 
-    /// Perhaps replaces tuple i of a step by a combination of itself and two others.
-    fn augment(&self, updates: &mut Updates, i: usize, first: Tuple, step: u32) -> Result<()> {
+    /// The tuples that tuple i of a step is made of: itself, and others where it is combined.
+    pub fn parts(&mut self, step: u32, i: usize) -> Vec<Tuple> {
+        let first = self.tuples(step)[i];
+        self.combination(step, i, first).map_or(vec![first], |(parts, _)| parts.to_vec())
+    }
+
+    /// What tuple i of a step, which is `first`, is perhaps replaced by: a combination of itself
+    /// and two others, with these weights.
+    fn combination(&self, step: u32, i: usize, first: Tuple) -> Option<([Tuple; COMBINED], [f64; COMBINED])> {
+        if self.train.augment == 0.0 {
+            return None;
+        }
         let key = derive(derive(derive_named(self.key, "augment"), step as u64), i as u64);
         let mut random = Stream::new(key);
         if random.uniform() >= self.train.augment {
-            return Ok(());
+            return None;
         }
         let mut parts = [first; COMBINED];
         for part in &mut parts[1..] {
@@ -166,10 +182,7 @@ impl<'a> Source<'a> {
         let mut weights = [0.0f64; COMBINED];
         weights.iter_mut().for_each(|w| *w = random.normal() * self.train.augment_spread);
         weights[0] += 1.0 - weights.iter().sum::<f64>();
-        let parts = Updates::read(self.store, &parts)?;
-        combine(&mut updates.students, i, &parts.students, weights);
-        combine(&mut updates.teachers, i, &parts.teachers, weights);
-        Ok(())
+        Some((parts, weights))
     }
 }
 

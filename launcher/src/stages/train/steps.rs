@@ -1,0 +1,297 @@
+//! [`Run`]: a training from its first step, or its last checkpoint, to its end.
+//!
+//! A step: this rank's part of the tuples → gradients, summed over ranks → all ranks tell each
+//! other their [`Word`] → this rank updates what it owns → all values come to all. What
+//! decides how it goes on (validation, early stop, checkpoint, a signal) is the same on all
+//! ranks, so they stay together. Only rank 0 writes metrics.
+
+use super::Train;
+use super::feed::Feed;
+use super::parallel::{Agreed, Ranks, Word};
+use super::resume::{Best, Checkpoints, Progress};
+use super::tuples::{Source, Tuple, Updates};
+use super::validate::{Validation, validate};
+use crate::config::TrainConfig;
+use crate::failure::{failed, stopped};
+use crate::interrupt;
+use anyhow::{Context as _, Result};
+use gradtx_kernels::ops::AdamWStep;
+use gradtx_kernels::rng::{derive, derive_named};
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::grad_transformer::{Generator, GradTransformer, StepReport, Trainer, Tuples};
+use gradtx_runtime::artifact::TupleStore;
+use gradtx_runtime::comm::Collectives;
+use gradtx_runtime::metrics::JsonLines;
+use gradtx_runtime::optim::Schedule;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A training on its way, on this rank.
+pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
+    pub train: &'a Train<'a>,
+    pub key: u64,
+    pub model: GradTransformer<D, X>,
+    pub trainer: Trainer<D, X>,
+    pub generator: Generator<D, X>,
+    /// The mean of the training teachers.
+    pub mean: Vec<f32>,
+    pub ranks: Ranks<'a>,
+    pub checkpoints: Checkpoints,
+    pub progress: Progress,
+}
+
+/// What rank 0 writes while it goes.
+struct Journal {
+    metrics: JsonLines,
+    throughput: JsonLines,
+}
+
+impl Journal {
+    /// Goes on after `steps` steps.
+    fn open(dir: &Path, steps: u32) -> Result<Self> {
+        let open = |name| JsonLines::resume(&dir.join(name), steps as u64 + 1);
+        Ok(Self { metrics: open("metrics.jsonl")?, throughput: open("throughput.jsonl")? })
+    }
+}
+
+/// Where the time of steps went since the last line about it.
+#[derive(Default)]
+struct Times {
+    steps: u32,
+    all: Duration,
+    communication: f64,
+    data: f64,
+}
+
+impl Times {
+    /// Mean seconds per step.
+    fn told(&self) -> Value {
+        let mean = |seconds: f64| seconds / self.steps.max(1) as f64;
+        let compute = self.all.as_secs_f64() - self.communication - self.data;
+        json!({ "compute": mean(compute), "communication": mean(self.communication), "data": mean(self.data) })
+    }
+}
+
+impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
+    /// Trains to the end. On rank 0: the best step, and its validation as the metrics have it.
+    pub fn finish(mut self) -> Result<Option<(Best, Validation)>> {
+        let train = &self.train.config.train;
+        let source = self.source()?;
+        let (own, units) = (self.ranks.part(train.batch), self.model.normalization().clone());
+        std::thread::scope(|scope| {
+            let mut feed = Feed::start(scope, source, self.progress.steps..train.steps, own, units)?;
+            self.all_steps(&mut feed)
+        })?;
+        // Nobody writes a checkpoint any more when rank 0 removes them.
+        self.checkpoints.wait()?;
+        self.ranks.comm().barrier()?;
+        if self.ranks.is_first() { self.result().map(Some) } else { Ok(None) }
+    }
+
+    fn source(&self) -> Result<Source<'a>> {
+        let Train { store, config, split, .. } = *self.train;
+        Source::new(store, &config.train, &split.training, self.key)
+    }
+
+    fn all_steps(&mut self, feed: &mut Feed) -> Result<()> {
+        let Train { context, config, dir, .. } = *self.train;
+        let train = &config.train;
+        let begun = self.progress.steps;
+        let mut journal = None;
+        if self.ranks.is_first() {
+            journal = Some(Journal::open(dir, begun)?);
+        }
+        let mut bar = context.ui.progress_from("train", begun as u64, train.steps as u64);
+        let (started, mut saved) = (Instant::now(), Instant::now());
+        let every = Duration::try_from_secs_f64(60.0 * train.checkpoint_minutes).unwrap_or(Duration::MAX);
+        let mut times = Times::default();
+        while !self.has_ended() {
+            let (report, agreed) = self.timed_step(feed, saved.elapsed() >= every, &mut times)?;
+            self.progress.steps += 1;
+            let done = self.progress.steps;
+            let rate = ((done - begun) as usize * train.batch) as f64 / started.elapsed().as_secs_f64();
+            bar.set(done as u64, format!("loss {:.4}, {rate:.0} tuples/s", report.loss));
+            let mut line = json!({ "step": done, "loss": report.loss, "grad_norm": report.grad_norm });
+            if done.is_multiple_of(train.validate_every) || done == train.steps {
+                let validation = self.validate()?;
+                line["validation"] = json!(validation);
+                if let Some(journal) = &mut journal {
+                    let ranks = self.ranks.comm().size();
+                    journal.throughput.write(&json!({
+                        "step": done, "tuples_per_s": rate, "ranks": ranks, "seconds": times.told()
+                    }))?;
+                }
+                times = Times::default();
+                let error = validation.relative_error;
+                context
+                    .ui
+                    .line(format!("train: step {done}, loss {:.4}, validation {error:.4}", report.loss));
+            }
+            if let Some(journal) = &mut journal {
+                journal.metrics.write(&line)?;
+            }
+            if (agreed.due || agreed.asked.is_some()) && !self.has_ended() {
+                if let Some(journal) = &journal {
+                    journal.metrics.sync()?;
+                }
+                self.checkpoints.start(&self.ranks, &self.model, &self.trainer, &self.progress)?;
+                saved = Instant::now();
+                if let Some(code) = agreed.asked {
+                    self.checkpoints.wait()?;
+                    self.ranks.comm().barrier()?;
+                    return Err(stopped(code));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next step; `due` if it is time for a checkpoint.
+    fn timed_step(&mut self, feed: &mut Feed, due: bool, times: &mut Times) -> Result<(StepReport, Agreed)> {
+        // What was communicated for other purposes does not count.
+        self.ranks.take_seconds();
+        let begin = Instant::now();
+        let updates = feed.next_step()?;
+        let found = self.step(&updates, due)?;
+        times.steps += 1;
+        times.all += begin.elapsed();
+        times.communication += self.ranks.take_seconds();
+        times.data += feed.take_seconds();
+        let written = found.1.written;
+        if self.ranks.is_first() {
+            self.checkpoints.complete(written, &self.progress)?;
+        }
+        Ok(found)
+    }
+
+    /// One optimizer step with this rank's tuples.
+    fn step(&mut self, updates: &Updates, due: bool) -> Result<(StepReport, Agreed)> {
+        let train = &self.train.config.train;
+        let step = self.progress.steps;
+        let scale = 1.0 / (train.batch * self.model.config().teacher_len()) as f64;
+        let dropout = derive(derive_named(self.key, "dropout"), step as u64);
+        let keys: Vec<u64> = self.ranks.part(train.batch).map(|i| derive(dropout, i as u64)).collect();
+        let tuples = Tuples { student: &updates.students, teacher: &updates.teachers, keys: &keys };
+        let error = self.ranks.gradients(&self.model, &mut self.trainer, tuples, scale)?;
+        let squares = self.trainer.sum_squares(self.model.device())?;
+        let (asked, written) = (interrupt::asked(), self.checkpoints.written()?);
+        let agreed = self.ranks.exchange(Word { error, squares, asked, due, written })?;
+        // As a number of the accumulators' type, which clipping computes in.
+        if !((agreed.squares as f32).is_finite() && agreed.error.is_finite()) {
+            return Err(self.not_finite(tuples, scale, agreed)?);
+        }
+        let clip = (train.max_norm > 0.0).then_some(train.max_norm);
+        let grad_norm =
+            self.trainer.apply(&mut self.model, optimizer_step(train, step), clip, agreed.squares)?;
+        self.ranks.gather_values(&mut self.model)?;
+        Ok((StepReport { loss: agreed.error * scale, grad_norm }, agreed))
+    }
+
+    /// The error about a step whose gradient is not finite, the same on all ranks. Each tries
+    /// its tuples one by one, to name the one that is to blame; if none is alone, all are named.
+    fn not_finite(&mut self, tuples: Tuples<'_>, scale: f64, agreed: Agreed) -> Result<anyhow::Error> {
+        let Train { store, config, .. } = *self.train;
+        let (step, batch) = (self.progress.steps, config.train.batch);
+        let mut source = self.source()?;
+        let mut names = vec![];
+        for (row, i) in self.ranks.part(batch).enumerate() {
+            let one = tuples.part(self.model.config(), row, row + 1);
+            if !self.trainer.is_finite(&self.model, one, scale)? {
+                names.push(name(store, &source.parts(step, i)));
+            }
+        }
+        let mut all: Vec<String> = vec![];
+        for of_rank in self.ranks.comm().all_gather_bytes(&serde_json::to_vec(&names)?)? {
+            all.extend(serde_json::from_slice::<Vec<String>>(&of_rank)?);
+        }
+        if all.is_empty() {
+            all.extend((0..batch).map(|i| name(store, &source.parts(step, i))));
+        }
+        let what = format!(
+            "train: step {}, {} {}: gradient of the model: its norm is {}, the loss {}; nothing was updated",
+            step + 1,
+            if all.len() == 1 { "tuple" } else { "tuples" },
+            all.join(" "),
+            agreed.squares.sqrt(),
+            agreed.error * scale
+        );
+        Ok(failed(what, "look at these shadow subsets; or try a smaller train.lr, or other units"))
+    }
+
+    /// Validates, and keeps the model if it is the best so far.
+    fn validate(&mut self) -> Result<Validation> {
+        let Train { store, split, comm, .. } = *self.train;
+        let tuples = &split.validation;
+        let found = validate(comm, &self.model, &mut self.generator, store, tuples, &self.mean)?;
+        let best = self.progress.best.as_ref().map_or(f64::INFINITY, |best| best.relative_error);
+        if found.relative_error < best {
+            let step = self.progress.steps;
+            let masters = self.ranks.masters_on_first(&self.model, &self.trainer)?;
+            let mut file = vec![];
+            if self.ranks.is_first() {
+                file = self.checkpoints.save_best(&self.model, &masters, step)?.into_bytes();
+            }
+            comm.broadcast_bytes(0, &mut file)?;
+            let file = String::from_utf8(file).context("a checksum that rank 0 told is no text")?;
+            self.progress.best = Some(Best { step, relative_error: found.relative_error, file });
+            self.progress.since_best = 0;
+            if self.ranks.is_first() {
+                self.checkpoints.remove_other_bests(&self.progress)?;
+            }
+        } else {
+            self.progress.since_best += 1;
+        }
+        Ok(found)
+    }
+
+    /// All steps are done, or validations have not become better for long enough.
+    fn has_ended(&self) -> bool {
+        let train = &self.train.config.train;
+        let patience = train.patience > 0 && self.progress.since_best >= train.patience;
+        self.progress.steps >= train.steps || patience
+    }
+
+    /// On rank 0: puts the best translator into its place; tells its step and validation.
+    fn result(self) -> Result<(Best, Validation)> {
+        let Some(best) = self.progress.best else {
+            return Err(failed("train: no validation gave a number", "try a smaller train.lr"));
+        };
+        self.checkpoints.place_best(&best)?;
+        let path = self.train.dir.join("metrics.jsonl");
+        let lines = JsonLines::read(&path)?;
+        let line = lines.iter().find(|line| line["step"] == best.step && line["validation"].is_object());
+        let line =
+            line.with_context(|| format!("{}: no validation of step {}", path.display(), best.step))?;
+        let validation = serde_json::from_value(line["validation"].clone())
+            .with_context(|| format!("{}: the validation of step {}", path.display(), best.step))?;
+        Ok((best, validation))
+    }
+}
+
+/// A tuple as people know it: shadow subset and snapshot; if it is a combination of several,
+/// all of them.
+fn name(store: &TupleStore, parts: &[Tuple]) -> String {
+    let names: Vec<String> =
+        parts.iter().map(|&(pair, snapshot)| format!("{}/{snapshot}", store.shadow(pair))).collect();
+    names.join("+")
+}
+
+fn optimizer_step(train: &TrainConfig, step: u32) -> AdamWStep {
+    let schedule = Schedule {
+        peak: train.lr,
+        decay: train.decay,
+        warmup: train.warmup as u64,
+        hold: 0,
+        steps: train.steps as u64,
+        final_fraction: train.final_fraction,
+    };
+    AdamWStep {
+        lr: schedule.lr(step as u64),
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: train.eps,
+        weight_decay: train.weight_decay,
+        step: step + 1,
+    }
+}
