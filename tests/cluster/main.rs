@@ -30,7 +30,10 @@ fn until_said(home: &Home, cluster: &Cluster, job: &str, ranks: usize, what: &st
 
 /// Waits until a job has been put back into the queue, for the first time.
 fn until_requeued(home: &Home, cluster: &Cluster, job: &str) {
-    let restarted = || cluster.field(job, "Restarts") == "1";
+    let restarted = || {
+        assert_ne!(cluster.field(job, "JobState"), "FAILED", "{}", home.said(job));
+        cluster.field(job, "Restarts") == "1"
+    };
     cluster.until_or("requeued", restarted, || home.said(job));
 }
 
