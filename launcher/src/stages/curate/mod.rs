@@ -58,9 +58,12 @@ use serde_json::{Value, json};
 use shift::Shift;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Directories within a tuple store.
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
+/// For so long a process waits for one that has the directory for itself.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is to be collected, and by whom.
 #[derive(Debug, Clone, clap::Args)]
@@ -267,10 +270,23 @@ fn in_array(
     settings: &Value,
 ) -> Result<Outcome> {
     let position = Position::find();
-    let dir = &collection.dir;
+    let (dir, begun) = (&collection.dir, Instant::now());
     loop {
-        let State::Open(output) = record::share(dir, "curate", settings.clone(), &position.name)? else {
-            return Ok(Outcome::Before);
+        let output = match record::share(dir, "curate", settings.clone(), &position.name) {
+            Ok(State::Open(output)) => output,
+            Ok(State::Finished) => return Ok(Outcome::Before),
+            // Somebody is alone here: to end the work of all, or to see whether that can be done.
+            Err(error) if is_busy(&error) => {
+                if collection.missing(world.comm())?.is_empty() {
+                    return Ok(Outcome::Elsewhere);
+                }
+                if begun.elapsed() > PATIENCE {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(200));
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         let asked = do_unclaimed(context, world, job, collection, &position)?;
         if let Some(code) = asked {
