@@ -17,7 +17,7 @@ set -euo pipefail
 program=$(realpath "${GRADTX:-target/release/gradtx}")
 world=$1 out=$2 repeats=${3:-3}
 mkdir -p "$out"
-config=$(ls "$world"/settings.toml "$world"/*.toml 2>/dev/null | head -n 1)
+config=$(find "$world" -maxdepth 1 -name "*.toml" | head -n 1)
 # More ranks than cores, and perhaps a container whose only user is root.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
     OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none

@@ -6,7 +6,7 @@
 //! of the list, so that they meet late, and where a file system has no locks each does its
 //! own share first. Should two do the same there, they write the same bytes.
 
-use super::collection::{Collection, Finished, throughput};
+use super::collection::{Collection, Finished, Throughput};
 use super::keeper::Keeper;
 use super::office::{Now, Office, Spent, Task};
 use crate::args::Role;
@@ -15,7 +15,6 @@ use crate::record::make_dir;
 use crate::schedule::Work;
 use crate::ui::Progress;
 use anyhow::{Context as _, Result};
-use gradtx_runtime::metrics::JsonLines;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::PathBuf;
@@ -74,7 +73,9 @@ pub fn order(mut work: Vec<Work>, position: &Position) -> VecDeque<Work> {
 pub struct Claims<'a> {
     collection: &'a Collection,
     keeper: Keeper,
-    position: Position,
+    /// Files of its own, since several processes do not write in turn.
+    throughput: Throughput,
+    position: usize,
     waiting: VecDeque<Work>,
     progress: Progress,
     /// Steps of the groups that this process finished.
@@ -86,13 +87,14 @@ impl<'a> Claims<'a> {
     pub fn new(
         collection: &'a Collection,
         keeper: Keeper,
-        position: Position,
+        position: &Position,
         work: Vec<Work>,
         progress: Progress,
     ) -> Result<Self> {
         make_dir(&collection.dir.join(CLAIMS))?;
-        let waiting = order(work, &position);
-        Ok(Self { collection, keeper, position, waiting, progress, steps: 0 })
+        let waiting = order(work, position);
+        let throughput = Throughput::new(format!(".{}.jsonl", position.name));
+        Ok(Self { collection, keeper, throughput, position: position.index, waiting, progress, steps: 0 })
     }
 
     /// Tries to take a group; the lock on success.
@@ -148,10 +150,7 @@ impl Office for Claims<'_> {
 
     fn deliver(&mut self, finished: Finished, now: &Now) -> Result<()> {
         self.steps += now.steps as u64;
-        // Each has its own, since they do not write in turn.
-        let file = format!("throughput-{}.{}.jsonl", now.work.side.name(), self.position.name);
-        let line = throughput(self.collection, &now.work, now.jobs, now.rate);
-        JsonLines::resume(&self.collection.dir.join(file), u64::MAX)?.write(&line)?;
+        self.throughput.write(self.collection, &now.work, now.jobs, now.rate, self.position)?;
         self.keeper.give(finished)
     }
 

@@ -16,7 +16,7 @@ use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_runtime::artifact::{ShardState, TuplePlan, check_shard, write_atomic, write_shard};
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::data::Dataset;
-use gradtx_runtime::metrics::Rate;
+use gradtx_runtime::metrics::{JsonLines, Rate};
 use serde_json::json;
 use std::fs::File;
 use std::io::Write;
@@ -176,14 +176,43 @@ impl Collection {
     }
 }
 
-/// A line of the throughput files.
-pub fn throughput(collection: &Collection, work: &Work, jobs: usize, rate: Rate) -> serde_json::Value {
-    json!({
-        "step": collection.recipe(work.side).steps,
-        "group": work.group,
-        "jobs": jobs,
-        "tokens": rate.tokens,
-        "seconds": rate.time.as_secs_f64(),
-        "tokens_per_s": rate.per_second(),
-    })
+/// The throughput files, one of each model: a line for every group.
+pub struct Throughput {
+    /// What comes after the model's name in the files' names.
+    end: String,
+    /// Opened with the first line: opening waits for the disk, and a line does not.
+    files: [Option<JsonLines>; 2],
+}
+
+impl Throughput {
+    /// `throughput-ROLE` and this.
+    pub fn new(end: impl Into<String>) -> Self {
+        Self { end: end.into(), files: [None, None] }
+    }
+
+    /// A group of so many jobs is trained, by this rank.
+    pub fn write(
+        &mut self,
+        collection: &Collection,
+        work: &Work,
+        jobs: usize,
+        rate: Rate,
+        rank: usize,
+    ) -> Result<()> {
+        let file = &mut self.files[work.side as usize];
+        if file.is_none() {
+            let name = format!("throughput-{}{}", work.side.name(), self.end);
+            *file = Some(JsonLines::resume(&collection.dir.join(name), u64::MAX)?);
+        }
+        let line = json!({
+            "step": collection.recipe(work.side).steps,
+            "group": work.group,
+            "jobs": jobs,
+            "tokens": rate.tokens,
+            "seconds": rate.time.as_secs_f64(),
+            "tokens_per_s": rate.per_second(),
+            "rank": rank,
+        });
+        file.as_mut().map_or(Ok(()), |file| Ok(file.write(&line)?))
+    }
 }

@@ -15,7 +15,7 @@
 //! come to the end of its stream. Point-to-point messages, not one-sided ones: a window's
 //! owner has to look after it just as often, and a message says more.
 
-use super::collection::{Collection, Finished, throughput};
+use super::collection::{Collection, Finished, Throughput};
 use super::keeper::Keeper;
 use super::office::{Now, Office, Spent, Task};
 use crate::args::Role;
@@ -132,6 +132,7 @@ pub struct Chief<'a> {
     comm: &'a dyn Comm,
     collection: &'a Collection,
     keeper: Keeper,
+    throughput: Throughput,
     scheduler: Scheduler,
     progress: Progress,
     /// Steps and cost of everything that is to be done.
@@ -164,6 +165,7 @@ impl<'a> Chief<'a> {
             comm,
             collection,
             keeper,
+            throughput: Throughput::new(".jsonl"),
             scheduler: Scheduler::new(work.iter().copied()),
             progress: ui.progress("curate", steps),
             steps,
@@ -246,10 +248,7 @@ impl<'a> Chief<'a> {
         let standing = &mut self.standings[rank];
         (standing.done, standing.total, standing.cost) = (0, 0, 0.0);
         standing.groups += 1;
-        let path = self.collection.dir.join(format!("throughput-{}.jsonl", work.side.name()));
-        let mut line = throughput(self.collection, &work, jobs, done.rate());
-        line["rank"] = json!(rank);
-        Ok(JsonLines::resume(&path, u64::MAX)?.write(&line)?)
+        self.throughput.write(self.collection, &work, jobs, done.rate(), rank)
     }
 
     /// Shows how far all ranks are.

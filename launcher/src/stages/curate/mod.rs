@@ -324,7 +324,7 @@ fn do_unclaimed(
     let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
     let progress = context.ui.progress("curate", steps);
     let keeper = Keeper::start(collection.clone(), scratch.clone())?;
-    let office = Box::new(Claims::new(collection, keeper, position.clone(), work, progress)?);
+    let office = Box::new(Claims::new(collection, keeper, position, work, progress)?);
     let shift = Shift { context, collection, examples: &examples, sees_store: true, neighbours: 1, office };
     let asked = dispatch(&collection.config.device, context.threads, shift)?;
     forget(scratch.as_deref());
