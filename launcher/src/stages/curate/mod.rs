@@ -236,7 +236,7 @@ fn among_ranks(
     };
     // What was gathered is there for everybody who looks from here on.
     comm.barrier()?;
-    let missing = collection.missing(comm)?;
+    let missing = collection.missing(comm, !job.send)?;
     let (examples, work) = work_of(context, collection, &missing)?;
     let office: Box<dyn Office + '_> = if comm.rank() == 0 {
         let keeper = Keeper::start(collection.clone(), scratch.clone())?;
@@ -248,7 +248,9 @@ fn among_ranks(
         };
         Box::new(Worker::new(comm, keeper)?)
     };
-    let shift = Shift { context, collection, examples: &examples, neighbours: neighbours(world), office };
+    let sees_store = comm.rank() == 0 || !job.send;
+    let shift =
+        Shift { context, collection, examples: &examples, sees_store, neighbours: neighbours(world), office };
     let asked = dispatch(&collection.config.device, context.threads, shift)?;
     forget(scratch.as_deref());
     if let Some(code) = asked {
@@ -275,7 +277,7 @@ fn in_array(
             Ok(State::Finished) => return Ok(Outcome::Before),
             // Somebody is alone here: to end the work of all, or to see whether that can be done.
             Err(error) if is_busy(&error) => {
-                if collection.missing(world.comm())?.is_empty() {
+                if collection.missing(world.comm(), true)?.is_empty() {
                     return Ok(Outcome::Elsewhere);
                 }
                 if begun.elapsed() > PATIENCE {
@@ -294,7 +296,7 @@ fn in_array(
         // Whoever is the last one here is alone.
         match record::open(dir, "curate", settings.clone()) {
             // A process that was killed meanwhile has left work to do.
-            Ok(State::Open(output)) if !collection.missing(world.comm())?.is_empty() => output.leave(),
+            Ok(State::Open(output)) if !collection.missing(world.comm(), true)?.is_empty() => output.leave(),
             Ok(State::Open(output)) => return end_array(context, collection, settings, output),
             Ok(State::Finished) => return Ok(Outcome::Before),
             Err(error) if is_busy(&error) => return Ok(Outcome::Elsewhere),
@@ -317,13 +319,13 @@ fn do_unclaimed(
         gather_left(collection, scratch)?;
         make_dir(scratch)?;
     }
-    let missing = collection.missing(world.comm())?;
+    let missing = collection.missing(world.comm(), true)?;
     let (examples, work) = work_of(context, collection, &missing)?;
     let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
     let progress = context.ui.progress("curate", steps);
     let keeper = Keeper::start(collection.clone(), scratch.clone())?;
     let office = Box::new(Claims::new(collection, keeper, position.clone(), work, progress)?);
-    let shift = Shift { context, collection, examples: &examples, neighbours: 1, office };
+    let shift = Shift { context, collection, examples: &examples, sees_store: true, neighbours: 1, office };
     let asked = dispatch(&collection.config.device, context.threads, shift)?;
     forget(scratch.as_deref());
     Ok(asked)
