@@ -6,7 +6,7 @@
 //!
 //! * One that works in steps for hours holds [`Patience`]. The first signal then only asks
 //!   ([`asked`]); the stage goes to the end of its step, agrees with the other ranks, puts its
-//!   work aside, and ends with [`failure::stopped`]. A second signal ends it at once.
+//!   work aside, and ends with [`crate::failure::stopped`]. A second signal ends it at once.
 //! * Any other ends at once: with a terminal without half a bar, a message that says how to
 //!   go on, and the exit code that a shell or a batch script expects.
 

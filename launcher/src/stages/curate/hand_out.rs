@@ -4,12 +4,12 @@
 //!
 //! | tag | from, to | content |
 //! |---|---|---|
-//! | [`ASK`] | worker, chief | the model that it holds, as JSON |
-//! | [`GIVE`] | chief, worker | a group, or nothing any more, as JSON |
-//! | [`TELL`] | worker, chief | [`Told`] as JSON: how far it is, about once a second; that a group is trained |
-//! | [`SHARD`] | worker, chief | what came of a group, where the chief writes for all |
-//! | [`STOP`] | both ways | the exit code of the end that somebody asked for |
-//! | [`END`] | worker, chief | everything of it is written; what its time was spent with |
+//! | `ASK` | worker, chief | the model that it holds, as JSON |
+//! | `GIVE` | chief, worker | a group, or nothing any more, as JSON |
+//! | `TELL` | worker, chief | `Told` as JSON: how far it is, about once a second; that a group is trained |
+//! | `SHARD` | worker, chief | what came of a group, where the chief writes for all |
+//! | `STOP` | both ways | the exit code of the end that somebody asked for |
+//! | `END` | worker, chief | everything of it is written; what its time was spent with |
 //!
 //! A worker asks a little before it needs the answer, so that it rarely waits for rank 0 to
 //! come to the end of its stream. Point-to-point messages, not one-sided ones: a window's

@@ -1,4 +1,4 @@
-//! [`Run`]: a training from its first step, or its last checkpoint, to its end.
+//! `Run`: a training from its first step, or its last checkpoint, to its end.
 //!
 //! A step: this rank's part of the tuples → gradients, summed over ranks → all ranks tell each
 //! other their [`Word`] → this rank updates what it owns → all values come to all. What
