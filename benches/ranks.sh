@@ -7,8 +7,9 @@
 #
 # * the machine;
 # * curation of 64 small shadow jobs (32 subsets, two models, one job per group) on 1 and on 4
-#   ranks of one thread: seconds in all, seconds per job that went into anything but training and
-#   loading models, and the share of the ranks' time in which they had nothing to do;
+#   ranks of one thread: seconds in all; per job, milliseconds of waiting for work, of waiting for
+#   the disk, and of anything else but training and loading models; and the share of the ranks'
+#   time in which they had nothing to do;
 # * steps of the Grad-Transformer's training on 1 and 2 ranks of one thread, and on one rank of
 #   two threads: seconds of a step, and how much of that was communication and waiting for data.
 #
@@ -48,12 +49,14 @@ import json, pathlib, sys
 run, ranks, repeat = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rows = [json.loads(line) for line in (run / "shadow/throughput-ranks.jsonl").read_text().splitlines()]
 total = sum(row["wall_s"] for row in rows)
-spent = {key: sum(row[key] for row in rows) for key in ("training_s", "loading_s", "waiting_s", "after_s")}
+keys = ("training_s", "delivering_s", "loading_s", "waiting_s", "after_s")
+spent = {key: sum(row[key] for row in rows) for key in keys}
 jobs = sum(row["groups"] for row in rows)
 other = (total - sum(spent.values())) / jobs
 line = {"work": "curate", "ranks": ranks, "repeat": repeat, "jobs": jobs, "wall_s": round(rows[0]["wall_s"], 3),
         "jobs_by_rank": [row["groups"] for row in rows],
         "waiting_ms_per_job": round(1e3 * spent["waiting_s"] / jobs, 3), "other_ms_per_job": round(1e3 * other, 3),
+        "writing_ms_per_job": round(1e3 * spent["delivering_s"] / jobs, 3),
         "training_share": round(spent["training_s"] / total, 4),
         "idle_share": round((spent["waiting_s"] + spent["after_s"]) / total, 4)}
 print(json.dumps(line))

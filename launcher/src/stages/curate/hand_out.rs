@@ -84,6 +84,7 @@ struct Ended {
     /// Groups whose results rank 0 has to write.
     sent: usize,
     training_s: f64,
+    delivering_s: f64,
     loading_s: f64,
     waiting_s: f64,
 }
@@ -95,6 +96,7 @@ impl Ended {
             groups: spent.groups,
             sent,
             training_s: spent.training.as_secs_f64(),
+            delivering_s: spent.delivering.as_secs_f64(),
             loading_s: spent.loading.as_secs_f64(),
             waiting_s: spent.waiting.as_secs_f64(),
         }
@@ -297,12 +299,14 @@ impl<'a> Chief<'a> {
                 "groups": ended.groups,
                 "wall_s": wall,
                 "training_s": ended.training_s,
+                "delivering_s": ended.delivering_s,
                 "loading_s": ended.loading_s,
                 "waiting_s": ended.waiting_s,
                 "after_s": tail,
             }))?;
             sums.groups += ended.groups;
             sums.training_s += ended.training_s;
+            sums.delivering_s += ended.delivering_s;
             sums.loading_s += ended.loading_s;
             sums.waiting_s += ended.waiting_s;
         }
@@ -310,11 +314,12 @@ impl<'a> Chief<'a> {
             let share = |seconds: f64| 100.0 * seconds / (wall * self.comm.size() as f64);
             self.ui.line(format!(
                 "curate: {} groups on {} ranks; of their time {:.1} % training, {:.1} % loading models, \
-                 {:.2} % waiting for work",
+                 {:.1} % waiting for shards to be written, {:.2} % waiting for work",
                 sums.groups,
                 self.comm.size(),
                 share(sums.training_s),
                 share(sums.loading_s),
+                share(sums.delivering_s),
                 share(sums.waiting_s),
             ));
         }

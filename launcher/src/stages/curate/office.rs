@@ -46,6 +46,8 @@ pub struct Spent {
     pub training: Duration,
     /// Loading models.
     pub loading: Duration,
+    /// Handing over what is finished: waiting for the thread that writes, when the disk is slow.
+    pub delivering: Duration,
     /// Waiting for work.
     pub waiting: Duration,
 }

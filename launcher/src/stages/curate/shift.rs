@@ -59,9 +59,7 @@ impl dispatch::Work for Shift<'_> {
                 }
             };
             spent.loading += at.elapsed();
-            let at = Instant::now();
-            unfinished = !self.train(&decoder, task)?;
-            spent.training += at.elapsed();
+            unfinished = !self.train(&decoder, task, &mut spent)?;
             if unfinished {
                 break;
             }
@@ -96,7 +94,9 @@ impl Shift<'_> {
         &mut self,
         decoder: &Decoder<D, X>,
         task: Task,
+        spent: &mut Spent,
     ) -> Result<bool> {
+        let begin = Instant::now();
         let Task { work, claim } = task;
         let collection = self.collection;
         let group = collection.groups()[work.group].clone();
@@ -110,9 +110,12 @@ impl Shift<'_> {
         let trained = training
             .run(decoder, &jobs, aside.as_ref(), &mut told)
             .with_context(|| format!("curate {}: subsets {group:?}", work.side.name()))?;
+        spent.training += begin.elapsed();
         let Some((jobs, rate)) = trained else { return Ok(false) };
         let now = Now { done: now.steps, rate, ..now };
+        let begin = Instant::now();
         self.office.deliver(Finished { work, jobs, claim }, &now)?;
+        spent.delivering += begin.elapsed();
         Ok(true)
     }
 }
