@@ -457,7 +457,8 @@ impl Drop for Guest {
 fn lock(dir: &Path, shared: bool) -> Result<Option<File>> {
     let path = dir.join(LOCK_FILE);
     loop {
-        let opened = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
+        // For reading too: a shared lock on a file server needs that.
+        let opened = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
         let file = opened.with_context(|| format!("{}: cannot write here", dir.display()))?;
         match if shared { file.try_lock_shared() } else { file.try_lock() } {
             Ok(()) => {}

@@ -101,7 +101,7 @@ impl<'a> Claims<'a> {
     fn claim(&self, work: &Work) -> Result<Option<Task>> {
         let name = format!("{}-{:05}.lock", work.side.name(), work.group);
         let path: PathBuf = self.collection.dir.join(CLAIMS).join(name);
-        let opened = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
+        let opened = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
         let file: File = opened.with_context(|| format!("{}: cannot write here", path.display()))?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             return Ok(None);

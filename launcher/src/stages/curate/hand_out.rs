@@ -283,14 +283,15 @@ impl<'a> Chief<'a> {
         self.progress.set_with(steps.min(self.steps), left, format!("{who}, {rate:.0} tokens/s"));
     }
 
-    /// What every rank's time was spent with, to a file and in a line.
-    fn account(&self, own: Ended) -> Result<()> {
+    /// What every rank's time was spent with, to a file and in a line. Rank 0's own work ended
+    /// at `own_end`.
+    fn account(&self, own: Ended, own_end: Instant) -> Result<()> {
         let end = Instant::now();
         let wall = (end - self.began).as_secs_f64().max(1e-9);
         let mut file = JsonLines::resume(&self.collection.dir.join("throughput-ranks.jsonl"), u64::MAX)?;
         let mut sums = Ended::default();
         for (rank, ended) in self.ended.iter().enumerate() {
-            let (ended, at) = ended.unwrap_or((own, end));
+            let (ended, at) = ended.unwrap_or((own, own_end));
             let tail = (end - at).as_secs_f64();
             file.write(&json!({
                 "step": 0,
@@ -349,7 +350,7 @@ impl Office for Chief<'_> {
     }
 
     fn end(mut self: Box<Self>, mut unfinished: bool, spent: Spent) -> Result<Option<u8>> {
-        let own = Ended::new(unfinished, spent, 0);
+        let (own, own_end) = (Ended::new(unfinished, spent, 0), Instant::now());
         let everybody = 1..self.comm.size();
         loop {
             self.serve()?;
@@ -360,7 +361,7 @@ impl Office for Chief<'_> {
             }
             std::thread::sleep(NAP);
         }
-        self.account(own)?;
+        self.account(own, own_end)?;
         unfinished |= self.ended.iter().flatten().any(|(ended, _)| ended.unfinished);
         unfinished |= self.scheduler.waiting() > 0;
         let code = self.stop.filter(|_| unfinished);
@@ -469,8 +470,10 @@ impl Office for Worker<'_> {
     }
 
     fn end(self: Box<Self>, unfinished: bool, spent: Spent) -> Result<Option<u8>> {
-        let Self { comm, keeper, sent, .. } = *self;
+        let Self { comm, keeper, sent, asked, .. } = *self;
         keeper.map_or(Ok(()), Keeper::end)?;
+        // What it asked for and did not wait for may be a group that nobody does now.
+        let unfinished = unfinished || asked;
         say(comm, 0, END, &Ended::new(unfinished, spent, sent))?;
         let mut code = vec![];
         comm.broadcast_bytes(0, &mut code)?;
