@@ -8,11 +8,12 @@ FLAGS = --locked $(if $(FEATURES),--features $(FEATURES))
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test chaos check bench build setup clean
+.PHONY: help demo test cluster chaos check bench build setup clean
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
 	@echo 'make test    all tests'
+	@echo 'make cluster batch scripts on a SLURM of two nodes, started and stopped by the tests (minutes)'
 	@echo 'make chaos   ranks killed at random, and the same bytes in the end (CHAOS_SEED, CHAOS_COUNT)'
 	@echo 'make check   format, lints as errors, documentation without warnings'
 	@echo 'make bench   times of operations and steps on this machine'
@@ -30,6 +31,10 @@ demo: build
 test: setup
 	$(CARGO) test --workspace $(FLAGS)
 
+cluster:
+	@.ci/setup cluster
+	$(CARGO) test --locked --features mpi -p gradtx-tests --test cluster
+
 chaos: setup
 	CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_COUNT=$(or $(CHAOS_COUNT),25) \
 		$(CARGO) test --locked --features mpi -p gradtx-tests --test chaos
@@ -38,6 +43,8 @@ check: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets $(FLAGS) -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
+	@command -v shellcheck >/dev/null || echo 'no shellcheck here: scripts are not checked'
+	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh .ci/run .ci/setup
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
 
 bench: setup

@@ -135,6 +135,8 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Submit stages to SLURM as batch jobs, after a look at everything that they need.
+    Submit(crate::stages::submit::Job),
     /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
     Inspect {
         /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
@@ -214,6 +216,7 @@ impl Command {
                 | Self::Man { .. }
                 | Self::Plan(_)
                 | Self::Sweep(_)
+                | Self::Submit(_)
         )
     }
 }

@@ -186,6 +186,10 @@ fn connect(launch: Option<Launch>) -> Result<Box<dyn Comm>> {
     };
     #[cfg(feature = "mpi")]
     {
+        let begins = |start: &str| {
+            std::env::vars_os().any(|(name, _)| name.to_str().is_some_and(|name| name.starts_with(start)))
+        };
+        launch.check_wires(begins)?;
         let Launch { by, size, .. } = launch;
         let comm = gradtx_runtime::comm::Mpi::init();
         Ok(Box::new(comm.with_context(|| format!("cannot join the {size} processes of {by}"))?))

@@ -18,6 +18,7 @@ pub mod record;
 pub mod report;
 pub mod schedule;
 pub mod score;
+pub mod slurm;
 pub mod stages;
 pub mod table;
 pub mod translators;
@@ -90,6 +91,7 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         Command::Report { run, evaluations, out } => {
             stages::report::run(&context, &stages::report::Job { run, evaluations, out })
         }
+        Command::Submit(job) => stages::submit::run(&context, &job),
         Command::Inspect { path } => stages::inspect::run(&context, &path),
         Command::Status { path, verify } => stages::status::run(&context, &path, verify),
         Command::Doctor { run, model } => stages::doctor::run(&context, &run, &model),

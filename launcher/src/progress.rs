@@ -101,8 +101,10 @@ pub struct RankStanding {
     pub cost: f64,
     /// Parts that it finished.
     pub groups: usize,
-    /// Tokens (or tuples) per second.
+    /// What it does in a second,
     pub rate: f64,
+    /// in these: tokens, tuples.
+    pub unit: String,
     /// When it told this.
     pub updated: f64,
 }

@@ -197,6 +197,21 @@ fn damaged_results_are_found_by_inspect_and_refused_by_stages() {
     home.refused(&TRANSLATE, 1, &["client/update.safetensors", "finite"]);
 }
 
+#[test]
+fn a_process_that_comes_to_an_array_as_another_ends_it_has_nothing_to_do() {
+    let home = Home::new();
+    home.done(&["curate"]);
+    let before = home.sums("run/shadow");
+    std::fs::remove_file(home.path("run/shadow/manifest.json")).unwrap();
+    let lock = std::fs::File::create(home.path("run/shadow/.lock")).unwrap();
+    lock.lock().unwrap();
+    home.done(&["curate", "--array"]);
+    assert!(!home.path("run/shadow/manifest.json").exists(), "it is the other one's to write");
+    drop(lock);
+    home.done(&["curate", "--array"]);
+    assert_eq!(home.sums("run/shadow"), before);
+}
+
 /// Settings of a training that takes a while, with a checkpoint after every step.
 fn long_training() -> String {
     let steps = SETTINGS.replace("steps = 6\nbatch = 4\nmicro_batch = 2\n", "steps = 120\nbatch = 4\nmicro_batch = 2\ncheckpoint_minutes = 0\naugment = 0.5\nstudent_noise = 0.1\n");

@@ -30,10 +30,10 @@ const SETTINGS: [&str; 9] = [
     "curate.tiny.steps=3000",
     "curate.llm.steps=2000",
     "curate.checkpoint_minutes=0.005",
-    "train.steps=6000",
+    "train.steps=30000",
     "train.batch=8",
     "train.micro_batch=4",
-    "train.validate_every=500",
+    "train.validate_every=2500",
     "train.checkpoint_minutes=0.005",
 ];
 
@@ -55,7 +55,10 @@ fn main() {
     told.differing = differing(home.path());
     told.temporary = temporary(&home.path().join("run"));
     println!("kills {}, attempts after them {}", told.kills, told.restarts);
-    println!("groups of shadow jobs trained {}, of which again {}", told.groups, told.groups_again);
+    println!(
+        "groups that rank 0 heard of as trained {}, of which again, since they were killed before they were written, {}",
+        told.groups, told.groups_again
+    );
     println!("training steps done again after kills {}", told.steps_again);
     println!("finished files made again {}", told.made_again.len());
     println!("differing files {}, temporary files {}", told.differing.len(), told.temporary.len());

@@ -98,9 +98,29 @@ fn any_number_of_ranks_gives_the_same_bytes() {
         assert_eq!(left_behind(&home.path(&run).join("shadow")), [""; 0]);
     }
     assert_eq!(std::fs::read_dir(scratch).unwrap().count(), 0);
+    // Nodes that do not see the run directory, where a part of it is there already.
+    std::fs::remove_file(home.path("run-2-0/shadow/shards/00002.teacher.safetensors")).unwrap();
+    let (here, there) = (words("curate", "run-2-0", &["--send"]), words("curate", "elsewhere", &["--send"]));
+    end_of(mpirun(home.0.path(), &[(1, &here), (2, &there)])).well();
+    assert_eq!(home.files("run-2-0"), wanted);
+    assert!(!home.path("elsewhere").exists());
     // The comparison sees what it should see.
     end_of(home.alone("curate", "other", &["--set", "curate.tiny.lr=0.03"])).well();
     assert_ne!(home.files("other"), wanted);
+}
+
+#[test]
+fn how_many_jobs_share_a_stream_is_decided_once() {
+    let home = Home::new();
+    let decide = ["--set", "curate.concurrent=0"];
+    end_of(home.ranks(3, "curate", "run", &decide)).well();
+    let record = std::fs::read_to_string(home.path("run/shadow/record.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["settings"]["curate"]["concurrent"], 5, "all that there are");
+    let before = home.files("run");
+    std::fs::remove_file(home.path("run/shadow/shards/00003.student.safetensors")).unwrap();
+    end_of(home.alone("curate", "run", &decide)).well();
+    assert_eq!(home.files("run"), before);
 }
 
 #[test]
@@ -246,17 +266,12 @@ fn stages_of_one_process_refuse_several() {
     let home = Home::new();
     let end = end_of(home.ranks(3, "finetune", "run", &["--data", "private.jsonl", "--out", "client"]));
     one_error(&end, 2, &["`gradtx finetune` works in one process, but mpirun started 3"]);
-    // Four tasks that MPI does not see: one of them says so.
+    // Four tasks of which MPI is told nothing: one of them says so.
     let task = |rank: &str| {
         let mut command = home.alone("curate", "run", &[]);
         command.envs([("SLURM_STEP_ID", "0"), ("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_PROCID", rank)]);
-        command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
-        // Open MPI itself would look for SLURM's daemon.
-        end_of({
-            command.env("OMPI_MCA_ess", "singleton");
-            command
-        })
+        end_of(command)
     };
-    one_error(&task("0"), 1, &["srun started 4 processes, but MPI sees 1", "--mpi=pmix"]);
+    one_error(&task("0"), 1, &["srun started 4 processes, but told MPI of none", "--mpi=pmix"]);
     assert_eq!(task("3").err.matches("error: ").count(), 0);
 }

@@ -77,8 +77,8 @@ impl Config {
         Ok(config)
     }
 
-    /// The configuration, and whether the run directory has it already.
-    fn resolve(args: &RunArgs) -> Result<(Self, bool)> {
+    /// The configuration, and whether the run directory has it already. Writes nothing.
+    pub fn resolve(args: &RunArgs) -> Result<(Self, bool)> {
         let stored = args.run.join(RUN_FILE);
         let before = if stored.is_file() { Some(Self::read(&stored)?) } else { None };
         let mut config = match (&args.config, &before) {

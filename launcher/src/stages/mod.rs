@@ -11,6 +11,7 @@
 //! | [`merge`] | a model, an adapter | a model directory |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
 //! | [`report`] | a run directory | a page about it, and the same as JSON |
+//! | [`submit`] | a run, what to ask a cluster for | batch jobs of these stages |
 //! | [`inspect`] | any of these | what it is, and whether it is intact |
 //! | [`status`] | a run | what is finished, what runs, what stopped and why |
 //! | [`doctor`] | this machine, a run | what is here, and whether the run fits |
@@ -41,6 +42,7 @@ pub mod report;
 pub mod side;
 pub mod split;
 pub mod status;
+pub mod submit;
 pub mod sweep;
 pub mod train;
 pub mod translate;

@@ -340,15 +340,16 @@ impl Process {
 fn ranks(standing: &Standing, now: f64) -> Vec<String> {
     let silent = |rank: &RankStanding| now - rank.updated > progress::SILENCE;
     let line = |rank: &RankStanding| {
-        let RankStanding { rank: number, node, part, done, total, groups, rate, updated, .. } = rank;
+        let RankStanding { rank: number, node, part, done, total, groups, rate, unit, updated, .. } = rank;
         let at = match (part.as_str(), total) {
             ("", _) => "has not begun".to_string(),
             (progress::NO_MORE, _) => "has nothing left to do".into(),
             (_, 0) => "between two groups".into(),
-            _ => format!("{part}, step {done} of {total}, {rate:.0} tokens/s"),
+            _ => format!("{part}, step {done} of {total}, {rate:.0} {unit}/s"),
         };
         let told = if silent(rank) { format!("; SILENT for {}", ago(now - updated)) } else { String::new() };
-        format!("rank {number} on {node}: {at}; {groups} groups done{told}")
+        let groups = if *groups > 0 { format!("; {groups} groups done") } else { String::new() };
+        format!("rank {number} on {node}: {at}{groups}{told}")
     };
     let all = &standing.ranks;
     let quiet = all.iter().filter(|rank| silent(rank)).count();

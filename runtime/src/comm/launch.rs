@@ -27,6 +27,9 @@ const STARTERS: [(&str, &str, &str, &str); 5] = [
     ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"),
 ];
 
+/// How srun and MPI find each other.
+const SRUN_ADVICE: &str = "Open MPI needs `srun --mpi=pmix`, MPICH `srun --mpi=pmi2`";
+
 impl Launch {
     /// From this process's environment; nothing if it was started alone.
     pub fn find() -> Option<Self> {
@@ -42,6 +45,17 @@ impl Launch {
         })
     }
 
+    /// Fails if srun started several processes without a way for MPI to find the others, as
+    /// with `--mpi=none`: Open MPI would end each of them with a page of its own, and any other
+    /// take each for a whole job. `is_set` tells whether there is a variable whose name begins so.
+    pub fn check_wires(&self, is_set: impl Fn(&str) -> bool) -> Result<()> {
+        if self.by != "srun" || self.size == 1 || is_set("PMI") || is_set("PALS_") {
+            return Ok(());
+        }
+        let why = format!("srun started {} processes, but told MPI of none: {SRUN_ADVICE}", self.size);
+        Err(Error::invalid("number of ranks", why))
+    }
+
     /// Fails if MPI, which calls itself `library`, sees another number of ranks: then every
     /// process would take itself for a whole job.
     pub fn check(&self, seen: usize, library: &str) -> Result<()> {
@@ -50,7 +64,7 @@ impl Launch {
             return Ok(());
         }
         let advice = match *by {
-            "srun" => "Open MPI needs `srun --mpi=pmix`, MPICH `srun --mpi=pmi2`",
+            "srun" => SRUN_ADVICE,
             _ => "start it with the mpirun of the same MPI",
         };
         let why = format!(
@@ -84,6 +98,19 @@ mod tests {
         assert_eq!(read(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4")]), None);
         assert_eq!(read(&[]), None);
         assert_eq!(read(&[("PMI_RANK", "x"), ("PMI_SIZE", "1")]), None);
+    }
+
+    #[test]
+    fn processes_that_mpi_cannot_find_are_refused_before_it_tries() {
+        let check = |by, size, set: &[&str]| {
+            let is_set = |start: &str| set.iter().any(|name| name.starts_with(start));
+            Launch { by, rank: 0, size }.check_wires(is_set).map_err(|error| error.to_string())
+        };
+        let message = check("srun", 4, &["PATH", "SLURM_MPI_TYPE"]).unwrap_err();
+        assert!(message.contains("srun started 4") && message.contains("--mpi=pmix"), "{message}");
+        assert_eq!(check("srun", 1, &[]), Ok(()));
+        assert_eq!(check("srun", 4, &["PMIX_RANK"]), Ok(()));
+        assert_eq!(check("mpirun", 4, &[]), Ok(()));
     }
 
     #[test]

@@ -86,20 +86,20 @@ impl Collection {
         schedule::groups(self.subsets.len(), self.curate.concurrent)
     }
 
-    /// The groups of both models of which something is missing in the store. The ranks that
-    /// call this together look at a part of the files each.
-    pub fn missing(&self, comm: &dyn Comm) -> Result<Vec<(Role, usize)>> {
+    /// The groups of both models of which something is missing in the store, the same on all
+    /// ranks that call this together. They look at a part of the files each; at none where only
+    /// rank 0 sees the store.
+    pub fn missing(&self, comm: &dyn Comm, all_see: bool) -> Result<Vec<(Role, usize)>> {
         let groups = self.groups();
         let all: Vec<(Role, usize)> = [Role::Tiny, Role::Llm]
             .into_iter()
             .flat_map(|side| (0..groups.len()).map(move |group| (side, group)))
             .collect();
-        let is_mine = |i: usize| i % comm.size() == comm.rank();
+        let lookers = if all_see { comm.size() } else { 1 };
         let done = |&(side, group): &(Role, usize)| self.is_done(&self.dir, side, &groups[group]);
-        let own: Vec<u8> =
-            all.iter().enumerate().filter(|(i, _)| is_mine(*i)).map(|(_, g)| done(g) as u8).collect();
-        let found = comm.all_gather_bytes(&own)?;
-        let is_done = |i: usize| found[i % comm.size()][i / comm.size()] == 1;
+        let mine = all.iter().skip(comm.rank()).step_by(lookers).filter(|_| comm.rank() < lookers);
+        let found = comm.all_gather_bytes(&mine.map(|group| done(group) as u8).collect::<Vec<u8>>())?;
+        let is_done = |i: usize| found[i % lookers][i / lookers] == 1;
         Ok(all.into_iter().enumerate().filter(|(i, _)| !is_done(*i)).map(|(_, group)| group).collect())
     }
 

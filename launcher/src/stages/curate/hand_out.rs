@@ -122,6 +122,7 @@ pub fn standing(comm: &dyn Comm, now: Option<&Now>, before: &RankStanding) -> Ra
         told.part = format!("{} group {}", now.work.side.name(), now.work.group);
         (told.done, told.total) = (now.done as u64, now.steps as u64);
         (told.rate, told.cost) = (now.rate.per_second(), now.work.cost);
+        told.unit = "tokens".into();
     }
     told
 }

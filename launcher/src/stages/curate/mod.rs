@@ -58,9 +58,12 @@ use serde_json::{Value, json};
 use shift::Shift;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Directories within a tuple store.
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
+/// For so long a process waits for one that has the directory for itself.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is to be collected, and by whom.
 #[derive(Debug, Clone, clap::Args)]
@@ -233,7 +236,7 @@ fn among_ranks(
     };
     // What was gathered is there for everybody who looks from here on.
     comm.barrier()?;
-    let missing = collection.missing(comm)?;
+    let missing = collection.missing(comm, !job.send)?;
     let (examples, work) = work_of(context, collection, &missing)?;
     let office: Box<dyn Office + '_> = if comm.rank() == 0 {
         let keeper = Keeper::start(collection.clone(), scratch.clone())?;
@@ -245,7 +248,9 @@ fn among_ranks(
         };
         Box::new(Worker::new(comm, keeper)?)
     };
-    let shift = Shift { context, collection, examples: &examples, neighbours: neighbours(world), office };
+    let sees_store = comm.rank() == 0 || !job.send;
+    let shift =
+        Shift { context, collection, examples: &examples, sees_store, neighbours: neighbours(world), office };
     let asked = dispatch(&collection.config.device, context.threads, shift)?;
     forget(scratch.as_deref());
     if let Some(code) = asked {
@@ -265,10 +270,23 @@ fn in_array(
     settings: &Value,
 ) -> Result<Outcome> {
     let position = Position::find();
-    let dir = &collection.dir;
+    let (dir, begun) = (&collection.dir, Instant::now());
     loop {
-        let State::Open(output) = record::share(dir, "curate", settings.clone(), &position.name)? else {
-            return Ok(Outcome::Before);
+        let output = match record::share(dir, "curate", settings.clone(), &position.name) {
+            Ok(State::Open(output)) => output,
+            Ok(State::Finished) => return Ok(Outcome::Before),
+            // Somebody is alone here: to end the work of all, or to see whether that can be done.
+            Err(error) if is_busy(&error) => {
+                if collection.missing(world.comm())?.is_empty() {
+                    return Ok(Outcome::Elsewhere);
+                }
+                if begun.elapsed() > PATIENCE {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(200));
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         let asked = do_unclaimed(context, world, job, collection, &position)?;
         if let Some(code) = asked {
@@ -278,7 +296,7 @@ fn in_array(
         // Whoever is the last one here is alone.
         match record::open(dir, "curate", settings.clone()) {
             // A process that was killed meanwhile has left work to do.
-            Ok(State::Open(output)) if !collection.missing(world.comm())?.is_empty() => output.leave(),
+            Ok(State::Open(output)) if !collection.missing(world.comm(), true)?.is_empty() => output.leave(),
             Ok(State::Open(output)) => return end_array(context, collection, settings, output),
             Ok(State::Finished) => return Ok(Outcome::Before),
             Err(error) if is_busy(&error) => return Ok(Outcome::Elsewhere),
@@ -301,13 +319,13 @@ fn do_unclaimed(
         gather_left(collection, scratch)?;
         make_dir(scratch)?;
     }
-    let missing = collection.missing(world.comm())?;
+    let missing = collection.missing(world.comm(), true)?;
     let (examples, work) = work_of(context, collection, &missing)?;
     let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
     let progress = context.ui.progress("curate", steps);
     let keeper = Keeper::start(collection.clone(), scratch.clone())?;
     let office = Box::new(Claims::new(collection, keeper, position.clone(), work, progress)?);
-    let shift = Shift { context, collection, examples: &examples, neighbours: 1, office };
+    let shift = Shift { context, collection, examples: &examples, sees_store: true, neighbours: 1, office };
     let asked = dispatch(&collection.config.device, context.threads, shift)?;
     forget(scratch.as_deref());
     Ok(asked)

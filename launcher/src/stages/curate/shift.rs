@@ -24,6 +24,8 @@ pub struct Shift<'a> {
     pub collection: &'a Collection,
     /// The examples as each model sees them, where that model has work.
     pub examples: &'a [Option<Dataset>; 2],
+    /// Whether this process sees the store, and can put work aside there.
+    pub sees_store: bool,
     /// Processes that share this node's memory.
     pub neighbours: usize,
     /// Where the work comes from.
@@ -35,7 +37,9 @@ impl dispatch::Work for Shift<'_> {
     type Output = Option<u8>;
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(mut self, device: &D) -> Result<Option<u8>> {
-        make_dir(&self.collection.dir.join(ASIDE))?;
+        if self.sees_store {
+            make_dir(&self.collection.dir.join(ASIDE))?;
+        }
         let mut resident: Option<(Role, Decoder<D, X>)> = None;
         let (mut spent, mut unfinished) = (Spent::default(), false);
         loop {
@@ -102,8 +106,9 @@ impl Shift<'_> {
         let rate = Rate { tokens: 0, time: Default::default() };
         let now = Now { work, jobs: jobs.len(), done: 0, steps: training.recipe.steps, rate };
         let mut told = Telling { office: &mut *self.office, now };
+        let aside = self.sees_store.then(|| collection.aside(work.side, &group));
         let trained = training
-            .run(decoder, &jobs, Some(&collection.aside(work.side, &group)), &mut told)
+            .run(decoder, &jobs, aside.as_ref(), &mut told)
             .with_context(|| format!("curate {}: subsets {group:?}", work.side.name()))?;
         let Some((jobs, rate)) = trained else { return Ok(false) };
         let now = Now { done: now.steps, rate, ..now };

@@ -14,6 +14,7 @@ use super::validate::{Validation, validate};
 use crate::config::TrainConfig;
 use crate::failure::{failed, stopped};
 use crate::interrupt;
+use crate::progress::{self, RankStanding};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{derive, derive_named};
@@ -26,6 +27,9 @@ use gradtx_runtime::optim::Schedule;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// How often rank 0 shows how far all are.
+const SHOW_EVERY: Duration = Duration::from_millis(500);
 
 /// A training on its way, on this rank.
 pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
@@ -106,12 +110,18 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         let (started, mut saved) = (Instant::now(), Instant::now());
         let every = Duration::try_from_secs_f64(60.0 * train.checkpoint_minutes).unwrap_or(Duration::MAX);
         let mut times = Times::default();
+        let mut standings = self.standings()?;
+        let mut shown = Instant::now();
         while !self.has_ended() {
             let (report, agreed) = self.timed_step(feed, saved.elapsed() >= every, &mut times)?;
             self.progress.steps += 1;
             let done = self.progress.steps;
             let rate = ((done - begun) as usize * train.batch) as f64 / started.elapsed().as_secs_f64();
             bar.set(done as u64, format!("loss {:.4}, {rate:.0} tuples/s", report.loss));
+            if shown.elapsed() >= SHOW_EVERY {
+                show(&mut standings, done, train, rate);
+                shown = Instant::now();
+            }
             let mut line = json!({ "step": done, "loss": report.loss, "grad_norm": report.grad_norm });
             if done.is_multiple_of(train.validate_every) || done == train.steps {
                 let validation = self.validate()?;
@@ -145,6 +155,18 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
             }
         }
         Ok(())
+    }
+
+    /// All ranks, as rank 0 shows them.
+    fn standings(&self) -> Result<Vec<RankStanding>> {
+        let comm = self.ranks.comm();
+        let own = (&comm.place().node, std::process::id());
+        let all = comm.all_gather_bytes(&serde_json::to_vec(&own)?)?;
+        let standing = |(rank, bytes): (usize, &Vec<u8>)| -> Result<RankStanding> {
+            let (node, pid) = serde_json::from_slice(bytes)?;
+            Ok(RankStanding { rank, node, pid, ..RankStanding::default() })
+        };
+        all.iter().enumerate().map(standing).collect()
     }
 
     /// The next step; `due` if it is time for a checkpoint.
@@ -266,6 +288,19 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         let validation = serde_json::from_value(line["validation"].clone())
             .with_context(|| format!("{}: the validation of step {}", path.display(), best.step))?;
         Ok((best, validation))
+    }
+}
+
+/// Shows that all ranks have done their part of a step: without any of them it would not be done.
+fn show(standings: &mut [RankStanding], done: u32, train: &TrainConfig, rate: f64) {
+    let share = rate / standings.len() as f64;
+    for standing in standings.iter_mut() {
+        (standing.part, standing.unit) = ("train".into(), "tuples".into());
+        (standing.done, standing.total) = (done.into(), train.steps.into());
+        (standing.rate, standing.updated) = (share, progress::unix_now());
+    }
+    if let Some(desk) = progress::current() {
+        desk.set_ranks(standings);
     }
 }
 

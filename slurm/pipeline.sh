@@ -1,0 +1,52 @@
+#!/bin/bash
+# Submits curate → train → evaluate → report, each when the one before it has succeeded; when
+# one fails, those after it are cancelled.
+#
+#   slurm/pipeline.sh RUN CONFIG [CLIENT …]
+#
+# CLIENT: see evaluate.sbatch. sbatch itself reads SBATCH_ACCOUNT, SBATCH_PARTITION and the like;
+# options for one stage are in CURATE, TRAIN and EVALUATE, e.g. CURATE='--nodes=8 --time=1-0'.
+# ARRAY=32 curates by an array of 32 jobs.
+set -euo pipefail
+
+[ $# -ge 2 ] || { echo "usage: $0 RUN CONFIG [CLIENT …]" >&2; exit 2; }
+run=$1 config=$2
+shift 2
+GRADTX_SLURM=$(cd "$(dirname "$0")" && pwd)
+export GRADTX_SLURM
+mkdir -p "$run/logs"
+read -ra for_curate <<<"${CURATE:-}"
+read -ra for_train <<<"${TRAIN:-}"
+read -ra for_evaluate <<<"${EVALUATE:-}"
+
+# A chain without its end is of no use.
+jobs=()
+trap '[ $? = 0 ] || [ ${#jobs[@]} = 0 ] || scancel "${jobs[@]}"' EXIT
+
+# submit OPTIONS SCRIPT ARGUMENTS: a job after the one before it.
+submit() {
+    local after=() id
+    [ ${#jobs[@]} = 0 ] || after=(--dependency="afterok:${jobs[-1]}" --kill-on-invalid-dep=yes)
+    id=$(sbatch --parsable ${after[@]+"${after[@]}"} "$@")
+    jobs+=("${id%%;*}")
+    echo "${jobs[-1]}  $name"
+}
+
+one="$run/logs/%x-%j.log" each="$run/logs/%x-%A_%a.log"
+name=curate
+if [ -n "${ARRAY:-}" ]; then
+    submit --output="$each" --array="0-$((ARRAY - 1))" ${for_curate[@]+"${for_curate[@]}"} \
+        "$GRADTX_SLURM/curate_array.sbatch" "$run" --config "$config"
+else
+    submit --output="$one" ${for_curate[@]+"${for_curate[@]}"} "$GRADTX_SLURM/curate.sbatch" "$run" --config "$config"
+fi
+name=train
+submit --output="$one" ${for_train[@]+"${for_train[@]}"} "$GRADTX_SLURM/train.sbatch" "$run"
+if [ $# -gt 0 ]; then
+    name="evaluate, $# clients"
+    submit --output="$each" --array="0-$(($# - 1))" ${for_evaluate[@]+"${for_evaluate[@]}"} \
+        "$GRADTX_SLURM/evaluate.sbatch" "$run" "$@"
+fi
+name=report
+submit --output="$one" --job-name=gradtx-report ${for_evaluate[@]+"${for_evaluate[@]}"} "$GRADTX_SLURM/evaluate.sbatch" "$run"
+echo "watch: gradtx status $run; squeue --jobs=$(IFS=,; echo "${jobs[*]}")"
