@@ -33,11 +33,11 @@ test: setup
 
 cluster:
 	@.ci/setup cluster
-	$(CARGO) test --locked --features mpi -p gradtx-tests --test cluster
+	$(CARGO) test --workspace --locked --features mpi --test cluster
 
 chaos: setup
 	CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_COUNT=$(or $(CHAOS_COUNT),25) \
-		$(CARGO) test --locked --features mpi -p gradtx-tests --test chaos
+		$(CARGO) test --workspace --locked --features mpi --test chaos
 
 check: setup
 	$(CARGO) fmt --all --check

@@ -277,7 +277,7 @@ fn in_array(
             Ok(State::Finished) => return Ok(Outcome::Before),
             // Somebody is alone here: to end the work of all, or to see whether that can be done.
             Err(error) if is_busy(&error) => {
-                if collection.missing(world.comm())?.is_empty() {
+                if collection.missing(world.comm(), true)?.is_empty() {
                     return Ok(Outcome::Elsewhere);
                 }
                 if begun.elapsed() > PATIENCE {
