@@ -10,7 +10,7 @@
 
 use crate::cluster::World;
 use crate::failure::refused;
-use crate::progress::{Guest, Place};
+use crate::progress::{Guest, LOCK_FILE, Place};
 use anyhow::{Context, Result, bail};
 use gradtx_runtime::artifact::{checksum_file, write_json};
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,13 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
     let mut record = Record::new(stage, &settings)?;
     let before = read_same(dir, &record)?;
     if before.as_ref().is_some_and(|before| before.is_whole(dir)) {
+        // Killed when nothing was left to do but to leave. A process that is about to do so still
+        // has the lock, and where nothing can be written, nothing needs to be tidied.
+        if dir.join(LOCK_FILE).exists()
+            && let Ok(place) = Place::open(dir, stage)
+        {
+            place.finish();
+        }
         return Ok(State::Finished);
     }
     let place = Place::open(dir, stage)?;
@@ -296,7 +303,14 @@ mod tests {
         let output = opened(dir.path(), json!({"a": 1}));
         std::fs::write(dir.path().join("x"), "result").unwrap();
         output.finish(&["x".into()]).unwrap();
-        assert!(matches!(open(dir.path(), "test", json!({"a": 1})).unwrap(), State::Finished));
+        let finished = || matches!(open(dir.path(), "test", json!({"a": 1})).unwrap(), State::Finished);
+        assert!(finished());
+        // As a kill leaves it after the last thing that was done.
+        for name in [LOCK_FILE, "progress.json"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert!(finished());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "the record and the result");
         std::fs::write(dir.path().join("x"), "resulT").unwrap();
         opened(dir.path(), json!({"a": 1}));
     }

@@ -277,6 +277,7 @@ fn the_losses_are_those_of_one_rank(home: &Home, alone: &Trained) {
 
 fn as_many_ranks_give_the_same_bytes(home: &Home, four: &Trained) {
     let again = home.trained("four again", 4);
+    four.assert_near(&home.trained("alone", 1));
     assert_eq!(again.sums(), four.sums());
     let alone = ["alone", "alone again"].map(|name| home.trained(name, 1));
     assert!(alone[0].said.contains("is finished"), "{}", alone[0].said);

@@ -15,6 +15,7 @@ use gradtx_models::grad_transformer::{
 use gradtx_models::t5::{Grads, Keep, Pass, Side, Stack, StackActs, StackShape, T5Config};
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
+use std::ops::Range;
 
 const H: f64 = 1e-30;
 const TOLERANCE: f64 = 1e-9;
@@ -326,6 +327,74 @@ fn micro_batches_and_threads_do_not_change_a_step() {
     assert!((split.loss - report.loss).abs() <= 1e-6 * report.loss);
     assert!(relative_error(&split_gradients, &gradients) <= 1e-5);
     assert!(report.grad_norm > 0.0 && report.grad_norm.is_finite());
+}
+
+#[test]
+fn trainers_that_own_a_part_each_make_the_step_of_one() {
+    let config = translator_config(0.1, StartToken::Embedded);
+    let (student, teacher, keys) = tuples(&config);
+    let batch = Tuples { student: &student, teacher: &teacher, keys: &keys };
+    let step = gradtx_kernels::ops::AdamWStep {
+        lr: 1e-2,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        step: 1,
+    };
+    let new = || GradTransformer::<Cpu, f32>::random(&Cpu::new(1), config.clone(), 6).unwrap();
+    let mut whole = new();
+    let total = whole.layout().total();
+    let mut trainer = Trainer::new(&mut whole, 2).unwrap();
+    let report = trainer.train_step(&mut whole, batch, step, Some(0.5)).unwrap();
+    let masters = trainer.master_values(&whole).unwrap();
+
+    let scale = 1.0 / (keys.len() * config.teacher_len()) as f64;
+    let cut = [0, 70, 500, total - 123, total];
+    let parts: Vec<Vec<Range<usize>>> =
+        vec![vec![0..70, 500..total - 123], vec![70..500, total - 123..total]];
+    let mut shares: Vec<_> = parts
+        .iter()
+        .map(|own| {
+            let mut model = new();
+            let mut trainer = Trainer::of_ranges(&mut model, 2, own.clone()).unwrap();
+            let mut reported = 0;
+            let mut count = |range: Range<usize>, _: &mut [f32]| {
+                reported += range.len();
+                Ok(())
+            };
+            trainer.gradients_of(&model, batch, scale, &mut count).unwrap();
+            assert!(reported >= model.layout().count() && reported <= total, "only in the last micro-batch");
+            let squares = trainer.sum_squares(&Cpu::new(1)).unwrap();
+            (model, trainer, squares)
+        })
+        .collect();
+    let squares: f64 = shares.iter().map(|(_, _, squares)| squares).sum();
+    assert!(shares.iter().all(|(_, _, own)| *own > 0.0 && *own < squares));
+    for ((model, trainer, _), own) in shares.iter_mut().zip(&parts) {
+        let before = model.values().to_vec();
+        let norm = trainer.apply(model, step, Some(0.5), squares).unwrap();
+        assert!((norm - report.grad_norm).abs() <= 1e-6 * norm);
+        let held = trainer.master_values(model).unwrap();
+        let want: Vec<f32> = own.iter().flat_map(|range| masters[range.clone()].to_vec()).collect();
+        let worst = held.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(held.len() == want.len() && worst <= 1e-6, "{worst}");
+        for range in cut.windows(2).map(|w| w[0]..w[1]) {
+            let moved = model.values()[range.clone()] != before[range.clone()];
+            assert_eq!(moved, own.contains(&range), "{range:?} of {own:?}");
+        }
+        // What comes back from a checkpoint.
+        trainer.set_master_values(model, &want).unwrap();
+        assert_eq!(trainer.master_values(model).unwrap(), want);
+        let one = Tuples {
+            student: &student[..config.student_len()],
+            teacher: &teacher[..config.teacher_len()],
+            keys: &keys[..1],
+        };
+        assert!(trainer.is_finite(model, one, scale).unwrap());
+        let huge = vec![1e25; config.teacher_len()];
+        assert!(!trainer.is_finite(model, Tuples { teacher: &huge, ..one }, scale).unwrap());
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::parallel::Ranks;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{GradTransformer, Trainer};
-use gradtx_runtime::artifact::{checksum_file, sweep_temporary, write_atomic};
+use gradtx_runtime::artifact::{checksum_file, sweep_all_temporary, write_atomic};
 use gradtx_runtime::checkpoint::{self, Parts, Saved, part_path};
 use gradtx_runtime::comm::Collectives;
 use serde::{Deserialize, Serialize};
@@ -253,7 +253,9 @@ impl Checkpoints {
         if ranks.is_first() {
             self.keep_one_before(&list[..older], model.layout().total());
             self.remove_unneeded(&progress.clone().unwrap_or_default())?;
-            sweep_temporary(&self.dir)?;
+            // Nobody else writes here before the barrier.
+            sweep_all_temporary(&self.dir)?;
+            sweep_all_temporary(&self.translator)?;
         }
         // Nobody writes a checkpoint before others are removed.
         ranks.comm().barrier()?;

@@ -15,6 +15,7 @@ use crate::config::TrainConfig;
 use crate::failure::{failed, stopped};
 use crate::interrupt;
 use crate::progress::{self, RankStanding};
+use crate::ui;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{derive, derive_named};
@@ -25,7 +26,6 @@ use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::metrics::JsonLines;
 use gradtx_runtime::optim::Schedule;
 use serde_json::{Value, json};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How often rank 0 shows how far all are.
@@ -45,17 +45,51 @@ pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
     pub progress: Progress,
 }
 
-/// What rank 0 writes while it goes.
+/// What is told while it goes: by rank 0 in files, and to whoever watches.
 struct Journal {
-    metrics: JsonLines,
-    throughput: JsonLines,
+    /// Metrics and throughput; on rank 0 only.
+    files: Option<[JsonLines; 2]>,
+    bar: ui::Progress,
+    /// All ranks, as rank 0 shows them.
+    standings: Vec<RankStanding>,
+    shown: Instant,
+    /// Steps that were done when this process began, and when that was.
+    begun: (u32, Instant),
+    times: Times,
 }
 
 impl Journal {
-    /// Goes on after `steps` steps.
-    fn open(dir: &Path, steps: u32) -> Result<Self> {
-        let open = |name| JsonLines::resume(&dir.join(name), steps as u64 + 1);
-        Ok(Self { metrics: open("metrics.jsonl")?, throughput: open("throughput.jsonl")? })
+    /// Tuples per second since this process began.
+    fn rate(&self, done: u32, train: &TrainConfig) -> f64 {
+        let (before, since) = self.begun;
+        ((done - before) as usize * train.batch) as f64 / since.elapsed().as_secs_f64()
+    }
+
+    /// Shows that a step is done.
+    fn show(&mut self, done: u32, train: &TrainConfig, loss: f64) {
+        let rate = self.rate(done, train);
+        self.bar.set(done as u64, format!("loss {loss:.4}, {rate:.0} tuples/s"));
+        if self.shown.elapsed() >= SHOW_EVERY {
+            self.shown = Instant::now();
+            show(&mut self.standings, done, train, rate);
+        }
+    }
+
+    fn write(&mut self, metrics: &Value) -> Result<()> {
+        self.files.as_mut().map_or(Ok(()), |[file, _]| Ok(file.write(metrics)?))
+    }
+
+    /// Where the time of the steps since the last such line went.
+    fn write_throughput(&mut self, done: u32, train: &TrainConfig) -> Result<()> {
+        let (rate, seconds) = (self.rate(done, train), std::mem::take(&mut self.times).told());
+        let ranks = self.standings.len();
+        let line = json!({ "step": done, "tuples_per_s": rate, "ranks": ranks, "seconds": seconds });
+        self.files.as_mut().map_or(Ok(()), |[_, file]| Ok(file.write(&line)?))
+    }
+
+    /// Waits until the metrics are on the disk.
+    fn sync(&self) -> Result<()> {
+        self.files.as_ref().map_or(Ok(()), |[metrics, _]| Ok(metrics.sync()?))
     }
 }
 
@@ -99,52 +133,17 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     }
 
     fn all_steps(&mut self, feed: &mut Feed) -> Result<()> {
-        let Train { context, config, dir, .. } = *self.train;
-        let train = &config.train;
-        let begun = self.progress.steps;
-        let mut journal = None;
-        if self.ranks.is_first() {
-            journal = Some(Journal::open(dir, begun)?);
-        }
-        let mut bar = context.ui.progress_from("train", begun as u64, train.steps as u64);
-        let (started, mut saved) = (Instant::now(), Instant::now());
+        let train = &self.train.config.train;
+        let mut journal = self.journal()?;
+        let mut saved = Instant::now();
         let every = Duration::try_from_secs_f64(60.0 * train.checkpoint_minutes).unwrap_or(Duration::MAX);
-        let mut times = Times::default();
-        let mut standings = self.standings()?;
-        let mut shown = Instant::now();
         while !self.has_ended() {
-            let (report, agreed) = self.timed_step(feed, saved.elapsed() >= every, &mut times)?;
+            let due = saved.elapsed() >= every;
+            let (report, agreed) = self.timed_step(feed, due, &mut journal.times)?;
             self.progress.steps += 1;
-            let done = self.progress.steps;
-            let rate = ((done - begun) as usize * train.batch) as f64 / started.elapsed().as_secs_f64();
-            bar.set(done as u64, format!("loss {:.4}, {rate:.0} tuples/s", report.loss));
-            if shown.elapsed() >= SHOW_EVERY {
-                show(&mut standings, done, train, rate);
-                shown = Instant::now();
-            }
-            let mut line = json!({ "step": done, "loss": report.loss, "grad_norm": report.grad_norm });
-            if done.is_multiple_of(train.validate_every) || done == train.steps {
-                let validation = self.validate()?;
-                line["validation"] = json!(validation);
-                if let Some(journal) = &mut journal {
-                    let ranks = self.ranks.comm().size();
-                    journal.throughput.write(&json!({
-                        "step": done, "tuples_per_s": rate, "ranks": ranks, "seconds": times.told()
-                    }))?;
-                }
-                times = Times::default();
-                let error = validation.relative_error;
-                context
-                    .ui
-                    .line(format!("train: step {done}, loss {:.4}, validation {error:.4}", report.loss));
-            }
-            if let Some(journal) = &mut journal {
-                journal.metrics.write(&line)?;
-            }
+            self.tell(&mut journal, report)?;
             if (agreed.due || agreed.asked.is_some()) && !self.has_ended() {
-                if let Some(journal) = &journal {
-                    journal.metrics.sync()?;
-                }
+                journal.sync()?;
                 self.checkpoints.start(&self.ranks, &self.model, &self.trainer, &self.progress)?;
                 saved = Instant::now();
                 if let Some(code) = agreed.asked {
@@ -155,6 +154,40 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
             }
         }
         Ok(())
+    }
+
+    fn journal(&self) -> Result<Journal> {
+        let Train { context, config, dir, .. } = *self.train;
+        let begun = self.progress.steps;
+        let open = |name| JsonLines::resume(&dir.join(name), begun as u64 + 1);
+        let mut files = None;
+        if self.ranks.is_first() {
+            files = Some([open("metrics.jsonl")?, open("throughput.jsonl")?]);
+        }
+        Ok(Journal {
+            files,
+            bar: context.ui.progress_from("train", begun as u64, config.train.steps as u64),
+            standings: self.standings()?,
+            shown: Instant::now(),
+            begun: (begun, Instant::now()),
+            times: Times::default(),
+        })
+    }
+
+    /// Tells about the step that was just done, and validates after it if it is time.
+    fn tell(&mut self, journal: &mut Journal, report: StepReport) -> Result<()> {
+        let Train { context, config, .. } = *self.train;
+        let (train, done) = (&config.train, self.progress.steps);
+        journal.show(done, train, report.loss);
+        let mut line = json!({ "step": done, "loss": report.loss, "grad_norm": report.grad_norm });
+        if done.is_multiple_of(train.validate_every) || done == train.steps {
+            let validation = self.validate()?;
+            line["validation"] = json!(validation);
+            journal.write_throughput(done, train)?;
+            let (loss, error) = (report.loss, validation.relative_error);
+            context.ui.line(format!("train: step {done}, loss {loss:.4}, validation {error:.4}"));
+        }
+        journal.write(&line)
     }
 
     /// All ranks, as rank 0 shows them.
