@@ -10,9 +10,9 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 
 # NVIDIA's run-time compiler, which `.ci/setup` puts there where it can; a library named in
 # GRADTX_NVRTC goes first. It compiles kernels and checks them; nothing is linked with it.
-NVRTC = $(or $(GRADTX_NVRTC),$(wildcard $(abspath $(TARGET))/nvrtc/nvidia/cuda_nvrtc/lib/libnvrtc.so.12))
+NVRTC := $(or $(GRADTX_NVRTC),$(wildcard $(abspath $(TARGET))/nvrtc/nvidia/cuda_nvrtc/lib/libnvrtc.so.12))
 ifneq ($(NVRTC),)
-export GRADTX_NVRTC = $(NVRTC)
+export GRADTX_NVRTC := $(NVRTC)
 endif
 # Kernels are tested on the emulator, which needs no GPU, and their compilation where NVRTC is.
 TEST_FEATURES = $(FEATURES) cuda $(if $(NVRTC),nvrtc)
