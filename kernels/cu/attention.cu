@@ -5,23 +5,6 @@
 constexpr int MOST_DIM = 256, SLOTS = MOST_DIM / 32;
 constexpr int WARPS = 4, THREADS = WARPS * 32;
 
-// The dot product of a row in memory with `head_dim` floats in shared memory.
-template <class X> DEV float dot_row(const float* shared, const X* row, u32 head_dim) {
-    constexpr int N = WIDE<X>;
-    float sum = 0.f;
-    u32 d = 0;
-    if (aligned16(row)) {
-        for (; d + N <= head_dim; d += N) {
-            float values[N];
-            load(values, row + d);
-#pragma unroll
-            for (int j = 0; j < N; j++) sum = fmaf(shared[d + j], values[j], sum);
-        }
-    }
-    for (; d < head_dim; d++) sum = fmaf(shared[d], widen(row[d]), sum);
-    return sum;
-}
-
 // One query against `keys` keys, `stride` apart: its output and ln Σ exp. The warps take 32 keys in
 // turn; a lane computes a key's score, then the lanes share the columns of v.
 template <class X>

@@ -164,6 +164,23 @@ template <class F, class G> DEV void column_sums(u32 rows, u32 cols, F f, G fini
     if (x == 0 && column < cols) finish(column, sum);
 }
 
+// The dot product of a row in memory with `head_dim` floats in shared memory.
+template <class X> DEV float dot_row(const float* shared, const X* row, u32 head_dim) {
+    constexpr int N = WIDE<X>;
+    float sum = 0.f;
+    u32 d = 0;
+    if (aligned16(row)) {
+        for (; d + N <= head_dim; d += N) {
+            float values[N];
+            load(values, row + d);
+#pragma unroll
+            for (int j = 0; j < N; j++) sum = fmaf(shared[d + j], values[j], sum);
+        }
+    }
+    for (; d < head_dim; d++) sum = fmaf(shared[d], widen(row[d]), sum);
+    return sum;
+}
+
 // ---- random numbers: Philox 4x32-10, as the host's rng
 
 DEV uint4 philox(u64 key, uint4 counter) {

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::ops::{AttentionDims, DecodeDims, QkvDims};
-use gradtx_kernels::{Real, Result};
+use gradtx_kernels::{Backend, Real, Result};
 
 /// Probabilities and score gradients are rounded to bf16 before they are multiplied, and
 /// gradients of scores are differences, so more than one rounding shows.
@@ -28,7 +28,7 @@ impl Packed {
 }
 
 impl Case for Packed {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let Self { heads, kv_heads, head_dim, gap, .. } = *self;
         let offsets = self.offsets();
         let tokens = offsets[offsets.len() - 1] as usize;
@@ -105,7 +105,7 @@ struct Decode {
 }
 
 impl Case for Decode {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let Self { lengths, heads, kv_heads, head_dim } = *self;
         let (slots, capacity) = (lengths.len() + 2, 45);
         let packed = Packed { lengths, heads, kv_heads, head_dim, gap: 0 };

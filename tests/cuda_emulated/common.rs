@@ -4,49 +4,8 @@
 use crate::emulator::{Order, Schedule, Variant, configure, device};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::Cuda;
-use gradtx_kernels::ops::*;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Device, Elem, Real, Result, bf16};
-
-/// Every operation that both devices do.
-pub trait Ops<X: Real>:
-    Device
-    + RmsNorm<X>
-    + Rope<X>
-    + QkNorm<X>
-    + Attention<X>
-    + GatedActivation<X>
-    + Dropout<X>
-    + Embedding<X>
-    + Gemm<X>
-    + Linear<X>
-    + LmHead<X>
-    + Mse<X>
-    + Elementwise<X>
-    + AdamW<X::Acc>
-    + Cast<X, X::Acc>
-    + Cast<X::Acc, X>
-{
-}
-impl<X: Real, D> Ops<X> for D where
-    D: Device
-        + RmsNorm<X>
-        + Rope<X>
-        + QkNorm<X>
-        + Attention<X>
-        + GatedActivation<X>
-        + Dropout<X>
-        + Embedding<X>
-        + Gemm<X>
-        + Linear<X>
-        + LmHead<X>
-        + Mse<X>
-        + Elementwise<X>
-        + AdamW<X::Acc>
-        + Cast<X, X::Acc>
-        + Cast<X::Acc, X>
-{
-}
+use gradtx_kernels::{Backend, Device, Elem, Real, Result, bf16};
 
 /// The type that a case's inputs can be held in, whatever type it is computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +21,11 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// Those that this precision can hold.
+    pub fn new(precision: Precision) -> Self {
+        Self { precision }
+    }
+
     /// `len` normal random numbers of activations' and weights' type, others for every name.
     pub fn values<X: Real>(&self, name: &str, len: usize) -> Vec<X> {
         let round = |x: f64| match self.precision {
@@ -126,6 +90,11 @@ impl Results {
         Ok(())
     }
 
+    /// Adds what a test has put together.
+    pub fn add(&mut self, name: &str, values: Vec<f64>) {
+        self.0.push((name.into(), values));
+    }
+
     /// Takes integers.
     pub fn take_ids<D: Device>(&mut self, device: &D, name: &str, buf: &D::Buf<u32>) -> Result<()> {
         let values = device.to_host(D::all(buf))?;
@@ -137,7 +106,7 @@ impl Results {
 /// A call of an operation that can be made on any device, in any type.
 pub trait Case {
     /// Runs it, and takes all its outputs.
-    fn run<D: Ops<X>, X: Real>(&self, device: &D, inputs: Inputs) -> Result<Results>;
+    fn run<D: Backend<X>, X: Real>(&self, device: &D, inputs: Inputs) -> Result<Results>;
 }
 
 /// Largest error that is taken for rounding. Norms are compared, and single elements against
@@ -199,9 +168,9 @@ pub fn attempt<X: Real>(
     tolerance: f64,
 ) -> std::result::Result<(), String>
 where
-    Cuda: Ops<X>,
+    Cuda: Backend<X>,
 {
-    let inputs = Inputs { precision };
+    let inputs = Inputs::new(precision);
     let expected = case.run::<Cpu, f64>(&Cpu::new(1), inputs).map_err(|e| format!("on the CPU: {e}"))?;
     configure(schedule);
     let found = case.run::<Cuda, X>(cuda, inputs).map_err(|e| e.to_string())?;

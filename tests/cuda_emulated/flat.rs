@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::ops::AdamWStep;
-use gradtx_kernels::{Real, Result};
+use gradtx_kernels::{Backend, Real, Result};
 
 /// Sums, differences and casts of `n` elements, `offset` elements into their buffers.
 struct Flat {
@@ -11,7 +11,7 @@ struct Flat {
 }
 
 impl Case for Flat {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let all = self.offset + self.n;
         let range = self.offset..all;
         let x = put(d, &inputs.values::<X>("x", all))?;
@@ -54,7 +54,7 @@ struct Gather {
 }
 
 impl Case for Gather {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let x = put(d, &inputs.values::<X>("table", 7 * self.cols))?;
         let ids = put(d, &random_ids("ids", self.rows, 7))?;
         let mut out = put(d, &nan::<X>(self.rows * self.cols))?;
@@ -80,7 +80,7 @@ struct Optimizer {
 }
 
 impl Case for Optimizer {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let (rows, len) = (self.rows, self.len);
         let n = rows * len;
         let g = put(d, &inputs.sums::<X::Acc>("g", n))?;

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::ops::{GemmDims, LinearDims, LmHeadDims, LmHeadScratch, Out};
-use gradtx_kernels::{Real, Result};
+use gradtx_kernels::{Backend, Real, Result};
 
 /// A product whose result is rounded once; in bf16 the sum before it is in f32.
 const PRODUCT: Tolerance = Tolerance { f32: 2e-6, bf16: 4e-3 };
@@ -21,7 +21,7 @@ impl Product {
 }
 
 impl Case for Product {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let GemmDims { m, n, k, trans_a, trans_b, a_stride, b_stride, c_stride, out, .. } = self.dims;
         let a_cols = if trans_a { m } else { k };
         let b_cols = if trans_b { k } else { n };
@@ -70,7 +70,7 @@ struct Layer {
 }
 
 impl Case for Layer {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let LinearDims { rows, in_dim, out_dim, x_stride } = self.dims;
         let x = put(d, &spread(&inputs.values::<X>("x", rows * in_dim), in_dim, x_stride))?;
         let w = put(d, &inputs.values::<X>("w", out_dim * in_dim))?;
@@ -118,7 +118,7 @@ struct Head {
 }
 
 impl Case for Head {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let LmHeadDims { tokens, labels, hidden, vocab, chunk } = self.dims;
         let x = put(d, &inputs.values::<X>("x", tokens * hidden))?;
         let w = put(d, &inputs.values::<X>("w", vocab * hidden))?;
@@ -175,7 +175,7 @@ struct Largest {
 }
 
 impl Case for Largest {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let mut values = inputs.values::<X>("logits", self.rows * self.cols);
         // Equal largest values, of which the first counts, and NaN, which does not.
         for row in values.chunks_mut(self.cols) {

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::ops::{Out, RmsNormDims};
-use gradtx_kernels::{Real, Result};
+use gradtx_kernels::{Backend, Real, Result};
 
 pub struct Norm {
     pub rows: usize,
@@ -12,7 +12,7 @@ pub struct Norm {
 }
 
 impl Case for Norm {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let (rows, cols, gap) = (self.rows, self.cols, self.gap);
         let (x_stride, y_stride) = (cols + gap, cols + 2 * gap);
         let dims = RmsNormDims { x_stride, y_stride, ..RmsNormDims::new(rows, cols, 0.05) };

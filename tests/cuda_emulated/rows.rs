@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::ops::{DropoutDims, GatedDims, GatedKind, MseDims, QkvDims};
-use gradtx_kernels::{Real, Result};
+use gradtx_kernels::{Backend, Real, Result};
 
 struct Gated {
     rows: usize,
@@ -12,7 +12,7 @@ struct Gated {
 }
 
 impl Case for Gated {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let (rows, cols, h_stride) = (self.rows, self.cols, self.cols + self.gap);
         let dims = GatedDims { rows, cols, h_stride, kind: self.kind };
         // Some gates far out, where e^x is very small or large.
@@ -50,7 +50,7 @@ struct Drop {
 }
 
 impl Case for Drop {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let (rows, cols) = (self.rows_per_key * self.examples, self.cols);
         let mut values = inputs.values::<X>("x", rows * cols);
         values.iter_mut().step_by(3).for_each(|x| *x += X::one());
@@ -79,7 +79,7 @@ struct Tokens {
 }
 
 impl Case for Tokens {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let (n, dim, vocab) = (self.tokens, self.dim, 9);
         let table = put(d, &inputs.values::<X>("table", vocab * dim))?;
         let ids = put(d, &random_ids("ids", n, vocab))?;
@@ -109,7 +109,7 @@ struct Squares {
 }
 
 impl Case for Squares {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let (rows, cols) = (self.rows, self.cols);
         let pred = put(d, &inputs.values::<X>("pred", rows * cols))?;
         let target = put(d, &inputs.values::<X>("target", rows * cols))?;
@@ -141,7 +141,7 @@ struct Rotary {
 }
 
 impl Case for Rotary {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let QkvDims { tokens, head_dim, .. } = self.dims;
         let (row, half, max_positions) = (self.dims.row(), head_dim / 2, 17);
         let angles = random("angles", max_positions * half);
@@ -183,7 +183,7 @@ struct HeadNorm {
 }
 
 impl Case for HeadNorm {
-    fn run<D: Ops<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let QkvDims { tokens, heads, kv_heads, head_dim } = self.dims;
         let (n, normed) = (tokens * self.dims.row(), tokens * (heads + kv_heads));
         let qkv = put(d, &inputs.values::<X>("qkv", n))?;

@@ -44,9 +44,11 @@ pub const MODULES: &[(&str, &str)] = sources![
     "flash.cu",
     "gemm.cu",
     "lm_head.cu",
+    "lora.cu",
     "mse.cu",
     "rmsnorm.cu",
-    "rope.cu"
+    "rope.cu",
+    "t5_attention.cu"
 ];
 
 /// What they may include.

@@ -24,12 +24,14 @@ mod fault;
 mod gemm;
 mod launch;
 mod lm_head;
+mod lora;
 mod memory;
 mod mse;
 mod nvrtc;
 mod probe;
 mod rmsnorm;
 mod rope;
+mod t5_attention;
 
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
 pub use probe::{CudaDevice, devices};
