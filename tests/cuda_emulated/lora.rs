@@ -47,7 +47,7 @@ impl<D: Device> Stream<D> {
         for segment in segments {
             offsets.push(offsets.last().expect("not empty") + segment.0);
         }
-        let keys: Vec<u64> = (0..segments.len() as u64).map(|i| 1000 + (77 * i << 33) + i).collect();
+        let keys: Vec<u64> = (0..segments.len() as u64).map(|i| 1000 + ((77 * i) << 33) + i).collect();
         Ok(Self {
             offsets: put(device, &offsets)?,
             adapter: put(device, &segments.iter().map(|s| s.1).collect::<Vec<_>>())?,

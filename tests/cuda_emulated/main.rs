@@ -10,6 +10,7 @@ mod flat;
 mod host;
 mod lora;
 mod matrix;
+mod models;
 mod planted;
 mod rmsnorm;
 mod rows;
