@@ -2,7 +2,7 @@
 //! that programs are built for. PTX alone would not do: only the assembler checks inline
 //! assembly, and knows what a kernel needs of registers and shared memory.
 
-use gradtx_kernels::cuda::cubin::{ARCHITECTURES, MODULES, compile, compile_source};
+use gradtx_kernels::cuda::cubin::{ARCHITECTURES, MODULES, compile, compile_into, compile_source, file_name};
 
 /// Names of the kernels in the assembler's report.
 fn kernels_in(log: &str) -> Vec<String> {
@@ -30,6 +30,17 @@ fn every_module_compiles_for_every_architecture() {
             }
         }
     }
+}
+
+/// A cubin lies in its directory under the name that a device looks for, and nothing else is left there.
+#[test]
+fn cubins_are_put_where_they_are_looked_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, compiled) = compile_into(directory.path(), "dropout", "sm_80").expect("the module compiles");
+    assert_eq!(path, directory.path().join(file_name("dropout", "sm_80").expect("there is such a module")));
+    assert_eq!(std::fs::read(&path).expect("it is there"), compiled.cubin);
+    assert_eq!(std::fs::read_dir(directory.path()).expect("it can be listed").count(), 1);
+    assert!(compile_into(directory.path(), "nothing", "sm_80").is_err());
 }
 
 fn refusal(source: &str, architecture: &str) -> String {

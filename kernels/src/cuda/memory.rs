@@ -51,7 +51,9 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         if self.bytes > 0 && self.context.bind_to_thread().is_ok() {
-            // SAFETY: allocated in this context and freed once. Nothing can be done about a failure.
+            // Kernels that are still queued may use it. Nothing can be done about a failure.
+            let _ = result::ctx::synchronize();
+            // SAFETY: allocated in this context and freed once, when nothing uses it any more.
             let _ = unsafe { result::free_sync(self.pointer) };
         }
     }

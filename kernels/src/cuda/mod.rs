@@ -8,7 +8,7 @@
 //! Everything goes through one stream, in order. An operation checks its arguments on the
 //! host and returns when its kernels are queued. Numbers that only the device sees (token
 //! ids, positions) are checked by the kernels, which refuse them and leave a note that the
-//! next [`Device::download`] or [`Device::synchronize`] turns into an error ([`fault`]).
+//! next [`Device::download`] or [`Device::synchronize`] turns into an error (`fault.rs`).
 //!
 //! Sums are always taken in the same order, without floating-point atomics, so results do
 //! not depend on timing.
@@ -181,7 +181,7 @@ impl Cuda {
     fn workspace(&self, bytes: usize) -> Result<Workspace<'_>> {
         let mut guard = memory::lock(&self.inner.workspace);
         if guard.as_ref().is_none_or(|held| held.bytes() < bytes) {
-            // Freeing waits for the kernels that still use the old one.
+            // Dropping waits for the kernels that still use the old one.
             *guard = None;
             let bytes = bytes.next_power_of_two().max(1 << 20);
             *guard = Some(Allocation::new(self.stream()?, &self.inner.description, bytes)?);
