@@ -17,7 +17,7 @@ endif
 # Kernels are tested on the emulator, which needs no GPU, and their compilation where NVRTC is.
 TEST_FEATURES = $(FEATURES) cuda $(if $(NVRTC),nvrtc)
 
-.PHONY: help demo test check bench build setup clean cubins kernels-report
+.PHONY: help demo test check bench build setup clean cubins kernels-report test-cuda
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
@@ -25,6 +25,7 @@ help:
 	@echo 'make check   format, lints as errors, documentation without warnings'
 	@echo 'make bench   times of operations and steps on this machine'
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
+	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
 	@echo 'make cubins  device code of all CUDA kernels, in $(TARGET)/cubins; build with GRADTX_CUBINS=<there> to have it in the program'
 	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
 
@@ -46,6 +47,10 @@ run-tests:
 	$(if $(NVRTC),,@echo 'NVRTC is not here: kernels are emulated, but not compiled for a device')
 	$(CARGO) test --workspace --locked --features '$(TEST_FEATURES)'
 
+# The tests of the emulator, but on this machine's GPU; faults are planted into emulated kernels alone.
+test-cuda: setup
+	GRADTX_TEST_ON_DEVICE=1 $(CARGO) test --locked -p gradtx-tests --features cuda --test cuda_emulated -- --skip planted:: --skip host::
+
 cubins: setup
 	$(MAKE) --no-print-directory run-cubins REPORT=
 
@@ -54,6 +59,7 @@ kernels-report: setup
 
 .PHONY: run-cubins
 run-cubins:
+	rm -rf $(TARGET)/cubins
 	$(CARGO) run --locked --quiet -p gradtx-kernels --features cuda --example cubins -- $(TARGET)/cubins $(REPORT)
 
 check: setup

@@ -116,8 +116,16 @@ fn library() -> &'static Library {
     })
 }
 
-/// Sets how launches of this thread run.
+/// Whether the tests run on this machine's GPU instead of the emulator.
+pub fn on_device() -> bool {
+    std::env::var_os("GRADTX_TEST_ON_DEVICE").is_some()
+}
+
+/// Sets how launches of this thread run. A GPU has an order of its own.
 pub fn configure(schedule: Schedule) {
+    if on_device() {
+        return;
+    }
     let (order, seed) = match schedule.order {
         Order::Forward => (0, 1),
         Order::Reverse => (1, 1),
@@ -198,6 +206,10 @@ fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) 
 
 /// A device of its own, with kernels of this variant.
 pub fn device(variant: Variant) -> Cuda {
+    if on_device() {
+        assert!(variant.plant.is_none(), "faults are planted into emulated kernels only");
+        return Cuda::new(0).expect("a CUDA device was asked for");
+    }
     let directory = modules(variant);
     Cuda::with_cubins(0, Cubins::directory(&directory)).expect("the stand-in shows a device")
 }

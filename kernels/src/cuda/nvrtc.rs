@@ -58,7 +58,8 @@ impl Api {
             // SAFETY: loading the compiler runs nothing but its own initialisation.
             match unsafe { Library::new(name) } {
                 Ok(library) => return Self::bind(library),
-                Err(e) => why = e.to_string(),
+                // What the dynamic loader says is in the error's source.
+                Err(e) => why = std::error::Error::source(&e).map_or(e.to_string(), |s| s.to_string()),
             }
         }
         let why = format!("{why}. GRADTX_NVRTC=/path/to/libnvrtc.so.12 names the library");
