@@ -14,16 +14,18 @@
 //! | [`subsets`] | which rows every shadow subset has |
 //! | [`collection`] | what is to be collected, and what of it is there |
 //! | [`shift`] | what one process does: group after group |
-//! | [`office`] | where it gets groups from: [`hand_out`] among ranks, [`claims`] without MPI |
+//! | [`office`] | where it gets groups from: among ranks [`chief`] and [`worker`], without MPI [`claims`] |
 //! | [`keeper`] | writes what is finished, meanwhile |
 
+pub mod chief;
 pub mod claims;
 pub mod collection;
-pub mod hand_out;
 pub mod keeper;
+pub mod messages;
 pub mod office;
 pub mod shift;
 pub mod subsets;
+pub mod worker;
 
 use crate::args::{Role, RunArgs};
 use crate::cluster::World;
@@ -38,6 +40,7 @@ use crate::stages::examples::Data;
 use crate::stages::side::Side;
 use crate::stages::{Context, SHADOW_DIR};
 use anyhow::{Context as _, Result};
+use chief::Chief;
 use claims::{CLAIMS, Claims, Position};
 use collection::{ASIDE, Collection};
 use gradtx_kernels::cpu::Cpu;
@@ -51,7 +54,6 @@ use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::data::{BatchCapacity, Dataset};
 use gradtx_runtime::metrics::JsonLines;
 use gradtx_runtime::plan::available_memory;
-use hand_out::{Chief, Worker};
 use keeper::{Keeper, gather_left, scratch_dir};
 use office::Office;
 use serde_json::{Value, json};
@@ -59,11 +61,12 @@ use shift::Shift;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use worker::Worker;
 
 /// Directories within a tuple store.
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
-/// For so long a process waits for one that has the directory for itself.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For so long a process of several waits for one that has the directory for itself.
+const LONGEST_ALONE: Duration = Duration::from_secs(60);
 
 /// What is to be collected, and by whom.
 #[derive(Debug, Clone, clap::Args)]
@@ -280,7 +283,7 @@ fn in_array(
                 if collection.missing(world.comm(), true)?.is_empty() {
                     return Ok(Outcome::Elsewhere);
                 }
-                if begun.elapsed() > PATIENCE {
+                if begun.elapsed() > LONGEST_ALONE {
                     return Err(error);
                 }
                 std::thread::sleep(Duration::from_millis(200));

@@ -2,8 +2,8 @@
 //!
 //! | office | processes |
 //! |---|---|
-//! | [`super::hand_out::Chief`] | rank 0: hands out the work, and does some itself; also a single process |
-//! | [`super::hand_out::Worker`] | any other rank: asks rank 0 |
+//! | [`super::chief::Chief`] | rank 0: hands out the work, and does some itself; also a single process |
+//! | [`super::worker::Worker`] | any other rank: asks rank 0 |
 //! | [`super::claims::Claims`] | one of several without MPI: takes what nobody else has taken |
 
 use super::collection::Finished;

@@ -1,133 +1,25 @@
-//! Work among ranks: rank 0 hands it out, on demand, while it works too.
-//!
-//! Messages, each with a tag of its own:
-//!
-//! | tag | from, to | content |
-//! |---|---|---|
-//! | `ASK` | worker, chief | the model that it holds, as JSON |
-//! | `GIVE` | chief, worker | a group, or nothing any more, as JSON |
-//! | `TELL` | worker, chief | `Told` as JSON: how far it is, about once a second; that a group is trained |
-//! | `SHARD` | worker, chief | what came of a group, where the chief writes for all |
-//! | `STOP` | both ways | the exit code of the end that somebody asked for |
-//! | `END` | worker, chief | everything of it is written; what its time was spent with |
-//!
-//! A worker asks a little before it needs the answer, so that it rarely waits for rank 0 to
-//! come to the end of its stream. Point-to-point messages, not one-sided ones: a window's
-//! owner has to look after it just as often, and a message says more.
+//! [`Chief`]: rank 0, which hands out the work, on demand, while it works too; also a process
+//! alone. What is said is in [`super::messages`].
 
 use super::collection::{Collection, Finished, Throughput};
 use super::keeper::Keeper;
+use super::messages::{
+    ASK, Done, END, Ended, GIVE, NAP, SHARD, STOP, TELL, Told, read, say, standing, unpack,
+};
 use super::office::{Now, Office, Spent, Task};
 use crate::args::Role;
 use crate::interrupt;
 use crate::progress::{self, RankStanding};
 use crate::schedule::{Scheduler, Work};
-use crate::stages::jobs::Trained;
 use crate::ui::{Progress, Ui};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use gradtx_runtime::comm::Comm;
-use gradtx_runtime::metrics::{JsonLines, Rate};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use gradtx_runtime::metrics::JsonLines;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-const ASK: u8 = 1;
-const GIVE: u8 = 2;
-const TELL: u8 = 3;
-const SHARD: u8 = 4;
-const STOP: u8 = 5;
-const END: u8 = 6;
-
-/// A worker asks for its next group when so many steps of this one are left.
-const AHEAD: u32 = 2;
-/// How often it tells how far it is.
-const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How often rank 0 shows how far all are.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
-/// A pause between looks while there is nothing to do.
-const NAP: Duration = Duration::from_micros(200);
-
-/// What a worker tells, in the order in which it happens.
-#[derive(Serialize, Deserialize)]
-enum Told {
-    /// How far it is.
-    Standing(RankStanding),
-    /// A group is trained.
-    Done(Done),
-}
-
-/// What is said of a finished group.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-struct Done {
-    work: Work,
-    jobs: usize,
-    tokens: u64,
-    seconds: f64,
-}
-
-impl Done {
-    fn of(now: &Now) -> Self {
-        let Now { work, jobs, rate, .. } = *now;
-        Self { work, jobs, tokens: rate.tokens, seconds: rate.time.as_secs_f64() }
-    }
-
-    fn rate(&self) -> Rate {
-        Rate { tokens: self.tokens, time: Duration::from_secs_f64(self.seconds) }
-    }
-}
-
-/// What is said at the end.
-#[derive(Clone, Copy, Default, Serialize, Deserialize)]
-struct Ended {
-    unfinished: bool,
-    groups: usize,
-    /// Groups whose results rank 0 has to write.
-    sent: usize,
-    training_s: f64,
-    delivering_s: f64,
-    loading_s: f64,
-    waiting_s: f64,
-}
-
-impl Ended {
-    fn new(unfinished: bool, spent: Spent, sent: usize) -> Self {
-        Self {
-            unfinished,
-            groups: spent.groups,
-            sent,
-            training_s: spent.training.as_secs_f64(),
-            delivering_s: spent.delivering.as_secs_f64(),
-            loading_s: spent.loading.as_secs_f64(),
-            waiting_s: spent.waiting.as_secs_f64(),
-        }
-    }
-}
-
-fn say(comm: &dyn Comm, to: usize, tag: u8, what: &impl Serialize) -> Result<()> {
-    Ok(comm.send(to, tag, &serde_json::to_vec(what)?)?)
-}
-
-fn read<T: DeserializeOwned>(from: usize, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).with_context(|| format!("rank {from} sent what nobody understands"))
-}
-
-/// How far a rank is, as rank 0 shows it.
-pub fn standing(comm: &dyn Comm, now: Option<&Now>, before: &RankStanding) -> RankStanding {
-    let mut told = RankStanding {
-        rank: comm.rank(),
-        node: comm.place().node.clone(),
-        pid: std::process::id(),
-        updated: progress::unix_now(),
-        ..before.clone()
-    };
-    if let Some(now) = now {
-        told.part = format!("{} group {}", now.work.side.name(), now.work.group);
-        (told.done, told.total) = (now.done as u64, now.steps as u64);
-        (told.rate, told.cost) = (now.rate.per_second(), now.work.cost);
-        told.unit = "tokens".into();
-    }
-    told
-}
 
 /// Rank 0, or a process alone.
 pub struct Chief<'a> {
@@ -368,165 +260,5 @@ impl Office for Chief<'_> {
         self.keeper.end()?;
         self.comm.broadcast_bytes(0, &mut vec![code.unwrap_or(0)])?;
         Ok(code)
-    }
-}
-
-/// Any other rank.
-pub struct Worker<'a> {
-    comm: &'a dyn Comm,
-    /// None where rank 0 writes for all.
-    keeper: Option<Keeper>,
-    sent: usize,
-    /// Whether an answer is under way.
-    asked: bool,
-    stop: Option<u8>,
-    standing: RankStanding,
-    told: Instant,
-}
-
-impl<'a> Worker<'a> {
-    /// With a keeper, unless rank 0 is to write for it.
-    pub fn new(comm: &'a dyn Comm, keeper: Option<Keeper>) -> Result<Self> {
-        let mut worker = Self {
-            comm,
-            keeper,
-            sent: 0,
-            asked: false,
-            stop: None,
-            standing: standing(comm, None, &RankStanding::default()),
-            told: Instant::now(),
-        };
-        say(comm, 0, TELL, &Told::Standing(worker.standing.clone()))?;
-        worker.ask(None)?;
-        comm.barrier()?;
-        Ok(worker)
-    }
-
-    fn ask(&mut self, resident: Option<Role>) -> Result<()> {
-        if !self.asked {
-            say(self.comm, 0, ASK, &resident)?;
-            self.asked = true;
-        }
-        Ok(())
-    }
-
-    /// Whether somebody wants the end.
-    fn should_stop(&mut self) -> Result<bool> {
-        if self.stop.is_none()
-            && let Some(code) = interrupt::asked()
-        {
-            self.stop = Some(code);
-            self.comm.send(0, STOP, &[code])?;
-        }
-        if let Some(message) = self.comm.try_receive(Some(0), STOP)? {
-            self.stop = message.bytes.first().copied();
-        }
-        Ok(self.stop.is_some())
-    }
-}
-
-impl Office for Worker<'_> {
-    fn next(&mut self, resident: Option<Role>) -> Result<Option<Task>> {
-        self.ask(resident)?;
-        loop {
-            if let Some(message) = self.comm.try_receive(Some(0), GIVE)? {
-                self.asked = false;
-                let work: Option<Work> = read(0, &message.bytes)?;
-                return Ok(work.map(|work| Task { work, claim: None }));
-            }
-            if self.should_stop()? {
-                return Ok(None);
-            }
-            std::thread::sleep(NAP);
-        }
-    }
-
-    fn between(&mut self) -> Result<()> {
-        Ok(self.comm.poll()?)
-    }
-
-    fn step(&mut self, now: &Now) -> Result<bool> {
-        if self.told.elapsed() >= TELL_EVERY {
-            self.told = Instant::now();
-            self.standing = standing(self.comm, Some(now), &self.standing);
-            say(self.comm, 0, TELL, &Told::Standing(self.standing.clone()))?;
-        }
-        let go_on = !self.should_stop()?;
-        if go_on && now.done + AHEAD >= now.steps {
-            self.ask(Some(now.work.side))?;
-        }
-        Ok(go_on)
-    }
-
-    fn deliver(&mut self, finished: Finished, now: &Now) -> Result<()> {
-        say(self.comm, 0, TELL, &Told::Done(Done::of(now)))?;
-        match &mut self.keeper {
-            Some(keeper) => keeper.give(finished),
-            None => {
-                self.sent += 1;
-                Ok(self.comm.send(0, SHARD, &pack(&finished)?)?)
-            }
-        }
-    }
-
-    fn end(self: Box<Self>, unfinished: bool, spent: Spent) -> Result<Option<u8>> {
-        let Self { comm, keeper, sent, asked, .. } = *self;
-        keeper.map_or(Ok(()), Keeper::end)?;
-        // What it asked for and did not wait for may be a group that nobody does now.
-        let unfinished = unfinished || asked;
-        say(comm, 0, END, &Ended::new(unfinished, spent, sent))?;
-        let mut code = vec![];
-        comm.broadcast_bytes(0, &mut code)?;
-        Ok(code.first().copied().filter(|&code| code != 0))
-    }
-}
-
-/// What came of a group, as bytes: a line of JSON, and the updates of every job.
-fn pack(finished: &Finished) -> Result<Vec<u8>> {
-    // Losses as bits, since decimal numbers may lose their last one.
-    let bits = |t: &Trained| -> Vec<u64> { t.losses.iter().map(|loss| loss.to_bits()).collect() };
-    let losses: Vec<Vec<u64>> = finished.jobs.iter().map(bits).collect();
-    let mut bytes = serde_json::to_vec(&(finished.work, losses))?;
-    bytes.push(b'\n');
-    for job in &finished.jobs {
-        bytes.extend(gradtx_runtime::artifact::little_endian(&job.updates).iter());
-    }
-    Ok(bytes)
-}
-
-fn unpack(from: usize, bytes: &[u8]) -> Result<Finished> {
-    let end = bytes.iter().position(|&b| b == b'\n').unwrap_or(bytes.len());
-    let (work, losses): (Work, Vec<Vec<u64>>) = read(from, &bytes[..end])?;
-    let values: Vec<f32> = bytes[(end + 1).min(bytes.len())..]
-        .chunks_exact(size_of::<f32>())
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect();
-    let each = values.len() / losses.len().max(1);
-    let job = |(losses, updates): (Vec<u64>, &[f32])| Trained {
-        losses: losses.into_iter().map(f64::from_bits).collect(),
-        updates: updates.to_vec(),
-    };
-    // The shards say how many values they need, and refuse any other number.
-    let jobs = losses.into_iter().zip(values.chunks(each.max(1))).map(job).collect();
-    Ok(Finished { work, jobs, claim: None })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_came_of_a_group_can_be_sent() {
-        let work = Work { side: Role::Llm, group: 3, cost: 0.25 };
-        let job =
-            |x: f64| Trained { losses: vec![x, 0.1 + x], updates: vec![x as f32, -1.5, f32::MIN_POSITIVE] };
-        let sent = Finished { work, jobs: vec![job(0.3), job(1.0 / 3.0)], claim: None };
-        let got = unpack(1, &pack(&sent).unwrap()).unwrap();
-        assert_eq!(got.work, work);
-        for (a, b) in sent.jobs.iter().zip(&got.jobs) {
-            assert_eq!((&a.losses, &a.updates), (&b.losses, &b.updates));
-        }
-        assert_eq!(got.jobs.len(), 2);
-        assert!(unpack(1, b"nonsense\n").is_err());
     }
 }
