@@ -108,7 +108,10 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
             // A chain without its end is of no use.
             Err(error) if ids.is_empty() => return Err(error),
             Err(error) => {
-                return Err(slurm::scancel(&ids).err().map_or(error, |e| e.context("after a failure")));
+                return Err(match slurm::scancel(&ids) {
+                    Ok(()) => error,
+                    Err(e) => error.context(format!("{e:#}; still in the queue: {}", ids.join(" "))),
+                });
             }
         }
         let id = ids.last().expect("one was just added");
