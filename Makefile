@@ -8,7 +8,16 @@ FLAGS = --locked $(if $(FEATURES),--features $(FEATURES))
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test cluster chaos check bench build setup clean
+# NVIDIA's run-time compiler, which `.ci/setup` puts there where it can; a library named in
+# GRADTX_NVRTC goes first. It compiles kernels and checks them; nothing is linked with it.
+NVRTC := $(or $(GRADTX_NVRTC),$(wildcard $(abspath $(TARGET))/nvrtc/nvidia/cuda_nvrtc/lib/libnvrtc.so.12))
+ifneq ($(NVRTC),)
+export GRADTX_NVRTC := $(NVRTC)
+endif
+# Kernels are tested on the emulator, which needs no GPU, and their compilation where NVRTC is.
+TEST_FEATURES = $(FEATURES) cuda $(if $(NVRTC),nvrtc)
+
+.PHONY: help demo test cluster chaos check bench build setup clean cubins kernels-report test-cuda
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
@@ -18,6 +27,9 @@ help:
 	@echo 'make check   format, lints as errors, documentation without warnings'
 	@echo 'make bench   times of operations and steps on this machine'
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
+	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
+	@echo 'make cubins  device code of all CUDA kernels, in $(TARGET)/cubins; build with GRADTX_CUBINS=<there> to have it in the program'
+	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
 
 setup:
 	@.ci/setup
@@ -29,19 +41,40 @@ demo: build
 	$(TARGET)/release/gradtx demo $(DEMO_DIR)
 
 test: setup
-	$(CARGO) test --workspace $(FLAGS)
+	$(MAKE) --no-print-directory run-tests
+
+# A make of its own, for setup may have found the compiler of kernels only now.
+.PHONY: run-tests
+run-tests:
+	$(if $(NVRTC),,@echo 'NVRTC is not here: kernels are emulated, but not compiled for a device')
+	$(CARGO) test --workspace --locked --features '$(TEST_FEATURES)'
+
+# The tests of the emulator, but on this machine's GPU; faults are planted into emulated kernels alone.
+test-cuda: setup
+	GRADTX_TEST_ON_DEVICE=1 $(CARGO) test --locked -p gradtx-tests --features cuda --test cuda_emulated -- --skip planted:: --skip host::
+
+cubins: setup
+	$(MAKE) --no-print-directory run-cubins REPORT=
+
+kernels-report: setup
+	$(MAKE) --no-print-directory run-cubins REPORT=kernels/REPORT.md
+
+.PHONY: run-cubins
+run-cubins:
+	rm -rf $(TARGET)/cubins
+	$(CARGO) run --locked --quiet -p gradtx-kernels --features cuda --example cubins -- $(TARGET)/cubins $(REPORT)
 
 cluster:
 	@.ci/setup cluster
-	$(CARGO) test --workspace --locked --features mpi --test cluster
+	$(CARGO) test --workspace --locked --features '$(TEST_FEATURES)' --test cluster
 
 chaos: setup
 	CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_COUNT=$(or $(CHAOS_COUNT),25) \
-		$(CARGO) test --workspace --locked --features mpi --test chaos
+		$(CARGO) test --workspace --locked --features '$(TEST_FEATURES)' --test chaos
 
 check: setup
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets $(FLAGS) -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) cuda nvrtc' -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
 	@command -v shellcheck >/dev/null || echo 'no shellcheck here: scripts are not checked'
 	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh .ci/run .ci/setup

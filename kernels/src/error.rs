@@ -34,6 +34,22 @@ pub enum Error {
         /// Bytes that were asked for.
         bytes: usize,
     },
+    /// A kind of device that cannot be used here.
+    #[error("{what} cannot be used: {why}")]
+    Unavailable {
+        /// What was asked for.
+        what: &'static str,
+        /// What is missing or too old.
+        why: String,
+    },
+    /// The device's driver or compiler refused something.
+    #[error("the device could not {what}: {why}")]
+    Driver {
+        /// What was asked of it.
+        what: String,
+        /// What it said.
+        why: String,
+    },
 }
 
 /// Fails unless a view holds exactly `expected` elements.

@@ -32,6 +32,15 @@ pub fn devices() -> std::result::Result<Vec<CudaDevice>, String> {
     (0..count).map(|i| describe(i).map_err(|e| failed(&format!("describe device {i}"), e))).collect()
 }
 
+/// The CUDA version that the driver is for, as 1000 · major + 10 · minor.
+pub(super) fn driver_version() -> std::result::Result<i32, String> {
+    let mut version = 0;
+    // SAFETY: writes one number; the driver's library is there, for it has shown a device.
+    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
+    status.result().map_err(|e| format!("the CUDA driver cannot tell its version: {e}"))?;
+    Ok(version)
+}
+
 fn describe(ordinal: i32) -> std::result::Result<CudaDevice, result::DriverError> {
     use sys::CUdevice_attribute as Attribute;
     let device = result::device::get(ordinal)?;

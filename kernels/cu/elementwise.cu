@@ -1,0 +1,82 @@
+// Sums, scaling, gathers, conversion and filling of flat memory.
+#include "common.cuh"
+
+// y = a·x + b·y; with b = 0 y is not read.
+template <class X> DEV void axpby(X* y, float a, const X* x, float b, u64 n) {
+    cover_grid<WIDE<X>>(n, aligned16(y) && aligned16(x), [&](auto count, u64 i) {
+        constexpr int N = decltype(count)::value;
+        float xs[N], ys[N];
+        load(xs, x + i);
+        if (b != 0.f) load(ys, y + i);
+#pragma unroll
+        for (int j = 0; j < N; j++) ys[j] = b != 0.f ? fmaf(a, xs[j], b * ys[j]) : a * xs[j];
+        store(y + i, ys);
+    });
+}
+
+// out = x − y.
+template <class X> DEV void difference(X* out, const X* x, const X* y, u64 n) {
+    cover_grid<WIDE<X>>(n, aligned16(out) && aligned16(x) && aligned16(y), [&](auto count, u64 i) {
+        constexpr int N = decltype(count)::value;
+        float xs[N], ys[N];
+        load(xs, x + i);
+        load(ys, y + i);
+#pragma unroll
+        for (int j = 0; j < N; j++) xs[j] -= ys[j];
+        store(out + i, xs);
+    });
+}
+
+// out[i] = x[ids[i]], rows of `cols` values; a block per row.
+template <class X> DEV void gather_rows(X* out, const X* x, const u32* ids, u32* fault, u32 cols, u32 limit) {
+    u32 id = ids[blockIdx.x];
+    if (!expect_below(fault, BAD_ID, id, limit)) return;
+    const X* from = x + (u64)id * cols;
+    X* to = out + (u64)blockIdx.x * cols;
+    cover_block<WIDE<X>>(cols, aligned16(from) && aligned16(to), [&](auto count, u64 i) {
+        float values[decltype(count)::value];
+        load(values, from + i);
+        store(to + i, values);
+    });
+}
+
+// dst = src, converted.
+template <class To, class From> DEV void cast(To* dst, const From* src, u64 n) {
+    constexpr int STEP = WIDE<To> > WIDE<From> ? WIDE<To> : WIDE<From>;
+    cover_grid<STEP>(n, aligned16(dst) && aligned16(src), [&](auto count, u64 i) {
+        float values[decltype(count)::value];
+        load(values, src + i);
+        store(dst + i, values);
+    });
+}
+
+#define INSTANCES(X, x)                                                                                       \
+    KERNEL LAUNCH_BOUNDS(256) axpby_##x(X* y, float a, const X* src, float b, u64 n) { axpby(y, a, src, b, n); } \
+    EXPORT(axpby_##x)                                                                                         \
+    KERNEL LAUNCH_BOUNDS(256) difference_##x(X* out, const X* a, const X* b, u64 n) { difference(out, a, b, n); } \
+    EXPORT(difference_##x)                                                                                    \
+    KERNEL LAUNCH_BOUNDS(256)                                                                                 \
+        gather_rows_##x(X* out, const X* src, const u32* ids, u32* fault, u32 cols, u32 limit) {               \
+        gather_rows(out, src, ids, fault, cols, limit);                                                       \
+    }                                                                                                         \
+    EXPORT(gather_rows_##x)
+INSTANCES(float, f32)
+INSTANCES(bf16, bf16)
+
+KERNEL LAUNCH_BOUNDS(256) cast_f32_bf16(bf16* dst, const float* src, u64 n) { cast(dst, src, n); }
+EXPORT(cast_f32_bf16)
+KERNEL LAUNCH_BOUNDS(256) cast_bf16_f32(float* dst, const bf16* src, u64 n) { cast(dst, src, n); }
+EXPORT(cast_bf16_f32)
+
+// Elements of 8 and 16 bytes, which the driver cannot set.
+KERNEL LAUNCH_BOUNDS(256) fill_8(u64* dst, u64 value, u64 n) {
+    cover_grid<1>(n, false, [&](auto, u64 i) { dst[i] = value; });
+}
+EXPORT(fill_8)
+KERNEL LAUNCH_BOUNDS(256) fill_16(u64* dst, u64 low, u64 high, u64 n) {
+    cover_grid<1>(n, false, [&](auto, u64 i) {
+        dst[2 * i] = low;
+        dst[2 * i + 1] = high;
+    });
+}
+EXPORT(fill_16)

@@ -1,0 +1,265 @@
+// A stand-in for libcuda.so: the part of the driver's interface that gradtx calls, carried out by
+// the emulator. A module is a shared object for the host, made from the same .cu files. Everything
+// is done when a call returns; a failed launch reports at once, and the next one may go on.
+#include "emu.h"
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
+#include <elf.h>
+#include <mutex>
+#include <string>
+#include <unistd.h>
+#include <unordered_map>
+
+#define API extern "C" __attribute__((visibility("default"))) Result
+typedef unsigned long long Pointer;
+
+enum Result : int {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    NOT_FOUND = 500,
+    ILLEGAL_ADDRESS = 700,
+    LAUNCH_FAILED = 719,
+    NOT_SUPPORTED = 801,
+};
+
+// The device: what an A100 has of everything that a launch depends on, and 8 GiB of memory.
+constexpr size_t MEMORY = 8ull << 30;
+constexpr int DEFAULT_SHARED = 48 * 1024, MAX_SHARED = 163 * 1024;
+
+struct Function {
+    std::string name;
+    int (*run)(const unsigned*, size_t, void**);
+    int max_dynamic_shared = DEFAULT_SHARED;
+};
+struct Module {
+    void* handle;
+    std::unordered_map<std::string, Function> functions;
+};
+struct Event { double milliseconds = 0; };
+
+static char the_context;
+static thread_local void* current_context;
+static std::mutex memory_lock;
+static size_t used;
+static std::unordered_map<Pointer, size_t> sizes;
+
+API cuInit(unsigned) { return SUCCESS; }
+API cuDriverGetVersion(int* version) {
+    *version = 12040;
+    return SUCCESS;
+}
+API cuDeviceGetCount(int* count) {
+    *count = 1;
+    return SUCCESS;
+}
+API cuDeviceGet(int* device, int ordinal) {
+    *device = 0;
+    return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
+}
+API cuDeviceGetName(char* name, int size, int) {
+    snprintf(name, size, "emulated device");
+    return SUCCESS;
+}
+API cuDeviceTotalMem_v2(size_t* bytes, int) {
+    *bytes = MEMORY;
+    return SUCCESS;
+}
+API cuDeviceGetAttribute(int* value, int attribute, int) {
+    switch (attribute) {
+        case 1: *value = 1024; break;             // threads per block
+        case 8: *value = DEFAULT_SHARED; break;   // shared memory per block
+        case 10: *value = 32; break;              // warp size
+        case 16: *value = 8; break;               // multiprocessors
+        case 75: *value = 8; break;               // compute capability, major
+        case 76: *value = 0; break;               // and minor
+        case 81: *value = 164 * 1024; break;      // shared memory per multiprocessor
+        case 97: *value = MAX_SHARED; break;      // shared memory per block on request
+        default: *value = 0;
+    }
+    return SUCCESS;
+}
+
+API cuDevicePrimaryCtxRetain(void** context, int) {
+    *context = &the_context;
+    return SUCCESS;
+}
+API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+API cuCtxSetCurrent(void* context) {
+    current_context = context;
+    return SUCCESS;
+}
+API cuCtxGetCurrent(void** context) {
+    *context = current_context;
+    return SUCCESS;
+}
+API cuCtxSynchronize() { return SUCCESS; }
+
+API cuStreamCreate(void** stream, unsigned) {
+    *stream = new char;
+    return SUCCESS;
+}
+API cuStreamDestroy_v2(void* stream) {
+    delete static_cast<char*>(stream);
+    return SUCCESS;
+}
+API cuStreamSynchronize(void*) { return SUCCESS; }
+API cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
+API cuEventCreate(void** event, unsigned) {
+    *event = new Event;
+    return SUCCESS;
+}
+API cuEventDestroy_v2(void* event) {
+    delete static_cast<Event*>(event);
+    return SUCCESS;
+}
+API cuEventRecord(void* event, void*) {
+    auto now = std::chrono::steady_clock::now().time_since_epoch();
+    static_cast<Event*>(event)->milliseconds = std::chrono::duration<double, std::milli>(now).count();
+    return SUCCESS;
+}
+API cuEventSynchronize(void*) { return SUCCESS; }
+API cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+    *milliseconds = (float)(static_cast<Event*>(end)->milliseconds - static_cast<Event*>(start)->milliseconds);
+    return SUCCESS;
+}
+API cuEventElapsedTime_v2(float* ms, void* start, void* end) { return cuEventElapsedTime(ms, start, end); }
+
+API cuMemAlloc_v2(Pointer* p, size_t bytes) {
+    if (bytes == 0) return INVALID_VALUE;
+    std::lock_guard<std::mutex> held(memory_lock);
+    if (bytes > MEMORY - used) return OUT_OF_MEMORY;
+    void* memory = emu::guarded_alloc(bytes);
+    if (!memory) return OUT_OF_MEMORY;
+    *p = reinterpret_cast<Pointer>(memory);
+    sizes[*p] = bytes;
+    used += bytes;
+    return SUCCESS;
+}
+API cuMemFree_v2(Pointer p) {
+    std::lock_guard<std::mutex> held(memory_lock);
+    auto found = sizes.find(p);
+    if (found == sizes.end()) return INVALID_VALUE;
+    used -= found->second;
+    sizes.erase(found);
+    emu::guarded_free(reinterpret_cast<void*>(p));
+    return SUCCESS;
+}
+API cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
+    std::lock_guard<std::mutex> held(memory_lock);
+    *total = MEMORY;
+    *free_bytes = MEMORY - used;
+    return SUCCESS;
+}
+API cuMemHostAlloc(void** p, size_t bytes, unsigned) {
+    *p = malloc(bytes);
+    return *p ? SUCCESS : OUT_OF_MEMORY;
+}
+API cuMemFreeHost(void* p) {
+    free(p);
+    return SUCCESS;
+}
+static void* host(Pointer p) { return reinterpret_cast<void*>(p); }
+API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void*) {
+    memcpy(host(to), from, bytes);
+    return SUCCESS;
+}
+API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void*) {
+    memcpy(to, host(from), bytes);
+    return SUCCESS;
+}
+API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void*) {
+    memcpy(host(to), host(from), bytes);
+    return SUCCESS;
+}
+template <class T> static Result set(Pointer to, T value, size_t count) {
+    if (to % sizeof(T)) return INVALID_VALUE;
+    for (size_t i = 0; i < count; i++) static_cast<T*>(host(to))[i] = value;
+    return SUCCESS;
+}
+API cuMemsetD8Async(Pointer to, unsigned char value, size_t count, void*) { return set(to, value, count); }
+API cuMemsetD16Async(Pointer to, unsigned short value, size_t count, void*) { return set(to, value, count); }
+API cuMemsetD32Async(Pointer to, unsigned value, size_t count, void*) { return set(to, value, count); }
+
+// An image is a shared object of the host; what is for a real device is refused.
+API cuModuleLoadData(void** module, const void* image) {
+    auto* header = static_cast<const Elf64_Ehdr*>(image);
+    if (memcmp(header->e_ident, ELFMAG, SELFMAG) || header->e_machine != EM_X86_64) return INVALID_IMAGE;
+    size_t bytes = header->e_shoff + (size_t)header->e_shentsize * header->e_shnum;
+    // A file of its own under a name of its own: the loader takes a name it has seen for the same object.
+    char path[] = "/tmp/emulated-module-XXXXXX";
+    int file = mkstemp(path);
+    if (file < 0) return OUT_OF_MEMORY;
+    bool written = write(file, image, bytes) == (ssize_t)bytes;
+    close(file);
+    void* handle = written ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
+    unlink(path);
+    if (!handle) {
+        fprintf(stderr, "emulated driver: %s\n", dlerror());
+        return INVALID_IMAGE;
+    }
+    *module = new Module{handle, {}};
+    return SUCCESS;
+}
+API cuModuleUnload(void* module) {
+    delete static_cast<Module*>(module);  // the object stays mapped: a fault may still name its code
+    return SUCCESS;
+}
+API cuModuleGetFunction(void** function, void* module, const char* name) {
+    auto* m = static_cast<Module*>(module);
+    void* entry = dlsym(m->handle, (std::string("emu_launch_") + name).c_str());
+    if (!entry) return NOT_FOUND;
+    auto run = reinterpret_cast<int (*)(const unsigned*, size_t, void**)>(entry);
+    *function = &m->functions.try_emplace(name, Function{name, run}).first->second;
+    return SUCCESS;
+}
+API cuFuncSetAttribute(void* function, int attribute, int value) {
+    constexpr int MAX_DYNAMIC_SHARED = 8;
+    if (attribute != MAX_DYNAMIC_SHARED) return SUCCESS;
+    if (value > MAX_SHARED) return INVALID_VALUE;
+    static_cast<Function*>(function)->max_dynamic_shared = value;
+    return SUCCESS;
+}
+
+static thread_local std::string launch_error;
+
+API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared_bytes, void*, void** arguments, void** extra) {
+    auto* f = static_cast<Function*>(function);
+    launch_error.clear();
+    if (extra) return NOT_SUPPORTED;
+    if ((int)shared_bytes > f->max_dynamic_shared || gx > 0x7fffffffu || gy > 65535 || gz > 65535 || bz > 64) {
+        launch_error = f->name + ": a launch that no device takes";
+        return INVALID_VALUE;
+    }
+    unsigned dims[6] = {gx, gy, gz, bx, by, bz};
+    if (f->run(dims, shared_bytes, arguments) == 0) return SUCCESS;
+    launch_error = emu::last_error();
+    if (launch_error.find("illegal memory") != std::string::npos) return ILLEGAL_ADDRESS;
+    return launch_error.find("invalid launch") != std::string::npos ? INVALID_VALUE : LAUNCH_FAILED;
+}
+
+API cuGetErrorName(int error, const char** name) {
+    switch (error) {
+        case SUCCESS: *name = "CUDA_SUCCESS"; break;
+        case INVALID_VALUE: *name = "CUDA_ERROR_INVALID_VALUE"; break;
+        case OUT_OF_MEMORY: *name = "CUDA_ERROR_OUT_OF_MEMORY"; break;
+        case INVALID_DEVICE: *name = "CUDA_ERROR_INVALID_DEVICE"; break;
+        case INVALID_IMAGE: *name = "CUDA_ERROR_INVALID_IMAGE"; break;
+        case NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
+        case ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
+        case LAUNCH_FAILED: *name = "CUDA_ERROR_LAUNCH_FAILED"; break;
+        default: *name = "CUDA_ERROR_NOT_SUPPORTED";
+    }
+    return SUCCESS;
+}
+API cuGetErrorString(int error, const char** text) {
+    cuGetErrorName(error, text);
+    if (error && !launch_error.empty()) *text = launch_error.c_str();
+    return SUCCESS;
+}

@@ -1,0 +1,79 @@
+//! AdamW and gradient norms on CUDA.
+
+use super::{Cuda, CudaView, CudaViewMut};
+use crate::error::{Error, Result, expect_len};
+use crate::ops::{AdamW, AdamWStep};
+
+const MODULE: &str = "adamw";
+const THREADS: usize = 256;
+/// Partial sums of a row. Fixed, so that a norm's bits do not depend on the device.
+const PARTIAL_SUMS: usize = 512;
+/// Elements that are worth a block of their own.
+const LEAST_SHARE: usize = 4096;
+
+impl AdamW<f32> for Cuda {
+    fn sum_squares(
+        &self,
+        sums: CudaViewMut<'_, f32>,
+        g: CudaView<'_, f32>,
+        rows: usize,
+        len: usize,
+    ) -> Result<()> {
+        const OP: &str = "sum_squares";
+        expect_len(OP, "sums", sums.len(), rows)?;
+        expect_len(OP, "g", g.len(), rows * len)?;
+        let parts = len.div_ceil(LEAST_SHARE).clamp(1, PARTIAL_SUMS);
+        let scratch = self.workspace(rows * parts * size_of::<f32>())?;
+        let kernel = self.kernel(MODULE, "sum_squares_partial").pointer(scratch.pointer).read(g).long(len);
+        // SAFETY: g holds `rows` rows of `len`, and the scratch memory `parts` sums for each.
+        unsafe { kernel.run([parts, rows, 1], THREADS, 0) }?;
+        let kernel =
+            self.kernel(MODULE, "sum_squares_final").write(&sums).pointer(scratch.pointer).int(parts);
+        // SAFETY: as above, and `sums` holds one per row.
+        unsafe { kernel.run([rows, 1, 1], THREADS, 0) }
+    }
+
+    fn clip_scale(
+        &self,
+        scale: CudaViewMut<'_, f32>,
+        sums: CudaView<'_, f32>,
+        rows: usize,
+        max_norm: f64,
+    ) -> Result<()> {
+        expect_len("clip_scale", "scale", scale.len(), rows)?;
+        expect_len("clip_scale", "sums", sums.len(), rows)?;
+        let kernel = self.kernel(MODULE, "clip_scale").write(&scale).read(sums).int(rows).float(max_norm);
+        // SAFETY: both views hold an element per row.
+        unsafe { kernel.run([rows.div_ceil(THREADS), 1, 1], THREADS, 0) }
+    }
+
+    fn adamw(
+        &self,
+        p: CudaViewMut<'_, f32>,
+        m: CudaViewMut<'_, f32>,
+        v: CudaViewMut<'_, f32>,
+        g: CudaView<'_, f32>,
+        scale: CudaView<'_, f32>,
+        rows: usize,
+        len: usize,
+        step: AdamWStep,
+    ) -> Result<()> {
+        const OP: &str = "adamw";
+        for (what, found) in [("p", p.len()), ("m", m.len()), ("v", v.len()), ("g", g.len())] {
+            expect_len(OP, what, found, rows * len)?;
+        }
+        expect_len(OP, "scale", scale.len(), rows)?;
+        if step.step == 0 {
+            return Err(Error::Unsupported { op: OP, why: "steps are counted from 1".into() });
+        }
+        let correction1 = 1.0 - step.beta1.powf(step.step.into());
+        let correction2 = 1.0 - step.beta2.powf(step.step.into());
+        let kernel = self.kernel(MODULE, OP).write(&p).write(&m).write(&v).read(g).read(scale).long(len);
+        let kernel = kernel.float(step.beta1).float(1.0 - step.beta1);
+        let kernel = kernel.float(step.beta2).float(1.0 - step.beta2);
+        let kernel = kernel.float(1.0 - step.lr * step.weight_decay).float(step.lr / correction1);
+        let kernel = kernel.float(1.0 / correction2.sqrt()).float(step.eps);
+        // SAFETY: the four matrices hold `rows` rows of `len`, and `scale` one factor for each.
+        unsafe { kernel.run([self.flat_blocks::<f32>(len), rows, 1], THREADS, 0) }
+    }
+}

@@ -1,0 +1,205 @@
+//! Packed attention and decoding on CUDA.
+//!
+//! bf16 with head sizes 64 and 128 goes through the tensor cores (`cu/flash.cu`), everything
+//! else through plain kernels (`cu/attention.cu`). How many tiles the segments of a stream
+//! have is known to the device alone, so grids have as many blocks as there could be tiles,
+//! and a block without a tile has nothing to do.
+
+use super::launch::Launch;
+use super::{Cuda, CudaReal, CudaView, CudaViewMut};
+use crate::error::{Error, Result, expect_len, expect_rows};
+use crate::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
+
+const PLAIN: &str = "attention";
+const FLASH: &str = "flash";
+/// As in `cu/attention.cu`.
+const PLAIN_THREADS: usize = 128;
+const MOST_DIM: usize = 256;
+/// As in `cu/flash.cu`: threads, rows of a tile, and the padding of its rows.
+const FLASH_THREADS: usize = 128;
+const TILE: usize = 64;
+const BACKWARD_STEP: usize = 32;
+const PAD: usize = 8;
+
+/// Fails unless heads can be grouped and qkv has its rows.
+fn check_qkv(op: &'static str, qkv: usize, dims: &QkvDims) -> Result<()> {
+    let QkvDims { heads, kv_heads, head_dim, .. } = *dims;
+    if kv_heads == 0 || head_dim == 0 || head_dim > MOST_DIM || !heads.is_multiple_of(kv_heads) {
+        let why = format!("{heads} heads of {head_dim} on {kv_heads} key/value heads");
+        return Err(Error::Unsupported { op, why });
+    }
+    expect_len(op, "qkv", qkv, dims.tokens * dims.row())
+}
+
+/// Fails unless caches hold their slots.
+fn check_caches(op: &'static str, k: usize, v: usize, dims: &DecodeDims) -> Result<()> {
+    let cache = dims.slots * dims.capacity * dims.qkv.kv_heads * dims.qkv.head_dim;
+    expect_len(op, "k_cache", k, cache)?;
+    expect_len(op, "v_cache", v, cache)
+}
+
+/// The tensor-core kernels of a head size: forward, dq, dk and dv.
+fn flash_names(head_dim: usize) -> Option<[&'static str; 3]> {
+    match head_dim {
+        64 => Some(["flash_forward_64", "flash_backward_q_64", "flash_backward_kv_64"]),
+        128 => Some(["flash_forward_128", "flash_backward_q_128", "flash_backward_kv_128"]),
+        _ => None,
+    }
+}
+
+/// Whether 16 bytes at a time can be read and written at all these addresses, rows this far apart.
+fn aligned(addresses: &[u64], strides: &[usize]) -> bool {
+    addresses.iter().all(|a| a.is_multiple_of(16)) && strides.iter().all(|s| s.is_multiple_of(8))
+}
+
+/// Bytes of shared memory for this many rows of a head.
+fn shared_rows(rows: usize, head_dim: usize) -> usize {
+    rows * (head_dim + PAD) * size_of::<u16>()
+}
+
+/// Most tiles that the segments can have: every segment begins one of its own.
+fn most_tiles(dims: &AttentionDims) -> usize {
+    if dims.qkv.tokens == 0 { 0 } else { dims.qkv.tokens.div_ceil(TILE) + dims.segments }
+}
+
+impl Launch<'_> {
+    /// Heads and their size, as kernels take them.
+    fn heads(self, dims: &QkvDims) -> Self {
+        self.int(dims.heads).int(dims.kv_heads).int(dims.head_dim)
+    }
+
+    /// Everything of [`AttentionDims`], after the pointers.
+    fn attention(self, cuda: &Cuda, dims: &AttentionDims) -> Self {
+        let launch = self.pointer(cuda.fault_pointer()).int(dims.qkv.tokens).int(dims.segments);
+        launch.heads(&dims.qkv).long(dims.o_stride).float(dims.scale)
+    }
+}
+
+impl<X: CudaReal> Attention<X> for Cuda {
+    fn attention_forward(
+        &self,
+        o: CudaViewMut<'_, X>,
+        lse: CudaViewMut<'_, f32>,
+        qkv: CudaView<'_, X>,
+        offsets: CudaView<'_, u32>,
+        dims: AttentionDims,
+    ) -> Result<()> {
+        const OP: &str = "attention_forward";
+        let QkvDims { tokens, heads, head_dim, .. } = dims.qkv;
+        check_qkv(OP, qkv.len(), &dims.qkv)?;
+        expect_rows(OP, "o", o.len(), tokens, heads * head_dim, dims.o_stride)?;
+        expect_len(OP, "lse", lse.len(), heads * tokens)?;
+        expect_len(OP, "offsets", offsets.len(), dims.segments + 1)?;
+        let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
+        let wide = aligned(&[o.pointer(), qkv.pointer()], &[dims.o_stride]);
+        if let Some([name, _, _]) = flash.filter(|_| wide) {
+            let kernel = self.kernel(FLASH, name).write(&o).write(&lse).read(qkv).read(offsets);
+            let shared = shared_rows(5 * TILE, head_dim);
+            let grid = [most_tiles(&dims), heads, 1];
+            // SAFETY: the lengths above; segments beyond the stream are refused.
+            return unsafe { kernel.attention(self, &dims).run(grid, FLASH_THREADS, shared) };
+        }
+        let kernel = self.kernel_of::<X>(PLAIN, OP).write(&o).write(&lse).read(qkv).read(offsets);
+        // SAFETY: as above.
+        unsafe { kernel.attention(self, &dims).run([tokens, heads, 1], PLAIN_THREADS, 0) }
+    }
+
+    fn attention_backward(
+        &self,
+        dqkv: CudaViewMut<'_, X>,
+        delta: CudaViewMut<'_, f32>,
+        d_o: CudaView<'_, X>,
+        o: CudaView<'_, X>,
+        lse: CudaView<'_, f32>,
+        qkv: CudaView<'_, X>,
+        offsets: CudaView<'_, u32>,
+        dims: AttentionDims,
+    ) -> Result<()> {
+        const OP: &str = "attention_backward";
+        let QkvDims { tokens, heads, kv_heads, head_dim } = dims.qkv;
+        check_qkv(OP, qkv.len(), &dims.qkv)?;
+        expect_len(OP, "dqkv", dqkv.len(), qkv.len())?;
+        expect_rows(OP, "d_o", d_o.len(), tokens, heads * head_dim, dims.o_stride)?;
+        expect_rows(OP, "o", o.len(), tokens, heads * head_dim, dims.o_stride)?;
+        expect_len(OP, "delta", delta.len(), heads * tokens)?;
+        expect_len(OP, "lse", lse.len(), heads * tokens)?;
+        expect_len(OP, "offsets", offsets.len(), dims.segments + 1)?;
+        let kernel = self.kernel_of::<X>(PLAIN, "attention_delta").write(&delta).read(d_o).read(o);
+        let kernel = kernel.int(tokens).int(heads).int(head_dim).long(dims.o_stride);
+        let rows = (tokens * heads).div_ceil(PLAIN_THREADS / 32);
+        // SAFETY: the lengths above.
+        unsafe { kernel.run([rows, 1, 1], PLAIN_THREADS, 0) }?;
+
+        let kernel_of = |module: &'static str, name: &'static str, suffix: &'static str| {
+            let kernel =
+                self.kernel_typed(module, name, suffix).write(&dqkv).read(delta.freeze()).read(d_o).read(lse);
+            kernel.read(qkv).read(offsets).attention(self, &dims)
+        };
+        let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
+        let wide = aligned(&[d_o.pointer(), qkv.pointer(), dqkv.pointer()], &[dims.o_stride]);
+        if let Some([_, by_queries, by_keys]) = flash.filter(|_| wide) {
+            let shared = shared_rows(2 * TILE + 4 * BACKWARD_STEP, head_dim);
+            let tiles = most_tiles(&dims);
+            // SAFETY: the lengths above; segments beyond the stream are refused.
+            unsafe { kernel_of(FLASH, by_queries, "").run([tiles, heads, 1], FLASH_THREADS, shared) }?;
+            // SAFETY: as above.
+            return unsafe { kernel_of(FLASH, by_keys, "").run([tiles, kv_heads, 1], FLASH_THREADS, shared) };
+        }
+        let kernel = kernel_of(PLAIN, "attention_backward_q", X::SUFFIX);
+        // SAFETY: as above.
+        unsafe { kernel.run([tokens, heads, 1], 32, 0) }?;
+        let kernel = kernel_of(PLAIN, "attention_backward_kv", X::SUFFIX);
+        // SAFETY: as above.
+        unsafe { kernel.run([tokens, kv_heads, 1], 32, 0) }
+    }
+
+    fn cache_store(
+        &self,
+        k_cache: CudaViewMut<'_, X>,
+        v_cache: CudaViewMut<'_, X>,
+        qkv: CudaView<'_, X>,
+        offsets: CudaView<'_, u32>,
+        slot: CudaView<'_, u32>,
+        dims: DecodeDims,
+    ) -> Result<()> {
+        const OP: &str = "cache_store";
+        check_qkv(OP, qkv.len(), &dims.qkv)?;
+        expect_len(OP, "offsets", offsets.len(), slot.len() + 1)?;
+        check_caches(OP, k_cache.len(), v_cache.len(), &dims)?;
+        let kernel = self.kernel_of::<X>(PLAIN, OP).write(&k_cache).write(&v_cache).read(qkv);
+        let kernel = kernel.read(offsets).read(slot).pointer(self.fault_pointer());
+        let kernel = kernel.int(dims.qkv.tokens).int(slot.len()).heads(&dims.qkv);
+        let kernel = kernel.int(dims.capacity).int(dims.slots);
+        // SAFETY: the lengths above; segments, slots and positions out of range are refused.
+        unsafe { kernel.run([dims.qkv.tokens, 1, 1], 256, 0) }
+    }
+
+    fn attention_decode(
+        &self,
+        o: CudaViewMut<'_, X>,
+        k_cache: CudaViewMut<'_, X>,
+        v_cache: CudaViewMut<'_, X>,
+        qkv: CudaView<'_, X>,
+        slot: CudaView<'_, u32>,
+        position: CudaView<'_, u32>,
+        dims: DecodeDims,
+    ) -> Result<()> {
+        const OP: &str = "attention_decode";
+        let QkvDims { tokens: rows, heads, head_dim, .. } = dims.qkv;
+        check_qkv(OP, qkv.len(), &dims.qkv)?;
+        expect_len(OP, "o", o.len(), rows * heads * head_dim)?;
+        check_caches(OP, k_cache.len(), v_cache.len(), &dims)?;
+        expect_len(OP, "slot", slot.len(), rows)?;
+        expect_len(OP, "position", position.len(), rows)?;
+        let kernel = self.kernel_of::<X>(PLAIN, "cache_append").write(&k_cache).write(&v_cache).read(qkv);
+        let kernel = kernel.read(slot).read(position).pointer(self.fault_pointer()).heads(&dims.qkv);
+        let kernel = kernel.int(dims.capacity).int(dims.slots);
+        // SAFETY: the lengths above; slots and positions out of range are refused.
+        unsafe { kernel.run([rows, 1, 1], 256, 0) }?;
+        let kernel = self.kernel_of::<X>(PLAIN, OP).write(&o).read(k_cache.freeze()).read(v_cache.freeze());
+        let kernel = kernel.read(qkv).read(slot).read(position).heads(&dims.qkv);
+        let kernel = kernel.int(dims.capacity).int(dims.slots).float(dims.scale);
+        // SAFETY: as above.
+        unsafe { kernel.run([rows, heads, 1], PLAIN_THREADS, 0) }
+    }
+}

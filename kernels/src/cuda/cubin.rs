@@ -1,0 +1,206 @@
+//! Where device code comes from.
+//!
+//! A module is one file of `kernels/cu`; its text is part of the program. For a device of
+//! some architecture its cubin is looked for, under one file name everywhere,
+//!
+//! 1. in the program, if it was built with `GRADTX_CUBINS=<directory>` (see `make cubins`):
+//!    then a machine needs nothing but the driver;
+//! 2. in a cache directory: `GRADTX_CUDA_CACHE`, or `gradtx/cubins` in the user's cache;
+//! 3. else it is compiled by NVRTC, and put into the cache.
+//!
+//! The name holds a hash of the source, of all it includes and of the options, so a cubin
+//! can never be out of date. The compiler's version is not part of it: a machine without the
+//! compiler could not know which to ask for, and a cubin of any version is right.
+//!
+//! Compiling for the device, not for a virtual one (PTX), is deliberate: only then are inline
+//! assembly, registers and shared memory checked before a device is there. Spilled registers
+//! are errors.
+
+pub use super::nvrtc::Compiled;
+
+use super::nvrtc;
+use crate::{Error, Result};
+use std::borrow::Cow;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Architectures that cubins are built for ahead of time: A100 and what runs its code, and H100.
+pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
+
+macro_rules! sources {
+    ($($name:literal),*) => {
+        &[$(($name, include_str!(concat!("../../cu/", $name)))),*]
+    };
+}
+
+/// The modules: name and source.
+pub const MODULES: &[(&str, &str)] = sources![
+    "activation.cu",
+    "adamw.cu",
+    "attention.cu",
+    "dropout.cu",
+    "elementwise.cu",
+    "embedding.cu",
+    "flash.cu",
+    "gemm.cu",
+    "lm_head.cu",
+    "lora.cu",
+    "mse.cu",
+    "rmsnorm.cu",
+    "rope.cu",
+    "t5_attention.cu"
+];
+
+/// What they may include.
+const HEADERS: &[(&str, &str)] = sources!["gpu.cuh", "common.cuh", "packed.cuh"];
+
+// `EMBEDDED: &[(&str, &[u8])]`, file names and cubins: written by the build script.
+include!(concat!(env!("OUT_DIR"), "/embedded_cubins.rs"));
+
+/// The architecture whose cubins a device runs: that of its generation where there is one ahead of time.
+pub fn architecture((major, minor): (i32, i32)) -> String {
+    match (major, minor) {
+        (8, _) => "sm_80".into(),
+        (9, 0) => "sm_90a".into(),
+        _ => format!("sm_{major}{minor}"),
+    }
+}
+
+/// Options of the compiler; the assembler reports what kernels use and refuses spills.
+fn options(architecture: &str) -> Vec<String> {
+    [
+        &format!("--gpu-architecture={architecture}"),
+        "--std=c++17",
+        // Lambdas have no place to say that they are for the device.
+        "--device-as-default-execution-space",
+        "--ptxas-options=-v",
+        "--ptxas-options=--warn-on-spills",
+        "--ptxas-options=-Werror",
+    ]
+    .map(String::from)
+    .to_vec()
+}
+
+/// The source of a module, by the name of its file without `.cu`.
+fn source(module: &str) -> Result<&'static str> {
+    let named = |(file, _): &&(&str, &str)| file.strip_suffix(".cu") == Some(module);
+    match MODULES.iter().find(named) {
+        Some((_, text)) => Ok(text),
+        None => Err(Error::Unsupported { op: "cubin", why: format!("there is no module `{module}`") }),
+    }
+}
+
+/// FNV-1a, 64 bits: tells versions of our own sources apart.
+fn hash<'a>(parts: impl Iterator<Item = &'a str>) -> u64 {
+    let bytes = parts.flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// The file name of a module's cubin for an architecture.
+///
+/// # Errors
+/// If there is no such module.
+pub fn file_name(module: &str, architecture: &str) -> Result<String> {
+    let options = options(architecture);
+    let texts = HEADERS.iter().map(|h| h.1).chain([source(module)?]);
+    let hash = hash(texts.chain(options.iter().map(String::as_str)));
+    Ok(format!("{module}.{architecture}.{hash:016x}.cubin"))
+}
+
+/// Compiles a module.
+///
+/// # Errors
+/// As of the compiler: not found, or the source is refused (a spill is an error).
+pub fn compile(module: &str, architecture: &str) -> Result<Compiled> {
+    compile_source(&format!("{module}.cu"), source(module)?, architecture)
+}
+
+/// Compiles any source that includes no more than the modules do; `name` is for messages.
+///
+/// # Errors
+/// As of [`compile`].
+pub fn compile_source(name: &str, source: &str, architecture: &str) -> Result<Compiled> {
+    nvrtc::compile(name, source, HEADERS, &options(architecture))
+}
+
+/// Compiles a module into a directory, if it is not there; where it is, and what the compiler said.
+///
+/// # Errors
+/// As of [`compile`], and if the file cannot be written.
+pub fn compile_into(directory: &Path, module: &str, architecture: &str) -> Result<(PathBuf, Compiled)> {
+    let compiled = compile(module, architecture)?;
+    let path = directory.join(file_name(module, architecture)?);
+    let failed =
+        |e: std::io::Error| Error::Driver { what: format!("write {}", path.display()), why: e.to_string() };
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    // Under a name of this process first: others may compile the same.
+    let temporary = directory.join(format!(".{}.{module}", std::process::id()));
+    let mut file = std::fs::File::create(&temporary).map_err(failed)?;
+    file.write_all(&compiled.cubin).and_then(|()| file.sync_all()).map_err(failed)?;
+    std::fs::rename(&temporary, &path).map_err(failed)?;
+    Ok((path, compiled))
+}
+
+/// Places that a device takes its kernels from.
+#[derive(Clone, Debug)]
+pub struct Cubins {
+    embedded: bool,
+    directory: Option<PathBuf>,
+}
+
+impl Cubins {
+    /// Those in the program, then the cache (see the module's head).
+    pub fn standard() -> Self {
+        let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let directory = variable("GRADTX_CUDA_CACHE").or_else(|| {
+            let caches = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+            Some(caches?.join("gradtx").join("cubins"))
+        });
+        Self { embedded: true, directory }
+    }
+
+    /// One directory only; what is not there is compiled into it.
+    pub fn directory(path: &Path) -> Self {
+        Self { embedded: false, directory: Some(path.to_path_buf()) }
+    }
+
+    /// The cubin of a module.
+    ///
+    /// # Errors
+    /// If it is nowhere and cannot be compiled.
+    pub(super) fn image(&self, module: &str, architecture: &str) -> Result<Cow<'static, [u8]>> {
+        let name = file_name(module, architecture)?;
+        if let Some((_, cubin)) = EMBEDDED.iter().find(|(file, _)| self.embedded && *file == name) {
+            return Ok(Cow::Borrowed(cubin));
+        }
+        let Some(directory) = &self.directory else {
+            return compile(module, architecture).map(|compiled| Cow::Owned(compiled.cubin));
+        };
+        if let Ok(cubin) = std::fs::read(directory.join(&name)) {
+            return Ok(Cow::Owned(cubin));
+        }
+        compile_into(directory, module, architecture).map(|(_, compiled)| Cow::Owned(compiled.cubin))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_modules_architectures_and_contents_apart() {
+        let name = |module, architecture| file_name(module, architecture).unwrap();
+        assert!(name("rmsnorm", "sm_80").starts_with("rmsnorm.sm_80."));
+        let hash_of = |name: &str| name.rsplit('.').nth(1).map(str::to_string);
+        assert_ne!(hash_of(&name("rmsnorm", "sm_80")), hash_of(&name("adamw", "sm_80")));
+        assert_ne!(hash_of(&name("rmsnorm", "sm_80")), hash_of(&name("rmsnorm", "sm_90a")));
+        assert!(file_name("nothing", "sm_80").is_err());
+        assert_ne!(hash(["ab", "c"].into_iter()), hash(["a", "bc"].into_iter()));
+    }
+
+    #[test]
+    fn devices_run_the_code_of_their_generation() {
+        let names = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 1)].map(architecture);
+        assert_eq!(names, ["sm_80", "sm_80", "sm_90a", "sm_100", "sm_121"]);
+    }
+}

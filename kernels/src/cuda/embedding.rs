@@ -1,0 +1,37 @@
+//! Token embedding on CUDA: rows are gathered; the gradient of a table row is added by one block, in order.
+
+use super::elementwise::table_rows;
+use super::{Cuda, CudaReal, CudaView, CudaViewMut};
+use crate::Result;
+use crate::error::expect_len;
+use crate::ops::Embedding;
+
+const THREADS: usize = 128;
+
+impl<X: CudaReal> Embedding<X> for Cuda {
+    fn embedding_forward(
+        &self,
+        x: CudaViewMut<'_, X>,
+        table: CudaView<'_, X>,
+        ids: CudaView<'_, u32>,
+        dim: usize,
+    ) -> Result<()> {
+        self.copy_rows("embedding_forward", &x, table, ids, dim)
+    }
+
+    fn embedding_backward(
+        &self,
+        d_table: CudaViewMut<'_, f32>,
+        dx: CudaView<'_, X>,
+        ids: CudaView<'_, u32>,
+        dim: usize,
+    ) -> Result<()> {
+        const OP: &str = "embedding_backward";
+        let vocab = table_rows(OP, d_table.len(), dim)?;
+        expect_len(OP, "dx", dx.len(), ids.len() * dim)?;
+        let kernel = self.kernel_of::<X>("embedding", OP).write(&d_table).read(dx).read(ids);
+        let kernel = kernel.pointer(self.fault_pointer()).int(ids.len()).int(dim).int(vocab);
+        // SAFETY: the lengths above; ids beyond the table are refused.
+        unsafe { kernel.run([ids.len(), 1, 1], THREADS, 0) }
+    }
+}

@@ -1,0 +1,40 @@
+//! Numbers that kernels refuse: an index out of range in data that only the device sees.
+//!
+//! A kernel that meets one does nothing with it and writes its kind into a word of device
+//! memory. The host looks at that word whenever it waits for the device anyway.
+
+use super::{Cuda, memory};
+use crate::{Error, Result};
+
+/// What is wrong, by the codes of `enum Fault` in `cu/common.cuh`.
+const SENTENCES: [&str; 7] = [
+    "a kernel reported a fault of no known kind",
+    "a token id or row number is not below the size of its table",
+    "a target is not below the size of the vocabulary",
+    "a position is beyond the tables of angles or the cache",
+    "a slot is not below the number of slots of the cache",
+    "a bucket is not below the number of buckets",
+    "the offsets of segments, their adapters or gradient rows do not fit their dimensions",
+];
+
+impl Cuda {
+    /// Fails if a kernel that is done has refused a number, and forgets it.
+    pub(super) fn check_fault(&self) -> Result<()> {
+        let word = &self.inner.fault;
+        let mut code = [0u8; size_of::<u32>()];
+        memory::lock(&self.inner.staging).download(self.stream()?, &mut code, word.pointer())?;
+        match u32::from_ne_bytes(code) {
+            0 => Ok(()),
+            code => {
+                self.set_bytes(word.pointer(), 0, word.bytes())?;
+                let why = SENTENCES.get(code as usize).unwrap_or(&SENTENCES[0]);
+                Err(Error::Unsupported { op: "an operation on the CUDA device", why: (*why).into() })
+            }
+        }
+    }
+
+    /// Where kernels report, as an argument.
+    pub(super) fn fault_pointer(&self) -> u64 {
+        self.inner.fault.pointer()
+    }
+}

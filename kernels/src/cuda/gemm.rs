@@ -1,0 +1,190 @@
+//! Matrix products and linear layers on CUDA, by kernels of our own.
+
+use super::{Cuda, CudaReal, CudaView, CudaViewMut};
+use crate::error::{Error, Result, expect_at_least, expect_len, expect_rows};
+use crate::ops::{Gemm, GemmDims, Linear, LinearDims, Out};
+
+const MODULE: &str = "gemm";
+/// As in `cu/gemm.cu`: depth and number of the stages of a tile, and padding of its rows.
+const STAGE_DEPTH: usize = 32;
+const STAGES: usize = 3;
+const PAD: usize = 8;
+
+/// Which kernel: the tile's edge decides speed, never the result.
+struct Choice {
+    name: &'static str,
+    tile: usize,
+    threads: usize,
+    /// Bytes of dynamic shared memory.
+    shared: usize,
+}
+
+/// Names of the kernels with the small and the large tile.
+fn names(trans_a: bool, trans_b: bool) -> [&'static str; 2] {
+    match (trans_a, trans_b) {
+        (false, false) => ["gemm_nn_64", "gemm_nn_128"],
+        (false, true) => ["gemm_nt_64", "gemm_nt_128"],
+        (true, false) => ["gemm_tn_64", "gemm_tn_128"],
+        (true, true) => ["gemm_tt_64", "gemm_tt_128"],
+    }
+}
+
+/// Bytes of the stages of a tile that has `edge` rows of op(A) or columns of op(B).
+fn stage_bytes(edge: usize, depth_in_rows: bool) -> usize {
+    let (rows, cols) = if depth_in_rows { (edge, STAGE_DEPTH) } else { (STAGE_DEPTH, edge) };
+    STAGES * rows * (cols + PAD) * size_of::<u16>()
+}
+
+impl Choice {
+    /// For bf16: large tiles where there are enough of them for every multiprocessor.
+    fn tensor_cores(dims: &GemmDims, processors: usize) -> Self {
+        let large = dims.m.div_ceil(128) * dims.n.div_ceil(128) >= processors;
+        let (tile, threads) = if large { (128, 256) } else { (64, 128) };
+        let shared = stage_bytes(tile, !dims.trans_a) + stage_bytes(tile, dims.trans_b);
+        let name = names(dims.trans_a, dims.trans_b)[usize::from(large)];
+        Self { name, tile, threads, shared }
+    }
+
+    /// For f32.
+    fn plain(dims: &GemmDims) -> Self {
+        Self { name: names(dims.trans_a, dims.trans_b)[0], tile: 64, threads: 256, shared: 0 }
+    }
+}
+
+/// Fails unless the three matrices hold what `dims` says.
+fn check(op: &'static str, c: usize, a: usize, b: usize, dims: &GemmDims) -> Result<()> {
+    let a_shape = if dims.trans_a { (dims.k, dims.m) } else { (dims.m, dims.k) };
+    let b_shape = if dims.trans_b { (dims.n, dims.k) } else { (dims.k, dims.n) };
+    let matrices = [
+        ("a", a, a_shape, dims.a_stride),
+        ("b", b, b_shape, dims.b_stride),
+        ("c", c, (dims.m, dims.n), dims.c_stride),
+    ];
+    for (what, found, (rows, cols), stride) in matrices {
+        if rows > 1 && stride < cols {
+            let why = format!("rows of `{what}` have {cols} values but are only {stride} apart");
+            return Err(Error::Unsupported { op, why });
+        }
+        let reach = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
+        expect_at_least(op, what, found, reach)?;
+    }
+    Ok(())
+}
+
+impl Cuda {
+    /// `c = alpha · op(a) op(b) [+ bias] [+ start]`, with `C` the inputs' type or f32. `start` is an
+    /// address and a row stride of a matrix like c, which may be c itself.
+    fn product<X: CudaReal, C: CudaReal>(
+        &self,
+        op: &'static str,
+        c: &CudaViewMut<'_, C>,
+        a: CudaView<'_, X>,
+        b: CudaView<'_, X>,
+        bias: Option<CudaView<'_, X>>,
+        start: (u64, usize),
+        dims: &GemmDims,
+    ) -> Result<()> {
+        check(op, c.len(), a.len(), b.len(), dims)?;
+        let (choice, suffix) = match (X::SUFFIX, C::SUFFIX) {
+            ("f32", _) => (Choice::plain(dims), "f32"),
+            (_, "f32") => (Choice::tensor_cores(dims, self.inner.processors), "bf16_f32"),
+            _ => (Choice::tensor_cores(dims, self.inner.processors), "bf16"),
+        };
+        let kernel = self.kernel_typed(MODULE, choice.name, suffix).write(c).read(a).read(b).read_if(bias);
+        let kernel = kernel.pointer(start.0).long(dims.a_stride).long(dims.b_stride).long(dims.c_stride);
+        let kernel = kernel.long(start.1).int(dims.m).int(dims.n).int(dims.k).float(dims.alpha);
+        let grid = [dims.n.div_ceil(choice.tile), dims.m.div_ceil(choice.tile), 1];
+        // SAFETY: checked above; `start` is null or a matrix that the callers have checked.
+        unsafe { kernel.run(grid, choice.threads, choice.shared) }
+    }
+
+    /// [`Gemm::gemm`] with C of the inputs' type or f32.
+    pub(super) fn gemm_into<X: CudaReal, C: CudaReal>(
+        &self,
+        op: &'static str,
+        c: &CudaViewMut<'_, C>,
+        a: CudaView<'_, X>,
+        b: CudaView<'_, X>,
+        dims: GemmDims,
+    ) -> Result<()> {
+        let start = if dims.out == Out::Add { c.pointer() } else { 0 };
+        self.product(op, c, a, b, None, (start, dims.c_stride), &dims)
+    }
+}
+
+impl<X: CudaReal> Gemm<X> for Cuda {
+    fn gemm(
+        &self,
+        c: CudaViewMut<'_, X>,
+        a: CudaView<'_, X>,
+        b: CudaView<'_, X>,
+        dims: GemmDims,
+    ) -> Result<()> {
+        self.gemm_into("gemm", &c, a, b, dims)
+    }
+}
+
+impl<X: CudaReal> Linear<X> for Cuda {
+    fn linear_forward(
+        &self,
+        y: CudaViewMut<'_, X>,
+        x: CudaView<'_, X>,
+        w: CudaView<'_, X>,
+        bias: Option<CudaView<'_, X>>,
+        residual: Option<CudaView<'_, X>>,
+        dims: LinearDims,
+    ) -> Result<()> {
+        const OP: &str = "linear_forward";
+        let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
+        expect_len(OP, "y", y.len(), rows * out_dim)?;
+        expect_len(OP, "w", w.len(), out_dim * in_dim)?;
+        expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
+        if let Some(bias) = bias {
+            expect_len(OP, "bias", bias.len(), out_dim)?;
+        }
+        if let Some(residual) = residual {
+            expect_len(OP, "residual", residual.len(), rows * out_dim)?;
+        }
+        let product = GemmDims { a_stride: x_stride, ..GemmDims::new(rows, out_dim, in_dim, false, true) };
+        let start = (residual.map_or(0, CudaView::pointer), out_dim);
+        self.product(OP, &y, x, w, bias, start, &product)
+    }
+
+    fn linear_backward_input(
+        &self,
+        dx: CudaViewMut<'_, X>,
+        dy: CudaView<'_, X>,
+        w: CudaView<'_, X>,
+        dims: LinearDims,
+        out: Out,
+    ) -> Result<()> {
+        const OP: &str = "linear_backward_input";
+        let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
+        expect_rows(OP, "dx", dx.len(), rows, in_dim, x_stride)?;
+        expect_len(OP, "dy", dy.len(), rows * out_dim)?;
+        expect_len(OP, "w", w.len(), out_dim * in_dim)?;
+        let product = GemmDims::new(rows, in_dim, out_dim, false, false);
+        self.gemm_into(OP, &dx, dy, w, GemmDims { c_stride: x_stride, out, ..product })
+    }
+
+    fn linear_backward_weight(
+        &self,
+        dw: CudaViewMut<'_, f32>,
+        dbias: Option<CudaViewMut<'_, f32>>,
+        dy: CudaView<'_, X>,
+        x: CudaView<'_, X>,
+        dims: LinearDims,
+    ) -> Result<()> {
+        const OP: &str = "linear_backward_weight";
+        let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
+        expect_len(OP, "dw", dw.len(), out_dim * in_dim)?;
+        expect_len(OP, "dy", dy.len(), rows * out_dim)?;
+        expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
+        if let Some(dbias) = &dbias {
+            expect_len(OP, "dbias", dbias.len(), out_dim)?;
+            self.sum_rows(dbias, dy, rows, out_dim)?;
+        }
+        let product = GemmDims::new(out_dim, in_dim, rows, true, false).add();
+        self.gemm_into(OP, &dw, dy, x, GemmDims { b_stride: x_stride, ..product })
+    }
+}

@@ -1,0 +1,99 @@
+//! LM head on CUDA: per chunk of labels a product for the logits, one pass over them for loss and
+//! gradient in place, and a product for each gradient asked for.
+
+use super::elementwise::threads_for_row;
+use super::{Cuda, CudaReal, CudaView, CudaViewMut};
+use crate::error::{Error, Result, expect_at_least, expect_len};
+use crate::ops::{GemmDims, LmHead, LmHeadDims, LmHeadScratch};
+
+const MODULE: &str = "lm_head";
+const THREADS: usize = 512;
+
+impl<X: CudaReal> LmHead<X> for Cuda {
+    fn lm_head_loss(
+        &self,
+        loss: CudaViewMut<'_, f32>,
+        dx: Option<CudaViewMut<'_, X>>,
+        dw: Option<CudaViewMut<'_, f32>>,
+        scratch: LmHeadScratch<'_, Self, X>,
+        x: CudaView<'_, X>,
+        w: CudaView<'_, X>,
+        rows: CudaView<'_, u32>,
+        targets: CudaView<'_, u32>,
+        weights: CudaView<'_, f32>,
+        dims: LmHeadDims,
+    ) -> Result<()> {
+        const OP: &str = "lm_head_loss";
+        let LmHeadDims { tokens, labels, hidden, vocab, chunk } = dims;
+        if chunk == 0 || hidden == 0 || vocab == 0 {
+            return Err(Error::Unsupported { op: OP, why: format!("a dimension is zero: {dims:?}") });
+        }
+        expect_len(OP, "loss", loss.len(), labels)?;
+        expect_len(OP, "x", x.len(), tokens * hidden)?;
+        expect_len(OP, "w", w.len(), vocab * hidden)?;
+        expect_len(OP, "rows", rows.len(), labels)?;
+        expect_len(OP, "targets", targets.len(), labels)?;
+        expect_len(OP, "weights", weights.len(), labels)?;
+        let LmHeadScratch { mut logits, rows: mut gathered, mut d_rows } = scratch;
+        expect_at_least(OP, "scratch.logits", logits.len(), chunk * vocab)?;
+        expect_at_least(OP, "scratch.rows", gathered.len(), chunk * hidden)?;
+        expect_at_least(OP, "scratch.d_rows", d_rows.len(), chunk * hidden)?;
+        if let Some(dw) = &dw {
+            expect_len(OP, "dw", dw.len(), vocab * hidden)?;
+        }
+        if let Some(dx) = &dx {
+            expect_len(OP, "dx", dx.len(), tokens * hidden)?;
+            self.set_bytes(dx.pointer(), 0, dx.len() * size_of::<X>())?;
+        }
+        let gradient = dx.is_some() || dw.is_some();
+        let (mut loss, fault) = (loss, self.fault_pointer());
+        for first in (0..labels).step_by(chunk) {
+            let n = chunk.min(labels - first);
+            let part = first..first + n;
+            let gathered = gathered.reborrow().slice(0..n * hidden);
+            let logits = logits.reborrow().slice(0..n * vocab);
+            self.copy_rows(OP, &gathered, x, rows.slice(part.clone()), hidden)?;
+            self.gemm_into(OP, &logits, gathered.freeze(), w, GemmDims::new(n, vocab, hidden, false, true))?;
+
+            let kernel = self.kernel_of::<X>(MODULE, "cross_entropy");
+            let kernel = kernel.write(&loss.reborrow().slice(part.clone())).write(&logits);
+            let kernel = kernel.read(targets.slice(part.clone())).read(weights.slice(part.clone()));
+            let kernel = kernel.pointer(fault).int(vocab).int(gradient.into());
+            // SAFETY: a row of logits, a target, a weight and a loss per block; targets are checked.
+            unsafe { kernel.run([n, 1, 1], threads_for_row::<X>(vocab, THREADS), 0) }?;
+
+            if let Some(dx) = &dx {
+                let d_rows = d_rows.reborrow().slice(0..n * hidden);
+                let dims = GemmDims::new(n, hidden, vocab, false, false);
+                self.gemm_into(OP, &d_rows, logits.freeze(), w, dims)?;
+                let kernel = self.kernel_of::<X>(MODULE, "scatter_rows").write(dx).read(d_rows.freeze());
+                let kernel = kernel.read(rows.slice(part)).pointer(fault).int(hidden).int(tokens);
+                // SAFETY: `n` rows of d_rows and numbers; numbers beyond dx are refused.
+                unsafe { kernel.run([n, 1, 1], threads_for_row::<X>(hidden, THREADS), 0) }?;
+            }
+            if let Some(dw) = &dw {
+                let dims = GemmDims::new(vocab, hidden, n, true, false).add();
+                self.gemm_into(OP, dw, logits.freeze(), gathered.freeze(), dims)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn argmax(
+        &self,
+        ids: CudaViewMut<'_, u32>,
+        logits: CudaView<'_, X>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<()> {
+        const OP: &str = "argmax";
+        expect_len(OP, "ids", ids.len(), rows)?;
+        expect_len(OP, "logits", logits.len(), rows * cols)?;
+        if cols == 0 {
+            return Err(Error::Unsupported { op: OP, why: "rows have no columns".into() });
+        }
+        let kernel = self.kernel_of::<X>(MODULE, OP).write(&ids).read(logits).int(cols);
+        // SAFETY: a row of logits and an id per block.
+        unsafe { kernel.run([rows, 1, 1], threads_for_row::<X>(cols, THREADS), 0) }
+    }
+}

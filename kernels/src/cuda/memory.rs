@@ -1,0 +1,259 @@
+//! Device memory: allocations, buffers and views; pinned host memory that copies go through.
+
+use super::{Cuda, CudaDevice, Stream, failed};
+use crate::{Elem, Error, Result};
+use cudarc::driver::{CudaContext, result, sys};
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Locks what one operation at a time uses. A panic elsewhere leaves nothing half done in it.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Some bytes of device memory; freed when dropped, after the kernels that use them.
+pub(super) struct Allocation {
+    pointer: u64,
+    bytes: usize,
+    context: Arc<CudaContext>,
+}
+
+impl Allocation {
+    /// Memory that holds anything. No bytes take no memory.
+    pub fn new(stream: &Stream, device: &CudaDevice, bytes: usize) -> Result<Self> {
+        let context = Arc::clone(&stream.context);
+        if bytes == 0 {
+            return Ok(Self { pointer: 0, bytes, context });
+        }
+        // SAFETY: the context is bound; the memory is given back once, in `drop`.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(pointer) => Ok(Self { pointer, bytes, context }),
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let free = context.mem_get_info().map_or(0, |(free, _)| free);
+                let device = format!("{} ({free} of {} bytes are free)", device.name, device.memory);
+                Err(Error::OutOfMemory { device, bytes })
+            }
+            Err(e) => Err(failed(format!("allocate {bytes} bytes"))(e)),
+        }
+    }
+
+    pub fn pointer(&self) -> u64 {
+        self.pointer
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        if self.bytes > 0 && self.context.bind_to_thread().is_ok() {
+            // Kernels that are still queued may use it. Nothing can be done about a failure.
+            let _ = result::ctx::synchronize();
+            // SAFETY: allocated in this context and freed once, when nothing uses it any more.
+            let _ = unsafe { result::free_sync(self.pointer) };
+        }
+    }
+}
+
+/// Memory of a CUDA device for a number of elements.
+pub struct CudaBuf<T> {
+    memory: Allocation,
+    len: usize,
+    /// Keeps the stream alive on which the memory is used.
+    _device: Cuda,
+    _elements: PhantomData<T>,
+}
+
+impl<T: Elem> CudaBuf<T> {
+    pub(super) fn new(device: &Cuda, len: usize, memory: Allocation) -> Self {
+        Self { memory, len, _device: device.clone(), _elements: PhantomData }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn pointer(&self) -> u64 {
+        self.memory.pointer()
+    }
+
+    pub(super) fn view(&self) -> CudaView<'_, T> {
+        CudaView { pointer: self.pointer(), len: self.len, _memory: PhantomData }
+    }
+
+    pub(super) fn view_mut(&mut self) -> CudaViewMut<'_, T> {
+        CudaViewMut { pointer: self.pointer(), len: self.len, _memory: PhantomData }
+    }
+}
+
+/// Fails like a slice would.
+fn check_range(range: &Range<usize>, len: usize) {
+    assert!(range.start <= range.end && range.end <= len, "range {range:?} of a view of {len} elements");
+}
+
+/// Read access to part of a buffer.
+pub struct CudaView<'a, T> {
+    pointer: u64,
+    len: usize,
+    _memory: PhantomData<&'a T>,
+}
+
+impl<T> Clone for CudaView<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for CudaView<'_, T> {}
+
+impl<'a, T: Elem> CudaView<'a, T> {
+    /// Address on the device.
+    pub(super) fn pointer(self) -> u64 {
+        self.pointer
+    }
+
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn slice(self, range: Range<usize>) -> Self {
+        check_range(&range, self.len);
+        let pointer = self.pointer + (range.start * size_of::<T>()) as u64;
+        Self { pointer, len: range.len(), _memory: PhantomData }
+    }
+}
+
+/// Write access to part of a buffer.
+pub struct CudaViewMut<'a, T> {
+    pointer: u64,
+    len: usize,
+    _memory: PhantomData<&'a mut T>,
+}
+
+impl<'a, T: Elem> CudaViewMut<'a, T> {
+    /// Address on the device.
+    pub(super) fn pointer(&self) -> u64 {
+        self.pointer
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn slice(self, range: Range<usize>) -> Self {
+        check_range(&range, self.len);
+        let pointer = self.pointer + (range.start * size_of::<T>()) as u64;
+        Self { pointer, len: range.len(), _memory: PhantomData }
+    }
+
+    pub(super) fn split(self, mid: usize) -> (Self, Self) {
+        check_range(&(0..mid), self.len);
+        let pointer = self.pointer + (mid * size_of::<T>()) as u64;
+        let after = Self { pointer, len: self.len - mid, _memory: PhantomData };
+        (Self { len: mid, ..self }, after)
+    }
+
+    pub(super) fn reborrow(&mut self) -> CudaViewMut<'_, T> {
+        CudaViewMut { pointer: self.pointer, len: self.len, _memory: PhantomData }
+    }
+
+    pub(super) fn freeze(&self) -> CudaView<'_, T> {
+        CudaView { pointer: self.pointer, len: self.len, _memory: PhantomData }
+    }
+}
+
+/// Bytes of one piece of pinned memory: enough that a copy's fixed cost does not show.
+const PIECE: usize = 4 << 20;
+
+/// Pinned host memory. The driver copies from and to it at full speed and without waiting;
+/// while one piece is on its way to the device the host fills the other.
+pub(super) struct Staging {
+    pieces: [Piece; 2],
+    next: usize,
+}
+
+struct Piece {
+    memory: *mut u8,
+    /// The last copy from this piece.
+    copied: sys::CUevent,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: the memory belongs to the piece alone, and driver handles may be used from any thread.
+unsafe impl Send for Piece {}
+
+impl Piece {
+    fn new(stream: &Stream) -> Result<Self> {
+        let copied = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+            .map_err(failed("create an event"))?;
+        // SAFETY: the context is bound; the memory is given back once, in `drop`.
+        let memory = unsafe { result::malloc_host(PIECE, 0) }.map_err(failed("pin host memory"))?;
+        Ok(Self { memory: memory.cast(), copied, context: Arc::clone(&stream.context) })
+    }
+
+    /// Waits until the last copy from this piece is done, and lends its bytes.
+    fn bytes(&mut self) -> Result<&mut [u8]> {
+        // SAFETY: the event is alive; one that was never recorded counts as done.
+        unsafe { result::event::synchronize(self.copied) }.map_err(failed("wait for a copy"))?;
+        // SAFETY: `PIECE` bytes were allocated, and the device is done with them.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, PIECE) })
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: both were created in this context, and are given back once.
+            let _ = unsafe { result::event::destroy(self.copied) };
+            // SAFETY: as above; whoever drops a device waits for its stream first.
+            let _ = unsafe { result::free_host(self.memory.cast::<c_void>()) };
+        }
+    }
+}
+
+impl Staging {
+    pub fn new(stream: &Stream) -> Result<Self> {
+        Ok(Self { pieces: [Piece::new(stream)?, Piece::new(stream)?], next: 0 })
+    }
+
+    /// Copies `src` to the device, in the stream's order; `src` may be changed when this returns.
+    pub fn upload(&mut self, stream: &Stream, dst: u64, src: &[u8]) -> Result<()> {
+        for (i, part) in src.chunks(PIECE).enumerate() {
+            let piece = &mut self.pieces[self.next];
+            self.next = 1 - self.next;
+            let bytes = &mut piece.bytes()?[..part.len()];
+            bytes.copy_from_slice(part);
+            let dst = dst + (i * PIECE) as u64;
+            // SAFETY: the caller's view holds `src.len()` bytes at `dst`; the piece is not
+            // written to before the event recorded below has passed.
+            unsafe { result::memcpy_htod_async(dst, bytes, stream.raw) }
+                .map_err(failed("copy to the device"))?;
+            // SAFETY: event and stream are alive and of the same context.
+            unsafe { result::event::record(piece.copied, stream.raw) }.map_err(failed("record an event"))?;
+        }
+        Ok(())
+    }
+
+    /// Copies to the host, after everything in the stream, and waits for it.
+    pub fn download(&mut self, stream: &Stream, dst: &mut [u8], src: u64) -> Result<()> {
+        for (i, part) in dst.chunks_mut(PIECE).enumerate() {
+            let bytes = &mut self.pieces[self.next].bytes()?[..part.len()];
+            let src = src + (i * PIECE) as u64;
+            // SAFETY: the caller's view holds `dst.len()` bytes at `src`; the host does not touch
+            // the piece before the stream is done.
+            unsafe { result::memcpy_dtoh_async(bytes, src, stream.raw) }
+                .map_err(failed("copy from the device"))?;
+            // SAFETY: the stream is alive.
+            unsafe { result::stream::synchronize(stream.raw) }.map_err(failed("wait for the device"))?;
+            part.copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! Builds the emulator and the kernels for the host, and loads them into this process.
+//!
+//! The stand-in for `libcuda.so` is loaded before anything asks for a driver, so the
+//! program's own code finds it by name. Kernels become shared objects under the file names
+//! of cubins, in a directory that the device is told to take its cubins from.
+
+use gradtx_kernels::cuda::Cuda;
+use gradtx_kernels::cuda::cubin::{Cubins, MODULES, architecture, file_name};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+
+/// Where kernels and emulator are in the sources.
+fn sources(directory: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels").join(directory)
+}
+
+/// Where what is built here lies.
+fn built() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-emulator")
+}
+
+/// Order in which the threads of a block have their turn, and blocks theirs.
+#[derive(Clone, Copy, Debug)]
+pub enum Order {
+    Forward,
+    Reverse,
+    /// With a seed.
+    Random(u64),
+}
+
+/// How kernels run: the order, and whether data races are looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    pub order: Order,
+    pub race: bool,
+}
+
+/// A fault planted into a module: text of a source, and what takes its place.
+#[derive(Clone, Copy, Debug, Hash)]
+pub struct Plant {
+    /// The module that gets it, by the name of its file.
+    pub module: &'static str,
+    /// The file that the text is in: the module's own or a header.
+    pub file: &'static str,
+    pub text: &'static str,
+    pub instead: &'static str,
+}
+
+/// What kernels are compiled from and with.
+#[derive(Clone, Copy, Debug, Hash)]
+pub struct Variant {
+    pub race: bool,
+    pub plant: Option<Plant>,
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn compiler() -> Command {
+    let mut command = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
+    command.args(["-std=c++17", "-O2", "-march=native", "-fPIC", "-fno-strict-aliasing", "-shared"]);
+    command.args(["-Wall", "-Wno-unknown-pragmas", "-DGRADTX_EMULATE", "-U_FORTIFY_SOURCE"]);
+    command.arg("-I").arg(sources("emu")).arg("-I").arg(sources("cu"));
+    command
+}
+
+/// Hash of what files of a directory hold, and of their names.
+fn hash_of(directory: &Path, state: &mut DefaultHasher) {
+    let entries = std::fs::read_dir(directory).expect("the sources are there");
+    let mut files: Vec<PathBuf> = entries.map(|e| e.expect("they can be listed").path()).collect();
+    files.sort();
+    for file in files {
+        file.file_name().hash(state);
+        std::fs::read(&file).expect("they can be read").hash(state);
+    }
+}
+
+/// The directory of the stand-in library, by the hash of its sources.
+fn emulator_directory() -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let mut state = DefaultHasher::new();
+        hash_of(&sources("emu"), &mut state);
+        let directory = built().join(format!("emulator-{:016x}", state.finish()));
+        let library = directory.join("libcuda.so");
+        if !library.exists() {
+            std::fs::create_dir_all(&directory).expect("a directory for the emulator");
+            let unfinished = directory.join(format!("unfinished-{}.so", std::process::id()));
+            let parts = ["scheduler", "collectives", "memory", "driver"];
+            let files = parts.map(|part| sources("emu").join(format!("{part}.cpp")));
+            run(compiler()
+                .args(["-Wextra", "-Werror", "-Wl,-soname,libcuda.so", "-Wl,-z,defs", "-o"])
+                .arg(&unfinished)
+                .args(files)
+                .args(["-lpthread", "-ldl"]));
+            std::fs::rename(&unfinished, &library).expect("the emulator can be put in place");
+        }
+        directory
+    };
+    DIRECTORY.get_or_init(build).clone()
+}
+
+/// The stand-in library, loaded so that everybody finds it as `libcuda.so`.
+fn library() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let path = emulator_directory().join("libcuda.so");
+        // SAFETY: our own library; loading it runs no code that has requirements.
+        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.expect("the emulator loads")
+    })
+}
+
+/// Whether the tests run on this machine's GPU instead of the emulator.
+pub fn on_device() -> bool {
+    std::env::var_os("GRADTX_TEST_ON_DEVICE").is_some()
+}
+
+/// Sets how launches of this thread run. A GPU has an order of its own.
+pub fn configure(schedule: Schedule) {
+    if on_device() {
+        return;
+    }
+    let (order, seed) = match schedule.order {
+        Order::Forward => (0, 1),
+        Order::Reverse => (1, 1),
+        Order::Random(seed) => (2, seed),
+    };
+    // SAFETY: the function has this type in kernels/emu/scheduler.cpp.
+    let set: Symbol<unsafe extern "C" fn(i32, u64, i32)> =
+        unsafe { library().get(b"emu_configure\0") }.expect("the emulator has it");
+    // SAFETY: takes any numbers of the kinds above.
+    unsafe { set(order, seed, schedule.race.into()) };
+}
+
+/// The source of a file with a fault planted in it, at the first such place. Fails if there is none.
+fn planted(plant: &Plant) -> String {
+    let source = std::fs::read_to_string(sources("cu").join(plant.file)).expect("the source can be read");
+    assert!(source.contains(plant.text), "{plant:?}: no such text");
+    source.replacen(plant.text, plant.instead, 1)
+}
+
+/// A directory with the kernels of this variant, as shared objects under the names of cubins.
+fn modules(variant: Variant) -> PathBuf {
+    // One at a time: two tests may want the same variant.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _alone = BUILDING.lock().unwrap_or_else(|e| e.into_inner());
+    library();
+    let mut state = DefaultHasher::new();
+    emulator_directory().hash(&mut state);
+    variant.hash(&mut state);
+    // How kernels are compiled and faults planted.
+    include_str!("emulator.rs").hash(&mut state);
+    let directory = built().join(format!("kernels-{:016x}", state.finish()));
+    let include = directory.join("planted");
+    std::fs::create_dir_all(&include).expect("a directory for kernels");
+    // Where a fault is planted, its module alone is of interest.
+    let wanted = |file: &&str| variant.plant.is_none_or(|plant| plant.module == *file);
+    if let Some(plant) = &variant.plant {
+        // A header is looked for beside the file that includes it first, so the module goes along.
+        let module = std::fs::read(sources("cu").join(plant.module)).expect("the source can be read");
+        std::fs::write(include.join(plant.module), module).expect("a module can be copied");
+        std::fs::write(include.join(plant.file), planted(plant)).expect("a planted fault can be written");
+    }
+    let missing = Mutex::new(MODULES.iter().map(|(file, _)| *file).filter(wanted).collect::<Vec<_>>());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(|| {
+                while let Some(file) = { missing.lock().expect("nobody panics with it").pop() } {
+                    build_module(file, variant, &directory, &include);
+                }
+            });
+        }
+    });
+    directory
+}
+
+/// Builds one module unless it is there.
+fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) {
+    let module = file.trim_end_matches(".cu");
+    // The stand-in device has this compute capability.
+    let name = file_name(module, &architecture((8, 0))).expect("it is in the list of modules");
+    let object = directory.join(name);
+    if object.exists() {
+        return;
+    }
+    let mut command = compiler();
+    if variant.race {
+        command.arg("-fsanitize=thread");
+    }
+    let replaced = include.join(file);
+    let source = if replaced.exists() { replaced } else { sources("cu").join(file) };
+    let unfinished = directory.join(format!("unfinished-{module}-{}.so", std::process::id()));
+    command.arg("-I").arg(include).arg("-x").arg("c++").arg(source).arg("-o").arg(&unfinished);
+    // The instrumentation's functions are the emulator's; no runtime of the compiler is wanted.
+    command.arg("-nodefaultlibs").arg("-L").arg(emulator_directory());
+    command.args(["-lcuda", "-lstdc++", "-lm", "-lc", "-lgcc_s", "-lgcc"]);
+    run(&mut command);
+    std::fs::rename(&unfinished, &object).expect("a module can be put in place");
+}
+
+/// A device of its own, with kernels of this variant.
+pub fn device(variant: Variant) -> Cuda {
+    if on_device() {
+        assert!(variant.plant.is_none(), "faults are planted into emulated kernels only");
+        return Cuda::new(0).expect("a CUDA device was asked for");
+    }
+    let directory = modules(variant);
+    Cuda::with_cubins(0, Cubins::directory(&directory)).expect("the stand-in shows a device")
+}

@@ -1,0 +1,113 @@
+//! Operations on flat memory: sums, casts, gathers, fills, norms and AdamW.
+
+use crate::common::*;
+use gradtx_kernels::ops::AdamWStep;
+use gradtx_kernels::{Backend, Real, Result};
+
+/// Sums, differences and casts of `n` elements, `offset` elements into their buffers.
+struct Flat {
+    n: usize,
+    offset: usize,
+}
+
+impl Case for Flat {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let all = self.offset + self.n;
+        let range = self.offset..all;
+        let x = put(d, &inputs.values::<X>("x", all))?;
+        let wide = put(d, &inputs.sums::<X::Acc>("wide", all))?;
+        let x_view = || D::view(&x, range.clone());
+        let mut results = Results::default();
+        for (a, b, name) in [(0.7, 0.0, "a·x"), (1.0, 1.0, "x + y"), (-0.3, 1.5, "a·x + b·y")] {
+            let old = if b == 0.0 { nan(all) } else { inputs.values::<X>("y", all) };
+            let mut y = put(d, &old)?;
+            d.axpby(D::view_mut(&mut y, range.clone()), a, x_view(), b)?;
+            let mut part = put(d, &nan::<X>(self.n))?;
+            d.copy(D::all_mut(&mut part), D::view(&y, range.clone()))?;
+            results.take(d, name, &part)?;
+        }
+        let y = put(d, &inputs.values::<X>("y", self.n))?;
+        let mut out = put(d, &nan::<X>(self.n))?;
+        d.difference(D::all_mut(&mut out), x_view(), D::all(&y))?;
+        results.take(d, "x − y", &out)?;
+        let mut widened = put(d, &nan::<X::Acc>(self.n))?;
+        d.cast(D::all_mut(&mut widened), x_view())?;
+        results.take(d, "widened", &widened)?;
+        d.cast(D::all_mut(&mut out), D::view(&wide, range.clone()))?;
+        results.take(d, "narrowed", &out)?;
+        d.fill(D::all_mut(&mut out), X::from_f64(0.75))?;
+        results.take(d, "filled", &out)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn sums_differences_and_casts() {
+    for (n, offset) in [(1, 0), (5, 3), (123, 1), (4096, 0), (5003, 8)] {
+        check(&format!("flat {n} from {offset}"), &Flat { n, offset }, Tolerance::ROUNDING);
+    }
+}
+
+struct Gather {
+    rows: usize,
+    cols: usize,
+}
+
+impl Case for Gather {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let x = put(d, &inputs.values::<X>("table", 7 * self.cols))?;
+        let ids = put(d, &random_ids("ids", self.rows, 7))?;
+        let mut out = put(d, &nan::<X>(self.rows * self.cols))?;
+        d.gather_rows(D::all_mut(&mut out), D::all(&x), D::all(&ids), self.cols)?;
+        let mut results = Results::default();
+        results.take(d, "out", &out)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn gathered_rows() {
+    for (rows, cols) in [(1, 1), (5, 123), (12, 64), (3, 2056)] {
+        check(&format!("gather {rows}×{cols}"), &Gather { rows, cols }, Tolerance::ROUNDING);
+    }
+}
+
+/// Norm, clipping and two steps of AdamW.
+struct Optimizer {
+    rows: usize,
+    len: usize,
+    max_norm: f64,
+}
+
+impl Case for Optimizer {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let (rows, len) = (self.rows, self.len);
+        let n = rows * len;
+        let g = put(d, &inputs.sums::<X::Acc>("g", n))?;
+        let [mut p, mut m] =
+            [put(d, &inputs.sums::<X::Acc>("p", n))?, put(d, &inputs.sums::<X::Acc>("m", n))?];
+        let squares: Vec<X::Acc> = inputs.sums::<X::Acc>("v", n).into_iter().map(|v| v * v).collect();
+        let mut v = put(d, &squares)?;
+        let (mut sums, mut scale) = (put(d, &nan::<X::Acc>(rows))?, put(d, &nan::<X::Acc>(rows))?);
+        d.sum_squares(D::all_mut(&mut sums), D::all(&g), rows, len)?;
+        d.clip_scale(D::all_mut(&mut scale), D::all(&sums), rows, self.max_norm)?;
+        for step in [1, 2] {
+            let step = AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, step };
+            let (p, m, v) = (D::all_mut(&mut p), D::all_mut(&mut m), D::all_mut(&mut v));
+            d.adamw(p, m, v, D::all(&g), D::all(&scale), rows, len, step)?;
+        }
+        let mut results = Results::default();
+        for (name, buf) in [("sums", &sums), ("scale", &scale), ("p", &p), ("m", &m), ("v", &v)] {
+            results.take(d, name, buf)?;
+        }
+        Ok(results)
+    }
+}
+
+#[test]
+fn norms_and_steps() {
+    for (rows, len, max_norm) in [(1, 1, 1.0), (3, 123, 0.5), (2, 9000, 1e6), (5, 64, 2.0)] {
+        let case = Optimizer { rows, len, max_norm };
+        check(&format!("adamw {rows}×{len}"), &case, Tolerance { f32: 2e-6, bf16: 2e-6 });
+    }
+}

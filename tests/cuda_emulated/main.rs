@@ -1,0 +1,17 @@
+//! The CUDA device without a GPU: its own code for the host, unmodified, on a stand-in driver
+//! that runs the kernels of `kernels/cu` on the CPU (see `kernels/emu/README.md`). Every
+//! operation must agree with the CPU's in f64, in three orders of threads and under a
+//! checker of data races; planted faults must be caught.
+
+mod attention;
+mod common;
+mod emulator;
+mod flat;
+mod host;
+mod lora;
+mod matrix;
+mod models;
+mod planted;
+mod rmsnorm;
+mod rows;
+mod t5_attention;

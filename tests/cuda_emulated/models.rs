@@ -1,0 +1,241 @@
+//! Whole models on the device: a fine-tune of two adapters in one stream, greedy generation with
+//! a cache, and training and use of a Grad-Transformer, each against the CPU.
+
+use crate::emulator::{Order, Schedule, Variant, configure, device};
+use gradtx_kernels::cpu::Cpu;
+use gradtx_kernels::cuda::Cuda;
+use gradtx_kernels::ops::AdamWStep;
+use gradtx_kernels::rng::{Stream, derive_named};
+use gradtx_kernels::{Backend, Real, bf16};
+use gradtx_models::decoder::{
+    Continuation, Decoder, DecoderConfig, Family, GenerateLimits, Generator, Prompt, RopeScaling,
+};
+use gradtx_models::grad_transformer::{
+    Generator as TupleGenerator, GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples,
+};
+use gradtx_models::lora::{BlockLayout, LoraConfig, LoraJobs, Module};
+use gradtx_models::t5::T5Config;
+use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
+
+const WATCHED: Schedule = Schedule { order: Order::Random(3), race: true };
+const FORWARD: Schedule = Schedule { order: Order::Forward, race: false };
+
+fn cuda(schedule: Schedule) -> Cuda {
+    configure(schedule);
+    device(Variant { race: schedule.race, plant: None })
+}
+
+fn random(name: &str, len: usize, mean: f64, spread: f64) -> Vec<f64> {
+    let mut stream = Stream::new(derive_named(9, name));
+    (0..len).map(|_| mean + spread * stream.normal()).collect()
+}
+
+fn to<X: Real>(values: &[f64]) -> Vec<X> {
+    values.iter().map(|&x| X::from_f64(x)).collect()
+}
+
+/// `‖a − b‖ / ‖b‖`.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f64| x * x;
+    let norm: f64 = b.iter().map(|&b| square(b)).sum();
+    assert!(norm > 0.0, "a comparison with zeros says nothing");
+    (a.iter().zip(b).map(|(a, b)| square(a - b)).sum::<f64>() / norm).sqrt()
+}
+
+/// Fails unless the distance is within the tolerance; NaN is not.
+fn assert_near(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
+    let found = distance(a, b);
+    assert!(found <= tolerance, "{what}: distance {found:e}");
+}
+
+fn step(step: u32) -> AdamWStep {
+    AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step }
+}
+
+// ---- decoder
+
+fn config(family: Family, head_dim: usize) -> DecoderConfig {
+    DecoderConfig {
+        family,
+        vocab: 61,
+        hidden: 48,
+        intermediate: 40,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim,
+        norm_eps: 1e-6,
+        rope_theta: 100.0,
+        rope_scaling: RopeScaling::None,
+        max_positions: 128,
+        tied: true,
+        bos: None,
+        eos: vec![],
+        pad: None,
+    }
+}
+
+/// Values for every weight, none of them special, that bf16 can hold.
+fn decoder<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Decoder<D, X> {
+    let layout = Decoder::<D, X>::layout_of(config);
+    let mut values = vec![0.0; layout.total()];
+    for param in layout.params() {
+        let (mean, spread) = match param.shape.as_slice() {
+            [_, inputs] => (0.0, 1.2 / (*inputs as f64).sqrt()),
+            _ if param.name.ends_with(".bias") => (0.0, 0.5),
+            _ => (1.0, 0.3),
+        };
+        values[param.range()].copy_from_slice(&random(&param.name, param.range().len(), mean, spread));
+    }
+    values.iter_mut().for_each(|v| *v = bf16::from_f64(*v).to_f64());
+    let values = device.buffer_from(&to::<X>(&values)).expect("there is memory");
+    Decoder::from_values(device, config.clone(), values).expect("values fit the configuration")
+}
+
+fn tokens(config: &DecoderConfig, len: usize, key: u64) -> Vec<u32> {
+    let mut stream = Stream::new(key);
+    (0..len).map(|_| stream.below(config.vocab) as u32).collect()
+}
+
+/// Segments of two jobs; everything after the first third is trained on.
+fn batch(config: &DecoderConfig) -> PackedBatch {
+    let mut batch = PackedBatch::default();
+    for (i, (len, job)) in [(9, 0), (70, 1), (1, 0), (23, 0)].into_iter().enumerate() {
+        let example = Example {
+            tokens: tokens(config, len, 40 + i as u64),
+            trained: (0..len).map(|t| t >= len / 3).collect(),
+        };
+        let info = SegmentInfo { adapter: job, grad_row: job, key: 7 + 100 * i as u64 };
+        batch.push(&example, info, 0.3 + 0.1 * i as f64);
+    }
+    batch
+}
+
+fn layout(config: &DecoderConfig, dropout: f64) -> BlockLayout {
+    let targets = vec![Module::Q, Module::V, Module::Down];
+    BlockLayout::new(config, &LoraConfig { rank: 3, alpha: 4.0, dropout, targets })
+        .expect("the targets are there")
+}
+
+/// Losses and norms of two steps, and the update vectors.
+fn fine_tune<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> [Vec<f64>; 2] {
+    let model = decoder::<D, X>(device, config);
+    let layout = layout(config, 0.1);
+    let initial: Vec<f32> = to(&random("initial", layout.total(), 0.0, 0.2));
+    let batch = batch(config);
+    let capacity = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
+    let mut jobs = LoraJobs::new(&model, &layout, 2, &initial, capacity).expect("there is memory");
+    let mut numbers = Vec::new();
+    for t in 1..=2 {
+        let report = jobs.train_step(&model, &batch, step(t), Some(0.5)).expect("the step is possible");
+        numbers.extend(report.losses.iter().chain(&report.norms));
+    }
+    let updates = (0..2).flat_map(|job| jobs.update(job).expect("there is such a job"));
+    [numbers, updates.map(f64::from).collect()]
+}
+
+#[test]
+fn fine_tuning_two_jobs() {
+    for (family, head_dim) in [(Family::Qwen2, 10), (Family::Qwen3, 64)] {
+        let config = config(family, head_dim);
+        let expected = fine_tune::<Cpu, f32>(&Cpu::new(1), &config);
+        for schedule in [FORWARD, WATCHED] {
+            let found = fine_tune::<Cuda, f32>(&cuda(schedule), &config);
+            assert_near(&format!("{family:?}, losses and norms"), &found[0], &expected[0], 1e-4);
+            // AdamW's first steps divide gradients by their own size: small ones are amplified.
+            assert_near(&format!("{family:?}, update vectors"), &found[1], &expected[1], 5e-3);
+        }
+        let found = fine_tune::<Cuda, bf16>(&cuda(FORWARD), &config);
+        assert_near(&format!("{family:?} in bf16, losses and norms"), &found[0], &expected[0], 2e-2);
+    }
+}
+
+fn continuations<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Vec<Continuation> {
+    let model = decoder::<D, X>(device, config);
+    let layout = layout(config, 0.0);
+    let values = device.buffer_from(&to::<X::Acc>(&random("adapters", 2 * layout.total(), 0.0, 0.2)));
+    let values = values.expect("there is memory");
+    let prompts: Vec<Prompt> = [1, 9, 4, 17, 2]
+        .into_iter()
+        .enumerate()
+        .map(|(i, len)| Prompt {
+            tokens: tokens(config, len, 90 + i as u64),
+            adapter: [Some(0), None, Some(1)][i % 3],
+        })
+        .collect();
+    let limits = GenerateLimits { rows: 3, prompt_tokens: 20, context: 30 };
+    let mut generator = Generator::new(&model, limits, Some(&layout)).expect("there is memory");
+    let view = gradtx_models::decoder::AdapterView { values: &values, layout: &layout, dropout: 0.0 };
+    generator.generate(&model, Some(view), &prompts, 8, &[]).expect("prompts fit")
+}
+
+#[test]
+fn greedy_generation() {
+    let config = config(Family::Qwen2, 10);
+    let expected = continuations::<Cpu, f32>(&Cpu::new(1), &config);
+    for schedule in [FORWARD, WATCHED] {
+        let found = continuations::<Cuda, f32>(&cuda(schedule), &config);
+        assert!(found.iter().map(|c| &c.tokens).eq(expected.iter().map(|c| &c.tokens)), "other tokens");
+    }
+    let found = continuations::<Cuda, bf16>(&cuda(FORWARD), &config);
+    assert!(found.iter().all(|c| c.tokens.len() == 8));
+}
+
+// ---- Grad-Transformer
+
+fn translator_config() -> GradTransformerConfig {
+    GradTransformerConfig {
+        student_width: 70,
+        student_blocks: 5,
+        teacher_width: 90,
+        teacher_blocks: 3,
+        start_token: StartToken::Embedded,
+        t5: T5Config {
+            d_model: 40,
+            d_kv: 12,
+            d_ff: 26,
+            num_layers: 2,
+            num_decoder_layers: 2,
+            num_heads: 3,
+            relative_attention_num_buckets: 8,
+            relative_attention_max_distance: 5,
+            layer_norm_epsilon: 1e-6,
+            dropout_rate: 0.1,
+        },
+    }
+}
+
+/// Losses and norms of two steps of two micro-batches each, then what the model translates to.
+fn translate<D: Backend<X>, X: Real>(device: &D) -> [Vec<f64>; 2] {
+    let config = translator_config();
+    let mut model = GradTransformer::<D, X>::random(device, config.clone(), 1).expect("there is memory");
+    let total = model.layout().total();
+    let values: Vec<X> = to(&random("translator", total, 0.0, 0.2));
+    device.upload(D::all_mut(model.values_mut()), &values).expect("as many values as the model has");
+    let student: Vec<f32> = to(&random("student", 3 * config.student_len(), 0.0, 1.0));
+    let teacher: Vec<f32> = to(&random("teacher", 3 * config.teacher_len(), 0.0, 1.0));
+    let tuples = Tuples { student: &student, teacher: &teacher, keys: &[21, 22, 23] };
+    let mut trainer = Trainer::new(&mut model, 2).expect("there is memory");
+    let mut numbers = Vec::new();
+    for t in 1..=2 {
+        let report = trainer.train_step(&mut model, tuples, step(t), Some(1.0)).expect("tuples fit");
+        numbers.extend([report.loss, report.grad_norm]);
+    }
+    numbers.push(trainer.evaluate(&model, tuples).expect("tuples fit"));
+    let mut generator = TupleGenerator::new(&model, 2).expect("there is memory");
+    let generated = generator.generate(&model, &student).expect("students fit");
+    [numbers, generated.into_iter().map(f64::from).collect()]
+}
+
+#[test]
+fn training_and_using_a_grad_transformer() {
+    let expected = translate::<Cpu, f32>(&Cpu::new(1));
+    for schedule in [FORWARD, WATCHED] {
+        let found = translate::<Cuda, f32>(&cuda(schedule));
+        assert_near("losses and norms", &found[0], &expected[0], 1e-4);
+        assert_near("generated blocks", &found[1], &expected[1], 5e-3);
+    }
+    let found = translate::<Cuda, bf16>(&cuda(FORWARD));
+    assert_near("losses and norms in bf16", &found[0], &expected[0], 2e-2);
+}

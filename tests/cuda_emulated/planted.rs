@@ -1,0 +1,145 @@
+//! Negative controls: faults planted into the kernels' sources must be caught by the same checks
+//! that the right kernels pass, each by at least one schedule.
+
+use crate::attention::Packed;
+use crate::common::*;
+use crate::emulator::{Order, Plant, Schedule, Variant, device};
+use crate::matrix::Product;
+use crate::rmsnorm::Norm;
+use gradtx_kernels::bf16;
+use gradtx_kernels::ops::Out;
+
+/// What every schedule says of a case with this fault: nothing, or what is wrong.
+fn complaints(case: &impl Case, plant: Plant) -> Vec<String> {
+    let plain = device(Variant { race: false, plant: Some(plant) });
+    let watched = device(Variant { race: true, plant: Some(plant) });
+    let schedules = SCHEDULES.into_iter().chain([Schedule { order: Order::Random(9), race: false }]);
+    let run = |schedule: Schedule| {
+        let cuda = if schedule.race { &watched } else { &plain };
+        attempt::<bf16>(case, cuda, schedule, Precision::Bf16, 1e-2).err()
+    };
+    schedules.filter_map(run).collect()
+}
+
+/// Fails unless some complaint contains these words.
+fn expect_caught(case: &impl Case, plant: Plant, words: &str) {
+    let found = complaints(case, plant);
+    assert!(found.iter().any(|c| c.contains(words)), "{plant:?}: expected `{words}`, found {found:#?}");
+}
+
+fn norm() -> Norm {
+    Norm { rows: 5, cols: 1030, gap: 0, out: Out::Assign }
+}
+
+fn product() -> Product {
+    Product::new(70, 66, 136, (false, true), 0, Out::Assign)
+}
+
+/// A fault in a module's own file.
+const fn plant(file: &'static str, text: &'static str, instead: &'static str) -> Plant {
+    Plant { module: file, file, text, instead }
+}
+
+/// A fault in what the norm takes from the common header.
+const fn in_common(text: &'static str, instead: &'static str) -> Plant {
+    Plant { module: "rmsnorm.cu", file: "common.cuh", text, instead }
+}
+
+#[test]
+fn the_cases_pass_without_faults() {
+    let none = plant("rmsnorm.cu", "// RMS layer norm", "// RMS layer norm");
+    assert_eq!(complaints(&norm(), none), [""; 0]);
+    let none = plant("gemm.cu", "// Matrix products", "// Matrix products");
+    assert_eq!(complaints(&product(), none), [""; 0]);
+}
+
+/// A block sum that does not wait for the other warps' parts.
+#[test]
+fn dropped_barrier() {
+    let fault = in_common("    __syncthreads();\n    x = warp_sum(lane <", "    x = warp_sum(lane <");
+    expect_caught(&norm(), fault, "that nobody has written");
+    expect_caught(&norm(), fault, "relative error");
+}
+
+/// Two sums in a row through the same array: right with the barrier that ends each, a race without.
+#[test]
+fn write_after_read() {
+    const END: &str = "    __syncthreads();  // the next call writes to the same array\n    return x;\n}\n";
+    const TWICE_RIGHT: &str = "    __syncthreads();\n    return x;\n}\n\
+        DEV float sum_twice(float x) { return 0.25f * (block_sum(x) + block_sum(3.f * x)); }\n\
+        #define block_sum sum_twice\n";
+    const TWICE_WRONG: &str = "    return x;\n}\n\
+        DEV float sum_twice(float x) { return 0.25f * (block_sum(x) + block_sum(3.f * x)); }\n\
+        #define block_sum sum_twice\n";
+    assert_eq!(complaints(&norm(), in_common(END, TWICE_RIGHT)), [""; 0]);
+    expect_caught(&norm(), in_common(END, TWICE_WRONG), "data race");
+    expect_caught(&norm(), in_common(END, TWICE_WRONG), "relative error");
+}
+
+/// A tile that is used before its copies have arrived.
+#[test]
+fn dropped_wait() {
+    let fault = plant("gemm.cu", "        cp_async_wait<STAGES - 2>();\n", "");
+    assert!(!complaints(&product(), fault).is_empty());
+    expect_caught(&product(), fault, "nobody waited for");
+}
+
+/// A wait for one group too few: everything arrives in the end, but too late.
+#[test]
+fn wait_too_short() {
+    let fault = plant("gemm.cu", "cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>");
+    assert!(!complaints(&product(), fault).is_empty());
+}
+
+/// A stage that is refilled while others still read it.
+#[test]
+fn refilled_too_early() {
+    let fault = plant(
+        "gemm.cu",
+        "        __syncthreads();  // this step's tile is there for all, and nobody reads the one refilled next\n",
+        "",
+    );
+    expect_caught(&product(), fault, "that nobody has written");
+}
+
+#[test]
+fn swapped_arguments() {
+    let fault = plant("gemm.cu", "*c, const X *a, const X *b,", "*c, const X *b, const X *a,");
+    assert_eq!(complaints(&product(), fault).len(), SCHEDULES.len() + 1);
+    let fault = plant("rmsnorm.cu", "X* dx, const X* dy, const X* x,", "X* dx, const X* x, const X* dy,");
+    expect_caught(&norm(), fault, "`dx`");
+}
+
+/// One element more than the row has.
+#[test]
+fn off_by_one() {
+    let fault = in_common("for (u64 i = body + worker; i < n;", "for (u64 i = body + worker; i <= n;");
+    let last_row = Norm { rows: 1, cols: 1032, gap: 0, out: Out::Assign };
+    let found = complaints(&last_row, fault);
+    assert!(!found.is_empty(), "one element too many went unnoticed");
+    let fault = plant("gemm.cu", "if (column + 1 < n)", "if (column + 1 <= n)");
+    let odd = Product::new(33, 65, 40, (false, true), 0, Out::Assign);
+    expect_caught(&odd, fault, "relative error");
+    let fault = plant("gemm.cu", "if (row >= m) return;", "if (row > m) return;");
+    expect_caught(&odd, fault, "illegal memory access");
+}
+
+/// Attention that sees one key too few, one too many, or a neighbour's.
+#[test]
+fn wrong_visibility() {
+    let case = Packed { lengths: &[5, 70, 3], heads: 2, kv_heads: 1, head_dim: 64, gap: 0 };
+    for instead in ["key < query && key < len", "key < len"] {
+        let fault = plant("flash.cu", "key <= query && key < len", instead);
+        assert_eq!(complaints(&case, fault).len(), SCHEDULES.len() + 1, "{instead}");
+    }
+}
+
+/// Lanes that take different ways to a collective.
+#[test]
+fn diverged_warp() {
+    let fault = in_common(
+        "for (int d = 16; d > 0; d >>= 1) x += __shfl_xor_sync(ALL, x, d);",
+        "for (int d = 16; d > 0; d >>= 1) if (threadIdx.x != 3) x += __shfl_xor_sync(ALL, x, d);",
+    );
+    expect_caught(&norm(), fault, "not all threads reach");
+}

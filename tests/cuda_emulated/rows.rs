@@ -1,0 +1,232 @@
+//! Operations on rows: activations, dropout, embedding, squared error, rotary embedding, q/k norm.
+
+use crate::common::*;
+use gradtx_kernels::ops::{DropoutDims, GatedDims, GatedKind, MseDims, QkvDims};
+use gradtx_kernels::{Backend, Real, Result};
+
+struct Gated {
+    rows: usize,
+    cols: usize,
+    gap: usize,
+    kind: GatedKind,
+}
+
+impl Case for Gated {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let (rows, cols, h_stride) = (self.rows, self.cols, self.cols + self.gap);
+        let dims = GatedDims { rows, cols, h_stride, kind: self.kind };
+        // Some gates far out, where e^x is very small or large.
+        let mut values = inputs.values::<X>("gate_up", 2 * rows * cols);
+        for (i, value) in values.iter_mut().enumerate().skip(7).step_by(7) {
+            *value = X::from_f64([-88.0, 25.0, -12.0, 64.0][i / 7 % 4]);
+        }
+        let gate_up = put(d, &values)?;
+        let mut h = put(d, &spread(&nan::<X>(rows * cols), cols, h_stride))?;
+        d.gated_forward(D::all_mut(&mut h), D::all(&gate_up), dims)?;
+        let dh = put(d, &spread(&inputs.values::<X>("dh", rows * cols), cols, h_stride))?;
+        let mut d_gate_up = put(d, &nan::<X>(2 * rows * cols))?;
+        d.gated_backward(D::all_mut(&mut d_gate_up), D::all(&dh), D::all(&gate_up), dims)?;
+        let mut results = Results::default();
+        results.take_rows(d, "h", &h, cols, h_stride)?;
+        results.take(d, "d_gate_up", &d_gate_up)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn gated_activations() {
+    for kind in [GatedKind::Silu, GatedKind::GeluTanh] {
+        for (rows, cols, gap) in [(1, 1, 0), (5, 123, 5), (3, 64, 8), (2, 2056, 0)] {
+            let case = Gated { rows, cols, gap, kind };
+            check(&format!("{kind:?} {rows}×{cols}"), &case, Tolerance::ROUNDING);
+        }
+    }
+}
+
+struct Drop {
+    rows_per_key: usize,
+    examples: usize,
+    cols: usize,
+}
+
+impl Case for Drop {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let (rows, cols) = (self.rows_per_key * self.examples, self.cols);
+        let mut values = inputs.values::<X>("x", rows * cols);
+        values.iter_mut().step_by(3).for_each(|x| *x += X::one());
+        let mut x = put(d, &values)?;
+        let keys: Vec<u64> = (0..self.examples as u64).map(|b| b << 40 | (b * 77 + 5)).collect();
+        let keys = put(d, &keys)?;
+        let dims = DropoutDims { rows, cols, rows_per_key: self.rows_per_key, p: 0.3, site: 11 };
+        d.dropout(D::all_mut(&mut x), D::all(&keys), dims)?;
+        let mut results = Results::default();
+        results.take(d, "x", &x)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn dropout() {
+    for (rows_per_key, examples, cols) in [(1, 1, 1), (3, 2, 123), (5, 3, 64), (2, 2, 1032)] {
+        let case = Drop { rows_per_key, examples, cols };
+        check(&format!("dropout of {cols} columns"), &case, Tolerance::ROUNDING);
+    }
+}
+
+struct Tokens {
+    tokens: usize,
+    dim: usize,
+}
+
+impl Case for Tokens {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let (n, dim, vocab) = (self.tokens, self.dim, 9);
+        let table = put(d, &inputs.values::<X>("table", vocab * dim))?;
+        let ids = put(d, &random_ids("ids", n, vocab))?;
+        let mut x = put(d, &nan::<X>(n * dim))?;
+        d.embedding_forward(D::all_mut(&mut x), D::all(&table), D::all(&ids), dim)?;
+        let dx = put(d, &inputs.values::<X>("dx", n * dim))?;
+        let mut d_table = put(d, &inputs.sums::<X::Acc>("d_table", vocab * dim))?;
+        d.embedding_backward(D::all_mut(&mut d_table), D::all(&dx), D::all(&ids), dim)?;
+        let mut results = Results::default();
+        results.take(d, "x", &x)?;
+        results.take(d, "d_table", &d_table)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn embedding() {
+    for (tokens, dim) in [(1, 1), (5, 123), (200, 64), (33, 1032)] {
+        check(&format!("embedding {tokens}×{dim}"), &Tokens { tokens, dim }, Tolerance::ROUNDING);
+    }
+}
+
+struct Squares {
+    rows: usize,
+    cols: usize,
+    gradient: bool,
+}
+
+impl Case for Squares {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let (rows, cols) = (self.rows, self.cols);
+        let pred = put(d, &inputs.values::<X>("pred", rows * cols))?;
+        let target = put(d, &inputs.values::<X>("target", rows * cols))?;
+        let mut sums = put(d, &nan::<X::Acc>(rows))?;
+        let mut d_pred = put(d, &nan::<X>(rows * cols))?;
+        let dims = MseDims { rows, cols, grad_scale: 0.37 };
+        let gradient = self.gradient.then(|| D::all_mut(&mut d_pred));
+        d.mse(D::all_mut(&mut sums), gradient, D::all(&pred), D::all(&target), dims)?;
+        let mut results = Results::default();
+        results.take(d, "sums", &sums)?;
+        if self.gradient {
+            results.take(d, "d_pred", &d_pred)?;
+        }
+        Ok(results)
+    }
+}
+
+#[test]
+fn squared_error() {
+    for (rows, cols, gradient) in [(1, 1, true), (5, 123, true), (3, 64, false), (2, 4104, true)] {
+        let case = Squares { rows, cols, gradient };
+        check(&format!("mse {rows}×{cols}"), &case, Tolerance::ROUNDING);
+    }
+}
+
+struct Rotary {
+    dims: QkvDims,
+    bias: bool,
+}
+
+impl Case for Rotary {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let QkvDims { tokens, head_dim, .. } = self.dims;
+        let (row, half, max_positions) = (self.dims.row(), head_dim / 2, 17);
+        let angles = random("angles", max_positions * half);
+        let table = |f: fn(f64) -> f64| -> Vec<X::Acc> {
+            angles.iter().map(|&a| X::Acc::from_f64(f(a) as f32 as f64)).collect()
+        };
+        let (cos, sin) = (put(d, &table(f64::cos))?, put(d, &table(f64::sin))?);
+        let positions = put(d, &random_ids("positions", tokens, max_positions))?;
+        let bias = put(d, &inputs.values::<X>("bias", row))?;
+        let mut qkv = put(d, &inputs.values::<X>("qkv", tokens * row))?;
+        let bias_view = self.bias.then(|| D::all(&bias));
+        let positions = D::all(&positions);
+        d.rope_forward(D::all_mut(&mut qkv), bias_view, D::all(&cos), D::all(&sin), positions, self.dims)?;
+        let mut dqkv = put(d, &inputs.values::<X>("dqkv", tokens * row))?;
+        let mut dbias = put(d, &inputs.sums::<X::Acc>("dbias", row))?;
+        let dbias_view = self.bias.then(|| D::all_mut(&mut dbias));
+        d.rope_backward(D::all_mut(&mut dqkv), dbias_view, D::all(&cos), D::all(&sin), positions, self.dims)?;
+        let mut results = Results::default();
+        results.take(d, "qkv", &qkv)?;
+        results.take(d, "dqkv", &dqkv)?;
+        results.take(d, "dbias", &dbias)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn rotary_embedding() {
+    for (tokens, heads, kv_heads, head_dim, bias) in
+        [(1, 1, 1, 2, true), (5, 3, 1, 6, false), (7, 4, 2, 64, true), (3, 6, 3, 128, true)]
+    {
+        let dims = QkvDims { tokens, heads, kv_heads, head_dim };
+        // The bias of the backward pass is a sum of values that were rounded to bf16 before.
+        check(&format!("rope {dims:?}"), &Rotary { dims, bias }, Tolerance::ROUNDING);
+    }
+}
+
+struct HeadNorm {
+    dims: QkvDims,
+}
+
+impl Case for HeadNorm {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let QkvDims { tokens, heads, kv_heads, head_dim } = self.dims;
+        let (n, normed) = (tokens * self.dims.row(), tokens * (heads + kv_heads));
+        let qkv = put(d, &inputs.values::<X>("qkv", n))?;
+        let w_q = put(d, &inputs.values::<X>("w_q", head_dim))?;
+        let w_k = put(d, &inputs.values::<X>("w_k", head_dim))?;
+        let (mut y, mut inv) = (put(d, &nan::<X>(n))?, put(d, &nan::<X::Acc>(normed))?);
+        let weights = (D::all(&w_q), D::all(&w_k));
+        let (to, inv_to) = (D::all_mut(&mut y), D::all_mut(&mut inv));
+        d.qk_norm_forward(to, inv_to, D::all(&qkv), weights.0, weights.1, self.dims, 1e-6)?;
+        let dy = put(d, &inputs.values::<X>("dy", n))?;
+        let mut dqkv = put(d, &nan::<X>(n))?;
+        let mut dw_q = put(d, &inputs.sums::<X::Acc>("dw_q", head_dim))?;
+        let mut dw_k = put(d, &inputs.sums::<X::Acc>("dw_k", head_dim))?;
+        let dw = Some((D::all_mut(&mut dw_q), D::all_mut(&mut dw_k)));
+        let (dy, inv_view) = (D::all(&dy), D::all(&inv));
+        d.qk_norm_backward(
+            D::all_mut(&mut dqkv),
+            dw,
+            dy,
+            D::all(&qkv),
+            inv_view,
+            weights.0,
+            weights.1,
+            self.dims,
+        )?;
+        let mut results = Results::default();
+        results.take(d, "y", &y)?;
+        results.take(d, "dqkv", &dqkv)?;
+        for (name, buf) in [("inv_rms", &inv), ("dw_q", &dw_q), ("dw_k", &dw_k)] {
+            results.take(d, name, buf)?;
+        }
+        Ok(results)
+    }
+}
+
+#[test]
+fn norm_of_heads() {
+    for (tokens, heads, kv_heads, head_dim) in [(1, 1, 1, 2), (5, 3, 1, 10), (37, 4, 2, 64)] {
+        let dims = QkvDims { tokens, heads, kv_heads, head_dim };
+        check(
+            &format!("qk_norm {dims:?}"),
+            &HeadNorm { dims },
+            Tolerance { f32: 3e-6, ..Tolerance::ROUNDING },
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! T5 attention: bias, mask, dropout, cross-attention and caches.
+
+use crate::common::*;
+use gradtx_kernels::ops::{BucketMap, T5AttentionDims};
+use gradtx_kernels::{Backend, Real, Result};
+
+/// Probabilities and score gradients are kept in bf16, and gradients of the table are sums
+/// of differences.
+const ATTENTION: Tolerance = Tolerance { f32: 5e-6, bf16: 2e-2 };
+
+struct Short {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    head_dim: usize,
+    causal: bool,
+    bias: bool,
+    dropout: f64,
+}
+
+const BUCKETS: usize = 5;
+
+impl Case for Short {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let Self { batch, queries, keys, heads, head_dim, causal, dropout, .. } = *self;
+        let width = heads * head_dim;
+        let dims = T5AttentionDims {
+            batch,
+            queries,
+            keys,
+            kv_rows: keys,
+            heads,
+            head_dim,
+            causal,
+            dropout,
+            site: 3,
+        };
+        let (n_q, n_kv, n_p) =
+            (batch * queries * width, 2 * batch * keys * width, batch * heads * queries * keys);
+        let q = put(d, &inputs.values::<X>("q", n_q))?;
+        let kv = put(d, &inputs.values::<X>("kv", n_kv))?;
+        let table = put(d, &inputs.values::<X>("table", BUCKETS * heads))?;
+        let map = put(d, &random_ids("map", queries * keys, BUCKETS))?;
+        let seeds = put(d, &(0..batch as u64).map(|b| b << 35 | 17).collect::<Vec<_>>())?;
+        let bias = || BucketMap::<D, X> { table: D::all(&table), map: D::all(&map), buckets: BUCKETS };
+        let bias = || self.bias.then(bias);
+        let (mut o, mut probs) = (put(d, &nan::<X>(n_q))?, put(d, &nan::<X>(n_p))?);
+        let (o_to, p_to) = (D::all_mut(&mut o), D::all_mut(&mut probs));
+        d.t5_attention_forward(o_to, p_to, D::all(&q), D::all(&kv), bias(), D::all(&seeds), dims)?;
+
+        let d_o = put(d, &inputs.values::<X>("d_o", n_q))?;
+        let (mut dq, mut dkv) = (put(d, &nan::<X>(n_q))?, put(d, &nan::<X>(n_kv))?);
+        let mut d_table = put(d, &inputs.sums::<X::Acc>("d_table", BUCKETS * heads))?;
+        let mut d_scores = put(d, &nan::<X>(n_p))?;
+        let table_to = self.bias.then(|| D::all_mut(&mut d_table));
+        let (dq_to, dkv_to, scratch) = (D::all_mut(&mut dq), D::all_mut(&mut dkv), D::all_mut(&mut d_scores));
+        let (d_o, p, q, kv) = (D::all(&d_o), D::all(&probs), D::all(&q), D::all(&kv));
+        d.t5_attention_backward(
+            dq_to,
+            dkv_to,
+            table_to,
+            scratch,
+            d_o,
+            p,
+            q,
+            kv,
+            bias(),
+            D::all(&seeds),
+            dims,
+        )?;
+
+        // One more query on a cache with room for other keys.
+        let rows = keys + 3;
+        let step = T5AttentionDims { queries: 1, kv_rows: rows, causal: false, dropout: 0.0, ..dims };
+        let cache = put(d, &inputs.values::<X>("cache", 2 * batch * rows * width))?;
+        let one = put(d, &inputs.values::<X>("one", batch * width))?;
+        let (mut o_step, mut p_step) =
+            (put(d, &nan::<X>(batch * width))?, put(d, &nan::<X>(batch * heads * keys))?);
+        let (o_to, p_to) = (D::all_mut(&mut o_step), D::all_mut(&mut p_step));
+        d.t5_attention_forward(o_to, p_to, D::all(&one), D::all(&cache), None, D::all(&seeds), step)?;
+        let mut results = Results::default();
+        let named = [("o", &o), ("probs", &probs), ("dq", &dq), ("dkv", &dkv), ("o_step", &o_step)];
+        for (name, buf) in named {
+            results.take(d, name, buf)?;
+        }
+        results.take(d, "d_table", &d_table)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn short_sequences() {
+    for (batch, queries, keys, heads, head_dim, causal, bias, dropout) in [
+        (1, 1, 1, 1, 2, false, false, 0.0),
+        (2, 5, 7, 3, 10, false, true, 0.0),
+        (2, 19, 19, 2, 64, true, true, 0.2),
+        (3, 36, 28, 1, 16, false, false, 0.1),
+    ] {
+        let case = Short { batch, queries, keys, heads, head_dim, causal, bias, dropout };
+        check(&format!("t5 attention {queries}×{keys}, heads of {head_dim}"), &case, ATTENTION);
+    }
+}
