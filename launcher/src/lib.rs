@@ -99,6 +99,7 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         Command::Sweep(job) => stages::sweep::run(&context, &job),
         Command::Completions { shell } => stages::manual::completions(shell),
         Command::Man { dir } => stages::manual::pages(&dir),
+        Command::Bench(job) => stages::bench::run(&context, world, &job),
         Command::Demo { dir, world, seed, preset } => stages::demo::run(&context, &dir, world, seed, preset),
     }?;
     context.ui.end(began);

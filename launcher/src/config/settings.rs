@@ -63,8 +63,9 @@ impl Default for DeviceConfig {
 }
 
 /// Kinds of devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// The host's processor.
     #[default]
@@ -72,8 +73,9 @@ pub enum DeviceKind {
 }
 
 /// Types of activations and frozen weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum DtypeKind {
     /// 32-bit floating point.
     #[default]
