@@ -14,6 +14,7 @@ use crate::cost::rates::Kind;
 use anyhow::Result;
 use gradtx_kernels::Real;
 use gradtx_kernels::ops::{Backend, Elementwise, Gemm, GemmDims};
+use gradtx_runtime::plan::human_bytes;
 
 /// Columns that adapters add to the summed dimension.
 pub const TAIL: usize = 16;
@@ -37,7 +38,7 @@ pub fn measure<X: Real<Acc = f32>, D: Backend<X>>(
     let n = common.large.unwrap_or(if machine.is_cpu() { 2048 } else { 8192 });
     let gemm = product::<X, D>(device, n, 0, results)?;
     product::<X, D>(device, n, TAIL, results)?;
-    let copy = copies::<X, D>(device, machine, results)?;
+    let copy = copies::<X, D>(device, 16 * n * n, results)?;
     Ok(Ceilings { gemm, copy })
 }
 
@@ -64,17 +65,12 @@ fn product<X: Real<Acc = f32>, D: Backend<X>>(
 
 /// The device's own copy, and the copy that our kernels can do (`y = x`), which on a CPU uses all
 /// threads: the faster of the two is what memory gives. Bytes per second.
-fn copies<X: Real<Acc = f32>, D: Backend<X>>(
-    device: &D,
-    machine: &Machine,
-    results: &mut Results,
-) -> Result<f64> {
-    let bytes = if machine.is_cpu() { 256 << 20 } else { 1 << 30 };
+fn copies<X: Real<Acc = f32>, D: Backend<X>>(device: &D, bytes: usize, results: &mut Results) -> Result<f64> {
     let len = bytes / size_of::<X>();
     let from = random::<D, X>(device, len, 1.0, 3)?;
     let mut to = device.zeros::<X>(len)?;
     let count = Count::bytes(2.0 * bytes as f64);
-    let shape = format!("{} MiB", bytes >> 20);
+    let shape = human_bytes(bytes as u64);
     let plain = measure::operation(device, results.repeats(), || {
         Ok(device.copy(D::all_mut(&mut to), D::all(&from))?)
     })?;

@@ -25,33 +25,20 @@ pub fn as_cpu<D: Device>(device: &D) -> Option<&Cpu> {
     (device as &dyn Any).downcast_ref()
 }
 
-#[cfg(feature = "cuda")]
-fn as_cuda<D: Device>(device: &D) -> Option<&gradtx_kernels::cuda::Cuda> {
-    (device as &dyn Any).downcast_ref()
-}
-
 impl Machine {
     /// Of this device.
     pub fn of<D: Device>(device: &D) -> Self {
-        let threads = as_cpu(device).map(Cpu::threads);
-        let name = if threads.is_some() { "cpu".into() } else { gpu_name(device) };
-        Self { device: name, processor: processor(), threads }
+        let (threads, name) = (as_cpu(device).map(Cpu::threads), device.name());
+        // What comes after a device's number is what the driver calls it.
+        let of_driver = name.split_once(", ").map_or(name.as_str(), |(_, rest)| rest);
+        let device = if threads.is_some() { "cpu" } else { of_driver };
+        Self { device: device.into(), processor: processor(), threads }
     }
 
     /// Whether it is the host's processor.
     pub fn is_cpu(&self) -> bool {
         self.threads.is_some()
     }
-}
-
-#[cfg(feature = "cuda")]
-fn gpu_name<D: Device>(device: &D) -> String {
-    as_cuda(device).map_or_else(|| device.name(), |cuda| cuda.description().name.clone())
-}
-
-#[cfg(not(feature = "cuda"))]
-fn gpu_name<D: Device>(device: &D) -> String {
-    device.name()
 }
 
 /// As the system calls it.
@@ -63,22 +50,16 @@ fn processor() -> String {
 
 /// Bytes that buffers can have.
 pub fn free_memory<D: Device>(device: &D) -> Result<u64> {
-    #[cfg(feature = "cuda")]
-    if let Some(cuda) = as_cuda(device) {
-        return Ok(cuda.memory()?.0 as u64);
-    }
-    let _ = device;
-    Ok(available_memory()?)
+    Ok(device.free_memory()?.map_or_else(available_memory, Ok)?)
 }
 
-/// Bytes that are in use: of a GPU now, which is the most there was, since buffers are taken
-/// before the first step; of a CPU the most that this process has had.
-pub fn used_memory<D: Device>(device: &D) -> Option<u64> {
-    #[cfg(feature = "cuda")]
-    if let Some(cuda) = as_cuda(device) {
-        return cuda.memory().ok().map(|(free, all)| (all - free) as u64);
+/// Bytes that are in use, where `before` were free at first: on a device with memory of its own
+/// those of now, which is the most there was, since buffers are taken before the first step; on
+/// a CPU the most that this process has had.
+pub fn used_memory<D: Device>(device: &D, before: u64) -> Option<u64> {
+    if let Some(free) = device.free_memory().ok()? {
+        return Some(before.saturating_sub(free));
     }
-    let _ = device;
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|k| k * 1024)
@@ -141,6 +122,6 @@ mod tests {
         let cpu = Cpu::new(3);
         let machine = Machine::of(&cpu);
         assert_eq!((machine.device.as_str(), machine.threads), ("cpu", Some(3)));
-        assert!(used_memory(&cpu).unwrap() > 0 && free_memory(&cpu).unwrap() > 0);
+        assert!(used_memory(&cpu, 0).unwrap() > 0 && free_memory(&cpu).unwrap() > 0);
     }
 }

@@ -112,7 +112,7 @@ struct Session<'a, M> {
 fn on_device<M: Measured>(context: &Context, common: &Common, job: &M) -> Result<()> {
     common.check()?;
     let settings = DeviceConfig { kind: common.device, dtype: common.dtype(), ..DeviceConfig::default() };
-    dispatch(&settings, context.threads, Session { context, common, job })
+    dispatch(&settings, context, Session { context, common, job })
 }
 
 impl<M: Measured> Work for Session<'_, M> {
@@ -121,7 +121,7 @@ impl<M: Measured> Work for Session<'_, M> {
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<()> {
         let Self { context, common, job } = self;
         let machine = Machine::of(device);
-        let mut results = Results::new(context.ui.clone(), common, &machine, X::DTYPE)?;
+        let mut results = Results::new(context.ui.clone(), device, &machine, common, X::DTYPE)?;
         let ceilings = ceilings::measure::<X, D>(device, &machine, common, &mut results)?;
         results.hold_against(&ceilings);
         job.measure::<X, D>(&On { device, machine: &machine, ceilings: &ceilings }, &mut results)?;

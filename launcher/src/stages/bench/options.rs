@@ -23,7 +23,8 @@ pub struct Common {
     /// Add the lines to this file, one JSON object each.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Rows of the large matrix product (default: 2048 on a CPU, 8192 on a GPU).
+    /// Rows of the large matrix product (default: 2048 on a CPU, 8192 on a GPU); the large copy
+    /// is of 16 N² bytes.
     #[arg(long, value_name = "N")]
     pub large: Option<usize>,
 }
@@ -31,11 +32,17 @@ pub struct Common {
 impl Common {
     /// The element type.
     pub fn dtype(&self) -> DtypeKind {
-        self.dtype.unwrap_or_default()
+        self.dtype.unwrap_or(match self.device {
+            DeviceKind::Cpu => DtypeKind::F32,
+            DeviceKind::Cuda => DtypeKind::Bf16,
+        })
     }
 
     /// Fails on numbers that nothing can be measured with.
     pub fn check(&self) -> Result<()> {
+        if self.device == DeviceKind::Cpu && self.dtype() != DtypeKind::F32 {
+            return Err(unusable("--dtype bf16: the CPU computes in f32; bf16 is for --device cuda"));
+        }
         at_least_one("--runs", self.runs)?;
         at_least_one("--large", self.large.unwrap_or(1))
     }

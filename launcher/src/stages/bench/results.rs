@@ -57,11 +57,19 @@ pub struct Results {
     ceilings: Option<Ceilings>,
     out: Option<File>,
     table: Table,
+    /// Bytes that were free at the beginning.
+    free: u64,
 }
 
 impl Results {
     /// None yet. The file is opened now, so that nothing is measured in vain.
-    pub fn new(ui: Ui, common: &Common, machine: &Machine, dtype: DType) -> Result<Self> {
+    pub fn new<D: Device>(
+        ui: Ui,
+        device: &D,
+        machine: &Machine,
+        common: &Common,
+        dtype: DType,
+    ) -> Result<Self> {
         let path = common.out.as_ref().filter(|_| !is_silent());
         let open = |path| OpenOptions::new().create(true).append(true).open(path);
         let out = path.map(|p| open(p).with_context(|| format!("{}: cannot write", p.display())));
@@ -84,7 +92,8 @@ impl Results {
         let repeats = Repeats { warmup: common.warmup, runs: common.runs };
         let (machine, ceilings) = (machine.clone(), None);
         ui.line(format!("measuring on {} in {}", machine.device, type_name(dtype)));
-        Ok(Self { ui, machine, dtype, repeats, ceilings, out: out.transpose()?, table })
+        let free = machine::free_memory(device)?;
+        Ok(Self { ui, machine, dtype, repeats, ceilings, out: out.transpose()?, table, free })
     }
 
     /// From now on lines tell their shares of these.
@@ -107,7 +116,7 @@ impl Results {
         let Entry { name, times, .. } = &entry;
         let median = times.median();
         ensure!(median.is_finite() && median > 0.0, "{name}: a time of {median} s is none");
-        let line = self.line(&entry, machine::used_memory(device));
+        let line = self.line(&entry, machine::used_memory(device, self.free));
         if let Some(out) = &mut self.out {
             writeln!(out, "{line}").context("cannot write the results")?;
         }
