@@ -69,9 +69,9 @@ fn lengths(tokens: usize, each: usize) -> Vec<usize> {
     (0..tokens.div_ceil(each)).map(|i| each.min(tokens - i * each)).collect()
 }
 
-fn capacity(lengths: &[usize]) -> BatchCapacity {
-    let tokens = lengths.iter().sum();
-    BatchCapacity { tokens, segments: lengths.len(), labels: tokens }
+/// Room for so many tokens in examples of `each`.
+fn capacity(tokens: usize, each: usize) -> BatchCapacity {
+    BatchCapacity { tokens, segments: tokens.div_ceil(each), labels: tokens }
 }
 
 /// Operations of a step on examples of these lengths.
@@ -96,20 +96,19 @@ impl Measured for Job {
         if each < 2 {
             return Err(unusable("--context: expected at least 2, a token and its successor"));
         }
-        let lengths = lengths(tokens, each);
-        if lengths.len() < self.jobs {
-            let examples = lengths.len();
+        let examples = tokens.div_ceil(each);
+        if examples < self.jobs {
             return Err(unusable(format!("--jobs {}: the stream holds {examples} examples", self.jobs)));
         }
         let layout = model.adapters(self.rank, &self.targets)?;
         check_memory(on.device, &model.name, "--tokens", tokens, |tokens| {
-            Ok(plan::<X, D>(&model, &layout, self.jobs, &super::finetune::lengths(tokens, each)))
+            Ok(plan::<X, D>(&model, &layout, self.jobs, capacity(tokens, each)))
         })?;
         if self.model.is_none() && is_cpu {
             results
                 .say("a small model, since this is a CPU: --model qwen2.5-7b --tokens 8192 is the real one");
         }
-        self.steps::<X, D>(on, results, &model, &layout, &lengths)
+        self.steps::<X, D>(on, results, &model, &layout, &lengths(tokens, each))
     }
 }
 
@@ -117,10 +116,10 @@ fn plan<X: Real<Acc = f32>, D: Backend<X>>(
     model: &NamedDecoder,
     layout: &BlockLayout,
     jobs: usize,
-    lengths: &[usize],
+    capacity: BatchCapacity,
 ) -> MemoryPlan {
     let mut plan = Decoder::<D, X>::plan(&model.config, false);
-    plan.extend(LoraJobs::<D, X>::plan(&model.config, layout, jobs, capacity(lengths)));
+    plan.extend(LoraJobs::<D, X>::plan(&model.config, layout, jobs, capacity));
     plan
 }
 

@@ -21,7 +21,7 @@ use crate::cost::rates::Kind;
 use crate::cost::tokens::Lengths;
 use crate::cost::work::DecoderWork;
 use crate::failure::unusable;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Decoder, GenerateLimits, Generator, Prompt};
 use gradtx_models::lora::{BlockLayout, LoraConfig};
@@ -113,7 +113,11 @@ fn generate<X: Real<Acc = f32>, D: Backend<X>>(
         })
     };
     let (first, all) = (times(1)?, times(new)?);
-    let each = all.less(&first).by(new - 1);
+    let each = all.beyond(&first).by(new - 1);
+    ensure!(
+        each.median() > 0.0,
+        "--tokens {new}: too few for their time to be told from that of the prompts"
+    );
 
     let layout = BlockLayout::new(&model.config, &LoraConfig::default())?;
     let work = DecoderWork { model: &model.config, layout: &layout, element: size_of::<X>() as f64 };

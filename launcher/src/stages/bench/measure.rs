@@ -60,11 +60,11 @@ impl Times {
         self.quantile(0.5)
     }
 
-    /// The median and quartiles of this less another, for what cannot be measured alone: as
-    /// each sample less the other's median.
-    pub fn less(&self, other: &Times) -> Self {
-        let median = other.median();
-        Self { samples: self.samples.iter().map(|s| s - median).collect(), calls: self.calls }
+    /// What this takes longer than another: each sample less the other's fastest, which holds the
+    /// least of what does not belong to either.
+    pub fn beyond(&self, other: &Times) -> Self {
+        let fastest = other.quantile(0.0);
+        Self { samples: self.samples.iter().map(|s| s - fastest).collect(), calls: self.calls }
     }
 
     /// Each sample divided among so many equal parts.
@@ -125,7 +125,7 @@ mod tests {
         let times = Times::new(vec![4.0, 1.0, 2.0, 3.0], 1);
         assert_eq!([0.0, 0.5, 1.0].map(|q| times.quantile(q)), [1.0, 2.5, 4.0]);
         assert_eq!(times.quantile(0.25), 1.75);
-        assert_eq!(times.less(&Times::new(vec![0.5], 1)).median(), 2.0);
+        assert_eq!(times.beyond(&Times::new(vec![0.5, 0.75], 1)).median(), 2.0);
         assert_eq!(times.by(2).median(), 1.25);
     }
 
