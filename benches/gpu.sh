@@ -94,8 +94,8 @@ else
     ours train "${small[@]}" "${large[@]}"
     peer train "${small[@]}"
     ours translate "${small[@]}" "${large[@]}"
-    ours generate --model "$decoder" "${large[@]}" --batch 2 --context 8 --tokens 4
-    peer generate --model "$decoder" --batch 2 --context 8 --tokens 4
+    ours generate --model "$decoder" "${large[@]}" --batch 2 --context 8 --tokens 50
+    peer generate --model "$decoder" --batch 2 --context 8 --tokens 20
 fi
 
 "$program" bench table "$out" | tee "$out/table.md"

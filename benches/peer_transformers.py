@@ -17,7 +17,7 @@ train               a step of the Grad-Transformer: T5 stacks between three
                     float32 with autocast to bf16, and with --pure (reported as
                     `train pure`) everything in bf16 without masters.
 generate            greedy decoding: one more token for every sequence, as the time of
-                    all tokens less that of the first, by their number.
+                    all tokens beyond that of the first, by their number.
 
 Attention is PyTorch's fused one (sdpa), the optimizer its fused AdamW. Every token
 but the first of an example is a label, as in `gradtx bench`.
@@ -305,7 +305,7 @@ def bench_generate(arguments):
 
         return measured(step, arguments)
 
-    first = statistics.median(times(1))
+    first = min(times(1))
     seconds = times(new)
     each = [(s - first) / (new - 1) for s in seconds]
     rate = batch / statistics.median(each)

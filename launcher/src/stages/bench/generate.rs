@@ -2,7 +2,7 @@
 //! uses, to the last token.
 //!
 //! Two lines. `generate prompts`: all prompts read, and a first token for each. `generate`: one
-//! more token for every sequence, as the time of everything less that of the first line, by the
+//! more token for every sequence, as the time of everything beyond that of the first line, by the
 //! number of tokens.
 //!
 //! **Bytes** of a token, by [`DecoderWork::decoding`]: all values of blocks and head once, and
