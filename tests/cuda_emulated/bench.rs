@@ -1,6 +1,8 @@
 //! `gradtx bench` on the stand-in device: every benchmark runs in both element types on models
 //! so small that it ends in seconds. Its times there mean nothing.
 
+#![allow(clippy::unwrap_used)]
+
 use crate::emulator::{self, Variant};
 use gradtx_tests::fixture;
 use serde_json::Value;

@@ -355,6 +355,15 @@ mod tests {
     }
 
     #[test]
+    fn a_layout_without_targets_adapts_nothing() {
+        let model = model(16, 3, 4, 2);
+        let layout = BlockLayout::without_targets(&model);
+        assert_eq!((layout.blocks(), layout.width(), layout.total()), (3, 0, 0));
+        assert!((0..3).all(|block| Fused::ALL.iter().all(|&f| layout.targets(block, f).is_empty())));
+        assert!(BlockLayout::new(&model, &LoraConfig { targets: vec![], ..Default::default() }).is_err());
+    }
+
+    #[test]
     fn slices_fill_a_block_in_order_and_targets_point_to_them() {
         let lora =
             LoraConfig { targets: vec![Module::Down, Module::K, Module::Q, Module::K], ..Default::default() };

@@ -152,7 +152,7 @@ pub fn stream(lengths: &[usize], vocab: usize, jobs: usize) -> PackedBatch {
         let tokens = super::values::tokens(length, vocab, i as u64);
         let example = Example { tokens, trained: vec![true; length] };
         let job = i % jobs;
-        let examples = lengths.len().div_ceil(jobs) - usize::from(job >= (lengths.len() - 1) % jobs + 1);
+        let examples = (lengths.len() - job).div_ceil(jobs);
         let info = SegmentInfo { adapter: job as u32, grad_row: job as u32, key: i as u64 };
         batch.push(&example, info, 1.0 / (example.labels().max(1) * examples) as f64);
     }
