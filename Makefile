@@ -17,7 +17,7 @@ endif
 # Kernels are tested on the emulator, which needs no GPU, and their compilation where NVRTC is.
 TEST_FEATURES = $(FEATURES) $(if $(NVRTC),nvrtc)
 
-.PHONY: help demo test cluster chaos check bench build setup clean cubins kernels-report test-cuda
+.PHONY: help demo test cluster chaos check bench build gpu setup clean cubins kernels-report test-cuda
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
@@ -28,7 +28,8 @@ help:
 	@echo 'make bench   times of operations and steps on this CPU (on a GPU: benches/gpu.sh)'
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
 	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
-	@echo 'make cubins  device code of all CUDA kernels, in $(TARGET)/cubins; build with GRADTX_CUBINS=<there> to have it in the program'
+	@echo 'make gpu     the program with the device code of all CUDA kernels in it'
+	@echo 'make cubins  that device code alone, in $(TARGET)/cubins'
 	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
 
 setup:
@@ -36,6 +37,10 @@ setup:
 
 build: setup
 	$(CARGO) build --release $(FLAGS) -p gradtx-launcher
+
+# The program with the device code of all kernels in it: a node needs a driver, and nothing else.
+gpu: cubins
+	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) build --release $(FLAGS) -p gradtx-launcher
 
 demo: build
 	$(TARGET)/release/gradtx demo $(DEMO_DIR)

@@ -98,9 +98,11 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
-    /// Runs `work` inside the pool, so that rayon's iterators use it.
+    /// Runs `work` inside the pool, so that rayon's iterators use it. One thread alone is the
+    /// caller's: waking another one takes longer than many operations, and no work for one
+    /// thread may use rayon.
     pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        if self.threads() == 1 { work() } else { self.pool.install(work) }
     }
 }
 
