@@ -1,9 +1,10 @@
 // A stand-in for libcuda.so: the part of the driver's interface that gradtx calls, carried out by
-// the emulator. A module is a shared object for the host, made from the same .cu files. Everything
-// is done when a call returns; a failed launch reports at once, and the next one may go on.
+// the emulator. A module is a shared object for the host, made from the same .cu files. Kernels and
+// copies are done when a call returns; a failed launch reports at once, and the next one may go on.
 #include "emu.h"
+#include "streams.h"
 
-#include <chrono>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
@@ -23,13 +24,15 @@ enum Result : int {
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
     NOT_FOUND = 500,
+    NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
     LAUNCH_FAILED = 719,
     NOT_SUPPORTED = 801,
 };
 
-// The device: what an A100 has of everything that a launch depends on, and 8 GiB of memory.
+// A device: what an A100 has of everything that a launch depends on, and 8 GiB of memory.
 constexpr size_t MEMORY = 8ull << 30;
+constexpr int MOST_DEVICES = 16;
 constexpr int DEFAULT_SHARED = 48 * 1024, MAX_SHARED = 163 * 1024;
 
 struct Function {
@@ -41,13 +44,35 @@ struct Module {
     void* handle;
     std::unordered_map<std::string, Function> functions;
 };
-struct Event { double milliseconds = 0; };
+using emu::Event;
+using emu::Stream;
 
-static char the_context;
+static char contexts[MOST_DEVICES];
 static thread_local void* current_context;
 static std::mutex memory_lock;
 static size_t used;
 static std::unordered_map<Pointer, size_t> sizes;
+
+// How many devices there are: EMU_DEVICES, or what emu_devices has set for this host thread. All
+// have the same memory, that of the host.
+static int& devices() {
+    auto of_environment = [] {
+        const char* text = getenv("EMU_DEVICES");
+        return text ? std::min(std::max(atoi(text), 0), MOST_DEVICES) : 1;
+    };
+    static thread_local int count = of_environment();
+    return count;
+}
+extern "C" void emu_devices(int count) { devices() = std::min(std::max(count, 0), MOST_DEVICES); }
+
+int emu::current_device() { return static_cast<int>(static_cast<char*>(current_context) - contexts); }
+bool emu::holds(const void* memory, size_t bytes) {
+    auto p = reinterpret_cast<Pointer>(memory);
+    std::lock_guard<std::mutex> held(memory_lock);
+    for (auto [start, size] : sizes)
+        if (start <= p && p + bytes <= start + size) return true;
+    return false;
+}
 
 API cuInit(unsigned) { return SUCCESS; }
 API cuDriverGetVersion(int* version) {
@@ -55,12 +80,16 @@ API cuDriverGetVersion(int* version) {
     return SUCCESS;
 }
 API cuDeviceGetCount(int* count) {
-    *count = 1;
+    *count = devices();
     return SUCCESS;
 }
 API cuDeviceGet(int* device, int ordinal) {
-    *device = 0;
-    return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
+    *device = ordinal;
+    return 0 <= ordinal && ordinal < devices() ? SUCCESS : INVALID_DEVICE;
+}
+API cuDeviceGetPCIBusId(char* id, int size, int device) {
+    snprintf(id, size, "0000:%02X:00.0", device + 1);
+    return SUCCESS;
 }
 API cuDeviceGetName(char* name, int size, int) {
     snprintf(name, size, "emulated device");
@@ -85,8 +114,8 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
     return SUCCESS;
 }
 
-API cuDevicePrimaryCtxRetain(void** context, int) {
-    *context = &the_context;
+API cuDevicePrimaryCtxRetain(void** context, int device) {
+    *context = &contexts[device];
     return SUCCESS;
 }
 API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
@@ -98,37 +127,55 @@ API cuCtxGetCurrent(void** context) {
     *context = current_context;
     return SUCCESS;
 }
-API cuCtxSynchronize() { return SUCCESS; }
+API cuCtxSynchronize() {
+    emu::finish_all(emu::current_device());
+    return SUCCESS;
+}
 
-API cuStreamCreate(void** stream, unsigned) {
-    *stream = new char;
+API cuStreamCreate(Stream** stream, unsigned) {
+    *stream = emu::new_stream(emu::current_device());
     return SUCCESS;
 }
-API cuStreamDestroy_v2(void* stream) {
-    delete static_cast<char*>(stream);
+API cuStreamCreateWithPriority(Stream** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
+API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+    *least = 0;
+    *greatest = -5;
     return SUCCESS;
 }
-API cuStreamSynchronize(void*) { return SUCCESS; }
-API cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
-API cuEventCreate(void** event, unsigned) {
+API cuStreamDestroy_v2(Stream* stream) {
+    emu::delete_stream(stream);
+    return SUCCESS;
+}
+API cuStreamSynchronize(Stream* stream) {
+    emu::finish(stream);
+    return SUCCESS;
+}
+API cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
+    emu::wait(stream, event);
+    return SUCCESS;
+}
+API cuEventCreate(Event** event, unsigned) {
     *event = new Event;
     return SUCCESS;
 }
-API cuEventDestroy_v2(void* event) {
-    delete static_cast<Event*>(event);
+API cuEventDestroy_v2(Event* event) {
+    delete event;
     return SUCCESS;
 }
-API cuEventRecord(void* event, void*) {
-    auto now = std::chrono::steady_clock::now().time_since_epoch();
-    static_cast<Event*>(event)->milliseconds = std::chrono::duration<double, std::milli>(now).count();
+API cuEventRecord(Event* event, Stream* stream) {
+    emu::record(event, stream);
     return SUCCESS;
 }
-API cuEventSynchronize(void*) { return SUCCESS; }
-API cuEventElapsedTime(float* milliseconds, void* start, void* end) {
-    *milliseconds = (float)(static_cast<Event*>(end)->milliseconds - static_cast<Event*>(start)->milliseconds);
+API cuEventSynchronize(Event* event) {
+    emu::finish(event);
     return SUCCESS;
 }
-API cuEventElapsedTime_v2(float* ms, void* start, void* end) { return cuEventElapsedTime(ms, start, end); }
+API cuEventQuery(Event* event) { return emu::has_passed(event) ? SUCCESS : NOT_READY; }
+API cuEventElapsedTime(float* milliseconds, Event* start, Event* end) {
+    *milliseconds = (float)(end->milliseconds - start->milliseconds);
+    return SUCCESS;
+}
+API cuEventElapsedTime_v2(float* ms, Event* start, Event* end) { return cuEventElapsedTime(ms, start, end); }
 
 API cuMemAlloc_v2(Pointer* p, size_t bytes) {
     if (bytes == 0) return INVALID_VALUE;
@@ -165,26 +212,36 @@ API cuMemFreeHost(void* p) {
     return SUCCESS;
 }
 static void* host(Pointer p) { return reinterpret_cast<void*>(p); }
-API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void*) {
+API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, Stream* stream) {
+    emu::begin(stream, false);
     memcpy(host(to), from, bytes);
     return SUCCESS;
 }
-API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void*) {
+API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, Stream* stream) {
+    emu::begin(stream, false);
     memcpy(to, host(from), bytes);
     return SUCCESS;
 }
-API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void*) {
+API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, Stream* stream) {
+    emu::begin(stream, false);
     memcpy(host(to), host(from), bytes);
     return SUCCESS;
 }
-template <class T> static Result set(Pointer to, T value, size_t count) {
+template <class T> static Result set(Pointer to, T value, size_t count, Stream* stream) {
+    emu::begin(stream, false);
     if (to % sizeof(T)) return INVALID_VALUE;
     for (size_t i = 0; i < count; i++) static_cast<T*>(host(to))[i] = value;
     return SUCCESS;
 }
-API cuMemsetD8Async(Pointer to, unsigned char value, size_t count, void*) { return set(to, value, count); }
-API cuMemsetD16Async(Pointer to, unsigned short value, size_t count, void*) { return set(to, value, count); }
-API cuMemsetD32Async(Pointer to, unsigned value, size_t count, void*) { return set(to, value, count); }
+API cuMemsetD8Async(Pointer to, unsigned char value, size_t count, Stream* stream) {
+    return set(to, value, count, stream);
+}
+API cuMemsetD16Async(Pointer to, unsigned short value, size_t count, Stream* stream) {
+    return set(to, value, count, stream);
+}
+API cuMemsetD32Async(Pointer to, unsigned value, size_t count, Stream* stream) {
+    return set(to, value, count, stream);
+}
 
 // An image is a shared object of the host; what is for a real device is refused.
 API cuModuleLoadData(void** module, const void* image) {
@@ -229,7 +286,7 @@ API cuFuncSetAttribute(void* function, int attribute, int value) {
 static thread_local std::string launch_error;
 
 API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared_bytes, void*, void** arguments, void** extra) {
+                   unsigned shared_bytes, Stream* stream, void** arguments, void** extra) {
     auto* f = static_cast<Function*>(function);
     launch_error.clear();
     if (extra) return NOT_SUPPORTED;
@@ -237,6 +294,7 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
         launch_error = f->name + ": a launch that no device takes";
         return INVALID_VALUE;
     }
+    emu::begin(stream, true);
     unsigned dims[6] = {gx, gy, gz, bx, by, bz};
     if (f->run(dims, shared_bytes, arguments) == 0) return SUCCESS;
     launch_error = emu::last_error();
@@ -252,6 +310,7 @@ API cuGetErrorName(int error, const char** name) {
         case INVALID_DEVICE: *name = "CUDA_ERROR_INVALID_DEVICE"; break;
         case INVALID_IMAGE: *name = "CUDA_ERROR_INVALID_IMAGE"; break;
         case NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
+        case NOT_READY: *name = "CUDA_ERROR_NOT_READY"; break;
         case ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
         case LAUNCH_FAILED: *name = "CUDA_ERROR_LAUNCH_FAILED"; break;
         default: *name = "CUDA_ERROR_NOT_SUPPORTED";

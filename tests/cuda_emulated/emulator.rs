@@ -92,7 +92,7 @@ fn emulator_directory() -> PathBuf {
         if !library.exists() {
             std::fs::create_dir_all(&directory).expect("a directory for the emulator");
             let unfinished = directory.join(format!("unfinished-{}.so", std::process::id()));
-            let parts = ["scheduler", "collectives", "memory", "driver"];
+            let parts = ["scheduler", "collectives", "memory", "streams", "driver"];
             let files = parts.map(|part| sources("emu").join(format!("{part}.cpp")));
             run(compiler()
                 .args(["-Wextra", "-Werror", "-Wl,-soname,libcuda.so", "-Wl,-z,defs", "-o"])
@@ -114,6 +114,55 @@ fn library() -> &'static Library {
         // SAFETY: our own library; loading it runs no code that has requirements.
         unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.expect("the emulator loads")
     })
+}
+
+/// The stand-in for NCCL, built beside the driver's.
+pub fn nccl_file() -> PathBuf {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        library();
+        let file = emulator_directory().join("libnccl.so.2");
+        if !file.exists() {
+            let unfinished = emulator_directory().join(format!("unfinished-nccl-{}.so", std::process::id()));
+            run(compiler()
+                .args(["-Wextra", "-Werror", "-Wl,-soname,libnccl.so.2", "-Wl,-z,defs", "-o"])
+                .arg(&unfinished)
+                .arg(sources("emu").join("nccl.cpp"))
+                .arg("-L")
+                .arg(emulator_directory())
+                .args(["-lcuda", "-lpthread"]));
+            std::fs::rename(&unfinished, &file).expect("the stand-in can be put in place");
+        }
+        file
+    };
+    FILE.get_or_init(build).clone()
+}
+
+/// The stand-in for NCCL, loaded so that everybody finds it as `libnccl.so.2`.
+fn nccl() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        // SAFETY: our own library; loading it runs no code that has requirements.
+        unsafe { Library::open(Some(nccl_file()), RTLD_NOW | RTLD_GLOBAL) }.expect("the stand-in loads")
+    })
+}
+
+/// Calls a function of a stand-in that sets something for this host thread.
+fn set(library: &Library, name: &[u8], value: i32) {
+    // SAFETY: the functions that this is called with have this type in kernels/emu.
+    let set: Symbol<unsafe extern "C" fn(i32)> = unsafe { library.get(name) }.expect("the stand-in has it");
+    // SAFETY: takes any number.
+    unsafe { set(value) };
+}
+
+/// From now on waits for events have no effect on this thread's streams: a planted fault.
+pub fn forget_waits() {
+    set(library(), b"emu_forget_waits\0", 1);
+}
+
+/// From now on NCCL fails on this thread.
+pub fn break_nccl() {
+    set(nccl(), b"emu_break_nccl\0", 1);
 }
 
 /// Whether the tests run on this machine's GPU instead of the emulator.
@@ -206,10 +255,23 @@ fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) 
 
 /// A device of its own, with kernels of this variant.
 pub fn device(variant: Variant) -> Cuda {
+    numbered_device(0, variant)
+}
+
+/// Device `ordinal` of several, for a rank that is this thread.
+pub fn device_of_rank(ordinal: usize) -> Cuda {
+    if !on_device() {
+        nccl();
+        set(library(), b"emu_devices\0", ordinal as i32 + 1);
+    }
+    numbered_device(ordinal, Variant { race: false, plant: None })
+}
+
+fn numbered_device(ordinal: usize, variant: Variant) -> Cuda {
     if on_device() {
         assert!(variant.plant.is_none(), "faults are planted into emulated kernels only");
-        return Cuda::new(0).expect("a CUDA device was asked for");
+        return Cuda::new(ordinal).expect("a CUDA device was asked for");
     }
     let directory = modules(variant);
-    Cuda::with_cubins(0, Cubins::directory(&directory)).expect("the stand-in shows a device")
+    Cuda::with_cubins(ordinal, Cubins::directory(&directory)).expect("the stand-in shows the device")
 }

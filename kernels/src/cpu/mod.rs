@@ -8,6 +8,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod collective;
 mod dropout;
 mod elementwise;
 mod embedding;

@@ -11,7 +11,8 @@
 //! next [`Device::download`] or [`Device::synchronize`] turns into an error (`fault.rs`).
 //!
 //! Sums are always taken in the same order, without floating-point atomics, so results do
-//! not depend on timing.
+//! not depend on timing. Sums between the devices of several ranks are NCCL's ([`NcclGroup`]), on
+//! a stream of their own.
 
 mod activation;
 mod adamw;
@@ -27,6 +28,7 @@ mod lm_head;
 mod lora;
 mod memory;
 mod mse;
+mod nccl;
 mod nvrtc;
 mod probe;
 mod rmsnorm;
@@ -34,6 +36,7 @@ mod rope;
 mod t5_attention;
 
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
+pub use nccl::{NcclGroup, nccl_version};
 pub use probe::{CudaDevice, devices};
 
 use crate::error::{Error, Result, expect_len};
