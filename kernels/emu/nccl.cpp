@@ -52,10 +52,9 @@ struct Meeting {
     bool done = false;
 };
 
-struct Comm;
 struct World {
     int size = 0;
-    std::map<int, Comm*> members;
+    std::map<int, int> devices;  // of the ranks that have joined
     std::map<uint64_t, Meeting> meetings;
     std::string wrong;  // why nothing more will be done
     Result error = SUCCESS;
@@ -207,17 +206,19 @@ API ncclCommInitRank(Comm** comm, int size, UniqueId id, int rank) {
     auto world = place;
     if (world->size == 0) world->size = size;
     int device = emu::current_device();
-    for (auto [other, member] : world->members)
-        if (member->device == device)
+    for (auto [other, its_device] : world->devices)
+        if (its_device == device)
             world->fail(INVALID_USAGE, "ranks " + std::to_string(other) + " and " + std::to_string(rank) + " have the same device");
-    if (world->size != size || rank < 0 || rank >= size || world->members.count(rank))
+    if (world->size != size || rank < 0 || rank >= size || world->devices.count(rank))
         world->fail(INVALID_ARGUMENT, "a rank or size that does not fit the group");
-    *comm = new Comm{world, rank, device};
-    world->members.emplace(rank, *comm);
+    if (world->wrong.empty()) world->devices.emplace(rank, device);
     changed.notify_all();
-    auto all = [&] { return !world->wrong.empty() || (int)world->members.size() == size; };
-    if (!changed.wait_for(held, std::chrono::seconds(60), all)) world->fail(SYSTEM_ERROR, "not all ranks have come");
-    return world->wrong.empty() ? SUCCESS : refuse(world->error, world->wrong);
+    auto all_are_there = [&] { return (int)world->devices.size() == size; };
+    auto decided = [&] { return all_are_there() || !world->wrong.empty(); };
+    if (!changed.wait_for(held, std::chrono::seconds(60), decided)) world->fail(SYSTEM_ERROR, "not all ranks have come");
+    if (!all_are_there()) return refuse(world->error, world->wrong);
+    *comm = new Comm{world, rank, device};
+    return SUCCESS;
 }
 
 // Ends a rank's part; its memory stays, for work that was put off may still look at it.

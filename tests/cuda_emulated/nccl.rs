@@ -239,10 +239,11 @@ mod planted {
         assert_same(&on_ranks(3, shared), &through_hosts(3, 200), false);
     }
 
-    /// A device, its place in a group of `ranks`, and four values of its own there.
+    /// A device, its place in a group, and four values there that a kernel has written.
     struct Member {
         group: <Cuda as Collective>::Group,
         values: <Cuda as Device>::Buf<f32>,
+        _written_from: <Cuda as Device>::Buf<f32>,
         cuda: Cuda,
     }
 
@@ -254,7 +255,7 @@ mod planted {
         let mut values = cuda.zeros(4)?;
         let start = cuda.buffer_from(&[1.0f32, 2.0, 3.0, 4.0])?;
         cuda.axpby(Cuda::all_mut(&mut values), 1.0, Cuda::all(&start), 0.0)?;
-        Ok(Member { group, values, cuda })
+        Ok(Member { group, values, _written_from: start, cuda })
     }
 
     impl Member {
