@@ -4,8 +4,8 @@
 //! program's own code finds it by name. Kernels become shared objects under the file names
 //! of cubins, in a directory that the device is told to take its cubins from.
 
-use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::cuda::cubin::{Cubins, MODULES, architecture, file_name};
+use gradtx_kernels::cuda::{CublasLt, Cuda};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -92,13 +92,20 @@ fn emulator_directory() -> PathBuf {
         if !library.exists() {
             std::fs::create_dir_all(&directory).expect("a directory for the emulator");
             let unfinished = directory.join(format!("unfinished-{}.so", std::process::id()));
-            let parts = ["scheduler", "collectives", "memory", "driver"];
+            let parts = ["scheduler", "collectives", "memory", "driver", "streams"];
             let files = parts.map(|part| sources("emu").join(format!("{part}.cpp")));
+            let strict = ["-Wextra", "-Werror", "-Wl,-z,defs"];
             run(compiler()
-                .args(["-Wextra", "-Werror", "-Wl,-soname,libcuda.so", "-Wl,-z,defs", "-o"])
+                .args(strict)
+                .args(["-Wl,-soname,libcuda.so", "-o"])
                 .arg(&unfinished)
                 .args(files)
                 .args(["-lpthread", "-ldl"]));
+            // What is looked for is built last, so that all is there when it is.
+            let products = directory.join("libcublasLt.so");
+            let source = sources("emu").join("cublaslt.cpp");
+            let against = ["-Wl,-soname,libcublasLt.so", "-o"];
+            run(compiler().args(strict).args(against).arg(&products).arg(source).arg(&unfinished));
             std::fs::rename(&unfinished, &library).expect("the emulator can be put in place");
         }
         directory
@@ -136,6 +143,23 @@ pub fn configure(schedule: Schedule) {
         unsafe { library().get(b"emu_configure\0") }.expect("the emulator has it");
     // SAFETY: takes any numbers of the kinds above.
     unsafe { set(order, seed, schedule.race.into()) };
+}
+
+/// Sets whether it is kernels that this thread's streams do as late as they may, instead of copies.
+pub fn late_kernels(late: bool) {
+    if on_device() {
+        return;
+    }
+    // SAFETY: the function has this type in kernels/emu/streams.cpp.
+    let set: Symbol<unsafe extern "C" fn(i32)> =
+        unsafe { library().get(b"emu_late_kernels\0") }.expect("the emulator has it");
+    // SAFETY: takes any number.
+    unsafe { set(late.into()) };
+}
+
+/// The stand-in for cuBLASLt, or on a machine with a GPU its own.
+pub fn cublaslt() -> CublasLt {
+    if on_device() { CublasLt::Find } else { CublasLt::At(emulator_directory().join("libcublasLt.so")) }
 }
 
 /// The source of a file with a fault planted in it, at the first such place. Fails if there is none.
@@ -204,12 +228,17 @@ fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) 
     std::fs::rename(&unfinished, &object).expect("a module can be put in place");
 }
 
-/// A device of its own, with kernels of this variant.
+/// A device of its own, with kernels of this variant, which multiply matrices too.
 pub fn device(variant: Variant) -> Cuda {
+    device_with(variant, &CublasLt::Off)
+}
+
+/// The same with this library for matrix products.
+pub fn device_with(variant: Variant, cublaslt: &CublasLt) -> Cuda {
     if on_device() {
         assert!(variant.plant.is_none(), "faults are planted into emulated kernels only");
-        return Cuda::new(0).expect("a CUDA device was asked for");
+        return Cuda::with_parts(0, Cubins::standard(), cublaslt).expect("a CUDA device was asked for");
     }
-    let directory = modules(variant);
-    Cuda::with_cubins(0, Cubins::directory(&directory)).expect("the stand-in shows a device")
+    let cubins = Cubins::directory(&modules(variant));
+    Cuda::with_parts(0, cubins, cublaslt).expect("the stand-in shows a device")
 }

@@ -17,6 +17,7 @@ mod activation;
 mod adamw;
 mod attention;
 pub mod cubin;
+mod cublaslt;
 mod dropout;
 mod elementwise;
 mod embedding;
@@ -33,6 +34,7 @@ mod rmsnorm;
 mod rope;
 mod t5_attention;
 
+pub use cublaslt::CublasLt;
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
 pub use probe::{CudaDevice, devices};
 
@@ -78,6 +80,8 @@ struct Inner {
     /// Scratch memory of operations that need two passes; grows to what they ask for.
     workspace: Mutex<Option<Allocation>>,
     fault: Allocation,
+    /// Matrix products by the vendor's library, or why they are not.
+    products: std::result::Result<cublaslt::Products, String>,
     // Last, so that everything above is given back while the context is alive.
     stream: Stream,
 }
@@ -119,6 +123,14 @@ impl Cuda {
 
     /// The same with kernels from elsewhere.
     pub fn with_cubins(ordinal: usize, cubins: Cubins) -> Result<Self> {
+        Self::with_parts(ordinal, cubins, &CublasLt::standard())
+    }
+
+    /// The same with kernels from elsewhere, and this library for matrix products.
+    ///
+    /// # Errors
+    /// As of [`Self::new`], and if a library is named that cannot be used.
+    pub fn with_parts(ordinal: usize, cubins: Cubins, cublaslt: &CublasLt) -> Result<Self> {
         let unavailable = |why: String| Error::Unavailable { what: "CUDA", why };
         let found = devices().map_err(unavailable)?;
         let count = found.len();
@@ -137,6 +149,7 @@ impl Cuda {
         let stream = Stream { raw, context };
         let staging = Mutex::new(Staging::new(&stream)?);
         let fault = Allocation::new(&stream, &description, size_of::<u32>())?;
+        let products = cublaslt::Products::open(cublaslt, &stream, &description)?;
         let functions = Functions::new(cubins, cubin::architecture(description.capability));
         let inner = Inner {
             description,
@@ -145,6 +158,7 @@ impl Cuda {
             staging,
             workspace: Mutex::default(),
             fault,
+            products,
             stream,
         };
         let cuda = Self { inner: Arc::new(inner) };
@@ -155,6 +169,14 @@ impl Cuda {
     /// What the driver says of this device.
     pub fn description(&self) -> &CudaDevice {
         &self.inner.description
+    }
+
+    /// What multiplies matrices here, as a person would say it.
+    pub fn products_by(&self) -> String {
+        match &self.inner.products {
+            Ok(library) => library.description(),
+            Err(why) => format!("kernels of our own ({why})"),
+        }
     }
 
     /// Bytes of memory that nobody has, and of the whole device.
