@@ -11,8 +11,9 @@
 //! The library thinks in columns. Our row-major `C = op(A) op(B)` is its `Cᵀ = op(B)ᵀ op(A)ᵀ`: the
 //! same memory, the operands exchanged, a row of ours a column of its own.
 
+use super::CudaDevice;
 use super::memory::{self, Allocation};
-use super::{CudaDevice, Stream};
+use super::stream::Stream;
 use crate::ops::GemmDims;
 use crate::{DType, Error, Result};
 use cudarc::driver::sys;
