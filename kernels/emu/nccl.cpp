@@ -1,10 +1,9 @@
 // A stand-in for libnccl.so: the part of its interface that gradtx calls. Ranks are threads of one process,
 // each with a device of the stand-in driver; memory of all devices is the host's. They find each other by
-// the id of their group, and everything that they do together is a meeting: operations are put off (see
-// streams.h) until every rank has to have them done. Sums are taken in the order of ranks. Operations that
-// do not fit each other, which would hang or destroy memory with NCCL itself, end the group with a sentence.
-#include "streams.h"
-
+// the id of their group, and everything that they do together is a meeting: a rank that has to have its
+// part done (streams.cpp says when) waits there for the others. Sums are taken in the order of ranks.
+// Operations that do not fit each other, which would hang or destroy memory with NCCL itself, end the group
+// with a sentence; so does a rank that gives up.
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -15,10 +14,16 @@
 #include <string>
 #include <vector>
 
+// The stand-in driver's (driver.cpp, memory.cpp, streams.cpp).
+extern "C" int emu_current_device();
+extern "C" int emu_is_allocated(const void* p, size_t bytes);
+extern "C" int emu_enqueue_beside(void* stream, int (*run)(void*), void (*drop)(void*), void* argument);
+
 #define API extern "C" __attribute__((visibility("default"))) Result
 
 enum Result : int {
     SUCCESS = 0,
+    UNHANDLED_CUDA_ERROR = 1,
     SYSTEM_ERROR = 2,
     INVALID_ARGUMENT = 4,
     INVALID_USAGE = 5,
@@ -68,16 +73,17 @@ struct Comm {
     int rank, device;
     uint64_t next = 0;          // meeting
     uint64_t outstanding = 0;   // meetings that are not done
-    bool aborted = false;
+    bool left = false;
 };
 
+constexpr auto PATIENCE = std::chrono::seconds(60);
 static std::mutex lock;
 static std::condition_variable changed;
 static std::map<std::string, std::shared_ptr<World>> worlds;
 static thread_local std::string last_error;
 static thread_local bool broken = false;
 static thread_local int depth = 0;
-struct Queued { Comm* comm; emu::Stream* stream; Operation operation; };
+struct Queued { Comm* comm; void* stream; Operation operation; };
 static thread_local std::vector<Queued> queued;
 
 static Result refuse(Result e, const std::string& why) {
@@ -133,25 +139,36 @@ static void meet(World& world, Meeting& meeting) {
     meeting.done = true;
 }
 
-// A rank is at a meeting; whether it is done.
-static bool attend(Comm* comm, uint64_t number, const std::vector<Operation>& operations) {
-    std::lock_guard<std::mutex> held(lock);
-    World& world = *comm->world;
-    if (comm->aborted) return true;
-    Meeting& meeting = world.meetings[number];
-    if (!meeting.done && world.wrong.empty()) {
-        bool is_new = meeting.brought.emplace(comm->rank, operations).second;
-        if (is_new && (int)meeting.brought.size() == world.size) meet(world, meeting);
-    }
-    if (meeting.done) comm->outstanding--;
-    return meeting.done;
-}
+// A rank's part of a meeting, as work of a stream.
+struct Part {
+    Comm* comm;
+    uint64_t number;
+    std::vector<Operation> operations;
 
-static Result put_off(Comm* comm, emu::Stream* stream, std::vector<Operation> operations) {
-    uint64_t number = comm->next++;
+    // Waits for the others. Without them nothing is done, and the group has failed.
+    void attend() {
+        std::unique_lock<std::mutex> held(lock);
+        World& world = *comm->world;
+        if (comm->left || !world.wrong.empty()) return;
+        Meeting& meeting = world.meetings[number];
+        meeting.brought.emplace(comm->rank, operations);
+        if ((int)meeting.brought.size() == world.size) meet(world, meeting);
+        changed.notify_all();
+        auto decided = [&] { return meeting.done || !world.wrong.empty(); };
+        if (!changed.wait_for(held, PATIENCE, decided)) world.fail(SYSTEM_ERROR, "not all ranks have come");
+        if (meeting.done) comm->outstanding--;
+    }
+};
+
+static Result put_off(Comm* comm, void* stream, std::vector<Operation> operations) {
+    auto run = [](void* part) {
+        static_cast<Part*>(part)->attend();
+        return 0;
+    };
+    auto drop = [](void* part) { delete static_cast<Part*>(part); };
     comm->outstanding++;
-    auto why = emu::put_off(stream, [=] { return attend(comm, number, operations); });
-    return why.empty() ? SUCCESS : refuse(INVALID_USAGE, why);
+    bool fine = emu_enqueue_beside(stream, run, drop, new Part{comm, comm->next++, std::move(operations)}) == 0;
+    return fine ? SUCCESS : refuse(UNHANDLED_CUDA_ERROR, "the driver refused it");
 }
 
 // Everything of one communicator and stream becomes one meeting.
@@ -165,16 +182,16 @@ static Result end_group() {
     return operations.empty() ? SUCCESS : put_off(queued[0].comm, queued[0].stream, operations);
 }
 
-static Result add(Comm* comm, emu::Stream* stream, Operation operation) {
+static Result add(Comm* comm, void* stream, Operation operation) {
     World& world = *comm->world;
     size_t whole = operation.bytes() * world.size, own = operation.bytes() * comm->rank;
     bool scatters = operation.kind == Kind::reduce_scatter, gathers = operation.kind == Kind::all_gather;
-    if (comm->device != emu::current_device()) return refuse(INVALID_USAGE, "the thread's device is another one");
+    if (comm->device != emu_current_device()) return refuse(INVALID_USAGE, "the thread's device is another one");
     if (operation.root < 0 || operation.root >= world.size) return refuse(INVALID_ARGUMENT, "there is no such root");
     bool sums = scatters || operation.kind == Kind::reduce;
     if (operation.type != (sums ? FLOAT32 : UINT8)) return refuse(INVALID_ARGUMENT, "not a type of this stand-in");
     const char *in = operation.in, *out = operation.out;
-    if (!emu::holds(in, scatters ? whole : operation.bytes()) || !emu::holds(out, gathers ? whole : operation.bytes()))
+    if (!emu_is_allocated(in, scatters ? whole : operation.bytes()) || !emu_is_allocated(out, gathers ? whole : operation.bytes()))
         return refuse(INVALID_ARGUMENT, operation.text() + ": not memory of a device");
     bool in_place = scatters ? out == in + own : gathers ? in == out + own : in == out;
     if (!in_place) return refuse(INVALID_ARGUMENT, operation.text() + ": not in place, as this stand-in wants it");
@@ -205,7 +222,7 @@ API ncclCommInitRank(Comm** comm, int size, UniqueId id, int rank) {
     if (!place) place = std::make_shared<World>();
     auto world = place;
     if (world->size == 0) world->size = size;
-    int device = emu::current_device();
+    int device = emu_current_device();
     for (auto [other, its_device] : world->devices)
         if (its_device == device)
             world->fail(INVALID_USAGE, "ranks " + std::to_string(other) + " and " + std::to_string(rank) + " have the same device");
@@ -215,20 +232,21 @@ API ncclCommInitRank(Comm** comm, int size, UniqueId id, int rank) {
     changed.notify_all();
     auto all_are_there = [&] { return (int)world->devices.size() == size; };
     auto decided = [&] { return all_are_there() || !world->wrong.empty(); };
-    if (!changed.wait_for(held, std::chrono::seconds(60), decided)) world->fail(SYSTEM_ERROR, "not all ranks have come");
+    if (!changed.wait_for(held, PATIENCE, decided)) world->fail(SYSTEM_ERROR, "not all ranks have come");
     if (!all_are_there()) return refuse(world->error, world->wrong);
     *comm = new Comm{world, rank, device};
     return SUCCESS;
 }
 
-// Ends a rank's part; its memory stays, for work that was put off may still look at it.
+// Ends a rank's membership; its memory stays, for work that was put off may still look at it.
 static Result leave(Comm* comm, bool aborts) {
     std::lock_guard<std::mutex> held(lock);
     if (comm->outstanding > 0) {
         if (!aborts) return refuse(INVALID_USAGE, "destroyed while something is not done");
         comm->world->fail(REMOTE_ERROR, "rank " + std::to_string(comm->rank) + " has given up");
     }
-    comm->aborted = true;
+    comm->left = true;
+    changed.notify_all();
     return SUCCESS;
 }
 API ncclCommDestroy(Comm* comm) { return leave(comm, false); }
@@ -253,24 +271,25 @@ API ncclGroupEnd() {
 static Operation operation(Kind kind, const void* in, void* out, size_t count, Type type, int root) {
     return {kind, static_cast<const char*>(in), static_cast<char*>(out), count, type, root};
 }
-API ncclReduce(const void* in, void* out, size_t count, Type type, Operator op, int root, Comm* comm, emu::Stream* stream) {
+API ncclReduce(const void* in, void* out, size_t count, Type type, Operator op, int root, Comm* comm, void* stream) {
     if (op != SUM) return refuse(INVALID_ARGUMENT, "not a sum");
     return add(comm, stream, operation(Kind::reduce, in, out, count, type, root));
 }
-API ncclReduceScatter(const void* in, void* out, size_t count, Type type, Operator op, Comm* comm, emu::Stream* stream) {
+API ncclReduceScatter(const void* in, void* out, size_t count, Type type, Operator op, Comm* comm, void* stream) {
     if (op != SUM) return refuse(INVALID_ARGUMENT, "not a sum");
     return add(comm, stream, operation(Kind::reduce_scatter, in, out, count, type, 0));
 }
-API ncclBroadcast(const void* in, void* out, size_t count, Type type, int root, Comm* comm, emu::Stream* stream) {
+API ncclBroadcast(const void* in, void* out, size_t count, Type type, int root, Comm* comm, void* stream) {
     return add(comm, stream, operation(Kind::broadcast, in, out, count, type, root));
 }
-API ncclAllGather(const void* in, void* out, size_t count, Type type, Comm* comm, emu::Stream* stream) {
+API ncclAllGather(const void* in, void* out, size_t count, Type type, Comm* comm, void* stream) {
     return add(comm, stream, operation(Kind::all_gather, in, out, count, type, 0));
 }
 
 extern "C" const char* ncclGetErrorString(Result result) {
     switch (result) {
         case SUCCESS: return "no error";
+        case UNHANDLED_CUDA_ERROR: return "unhandled cuda error";
         case SYSTEM_ERROR: return "unhandled system error";
         case INVALID_ARGUMENT: return "invalid argument";
         case INVALID_USAGE: return "invalid usage";

@@ -1,109 +1,226 @@
-// Streams and events: see streams.h. A stream is used by the host thread that made it.
-#include "streams.h"
+// Streams, events and graphs of the stand-in driver.
+//
+// A device does what is in two streams in any order that events allow, and whoever forgets an
+// event must find out. So one kind of stream is late: it does nothing until somebody waits for
+// it, the host or another stream by an event. By default those streams are late that have never
+// launched a kernel, which is where copies go that run beside the kernels: data that nobody
+// waited for is not there. With `emu_late_kernels` it is the other way round: a copy that
+// overwrites what a kernel has still to read does so before.
+//
+// A stream that is being captured does nothing; what is put into it becomes a graph.
+#include "driver.h"
 
-#include <algorithm>
 #include <chrono>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <set>
-#include <thread>
+#include <vector>
 
-namespace emu {
+namespace {
+
+struct Stream;
+
+// One recording of an event.
+struct Mark {
+    Stream* stream;
+    bool done = false;
+    double milliseconds = 0;
+};
+struct Event { std::shared_ptr<Mark> last; };
+
+typedef std::function<Result()> Operation;
+struct Graph { std::vector<Operation> operations; };
 
 struct Stream {
-    uint64_t id;
-    int device;
-    std::thread::id owner;
-    std::deque<std::function<bool()>> tasks;  // put off, in their order
-    uint64_t tasks_done = 0;
-    uint64_t kernels = 0;               // launched so far
-    uint64_t waited = 0;                // of them, those that the host has waited for
-    std::map<uint64_t, uint64_t> seen;  // kernels of others that the next work comes after, by stream
+    std::recursive_mutex lock;
+    std::deque<Operation> waiting;
+    bool has_launched = false;
+    std::unique_ptr<Graph> captured;  // while it is
+    bool spoiled = false;             // something was asked that no graph can hold
 };
 
-static std::mutex lock;
-static std::set<Stream*> streams;
-static thread_local bool waits_are_forgotten = false;
-
-static bool is_mine(const Stream* stream, int device) {
-    return stream->device == device && stream->owner == std::this_thread::get_id();
+bool late_from_environment() {
+    const char* value = getenv("EMU_LATE");
+    return value && std::string(value) == "kernels";
+}
+bool& late_kernels() {
+    static thread_local bool late = late_from_environment();
+    return late;
 }
 
-Stream* new_stream(int device) {
-    static uint64_t ids;
-    std::lock_guard<std::mutex> held(lock);
-    auto* stream = new Stream{++ids, device, std::this_thread::get_id(), {}, 0, 0, 0, {}};
-    streams.insert(stream);
-    return stream;
+// Those that this thread has created and not destroyed.
+std::set<Stream*>& own_streams() {
+    static thread_local std::set<Stream*> streams;
+    return streams;
 }
-void delete_stream(Stream* stream) {
-    std::lock_guard<std::mutex> held(lock);
-    streams.erase(stream);
-    delete stream;
-}
+thread_local Stream* capturing;
 
-// Does what was put off, up to this many tasks in all, as far as it can be done now.
-static bool attempt(Stream* stream, uint64_t tasks) {
-    while (stream->tasks_done < tasks) {
-        if (!stream->tasks.front()()) return false;
-        stream->tasks.pop_front();
-        stream->tasks_done++;
+// Does what waits in a stream, in order, all of it or until a mark is passed; the first failure.
+Result drain(Stream* s, const Mark* until = nullptr) {
+    std::lock_guard<std::recursive_mutex> held(s->lock);
+    Result first = SUCCESS;
+    while (!s->waiting.empty() && !(until && until->done)) {
+        Operation next = std::move(s->waiting.front());
+        s->waiting.pop_front();
+        Result result = next();
+        if (first == SUCCESS) first = result;
     }
-    return true;
+    return first;
 }
-static void complete(Stream* stream, uint64_t tasks) {
-    while (!attempt(stream, tasks)) std::this_thread::yield();
-}
-static uint64_t tasks_of(const Stream* stream) { return stream->tasks_done + stream->tasks.size(); }
 
-void begin(Stream* stream, bool kernel) {
-    complete(stream, tasks_of(stream));
-    if (kernel) stream->kernels++;
-}
-void finish(Stream* stream) {
-    complete(stream, tasks_of(stream));
-    stream->waited = stream->kernels;
-}
-void finish_all(int device) {
-    std::set<Stream*> all;
-    {
-        std::lock_guard<std::mutex> held(lock);
-        all = streams;
+Result pass(const std::shared_ptr<Mark>& mark) { return mark && !mark->done ? drain(mark->stream, mark.get()) : SUCCESS; }
+
+}  // namespace
+
+Result enqueue(void* stream, bool kernel, Operation run) {
+    auto* s = static_cast<Stream*>(stream);
+    if (!s) return NOT_SUPPORTED;  // the default stream has rules of its own
+    std::lock_guard<std::recursive_mutex> held(s->lock);
+    if (s->captured) {
+        s->captured->operations.push_back(std::move(run));
+        return SUCCESS;
     }
-    for (Stream* stream : all)
-        if (is_mine(stream, device)) finish(stream);
+    s->waiting.push_back(std::move(run));
+    s->has_launched |= kernel;
+    return s->has_launched == late_kernels() ? SUCCESS : drain(s);
 }
 
-void record(Event* event, Stream* stream) {
-    auto now = std::chrono::steady_clock::now().time_since_epoch();
-    event->milliseconds = std::chrono::duration<double, std::milli>(now).count();
-    event->stream = stream;
-    event->tasks = tasks_of(stream);
-    event->seen = stream->seen;
-    event->seen[stream->id] = stream->kernels;
-}
-void wait(Stream* stream, const Event* event) {
-    if (!event->stream || waits_are_forgotten) return;
-    complete(event->stream, event->tasks);
-    for (auto [id, kernels] : event->seen) stream->seen[id] = std::max(stream->seen[id], kernels);
-}
-void finish(const Event* event) {
-    if (event->stream) complete(event->stream, event->tasks);
-}
-bool has_passed(const Event* event) { return !event->stream || attempt(event->stream, event->tasks); }
-
-std::string put_off(Stream* stream, std::function<bool()> work) {
-    std::lock_guard<std::mutex> held(lock);
-    for (Stream* other : streams) {
-        if (other == stream || !is_mine(other, stream->device)) continue;
-        if (std::max(stream->seen[other->id], other->waited) < other->kernels)
-            return "put on a stream that has not waited for the kernels of another one";
+Result finish_streams_of_this_thread() {
+    Result first = SUCCESS;
+    for (Stream* s : own_streams()) {
+        Result result = drain(s);
+        if (first == SUCCESS) first = result;
     }
-    stream->tasks.push_back(std::move(work));
-    return "";
+    return first;
 }
 
-}  // namespace emu
+Result outside_of_capture() {
+    if (!capturing) return SUCCESS;
+    capturing->spoiled = true;
+    return CAPTURE_UNSUPPORTED;
+}
+
+extern "C" __attribute__((visibility("default"))) void emu_late_kernels(int late) { late_kernels() = late != 0; }
+
+// For other stand-ins: `run(argument)` in a stream, as a kernel; `drop(argument)` when it cannot run again.
+extern "C" __attribute__((visibility("default"))) int emu_enqueue(void* stream, int (*run)(void*), void (*drop)(void*),
+                                                                 void* argument) {
+    std::shared_ptr<void> kept(argument, drop);
+    return enqueue(stream, true, [run, kept] { return (Result)run(kept.get()); });
+}
+
+// The same for what goes beside the kernels, as a copy does.
+extern "C" __attribute__((visibility("default"))) int emu_enqueue_beside(void* stream, int (*run)(void*),
+                                                                        void (*drop)(void*), void* argument) {
+    std::shared_ptr<void> kept(argument, drop);
+    return enqueue(stream, false, [run, kept] { return (Result)run(kept.get()); });
+}
 
 // Whether this thread's streams forget to wait for events: a fault that tests plant.
-extern "C" void emu_forget_waits(int forget) { emu::waits_are_forgotten = forget != 0; }
+static thread_local bool waits_are_forgotten;
+extern "C" __attribute__((visibility("default"))) void emu_forget_waits(int forget) { waits_are_forgotten = forget != 0; }
+
+API cuStreamCreate(void** stream, unsigned) {
+    if (Result result = outside_of_capture()) return result;
+    auto* s = new Stream;
+    own_streams().insert(s);
+    *stream = s;
+    return SUCCESS;
+}
+API cuStreamCreateWithPriority(void** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
+API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+    *least = 0;
+    *greatest = -5;
+    return SUCCESS;
+}
+API cuStreamDestroy_v2(void* stream) {
+    auto* s = static_cast<Stream*>(stream);
+    Result result = drain(s);
+    own_streams().erase(s);
+    delete s;
+    return result;
+}
+API cuStreamSynchronize(void* stream) {
+    if (Result result = outside_of_capture()) return result;
+    return drain(static_cast<Stream*>(stream));
+}
+API cuCtxSynchronize() {
+    if (Result result = outside_of_capture()) return result;
+    return finish_streams_of_this_thread();
+}
+
+API cuEventCreate(void** event, unsigned) {
+    *event = new Event;
+    return SUCCESS;
+}
+API cuEventDestroy_v2(void* event) {
+    delete static_cast<Event*>(event);
+    return SUCCESS;
+}
+API cuEventRecord(void* event, void* stream) {
+    // A graph could hold it, but then no other stream could wait for it.
+    if (Result result = outside_of_capture()) return result;
+    auto mark = std::make_shared<Mark>(Mark{static_cast<Stream*>(stream)});
+    static_cast<Event*>(event)->last = mark;
+    return enqueue(stream, false, [mark] {
+        auto now = std::chrono::steady_clock::now().time_since_epoch();
+        mark->milliseconds = std::chrono::duration<double, std::milli>(now).count();
+        mark->done = true;
+        return SUCCESS;
+    });
+}
+API cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    if (Result result = outside_of_capture()) return result;
+    if (waits_are_forgotten) return SUCCESS;
+    return enqueue(stream, false, [mark = static_cast<Event*>(event)->last] { return pass(mark); });
+}
+// Who asks again and again has an answer in the end: asking moves the stream on.
+API cuEventQuery(void* event) {
+    auto& mark = static_cast<Event*>(event)->last;
+    if (Result result = pass(mark)) return result;
+    return mark && !mark->done ? NOT_READY : SUCCESS;
+}
+API cuEventSynchronize(void* event) {
+    if (Result result = outside_of_capture()) return result;
+    return pass(static_cast<Event*>(event)->last);
+}
+API cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+    auto &from = static_cast<Event*>(start)->last, &to = static_cast<Event*>(end)->last;
+    if (!from || !to || !from->done || !to->done) return NOT_READY;
+    *milliseconds = (float)(to->milliseconds - from->milliseconds);
+    return SUCCESS;
+}
+API cuEventElapsedTime_v2(float* ms, void* start, void* end) { return cuEventElapsedTime(ms, start, end); }
+
+API cuStreamBeginCapture_v2(void* stream, int) {
+    auto* s = static_cast<Stream*>(stream);
+    if (Result result = outside_of_capture()) return result;
+    s->captured.reset(new Graph);
+    s->spoiled = false;
+    capturing = s;
+    return SUCCESS;
+}
+API cuStreamEndCapture(void* stream, void** graph) {
+    auto* s = static_cast<Stream*>(stream);
+    if (!s->captured) return INVALID_VALUE;
+    capturing = nullptr;
+    *graph = s->spoiled ? nullptr : s->captured.release();
+    s->captured.reset();
+    return s->spoiled ? CAPTURE_INVALIDATED : SUCCESS;
+}
+API cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+    *executable = new Graph(*static_cast<Graph*>(graph));
+    return SUCCESS;
+}
+API cuGraphLaunch(void* executable, void* stream) {
+    for (const Operation& operation : static_cast<Graph*>(executable)->operations) {
+        if (Result result = enqueue(stream, true, operation)) return result;
+    }
+    return SUCCESS;
+}
+API cuGraphDestroy(void* graph) {
+    delete static_cast<Graph*>(graph);
+    return SUCCESS;
+}
+API cuGraphExecDestroy(void* executable) { return cuGraphDestroy(executable); }

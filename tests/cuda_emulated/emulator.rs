@@ -4,8 +4,8 @@
 //! program's own code finds it by name. Kernels become shared objects under the file names
 //! of cubins, in a directory that the device is told to take its cubins from.
 
-use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::cuda::cubin::{Cubins, MODULES, architecture, file_name};
+use gradtx_kernels::cuda::{CublasLt, Cuda};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -92,13 +92,21 @@ fn emulator_directory() -> PathBuf {
         if !library.exists() {
             std::fs::create_dir_all(&directory).expect("a directory for the emulator");
             let unfinished = directory.join(format!("unfinished-{}.so", std::process::id()));
-            let parts = ["scheduler", "collectives", "memory", "streams", "driver"];
+            let parts = ["scheduler", "collectives", "memory", "driver", "streams"];
             let files = parts.map(|part| sources("emu").join(format!("{part}.cpp")));
+            let strict = ["-Wextra", "-Werror", "-Wl,-z,defs"];
             run(compiler()
-                .args(["-Wextra", "-Werror", "-Wl,-soname,libcuda.so", "-Wl,-z,defs", "-o"])
+                .args(strict)
+                .args(["-Wl,-soname,libcuda.so", "-o"])
                 .arg(&unfinished)
                 .args(files)
                 .args(["-lpthread", "-ldl"]));
+            // What is looked for is built last, so that all is there when it is.
+            for (name, source) in [("libcublasLt.so", "cublaslt.cpp"), ("libnccl.so.2", "nccl.cpp")] {
+                let mut command = compiler();
+                command.args(strict).arg(format!("-Wl,-soname,{name}")).arg("-o").arg(directory.join(name));
+                run(command.arg(sources("emu").join(source)).arg(&unfinished));
+            }
             std::fs::rename(&unfinished, &library).expect("the emulator can be put in place");
         }
         directory
@@ -116,32 +124,16 @@ fn library() -> &'static Library {
     })
 }
 
-/// The stand-in for NCCL, built beside the driver's.
+/// The stand-in for NCCL.
 pub fn nccl_file() -> PathBuf {
-    static FILE: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        library();
-        let file = emulator_directory().join("libnccl.so.2");
-        if !file.exists() {
-            let unfinished = emulator_directory().join(format!("unfinished-nccl-{}.so", std::process::id()));
-            run(compiler()
-                .args(["-Wextra", "-Werror", "-Wl,-soname,libnccl.so.2", "-Wl,-z,defs", "-o"])
-                .arg(&unfinished)
-                .arg(sources("emu").join("nccl.cpp"))
-                .arg("-L")
-                .arg(emulator_directory())
-                .args(["-lcuda", "-lpthread"]));
-            std::fs::rename(&unfinished, &file).expect("the stand-in can be put in place");
-        }
-        file
-    };
-    FILE.get_or_init(build).clone()
+    emulator_directory().join("libnccl.so.2")
 }
 
 /// The stand-in for NCCL, loaded so that everybody finds it as `libnccl.so.2`.
 fn nccl() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     LIBRARY.get_or_init(|| {
+        library();
         // SAFETY: our own library; loading it runs no code that has requirements.
         unsafe { Library::open(Some(nccl_file()), RTLD_NOW | RTLD_GLOBAL) }.expect("the stand-in loads")
     })
@@ -185,6 +177,19 @@ pub fn configure(schedule: Schedule) {
         unsafe { library().get(b"emu_configure\0") }.expect("the emulator has it");
     // SAFETY: takes any numbers of the kinds above.
     unsafe { set(order, seed, schedule.race.into()) };
+}
+
+/// Sets whether it is kernels that this thread's streams do as late as they may, instead of copies.
+pub fn late_kernels(late: bool) {
+    if on_device() {
+        return;
+    }
+    set(library(), b"emu_late_kernels\0", late.into());
+}
+
+/// The stand-in for cuBLASLt, or on a machine with a GPU its own.
+pub fn cublaslt() -> CublasLt {
+    if on_device() { CublasLt::Find } else { CublasLt::At(emulator_directory().join("libcublasLt.so")) }
 }
 
 /// The source of a file with a fault planted in it, at the first such place. Fails if there is none.
@@ -253,9 +258,14 @@ fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) 
     std::fs::rename(&unfinished, &object).expect("a module can be put in place");
 }
 
-/// A device of its own, with kernels of this variant.
+/// A device of its own, with kernels of this variant, which multiply matrices too.
 pub fn device(variant: Variant) -> Cuda {
-    numbered_device(0, variant)
+    device_with(variant, &CublasLt::Off)
+}
+
+/// The same with this library for matrix products.
+pub fn device_with(variant: Variant, cublaslt: &CublasLt) -> Cuda {
+    numbered_device(0, variant, cublaslt)
 }
 
 /// Device `ordinal` of several, for a rank that is this thread.
@@ -264,14 +274,14 @@ pub fn device_of_rank(ordinal: usize) -> Cuda {
         nccl();
         set(library(), b"emu_devices\0", ordinal as i32 + 1);
     }
-    numbered_device(ordinal, Variant { race: false, plant: None })
+    numbered_device(ordinal, Variant { race: false, plant: None }, &CublasLt::Off)
 }
 
-fn numbered_device(ordinal: usize, variant: Variant) -> Cuda {
+fn numbered_device(ordinal: usize, variant: Variant, cublaslt: &CublasLt) -> Cuda {
     if on_device() {
         assert!(variant.plant.is_none(), "faults are planted into emulated kernels only");
-        return Cuda::new(ordinal).expect("a CUDA device was asked for");
+        return Cuda::with_parts(ordinal, Cubins::standard(), cublaslt).expect("a CUDA device was asked for");
     }
-    let directory = modules(variant);
-    Cuda::with_cubins(ordinal, Cubins::directory(&directory)).expect("the stand-in shows the device")
+    let cubins = Cubins::directory(&modules(variant));
+    Cuda::with_parts(ordinal, cubins, cublaslt).expect("the stand-in shows a device")
 }

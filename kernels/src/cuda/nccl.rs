@@ -10,10 +10,11 @@
 //! `GRADTX_NCCL` names the library where the dynamic loader would not find it; `off` means that
 //! it is not to be used.
 
-use super::{Cuda, CudaViewMut, Stream, failed};
+use super::stream::{Event, Stream};
+use super::{Cuda, CudaViewMut, failed};
 use crate::collective::{Candidate, Collective};
 use crate::{Elem, Error, Result};
-use cudarc::driver::{result, sys};
+use cudarc::driver::{CudaContext, result, sys};
 use libloading::Library;
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};
 use std::ops::Range;
@@ -169,43 +170,28 @@ fn place_of(cuda: &Cuda) -> Result<String> {
     Ok(format!("{} {bus}", boot.trim()))
 }
 
-/// An event of the driver.
-struct Event {
-    raw: sys::CUevent,
-    stream: Arc<Stream>,
+/// A stream for what devices exchange.
+struct Beside {
+    raw: sys::CUstream,
+    context: Arc<CudaContext>,
 }
 
-// SAFETY: the driver's handles may be used from any thread; every use binds the context first.
-unsafe impl Send for Event {}
-
-impl Event {
-    fn new(stream: &Arc<Stream>) -> Result<Self> {
-        let raw = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
-            .map_err(failed("create an event"))?;
-        Ok(Self { raw, stream: Arc::clone(stream) })
-    }
-
-    /// Marks what is in a stream so far.
-    fn record(&self, stream: &Stream) -> Result<()> {
-        // SAFETY: event and stream are alive and of the same context.
-        unsafe { result::event::record(self.raw, stream.raw) }.map_err(failed("record an event"))
-    }
-
-    fn has_passed(&self) -> Result<bool> {
-        // SAFETY: the event is alive.
-        match unsafe { result::event::query(self.raw) } {
-            Ok(()) => Ok(true),
-            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            Err(e) => Err(failed("exchange values with other devices")(e)),
-        }
+impl Beside {
+    fn new(stream: &Stream) -> Result<Self> {
+        // Above the operations: other devices wait for what goes through here.
+        let (_, greatest) =
+            result::stream::get_priority_range().map_err(failed("tell its streams' priorities"))?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        let raw = result::stream::create_with_priority(kind, greatest).map_err(failed("create a stream"))?;
+        Ok(Self { raw, context: Arc::clone(&stream.context) })
     }
 }
 
-impl Drop for Event {
+impl Drop for Beside {
     fn drop(&mut self) {
-        if self.stream.context.bind_to_thread().is_ok() {
-            // SAFETY: created in this context, destroyed once. Nothing can be done about a failure.
-            let _ = unsafe { result::event::destroy(self.raw) };
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
+            let _ = unsafe { result::stream::destroy(self.raw) };
         }
     }
 }
@@ -222,7 +208,7 @@ pub struct NcclGroup {
     done: Event,
     /// Whether something was started and not finished: joining at first.
     busy: bool,
-    stream: Arc<Stream>,
+    stream: Beside,
     /// Keeps the compute stream alive, in which events were recorded.
     cuda: Cuda,
 }
@@ -237,22 +223,16 @@ impl NcclGroup {
             unavailable(format!("the id of a group has {ID_BYTES} bytes, this one {}", id.len()))
         })?;
         let id = UniqueId(bytes.map(|b| b as c_char));
-        let context = Arc::clone(&cuda.stream()?.context);
-        // Above the compute stream: the others wait for what goes through here.
-        let (_, greatest) =
-            result::stream::get_priority_range().map_err(failed("tell its streams' priorities"))?;
-        let raw = result::stream::create_with_priority(result::stream::StreamKind::NonBlocking, greatest)
-            .map_err(failed("create a stream"))?;
-        let stream = Arc::new(Stream { raw, context });
+        let compute = cuda.stream()?;
         let mut group = Self {
-            ready: Event::new(&stream)?,
-            done: Event::new(&stream)?,
+            ready: Event::new(compute)?,
+            done: Event::new(compute)?,
+            stream: Beside::new(compute)?,
             api,
             comm: ptr::null_mut(),
             rank,
             size,
             busy: true,
-            stream,
             cuda: cuda.clone(),
         };
         // SAFETY: the context is bound; one pointer is written.
@@ -265,12 +245,9 @@ impl NcclGroup {
 
     /// Starts operations, as one, after what the compute stream has queued so far.
     fn start(&mut self, what: &str, operations: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
-        let compute = self.cuda.stream()?;
-        self.ready.record(compute)?;
-        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        // SAFETY: both streams and the event are alive and of the same context.
-        unsafe { result::stream::wait_event(self.stream.raw, self.ready.raw, flags) }
-            .map_err(failed("order two streams"))?;
+        self.cuda.refuse_in_graph("exchange of values between devices")?;
+        self.ready.record(self.cuda.stream()?.raw)?;
+        self.ready.hold(self.stream.raw)?;
         self.busy = true;
         // SAFETY: no arguments.
         self.api.check(what, unsafe { (self.api.group_start)() }, self.comm)?;
@@ -286,7 +263,7 @@ impl NcclGroup {
             return Ok(());
         }
         self.cuda.stream()?;
-        self.done.record(&self.stream)?;
+        self.done.record(self.stream.raw)?;
         let begin = Instant::now();
         while !self.done.has_passed()? {
             self.check_async()?;

@@ -32,7 +32,7 @@ mod rope;
 mod t5_attention;
 
 pub use activation::{GatedActivation, GatedDims, GatedKind};
-pub use adamw::{AdamW, AdamWStep};
+pub use adamw::{AdamW, AdamWCast, AdamWStep};
 pub use attention::{Attention, AttentionDims, DecodeDims};
 pub use dropout::{Dropout, DropoutDims};
 pub use elementwise::{Cast, Elementwise};
@@ -98,6 +98,7 @@ pub trait Backend<X: Real>:
     + Elementwise<X::Acc>
     + Gemm<X::Acc>
     + AdamW<X::Acc>
+    + AdamWCast<X>
     + Cast<X, X::Acc>
     + Cast<X::Acc, X>
 {
@@ -124,6 +125,7 @@ where
         + Elementwise<X::Acc>
         + Gemm<X::Acc>
         + AdamW<X::Acc>
+        + AdamWCast<X>
         + Cast<X, X::Acc>
         + Cast<X::Acc, X>,
 {

@@ -11,7 +11,7 @@
 //! keeps masters and moments of those, and updates those.
 //!
 //! Where the model computes in the accumulators' own type, its values are its master
-//! values; otherwise masters are kept beside them and converted after each step.
+//! values; otherwise masters are kept beside them, and a step writes both.
 
 use super::{Activations, GradTransformer, Tuples};
 use crate::t5::{Grads, weights};
@@ -230,20 +230,14 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         max_norm: Option<f64>,
         sum_squares: f64,
     ) -> Result<f64> {
-        let dev = model.dev.clone();
-        let masters = match &mut self.masters {
-            Some(masters) => masters,
-            None => own_masters::<D, X>(&mut model.values).expect("masters are kept where types differ"),
+        let (dev, grads) = (model.dev.clone(), D::all(&self.grads));
+        let Some(masters) = &mut self.masters else {
+            let values = own_masters::<D, X>(&mut model.values).expect("masters are kept where types differ");
+            let values = D::all_mut(values);
+            return self.optimizer.step_with(&dev, values, grads, step, max_norm, sum_squares);
         };
-        let (masters, grads) = (D::all_mut(masters), D::all(&self.grads));
-        let norm = self.optimizer.step_with(&dev, masters, grads, step, max_norm, sum_squares)?;
-        if let Some(masters) = &self.masters {
-            for (range, place) in places(&self.own) {
-                let values = D::view_mut(&mut model.values, range);
-                <D as Cast<X::Acc, X>>::cast(&dev, values, D::view(masters, place))?;
-            }
-        }
-        Ok(norm)
+        let (masters, values) = (D::all_mut(masters), D::all_mut(&mut model.values));
+        self.optimizer.step_with_values(&dev, masters, values, grads, step, max_norm, sum_squares)
     }
 
     /// Whether these tuples alone, with the dropout of their keys, give a finite loss and finite
