@@ -147,6 +147,11 @@ struct Api {
     _library: Library,
 }
 
+/// What the dynamic loader itself says.
+fn loader_says(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or(error.to_string(), |source| source.to_string())
+}
+
 impl Api {
     fn load(which: &CublasLt) -> std::result::Result<Self, String> {
         let names = match which {
@@ -159,8 +164,7 @@ impl Api {
             // SAFETY: loading the library runs nothing but its own initialisation.
             match unsafe { Library::new(name) } {
                 Ok(library) => return Self::bind(library),
-                // What the dynamic loader says is in the error's source.
-                Err(e) => why = std::error::Error::source(&e).map_or(e.to_string(), |s| s.to_string()),
+                Err(e) => why = loader_says(&e),
             }
         }
         Err(why)
@@ -170,7 +174,7 @@ impl Api {
         fn get<F: Copy>(library: &Library, name: &CStr) -> std::result::Result<F, String> {
             // SAFETY: the types above are those of the library's documented interface.
             let symbol = unsafe { library.get::<F>(name.to_bytes_with_nul()) };
-            symbol.map(|f| *f).map_err(|e| e.to_string())
+            symbol.map(|f| *f).map_err(|e| loader_says(&e))
         }
         Ok(Self {
             version: get(&library, c"cublasLtGetVersion")?,

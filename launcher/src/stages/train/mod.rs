@@ -237,6 +237,7 @@ impl Work for Train<'_> {
             trainer,
             ranks,
             progress: progress.unwrap_or_default(),
+            next: None,
         };
         run.finish()
     }

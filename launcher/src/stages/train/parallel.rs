@@ -140,7 +140,7 @@ impl<'c, D: Collective> Ranks<'c, D> {
         D: Backend<X>,
     {
         let Some(sums) = &mut self.sums else {
-            return Ok(trainer.gradients_of(model, tuples, scale, &mut |_, _| Ok(()))?);
+            return Ok(trainer.gradients_alone(model, tuples, scale)?);
         };
         let device = model.device();
         let error = trainer.gradients_of(model, tuples, scale, &mut |range, gradients| {
