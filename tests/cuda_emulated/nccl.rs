@@ -185,6 +185,7 @@ where
         let tuples = all.part(&config, part.start, part.end);
         let scale = 1.0 / (5 * config.teacher_len()) as f64;
         let error = ranks.gradients(&model, &mut trainer, tuples, scale).expect("gradients");
+        ranks.finish_gradients(&model, &mut trainer).expect("all ranks are there");
         let squares = trainer.sum_squares(device).expect("squares");
         let word = Word { error, squares, asked: None, due: false, written: 0 };
         let agreed = ranks.exchange(word).expect("all ranks are there");

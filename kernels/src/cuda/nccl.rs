@@ -19,7 +19,7 @@ use libloading::Library;
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};
 use std::ops::Range;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Names that the dynamic loader is asked for.
@@ -66,7 +66,13 @@ struct Api {
 
 /// The version of the NCCL that would be used, or one sentence saying why none is.
 pub fn nccl_version() -> std::result::Result<String, String> {
-    find(std::env::var_os("GRADTX_NCCL"))?.version()
+    nccl()?.version()
+}
+
+/// The library, which stays: threads of its own outlive the calls that start them.
+fn nccl() -> std::result::Result<&'static Api, String> {
+    static NCCL: OnceLock<std::result::Result<Api, String>> = OnceLock::new();
+    NCCL.get_or_init(|| find(std::env::var_os("GRADTX_NCCL"))).as_ref().map_err(String::clone)
 }
 
 /// The library that `named` stands for: a file, none, or what the dynamic loader finds.
@@ -198,7 +204,7 @@ impl Drop for Beside {
 
 /// One rank's place in a group of GPUs.
 pub struct NcclGroup {
-    api: Api,
+    api: &'static Api,
     comm: RawComm,
     rank: usize,
     size: usize,
@@ -218,7 +224,7 @@ unsafe impl Send for NcclGroup {}
 
 impl NcclGroup {
     fn join(cuda: &Cuda, id: &[u8], rank: usize, size: usize) -> Result<Self> {
-        let api = find(std::env::var_os("GRADTX_NCCL")).map_err(unavailable)?;
+        let api = nccl().map_err(unavailable)?;
         let bytes: &[u8; ID_BYTES] = id.try_into().map_err(|_| {
             unavailable(format!("the id of a group has {ID_BYTES} bytes, this one {}", id.len()))
         })?;
@@ -262,6 +268,7 @@ impl NcclGroup {
         if !self.busy {
             return Ok(());
         }
+        // Binds the context.
         self.cuda.stream()?;
         self.done.record(self.stream.raw)?;
         let begin = Instant::now();
@@ -331,7 +338,8 @@ impl Collective for Cuda {
     }
 
     fn new_group(&self) -> Result<Vec<u8>> {
-        let api = find(std::env::var_os("GRADTX_NCCL")).map_err(unavailable)?;
+        let api = nccl().map_err(unavailable)?;
+        // Binds the context.
         self.stream()?;
         let mut id = UniqueId([0; ID_BYTES]);
         // SAFETY: one id is written.

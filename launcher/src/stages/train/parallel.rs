@@ -127,8 +127,8 @@ impl<'c, D: Collective> Ranks<'c, D> {
         plan
     }
 
-    /// Gradients of this rank's tuples; of what it owns, summed over all ranks. Returns the sum
-    /// of squared errors of its tuples.
+    /// Gradients of this rank's tuples, and starts to sum them over all ranks. Returns the sum of
+    /// squared errors of its tuples.
     pub fn gradients<X: Real<Acc = f32>>(
         &mut self,
         model: &GradTransformer<D, X>,
@@ -143,11 +143,24 @@ impl<'c, D: Collective> Ranks<'c, D> {
             return Ok(trainer.gradients_alone(model, tuples, scale)?);
         };
         let device = model.device();
-        let error = trainer.gradients_of(model, tuples, scale, &mut |range, gradients| {
+        Ok(trainer.gradients_of(model, tuples, scale, &mut |range, gradients| {
             sums.ready(device, &range, gradients)
-        })?;
-        sums.finish(device, trainer.gradients_mut())?;
-        Ok(error)
+        })?)
+    }
+
+    /// After [`Self::gradients`]: waits until those that this rank owns are the sums over all ranks.
+    pub fn finish_gradients<X: Real<Acc = f32>>(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        trainer: &mut Trainer<D, X>,
+    ) -> Result<()>
+    where
+        D: Backend<X>,
+    {
+        match &mut self.sums {
+            Some(sums) => Ok(sums.finish(model.device(), trainer.gradients_mut())?),
+            None => Ok(()),
+        }
     }
 
     /// Every rank tells its word, and all come to the same.

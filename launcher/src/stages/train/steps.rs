@@ -235,6 +235,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         let tuples = Tuples { student: &updates.students, teacher: &updates.teachers, keys: &keys };
         let error = self.ranks.gradients(&self.model, &mut self.trainer, tuples, scale)?;
         self.load_ahead(feed, step + 1)?;
+        self.ranks.finish_gradients(&self.model, &mut self.trainer)?;
         let squares = self.trainer.sum_squares(self.model.device())?;
         let (asked, written) = (interrupt::asked(), self.checkpoints.written()?);
         let agreed = self.ranks.exchange(Word { error, squares, asked, due, written })?;
