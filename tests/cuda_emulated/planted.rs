@@ -117,7 +117,7 @@ fn off_by_one() {
     let last_row = Norm { rows: 1, cols: 1032, gap: 0, out: Out::Assign };
     let found = complaints(&last_row, fault);
     assert!(!found.is_empty(), "one element too many went unnoticed");
-    let fault = plant("gemm.cu", "if (column + 1 < n)", "if (column + 1 <= n)");
+    let fault = plant("gemm.cu", "if (column + j >= n) return;", "if (column + j > n) return;");
     let odd = Product::new(33, 65, 40, (false, true), 0, Out::Assign);
     expect_caught(&odd, fault, "relative error");
     let fault = plant("gemm.cu", "if (row >= m) return;", "if (row > m) return;");

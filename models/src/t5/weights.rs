@@ -28,6 +28,29 @@ pub(crate) fn upload_f32<D: Device, X: Real>(
     Ok(dev.upload(place, stage)?)
 }
 
+/// Values that are converted at a time: few enough to stay in a cache.
+const PIECE: usize = 1 << 17;
+
+/// The same in a lane, beside the operations.
+pub(crate) fn upload_f32_in<D: Device, X: Real>(
+    dev: &D,
+    lane: &mut D::Lane,
+    mut place: D::ViewMut<'_, X>,
+    host: &[f32],
+    stage: &mut Vec<X>,
+) -> Result<()> {
+    if X::DTYPE == f32::DTYPE {
+        return Ok(dev.upload_in(lane, place, bytemuck::cast_slice(host))?);
+    }
+    for (i, part) in host.chunks(PIECE).enumerate() {
+        let at = i * PIECE;
+        stage.clear();
+        stage.extend(part.iter().map(|&x| X::from_f64(x as f64)));
+        dev.upload_in(lane, D::slice_mut(D::reborrow(&mut place), at..at + part.len()), stage)?;
+    }
+    Ok(())
+}
+
 /// Reads the parameters whose names begin with `prefix` from a file that leaves the prefix out.
 ///
 /// # Errors
