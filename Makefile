@@ -25,7 +25,7 @@ help:
 	@echo 'make cluster batch scripts on a SLURM of two nodes, started and stopped by the tests (minutes)'
 	@echo 'make chaos   ranks killed at random, and the same bytes in the end (CHAOS_SEED, CHAOS_COUNT)'
 	@echo 'make check   format, lints as errors, documentation without warnings'
-	@echo 'make bench   times of operations and steps on this machine'
+	@echo 'make bench   times of operations and steps on this CPU (on a GPU: benches/gpu.sh)'
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
 	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
 	@echo 'make gpu     the program with the device code of all CUDA kernels in it'
@@ -82,11 +82,11 @@ check: setup
 	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) nvrtc' -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
 	@command -v shellcheck >/dev/null || echo 'no shellcheck here: scripts are not checked'
-	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh .ci/run .ci/setup
+	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh benches/*.sh benches/steps/*.sh .ci/run .ci/setup
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
 
-bench: setup
-	$(CARGO) bench --locked -p gradtx-benches
+bench: build
+	for what in kernels finetune train translate generate comm; do $(TARGET)/release/gradtx bench $$what || exit; done
 
 clean:
 	$(CARGO) clean

@@ -3,6 +3,7 @@
 //! In: the words after `gradtx`. Out: [`Args`], which [`crate::run`] hands to the stage.
 
 use crate::config::{DeviceKind, DtypeKind};
+use crate::stages::bench;
 use crate::world::World;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -178,6 +179,8 @@ pub enum Command {
     Plan(crate::stages::plan::Job),
     /// Write run directories for every combination of listed settings.
     Sweep(crate::stages::sweep::Job),
+    /// Measure what this device reaches: operations, steps, generation, communication.
+    Bench(bench::Job),
     /// The whole job on a miniature world, ending with a table of scores.
     Demo {
         /// Directory for the world and the run.
@@ -206,6 +209,7 @@ impl Command {
     pub fn has_ranks(&self) -> bool {
         match self {
             Self::Curate(job) => !job.array,
+            Self::Bench(job) => matches!(job.what, bench::What::Comm(_)),
             other => matches!(other, Self::Train(_)),
         }
     }
@@ -227,6 +231,7 @@ impl Command {
                 | Self::Plan(_)
                 | Self::Sweep(_)
                 | Self::Submit(_)
+                | Self::Bench(_)
         )
     }
 }

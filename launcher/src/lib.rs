@@ -101,6 +101,7 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         Command::Sweep(job) => stages::sweep::run(&context, &job),
         Command::Completions { shell } => stages::manual::completions(shell),
         Command::Man { dir } => stages::manual::pages(&dir),
+        Command::Bench(job) => stages::bench::run(&context, world, &job),
         Command::Demo { dir, world, seed, preset, device, dtype } => {
             stages::demo::run(&context, &stages::demo::Job { dir, world, seed, preset, device, dtype })
         }

@@ -4,6 +4,7 @@
 //! checker of data races; planted faults must be caught.
 
 mod attention;
+mod bench;
 mod common;
 mod demo;
 mod emulator;
