@@ -151,8 +151,8 @@ impl Work for Pretrain<'_> {
         };
         let spread = 1.0 / (config.hidden as f64).sqrt();
         let initial = InitialWeights { embedding: 1.0, head: spread, matrices: None };
-        let mut decoder =
-            Decoder::<D, X>::random(device, &config, &initial, derive_named(self.key, "weights"))?;
+        let decoder = Decoder::<D, X>::random(device, &config, &initial, derive_named(self.key, "weights"))?;
+        let mut decoder = decoder.trainable()?;
         let capacity = BatchCapacity { tokens: BATCH * LONGEST, segments: BATCH, labels: BATCH * LONGEST };
         let mut pretrainer = Pretrainer::new(&decoder, true, capacity)?;
         let mut exam = Exam::new(&decoder, derive_named(self.key, "exam"))?;
