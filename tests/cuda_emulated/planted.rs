@@ -158,7 +158,7 @@ fn wrong_columns_of_adapters() {
     let fault = plant("lora_rows.cu", "if (column < own ||", "if (column > own + units &&");
     expect_caught(&adapted(), fault, "`y`");
     let fault = plant("lora.cu", "column % units / outputs.rank", "0 * units / outputs.rank");
-    expect_caught(&adapted(), fault, "`y`");
+    expect_caught(&adapted(), fault, "relative error");
 }
 
 /// A mask that counts positions from the tile instead of the segment.
