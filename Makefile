@@ -2,9 +2,9 @@
 # Both first install what is missing (see .ci/setup).
 
 CARGO ?= cargo
-# The feature `mpi` is built where its headers are; everything else needs no such thing.
-FEATURES ?= $(shell command -v mpicc >/dev/null 2>&1 && echo mpi)
-FLAGS = --locked $(if $(FEATURES),--features $(FEATURES))
+# The feature `mpi` is built where its headers are; `cuda` needs nothing until it is used.
+FEATURES ?= $(shell command -v mpicc >/dev/null 2>&1 && echo mpi) cuda
+FLAGS = --locked --features '$(FEATURES)'
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
@@ -15,7 +15,7 @@ ifneq ($(NVRTC),)
 export GRADTX_NVRTC := $(NVRTC)
 endif
 # Kernels are tested on the emulator, which needs no GPU, and their compilation where NVRTC is.
-TEST_FEATURES = $(FEATURES) cuda $(if $(NVRTC),nvrtc)
+TEST_FEATURES = $(FEATURES) $(if $(NVRTC),nvrtc)
 
 .PHONY: help demo test cluster chaos check bench build setup clean cubins kernels-report test-cuda
 
@@ -74,7 +74,7 @@ chaos: setup
 
 check: setup
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) cuda nvrtc' -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) nvrtc' -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
 	@command -v shellcheck >/dev/null || echo 'no shellcheck here: scripts are not checked'
 	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh .ci/run .ci/setup

@@ -217,6 +217,13 @@ fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) 
     std::fs::rename(&unfinished, &object).expect("a module can be put in place");
 }
 
+/// Lets another program find the stand-in for the driver, and kernels of this variant in its cache.
+pub fn lend(command: &mut Command, variant: Variant) {
+    if !on_device() {
+        command.env("GRADTX_CUDA_CACHE", modules(variant)).env("LD_LIBRARY_PATH", emulator_directory());
+    }
+}
+
 /// A device of its own, with kernels of this variant.
 pub fn device(variant: Variant) -> Cuda {
     if on_device() {

@@ -5,6 +5,7 @@
 
 mod attention;
 mod common;
+mod demo;
 mod emulator;
 mod flat;
 mod host;

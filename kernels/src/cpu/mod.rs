@@ -120,6 +120,10 @@ impl Device for Cpu {
         format!("CPU, {} threads", self.threads())
     }
 
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     fn zeros<T: Elem>(&self, len: usize) -> Result<CpuBuf<T>> {
         CpuBuf::zeros(len)
     }

@@ -227,6 +227,10 @@ impl Device for Cuda {
         format!("CUDA device {ordinal}, {name}")
     }
 
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(Some(self.memory()?.0 as u64))
+    }
+
     fn zeros<T: Elem>(&self, len: usize) -> Result<CudaBuf<T>> {
         let bytes = len
             .checked_mul(size_of::<T>())

@@ -50,6 +50,7 @@ pub mod world;
 
 use crate::cluster::World;
 use crate::ui::Ui;
+use gradtx_runtime::comm::Place;
 use gradtx_runtime::plan::MemoryPlan;
 
 /// What every stage is given.
@@ -59,12 +60,15 @@ pub struct Context {
     pub ui: Ui,
     /// Threads of the CPU.
     pub threads: usize,
+    /// Where this process runs: which of a node's devices is its own.
+    pub place: Place,
 }
 
 impl Context {
     /// From the command line; by default as many threads as the world has for each rank.
     pub fn new(threads: Option<usize>, ui: Ui, world: &World) -> Self {
-        Self { ui, threads: threads.unwrap_or(world.threads()).max(1) }
+        let place = world.comm().place().clone();
+        Self { ui, threads: threads.unwrap_or(world.threads()).max(1), place }
     }
 }
 

@@ -151,7 +151,7 @@ pub struct Decoder<D: Device, X: Real> {
     pub(super) values: D::Buf<X>,
 }
 
-impl<D: Backend<X>, X: Real> Decoder<D, X> {
+impl<D: Device, X: Real> Decoder<D, X> {
     /// A trainable decoder with these values, in the order of [`Self::layout`].
     pub fn from_values(device: &D, config: DecoderConfig, values: D::Buf<X>) -> Result<Self> {
         Self::with_rows(device, config, values, contiguous)
@@ -173,6 +173,35 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         places(config, contiguous).0
     }
 
+    /// Fails unless the values are in the order of [`Self::layout`], as gradients are.
+    pub(super) fn expect_trainable(&self) -> Result<()> {
+        if self.stored == self.layout {
+            return Ok(());
+        }
+        let why = "it is frozen: there is room for adapters between the rows of its matrices";
+        Err(Error::invalid("decoder whose parameters are to be trained", why))
+    }
+
+    /// The values of one tensor of [`Self::layout`], without what lies between its rows.
+    pub fn tensor(&self, param: &Param) -> Result<Vec<X>> {
+        let place = self.stored.get(&param.name).filter(|place| place.shape.len() == param.shape.len());
+        let place = place.ok_or_else(|| {
+            Error::invalid(
+                format!("parameter `{}`", param.name),
+                "this model has none of that name and shape",
+            )
+        })?;
+        let host = self.device.to_host(D::view(&self.values, place.range()))?;
+        Ok(match (&param.shape[..], &place.shape[..]) {
+            (&[_, cols], &[_, stride]) if stride > cols => {
+                host.chunks(stride).flat_map(|row| &row[..cols]).copied().collect()
+            }
+            _ => host,
+        })
+    }
+}
+
+impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// The weights' buffer, for a memory plan; frozen unless all parameters are trained.
     pub fn plan(config: &DecoderConfig, trained: bool) -> MemoryPlan {
         let mut plan = MemoryPlan::new();
@@ -228,15 +257,6 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         self.restored(D::lora_weight_stride)
     }
 
-    /// Fails unless the values are in the order of [`Self::layout`], as gradients are.
-    pub(super) fn expect_trainable(&self) -> Result<()> {
-        if self.stored == self.layout {
-            return Ok(());
-        }
-        let why = "it is frozen: there is room for adapters between the rows of its matrices";
-        Err(Error::invalid("decoder whose parameters are to be trained", why))
-    }
-
     fn restored(self, stride: RowStride) -> Result<Self> {
         if places(&self.config, stride).0 == self.stored {
             return Ok(self);
@@ -269,24 +289,17 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         Self::with_rows(device, config.clone(), buf, stride)
     }
 
-    /// The values of one tensor of [`Self::layout`], without what lies between its rows.
-    pub fn tensor(&self, param: &Param) -> Result<Vec<X>> {
-        let place = self.stored.get(&param.name).filter(|place| place.shape.len() == param.shape.len());
-        let place = place.ok_or_else(|| {
-            Error::invalid(
-                format!("parameter `{}`", param.name),
-                "this model has none of that name and shape",
-            )
-        })?;
-        let host = self.device.to_host(D::view(&self.values, place.range()))?;
-        Ok(match (&param.shape[..], &place.shape[..]) {
-            (&[_, cols], &[_, stride]) if stride > cols => {
-                host.chunks(stride).flat_map(|row| &row[..cols]).copied().collect()
-            }
-            _ => host,
-        })
+    /// A copy with weights of its own.
+    pub fn duplicate(&self) -> Result<Self> {
+        let mut values = self.device.zeros(D::len(&self.values))?;
+        self.device.copy(D::all_mut(&mut values), D::all(&self.values))?;
+        let (device, config) = (self.device.clone(), self.config.clone());
+        let (layout, stored, places) = (self.layout.clone(), self.stored.clone(), self.places.clone());
+        Ok(Self { device, config, layout, stored, places, values })
     }
+}
 
+impl<D: Device, X: Real> Decoder<D, X> {
     /// Writes `config.json` and `model.safetensors` into a directory that exists, as
     /// bf16 or f32.
     pub fn save(&self, dir: &Path, half: bool) -> Result<()> {
@@ -342,15 +355,6 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// Part of the weights.
     pub(super) fn weights(&self, range: &Range<usize>) -> D::View<'_, X> {
         D::view(&self.values, range.clone())
-    }
-
-    /// A copy with weights of its own.
-    pub fn duplicate(&self) -> Result<Self> {
-        let mut values = self.device.zeros(D::len(&self.values))?;
-        self.device.copy(D::all_mut(&mut values), D::all(&self.values))?;
-        let (device, config) = (self.device.clone(), self.config.clone());
-        let (layout, stored, places) = (self.layout.clone(), self.stored.clone(), self.places.clone());
-        Ok(Self { device, config, layout, stored, places, values })
     }
 }
 

@@ -24,7 +24,7 @@ pub mod validate;
 use crate::args::RunArgs;
 use crate::cluster::World;
 use crate::config::{Config, TranslatorConfig};
-use crate::dispatch::{Work, dispatch};
+use crate::dispatch::{Work, dispatch, memory_for};
 use crate::failure::{failed, unusable};
 use crate::interrupt::Patience;
 use crate::record::{self, SharedState};
@@ -39,7 +39,6 @@ use gradtx_models::t5::T5Config;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace, checksum_file, fingerprint, write_json};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::parallel::BUCKET_BYTES;
-use gradtx_runtime::plan::available_memory;
 use parallel::Ranks;
 use resume::{Best, Checkpoints};
 use serde_json::json;
@@ -96,7 +95,7 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
     }
     let split = Split::of(&store, &config.train, derive_named(config.seed, "validation subsets"))?;
     let work = Train { context, comm, config: &config, store: &store, split: &split, dir: &dir, bucket };
-    let found = dispatch(&config.device, context.threads, work)?;
+    let found = dispatch(&config.device, context, work)?;
     let mut files = vec![];
     if let Some((best, validation)) = &found {
         let report = json!({
@@ -213,7 +212,7 @@ impl Work for Train<'_> {
             Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
         plan.extend(Generator::plan(&model, at_once)?);
         plan.extend(ranks.plan(X::DTYPE.size()));
-        plan.check(available_memory()? / self.comm.place().local_size as u64)?;
+        plan.check(memory_for(device, self.comm.place())?)?;
         self.context.ui.line(totals("train", &plan));
         let mut trainer = Trainer::of_ranges(&mut model, micro_batch, own)?;
         self.context.ui.line(format!(
