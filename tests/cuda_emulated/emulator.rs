@@ -201,6 +201,8 @@ fn planted(plant: &Plant) -> String {
 
 /// A directory with the kernels of this variant, as shared objects under the names of cubins.
 fn modules(variant: Variant) -> PathBuf {
+    // Where a fault is planted, all other modules are as they should be.
+    let faultless = variant.plant.map(|_| modules(Variant { plant: None, ..variant }));
     // One at a time: two tests may want the same variant.
     static BUILDING: Mutex<()> = Mutex::new(());
     let _alone = BUILDING.lock().unwrap_or_else(|e| e.into_inner());
@@ -213,7 +215,6 @@ fn modules(variant: Variant) -> PathBuf {
     let directory = built().join(format!("kernels-{:016x}", state.finish()));
     let include = directory.join("planted");
     std::fs::create_dir_all(&include).expect("a directory for kernels");
-    // Where a fault is planted, its module alone is of interest.
     let wanted = |file: &&str| variant.plant.is_none_or(|plant| plant.module == *file);
     if let Some(plant) = &variant.plant {
         // A header is looked for beside the file that includes it first, so the module goes along.
@@ -231,15 +232,27 @@ fn modules(variant: Variant) -> PathBuf {
             });
         }
     });
+    for (file, _) in MODULES.iter().filter(|(file, _)| !wanted(file)) {
+        let (name, faultless) = (object_name(file), faultless.as_ref().expect("a fault is planted"));
+        if !directory.join(&name).exists() {
+            std::os::unix::fs::symlink(faultless.join(&name), directory.join(&name))
+                .expect("a link to a module");
+        }
+    }
     directory
+}
+
+/// The name under which the device looks for a module.
+fn object_name(file: &str) -> String {
+    // The stand-in device has this compute capability.
+    let architecture = architecture((8, 0));
+    file_name(file.trim_end_matches(".cu"), &architecture).expect("it is in the list of modules")
 }
 
 /// Builds one module unless it is there.
 fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) {
     let module = file.trim_end_matches(".cu");
-    // The stand-in device has this compute capability.
-    let name = file_name(module, &architecture((8, 0))).expect("it is in the list of modules");
-    let object = directory.join(name);
+    let object = directory.join(object_name(file));
     if object.exists() {
         return;
     }
