@@ -148,7 +148,7 @@ DEV void down_forward(X* input, float* inv_rms, const X* x, const X* w, u64 x_st
                 if (first + u >= units) continue;
                 if (another && f.threshold) {
                     kept = 0;
-#pragma unroll
+#pragma unroll 1  // there is a copy for every unit already, and instructions have a cache too
                     for (u32 r = 0; r < COUNT; r++) {
                         Mask mask{key_of[r], f.site[target], f.threshold, 1.f};
                         kept |= kept_bits<N>(mask, position_of[r], (u32)c, r);
