@@ -7,7 +7,7 @@
 # those of transformers and PEFT to peer.jsonl, what both said to log.txt, and the table to
 # table.md. What fails is told at the end, and does not keep the rest from being measured.
 #
-# GRADTX names the program, built with CUDA (default: target/release/gradtx); PYTHON a python with
+# GRADTX names the program, built with `make gpu` (default: target/release/gradtx); PYTHON a python with
 # torch, transformers and peft (default: python3; `none` leaves PyTorch out). RUNS is the number of
 # samples (default: 10). With --cpu the same commands run on a CPU, on sizes that end in a minute:
 # the numbers mean nothing, but it is known that the script works.
@@ -23,7 +23,7 @@ if [ "${1:-}" = --cpu ]; then
     runs=${RUNS:-2}
     shift
 fi
-[ -x "$program" ] || { echo "error: $program: not found; build it with make build, or set GRADTX"; exit 2; }
+[ -x "$program" ] || { echo "error: $program: not found; build it with make gpu, or set GRADTX"; exit 2; }
 
 if [ "$device" = cuda ]; then
     name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)

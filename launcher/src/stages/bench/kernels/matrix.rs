@@ -7,12 +7,9 @@ use crate::stages::bench::counts::product;
 use crate::stages::bench::values::{random, tokens};
 use anyhow::Result;
 use gradtx_kernels::Real;
-use gradtx_kernels::ops::{Backend, Gemm, GemmDims, Linear, LinearDims, LmHeadDims, LmHeadScratch};
+use gradtx_kernels::ops::{Backend, Gemm, GemmDims, Linear, LinearDims, LmHead, LmHeadDims, LmHeadScratch};
 use gradtx_models::lora::Fused;
 use serde_json::{Value, json};
-
-/// Labels whose logits the models compute at a time.
-const CHUNK: usize = 128;
 
 pub(super) fn measure<X: Real<Acc = f32>, D: Backend<X>>(
     bench: &mut Bench<'_, D>,
@@ -118,7 +115,7 @@ fn head<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &Sh
     }
     let (device, c, t) = (bench.device, shapes.config(), shapes.tokens);
     let labels = (t / 8).max(1);
-    let chunk = labels.min(CHUNK);
+    let chunk = labels.min(<D as LmHead<X>>::CHUNK);
     let dims = LmHeadDims { tokens: t, labels, hidden: c.hidden, vocab: c.vocab, chunk };
     let x = random::<D, X>(device, t * c.hidden, 1.0, 1)?;
     let w = random::<D, X>(device, c.vocab * c.hidden, 0.02, 2)?;

@@ -20,6 +20,7 @@ use super::results::{Entry, Results};
 use super::{Measured, On};
 use crate::cost::rates::Kind;
 use anyhow::Result;
+use gradtx_kernels::ops::LmHead;
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::grad_transformer::GradTransformerConfig;
@@ -91,13 +92,13 @@ impl Shapes {
     }
 
     /// The largest buffers that exist at once, roughly: those of the head, the MLP, or AdamW.
-    fn plan(&self, tokens: usize) -> MemoryPlan {
+    fn plan<X: Real, D: LmHead<X>>(&self, tokens: usize) -> MemoryPlan {
         let (c, mut plan) = (self.config(), MemoryPlan::new());
         let wide = 5 * c.intermediate + 2 * c.hidden;
         let translator =
             self.batch * (self.translator().teacher_blocks * self.translator().teacher_width) * 3;
         plan.add(Purpose::Activations, "activations", &[tokens, wide], self.x);
-        plan.add(Purpose::Activations, "head", &[c.vocab, c.hidden + 128], self.x);
+        plan.add(Purpose::Activations, "head", &[c.vocab, c.hidden + D::CHUNK], self.x);
         plan.add(Purpose::Activations, "tuples", &[translator], self.x);
         plan.add(Purpose::Optimizer, "flat buffers", &[4, self.values], 4);
         plan
@@ -192,7 +193,7 @@ impl Measured for Job {
             at_least_one(option, value)?;
         }
         at_least_one("--values", shapes.values)?;
-        check_memory(on.device, "bench kernels", "--tokens", shapes.tokens, |n| Ok(shapes.plan(n)))?;
+        check_memory(on.device, "bench kernels", "--tokens", shapes.tokens, |n| Ok(shapes.plan::<X, D>(n)))?;
         if self.model.is_none() && is_cpu {
             results.say(
                 "sizes of small models, since this is a CPU: --model, --translator, --tokens change them",
