@@ -166,7 +166,14 @@ fn uploads_beside_operations() {
     cuda.await_lane(&mut lane).unwrap();
     assert_eq!(added(&cuda, &mut y, &x), early.iter().map(|y| y + 2.0).collect::<Vec<_>>());
 
+    // A new buffer is filled with zeros first.
+    let mut fresh = cuda.zeros::<f32>(6).unwrap();
+    let mut its_lane = cuda.lane().unwrap();
     late_kernels(true);
+    cuda.upload_in(&mut its_lane, Cuda::all_mut(&mut fresh), &[3.0; 6]).unwrap();
+    cuda.await_lane(&mut its_lane).unwrap();
+    assert_eq!(cuda.to_host(Cuda::all(&fresh)).unwrap(), [3.0; 6]);
+
     for released in [true, false] {
         cuda.upload(Cuda::all_mut(&mut x), &[1.0; 6]).unwrap();
         cuda.upload(Cuda::all_mut(&mut y), &[10.0; 6]).unwrap();
