@@ -251,10 +251,10 @@ fn repeated_work_after_scratch_memory_has_grown() {
         assert_eq!(cuda.to_host(Cuda::all(&sums)).unwrap(), [5000.0 * (round * round) as f32]);
         if round == 2 {
             // A partial sum for each of more rows than there is scratch memory for.
-            let (many, mut each) = (cuda.zeros::<f32>(20_000).unwrap(), cuda.zeros::<f32>(20_000).unwrap());
+            let (many, mut each) = (cuda.zeros::<f32>(2_000).unwrap(), cuda.zeros::<f32>(2_000).unwrap());
             let before = cuda.allocations();
             for grown in [1, 1] {
-                cuda.sum_squares(Cuda::all_mut(&mut each), Cuda::all(&many), 20_000, 1).unwrap();
+                cuda.sum_squares(Cuda::all_mut(&mut each), Cuda::all(&many), 2_000, 1).unwrap();
                 assert_eq!(cuda.allocations(), before + grown);
             }
         }
