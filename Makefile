@@ -2,9 +2,9 @@
 # Both first install what is missing (see .ci/setup).
 
 CARGO ?= cargo
-# The feature `mpi` is built where its headers are; everything else needs no such thing.
-FEATURES ?= $(shell command -v mpicc >/dev/null 2>&1 && echo mpi)
-FLAGS = --locked $(if $(FEATURES),--features $(FEATURES))
+# The feature `mpi` is built where its headers are; `cuda` needs nothing until it is used.
+FEATURES ?= $(shell command -v mpicc >/dev/null 2>&1 && echo mpi) cuda
+FLAGS = --locked --features '$(FEATURES)'
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
@@ -15,9 +15,9 @@ ifneq ($(NVRTC),)
 export GRADTX_NVRTC := $(NVRTC)
 endif
 # Kernels are tested on the emulator, which needs no GPU, and their compilation where NVRTC is.
-TEST_FEATURES = $(FEATURES) cuda $(if $(NVRTC),nvrtc)
+TEST_FEATURES = $(FEATURES) $(if $(NVRTC),nvrtc)
 
-.PHONY: help demo test cluster chaos check bench build setup clean cubins kernels-report test-cuda
+.PHONY: help demo test cluster chaos check bench build gpu setup clean cubins kernels-report test-cuda
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
@@ -25,10 +25,11 @@ help:
 	@echo 'make cluster batch scripts on a SLURM of two nodes, started and stopped by the tests (minutes)'
 	@echo 'make chaos   ranks killed at random, and the same bytes in the end (CHAOS_SEED, CHAOS_COUNT)'
 	@echo 'make check   format, lints as errors, documentation without warnings'
-	@echo 'make bench   times of operations and steps on this machine'
+	@echo 'make bench   times of operations and steps on this CPU (on a GPU: benches/gpu.sh)'
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
 	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
-	@echo 'make cubins  device code of all CUDA kernels, in $(TARGET)/cubins; build with GRADTX_CUBINS=<there> to have it in the program'
+	@echo 'make gpu     the program with the device code of all CUDA kernels in it'
+	@echo 'make cubins  that device code alone, in $(TARGET)/cubins'
 	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
 
 setup:
@@ -36,6 +37,10 @@ setup:
 
 build: setup
 	$(CARGO) build --release $(FLAGS) -p gradtx-launcher
+
+# The program with the device code of all kernels in it: a node needs a driver, and nothing else.
+gpu: cubins
+	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) build --release $(FLAGS) -p gradtx-launcher
 
 demo: build
 	$(TARGET)/release/gradtx demo $(DEMO_DIR)
@@ -74,14 +79,14 @@ chaos: setup
 
 check: setup
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) cuda nvrtc' -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) nvrtc' -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
 	@command -v shellcheck >/dev/null || echo 'no shellcheck here: scripts are not checked'
-	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh .ci/run .ci/setup
+	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh benches/*.sh benches/steps/*.sh .ci/run .ci/setup
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
 
-bench: setup
-	$(CARGO) bench --locked -p gradtx-benches
+bench: build
+	for what in kernels finetune train translate generate comm; do $(TARGET)/release/gradtx bench $$what || exit; done
 
 clean:
 	$(CARGO) clean

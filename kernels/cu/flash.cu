@@ -1,7 +1,10 @@
 // Attention through the tensor cores: bf16, head sizes 64 and 128, causal within segments.
 //
-// Forward: a block of four warps has 64 queries of one head, 16 per warp, and goes through the keys
-// they see in tiles of 64, the next tile on its way meanwhile; the softmax is built up on the way.
+// Forward: a block of four warps has 128 queries of one head, 32 per warp so that keys and values are
+// read from shared memory once for two products, and goes through the keys they see in tiles of 64
+// (of 32 where heads are of 128 values, or registers run out).
+// Values come in while scores are computed, the next keys while values are summed; the softmax is
+// built up on the way.
 // Backward computes the probabilities again from lse, once by tiles of keys for dk and dv, which one
 // block sums over all queries and over the heads of its group, and once by tiles of queries for dq:
 // more products than with atomic additions, but always the same sums.
@@ -10,7 +13,7 @@
 // else is in the stream.
 #include "packed.cuh"
 
-constexpr int THREADS = 128, ROWS = 64, PAD = 8;
+constexpr int THREADS = 128, FORWARD_ROWS = 128, ROWS = 64, PAD = 8;
 
 template <int D> constexpr int LD = D + PAD;
 
@@ -40,40 +43,56 @@ template <int D> DEV void fragment_b_trans(u32 (&b)[4], const bf16* tile, int ro
     ldmatrix_x4_trans(b, tile + (row + (lane & 15)) * LD<D> + col + (lane >> 4) * 8);
 }
 
-template <int N> DEV void clear(float (&acc)[N][4]) {
+template <int M, int N> DEV void clear(float (&acc)[M][N][4]) {
 #pragma unroll
-    for (int i = 0; i < N; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.f;
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int i = 0; i < N; i++) acc[m][i][0] = acc[m][i][1] = acc[m][i][2] = acc[m][i][3] = 0.f;
+    }
 }
 
-// scores[16 × 8·N] = rows `row`… of a · (8·N rows of b)ᵀ, over D columns.
-template <int D, int N> DEV void product_nt(float (&scores)[N][4], const bf16* a, int row, const bf16* b) {
+// scores[16·M × 8·N] = rows `row`… of a · (8·N rows of b)ᵀ, over D columns.
+template <int D, int M, int N> DEV void product_nt(float (&scores)[M][N][4], const bf16* a, int row, const bf16* b) {
     clear(scores);
 #pragma unroll 4
     for (int d = 0; d < D; d += 16) {
-        u32 af[4];
-        fragment_a<D>(af, a, row, d);
+        u32 af[M][4];
+#pragma unroll
+        for (int m = 0; m < M; m++) fragment_a<D>(af[m], a, row + m * 16, d);
 #pragma unroll
         for (int j = 0; j < N / 2; j++) {
             u32 bf[4];
             fragment_b<D>(bf, b, j * 16, d);
-            mma_bf16(scores[2 * j], af, bf[0], bf[1]);
-            mma_bf16(scores[2 * j + 1], af, bf[2], bf[3]);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_bf16(scores[m][2 * j], af[m], bf[0], bf[1]);
+                mma_bf16(scores[m][2 * j + 1], af[m], bf[2], bf[3]);
+            }
         }
     }
 }
 
-// acc[16 × D] += weights[16 × 8·N] · (8·N rows of b).
-template <int D, int N> DEV void product_nn(float (&acc)[D / 8][4], const float (&weights)[N][4], const bf16* b) {
+// acc[16·M × D] += weights[16·M × 8·N] · (8·N rows of b).
+template <int D, int M, int N>
+DEV void product_nn(float (&acc)[M][D / 8][4], const float (&weights)[M][N][4], const bf16* b) {
 #pragma unroll
     for (int k = 0; k < N / 2; k++) {
-        const float(&lo)[4] = weights[2 * k], (&hi)[4] = weights[2 * k + 1];
-        u32 af[4] = {pack_bf16(lo[0], lo[1]), pack_bf16(lo[2], lo[3]), pack_bf16(hi[0], hi[1]), pack_bf16(hi[2], hi[3])};
+        u32 af[M][4];
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            const float(&lo)[4] = weights[m][2 * k], (&hi)[4] = weights[m][2 * k + 1];
+            af[m][0] = pack_bf16(lo[0], lo[1]), af[m][1] = pack_bf16(lo[2], lo[3]);
+            af[m][2] = pack_bf16(hi[0], hi[1]), af[m][3] = pack_bf16(hi[2], hi[3]);
+        }
 #pragma unroll
         for (int j = 0; j < D / 16; j++) {
             u32 bf[4];
             fragment_b_trans<D>(bf, b, k * 16, j * 16);
-            mma_bf16(acc[2 * j], af, bf[0], bf[1]);
-            mma_bf16(acc[2 * j + 1], af, bf[2], bf[3]);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_bf16(acc[m][2 * j], af[m], bf[0], bf[1]);
+                mma_bf16(acc[m][2 * j + 1], af[m], bf[2], bf[3]);
+            }
         }
     }
 }
@@ -104,77 +123,95 @@ DEV float quad_max(float x) {
 
 constexpr float MASKED = -1e30f;
 
-// A block per tile of 64 queries and head. Later tiles see more keys, so they go first.
+// A block per tile of 128 queries and head. Later tiles see more keys, so they go first.
 template <int D>
 DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* fault, u32 tokens, u32 segments,
                  Heads at, u64 o_stride, float scale) {
-    constexpr int KEYS = 64, N = KEYS / 8;
+    constexpr int KEYS = D == 128 ? 32 : 64, N = KEYS / 8, M = FORWARD_ROWS / 64;
     DYNAMIC_SHARED(memory);
     bf16* queries = reinterpret_cast<bf16*>(memory);
-    bf16* keys = queries + ROWS * LD<D>;       // two stages
-    bf16* values = keys + 2 * KEYS * LD<D>;    // two stages
-    SegmentTile tile = find_tile(gridDim.x - 1 - blockIdx.x, ROWS, offsets, segments, tokens, fault);
+    bf16* keys = queries + FORWARD_ROWS * LD<D>;
+    bf16* values = keys + KEYS * LD<D>;
+    SegmentTile tile = find_tile(gridDim.x - 1 - blockIdx.x, FORWARD_ROWS, offsets, segments, tokens, fault);
     if (!tile.segment.found) return;
     u32 head = blockIdx.y, kv_head = at.kv_of(head), len = tile.segment.len;
     u64 row = at.row();
     const bf16* first = qkv + tile.segment.start * row;
-    auto load_keys = [&](int stage, u32 from) {
-        load_rows<KEYS, D>(keys + stage * KEYS * LD<D>, first + at.k(kv_head), row, from, len);
-        load_rows<KEYS, D>(values + stage * KEYS * LD<D>, first + at.v(kv_head), row, from, len);
-        cp_async_commit();
-    };
-    load_rows<ROWS, D>(queries, first + at.q(head), row, tile.first, len);
-    load_keys(0, 0);
+    load_rows<FORWARD_ROWS, D>(queries, first + at.q(head), row, tile.first, len);
+    load_rows<KEYS, D>(keys, first + at.k(kv_head), row, 0, len);
+    cp_async_commit();
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = (lane & 3) * 2;
-    float acc[D / 8][4], largest[2] = {MASKED, MASKED}, total[2] = {0.f, 0.f};
+    float acc[M][D / 8][4], largest[M][2], total[M][2];
     clear(acc);
+#pragma unroll
+    for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = MASKED, total[m][0] = total[m][1] = 0.f;
     float scale2 = scale * LOG2_E;
-    u32 my_row = tile.first + warp * 16 + g;
-    u32 steps = (min(tile.first + ROWS, len) + KEYS - 1) / KEYS;
+    // Of this warp: its first query, and of this thread: the first of its rows.
+    u32 from = tile.first + warp * 16 * M, my_row = from + g;
+    u32 steps = (min(tile.first + FORWARD_ROWS, len) + KEYS - 1) / KEYS;
     for (u32 step = 0; step < steps; step++) {
         cp_async_wait<0>();
-        __syncthreads();  // this tile is there for all, and nobody reads the one refilled next
-        if (step + 1 < steps) load_keys((step + 1) & 1, (step + 1) * KEYS);
-        const bf16* k_tile = keys + (step & 1) * KEYS * LD<D>;
-        const bf16* v_tile = values + (step & 1) * KEYS * LD<D>;
-        float scores[N][4], top[2] = {largest[0], largest[1]};
-        product_nt<D>(scores, queries, warp * 16, k_tile);
+        __syncthreads();  // these keys are there for all, and nobody reads the values before them
+        load_rows<KEYS, D>(values, first + at.v(kv_head), row, step * KEYS, len);
+        cp_async_commit();
+        // The last tiles of a block are beyond what its first warps see.
+        bool sees = step * KEYS < min(from + 16 * M, len);
+        float scores[M][N][4];
+        if (sees) {
+            product_nt<D>(scores, queries, warp * 16 * M, keys);
+            // All queries see all keys, but on the diagonal.
+            bool whole = (step + 1) * KEYS <= from + 1;
 #pragma unroll
-        for (int j = 0; j < N; j++) {
+            for (int m = 0; m < M; m++) {
+                float top[2] = {largest[m][0], largest[m][1]};
 #pragma unroll
-            for (int c = 0; c < 4; c++) {
-                u32 key = step * KEYS + j * 8 + q + (c & 1), query = my_row + (c >> 1) * 8;
-                scores[j][c] = key <= query && key < len ? scores[j][c] * scale2 : MASKED;
-                top[c >> 1] = fmaxf(top[c >> 1], scores[j][c]);
+                for (int j = 0; j < N; j++) {
+#pragma unroll
+                    for (int c = 0; c < 4; c++) {
+                        u32 key = step * KEYS + j * 8 + q + (c & 1), query = my_row + m * 16 + (c >> 1) * 8;
+                        scores[m][j][c] = whole || key <= query ? scores[m][j][c] * scale2 : MASKED;
+                        top[c >> 1] = fmaxf(top[c >> 1], scores[m][j][c]);
+                    }
+                }
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    top[h] = quad_max(top[h]);
+                    float shrink = exp2_fast(largest[m][h] - top[h]);
+                    largest[m][h] = top[h];
+                    total[m][h] *= shrink;
+#pragma unroll
+                    for (int j = 0; j < D / 8; j++) acc[m][j][2 * h] *= shrink, acc[m][j][2 * h + 1] *= shrink;
+                }
+#pragma unroll
+                for (int j = 0; j < N; j++) {
+#pragma unroll
+                    for (int c = 0; c < 4; c++) {
+                        scores[m][j][c] = exp2_fast(scores[m][j][c] - largest[m][c >> 1]);
+                        total[m][c >> 1] += scores[m][j][c];
+                    }
+                }
             }
         }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            top[h] = quad_max(top[h]);
-            float shrink = exp2_fast(largest[h] - top[h]);
-            largest[h] = top[h];
-            total[h] *= shrink;
-#pragma unroll
-            for (int j = 0; j < D / 8; j++) acc[j][2 * h] *= shrink, acc[j][2 * h + 1] *= shrink;
+        cp_async_wait<0>();
+        __syncthreads();  // the values are there for all, and nobody reads these keys any more
+        if (step + 1 < steps) {
+            load_rows<KEYS, D>(keys, first + at.k(kv_head), row, (step + 1) * KEYS, len);
+            cp_async_commit();
         }
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                scores[j][c] = exp2_fast(scores[j][c] - largest[c >> 1]);
-                total[c >> 1] += scores[j][c];
-            }
-        }
-        product_nn<D>(acc, scores, v_tile);
+        if (sees) product_nn<D>(acc, scores, values);
     }
-    total[0] = quad_sum(total[0]);
-    total[1] = quad_sum(total[1]);
     bf16* to = o + tile.segment.start * o_stride + at.q(head);
-    put_rows<D>(to, o_stride, tile.first + warp * 16, len, acc, 1.f / total[0], 1.f / total[1]);
     float* my_lse = lse + (u64)head * tokens + tile.segment.start;
-    if ((lane & 3) == 0) {
-        if (my_row < len) my_lse[my_row] = largest[0] * LN_2 + logf(total[0]);
-        if (my_row + 8 < len) my_lse[my_row + 8] = largest[1] * LN_2 + logf(total[1]);
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        total[m][0] = quad_sum(total[m][0]);
+        total[m][1] = quad_sum(total[m][1]);
+        put_rows<D>(to, o_stride, from + m * 16, len, acc[m], 1.f / total[m][0], 1.f / total[m][1]);
+        u32 mine = my_row + m * 16;
+        if ((lane & 3) == 0) {
+            if (mine < len) my_lse[mine] = largest[m][0] * LN_2 + logf(total[m][0]);
+            if (mine + 8 < len) my_lse[mine + 8] = largest[m][1] * LN_2 + logf(total[m][1]);
+        }
     }
 }
 
@@ -212,7 +249,7 @@ DEV void backward_q(bf16* dqkv, const BackwardInputs& in, u32* fault, u32 tokens
     load_rows<ROWS, D>(d_out, in.d_o + tile.segment.start * o_stride + at.q(head), o_stride, tile.first, len);
     load_keys(0, 0);
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = (lane & 3) * 2;
-    float acc[D / 8][4], my_lse[2], my_delta[2], scale2 = scale * LOG2_E;
+    float acc[1][D / 8][4], my_lse[2], my_delta[2], scale2 = scale * LOG2_E;
     clear(acc);
     u32 my_row = tile.first + warp * 16 + g;
 #pragma unroll
@@ -228,7 +265,7 @@ DEV void backward_q(bf16* dqkv, const BackwardInputs& in, u32* fault, u32 tokens
         __syncthreads();  // as in the forward pass
         if (step + 1 < steps) load_keys((step + 1) & 1, (step + 1) * KEYS);
         const bf16* k_tile = keys + (step & 1) * KEYS * LD<D>;
-        float scores[N][4], ds[N][4];
+        float scores[1][N][4], ds[1][N][4];
         product_nt<D>(scores, queries, warp * 16, k_tile);
         product_nt<D>(ds, d_out, warp * 16, values + (step & 1) * KEYS * LD<D>);
 #pragma unroll
@@ -237,14 +274,14 @@ DEV void backward_q(bf16* dqkv, const BackwardInputs& in, u32* fault, u32 tokens
             for (int c = 0; c < 4; c++) {
                 u32 key = step * KEYS + j * 8 + q + (c & 1), query = my_row + (c >> 1) * 8;
                 bool seen = key <= query && query < len;
-                float p = seen ? exp2_fast(scores[j][c] * scale2 - my_lse[c >> 1]) : 0.f;
-                ds[j][c] = p * (ds[j][c] - my_delta[c >> 1]);
+                float p = seen ? exp2_fast(scores[0][j][c] * scale2 - my_lse[c >> 1]) : 0.f;
+                ds[0][j][c] = p * (ds[0][j][c] - my_delta[c >> 1]);
             }
         }
         product_nn<D>(acc, ds, k_tile);
     }
     bf16* to = dqkv + tile.segment.start * row + at.q(head);
-    put_rows<D>(to, row, tile.first + warp * 16, len, acc, scale, scale);
+    put_rows<D>(to, row, tile.first + warp * 16, len, acc[0], scale, scale);
 }
 
 // A block per tile of 64 keys and key/value head: dv = Σ pᵀ do, dk = scale · Σ dsᵀ q, over the queries
@@ -277,7 +314,7 @@ DEV void backward_kv(bf16* dqkv, const BackwardInputs& in, u32* fault, u32 token
     load_rows<ROWS, D>(values, first + at.v(kv_head), row, tile.first, len);
     load_queries(0);
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = (lane & 3) * 2;
-    float dk[D / 8][4], dv[D / 8][4], scale2 = scale * LOG2_E;
+    float dk[1][D / 8][4], dv[1][D / 8][4], scale2 = scale * LOG2_E;
     clear(dk);
     clear(dv);
     u32 my_key = tile.first + warp * 16 + g;
@@ -290,7 +327,7 @@ DEV void backward_kv(bf16* dqkv, const BackwardInputs& in, u32* fault, u32 token
         u32 from = tile.first + step % per_head * QUERIES;
         u64 of_head = (u64)(kv_head * group + step / per_head) * tokens + tile.segment.start;
         // dv before ds: registers do not hold everything at once.
-        float p[N][4], ds[N][4];
+        float p[1][N][4], ds[1][N][4];
         product_nt<D>(p, keys, warp * 16, q_tile);
 #pragma unroll
         for (int j = 0; j < N; j++) {
@@ -298,7 +335,7 @@ DEV void backward_kv(bf16* dqkv, const BackwardInputs& in, u32* fault, u32 token
             for (int c = 0; c < 4; c++) {
                 u32 query = from + j * 8 + q + (c & 1), key = my_key + (c >> 1) * 8;
                 bool seen = key <= query && query < len;
-                p[j][c] = seen ? exp2_fast(p[j][c] * scale2 - in.lse[of_head + query] * LOG2_E) : 0.f;
+                p[0][j][c] = seen ? exp2_fast(p[0][j][c] * scale2 - in.lse[of_head + query] * LOG2_E) : 0.f;
             }
         }
         product_nn<D>(dv, p, d_tile);
@@ -309,14 +346,14 @@ DEV void backward_kv(bf16* dqkv, const BackwardInputs& in, u32* fault, u32 token
             for (int c = 0; c < 4; c++) {
                 u32 query = from + j * 8 + q + (c & 1);
                 // Where nothing is seen p is 0.
-                ds[j][c] = p[j][c] * (ds[j][c] - (query < len ? in.delta[of_head + query] : 0.f));
+                ds[0][j][c] = p[0][j][c] * (ds[0][j][c] - (query < len ? in.delta[of_head + query] : 0.f));
             }
         }
         product_nn<D>(dk, ds, q_tile);
     }
     bf16* to = dqkv + tile.segment.start * row;
-    put_rows<D>(to + at.k(kv_head), row, tile.first + warp * 16, len, dk, scale, scale);
-    put_rows<D>(to + at.v(kv_head), row, tile.first + warp * 16, len, dv, 1.f, 1.f);
+    put_rows<D>(to + at.k(kv_head), row, tile.first + warp * 16, len, dk[0], scale, scale);
+    put_rows<D>(to + at.v(kv_head), row, tile.first + warp * 16, len, dv[0], 1.f, 1.f);
 }
 
 #define SHAPE u32 heads, u32 kv_heads, u32 head_dim

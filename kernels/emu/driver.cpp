@@ -4,6 +4,7 @@
 // makes the stream do it, and the next one may go on.
 #include "driver.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
@@ -14,8 +15,9 @@
 #include <unordered_map>
 #include <vector>
 
-// The device: what an A100 has of everything that a launch depends on, and 8 GiB of memory.
+// A device: what an A100 has of everything that a launch depends on, and 8 GiB of memory.
 constexpr size_t MEMORY = 8ull << 30;
+constexpr int MOST_DEVICES = 16;
 constexpr int DEFAULT_SHARED = 48 * 1024, MAX_SHARED = 163 * 1024;
 
 struct Function {
@@ -29,11 +31,25 @@ struct Module {
     std::unordered_map<std::string, Function> functions;
 };
 
-static char the_context;
+static char contexts[MOST_DEVICES];
 static thread_local void* current_context;
 static std::mutex memory_lock;
 static size_t used;
 static std::unordered_map<Pointer, size_t> sizes;
+
+// How many devices there are: EMU_DEVICES, or what emu_devices has set for this host thread. All
+// have the same memory, that of the host.
+static int& devices() {
+    auto of_environment = [] {
+        const char* text = getenv("EMU_DEVICES");
+        return text ? std::clamp(atoi(text), 0, MOST_DEVICES) : 1;
+    };
+    static thread_local int count = of_environment();
+    return count;
+}
+extern "C" void emu_devices(int count) { devices() = std::clamp(count, 0, MOST_DEVICES); }
+// For other stand-ins: the device of this thread's context.
+extern "C" int emu_current_device() { return static_cast<int>(static_cast<char*>(current_context) - contexts); }
 
 API cuInit(unsigned) { return SUCCESS; }
 API cuDriverGetVersion(int* version) {
@@ -41,12 +57,16 @@ API cuDriverGetVersion(int* version) {
     return SUCCESS;
 }
 API cuDeviceGetCount(int* count) {
-    *count = 1;
+    *count = devices();
     return SUCCESS;
 }
 API cuDeviceGet(int* device, int ordinal) {
-    *device = 0;
-    return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
+    *device = ordinal;
+    return 0 <= ordinal && ordinal < devices() ? SUCCESS : INVALID_DEVICE;
+}
+API cuDeviceGetPCIBusId(char* id, int size, int device) {
+    snprintf(id, size, "0000:%02X:00.0", device + 1);
+    return SUCCESS;
 }
 API cuDeviceGetName(char* name, int size, int) {
     snprintf(name, size, "emulated device");
@@ -71,8 +91,8 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
     return SUCCESS;
 }
 
-API cuDevicePrimaryCtxRetain(void** context, int) {
-    *context = &the_context;
+API cuDevicePrimaryCtxRetain(void** context, int device) {
+    *context = &contexts[device];
     return SUCCESS;
 }
 API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }

@@ -25,6 +25,9 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// What a person would call this device, e.g. "CPU, 2 threads".
     fn name(&self) -> String;
 
+    /// Bytes of its own memory that nobody has; none for a device that works in the host's.
+    fn free_memory(&self) -> Result<Option<u64>>;
+
     /// Memory for `len` elements, all bytes zero.
     fn zeros<T: Elem>(&self, len: usize) -> Result<Self::Buf<T>>;
 

@@ -2,6 +2,8 @@
 //!
 //! In: the words after `gradtx`. Out: [`Args`], which [`crate::run`] hands to the stage.
 
+use crate::config::{DeviceKind, DtypeKind};
+use crate::stages::bench;
 use crate::world::World;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -40,6 +42,9 @@ pub enum Command {
         /// Seed of everything in it.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Where to pretrain.
+        #[arg(long, value_enum, default_value_t)]
+        device: DeviceKind,
     },
     /// Divide a data set into public data, and training and test data of clients.
     Split(crate::stages::split::Job),
@@ -174,6 +179,8 @@ pub enum Command {
     Plan(crate::stages::plan::Job),
     /// Write run directories for every combination of listed settings.
     Sweep(crate::stages::sweep::Job),
+    /// Measure what this device reaches: operations, steps, generation, communication.
+    Bench(bench::Job),
     /// The whole job on a miniature world, ending with a table of scores.
     Demo {
         /// Directory for the world and the run.
@@ -188,6 +195,12 @@ pub enum Command {
         /// Settings to take from elsewhere.
         #[arg(long, value_enum)]
         preset: Option<Preset>,
+        /// Where to compute.
+        #[arg(long, value_enum, default_value_t)]
+        device: DeviceKind,
+        /// Type of activations and frozen weights.
+        #[arg(long, value_enum, default_value_t)]
+        dtype: DtypeKind,
     },
 }
 
@@ -196,6 +209,7 @@ impl Command {
     pub fn has_ranks(&self) -> bool {
         match self {
             Self::Curate(job) => !job.array,
+            Self::Bench(job) => matches!(job.what, bench::What::Comm(_)),
             other => matches!(other, Self::Train(_)),
         }
     }
@@ -217,6 +231,7 @@ impl Command {
                 | Self::Plan(_)
                 | Self::Sweep(_)
                 | Self::Submit(_)
+                | Self::Bench(_)
         )
     }
 }
@@ -233,6 +248,12 @@ pub struct RunArgs {
     /// Settings that take the place of the run file's, before --set.
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
+    /// Where to compute; the same as `--set device.kind=…`.
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceKind>,
+    /// Type of activations and frozen weights; the same as `--set device.dtype=…`.
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeKind>,
     /// Override one setting, e.g. `--set train.lr=0.002`; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,

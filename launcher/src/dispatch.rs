@@ -1,12 +1,20 @@
 //! The one place where a device and an element type are chosen.
 //!
-//! Stages are generic over both; here the settings become type arguments.
+//! Stages are generic over both; here the settings become type arguments. A rank takes the
+//! GPU of its number among the ranks of its node, unless the starter shows it only one.
 
-use crate::config::{DeviceConfig, DeviceKind, DtypeKind};
+use crate::config::{DeviceConfig, DeviceKind};
+use crate::failure::unusable_with;
+use crate::stages::Context;
 use anyhow::Result;
-use gradtx_kernels::Real;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::Backend;
+use gradtx_kernels::{Device, Real};
+use gradtx_runtime::comm::Place;
+use gradtx_runtime::plan::available_memory;
+
+#[cfg(feature = "cuda")]
+use {crate::config::DtypeKind, gradtx_kernels::bf16, gradtx_kernels::cuda::Cuda};
 
 /// Work that runs on any device and in any element type.
 pub trait Work {
@@ -17,9 +25,107 @@ pub trait Work {
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Self::Output>;
 }
 
+/// A question whose answer depends on device and element type, but needs no device to be there.
+pub trait Question {
+    /// The answer.
+    type Answer;
+
+    /// Answers it for the element type `X` on devices of type `D`.
+    fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> Self::Answer;
+}
+
 /// Does work on the device that the settings name.
-pub fn dispatch<W: Work>(settings: &DeviceConfig, threads: usize, work: W) -> Result<W::Output> {
+///
+/// # Errors
+/// Those of the work; and if the device is not there, or this program cannot use such devices.
+pub fn dispatch<W: Work>(settings: &DeviceConfig, context: &Context, work: W) -> Result<W::Output> {
+    match settings.kind {
+        // That it computes in f32 only, the configuration's check has told.
+        DeviceKind::Cpu => work.run::<f32, Cpu>(&Cpu::new(context.threads)),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => {
+            let device = cuda(&context.place)?;
+            match settings.dtype {
+                DtypeKind::F32 => work.run::<f32, Cuda>(&device),
+                DtypeKind::Bf16 => work.run::<bf16, Cuda>(&device),
+            }
+        }
+        #[cfg(not(feature = "cuda"))]
+        DeviceKind::Cuda => Err(without_cuda()),
+    }
+}
+
+/// Answers a question for the device and element type that the settings name.
+pub fn answer<Q: Question>(settings: &DeviceConfig, question: Q) -> Q::Answer {
     match (settings.kind, settings.dtype) {
-        (DeviceKind::Cpu, DtypeKind::F32) => work.run::<f32, Cpu>(&Cpu::new(threads)),
+        #[cfg(feature = "cuda")]
+        (DeviceKind::Cuda, DtypeKind::F32) => question.answer::<f32, Cuda>(),
+        #[cfg(feature = "cuda")]
+        (DeviceKind::Cuda, DtypeKind::Bf16) => question.answer::<bf16, Cuda>(),
+        _ => question.answer::<f32, Cpu>(),
+    }
+}
+
+/// Bytes that this rank can have on a device: what the device has left, or its part of what
+/// the host has left for the ranks of its node.
+pub fn memory_for<D: Device>(device: &D, place: &Place) -> Result<u64> {
+    match device.free_memory()? {
+        Some(bytes) => Ok(bytes),
+        None => Ok(available_memory()? / place.local_size.max(1) as u64),
+    }
+}
+
+/// The same for the device that the settings name.
+pub fn memory(settings: &DeviceConfig, place: &Place) -> Result<u64> {
+    match settings.kind {
+        DeviceKind::Cpu => memory_for(&Cpu::new(1), place),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => memory_for(&cuda(place)?, place),
+        #[cfg(not(feature = "cuda"))]
+        DeviceKind::Cuda => Err(without_cuda()),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn without_cuda() -> anyhow::Error {
+    let what = "device.kind is cuda, but this program was built without CUDA";
+    unusable_with(what, Some("build it with `--features cuda`, or take `--device cpu`".into()))
+}
+
+/// The GPU of the rank at this place.
+#[cfg(feature = "cuda")]
+fn cuda(place: &Place) -> Result<Cuda> {
+    let hint = || Some("`gradtx doctor` tells what is here; `--device cpu` works everywhere".into());
+    let found = gradtx_kernels::cuda::devices().map_err(|why| unusable_with(why, hint()))?;
+    let ordinal = ordinal(place, found.len()).map_err(|why| unusable_with(why, hint()))?;
+    Cuda::new(ordinal).map_err(|e| unusable_with(e.to_string(), hint()))
+}
+
+/// Which of `shown` devices is the one of a rank; or why none is.
+#[cfg(feature = "cuda")]
+fn ordinal(place: &Place, shown: usize) -> std::result::Result<usize, String> {
+    let Place { node, local_rank, local_size } = place;
+    match shown {
+        // SLURM binds ranks to GPUs: each sees its own as the first.
+        1 => Ok(0),
+        _ if *local_rank < shown => Ok(*local_rank),
+        _ => Err(format!(
+            "{node} has {local_size} ranks, but shows {shown} CUDA devices: start one rank for each"
+        )),
+    }
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_has_the_gpu_of_its_number_or_the_only_one_that_it_sees() {
+        let place = |local_rank| Place { node: "n1".into(), local_rank, local_size: 4 };
+        assert_eq!(ordinal(&place(3), 1), Ok(0));
+        assert_eq!(ordinal(&place(3), 4), Ok(3));
+        assert_eq!(ordinal(&place(1), 8), Ok(1));
+        let why = ordinal(&place(2), 2).unwrap_err();
+        assert!(why.contains("4 ranks") && why.contains("2 CUDA devices"), "{why}");
     }
 }

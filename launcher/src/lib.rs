@@ -70,7 +70,9 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
     }
     let context = stages::Context::new(args.threads, ui.clone(), world);
     match args.command {
-        Command::World { dir, world, seed } => stages::world::run(&context, &dir, world, seed),
+        Command::World { dir, world, seed, device } => {
+            stages::world::run(&context, &dir, world, seed, device)
+        }
         Command::Split(job) => stages::split::run(&context, &job),
         Command::Curate(job) => stages::curate::run(&context, world, &job),
         Command::Train(run) => stages::train::run(&context, world, &run),
@@ -99,7 +101,10 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         Command::Sweep(job) => stages::sweep::run(&context, &job),
         Command::Completions { shell } => stages::manual::completions(shell),
         Command::Man { dir } => stages::manual::pages(&dir),
-        Command::Demo { dir, world, seed, preset } => stages::demo::run(&context, &dir, world, seed, preset),
+        Command::Bench(job) => stages::bench::run(&context, world, &job),
+        Command::Demo { dir, world, seed, preset, device, dtype } => {
+            stages::demo::run(&context, &stages::demo::Job { dir, world, seed, preset, device, dtype })
+        }
     }?;
     context.ui.end(began);
     Ok(())

@@ -332,12 +332,20 @@ fn clients_are_scored_in_parts_by_an_array() {
 #[test]
 fn what_is_measured_is_kept() {
     let (cluster, home) = (cluster(), Home::new());
-    let bench = home.stand_in(r#"echo "on $(hostname)"; echo "{\"name\": \"x\", \"words\": \"$*\"}""#);
-    let job =
-        home.sbatch(&cluster, &[], "bench.sbatch", &["run", "lora", "--runs", "2"], &[("BENCH", &bench)]);
-    assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
-    let lines = std::fs::read_to_string(home.path(&format!("run/bench-{job}.jsonl"))).unwrap();
-    assert_eq!(lines, "{\"name\": \"x\", \"words\": \"lora --runs 2\"}\n");
+    let config = gradtx_tests::fixture("t5/model").join("config.json");
+    let sizes = ["--translator", config.to_str().unwrap(), "--student", "3x10", "--teacher", "4x12"];
+    let lines = |options: &[&str], words: &[&str], env: &[(&str, &Path)]| -> Vec<serde_json::Value> {
+        let words = [&["run"], words, &sizes].concat();
+        let job = home.sbatch(&cluster, options, "bench.sbatch", &words, env);
+        assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
+        let text = std::fs::read_to_string(home.path(&format!("run/bench-{job}.jsonl"))).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let found = lines(&[], &["train", "--runs", "1", "--large", "64"], &[]);
+    assert!(found.iter().any(|line| line["work"] == "translator" && line["tflops"].is_number()), "{found:?}");
+    let spread = ["--nodes=2", "--ntasks-per-node=1"];
+    let found = lines(&spread, &["comm", "--bytes", "4096"], &[("GRADTX_MPI", Path::new("pmix"))]);
+    assert!(found.len() == 4 && found.iter().all(|line| line["ranks"] == 2), "{found:?}");
 }
 
 fn submit(home: &Home, cluster: &Cluster, words: &[&str]) -> std::process::Output {

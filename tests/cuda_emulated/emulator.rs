@@ -102,10 +102,11 @@ fn emulator_directory() -> PathBuf {
                 .args(files)
                 .args(["-lpthread", "-ldl"]));
             // What is looked for is built last, so that all is there when it is.
-            let products = directory.join("libcublasLt.so");
-            let source = sources("emu").join("cublaslt.cpp");
-            let against = ["-Wl,-soname,libcublasLt.so", "-o"];
-            run(compiler().args(strict).args(against).arg(&products).arg(source).arg(&unfinished));
+            for (name, source) in [("libcublasLt.so", "cublaslt.cpp"), ("libnccl.so.2", "nccl.cpp")] {
+                let mut command = compiler();
+                command.args(strict).arg(format!("-Wl,-soname,{name}")).arg("-o").arg(directory.join(name));
+                run(command.arg(sources("emu").join(source)).arg(&unfinished));
+            }
             std::fs::rename(&unfinished, &library).expect("the emulator can be put in place");
         }
         directory
@@ -121,6 +122,39 @@ fn library() -> &'static Library {
         // SAFETY: our own library; loading it runs no code that has requirements.
         unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.expect("the emulator loads")
     })
+}
+
+/// The stand-in for NCCL.
+pub fn nccl_file() -> PathBuf {
+    emulator_directory().join("libnccl.so.2")
+}
+
+/// The stand-in for NCCL, loaded so that everybody finds it as `libnccl.so.2`.
+fn nccl() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        library();
+        // SAFETY: our own library; loading it runs no code that has requirements.
+        unsafe { Library::open(Some(nccl_file()), RTLD_NOW | RTLD_GLOBAL) }.expect("the stand-in loads")
+    })
+}
+
+/// Calls a function of a stand-in that sets something for this host thread.
+fn set(library: &Library, name: &[u8], value: i32) {
+    // SAFETY: the functions that this is called with have this type in kernels/emu.
+    let set: Symbol<unsafe extern "C" fn(i32)> = unsafe { library.get(name) }.expect("the stand-in has it");
+    // SAFETY: takes any number.
+    unsafe { set(value) };
+}
+
+/// From now on waits for events have no effect on this thread's streams: a planted fault.
+pub fn forget_waits() {
+    set(library(), b"emu_forget_waits\0", 1);
+}
+
+/// From now on NCCL fails on this thread.
+pub fn break_nccl() {
+    set(nccl(), b"emu_break_nccl\0", 1);
 }
 
 /// Whether the tests run on this machine's GPU instead of the emulator.
@@ -150,11 +184,7 @@ pub fn late_kernels(late: bool) {
     if on_device() {
         return;
     }
-    // SAFETY: the function has this type in kernels/emu/streams.cpp.
-    let set: Symbol<unsafe extern "C" fn(i32)> =
-        unsafe { library().get(b"emu_late_kernels\0") }.expect("the emulator has it");
-    // SAFETY: takes any number.
-    unsafe { set(late.into()) };
+    set(library(), b"emu_late_kernels\0", late.into());
 }
 
 /// The stand-in for cuBLASLt, or on a machine with a GPU its own.
@@ -171,6 +201,8 @@ fn planted(plant: &Plant) -> String {
 
 /// A directory with the kernels of this variant, as shared objects under the names of cubins.
 fn modules(variant: Variant) -> PathBuf {
+    // Where a fault is planted, all other modules are as they should be.
+    let faultless = variant.plant.map(|_| modules(Variant { plant: None, ..variant }));
     // One at a time: two tests may want the same variant.
     static BUILDING: Mutex<()> = Mutex::new(());
     let _alone = BUILDING.lock().unwrap_or_else(|e| e.into_inner());
@@ -183,7 +215,6 @@ fn modules(variant: Variant) -> PathBuf {
     let directory = built().join(format!("kernels-{:016x}", state.finish()));
     let include = directory.join("planted");
     std::fs::create_dir_all(&include).expect("a directory for kernels");
-    // Where a fault is planted, its module alone is of interest.
     let wanted = |file: &&str| variant.plant.is_none_or(|plant| plant.module == *file);
     if let Some(plant) = &variant.plant {
         // A header is looked for beside the file that includes it first, so the module goes along.
@@ -201,15 +232,27 @@ fn modules(variant: Variant) -> PathBuf {
             });
         }
     });
+    for (file, _) in MODULES.iter().filter(|(file, _)| !wanted(file)) {
+        let (name, faultless) = (object_name(file), faultless.as_ref().expect("a fault is planted"));
+        if !directory.join(&name).exists() {
+            std::os::unix::fs::symlink(faultless.join(&name), directory.join(&name))
+                .expect("a link to a module");
+        }
+    }
     directory
+}
+
+/// The name under which the device looks for a module.
+fn object_name(file: &str) -> String {
+    // The stand-in device has this compute capability.
+    let architecture = architecture((8, 0));
+    file_name(file.trim_end_matches(".cu"), &architecture).expect("it is in the list of modules")
 }
 
 /// Builds one module unless it is there.
 fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) {
     let module = file.trim_end_matches(".cu");
-    // The stand-in device has this compute capability.
-    let name = file_name(module, &architecture((8, 0))).expect("it is in the list of modules");
-    let object = directory.join(name);
+    let object = directory.join(object_name(file));
     if object.exists() {
         return;
     }
@@ -228,6 +271,13 @@ fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) 
     std::fs::rename(&unfinished, &object).expect("a module can be put in place");
 }
 
+/// Lets another program find the stand-in for the driver, and kernels of this variant in its cache.
+pub fn lend(command: &mut Command, variant: Variant) {
+    if !on_device() {
+        command.env("GRADTX_CUDA_CACHE", modules(variant)).env("LD_LIBRARY_PATH", emulator_directory());
+    }
+}
+
 /// A device of its own, with kernels of this variant, which multiply matrices too.
 pub fn device(variant: Variant) -> Cuda {
     device_with(variant, &CublasLt::Off)
@@ -235,10 +285,23 @@ pub fn device(variant: Variant) -> Cuda {
 
 /// The same with this library for matrix products.
 pub fn device_with(variant: Variant, cublaslt: &CublasLt) -> Cuda {
+    numbered_device(0, variant, cublaslt)
+}
+
+/// Device `ordinal` of several, for a rank that is this thread.
+pub fn device_of_rank(ordinal: usize) -> Cuda {
+    if !on_device() {
+        nccl();
+        set(library(), b"emu_devices\0", ordinal as i32 + 1);
+    }
+    numbered_device(ordinal, Variant { race: false, plant: None }, &CublasLt::Off)
+}
+
+fn numbered_device(ordinal: usize, variant: Variant, cublaslt: &CublasLt) -> Cuda {
     if on_device() {
         assert!(variant.plant.is_none(), "faults are planted into emulated kernels only");
-        return Cuda::with_parts(0, Cubins::standard(), cublaslt).expect("a CUDA device was asked for");
+        return Cuda::with_parts(ordinal, Cubins::standard(), cublaslt).expect("a CUDA device was asked for");
     }
     let cubins = Cubins::directory(&modules(variant));
-    Cuda::with_parts(0, cubins, cublaslt).expect("the stand-in shows a device")
+    Cuda::with_parts(ordinal, cubins, cublaslt).expect("the stand-in shows a device")
 }

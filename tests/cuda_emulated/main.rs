@@ -4,13 +4,16 @@
 //! checker of data races; planted faults must be caught.
 
 mod attention;
+mod bench;
 mod common;
+mod demo;
 mod emulator;
 mod flat;
 mod host;
 mod lora;
 mod matrix;
 mod models;
+mod nccl;
 mod planted;
 mod rmsnorm;
 mod rows;

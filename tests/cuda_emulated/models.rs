@@ -8,7 +8,8 @@ use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real, bf16};
 use gradtx_models::decoder::{
-    Continuation, Decoder, DecoderConfig, Family, GenerateLimits, Generator, Prompt, RopeScaling,
+    Continuation, Decoder, DecoderConfig, Family, GenerateLimits, Generator, PretrainStep, Pretrainer,
+    Prompt, RopeScaling,
 };
 use gradtx_models::grad_transformer::{
     Generator as TupleGenerator, GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples,
@@ -103,7 +104,8 @@ fn decoder<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Decode
     }
     values.iter_mut().for_each(|v| *v = bf16::from_f64(*v).to_f64());
     let values = device.buffer_from(&to::<X>(&values)).expect("there is memory");
-    Decoder::from_values(device, config.clone(), values).expect("values fit the configuration")
+    let decoder = Decoder::from_values(device, config.clone(), values).expect("values fit the configuration");
+    decoder.frozen().expect("there is memory")
 }
 
 fn tokens(config: &DecoderConfig, len: usize, key: u64) -> Vec<u32> {
@@ -174,6 +176,43 @@ fn fine_tuning_two_jobs() {
             assert_near(&what, &found[0], &expected[0], 2e-2);
         }
     }
+}
+
+/// Loss and gradient norm of a step of training all parameters, and the embedding after it.
+fn pretrain<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> [Vec<f64>; 2] {
+    let frozen = decoder::<D, X>(device, config);
+    let batch = batch(config);
+    let capacity = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
+    let trainable = frozen.duplicate().and_then(Decoder::trainable);
+    let mut model = trainable.expect("there is memory");
+    for param in model.layout().params() {
+        let values = |model: &Decoder<D, X>| -> Vec<f64> {
+            let tensor = model.tensor(param).expect("it has this tensor");
+            tensor.into_iter().map(|x| x.to_f64()).collect()
+        };
+        assert_eq!(values(&frozen), values(&model), "{}", param.name);
+    }
+    let mut pretrainer = Pretrainer::new(&model, false, capacity).expect("there is memory");
+    let numbers = PretrainStep { adamw: step(1), max_norm: Some(1.0), muon: None };
+    let (loss, norm) = pretrainer.train_step(&mut model, &batch, numbers).expect("the step is possible");
+    let embedding = model.tensor(&model.layout().params()[0]).expect("it has this tensor");
+    [vec![loss, norm], embedding.into_iter().map(|x| x.to_f64()).collect()]
+}
+
+/// Adapters and training of all parameters want rows of weights at different distances.
+#[test]
+fn training_all_parameters() {
+    let config = config(Family::Qwen2, 10);
+    let expected = pretrain::<Cpu, f32>(&Cpu::new(1), &config);
+    let found = pretrain::<Cuda, f32>(&cuda(FORWARD), &config);
+    assert_near("loss and norm", &found[0], &expected[0], 1e-4);
+    assert_near("embedding", &found[1], &expected[1], 1e-3);
+    let frozen = decoder::<Cuda, f32>(&cuda(FORWARD), &config);
+    let capacity = BatchCapacity { tokens: 1, segments: 1, labels: 1 };
+    let refusal = Pretrainer::new(&frozen, false, capacity).err().expect("its rows have room").to_string();
+    assert!(refusal.contains("frozen"), "{refusal}");
+    let plan = |trained| Decoder::<Cuda, f32>::plan(&config, trained).total();
+    assert!(plan(false) > plan(true), "the room is counted");
 }
 
 /// The same continuations, twice; `after` each time is called.

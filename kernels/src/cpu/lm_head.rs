@@ -77,6 +77,9 @@ fn check_rows(op: &'static str, rows: &[u32], tokens: usize) -> Result<()> {
 }
 
 impl<X: CpuReal> LmHead<X> for Cpu {
+    // Logits stay in the cache.
+    const CHUNK: usize = 128;
+
     fn lm_head_loss(
         &self,
         loss: &mut [X],

@@ -8,6 +8,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod collective;
 mod dropout;
 mod elementwise;
 mod embedding;
@@ -98,9 +99,11 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
-    /// Runs `work` inside the pool, so that rayon's iterators use it.
+    /// Runs `work` inside the pool, so that rayon's iterators use it. One thread alone is the
+    /// caller's: waking another one takes longer than many operations, and no work for one
+    /// thread may use rayon.
     pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        if self.threads() == 1 { work() } else { self.pool.install(work) }
     }
 }
 
@@ -120,6 +123,10 @@ impl Device for Cpu {
 
     fn name(&self) -> String {
         format!("CPU, {} threads", self.threads())
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
     }
 
     fn zeros<T: Elem>(&self, len: usize) -> Result<CpuBuf<T>> {

@@ -31,6 +31,9 @@ impl Cpu {
     ) {
         let mut parts = parts.into_iter();
         let Some(first) = parts.next() else { return };
+        if self.threads() == 1 {
+            return std::iter::once(first).chain(parts).for_each(work);
+        }
         let Some(second) = parts.next() else { return work(first) };
         let work = &work;
         self.run(|| {

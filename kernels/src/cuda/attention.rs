@@ -18,8 +18,9 @@ const MOST_DIM: usize = 256;
 const DECODE_THREADS: usize = 256;
 /// Query heads that a block decodes.
 const DECODE_GROUP: usize = 8;
-/// As in `cu/flash.cu`: threads, rows of a tile, and the padding of its rows.
+/// As in `cu/flash.cu`: threads, rows of a tile forwards and backwards, and the padding of its rows.
 const FLASH_THREADS: usize = 128;
+const FORWARD_TILE: usize = 128;
 const TILE: usize = 64;
 const BACKWARD_STEP: usize = 32;
 const PAD: usize = 8;
@@ -69,9 +70,9 @@ fn shared_rows(rows: usize, head_dim: usize) -> usize {
     rows * (head_dim + PAD) * size_of::<u16>()
 }
 
-/// Most tiles that the segments can have: every segment begins one of its own.
-fn most_tiles(dims: &AttentionDims) -> usize {
-    if dims.qkv.tokens == 0 { 0 } else { dims.qkv.tokens.div_ceil(TILE) + dims.segments }
+/// Most tiles of so many rows that the segments can have: every segment begins one of its own.
+fn most_tiles(rows: usize, dims: &AttentionDims) -> usize {
+    if dims.qkv.tokens == 0 { 0 } else { dims.qkv.tokens.div_ceil(rows) + dims.segments }
 }
 
 impl Launch<'_> {
@@ -106,8 +107,9 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let wide = aligned(&[o.pointer(), qkv.pointer()], &[dims.o_stride]);
         if let Some([name, _, _]) = flash.filter(|_| wide) {
             let kernel = self.kernel(FLASH, name).write(&o).write(&lse).read(qkv).read(offsets);
-            let shared = shared_rows(5 * TILE, head_dim);
-            let grid = [most_tiles(&dims), heads, 1];
+            let keys = if head_dim == 128 { 32 } else { 64 };
+            let shared = shared_rows(FORWARD_TILE + 2 * keys, head_dim);
+            let grid = [most_tiles(FORWARD_TILE, &dims), heads, 1];
             // SAFETY: the lengths above; segments beyond the stream are refused.
             return unsafe { kernel.attention(self, &dims).run(grid, FLASH_THREADS, shared) };
         }
@@ -151,7 +153,7 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let wide = aligned(&[d_o.pointer(), qkv.pointer(), dqkv.pointer()], &[dims.o_stride]);
         if let Some([_, by_queries, by_keys]) = flash.filter(|_| wide) {
             let shared = shared_rows(2 * TILE + 4 * BACKWARD_STEP, head_dim);
-            let tiles = most_tiles(&dims);
+            let tiles = most_tiles(TILE, &dims);
             // SAFETY: the lengths above; segments beyond the stream are refused.
             unsafe { kernel_of(FLASH, by_queries, "").run([tiles, heads, 1], FLASH_THREADS, shared) }?;
             // SAFETY: as above.

@@ -76,7 +76,7 @@ fn check(op: &'static str, c: usize, a: usize, b: usize, dims: &GemmDims) -> Res
 impl Cuda {
     /// `c = alpha · op(a) op(b) [+ bias] [+ start]`, with `C` the inputs' type or f32. `start` is an
     /// address and a row stride of a matrix like c, which may be c itself.
-    fn product<X: CudaReal, C: CudaReal>(
+    pub(super) fn product<X: CudaReal, C: CudaReal>(
         &self,
         op: &'static str,
         c: &CudaViewMut<'_, C>,

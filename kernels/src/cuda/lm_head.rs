@@ -10,6 +10,9 @@ const MODULE: &str = "lm_head";
 const THREADS: usize = 512;
 
 impl<X: CudaReal> LmHead<X> for Cuda {
+    // Several times as many operations for each byte of W as a device has time for while it reads it.
+    const CHUNK: usize = 1024;
+
     fn lm_head_loss(
         &self,
         loss: CudaViewMut<'_, f32>,

@@ -12,7 +12,8 @@
 //! next [`Device::download`] or [`Device::synchronize`] turns into an error (`fault.rs`).
 //!
 //! Sums are always taken in the same order, without floating-point atomics, so results do
-//! not depend on timing.
+//! not depend on timing. Sums between the devices of several ranks are NCCL's ([`NcclGroup`]), on
+//! a stream of their own.
 
 mod activation;
 mod adamw;
@@ -30,6 +31,7 @@ mod lm_head;
 mod lora;
 mod memory;
 mod mse;
+mod nccl;
 mod nvrtc;
 mod probe;
 mod rmsnorm;
@@ -40,6 +42,7 @@ mod t5_attention;
 pub use cublaslt::CublasLt;
 pub use graph::CudaGraph;
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
+pub use nccl::{NcclGroup, nccl_version};
 pub use probe::{CudaDevice, devices};
 pub use stream::CudaLane;
 
@@ -253,6 +256,10 @@ impl Device for Cuda {
     fn name(&self) -> String {
         let CudaDevice { ordinal, name, .. } = self.description();
         format!("CUDA device {ordinal}, {name}")
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(Some(self.memory()?.0 as u64))
     }
 
     fn zeros<T: Elem>(&self, len: usize) -> Result<CudaBuf<T>> {

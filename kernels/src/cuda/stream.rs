@@ -76,6 +76,16 @@ impl Event {
         unsafe { result::stream::wait_event(stream, self.raw, flags) }.map_err(failed("wait for an event"))
     }
 
+    /// Whether everything before it is done.
+    pub fn has_passed(&self) -> Result<bool> {
+        // SAFETY: the event is alive.
+        match unsafe { result::event::query(self.raw) } {
+            Ok(()) => Ok(true),
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            Err(e) => Err(failed("do what was asked of it")(e)),
+        }
+    }
+
     /// Waits on the host.
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: the event is alive.

@@ -33,6 +33,10 @@ pub struct LmHeadScratch<'a, D: Device, X: Real> {
 
 /// LM head with its loss.
 pub trait LmHead<X: Real>: Device {
+    /// Labels to take at a time where there are enough: W is read once for each chunk, and
+    /// logits of a chunk are kept.
+    const CHUNK: usize;
+
     /// Loss per label and, if asked for, gradients.
     ///
     /// `loss` `[M]` `=` (unweighted, nats). `dx` `[T, hidden]` `=` (zero where there is no

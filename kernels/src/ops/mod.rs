@@ -46,7 +46,7 @@ pub use rmsnorm::{RmsNorm, RmsNormDims};
 pub use rope::{QkNorm, QkvDims, Rope};
 pub use t5_attention::{BucketMap, T5Attention, T5AttentionDims};
 
-use crate::{Device, Real};
+use crate::{Collective, Device, Real};
 
 /// Whether an operation assigns its output or adds to it, where its contract leaves the choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +78,9 @@ impl<D: Device> Clone for Segments<'_, D> {
 }
 impl<D: Device> Copy for Segments<'_, D> {}
 
-/// Every operation that the models need, in one type `X`.
+/// Every operation that the models need, in one type `X`; and what ranks need to train together.
 pub trait Backend<X: Real>:
-    Device
+    Collective
     + Gemm<X>
     + Linear<X>
     + LoraLinear<X>
@@ -107,7 +107,7 @@ pub trait Backend<X: Real>:
 impl<X, D> Backend<X> for D
 where
     X: Real,
-    D: Device
+    D: Collective
         + Gemm<X>
         + Linear<X>
         + LoraLinear<X>

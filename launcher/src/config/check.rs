@@ -1,6 +1,6 @@
 //! Which values of settings no stage can use.
 
-use super::{Config, RANDOM_SUBSETS};
+use super::{Config, DeviceKind, DtypeKind, RANDOM_SUBSETS};
 use crate::failure::unusable;
 use anyhow::Result;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
@@ -19,6 +19,10 @@ impl Config {
         expect(!self.adapter.targets.is_empty(), "adapter.targets: expected at least one module");
         expect((0.0..1.0).contains(&self.adapter.dropout), "adapter.dropout: expected 0 ≤ p < 1");
         expect((0.0..1.0).contains(&self.translator.dropout), "translator.dropout: expected 0 ≤ p < 1");
+        expect(
+            self.device.kind != DeviceKind::Cpu || self.device.dtype == DtypeKind::F32,
+            "device.dtype: the CPU computes in f32; bf16 is for device.kind = \"cuda\"",
+        );
         expect(self.device.stream_tokens > 0, "device.stream_tokens: expected at least 1");
         expect(self.data.max_length >= 2, "data.max_length: expected at least 2");
         expect(self.curate.subsets > 0, "curate.subsets: expected at least 1");

@@ -3,7 +3,8 @@
 //! In: a TOML file and `--set key=value` overrides. Out: a [`Config`] whose values are
 //! all in range, and `run.toml` in the run directory, which holds every setting as
 //! resolved, defaults included. A run directory has one configuration: another one is
-//! refused with the lines that differ, since its results would be mixed up.
+//! refused with the lines that differ, since its results would be mixed up. The section
+//! `[device]` may change from stage to stage: shadows on GPUs, a client's update on a CPU.
 //!
 //! Paths are relative to the run file, or to the working directory in `--set`;
 //! `run.toml` holds them as absolute paths. They may change: a run whose files were moved
@@ -89,11 +90,15 @@ impl Config {
         if let Some(preset) = args.preset {
             config = config.with_preset(preset);
         }
+        config.device.kind = args.device.unwrap_or(config.device.kind);
+        config.device.dtype = args.dtype.unwrap_or(config.device.dtype);
         config = config.with_overrides(&args.set)?;
         config.check()?;
         if let Some(before) = &before {
-            // Where files lie may change; what is in them is compared by every stage.
-            let (known, wanted) = (before.without_places(), config.without_places());
+            // Where files lie may change, and where is computed; what is in the files is compared
+            // by every stage, and no stage is done on one device by half.
+            let same_device = |config: Self| Self { device: before.device.clone(), ..config };
+            let (known, wanted) = (before.without_places(), same_device(config.without_places()));
             if known != wanted {
                 let what = format!("{}: this run has another configuration", stored.display());
                 let empty = [SHADOW_DIR, TRANSLATOR_DIR].iter().all(|name| !args.run.join(name).exists());

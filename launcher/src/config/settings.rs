@@ -1,5 +1,6 @@
 //! All settings with their defaults, as they stand in a run file.
 
+use clap::ValueEnum;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
 use gradtx_runtime::data::{Format, Instruction, PromptForm, Reading};
@@ -63,21 +64,26 @@ impl Default for DeviceConfig {
 }
 
 /// Kinds of devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// The host's processor.
     #[default]
     Cpu,
+    /// NVIDIA GPUs, one per rank.
+    Cuda,
 }
 
 /// Types of activations and frozen weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DtypeKind {
     /// 32-bit floating point.
     #[default]
     F32,
+    /// bfloat16, on GPUs. Sums, losses, gradients and moments are 32 bits wide; values that are trained
+    /// have masters of 32 bits.
+    Bf16,
 }
 
 /// Examples and their form as tokens.

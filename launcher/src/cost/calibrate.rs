@@ -3,7 +3,7 @@
 //! In: files of JSON lines. Out: operations or bytes per second by device and kind of work.
 //! A line counts if it has a `work` (`lora`, `translator`, `gemm`: `tflops` or
 //! `share_of_peak`; `memory`, `generate`: `gb_per_s`) and a `device`, of its own or of a line
-//! before it that describes the machine. The lines of `benches/steps`, which name shapes
+//! before it that describes the machine. The lines of earlier benchmarks, which name shapes
 //! instead, are understood too. Lines of others (`"who"` is not `gradtx`) and lines about
 //! other things are passed over.
 //!

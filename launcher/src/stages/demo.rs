@@ -6,6 +6,7 @@
 
 use crate::args::{Combine, Method, Preset, Role, RunArgs};
 use crate::cluster;
+use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind};
 use crate::stages::{
     ADAPTER_DIR, Context, UPDATE_FILE, curate, evaluate, finetune, report, train, translate, world,
 };
@@ -29,20 +30,42 @@ const ENTRIES: [Entry; 9] = [
     Entry::Finetuned(Role::Llm),
 ];
 
+/// What world, and where.
+pub struct Job {
+    /// Directory for the world and the run.
+    pub dir: PathBuf,
+    /// Which tasks there are.
+    pub world: World,
+    /// Seed of the world and of the run.
+    pub seed: u64,
+    /// Settings to take from elsewhere.
+    pub preset: Option<Preset>,
+    /// Where to compute; the world's base models are always made in f32.
+    pub device: DeviceKind,
+    /// In what.
+    pub dtype: DtypeKind,
+}
+
 /// Runs everything that is missing, and prints the table.
-pub fn run(context: &Context, dir: &Path, world: World, seed: u64, preset: Option<Preset>) -> Result<()> {
+pub fn run(context: &Context, job: &Job) -> Result<()> {
+    let Job { dir, world, seed, preset, device, dtype } = job;
+    // Before the world is made: the run would refuse it only then.
+    let place = DeviceConfig { kind: *device, dtype: *dtype, ..DeviceConfig::default() };
+    Config { device: place, ..Config::default() }.check()?;
     let started = Instant::now();
     let (world_dir, run_dir) = (dir.join("world"), dir.join("run"));
     let mut times: Vec<(&str, f64)> = vec![];
     let mut timed = |name, from: Instant| times.push((name, from.elapsed().as_secs_f64()));
 
     let at = Instant::now();
-    world::run(context, &world_dir, world, seed)?;
+    world::run(context, &world_dir, *world, *seed, *device)?;
     timed("world", at);
     let args = RunArgs {
         run: run_dir.clone(),
         config: Some(world_dir.join(RUN_FILE_OF_WORLD)),
-        preset,
+        preset: *preset,
+        device: Some(*device),
+        dtype: Some(*dtype),
         set: vec![],
     };
     let at = Instant::now();

@@ -8,7 +8,7 @@
 
 use crate::args::{Role, RunArgs};
 use crate::config::{AnswerForm, Config, MetricChoice};
-use crate::dispatch::{Work, dispatch};
+use crate::dispatch::{Work, dispatch, memory_for};
 use crate::failure::failed;
 use crate::record::{self, State};
 use crate::score::{exact_match, rouge1};
@@ -22,7 +22,7 @@ use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits
 use gradtx_models::lora::{PeftAdapter, read_peft};
 use gradtx_runtime::artifact::{fingerprint, write_atomic, write_json};
 use gradtx_runtime::data::{Metric, Record, Renderer, TextTokenizer, prompt_tokens};
-use gradtx_runtime::plan::{MemoryPlan, Purpose, available_memory};
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::io::Write;
@@ -110,7 +110,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
         return Ok(score);
     };
     let work = Evaluate { context, config: &config, dir, data: &data, adapter: job.adapter.as_deref() };
-    let answers = dispatch(&config.device, context.threads, work)?;
+    let answers = dispatch(&config.device, context, work)?;
     write_atomic(&job.out.join("predictions.jsonl"), |out| {
         answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
     })?;
@@ -234,7 +234,7 @@ impl Work for Evaluate<'_> {
         });
         let prompts = prompts.collect::<Result<Vec<_>>>()?;
         let limits = self.limits(&prompts);
-        plan::<X, D>(&model, limits, adapter.as_ref()).check(available_memory()?)?;
+        plan::<X, D>(&model, limits, adapter.as_ref()).check(memory_for(device, &self.context.place)?)?;
 
         let decoder = Decoder::<D, X>::load(device, self.dir)?;
         let mut generator = Generator::new(&decoder, limits, adapter.as_ref().map(|a| &a.layout))?;

@@ -7,7 +7,7 @@
 
 use crate::args::{Role, RunArgs};
 use crate::config::Config;
-use crate::dispatch::{Work, dispatch};
+use crate::dispatch::{Work, dispatch, memory_for};
 use crate::record::{self, State};
 use crate::stages::examples::Data;
 use crate::stages::jobs::{self, Snapshots, Trained, Training, Watcher};
@@ -21,7 +21,6 @@ use gradtx_models::decoder::Decoder;
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
-use gradtx_runtime::plan::available_memory;
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -76,7 +75,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         stream_tokens: config.device.stream_tokens,
     };
     let work = Finetune { context, training, examples: &examples, key };
-    let (trained, rate) = dispatch(&config.device, context.threads, work)?;
+    let (trained, rate) = dispatch(&config.device, context, work)?;
     // Times differ from run to run, so they stand apart from the losses, which do not.
     JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
         "step": recipe.steps,
@@ -117,10 +116,10 @@ impl Work for Finetune<'_> {
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Trained, Rate)> {
         let Training { side, recipe, .. } = self.training;
-        let decoder = Decoder::<D, X>::load(device, &side.dir)?;
         let jobs = [jobs::Job { examples: self.examples.examples.iter().collect(), key: self.key }];
         let (plan, packing) = self.training.plan::<X, D>(&jobs)?;
-        plan.check(available_memory()?)?;
+        plan.check(memory_for(device, &self.context.place)?)?;
+        let decoder = Decoder::<D, X>::load(device, &side.dir)?;
         self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
         self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
         let mut progress = Watched(self.context.ui.progress("finetune", recipe.steps as u64));

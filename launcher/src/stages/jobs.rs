@@ -99,11 +99,17 @@ impl fmt::Display for Packing {
 }
 
 impl Training<'_> {
-    /// Every buffer of training these jobs together, the base model left out, and how
-    /// well their streams are filled.
+    /// The base model and every buffer of training these jobs together, and how well their
+    /// streams are filled.
     pub fn plan<X: Real<Acc = f32>, D: Backend<X>>(&self, jobs: &[Job<'_>]) -> Result<(MemoryPlan, Packing)> {
         let packing = self.packing(&mut self.orders(jobs)?, jobs);
-        let plan = LoraJobs::<D, X>::plan(&self.side.model, &self.side.layout, jobs.len(), packing.capacity);
+        let mut plan = Decoder::<D, X>::plan(&self.side.model, false);
+        plan.extend(LoraJobs::<D, X>::plan(
+            &self.side.model,
+            &self.side.layout,
+            jobs.len(),
+            packing.capacity,
+        ));
         Ok((plan, packing))
     }
 

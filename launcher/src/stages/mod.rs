@@ -19,12 +19,14 @@
 //! | [`plan`] | settings, a cluster | memory, time and GPU hours of every stage |
 //! | [`sweep`] | lists of settings | a run directory for each combination |
 //! | [`demo`] | a seed | all of the above, and a table |
+//! | [`bench`] | sizes of models | times of steps and operations on this device |
 //!
 //! Every stage can be run again: it opens its directory through [`crate::record`], does
 //! what is missing, and leaves alone what is finished and intact. All randomness is
 //! keyed by the seed, a purpose and an index, so the same settings give the same bytes.
 
 pub mod aside;
+pub mod bench;
 pub mod curate;
 pub mod demo;
 pub mod doctor;
@@ -50,6 +52,7 @@ pub mod world;
 
 use crate::cluster::World;
 use crate::ui::Ui;
+use gradtx_runtime::comm::Place;
 use gradtx_runtime::plan::MemoryPlan;
 
 /// What every stage is given.
@@ -59,12 +62,15 @@ pub struct Context {
     pub ui: Ui,
     /// Threads of the CPU.
     pub threads: usize,
+    /// Where this process runs: which of a node's devices is its own.
+    pub place: Place,
 }
 
 impl Context {
     /// From the command line; by default as many threads as the world has for each rank.
     pub fn new(threads: Option<usize>, ui: Ui, world: &World) -> Self {
-        Self { ui, threads: threads.unwrap_or(world.threads()).max(1) }
+        let place = world.comm().place().clone();
+        Self { ui, threads: threads.unwrap_or(world.threads()).max(1), place }
     }
 }
 

@@ -65,7 +65,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let translated = match job.method {
         Method::GradTransformer => {
             let translator = Translator { dir: &args.run.join(TRANSLATOR_DIR), update: &combined };
-            dispatch(&config.device, context.threads, translator)?
+            dispatch(&config.device, context, translator)?
         }
         Method::Mean => translators::mean(&All::of(&open_store(&args.run)?))?,
         Method::Nearest => translators::nearest(&All::of(&open_store(&args.run)?), &combined)?,

@@ -11,12 +11,12 @@
 //! ```
 
 use crate::args::Role;
-use crate::config::DeviceConfig;
+use crate::config::DeviceKind;
 use crate::record::{self, State};
 use crate::stages::Context;
 use crate::world::parquet::write_texts;
 use crate::world::tasks::{Part, Sample, Sampler, Task};
-use crate::world::{PRIVATE_EXAMPLES, PUBLIC_FILE, RUN_FILE_OF_WORLD, TEST_EXAMPLES, World, pretrain};
+use crate::world::{PUBLIC_FILE, RUN_FILE_OF_WORLD, World, pretrain};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_runtime::artifact::{write_atomic, write_json};
@@ -26,8 +26,9 @@ use std::io::Write;
 use std::path::Path;
 
 /// Makes what is missing of a world.
-pub fn run(context: &Context, dir: &Path, world: World, seed: u64) -> Result<()> {
-    let State::Open(output) = record::open(dir, "world", json!({ "world": world, "seed": seed }))? else {
+pub fn run(context: &Context, dir: &Path, world: World, seed: u64, device: DeviceKind) -> Result<()> {
+    let settings = pretrain::with_device(json!({ "world": world, "seed": seed }), device);
+    let State::Open(output) = record::open(dir, "world", settings)? else {
         context.ui.done("world", dir, json!({}), format!("world: {} is finished", dir.display()));
         return Ok(());
     };
@@ -37,7 +38,7 @@ pub fn run(context: &Context, dir: &Path, world: World, seed: u64) -> Result<()>
     write_atomic(&dir.join(RUN_FILE_OF_WORLD), |out| out.write_all(text.as_bytes()))?;
     files.push(RUN_FILE_OF_WORLD.into());
     for role in [Role::Tiny, Role::Llm] {
-        pretrain::make(context, &DeviceConfig::default(), &dir.join(role.name()), role, seed)?;
+        pretrain::make(context, device, &dir.join(role.name()), world, role, seed)?;
         files.push(format!("{}/model.safetensors", role.name()));
     }
     output.finish(&files)?;
@@ -77,7 +78,7 @@ fn write_tasks(dir: &Path, world: World, key: u64) -> Result<Vec<String>> {
         make_dir(&dir.join(&place))?;
         let mut sampler = Sampler::new(derive(derive_named(key, "private"), client as u64));
         for (name, part, count) in
-            [("train", Part::Train, PRIVATE_EXAMPLES), ("test", Part::HeldOut, TEST_EXAMPLES)]
+            [("train", Part::Train, world.private_examples()), ("test", Part::HeldOut, world.test_examples())]
         {
             let samples = sampler.new_of_task(task, part, count, &mut seen);
             let file = format!("{place}/{name}.jsonl");
@@ -140,7 +141,7 @@ mod tests {
             for client in 1..=world.clients() {
                 let train = examples(&format!("private/client-{client}/train.jsonl"));
                 let test = examples(&format!("private/client-{client}/test.jsonl"));
-                assert_eq!((train.len(), test.len()), (PRIVATE_EXAMPLES, TEST_EXAMPLES));
+                assert_eq!((train.len(), test.len()), (world.private_examples(), world.test_examples()));
                 assert!(train.is_disjoint(&test) && train.is_disjoint(&public) && test.is_disjoint(&public));
             }
         }

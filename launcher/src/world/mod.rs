@@ -5,7 +5,7 @@
 //! be ([`pretrain`]): the LLM knows every operation, the TinyLM about half of them. What
 //! differs between tasks is a preference that only fine-tuning can instil, so that an
 //! update has something to carry. Three worlds ([`World`]) differ in which tasks the
-//! provider's public data and the clients have.
+//! provider's public data and the clients have; a fourth is for trying out devices.
 
 pub mod parquet;
 pub mod pretrain;
@@ -17,10 +17,6 @@ use serde::{Deserialize, Serialize};
 
 /// Public examples of one task, where there are many.
 const PUBLIC_EXAMPLES: usize = 512;
-/// Private training examples of one client.
-pub const PRIVATE_EXAMPLES: usize = 256;
-/// Private test examples of one client.
-pub const TEST_EXAMPLES: usize = 250;
 /// The public data in the world's directory.
 pub const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
 /// The run file in the world's directory.
@@ -38,11 +34,14 @@ pub enum World {
     Mixed,
     /// The public data has many tasks, and every client has one that is not among them.
     Unseen,
+    /// The least of everything, and models that have learnt nothing: shows within seconds that
+    /// all stages run on a device, and never how well.
+    Smoke,
 }
 
 impl World {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Same, Self::Mixed, Self::Unseen];
+    pub const ALL: [Self; 4] = [Self::Same, Self::Mixed, Self::Unseen, Self::Smoke];
 
     /// The name on the command line and in files.
     pub fn name(self) -> &'static str {
@@ -50,6 +49,7 @@ impl World {
             Self::Same => "same",
             Self::Mixed => "mixed",
             Self::Unseen => "unseen",
+            Self::Smoke => "smoke",
         }
     }
 
@@ -58,6 +58,7 @@ impl World {
         match self {
             Self::Same => 1,
             Self::Mixed | Self::Unseen => 27,
+            Self::Smoke => 2,
         }
     }
 
@@ -66,7 +67,18 @@ impl World {
         match self {
             Self::Same => 8 * PUBLIC_EXAMPLES,
             Self::Mixed | Self::Unseen => PUBLIC_EXAMPLES,
+            Self::Smoke => 8,
         }
+    }
+
+    /// Private training examples of one client.
+    pub fn private_examples(self) -> usize {
+        if self == Self::Smoke { 6 } else { 256 }
+    }
+
+    /// Private test examples of one client.
+    pub fn test_examples(self) -> usize {
+        if self == Self::Smoke { 3 } else { 250 }
     }
 
     /// Clients. Scores on unseen tasks vary much from task to task, so there are more of them.
@@ -74,6 +86,7 @@ impl World {
         match self {
             Self::Same | Self::Mixed => 4,
             Self::Unseen => 9,
+            Self::Smoke => 1,
         }
     }
 
@@ -81,7 +94,7 @@ impl World {
     pub fn task_of(self, client: usize) -> usize {
         match self {
             Self::Same => 0,
-            Self::Mixed => client,
+            Self::Mixed | Self::Smoke => client,
             Self::Unseen => self.public_tasks() + client,
         }
     }
@@ -93,6 +106,7 @@ impl World {
             Self::Same => ("27", "400", "0.1", "0.0", "0.0"),
             Self::Mixed => ("54", "400", "0.1", "0.0", "0.0"),
             Self::Unseen => ("135", "1200", "0.0", "0.5", "0.1"),
+            Self::Smoke => return include_str!("smoke.toml").replace("@seed@", &seed.to_string()),
         };
         let values = [
             ("@world@", self.name()),

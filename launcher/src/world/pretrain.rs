@@ -13,13 +13,13 @@
 //! small models learn in a few hundred steps. Muon moves the matrices, AdamW the rest.
 
 use crate::args::Role;
-use crate::config::DeviceConfig;
+use crate::config::{DeviceConfig, DeviceKind};
 use crate::dispatch::{Work, dispatch};
 use crate::failure::failed;
 use crate::record::{self, State};
 use crate::stages::Context;
 use crate::world::tasks::{END, LONGEST, Part, Sample, Sampler, id, vocabulary};
-use crate::world::tokenizer;
+use crate::world::{World, tokenizer};
 use anyhow::Result;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{derive, derive_named};
@@ -31,7 +31,7 @@ use gradtx_models::decoder::{
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
 use gradtx_runtime::optim::MuonStep;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 
@@ -75,14 +75,33 @@ const COOLDOWN: u32 = 60;
 const HIDE: f64 = 0.25;
 const HIDE_BETWEEN: (f64, f64) = (40.0, 90.0);
 
-/// Makes a base model in a directory, unless it is there and intact.
-pub fn make(context: &Context, device: &DeviceConfig, dir: &Path, role: Role, seed: u64) -> Result<()> {
-    let settings = json!({ "role": role, "seed": seed });
+/// Settings of what is made on a device: the CPU goes without saying.
+pub fn with_device(mut settings: Value, device: DeviceKind) -> Value {
+    if device != DeviceKind::Cpu {
+        settings["device"] = json!(device);
+    }
+    settings
+}
+
+/// Makes a base model of a world in a directory, unless it is there and intact.
+pub fn make(
+    context: &Context,
+    device: DeviceKind,
+    dir: &Path,
+    world: World,
+    role: Role,
+    seed: u64,
+) -> Result<()> {
+    let settings = with_device(json!({ "role": role, "seed": seed }), device);
     let State::Open(output) = record::open(dir, "pretrain", settings)? else {
         return Ok(());
     };
     let key = derive_named(derive_named(seed, "pretrain"), role.name());
-    let history = dispatch(device, context.threads, Pretrain { context, dir, role, key })?;
+    let device = DeviceConfig { kind: device, ..DeviceConfig::default() };
+    let history = match world {
+        World::Smoke => dispatch(&device, context, Untaught { dir, role, key }),
+        _ => dispatch(&device, context, Pretrain { context, dir, role, key }),
+    }?;
     tokenizer::write(dir)?;
     write_atomic(&dir.join("metrics.jsonl"), |out| {
         history.iter().try_for_each(|m| {
@@ -149,10 +168,9 @@ impl Work for Pretrain<'_> {
             Role::Tiny => Goal::TINY,
             Role::Llm => Goal::LLM,
         };
-        let spread = 1.0 / (config.hidden as f64).sqrt();
-        let initial = InitialWeights { embedding: 1.0, head: spread, matrices: None };
-        let mut decoder =
-            Decoder::<D, X>::random(device, &config, &initial, derive_named(self.key, "weights"))?;
+        let initial = initial_weights(&config);
+        let decoder = Decoder::<D, X>::random(device, &config, &initial, derive_named(self.key, "weights"))?;
+        let mut decoder = decoder.trainable()?;
         let capacity = BatchCapacity { tokens: BATCH * LONGEST, segments: BATCH, labels: BATCH * LONGEST };
         let mut pretrainer = Pretrainer::new(&decoder, true, capacity)?;
         let mut exam = Exam::new(&decoder, derive_named(self.key, "exam"))?;
@@ -161,7 +179,7 @@ impl Work for Pretrain<'_> {
         let what = format!("pretrain {}", self.role.name());
         let mut progress = self.context.ui.progress(&what, MOST_STEPS as u64);
         for step in 0..MOST_STEPS {
-            let batch = batch_of(self.key, step);
+            let batch = batch_of(self.key, step, BATCH);
             let (loss, _) = pretrainer.train_step(&mut decoder, &batch, numbers(step, cooling))?;
             let last = history.last().map_or(0.0, |m| m.told);
             let cool = cooling.is_some_and(|from| step + 1 == from + COOLDOWN);
@@ -194,12 +212,52 @@ impl Work for Pretrain<'_> {
     }
 }
 
-/// The packed stream of a step: samples of the family.
-fn batch_of(key: u64, step: u32) -> PackedBatch {
+fn initial_weights(config: &DecoderConfig) -> InitialWeights {
+    InitialWeights { embedding: 1.0, head: 1.0 / (config.hidden as f64).sqrt(), matrices: None }
+}
+
+/// A base model of world `smoke`: a step or two of the same training, on little.
+struct Untaught<'a> {
+    dir: &'a Path,
+    role: Role,
+    key: u64,
+}
+
+impl Work for Untaught<'_> {
+    type Output = Vec<Measured>;
+
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Vec<Measured>> {
+        const EXAMPLES: usize = 4;
+        let layers = match self.role {
+            Role::Tiny => 1,
+            Role::Llm => 2,
+        };
+        // Heads of a size that real models have, so that they take their way through a device.
+        let sizes = DecoderConfig { hidden: 64, layers, heads: 2, kv_heads: 1, ..model_config(self.role) };
+        let config = DecoderConfig { head_dim: 64, intermediate: 96, ..sizes };
+        let key = derive_named(self.key, "weights");
+        let decoder = Decoder::<D, X>::random(device, &config, &initial_weights(&config), key)?;
+        let mut decoder = decoder.trainable()?;
+        let tokens = EXAMPLES * LONGEST;
+        let capacity = BatchCapacity { tokens, segments: EXAMPLES, labels: tokens };
+        let mut pretrainer = Pretrainer::new(&decoder, true, capacity)?;
+        let mut history = vec![];
+        for step in 0..2 {
+            let batch = batch_of(self.key, step, EXAMPLES);
+            let (loss, _) = pretrainer.train_step(&mut decoder, &batch, numbers(step, None))?;
+            history.push(Measured { step: step + 1, loss, told: 0.0 });
+        }
+        decoder.save(self.dir, false)?;
+        Ok(history)
+    }
+}
+
+/// The packed stream of a step: so many samples of the family.
+fn batch_of(key: u64, step: u32, count: usize) -> PackedBatch {
     let (from, to) = HIDE_BETWEEN;
     let hide = HIDE * ((step as f64 - from) / (to - from)).clamp(0.0, 1.0);
     let mut sampler = Sampler::new(derive(derive_named(key, "samples"), step as u64));
-    let examples: Vec<Example> = (0..BATCH).map(|_| sampler.of_family(Part::Train, hide).example()).collect();
+    let examples: Vec<Example> = (0..count).map(|_| sampler.of_family(Part::Train, hide).example()).collect();
     let labels: usize = examples.iter().map(Example::labels).sum();
     let mut batch = PackedBatch::default();
     for example in &examples {

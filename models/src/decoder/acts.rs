@@ -10,14 +10,11 @@ use super::forward::AdapterView;
 use super::rope::RopeTables;
 use super::{Decoder, DecoderConfig};
 use crate::lora::{BlockLayout, Fused};
-use gradtx_kernels::ops::LoraDims;
+use gradtx_kernels::ops::{LmHead, LoraDims};
 use gradtx_kernels::{Backend, Device, Elem, Real};
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
-
-/// Labels whose logits are computed at a time.
-const HEAD_CHUNK: usize = 128;
 
 /// What a pass is for.
 #[derive(Clone, Copy, Debug)]
@@ -158,7 +155,7 @@ impl Plan {
             true => (r, config.heads + config.kv_heads),
             false => (0, 0),
         };
-        let chunk = head_chunk(room);
+        let chunk = head_chunk::<D, X>(room);
         let rows = t.max(chunk);
         let scratch = |name, shape: &[usize]| Planned::once(Purpose::Scratch, name, shape);
         let t_if = if trains { t } else { 0 };
@@ -210,8 +207,8 @@ impl Plan {
 }
 
 /// Labels of a chunk of the head.
-fn head_chunk(room: BatchCapacity) -> usize {
-    room.labels.clamp(1, HEAD_CHUNK)
+fn head_chunk<D: LmHead<X>, X: Real>(room: BatchCapacity) -> usize {
+    room.labels.clamp(1, D::CHUNK)
 }
 
 /// Shapes of an adapted product of one block.
@@ -338,7 +335,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             delta: one_acc(&plan.gradients[4])?,
             rope: RopeTables::new(device, config, positions)?,
             nothing: device.zeros(0)?,
-            chunk: head_chunk(capacity),
+            chunk: head_chunk::<D, X>(capacity),
             labels: 0,
         })
     }

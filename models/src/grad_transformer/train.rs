@@ -202,7 +202,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
 
     /// Gradients of `scale · Σ (pred − target)²` over a batch, with dropout, in micro-batches as
     /// large as there is room for; returns the sum of squares. In the last micro-batch
-    /// `on_ready` learns which gradients are final.
+    /// `on_ready` learns which gradients are final, with all of them.
     pub fn gradients_of(
         &mut self,
         model: &GradTransformer<D, X>,

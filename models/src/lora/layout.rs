@@ -200,6 +200,16 @@ impl BlockLayout {
         let mut lora = lora.clone();
         lora.targets.sort_unstable();
         lora.targets.dedup();
+        Ok(Self::of_sorted(model, lora))
+    }
+
+    /// A layout that adapts nothing, so that a pass with it is that of the frozen base alone,
+    /// backwards too: what the cost of adapters is measured against.
+    pub fn without_targets(model: &DecoderConfig) -> Self {
+        Self::of_sorted(model, LoraConfig { targets: vec![], ..LoraConfig::default() })
+    }
+
+    fn of_sorted(model: &DecoderConfig, lora: LoraConfig) -> Self {
         let mut slices = Vec::new();
         let mut width = 0;
         for &module in &lora.targets {
@@ -218,7 +228,7 @@ impl BlockLayout {
             })
         };
         let targets = (0..model.layers).map(block).collect();
-        Ok(Self { lora, blocks: model.layers, width, slices, targets })
+        Self { lora, blocks: model.layers, width, slices, targets }
     }
 
     /// Rank, scale, dropout and the targets in update-vector order.
@@ -342,6 +352,15 @@ mod tests {
             let layout = BlockLayout::new(&model(hidden, layers, heads, kv), &LoraConfig::default()).unwrap();
             assert_eq!((layout.blocks(), layout.width()), (layers, width));
         }
+    }
+
+    #[test]
+    fn a_layout_without_targets_adapts_nothing() {
+        let model = model(16, 3, 4, 2);
+        let layout = BlockLayout::without_targets(&model);
+        assert_eq!((layout.blocks(), layout.width(), layout.total()), (3, 0, 0));
+        assert!((0..3).all(|block| Fused::ALL.iter().all(|&f| layout.targets(block, f).is_empty())));
+        assert!(BlockLayout::new(&model, &LoraConfig { targets: vec![], ..Default::default() }).is_err());
     }
 
     #[test]

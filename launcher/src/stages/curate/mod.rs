@@ -30,7 +30,7 @@ pub mod worker;
 use crate::args::{Role, RunArgs};
 use crate::cluster::World;
 use crate::config::{Config, CurateConfig};
-use crate::dispatch::dispatch;
+use crate::dispatch::{Question, answer, dispatch, memory};
 use crate::failure::{failed, is_busy, stopped};
 use crate::interrupt::Patience;
 use crate::progress;
@@ -44,6 +44,7 @@ use chief::Chief;
 use claims::{CLAIMS, Claims, Position};
 use collection::{ASIDE, Collection};
 use gradtx_kernels::cpu::Cpu;
+use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::LoraJobs;
 use gradtx_runtime::artifact::{
@@ -53,7 +54,6 @@ use gradtx_runtime::artifact::{
 use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::data::{BatchCapacity, Dataset};
 use gradtx_runtime::metrics::JsonLines;
-use gradtx_runtime::plan::available_memory;
 use keeper::{Keeper, gather_left, scratch_dir};
 use office::Office;
 use serde_json::{Value, json};
@@ -180,7 +180,10 @@ fn decided(
             let before = record::read(&dir.join(RECORD_FILE)).ok();
             let before = before.and_then(|record| record.settings["curate"]["concurrent"].as_u64());
             // Processes of an array begin on nodes of their own, and must decide alike.
-            let memory = if array { u64::MAX } else { available_memory()? / neighbours(world) as u64 };
+            let memory = match array {
+                true => u64::MAX,
+                false => memory(&config.device, world.comm().place())?,
+            };
             found[0] = before.unwrap_or_else(|| concurrent(config, memory, sides) as u64);
         }
         world.comm().broadcast(0, &mut found)?;
@@ -196,20 +199,31 @@ fn concurrent(config: &Config, memory: u64, sides: &[&Side; 2]) -> usize {
     let fits = |jobs: &usize| {
         sides.iter().zip([&config.curate.tiny, &config.curate.llm]).all(|(side, recipe)| {
             let capacity = BatchCapacity { tokens, segments: jobs * recipe.batch, labels: tokens };
-            let jobs = LoraJobs::<Cpu, f32>::plan(&side.model, &side.layout, *jobs, capacity).total();
-            jobs + parameters(side) * size_of::<f32>() as u64 <= memory
+            answer(&config.device, Need { side, jobs: *jobs, capacity }) <= memory
         })
     };
     (1..=config.curate.most_at_once()).rev().find(fits).unwrap_or(1)
 }
 
-fn parameters(side: &Side) -> u64 {
-    Decoder::<Cpu, f32>::layout_of(&side.model).total() as u64
+/// Bytes that a base model and the fine-tuning of so many jobs on it take.
+struct Need<'a> {
+    side: &'a Side,
+    jobs: usize,
+    capacity: BatchCapacity,
 }
 
-/// Ranks that share this node's memory.
-fn neighbours(world: &World) -> usize {
-    world.comm().place().local_size.max(1)
+impl Question for Need<'_> {
+    type Answer = u64;
+
+    fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> u64 {
+        let Side { model, layout, .. } = self.side;
+        let jobs = LoraJobs::<D, X>::plan(model, layout, self.jobs, self.capacity);
+        jobs.total() + Decoder::<D, X>::plan(model, false).total()
+    }
+}
+
+fn parameters(side: &Side) -> u64 {
+    Decoder::<Cpu, f32>::layout_of(&side.model).total() as u64
 }
 
 /// By the ranks of a world, or one process alone.
@@ -252,9 +266,8 @@ fn among_ranks(
         Box::new(Worker::new(comm, keeper)?)
     };
     let sees_store = comm.rank() == 0 || !job.send;
-    let shift =
-        Shift { context, collection, examples: &examples, sees_store, neighbours: neighbours(world), office };
-    let asked = dispatch(&collection.config.device, context.threads, shift)?;
+    let shift = Shift { context, collection, examples: &examples, sees_store, office };
+    let asked = dispatch(&collection.config.device, context, shift)?;
     forget(scratch.as_deref());
     if let Some(code) = asked {
         return Err(stopped(code));
@@ -328,8 +341,8 @@ fn do_unclaimed(
     let progress = context.ui.progress("curate", steps);
     let keeper = Keeper::start(collection.clone(), scratch.clone())?;
     let office = Box::new(Claims::new(collection, keeper, position, work, progress)?);
-    let shift = Shift { context, collection, examples: &examples, sees_store: true, neighbours: 1, office };
-    let asked = dispatch(&collection.config.device, context.threads, shift)?;
+    let shift = Shift { context, collection, examples: &examples, sees_store: true, office };
+    let asked = dispatch(&collection.config.device, context, shift)?;
     forget(scratch.as_deref());
     Ok(asked)
 }

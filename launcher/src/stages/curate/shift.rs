@@ -4,7 +4,7 @@
 use super::collection::{ASIDE, Collection, Finished};
 use super::office::{Now, Office, Spent, Task};
 use crate::args::Role;
-use crate::dispatch;
+use crate::dispatch::{self, memory_for};
 use crate::record::make_dir;
 use crate::stages::jobs::{Training, Watcher};
 use crate::stages::{Context, totals};
@@ -13,7 +13,6 @@ use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::Rate;
-use gradtx_runtime::plan::available_memory;
 use std::time::Instant;
 
 /// One process's part of the work.
@@ -26,8 +25,6 @@ pub struct Shift<'a> {
     pub examples: &'a [Option<Dataset>; 2],
     /// Whether this process sees the store, and can put work aside there.
     pub sees_store: bool,
-    /// Processes that share this node's memory.
-    pub neighbours: usize,
     /// Where the work comes from.
     pub office: Box<dyn Office + 'a>,
 }
@@ -54,7 +51,7 @@ impl dispatch::Work for Shift<'_> {
                 other => {
                     // Before the next one is loaded: both may not fit.
                     drop(other);
-                    self.check::<X, D>(&task)?;
+                    self.check::<X, D>(device, &task)?;
                     Decoder::load(device, &self.collection.side(role).dir)?
                 }
             };
@@ -78,12 +75,12 @@ impl Shift<'_> {
     }
 
     /// Fails if there is not enough memory to train a group of this model.
-    fn check<X: Real<Acc = f32>, D: Backend<X>>(&self, task: &Task) -> Result<()> {
+    fn check<X: Real<Acc = f32>, D: Backend<X>>(&self, device: &D, task: &Task) -> Result<()> {
         let (training, examples) = self.training(task.work.side);
         let name = task.work.side.name();
         let group = self.collection.groups()[task.work.group].clone();
         let (plan, packing) = training.plan::<X, D>(&self.collection.jobs(examples, &group))?;
-        plan.check(available_memory()? / self.neighbours as u64)?;
+        plan.check(memory_for(device, &self.context.place)?)?;
         self.context.ui.line(format!("curate {name}: subsets {group:?} in {packing}"));
         self.context.ui.line(totals(&format!("curate {name}"), &plan));
         Ok(())

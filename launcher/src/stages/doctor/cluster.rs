@@ -10,6 +10,7 @@ use std::process::Command;
 pub fn checks() -> Vec<Check> {
     let mut checks = vec![gpus()];
     checks.extend(libraries());
+    checks.push(nccl());
     checks.push(mpi());
     checks.push(slurm_commands());
     checks.push(slurm_job());
@@ -20,8 +21,7 @@ pub fn checks() -> Vec<Check> {
 fn gpus() -> Check {
     use gradtx_runtime::plan::human_bytes;
     match gradtx_kernels::cuda::devices() {
-        Err(why) => Check::problem("GPU", format!("this build looks for GPUs, but {why}"))
-            .advice("run on a node with a GPU and its driver, or build without the feature `cuda`"),
+        Err(why) => Check::note("GPU", format!("none that can be used: {why}")),
         Ok(devices) => {
             let describe = |d: &gradtx_kernels::cuda::CudaDevice| {
                 let (major, minor) = d.capability;
@@ -62,11 +62,10 @@ fn driver() -> Option<String> {
 }
 
 /// Libraries that are looked for by name: file names begin like this.
-const LIBRARIES: [(&str, &str, &str); 4] = [
+const LIBRARIES: [(&str, &str, &str); 3] = [
     ("CUDA driver library", "libcuda.so", "comes with the GPU's driver"),
     ("NVRTC", "libnvrtc.so", "comes with the CUDA toolkit; compiles kernels for the GPU that is there"),
     ("cuBLASLt", "libcublasLt.so", "comes with the CUDA toolkit; fast matrix products on GPUs"),
-    ("NCCL", "libnccl.so", "an NVIDIA library of its own; communication between GPUs"),
 ];
 
 fn libraries() -> Vec<Check> {
@@ -87,6 +86,23 @@ fn libraries() -> Vec<Check> {
         }
     };
     LIBRARIES.iter().map(look).collect()
+}
+
+/// What training on several GPUs would find.
+#[cfg(feature = "cuda")]
+fn nccl() -> Check {
+    match gradtx_kernels::cuda::nccl_version() {
+        Ok(version) => Check::ok("NCCL", format!("{version}; sums gradients between the GPUs of a training"))
+            .facts(json!({ "version": version })),
+        Err(why) => Check::note("NCCL", why).advice(
+            "an NVIDIA library of its own; without it GPUs sum gradients through their hosts, slowly",
+        ),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn nccl() -> Check {
+    Check::ok("NCCL", "sums gradients between GPUs; not needed by this build")
 }
 
 /// Directories that the dynamic loader looks into before and after its cache.

@@ -1,27 +1,28 @@
 //! The memory that stages will take, from their own plans, against what is there.
 //!
 //! Data is not read: streams are taken to be as long as the settings allow, so what is said
-//! is the most that a stage can take. Base weights count as float32, which is what they
-//! become in memory.
+//! is the most that a stage can take. Compared with what the device has that the settings name.
 
 use super::Check;
 use crate::args::Role;
-use crate::config::{Config, RUN_FILE};
+use crate::config::{Config, DeviceConfig, RUN_FILE};
+use crate::dispatch::{Question, Work, answer, dispatch, memory};
+use crate::stages::Context;
 use crate::stages::side::lora_config;
 use crate::stages::train::model_config;
 use anyhow::{Context as _, Result, ensure};
-use gradtx_kernels::cpu::Cpu;
+use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator};
-use gradtx_models::grad_transformer::{GradTransformer, Trainer};
+use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, Trainer};
 use gradtx_models::lora::{BlockLayout, LoraJobs};
 use gradtx_runtime::artifact::is_model_dir;
 use gradtx_runtime::data::BatchCapacity;
-use gradtx_runtime::plan::{MemoryPlan, Purpose, available_memory, human_bytes};
+use gradtx_runtime::plan::{MemoryPlan, human_bytes};
 use serde_json::json;
 use std::path::Path;
 
 /// What the stages of a run take. `run` is its directory, or a run file.
-pub fn of_run(run: &Path) -> Vec<Check> {
+pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
     let file = if run.is_dir() { run.join(RUN_FILE) } else { run.to_owned() };
     let topic = format!("run {}", run.display());
     let config = Config::read(&file).and_then(|config| {
@@ -37,6 +38,7 @@ pub fn of_run(run: &Path) -> Vec<Check> {
             ];
         }
     };
+    let there = Memory::of(&config.device, context);
     let mut checks = vec![];
     let mut layouts = vec![];
     for (role, dir) in [(Role::Tiny, &config.models.tiny), (Role::Llm, &config.models.llm)] {
@@ -50,7 +52,7 @@ pub fn of_run(run: &Path) -> Vec<Check> {
                 let jobs = config.curate.most_at_once();
                 let recipe = if role == Role::Tiny { &config.curate.tiny } else { &config.curate.llm };
                 let plan = model.finetuning(&config, jobs, recipe.batch);
-                checks.push(fits(
+                checks.push(there.fits(
                     &format!("curate {name}"),
                     format!("{jobs} jobs at once"),
                     &plan,
@@ -59,14 +61,14 @@ pub fn of_run(run: &Path) -> Vec<Check> {
                 let recipe = if role == Role::Tiny { &config.finetune.tiny } else { &config.finetune.llm };
                 let plan = model.finetuning(&config, 1, recipe.batch);
                 let topic = format!("finetune {name}");
-                checks.push(fits(&topic, "one job".into(), &plan, "device.stream_tokens"));
-                checks.push(model.generating(&config, &format!("evaluate {name}")));
+                checks.push(there.fits(&topic, "one job".into(), &plan, "device.stream_tokens"));
+                checks.push(model.generating(&config, &there, &format!("evaluate {name}")));
                 layouts.push([model.layout.blocks(), model.layout.width()]);
             }
         }
     }
     if let [student, teacher] = layouts[..] {
-        checks.push(training(&config, student, teacher).unwrap_or_else(|error| {
+        checks.push(training(context, &config, &there, [student, teacher]).unwrap_or_else(|error| {
             Check::problem("train", format!("{error:#}")).advice("look at the section [translator]")
         }));
     }
@@ -81,8 +83,9 @@ pub fn of_run(run: &Path) -> Vec<Check> {
 }
 
 /// What one model takes with the default settings.
-pub fn of_model(dir: &Path) -> Vec<Check> {
+pub fn of_model(context: &Context, dir: &Path) -> Vec<Check> {
     let config = Config::default();
+    let there = Memory::of(&config.device, context);
     let name = dir.display();
     match Model::read(&config, dir) {
         Err(error) => vec![
@@ -94,8 +97,8 @@ pub fn of_model(dir: &Path) -> Vec<Check> {
             let plan = model.finetuning(&config, 1, recipe.batch);
             let what = format!("one adapter, streams of {} tokens", config.device.stream_tokens);
             vec![
-                fits(&format!("fine-tune {name}"), what, &plan, "device.stream_tokens"),
-                model.generating(&config, &format!("generate {name}")),
+                there.fits(&format!("fine-tune {name}"), what, &plan, "device.stream_tokens"),
+                model.generating(&config, &there, &format!("generate {name}")),
             ]
         }
     }
@@ -118,72 +121,123 @@ impl Model {
         Ok(Self { config: model, layout })
     }
 
-    /// The frozen base model.
-    fn base(&self) -> MemoryPlan {
-        let mut plan = MemoryPlan::new();
-        let values = Decoder::<Cpu, f32>::layout_of(&self.config).total();
-        plan.add(Purpose::Frozen, "base model", &[values], size_of::<f32>());
-        plan
-    }
-
     /// Fine-tuning of adapters on streams as long as they may be, with a label on every token.
     fn finetuning(&self, config: &Config, jobs: usize, batch: usize) -> MemoryPlan {
         let segments = jobs * batch;
         let tokens = config.device.stream_tokens.max(config.data.max_length);
         let tokens = tokens.min(segments * config.data.max_length);
         let capacity = BatchCapacity { tokens, segments: segments.min(tokens), labels: tokens };
-        let mut plan = self.base();
-        plan.extend(LoraJobs::<Cpu, f32>::plan(&self.config, &self.layout, jobs, capacity));
-        plan
+        answer(&config.device, Finetuning { model: self, jobs, capacity })
     }
 
     /// Generation for as many prompts at once as the settings say, each as long as it may be.
-    fn generating(&self, config: &Config, topic: &str) -> Check {
+    fn generating(&self, config: &Config, there: &Memory, topic: &str) -> Check {
         let (longest, settings) = (config.data.max_length, &config.evaluate);
         let limits = GenerateLimits {
             rows: settings.batch,
             prompt_tokens: longest.max(config.device.stream_tokens.min(longest * settings.batch)),
             context: longest + settings.max_new_tokens,
         };
-        let mut plan = self.base();
-        plan.extend(Generator::<Cpu, f32>::plan(&self.config, limits, Some(&self.layout)));
+        let plan = answer(&config.device, Generating { model: self, limits });
         let what = format!("{} prompts of up to {longest} tokens at once", settings.batch);
-        fits(topic, what, &plan, "evaluate.batch or evaluate.max_new_tokens")
+        there.fits(topic, what, &plan, "evaluate.batch or evaluate.max_new_tokens")
+    }
+}
+
+/// What the base model and so many jobs on it take.
+struct Finetuning<'a> {
+    model: &'a Model,
+    jobs: usize,
+    capacity: BatchCapacity,
+}
+
+impl Question for Finetuning<'_> {
+    type Answer = MemoryPlan;
+
+    fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> MemoryPlan {
+        let Model { config, layout } = self.model;
+        let mut plan = Decoder::<D, X>::plan(config, false);
+        plan.extend(LoraJobs::<D, X>::plan(config, layout, self.jobs, self.capacity));
+        plan
+    }
+}
+
+/// What the base model and generation take.
+struct Generating<'a> {
+    model: &'a Model,
+    limits: GenerateLimits,
+}
+
+impl Question for Generating<'_> {
+    type Answer = MemoryPlan;
+
+    fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> MemoryPlan {
+        let Model { config, layout } = self.model;
+        let mut plan = Decoder::<D, X>::plan(config, false);
+        plan.extend(Generator::<D, X>::plan(config, self.limits, Some(layout)));
+        plan
+    }
+}
+
+/// What training of a translator of this shape takes.
+struct TrainingOf {
+    shape: GradTransformerConfig,
+    micro_batch: usize,
+}
+
+impl Work for TrainingOf {
+    /// Parameters, and everything that is allocated.
+    type Output = (usize, MemoryPlan);
+
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Self::Output> {
+        let model = GradTransformer::<D, X>::outline(device, self.shape)?;
+        Ok((model.layout().count(), Trainer::plan(&model, self.micro_batch)?))
     }
 }
 
 /// Training of the translator between two sides, each `[blocks, width]`.
-fn training(config: &Config, student: [usize; 2], teacher: [usize; 2]) -> Result<Check> {
+fn training(
+    context: &Context,
+    config: &Config,
+    there: &Memory,
+    [student, teacher]: [[usize; 2]; 2],
+) -> Result<Check> {
     let shape = model_config(&config.translator, student, teacher)?;
-    let model = GradTransformer::<Cpu, f32>::outline(&Cpu::new(1), shape)?;
-    let plan = Trainer::plan(&model, config.train.micro_batch)?;
+    let micro_batch = config.train.micro_batch;
+    let (parameters, plan) = dispatch(&config.device, context, TrainingOf { shape, micro_batch })?;
     let what = format!(
-        "{} parameters, {} tuples at once, [{}, {}] to [{}, {}]",
-        model.layout().count(),
-        config.train.micro_batch,
-        student[0],
-        student[1],
-        teacher[0],
-        teacher[1]
+        "{parameters} parameters, {micro_batch} tuples at once, [{}, {}] to [{}, {}]",
+        student[0], student[1], teacher[0], teacher[1]
     );
-    Ok(fits("train", what, &plan, "train.micro_batch"))
+    Ok(there.fits("train", what, &plan, "train.micro_batch"))
 }
 
-/// Compares a plan with the memory that there is. `knobs` are the settings that lower it.
-fn fits(topic: &str, what: String, plan: &MemoryPlan, knobs: &str) -> Check {
-    let need = plan.total();
-    let available = available_memory().unwrap_or(0);
-    let found = format!("{what}: at most {}", human_bytes(need));
-    let by_purpose: serde_json::Map<String, serde_json::Value> = plan
-        .totals()
-        .into_iter()
-        .map(|(purpose, bytes)| (json!(purpose).as_str().unwrap_or_default().to_string(), json!(bytes)))
-        .collect();
-    let facts = json!({ "bytes": need, "available": available, "by_purpose": by_purpose });
-    let check = match need <= available {
-        true => Check::ok(topic, found),
-        false => Check::problem(topic, format!("{found}, but {} are available", human_bytes(available)))
-            .advice(format!("lower {knobs}, or take a machine with more memory")),
-    };
-    check.facts(facts)
+/// The memory of the device that settings name, in bytes; or why there is none.
+struct Memory(std::result::Result<u64, String>);
+
+impl Memory {
+    fn of(settings: &DeviceConfig, context: &Context) -> Self {
+        Self(memory(settings, &context.place).map_err(|error| format!("{error:#}")))
+    }
+
+    /// Compares a plan with it. `knobs` are the settings that lower the plan.
+    fn fits(&self, topic: &str, what: String, plan: &MemoryPlan, knobs: &str) -> Check {
+        let need = plan.total();
+        let found = format!("{what}: at most {}", human_bytes(need));
+        let by_purpose: serde_json::Map<String, serde_json::Value> = plan
+            .totals()
+            .into_iter()
+            .map(|(purpose, bytes)| (json!(purpose).as_str().unwrap_or_default().to_string(), json!(bytes)))
+            .collect();
+        let available = *self.0.as_ref().unwrap_or(&0);
+        let facts = json!({ "bytes": need, "available": available, "by_purpose": by_purpose });
+        let check = match &self.0 {
+            Ok(_) if need <= available => Check::ok(topic, found),
+            Ok(_) => Check::problem(topic, format!("{found}, but {} are available", human_bytes(available)))
+                .advice(format!("lower {knobs}, or take a machine with more memory")),
+            Err(why) => Check::problem(topic, format!("{found}, but {why}"))
+                .advice("set device.kind to cpu, or ask on a machine that has the device"),
+        };
+        check.facts(facts)
+    }
 }

@@ -81,10 +81,10 @@ pub fn run(context: &Context, runs: &[PathBuf], models: &[PathBuf]) -> Result<()
     let mut checks = machine::checks(context.threads, runs);
     checks.extend(cluster::checks());
     for run in runs {
-        checks.extend(fit::of_run(run));
+        checks.extend(fit::of_run(context, run));
     }
     for model in models {
-        checks.extend(fit::of_model(model));
+        checks.extend(fit::of_model(context, model));
     }
     let problems = checks.iter().filter(|check| check.level == Level::Problem).count();
     if context.ui.is_json() {

@@ -24,14 +24,14 @@ pub mod validate;
 use crate::args::RunArgs;
 use crate::cluster::World;
 use crate::config::{Config, TranslatorConfig};
-use crate::dispatch::{Work, dispatch};
+use crate::dispatch::{Work, dispatch, memory_for};
 use crate::failure::{failed, unusable};
 use crate::interrupt::Patience;
 use crate::record::{self, SharedState};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, totals};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
-use gradtx_kernels::{Backend, Real};
+use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{
     Generator, GradTransformer, GradTransformerConfig, Normalization, NormalizationMode, StartToken, Trainer,
 };
@@ -39,7 +39,6 @@ use gradtx_models::t5::T5Config;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace, checksum_file, fingerprint, write_json};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::parallel::BUCKET_BYTES;
-use gradtx_runtime::plan::available_memory;
 use parallel::Ranks;
 use resume::{Best, Checkpoints};
 use serde_json::json;
@@ -96,7 +95,7 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
     }
     let split = Split::of(&store, &config.train, derive_named(config.seed, "validation subsets"))?;
     let work = Train { context, comm, config: &config, store: &store, split: &split, dir: &dir, bucket };
-    let found = dispatch(&config.device, context.threads, work)?;
+    let found = dispatch(&config.device, context, work)?;
     let mut files = vec![];
     if let Some((best, validation)) = &found {
         let report = json!({
@@ -204,7 +203,7 @@ impl Work for Train<'_> {
                 GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?
             }
         };
-        let mut ranks = Ranks::new(self.comm, model.layout(), self.bucket);
+        let mut ranks = Ranks::new(self.comm, device, model.layout(), self.bucket)?;
         model.set_normalization(self.units(&ranks, sizes(student), sizes(teacher))?)?;
         let micro_batch = train.micro_batch.min(ranks.part(train.batch).len());
         let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
@@ -213,7 +212,7 @@ impl Work for Train<'_> {
             Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
         plan.extend(Generator::plan(&model, at_once)?);
         plan.extend(ranks.plan(X::DTYPE.size()));
-        plan.check(available_memory()? / self.comm.place().local_size as u64)?;
+        plan.check(memory_for(device, self.comm.place())?)?;
         self.context.ui.line(totals("train", &plan));
         let mut trainer = Trainer::of_ranges(&mut model, micro_batch, own)?;
         self.context.ui.line(format!(
@@ -246,7 +245,12 @@ impl Work for Train<'_> {
 
 impl Train<'_> {
     /// Statistics of the training tuples: rank 0 reads them all, for all.
-    fn units(&self, ranks: &Ranks<'_>, student: [usize; 2], teacher: [usize; 2]) -> Result<Normalization> {
+    fn units<D: Collective>(
+        &self,
+        ranks: &Ranks<'_, D>,
+        student: [usize; 2],
+        teacher: [usize; 2],
+    ) -> Result<Normalization> {
         let name = &self.config.translator.normalization;
         let mode = NormalizationMode::parse(name).expect("the configuration was checked");
         let mut values = vec![];
@@ -257,7 +261,7 @@ impl Train<'_> {
     }
 
     /// The mean of the training teachers.
-    fn mean(&self, ranks: &Ranks<'_>) -> Result<Vec<f32>> {
+    fn mean<D: Collective>(&self, ranks: &Ranks<'_, D>) -> Result<Vec<f32>> {
         let mut mean = vec![];
         if ranks.is_first() {
             mean = mean_teacher(self.store, &self.split.training)?;

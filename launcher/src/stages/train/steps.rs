@@ -33,6 +33,8 @@ const SHOW_EVERY: Duration = Duration::from_millis(500);
 
 /// A training on its way, on this rank.
 pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
+    // First, so that on a failure it ends what the devices exchange before their memory goes.
+    pub ranks: Ranks<'a, D>,
     pub train: &'a Train<'a>,
     pub key: u64,
     pub model: GradTransformer<D, X>,
@@ -40,7 +42,6 @@ pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
     pub generator: Generator<D, X>,
     /// The mean of the training teachers.
     pub mean: Vec<f32>,
-    pub ranks: Ranks<'a>,
     pub checkpoints: Checkpoints,
     pub progress: Progress,
     /// What was read of the next step, if it was there early.
@@ -234,6 +235,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         let tuples = Tuples { student: &updates.students, teacher: &updates.teachers, keys: &keys };
         let error = self.ranks.gradients(&self.model, &mut self.trainer, tuples, scale)?;
         self.load_ahead(feed, step + 1)?;
+        self.ranks.finish_gradients(&self.model, &mut self.trainer)?;
         let squares = self.trainer.sum_squares(self.model.device())?;
         let (asked, written) = (interrupt::asked(), self.checkpoints.written()?);
         let agreed = self.ranks.exchange(Word { error, squares, asked, due, written })?;

@@ -1,0 +1,131 @@
+//! [`Desk`]: what a stage says of its steps, and the thread that writes it down.
+
+use super::standing::{RankStanding, Standing, unix_now};
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A progress file while it is written begins so, and is swept like every temporary file.
+const TEMPORARY: &str = ".gradtx-";
+/// Progress is written at most this often,
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// and at least this often, whether there is any or not.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// What a stage's thread and the writing thread share.
+pub struct Desk {
+    dir: PathBuf,
+    /// Name of the progress file.
+    file: String,
+    inner: Mutex<Inner>,
+    wake: Condvar,
+}
+
+struct Inner {
+    standing: Standing,
+    /// Steps at the beginning of the part, and when that was: what the rate is counted from.
+    base: (u64, Instant),
+    changed: bool,
+    closed: bool,
+}
+
+impl Desk {
+    pub(super) fn new(dir: &Path, file: String, standing: Standing) -> Self {
+        let base = (0, Instant::now());
+        let inner = Mutex::new(Inner { standing, base, changed: false, closed: false });
+        Self { dir: dir.to_owned(), file, inner, wake: Condvar::new() }
+    }
+
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The progress file.
+    pub(super) fn file(&self) -> PathBuf {
+        self.dir.join(&self.file)
+    }
+
+    /// Ends the writing.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_all();
+    }
+
+    /// Writes how far the work is now.
+    pub(super) fn write(&self) {
+        write(&self.dir, &self.file, &self.standing());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere leaves plain numbers, which are good enough to be shown.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A part of `total` steps begins, `done` of which were done before.
+    pub fn begin(&self, part: &str, done: u64, total: u64) {
+        let mut inner = self.lock();
+        inner.base = (done, Instant::now());
+        inner.changed = true;
+        let standing = &mut inner.standing;
+        (standing.part, standing.message) = (part.into(), String::new());
+        (standing.done, standing.total, standing.rate) = (done, total, None);
+        standing.advanced = unix_now();
+    }
+
+    /// `done` steps of the part are done.
+    pub fn set(&self, done: u64, left: Option<f64>, message: &str) {
+        let mut inner = self.lock();
+        let (base, since) = inner.base;
+        let seconds = since.elapsed().as_secs_f64();
+        inner.changed = true;
+        let standing = &mut inner.standing;
+        standing.rate = (done > base && seconds > 0.0).then(|| (done - base) as f64 / seconds);
+        (standing.done, standing.left) = (done, left);
+        standing.message = message.into();
+        standing.advanced = unix_now();
+    }
+
+    /// How far every rank is.
+    pub fn set_ranks(&self, ranks: &[RankStanding]) {
+        if ranks.len() > 1 {
+            self.lock().standing.ranks = ranks.to_vec();
+        }
+    }
+
+    /// How far the work is now.
+    pub fn standing(&self) -> Standing {
+        self.lock().standing.clone()
+    }
+
+    /// Writes until the desk is closed.
+    pub(super) fn keep_writing(&self) {
+        let mut written = Instant::now();
+        let mut inner = self.lock();
+        while !inner.closed {
+            let waited = self.wake.wait_timeout(inner, WRITE_EVERY);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if !inner.closed && (inner.changed || written.elapsed() >= HEARTBEAT) {
+                inner.changed = false;
+                inner.standing.updated = unix_now();
+                let standing = inner.standing.clone();
+                drop(inner);
+                write(&self.dir, &self.file, &standing);
+                written = Instant::now();
+                inner = self.lock();
+            }
+        }
+    }
+}
+
+/// Replaces progress.json. Not synced, and an error is no error: a full disk must not end
+/// the work by way of the file that tells about it.
+fn write(dir: &Path, file: &str, standing: &Standing) {
+    let temporary = dir.join(format!("{TEMPORARY}{file}.tmp"));
+    let text = serde_json::to_string(standing).expect("numbers and texts can be put into JSON");
+    let written =
+        std::fs::write(&temporary, text + "\n").and_then(|()| std::fs::rename(&temporary, dir.join(file)));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+}
