@@ -67,7 +67,7 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// Copies to the host, after everything that was asked for before. Lengths must be equal.
     fn download<T: Elem>(&self, dst: &mut [T], src: Self::View<'_, T>) -> Result<()>;
 
-    /// A new lane, released.
+    /// A new lane, released: its buffers are taken before it.
     fn lane(&self) -> Result<Self::Lane>;
 
     /// Copies from the host beside operations: after those that were asked for before the lane was

@@ -166,7 +166,14 @@ fn uploads_beside_operations() {
     cuda.await_lane(&mut lane).unwrap();
     assert_eq!(added(&cuda, &mut y, &x), early.iter().map(|y| y + 2.0).collect::<Vec<_>>());
 
+    // A new buffer is filled with zeros first.
+    let mut fresh = cuda.zeros::<f32>(6).unwrap();
+    let mut its_lane = cuda.lane().unwrap();
     late_kernels(true);
+    cuda.upload_in(&mut its_lane, Cuda::all_mut(&mut fresh), &[3.0; 6]).unwrap();
+    cuda.await_lane(&mut its_lane).unwrap();
+    assert_eq!(cuda.to_host(Cuda::all(&fresh)).unwrap(), [3.0; 6]);
+
     for released in [true, false] {
         cuda.upload(Cuda::all_mut(&mut x), &[1.0; 6]).unwrap();
         cuda.upload(Cuda::all_mut(&mut y), &[10.0; 6]).unwrap();
@@ -244,10 +251,10 @@ fn repeated_work_after_scratch_memory_has_grown() {
         assert_eq!(cuda.to_host(Cuda::all(&sums)).unwrap(), [5000.0 * (round * round) as f32]);
         if round == 2 {
             // A partial sum for each of more rows than there is scratch memory for.
-            let (many, mut each) = (cuda.zeros::<f32>(20_000).unwrap(), cuda.zeros::<f32>(20_000).unwrap());
+            let (many, mut each) = (cuda.zeros::<f32>(2_000).unwrap(), cuda.zeros::<f32>(2_000).unwrap());
             let before = cuda.allocations();
             for grown in [1, 1] {
-                cuda.sum_squares(Cuda::all_mut(&mut each), Cuda::all(&many), 20_000, 1).unwrap();
+                cuda.sum_squares(Cuda::all_mut(&mut each), Cuda::all(&many), 2_000, 1).unwrap();
                 assert_eq!(cuda.allocations(), before + grown);
             }
         }

@@ -61,8 +61,8 @@ use stream::Stream;
 const OLDEST_DRIVER: i32 = 12_000;
 /// Least compute capability: bf16 tensor cores and asynchronous copies.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
-/// Bytes of scratch memory from the start: enough for partial sums of a few rows.
-const WORKSPACE: usize = 64 << 10;
+/// Bytes of scratch memory from the start: partial sums of a few rows.
+const WORKSPACE: usize = 4 << 10;
 
 /// A CUDA device as a device of ours: memory, one stream, and kernels.
 #[derive(Clone)]

@@ -47,7 +47,7 @@ impl Drop for Stream {
     }
 }
 
-/// A point in a stream; one that was never recorded counts as passed.
+/// A point in a stream. One that was never recorded counts as passed.
 pub(super) struct Event {
     raw: sys::CUevent,
     context: Arc<CudaContext>,
@@ -114,7 +114,10 @@ pub struct CudaLane {
 impl Cuda {
     pub(super) fn new_lane(&self) -> Result<CudaLane> {
         let stream = self.stream()?;
-        Ok(CudaLane { released: Event::new(stream)?, arrived: Event::new(stream)? })
+        let mut lane = CudaLane { released: Event::new(stream)?, arrived: Event::new(stream)? };
+        // Its buffers may be new too, and still to be filled with zeros.
+        self.release_uploads(&mut lane)?;
+        Ok(lane)
     }
 
     pub(super) fn upload_beside<T: Elem>(

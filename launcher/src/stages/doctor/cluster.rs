@@ -34,7 +34,10 @@ fn gpus() -> Check {
                 .collect();
             let driver = driver().map_or(String::new(), |driver| format!("; driver {driver}"));
             let names: Vec<String> = devices.iter().map(describe).collect();
-            Check::ok("GPU", format!("{}{driver}", names.join(", "))).facts(json!(facts))
+            let products = gradtx_kernels::cuda::CublasLt::standard().describe();
+            let products = products.unwrap_or_else(|why| format!("kernels of our own ({why})"));
+            let text = format!("{}{driver}; matrix products by {products}", names.join(", "));
+            Check::ok("GPU", text).facts(json!(facts))
         }
     }
 }
