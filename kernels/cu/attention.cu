@@ -207,15 +207,123 @@ DEV void cache_append(X* k_cache, X* v_cache, const X* qkv, const u32* slot, con
     cache_put(k_cache, v_cache, qkv + (u64)i * at.row(), (u64)s * capacity + p, at);
 }
 
-// A block per row and head.
+// ---- decoding: every key and value is read once for all query heads of its group
+
+constexpr int GROUP = 8;  // query heads at a time
+constexpr int DECODE_WARPS = 8, DECODE_THREADS = DECODE_WARPS * 32;
+
+// The dot products of a row in memory with `heads` rows of `head_dim` floats in shared memory.
 template <class X>
+DEV void dot_group(float (&sums)[GROUP], const float* queries, const X* row, u32 heads, u32 head_dim) {
+    constexpr int N = WIDE<X>;
+    u32 d = 0;
+    if (aligned16(row)) {
+        for (; d + N <= head_dim; d += N) {
+            float values[N];
+            load(values, row + d);
+#pragma unroll
+            for (int h = 0; h < GROUP; h++) {
+                if (h >= (int)heads) break;
+#pragma unroll
+                for (int j = 0; j < N; j++) sums[h] = fmaf(queries[h * head_dim + d + j], values[j], sums[h]);
+            }
+        }
+    }
+    for (; d < head_dim; d++) {
+        float value = widen(row[d]);
+#pragma unroll
+        for (int h = 0; h < GROUP; h++) {
+            if (h < (int)heads) sums[h] = fmaf(queries[h * head_dim + d], value, sums[h]);
+        }
+    }
+}
+
+// `heads` queries that share keys and values, a row each in q and o; SLOTS · 32 is at least head_dim.
+template <int SLOTS, class X>
+DEV void attend_group(X* o, const X* q, const X* k, const X* v, u64 stride, u32 keys, u32 heads, u32 head_dim,
+                      float scale) {
+    SHARED(float, queries, GROUP * MOST_DIM);
+    SHARED(float, outputs, DECODE_WARPS * MOST_DIM);
+    SHARED(float, tops, DECODE_WARPS * GROUP);
+    SHARED(float, totals, DECODE_WARPS * GROUP);
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    for (u32 d = threadIdx.x; d < heads * head_dim; d += DECODE_THREADS) queries[d] = widen(q[d]);
+    __syncthreads();
+    float largest[GROUP], total[GROUP] = {}, acc[GROUP][SLOTS] = {};
+#pragma unroll
+    for (int h = 0; h < GROUP; h++) largest[h] = -infinity();
+    for (u32 base = warp * 32; base < keys; base += DECODE_THREADS) {
+        u32 key = base + lane, count = min(32u, keys - base);
+        float p[GROUP] = {};
+        if (key < keys) dot_group(p, queries, k + key * stride, heads, head_dim);
+#pragma unroll
+        for (int h = 0; h < GROUP; h++) {
+            if (h >= (int)heads) break;
+            float score = key < keys ? scale * p[h] : -infinity();
+            float top = fmaxf(largest[h], warp_max(score)), shrink = expf(largest[h] - top);
+            p[h] = expf(score - top);
+            largest[h] = top;
+            total[h] = total[h] * shrink + warp_sum(p[h]);
+#pragma unroll
+            for (int s = 0; s < SLOTS; s++) acc[h][s] *= shrink;
+        }
+        for (u32 j = 0; j < count; j++) {
+            const X* row = v + (base + j) * stride;
+            float values[SLOTS];
+#pragma unroll
+            for (int s = 0; s < SLOTS; s++) {
+                u32 d = s * 32 + lane;
+                values[s] = d < head_dim ? widen(row[d]) : 0.f;
+            }
+#pragma unroll
+            for (int h = 0; h < GROUP; h++) {
+                if (h >= (int)heads) break;
+                float pj = __shfl_sync(ALL, p[h], j);
+#pragma unroll
+                for (int s = 0; s < SLOTS; s++) acc[h][s] = fmaf(pj, values[s], acc[h][s]);
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < GROUP; h++) {
+        if (lane == 0) tops[warp * GROUP + h] = largest[h], totals[warp * GROUP + h] = total[h];
+    }
+    // The warps' parts of one head after the other.
+#pragma unroll
+    for (int h = 0; h < GROUP; h++) {
+        if (h >= (int)heads) break;
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++) outputs[warp * MOST_DIM + s * 32 + lane] = acc[h][s];
+        __syncthreads();
+        float top = tops[h], sum = 0.f, factors[DECODE_WARPS];
+#pragma unroll
+        for (int w = 1; w < DECODE_WARPS; w++) top = fmaxf(top, tops[w * GROUP + h]);
+#pragma unroll
+        for (int w = 0; w < DECODE_WARPS; w++) {
+            factors[w] = expf(tops[w * GROUP + h] - top);  // 0 for a warp without keys
+            sum += factors[w] * totals[w * GROUP + h];
+        }
+        for (u32 d = threadIdx.x; d < head_dim; d += DECODE_THREADS) {
+            float value = 0.f;
+#pragma unroll
+            for (int w = 0; w < DECODE_WARPS; w++) value += factors[w] * outputs[w * MOST_DIM + d];
+            o[h * head_dim + d] = narrow<X>(value / sum);
+        }
+        __syncthreads();  // the next head's parts go to the same place
+    }
+}
+
+// A block per row, key/value head and eight heads of its group.
+template <int SLOTS, class X>
 DEV void decode(X* o, const X* k_cache, const X* v_cache, const X* qkv, const u32* slot, const u32* position, Heads at,
                 u32 capacity, u32 slots, float scale) {
-    u32 i = blockIdx.x, head = blockIdx.y, s = slot[i], p = position[i];
+    u32 i = blockIdx.x, kv_head = blockIdx.y, s = slot[i], p = position[i];
     if (s >= slots || p >= capacity) return;  // reported where it was stored
-    u64 width = at.kv_heads * at.head_dim, first = (u64)s * capacity * width + at.kv_of(head) * at.head_dim;
-    attend(o + (u64)i * at.heads * at.head_dim + at.q(head), (float*)nullptr, qkv + (u64)i * at.row() + at.q(head),
-           k_cache + first, v_cache + first, width, p + 1, at.head_dim, scale);
+    u32 group = at.heads / at.kv_heads, before = blockIdx.z * GROUP, head = kv_head * group + before;
+    u64 width = at.kv_heads * at.head_dim, first = (u64)s * capacity * width + kv_head * at.head_dim;
+    attend_group<SLOTS>(o + (u64)i * at.heads * at.head_dim + at.q(head), qkv + (u64)i * at.row() + at.q(head),
+                        k_cache + first, v_cache + first, width, p + 1, min((u32)GROUP, group - before), at.head_dim,
+                        scale);
 }
 
 #define SHAPE u32 heads, u32 kv_heads, u32 head_dim
@@ -224,6 +332,14 @@ DEV void decode(X* o, const X* k_cache, const X* v_cache, const X* qkv, const u3
     X *dqkv, const float *delta, const X *d_o, const float *lse, const X *qkv, const u32 *offsets, u32 *fault,        \
         u32 tokens, u32 segments, SHAPE, u64 o_stride, float scale
 #define BACKWARD_ARGUMENTS dqkv, delta, d_o, lse, qkv, offsets, fault, tokens, segments, AT, o_stride, scale
+// For heads of up to `most` columns.
+#define DECODE(X, t, SLOTS, most)                                                                                    \
+    KERNEL LAUNCH_BOUNDS(DECODE_THREADS)                                                                             \
+        attention_decode_##most##_##t(X* o, const X* k_cache, const X* v_cache, const X* qkv, const u32* slot,        \
+                                      const u32* position, SHAPE, u32 capacity, u32 slots, float scale) {            \
+        decode<SLOTS>(o, k_cache, v_cache, qkv, slot, position, AT, capacity, slots, scale);                         \
+    }                                                                                                                \
+    EXPORT(attention_decode_##most##_##t)
 #define INSTANCES(X, t)                                                                                              \
     KERNEL LAUNCH_BOUNDS(THREADS) attention_forward_##t(X* o, float* lse, const X* qkv, const u32* offsets,            \
                                                         u32* fault, u32 tokens, u32 segments, SHAPE, u64 o_stride,   \
@@ -252,11 +368,8 @@ DEV void decode(X* o, const X* k_cache, const X* v_cache, const X* qkv, const u3
         cache_append(k_cache, v_cache, qkv, slot, position, fault, AT, capacity, slots);                             \
     }                                                                                                                \
     EXPORT(cache_append_##t)                                                                                         \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
-        attention_decode_##t(X* o, const X* k_cache, const X* v_cache, const X* qkv, const u32* slot,                 \
-                             const u32* position, SHAPE, u32 capacity, u32 slots, float scale) {                     \
-        decode(o, k_cache, v_cache, qkv, slot, position, AT, capacity, slots, scale);                                \
-    }                                                                                                                \
-    EXPORT(attention_decode_##t)
+    DECODE(X, t, 2, 64)                                                                                              \
+    DECODE(X, t, 4, 128)                                                                                             \
+    DECODE(X, t, 8, 256)
 INSTANCES(float, f32)
 INSTANCES(bf16, bf16)

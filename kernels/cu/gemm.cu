@@ -16,18 +16,41 @@ template <class C> struct Epilogue {
     u32 m, n;
     float alpha;
 
-    DEV float finish(float product, u32 row, u32 column) const {
+    // The product's part in an element of this column.
+    DEV float scaled(float product, u32 column) const {
         float value = alpha * product;
         if (bias_bf16) value += widen(bias_bf16[column]);
         if (bias_f32) value += bias_f32[column];
-        if (start) value += widen(start[row * start_stride + column]);
         return value;
     }
-    // Two neighbours of a row, as a thread of mma.sync holds them.
-    DEV void put_pair(u32 row, u32 column, float first, float second) const {
+    // Whether 16 bytes at a time can be read and written at every eighth column.
+    DEV bool wide() const {
+        bool old = !start || (aligned16(start) && start_stride % WIDE<C> == 0);
+        return aligned16(c) && c_stride % WIDE<C> == 0 && old;
+    }
+    // N neighbours of a row, a multiple of 16 bytes; those beyond the matrix are left out.
+    template <int N> DEV void put(u32 row, u32 column, const float (&products)[N], bool wide) const {
         if (row >= m) return;
-        if (column < n) c[row * c_stride + column] = narrow<C>(finish(first, row, column));
-        if (column + 1 < n) c[row * c_stride + column + 1] = narrow<C>(finish(second, row, column + 1));
+        C* to = c + row * c_stride + column;
+        if (wide && column + N <= n) {
+            float values[N], old[N];
+#pragma unroll
+            for (int j = 0; j < N; j++) values[j] = scaled(products[j], column + j);
+            if (start) {
+                load(old, start + row * start_stride + column);
+#pragma unroll
+                for (int j = 0; j < N; j++) values[j] += old[j];
+            }
+            store(to, values);
+            return;
+        }
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            if (column + j >= n) return;
+            float value = scaled(products[j], column + j);
+            if (start) value += widen(start[row * start_stride + column + j]);
+            to[j] = narrow<C>(value);
+        }
     }
 };
 
@@ -143,15 +166,31 @@ DEV void gemm_bf16(const bf16* a, const bf16* b, u64 a_stride, u64 b_stride, u32
             }
         }
     }
+    // A warp's rows go through a patch of shared memory of its own, 16 at a time, so that a thread has
+    // eight neighbours of a row instead of pairs.
+    constexpr int PATCH_LD = WN + 4, CHUNKS = WN / 8;
+    cp_async_wait<0>();
+    __syncthreads();  // nobody reads the tiles any more
+    float* patch = reinterpret_cast<float*>(memory) + warp * 16 * PATCH_LD;
     int g = lane >> 2, q = (lane & 3) * 2;
+    bool wide = out.wide();
 #pragma unroll
     for (int i = 0; i < MI; i++) {
 #pragma unroll
         for (int j = 0; j < NI; j++) {
-            u32 row = m0 + wm + i * 16 + g, column = n0 + wn + j * 8 + q;
-            out.put_pair(row, column, acc[i][j][0], acc[i][j][1]);
-            out.put_pair(row + 8, column, acc[i][j][2], acc[i][j][3]);
+            float* at = patch + g * PATCH_LD + j * 8 + q;
+            at[0] = acc[i][j][0], at[1] = acc[i][j][1];
+            at[8 * PATCH_LD] = acc[i][j][2], at[8 * PATCH_LD + 1] = acc[i][j][3];
         }
+        __syncwarp();
+#pragma unroll
+        for (int part = lane; part < 16 * CHUNKS; part += 32) {
+            int row = part / CHUNKS, column = part % CHUNKS * 8;
+            float products[8];
+            load(products, patch + row * PATCH_LD + column);
+            out.put(m0 + wm + i * 16 + row, n0 + wn + column, products, wide);
+        }
+        __syncwarp();  // all have read what the next rows overwrite
     }
 }
 
@@ -215,11 +254,9 @@ DEV void gemm_f32(const float* a, const float* b, u64 a_stride, u64 b_stride, u3
         }
         __syncthreads();  // all have read the tiles that are refilled next
     }
+    bool wide = out.wide();
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        out.put_pair(m0 + ty + i, n0 + tx, acc[i][0], acc[i][1]);
-        out.put_pair(m0 + ty + i, n0 + tx + 2, acc[i][2], acc[i][3]);
-    }
+    for (int i = 0; i < 4; i++) out.put(m0 + ty + i, n0 + tx, acc[i], wide);
 }
 
 // ---- entry points: gemm_{how A and B are stored: n or t}_{tile}_{types}

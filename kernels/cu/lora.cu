@@ -1,29 +1,23 @@
-// The rank-r products of adapted layers, one target at a time.
+// The products of adapted layers with B, and the sums of both factors' gradients.
 //
-// An adapter input has rows of `stride` elements: x, then s. Products with a row per token have a
-// block per token. Sums over tokens are taken in two passes without atomics: over the tokens of
-// each segment into scratch memory, then over segments in order into their gradient rows. So a
-// gradient row's bits do not depend on what else is in the stream.
-#include "packed.cuh"
+// Where an adapter input has columns for every adapter, B is written behind the rows of the frozen
+// weight, and the product over x and these columns does the rest: y = xWᵀ + sBᵀ forward, d_input and
+// ds backward. Otherwise a pass over y adds s Bᵀ, and one over dy gives ds.
+//
+// Sums over tokens are taken in two steps without atomics: over the tokens of each tile of a segment
+// into scratch memory, then over the tiles of a segment and over segments, in order, into their
+// gradient rows. So a gradient row's bits do not depend on what else is in the stream.
+#include "lora.cuh"
 
 constexpr int THREADS = 128;
-constexpr int RANKS = 8;  // sums that a thread keeps at a time
+constexpr int RANKS = 4;  // ranks that a thread sums at a time
+constexpr int TILE = 64;  // tokens of a tile of dB
 
-// Where the tokens and adapters of a stream are.
-struct Stream {
-    const u32* offsets;
-    const u32* adapter;
-    const u64* keys;
-    u32* fault;
-    u32 segments, tokens, adapters;
-
-    // The segment of a token, and the row of its adapter.
-    DEV bool find(u32 token, Segment& segment, u64& row) const {
-        segment = segment_of(token, offsets, segments, tokens, fault);
-        if (!segment.found) return false;
-        row = adapter[segment.index];
-        return expect_below(fault, BAD_SEGMENT, row, adapters);
-    }
+// Where the B `[out_len, rank]` of every target is, and the outputs that it belongs to.
+struct Outputs {
+    PerTarget<u64> b;
+    PerTarget<u32> start, len;
+    u32 targets, rank;
 };
 
 // The sums over the block of N values of every thread; in thread 0 … N − 1 the one of its number.
@@ -45,52 +39,34 @@ template <int N> DEV float block_sums(const float (&values)[N]) {
     return sum;
 }
 
-// s[t, i] = scale · drop(x[t]) · A[i]; A is [rank, in_dim] at `a_offset` of the adapter's row.
+// ---- B behind the rows of the weight
+
+// w[o, in_dim + j·units + n·rank + i] = B of adapter j and target n at [o, i]; zeros in other targets' rows.
 template <class X>
-DEV void down_forward(X* input, const float* adapters, const Stream& stream, u64 adapter_stride, u64 a_offset,
-                      u64 row_stride, u32 in_dim, u32 rank, u32 column, float scale, u32 site, u32 threshold,
-                      float keep) {
-    Segment segment;
-    u64 adapter;
-    if (!stream.find(blockIdx.x, segment, adapter)) return;
-    X* x = input + blockIdx.x * row_stride;
-    const float* a = adapters + adapter * adapter_stride + a_offset;
-    bool wide = aligned16(x) && aligned16(a) && in_dim % 4 == 0;
-    Mask mask{threshold ? stream.keys[segment.index] : 0, site, threshold, keep};
-    for (u32 first = 0; first < rank; first += RANKS) {
-        float sums[RANKS] = {};
-        cover_block<WIDE<X>>(in_dim, wide, [&](auto count, u64 c) {
-            constexpr int N = decltype(count)::value;
-            float xs[N], as[N];
-            load(xs, x + c);
-            if (threshold) {
-                mask.factors_at(as, blockIdx.x - segment.start, (u32)c);
-#pragma unroll
-                for (int j = 0; j < N; j++) xs[j] *= as[j];
-            }
-#pragma unroll
-            for (int i = 0; i < RANKS; i++) {
-                if (first + i >= rank) continue;
-                load(as, a + (u64)(first + i) * in_dim + c);
-#pragma unroll
-                for (int j = 0; j < N; j++) sums[i] = fmaf(xs[j], as[j], sums[i]);
-            }
-        });
-        float sum = block_sums(sums);
-        if (threadIdx.x < RANKS && first + threadIdx.x < rank) {
-            x[in_dim + column + first + threadIdx.x] = narrow<X>(scale * sum);
-        }
+DEV void weight_tail(X* w, const float* adapters, u64 adapter_stride, u64 w_stride, u32 out_dim, u32 in_dim, u32 width,
+                     u32 n_adapters, const Outputs& outputs) {
+    u32 units = outputs.targets * outputs.rank;
+    u64 elements = (u64)out_dim * width;
+    for (u64 e = (u64)blockIdx.x * THREADS + threadIdx.x; e < elements; e += (u64)gridDim.x * THREADS) {
+        u32 row = (u32)(e / width), column = (u32)(e % width);
+        u32 adapter = column / units, target = column % units / outputs.rank, i = column % outputs.rank;
+        u32 o = row - outputs.start[target];  // beyond all lengths if the row is before
+        bool there = adapter < n_adapters && row >= outputs.start[target] && o < outputs.len[target];
+        const float* b = adapters + adapter * adapter_stride + outputs.b[target];
+        w[row * w_stride + in_dim + column] = narrow<X>(there ? b[(u64)o * outputs.rank + i] : 0.f);
     }
 }
+
+// ---- passes of their own, one target at a time
 
 // y[t, o] += s[t] · B[o]; B is [out_len, rank] at `b_offset`. y begins at the target's first column.
 template <class X>
 DEV void up_forward(X* y, const X* input, const float* adapters, const Stream& stream, u64 adapter_stride,
-                    u64 b_offset, u64 row_stride, u32 in_dim, u32 out_dim, u32 out_len, u32 rank, u32 column) {
+                    u64 b_offset, const Rows& from, u32 out_dim, u32 out_len, u32 rank, u32 unit) {
     Segment segment;
     u64 adapter;
     if (!stream.find(blockIdx.x, segment, adapter)) return;
-    const X* s = input + blockIdx.x * row_stride + in_dim + column;
+    const X* s = input + from.s_of(blockIdx.x, adapter) + unit;
     const float* b = adapters + adapter * adapter_stride + b_offset;
     y += (u64)blockIdx.x * out_dim;
     cover_block<WIDE<X>>(out_len, aligned16(y), [&](auto count, u64 o) {
@@ -109,11 +85,11 @@ DEV void up_forward(X* y, const X* input, const float* adapters, const Stream& s
 // ds[t, i] = dy[t] · B[·, i]. dy begins at the target's first column.
 template <class X>
 DEV void up_backward(X* d_input, const X* dy, const float* adapters, const Stream& stream, u64 adapter_stride,
-                     u64 b_offset, u64 row_stride, u32 in_dim, u32 out_dim, u32 out_len, u32 rank, u32 column) {
+                     u64 b_offset, const Rows& to, u32 out_dim, u32 out_len, u32 rank, u32 unit) {
     Segment segment;
     u64 adapter;
     if (!stream.find(blockIdx.x, segment, adapter)) return;
-    X* ds = d_input + blockIdx.x * row_stride + in_dim + column;
+    X* ds = d_input + to.s_of(blockIdx.x, adapter) + unit;
     const float* b = adapters + adapter * adapter_stride + b_offset;
     dy += (u64)blockIdx.x * out_dim;
     for (u32 first = 0; first < rank; first += RANKS) {
@@ -134,145 +110,119 @@ DEV void up_backward(X* d_input, const X* dy, const float* adapters, const Strea
     }
 }
 
-// dx[t] += scale · mask ⊙ (ds[t] A).
+// ---- gradients
+
+// partial[tile, B of target n] = Σ_t dy[t, o] s[t, i], for one tile, some columns of target blockIdx.z each
+// block. `partial` has `size` elements a tile.
 template <class X>
-DEV void down_backward(X* d_input, const float* adapters, const Stream& stream, u64 adapter_stride, u64 a_offset,
-                       u64 row_stride, u32 in_dim, u32 rank, u32 column, float scale, u32 site, u32 threshold,
-                       float keep) {
-    Segment segment;
+DEV void gradient_b(float* partial, const X* dy, const X* input, const Stream& stream, const Rows& from, u32 out_dim,
+                    u64 size, const Outputs& outputs) {
+    constexpr int N = WIDE<X>;
+    SHARED(float, s, TILE * RANKS);
+    u32 target = blockIdx.z, start = outputs.start[target], len = outputs.len[target], rank = outputs.rank;
+    if ((u64)blockIdx.y * THREADS * N >= len) return;
+    SegmentTile tile = find_tile(blockIdx.x, TILE, stream.offsets, stream.segments, stream.tokens, stream.fault);
     u64 adapter;
-    if (!stream.find(blockIdx.x, segment, adapter)) return;
-    X* dx = d_input + blockIdx.x * row_stride;
-    const X* ds = dx + in_dim + column;
-    const float* a = adapters + adapter * adapter_stride + a_offset;
-    bool wide = aligned16(dx) && aligned16(a) && in_dim % 4 == 0;
-    Mask mask{threshold ? stream.keys[segment.index] : 0, site, threshold, keep};
-    cover_block<WIDE<X>>(in_dim, wide, [&](auto count, u64 c) {
-        constexpr int N = decltype(count)::value;
-        float sums[N] = {}, values[N];
-        for (u32 i = 0; i < rank; i++) {
-            float factor = scale * widen(ds[i]);
-            load(values, a + (u64)i * in_dim + c);
-#pragma unroll
-            for (int j = 0; j < N; j++) sums[j] = fmaf(factor, values[j], sums[j]);
+    if (!stream.adapter_of(tile.segment, adapter)) return;
+    u32 tokens = min((u32)TILE, tile.segment.len - tile.first), first_token = tile.segment.start + tile.first;
+    u32 o = (blockIdx.y * THREADS + threadIdx.x) * N, valid = o < len ? min((u32)N, len - o) : 0;
+    dy += (u64)first_token * out_dim + start + o;
+    bool wide = valid == N && aligned16(dy) && out_dim % N == 0;
+    for (u32 n = 0; n < target; n++) partial += (u64)outputs.len[n] * rank;
+    partial += blockIdx.x * size + (u64)o * rank;
+    for (u32 first = 0; first < rank; first += RANKS) {
+        __syncthreads();  // all are done with the columns before
+        for (u32 e = threadIdx.x; e < tokens * RANKS; e += THREADS) {
+            u32 t = e / RANKS, i = first + e % RANKS;
+            s[e] = i < rank ? widen(input[from.s_of(first_token + t, adapter) + target * rank + i]) : 0.f;
         }
-        if (threshold) {
-            mask.factors_at(values, blockIdx.x - segment.start, (u32)c);
+        __syncthreads();
+        float sums[RANKS][N] = {};
+#pragma unroll 4
+        for (u32 t = 0; t < tokens; t++) {
+            float d[N] = {}, factors[RANKS];
+            const X* row = dy + (u64)t * out_dim;
+            if (wide) {
+                load(d, row);
+            } else {
 #pragma unroll
-            for (int j = 0; j < N; j++) sums[j] *= values[j];
+                for (u32 j = 0; j < N; j++) d[j] = j < valid ? widen(row[j]) : 0.f;
+            }
+            load(factors, s + t * RANKS);
+#pragma unroll
+            for (int i = 0; i < RANKS; i++) {
+#pragma unroll
+                for (int j = 0; j < N; j++) sums[i][j] = fmaf(factors[i], d[j], sums[i][j]);
+            }
         }
-        load(values, dx + c);
 #pragma unroll
-        for (int j = 0; j < N; j++) values[j] += sums[j];
-        store(dx + c, values);
-    });
+        for (u32 j = 0; j < N; j++) {
+#pragma unroll
+            for (int i = 0; i < RANKS; i++) {
+                if (j < valid && first + i < rank) partial[j * rank + first + i] = sums[i][j];
+            }
+        }
+    }
 }
 
-// ---- gradients: blocks of 32 columns, a segment and a rank each
-
-// The segment of this block, refused if it does not fit the stream.
-DEV bool block_segment(const Stream& stream, u32& start, u32& len) {
-    start = stream.offsets[blockIdx.y];
-    u32 end = stream.offsets[blockIdx.y + 1];
-    len = end - start;
-    return expect_below(stream.fault, BAD_SEGMENT, start, end) && expect_below(stream.fault, BAD_SEGMENT, end, stream.tokens + 1ull);
-}
-
-// partial[segment, i, c] = scale · Σ_t ds[t, i] drop(x[t, c]).
-template <class X>
-DEV void gradient_a(float* partial, const X* input, const X* d_input, const Stream& stream, u64 row_stride, u32 in_dim,
-                    u32 rank, u32 column, float scale, u32 site, u32 threshold, float keep) {
-    u32 start, len, i = blockIdx.z;
-    if (!block_segment(stream, start, len)) return;
-    const X* x = input + start * row_stride;
-    const X* ds = d_input + start * row_stride + in_dim + column + i;
-    Mask mask{threshold ? stream.keys[blockIdx.y] : 0, site, threshold, keep};
-    float* to = partial + ((u64)blockIdx.y * rank + i) * in_dim;
-    column_sums(
-        len, in_dim,
-        [&](u32 t, u32 c) {
-            float value = widen(ds[t * row_stride]) * widen(x[t * row_stride + c]);
-            if (!threshold) return value;
-            float factor[1];
-            mask.factors_at(factor, t, c);
-            return value * factor[0];
-        },
-        [&](u32 c, float sum) { to[c] = scale * sum; });
-}
-
-// partial[segment, o, i] = Σ_t dy[t, o] s[t, i]. dy begins at the target's first column.
-template <class X>
-DEV void gradient_b(float* partial, const X* dy, const X* input, const Stream& stream, u64 row_stride, u32 in_dim,
-                    u32 out_dim, u32 out_len, u32 rank, u32 column) {
-    u32 start, len, i = blockIdx.z;
-    if (!block_segment(stream, start, len)) return;
-    const X* s = input + start * row_stride + in_dim + column + i;
-    const X* d = dy + (u64)start * out_dim;
-    float* to = partial + (u64)blockIdx.y * rank * out_len;
-    column_sums(
-        len, out_len, [&](u32 t, u32 o) { return widen(d[(u64)t * out_dim + o]) * widen(s[t * row_stride]); },
-        [&](u32 o, float sum) { to[(u64)o * rank + i] = sum; });
-}
-
-// grads[grad_row[segment], offset + e] += partial[segment, e], segments in order; a thread per e.
-KERNEL LAUNCH_BOUNDS(256) lora_gradient_rows(float* grads, const float* partial, const u32* grad_row, u32* fault,
-                                             u32 segments, u32 rows, u64 stride, u64 offset, u64 size) {
-    u64 e = (u64)blockIdx.x * 256 + threadIdx.x;
+// grads[grad_row[segment], …] += Σ partial[tile, e] over the segment's tiles, segments and tiles in order; a
+// thread per element e of a tile's `size`. Elements up to `end` of a target, counted from `first`, go to its
+// offset of a row.
+KERNEL LAUNCH_BOUNDS(THREADS)
+    lora_gradient_rows(float* grads, const float* partial, const u32* offsets, const u32* grad_row, u32* fault,
+                       u32 segments, u32 tokens, u32 rows, u32 tile_tokens, u64 stride, u64 first, u64 size,
+                       PER_TARGET_PARAMETERS(u64, offset), PER_TARGET_PARAMETERS(u64, end)) {
+    u64 e = (u64)blockIdx.x * THREADS + threadIdx.x, element = first + e;
     if (e >= size) return;
-    for (u32 s = 0; s < segments; s++) {
-        u32 row = grad_row[s];
-        if (!expect_below(fault, BAD_SEGMENT, row, rows)) continue;
-        grads[row * stride + offset + e] += partial[s * size + e];
+    PerTarget<u64> offset = PER_TARGET(u64, offset), end = PER_TARGET(u64, end);
+    u32 target = 0;
+    while (target + 1 < MOST_TARGETS && element >= end[target]) target++;
+    grads += offset[target] + element - (target ? end[target - 1] : 0);
+    partial += e;
+    for (u32 segment = 0; segment < segments; segment++) {
+        u32 from = offsets[segment], to = offsets[segment + 1], row = grad_row[segment];
+        if (!expect_below(fault, BAD_SEGMENT, from, to) || !expect_below(fault, BAD_SEGMENT, to, tokens + 1ull)) return;
+        u32 tiles = (to - from + tile_tokens - 1) / tile_tokens;
+        float sum = 0.f;
+#pragma unroll 8
+        for (u32 tile = 0; tile < tiles; tile++) sum += partial[tile * size];
+        partial += tiles * size;
+        if (expect_below(fault, BAD_SEGMENT, row, rows)) grads[row * stride] += sum;
     }
 }
 EXPORT(lora_gradient_rows)
 
-#define STREAM_PARAMETERS                                                                                             \
-    const u32 *offsets, const u32 *adapter, const u64 *keys, u32 *fault, u32 segments, u32 tokens, u32 n_adapters
-#define STREAM Stream{offsets, adapter, keys, fault, segments, tokens, n_adapters}
-#define DROP_PARAMETERS float scale, u32 site, u32 threshold, float keep
-#define INSTANCES(X, t)                                                                                              \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
-        lora_down_forward_##t(X* input, const float* adapters, STREAM_PARAMETERS, u64 adapter_stride, u64 a_offset,    \
-                              u64 row_stride, u32 in_dim, u32 rank, u32 column, DROP_PARAMETERS) {                   \
-        down_forward(input, adapters, STREAM, adapter_stride, a_offset, row_stride, in_dim, rank, column, scale,     \
-                     site, threshold, keep);                                                                         \
-    }                                                                                                                \
-    EXPORT(lora_down_forward_##t)                                                                                    \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
-        lora_up_forward_##t(X* y, const X* input, const float* adapters, STREAM_PARAMETERS, u64 adapter_stride,       \
-                            u64 b_offset, u64 row_stride, u32 in_dim, u32 out_dim, u32 out_len, u32 rank,            \
-                            u32 column) {                                                                            \
-        up_forward(y, input, adapters, STREAM, adapter_stride, b_offset, row_stride, in_dim, out_dim, out_len, rank, \
-                   column);                                                                                          \
-    }                                                                                                                \
-    EXPORT(lora_up_forward_##t)                                                                                      \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
-        lora_up_backward_##t(X* d_input, const X* dy, const float* adapters, STREAM_PARAMETERS, u64 adapter_stride,   \
-                             u64 b_offset, u64 row_stride, u32 in_dim, u32 out_dim, u32 out_len, u32 rank,           \
-                             u32 column) {                                                                           \
-        up_backward(d_input, dy, adapters, STREAM, adapter_stride, b_offset, row_stride, in_dim, out_dim, out_len,   \
-                    rank, column);                                                                                   \
-    }                                                                                                                \
-    EXPORT(lora_up_backward_##t)                                                                                     \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
-        lora_down_backward_##t(X* d_input, const float* adapters, STREAM_PARAMETERS, u64 adapter_stride,              \
-                               u64 a_offset, u64 row_stride, u32 in_dim, u32 rank, u32 column, DROP_PARAMETERS) {    \
-        down_backward(d_input, adapters, STREAM, adapter_stride, a_offset, row_stride, in_dim, rank, column, scale,  \
-                      site, threshold, keep);                                                                        \
-    }                                                                                                                \
-    EXPORT(lora_down_backward_##t)                                                                                   \
-    KERNEL LAUNCH_BOUNDS(1024)                                                                                       \
-        lora_gradient_a_##t(float* partial, const X* input, const X* d_input, STREAM_PARAMETERS, u64 row_stride,      \
-                            u32 in_dim, u32 rank, u32 column, DROP_PARAMETERS) {                                     \
-        gradient_a(partial, input, d_input, STREAM, row_stride, in_dim, rank, column, scale, site, threshold, keep); \
-    }                                                                                                                \
-    EXPORT(lora_gradient_a_##t)                                                                                      \
-    KERNEL LAUNCH_BOUNDS(1024)                                                                                       \
-        lora_gradient_b_##t(float* partial, const X* dy, const X* input, STREAM_PARAMETERS, u64 row_stride,           \
-                            u32 in_dim, u32 out_dim, u32 out_len, u32 rank, u32 column) {                            \
-        gradient_b(partial, dy, input, STREAM, row_stride, in_dim, out_dim, out_len, rank, column);                  \
-    }                                                                                                                \
+#define OUTPUTS_PARAMETERS                                                                                     \
+    PER_TARGET_PARAMETERS(u64, b), PER_TARGET_PARAMETERS(u32, start), PER_TARGET_PARAMETERS(u32, len), \
+        u32 targets, u32 rank
+#define OUTPUTS                                                                                  \
+    Outputs {                                                                                    \
+        PER_TARGET(u64, b), PER_TARGET(u32, start), PER_TARGET(u32, len), targets, rank          \
+    }
+#define INSTANCES(X, t)                                                                                               \
+    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                     \
+        lora_weight_tail_##t(X* w, const float* adapters, u64 adapter_stride, u64 w_stride, u32 out_dim, u32 in_dim,   \
+                             u32 width, u32 n_adapters, OUTPUTS_PARAMETERS) {                                         \
+        weight_tail(w, adapters, adapter_stride, w_stride, out_dim, in_dim, width, n_adapters, OUTPUTS);              \
+    }                                                                                                                 \
+    EXPORT(lora_weight_tail_##t)                                                                                      \
+    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                     \
+        lora_up_forward_##t(X* y, const X* input, const float* adapters, STREAM_PARAMETERS, u64 adapter_stride,        \
+                            u64 b_offset, ROWS_PARAMETERS, u32 out_dim, u32 out_len, u32 rank, u32 unit) {            \
+        up_forward(y, input, adapters, STREAM, adapter_stride, b_offset, ROWS, out_dim, out_len, rank, unit);         \
+    }                                                                                                                 \
+    EXPORT(lora_up_forward_##t)                                                                                       \
+    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                     \
+        lora_up_backward_##t(X* d_input, const X* dy, const float* adapters, STREAM_PARAMETERS, u64 adapter_stride,    \
+                             u64 b_offset, ROWS_PARAMETERS, u32 out_dim, u32 out_len, u32 rank, u32 unit) {           \
+        up_backward(d_input, dy, adapters, STREAM, adapter_stride, b_offset, ROWS, out_dim, out_len, rank, unit);     \
+    }                                                                                                                 \
+    EXPORT(lora_up_backward_##t)                                                                                      \
+    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                     \
+        lora_gradient_b_##t(float* partial, const X* dy, const X* input, STREAM_PARAMETERS, ROWS_PARAMETERS,          \
+                            u32 out_dim, u64 size, OUTPUTS_PARAMETERS) {                                              \
+        gradient_b(partial, dy, input, STREAM, ROWS, out_dim, size, OUTPUTS);                                         \
+    }                                                                                                                 \
     EXPORT(lora_gradient_b_##t)
 INSTANCES(float, f32)
 INSTANCES(bf16, bf16)

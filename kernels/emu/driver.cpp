@@ -1,9 +1,10 @@
 // A stand-in for libcuda.so: the part of the driver's interface that gradtx calls, carried out by
-// the emulator. A module is a shared object for the host, made from the same .cu files. Everything
-// is done when a call returns; a failed launch reports at once, and the next one may go on.
-#include "emu.h"
+// the emulator. A module is a shared object for the host, made from the same .cu files. When a
+// stream does what is put into it, streams.cpp says; a failed launch is reported by the call that
+// makes the stream do it, and the next one may go on.
+#include "driver.h"
 
-#include <chrono>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
@@ -12,42 +13,43 @@
 #include <string>
 #include <unistd.h>
 #include <unordered_map>
+#include <vector>
 
-#define API extern "C" __attribute__((visibility("default"))) Result
-typedef unsigned long long Pointer;
-
-enum Result : int {
-    SUCCESS = 0,
-    INVALID_VALUE = 1,
-    OUT_OF_MEMORY = 2,
-    INVALID_DEVICE = 101,
-    INVALID_IMAGE = 200,
-    NOT_FOUND = 500,
-    ILLEGAL_ADDRESS = 700,
-    LAUNCH_FAILED = 719,
-    NOT_SUPPORTED = 801,
-};
-
-// The device: what an A100 has of everything that a launch depends on, and 8 GiB of memory.
+// A device: what an A100 has of everything that a launch depends on, and 8 GiB of memory.
 constexpr size_t MEMORY = 8ull << 30;
+constexpr int MOST_DEVICES = 16;
 constexpr int DEFAULT_SHARED = 48 * 1024, MAX_SHARED = 163 * 1024;
 
 struct Function {
     std::string name;
     int (*run)(const unsigned*, size_t, void**);
+    std::vector<size_t> parameters;  // their sizes
     int max_dynamic_shared = DEFAULT_SHARED;
 };
 struct Module {
     void* handle;
     std::unordered_map<std::string, Function> functions;
 };
-struct Event { double milliseconds = 0; };
 
-static char the_context;
+static char contexts[MOST_DEVICES];
 static thread_local void* current_context;
 static std::mutex memory_lock;
 static size_t used;
 static std::unordered_map<Pointer, size_t> sizes;
+
+// How many devices there are: EMU_DEVICES, or what emu_devices has set for this host thread. All
+// have the same memory, that of the host.
+static int& devices() {
+    auto of_environment = [] {
+        const char* text = getenv("EMU_DEVICES");
+        return text ? std::clamp(atoi(text), 0, MOST_DEVICES) : 1;
+    };
+    static thread_local int count = of_environment();
+    return count;
+}
+extern "C" void emu_devices(int count) { devices() = std::clamp(count, 0, MOST_DEVICES); }
+// For other stand-ins: the device of this thread's context.
+extern "C" int emu_current_device() { return static_cast<int>(static_cast<char*>(current_context) - contexts); }
 
 API cuInit(unsigned) { return SUCCESS; }
 API cuDriverGetVersion(int* version) {
@@ -55,12 +57,16 @@ API cuDriverGetVersion(int* version) {
     return SUCCESS;
 }
 API cuDeviceGetCount(int* count) {
-    *count = 1;
+    *count = devices();
     return SUCCESS;
 }
 API cuDeviceGet(int* device, int ordinal) {
-    *device = 0;
-    return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
+    *device = ordinal;
+    return 0 <= ordinal && ordinal < devices() ? SUCCESS : INVALID_DEVICE;
+}
+API cuDeviceGetPCIBusId(char* id, int size, int device) {
+    snprintf(id, size, "0000:%02X:00.0", device + 1);
+    return SUCCESS;
 }
 API cuDeviceGetName(char* name, int size, int) {
     snprintf(name, size, "emulated device");
@@ -85,8 +91,8 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
     return SUCCESS;
 }
 
-API cuDevicePrimaryCtxRetain(void** context, int) {
-    *context = &the_context;
+API cuDevicePrimaryCtxRetain(void** context, int device) {
+    *context = &contexts[device];
     return SUCCESS;
 }
 API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
@@ -98,40 +104,9 @@ API cuCtxGetCurrent(void** context) {
     *context = current_context;
     return SUCCESS;
 }
-API cuCtxSynchronize() { return SUCCESS; }
-
-API cuStreamCreate(void** stream, unsigned) {
-    *stream = new char;
-    return SUCCESS;
-}
-API cuStreamDestroy_v2(void* stream) {
-    delete static_cast<char*>(stream);
-    return SUCCESS;
-}
-API cuStreamSynchronize(void*) { return SUCCESS; }
-API cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
-API cuEventCreate(void** event, unsigned) {
-    *event = new Event;
-    return SUCCESS;
-}
-API cuEventDestroy_v2(void* event) {
-    delete static_cast<Event*>(event);
-    return SUCCESS;
-}
-API cuEventRecord(void* event, void*) {
-    auto now = std::chrono::steady_clock::now().time_since_epoch();
-    static_cast<Event*>(event)->milliseconds = std::chrono::duration<double, std::milli>(now).count();
-    return SUCCESS;
-}
-API cuEventSynchronize(void*) { return SUCCESS; }
-API cuEventElapsedTime(float* milliseconds, void* start, void* end) {
-    *milliseconds = (float)(static_cast<Event*>(end)->milliseconds - static_cast<Event*>(start)->milliseconds);
-    return SUCCESS;
-}
-API cuEventElapsedTime_v2(float* ms, void* start, void* end) { return cuEventElapsedTime(ms, start, end); }
-
 API cuMemAlloc_v2(Pointer* p, size_t bytes) {
     if (bytes == 0) return INVALID_VALUE;
+    if (Result result = outside_of_capture()) return result;
     std::lock_guard<std::mutex> held(memory_lock);
     if (bytes > MEMORY - used) return OUT_OF_MEMORY;
     void* memory = emu::guarded_alloc(bytes);
@@ -142,6 +117,7 @@ API cuMemAlloc_v2(Pointer* p, size_t bytes) {
     return SUCCESS;
 }
 API cuMemFree_v2(Pointer p) {
+    if (Result result = outside_of_capture()) return result;
     std::lock_guard<std::mutex> held(memory_lock);
     auto found = sizes.find(p);
     if (found == sizes.end()) return INVALID_VALUE;
@@ -165,30 +141,39 @@ API cuMemFreeHost(void* p) {
     return SUCCESS;
 }
 static void* host(Pointer p) { return reinterpret_cast<void*>(p); }
-API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void*) {
-    memcpy(host(to), from, bytes);
-    return SUCCESS;
+// Whether all of it is one allocation's; else nothing is touched, as a device would refuse.
+static bool is_ours(Pointer p, size_t bytes) { return emu::is_allocated(host(p), bytes); }
+static Result copy(void* stream, void* to, const void* from, size_t bytes, bool allowed) {
+    return enqueue(stream, false, [=] {
+        if (!allowed) return INVALID_VALUE;
+        memcpy(to, from, bytes);
+        return SUCCESS;
+    });
 }
-API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void*) {
-    memcpy(to, host(from), bytes);
-    return SUCCESS;
+API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void* stream) {
+    return copy(stream, host(to), from, bytes, is_ours(to, bytes));
 }
-API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void*) {
-    memcpy(host(to), host(from), bytes);
-    return SUCCESS;
+API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* stream) {
+    return copy(stream, to, host(from), bytes, is_ours(from, bytes));
 }
-template <class T> static Result set(Pointer to, T value, size_t count) {
-    if (to % sizeof(T)) return INVALID_VALUE;
-    for (size_t i = 0; i < count; i++) static_cast<T*>(host(to))[i] = value;
-    return SUCCESS;
+API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void* stream) {
+    return copy(stream, host(to), host(from), bytes, is_ours(from, bytes) && is_ours(to, bytes));
 }
-API cuMemsetD8Async(Pointer to, unsigned char value, size_t count, void*) { return set(to, value, count); }
-API cuMemsetD16Async(Pointer to, unsigned short value, size_t count, void*) { return set(to, value, count); }
-API cuMemsetD32Async(Pointer to, unsigned value, size_t count, void*) { return set(to, value, count); }
+template <class T> static Result set(void* stream, Pointer to, T value, size_t count) {
+    if (to % sizeof(T) || !is_ours(to, count * sizeof(T))) return INVALID_VALUE;
+    return enqueue(stream, false, [=] {
+        for (size_t i = 0; i < count; i++) static_cast<T*>(host(to))[i] = value;
+        return SUCCESS;
+    });
+}
+API cuMemsetD8Async(Pointer to, unsigned char value, size_t n, void* stream) { return set(stream, to, value, n); }
+API cuMemsetD16Async(Pointer to, unsigned short value, size_t n, void* stream) { return set(stream, to, value, n); }
+API cuMemsetD32Async(Pointer to, unsigned value, size_t n, void* stream) { return set(stream, to, value, n); }
 
 // An image is a shared object of the host; what is for a real device is refused.
 API cuModuleLoadData(void** module, const void* image) {
     auto* header = static_cast<const Elf64_Ehdr*>(image);
+    if (Result result = outside_of_capture()) return result;
     if (memcmp(header->e_ident, ELFMAG, SELFMAG) || header->e_machine != EM_X86_64) return INVALID_IMAGE;
     size_t bytes = header->e_shoff + (size_t)header->e_shentsize * header->e_shnum;
     // A file of its own under a name of its own: the loader takes a name it has seen for the same object.
@@ -213,9 +198,12 @@ API cuModuleUnload(void* module) {
 API cuModuleGetFunction(void** function, void* module, const char* name) {
     auto* m = static_cast<Module*>(module);
     void* entry = dlsym(m->handle, (std::string("emu_launch_") + name).c_str());
-    if (!entry) return NOT_FOUND;
+    void* describe = dlsym(m->handle, (std::string("emu_parameters_") + name).c_str());
+    if (!entry || !describe) return NOT_FOUND;
     auto run = reinterpret_cast<int (*)(const unsigned*, size_t, void**)>(entry);
-    *function = &m->functions.try_emplace(name, Function{name, run}).first->second;
+    const size_t* sizes;
+    unsigned count = reinterpret_cast<unsigned (*)(const size_t**)>(describe)(&sizes);
+    *function = &m->functions.try_emplace(name, Function{name, run, {sizes, sizes + count}}).first->second;
     return SUCCESS;
 }
 API cuFuncSetAttribute(void* function, int attribute, int value) {
@@ -228,8 +216,26 @@ API cuFuncSetAttribute(void* function, int attribute, int value) {
 
 static thread_local std::string launch_error;
 
+// A launch with its own copy of the arguments.
+struct Launched {
+    const Function* function;
+    unsigned dims[6];
+    size_t shared_bytes;
+    std::vector<std::vector<char>> arguments;
+
+    Result run() {
+        std::vector<void*> pointers;
+        for (auto& argument : arguments) pointers.push_back(argument.data());
+        launch_error.clear();
+        if (function->run(dims, shared_bytes, pointers.data()) == 0) return SUCCESS;
+        launch_error = emu::last_error();
+        if (launch_error.find("illegal memory") != std::string::npos) return ILLEGAL_ADDRESS;
+        return launch_error.find("invalid launch") != std::string::npos ? INVALID_VALUE : LAUNCH_FAILED;
+    }
+};
+
 API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared_bytes, void*, void** arguments, void** extra) {
+                   unsigned shared_bytes, void* stream, void** arguments, void** extra) {
     auto* f = static_cast<Function*>(function);
     launch_error.clear();
     if (extra) return NOT_SUPPORTED;
@@ -237,11 +243,12 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
         launch_error = f->name + ": a launch that no device takes";
         return INVALID_VALUE;
     }
-    unsigned dims[6] = {gx, gy, gz, bx, by, bz};
-    if (f->run(dims, shared_bytes, arguments) == 0) return SUCCESS;
-    launch_error = emu::last_error();
-    if (launch_error.find("illegal memory") != std::string::npos) return ILLEGAL_ADDRESS;
-    return launch_error.find("invalid launch") != std::string::npos ? INVALID_VALUE : LAUNCH_FAILED;
+    Launched launched{f, {gx, gy, gz, bx, by, bz}, shared_bytes, {}};
+    for (size_t i = 0; i < f->parameters.size(); i++) {
+        auto* from = static_cast<const char*>(arguments[i]);
+        launched.arguments.emplace_back(from, from + f->parameters[i]);
+    }
+    return enqueue(stream, true, [launched]() mutable { return launched.run(); });
 }
 
 API cuGetErrorName(int error, const char** name) {
@@ -252,6 +259,9 @@ API cuGetErrorName(int error, const char** name) {
         case INVALID_DEVICE: *name = "CUDA_ERROR_INVALID_DEVICE"; break;
         case INVALID_IMAGE: *name = "CUDA_ERROR_INVALID_IMAGE"; break;
         case NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
+        case NOT_READY: *name = "CUDA_ERROR_NOT_READY"; break;
+        case CAPTURE_UNSUPPORTED: *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; break;
+        case CAPTURE_INVALIDATED: *name = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"; break;
         case ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
         case LAUNCH_FAILED: *name = "CUDA_ERROR_LAUNCH_FAILED"; break;
         default: *name = "CUDA_ERROR_NOT_SUPPORTED";

@@ -63,6 +63,8 @@ const char* last_error();
 // Device memory: NaN until written, guard pages around it, its end at the second one.
 void* guarded_alloc(size_t bytes);
 void guarded_free(void* p);
+// Whether these bytes lie in one allocation.
+bool is_allocated(const void* p, size_t bytes);
 
 // Calls a kernel with arguments as cuLaunchKernel takes them: one pointer per parameter.
 template <class F> struct Thunk;
@@ -70,6 +72,12 @@ template <class... A> struct Thunk<void (*)(A...)> {
     struct Call { void (*kernel)(A...); void** arguments; };
     template <size_t... I> static void apply(Call* call, std::index_sequence<I...>) {
         call->kernel(*static_cast<std::remove_cv_t<A>*>(call->arguments[I])...);
+    }
+    // The sizes of its parameters, and how many there are.
+    static unsigned parameters(const size_t** sizes) {
+        static const size_t all[] = {sizeof(A)...};
+        *sizes = all;
+        return sizeof...(A);
     }
     static void body(void* call) { apply(static_cast<Call*>(call), std::index_sequence_for<A...>{}); }
     static int run(const char* name, void (*kernel)(A...), const Launch& how, void** arguments) {
@@ -120,6 +128,9 @@ template <class D, class S> D bits(S s) {
     extern "C" int emu_launch_##kernel(const unsigned* d, size_t shared_bytes, void** args) { \
         emu::Launch how{{d[0], d[1], d[2]}, {d[3], d[4], d[5]}, shared_bytes};                \
         return emu::Thunk<decltype(&kernel)>::run(#kernel, &kernel, how, args);               \
+    }                                                                                         \
+    extern "C" unsigned emu_parameters_##kernel(const size_t** sizes) {                       \
+        return emu::Thunk<decltype(&kernel)>::parameters(sizes);                              \
     }
 #define SHARED(T, name, count)  \
     static char name##_site;    \

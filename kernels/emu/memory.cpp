@@ -43,6 +43,16 @@ void guarded_free(void* p) {
     allocations.erase(found);
 }
 
+bool is_allocated(const void* p, size_t bytes) {
+    std::lock_guard<std::mutex> held(allocations_lock);
+    auto after = allocations.upper_bound(const_cast<void*>(p));
+    if (after == allocations.begin()) return bytes == 0;
+    auto& [mapped, size] = std::prev(after)->second;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const char *start = static_cast<const char*>(p), *end = static_cast<const char*>(mapped) + size - page;
+    return bytes <= (size_t)(end - start) && start <= end;
+}
+
 // One access: block (0: none), thread, barriers and warp barriers passed.
 struct Access { u32 serial, thread, epoch, warp_syncs; };
 struct Cell { Access write, read[2]; };
@@ -141,6 +151,8 @@ void access(const void* p, size_t bytes, bool write) {
     void __tsan_unaligned_read##n(void* p) { emu::access(p, n, false); }      \
     void __tsan_unaligned_write##n(void* p) { emu::access(p, n, true); }
 extern "C" {
+// For other stand-ins.
+int emu_is_allocated(const void* p, size_t bytes) { return emu::is_allocated(p, bytes); }
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)

@@ -5,7 +5,7 @@
 //! a view is a slice. Out-of-range slicing is a mistake of the program and panics,
 //! as it does for slices; wrong dimensions in an operation are errors.
 
-use crate::{Elem, Result};
+use crate::{Elem, Error, Result};
 use std::ops::Range;
 
 /// One place where operations run. Cheap to clone; clones share memory and queue.
@@ -16,6 +16,11 @@ pub trait Device: Clone + Send + Sync + 'static {
     type View<'a, T: Elem>: Copy + Send + Sync;
     /// Write access to part of a buffer.
     type ViewMut<'a, T: Elem>: Send;
+
+    /// A lane for uploads that go on beside operations; see [`Self::upload_in`].
+    type Lane: Send;
+    /// What [`Self::replay`] remembers of some work; new for each.
+    type Graph: Default + Send;
 
     /// What a person would call this device, e.g. "CPU, 2 threads".
     fn name(&self) -> String;
@@ -61,6 +66,31 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// Copies to the host, after everything that was asked for before. Lengths must be equal.
     fn download<T: Elem>(&self, dst: &mut [T], src: Self::View<'_, T>) -> Result<()>;
+
+    /// A new lane, released: its buffers are taken before it.
+    fn lane(&self) -> Result<Self::Lane>;
+
+    /// Copies from the host beside operations: after those that were asked for before the lane was
+    /// last released, and possibly before later ones. `src` may be changed when this returns; `dst`
+    /// must not be used before [`Self::await_lane`]. A lane belongs to one set of buffers.
+    fn upload_in<T: Elem>(&self, lane: &mut Self::Lane, dst: Self::ViewMut<'_, T>, src: &[T]) -> Result<()>;
+
+    /// Operations asked for from now on come after all uploads in this lane.
+    fn await_lane(&self, lane: &mut Self::Lane) -> Result<()>;
+
+    /// Uploads in this lane come from now on after all operations asked for so far.
+    fn release_lane(&self, lane: &mut Self::Lane) -> Result<()>;
+
+    /// Does `work`, which asks for the same operations on the same memory whenever this is called
+    /// with this graph. A device may ask for them once and then repeat what it remembers, for less
+    /// than the cost of asking: `work` is then not called. Between two calls buffers may change what
+    /// they hold. `work` must not take memory, copy from or to the host, or wait: a device that
+    /// remembers refuses that the second time.
+    fn replay<E: From<Error>>(
+        &self,
+        graph: &mut Self::Graph,
+        work: &mut dyn FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E>;
 
     /// `dst = src`. Lengths must be equal.
     fn copy<T: Elem>(&self, dst: Self::ViewMut<'_, T>, src: Self::View<'_, T>) -> Result<()>;

@@ -162,7 +162,9 @@ real_float!(f64);
 impl Real for bf16 {
     type Acc = f32;
     fn from_f64(x: f64) -> Self {
-        bf16::from_f64(x)
+        // Not its own conversion, which ignores the lowest bits of an f32 when it decides a tie: a
+        // device rounds f32 correctly, and masters must give the same values on both sides.
+        bf16::from_f32(x as f32)
     }
     fn to_f64(self) -> f64 {
         bf16::to_f64(self)

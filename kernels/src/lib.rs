@@ -2,6 +2,8 @@
 //!
 //! * [`dtype`]: the element types ([`Elem`]) and the arithmetic ones ([`Real`]).
 //! * [`device`]: [`Device`], which owns buffers and lends views of them.
+//! * [`collective`]: [`Collective`], devices of several ranks that exchange values without their
+//!   hosts.
 //! * [`ops`]: one file per operation with its contract: shapes, formulas, and for
 //!   every output whether it is assigned or added to. [`Backend`] is their sum.
 //! * [`cpu`]: the same names on the CPU, readable and fast.
@@ -10,6 +12,7 @@
 //! Shapes in comments are row-major; `[T, H]` is T rows of H values. Nothing here
 //! allocates on behalf of a caller except [`Device::zeros`].
 
+pub mod collective;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -19,6 +22,7 @@ pub mod error;
 pub mod ops;
 pub mod rng;
 
+pub use collective::Collective;
 pub use device::Device;
 pub use dtype::{Complex64, DType, Elem, Real, bf16, f16};
 pub use error::{Error, Result};

@@ -140,9 +140,13 @@ impl Case for Decode {
 
 #[test]
 fn decoding() {
-    for (lengths, heads, kv_heads, head_dim) in
-        [(&[1u32][..], 1, 1, 2), (&[3, 40, 1], 4, 2, 10), (&[44, 7], 2, 1, 64)]
-    {
+    for (lengths, heads, kv_heads, head_dim) in [
+        (&[1u32][..], 1, 1, 2),
+        (&[3, 40, 1], 4, 2, 10),
+        (&[44, 7], 11, 1, 64),
+        (&[2, 38], 6, 2, 100),
+        (&[9], 3, 1, 160),
+    ] {
         let case = Decode { lengths, heads, kv_heads, head_dim };
         check(&format!("decode {lengths:?}"), &case, ATTENTION);
     }

@@ -1,7 +1,7 @@
 //! What the tests of CUDA operations share: one case, run by the CPU in f64 and by the
 //! device in f32 and in bf16, in several orders of threads and under the race checker.
 
-use crate::emulator::{Order, Schedule, Variant, configure, device};
+use crate::emulator::{Order, Schedule, Variant, configure, cublaslt, device, device_with};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::rng::{Stream, derive_named};
@@ -188,6 +188,16 @@ pub fn check(name: &str, case: &impl Case, tolerance: Tolerance) {
         let bf16 = attempt::<bf16>(case, cuda, schedule, Precision::Bf16, tolerance.bf16);
         bf16.unwrap_or_else(|why| panic!("{name} in bf16, {schedule:?}: {why}"));
     }
+}
+
+/// Fails unless the device with cuBLASLt agrees with the CPU, in both types.
+pub fn check_with_library(name: &str, case: &impl Case, tolerance: Tolerance) {
+    let cuda = device_with(Variant { race: false, plant: None }, &cublaslt());
+    assert!(cuda.products_by().starts_with("cuBLASLt 1"), "{}", cuda.products_by());
+    let f32 = attempt::<f32>(case, &cuda, SCHEDULES[0], Precision::F32, tolerance.f32);
+    f32.unwrap_or_else(|why| panic!("{name} in f32 by cuBLASLt: {why}"));
+    let bf16 = attempt::<bf16>(case, &cuda, SCHEDULES[0], Precision::Bf16, tolerance.bf16);
+    bf16.unwrap_or_else(|why| panic!("{name} in bf16 by cuBLASLt: {why}"));
 }
 
 /// A buffer with these values.

@@ -4,8 +4,8 @@
 //! program's own code finds it by name. Kernels become shared objects under the file names
 //! of cubins, in a directory that the device is told to take its cubins from.
 
-use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::cuda::cubin::{Cubins, MODULES, architecture, file_name};
+use gradtx_kernels::cuda::{CublasLt, Cuda};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -92,13 +92,21 @@ fn emulator_directory() -> PathBuf {
         if !library.exists() {
             std::fs::create_dir_all(&directory).expect("a directory for the emulator");
             let unfinished = directory.join(format!("unfinished-{}.so", std::process::id()));
-            let parts = ["scheduler", "collectives", "memory", "driver"];
+            let parts = ["scheduler", "collectives", "memory", "driver", "streams"];
             let files = parts.map(|part| sources("emu").join(format!("{part}.cpp")));
+            let strict = ["-Wextra", "-Werror", "-Wl,-z,defs"];
             run(compiler()
-                .args(["-Wextra", "-Werror", "-Wl,-soname,libcuda.so", "-Wl,-z,defs", "-o"])
+                .args(strict)
+                .args(["-Wl,-soname,libcuda.so", "-o"])
                 .arg(&unfinished)
                 .args(files)
                 .args(["-lpthread", "-ldl"]));
+            // What is looked for is built last, so that all is there when it is.
+            for (name, source) in [("libcublasLt.so", "cublaslt.cpp"), ("libnccl.so.2", "nccl.cpp")] {
+                let mut command = compiler();
+                command.args(strict).arg(format!("-Wl,-soname,{name}")).arg("-o").arg(directory.join(name));
+                run(command.arg(sources("emu").join(source)).arg(&unfinished));
+            }
             std::fs::rename(&unfinished, &library).expect("the emulator can be put in place");
         }
         directory
@@ -114,6 +122,39 @@ fn library() -> &'static Library {
         // SAFETY: our own library; loading it runs no code that has requirements.
         unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.expect("the emulator loads")
     })
+}
+
+/// The stand-in for NCCL.
+pub fn nccl_file() -> PathBuf {
+    emulator_directory().join("libnccl.so.2")
+}
+
+/// The stand-in for NCCL, loaded so that everybody finds it as `libnccl.so.2`.
+fn nccl() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        library();
+        // SAFETY: our own library; loading it runs no code that has requirements.
+        unsafe { Library::open(Some(nccl_file()), RTLD_NOW | RTLD_GLOBAL) }.expect("the stand-in loads")
+    })
+}
+
+/// Calls a function of a stand-in that sets something for this host thread.
+fn set(library: &Library, name: &[u8], value: i32) {
+    // SAFETY: the functions that this is called with have this type in kernels/emu.
+    let set: Symbol<unsafe extern "C" fn(i32)> = unsafe { library.get(name) }.expect("the stand-in has it");
+    // SAFETY: takes any number.
+    unsafe { set(value) };
+}
+
+/// From now on waits for events have no effect on this thread's streams: a planted fault.
+pub fn forget_waits() {
+    set(library(), b"emu_forget_waits\0", 1);
+}
+
+/// From now on NCCL fails on this thread.
+pub fn break_nccl() {
+    set(nccl(), b"emu_break_nccl\0", 1);
 }
 
 /// Whether the tests run on this machine's GPU instead of the emulator.
@@ -138,6 +179,19 @@ pub fn configure(schedule: Schedule) {
     unsafe { set(order, seed, schedule.race.into()) };
 }
 
+/// Sets whether it is kernels that this thread's streams do as late as they may, instead of copies.
+pub fn late_kernels(late: bool) {
+    if on_device() {
+        return;
+    }
+    set(library(), b"emu_late_kernels\0", late.into());
+}
+
+/// The stand-in for cuBLASLt, or on a machine with a GPU its own.
+pub fn cublaslt() -> CublasLt {
+    if on_device() { CublasLt::Find } else { CublasLt::At(emulator_directory().join("libcublasLt.so")) }
+}
+
 /// The source of a file with a fault planted in it, at the first such place. Fails if there is none.
 fn planted(plant: &Plant) -> String {
     let source = std::fs::read_to_string(sources("cu").join(plant.file)).expect("the source can be read");
@@ -147,6 +201,8 @@ fn planted(plant: &Plant) -> String {
 
 /// A directory with the kernels of this variant, as shared objects under the names of cubins.
 fn modules(variant: Variant) -> PathBuf {
+    // Where a fault is planted, all other modules are as they should be.
+    let faultless = variant.plant.map(|_| modules(Variant { plant: None, ..variant }));
     // One at a time: two tests may want the same variant.
     static BUILDING: Mutex<()> = Mutex::new(());
     let _alone = BUILDING.lock().unwrap_or_else(|e| e.into_inner());
@@ -159,7 +215,6 @@ fn modules(variant: Variant) -> PathBuf {
     let directory = built().join(format!("kernels-{:016x}", state.finish()));
     let include = directory.join("planted");
     std::fs::create_dir_all(&include).expect("a directory for kernels");
-    // Where a fault is planted, its module alone is of interest.
     let wanted = |file: &&str| variant.plant.is_none_or(|plant| plant.module == *file);
     if let Some(plant) = &variant.plant {
         // A header is looked for beside the file that includes it first, so the module goes along.
@@ -177,15 +232,27 @@ fn modules(variant: Variant) -> PathBuf {
             });
         }
     });
+    for (file, _) in MODULES.iter().filter(|(file, _)| !wanted(file)) {
+        let (name, faultless) = (object_name(file), faultless.as_ref().expect("a fault is planted"));
+        if !directory.join(&name).exists() {
+            std::os::unix::fs::symlink(faultless.join(&name), directory.join(&name))
+                .expect("a link to a module");
+        }
+    }
     directory
+}
+
+/// The name under which the device looks for a module.
+fn object_name(file: &str) -> String {
+    // The stand-in device has this compute capability.
+    let architecture = architecture((8, 0));
+    file_name(file.trim_end_matches(".cu"), &architecture).expect("it is in the list of modules")
 }
 
 /// Builds one module unless it is there.
 fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) {
     let module = file.trim_end_matches(".cu");
-    // The stand-in device has this compute capability.
-    let name = file_name(module, &architecture((8, 0))).expect("it is in the list of modules");
-    let object = directory.join(name);
+    let object = directory.join(object_name(file));
     if object.exists() {
         return;
     }
@@ -211,12 +278,30 @@ pub fn lend(command: &mut Command, variant: Variant) {
     }
 }
 
-/// A device of its own, with kernels of this variant.
+/// A device of its own, with kernels of this variant, which multiply matrices too.
 pub fn device(variant: Variant) -> Cuda {
+    device_with(variant, &CublasLt::Off)
+}
+
+/// The same with this library for matrix products.
+pub fn device_with(variant: Variant, cublaslt: &CublasLt) -> Cuda {
+    numbered_device(0, variant, cublaslt)
+}
+
+/// Device `ordinal` of several, for a rank that is this thread.
+pub fn device_of_rank(ordinal: usize) -> Cuda {
+    if !on_device() {
+        nccl();
+        set(library(), b"emu_devices\0", ordinal as i32 + 1);
+    }
+    numbered_device(ordinal, Variant { race: false, plant: None }, &CublasLt::Off)
+}
+
+fn numbered_device(ordinal: usize, variant: Variant, cublaslt: &CublasLt) -> Cuda {
     if on_device() {
         assert!(variant.plant.is_none(), "faults are planted into emulated kernels only");
-        return Cuda::new(0).expect("a CUDA device was asked for");
+        return Cuda::with_parts(ordinal, Cubins::standard(), cublaslt).expect("a CUDA device was asked for");
     }
-    let directory = modules(variant);
-    Cuda::with_cubins(0, Cubins::directory(&directory)).expect("the stand-in shows a device")
+    let cubins = Cubins::directory(&modules(variant));
+    Cuda::with_parts(ordinal, cubins, cublaslt).expect("the stand-in shows a device")
 }

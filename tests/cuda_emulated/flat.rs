@@ -91,15 +91,39 @@ impl Case for Optimizer {
         let (mut sums, mut scale) = (put(d, &nan::<X::Acc>(rows))?, put(d, &nan::<X::Acc>(rows))?);
         d.sum_squares(D::all_mut(&mut sums), D::all(&g), rows, len)?;
         d.clip_scale(D::all_mut(&mut scale), D::all(&sums), rows, self.max_norm)?;
+        let mut y = put(d, &nan::<X>(n))?;
         for step in [1, 2] {
             let step = AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, step };
             let (p, m, v) = (D::all_mut(&mut p), D::all_mut(&mut m), D::all_mut(&mut v));
-            d.adamw(p, m, v, D::all(&g), D::all(&scale), rows, len, step)?;
+            match step.step {
+                1 => d.adamw(p, m, v, D::all(&g), D::all(&scale), rows, len, step)?,
+                _ => {
+                    let (y, scale) = (D::all_mut(&mut y), D::all(&scale));
+                    d.adamw_cast(y, p, m, v, D::all(&g), scale, rows, len, step)?;
+                }
+            }
         }
         let mut results = Results::default();
+        // A step that must not happen: one norm is not finite.
+        let mut broken = d.to_host(D::all(&sums))?;
+        broken[rows - 1] = X::Acc::from_f64(f64::INFINITY);
+        let broken = put(d, &broken)?;
+        let mut refused = put(d, &nan::<X::Acc>(rows))?;
+        d.clip_scale(D::all_mut(&mut refused), D::all(&broken), rows, f64::INFINITY)?;
+        assert!(d.to_host(D::all(&refused))?[rows - 1].to_f64().is_nan());
+        {
+            let (y, refused) = (D::all_mut(&mut y), D::all(&refused));
+            let (p, m, v) = (D::all_mut(&mut p), D::all_mut(&mut m), D::all_mut(&mut v));
+            let step =
+                AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, step: 3 };
+            d.adamw_cast(y, p, m, v, D::all(&g), refused, rows, len, step)?;
+        }
         for (name, buf) in [("sums", &sums), ("scale", &scale), ("p", &p), ("m", &m), ("v", &v)] {
             results.take(d, name, buf)?;
         }
+        // The values in X are the masters, rounded once.
+        let rounded: Vec<X> = d.to_host(D::all(&p))?.into_iter().map(|p| X::from_f64(p.to_f64())).collect();
+        assert!(d.to_host(D::all(&y))? == rounded, "values are not their masters, rounded");
         Ok(results)
     }
 }

@@ -1,10 +1,12 @@
 //! The device's own side: memory, views, copies, errors, and numbers that kernels refuse.
 
 use crate::common::*;
-use crate::emulator::{Order, Schedule, Variant, configure, device};
+use crate::emulator::{Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels};
 use gradtx_kernels::cuda::cubin::Cubins;
-use gradtx_kernels::cuda::{Cuda, devices};
-use gradtx_kernels::ops::{Elementwise, Embedding, Gemm, GemmDims, Out, QkvDims, RmsNorm, RmsNormDims, Rope};
+use gradtx_kernels::cuda::{CublasLt, Cuda, devices};
+use gradtx_kernels::ops::{
+    AdamW, Elementwise, Embedding, Gemm, GemmDims, Out, QkvDims, RmsNorm, RmsNormDims, Rope,
+};
 use gradtx_kernels::{Complex64, Device, Error, Result};
 
 fn plain() -> Cuda {
@@ -139,4 +141,140 @@ fn empty_products() {
     assert_eq!(cuda.to_host(Cuda::all(&c)).unwrap(), [0.0; 6]);
     let add = GemmDims { out: Out::Add, ..GemmDims::new(0, 3, 5, false, true) };
     cuda.gemm(Cuda::view_mut(&mut c, 0..0), Cuda::all(&x), Cuda::all(&x), add).unwrap_err();
+}
+
+/// `y += x` and `y` on the host.
+fn added(cuda: &Cuda, y: &mut <Cuda as Device>::Buf<f32>, x: &<Cuda as Device>::Buf<f32>) -> Vec<f32> {
+    cuda.axpby(Cuda::all_mut(y), 1.0, Cuda::all(x), 1.0).unwrap();
+    cuda.to_host(Cuda::all(y)).unwrap()
+}
+
+/// Uploads beside the operations arrive where they are waited for. Where nobody waits, data is not
+/// there, or is there too early: the stand-in driver must show both.
+#[test]
+fn uploads_beside_operations() {
+    let cuda = plain();
+    let mut lane = cuda.lane().unwrap();
+    let mut x = cuda.buffer_from(&[1.0f32; 6]).unwrap();
+    let mut y = cuda.buffer_from(&[10.0f32; 6]).unwrap();
+    assert_eq!(added(&cuda, &mut y, &x), [11.0; 6]);
+    cuda.release_lane(&mut lane).unwrap();
+    cuda.upload_in(&mut lane, Cuda::all_mut(&mut x), &[2.0; 6]).unwrap();
+    // A forgotten `await_lane`: a GPU may be faster.
+    let early = added(&cuda, &mut y, &x);
+    assert!(crate::emulator::on_device() || early == [12.0; 6], "late copies came early: {early:?}");
+    cuda.await_lane(&mut lane).unwrap();
+    assert_eq!(added(&cuda, &mut y, &x), early.iter().map(|y| y + 2.0).collect::<Vec<_>>());
+
+    // A new buffer is filled with zeros first.
+    let mut fresh = cuda.zeros::<f32>(6).unwrap();
+    let mut its_lane = cuda.lane().unwrap();
+    late_kernels(true);
+    cuda.upload_in(&mut its_lane, Cuda::all_mut(&mut fresh), &[3.0; 6]).unwrap();
+    cuda.await_lane(&mut its_lane).unwrap();
+    assert_eq!(cuda.to_host(Cuda::all(&fresh)).unwrap(), [3.0; 6]);
+
+    for released in [true, false] {
+        cuda.upload(Cuda::all_mut(&mut x), &[1.0; 6]).unwrap();
+        cuda.upload(Cuda::all_mut(&mut y), &[10.0; 6]).unwrap();
+        cuda.synchronize().unwrap();
+        cuda.axpby(Cuda::all_mut(&mut y), 1.0, Cuda::all(&x), 1.0).unwrap();
+        if released {
+            cuda.release_lane(&mut lane).unwrap();
+        }
+        cuda.upload_in(&mut lane, Cuda::all_mut(&mut x), &[5.0; 6]).unwrap();
+        let found = cuda.to_host(Cuda::all(&y)).unwrap();
+        // A forgotten `release_lane`: what the operation reads has been overwritten.
+        let expected = if released { 11.0 } else { 15.0 };
+        assert!((crate::emulator::on_device() && !released) || found == [expected; 6], "{found:?}");
+        cuda.await_lane(&mut lane).unwrap();
+        assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [5.0; 6]);
+    }
+    late_kernels(false);
+}
+
+#[test]
+fn repeated_work() {
+    let cuda = plain();
+    let mut x = cuda.buffer_from(&[1.0f32; 70]).unwrap();
+    let mut y = cuda.zeros::<f32>(70).unwrap();
+    let (mut graph, mut asked) = (Default::default(), 0);
+    for round in 1..=4 {
+        cuda.upload(Cuda::all_mut(&mut x), &[round as f32; 70]).unwrap();
+        cuda.replay::<Error>(&mut graph, &mut || {
+            asked += 1;
+            cuda.fill(Cuda::view_mut(&mut y, 60..70), 0.5)?;
+            cuda.axpby(Cuda::view_mut(&mut y, 0..60), 2.0, Cuda::view(&x, 0..60), 1.0)
+        })
+        .unwrap();
+        // 2 · (1 + … + round)
+        let expected = (round * (round + 1)) as f32;
+        let found = cuda.to_host(Cuda::all(&y)).unwrap();
+        assert!(found[..60].iter().all(|&y| y == expected) && found[60..] == [0.5; 10], "{round}: {found:?}");
+        cuda.fill(Cuda::view_mut(&mut y, 60..70), 9.0).unwrap();
+    }
+    assert_eq!((asked, cuda.graph_launches()), (2, 3));
+}
+
+/// What a graph cannot hold is an error, and the device goes on.
+#[test]
+fn work_that_cannot_be_repeated() {
+    let cuda = plain();
+    let mut x = cuda.buffer_from(&[1.0f32; 8]).unwrap();
+    fn refused(cuda: &Cuda, what: &str, mut work: impl FnMut() -> Result<()>) {
+        let mut graph = Default::default();
+        cuda.replay::<Error>(&mut graph, &mut work).expect("the first time anything goes");
+        let why = cuda.replay::<Error>(&mut graph, &mut work).unwrap_err().to_string();
+        assert!(why.contains(what) && why.contains("replayed as a graph"), "{why}");
+        cuda.replay::<Error>(&mut graph, &mut work).expect("then it begins anew");
+    }
+    refused(&cuda, "upload", || cuda.upload(Cuda::all_mut(&mut x), &[2.0; 8]));
+    refused(&cuda, "download", || cuda.to_host(Cuda::all(&x)).map(drop));
+    refused(&cuda, "zeros", || cuda.zeros::<f32>(5).map(drop));
+    refused(&cuda, "synchronize", || cuda.synchronize());
+    assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [2.0; 8]);
+}
+
+/// A graph holds the address of scratch memory; when that has moved the work starts over.
+#[test]
+fn repeated_work_after_scratch_memory_has_grown() {
+    let cuda = plain();
+    let mut g = cuda.buffer_from(&vec![2.0f32; 5000]).unwrap();
+    let mut sums = cuda.zeros::<f32>(1).unwrap();
+    let mut graph = Default::default();
+    for round in 0..6 {
+        cuda.fill(Cuda::all_mut(&mut g), round as f32).unwrap();
+        cuda.replay::<Error>(&mut graph, &mut || {
+            cuda.sum_squares(Cuda::all_mut(&mut sums), Cuda::all(&g), 1, 5000)
+        })
+        .unwrap();
+        assert_eq!(cuda.to_host(Cuda::all(&sums)).unwrap(), [5000.0 * (round * round) as f32]);
+        if round == 2 {
+            // A partial sum for each of more rows than there is scratch memory for.
+            let (many, mut each) = (cuda.zeros::<f32>(2_000).unwrap(), cuda.zeros::<f32>(2_000).unwrap());
+            let before = cuda.allocations();
+            for grown in [1, 1] {
+                cuda.sum_squares(Cuda::all_mut(&mut each), Cuda::all(&many), 2_000, 1).unwrap();
+                assert_eq!(cuda.allocations(), before + grown);
+            }
+        }
+    }
+    assert_eq!(cuda.graph_launches(), 2 + 2);
+}
+
+#[test]
+fn which_library_multiplies() {
+    let cuda = plain();
+    assert_eq!(cuda.products_by(), "kernels of our own (cuBLASLt is turned off)");
+    if !crate::emulator::on_device() {
+        let with = device_with(Variant { race: false, plant: None }, &cublaslt());
+        assert_eq!(with.products_by(), "cuBLASLt 12.4.5");
+        assert_eq!(cublaslt().describe(), Ok("cuBLASLt 12.4.5".into()));
+    }
+    let nowhere = CublasLt::At("/nowhere/libcublasLt.so".into());
+    let why = Cuda::with_parts(0, Cubins::standard(), &nowhere).err().expect("it is not there").to_string();
+    assert!(why.starts_with("cuBLASLt cannot be used") && why.contains("/nowhere"), "{why}");
+    // The driver's library is no cuBLASLt.
+    let other = Cuda::with_parts(0, Cubins::standard(), &CublasLt::At("libcuda.so".into()));
+    assert!(other.err().expect("it has no such functions").to_string().contains("cublasLt"));
 }

@@ -8,28 +8,58 @@ use gradtx_kernels::{Backend, Device, Real, Result};
 const LORA: Tolerance = Tolerance { f32: 3e-6, bf16: 1.2e-2 };
 
 /// Length, adapter and gradient row of every segment.
-type SegmentList = &'static [(u32, u32, u32)];
+pub type SegmentList = &'static [(u32, u32, u32)];
 
-struct Adapted {
-    segments: SegmentList,
-    in_dim: usize,
-    out_dim: usize,
-    rank: usize,
-    dropout: f64,
-    residual: bool,
+#[derive(Clone, Copy)]
+pub struct Adapted {
+    pub segments: SegmentList,
+    pub in_dim: usize,
+    pub out_dim: usize,
+    pub rank: usize,
+    pub targets: usize,
+    pub dropout: f64,
+    pub residual: bool,
     /// x through RMSNorm, or as it is.
-    norm: bool,
+    pub norm: bool,
+    /// Whether rows of the weight are as far apart as the device likes best.
+    pub room: bool,
 }
 
-/// Two targets with gaps between their parameters and between their outputs, and the length of a row.
-fn targets(in_dim: usize, out_dim: usize, rank: usize) -> (Vec<LoraTarget>, usize) {
-    let len = out_dim / 2;
-    let b0 = 4 + rank * (len + in_dim);
-    let targets = vec![
-        LoraTarget { a_offset: b0 + rank * len, b_offset: b0, out_start: 0, out_len: len, site: 5 },
-        LoraTarget { a_offset: 4 + rank * len, b_offset: 4, out_start: out_dim - len, out_len: len, site: 9 },
-    ];
-    (targets, b0 + rank * (len + in_dim) + 3)
+/// Targets with gaps between their parameters and between their outputs, of different lengths,
+/// and the length of a row. Everything is aligned to 16 bytes if the layer's input is.
+fn targets(in_dim: usize, out_dim: usize, rank: usize, count: usize) -> (Vec<LoraTarget>, usize) {
+    let unit = if in_dim.is_multiple_of(4) { 4 } else { 3 };
+    let mut end = unit;
+    let mut place = |len: usize| {
+        let start = end;
+        end = (end + len + 1).next_multiple_of(unit);
+        start
+    };
+    let target = |n: usize| {
+        let share = out_dim / count;
+        let (out_start, out_len) = (n * share + n % 2, share - n % 2);
+        let (a, b) = (rank * in_dim, rank * out_len);
+        let (a_offset, b_offset) = match n % 2 {
+            0 => (place(a), place(b)),
+            _ => {
+                let b_offset = place(b);
+                (place(a), b_offset)
+            }
+        };
+        LoraTarget { a_offset, b_offset, out_start, out_len, site: 5 + 4 * n as u32 }
+    };
+    let targets = (0..count).map(target).collect();
+    (targets, end)
+}
+
+/// A weight with the rows that the device likes best, NaN between them; or with plain ones.
+fn weight<D: Backend<X>, X: Real>(d: &D, w: &[X], in_dim: usize, room: bool) -> Result<D::Buf<X>> {
+    let stride = if room { D::lora_weight_stride(in_dim) } else { in_dim };
+    let mut rows = nan(w.len() / in_dim * stride);
+    for (to, from) in rows.chunks_mut(stride).zip(w.chunks(in_dim)) {
+        to[..in_dim].copy_from_slice(from);
+    }
+    put(d, &rows)
 }
 
 /// The buffers of a stream.
@@ -76,9 +106,9 @@ fn rows_of<D: Backend<X>, X: Real>(d: &D, input: &D::Buf<X>, dims: &LoraDims<'_>
     Ok(rows.map(|x| x.to_f64()).collect())
 }
 
-/// A buffer for an adapter input whose rows hold these values.
+/// A buffer for an adapter input whose rows hold these values, and NaN behind them.
 fn input_with<D: Backend<X>, X: Real>(d: &D, x: &[X], dims: &LoraDims<'_>) -> Result<D::Buf<X>> {
-    let mut input = d.zeros::<X>(D::lora_input_len(dims))?;
+    let mut input = put(d, &nan::<X>(D::lora_input_len(dims)))?;
     let stride = D::lora_row_stride(dims);
     for (t, row) in x.chunks(dims.in_dim).enumerate() {
         let rows = D::lora_rows_mut(D::all_mut(&mut input), dims);
@@ -90,7 +120,7 @@ fn input_with<D: Backend<X>, X: Real>(d: &D, x: &[X], dims: &LoraDims<'_>) -> Re
 impl Case for Adapted {
     fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
         let Self { in_dim, out_dim, rank, dropout, .. } = *self;
-        let (targets, adapter_stride) = targets(in_dim, out_dim, rank);
+        let (targets, adapter_stride) = targets(in_dim, out_dim, rank, self.targets);
         let tokens = self.segments.iter().map(|s| s.0 as usize).sum();
         let rows = |column: fn(&(u32, u32, u32)) -> u32| {
             self.segments.iter().map(|s| column(s) as usize + 1).max().expect("not empty")
@@ -105,7 +135,7 @@ impl Case for Adapted {
         let x_values = inputs.values::<X>("x", tokens * in_dim);
         let x = put(d, &x_values)?;
         let w_norm = put(d, &inputs.values::<X>("w_norm", in_dim))?;
-        let w = put(d, &inputs.values::<X>("w", out_dim * in_dim))?;
+        let w = weight(d, &inputs.values::<X>("w", out_dim * in_dim), in_dim, self.room)?;
         let residual = put(d, &inputs.values::<X>("residual", tokens * out_dim))?;
         let mut inv = put(d, &nan::<X::Acc>(tokens))?;
         let mut input = input_with(d, &x_values, &dims)?;
@@ -130,7 +160,7 @@ impl Case for Adapted {
 
         let dy = put(d, &inputs.values::<X>("dy", tokens * out_dim))?;
         let mut grads = put(d, &inputs.sums::<X::Acc>("grads", grad_rows * adapter_stride))?;
-        let mut d_input = d.zeros::<X>(D::lora_input_len(&dims))?;
+        let mut d_input = put(d, &nan::<X>(D::lora_input_len(&dims)))?;
         let (to, grads_to, dy) = (D::all_mut(&mut d_input), D::all_mut(&mut grads), D::all(&dy));
         d.lora_linear_backward(to, grads_to, dy, D::all(&input), D::all(&w), adapters, segments, dims)?;
         let mut results = Results::default();
@@ -156,25 +186,77 @@ impl Case for Adapted {
     }
 }
 
+/// One segment of one token; several adapters; as many tokens as several rows of a block are for,
+/// and segments of several tiles; more adapters than have columns of their own.
+const STREAMS: [SegmentList; 5] = [
+    &[(1, 0, 0)],
+    &[(5, 1, 0), (1, 0, 2), (9, 1, 2)],
+    &[(3, 2, 1), (40, 0, 0), (7, 2, 1)],
+    &[(37, 1, 0), (1, 3, 1), (66, 0, 1)],
+    &[(3, 20, 1), (1, 0, 0), (6, 7, 1)],
+];
+
+/// A case that takes the fused way.
+pub fn fused(stream: usize, shape: (usize, usize, usize, usize), dropout: f64) -> Adapted {
+    let (in_dim, out_dim, rank, targets) = shape;
+    let segments = STREAMS[stream];
+    Adapted { segments, in_dim, out_dim, rank, targets, dropout, residual: true, norm: true, room: true }
+}
+
 #[test]
 fn adapted_layers() {
-    let streams: [SegmentList; 3] =
-        [&[(1, 0, 0)], &[(5, 1, 0), (1, 0, 2), (9, 1, 2)], &[(3, 2, 1), (40, 0, 0), (7, 2, 1)]];
-    for (n, (segments, in_dim, out_dim, rank, dropout)) in [
-        (streams[0], 3, 4, 1, 0.0),
-        (streams[1], 20, 14, 2, 0.25),
-        (streams[2], 64, 48, 2, 0.1),
-        (streams[1], 33, 70, 11, 0.0),
-        (streams[2], 136, 24, 4, 0.5),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    let cases = [
+        fused(0, (3, 4, 1, 2), 0.0),
+        Adapted { residual: false, ..fused(1, (20, 14, 2, 2), 0.25) },
+        fused(2, (64, 48, 3, 3), 0.1),
+        Adapted { residual: false, ..fused(1, (33, 70, 8, 2), 0.0) },
+        fused(3, (136, 24, 2, 1), 0.5),
+    ];
+    for case in cases {
         for norm in [false, true] {
-            let case = Adapted { segments, in_dim, out_dim, rank, dropout, residual: n % 2 == 1, norm };
-            check(&format!("lora {in_dim}→{out_dim}, rank {rank}, norm {norm}"), &case, LORA);
+            let Adapted { in_dim, out_dim, rank, targets, .. } = case;
+            let name = format!("lora {in_dim}→{out_dim}, rank {rank}, {targets} targets, norm {norm}");
+            check(&name, &Adapted { norm, ..case }, LORA);
         }
     }
+}
+
+/// Shared columns, weights without room for B, and layers that nothing is adapted of.
+#[test]
+fn adapted_layers_by_separate_passes() {
+    let shared = fused(4, (24, 18, 2, 2), 0.1);
+    for norm in [false, true] {
+        check(&format!("many adapters, norm {norm}"), &Adapted { norm, ..shared }, LORA);
+    }
+    check("rank 11 of 3 targets", &fused(2, (12, 21, 11, 3), 0.0), LORA);
+    check("no room", &Adapted { room: false, ..fused(1, (40, 30, 2, 2), 0.2) }, LORA);
+    check("no targets", &fused(1, (16, 10, 2, 0), 0.2), LORA);
+    check("no targets, no room", &Adapted { room: false, ..fused(1, (15, 10, 2, 0), 0.0) }, LORA);
+}
+
+/// More units than a block's shared memory has sums for.
+#[test]
+fn wide_layers_of_a_large_rank() {
+    let case = Adapted { segments: &[(2, 0, 0), (1, 1, 0)], ..fused(0, (4104, 8, 12, 1), 0.1) };
+    for norm in [false, true] {
+        check(&format!("lora 4104→8, norm {norm}"), &Adapted { norm, ..case }, LORA);
+    }
+}
+
+/// What does not fit is refused.
+#[test]
+fn shapes_are_checked() {
+    use crate::emulator::{Order, Schedule, Variant, configure, device};
+    configure(Schedule { order: Order::Forward, race: false });
+    let cuda = device(Variant { race: false, plant: None });
+    let refusal = |case: Adapted| {
+        let found = Case::run::<gradtx_kernels::cuda::Cuda, f32>(&case, &cuda, Inputs::new(Precision::F32));
+        found.expect_err("it does not fit").to_string()
+    };
+    let found = refusal(fused(1, (8, 40, 1, 5), 0.0));
+    assert!(found.contains("5 targets"), "{found}");
+    let found = refusal(fused(1, (8, 40, 1, 2), 1.0));
+    assert!(found.contains("dropout"), "{found}");
 }
 
 /// An adapter's gradient row has the same bits alone and among others.
@@ -185,7 +267,7 @@ fn gradient_rows_do_not_depend_on_the_stream() {
     let cuda = device(Variant { race: false, plant: None });
     let run = |segments: SegmentList, part: std::ops::Range<usize>| -> Vec<u32> {
         let (in_dim, out_dim, rank) = (24, 16, 2);
-        let (targets, adapter_stride) = targets(in_dim, out_dim, rank);
+        let (targets, adapter_stride) = targets(in_dim, out_dim, rank, 2);
         let tokens = segments.iter().map(|s| s.0 as usize).sum::<usize>();
         let dims = LoraDims {
             tokens,
@@ -202,16 +284,17 @@ fn gradient_rows_do_not_depend_on_the_stream() {
         let values = |name, cols: usize| {
             inputs.values::<f32>(name, 60 * cols)[part.start * cols..part.end * cols].to_vec()
         };
-        let input = input_with(&cuda, &values("x", in_dim), &dims).unwrap();
+        let mut input = input_with(&cuda, &values("x", in_dim), &dims).unwrap();
         let mut d_input = input_with(&cuda, &values("d", in_dim), &dims).unwrap();
         let adapters = put(&cuda, &inputs.sums::<f32>("adapters", 3 * adapter_stride)).unwrap();
         let (w, dy) = (inputs.values::<f32>("w", in_dim * out_dim), values("dy", out_dim));
-        let (w, dy) = (put(&cuda, &w).unwrap(), put(&cuda, &dy).unwrap());
+        let (w, dy) = (weight(&cuda, &w, in_dim, true).unwrap(), put(&cuda, &dy).unwrap());
         let mut grads = cuda.zeros::<f32>(3 * adapter_stride).unwrap();
         type D = gradtx_kernels::cuda::Cuda;
         let (to, grads_to) = (D::all_mut(&mut d_input), D::all_mut(&mut grads));
         let (all, adapters) = (stream.view(), D::all(&adapters));
         use gradtx_kernels::ops::LoraLinear;
+        cuda.lora_down_forward(D::all_mut(&mut input), adapters, all, dims).unwrap();
         LoraLinear::<f32>::lora_linear_backward(
             &cuda,
             to,

@@ -13,6 +13,7 @@ mod host;
 mod lora;
 mod matrix;
 mod models;
+mod nccl;
 mod planted;
 mod rmsnorm;
 mod rows;

@@ -47,8 +47,9 @@ fn products_of_odd_shapes() {
             (65, 70, 96, 0, Out::Assign),
             (33, 130, 72, 8, Out::Assign),
         ] {
-            let case = Product::new(m, n, k, how, gap, out);
-            check(&format!("gemm {m}×{n}×{k} {how:?}"), &case, PRODUCT);
+            let (case, name) = (Product::new(m, n, k, how, gap, out), format!("gemm {m}×{n}×{k} {how:?}"));
+            check(&name, &case, PRODUCT);
+            check_with_library(&name, &case, PRODUCT);
         }
     }
 }
@@ -108,7 +109,9 @@ fn linear_layers() {
     ] {
         let dims = LinearDims { x_stride: in_dim + gap, ..LinearDims::new(rows, in_dim, out_dim) };
         let out = if gap == 0 { Out::Assign } else { Out::Add };
-        check(&format!("linear {dims:?}"), &Layer { dims, bias, residual, out }, PRODUCT);
+        let (case, name) = (Layer { dims, bias, residual, out }, format!("linear {dims:?}"));
+        check(&name, &case, PRODUCT);
+        check_with_library(&name, &case, PRODUCT);
     }
 }
 
@@ -165,7 +168,9 @@ fn lm_head() {
         let dims = LmHeadDims { tokens, labels, hidden, vocab, chunk };
         // Logits are rounded to bf16, and with a norm of a few units that shows in the losses.
         let tolerance = Tolerance { f32: 3e-6, bf16: 2e-2 };
-        check(&format!("lm_head {dims:?}"), &Head { dims, gradient }, tolerance);
+        let (case, name) = (Head { dims, gradient }, format!("lm_head {dims:?}"));
+        check(&name, &case, tolerance);
+        check_with_library(&name, &case, tolerance);
     }
 }
 

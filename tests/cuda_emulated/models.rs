@@ -1,14 +1,15 @@
 //! Whole models on the device: a fine-tune of two adapters in one stream, greedy generation with
 //! a cache, and training and use of a Grad-Transformer, each against the CPU.
 
-use crate::emulator::{Order, Schedule, Variant, configure, device};
+use crate::emulator::{Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels};
 use gradtx_kernels::cpu::Cpu;
-use gradtx_kernels::cuda::Cuda;
+use gradtx_kernels::cuda::{CublasLt, Cuda};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real, bf16};
 use gradtx_models::decoder::{
-    Continuation, Decoder, DecoderConfig, Family, GenerateLimits, Generator, Prompt, RopeScaling,
+    Continuation, Decoder, DecoderConfig, Family, GenerateLimits, Generator, PretrainStep, Pretrainer,
+    Prompt, RopeScaling,
 };
 use gradtx_models::grad_transformer::{
     Generator as TupleGenerator, GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples,
@@ -23,6 +24,19 @@ const FORWARD: Schedule = Schedule { order: Order::Forward, race: false };
 fn cuda(schedule: Schedule) -> Cuda {
     configure(schedule);
     device(Variant { race: schedule.race, plant: None })
+}
+
+/// Fails unless a device has taken no memory since the first of some steps.
+#[derive(Default)]
+struct Steady {
+    after_first: Option<u64>,
+}
+
+impl Steady {
+    fn step(&mut self, cuda: &Cuda) {
+        let now = cuda.allocations();
+        assert_eq!(*self.after_first.get_or_insert(now), now, "a later step takes memory");
+    }
 }
 
 fn random(name: &str, len: usize, mean: f64, spread: f64) -> Vec<f64> {
@@ -90,7 +104,8 @@ fn decoder<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Decode
     }
     values.iter_mut().for_each(|v| *v = bf16::from_f64(*v).to_f64());
     let values = device.buffer_from(&to::<X>(&values)).expect("there is memory");
-    Decoder::from_values(device, config.clone(), values).expect("values fit the configuration")
+    let decoder = Decoder::from_values(device, config.clone(), values).expect("values fit the configuration");
+    decoder.frozen().expect("there is memory")
 }
 
 fn tokens(config: &DecoderConfig, len: usize, key: u64) -> Vec<u32> {
@@ -118,8 +133,12 @@ fn layout(config: &DecoderConfig, dropout: f64) -> BlockLayout {
         .expect("the targets are there")
 }
 
-/// Losses and norms of two steps, and the update vectors.
-fn fine_tune<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> [Vec<f64>; 2] {
+/// Losses and norms of two steps, and the update vectors; `after` each step is called.
+fn fine_tune<D: Backend<X>, X: Real>(
+    device: &D,
+    config: &DecoderConfig,
+    after: &mut dyn FnMut(),
+) -> [Vec<f64>; 2] {
     let model = decoder::<D, X>(device, config);
     let layout = layout(config, 0.1);
     let initial: Vec<f32> = to(&random("initial", layout.total(), 0.0, 0.2));
@@ -130,6 +149,7 @@ fn fine_tune<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> [Vec
     for t in 1..=2 {
         let report = jobs.train_step(&model, &batch, step(t), Some(0.5)).expect("the step is possible");
         numbers.extend(report.losses.iter().chain(&report.norms));
+        after();
     }
     let updates = (0..2).flat_map(|job| jobs.update(job).expect("there is such a job"));
     [numbers, updates.map(f64::from).collect()]
@@ -139,19 +159,68 @@ fn fine_tune<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> [Vec
 fn fine_tuning_two_jobs() {
     for (family, head_dim) in [(Family::Qwen2, 10), (Family::Qwen3, 64)] {
         let config = config(family, head_dim);
-        let expected = fine_tune::<Cpu, f32>(&Cpu::new(1), &config);
+        let expected = fine_tune::<Cpu, f32>(&Cpu::new(1), &config, &mut || ());
         for schedule in [FORWARD, WATCHED] {
-            let found = fine_tune::<Cuda, f32>(&cuda(schedule), &config);
+            let (cuda, mut steady) = (cuda(schedule), Steady::default());
+            let found = fine_tune::<Cuda, f32>(&cuda, &config, &mut || steady.step(&cuda));
             assert_near(&format!("{family:?}, losses and norms"), &found[0], &expected[0], 1e-4);
             // AdamW's first steps divide gradients by their own size: small ones are amplified.
             assert_near(&format!("{family:?}, update vectors"), &found[1], &expected[1], 5e-3);
         }
-        let found = fine_tune::<Cuda, bf16>(&cuda(FORWARD), &config);
-        assert_near(&format!("{family:?} in bf16, losses and norms"), &found[0], &expected[0], 2e-2);
+        configure(FORWARD);
+        for library in [CublasLt::Off, cublaslt()] {
+            let cuda = device_with(Variant { race: false, plant: None }, &library);
+            let mut steady = Steady::default();
+            let found = fine_tune::<Cuda, bf16>(&cuda, &config, &mut || steady.step(&cuda));
+            let what = format!("{family:?} in bf16 by {library:?}, losses and norms");
+            assert_near(&what, &found[0], &expected[0], 2e-2);
+        }
     }
 }
 
-fn continuations<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Vec<Continuation> {
+/// Loss and gradient norm of a step of training all parameters, and the embedding after it.
+fn pretrain<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> [Vec<f64>; 2] {
+    let frozen = decoder::<D, X>(device, config);
+    let batch = batch(config);
+    let capacity = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
+    let trainable = frozen.duplicate().and_then(Decoder::trainable);
+    let mut model = trainable.expect("there is memory");
+    for param in model.layout().params() {
+        let values = |model: &Decoder<D, X>| -> Vec<f64> {
+            let tensor = model.tensor(param).expect("it has this tensor");
+            tensor.into_iter().map(|x| x.to_f64()).collect()
+        };
+        assert_eq!(values(&frozen), values(&model), "{}", param.name);
+    }
+    let mut pretrainer = Pretrainer::new(&model, false, capacity).expect("there is memory");
+    let numbers = PretrainStep { adamw: step(1), max_norm: Some(1.0), muon: None };
+    let (loss, norm) = pretrainer.train_step(&mut model, &batch, numbers).expect("the step is possible");
+    let embedding = model.tensor(&model.layout().params()[0]).expect("it has this tensor");
+    [vec![loss, norm], embedding.into_iter().map(|x| x.to_f64()).collect()]
+}
+
+/// Adapters and training of all parameters want rows of weights at different distances.
+#[test]
+fn training_all_parameters() {
+    let config = config(Family::Qwen2, 10);
+    let expected = pretrain::<Cpu, f32>(&Cpu::new(1), &config);
+    let found = pretrain::<Cuda, f32>(&cuda(FORWARD), &config);
+    assert_near("loss and norm", &found[0], &expected[0], 1e-4);
+    assert_near("embedding", &found[1], &expected[1], 1e-3);
+    let frozen = decoder::<Cuda, f32>(&cuda(FORWARD), &config);
+    let capacity = BatchCapacity { tokens: 1, segments: 1, labels: 1 };
+    let refusal = Pretrainer::new(&frozen, false, capacity).err().expect("its rows have room").to_string();
+    assert!(refusal.contains("frozen"), "{refusal}");
+    let plan = |trained| Decoder::<Cuda, f32>::plan(&config, trained).total();
+    assert!(plan(false) > plan(true), "the room is counted");
+}
+
+/// The same continuations, twice; `after` each time is called.
+fn continuations<D: Backend<X>, X: Real>(
+    device: &D,
+    config: &DecoderConfig,
+    after: &mut dyn FnMut(),
+) -> Vec<Continuation> {
     let model = decoder::<D, X>(device, config);
     let layout = layout(config, 0.0);
     let values = device.buffer_from(&to::<X::Acc>(&random("adapters", 2 * layout.total(), 0.0, 0.2)));
@@ -167,18 +236,27 @@ fn continuations<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> 
     let limits = GenerateLimits { rows: 3, prompt_tokens: 20, context: 30 };
     let mut generator = Generator::new(&model, limits, Some(&layout)).expect("there is memory");
     let view = gradtx_models::decoder::AdapterView { values: &values, layout: &layout, dropout: 0.0 };
-    generator.generate(&model, Some(view), &prompts, 8, &[]).expect("prompts fit")
+    let [first, second] = [(); 2].map(|()| {
+        let found = generator.generate(&model, Some(view), &prompts, 8, &[]).expect("prompts fit");
+        after();
+        found
+    });
+    assert_eq!(first, second, "the second time is another one");
+    second
 }
 
 #[test]
 fn greedy_generation() {
     let config = config(Family::Qwen2, 10);
-    let expected = continuations::<Cpu, f32>(&Cpu::new(1), &config);
+    let expected = continuations::<Cpu, f32>(&Cpu::new(1), &config, &mut || ());
     for schedule in [FORWARD, WATCHED] {
-        let found = continuations::<Cuda, f32>(&cuda(schedule), &config);
+        let (cuda, mut steady) = (cuda(schedule), Steady::default());
+        let found = continuations::<Cuda, f32>(&cuda, &config, &mut || steady.step(&cuda));
+        // Five prompts on three rows: passes for three rows and for fewer, most of them repeated.
+        assert!(cuda.graph_launches() >= 10, "{} launches of graphs", cuda.graph_launches());
         assert!(found.iter().map(|c| &c.tokens).eq(expected.iter().map(|c| &c.tokens)), "other tokens");
     }
-    let found = continuations::<Cuda, bf16>(&cuda(FORWARD), &config);
+    let found = continuations::<Cuda, bf16>(&cuda(FORWARD), &config, &mut || ());
     assert!(found.iter().all(|c| c.tokens.len() == 8));
 }
 
@@ -206,36 +284,57 @@ fn translator_config() -> GradTransformerConfig {
     }
 }
 
-/// Losses and norms of two steps of two micro-batches each, then what the model translates to.
-fn translate<D: Backend<X>, X: Real>(device: &D) -> [Vec<f64>; 2] {
+/// Losses and norms of three steps of two micro-batches each, on tuples that change from step to
+/// step and are sent ahead; then what the model translates to. `after` each step is called.
+fn translate<D: Backend<X>, X: Real>(device: &D, after: &mut dyn FnMut()) -> [Vec<f64>; 2] {
     let config = translator_config();
     let mut model = GradTransformer::<D, X>::random(device, config.clone(), 1).expect("there is memory");
     let total = model.layout().total();
     let values: Vec<X> = to(&random("translator", total, 0.0, 0.2));
     device.upload(D::all_mut(model.values_mut()), &values).expect("as many values as the model has");
-    let student: Vec<f32> = to(&random("student", 3 * config.student_len(), 0.0, 1.0));
-    let teacher: Vec<f32> = to(&random("teacher", 3 * config.teacher_len(), 0.0, 1.0));
-    let tuples = Tuples { student: &student, teacher: &teacher, keys: &[21, 22, 23] };
+    let values = |what: &str, len: usize| -> Vec<Vec<f32>> {
+        (0..4).map(|t| to(&random(&format!("{what} {t}"), 3 * len, 0.0, 1.0))).collect()
+    };
+    let (students, teachers) =
+        (values("student", config.student_len()), values("teacher", config.teacher_len()));
+    let keys: Vec<[u64; 3]> = (0..4).map(|t| [21 + t, 32 + t, 43 + t]).collect();
+    let tuples = |t: usize| Tuples { student: &students[t], teacher: &teachers[t], keys: &keys[t] };
     let mut trainer = Trainer::new(&mut model, 2).expect("there is memory");
-    let mut numbers = Vec::new();
-    for t in 1..=2 {
-        let report = trainer.train_step(&mut model, tuples, step(t), Some(1.0)).expect("tuples fit");
-        numbers.extend([report.loss, report.grad_norm]);
+    let (mut numbers, scale) = (Vec::new(), 1.0 / (3 * config.teacher_len()) as f64);
+    for t in 0..3 {
+        let sum = trainer.gradients_alone(&model, tuples(t), scale).expect("tuples fit");
+        trainer.load_ahead(&model, tuples(t + 1)).expect("tuples fit");
+        let squares = trainer.sum_squares(device).expect("there are gradients");
+        let numbers_of_step = step(t as u32 + 1);
+        let norm = trainer.apply(&mut model, numbers_of_step, Some(1.0), squares).expect("they are finite");
+        numbers.extend([sum * scale, norm]);
+        after();
     }
+    let (tuples, student) = (tuples(3), &students[3]);
     numbers.push(trainer.evaluate(&model, tuples).expect("tuples fit"));
     let mut generator = TupleGenerator::new(&model, 2).expect("there is memory");
-    let generated = generator.generate(&model, &student).expect("students fit");
+    let generated = generator.generate(&model, student).expect("students fit");
     [numbers, generated.into_iter().map(f64::from).collect()]
 }
 
 #[test]
 fn training_and_using_a_grad_transformer() {
-    let expected = translate::<Cpu, f32>(&Cpu::new(1));
-    for schedule in [FORWARD, WATCHED] {
-        let found = translate::<Cuda, f32>(&cuda(schedule));
+    let expected = translate::<Cpu, f32>(&Cpu::new(1), &mut || ());
+    let mut losses = Vec::new();
+    // Whatever is as late as it may be, copies or kernels.
+    for (schedule, late) in [(FORWARD, false), (FORWARD, true), (WATCHED, false)] {
+        late_kernels(late);
+        let (cuda, mut steady) = (cuda(schedule), Steady::default());
+        let found = translate::<Cuda, f32>(&cuda, &mut || steady.step(&cuda));
+        late_kernels(false);
         assert_near("losses and norms", &found[0], &expected[0], 1e-4);
         assert_near("generated blocks", &found[1], &expected[1], 5e-3);
+        // Two kinds of micro-batches, forward and backward, in the second and the third step.
+        assert_eq!(cuda.graph_launches(), 8);
+        losses.push(found);
     }
-    let found = translate::<Cuda, bf16>(&cuda(FORWARD));
+    assert!(losses.iter().all(|found| *found == losses[0]), "the order of copies shows in the results");
+    let cuda = cuda(FORWARD);
+    let found = translate::<Cuda, bf16>(&cuda, &mut || ());
     assert_near("losses and norms in bf16", &found[0], &expected[0], 2e-2);
 }

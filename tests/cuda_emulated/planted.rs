@@ -4,6 +4,7 @@
 use crate::attention::Packed;
 use crate::common::*;
 use crate::emulator::{Order, Plant, Schedule, Variant, device};
+use crate::lora::{Adapted, fused};
 use crate::matrix::Product;
 use crate::rmsnorm::Norm;
 use gradtx_kernels::bf16;
@@ -51,6 +52,8 @@ fn the_cases_pass_without_faults() {
     assert_eq!(complaints(&norm(), none), [""; 0]);
     let none = plant("gemm.cu", "// Matrix products", "// Matrix products");
     assert_eq!(complaints(&product(), none), [""; 0]);
+    let none = plant("lora_rows.cu", "// ---- forward", "// ---- forward");
+    assert_eq!(complaints(&adapted(), none), [""; 0]);
 }
 
 /// A block sum that does not wait for the other warps' parts.
@@ -81,7 +84,10 @@ fn write_after_read() {
 fn dropped_wait() {
     let fault = plant("gemm.cu", "        cp_async_wait<STAGES - 2>();\n", "");
     assert!(!complaints(&product(), fault).is_empty());
-    expect_caught(&product(), fault, "nobody waited for");
+    expect_caught(&product(), fault, "relative error");
+    let case = Packed { lengths: &[5, 70, 3], heads: 2, kv_heads: 1, head_dim: 64, gap: 0 };
+    let fault = plant("flash.cu", "cp_async_wait<0>();", "");
+    expect_caught(&case, fault, "nobody waited for");
 }
 
 /// A wait for one group too few: everything arrives in the end, but too late.
@@ -117,7 +123,7 @@ fn off_by_one() {
     let last_row = Norm { rows: 1, cols: 1032, gap: 0, out: Out::Assign };
     let found = complaints(&last_row, fault);
     assert!(!found.is_empty(), "one element too many went unnoticed");
-    let fault = plant("gemm.cu", "if (column + 1 < n)", "if (column + 1 <= n)");
+    let fault = plant("gemm.cu", "if (column + j >= n) return;", "if (column + j > n) return;");
     let odd = Product::new(33, 65, 40, (false, true), 0, Out::Assign);
     expect_caught(&odd, fault, "relative error");
     let fault = plant("gemm.cu", "if (row >= m) return;", "if (row > m) return;");
@@ -142,4 +148,49 @@ fn diverged_warp() {
         "for (int d = 16; d > 0; d >>= 1) if (threadIdx.x != 3) x += __shfl_xor_sync(ALL, x, d);",
     );
     expect_caught(&norm(), fault, "not all threads reach");
+}
+
+/// Two adapters of two targets, the first with more tokens than a tile of either backward kernel has.
+fn adapted() -> Adapted {
+    Adapted { segments: &[(70, 1, 0), (3, 0, 1)], ..fused(0, (40, 24, 2, 2), 0.3) }
+}
+
+/// Columns of other adapters that are not zeroed, and a B behind the rows of another target.
+#[test]
+fn wrong_columns_of_adapters() {
+    let fault = plant("lora_rows.cu", "if (column < own ||", "if (column > own + units &&");
+    expect_caught(&adapted(), fault, "`y`");
+    let fault = plant("lora.cu", "column % units / outputs.rank", "0 * units / outputs.rank");
+    expect_caught(&adapted(), fault, "relative error");
+}
+
+/// A mask that counts positions from the tile instead of the segment.
+#[test]
+fn wrong_mask_of_later_tiles() {
+    let fault = plant("lora_rows.cu", "kept_bits<N>(mask, tile.first + t + r,", "kept_bits<N>(mask, t + r,");
+    expect_caught(&adapted(), fault, "`dx`");
+}
+
+/// ds that is read before others have put it there.
+#[test]
+fn dropped_barrier_before_ds() {
+    let text = "    __syncthreads();\n    for (u32 t = 0; t < tokens; t += TILE_ROWS) {";
+    let fault = plant("lora_rows.cu", text, text.trim_start_matches("    __syncthreads();\n"));
+    expect_caught(&Adapted { norm: false, ..adapted() }, fault, "that nobody has written");
+}
+
+/// The norm's backward without what the adapters add to its mean.
+#[test]
+fn mean_without_adapters() {
+    let fault = plant("lora_rows.cu", "w_d_x[r] * scale + ds_dot_s[t + r]", "w_d_x[r] * scale");
+    assert_eq!(complaints(&adapted(), fault).len(), SCHEDULES.len() + 1);
+}
+
+/// Tiles of a segment that are left out, or added to another segment's row.
+#[test]
+fn wrong_sums_of_tiles() {
+    let fault = plant("lora.cu", "tile < tiles; tile++", "tile + 1 < tiles; tile++");
+    expect_caught(&adapted(), fault, "`grads`");
+    let fault = plant("lora.cu", "        partial += tiles * size;\n", "");
+    expect_caught(&adapted(), fault, "`grads`");
 }

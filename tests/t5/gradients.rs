@@ -214,7 +214,7 @@ where
     let mut buf = model.device().zeros::<X>(values.len()).unwrap();
     let mut ready: Vec<(std::ops::Range<usize>, Vec<X>)> = vec![];
     let mut on_ready = |range: std::ops::Range<usize>, gradients: &mut [X]| {
-        ready.push((range, gradients.to_vec()));
+        ready.push((range.clone(), gradients[range].to_vec()));
         Ok(())
     };
     let mut grads: Grads<'_, Cpu, X> = Grads { buf: &mut buf, on_ready: &mut on_ready };

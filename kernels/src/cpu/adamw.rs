@@ -3,7 +3,7 @@
 use super::simd::{self, Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::error::{Error, Result, expect_len};
-use crate::ops::{AdamW, AdamWStep};
+use crate::ops::{AdamW, AdamWCast, AdamWStep};
 
 /// Partial sums of a row. Fixed, so that the sum does not depend on the number of threads.
 const PARTIAL_SUMS: usize = 64;
@@ -114,8 +114,12 @@ impl<A: CpuReal> AdamW<A> for Cpu {
         expect_len(OP, "sums", sums.len(), rows)?;
         for (scale, sum) in scale.iter_mut().zip(sums) {
             let factor = A::from_f64(max_norm) / (sum.sqrt() + A::from_f64(1e-6));
-            // A NaN norm must stay visible: only a factor known to be above 1 becomes 1.
-            *scale = if factor.to_f64() > 1.0 { A::one() } else { factor };
+            // A norm that is no number must stay visible, in the factor too.
+            *scale = match sum.to_f64().is_finite() {
+                false => A::from_f64(f64::NAN),
+                true if factor.to_f64() > 1.0 => A::one(),
+                true => factor,
+            };
         }
         Ok(())
     }
@@ -140,7 +144,7 @@ impl<A: CpuReal> AdamW<A> for Cpu {
         if step.step == 0 {
             return Err(Error::Unsupported { op: OP, why: "steps are counted from 1".into() });
         }
-        if p.is_empty() {
+        if p.is_empty() || !scale.iter().all(|s| s.to_f64().is_finite()) {
             return Ok(());
         }
         let factors = Factors::new(step);
@@ -153,6 +157,28 @@ impl<A: CpuReal> AdamW<A> for Cpu {
             pieces.map(move |((p, (m, v)), g)| Step { p, m, v, g, scale, factors })
         });
         self.for_parts(parts, dispatch);
+        Ok(())
+    }
+}
+
+impl<A: CpuReal> AdamWCast<A> for Cpu {
+    fn adamw_cast(
+        &self,
+        y: &mut [A],
+        p: &mut [A],
+        m: &mut [A],
+        v: &mut [A],
+        g: &[A],
+        scale: &[A],
+        rows: usize,
+        len: usize,
+        step: AdamWStep,
+    ) -> Result<()> {
+        expect_len("adamw_cast", "y", y.len(), rows * len)?;
+        self.adamw(p, m, v, g, scale, rows, len, step)?;
+        if scale.iter().all(|s| s.to_f64().is_finite()) {
+            y.copy_from_slice(p);
+        }
         Ok(())
     }
 }

@@ -210,6 +210,10 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         dims.in_dim
     }
 
+    fn lora_weight_stride(in_dim: usize) -> usize {
+        in_dim
+    }
+
     fn lora_rows<'a>(input: Self::View<'a, X>, dims: &LoraDims<'_>) -> Self::View<'a, X> {
         &input[..dims.tokens * dims.in_dim]
     }

@@ -8,6 +8,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod collective;
 mod dropout;
 mod elementwise;
 mod embedding;
@@ -35,7 +36,7 @@ mod t5_attention;
 pub use memory::CpuBuf;
 pub use profile::OpTime;
 
-use crate::{Device, Elem, Real, Result, error::expect_len};
+use crate::{Device, Elem, Error, Real, Result, error::expect_len};
 use simd::Level;
 use std::ops::Range;
 use std::sync::Arc;
@@ -117,6 +118,8 @@ impl Device for Cpu {
     type Buf<T: Elem> = CpuBuf<T>;
     type View<'a, T: Elem> = &'a [T];
     type ViewMut<'a, T: Elem> = &'a mut [T];
+    type Lane = ();
+    type Graph = ();
 
     fn name(&self) -> String {
         format!("CPU, {} threads", self.threads())
@@ -179,6 +182,30 @@ impl Device for Cpu {
         expect_len("download", "dst", dst.len(), src.len())?;
         dst.copy_from_slice(src);
         Ok(())
+    }
+
+    fn lane(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn upload_in<T: Elem>(&self, (): &mut (), dst: &mut [T], src: &[T]) -> Result<()> {
+        self.upload(dst, src)
+    }
+
+    fn await_lane(&self, (): &mut ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn release_lane(&self, (): &mut ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn replay<E: From<Error>>(
+        &self,
+        (): &mut (),
+        work: &mut dyn FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        work()
     }
 
     fn copy<T: Elem>(&self, dst: &mut [T], src: &[T]) -> Result<()> {

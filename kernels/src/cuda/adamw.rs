@@ -1,8 +1,8 @@
 //! AdamW and gradient norms on CUDA.
 
-use super::{Cuda, CudaView, CudaViewMut};
+use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_len};
-use crate::ops::{AdamW, AdamWStep};
+use crate::ops::{AdamW, AdamWCast, AdamWStep};
 
 const MODULE: &str = "adamw";
 const THREADS: usize = 256;
@@ -58,7 +58,45 @@ impl AdamW<f32> for Cuda {
         len: usize,
         step: AdamWStep,
     ) -> Result<()> {
+        self.adamw_step::<f32>(None, p, m, v, g, scale, rows, len, step)
+    }
+}
+
+impl<X: CudaReal> AdamWCast<X> for Cuda {
+    fn adamw_cast(
+        &self,
+        y: CudaViewMut<'_, X>,
+        p: CudaViewMut<'_, f32>,
+        m: CudaViewMut<'_, f32>,
+        v: CudaViewMut<'_, f32>,
+        g: CudaView<'_, f32>,
+        scale: CudaView<'_, f32>,
+        rows: usize,
+        len: usize,
+        step: AdamWStep,
+    ) -> Result<()> {
+        self.adamw_step(Some(y), p, m, v, g, scale, rows, len, step)
+    }
+}
+
+impl Cuda {
+    /// One step, and where there is a `y`, `y = p`.
+    fn adamw_step<X: CudaReal>(
+        &self,
+        y: Option<CudaViewMut<'_, X>>,
+        p: CudaViewMut<'_, f32>,
+        m: CudaViewMut<'_, f32>,
+        v: CudaViewMut<'_, f32>,
+        g: CudaView<'_, f32>,
+        scale: CudaView<'_, f32>,
+        rows: usize,
+        len: usize,
+        step: AdamWStep,
+    ) -> Result<()> {
         const OP: &str = "adamw";
+        if let Some(y) = &y {
+            expect_len(OP, "y", y.len(), rows * len)?;
+        }
         for (what, found) in [("p", p.len()), ("m", m.len()), ("v", v.len()), ("g", g.len())] {
             expect_len(OP, what, found, rows * len)?;
         }
@@ -68,12 +106,13 @@ impl AdamW<f32> for Cuda {
         }
         let correction1 = 1.0 - step.beta1.powf(step.step.into());
         let correction2 = 1.0 - step.beta2.powf(step.step.into());
-        let kernel = self.kernel(MODULE, OP).write(&p).write(&m).write(&v).read(g).read(scale).long(len);
+        let kernel = self.kernel_of::<X>(MODULE, OP).write_if(&y).write(&p).write(&m).write(&v);
+        let kernel = kernel.read(g).read(scale).long(len);
         let kernel = kernel.float(step.beta1).float(1.0 - step.beta1);
         let kernel = kernel.float(step.beta2).float(1.0 - step.beta2);
         let kernel = kernel.float(1.0 - step.lr * step.weight_decay).float(step.lr / correction1);
         let kernel = kernel.float(1.0 / correction2.sqrt()).float(step.eps);
-        // SAFETY: the four matrices hold `rows` rows of `len`, and `scale` one factor for each.
-        unsafe { kernel.run([self.flat_blocks::<f32>(len), rows, 1], THREADS, 0) }
+        // SAFETY: the matrices hold `rows` rows of `len`, and `scale` one factor for each.
+        unsafe { kernel.run([self.flat_blocks::<X>(len), rows, 1], THREADS, 0) }
     }
 }

@@ -15,6 +15,9 @@ const FLASH: &str = "flash";
 /// As in `cu/attention.cu`.
 const PLAIN_THREADS: usize = 128;
 const MOST_DIM: usize = 256;
+const DECODE_THREADS: usize = 256;
+/// Query heads that a block decodes.
+const DECODE_GROUP: usize = 8;
 /// As in `cu/flash.cu`: threads, rows of a tile forwards and backwards, and the padding of its rows.
 const FLASH_THREADS: usize = 128;
 const FORWARD_TILE: usize = 128;
@@ -45,6 +48,15 @@ fn flash_names(head_dim: usize) -> Option<[&'static str; 3]> {
         64 => Some(["flash_forward_64", "flash_backward_q_64", "flash_backward_kv_64"]),
         128 => Some(["flash_forward_128", "flash_backward_q_128", "flash_backward_kv_128"]),
         _ => None,
+    }
+}
+
+/// The decoding kernel of a head size.
+fn decode_name(head_dim: usize) -> &'static str {
+    match head_dim {
+        ..=64 => "attention_decode_64",
+        65..=128 => "attention_decode_128",
+        _ => "attention_decode_256",
     }
 }
 
@@ -187,7 +199,7 @@ impl<X: CudaReal> Attention<X> for Cuda {
         dims: DecodeDims,
     ) -> Result<()> {
         const OP: &str = "attention_decode";
-        let QkvDims { tokens: rows, heads, head_dim, .. } = dims.qkv;
+        let QkvDims { tokens: rows, heads, kv_heads, head_dim } = dims.qkv;
         check_qkv(OP, qkv.len(), &dims.qkv)?;
         expect_len(OP, "o", o.len(), rows * heads * head_dim)?;
         check_caches(OP, k_cache.len(), v_cache.len(), &dims)?;
@@ -198,10 +210,12 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let kernel = kernel.int(dims.capacity).int(dims.slots);
         // SAFETY: the lengths above; slots and positions out of range are refused.
         unsafe { kernel.run([rows, 1, 1], 256, 0) }?;
-        let kernel = self.kernel_of::<X>(PLAIN, OP).write(&o).read(k_cache.freeze()).read(v_cache.freeze());
+        let kernel = self.kernel_of::<X>(PLAIN, decode_name(head_dim)).write(&o);
+        let kernel = kernel.read(k_cache.freeze()).read(v_cache.freeze());
         let kernel = kernel.read(qkv).read(slot).read(position).heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots).float(dims.scale);
+        let groups = (heads / kv_heads).div_ceil(DECODE_GROUP);
         // SAFETY: as above.
-        unsafe { kernel.run([rows, heads, 1], PLAIN_THREADS, 0) }
+        unsafe { kernel.run([rows, kv_heads, groups], DECODE_THREADS, 0) }
     }
 }

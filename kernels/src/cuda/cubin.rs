@@ -45,6 +45,7 @@ pub const MODULES: &[(&str, &str)] = sources![
     "gemm.cu",
     "lm_head.cu",
     "lora.cu",
+    "lora_rows.cu",
     "mse.cu",
     "rmsnorm.cu",
     "rope.cu",
@@ -52,7 +53,7 @@ pub const MODULES: &[(&str, &str)] = sources![
 ];
 
 /// What they may include.
-const HEADERS: &[(&str, &str)] = sources!["gpu.cuh", "common.cuh", "packed.cuh"];
+const HEADERS: &[(&str, &str)] = sources!["gpu.cuh", "common.cuh", "packed.cuh", "lora.cuh"];
 
 // `EMBEDDED: &[(&str, &[u8])]`, file names and cubins: written by the build script.
 include!(concat!(env!("OUT_DIR"), "/embedded_cubins.rs"));

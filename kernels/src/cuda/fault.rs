@@ -22,7 +22,7 @@ impl Cuda {
     pub(super) fn check_fault(&self) -> Result<()> {
         let word = &self.inner.fault;
         let mut code = [0u8; size_of::<u32>()];
-        memory::lock(&self.inner.staging).download(self.stream()?, &mut code, word.pointer())?;
+        memory::lock(&self.inner.staging).download(self.stream()?.raw, &mut code, word.pointer())?;
         match u32::from_ne_bytes(code) {
             0 => Ok(()),
             code => {

@@ -1,5 +1,7 @@
-//! Matrix products and linear layers on CUDA, by kernels of our own.
+//! Matrix products and linear layers on CUDA: by cuBLASLt where it is installed and has something
+//! for the shape, otherwise by kernels of our own.
 
+use super::cublaslt::Product;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_at_least, expect_len, expect_rows};
 use crate::ops::{Gemm, GemmDims, Linear, LinearDims, Out};
@@ -74,7 +76,7 @@ fn check(op: &'static str, c: usize, a: usize, b: usize, dims: &GemmDims) -> Res
 impl Cuda {
     /// `c = alpha · op(a) op(b) [+ bias] [+ start]`, with `C` the inputs' type or f32. `start` is an
     /// address and a row stride of a matrix like c, which may be c itself.
-    fn product<X: CudaReal, C: CudaReal>(
+    pub(super) fn product<X: CudaReal, C: CudaReal>(
         &self,
         op: &'static str,
         c: &CudaViewMut<'_, C>,
@@ -85,6 +87,9 @@ impl Cuda {
         dims: &GemmDims,
     ) -> Result<()> {
         check(op, c.len(), a.len(), b.len(), dims)?;
+        if self.library_product(c, a, b, bias, start, dims)? {
+            return Ok(());
+        }
         let (choice, suffix) = match (X::SUFFIX, C::SUFFIX) {
             ("f32", _) => (Choice::plain(dims), "f32"),
             (_, "f32") => (Choice::tensor_cores(dims, self.inner.processors), "bf16_f32"),
@@ -96,6 +101,35 @@ impl Cuda {
         let grid = [dims.n.div_ceil(choice.tile), dims.m.div_ceil(choice.tile), 1];
         // SAFETY: checked above; `start` is null or a matrix that the callers have checked.
         unsafe { kernel.run(grid, choice.threads, choice.shared) }
+    }
+
+    /// The same by cuBLASLt; false where it is not there or has nothing for this product.
+    fn library_product<X: CudaReal, C: CudaReal>(
+        &self,
+        c: &CudaViewMut<'_, C>,
+        a: CudaView<'_, X>,
+        b: CudaView<'_, X>,
+        bias: Option<CudaView<'_, X>>,
+        (start, start_stride): (u64, usize),
+        dims: &GemmDims,
+    ) -> Result<bool> {
+        let Ok(library) = &self.inner.products else { return Ok(false) };
+        if dims.m == 0 || dims.n == 0 || dims.k == 0 || (bias.is_some() && X::DTYPE != C::DTYPE) {
+            return Ok(false);
+        }
+        let product = Product {
+            inputs: X::DTYPE,
+            output: C::DTYPE,
+            a: a.pointer(),
+            b: b.pointer(),
+            c: c.pointer(),
+            bias: bias.map_or(0, CudaView::pointer),
+            start,
+            start_stride,
+            dims: *dims,
+        };
+        // SAFETY: as of our own kernel: checked by `product` and its callers.
+        unsafe { library.run(self.stream()?.raw, &product) }
     }
 
     /// [`Gemm::gemm`] with C of the inputs' type or f32.

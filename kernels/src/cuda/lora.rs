@@ -1,25 +1,56 @@
 //! Adapted linear layers on CUDA.
 //!
-//! A row of the adapter input is x and s side by side, padded to 16 bytes: the products of the
-//! base go through the row's first part, the rank-r products (`cu/lora.cu`) through both, one
-//! target after the other.
+//! A row of the adapter input is x and, behind it, room for s. While the adapters' columns fit
+//! into [`ROOM`], each adapter has its own of them, and a token zeros in the others; rows of frozen
+//! weights have the same room, and B is written there before a product. Then one matrix product
+//! is the layer with all its adapters, and another one gives both gradients. Adapters that are
+//! more than that share the columns, and have passes of their own over y and dy, as have weights
+//! without room. Which way is taken depends on shapes alone.
+//!
+//! Products with A are fused with the norm and with each other (`cu/lora_rows.cu`), those with B
+//! and the sums of gradients are in `cu/lora.cu`.
 
 use super::launch::Launch;
-use super::rmsnorm::{COLUMN_BLOCK, COLUMN_THREADS};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::error::{Error, Result, expect_len};
-use crate::ops::{Gemm, GemmDims, Linear, LinearDims, LoraDims, LoraLinear, LoraTarget, Out};
-use crate::ops::{RmsNorm, RmsNormDims, Segments};
+use crate::error::{Error, Result, expect_len, expect_rows};
+use crate::ops::{Gemm, GemmDims, LoraDims, LoraLinear, LoraTarget, RmsNorm, RmsNormDims, Segments};
 use crate::rng::drop_threshold;
 
 const MODULE: &str = "lora";
-/// As in `cu/lora.cu`.
+const ROWS_MODULE: &str = "lora_rows";
+/// Columns behind x, and behind the rows of a frozen weight: 8 adapters of 4 targets at rank 2.
+const ROOM: usize = 64;
+/// Used columns of the room are a multiple of this: the depth of a tensor core's step.
+const DEPTH: usize = 16;
+/// As in `cu/lora.cuh`.
+const MOST_TARGETS: usize = 4;
+/// As in `cu/lora.cu`: threads of its kernels, and tokens of a tile of dB.
 const THREADS: usize = 128;
+const B_TILE: usize = 64;
+/// As in `cu/lora_rows.cu`: threads of its kernels, and tokens of a tile of the backward ones.
 const ROWS_THREADS: usize = 256;
+const A_TILE: usize = 32;
+/// Dynamic shared memory of a block: what every device has, less what kernels declare.
+const MOST_SHARED: usize = 160 * 1024;
 
 /// Elements from one row of an adapter input to the next.
 fn row_stride(dims: &LoraDims<'_>) -> usize {
-    dims.in_dim + dims.tail().next_multiple_of(8)
+    match dims.tail() {
+        0 => dims.in_dim,
+        tail => (dims.in_dim + tail.max(ROOM)).next_multiple_of(8),
+    }
+}
+
+/// Elements from one row of a frozen weight to the next.
+fn weight_stride(in_dim: usize) -> usize {
+    (in_dim + ROOM).next_multiple_of(8)
+}
+
+/// Threads of a block that takes whole rows: as few as take no more rounds than the most would.
+fn row_threads<X>(cols: usize) -> usize {
+    let chunks = cols.div_ceil(16 / size_of::<X>());
+    let rounds = chunks.div_ceil(ROWS_THREADS).max(1);
+    chunks.div_ceil(rounds).next_multiple_of(32).max(32)
 }
 
 /// Rows of a matrix of adapters or gradients.
@@ -27,8 +58,35 @@ fn rows_of(len: usize, dims: &LoraDims<'_>) -> usize {
     len / dims.adapter_stride.max(1)
 }
 
+/// How the columns behind x are used.
+#[derive(Clone, Copy)]
+struct Columns {
+    /// Adapters in the matrix.
+    adapters: usize,
+    /// From one adapter's to the next one's; 0 where all share them.
+    step: usize,
+    /// Columns that are written.
+    width: usize,
+}
+
+impl Columns {
+    fn new(adapters: CudaView<'_, f32>, dims: &LoraDims<'_>) -> Self {
+        let (adapters, tail) = (rows_of(adapters.len(), dims), dims.tail());
+        match adapters.saturating_mul(tail) {
+            all @ 0..=ROOM => Self { adapters, step: tail, width: all.next_multiple_of(DEPTH) },
+            _ => Self { adapters, step: 0, width: tail },
+        }
+    }
+}
+
+/// Tiles of at most so many tokens of one segment, at most.
+fn tiles(tile: usize, segments: &Segments<'_, Cuda>, dims: &LoraDims<'_>) -> usize {
+    dims.tokens.div_ceil(tile) + segments.count
+}
+
 /// Checks everything that all adapted operations have in common, but for numbers that only the device sees.
 fn check(op: &'static str, input: usize, segments: &Segments<'_, Cuda>, dims: &LoraDims<'_>) -> Result<()> {
+    let unsupported = |why: String| Err(Error::Unsupported { op, why });
     expect_len(op, "input", input, dims.tokens * row_stride(dims))?;
     expect_len(op, "segments.offsets", segments.offsets.len(), segments.count + 1)?;
     expect_len(op, "segments.adapter", segments.adapter.len(), segments.count)?;
@@ -38,9 +96,11 @@ fn check(op: &'static str, input: usize, segments: &Segments<'_, Cuda>, dims: &L
         let a_end = target.a_offset + dims.rank * dims.in_dim;
         let b_end = target.b_offset + dims.rank * target.out_len;
         if a_end.max(b_end) > dims.adapter_stride || target.out_start + target.out_len > dims.out_dim {
-            let why = format!("target {n} reaches beyond the adapter row or the outputs");
-            return Err(Error::Unsupported { op, why });
+            return unsupported(format!("target {n} reaches beyond the adapter row or the outputs"));
         }
+    }
+    if dims.targets.len() > MOST_TARGETS {
+        return unsupported(format!("{} targets, at most {MOST_TARGETS} are possible", dims.targets.len()));
     }
     super::dropout::check_probability(op, dims.dropout)
 }
@@ -55,48 +115,101 @@ fn check_norm(op: &'static str, norm: &RmsNormDims, dims: &LoraDims<'_>) -> Resu
     Err(Error::Unsupported { op, why })
 }
 
+/// The row stride of a weight of this length: with room for B, or without.
+fn stride_of_weight(op: &'static str, len: usize, dims: &LoraDims<'_>) -> Result<usize> {
+    let stride = weight_stride(dims.in_dim);
+    if len == dims.out_dim * stride {
+        return Ok(stride);
+    }
+    expect_len(op, "w", len, dims.out_dim * dims.in_dim)?;
+    Ok(dims.in_dim)
+}
+
 impl Launch<'_> {
-    /// Where tokens and adapters of the stream are; `adapters` is the number of rows of adapters.
+    /// Where tokens and adapters of the stream are, and rows and columns of an adapter input.
     fn stream(
         self,
         cuda: &Cuda,
         segments: &Segments<'_, Cuda>,
         dims: &LoraDims<'_>,
-        adapters: usize,
+        columns: Columns,
     ) -> Self {
         let launch = self.read(segments.offsets).read(segments.adapter).read(segments.keys);
-        launch.pointer(cuda.fault_pointer()).int(segments.count).int(dims.tokens).int(adapters)
+        let launch = launch.pointer(cuda.fault_pointer()).int(segments.count).int(dims.tokens);
+        launch.int(columns.adapters)
     }
 
-    /// The factor of s, and the mask of a target.
-    fn drop(self, target: &LoraTarget, dims: &LoraDims<'_>) -> Self {
-        let launch = self.float(dims.scale).int(target.site as usize);
+    fn rows(self, dims: &LoraDims<'_>, columns: Columns) -> Self {
+        self.long(row_stride(dims)).int(dims.in_dim).int(columns.step).int(columns.width)
+    }
+
+    /// A `u64` for every target.
+    fn long_per_target(self, dims: &LoraDims<'_>, of: impl Fn(&LoraTarget) -> usize) -> Self {
+        (0..MOST_TARGETS).fold(self, |launch, n| launch.long(dims.targets.get(n).map_or(0, &of)))
+    }
+
+    /// A `u32` for every target.
+    fn int_per_target(self, dims: &LoraDims<'_>, of: impl Fn(&LoraTarget) -> usize) -> Self {
+        (0..MOST_TARGETS).fold(self, |launch, n| launch.int(dims.targets.get(n).map_or(0, &of)))
+    }
+
+    /// A of all targets, the factor of s, and the masks.
+    fn factors(self, adapters: CudaView<'_, f32>, dims: &LoraDims<'_>) -> Self {
+        let launch = self.read(adapters).long(dims.adapter_stride).long_per_target(dims, |t| t.a_offset);
+        let launch = launch.int_per_target(dims, |t| t.site as usize);
+        let launch = launch.int(dims.targets.len()).int(dims.rank).float(dims.scale);
         launch.int(drop_threshold(dims.dropout) as usize).float(1.0 / (1.0 - dims.dropout))
+    }
+
+    /// B of all targets.
+    fn outputs(self, dims: &LoraDims<'_>) -> Self {
+        let launch = self.long_per_target(dims, |t| t.b_offset).int_per_target(dims, |t| t.out_start);
+        launch.int_per_target(dims, |t| t.out_len).int(dims.targets.len()).int(dims.rank)
     }
 }
 
+/// Sums of a gradient in scratch memory, and where they belong.
+struct Partial {
+    pointer: u64,
+    /// Tokens of a tile.
+    tile: usize,
+    /// Elements of a tile, beginning with `first` of the gradient.
+    size: usize,
+    first: usize,
+}
+
+/// Views of the rows of a backward kernel: with the norm, or of a layer alone.
+struct NormRows<'a, X> {
+    dx: CudaViewMut<'a, X>,
+    x: CudaView<'a, X>,
+    inv_rms: CudaView<'a, f32>,
+    w_norm: CudaView<'a, X>,
+    dims: RmsNormDims,
+}
+
 impl Cuda {
-    /// One of the kernels that multiply rows by A: s from x, or dx from ds.
-    fn lora_by_a<X: CudaReal>(
-        &self,
-        name: &'static str,
-        input: &CudaViewMut<'_, X>,
-        adapters: CudaView<'_, f32>,
-        segments: &Segments<'_, Self>,
-        dims: &LoraDims<'_>,
-    ) -> Result<()> {
-        for (n, target) in dims.targets.iter().enumerate() {
-            let kernel = self.kernel_of::<X>(MODULE, name).write(input).read(adapters);
-            let kernel = kernel.stream(self, segments, dims, rows_of(adapters.len(), dims));
-            let kernel = kernel.long(dims.adapter_stride).long(target.a_offset).long(row_stride(dims));
-            let kernel = kernel.int(dims.in_dim).int(dims.rank).int(n * dims.rank).drop(target, dims);
-            // SAFETY: checked by `check`; segments and adapters out of range are refused.
-            unsafe { kernel.run([dims.tokens, 1, 1], THREADS, 0) }?;
-        }
-        Ok(())
+    /// Rows of x that a block of the forward kernels takes: several share what they read of A.
+    fn rows_per_block(&self, tokens: usize) -> usize {
+        if tokens >= 8 * self.inner.processors { 4 } else { 1 }
     }
 
-    /// One of the kernels that multiply rows by B: `to` is y or d_input, `from` the input or dy.
+    /// Writes B of all adapters behind the rows of `w`, in the columns that are theirs.
+    fn lora_weight_tail<X: CudaReal>(
+        &self,
+        w: CudaView<'_, X>,
+        adapters: CudaView<'_, f32>,
+        dims: &LoraDims<'_>,
+        columns: Columns,
+    ) -> Result<()> {
+        let kernel = self.kernel_of::<X>(MODULE, "lora_weight_tail").pointer(w.pointer()).read(adapters);
+        let kernel = kernel.long(dims.adapter_stride).long(weight_stride(dims.in_dim)).int(dims.out_dim);
+        let kernel = kernel.int(dims.in_dim).int(columns.width).int(columns.adapters).outputs(dims);
+        let blocks = self.blocks_for(dims.out_dim * columns.width, THREADS);
+        // SAFETY: `w` has room in every row, and by the contract that room is ours to write.
+        unsafe { kernel.run([blocks, 1, 1], THREADS, 0) }
+    }
+
+    /// One of the passes that multiply rows by B: `to` is y or d_input, `from` the input or dy.
     fn lora_by_b<X: CudaReal>(
         &self,
         name: &'static str,
@@ -105,33 +218,113 @@ impl Cuda {
         segments: &Segments<'_, Self>,
         dims: &LoraDims<'_>,
     ) -> Result<()> {
+        let columns = Columns::new(adapters, dims);
         for (n, target) in dims.targets.iter().enumerate() {
             let (to, from) = pointers(target);
             let kernel = self.kernel_of::<X>(MODULE, name).pointer(to).pointer(from).read(adapters);
-            let kernel = kernel.stream(self, segments, dims, rows_of(adapters.len(), dims));
-            let kernel = kernel.long(dims.adapter_stride).long(target.b_offset).long(row_stride(dims));
-            let kernel = kernel.int(dims.in_dim).int(dims.out_dim).int(target.out_len);
-            let kernel = kernel.int(dims.rank).int(n * dims.rank);
+            let kernel = kernel.stream(self, segments, dims, columns).long(dims.adapter_stride);
+            let kernel = kernel.long(target.b_offset).rows(dims, columns).int(dims.out_dim);
+            let kernel = kernel.int(target.out_len).int(dims.rank).int(n * dims.rank);
             // SAFETY: checked by `check` and the callers; segments and adapters out of range are refused.
             unsafe { kernel.run([dims.tokens, 1, 1], THREADS, 0) }?;
         }
         Ok(())
     }
 
-    /// Adds the segments' sums of a matrix of `size` elements to their gradient rows at `offset`.
+    /// Adds the sums of all tiles to their gradient rows. `len` is the length of a target's
+    /// gradient, `offset` its place.
     fn lora_add_rows(
         &self,
         grads: &CudaViewMut<'_, f32>,
-        partial: u64,
+        partial: Partial,
         segments: &Segments<'_, Self>,
         dims: &LoraDims<'_>,
-        (offset, size): (usize, usize),
+        offset: impl Fn(&LoraTarget) -> usize,
+        len: impl Fn(&LoraTarget) -> usize,
     ) -> Result<()> {
-        let kernel = self.kernel(MODULE, "lora_gradient_rows").write(grads).pointer(partial);
-        let kernel = kernel.read(segments.grad_row).pointer(self.fault_pointer()).int(segments.count);
-        let kernel = kernel.int(rows_of(grads.len(), dims)).long(dims.adapter_stride).long(offset).long(size);
-        // SAFETY: the target lies within a row (`check`), and rows out of range are refused.
-        unsafe { kernel.run([size.div_ceil(ROWS_THREADS), 1, 1], ROWS_THREADS, 0) }
+        let Partial { pointer, tile, size, first } = partial;
+        let kernel = self.kernel(MODULE, "lora_gradient_rows").write(grads).pointer(pointer);
+        let kernel = kernel.read(segments.offsets).read(segments.grad_row).pointer(self.fault_pointer());
+        let kernel = kernel.int(segments.count).int(dims.tokens).int(rows_of(grads.len(), dims)).int(tile);
+        let kernel = kernel.long(dims.adapter_stride).long(first).long(size).long_per_target(dims, offset);
+        let end = |n: usize| dims.targets.iter().take(n + 1).map(&len).sum();
+        let kernel = (0..MOST_TARGETS).fold(kernel, |kernel, n| kernel.long(end(n)));
+        // SAFETY: the targets lie within a row (`check`), and rows out of range are refused.
+        unsafe { kernel.run([size.div_ceil(THREADS), 1, 1], THREADS, 0) }
+    }
+
+    /// `dB += dyᵀ s`.
+    fn lora_gradient_b<X: CudaReal>(
+        &self,
+        grads: &CudaViewMut<'_, f32>,
+        dy: CudaView<'_, X>,
+        input: CudaView<'_, X>,
+        segments: &Segments<'_, Self>,
+        dims: &LoraDims<'_>,
+        columns: Columns,
+    ) -> Result<()> {
+        let len = |target: &LoraTarget| target.out_len * dims.rank;
+        let size: usize = dims.targets.iter().map(len).sum();
+        let tiles = tiles(B_TILE, segments, dims);
+        let scratch = self.workspace(tiles * size * size_of::<f32>())?;
+        let kernel = self.kernel_of::<X>(MODULE, "lora_gradient_b").pointer(scratch.pointer);
+        let kernel = kernel.read(dy).read(input).stream(self, segments, dims, columns).rows(dims, columns);
+        let kernel = kernel.int(dims.out_dim).long(size).outputs(dims);
+        let longest = dims.targets.iter().map(|t| t.out_len).max().unwrap_or(0);
+        let grid = [tiles, longest.div_ceil(THREADS * 16 / size_of::<X>()), dims.targets.len()];
+        // SAFETY: the lengths were checked; segments and adapters out of range are refused.
+        unsafe { kernel.run(grid, THREADS, 0) }?;
+        let partial = Partial { pointer: scratch.pointer, tile: B_TILE, size, first: 0 };
+        self.lora_add_rows(grads, partial, segments, dims, |t| t.b_offset, len)
+    }
+
+    /// The backward of the products with A, alone or with the norm before them.
+    fn lora_by_a_backward<X: CudaReal>(
+        &self,
+        op: &'static str,
+        norm: Option<NormRows<'_, X>>,
+        d_input: &CudaViewMut<'_, X>,
+        grads: &CudaViewMut<'_, f32>,
+        input: CudaView<'_, X>,
+        adapters: CudaView<'_, f32>,
+        segments: &Segments<'_, Self>,
+        dims: &LoraDims<'_>,
+    ) -> Result<()> {
+        let (units, columns) = (dims.tail(), Columns::new(adapters, dims));
+        let float = size_of::<f32>();
+        let ds = A_TILE * units * float;
+        // As many units at a time as a block can sum in shared memory; one launch in practice.
+        let at_a_time = MOST_SHARED.saturating_sub(ds) / (dims.in_dim.max(1) * float);
+        if at_a_time == 0 {
+            let why = format!("sums of {} columns do not fit into shared memory", dims.in_dim);
+            return Err(Error::Unsupported { op, why });
+        }
+        let tiles = tiles(A_TILE, segments, dims);
+        let scratch = self.workspace(tiles * units.min(at_a_time) * dims.in_dim * float)?;
+        for first in (0..units).step_by(at_a_time) {
+            let count = at_a_time.min(units - first);
+            let kernel = self.kernel_of::<X>(ROWS_MODULE, op);
+            let kernel = match &norm {
+                None => kernel.write(d_input).pointer(scratch.pointer).read(input),
+                Some(norm) => {
+                    let kernel = kernel.write(&norm.dx).write(d_input).pointer(scratch.pointer).read(norm.x);
+                    let kernel = kernel.read(input).read(norm.inv_rms).read(norm.w_norm);
+                    kernel.long(norm.dims.x_stride)
+                }
+            };
+            let kernel = kernel.factors(adapters, dims).int(first).int(count).int((first == 0).into());
+            let kernel = kernel.stream(self, segments, dims, columns).rows(dims, columns);
+            let shared = count * dims.in_dim * float + ds;
+            let threads = row_threads::<X>(dims.in_dim);
+            // SAFETY: the callers have checked lengths; segments and adapters out of range are refused.
+            unsafe { kernel.run([tiles, 1, 1], threads, shared) }?;
+            let size = count * dims.in_dim;
+            let first = first * dims.in_dim;
+            let partial = Partial { pointer: scratch.pointer, tile: A_TILE, size, first };
+            let len = |_: &LoraTarget| dims.rank * dims.in_dim;
+            self.lora_add_rows(grads, partial, segments, dims, |t| t.a_offset, len)?;
+        }
+        Ok(())
     }
 }
 
@@ -142,6 +335,10 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
 
     fn lora_row_stride(dims: &LoraDims<'_>) -> usize {
         row_stride(dims)
+    }
+
+    fn lora_weight_stride(in_dim: usize) -> usize {
+        weight_stride(in_dim)
     }
 
     fn lora_rows<'a>(input: Self::View<'a, X>, _: &LoraDims<'_>) -> Self::View<'a, X> {
@@ -159,14 +356,23 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
-        const OP: &str = "lora_down_forward";
-        check(OP, input.len(), &segments, &dims)?;
-        self.lora_by_a(OP, &input, adapters, &segments, &dims)
+        check("lora_down_forward", input.len(), &segments, &dims)?;
+        if dims.tail() == 0 {
+            return Ok(());
+        }
+        let rows = self.rows_per_block(dims.tokens);
+        let name = if rows == 1 { "lora_down_forward_1" } else { "lora_down_forward_4" };
+        let columns = Columns::new(adapters, &dims);
+        let kernel = self.kernel_of::<X>(ROWS_MODULE, name).write(&input).factors(adapters, &dims);
+        let kernel = kernel.stream(self, &segments, &dims, columns).rows(&dims, columns);
+        let threads = row_threads::<X>(dims.in_dim);
+        // SAFETY: checked by `check`; segments and adapters out of range are refused.
+        unsafe { kernel.run([dims.tokens.div_ceil(rows), 1, 1], threads, 0) }
     }
 
     fn rmsnorm_lora_forward(
         &self,
-        mut input: CudaViewMut<'_, X>,
+        input: CudaViewMut<'_, X>,
         inv_rms: CudaViewMut<'_, f32>,
         x: CudaView<'_, X>,
         w_norm: CudaView<'_, X>,
@@ -178,14 +384,28 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         const OP: &str = "rmsnorm_lora_forward";
         check(OP, input.len(), &segments, &dims)?;
         check_norm(OP, &norm, &dims)?;
-        let norm = RmsNormDims { y_stride: row_stride(&dims), ..norm };
-        self.rmsnorm_forward(input.reborrow(), inv_rms, x, w_norm, norm)?;
-        self.lora_down_forward(input, adapters, segments, dims)
+        if dims.tail() == 0 {
+            let norm = RmsNormDims { y_stride: row_stride(&dims), ..norm };
+            return self.rmsnorm_forward(input, inv_rms, x, w_norm, norm);
+        }
+        expect_len(OP, "inv_rms", inv_rms.len(), norm.rows)?;
+        expect_rows(OP, "x", x.len(), norm.rows, norm.cols, norm.x_stride)?;
+        expect_len(OP, "w_norm", w_norm.len(), norm.cols)?;
+        let rows = self.rows_per_block(dims.tokens);
+        let name = if rows == 1 { "rmsnorm_lora_forward_1" } else { "rmsnorm_lora_forward_4" };
+        let columns = Columns::new(adapters, &dims);
+        let kernel =
+            self.kernel_of::<X>(ROWS_MODULE, name).write(&input).write(&inv_rms).read(x).read(w_norm);
+        let kernel = kernel.long(norm.x_stride).float(norm.eps).factors(adapters, &dims);
+        let kernel = kernel.stream(self, &segments, &dims, columns).rows(&dims, columns);
+        let threads = row_threads::<X>(dims.in_dim);
+        // SAFETY: the lengths above; segments and adapters out of range are refused.
+        unsafe { kernel.run([dims.tokens.div_ceil(rows), 1, 1], threads, 0) }
     }
 
     fn lora_linear_forward(
         &self,
-        y: CudaViewMut<'_, X>,
+        mut y: CudaViewMut<'_, X>,
         input: CudaView<'_, X>,
         w: CudaView<'_, X>,
         residual: Option<CudaView<'_, X>>,
@@ -193,13 +413,25 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
-        check("lora_linear_forward", input.len(), &segments, &dims)?;
-        let mut y = y;
-        let linear = LinearDims {
-            x_stride: row_stride(&dims),
-            ..LinearDims::new(dims.tokens, dims.in_dim, dims.out_dim)
-        };
-        self.linear_forward(y.reborrow(), input, w, None, residual, linear)?;
+        const OP: &str = "lora_linear_forward";
+        check(OP, input.len(), &segments, &dims)?;
+        expect_len(OP, "y", y.len(), dims.tokens * dims.out_dim)?;
+        if let Some(residual) = residual {
+            expect_len(OP, "residual", residual.len(), dims.tokens * dims.out_dim)?;
+        }
+        let (columns, w_stride) = (Columns::new(adapters, &dims), stride_of_weight(OP, w.len(), &dims)?);
+        let fused = dims.tail() > 0 && columns.step > 0 && w_stride > dims.in_dim;
+        if fused {
+            self.lora_weight_tail(w, adapters, &dims, columns)?;
+        }
+        let depth = if fused { dims.in_dim + columns.width } else { dims.in_dim };
+        let product = GemmDims::new(dims.tokens, dims.out_dim, depth, false, true);
+        let product = GemmDims { a_stride: row_stride(&dims), b_stride: w_stride, ..product };
+        let start = (residual.map_or(0, CudaView::pointer), dims.out_dim);
+        self.product(OP, &y.reborrow(), input, w, None, start, &product)?;
+        if fused {
+            return Ok(());
+        }
         let at =
             |target: &LoraTarget| (y.pointer() + (target.out_start * size_of::<X>()) as u64, input.pointer());
         self.lora_by_b::<X>("lora_up_forward", at, adapters, &segments, &dims)
@@ -207,7 +439,7 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
 
     fn lora_linear_backward(
         &self,
-        d_input: CudaViewMut<'_, X>,
+        mut d_input: CudaViewMut<'_, X>,
         grads: CudaViewMut<'_, f32>,
         dy: CudaView<'_, X>,
         input: CudaView<'_, X>,
@@ -220,27 +452,25 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         check(OP, input.len(), &segments, &dims)?;
         expect_len(OP, "d_input", d_input.len(), input.len())?;
         expect_len(OP, "dy", dy.len(), dims.tokens * dims.out_dim)?;
-        expect_len(OP, "w", w.len(), dims.out_dim * dims.in_dim)?;
-        let mut d_input = d_input;
-        let product = GemmDims::new(dims.tokens, dims.in_dim, dims.out_dim, false, false);
-        let stride = row_stride(&dims);
-        self.gemm(d_input.reborrow(), dy, w, GemmDims { c_stride: stride, ..product })?;
-        let dy_at = |target: &LoraTarget| dy.pointer() + (target.out_start * size_of::<X>()) as u64;
-        let at = |target: &LoraTarget| (d_input.pointer(), dy_at(target));
-        self.lora_by_b::<X>("lora_up_backward", at, adapters, &segments, &dims)?;
-        for (n, target) in dims.targets.iter().enumerate() {
-            let size = target.out_len * dims.rank;
-            let scratch = self.workspace(segments.count * size * size_of::<f32>())?;
-            let kernel = self.kernel_of::<X>(MODULE, "lora_gradient_b").pointer(scratch.pointer);
-            let kernel = kernel.pointer(dy_at(target)).read(input).stream(self, &segments, &dims, 0);
-            let kernel = kernel.long(stride).int(dims.in_dim).int(dims.out_dim).int(target.out_len);
-            let kernel = kernel.int(dims.rank).int(n * dims.rank);
-            let grid = [target.out_len.div_ceil(COLUMN_BLOCK), segments.count, dims.rank];
-            // SAFETY: the lengths above; segments out of range are refused.
-            unsafe { kernel.run(grid, COLUMN_THREADS, 0) }?;
-            self.lora_add_rows(&grads, scratch.pointer, &segments, &dims, (target.b_offset, size))?;
+        let (columns, w_stride) = (Columns::new(adapters, &dims), stride_of_weight(OP, w.len(), &dims)?);
+        let fused = dims.tail() > 0 && columns.step > 0 && w_stride > dims.in_dim;
+        if fused {
+            // Other adapters may have been there since the forward pass.
+            self.lora_weight_tail(w, adapters, &dims, columns)?;
         }
-        Ok(())
+        let width = if fused { dims.in_dim + columns.width } else { dims.in_dim };
+        let product = GemmDims::new(dims.tokens, width, dims.out_dim, false, false);
+        let product = GemmDims { b_stride: w_stride, c_stride: row_stride(&dims), ..product };
+        self.gemm(d_input.reborrow(), dy, w, product)?;
+        if dims.tail() == 0 {
+            return Ok(());
+        }
+        if !fused {
+            let dy_at = |target: &LoraTarget| dy.pointer() + (target.out_start * size_of::<X>()) as u64;
+            let at = |target: &LoraTarget| (d_input.pointer(), dy_at(target));
+            self.lora_by_b::<X>("lora_up_backward", at, adapters, &segments, &dims)?;
+        }
+        self.lora_gradient_b(&grads, dy, input, &segments, &dims, columns)
     }
 
     fn lora_down_backward(
@@ -255,26 +485,16 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         const OP: &str = "lora_down_backward";
         check(OP, input.len(), &segments, &dims)?;
         expect_len(OP, "d_input", d_input.len(), input.len())?;
-        self.lora_by_a(OP, &d_input, adapters, &segments, &dims)?;
-        for (n, target) in dims.targets.iter().enumerate() {
-            let size = dims.rank * dims.in_dim;
-            let scratch = self.workspace(segments.count * size * size_of::<f32>())?;
-            let kernel = self.kernel_of::<X>(MODULE, "lora_gradient_a").pointer(scratch.pointer);
-            let kernel = kernel.read(input).read(d_input.freeze()).stream(self, &segments, &dims, 0);
-            let kernel = kernel.long(row_stride(&dims)).int(dims.in_dim).int(dims.rank).int(n * dims.rank);
-            let kernel = kernel.drop(target, &dims);
-            let grid = [dims.in_dim.div_ceil(COLUMN_BLOCK), segments.count, dims.rank];
-            // SAFETY: the lengths above; segments out of range are refused.
-            unsafe { kernel.run(grid, COLUMN_THREADS, 0) }?;
-            self.lora_add_rows(&grads, scratch.pointer, &segments, &dims, (target.a_offset, size))?;
+        if dims.tail() == 0 {
+            return Ok(());
         }
-        Ok(())
+        self.lora_by_a_backward(OP, None, &d_input, &grads, input, adapters, &segments, &dims)
     }
 
     fn rmsnorm_lora_backward(
         &self,
         dx: CudaViewMut<'_, X>,
-        mut d_input: CudaViewMut<'_, X>,
+        d_input: CudaViewMut<'_, X>,
         grads: CudaViewMut<'_, f32>,
         x: CudaView<'_, X>,
         input: CudaView<'_, X>,
@@ -285,9 +505,20 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         norm: RmsNormDims,
         dims: LoraDims<'_>,
     ) -> Result<()> {
-        check_norm("rmsnorm_lora_backward", &norm, &dims)?;
-        self.lora_down_backward(d_input.reborrow(), grads, input, adapters, segments, dims)?;
-        let norm = RmsNormDims { y_stride: row_stride(&dims), ..norm };
-        self.rmsnorm_backward(dx, None, d_input.freeze(), x, inv_rms, w_norm, norm, Out::Add)
+        const OP: &str = "rmsnorm_lora_backward";
+        check(OP, input.len(), &segments, &dims)?;
+        check_norm(OP, &norm, &dims)?;
+        expect_len(OP, "d_input", d_input.len(), input.len())?;
+        if dims.tail() == 0 {
+            let norm = RmsNormDims { y_stride: row_stride(&dims), ..norm };
+            let out = crate::ops::Out::Add;
+            return self.rmsnorm_backward(dx, None, d_input.freeze(), x, inv_rms, w_norm, norm, out);
+        }
+        expect_rows(OP, "dx", dx.len(), norm.rows, norm.cols, norm.x_stride)?;
+        expect_rows(OP, "x", x.len(), norm.rows, norm.cols, norm.x_stride)?;
+        expect_len(OP, "inv_rms", inv_rms.len(), norm.rows)?;
+        expect_len(OP, "w_norm", w_norm.len(), norm.cols)?;
+        let rows = NormRows { dx, x, inv_rms, w_norm, dims: norm };
+        self.lora_by_a_backward(OP, Some(rows), &d_input, &grads, input, adapters, &segments, &dims)
     }
 }

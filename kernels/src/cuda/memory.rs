@@ -1,11 +1,13 @@
 //! Device memory: allocations, buffers and views; pinned host memory that copies go through.
 
-use super::{Cuda, CudaDevice, Stream, failed};
+use super::stream::{Event, Stream};
+use super::{Cuda, CudaDevice, failed};
 use crate::{Elem, Error, Result};
 use cudarc::driver::{CudaContext, result, sys};
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Locks what one operation at a time uses. A panic elsewhere leaves nothing half done in it.
@@ -27,6 +29,7 @@ impl Allocation {
         if bytes == 0 {
             return Ok(Self { pointer: 0, bytes, context });
         }
+        stream.allocations.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the context is bound; the memory is given back once, in `drop`.
         match unsafe { result::malloc_sync(bytes) } {
             Ok(pointer) => Ok(Self { pointer, bytes, context }),
@@ -182,7 +185,7 @@ pub(super) struct Staging {
 struct Piece {
     memory: *mut u8,
     /// The last copy from this piece.
-    copied: sys::CUevent,
+    copied: Event,
     context: Arc<CudaContext>,
 }
 
@@ -191,8 +194,7 @@ unsafe impl Send for Piece {}
 
 impl Piece {
     fn new(stream: &Stream) -> Result<Self> {
-        let copied = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
-            .map_err(failed("create an event"))?;
+        let copied = Event::new(stream)?;
         // SAFETY: the context is bound; the memory is given back once, in `drop`.
         let memory = unsafe { result::malloc_host(PIECE, 0) }.map_err(failed("pin host memory"))?;
         Ok(Self { memory: memory.cast(), copied, context: Arc::clone(&stream.context) })
@@ -200,8 +202,7 @@ impl Piece {
 
     /// Waits until the last copy from this piece is done, and lends its bytes.
     fn bytes(&mut self) -> Result<&mut [u8]> {
-        // SAFETY: the event is alive; one that was never recorded counts as done.
-        unsafe { result::event::synchronize(self.copied) }.map_err(failed("wait for a copy"))?;
+        self.copied.synchronize()?;
         // SAFETY: `PIECE` bytes were allocated, and the device is done with them.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, PIECE) })
     }
@@ -210,9 +211,8 @@ impl Piece {
 impl Drop for Piece {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
-            // SAFETY: both were created in this context, and are given back once.
-            let _ = unsafe { result::event::destroy(self.copied) };
-            // SAFETY: as above; whoever drops a device waits for its stream first.
+            // SAFETY: allocated in this context and given back once; whoever drops a device waits for
+            // its streams first. Nothing can be done about a failure.
             let _ = unsafe { result::free_host(self.memory.cast::<c_void>()) };
         }
     }
@@ -223,8 +223,8 @@ impl Staging {
         Ok(Self { pieces: [Piece::new(stream)?, Piece::new(stream)?], next: 0 })
     }
 
-    /// Copies `src` to the device, in the stream's order; `src` may be changed when this returns.
-    pub fn upload(&mut self, stream: &Stream, dst: u64, src: &[u8]) -> Result<()> {
+    /// Copies `src` to the device, in this stream's order; `src` may be changed when this returns.
+    pub fn upload(&mut self, stream: sys::CUstream, dst: u64, src: &[u8]) -> Result<()> {
         for (i, part) in src.chunks(PIECE).enumerate() {
             let piece = &mut self.pieces[self.next];
             self.next = 1 - self.next;
@@ -233,25 +233,23 @@ impl Staging {
             let dst = dst + (i * PIECE) as u64;
             // SAFETY: the caller's view holds `src.len()` bytes at `dst`; the piece is not
             // written to before the event recorded below has passed.
-            unsafe { result::memcpy_htod_async(dst, bytes, stream.raw) }
-                .map_err(failed("copy to the device"))?;
-            // SAFETY: event and stream are alive and of the same context.
-            unsafe { result::event::record(piece.copied, stream.raw) }.map_err(failed("record an event"))?;
+            unsafe { result::memcpy_htod_async(dst, bytes, stream) }.map_err(failed("copy to the device"))?;
+            piece.copied.record(stream)?;
         }
         Ok(())
     }
 
-    /// Copies to the host, after everything in the stream, and waits for it.
-    pub fn download(&mut self, stream: &Stream, dst: &mut [u8], src: u64) -> Result<()> {
+    /// Copies to the host, after everything in this stream, and waits for it.
+    pub fn download(&mut self, stream: sys::CUstream, dst: &mut [u8], src: u64) -> Result<()> {
         for (i, part) in dst.chunks_mut(PIECE).enumerate() {
             let bytes = &mut self.pieces[self.next].bytes()?[..part.len()];
             let src = src + (i * PIECE) as u64;
             // SAFETY: the caller's view holds `dst.len()` bytes at `src`; the host does not touch
             // the piece before the stream is done.
-            unsafe { result::memcpy_dtoh_async(bytes, src, stream.raw) }
+            unsafe { result::memcpy_dtoh_async(bytes, src, stream) }
                 .map_err(failed("copy from the device"))?;
             // SAFETY: the stream is alive.
-            unsafe { result::stream::synchronize(stream.raw) }.map_err(failed("wait for the device"))?;
+            unsafe { result::stream::synchronize(stream) }.map_err(failed("wait for the device"))?;
             part.copy_from_slice(bytes);
         }
         Ok(())

@@ -5,36 +5,46 @@
 //! from a cubin that is part of the program, lies in a cache, or is compiled when it is
 //! first needed ([`cubin`]).
 //!
-//! Everything goes through one stream, in order. An operation checks its arguments on the
+//! Operations go through one stream, in order; uploads that need not wait for them through another
+//! beside it (`stream.rs`). An operation checks its arguments on the
 //! host and returns when its kernels are queued. Numbers that only the device sees (token
 //! ids, positions) are checked by the kernels, which refuse them and leave a note that the
 //! next [`Device::download`] or [`Device::synchronize`] turns into an error (`fault.rs`).
 //!
 //! Sums are always taken in the same order, without floating-point atomics, so results do
-//! not depend on timing.
+//! not depend on timing. Sums between the devices of several ranks are NCCL's ([`NcclGroup`]), on
+//! a stream of their own.
 
 mod activation;
 mod adamw;
 mod attention;
 pub mod cubin;
+mod cublaslt;
 mod dropout;
 mod elementwise;
 mod embedding;
 mod fault;
 mod gemm;
+mod graph;
 mod launch;
 mod lm_head;
 mod lora;
 mod memory;
 mod mse;
+mod nccl;
 mod nvrtc;
 mod probe;
 mod rmsnorm;
 mod rope;
+mod stream;
 mod t5_attention;
 
+pub use cublaslt::CublasLt;
+pub use graph::CudaGraph;
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
+pub use nccl::{NcclGroup, nccl_version};
 pub use probe::{CudaDevice, devices};
+pub use stream::CudaLane;
 
 use crate::error::{Error, Result, expect_len};
 use crate::{Device, Elem, Real, bf16};
@@ -43,12 +53,16 @@ use cudarc::driver::{CudaContext, result, sys};
 use launch::Functions;
 use memory::{Allocation, Staging};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use stream::Stream;
 
 /// Oldest driver whose cubins these are: CUDA 12.0.
 const OLDEST_DRIVER: i32 = 12_000;
 /// Least compute capability: bf16 tensor cores and asynchronous copies.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+/// Bytes of scratch memory from the start: partial sums of a few rows.
+const WORKSPACE: usize = 4 << 10;
 
 /// A CUDA device as a device of ours: memory, one stream, and kernels.
 #[derive(Clone)]
@@ -75,31 +89,19 @@ struct Inner {
     processors: usize,
     functions: Functions,
     staging: Mutex<Staging>,
-    /// Scratch memory of operations that need two passes; grows to what they ask for.
-    workspace: Mutex<Option<Allocation>>,
+    /// For uploads beside the operations.
+    staging_beside: Mutex<Staging>,
+    /// Scratch memory of operations that need two passes. Should one need more than there is, it
+    /// grows: in a loop's first steps, not in all of them.
+    workspace: Mutex<Allocation>,
+    /// A graph is being captured.
+    capturing: AtomicBool,
+    graph_launches: AtomicU64,
     fault: Allocation,
+    /// Matrix products by the vendor's library, or why they are not.
+    products: std::result::Result<cublaslt::Products, String>,
     // Last, so that everything above is given back while the context is alive.
     stream: Stream,
-}
-
-/// The stream, and the context that it belongs to.
-struct Stream {
-    raw: sys::CUstream,
-    context: Arc<CudaContext>,
-}
-
-// SAFETY: the driver's handles may be used from any thread; every use binds the context first.
-unsafe impl Send for Stream {}
-// SAFETY: as above.
-unsafe impl Sync for Stream {}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
-            let _ = unsafe { result::stream::destroy(self.raw) };
-        }
-    }
 }
 
 /// Turns the driver's error into ours.
@@ -119,6 +121,14 @@ impl Cuda {
 
     /// The same with kernels from elsewhere.
     pub fn with_cubins(ordinal: usize, cubins: Cubins) -> Result<Self> {
+        Self::with_parts(ordinal, cubins, &CublasLt::standard())
+    }
+
+    /// The same with kernels from elsewhere, and this library for matrix products.
+    ///
+    /// # Errors
+    /// As of [`Self::new`], and if a library is named that cannot be used.
+    pub fn with_parts(ordinal: usize, cubins: Cubins, cublaslt: &CublasLt) -> Result<Self> {
         let unavailable = |why: String| Error::Unavailable { what: "CUDA", why };
         let found = devices().map_err(unavailable)?;
         let count = found.len();
@@ -132,19 +142,24 @@ impl Cuda {
         let processors = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(failed("count multiprocessors"))?;
-        let raw = result::stream::create(result::stream::StreamKind::NonBlocking)
-            .map_err(failed("create a stream"))?;
-        let stream = Stream { raw, context };
+        let stream = Stream::new(context)?;
         let staging = Mutex::new(Staging::new(&stream)?);
+        let staging_beside = Mutex::new(Staging::new(&stream)?);
+        let workspace = Mutex::new(Allocation::new(&stream, &description, WORKSPACE)?);
         let fault = Allocation::new(&stream, &description, size_of::<u32>())?;
+        let products = cublaslt::Products::open(cublaslt, &stream, &description)?;
         let functions = Functions::new(cubins, cubin::architecture(description.capability));
         let inner = Inner {
             description,
             processors: processors.max(1) as usize,
             functions,
             staging,
-            workspace: Mutex::default(),
+            staging_beside,
+            workspace,
+            capturing: AtomicBool::new(false),
+            graph_launches: AtomicU64::new(0),
             fault,
+            products,
             stream,
         };
         let cuda = Self { inner: Arc::new(inner) };
@@ -155,6 +170,20 @@ impl Cuda {
     /// What the driver says of this device.
     pub fn description(&self) -> &CudaDevice {
         &self.inner.description
+    }
+
+    /// What multiplies matrices here, as a person would say it.
+    pub fn products_by(&self) -> String {
+        match &self.inner.products {
+            Ok(library) => library.description(),
+            Err(why) => format!("kernels of our own ({why})"),
+        }
+    }
+
+    /// Pieces of memory taken from the device so far, whether given back or not. In a loop of steps
+    /// this number stands still.
+    pub fn allocations(&self) -> u64 {
+        self.inner.stream.allocations.load(Ordering::Relaxed)
     }
 
     /// Bytes of memory that nobody has, and of the whole device.
@@ -180,21 +209,21 @@ impl Cuda {
     /// Scratch memory of at least this many bytes, for kernels queued while the guard is held.
     fn workspace(&self, bytes: usize) -> Result<Workspace<'_>> {
         let mut guard = memory::lock(&self.inner.workspace);
-        if guard.as_ref().is_none_or(|held| held.bytes() < bytes) {
-            // Dropping waits for the kernels that still use the old one.
-            *guard = None;
-            let bytes = bytes.next_power_of_two().max(1 << 20);
-            *guard = Some(Allocation::new(self.stream()?, &self.inner.description, bytes)?);
+        if guard.bytes() < bytes {
+            self.refuse_in_graph("growing scratch memory")?;
+            let (stream, device) = (self.stream()?, &self.inner.description);
+            // Dropping the old one waits for the kernels that still use it, before there are two.
+            *guard = Allocation::new(stream, device, 0)?;
+            *guard = Allocation::new(stream, device, bytes.next_power_of_two())?;
         }
-        let pointer = guard.as_ref().map_or(0, Allocation::pointer);
-        Ok(Workspace { pointer, _held: guard })
+        Ok(Workspace { pointer: guard.pointer(), _held: guard })
     }
 }
 
 /// Scratch memory while operations are queued that use it.
 struct Workspace<'a> {
     pointer: u64,
-    _held: MutexGuard<'a, Option<Allocation>>,
+    _held: MutexGuard<'a, Allocation>,
 }
 
 /// One sentence if the driver or the device is too old.
@@ -221,6 +250,8 @@ impl Device for Cuda {
     type Buf<T: Elem> = CudaBuf<T>;
     type View<'a, T: Elem> = CudaView<'a, T>;
     type ViewMut<'a, T: Elem> = CudaViewMut<'a, T>;
+    type Lane = CudaLane;
+    type Graph = CudaGraph;
 
     fn name(&self) -> String {
         let CudaDevice { ordinal, name, .. } = self.description();
@@ -235,6 +266,7 @@ impl Device for Cuda {
         let bytes = len
             .checked_mul(size_of::<T>())
             .ok_or_else(|| Error::OutOfMemory { device: self.name(), bytes: usize::MAX })?;
+        self.refuse_in_graph("zeros")?;
         let buf = CudaBuf::new(self, len, Allocation::new(self.stream()?, self.description(), bytes)?);
         self.set_bytes(buf.pointer(), 0, bytes)?;
         Ok(buf)
@@ -281,14 +313,40 @@ impl Device for Cuda {
 
     fn upload<T: Elem>(&self, dst: CudaViewMut<'_, T>, src: &[T]) -> Result<()> {
         expect_len("upload", "src", src.len(), dst.len())?;
-        memory::lock(&self.inner.staging).upload(self.stream()?, dst.pointer(), bytemuck::cast_slice(src))
+        self.refuse_in_graph("upload")?;
+        memory::lock(&self.inner.staging).upload(self.stream()?.raw, dst.pointer(), bytemuck::cast_slice(src))
     }
 
     fn download<T: Elem>(&self, dst: &mut [T], src: CudaView<'_, T>) -> Result<()> {
         expect_len("download", "dst", dst.len(), src.len())?;
+        self.refuse_in_graph("download")?;
         let bytes = bytemuck::cast_slice_mut(dst);
-        memory::lock(&self.inner.staging).download(self.stream()?, bytes, src.pointer())?;
+        memory::lock(&self.inner.staging).download(self.stream()?.raw, bytes, src.pointer())?;
         self.check_fault()
+    }
+
+    fn lane(&self) -> Result<CudaLane> {
+        self.new_lane()
+    }
+
+    fn upload_in<T: Elem>(&self, lane: &mut CudaLane, dst: CudaViewMut<'_, T>, src: &[T]) -> Result<()> {
+        self.upload_beside(lane, dst, src)
+    }
+
+    fn await_lane(&self, lane: &mut CudaLane) -> Result<()> {
+        self.await_uploads(lane)
+    }
+
+    fn release_lane(&self, lane: &mut CudaLane) -> Result<()> {
+        self.release_uploads(lane)
+    }
+
+    fn replay<E: From<Error>>(
+        &self,
+        graph: &mut CudaGraph,
+        work: &mut dyn FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        self.replay_graph(graph, work)
     }
 
     fn copy<T: Elem>(&self, dst: CudaViewMut<'_, T>, src: CudaView<'_, T>) -> Result<()> {
@@ -308,9 +366,12 @@ impl Device for Cuda {
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.refuse_in_graph("synchronize")?;
         let stream = self.stream()?;
-        // SAFETY: the stream is alive as long as the device.
-        unsafe { result::stream::synchronize(stream.raw) }.map_err(failed("wait for the device"))?;
+        for raw in [stream.copies, stream.raw] {
+            // SAFETY: the stream is alive as long as the device.
+            unsafe { result::stream::synchronize(raw) }.map_err(failed("wait for the device"))?;
+        }
         self.check_fault()
     }
 }
@@ -319,8 +380,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // What is freed next may still be in use.
         if self.stream.context.bind_to_thread().is_ok() {
-            // SAFETY: the stream is destroyed after this. Nothing can be done about a failure.
-            let _ = unsafe { result::stream::synchronize(self.stream.raw) };
+            for raw in [self.stream.copies, self.stream.raw] {
+                // SAFETY: the stream is destroyed after this. Nothing can be done about a failure.
+                let _ = unsafe { result::stream::synchronize(raw) };
+            }
         }
     }
 }

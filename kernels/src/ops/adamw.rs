@@ -38,7 +38,8 @@ pub trait AdamW<A: Real>: Device {
         len: usize,
     ) -> Result<()>;
 
-    /// `scale[i] = min(1, max_norm / (√sums[i] + 1e-6))`, as in PyTorch's `clip_grad_norm_`.
+    /// `scale[i] = min(1, max_norm / (√sums[i] + 1e-6))`, as in PyTorch's `clip_grad_norm_`; NaN where
+    /// `sums[i]` is not finite. An infinite `max_norm` clips nothing.
     fn clip_scale(
         &self,
         scale: Self::ViewMut<'_, A>,
@@ -47,7 +48,8 @@ pub trait AdamW<A: Real>: Device {
         max_norm: f64,
     ) -> Result<()>;
 
-    /// One step: `p`, `m`, `v` `[rows, len]` updated in place; `scale` `[rows]` multiplies g.
+    /// One step: `p`, `m`, `v` `[rows, len]` updated in place; `scale` `[rows]` multiplies g. If one of
+    /// the scales is not finite nothing is changed, so that the host need not wait for norms first.
     fn adamw(
         &self,
         p: Self::ViewMut<'_, A>,
@@ -55,6 +57,23 @@ pub trait AdamW<A: Real>: Device {
         v: Self::ViewMut<'_, A>,
         g: Self::View<'_, A>,
         scale: Self::View<'_, A>,
+        rows: usize,
+        len: usize,
+        step: AdamWStep,
+    ) -> Result<()>;
+}
+
+/// AdamW over accumulators that are the masters of values in `X`.
+pub trait AdamWCast<X: Real>: AdamW<X::Acc> {
+    /// [`AdamW::adamw`], and in the same pass `y = p`, rounded to X. Without a step `y` is not touched either.
+    fn adamw_cast(
+        &self,
+        y: Self::ViewMut<'_, X>,
+        p: Self::ViewMut<'_, X::Acc>,
+        m: Self::ViewMut<'_, X::Acc>,
+        v: Self::ViewMut<'_, X::Acc>,
+        g: Self::View<'_, X::Acc>,
+        scale: Self::View<'_, X::Acc>,
         rows: usize,
         len: usize,
         step: AdamWStep,

@@ -15,7 +15,8 @@
 //! to the GEMM, as `tail` further columns of x and W. So x and s live together in
 //! one *adapter input* buffer whose layout is the device's own: ask
 //! [`LoraLinear::lora_input_len`] for its length, and [`LoraLinear::lora_rows`]
-//! and [`LoraLinear::lora_row_stride`] for the rows of x in it.
+//! and [`LoraLinear::lora_row_stride`] for the rows of x in it. A device may want
+//! frozen weights with room for such columns too: [`LoraLinear::lora_weight_stride`].
 //!
 //! Adapters are rows of one matrix `[jobs, adapter_stride]` in update-vector order;
 //! a target's A `[r, in_dim]` and B `[out_len, r]` lie in a row at the offsets that
@@ -80,13 +81,20 @@ impl LoraDims<'_> {
     }
 }
 
-/// Adapted linear layers. `w` is `[out_dim, in_dim]`, `adapters` `[jobs, adapter_stride]`.
+/// Adapted linear layers. `adapters` is `[jobs, adapter_stride]`.
+///
+/// `w` is `[out_dim, in_dim]`; or `[out_dim, lora_weight_stride(in_dim)]`, of which the columns
+/// beyond `in_dim` are the device's: it writes there what it likes, whenever it likes.
 pub trait LoraLinear<X: Real>: Device {
     /// Elements of an adapter input for these dims.
     fn lora_input_len(dims: &LoraDims<'_>) -> usize;
 
     /// Stride of the rows of x in an adapter input.
     fn lora_row_stride(dims: &LoraDims<'_>) -> usize;
+
+    /// Elements from one row of a frozen weight to the next, as this device is fastest with;
+    /// at least `in_dim`.
+    fn lora_weight_stride(in_dim: usize) -> usize;
 
     /// The rows of x in an adapter input, `[T, in_dim]` with [`Self::lora_row_stride`].
     fn lora_rows<'a>(input: Self::View<'a, X>, dims: &LoraDims<'_>) -> Self::View<'a, X>;

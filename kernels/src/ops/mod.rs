@@ -32,7 +32,7 @@ mod rope;
 mod t5_attention;
 
 pub use activation::{GatedActivation, GatedDims, GatedKind};
-pub use adamw::{AdamW, AdamWStep};
+pub use adamw::{AdamW, AdamWCast, AdamWStep};
 pub use attention::{Attention, AttentionDims, DecodeDims};
 pub use dropout::{Dropout, DropoutDims};
 pub use elementwise::{Cast, Elementwise};
@@ -46,7 +46,7 @@ pub use rmsnorm::{RmsNorm, RmsNormDims};
 pub use rope::{QkNorm, QkvDims, Rope};
 pub use t5_attention::{BucketMap, T5Attention, T5AttentionDims};
 
-use crate::{Device, Real};
+use crate::{Collective, Device, Real};
 
 /// Whether an operation assigns its output or adds to it, where its contract leaves the choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +78,9 @@ impl<D: Device> Clone for Segments<'_, D> {
 }
 impl<D: Device> Copy for Segments<'_, D> {}
 
-/// Every operation that the models need, in one type `X`.
+/// Every operation that the models need, in one type `X`; and what ranks need to train together.
 pub trait Backend<X: Real>:
-    Device
+    Collective
     + Gemm<X>
     + Linear<X>
     + LoraLinear<X>
@@ -98,6 +98,7 @@ pub trait Backend<X: Real>:
     + Elementwise<X::Acc>
     + Gemm<X::Acc>
     + AdamW<X::Acc>
+    + AdamWCast<X>
     + Cast<X, X::Acc>
     + Cast<X::Acc, X>
 {
@@ -106,7 +107,7 @@ pub trait Backend<X: Real>:
 impl<X, D> Backend<X> for D
 where
     X: Real,
-    D: Device
+    D: Collective
         + Gemm<X>
         + Linear<X>
         + LoraLinear<X>
@@ -124,6 +125,7 @@ where
         + Elementwise<X::Acc>
         + Gemm<X::Acc>
         + AdamW<X::Acc>
+        + AdamWCast<X>
         + Cast<X, X::Acc>
         + Cast<X::Acc, X>,
 {

@@ -169,8 +169,8 @@ impl Work for Pretrain<'_> {
             Role::Llm => Goal::LLM,
         };
         let initial = initial_weights(&config);
-        let mut decoder =
-            Decoder::<D, X>::random(device, &config, &initial, derive_named(self.key, "weights"))?;
+        let decoder = Decoder::<D, X>::random(device, &config, &initial, derive_named(self.key, "weights"))?;
+        let mut decoder = decoder.trainable()?;
         let capacity = BatchCapacity { tokens: BATCH * LONGEST, segments: BATCH, labels: BATCH * LONGEST };
         let mut pretrainer = Pretrainer::new(&decoder, true, capacity)?;
         let mut exam = Exam::new(&decoder, derive_named(self.key, "exam"))?;
@@ -236,7 +236,8 @@ impl Work for Untaught<'_> {
         let sizes = DecoderConfig { hidden: 64, layers, heads: 2, kv_heads: 1, ..model_config(self.role) };
         let config = DecoderConfig { head_dim: 64, intermediate: 96, ..sizes };
         let key = derive_named(self.key, "weights");
-        let mut decoder = Decoder::<D, X>::random(device, &config, &initial_weights(&config), key)?;
+        let decoder = Decoder::<D, X>::random(device, &config, &initial_weights(&config), key)?;
+        let mut decoder = decoder.trainable()?;
         let tokens = EXAMPLES * LONGEST;
         let capacity = BatchCapacity { tokens, segments: EXAMPLES, labels: tokens };
         let mut pretrainer = Pretrainer::new(&decoder, true, capacity)?;

@@ -75,6 +75,9 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     ) -> Result<()> {
         acts.check(batch.used(), adapters.as_ref())?;
         acts.check_gradients(&grads, adapters.is_some())?;
+        if matches!(grads, Gradients::All(_)) {
+            self.expect_trainable()?;
+        }
         let pass = Pass::new(batch, adapters);
         self.forward_blocks(acts, &pass, &mut None)?;
         self.final_norm(acts, pass.tokens)?;

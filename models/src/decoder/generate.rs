@@ -15,6 +15,7 @@ use gradtx_kernels::{Backend, Device, Real};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
+use std::collections::HashMap;
 
 /// What a generator has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,10 @@ pub struct Generator<D: Device, X: Real> {
     row_ids: D::Buf<u32>,
     /// `[rows]`
     next: D::Buf<u32>,
+    /// The adapters of a call and one more, all zero, where a call needs it.
+    padded: Option<D::Buf<X::Acc>>,
+    /// By number of rows: the operations of one more token for each, within one call.
+    steps: HashMap<usize, D::Graph>,
 }
 
 /// A sequence in the batch.
@@ -101,6 +106,8 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             slot: device.zeros(rows)?,
             row_ids: device.zeros(rows)?,
             next: device.zeros(rows)?,
+            padded: None,
+            steps: HashMap::new(),
         })
     }
 
@@ -124,14 +131,10 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
     ) -> Result<Vec<Continuation>> {
         let adapter_rows = adapters.map_or(0, |a| D::len(a.values) / a.layout.total());
         self.check(decoder, adapter_rows, prompts, max_new)?;
-        // Rows of the base model use one further adapter, all zero.
+        // What the device remembers is about the buffers of another call.
+        self.steps.clear();
         let padded = match adapters {
-            Some(a) if prompts.iter().any(|p| p.adapter.is_none()) => {
-                let len = D::len(a.values);
-                let mut rows = decoder.device.zeros(len + a.layout.total())?;
-                decoder.device.copy(D::view_mut(&mut rows, 0..len), D::all(a.values))?;
-                Some(rows)
-            }
+            Some(a) if prompts.iter().any(|p| p.adapter.is_none()) => Some(self.pad(&decoder.device, a)?),
             _ => None,
         };
         let adapters = adapters.map(|a| AdapterView {
@@ -139,6 +142,34 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             layout: a.layout,
             dropout: 0.0,
         });
+        let results = self.generate_with(decoder, adapters, adapter_rows, prompts, max_new, ends);
+        self.padded = padded;
+        results
+    }
+
+    /// The adapters and one more, all zero, which rows of the base model use; in the buffer of the
+    /// last call if it fits.
+    fn pad(&mut self, device: &D, adapters: AdapterView<'_, D, X::Acc>) -> Result<D::Buf<X::Acc>> {
+        let len = D::len(adapters.values);
+        let all = len + adapters.layout.total();
+        let mut rows = match self.padded.take().filter(|held| D::len(held) == all) {
+            Some(held) => held,
+            None => device.zeros(all)?,
+        };
+        device.copy(D::view_mut(&mut rows, 0..len), D::all(adapters.values))?;
+        Ok(rows)
+    }
+
+    /// [`Self::generate`] with adapters that have a row for the base model where it is asked for.
+    fn generate_with(
+        &mut self,
+        decoder: &Decoder<D, X>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+        adapter_rows: usize,
+        prompts: &[Prompt],
+        max_new: usize,
+        ends: &[u32],
+    ) -> Result<Vec<Continuation>> {
         let mut results = vec![Continuation::default(); prompts.len()];
         if max_new == 0 {
             return Ok(results);
@@ -265,31 +296,46 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         if rows.is_empty() {
             return Ok(());
         }
-        let device = &decoder.device;
+        let (device, vocab) = (&decoder.device, decoder.config.vocab);
         self.batch.load(device, stream)?;
         let slots: Vec<u32> = rows.iter().map(|row| row.slot).collect();
         device.upload(D::view_mut(&mut self.slot, 0..slots.len()), &slots)?;
         self.acts.check(self.batch.used(), adapters.as_ref())?;
-        let mut cache = Some(Cache {
-            k: &mut self.k,
-            v: &mut self.v,
-            slot: D::view(&self.slot, 0..slots.len()),
-            capacity: self.limits.context,
-            slots: self.limits.rows,
-            action,
-        });
-        let pass = Pass::new(&self.batch, adapters);
-        decoder.forward_blocks(&mut self.acts, &pass, &mut cache)?;
-        let chunk = self.acts.chunk;
+        let Self { limits, acts, batch, k, v, slot, row_ids, next, steps, .. } = self;
+        let (pass, chunk) = (Pass::new(batch, adapters), acts.chunk);
+        let mut blocks = |acts: &mut Activations<D, X>| {
+            let slot = D::view(slot, 0..slots.len());
+            let (capacity, slots) = (limits.context, limits.rows);
+            let cache = Cache { k: &mut *k, v: &mut *v, slot, capacity, slots, action };
+            decoder.forward_blocks(acts, &pass, &mut Some(cache))
+        };
+        let head = |acts: &mut Activations<D, X>,
+                    row_ids: &D::Buf<u32>,
+                    next: &mut D::Buf<u32>,
+                    n: usize|
+         -> Result<()> {
+            decoder.row_logits(acts, stream.len(), D::view(row_ids, 0..n))?;
+            let logits = D::view(&acts.head_logits, 0..n * vocab);
+            Ok(LmHead::<X>::argmax(device, D::view_mut(next, 0..n), logits, n, vocab)?)
+        };
+        // One more token of so many rows is always the same work.
+        let repeated = action == CacheAction::Decode && rows.len() <= chunk;
+        if !repeated {
+            blocks(acts)?;
+        }
         for (rows, at) in rows.chunks_mut(chunk).zip(at.chunks(chunk)) {
             let n = rows.len();
-            device.upload(D::view_mut(&mut self.row_ids, 0..n), at)?;
-            decoder.row_logits(&mut self.acts, stream.len(), D::view(&self.row_ids, 0..n))?;
-            let vocab = decoder.config.vocab;
-            let logits = D::view(&self.acts.head_logits, 0..n * vocab);
-            LmHead::<X>::argmax(device, D::view_mut(&mut self.next, 0..n), logits, n, vocab)?;
-            let next = device.to_host(D::view(&self.next, 0..n))?;
-            rows.iter_mut().zip(next).for_each(|(row, token)| row.last = token);
+            device.upload(D::view_mut(row_ids, 0..n), at)?;
+            if repeated {
+                device.replay(steps.entry(n).or_default(), &mut || {
+                    blocks(acts)?;
+                    head(acts, row_ids, next, n)
+                })?;
+            } else {
+                head(acts, row_ids, next, n)?;
+            }
+            let tokens = device.to_host(D::view(next, 0..n))?;
+            rows.iter_mut().zip(tokens).for_each(|(row, token)| row.last = token);
         }
         Ok(())
     }

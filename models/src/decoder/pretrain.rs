@@ -42,8 +42,9 @@ pub struct Pretrainer<D: Device, X: Real> {
 }
 
 impl<D: Backend<X>, X: Real> Pretrainer<D, X> {
-    /// For this decoder, with room for streams up to `capacity`.
+    /// For this decoder, which must be trainable, with room for streams up to `capacity`.
     pub fn new(decoder: &Decoder<D, X>, muon: bool, capacity: BatchCapacity) -> Result<Self> {
+        decoder.expect_trainable()?;
         let device = decoder.device().clone();
         let total = decoder.layout().total();
         let masters = if TypeId::of::<X>() == TypeId::of::<X::Acc>() {

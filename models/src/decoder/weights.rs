@@ -5,6 +5,13 @@
 //!
 //! The flat order is that of a forward pass: embedding, blocks, final norm, head. So
 //! backward finishes gradients from the end of the buffer to its beginning.
+//!
+//! A decoder is *frozen* or *trainable*. Rows of a frozen one's matrices inside the blocks
+//! are as far apart as the device wants for adapters ([`lora_weight_stride`]);
+//! those of a trainable one follow each other as the layout says, like gradients and
+//! moments. Where the device wants no room, as the CPU, the two are the same.
+//!
+//! [`lora_weight_stride`]: gradtx_kernels::ops::LoraLinear::lora_weight_stride
 
 use super::DecoderConfig;
 use crate::lora::Fused;
@@ -33,11 +40,11 @@ pub(super) struct BlockPlaces {
     pub(super) qk_norm: Option<[Range<usize>; 2]>,
     /// `[H]`
     pub(super) mlp_norm: Range<usize>,
-    /// `[R, H]`, `[H, Q]`, `[2F, H]`, `[H, F]`: by [`Fused`].
+    /// `[R, H]`, `[H, Q]`, `[2F, H]`, `[H, F]`, perhaps with room behind each row: by [`Fused`].
     pub(super) matrices: [Range<usize>; 4],
 }
 
-/// Where all weights lie.
+/// Where all weights lie in the buffer.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
     /// `[V, H]`
@@ -61,10 +68,19 @@ impl BlockPlaces {
     }
 }
 
-fn places(config: &DecoderConfig) -> (ParamLayout, Places) {
+/// Elements from one row of a matrix inside the blocks to the next, by its columns.
+type RowStride = fn(usize) -> usize;
+
+/// That of a trainable decoder.
+fn contiguous(cols: usize) -> usize {
+    cols
+}
+
+/// Layout and places of a buffer whose rows are so far apart: shapes have that many columns.
+fn places(config: &DecoderConfig, stride: RowStride) -> (ParamLayout, Places) {
     let mut layout = ParamLayout::new();
     let embedding = layout.push([(EMBEDDING, vec![config.vocab, config.hidden])]);
-    let blocks = (0..config.layers).map(|l| block_places(&mut layout, config, l)).collect();
+    let blocks = (0..config.layers).map(|l| block_places(&mut layout, config, l, stride)).collect();
     let final_norm = layout.push([("model.norm.weight", vec![config.hidden])]);
     let head = match config.tied {
         true => embedding.clone(),
@@ -73,11 +89,16 @@ fn places(config: &DecoderConfig) -> (ParamLayout, Places) {
     (layout, Places { embedding, blocks, final_norm, head })
 }
 
-fn block_places(layout: &mut ParamLayout, config: &DecoderConfig, l: usize) -> BlockPlaces {
+fn block_places(
+    layout: &mut ParamLayout,
+    config: &DecoderConfig,
+    l: usize,
+    stride: RowStride,
+) -> BlockPlaces {
     let (h, f, d) = (config.hidden, config.intermediate, config.head_dim);
     let parts = [("q", config.q_dim()), ("k", config.kv_dim()), ("v", config.kv_dim())];
     let name = |rest: String| format!("model.layers.{l}.{rest}");
-    let matrix = |rest: &str, rows, cols| (name(format!("{rest}_proj.weight")), vec![rows, cols]);
+    let matrix = |rest: &str, rows, cols| (name(format!("{rest}_proj.weight")), vec![rows, stride(cols)]);
     let vector = |rest: String, n| (name(rest), vec![n]);
     BlockPlaces {
         attention_norm: layout.push([vector("input_layernorm.weight".into(), h)]),
@@ -123,80 +144,169 @@ pub struct Decoder<D: Device, X: Real> {
     pub(super) device: D,
     pub(super) config: DecoderConfig,
     pub(super) layout: ParamLayout,
+    /// The same tensors as they lie in `values`; equal to the layout in a trainable decoder.
+    stored: ParamLayout,
+    /// By `stored`.
     pub(super) places: Places,
     pub(super) values: D::Buf<X>,
 }
 
 impl<D: Device, X: Real> Decoder<D, X> {
-    /// A decoder with these values, in the order of [`Self::layout`].
+    /// A trainable decoder with these values, in the order of [`Self::layout`].
     pub fn from_values(device: &D, config: DecoderConfig, values: D::Buf<X>) -> Result<Self> {
-        let (layout, places) = places(&config);
-        let (want, found) = (layout.total(), D::len(&values));
+        Self::with_rows(device, config, values, contiguous)
+    }
+
+    fn with_rows(device: &D, config: DecoderConfig, values: D::Buf<X>, stride: RowStride) -> Result<Self> {
+        let (stored, places) = places(&config, stride);
+        let (want, found) = (stored.total(), D::len(&values));
         if want != found {
             let why = format!("this configuration has {want} values, found {found}");
             return Err(Error::invalid("decoder weights", why));
         }
-        Ok(Self { device: device.clone(), config, layout, places, values })
+        let layout = Self::layout_of(&config);
+        Ok(Self { device: device.clone(), config, layout, stored, places, values })
     }
 
     /// The layout that a decoder of this configuration has.
     pub fn layout_of(config: &DecoderConfig) -> ParamLayout {
-        places(config).0
+        places(config, contiguous).0
     }
 
+    /// Fails unless the values are in the order of [`Self::layout`], as gradients are.
+    pub(super) fn expect_trainable(&self) -> Result<()> {
+        if self.stored == self.layout {
+            return Ok(());
+        }
+        let why = "it is frozen: there is room for adapters between the rows of its matrices";
+        Err(Error::invalid("decoder whose parameters are to be trained", why))
+    }
+
+    /// The values of one tensor of [`Self::layout`], without what lies between its rows.
+    pub fn tensor(&self, param: &Param) -> Result<Vec<X>> {
+        let place = self.stored.get(&param.name).filter(|place| place.shape.len() == param.shape.len());
+        let place = place.ok_or_else(|| {
+            Error::invalid(
+                format!("parameter `{}`", param.name),
+                "this model has none of that name and shape",
+            )
+        })?;
+        let host = self.device.to_host(D::view(&self.values, place.range()))?;
+        Ok(match (&param.shape[..], &place.shape[..]) {
+            (&[_, cols], &[_, stride]) if stride > cols => {
+                host.chunks(stride).flat_map(|row| &row[..cols]).copied().collect()
+            }
+            _ => host,
+        })
+    }
+}
+
+impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// The weights' buffer, for a memory plan; frozen unless all parameters are trained.
     pub fn plan(config: &DecoderConfig, trained: bool) -> MemoryPlan {
         let mut plan = MemoryPlan::new();
-        let purpose = if trained { Purpose::Trained } else { Purpose::Frozen };
-        plan.add(purpose, "decoder", &[places(config).0.total()], size_of::<X>());
+        let (purpose, stride): (_, RowStride) = match trained {
+            true => (Purpose::Trained, contiguous),
+            false => (Purpose::Frozen, D::lora_weight_stride),
+        };
+        plan.add(purpose, "decoder", &[places(config, stride).0.total()], size_of::<X>());
         plan
     }
 
     /// Reads a model directory: `config.json` and (sharded) safetensors in bf16, f16 or f32.
+    /// The decoder is frozen.
     ///
     /// Every tensor of the model must be there with its shape and finite values, and no
     /// other, except a head that equals the embedding it is tied to.
     pub fn load(device: &D, dir: &Path) -> Result<Self> {
         let config = DecoderConfig::read(dir)?;
         let source = TensorSource::open(dir)?;
-        let (layout, _) = places(&config);
-        let mut values = device.zeros(layout.total())?;
-        for param in layout.params() {
+        let decoder = Self::filled(device, &config, D::lora_weight_stride, |param| {
             let tensor = source.tensor(&param.name)?;
             tensor.expect_shape(&param.shape)?;
-            put(device, &mut values, param, &tensor.to_f32()?)?;
-        }
+            Ok(converted(&tensor.to_f32()?))
+        })?;
         for name in source.names() {
-            if layout.get(name).is_none() && !is_ignorable(name) {
+            if decoder.layout.get(name).is_none() && !is_ignorable(name) {
                 check_extra(&config, &source, name)?;
             }
         }
-        Self::from_values(device, config, values)
+        Ok(decoder)
     }
 
-    /// A decoder with random weights: a pure function of configuration, spread and key.
+    /// A frozen decoder with random weights: a pure function of configuration, spread and key.
     pub fn random(device: &D, config: &DecoderConfig, initial: &InitialWeights, key: u64) -> Result<Self> {
-        let (layout, _) = places(config);
-        let mut values = device.zeros(layout.total())?;
-        for param in layout.params() {
+        Self::filled(device, config, D::lora_weight_stride, |param| {
             let mut stream = rng::Stream::new(rng::derive_named(key, &param.name));
             let host: Vec<f32> = match initial_spread(config, initial, param) {
                 Some(std) => (0..param.len()).map(|_| (std * stream.normal()) as f32).collect(),
                 None if param.name.ends_with(".bias") => vec![0.0; param.len()],
                 None => vec![1.0; param.len()],
             };
-            put(device, &mut values, param, &host)?;
-        }
-        Self::from_values(device, config.clone(), values)
+            Ok(converted(&host))
+        })
     }
 
+    /// The same decoder with the rows that training all parameters needs.
+    pub fn trainable(self) -> Result<Self> {
+        self.restored(contiguous)
+    }
+
+    /// The same decoder with the rows that adapters are fastest with.
+    pub fn frozen(self) -> Result<Self> {
+        self.restored(D::lora_weight_stride)
+    }
+
+    fn restored(self, stride: RowStride) -> Result<Self> {
+        if places(&self.config, stride).0 == self.stored {
+            return Ok(self);
+        }
+        Self::filled(&self.device, &self.config, stride, |param| self.tensor(param))
+    }
+
+    /// A decoder whose rows are so far apart, with the values that `values` gives for each tensor.
+    fn filled(
+        device: &D,
+        config: &DecoderConfig,
+        stride: RowStride,
+        values: impl Fn(&Param) -> Result<Vec<X>>,
+    ) -> Result<Self> {
+        let (stored, _) = places(config, stride);
+        let mut buf = device.zeros(stored.total())?;
+        for (param, place) in Self::layout_of(config).params().iter().zip(stored.params()) {
+            let mut host = values(param)?;
+            if let (&[rows, cols], &[_, stride]) = (&param.shape[..], &place.shape[..])
+                && stride > cols
+            {
+                let mut spread = vec![X::zero(); rows * stride];
+                for (to, from) in spread.chunks_mut(stride).zip(host.chunks(cols)) {
+                    to[..cols].copy_from_slice(from);
+                }
+                host = spread;
+            }
+            device.upload(D::view_mut(&mut buf, place.range()), &host)?;
+        }
+        Self::with_rows(device, config.clone(), buf, stride)
+    }
+
+    /// A copy with weights of its own.
+    pub fn duplicate(&self) -> Result<Self> {
+        let mut values = self.device.zeros(D::len(&self.values))?;
+        self.device.copy(D::all_mut(&mut values), D::all(&self.values))?;
+        let (device, config) = (self.device.clone(), self.config.clone());
+        let (layout, stored, places) = (self.layout.clone(), self.stored.clone(), self.places.clone());
+        Ok(Self { device, config, layout, stored, places, values })
+    }
+}
+
+impl<D: Device, X: Real> Decoder<D, X> {
     /// Writes `config.json` and `model.safetensors` into a directory that exists, as
     /// bf16 or f32.
     pub fn save(&self, dir: &Path, half: bool) -> Result<()> {
         let (dtype, name) = if half { (Dtype::BF16, "bfloat16") } else { (Dtype::F32, "float32") };
         let mut bytes = Vec::with_capacity(self.layout.params().len());
         for param in self.layout.params() {
-            let host = self.device.to_host(D::view(&self.values, param.range()))?;
+            let host = self.tensor(param)?;
             let numbers = host.iter().map(|x| x.to_f64());
             bytes.push(match half {
                 true => numbers.flat_map(|x| bf16::from_f32(x as f32).to_le_bytes()).collect::<Vec<u8>>(),
@@ -227,12 +337,12 @@ impl<D: Device, X: Real> Decoder<D, X> {
         &self.layout
     }
 
-    /// All weights, flat.
+    /// All weights, flat; in the order of [`Self::layout`] if the decoder is trainable.
     pub fn values(&self) -> &D::Buf<X> {
         &self.values
     }
 
-    /// All weights, flat, for an optimizer.
+    /// All weights, flat, for an optimizer if the decoder is trainable.
     pub fn values_mut(&mut self) -> &mut D::Buf<X> {
         &mut self.values
     }
@@ -248,24 +358,14 @@ impl<D: Device, X: Real> Decoder<D, X> {
     }
 }
 
-impl<D: Backend<X>, X: Real> Decoder<D, X> {
-    /// A copy with weights of its own.
-    pub fn duplicate(&self) -> Result<Self> {
-        let mut values = self.device.zeros(D::len(&self.values))?;
-        self.device.copy(D::all_mut(&mut values), D::all(&self.values))?;
-        Self::from_values(&self.device, self.config.clone(), values)
-    }
-}
-
 /// A two-dimensional parameter that is neither embedding nor head.
 pub(super) fn is_hidden_matrix(param: &Param) -> bool {
     param.shape.len() == 2 && ![EMBEDDING, HEAD].contains(&param.name.as_str())
 }
 
-/// Copies one tensor's values to its place.
-fn put<D: Device, X: Real>(device: &D, values: &mut D::Buf<X>, param: &Param, host: &[f32]) -> Result<()> {
-    let converted: Vec<X> = host.iter().map(|&x| X::from_f64(x as f64)).collect();
-    Ok(device.upload(D::view_mut(values, param.range()), &converted)?)
+/// Values in the weights' type.
+fn converted<X: Real>(host: &[f32]) -> Vec<X> {
+    host.iter().map(|&x| X::from_f64(x as f64)).collect()
 }
 
 /// Tables that old checkpoints carry although the configuration determines them.

@@ -1,8 +1,11 @@
 //! [`Activations`]: everything that a training step keeps, allocated once.
+//!
+//! There are two sets of inputs: while the device works on one, the next batch goes into the
+//! other, beside the operations.
 
 use super::{GradTransformer, GradTransformerConfig};
 use crate::t5::buffers::{Allocator, Rows};
-use crate::t5::weights::upload_f32;
+use crate::t5::weights::upload_f32_in;
 use crate::t5::{Keep, StackActs, StackShape};
 use gradtx_kernels::ops::Backend;
 use gradtx_kernels::{Device, Real};
@@ -57,12 +60,8 @@ impl<'a> Tuples<'a> {
     }
 }
 
-/// Activations of a Grad-Transformer for batches of limited size.
-pub struct Activations<D: Device, X: Real> {
-    /// Tuples at most.
-    capacity: usize,
-    /// Tuples of the batch that was loaded last, B.
-    pub(super) batch: usize,
+/// A batch on the device.
+pub(super) struct Inputs<D: Device, X: Real> {
     /// `[B·L_S, d_S]`
     pub(super) student: Rows<D, X>,
     /// `[B·L_T, d_T]`: a zero block, then all teacher blocks but the last.
@@ -71,6 +70,67 @@ pub struct Activations<D: Device, X: Real> {
     pub(super) target: Rows<D, X>,
     /// `[B]`
     pub(super) keys: Rows<D, u64>,
+    /// Of uploads into these buffers.
+    lane: D::Lane,
+}
+
+impl<D: Backend<X>, X: Real> Inputs<D, X> {
+    fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        config: &GradTransformerConfig,
+        capacity: usize,
+    ) -> Result<Self> {
+        let (rows_s, rows_t) = (capacity * config.student_blocks, capacity * config.teacher_blocks);
+        Ok(Self {
+            student: alloc.rows("student", rows_s, config.student_width)?,
+            shifted: alloc.rows("shifted", rows_t, config.teacher_width)?,
+            target: alloc.rows("target", rows_t, config.teacher_width)?,
+            keys: alloc.rows("keys", capacity, 1)?,
+            lane: alloc.lane()?,
+        })
+    }
+
+    /// Copies tuples to the device, beside the operations; `stage` is room for converting them.
+    fn upload(
+        &mut self,
+        dev: &D,
+        config: &GradTransformerConfig,
+        tuples: Tuples<'_>,
+        stage: &mut Vec<X>,
+    ) -> Result<()> {
+        let batch = tuples.len();
+        let (rows_s, rows_t) = (batch * config.student_blocks, batch * config.teacher_blocks);
+        let Self { student, target, keys, lane, .. } = self;
+        dev.upload_in(lane, keys.view_mut(batch), tuples.keys)?;
+        upload_f32_in::<D, X>(dev, lane, student.view_mut(rows_s), tuples.student, stage)?;
+        upload_f32_in::<D, X>(dev, lane, target.view_mut(rows_t), tuples.teacher, stage)
+    }
+
+    /// Makes operations wait for what was uploaded, and shifts the teacher's blocks.
+    fn begin(&mut self, dev: &D, config: &GradTransformerConfig, batch: usize) -> Result<()> {
+        dev.await_lane(&mut self.lane)?;
+        let (len, width) = (config.teacher_len(), config.teacher_width);
+        for example in 0..batch {
+            let (zero, earlier) = D::split_mut(self.shifted.part_mut(example * len, len), width);
+            dev.fill(zero, X::zero())?;
+            dev.copy(earlier, self.target.part(example * len, len - width))?;
+        }
+        Ok(())
+    }
+}
+
+/// Activations of a Grad-Transformer for batches of limited size.
+pub struct Activations<D: Device, X: Real> {
+    /// Tuples at most.
+    capacity: usize,
+    /// Tuples of the batch that was loaded last, B.
+    pub(super) batch: usize,
+    /// That batch, and the one before it or the next.
+    pub(super) inputs: [Inputs<D, X>; 2],
+    /// Which of the two is the batch that was loaded last.
+    pub(super) current: usize,
+    /// Keys of the batch that the other holds already, if it holds one.
+    ahead: Option<Vec<u64>>,
     pub(super) encoder: StackActs<D, X>,
     pub(super) decoder: StackActs<D, X>,
     /// `[B·L_T, d_T]`
@@ -103,22 +163,17 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
     ) -> Result<Self> {
         let config = &model.config;
         let (blocks_s, blocks_t) = (config.student_blocks, config.teacher_blocks);
-        let (width_s, width_t) = (config.student_width, config.teacher_width);
-        let (rows_s, rows_t) = (capacity * blocks_s, capacity * blocks_t);
+        let (rows_t, width_t) = (capacity * blocks_t, config.teacher_width);
         let encoder = StackShape { batch: capacity, tokens: blocks_s, memory: 0 };
         let decoder = StackShape { batch: capacity, tokens: blocks_t, memory: blocks_s };
-        let student = alloc.rows("student", rows_s, width_s)?;
-        let shifted = alloc.rows("shifted", rows_t, width_t)?;
-        let target = alloc.rows("target", rows_t, width_t)?;
-        let keys = alloc.rows("keys", capacity, 1)?;
+        let inputs = [Inputs::allocate(alloc, config, capacity)?, Inputs::allocate(alloc, config, capacity)?];
         alloc.set_purpose(Purpose::Activations);
         Ok(Self {
             capacity,
             batch: 0,
-            student,
-            shifted,
-            target,
-            keys,
+            inputs,
+            current: 0,
+            ahead: None,
             encoder: StackActs::allocate(alloc, &model.encoder, encoder, Keep::ForBackward)?,
             decoder: StackActs::allocate(alloc, &model.decoder, decoder, Keep::ForBackward)?,
             pred: alloc.rows("pred", rows_t, width_t)?,
@@ -138,24 +193,44 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         self.pred.view(self.batch * config.teacher_blocks)
     }
 
+    /// Begins with a batch. One that [`Self::load_ahead`] has uploaded is recognised by its keys.
     pub(super) fn load(&mut self, dev: &D, config: &GradTransformerConfig, tuples: Tuples<'_>) -> Result<()> {
-        tuples.check(config)?;
-        let batch = tuples.len();
-        if batch > self.capacity {
-            let why = format!("{batch} tuples, where {} have room", self.capacity);
-            return Err(Error::invalid("a batch of a Grad-Transformer", why));
+        self.check(config, tuples)?;
+        let next = 1 - self.current;
+        if self.ahead.take().is_none_or(|keys| keys != tuples.keys) {
+            self.inputs[next].upload(dev, config, tuples, &mut self.stage)?;
         }
-        self.batch = batch;
-        let (rows_s, rows_t) = (batch * config.student_blocks, batch * config.teacher_blocks);
-        dev.upload(self.keys.view_mut(batch), tuples.keys)?;
-        let Self { student, shifted, target, stage, .. } = self;
-        upload_f32::<D, X>(dev, student.view_mut(rows_s), tuples.student, stage)?;
-        upload_f32::<D, X>(dev, target.view_mut(rows_t), tuples.teacher, stage)?;
-        let (len, width) = (config.teacher_len(), config.teacher_width);
-        for example in 0..batch {
-            let (zero, earlier) = D::split_mut(shifted.part_mut(example * len, len), width);
-            dev.fill(zero, X::zero())?;
-            dev.copy(earlier, target.part(example * len, len - width))?;
+        // Everything that uses the batch before has been asked for.
+        dev.release_lane(&mut self.inputs[self.current].lane)?;
+        self.inputs[next].begin(dev, config, tuples.len())?;
+        (self.current, self.batch) = (next, tuples.len());
+        Ok(())
+    }
+
+    /// Uploads the batch that is loaded next, beside the operations on the present one.
+    pub(super) fn load_ahead(
+        &mut self,
+        dev: &D,
+        config: &GradTransformerConfig,
+        tuples: Tuples<'_>,
+    ) -> Result<()> {
+        self.check(config, tuples)?;
+        self.ahead = None;
+        self.inputs[1 - self.current].upload(dev, config, tuples, &mut self.stage)?;
+        self.ahead = Some(tuples.keys.to_vec());
+        Ok(())
+    }
+
+    /// Forgets a batch that was uploaded ahead.
+    pub(super) fn forget_ahead(&mut self) {
+        self.ahead = None;
+    }
+
+    fn check(&self, config: &GradTransformerConfig, tuples: Tuples<'_>) -> Result<()> {
+        tuples.check(config)?;
+        if tuples.len() > self.capacity {
+            let why = format!("{} tuples, where {} have room", tuples.len(), self.capacity);
+            return Err(Error::invalid("a batch of a Grad-Transformer", why));
         }
         Ok(())
     }

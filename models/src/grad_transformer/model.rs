@@ -10,7 +10,7 @@
 //! Shapes: B examples; L_S blocks of d_S values (student), L_T blocks of d_T (teacher);
 //! d width of the T5.
 
-use super::acts::{Activations, Tuples};
+use super::acts::{Activations, Inputs, Tuples};
 use super::{GradTransformerConfig, Normalization};
 use crate::t5::{Grads, Pass, Side, Stack};
 use gradtx_kernels::ops::{Backend, LinearDims, MseDims, Out};
@@ -174,8 +174,8 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
 
     /// Predicts every teacher block from the student's blocks and the teacher's blocks before it.
     pub fn forward(&self, acts: &mut Activations<D, X>, training: bool) -> Result<()> {
-        let Activations { batch, student, shifted, keys, encoder, decoder, pred, .. } = acts;
-        let batch = *batch;
+        let Activations { batch, inputs, current, encoder, decoder, pred, .. } = acts;
+        let (batch, Inputs { student, shifted, keys, .. }) = (*batch, &inputs[*current]);
         let pass = self.pass(keys.view(batch), batch, training);
         let config = &self.config;
         let (rows_s, rows_t) = (batch * config.student_blocks, batch * config.teacher_blocks);
@@ -203,15 +203,27 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     /// Sum of squared errors of the last forward pass. Also leaves the predictions' gradient of
     /// `scale` times that sum, for backward.
     pub fn loss_sum(&self, acts: &mut Activations<D, X>, scale: f64) -> Result<X::Acc> {
+        self.losses(acts, scale)?;
+        self.sum_of_losses(acts)
+    }
+
+    /// The part of [`Self::loss_sum`] on the device.
+    pub(super) fn losses(&self, acts: &mut Activations<D, X>, scale: f64) -> Result<()> {
         let rows = acts.batch * self.config.teacher_blocks;
         let dims = MseDims { rows, cols: self.config.teacher_width, grad_scale: 2.0 * scale };
         self.dev.mse(
             acts.sums.view_mut(rows),
             Some(acts.d_pred.view_mut(rows)),
             acts.pred.view(rows),
-            acts.target.view(rows),
+            acts.inputs[acts.current].target.view(rows),
             dims,
         )?;
+        Ok(())
+    }
+
+    /// The part of [`Self::loss_sum`] on the host: waits for the device.
+    pub(super) fn sum_of_losses(&self, acts: &Activations<D, X>) -> Result<X::Acc> {
+        let rows = acts.batch * self.config.teacher_blocks;
         Ok(self.dev.to_host(acts.sums.view(rows))?.into_iter().sum())
     }
 
@@ -222,8 +234,8 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
         training: bool,
         grads: &mut Grads<'_, D, X>,
     ) -> Result<()> {
-        let Activations { batch, student, shifted, keys, encoder, decoder, d_pred, .. } = acts;
-        let batch = *batch;
+        let Activations { batch, inputs, current, encoder, decoder, d_pred, .. } = acts;
+        let (batch, Inputs { student, shifted, keys, .. }) = (*batch, &inputs[*current]);
         let pass = self.pass(keys.view(batch), batch, training);
         let config = &self.config;
         let (rows_s, rows_t) = (batch * config.student_blocks, batch * config.teacher_blocks);

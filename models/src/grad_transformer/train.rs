@@ -11,7 +11,7 @@
 //! keeps masters and moments of those, and updates those.
 //!
 //! Where the model computes in the accumulators' own type, its values are its master
-//! values; otherwise masters are kept beside them and converted after each step.
+//! values; otherwise masters are kept beside them, and a step writes both.
 
 use super::{Activations, GradTransformer, Tuples};
 use crate::t5::{Grads, weights};
@@ -21,7 +21,11 @@ use gradtx_runtime::Result;
 use gradtx_runtime::optim::FlatAdamW;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use std::any::Any;
+use std::collections::HashMap;
 use std::ops::Range;
+
+/// Whoever is told which gradients are final, and gets them for writing.
+type OnReady<'a, D, A> = &'a mut dyn FnMut(Range<usize>, <D as Device>::ViewMut<'_, A>) -> Result<()>;
 
 /// What a step tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +39,7 @@ pub struct StepReport {
 /// Everything that training needs beside the model.
 pub struct Trainer<D: Device, X: Real> {
     acts: Activations<D, X>,
+    graphs: HashMap<Repeated, Passes<D>>,
     /// As the model's values, in the same layout.
     grads: D::Buf<X::Acc>,
     /// The ranges of the flat buffer that are updated here, in increasing order.
@@ -44,6 +49,27 @@ pub struct Trainer<D: Device, X: Real> {
     /// Of the own ranges.
     optimizer: FlatAdamW<D, X::Acc>,
 }
+
+/// What the operations of a micro-batch depend on, beside what buffers hold.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Repeated {
+    /// Tuples.
+    batch: usize,
+    /// Which of the two sets of inputs.
+    inputs: usize,
+    /// The bits of the loss's scale.
+    scale: u64,
+}
+
+/// The passes of such a micro-batch, as the device remembers them.
+struct Passes<D: Device> {
+    /// Forward and losses.
+    forward: D::Graph,
+    backward: D::Graph,
+}
+
+/// Kinds of micro-batches whose passes are remembered.
+const MOST_GRAPHS: usize = 16;
 
 /// The values themselves as accumulators, where the two types are the same.
 fn own_masters<D: Device, X: Real>(values: &mut D::Buf<X>) -> Option<&mut D::Buf<X::Acc>> {
@@ -88,6 +114,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         };
         Ok(Self {
             acts: Activations::new(model, micro_batch)?,
+            graphs: HashMap::new(),
             grads: dev.zeros(total)?,
             masters,
             optimizer: FlatAdamW::over_ranges(&dev, total, own.clone())?,
@@ -175,7 +202,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
 
     /// Gradients of `scale · Σ (pred − target)²` over a batch, with dropout, in micro-batches as
     /// large as there is room for; returns the sum of squares. In the last micro-batch
-    /// `on_ready` learns which gradients are final.
+    /// `on_ready` learns which gradients are final, with all of them.
     pub fn gradients_of(
         &mut self,
         model: &GradTransformer<D, X>,
@@ -183,33 +210,79 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         scale: f64,
         on_ready: &mut dyn FnMut(Range<usize>, D::ViewMut<'_, X::Acc>) -> Result<()>,
     ) -> Result<f64> {
+        self.accumulate_all(model, tuples, scale, Some(on_ready))
+    }
+
+    /// [`Self::gradients_of`] where nobody waits for parts of them.
+    pub fn gradients_alone(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        tuples: Tuples<'_>,
+        scale: f64,
+    ) -> Result<f64> {
+        self.accumulate_all(model, tuples, scale, None)
+    }
+
+    /// Begins to copy the tuples of the next step to the device while it is busy with this one:
+    /// between the gradients and whatever waits for them. They are recognised by their keys, and
+    /// may but need not be the next ones.
+    pub fn load_ahead(&mut self, model: &GradTransformer<D, X>, tuples: Tuples<'_>) -> Result<()> {
+        tuples.check(&model.config)?;
+        let first = tuples.part(&model.config, 0, self.acts.capacity().min(tuples.len()));
+        self.acts.load_ahead(&model.dev, &model.config, first)
+    }
+
+    fn accumulate_all(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        tuples: Tuples<'_>,
+        scale: f64,
+        mut on_ready: Option<OnReady<'_, D, X::Acc>>,
+    ) -> Result<f64> {
         tuples.check(&model.config)?;
         model.dev.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
-        let mut sum = 0.0;
-        for from in (0..tuples.len()).step_by(self.acts.capacity()) {
-            let to = (from + self.acts.capacity()).min(tuples.len());
+        let (mut sum, count, room) = (0.0, tuples.len(), self.acts.capacity());
+        for from in (0..count).step_by(room) {
+            let to = (from + room).min(count);
             let part = tuples.part(&model.config, from, to);
-            sum += if to == tuples.len() {
-                self.accumulate(model, part, scale, on_ready)?
-            } else {
-                self.accumulate(model, part, scale, &mut |_, _| Ok(()))?
-            };
+            let on_ready = if to == count { on_ready.take() } else { None };
+            sum += self.accumulate(model, part, scale, on_ready)?;
+            if to < count {
+                let next = tuples.part(&model.config, to, (to + room).min(count));
+                self.acts.load_ahead(&model.dev, &model.config, next)?;
+            }
         }
         Ok(sum)
     }
 
-    /// Adds the gradients of a micro-batch.
+    /// Adds the gradients of a micro-batch. Where nobody must be told of parts of them, all
+    /// operations of a micro-batch are repeated from the device's memory of the last such one.
     fn accumulate(
         &mut self,
         model: &GradTransformer<D, X>,
         tuples: Tuples<'_>,
         scale: f64,
-        on_ready: &mut dyn FnMut(Range<usize>, D::ViewMut<'_, X::Acc>) -> Result<()>,
+        on_ready: Option<OnReady<'_, D, X::Acc>>,
     ) -> Result<f64> {
         model.load_batch(&mut self.acts, tuples)?;
-        model.forward(&mut self.acts, true)?;
-        let sum = model.loss_sum(&mut self.acts, scale)?.to_f64();
-        model.backward(&mut self.acts, true, &mut Grads { buf: &mut self.grads, on_ready })?;
+        let (acts, buf, dev) = (&mut self.acts, &mut self.grads, &model.dev);
+        let kind = Repeated { batch: tuples.len(), inputs: acts.current, scale: scale.to_bits() };
+        if self.graphs.len() >= MOST_GRAPHS && !self.graphs.contains_key(&kind) {
+            self.graphs.clear();
+        }
+        let new = || Passes { forward: D::Graph::default(), backward: D::Graph::default() };
+        let passes = self.graphs.entry(kind).or_insert_with(new);
+        dev.replay(&mut passes.forward, &mut || {
+            model.forward(acts, true)?;
+            model.losses(acts, scale)
+        })?;
+        let sum = model.sum_of_losses(acts)?.to_f64();
+        match on_ready {
+            Some(on_ready) => model.backward(acts, true, &mut Grads { buf, on_ready })?,
+            None => dev.replay(&mut passes.backward, &mut || {
+                model.backward(acts, true, &mut Grads { buf, on_ready: &mut |_, _| Ok(()) })
+            })?,
+        }
         Ok(sum)
     }
 
@@ -230,20 +303,14 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         max_norm: Option<f64>,
         sum_squares: f64,
     ) -> Result<f64> {
-        let dev = model.dev.clone();
-        let masters = match &mut self.masters {
-            Some(masters) => masters,
-            None => own_masters::<D, X>(&mut model.values).expect("masters are kept where types differ"),
+        let (dev, grads) = (model.dev.clone(), D::all(&self.grads));
+        let Some(masters) = &mut self.masters else {
+            let values = own_masters::<D, X>(&mut model.values).expect("masters are kept where types differ");
+            let values = D::all_mut(values);
+            return self.optimizer.step_with(&dev, values, grads, step, max_norm, sum_squares);
         };
-        let (masters, grads) = (D::all_mut(masters), D::all(&self.grads));
-        let norm = self.optimizer.step_with(&dev, masters, grads, step, max_norm, sum_squares)?;
-        if let Some(masters) = &self.masters {
-            for (range, place) in places(&self.own) {
-                let values = D::view_mut(&mut model.values, range);
-                <D as Cast<X::Acc, X>>::cast(&dev, values, D::view(masters, place))?;
-            }
-        }
-        Ok(norm)
+        let (masters, values) = (D::all_mut(masters), D::all_mut(&mut model.values));
+        self.optimizer.step_with_values(&dev, masters, values, grads, step, max_norm, sum_squares)
     }
 
     /// Whether these tuples alone, with the dropout of their keys, give a finite loss and finite
@@ -255,7 +322,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         scale: f64,
     ) -> Result<bool> {
         let dev = &model.dev;
-        let sum = self.gradients_of(model, tuples, scale, &mut |_, _| Ok(()))?;
+        let sum = self.gradients_alone(model, tuples, scale)?;
         let mut squares = dev.zeros::<X::Acc>(1)?;
         dev.sum_squares(D::all_mut(&mut squares), D::all(&self.grads), 1, D::len(&self.grads))?;
         Ok(sum.is_finite() && dev.to_host(D::all(&squares))?[0].to_f64().is_finite())
@@ -270,7 +337,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         max_norm: Option<f64>,
     ) -> Result<StepReport> {
         let scale = 1.0 / (tuples.len() * model.config.teacher_len()) as f64;
-        let sum = self.gradients_of(model, tuples, scale, &mut |_, _| Ok(()))?;
+        let sum = self.gradients_alone(model, tuples, scale)?;
         let sum_squares = self.sum_squares(&model.dev)?;
         let grad_norm = self.apply(model, step, max_norm, sum_squares)?;
         Ok(StepReport { loss: sum * scale, grad_norm })
@@ -279,6 +346,8 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     /// Mean squared error with known blocks before each predicted one, without dropout.
     pub fn evaluate(&mut self, model: &GradTransformer<D, X>, tuples: Tuples<'_>) -> Result<f64> {
         tuples.check(&model.config)?;
+        // Keys say nothing about tuples where there is no dropout.
+        self.acts.forget_ahead();
         let mut sum = 0.0;
         for from in (0..tuples.len()).step_by(self.acts.capacity()) {
             let to = (from + self.acts.capacity()).min(tuples.len());

@@ -57,6 +57,11 @@ impl<'a, D: Device> Allocator<'a, D> {
         Self { dev, dry, purpose, taken: Vec::new() }
     }
 
+    /// A lane for uploads into some of the buffers.
+    pub(crate) fn lane(&self) -> Result<D::Lane> {
+        Ok(self.dev.lane()?)
+    }
+
     /// Sets what the next buffers are for; returns what the last ones were for.
     pub(crate) fn set_purpose(&mut self, purpose: Purpose) -> Purpose {
         std::mem::replace(&mut self.purpose, purpose)

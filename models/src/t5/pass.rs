@@ -72,7 +72,7 @@ pub struct Grads<'a, D: Device, X: Real> {
     /// As long as the parameters, laid out alike.
     pub buf: &'a mut D::Buf<X::Acc>,
     /// Called once for every range that will not be added to any more in this pass,
-    /// with the gradients in it. Ranges come from the back of the buffer to its front.
+    /// with the whole buffer. Ranges come from the back of the buffer to its front.
     pub on_ready: &'a mut dyn FnMut(Range<usize>, D::ViewMut<'_, X::Acc>) -> Result<()>,
 }
 
@@ -84,7 +84,7 @@ impl<D: Device, X: Real> Grads<'_, D, X> {
 
     /// Reports a range as final.
     pub(crate) fn ready(&mut self, range: &Range<usize>) -> Result<()> {
-        (self.on_ready)(range.clone(), D::view_mut(self.buf, range.clone()))
+        (self.on_ready)(range.clone(), D::all_mut(self.buf))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::T5Config;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Device, Elem, Real};
+use gradtx_kernels::{Device, Elem, Real, bf16};
 use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
@@ -23,9 +23,42 @@ pub(crate) fn upload_f32<D: Device, X: Real>(
     if X::DTYPE == f32::DTYPE {
         return Ok(dev.upload(place, bytemuck::cast_slice(host))?);
     }
-    stage.clear();
-    stage.extend(host.iter().map(|&x| X::from_f64(x as f64)));
+    stage.resize(host.len(), X::zero());
+    convert(stage, host);
     Ok(dev.upload(place, stage)?)
+}
+
+/// Values that are converted at a time: few enough to stay in a cache.
+const PIECE: usize = 1 << 17;
+
+/// The same in a lane, beside the operations.
+pub(crate) fn upload_f32_in<D: Device, X: Real>(
+    dev: &D,
+    lane: &mut D::Lane,
+    mut place: D::ViewMut<'_, X>,
+    host: &[f32],
+    stage: &mut Vec<X>,
+) -> Result<()> {
+    if X::DTYPE == f32::DTYPE {
+        return Ok(dev.upload_in(lane, place, bytemuck::cast_slice(host))?);
+    }
+    for (i, part) in host.chunks(PIECE).enumerate() {
+        let at = i * PIECE;
+        stage.resize(part.len(), X::zero());
+        convert(stage, part);
+        dev.upload_in(lane, D::slice_mut(D::reborrow(&mut place), at..at + part.len()), stage)?;
+    }
+    Ok(())
+}
+
+/// `to = from`, rounded. A batch of tuples is tens of millions of values, and the way by f64 is slow.
+fn convert<X: Real>(to: &mut [X], from: &[f32]) {
+    if X::DTYPE == bf16::DTYPE {
+        let to: &mut [bf16] = bytemuck::cast_slice_mut(to);
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::from_f32(from));
+    } else {
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to = X::from_f64(from as f64));
+    }
 }
 
 /// Reads the parameters whose names begin with `prefix` from a file that leaves the prefix out.

@@ -9,7 +9,7 @@ use super::finite_norms;
 use crate::{Error, Result};
 use gradtx_kernels::{
     Device, Real,
-    ops::{AdamW, AdamWStep},
+    ops::{AdamW, AdamWCast, AdamWStep},
 };
 use std::ops::Range;
 
@@ -26,6 +26,13 @@ pub struct FlatAdamW<D: Device, A: Real> {
     sums: D::Buf<A>,
     /// `[rows]`
     scale: D::Buf<A>,
+}
+
+/// Elements of one call: in the gradients, in the moments, and in the parameters as they were given.
+struct Part {
+    all: Range<usize>,
+    state: Range<usize>,
+    params: Range<usize>,
 }
 
 impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
@@ -85,7 +92,18 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         step: AdamWStep,
         max_norm: Option<f64>,
     ) -> Result<Vec<f64>> {
-        let norms = self.norms(device, grads, step.step)?;
+        let (at, rows) = (format!("step {}", step.step), self.rows);
+        let name = |row: usize| if rows == 1 { "the model".into() } else { format!("row {row}") };
+        if self.is_whole() {
+            // Norm and clipping stay on the device: the step itself refuses what is not finite.
+            device.sum_squares(D::view_mut(&mut self.sums, 0..rows), grads, rows, self.len)?;
+            self.update(device, params, grads, step, max_norm)?;
+            return finite_norms(&device.to_host(D::view(&self.sums, 0..rows))?, at, name);
+        }
+        let sums = self.sums_of_squares(device, grads)?;
+        let total = A::from_f64(sums.iter().map(|s| s.to_f64()).sum());
+        device.upload(D::view_mut(&mut self.sums, 0..1), &[total])?;
+        let norms = finite_norms(&[total], at, name)?;
         self.update(device, params, grads, step, max_norm)?;
         Ok(norms)
     }
@@ -108,11 +126,71 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         max_norm: Option<f64>,
         sum_squares: f64,
     ) -> Result<f64> {
+        let norm = self.take_sum(device, step, sum_squares)?;
+        self.update(device, params, grads, step, max_norm)?;
+        Ok(norm)
+    }
+
+    /// [`Self::step_with`], where `params` are the masters of `values` `[len]`, which get the new ones
+    /// of the ranges in the same pass, rounded to X.
+    pub fn step_with_values<X: Real<Acc = A>>(
+        &mut self,
+        device: &D,
+        mut params: D::ViewMut<'_, A>,
+        mut values: D::ViewMut<'_, X>,
+        grads: D::View<'_, A>,
+        step: AdamWStep,
+        max_norm: Option<f64>,
+        sum_squares: f64,
+    ) -> Result<f64>
+    where
+        D: AdamWCast<X>,
+    {
+        let norm = self.take_sum(device, step, sum_squares)?;
+        self.scales(device, max_norm)?;
+        for Part { all, state, params: place } in self.parts(D::view_len(D::freeze(&params))) {
+            device.adamw_cast(
+                D::slice_mut(D::reborrow(&mut values), all.clone()),
+                D::slice_mut(D::reborrow(&mut params), place),
+                D::view_mut(&mut self.m, state.clone()),
+                D::view_mut(&mut self.v, state),
+                D::slice(grads, all.clone()),
+                D::all(&self.scale),
+                self.rows,
+                all.len() / self.rows,
+                step,
+            )?;
+        }
+        Ok(norm)
+    }
+
+    /// Puts the sum of squares of a row, which other ranks have contributed to, where norms are
+    /// taken from; returns the norm.
+    fn take_sum(&mut self, device: &D, step: AdamWStep, sum_squares: f64) -> Result<f64> {
         let sum = A::from_f64(sum_squares);
         let norms = finite_norms(&[sum], format!("step {}", step.step), |_| "the model".into())?;
         device.upload(D::view_mut(&mut self.sums, 0..1), &[sum])?;
-        self.update(device, params, grads, step, max_norm)?;
         Ok(norms[0])
+    }
+
+    /// Each row's clip factor, from `sums`.
+    fn scales(&mut self, device: &D, max_norm: Option<f64>) -> Result<()> {
+        let sums = D::view(&self.sums, 0..self.rows);
+        let most = max_norm.unwrap_or(f64::INFINITY);
+        Ok(device.clip_scale(D::all_mut(&mut self.scale), sums, self.rows, most)?)
+    }
+
+    /// What one call of the operation takes, for parameters of this length.
+    fn parts(&self, params: usize) -> Vec<Part> {
+        let ranges_alone = params == D::len(&self.m);
+        let mut end = 0;
+        let part = |range: &Range<usize>| {
+            let all = if self.rows == 1 { range.clone() } else { 0..self.rows * self.len };
+            let state = end..end + all.len();
+            end = state.end;
+            Part { params: if ranges_alone { state.clone() } else { all.clone() }, all, state }
+        };
+        self.ranges.iter().map(part).collect()
     }
 
     /// One step; `sums` holds each row's sum of squares.
@@ -124,47 +202,20 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         step: AdamWStep,
         max_norm: Option<f64>,
     ) -> Result<()> {
-        match max_norm {
-            Some(max) => device.clip_scale(
-                D::all_mut(&mut self.scale),
-                D::view(&self.sums, 0..self.rows),
-                self.rows,
-                max,
-            )?,
-            None => device.fill(D::all_mut(&mut self.scale), A::one())?,
-        }
-        let ranges_alone = D::view_len(D::freeze(&params)) == D::len(&self.m);
-        let mut at = 0;
-        for range in &self.ranges {
-            let part = if self.rows == 1 { range.clone() } else { 0..self.rows * self.len };
-            let state = at..at + part.len();
-            at = state.end;
-            let place = if ranges_alone { state.clone() } else { part.clone() };
+        self.scales(device, max_norm)?;
+        for Part { all, state, params: place } in self.parts(D::view_len(D::freeze(&params))) {
             device.adamw(
                 D::slice_mut(D::reborrow(&mut params), place),
                 D::view_mut(&mut self.m, state.clone()),
                 D::view_mut(&mut self.v, state),
-                D::slice(grads, part.clone()),
+                D::slice(grads, all.clone()),
                 D::all(&self.scale),
                 self.rows,
-                part.len() / self.rows,
+                all.len() / self.rows,
                 step,
             )?;
         }
         Ok(())
-    }
-
-    /// Leaves each row's sum of squares in `sums[..rows]`, and returns its root.
-    fn norms(&mut self, device: &D, grads: D::View<'_, A>, step: u32) -> Result<Vec<f64>> {
-        let sums = self.sums_of_squares(device, grads)?;
-        let step = format!("step {step}");
-        let name = |row: usize| if self.rows == 1 { "the model".into() } else { format!("row {row}") };
-        if self.is_whole() {
-            return finite_norms(&sums, step, name);
-        }
-        let total = A::from_f64(sums.iter().map(|s| s.to_f64()).sum());
-        device.upload(D::view_mut(&mut self.sums, 0..1), &[total])?;
-        finite_norms(&[total], step, name)
     }
 
     /// Whether the state is that of all values.

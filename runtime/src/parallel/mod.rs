@@ -7,10 +7,16 @@
 //!
 //! [`Shards`] is the arithmetic. The flat buffer is cut into contiguous buckets, large
 //! enough for a network to be fast, small enough that the first are on their way before
-//! the backward pass ends. Every bucket is cut into one share per rank. What a rank owns is
-//! its share of every bucket: it alone keeps masters and moments of those (ZeRO-1,
-//! Rajbhandari et al. 2020). [`GradientSums`] does it, over any [`Comm`](crate::comm::Comm).
+//! the backward pass ends. Every bucket is cut into one share per rank, in all buckets but the
+//! last of the same length. What a rank owns is its share of every bucket: it alone keeps
+//! masters and moments of those (ZeRO-1, Rajbhandari et al. 2020).
+//!
+//! [`GradientSums`] does it. Where the ranks' devices can be in a group, they exchange values
+//! among themselves ([`Collective`](gradtx_kernels::Collective)); otherwise gradients and values
+//! go through the host, over any [`Comm`](crate::comm::Comm).
 
+mod group;
+mod host;
 mod sums;
 
 pub use sums::{GradientSums, gather_on_first};
@@ -46,6 +52,12 @@ impl Bucket {
         self.shares[rank].clone()
     }
 
+    /// What each rank owns of it, from the bucket's beginning.
+    pub fn shares_within(&self) -> Vec<Range<usize>> {
+        let start = self.range.start;
+        self.shares.iter().map(|share| share.start - start..share.end - start).collect()
+    }
+
     /// Elements that each rank owns.
     pub fn lengths(&self) -> Vec<usize> {
         self.shares.iter().map(Range::len).collect()
@@ -67,8 +79,10 @@ impl Shards {
     pub fn new(layout: &ParamLayout, ranks: usize, elements: usize) -> Self {
         let total = layout.total();
         let params: Vec<Range<usize>> = layout.params().iter().map(|param| param.range()).collect();
-        let count = (total / elements.max(1)).max(1);
-        let end = |i: usize| if i == count { total } else { aligned(total * i / count).min(total) };
+        // What a bucket with equal shares, each aligned, is a multiple of.
+        let unit = ALIGN * ranks;
+        let count = (total / elements.max(unit)).max(1);
+        let end = |i: usize| if i == count { total } else { (total * i / count).next_multiple_of(unit) };
         let bucket = |i: usize| {
             let range = end(i)..end(i + 1);
             let cut = |rank: usize| match rank == ranks {

@@ -1,46 +1,40 @@
 //! [`GradientSums`]: gradients become sums over ranks, bucket by bucket.
 
-use super::{Readiness, Shards, overlap};
-use crate::comm::{Collectives, Comm, Pending};
-use crate::{Error, Result};
-use gradtx_kernels::{Device, Elem};
-use std::collections::VecDeque;
+use super::host::HostSums;
+use super::{Readiness, Shards, group, overlap};
+use crate::Result;
+use crate::comm::Comm;
+use gradtx_kernels::{Collective, Elem};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// The gradients of one step after the other, on their way between ranks. All memory is on
-/// the host: communication is between host buffers.
-pub struct GradientSums<'c> {
-    comm: &'c dyn Comm,
+/// The gradients of one step after the other, on their way between ranks.
+pub struct GradientSums<'c, D: Collective> {
     shards: Shards,
     readiness: Readiness,
-    /// Gradients of each bucket that is not complete, once there are any.
-    filling: Vec<Option<Vec<f32>>>,
-    /// Memory of buckets that were sent.
-    free: Vec<Vec<f32>>,
-    /// Sums under way, by bucket, in the order in which they were started.
-    pending: VecDeque<(usize, Pending<'c, f32>)>,
-    /// Sums of this rank's share of each bucket.
-    sums: Vec<Vec<f32>>,
+    way: Way<'c, D>,
     /// Time spent here.
     time: Duration,
 }
 
-impl<'c> GradientSums<'c> {
+/// How they go.
+enum Way<'c, D: Collective> {
+    Host(HostSums<'c>),
+    /// In place, from device to device.
+    Devices(D::Group),
+}
+
+impl<'c, D: Collective> GradientSums<'c, D> {
     /// For a backward pass on each rank of `comm`, which must be as many as those of `shards`.
-    pub fn new(comm: &'c dyn Comm, shards: Shards) -> Self {
+    /// All ranks must call this: their devices form a group, if all can. If not, rank 0 logs
+    /// why, and everything goes through the host.
+    pub fn new(comm: &'c dyn Comm, device: &D, shards: Shards) -> Result<Self> {
         assert_eq!(comm.size(), shards.ranks(), "shards are made for the ranks that there are");
-        let sums = shards.buckets().iter().map(|b| vec![0.0; b.share(comm.rank()).len()]).collect();
-        Self {
-            comm,
-            readiness: Readiness::new(&shards),
-            filling: vec![None; shards.buckets().len()],
-            free: vec![],
-            pending: VecDeque::new(),
-            sums,
-            shards,
-            time: Duration::ZERO,
-        }
+        let way = match group::form(comm, device)? {
+            Some(group) => Way::Devices(group),
+            None => Way::Host(HostSums::new(comm, &shards)),
+        };
+        Ok(Self { readiness: Readiness::new(&shards), way, shards, time: Duration::ZERO })
     }
 
     /// Which elements each rank owns.
@@ -48,19 +42,26 @@ impl<'c> GradientSums<'c> {
         &self.shards
     }
 
+    /// Whether values go from device to device, so that the host needs no memory for them.
+    pub fn is_between_devices(&self) -> bool {
+        matches!(self.way, Way::Devices(_))
+    }
+
     /// Seconds spent in communication since this was last asked: starting, moving on, waiting.
+    /// What devices exchange while they compute costs no time that counts.
     pub fn take_seconds(&mut self) -> f64 {
         std::mem::take(&mut self.time).as_secs_f64()
     }
 
     /// Takes note that this rank's gradients of a range are final, and starts the sums of the
-    /// buckets that are complete with it. All ranks must report the same ranges in the same
-    /// order.
-    pub fn ready<D: Device>(
+    /// buckets that are complete with it. `gradients` is the whole flat buffer; nobody may
+    /// write to what is final before [`Self::finish`]. All ranks must report the same ranges
+    /// in the same order.
+    pub fn ready(
         &mut self,
         device: &D,
         range: &Range<usize>,
-        gradients: D::View<'_, f32>,
+        mut gradients: D::ViewMut<'_, f32>,
     ) -> Result<()> {
         let begin = Instant::now();
         // From the back to the front, as backward passes go.
@@ -70,83 +71,68 @@ impl<'c> GradientSums<'c> {
             if part.is_empty() {
                 continue;
             }
-            let place = part.start - bucket.range().start..part.end - bucket.range().start;
-            let filling = self.filling[i].get_or_insert_with(|| {
-                let mut memory = self.free.pop().unwrap_or_default();
-                memory.clear();
-                // Gaps between groups must not bring anything into the sums.
-                memory.resize(bucket.range().len(), 0.0);
-                memory
-            });
-            let view = D::slice(gradients, part.start - range.start..part.end - range.start);
-            device.download(&mut filling[place], view)?;
+            if let Way::Host(host) = &mut self.way {
+                let view = D::slice(D::freeze(&gradients), part.clone());
+                host.take(device, &self.shards, i, &part, view)?;
+            }
             if self.readiness.note(&self.shards, i, &part)? {
-                self.start(i)?;
+                match &mut self.way {
+                    Way::Host(host) => host.start(&self.shards, i)?,
+                    Way::Devices(group) => {
+                        let whole = D::slice_mut(D::reborrow(&mut gradients), bucket.range());
+                        device.start_sums(group, whole, &bucket.shares_within())?;
+                    }
+                }
             }
         }
-        self.comm.poll()?;
-        self.take_finished()?;
+        if let Way::Host(host) = &mut self.way {
+            host.poll()?;
+        }
         self.time += begin.elapsed();
-        Ok(())
-    }
-
-    fn start(&mut self, bucket: usize) -> Result<()> {
-        let lengths = self.shards.buckets()[bucket].lengths();
-        let values = self.filling[bucket].take();
-        let values = values.ok_or_else(|| Error::invalid("gradients", "a bucket was complete twice"))?;
-        self.pending.push_back((bucket, self.comm.start_reduce_scatter_sum(&values, &lengths)?));
-        self.free.push(values);
-        Ok(())
-    }
-
-    /// Puts sums that are done where they belong, which frees the memory of others' shares.
-    fn take_finished(&mut self) -> Result<()> {
-        while let Some((_, sum)) = self.pending.front_mut() {
-            if !sum.poll()? {
-                break;
-            }
-            self.take_first()?;
-        }
-        Ok(())
-    }
-
-    fn take_first(&mut self) -> Result<()> {
-        if let Some((bucket, sum)) = self.pending.pop_front() {
-            sum.wait(&mut self.sums[bucket])?;
-        }
         Ok(())
     }
 
     /// After the backward pass: waits for all sums. In `gradients`, the whole flat buffer, what
     /// this rank owns becomes the sum over all ranks; the rest stays what it was. Then
     /// everything is ready for the next step.
-    pub fn finish<D: Device>(&mut self, device: &D, gradients: &mut D::Buf<f32>) -> Result<()> {
-        let begin = Instant::now();
+    pub fn finish(&mut self, device: &D, gradients: &mut D::Buf<f32>) -> Result<()> {
         self.readiness.expect_all()?;
-        while !self.pending.is_empty() {
-            self.take_first()?;
+        let begin = self.begin_wait(device)?;
+        match &mut self.way {
+            Way::Host(host) => host.finish(device, &self.shards, gradients)?,
+            Way::Devices(group) => device.finish_group(group)?,
         }
         self.readiness = Readiness::new(&self.shards);
-        for (bucket, sums) in self.shards.buckets().iter().zip(&self.sums) {
-            device.upload(D::view_mut(gradients, bucket.share(self.comm.rank())), sums)?;
-        }
         self.time += begin.elapsed();
         Ok(())
     }
 
     /// Every rank has new values of what it owns; afterwards `values`, the whole flat buffer,
     /// has the new values of all.
-    pub fn gather<X: Elem, D: Device>(&mut self, device: &D, values: &mut D::Buf<X>) -> Result<()> {
-        let begin = Instant::now();
-        let mut whole = vec![];
-        for bucket in self.shards.buckets() {
-            let own = device.to_host(D::view(values, bucket.share(self.comm.rank())))?;
-            whole.resize(bucket.range().len(), X::zeroed());
-            self.comm.all_gather_parts(&own, &bucket.lengths(), &mut whole)?;
-            device.upload(D::view_mut(values, bucket.range()), &whole)?;
+    pub fn gather<X: Elem>(&mut self, device: &D, values: &mut D::Buf<X>) -> Result<()> {
+        let begin = self.begin_wait(device)?;
+        match &mut self.way {
+            Way::Host(host) => host.gather(device, &self.shards, values)?,
+            Way::Devices(group) => {
+                for bucket in self.shards.buckets() {
+                    let whole = D::view_mut(values, bucket.range());
+                    device.start_gather(group, whole, &bucket.shares_within())?;
+                }
+                // Before the host says anything to other ranks: both at once may block each other.
+                device.finish_group(group)?;
+            }
         }
         self.time += begin.elapsed();
         Ok(())
+    }
+
+    /// When a wait for communication begins: devices that exchange values compute as well, and
+    /// until they have done that nobody waits for communication.
+    fn begin_wait(&self, device: &D) -> Result<Instant> {
+        if self.is_between_devices() {
+            device.synchronize()?;
+        }
+        Ok(Instant::now())
     }
 }
 
@@ -170,8 +156,9 @@ pub fn gather_on_first(comm: &dyn Comm, shards: &Shards, own: &[f32]) -> Result<
 mod tests {
     use super::super::tests::{layout, passes};
     use super::*;
-    use crate::comm::{Local, local};
+    use crate::comm::{Collectives, Local, local};
     use crate::optim::FlatAdamW;
+    use gradtx_kernels::Device;
     use gradtx_kernels::cpu::Cpu;
     use gradtx_kernels::ops::AdamWStep;
     use gradtx_kernels::rng::Stream;
@@ -229,13 +216,13 @@ mod tests {
             let shards = Shards::new(&layout, ranks, bucket);
             let mut optimizer =
                 FlatAdamW::<Cpu, f32>::over_ranges(&cpu, layout.total(), shards.owned(comm.rank())).unwrap();
-            let mut sums = GradientSums::new(&comm, shards);
+            let mut sums = GradientSums::new(&comm, &cpu, shards).unwrap();
             let mut values = cpu.buffer_from(&random(layout.total(), 1)).unwrap();
             let mut norms = vec![];
             for number in 1..=3 {
                 let mut grads = cpu.buffer_from(&gradients(comm.rank(), number)).unwrap();
                 for range in passes().iter().rev() {
-                    sums.ready(&cpu, range, &grads[range.clone()]).unwrap();
+                    sums.ready(&cpu, range, &mut grads).unwrap();
                 }
                 sums.finish(&cpu, &mut grads).unwrap();
                 let mut squares = vec![0.0; ranks];
@@ -287,10 +274,10 @@ mod tests {
     fn a_pass_that_forgets_gradients_is_found_out() {
         let errors = on_ranks(2, |comm| {
             let (cpu, layout) = (Cpu::new(1), layout());
-            let mut sums = GradientSums::new(&comm, Shards::new(&layout, 2, 300));
+            let mut sums = GradientSums::new(&comm, &cpu, Shards::new(&layout, 2, 300)).unwrap();
             let mut grads = cpu.buffer_from(&gradients(comm.rank(), 1)).unwrap();
             for range in passes().iter().skip(1).rev() {
-                sums.ready(&cpu, range, &grads[range.clone()]).unwrap();
+                sums.ready(&cpu, range, &mut grads).unwrap();
             }
             sums.finish(&cpu, &mut grads).unwrap_err().to_string()
         });

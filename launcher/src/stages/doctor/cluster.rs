@@ -10,6 +10,7 @@ use std::process::Command;
 pub fn checks() -> Vec<Check> {
     let mut checks = vec![gpus()];
     checks.extend(libraries());
+    checks.push(nccl());
     checks.push(mpi());
     checks.push(slurm_commands());
     checks.push(slurm_job());
@@ -33,7 +34,10 @@ fn gpus() -> Check {
                 .collect();
             let driver = driver().map_or(String::new(), |driver| format!("; driver {driver}"));
             let names: Vec<String> = devices.iter().map(describe).collect();
-            Check::ok("GPU", format!("{}{driver}", names.join(", "))).facts(json!(facts))
+            let products = gradtx_kernels::cuda::CublasLt::standard().describe();
+            let products = products.unwrap_or_else(|why| format!("kernels of our own ({why})"));
+            let text = format!("{}{driver}; matrix products by {products}", names.join(", "));
+            Check::ok("GPU", text).facts(json!(facts))
         }
     }
 }
@@ -58,11 +62,10 @@ fn driver() -> Option<String> {
 }
 
 /// Libraries that are looked for by name: file names begin like this.
-const LIBRARIES: [(&str, &str, &str); 4] = [
+const LIBRARIES: [(&str, &str, &str); 3] = [
     ("CUDA driver library", "libcuda.so", "comes with the GPU's driver"),
     ("NVRTC", "libnvrtc.so", "comes with the CUDA toolkit; compiles kernels for the GPU that is there"),
     ("cuBLASLt", "libcublasLt.so", "comes with the CUDA toolkit; fast matrix products on GPUs"),
-    ("NCCL", "libnccl.so", "an NVIDIA library of its own; communication between GPUs"),
 ];
 
 fn libraries() -> Vec<Check> {
@@ -83,6 +86,23 @@ fn libraries() -> Vec<Check> {
         }
     };
     LIBRARIES.iter().map(look).collect()
+}
+
+/// What training on several GPUs would find.
+#[cfg(feature = "cuda")]
+fn nccl() -> Check {
+    match gradtx_kernels::cuda::nccl_version() {
+        Ok(version) => Check::ok("NCCL", format!("{version}; sums gradients between the GPUs of a training"))
+            .facts(json!({ "version": version })),
+        Err(why) => Check::note("NCCL", why).advice(
+            "an NVIDIA library of its own; without it GPUs sum gradients through their hosts, slowly",
+        ),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn nccl() -> Check {
+    Check::ok("NCCL", "sums gradients between GPUs; not needed by this build")
 }
 
 /// Directories that the dynamic loader looks into before and after its cache.

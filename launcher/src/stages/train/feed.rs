@@ -51,6 +51,11 @@ impl Feed {
         updates
     }
 
+    /// The updates of the next step if they are there already.
+    pub fn next_if_ready(&mut self) -> Option<Result<Updates>> {
+        self.updates.try_recv().ok()
+    }
+
     /// Seconds that were waited since this was last asked.
     pub fn take_seconds(&mut self) -> f64 {
         std::mem::take(&mut self.waited).as_secs_f64()

@@ -31,7 +31,7 @@ use crate::record::{self, SharedState};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, totals};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
-use gradtx_kernels::{Backend, Real};
+use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{
     Generator, GradTransformer, GradTransformerConfig, Normalization, NormalizationMode, StartToken, Trainer,
 };
@@ -203,7 +203,7 @@ impl Work for Train<'_> {
                 GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?
             }
         };
-        let mut ranks = Ranks::new(self.comm, model.layout(), self.bucket);
+        let mut ranks = Ranks::new(self.comm, device, model.layout(), self.bucket)?;
         model.set_normalization(self.units(&ranks, sizes(student), sizes(teacher))?)?;
         let micro_batch = train.micro_batch.min(ranks.part(train.batch).len());
         let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
@@ -237,6 +237,7 @@ impl Work for Train<'_> {
             trainer,
             ranks,
             progress: progress.unwrap_or_default(),
+            next: None,
         };
         run.finish()
     }
@@ -244,7 +245,12 @@ impl Work for Train<'_> {
 
 impl Train<'_> {
     /// Statistics of the training tuples: rank 0 reads them all, for all.
-    fn units(&self, ranks: &Ranks<'_>, student: [usize; 2], teacher: [usize; 2]) -> Result<Normalization> {
+    fn units<D: Collective>(
+        &self,
+        ranks: &Ranks<'_, D>,
+        student: [usize; 2],
+        teacher: [usize; 2],
+    ) -> Result<Normalization> {
         let name = &self.config.translator.normalization;
         let mode = NormalizationMode::parse(name).expect("the configuration was checked");
         let mut values = vec![];
@@ -255,7 +261,7 @@ impl Train<'_> {
     }
 
     /// The mean of the training teachers.
-    fn mean(&self, ranks: &Ranks<'_>) -> Result<Vec<f32>> {
+    fn mean<D: Collective>(&self, ranks: &Ranks<'_, D>) -> Result<Vec<f32>> {
         let mut mean = vec![];
         if ranks.is_first() {
             mean = mean_teacher(self.store, &self.split.training)?;

@@ -3,10 +3,12 @@
 //! Rank r of n has a part of every step's tuples, and owns a part of the parameters (see
 //! [`gradtx_runtime::parallel`]). In every step its gradients go into the sums, it tells all
 //! others a [`Word`], and what all agree on comes out ([`Agreed`]); then it updates what it
-//! owns and gets the rest. One rank alone does nothing of this that costs time.
+//! owns and gets the rest. Sums and values may go from device to device: that is over, on every
+//! rank's host, before ranks tell each other anything else. One rank alone does nothing of this
+//! that costs time.
 
 use anyhow::Result;
-use gradtx_kernels::{Backend, Real};
+use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{GradTransformer, Trainer, Tuples};
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::parallel::{GradientSums, Shards, gather_on_first, share};
@@ -16,11 +18,11 @@ use std::ops::Range;
 use std::time::Instant;
 
 /// This rank and the others in a training.
-pub struct Ranks<'c> {
+pub struct Ranks<'c, D: Collective> {
     comm: &'c dyn Comm,
     shards: Shards,
     /// None for one rank: its gradients are the sums.
-    sums: Option<GradientSums<'c>>,
+    sums: Option<GradientSums<'c, D>>,
     /// Seconds of other communication.
     seconds: f64,
 }
@@ -77,12 +79,16 @@ fn agree(words: &[u64]) -> Agreed {
     }
 }
 
-impl<'c> Ranks<'c> {
-    /// For a model's parameters, in buckets of at least `bucket` elements.
-    pub fn new(comm: &'c dyn Comm, layout: &ParamLayout, bucket: usize) -> Self {
+impl<'c, D: Collective> Ranks<'c, D> {
+    /// For a model's parameters, in buckets of at least `bucket` elements. All ranks must call
+    /// this.
+    pub fn new(comm: &'c dyn Comm, device: &D, layout: &ParamLayout, bucket: usize) -> Result<Self> {
         let shards = Shards::new(layout, comm.size(), bucket);
-        let sums = (comm.size() > 1).then(|| GradientSums::new(comm, shards.clone()));
-        Self { comm, shards, sums, seconds: 0.0 }
+        let sums = match comm.size() {
+            1 => None,
+            _ => Some(GradientSums::new(comm, device, shards.clone())?),
+        };
+        Ok(Self { comm, shards, sums, seconds: 0.0 })
     }
 
     /// What the ranks tell each other with.
@@ -105,12 +111,13 @@ impl<'c> Ranks<'c> {
         self.shards.owned(self.comm.rank())
     }
 
-    /// Buffers for the sums and for a checkpoint on its way, in bytes of `value` per value.
+    /// Buffers on the host for the sums and for a checkpoint on its way, in bytes of `value` per
+    /// value. What devices exchange among themselves has none.
     pub fn plan(&self, value: usize) -> MemoryPlan {
         let mut plan = MemoryPlan::new();
         let own: usize = self.owned().iter().map(Range::len).sum();
         plan.add(Purpose::Scratch, "a checkpoint being written", &[3, own], 4);
-        if self.sums.is_some() {
+        if self.sums.as_ref().is_some_and(|sums| !sums.is_between_devices()) {
             let bucket = self.shards.buckets().iter().map(|b| b.range().len()).max().unwrap_or(0);
             // Filled, sent, and received from all others.
             plan.add(Purpose::Scratch, "gradients between ranks", &[3, bucket], 4);
@@ -120,24 +127,40 @@ impl<'c> Ranks<'c> {
         plan
     }
 
-    /// Gradients of this rank's tuples; of what it owns, summed over all ranks. Returns the sum
-    /// of squared errors of its tuples.
-    pub fn gradients<X: Real<Acc = f32>, D: Backend<X>>(
+    /// Gradients of this rank's tuples, and starts to sum them over all ranks. Returns the sum of
+    /// squared errors of its tuples.
+    pub fn gradients<X: Real<Acc = f32>>(
         &mut self,
         model: &GradTransformer<D, X>,
         trainer: &mut Trainer<D, X>,
         tuples: Tuples<'_>,
         scale: f64,
-    ) -> Result<f64> {
+    ) -> Result<f64>
+    where
+        D: Backend<X>,
+    {
         let Some(sums) = &mut self.sums else {
-            return Ok(trainer.gradients_of(model, tuples, scale, &mut |_, _| Ok(()))?);
+            return Ok(trainer.gradients_alone(model, tuples, scale)?);
         };
         let device = model.device();
-        let error = trainer.gradients_of(model, tuples, scale, &mut |range, gradients| {
-            sums.ready(device, &range, D::freeze(&gradients))
-        })?;
-        sums.finish(device, trainer.gradients_mut())?;
-        Ok(error)
+        Ok(trainer.gradients_of(model, tuples, scale, &mut |range, gradients| {
+            sums.ready(device, &range, gradients)
+        })?)
+    }
+
+    /// After [`Self::gradients`]: waits until those that this rank owns are the sums over all ranks.
+    pub fn finish_gradients<X: Real<Acc = f32>>(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        trainer: &mut Trainer<D, X>,
+    ) -> Result<()>
+    where
+        D: Backend<X>,
+    {
+        match &mut self.sums {
+            Some(sums) => Ok(sums.finish(model.device(), trainer.gradients_mut())?),
+            None => Ok(()),
+        }
     }
 
     /// Every rank tells its word, and all come to the same.
@@ -150,10 +173,10 @@ impl<'c> Ranks<'c> {
     }
 
     /// After every rank has updated the values that it owns: gets those of the others.
-    pub fn gather_values<X: Real<Acc = f32>, D: Backend<X>>(
-        &mut self,
-        model: &mut GradTransformer<D, X>,
-    ) -> Result<()> {
+    pub fn gather_values<X: Real<Acc = f32>>(&mut self, model: &mut GradTransformer<D, X>) -> Result<()>
+    where
+        D: Backend<X>,
+    {
         let device = model.device().clone();
         match &mut self.sums {
             Some(sums) => Ok(sums.gather(&device, model.values_mut())?),
@@ -163,11 +186,14 @@ impl<'c> Ranks<'c> {
 
     /// All master values in the order of the flat buffer, on rank 0; what others get is of no
     /// use. All ranks must call this.
-    pub fn masters_on_first<X: Real<Acc = f32>, D: Backend<X>>(
+    pub fn masters_on_first<X: Real<Acc = f32>>(
         &self,
         model: &GradTransformer<D, X>,
         trainer: &Trainer<D, X>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Vec<f32>>
+    where
+        D: Backend<X>,
+    {
         if trainer.values_are_masters() {
             let all = D::view(model.values(), 0..if self.is_first() { model.layout().total() } else { 0 });
             let all = model.device().to_host(all)?;
@@ -196,6 +222,7 @@ impl<'c> Ranks<'c> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gradtx_kernels::cpu::Cpu;
     use gradtx_runtime::comm::local;
 
     #[test]
@@ -209,7 +236,8 @@ mod tests {
         layout.push([("w", vec![100])]);
         let found: Vec<Agreed> = std::thread::scope(|scope| {
             let exchange = |comm: gradtx_runtime::comm::Local| {
-                Ranks::new(&comm, &layout, 10).exchange(words[comm.rank()]).unwrap()
+                let mut ranks = Ranks::new(&comm, &Cpu::new(1), &layout, 10).unwrap();
+                ranks.exchange(words[comm.rank()]).unwrap()
             };
             let ranks: Vec<_> = local(3).into_iter().map(|c| scope.spawn(move || exchange(c))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()

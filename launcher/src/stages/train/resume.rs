@@ -17,7 +17,7 @@
 
 use super::parallel::Ranks;
 use anyhow::{Context as _, Result, anyhow, ensure};
-use gradtx_kernels::{Backend, Real};
+use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{GradTransformer, Trainer};
 use gradtx_runtime::artifact::{checksum_file, sweep_all_temporary, write_atomic};
 use gradtx_runtime::checkpoint::{self, Parts, Saved, part_path};
@@ -85,7 +85,7 @@ impl Checkpoints {
     /// written is waited for: there is memory for one.
     pub fn start<X: Real<Acc = f32>, D: Backend<X>>(
         &mut self,
-        ranks: &Ranks<'_>,
+        ranks: &Ranks<'_, D>,
         model: &GradTransformer<D, X>,
         trainer: &Trainer<D, X>,
         progress: &Progress,
@@ -215,7 +215,7 @@ impl Checkpoints {
     /// needed any more, of this and of earlier attempts, is removed.
     pub fn restore<X: Real<Acc = f32>, D: Backend<X>>(
         &mut self,
-        ranks: &mut Ranks<'_>,
+        ranks: &mut Ranks<'_, D>,
         model: &mut GradTransformer<D, X>,
         trainer: &mut Trainer<D, X>,
     ) -> Result<Option<Progress>> {
@@ -263,7 +263,7 @@ impl Checkpoints {
     }
 
     /// What rank 0 sees: a shared directory need not look the same from everywhere.
-    fn list(&self, ranks: &Ranks<'_>) -> Result<Vec<Saved>> {
+    fn list<D: Collective>(&self, ranks: &Ranks<'_, D>) -> Result<Vec<Saved>> {
         let mut list = vec![];
         if ranks.is_first() {
             list = serde_json::to_vec(&checkpoint::saved(&self.dir)?)?;

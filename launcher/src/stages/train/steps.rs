@@ -33,6 +33,8 @@ const SHOW_EVERY: Duration = Duration::from_millis(500);
 
 /// A training on its way, on this rank.
 pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
+    // First, so that on a failure it ends what the devices exchange before their memory goes.
+    pub ranks: Ranks<'a, D>,
     pub train: &'a Train<'a>,
     pub key: u64,
     pub model: GradTransformer<D, X>,
@@ -40,9 +42,10 @@ pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
     pub generator: Generator<D, X>,
     /// The mean of the training teachers.
     pub mean: Vec<f32>,
-    pub ranks: Ranks<'a>,
     pub checkpoints: Checkpoints,
     pub progress: Progress,
+    /// What was read of the next step, if it was there early.
+    pub next: Option<Result<Updates>>,
 }
 
 /// What is told while it goes: by rank 0 in files, and to whoever watches.
@@ -207,8 +210,11 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         // What was communicated for other purposes does not count.
         self.ranks.take_seconds();
         let begin = Instant::now();
-        let updates = feed.next_step()?;
-        let found = self.step(&updates, due)?;
+        let updates = match self.next.take() {
+            Some(read) => read?,
+            None => feed.next_step()?,
+        };
+        let found = self.step(&updates, feed, due)?;
         times.steps += 1;
         times.all += begin.elapsed();
         times.communication += self.ranks.take_seconds();
@@ -221,14 +227,15 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     }
 
     /// One optimizer step with this rank's tuples.
-    fn step(&mut self, updates: &Updates, due: bool) -> Result<(StepReport, Agreed)> {
+    fn step(&mut self, updates: &Updates, feed: &mut Feed, due: bool) -> Result<(StepReport, Agreed)> {
         let train = &self.train.config.train;
         let step = self.progress.steps;
         let scale = 1.0 / (train.batch * self.model.config().teacher_len()) as f64;
-        let dropout = derive(derive_named(self.key, "dropout"), step as u64);
-        let keys: Vec<u64> = self.ranks.part(train.batch).map(|i| derive(dropout, i as u64)).collect();
+        let keys = self.dropout_keys(step);
         let tuples = Tuples { student: &updates.students, teacher: &updates.teachers, keys: &keys };
         let error = self.ranks.gradients(&self.model, &mut self.trainer, tuples, scale)?;
+        self.load_ahead(feed, step + 1)?;
+        self.ranks.finish_gradients(&self.model, &mut self.trainer)?;
         let squares = self.trainer.sum_squares(self.model.device())?;
         let (asked, written) = (interrupt::asked(), self.checkpoints.written()?);
         let agreed = self.ranks.exchange(Word { error, squares, asked, due, written })?;
@@ -241,6 +248,21 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
             self.trainer.apply(&mut self.model, optimizer_step(train, step), clip, agreed.squares)?;
         self.ranks.gather_values(&mut self.model)?;
         Ok((StepReport { loss: agreed.error * scale, grad_norm }, agreed))
+    }
+
+    /// The keys of the dropout masks of this rank's tuples in a step.
+    fn dropout_keys(&self, step: u32) -> Vec<u64> {
+        let dropout = derive(derive_named(self.key, "dropout"), step as u64);
+        self.ranks.part(self.train.config.train.batch).map(|i| derive(dropout, i as u64)).collect()
+    }
+
+    /// Sends the next step's tuples to the device, which is still at this step's gradients.
+    fn load_ahead(&mut self, feed: &mut Feed, step: u32) -> Result<()> {
+        self.next = feed.next_if_ready();
+        let Some(Ok(updates)) = &self.next else { return Ok(()) };
+        let keys = self.dropout_keys(step);
+        let tuples = Tuples { student: &updates.students, teacher: &updates.teachers, keys: &keys };
+        Ok(self.trainer.load_ahead(&self.model, tuples)?)
     }
 
     /// The error about a step whose gradient is not finite, the same on all ranks. Each tries

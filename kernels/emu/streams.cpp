@@ -1,0 +1,226 @@
+// Streams, events and graphs of the stand-in driver.
+//
+// A device does what is in two streams in any order that events allow, and whoever forgets an
+// event must find out. So one kind of stream is late: it does nothing until somebody waits for
+// it, the host or another stream by an event. By default those streams are late that have never
+// launched a kernel, which is where copies go that run beside the kernels: data that nobody
+// waited for is not there. With `emu_late_kernels` it is the other way round: a copy that
+// overwrites what a kernel has still to read does so before.
+//
+// A stream that is being captured does nothing; what is put into it becomes a graph.
+#include "driver.h"
+
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
+
+namespace {
+
+struct Stream;
+
+// One recording of an event.
+struct Mark {
+    Stream* stream;
+    bool done = false;
+    double milliseconds = 0;
+};
+struct Event { std::shared_ptr<Mark> last; };
+
+typedef std::function<Result()> Operation;
+struct Graph { std::vector<Operation> operations; };
+
+struct Stream {
+    std::recursive_mutex lock;
+    std::deque<Operation> waiting;
+    bool has_launched = false;
+    std::unique_ptr<Graph> captured;  // while it is
+    bool spoiled = false;             // something was asked that no graph can hold
+};
+
+bool late_from_environment() {
+    const char* value = getenv("EMU_LATE");
+    return value && std::string(value) == "kernels";
+}
+bool& late_kernels() {
+    static thread_local bool late = late_from_environment();
+    return late;
+}
+
+// Those that this thread has created and not destroyed.
+std::set<Stream*>& own_streams() {
+    static thread_local std::set<Stream*> streams;
+    return streams;
+}
+thread_local Stream* capturing;
+
+// Does what waits in a stream, in order, all of it or until a mark is passed; the first failure.
+Result drain(Stream* s, const Mark* until = nullptr) {
+    std::lock_guard<std::recursive_mutex> held(s->lock);
+    Result first = SUCCESS;
+    while (!s->waiting.empty() && !(until && until->done)) {
+        Operation next = std::move(s->waiting.front());
+        s->waiting.pop_front();
+        Result result = next();
+        if (first == SUCCESS) first = result;
+    }
+    return first;
+}
+
+Result pass(const std::shared_ptr<Mark>& mark) { return mark && !mark->done ? drain(mark->stream, mark.get()) : SUCCESS; }
+
+}  // namespace
+
+Result enqueue(void* stream, bool kernel, Operation run) {
+    auto* s = static_cast<Stream*>(stream);
+    if (!s) return NOT_SUPPORTED;  // the default stream has rules of its own
+    std::lock_guard<std::recursive_mutex> held(s->lock);
+    if (s->captured) {
+        s->captured->operations.push_back(std::move(run));
+        return SUCCESS;
+    }
+    s->waiting.push_back(std::move(run));
+    s->has_launched |= kernel;
+    return s->has_launched == late_kernels() ? SUCCESS : drain(s);
+}
+
+Result finish_streams_of_this_thread() {
+    Result first = SUCCESS;
+    for (Stream* s : own_streams()) {
+        Result result = drain(s);
+        if (first == SUCCESS) first = result;
+    }
+    return first;
+}
+
+Result outside_of_capture() {
+    if (!capturing) return SUCCESS;
+    capturing->spoiled = true;
+    return CAPTURE_UNSUPPORTED;
+}
+
+extern "C" __attribute__((visibility("default"))) void emu_late_kernels(int late) { late_kernels() = late != 0; }
+
+// For other stand-ins: `run(argument)` in a stream, as a kernel; `drop(argument)` when it cannot run again.
+extern "C" __attribute__((visibility("default"))) int emu_enqueue(void* stream, int (*run)(void*), void (*drop)(void*),
+                                                                 void* argument) {
+    std::shared_ptr<void> kept(argument, drop);
+    return enqueue(stream, true, [run, kept] { return (Result)run(kept.get()); });
+}
+
+// The same for what goes beside the kernels, as a copy does.
+extern "C" __attribute__((visibility("default"))) int emu_enqueue_beside(void* stream, int (*run)(void*),
+                                                                        void (*drop)(void*), void* argument) {
+    std::shared_ptr<void> kept(argument, drop);
+    return enqueue(stream, false, [run, kept] { return (Result)run(kept.get()); });
+}
+
+// Whether this thread's streams forget to wait for events: a fault that tests plant.
+static thread_local bool waits_are_forgotten;
+extern "C" __attribute__((visibility("default"))) void emu_forget_waits(int forget) { waits_are_forgotten = forget != 0; }
+
+API cuStreamCreate(void** stream, unsigned) {
+    if (Result result = outside_of_capture()) return result;
+    auto* s = new Stream;
+    own_streams().insert(s);
+    *stream = s;
+    return SUCCESS;
+}
+API cuStreamCreateWithPriority(void** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
+API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+    *least = 0;
+    *greatest = -5;
+    return SUCCESS;
+}
+API cuStreamDestroy_v2(void* stream) {
+    auto* s = static_cast<Stream*>(stream);
+    Result result = drain(s);
+    own_streams().erase(s);
+    delete s;
+    return result;
+}
+API cuStreamSynchronize(void* stream) {
+    if (Result result = outside_of_capture()) return result;
+    return drain(static_cast<Stream*>(stream));
+}
+API cuCtxSynchronize() {
+    if (Result result = outside_of_capture()) return result;
+    return finish_streams_of_this_thread();
+}
+
+API cuEventCreate(void** event, unsigned) {
+    *event = new Event;
+    return SUCCESS;
+}
+API cuEventDestroy_v2(void* event) {
+    delete static_cast<Event*>(event);
+    return SUCCESS;
+}
+API cuEventRecord(void* event, void* stream) {
+    // A graph could hold it, but then no other stream could wait for it.
+    if (Result result = outside_of_capture()) return result;
+    auto mark = std::make_shared<Mark>(Mark{static_cast<Stream*>(stream)});
+    static_cast<Event*>(event)->last = mark;
+    return enqueue(stream, false, [mark] {
+        auto now = std::chrono::steady_clock::now().time_since_epoch();
+        mark->milliseconds = std::chrono::duration<double, std::milli>(now).count();
+        mark->done = true;
+        return SUCCESS;
+    });
+}
+API cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    if (Result result = outside_of_capture()) return result;
+    if (waits_are_forgotten) return SUCCESS;
+    return enqueue(stream, false, [mark = static_cast<Event*>(event)->last] { return pass(mark); });
+}
+// Who asks again and again has an answer in the end: asking moves the stream on.
+API cuEventQuery(void* event) {
+    auto& mark = static_cast<Event*>(event)->last;
+    if (Result result = pass(mark)) return result;
+    return mark && !mark->done ? NOT_READY : SUCCESS;
+}
+API cuEventSynchronize(void* event) {
+    if (Result result = outside_of_capture()) return result;
+    return pass(static_cast<Event*>(event)->last);
+}
+API cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+    auto &from = static_cast<Event*>(start)->last, &to = static_cast<Event*>(end)->last;
+    if (!from || !to || !from->done || !to->done) return NOT_READY;
+    *milliseconds = (float)(to->milliseconds - from->milliseconds);
+    return SUCCESS;
+}
+API cuEventElapsedTime_v2(float* ms, void* start, void* end) { return cuEventElapsedTime(ms, start, end); }
+
+API cuStreamBeginCapture_v2(void* stream, int) {
+    auto* s = static_cast<Stream*>(stream);
+    if (Result result = outside_of_capture()) return result;
+    s->captured.reset(new Graph);
+    s->spoiled = false;
+    capturing = s;
+    return SUCCESS;
+}
+API cuStreamEndCapture(void* stream, void** graph) {
+    auto* s = static_cast<Stream*>(stream);
+    if (!s->captured) return INVALID_VALUE;
+    capturing = nullptr;
+    *graph = s->spoiled ? nullptr : s->captured.release();
+    s->captured.reset();
+    return s->spoiled ? CAPTURE_INVALIDATED : SUCCESS;
+}
+API cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+    *executable = new Graph(*static_cast<Graph*>(graph));
+    return SUCCESS;
+}
+API cuGraphLaunch(void* executable, void* stream) {
+    for (const Operation& operation : static_cast<Graph*>(executable)->operations) {
+        if (Result result = enqueue(stream, true, operation)) return result;
+    }
+    return SUCCESS;
+}
+API cuGraphDestroy(void* graph) {
+    delete static_cast<Graph*>(graph);
+    return SUCCESS;
+}
+API cuGraphExecDestroy(void* executable) { return cuGraphDestroy(executable); }

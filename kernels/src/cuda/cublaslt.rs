@@ -1,0 +1,483 @@
+//! Matrix products by NVIDIA's cuBLASLt, where it is installed: found at run time, never linked.
+//!
+//! In: addresses, strides and dimensions of one product. Out: it is queued, or the library has
+//! nothing for it and a kernel of our own must do it (`gemm.rs`).
+//!
+//! What the library calls a heuristic names its algorithm for a product. It is asked once for
+//! every shape, layout and alignment, and its first answer is taken: nothing is timed, so that
+//! results do not depend on what else the device did meanwhile. Sums are in f32 everywhere, also
+//! where an algorithm splits them, and f32 is never rounded to TF32.
+//!
+//! The library thinks in columns. Our row-major `C = op(A) op(B)` is its `Cᵀ = op(B)ᵀ op(A)ᵀ`: the
+//! same memory, the operands exchanged, a row of ours a column of its own.
+
+use super::CudaDevice;
+use super::memory::{self, Allocation};
+use super::stream::Stream;
+use crate::ops::GemmDims;
+use crate::{DType, Error, Result};
+use cudarc::driver::sys;
+use libloading::Library;
+use std::collections::{HashMap, hash_map::Entry};
+use std::ffi::{CStr, OsString, c_int, c_void};
+use std::path::PathBuf;
+use std::ptr;
+use std::sync::Mutex;
+
+/// Names that the dynamic loader is asked for: current toolkits, then development links.
+const NAMES: [&str; 3] = ["libcublasLt.so.12", "libcublasLt.so.13", "libcublasLt.so"];
+/// Scratch memory for the library, as much as it wants on Hopper.
+const WORKSPACE: usize = 32 << 20;
+/// Shapes that are remembered. Packed streams differ in length from step to step.
+const MOST_PLANS: usize = 4096;
+/// Beyond, the alignment of an address decides nothing.
+const MOST_ALIGNMENT: u32 = 256;
+
+type Status = c_int;
+type Object = *mut c_void;
+
+// Numbers of the library's interface (cublas_api.h, cublasLt.h, library_types.h).
+const NO_TRANSPOSE: i32 = 0;
+const TRANSPOSE: i32 = 1;
+const COMPUTE_F32: c_int = 68;
+const TYPE_F32: c_int = 0;
+const TYPE_BF16: c_int = 14;
+const EPILOGUE_BIAS: u32 = 4;
+const DESC_TRANS_A: c_int = 3;
+const DESC_TRANS_B: c_int = 4;
+const DESC_EPILOGUE: c_int = 7;
+const DESC_BIAS_POINTER: c_int = 8;
+const PREFERENCE_WORKSPACE: c_int = 1;
+const PREFERENCE_REDUCTIONS: c_int = 3;
+/// Minimal alignments of A, B, C and D, in this order.
+const PREFERENCE_ALIGNMENTS: [c_int; 4] = [5, 6, 7, 8];
+/// Parts of a split sum are added in the type that it is computed in.
+const REDUCE_IN_COMPUTE_TYPE: u32 = 2;
+
+/// Which cuBLASLt a device uses for matrix products.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CublasLt {
+    /// That of the dynamic loader; without one, kernels of our own.
+    Find,
+    /// None: kernels of our own.
+    Off,
+    /// This file; that it is not there is an error.
+    At(PathBuf),
+}
+
+impl CublasLt {
+    /// As the environment says: `GRADTX_CUBLASLT` is a path, or `off`.
+    pub fn standard() -> Self {
+        match std::env::var_os("GRADTX_CUBLASLT").filter(|v| !v.is_empty()) {
+            None => Self::Find,
+            Some(value) if value == "off" => Self::Off,
+            Some(path) => Self::At(path.into()),
+        }
+    }
+
+    /// The library's name and version, without a device; or in one sentence why there is none.
+    pub fn describe(&self) -> std::result::Result<String, String> {
+        Ok(Api::load(self)?.description())
+    }
+}
+
+/// An algorithm as the library describes it; opaque.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Algorithm([u64; 8]);
+
+/// What a heuristic says.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Heuristic {
+    algorithm: Algorithm,
+    workspace: usize,
+    state: Status,
+    waves: f32,
+    reserved: [c_int; 4],
+}
+
+type Destroy = unsafe extern "C" fn(Object) -> Status;
+type SetAttribute = unsafe extern "C" fn(Object, c_int, *const c_void, usize) -> Status;
+
+/// The library's functions that are used here.
+struct Api {
+    version: unsafe extern "C" fn() -> usize,
+    create: unsafe extern "C" fn(*mut Object) -> Status,
+    destroy: Destroy,
+    layout_create: unsafe extern "C" fn(*mut Object, c_int, u64, u64, i64) -> Status,
+    layout_destroy: Destroy,
+    desc_create: unsafe extern "C" fn(*mut Object, c_int, c_int) -> Status,
+    desc_set: SetAttribute,
+    desc_destroy: Destroy,
+    preference_create: unsafe extern "C" fn(*mut Object) -> Status,
+    preference_set: SetAttribute,
+    preference_destroy: Destroy,
+    heuristic: unsafe extern "C" fn(
+        Object,
+        Object,
+        Object,
+        Object,
+        Object,
+        Object,
+        Object,
+        c_int,
+        *mut Heuristic,
+        *mut c_int,
+    ) -> Status,
+    matmul: unsafe extern "C" fn(
+        Object,
+        Object,
+        *const c_void,
+        u64,
+        Object,
+        u64,
+        Object,
+        *const c_void,
+        u64,
+        Object,
+        u64,
+        Object,
+        *const Algorithm,
+        u64,
+        usize,
+        sys::CUstream,
+    ) -> Status,
+    /// Holds the functions above.
+    _library: Library,
+}
+
+/// What the dynamic loader itself says.
+fn loader_says(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or(error.to_string(), |source| source.to_string())
+}
+
+impl Api {
+    fn load(which: &CublasLt) -> std::result::Result<Self, String> {
+        let names = match which {
+            CublasLt::Off => return Err("cuBLASLt is turned off".into()),
+            CublasLt::At(path) => vec![path.as_os_str().to_os_string()],
+            CublasLt::Find => NAMES.map(OsString::from).to_vec(),
+        };
+        let mut why = String::new();
+        for name in &names {
+            // SAFETY: loading the library runs nothing but its own initialisation.
+            match unsafe { Library::new(name) } {
+                Ok(library) => return Self::bind(library),
+                Err(e) => why = loader_says(&e),
+            }
+        }
+        Err(why)
+    }
+
+    fn bind(library: Library) -> std::result::Result<Self, String> {
+        fn get<F: Copy>(library: &Library, name: &CStr) -> std::result::Result<F, String> {
+            // SAFETY: the types above are those of the library's documented interface.
+            let symbol = unsafe { library.get::<F>(name.to_bytes_with_nul()) };
+            symbol.map(|f| *f).map_err(|e| loader_says(&e))
+        }
+        Ok(Self {
+            version: get(&library, c"cublasLtGetVersion")?,
+            create: get(&library, c"cublasLtCreate")?,
+            destroy: get(&library, c"cublasLtDestroy")?,
+            layout_create: get(&library, c"cublasLtMatrixLayoutCreate")?,
+            layout_destroy: get(&library, c"cublasLtMatrixLayoutDestroy")?,
+            desc_create: get(&library, c"cublasLtMatmulDescCreate")?,
+            desc_set: get(&library, c"cublasLtMatmulDescSetAttribute")?,
+            desc_destroy: get(&library, c"cublasLtMatmulDescDestroy")?,
+            preference_create: get(&library, c"cublasLtMatmulPreferenceCreate")?,
+            preference_set: get(&library, c"cublasLtMatmulPreferenceSetAttribute")?,
+            preference_destroy: get(&library, c"cublasLtMatmulPreferenceDestroy")?,
+            heuristic: get(&library, c"cublasLtMatmulAlgoGetHeuristic")?,
+            matmul: get(&library, c"cublasLtMatmul")?,
+            _library: library,
+        })
+    }
+
+    fn description(&self) -> String {
+        // SAFETY: takes nothing and returns a number.
+        let version = unsafe { (self.version)() };
+        let (major, minor, patch) = (version / 10_000, version / 100 % 100, version % 100);
+        format!("cuBLASLt {major}.{minor}.{patch}")
+    }
+}
+
+/// Fails with the number that the library gave.
+fn check(what: &str, status: Status) -> Result<()> {
+    if status == 0 {
+        return Ok(());
+    }
+    Err(Error::Driver { what: what.into(), why: format!("cuBLASLt says status {status}") })
+}
+
+/// One of the library's objects; given back when dropped.
+struct Owned {
+    raw: Object,
+    destroy: Destroy,
+}
+
+// SAFETY: the library's objects are not bound to a thread, and are used under a lock.
+unsafe impl Send for Owned {}
+
+impl Owned {
+    fn new(what: &str, destroy: Destroy, create: impl FnOnce(*mut Object) -> Status) -> Result<Self> {
+        let mut raw = ptr::null_mut();
+        check(what, create(&mut raw))?;
+        Ok(Self { raw, destroy })
+    }
+
+    fn set<T: Copy>(&self, set: SetAttribute, attribute: c_int, value: T) -> Result<()> {
+        // SAFETY: the object is alive, and the attribute's value is as long as `T`.
+        let status = unsafe { set(self.raw, attribute, (&raw const value).cast(), size_of::<T>()) };
+        check("describe a matrix product", status)
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: created by this library, which is still loaded, and destroyed once. Nothing can
+        // be done about a failure.
+        let _ = unsafe { (self.destroy)(self.raw) };
+    }
+}
+
+/// `c = alpha · op(a) op(b) [+ bias] [+ start]`, by addresses.
+pub(super) struct Product {
+    /// Type of a, b and bias.
+    pub inputs: DType,
+    /// Type of c and start; that of the inputs where there is a bias.
+    pub output: DType,
+    pub a: u64,
+    pub b: u64,
+    pub c: u64,
+    /// `[n]`, or 0.
+    pub bias: u64,
+    /// A matrix like c with a row stride of its own, or 0; may be c itself.
+    pub start: u64,
+    pub start_stride: usize,
+    pub dims: GemmDims,
+}
+
+/// Everything that an algorithm may depend on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Shape {
+    inputs: DType,
+    output: DType,
+    mnk: [usize; 3],
+    transposed: [bool; 2],
+    /// Of a, b, start and c.
+    strides: [usize; 4],
+    alignments: [u32; 4],
+    bias: bool,
+    add: bool,
+}
+
+impl Shape {
+    fn of(p: &Product) -> Self {
+        let d = &p.dims;
+        let align = |address: u64| 1 << address.trailing_zeros().min(MOST_ALIGNMENT.trailing_zeros());
+        let add = p.start != 0;
+        let (start, start_stride) = if add { (p.start, p.start_stride) } else { (p.c, d.c_stride) };
+        let cols = |transposed: bool, rows: usize, cols: usize| if transposed { rows } else { cols };
+        // A single row may have any stride.
+        let strides = [
+            d.a_stride.max(cols(d.trans_a, d.m, d.k)),
+            d.b_stride.max(cols(d.trans_b, d.k, d.n)),
+            start_stride.max(d.n),
+            d.c_stride.max(d.n),
+        ];
+        Self {
+            inputs: p.inputs,
+            output: p.output,
+            mnk: [d.m, d.n, d.k],
+            transposed: [d.trans_a, d.trans_b],
+            strides,
+            alignments: [p.a, p.b, start, p.c].map(align),
+            bias: p.bias != 0,
+            add,
+        }
+    }
+}
+
+/// A product as the library knows it, and its algorithm.
+struct Plan {
+    desc: Owned,
+    /// Of its A, B, C and D: our b, a, start and c.
+    layouts: [Owned; 4],
+    algorithm: Algorithm,
+}
+
+fn type_of(dtype: DType) -> Result<c_int> {
+    match dtype {
+        DType::F32 => Ok(TYPE_F32),
+        DType::Bf16 => Ok(TYPE_BF16),
+        other => Err(Error::Unsupported { op: "cublaslt", why: format!("products of {other:?}") }),
+    }
+}
+
+/// What one product at a time uses of the library.
+struct Known {
+    /// By shape; none where the library has no algorithm.
+    plans: HashMap<Shape, Option<Plan>>,
+    handle: Owned,
+}
+
+/// The library, ready for one device.
+pub(super) struct Products {
+    /// Dropped before the library.
+    known: Mutex<Known>,
+    workspace: Allocation,
+    api: Api,
+}
+
+impl Products {
+    /// The library, or in one sentence why there is none. The device's context is bound.
+    ///
+    /// # Errors
+    /// If the library was named and cannot be used, or if there is no memory for it.
+    pub fn open(
+        which: &CublasLt,
+        stream: &Stream,
+        device: &CudaDevice,
+    ) -> Result<std::result::Result<Self, String>> {
+        let opened = Api::load(which).and_then(|api| {
+            // SAFETY: the context is bound; one handle is written.
+            let handle = Owned::new("start", api.destroy, |to| unsafe { (api.create)(to) });
+            handle.map(|handle| (api, handle)).map_err(|e| e.to_string())
+        });
+        match opened {
+            Ok((api, handle)) => {
+                let workspace = Allocation::new(stream, device, WORKSPACE)?;
+                let known = Mutex::new(Known { plans: HashMap::new(), handle });
+                Ok(Ok(Self { known, workspace, api }))
+            }
+            Err(why) if matches!(which, CublasLt::At(_)) => Err(Error::Unavailable { what: "cuBLASLt", why }),
+            Err(why) => Ok(Err(why)),
+        }
+    }
+
+    /// The library and its version.
+    pub fn description(&self) -> String {
+        self.api.description()
+    }
+
+    /// Queues a product; false if the library has nothing for it.
+    ///
+    /// # Safety
+    /// All addresses must be of matrices of this device that hold what the dimensions say, none of
+    /// which is empty, and the stream must be of this device.
+    pub unsafe fn run(&self, stream: sys::CUstream, product: &Product) -> Result<bool> {
+        let shape = Shape::of(product);
+        let mut known = memory::lock(&self.known);
+        let Known { plans, handle } = &mut *known;
+        if plans.len() >= MOST_PLANS && !plans.contains_key(&shape) {
+            plans.clear();
+        }
+        let plan = match plans.entry(shape) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(free) => free.insert(self.plan(handle, &shape, product.bias)?),
+        };
+        let Some(Plan { desc, layouts, algorithm }) = plan else { return Ok(false) };
+        if shape.bias {
+            desc.set(self.api.desc_set, DESC_BIAS_POINTER, product.bias)?;
+        }
+        let (alpha, beta) = (product.dims.alpha as f32, if shape.add { 1.0f32 } else { 0.0 });
+        let start = if shape.add { product.start } else { product.c };
+        let [a, b, c, d] = layouts;
+        // SAFETY: the objects are alive; the caller vouches for the matrices, and the heuristic
+        // has kept to the workspace.
+        let status = unsafe {
+            (self.api.matmul)(
+                handle.raw,
+                desc.raw,
+                (&raw const alpha).cast(),
+                product.b,
+                a.raw,
+                product.a,
+                b.raw,
+                (&raw const beta).cast(),
+                start,
+                c.raw,
+                product.c,
+                d.raw,
+                algorithm,
+                self.workspace.pointer(),
+                WORKSPACE,
+                stream,
+            )
+        };
+        check(&format!("multiply matrices {:?}", product.dims), status)?;
+        Ok(true)
+    }
+
+    /// Describes a product to the library, and asks for an algorithm.
+    fn plan(&self, handle: &Owned, shape: &Shape, bias: u64) -> Result<Option<Plan>> {
+        let api = &self.api;
+        let [m, n, k] = shape.mnk;
+        let [trans_a, trans_b] = shape.transposed;
+        let [a_stride, b_stride, start_stride, c_stride] = shape.strides;
+        let (inputs, output) = (type_of(shape.inputs)?, type_of(shape.output)?);
+        // A stored row is a column of the library's: its rows are our columns.
+        let layout = |dtype: c_int, cols: usize, rows: usize, stride: usize| {
+            // SAFETY: one object is written.
+            Owned::new("describe a matrix", api.layout_destroy, |to| unsafe {
+                (api.layout_create)(to, dtype, cols as u64, rows as u64, stride as i64)
+            })
+        };
+        let stored = |transposed: bool, rows: usize, cols: usize| {
+            if transposed { (rows, cols) } else { (cols, rows) }
+        };
+        let ((b_cols, b_rows), (a_cols, a_rows)) = (stored(trans_b, k, n), stored(trans_a, m, k));
+        let layouts = [
+            layout(inputs, b_cols, b_rows, b_stride)?,
+            layout(inputs, a_cols, a_rows, a_stride)?,
+            layout(output, n, m, start_stride)?,
+            layout(output, n, m, c_stride)?,
+        ];
+        // SAFETY: one object is written.
+        let desc = Owned::new("describe a product", api.desc_destroy, |to| unsafe {
+            (api.desc_create)(to, COMPUTE_F32, TYPE_F32)
+        })?;
+        let turned = |transposed: bool| if transposed { TRANSPOSE } else { NO_TRANSPOSE };
+        desc.set(api.desc_set, DESC_TRANS_A, turned(trans_b))?;
+        desc.set(api.desc_set, DESC_TRANS_B, turned(trans_a))?;
+        if shape.bias {
+            desc.set(api.desc_set, DESC_EPILOGUE, EPILOGUE_BIAS)?;
+            desc.set(api.desc_set, DESC_BIAS_POINTER, bias)?;
+        }
+        let algorithm = self.first_heuristic(handle, &desc, &layouts, shape)?;
+        Ok(algorithm.map(|algorithm| Plan { desc, layouts, algorithm }))
+    }
+
+    /// The library's first choice, if it has one within the workspace.
+    fn first_heuristic(
+        &self,
+        handle: &Owned,
+        desc: &Owned,
+        layouts: &[Owned; 4],
+        shape: &Shape,
+    ) -> Result<Option<Algorithm>> {
+        let api = &self.api;
+        // SAFETY: one object is written.
+        let wish = Owned::new("describe what is wanted", api.preference_destroy, |to| unsafe {
+            (api.preference_create)(to)
+        })?;
+        wish.set(api.preference_set, PREFERENCE_WORKSPACE, WORKSPACE as u64)?;
+        wish.set(api.preference_set, PREFERENCE_REDUCTIONS, REDUCE_IN_COMPUTE_TYPE)?;
+        let [a, b, start, c] = shape.alignments;
+        for (attribute, alignment) in PREFERENCE_ALIGNMENTS.into_iter().zip([b, a, start, c]) {
+            wish.set(api.preference_set, attribute, alignment)?;
+        }
+        let mut found =
+            Heuristic { algorithm: Algorithm([0; 8]), workspace: 0, state: 0, waves: 0.0, reserved: [0; 4] };
+        let mut count = 0;
+        let [la, lb, lc, ld] = layouts.each_ref().map(|layout| layout.raw);
+        // SAFETY: all objects are alive; room for one answer is given, and its size is the library's.
+        let status = unsafe {
+            (api.heuristic)(handle.raw, desc.raw, la, lb, lc, ld, wish.raw, 1, &mut found, &mut count)
+        };
+        // Whatever it dislikes, our own kernel takes it.
+        let usable = status == 0 && count > 0 && found.state == 0 && found.workspace <= WORKSPACE;
+        Ok(usable.then_some(found.algorithm))
+    }
+}

@@ -1,0 +1,448 @@
+//! Groups of GPUs, by NVIDIA's NCCL, found at run time.
+//!
+//! In: views of device memory and shares of them. Out: the same memory, with sums or with the
+//! other ranks' shares in it ([`Collective`]).
+//!
+//! What ranks do together goes on a stream of its own, which waits for what the compute stream
+//! has queued so far and for nothing that comes later, so a backward pass goes on meanwhile.
+//! The host waits at the end: whatever is queued after that finds the result.
+//!
+//! `GRADTX_NCCL` names the library where the dynamic loader would not find it; `off` means that
+//! it is not to be used.
+
+use super::stream::{Event, Stream};
+use super::{Cuda, CudaViewMut, failed};
+use crate::collective::{Candidate, Collective};
+use crate::{Elem, Error, Result};
+use cudarc::driver::{CudaContext, result, sys};
+use libloading::Library;
+use std::ffi::{CStr, OsString, c_char, c_int, c_void};
+use std::ops::Range;
+use std::ptr;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Names that the dynamic loader is asked for.
+const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+/// What helps when a group fails.
+const ADVICE: &str = "NCCL_DEBUG=WARN makes NCCL tell more; GRADTX_NCCL=off does without it";
+
+/// Bytes of the id of a group.
+const ID_BYTES: usize = 128;
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UniqueId([c_char; ID_BYTES]);
+
+type Status = c_int;
+type RawComm = *mut c_void;
+type RawStream = sys::CUstream;
+
+// Numbers of NCCL's interface.
+const SUCCESS: Status = 0;
+const IN_PROGRESS: Status = 7;
+const UINT8: c_int = 1;
+const FLOAT32: c_int = 7;
+const SUM: c_int = 0;
+
+/// The library's functions that are used here. Counts are elements of one share.
+struct Api {
+    version: unsafe extern "C" fn(*mut c_int) -> Status,
+    unique_id: unsafe extern "C" fn(*mut UniqueId) -> Status,
+    init_rank: unsafe extern "C" fn(*mut RawComm, c_int, UniqueId, c_int) -> Status,
+    destroy: unsafe extern "C" fn(RawComm) -> Status,
+    abort: unsafe extern "C" fn(RawComm) -> Status,
+    async_error: unsafe extern "C" fn(RawComm, *mut Status) -> Status,
+    error: unsafe extern "C" fn(Status) -> *const c_char,
+    last_error: unsafe extern "C" fn(RawComm) -> *const c_char,
+    group_start: unsafe extern "C" fn() -> Status,
+    group_end: unsafe extern "C" fn() -> Status,
+    reduce: unsafe extern "C" fn(u64, u64, usize, c_int, c_int, c_int, RawComm, RawStream) -> Status,
+    reduce_scatter: unsafe extern "C" fn(u64, u64, usize, c_int, c_int, RawComm, RawStream) -> Status,
+    broadcast: unsafe extern "C" fn(u64, u64, usize, c_int, c_int, RawComm, RawStream) -> Status,
+    all_gather: unsafe extern "C" fn(u64, u64, usize, c_int, RawComm, RawStream) -> Status,
+    /// Holds the functions above.
+    _library: Library,
+}
+
+/// The version of the NCCL that would be used, or one sentence saying why none is.
+pub fn nccl_version() -> std::result::Result<String, String> {
+    nccl()?.version()
+}
+
+/// The library, which stays: threads of its own outlive the calls that start them.
+fn nccl() -> std::result::Result<&'static Api, String> {
+    static NCCL: OnceLock<std::result::Result<Api, String>> = OnceLock::new();
+    NCCL.get_or_init(|| find(std::env::var_os("GRADTX_NCCL"))).as_ref().map_err(String::clone)
+}
+
+/// The library that `named` stands for: a file, none, or what the dynamic loader finds.
+fn find(named: Option<OsString>) -> std::result::Result<Api, String> {
+    if named.as_ref().is_some_and(|name| name == "off") {
+        return Err("NCCL is turned off (GRADTX_NCCL=off)".into());
+    }
+    let names = named.map_or(NAMES.map(OsString::from).to_vec(), |name| vec![name]);
+    let mut why = String::new();
+    for name in &names {
+        // SAFETY: loading the library runs nothing but its own initialisation.
+        match unsafe { Library::new(name) } {
+            Ok(library) => return Api::bind(library),
+            // What the dynamic loader says is in the error's source.
+            Err(e) => why = std::error::Error::source(&e).map_or(e.to_string(), |s| s.to_string()),
+        }
+    }
+    Err(format!("no NCCL here: {why}. GRADTX_NCCL=/path/to/libnccl.so.2 names the library"))
+}
+
+impl Api {
+    fn bind(library: Library) -> std::result::Result<Self, String> {
+        fn get<F: Copy>(library: &Library, name: &CStr) -> std::result::Result<F, String> {
+            // SAFETY: the types above are those of the library's documented interface.
+            let symbol = unsafe { library.get::<F>(name.to_bytes_with_nul()) };
+            symbol.map(|f| *f).map_err(|e| format!("this NCCL is too old, or none: {e}"))
+        }
+        Ok(Self {
+            version: get(&library, c"ncclGetVersion")?,
+            unique_id: get(&library, c"ncclGetUniqueId")?,
+            init_rank: get(&library, c"ncclCommInitRank")?,
+            destroy: get(&library, c"ncclCommDestroy")?,
+            abort: get(&library, c"ncclCommAbort")?,
+            async_error: get(&library, c"ncclCommGetAsyncError")?,
+            error: get(&library, c"ncclGetErrorString")?,
+            last_error: get(&library, c"ncclGetLastError")?,
+            group_start: get(&library, c"ncclGroupStart")?,
+            group_end: get(&library, c"ncclGroupEnd")?,
+            reduce: get(&library, c"ncclReduce")?,
+            reduce_scatter: get(&library, c"ncclReduceScatter")?,
+            broadcast: get(&library, c"ncclBroadcast")?,
+            all_gather: get(&library, c"ncclAllGather")?,
+            _library: library,
+        })
+    }
+
+    fn version(&self) -> std::result::Result<String, String> {
+        let mut code = 0;
+        // SAFETY: one number is written.
+        let status = unsafe { (self.version)(&mut code) };
+        match status {
+            SUCCESS => Ok(version_text(code)),
+            _ => Err(format!("NCCL cannot tell its version: {}", self.sentence(status, ptr::null_mut()))),
+        }
+    }
+
+    /// What the library says about a failure of a call, or of a group.
+    fn sentence(&self, status: Status, comm: RawComm) -> String {
+        // SAFETY: returns a string that is never freed, for any number.
+        let error = unsafe { CStr::from_ptr((self.error)(status)) }.to_string_lossy();
+        // SAFETY: takes no group, or one that is alive; the string holds until the next call.
+        let detail = unsafe { CStr::from_ptr((self.last_error)(comm)) }.to_string_lossy();
+        match detail.trim() {
+            "" => error.into_owned(),
+            detail => format!("{error} ({detail})"),
+        }
+    }
+
+    /// Fails with the library's own words.
+    fn check(&self, what: &str, status: Status, comm: RawComm) -> Result<()> {
+        match status {
+            SUCCESS => Ok(()),
+            _ => {
+                let why = format!("{}. {ADVICE}", self.sentence(status, comm));
+                Err(Error::Driver { what: what.into(), why })
+            }
+        }
+    }
+}
+
+/// As people write it. Version 2.9 has changed how versions become numbers.
+fn version_text(code: c_int) -> String {
+    let (major, minor) =
+        if code < 10_000 { (code / 1000, code / 100 % 10) } else { (code / 10_000, code / 100 % 100) };
+    format!("{major}.{minor}.{}", code % 100)
+}
+
+/// What tells this device from those of other machines and from others of this one: the machine's
+/// number since it was started, and the device's place on its bus. Parts of one GPU have one place.
+fn place_of(cuda: &Cuda) -> Result<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let boot = boot.or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname")).unwrap_or_default();
+    let mut id = [0 as c_char; 32];
+    // SAFETY: as many bytes may be written as there are; the device is one of the driver's.
+    let status = unsafe {
+        sys::cuDeviceGetPCIBusId(id.as_mut_ptr(), id.len() as c_int, cuda.stream()?.context.cu_device())
+    };
+    status.result().map_err(failed("tell the device's place on the bus"))?;
+    // SAFETY: the driver ends the text with a zero, within the bytes above.
+    let bus = unsafe { CStr::from_ptr(id.as_ptr()) }.to_string_lossy().into_owned();
+    Ok(format!("{} {bus}", boot.trim()))
+}
+
+/// A stream for what devices exchange.
+struct Beside {
+    raw: sys::CUstream,
+    context: Arc<CudaContext>,
+}
+
+impl Beside {
+    fn new(stream: &Stream) -> Result<Self> {
+        // Above the operations: other devices wait for what goes through here.
+        let (_, greatest) =
+            result::stream::get_priority_range().map_err(failed("tell its streams' priorities"))?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        let raw = result::stream::create_with_priority(kind, greatest).map_err(failed("create a stream"))?;
+        Ok(Self { raw, context: Arc::clone(&stream.context) })
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
+            let _ = unsafe { result::stream::destroy(self.raw) };
+        }
+    }
+}
+
+/// One rank's place in a group of GPUs.
+pub struct NcclGroup {
+    api: &'static Api,
+    comm: RawComm,
+    rank: usize,
+    size: usize,
+    /// What the compute stream had queued when something was started.
+    ready: Event,
+    /// Everything that was started.
+    done: Event,
+    /// Whether something was started and not finished: joining at first.
+    busy: bool,
+    stream: Beside,
+    /// Keeps the compute stream alive, in which events were recorded.
+    cuda: Cuda,
+}
+
+// SAFETY: a group may be used from any thread, one at a time.
+unsafe impl Send for NcclGroup {}
+
+impl NcclGroup {
+    fn join(cuda: &Cuda, id: &[u8], rank: usize, size: usize) -> Result<Self> {
+        let api = nccl().map_err(unavailable)?;
+        let bytes: &[u8; ID_BYTES] = id.try_into().map_err(|_| {
+            unavailable(format!("the id of a group has {ID_BYTES} bytes, this one {}", id.len()))
+        })?;
+        let id = UniqueId(bytes.map(|b| b as c_char));
+        let compute = cuda.stream()?;
+        let mut group = Self {
+            ready: Event::new(compute)?,
+            done: Event::new(compute)?,
+            stream: Beside::new(compute)?,
+            api,
+            comm: ptr::null_mut(),
+            rank,
+            size,
+            busy: true,
+            cuda: cuda.clone(),
+        };
+        // SAFETY: the context is bound; one pointer is written.
+        let status = unsafe { (group.api.init_rank)(&mut group.comm, size as c_int, id, rank as c_int) };
+        let what = format!("join a group of devices as rank {rank} of {size}");
+        group.api.check(&what, status, ptr::null_mut())?;
+        group.busy = false;
+        Ok(group)
+    }
+
+    /// Starts operations, as one, after what the compute stream has queued so far.
+    fn start(&mut self, what: &str, operations: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        self.cuda.refuse_in_graph("exchange of values between devices")?;
+        self.ready.record(self.cuda.stream()?.raw)?;
+        self.ready.hold(self.stream.raw)?;
+        self.busy = true;
+        // SAFETY: no arguments.
+        self.api.check(what, unsafe { (self.api.group_start)() }, self.comm)?;
+        let result = operations(self);
+        // SAFETY: as above; ends what was begun, also after a failure.
+        let ended = unsafe { (self.api.group_end)() };
+        result.and_then(|()| self.api.check(what, ended, self.comm))
+    }
+
+    /// Waits until everything that was started is done, or will never be.
+    fn finish(&mut self) -> Result<()> {
+        if !self.busy {
+            return Ok(());
+        }
+        // Binds the context.
+        self.cuda.stream()?;
+        self.done.record(self.stream.raw)?;
+        let begin = Instant::now();
+        while !self.done.has_passed()? {
+            self.check_async()?;
+            // Most waits are short; a long one leaves the core to others.
+            match begin.elapsed() < Duration::from_millis(5) {
+                true => std::thread::yield_now(),
+                false => std::thread::sleep(Duration::from_micros(50)),
+            }
+        }
+        self.check_async()?;
+        self.busy = false;
+        Ok(())
+    }
+
+    /// What happened to the group on its own.
+    fn check_async(&self) -> Result<()> {
+        let mut error = SUCCESS;
+        // SAFETY: the group is alive; one number is written.
+        let status = unsafe { (self.api.async_error)(self.comm, &mut error) };
+        let what = format!("exchange values between {} devices (this is rank {})", self.size, self.rank);
+        self.api.check(&what, status, self.comm)?;
+        let error = if error == IN_PROGRESS { SUCCESS } else { error };
+        self.api.check(&what, error, self.comm)
+    }
+}
+
+impl Drop for NcclGroup {
+    fn drop(&mut self) {
+        if self.comm.is_null() || self.stream.context.bind_to_thread().is_err() {
+            return;
+        }
+        // Nothing can be done about a failure. Unfinished or in a panic: nobody shall wait for this rank.
+        let give_up = self.busy || std::thread::panicking();
+        // SAFETY: the group is alive, and given back once.
+        let _ = unsafe { if give_up { (self.api.abort)(self.comm) } else { (self.api.destroy)(self.comm) } };
+    }
+}
+
+fn unavailable(why: String) -> Error {
+    Error::Unavailable { what: "a group of GPUs", why }
+}
+
+/// Fails unless shares are one per rank, one after the other, and all of `len` elements. Returns
+/// the length of all of them where it is the same.
+fn check_shares(op: &'static str, shares: &[Range<usize>], size: usize, len: usize) -> Result<Option<usize>> {
+    let follow = shares.windows(2).all(|pair| pair[0].end == pair[1].start);
+    let ends = (shares.first().map(|s| s.start), shares.last().map(|s| s.end));
+    if shares.len() != size || !follow || ends != (Some(0), Some(len)) {
+        let why = format!("{len} elements cannot be shared between {size} ranks as {shares:?}");
+        return Err(Error::Unsupported { op, why });
+    }
+    let first = shares[0].len();
+    Ok(shares.iter().all(|share| share.len() == first).then_some(first))
+}
+
+impl Collective for Cuda {
+    type Group = NcclGroup;
+
+    fn candidate(&self) -> Candidate {
+        let place = || place_of(self).map_err(|e| e.to_string());
+        match nccl_version().and_then(|version| Ok((version, place()?))) {
+            Ok((version, device)) => Candidate::Able { device, library: format!("NCCL {version}") },
+            Err(why) => Candidate::Unable(why),
+        }
+    }
+
+    fn new_group(&self) -> Result<Vec<u8>> {
+        let api = nccl().map_err(unavailable)?;
+        // Binds the context.
+        self.stream()?;
+        let mut id = UniqueId([0; ID_BYTES]);
+        // SAFETY: one id is written.
+        let status = unsafe { (api.unique_id)(&mut id) };
+        api.check("make a group of devices", status, ptr::null_mut())?;
+        Ok(id.0.map(|b| b as u8).to_vec())
+    }
+
+    fn join_group(&self, id: &[u8], rank: usize, size: usize) -> Result<NcclGroup> {
+        NcclGroup::join(self, id, rank, size)
+    }
+
+    fn start_sums(
+        &self,
+        group: &mut NcclGroup,
+        values: CudaViewMut<'_, f32>,
+        shares: &[Range<usize>],
+    ) -> Result<()> {
+        let equal = check_shares("sums between devices", shares, group.size, values.len())?;
+        let at = |share: &Range<usize>| values.pointer() + (share.start * size_of::<f32>()) as u64;
+        let what = "start sums between devices";
+        group.start(what, |group| {
+            let NcclGroup { api, comm, rank, stream, .. } = group;
+            if let Some(len) = equal {
+                let own = at(&shares[*rank]);
+                // SAFETY: `values` holds one share of `len` elements per rank, and the own one is at `own`.
+                let status = unsafe {
+                    (api.reduce_scatter)(values.pointer(), own, len, FLOAT32, SUM, *comm, stream.raw)
+                };
+                return api.check(what, status, *comm);
+            }
+            for (root, share) in shares.iter().enumerate().filter(|(_, share)| !share.is_empty()) {
+                let (place, len, root) = (at(share), share.len(), root as c_int);
+                // SAFETY: the share lies within `values`.
+                let status =
+                    unsafe { (api.reduce)(place, place, len, FLOAT32, SUM, root, *comm, stream.raw) };
+                api.check(what, status, *comm)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn start_gather<T: Elem>(
+        &self,
+        group: &mut NcclGroup,
+        values: CudaViewMut<'_, T>,
+        shares: &[Range<usize>],
+    ) -> Result<()> {
+        let equal = check_shares("gathering between devices", shares, group.size, values.len())?;
+        let at = |share: &Range<usize>| values.pointer() + (share.start * size_of::<T>()) as u64;
+        let what = "start to gather values between devices";
+        group.start(what, |group| {
+            let NcclGroup { api, comm, rank, stream, .. } = group;
+            if let Some(len) = equal {
+                let (own, bytes) = (at(&shares[*rank]), len * size_of::<T>());
+                // SAFETY: `values` holds one share of `bytes` bytes per rank, and the own one is at `own`.
+                let status =
+                    unsafe { (api.all_gather)(own, values.pointer(), bytes, UINT8, *comm, stream.raw) };
+                return api.check(what, status, *comm);
+            }
+            for (root, share) in shares.iter().enumerate().filter(|(_, share)| !share.is_empty()) {
+                let (place, bytes, root) = (at(share), share.len() * size_of::<T>(), root as c_int);
+                // SAFETY: the share lies within `values`.
+                let status = unsafe { (api.broadcast)(place, place, bytes, UINT8, root, *comm, stream.raw) };
+                api.check(what, status, *comm)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn finish_group(&self, group: &mut NcclGroup) -> Result<()> {
+        group.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_in_both_ways() {
+        assert_eq!([2804, 2304, 22602, 21805].map(version_text), ["2.8.4", "2.3.4", "2.26.2", "2.18.5"]);
+    }
+
+    #[test]
+    fn a_library_that_is_absent_off_or_another_is_one_sentence() {
+        let why = |name: &str| find(Some(name.into())).err().expect("this is no NCCL");
+        assert!(why("off").contains("turned off"), "{}", why("off"));
+        let absent = why("/nowhere/libnccl.so.2");
+        assert!(absent.contains("/nowhere/libnccl.so.2") && absent.contains("GRADTX_NCCL="), "{absent}");
+        let other = why("libc.so.6");
+        assert!(other.contains("ncclGetVersion"), "{other}");
+    }
+
+    #[test]
+    fn shares_must_be_whole_and_one_per_rank() {
+        let check = |shares: &[Range<usize>], len| check_shares("sums", shares, 2, len);
+        assert_eq!(check(&[0..3, 3..6], 6).unwrap(), Some(3));
+        assert_eq!(check(&[0..3, 3..3], 3).unwrap(), None);
+        for (shares, len) in
+            [(vec![0..3, 4..6], 6), (vec![0..3, 3..5], 6), (vec![1..3, 3..6], 6), (vec![0..6], 6)]
+        {
+            assert!(check(&shares, len).is_err(), "{shares:?} of {len}");
+        }
+    }
+}

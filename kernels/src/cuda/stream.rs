@@ -1,0 +1,147 @@
+//! The two queues of a device, and the events that order them.
+//!
+//! Operations go through one stream. Uploads into buffers that no operation uses at the time go
+//! through another beside it, in lanes: a lane is one set of buffers, and its two events say when
+//! the operations are done with them, and when what was uploaded has arrived.
+
+use super::{Cuda, CudaViewMut, failed, memory};
+use crate::{Elem, Result, error::expect_len};
+use cudarc::driver::{CudaContext, result, sys};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// The streams, and the context that they belong to.
+pub(super) struct Stream {
+    /// Operations, and copies in their order.
+    pub raw: sys::CUstream,
+    /// Copies beside them.
+    pub copies: sys::CUstream,
+    /// Pieces of memory taken so far, given back or not.
+    pub allocations: AtomicU64,
+    pub context: Arc<CudaContext>,
+}
+
+// SAFETY: the driver's handles may be used from any thread; every use binds the context first.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// New streams; the context is bound.
+    pub fn new(context: Arc<CudaContext>) -> Result<Self> {
+        let create = || {
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("create a stream"))
+        };
+        Ok(Self { raw: create()?, copies: create()?, allocations: AtomicU64::new(0), context })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            for raw in [self.copies, self.raw] {
+                // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
+                let _ = unsafe { result::stream::destroy(raw) };
+            }
+        }
+    }
+}
+
+/// A point in a stream. One that was never recorded counts as passed.
+pub(super) struct Event {
+    raw: sys::CUevent,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for Event {}
+
+impl Event {
+    pub fn new(stream: &Stream) -> Result<Self> {
+        let raw = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+            .map_err(failed("create an event"))?;
+        Ok(Self { raw, context: Arc::clone(&stream.context) })
+    }
+
+    /// After everything in this stream so far.
+    pub fn record(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: event and stream are alive and of the same context.
+        unsafe { result::event::record(self.raw, stream) }.map_err(failed("record an event"))
+    }
+
+    /// What is put into this stream from now on comes after the event.
+    pub fn hold(&self, stream: sys::CUstream) -> Result<()> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as above.
+        unsafe { result::stream::wait_event(stream, self.raw, flags) }.map_err(failed("wait for an event"))
+    }
+
+    /// Whether everything before it is done.
+    pub fn has_passed(&self) -> Result<bool> {
+        // SAFETY: the event is alive.
+        match unsafe { result::event::query(self.raw) } {
+            Ok(()) => Ok(true),
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            Err(e) => Err(failed("do what was asked of it")(e)),
+        }
+    }
+
+    /// Waits on the host.
+    pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(self.raw) }.map_err(failed("wait for a copy"))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: created in this context and destroyed once; the driver keeps it as long as
+            // something waits for it. Nothing can be done about a failure.
+            let _ = unsafe { result::event::destroy(self.raw) };
+        }
+    }
+}
+
+/// Uploads into one set of buffers, beside the operations.
+pub struct CudaLane {
+    /// The operations are done with the buffers.
+    released: Event,
+    /// All uploads so far are there.
+    arrived: Event,
+}
+
+impl Cuda {
+    pub(super) fn new_lane(&self) -> Result<CudaLane> {
+        let stream = self.stream()?;
+        let mut lane = CudaLane { released: Event::new(stream)?, arrived: Event::new(stream)? };
+        // Its buffers may be new too, and still to be filled with zeros.
+        self.release_uploads(&mut lane)?;
+        Ok(lane)
+    }
+
+    pub(super) fn upload_beside<T: Elem>(
+        &self,
+        lane: &mut CudaLane,
+        dst: CudaViewMut<'_, T>,
+        src: &[T],
+    ) -> Result<()> {
+        expect_len("upload_in", "src", src.len(), dst.len())?;
+        self.refuse_in_graph("upload_in")?;
+        let copies = self.stream()?.copies;
+        lane.released.hold(copies)?;
+        let mut staging = memory::lock(&self.inner.staging_beside);
+        staging.upload(copies, dst.pointer(), bytemuck::cast_slice(src))?;
+        lane.arrived.record(copies)
+    }
+
+    pub(super) fn await_uploads(&self, lane: &mut CudaLane) -> Result<()> {
+        self.refuse_in_graph("await_lane")?;
+        lane.arrived.hold(self.stream()?.raw)
+    }
+
+    pub(super) fn release_uploads(&self, lane: &mut CudaLane) -> Result<()> {
+        self.refuse_in_graph("release_lane")?;
+        lane.released.record(self.stream()?.raw)
+    }
+}

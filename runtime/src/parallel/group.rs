@@ -1,0 +1,95 @@
+//! Whether the ranks' devices form a group, which all ranks must agree on.
+
+use crate::comm::{Collectives, Comm};
+use crate::{Error, Result};
+use gradtx_kernels::Collective;
+use gradtx_kernels::collective::Candidate;
+
+/// What a rank says of its device: its name among all devices, and the library; or why not.
+type Said = std::result::Result<(String, String), String>;
+
+/// A group of all ranks' devices. If they can be in none, on every rank nothing; rank 0 logs why,
+/// unless devices of this kind never can. A collective operation.
+pub(super) fn form<D: Collective>(comm: &dyn Comm, device: &D) -> Result<Option<D::Group>> {
+    let own: Said = match device.candidate() {
+        Candidate::HostOnly => return Ok(None),
+        Candidate::Able { device, library } => Ok((device, library)),
+        Candidate::Unable(why) => Err(why),
+    };
+    let all = comm.all_gather_bytes(&serde_json::to_vec(&own).expect("strings are always JSON"))?;
+    let all = all.iter().map(|bytes| read(bytes)).collect::<Result<Vec<Said>>>()?;
+    if let Some(why) = obstacle(&all) {
+        return Ok(through_hosts(comm, &why));
+    }
+    // One rank makes the id; if it cannot, the others must hear of it.
+    let mut id = vec![];
+    if comm.rank() == 0 {
+        let made = device.new_group().map_err(|e| e.to_string());
+        id = serde_json::to_vec(&made).expect("bytes and strings are always JSON");
+    }
+    comm.broadcast_bytes(0, &mut id)?;
+    let id = match read::<std::result::Result<Vec<u8>, String>>(&id)? {
+        Ok(id) => id,
+        Err(why) => return Ok(through_hosts(comm, &why)),
+    };
+    // The hosts have nothing more to tell each other while the devices meet.
+    comm.barrier()?;
+    let group = device.join_group(&id, comm.rank(), comm.size())?;
+    if let (0, Ok((_, library))) = (comm.rank(), &own) {
+        tracing::info!("gradients are summed between the devices of {} ranks by {library}", comm.size());
+    }
+    Ok(Some(group))
+}
+
+fn through_hosts<G>(comm: &dyn Comm, why: &str) -> Option<G> {
+    if comm.rank() == 0 {
+        tracing::warn!("gradients are summed through the hosts, not between devices: {why}");
+    }
+    None
+}
+
+fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::invalid("devices of ranks", format!("a rank told nonsense: {e}")))
+}
+
+/// Why the devices cannot be in one group: by rank, one that cannot be in any, libraries that
+/// differ, or two ranks with one device.
+fn obstacle(all: &[Said]) -> Option<String> {
+    for (rank, said) in all.iter().enumerate() {
+        let (device, library) = match said {
+            Ok(said) => said,
+            Err(why) => return Some(format!("rank {rank}: {why}")),
+        };
+        for (other, before) in all[..rank].iter().enumerate() {
+            if before.as_ref().is_ok_and(|(_, l)| l != library) {
+                let theirs = before.as_ref().map_or("", |(_, l)| l);
+                return Some(format!("rank {other} has {theirs}, rank {rank} {library}"));
+            }
+            if before.as_ref().is_ok_and(|(d, _)| d == device) {
+                return Some(format!("ranks {other} and {rank} share one device"));
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(device: &str, library: &str) -> Said {
+        Ok((device.into(), library.into()))
+    }
+
+    #[test]
+    fn what_keeps_devices_from_a_group() {
+        assert_eq!(obstacle(&[said("a", "N 2"), said("b", "N 2"), said("c", "N 2")]), None);
+        let found = |all: &[Said]| obstacle(all).expect("an obstacle");
+        let lacking = [said("a", "N 2"), Err("no library".into()), said("a", "N 2")];
+        assert_eq!(found(&lacking), "rank 1: no library");
+        let shared = [said("a", "N 2"), said("b", "N 2"), said("a", "N 2")];
+        assert_eq!(found(&shared), "ranks 0 and 2 share one device");
+        assert_eq!(found(&[said("a", "N 2"), said("b", "N 3")]), "rank 0 has N 2, rank 1 N 3");
+    }
+}

@@ -1,0 +1,378 @@
+//! Values between the devices of several ranks. Ranks are threads of this process, each with a
+//! device of its own; NCCL is the stand-in of `kernels/emu/nccl.cpp`. Either what devices exchange
+//! is late, or the kernels before it are. On a machine with GPUs it is NCCL itself, with as many
+//! ranks as there are GPUs.
+
+use crate::emulator::{
+    Order, Schedule, break_nccl, configure, device_of_rank, forget_waits, late_kernels, nccl_file, on_device,
+};
+use gradtx_kernels::cpu::Cpu;
+use gradtx_kernels::cuda::{Cuda, devices};
+use gradtx_kernels::ops::{AdamWStep, Elementwise};
+use gradtx_kernels::rng::{Stream, derive_named};
+use gradtx_kernels::{Backend, Collective, Device, Elem, Real, Result, bf16};
+use gradtx_launcher::stages::train::parallel::{Ranks, Word};
+use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples};
+use gradtx_models::t5::T5Config;
+use gradtx_runtime::comm::{Comm, Local, local};
+use gradtx_runtime::parallel::{GradientSums, Shards};
+use gradtx_runtime::params::ParamLayout;
+use std::ops::Range;
+
+/// What every rank of `ranks` does, on a thread of its own.
+fn on_ranks<T: Send>(ranks: usize, work: impl Fn(Local) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let run = |rank| {
+            scope.spawn(move || {
+                configure(Schedule { order: Order::Forward, race: false });
+                work(rank)
+            })
+        };
+        let ranks: Vec<_> = local(ranks).into_iter().map(run).collect();
+        ranks.into_iter().map(|rank| rank.join().expect("no rank panics")).collect()
+    })
+}
+
+/// Numbers of ranks that there are devices for.
+fn worlds() -> Vec<usize> {
+    if on_device() { (1..=devices().expect("there are GPUs").len()).collect() } else { vec![1, 2, 3] }
+}
+
+fn random(name: &str, len: usize) -> Vec<f32> {
+    let mut stream = Stream::new(derive_named(31, name));
+    (0..len).map(|_| stream.normal() as f32).collect()
+}
+
+/// Groups of odd sizes, with gaps between them: 1472 elements.
+fn layout() -> ParamLayout {
+    let mut layout = ParamLayout::new();
+    for (i, len) in [130, 5, 700, 64, 333].into_iter().enumerate() {
+        layout.push([(format!("{i}.a"), vec![len]), (format!("{i}.b"), vec![3])]);
+    }
+    layout
+}
+
+/// Sums that a rank owns in two steps, and all values after it has made its own out of them.
+struct Exchanged {
+    between_devices: bool,
+    sums: Vec<f32>,
+    values: Vec<f32>,
+    narrow: Vec<bf16>,
+}
+
+fn exchange<D: Backend<f32>>(device: &D, comm: &Local, bucket: usize) -> Result<Exchanged> {
+    let layout = layout();
+    let (rank, total) = (comm.rank(), layout.total());
+    let shards = Shards::new(&layout, comm.size(), bucket);
+    let own = shards.owned(rank);
+    let mut sums = GradientSums::new(comm, device, shards).expect("all ranks are there");
+    let mut values = device.buffer_from(&random("values", total))?;
+    let mut narrow = device.buffer_from(&vec![bf16::from_f64(0.5); total])?;
+    let mut grads = device.zeros::<f32>(total)?;
+    let mut found = Exchanged {
+        between_devices: sums.is_between_devices(),
+        sums: vec![],
+        values: vec![],
+        narrow: vec![],
+    };
+    for step in 0..2 {
+        for param in layout.params().iter().rev() {
+            let range = param.range();
+            let part = device.buffer_from(&random(&format!("{rank} {step} {}", param.name), range.len()))?;
+            // By a kernel, as gradients come.
+            device.axpby(D::view_mut(&mut grads, range.clone()), 3.0, D::all(&part), 0.0)?;
+            sums.ready(device, &range, D::all_mut(&mut grads)).expect("gradients in their order");
+        }
+        sums.finish(device, &mut grads).expect("all ranks send theirs");
+        for range in &own {
+            let part = D::view(&grads, range.clone());
+            found.sums.extend(device.to_host(part)?);
+            device.axpby(D::view_mut(&mut values, range.clone()), 1.0, part, 0.5)?;
+            let rounded: Vec<bf16> = found.sums.iter().rev().map(|&x| bf16::from_f32(x)).collect();
+            device.upload(D::view_mut(&mut narrow, range.clone()), &rounded[..range.len()])?;
+        }
+        sums.gather(device, &mut values).expect("all ranks send theirs");
+        sums.gather(device, &mut narrow).expect("all ranks send theirs");
+    }
+    assert!(sums.take_seconds() > 0.0);
+    found.values = device.to_host(D::all(&values))?;
+    found.narrow = device.to_host(D::all(&narrow))?;
+    Ok(found)
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |worst, d| if d <= worst { worst } else { d })
+}
+
+/// What ranks exchange between devices is what they exchange through the host.
+fn assert_same(found: &[Exchanged], want: &[Exchanged], between_devices: bool) {
+    for (rank, (found, want)) in found.iter().zip(want).enumerate() {
+        assert_eq!(found.between_devices, between_devices, "rank {rank}");
+        assert!(!want.between_devices);
+        let sums = largest_difference(&found.sums, &want.sums);
+        let values = largest_difference(&found.values, &want.values);
+        assert!(sums <= 1e-5 && values <= 1e-5, "rank {rank}: sums differ by {sums}, values by {values}");
+        assert!(on_device() || found.narrow == want.narrow, "rank {rank}: rounded values");
+    }
+    assert!(found.iter().all(|rank| rank.values == found[0].values && rank.narrow == found[0].narrow));
+}
+
+fn through_hosts(ranks: usize, bucket: usize) -> Vec<Exchanged> {
+    on_ranks(ranks, |comm| exchange(&Cpu::new(1), &comm, bucket).expect("there is memory"))
+}
+
+/// With equal shares in all buckets, in all but the last, and in none.
+#[test]
+fn sums_and_values_are_those_through_the_hosts() {
+    for ranks in worlds() {
+        for bucket in [736, 200, 5000] {
+            let want = through_hosts(ranks, bucket);
+            for late in [false, true] {
+                let own = |comm: Local| {
+                    late_kernels(late);
+                    exchange(&device_of_rank(comm.rank()), &comm, bucket).expect("memory")
+                };
+                assert_same(&on_ranks(ranks, own), &want, true);
+            }
+        }
+    }
+}
+
+// ---- a training
+
+fn translator_config() -> GradTransformerConfig {
+    GradTransformerConfig {
+        student_width: 40,
+        student_blocks: 3,
+        teacher_width: 50,
+        teacher_blocks: 2,
+        start_token: StartToken::Embedded,
+        t5: T5Config {
+            d_model: 32,
+            d_kv: 8,
+            d_ff: 26,
+            num_layers: 1,
+            num_decoder_layers: 1,
+            num_heads: 3,
+            relative_attention_num_buckets: 8,
+            relative_attention_max_distance: 5,
+            layer_norm_epsilon: 1e-6,
+            dropout_rate: 0.1,
+        },
+    }
+}
+
+/// Errors and norms of three steps, and all masters on rank 0, after a training of which this
+/// rank has a part; and whether devices exchanged values.
+fn train<X: Real<Acc = f32>>(device: &Cuda, comm: &Local) -> (bool, Vec<f64>, Vec<f32>)
+where
+    Cuda: Backend<X>,
+{
+    let config = translator_config();
+    let mut model = GradTransformer::<Cuda, X>::random(device, config.clone(), 1).expect("memory");
+    let mut ranks = Ranks::new(comm, device, model.layout(), 5000).expect("all ranks are there");
+    // Through the host, buckets take memory there.
+    let between_devices = !format!("{:?}", ranks.plan(4)).contains("between ranks");
+    let student = random("student", 5 * config.student_len());
+    let teacher = random("teacher", 5 * config.teacher_len());
+    let all = Tuples { student: &student, teacher: &teacher, keys: &[21, 22, 23, 24, 25] };
+    let part = ranks.part(5);
+    let mut trainer = Trainer::of_ranges(&mut model, 1, ranks.owned()).expect("memory");
+    let mut numbers = vec![];
+    for number in 1..=3 {
+        let tuples = all.part(&config, part.start, part.end);
+        let scale = 1.0 / (5 * config.teacher_len()) as f64;
+        let error = ranks.gradients(&model, &mut trainer, tuples, scale).expect("gradients");
+        ranks.finish_gradients(&model, &mut trainer).expect("all ranks are there");
+        let squares = trainer.sum_squares(device).expect("squares");
+        let word = Word { error, squares, asked: None, due: false, written: 0 };
+        let agreed = ranks.exchange(word).expect("all ranks are there");
+        let step =
+            AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: number };
+        let norm = trainer.apply(&mut model, step, Some(1.0), agreed.squares).expect("finite");
+        ranks.gather_values(&mut model).expect("all ranks are there");
+        numbers.extend([agreed.error * scale, norm]);
+    }
+    let mut masters = ranks.masters_on_first(&model, &trainer).expect("masters");
+    masters
+        .extend(device.to_host(Cuda::all(model.values())).expect("values").iter().map(|x| x.to_f64() as f32));
+    (between_devices, numbers, masters)
+}
+
+fn trainings_agree<X: Real<Acc = f32>>(ranks: usize)
+where
+    Cuda: Backend<X>,
+{
+    let devices = on_ranks(ranks, |comm| train::<X>(&device_of_rank(comm.rank()), &comm));
+    // All on one device, which rules a group out.
+    let hosts = on_ranks(ranks, |comm| train::<X>(&device_of_rank(0), &comm));
+    for (rank, (found, want)) in devices.iter().zip(&hosts).enumerate() {
+        assert!(found.0 && !want.0, "rank {rank}: between devices, and through the hosts");
+        for (a, b) in found.1.iter().zip(&want.1) {
+            assert!((a - b).abs() <= 1e-6 * b.abs(), "rank {rank}: {a} and {b}");
+        }
+        let worst = largest_difference(&found.2, &want.2);
+        assert!(worst <= 1e-6, "rank {rank} of {ranks}: values differ by {worst}");
+    }
+}
+
+#[test]
+fn a_training_is_the_one_through_the_hosts() {
+    for ranks in worlds().into_iter().filter(|&ranks| ranks > 1) {
+        trainings_agree::<f32>(ranks);
+    }
+    if worlds().contains(&2) {
+        trainings_agree::<bf16>(2);
+    }
+}
+
+/// Faults, which only stand-ins can have.
+mod planted {
+    use super::*;
+
+    #[test]
+    fn one_rank_without_the_library_and_ranks_that_share_a_device() {
+        let lacking = |comm: Local| {
+            let device = device_of_rank(comm.rank());
+            if comm.rank() == 1 {
+                break_nccl();
+            }
+            exchange(&device, &comm, 200).expect("memory")
+        };
+        assert_same(&on_ranks(3, lacking), &through_hosts(3, 200), false);
+        let shared = |comm: Local| exchange(&device_of_rank(comm.rank() % 2), &comm, 200).expect("memory");
+        assert_same(&on_ranks(3, shared), &through_hosts(3, 200), false);
+    }
+
+    /// A device, its place in a group, and four values there that a kernel has written.
+    struct Member {
+        group: <Cuda as Collective>::Group,
+        values: <Cuda as Device>::Buf<f32>,
+        written_from: <Cuda as Device>::Buf<f32>,
+        cuda: Cuda,
+    }
+
+    fn join(comm: &Local, ordinal: usize) -> Result<Member> {
+        let cuda = device_of_rank(ordinal);
+        let mut id = if comm.rank() == 0 { cuda.new_group()? } else { vec![] };
+        comm.broadcast_bytes(0, &mut id).expect("all ranks are there");
+        let group = cuda.join_group(&id, comm.rank(), comm.size())?;
+        let mut values = cuda.zeros(4)?;
+        let start = cuda.buffer_from(&[1.0f32, 2.0, 3.0, 4.0])?;
+        cuda.axpby(Cuda::all_mut(&mut values), 1.0, Cuda::all(&start), 0.0)?;
+        Ok(Member { group, values, written_from: start, cuda })
+    }
+
+    impl Member {
+        fn start(&mut self, shares: &[Range<usize>]) -> Result<()> {
+            self.cuda.start_sums(&mut self.group, Cuda::all_mut(&mut self.values), shares)
+        }
+
+        fn values<T: Elem>(&self, of: &<Cuda as Device>::Buf<T>) -> Vec<T> {
+            self.cuda.to_host(Cuda::all(of)).expect("they can be read")
+        }
+    }
+
+    #[test]
+    fn who_forgets_to_wait_for_the_group_finds_old_values() {
+        let found = on_ranks(2, |comm| {
+            let mut member = join(&comm, comm.rank()).expect("a group");
+            member.start(&[0..2, 2..4]).expect("sums");
+            let early = member.values(&member.values);
+            member.cuda.finish_group(&mut member.group).expect("both ranks wait");
+            (early, member.values(&member.values))
+        });
+        let early = vec![1.0, 2.0, 3.0, 4.0];
+        assert_eq!(found[0], (early.clone(), vec![2.0, 4.0, 3.0, 4.0]));
+        assert_eq!(found[1], (early, vec![1.0, 2.0, 6.0, 8.0]));
+    }
+
+    /// Kernels that are late have not written the values when sums of them are taken.
+    #[test]
+    fn a_group_that_forgets_to_wait_for_kernels_sums_old_values() {
+        let sums = |forgets: bool| {
+            on_ranks(2, |comm| {
+                late_kernels(true);
+                let mut member = join(&comm, comm.rank()).expect("a group");
+                if forgets {
+                    forget_waits();
+                }
+                let (values, ones) = (Cuda::all_mut(&mut member.values), Cuda::all(&member.written_from));
+                member.cuda.axpby(values, 1.0, ones, 1.0).expect("a kernel");
+                member.start(&[0..2, 2..4]).expect("sums");
+                member.cuda.finish_group(&mut member.group).expect("both ranks wait");
+                member.values(&member.values)
+            })
+        };
+        assert_eq!(sums(false), [[4.0, 8.0, 6.0, 8.0], [2.0, 4.0, 12.0, 16.0]]);
+        let wrong = sums(true);
+        assert!(wrong[0][..2] != [4.0, 8.0] && wrong[1][2..] != [12.0, 16.0], "{wrong:?}");
+    }
+
+    #[test]
+    fn shares_that_do_not_fit_are_an_error_on_all_ranks() {
+        let found = on_ranks(2, |comm| {
+            let mut member = join(&comm, comm.rank()).expect("a group");
+            let why = member.start(&[0..2, 2..3]).expect_err("one value is in no share").to_string();
+            assert!(why.contains("cannot be shared between 2 ranks"), "{why}");
+            member.start(&[0..1 + comm.rank(), 1 + comm.rank()..4]).expect("each alone is right");
+            member.cuda.finish_group(&mut member.group).expect_err("they differ").to_string()
+        });
+        for why in &found {
+            assert!(why.contains("rank 0 brings 2 operations, rank 1 1"), "{why}");
+        }
+        let found = on_ranks(2, |comm| {
+            let mut member = join(&comm, comm.rank()).expect("a group");
+            member.start(&[0..3 * comm.rank(), 3 * comm.rank()..4]).expect("each alone is right");
+            member.cuda.finish_group(&mut member.group).expect_err("they differ").to_string()
+        });
+        for why in &found {
+            let named = why.contains("rank 0 calls reduce of 4") && why.contains("rank 1 reduce of 3");
+            assert!(named || why.contains("operations"), "{why}");
+        }
+    }
+
+    /// It panics, or returns early: the others are told instead of waiting for it.
+    #[test]
+    fn a_rank_that_leaves_in_the_middle_ends_the_group() {
+        let found = on_ranks(3, |comm| {
+            let mut member = join(&comm, comm.rank()).expect("a group");
+            member.start(&[0..2, 2..3, 3..4]).expect("sums");
+            if comm.rank() == 2 {
+                return String::new();
+            }
+            member.cuda.finish_group(&mut member.group).expect_err("rank 2 is gone").to_string()
+        });
+        for why in &found[..2] {
+            assert!(why.contains("rank 2 has given up") && why.contains("NCCL_DEBUG"), "{why}");
+        }
+    }
+
+    /// What the ranks' agreement prevents.
+    #[test]
+    fn a_group_of_one_device_twice_is_refused() {
+        let found = on_ranks(2, |comm| join(&comm, 0).err().expect("one device for both").to_string());
+        assert!(found.iter().any(|why| why.contains("the same device")), "{found:?}");
+    }
+
+    #[test]
+    fn the_doctor_tells_which_nccl_there_is() {
+        let file = nccl_file();
+        let directory = file.parent().expect("it lies in a directory");
+        let asked = |name: &std::ffi::OsStr| {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+            command.arg("doctor").env("GRADTX_NCCL", name).env("LD_LIBRARY_PATH", directory);
+            let output = command.output().expect("the program runs");
+            let text = String::from_utf8(output.stdout).expect("text");
+            text.lines().find(|line| line.contains("  NCCL  ")).unwrap_or(&text).to_string()
+        };
+        let found = asked(file.as_os_str());
+        assert!(found.starts_with("ok") && found.contains("2.26.2"), "{found}");
+        let off = asked("off".as_ref());
+        assert!(off.starts_with("note") && off.contains("turned off"), "{off}");
+        let absent = asked("/nowhere/libnccl.so.2".as_ref());
+        assert!(absent.starts_with("note") && absent.contains("/nowhere/libnccl.so.2"), "{absent}");
+    }
+}
