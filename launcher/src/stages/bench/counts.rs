@@ -18,6 +18,7 @@
 //! | difference of update vectors | | 12n |
 //! | conversion | | n(4 + x) |
 //! | AdamW | | 28n: gradient read; value and two moments read and written |
+//! | AdamW that writes a copy | | n(28 + x) |
 //! | sum of squares | | 4n |
 //! | LM head with its gradient | 4VH per label | |
 //! | attention | 4 · heads · D per pair; backward 10: five products, one of them the scores again | |

@@ -51,12 +51,13 @@ impl NamedDecoder {
         Ok(BlockLayout::new(&self.config, &LoraConfig { rank, targets, ..LoraConfig::default() })?)
     }
 
-    /// The decoder with random weights; norms are ones.
+    /// The frozen decoder with random weights; norms are ones. Where the device wants room between
+    /// the rows of frozen matrices, the weights are there twice for a moment.
     pub fn make<X: Real<Acc = f32>, D: Backend<X>>(&self, device: &D) -> Result<Decoder<D, X>> {
         let layout = Decoder::<D, X>::layout_of(&self.config);
         let mut values = random::<D, X>(device, layout.total(), SPREAD, 1)?;
         norms_to_one::<X, D>(device, &mut values, &layout)?;
-        Ok(Decoder::from_values(device, self.config.clone(), values)?)
+        Ok(Decoder::from_values(device, self.config.clone(), values)?.frozen()?)
     }
 }
 

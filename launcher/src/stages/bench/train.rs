@@ -2,8 +2,9 @@
 //! parameters, norm and clipping, AdamW.
 //!
 //! Two lines: `train`, with the batch on the device already, which is the arithmetic; and `train
-//! with loading`, the trainer's own step, which converts and uploads a batch of update vectors
-//! first. The first is held against the targets, and its line says how its time divides.
+//! with loading`, the trainer's own step as `gradtx train` does it, where the next batch of update
+//! vectors is converted and uploaded meanwhile. The first is held against the targets, and its line
+//! says how its time divides.
 //!
 //! **Operations**, by [`TranslatorWork::training`]: 6 per value and block that it multiplies, 4
 //! for the two projections whose inputs need no gradient, and attention's. The optimizer's are
@@ -121,11 +122,15 @@ fn steps<X: Real<Acc = f32>, D: Backend<X>>(
     let entry = Entry::new("train", shape.as_str(), Count::flops(flops), times);
     results.add(on.device, entry.of(Kind::Translator).with(more))?;
 
+    let scale = 1.0 / (batch * config.teacher_len()) as f64;
     let mut step = 0;
     let times = measure::step(on.device, repeats, || {
         step += 1;
-        let report = trainer.train_step(&mut model, tuples, AdamWStep { step, ..STEP }, Some(1.0))?;
-        ensure!(report.loss.is_finite(), "the loss is {}", report.loss);
+        let loss = trainer.gradients_alone(&model, tuples, scale)? * scale;
+        ensure!(loss.is_finite(), "the loss is {loss}");
+        trainer.load_ahead(&model, tuples)?;
+        let squares = trainer.sum_squares(on.device)?;
+        trainer.apply(&mut model, AdamWStep { step, ..STEP }, Some(1.0), squares)?;
         Ok(())
     })?;
     let more = fields(&times);

@@ -5,7 +5,7 @@ use crate::stages::bench::counts;
 use crate::stages::bench::finetune::STEP;
 use crate::stages::bench::values::random;
 use anyhow::Result;
-use gradtx_kernels::ops::{Backend, Cast, Elementwise, Mse, MseDims};
+use gradtx_kernels::ops::{AdamWCast, Backend, Cast, Elementwise, Mse, MseDims};
 use gradtx_kernels::{Elem, Real};
 
 pub(super) fn measure<X: Real<Acc = f32>, D: Backend<X>>(
@@ -37,6 +37,16 @@ fn optimizer<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes
         let (p, m, v) = (D::all_mut(&mut p), D::all_mut(&mut m), D::all_mut(&mut v));
         device.adamw(p, m, v, D::all(&g), D::all(&scale), 1, n, STEP)
     })?;
+    if X::DTYPE != f32::DTYPE {
+        let mut y = device.zeros::<X>(n)?;
+        let mut count = counts::adamw(n);
+        count.bytes += (n * shapes.x) as f64;
+        bench.memory("adamw with a copy", shape.as_str(), count, || {
+            let (y, p) = (D::all_mut(&mut y), D::all_mut(&mut p));
+            let (m, v) = (D::all_mut(&mut m), D::all_mut(&mut v));
+            AdamWCast::<X>::adamw_cast(device, y, p, m, v, D::all(&g), D::all(&scale), 1, n, STEP)
+        })?;
+    }
     bench.memory("sum of squares", shape, counts::sum_squares(n), || {
         device.sum_squares(D::all_mut(&mut sums), D::all(&g), 1, n)
     })
