@@ -1,6 +1,8 @@
 //! The program itself on the device: the whole pipeline on the least world, by the stand-in
 //! driver and kernels that lie in the cache, with the CPU's numbers.
 
+#![allow(clippy::unwrap_used)]
+
 use crate::emulator::{self, Variant};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;

@@ -145,8 +145,8 @@ fn empty_products() {
 
 /// `y += x` and `y` on the host.
 fn added(cuda: &Cuda, y: &mut <Cuda as Device>::Buf<f32>, x: &<Cuda as Device>::Buf<f32>) -> Vec<f32> {
-    cuda.axpby(Cuda::all_mut(y), 1.0, Cuda::all(x), 1.0).unwrap();
-    cuda.to_host(Cuda::all(y)).unwrap()
+    cuda.axpby(Cuda::all_mut(y), 1.0, Cuda::all(x), 1.0).expect("shapes agree");
+    cuda.to_host(Cuda::all(y)).expect("lengths agree")
 }
 
 /// Uploads beside the operations arrive where they are waited for. Where nobody waits, data is not
