@@ -137,9 +137,12 @@ fn steps<X: Real<Acc = f32>, D: Backend<X>>(
     results.add(on.device, Entry::new("train with loading", shape, Count::flops(flops), times).with(more))
 }
 
-/// A batch that stays on the device.
+/// A batch that stays on the device. Its passes are repeated from the device's memory of them,
+/// as the trainer does.
 struct Resident<D: Backend<X>, X: Real<Acc = f32>> {
     acts: Activations<D, X>,
+    forward: D::Graph,
+    backward: D::Graph,
     scale: f64,
     step: u32,
 }
@@ -149,11 +152,13 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Resident<D, X> {
         let mut acts = Activations::new(model, tuples.len())?;
         model.load_batch(&mut acts, tuples)?;
         let scale = 1.0 / (tuples.len() * model.config().teacher_len()) as f64;
-        Ok(Self { acts, scale, step: 0 })
+        let (forward, backward) = (D::Graph::default(), D::Graph::default());
+        Ok(Self { acts, forward, backward, scale, step: 0 })
     }
 
     fn forward(&mut self, model: &GradTransformer<D, X>) -> Result<()> {
-        model.forward(&mut self.acts, true)?;
+        let Self { acts, forward, .. } = self;
+        model.device().replay(forward, &mut || model.forward(acts, true))?;
         let loss = model.loss_sum(&mut self.acts, self.scale)?;
         ensure!(loss.is_finite(), "the loss is {loss}");
         Ok(())
@@ -161,8 +166,10 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Resident<D, X> {
 
     fn backward(&mut self, model: &GradTransformer<D, X>, trainer: &mut Trainer<D, X>) -> Result<()> {
         model.device().fill(D::all_mut(trainer.gradients_mut()), 0.0)?;
-        let mut grads = Grads { buf: trainer.gradients_mut(), on_ready: &mut |_, _| Ok(()) };
-        Ok(model.backward(&mut self.acts, true, &mut grads)?)
+        let Self { acts, backward, .. } = self;
+        let buf = trainer.gradients_mut();
+        let mut work = || model.backward(acts, true, &mut Grads { buf, on_ready: &mut |_, _| Ok(()) });
+        Ok(model.device().replay(backward, &mut work)?)
     }
 
     fn update(&mut self, model: &mut GradTransformer<D, X>, trainer: &mut Trainer<D, X>) -> Result<()> {
