@@ -98,7 +98,7 @@ impl Api {
         fn get<F: Copy>(library: &Library, name: &CStr) -> std::result::Result<F, String> {
             // SAFETY: the types above are those of the library's documented interface.
             let symbol = unsafe { library.get::<F>(name.to_bytes_with_nul()) };
-            symbol.map(|f| *f).map_err(|e| format!("this NCCL is too old, or none: {e}"))
+            symbol.map(|f| *f).map_err(|_| format!("this NCCL is too old, or none: it has no {name:?}"))
         }
         Ok(Self {
             version: get(&library, c"ncclGetVersion")?,
