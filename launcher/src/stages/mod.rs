@@ -19,7 +19,7 @@
 //! | [`plan`] | settings, a cluster | memory, time and GPU hours of every stage |
 //! | [`sweep`] | lists of settings | a run directory for each combination |
 //! | [`demo`] | a seed | all of the above, and a table |
-//! | [`bench`] | sizes of models | times of steps and operations on this device |
+//! | [`bench`](mod@bench) | sizes of models | times of steps and operations on this device |
 //!
 //! Every stage can be run again: it opens its directory through [`crate::record`], does
 //! what is missing, and leaves alone what is finished and intact. All randomness is
