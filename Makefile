@@ -83,7 +83,7 @@ check: setup
 	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
 	@command -v shellcheck >/dev/null || echo 'no shellcheck here: scripts are not checked'
 	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh benches/*.sh benches/steps/*.sh .ci/run .ci/setup
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps $(FLAGS) --quiet
 
 bench: build
 	for what in kernels finetune train translate generate comm; do $(TARGET)/release/gradtx bench $$what || exit; done
