@@ -131,4 +131,5 @@ fn without_a_driver_one_error_says_so() {
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("no CUDA driver here") && message.contains("--device cpu"), "{message}");
     assert_eq!(message.matches("error:").count(), 1, "{message}");
+    assert!(!home.path().join("demo").exists(), "nothing is left that refuses another device");
 }
