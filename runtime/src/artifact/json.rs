@@ -1,6 +1,6 @@
 //! JSON files: reading with errors that name the file, atomic writing.
 
-use super::write_atomic;
+use super::{MAX_CONFIG_BYTES, read_text, write_atomic};
 use crate::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// A JSON file as a value.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let text = read_text(path, MAX_CONFIG_BYTES)?;
     serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
 }
 

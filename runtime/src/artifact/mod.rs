@@ -6,11 +6,13 @@
 //! * checksum: checksums of files, fingerprints of models.
 //! * json: JSON files of ours, with format and version.
 //! * model_dir: directories in the Hugging Face layout.
+//! * read: regular files of bounded size, and what stands there instead.
 
 mod atomic;
 mod checksum;
 mod json;
 mod model_dir;
+mod read;
 mod tensors;
 mod tuples;
 mod update;
@@ -19,6 +21,7 @@ pub use atomic::{sweep_all_temporary, sweep_temporary, write_atomic};
 pub use checksum::{checksum, checksum_file, checksum_files, fingerprint};
 pub use json::{read_json, read_versioned, write_json, write_versioned};
 pub use model_dir::{copy_tokenizer, is_model_dir, read_params, write_params};
+pub use read::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, open_file, read_file, read_text};
 pub use tensors::{NewTensor, TensorData, TensorFile, TensorSource, write_tensors};
 pub use tuples::{
     Assembled, FileRecord, Role, ShardRecord, ShardState, StoreType, TupleManifest, TuplePlan, TupleStore,
