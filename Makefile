@@ -2,11 +2,49 @@
 # Both first install what is missing (see .ci/setup).
 
 CARGO ?= cargo
-# The feature `mpi` is built where its headers are; `cuda` needs nothing until it is used.
-FEATURES ?= $(shell command -v mpicc >/dev/null 2>&1 && echo mpi) cuda
-FLAGS = --locked --features '$(FEATURES)'
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
+# Goals that compile. `.ci/setup` runs first, and a make of its own then reads what it found.
+COMPILED = demo test cluster chaos check bench build gpu cubins kernels-report test-cuda
+
+.PHONY: help clean setup fresh $(COMPILED)
+
+help:
+	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
+	@echo 'make test    all tests'
+	@echo 'make cluster batch scripts on a SLURM of two nodes, started and stopped by the tests (minutes)'
+	@echo 'make chaos   ranks killed at random, and the same bytes in the end (CHAOS_SEED, CHAOS_COUNT)'
+	@echo 'make fresh   set-up and a small build in bare Debian and Ubuntu trees, as root (FRESH_FULL=1: and the README)'
+	@echo 'make check   format, lints as errors, documentation without warnings'
+	@echo 'make bench   times of operations and steps on this CPU (on a GPU: benches/gpu.sh)'
+	@echo 'make build   the program: $(TARGET)/release/gradtx'
+	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
+	@echo 'make gpu     the program with the device code of all CUDA kernels in it'
+	@echo 'make cubins  that device code alone, in $(TARGET)/cubins'
+	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
+
+setup:
+	@.ci/setup $(filter cluster,$(MAKECMDGOALS))
+
+clean:
+	$(CARGO) clean
+
+# Set-up and a small build in bare root directories; all of the README in one of them with FRESH_FULL=1.
+fresh:
+	tests/fresh/fresh.sh $(FRESH)
+
+ifndef SETUP_DONE
+
+$(COMPILED): setup
+	@$(MAKE) --no-print-directory SETUP_DONE=1 $@
+
+else
+
+# SETUP_FEATURES, and variables that the build needs on this machine.
+include $(TARGET)/setup.mk
+# `mpi` where MPI and libclang work; `cuda` needs nothing until it is used.
+FEATURES ?= $(SETUP_FEATURES)
+FLAGS = --locked --features '$(FEATURES)'
 
 # NVIDIA's run-time compiler, which `.ci/setup` puts there where it can; a library named in
 # GRADTX_NVRTC goes first. It compiles kernels and checks them; nothing is linked with it.
@@ -17,25 +55,7 @@ endif
 # Kernels are tested on the emulator, which needs no GPU, and their compilation where NVRTC is.
 TEST_FEATURES = $(FEATURES) $(if $(NVRTC),nvrtc)
 
-.PHONY: help demo test cluster chaos check bench build gpu setup clean cubins kernels-report test-cuda
-
-help:
-	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
-	@echo 'make test    all tests'
-	@echo 'make cluster batch scripts on a SLURM of two nodes, started and stopped by the tests (minutes)'
-	@echo 'make chaos   ranks killed at random, and the same bytes in the end (CHAOS_SEED, CHAOS_COUNT)'
-	@echo 'make check   format, lints as errors, documentation without warnings'
-	@echo 'make bench   times of operations and steps on this CPU (on a GPU: benches/gpu.sh)'
-	@echo 'make build   the program: $(TARGET)/release/gradtx'
-	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
-	@echo 'make gpu     the program with the device code of all CUDA kernels in it'
-	@echo 'make cubins  that device code alone, in $(TARGET)/cubins'
-	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
-
-setup:
-	@.ci/setup
-
-build: setup
+build:
 	$(CARGO) build --release $(FLAGS) -p gradtx-launcher
 
 # The program with the device code of all kernels in it: a node needs a driver, and nothing else.
@@ -45,48 +65,44 @@ gpu: cubins
 demo: build
 	$(TARGET)/release/gradtx demo $(DEMO_DIR)
 
-test: setup
-	$(MAKE) --no-print-directory run-tests
-
-# A make of its own, for setup may have found the compiler of kernels only now.
-.PHONY: run-tests
-run-tests:
+test:
 	$(if $(NVRTC),,@echo 'NVRTC is not here: kernels are emulated, but not compiled for a device')
 	$(CARGO) test --workspace --locked --features '$(TEST_FEATURES)'
 
 # The tests of the emulator, but on this machine's GPU; faults are planted into emulated kernels alone.
-test-cuda: setup
+test-cuda:
 	GRADTX_TEST_ON_DEVICE=1 $(CARGO) test --locked -p gradtx-tests --features cuda --test cuda_emulated -- --skip planted:: --skip host::
 
-cubins: setup
-	$(MAKE) --no-print-directory run-cubins REPORT=
-
-kernels-report: setup
-	$(MAKE) --no-print-directory run-cubins REPORT=kernels/REPORT.md
-
-.PHONY: run-cubins
-run-cubins:
+cubins: REPORT =
+kernels-report: REPORT = kernels/REPORT.md
+cubins kernels-report:
+	$(if $(NVRTC),,$(error $@ needs NVRTC, which .ci/setup could not install: name the library in GRADTX_NVRTC))
 	rm -rf $(TARGET)/cubins
 	$(CARGO) run --locked --quiet -p gradtx-kernels --features cuda --example cubins -- $(TARGET)/cubins $(REPORT)
 
+# Tests of ranks need MPI.
+cluster chaos: $(if $(filter mpi,$(FEATURES)),,without-mpi)
+.PHONY: without-mpi
+without-mpi:
+	$(error this needs MPI and libclang, which .ci/setup did not find: see docs/install.md)
+
 cluster:
-	@.ci/setup cluster
 	$(CARGO) test --workspace --locked --features '$(TEST_FEATURES)' --test cluster
 
-chaos: setup
+chaos:
 	CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_COUNT=$(or $(CHAOS_COUNT),25) \
 		$(CARGO) test --workspace --locked --features '$(TEST_FEATURES)' --test chaos
 
-check: setup
+SCRIPTS = slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh tests/fresh/*.sh benches/*.sh benches/steps/*.sh .ci/run .ci/setup .ci/lib/*.sh
+check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) nvrtc' -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
 	@command -v shellcheck >/dev/null || echo 'no shellcheck here: scripts are not checked'
-	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh benches/*.sh benches/steps/*.sh .ci/run .ci/setup
+	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR $(SCRIPTS)
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps $(FLAGS) --quiet
 
 bench: build
 	for what in kernels finetune train translate generate comm; do $(TARGET)/release/gradtx bench $$what || exit; done
 
-clean:
-	$(CARGO) clean
+endif
