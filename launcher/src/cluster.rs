@@ -198,7 +198,8 @@ fn connect(launch: Option<Launch>) -> Result<Box<dyn Comm>> {
     {
         let Launch { by, size, .. } = launch;
         let what = format!("{by} started {size} processes, but this program was built without MPI");
-        Err(failure::failed(what, "build it with `--features mpi`, or start one process"))
+        let hint = format!("build it with `--features mpi` ({}), or start one process", by.advice());
+        Err(failure::failed(what, hint))
     }
 }
 
@@ -247,10 +248,11 @@ impl<W: Write> Write for Prefixed<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gradtx_runtime::comm::Starter;
 
     #[test]
     fn a_process_that_was_started_alone_is_a_world() {
-        for launch in [None, Some(Launch { by: "srun", rank: 0, size: 1 })] {
+        for launch in [None, Some(Launch { by: Starter::Srun, rank: 0, size: 1 })] {
             let comm = connect(launch).unwrap();
             assert_eq!((comm.rank(), comm.size()), (0, 1));
         }
@@ -262,8 +264,15 @@ mod tests {
     #[cfg(not(feature = "mpi"))]
     #[test]
     fn without_mpi_several_processes_are_refused() {
-        let error = connect(Some(Launch { by: "srun", rank: 1, size: 4 })).err().unwrap().to_string();
+        let error = connect(Some(Launch { by: Starter::Srun, rank: 1, size: 4 })).err().unwrap().to_string();
         assert!(error.contains("srun started 4 processes") && error.contains("without MPI"), "{error}");
+        // With any way in which srun starts MPI, and by whoever else.
+        for by in [Starter::Hydra, Starter::Flux] {
+            let error = connect(Some(Launch { by, rank: 0, size: 2 })).err().unwrap();
+            let told = Told::from(&error);
+            assert!(told.message.starts_with(&format!("{by} started 2 processes")), "{}", told.message);
+            assert!(told.hint.unwrap().contains(by.advice()));
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ use clap::{CommandFactory, FromArgMatches};
 use cluster::World;
 use failure::Told;
 use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -114,7 +115,16 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
 fn not_parsed(error: &clap::Error, args: &[OsString]) -> u8 {
     // Help and version are "errors" of the parser that belong on stdout.
     if !error.use_stderr() {
-        return if error.print().is_ok() { failure::DONE } else { failure::FAILED };
+        let printed = error.print().and_then(|()| std::io::stdout().flush());
+        return match printed {
+            // A reader that has seen enough (`gradtx --help | head`) is no error.
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+                let told = Told::from(&anyhow::Error::from(e).context("standard output: cannot write"));
+                told.print(args.iter().any(|arg| arg == "--json"));
+                told.code
+            }
+            Ok(()) | Err(_) => failure::DONE,
+        };
     }
     if args.iter().any(|arg| arg == "--json") {
         let text = error.render().to_string();

@@ -46,7 +46,7 @@ mod solo;
 pub use agree::agree;
 pub use collectives::{Collectives, Pending};
 pub use fake::{Fake, Traffic};
-pub use launch::Launch;
+pub use launch::{Launch, Starter};
 pub use local::{Local, local};
 #[cfg(feature = "mpi")]
 pub use mpi::{Mpi, library_version};
