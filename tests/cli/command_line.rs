@@ -28,6 +28,68 @@ fn help_is_no_error_and_nonsense_is() {
     assert_eq!(gradtx(&["frobnicate"]).status.code(), Some(2));
 }
 
+/// What the parser prints on standard output by itself.
+const PRINTED: [&[&str]; 5] =
+    [&["--help"], &["-h"], &["evaluate", "--help"], &["help", "train"], &["--version"]];
+
+#[test]
+fn help_ends_well_when_its_reader_has_left() {
+    for args in PRINTED {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        let output = command.args(args).stdout(writer).output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn help_that_cannot_be_written_is_an_error() {
+    for args in PRINTED {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        let output = command.args(args).stdout(full).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.starts_with("error: standard output: cannot write: No space left"), "{args:?}: {said}");
+    }
+}
+
+/// A curation as one of `size` processes, if the environment says so.
+fn one_of_several(variables: &[(&str, &str)]) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+    command.args(["curate", "--run", "r", "--config", "none.toml"]).current_dir(&dir);
+    let started_by = |name: &str| {
+        ["SLURM_", "PMI", "OMPI_", "FLUX_", "PALS_"].iter().any(|start| name.starts_with(start))
+    };
+    for (name, _) in std::env::vars().filter(|(name, _)| started_by(name)) {
+        command.env_remove(name);
+    }
+    // Open MPI refuses root.
+    command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    command.envs(variables.iter().copied()).output().unwrap()
+}
+
+#[test]
+fn processes_that_do_not_find_each_other_name_who_started_them() {
+    let step = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_STEP_NUM_TASKS", "4")];
+    let pmi = [("PMI_RANK", "0"), ("PMI_SIZE", "4")];
+    let output = one_of_several(&[&step[..], &pmi].concat());
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("srun started 4 processes") && said.contains("srun --mpi=pmix"), "{said}");
+    assert!(!said.contains("mpirun"), "{said}");
+
+    let said = stderr(&one_of_several(&pmi));
+    assert!(said.contains("mpiexec started 4 processes") && said.contains("mpirun of the same MPI"), "{said}");
+
+    // In a shell of salloc it is one process, and gets as far as its settings.
+    let output = one_of_several(&[("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0")]);
+    let said = stderr(&output);
+    assert!(said.contains("none.toml") && !said.contains("started"), "{said}");
+}
+
 #[test]
 fn an_unknown_key_is_named_with_its_file_and_line() {
     let dir = tempfile::tempdir().unwrap();
