@@ -14,8 +14,6 @@ const NAME: &str = "chat_template";
 const FUEL: u64 = 5_000_000;
 /// Bytes of a rendered conversation at most.
 const MAX_TEXT_BYTES: usize = 64 << 20;
-/// Calls within calls at most.
-const MAX_CALLS: usize = 100;
 
 type Found = std::result::Result<Value, Error>;
 
@@ -73,7 +71,6 @@ fn environment(date: &str) -> Result<Environment<'static>, String> {
     jinja.set_trim_blocks(true);
     jinja.set_lstrip_blocks(true);
     jinja.set_fuel(Some(FUEL));
-    jinja.set_recursion_limit(MAX_CALLS);
     jinja.set_unknown_method_callback(method);
     jinja.set_formatter(|out, _state, value| {
         if let Some(text) = value.as_str() {
