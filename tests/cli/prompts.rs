@@ -91,9 +91,8 @@ impl Home {
         let said =
             self.run(&format!("finetune --run f --config run.toml {set} --data one.jsonl --out c --peft"));
         assert_eq!(said.code, Some(0), "{}", said.err);
-        let said = self.run(&format!(
-            "evaluate --run f --data one.jsonl --model tiny --adapter c/adapter --out scores"
-        ));
+        let said = self
+            .run(&format!("evaluate --run f --data one.jsonl --model tiny --adapter c/adapter --out scores"));
         assert_eq!(said.code, Some(0), "{}", said.err);
         (self.json("scores/score.json"), said)
     }
@@ -149,7 +148,11 @@ fn a_form_whose_end_is_ordinary_text_is_refused_by_every_stage() {
     assert!(!home.path("c/update.safetensors").exists());
     home.write("chatml.toml", &RUN.replace("max_length", "prompt = \"chatml\"\nmax_length"));
     let said = home.run("doctor --run chatml.toml");
-    assert!(said.out.contains("PROBLEM  prompt tiny") && said.out.contains("ordinary tokens"), "{}", said.out);
+    assert!(
+        said.out.contains("PROBLEM  prompt tiny") && said.out.contains("ordinary tokens"),
+        "{}",
+        said.out
+    );
     home.run("plan --config chatml.toml --gpu a100-80g").fails_with(&words);
     // What the model knows works: plain text, and its own end.
     let (score, said) = home.trained("");
@@ -177,7 +180,11 @@ fn a_score_that_sees_no_word_says_so() {
     let (score, said) = home.trained("--set evaluate.metric=rouge1");
     assert_eq!((&score["score"], &score["exact_match"]), (&json!(0.0), &json!(1.0)));
     assert_eq!((&score["wordless_references"], &score["rouge_tokens"]), (&json!(1), &json!("rouge_score")));
-    assert!(said.err.contains("no word in 1 of 1 references") && said.err.contains("unicode"), "{}", said.err);
+    assert!(
+        said.err.contains("no word in 1 of 1 references") && said.err.contains("unicode"),
+        "{}",
+        said.err
+    );
     let home = Home::new("三");
     let (score, said) = home.trained("--set evaluate.metric=rouge1 --set evaluate.rouge_tokens=unicode");
     assert_eq!((&score["score"], &score["wordless_references"]), (&json!(1.0), &json!(0)));
@@ -187,7 +194,8 @@ fn a_score_that_sees_no_word_says_so() {
 #[test]
 fn predictions_that_do_not_end_are_said() {
     let home = Home::new("seven apples are left, and some more of them");
-    let said = home.run("evaluate --run f --config run.toml --data one.jsonl --set evaluate.max_new_tokens=1 --out s");
+    let said = home
+        .run("evaluate --run f --config run.toml --data one.jsonl --set evaluate.max_new_tokens=1 --out s");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.err.contains("0 of 1 predictions ended by themselves"), "{}", said.err);
 }
@@ -195,7 +203,9 @@ fn predictions_that_do_not_end_are_said() {
 #[test]
 fn what_is_longer_than_the_model_is_named_by_every_stage() {
     let home = Home::new("3");
-    let long = |n: usize| json!({"prompt": "How many apples are left? ".repeat(n), "response": "#### 3"}).to_string();
+    let long = |n: usize| {
+        json!({"prompt": "How many apples are left? ".repeat(n), "response": "#### 3"}).to_string()
+    };
     home.write("one.jsonl", &format!("{}\n{}\n", json!({"prompt": "a", "response": "b"}), long(90)));
     let said = home.run("evaluate --run e --config run.toml --data one.jsonl --out s");
     said.fails_with(&["one.jsonl:2", "256 positions"]);
@@ -208,14 +218,18 @@ fn what_is_longer_than_the_model_is_named_by_every_stage() {
     home.write("one.jsonl", &[answers(3), answers(4), answers(400)].join("\n"));
     let said = home.run(&format!("finetune --run h {set} --data one.jsonl --out d"));
     assert_eq!(said.code, Some(0), "{}", said.err);
-    for words in ["1 of 3 examples are longer than 256 tokens", "one.jsonl:3", "positions", "1 of 3 answers are cut"] {
+    for words in
+        ["1 of 3 examples are longer than 256 tokens", "one.jsonl:3", "positions", "1 of 3 answers are cut"]
+    {
         assert!(said.err.contains(words), "{words}: {}", said.err);
     }
     // A prompt that leaves less room than asked for is evaluated as far as the model reads.
     home.write("one.jsonl", &answers(1));
-    let said = home.run("evaluate --run e --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
+    let said = home
+        .run("evaluate --run e --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
     said.fails_with(&["another configuration"]);
-    let said = home.run("evaluate --run i --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
+    let said = home
+        .run("evaluate --run i --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.err.contains("1 of 1 prompts leave room for fewer"), "{}", said.err);
 }

@@ -66,9 +66,12 @@ fn a_system_message_of_the_settings_stands_before_conversations_without_one() {
         {% if add_generation_prompt %}<assistant>{% endif %}";
     let tokenizer = model(dir.path(), template, &json!({}));
     let text = |system: &str, messages: Value| {
-        let settings = PromptSettings { form: PromptForm::Template, system: system.into(), date: String::new() };
+        let settings =
+            PromptSettings { form: PromptForm::Template, system: system.into(), date: String::new() };
         let record = conversation(&messages);
-        assert!(matches!(&record.content, Content::Chat(list) if list.iter().all(|m: &Message| !m.role.is_empty())));
+        assert!(
+            matches!(&record.content, Content::Chat(list) if list.iter().all(|m: &Message| !m.role.is_empty()))
+        );
         Renderer::new(settings, &tokenizer).unwrap().render(&record).unwrap().text
     };
     let pair = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);

@@ -302,7 +302,8 @@ impl Work for Evaluate<'_> {
         let prompts = prompts.collect::<Result<Vec<_>>>()?;
         self.warn_of_long_prompts(&prompts);
         let limits = self.limits(&prompts);
-        plan::<X, D>(&self.model, limits, adapter.as_ref()).check(memory_for(device, &self.context.place)?)?;
+        plan::<X, D>(&self.model, limits, adapter.as_ref())
+            .check(memory_for(device, &self.context.place)?)?;
 
         let decoder = Decoder::<D, X>::load(device, self.dir)?;
         let generator = Generator::new(&decoder, limits, adapter.as_ref().map(|a| &a.layout))?;

@@ -11,9 +11,7 @@ use crate::stages::side::Side;
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_runtime::artifact::checksum_files;
-use gradtx_runtime::data::{
-    Dataset, Example, PackedBatch, Record, SegmentInfo, data_files, read_rows,
-};
+use gradtx_runtime::data::{Dataset, Example, PackedBatch, Record, SegmentInfo, data_files, read_rows};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -61,7 +59,13 @@ impl Data {
     }
 
     /// The examples as one model sees them; says what they are like, for `stage`.
-    pub fn examples(&self, prompts: &Prompts, side: &Side, context: &Context, stage: &str) -> Result<Dataset> {
+    pub fn examples(
+        &self,
+        prompts: &Prompts,
+        side: &Side,
+        context: &Context,
+        stage: &str,
+    ) -> Result<Dataset> {
         let (examples, warnings) = prompts.examples(&self.records, context.threads)?;
         let name = side.role.name();
         for line in std::iter::once(examples.summary.to_string()).chain(prompts.lines()) {
