@@ -40,6 +40,10 @@ const LOG_VARIABLE: &str = "GRADTX_LOG";
 /// Runs the program with these arguments (the first is its name); prints, and tells the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|arg| arg == gradtx_runtime::data::SERVER_ARGUMENT) {
+        return gradtx_runtime::data::serve();
+    }
+    gradtx_runtime::data::isolate();
     let parsed = Args::command().try_get_matches_from(&args).and_then(|matches| {
         let command = matches.subcommand_name().unwrap_or_default().to_string();
         Ok((Args::from_arg_matches(&matches)?, command))

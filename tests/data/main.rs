@@ -7,6 +7,7 @@ mod damage;
 mod encodings;
 mod labels;
 mod tasks;
+mod templates;
 
 use std::path::{Path, PathBuf};
 

@@ -91,6 +91,15 @@ fn impossible_requests_are_errors() {
     assert!(message(prompt(0), 4).unwrap_err().contains("prompt 1"));
     assert!(message(prompt(9), 1).is_err());
     assert!(message(prompt(8), 5).is_err());
+    drop(message);
+    let mut generator = generator.within(9);
+    let mut message = |prompt: Prompt, max_new: usize| {
+        generator.generate(&model, None, &[prompt], max_new, &[]).map_err(|e| e.to_string())
+    };
+    let cut = message(prompt(8), 5).unwrap();
+    assert_eq!((cut[0].tokens.len(), cut[0].ended), (1, false), "the model reads no more than 9 tokens");
+    assert_eq!(message(prompt(4), 3).unwrap()[0].tokens.len(), 3);
+    assert!(message(Prompt { tokens: vec![3; 9], adapter: None }, 1).unwrap_err().contains("no room"));
     assert!(message(Prompt { tokens: vec![29], adapter: None }, 1).unwrap_err().contains("29"));
     assert!(message(Prompt { tokens: vec![2], adapter: Some(0) }, 1).unwrap_err().contains("adapter 0"));
 }

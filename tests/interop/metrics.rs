@@ -1,7 +1,7 @@
 //! Exact match, ROUGE-1 and stems against the reference metrics.
 
-use gradtx_launcher::config::AnswerForm;
-use gradtx_launcher::score::{exact_match, rouge1, stem};
+use gradtx_launcher::config::{AnswerForm, RougeTokens};
+use gradtx_launcher::score::{exact_match, rouge1 as rouge1_of, stem};
 use gradtx_tests::fixture;
 use serde_json::Value;
 
@@ -34,6 +34,10 @@ fn wrong(
 
 fn by_program(prediction: &str, reference: &str) -> bool {
     exact_match(prediction, reference, AnswerForm::AfterHashes)
+}
+
+fn rouge1(prediction: &str, reference: &str) -> f64 {
+    rouge1_of(prediction, reference, RougeTokens::RougeScore)
 }
 
 #[test]

@@ -25,6 +25,11 @@ impl Config {
         );
         expect(self.device.stream_tokens > 0, "device.stream_tokens: expected at least 1");
         expect(self.data.max_length >= 2, "data.max_length: expected at least 2");
+        expect(
+            self.data.date.is_empty()
+                || chrono::NaiveDate::parse_from_str(&self.data.date, "%Y-%m-%d").is_ok(),
+            "data.date: expected a date such as 2026-11-27, or nothing for the day on which the run is made",
+        );
         expect(self.curate.subsets > 0, "curate.subsets: expected at least 1");
         expect(self.curate.examples > 0, "curate.examples: expected at least 1");
         expect(self.curate.checkpoint_minutes >= 0.0, "curate.checkpoint_minutes: expected 0 or more");

@@ -25,7 +25,7 @@ mod sweep;
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
     DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, RANDOM_SUBSETS,
-    Recipe, TrainConfig, TranslatorConfig, ValidationSplit,
+    Recipe, RougeTokens, TrainConfig, TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
 
@@ -60,11 +60,15 @@ impl Config {
     /// stores them. Paths may differ, for nodes may keep their files in different places.
     pub fn of_ranks(args: &RunArgs, world: &World) -> Result<Self> {
         let comm = world.comm();
-        let (config, is_stored) = Self::resolve(args)?;
-        let own = config.without_places().table();
-        let mut first = own.to_string().into_bytes();
+        let (mut config, is_stored) = Self::resolve(args)?;
+        let mut first = config.without_places().table().to_string().into_bytes();
         comm.broadcast_bytes(0, &mut first)?;
         let first: Table = String::from_utf8(first)?.parse()?;
+        // Ranks that begin at midnight find different days.
+        if !is_stored && let Some(date) = first.get("data").and_then(|d| d.get("date")?.as_str()) {
+            config.data.date = date.into();
+        }
+        let own = config.without_places().table();
         if first != own {
             let what = "this rank has another configuration than rank 0";
             let hint = "start all ranks with the same arguments and the same run file";
@@ -94,6 +98,9 @@ impl Config {
         config.device.dtype = args.dtype.unwrap_or(config.device.dtype);
         config = config.with_overrides(&args.set)?;
         config.check()?;
+        if config.data.date.is_empty() {
+            config.data.date = before.as_ref().map_or_else(today, |before| before.data.date.clone());
+        }
         if let Some(before) = &before {
             // Where files lie may change, and where is computed; what is in the files is compared
             // by every stage, and no stage is done on one device by half.
@@ -220,7 +227,11 @@ impl Config {
             return Ok(true);
         }
         let before = Self::read(&stored)?;
-        if before == *self {
+        let mut wanted = self.clone();
+        if wanted.data.date.is_empty() {
+            wanted.data.date = before.data.date.clone();
+        }
+        if before == wanted {
             return Ok(false);
         }
         let what = format!("{}: this run has another configuration", stored.display());
@@ -236,6 +247,11 @@ impl Config {
         gradtx_runtime::artifact::write_atomic(path, |out| std::io::Write::write_all(out, text.as_bytes()))?;
         Ok(())
     }
+}
+
+/// The day, as settings have it.
+fn today() -> String {
+    chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()).format("%Y-%m-%d").to_string()
 }
 
 /// An error in the words of a person who writes run files.

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
-use gradtx_runtime::data::{Format, Instruction, PromptForm, Reading};
+use gradtx_runtime::data::{Format, Instruction, PromptForm, PromptSettings, Reading};
 use gradtx_runtime::optim::{Decay, Schedule};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -99,9 +99,16 @@ pub struct DataConfig {
     /// What is put before the questions of these data sets: `published`, the instruction
     /// of the method's authors; `none`, for models that know the task already.
     pub instruction: Instruction,
-    /// How a prompt is rendered: `chatml`, the same text for every model; `template`, the
-    /// model's own chat template; `plain`, prompt and response with nothing added.
+    /// How a prompt is rendered: `template`, the model's own chat template; `chatml`, the
+    /// same text for every model; `plain`, prompt and response, then the model's end-of-text
+    /// token. `auto`: for each of the two models the first of these that it knows.
     pub prompt: PromptForm,
+    /// System message of conversations that have none. Empty: what the form puts there
+    /// itself (ChatML: `You are Qwen, …`); `none`: no message.
+    pub system: String,
+    /// The date that chat templates take for today, `2026-11-27`. Empty: the day on which the
+    /// run is made (UTC), which is kept in its run.toml.
+    pub date: String,
     /// Longest example in tokens; longer ones are cut at the end.
     pub max_length: usize,
 }
@@ -112,13 +119,20 @@ impl Default for DataConfig {
             public: DataPaths::default(),
             format: Format::default(),
             instruction: Instruction::Published,
-            prompt: PromptForm::ChatMl,
+            prompt: PromptForm::Auto,
+            system: String::new(),
+            date: String::new(),
             max_length: 4096,
         }
     }
 }
 
 impl DataConfig {
+    /// How records become text.
+    pub fn prompting(&self) -> PromptSettings {
+        PromptSettings { form: self.prompt, system: self.system.clone(), date: self.date.clone() }
+    }
+
     /// How rows become records.
     pub fn reading(&self) -> Reading {
         Reading { format: self.format, instruction: self.instruction }
@@ -500,6 +514,10 @@ pub struct EvaluateConfig {
     pub metric: MetricChoice,
     /// Which part of a text is the answer.
     pub answer: AnswerForm,
+    /// What ROUGE-1 takes for a word: `rouge_score`, runs of a–z and 0–9, as the Python
+    /// package does; `unicode`, runs of letters and digits of any script, and single
+    /// characters of scripts that put no spaces between words.
+    pub rouge_tokens: RougeTokens,
     /// Most tokens generated for one example.
     pub max_new_tokens: usize,
     /// Examples generated at once.
@@ -508,7 +526,13 @@ pub struct EvaluateConfig {
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
-        Self { metric: MetricChoice::Auto, answer: AnswerForm::AfterHashes, max_new_tokens: 512, batch: 32 }
+        Self {
+            metric: MetricChoice::Auto,
+            answer: AnswerForm::AfterHashes,
+            rouge_tokens: RougeTokens::default(),
+            max_new_tokens: 512,
+            batch: 32,
+        }
     }
 }
 
@@ -522,6 +546,17 @@ pub enum MetricChoice {
     ExactMatch,
     /// Mean ROUGE-1 F1.
     Rouge1,
+}
+
+/// What ROUGE-1 takes for a word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RougeTokens {
+    /// Runs of a–z and 0–9.
+    #[default]
+    RougeScore,
+    /// Letters and digits of any script.
+    Unicode,
 }
 
 /// Which part of a text is the answer.

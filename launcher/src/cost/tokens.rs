@@ -6,8 +6,10 @@
 use crate::config::Config;
 use crate::failure::failed;
 use crate::stages::examples::Data;
+use crate::stages::prompts::Prompts;
 use anyhow::Result;
-use gradtx_runtime::data::{Renderer, TextTokenizer, build_examples};
+use gradtx_models::decoder::DecoderConfig;
+use gradtx_runtime::data::TextTokenizer;
 use std::path::Path;
 
 /// An example.
@@ -53,16 +55,13 @@ impl Lengths {
         let missing = |e: gradtx_runtime::Error| {
             failed(e.to_string(), "give --tokens-per-example to plan without a tokenizer")
         };
-        let tokenizer = TextTokenizer::load(dir).map_err(missing)?;
-        let renderer = Renderer::new(config.data.prompt, &tokenizer)?;
-        let length = Some(config.data.max_length);
-        let set = build_examples(&data.records, &renderer, &tokenizer, length, threads)?;
+        TextTokenizer::load(dir).map_err(missing)?;
+        let prompts = Prompts::new(&config.data, dir, &DecoderConfig::read(dir)?, data.records.first())?;
+        let (set, warnings) = prompts.examples(&data.records, threads)?;
         let of = |e: &gradtx_runtime::data::Example| Length { tokens: e.tokens.len(), labels: e.labels() };
-        Ok(Self {
-            rows: set.examples.iter().map(of).collect(),
-            source: set.summary.to_string(),
-            counted: true,
-        })
+        let mut source = set.summary.to_string();
+        warnings.iter().for_each(|warning| source += &format!("; warning: {warning}"));
+        Ok(Self { rows: set.examples.iter().map(of).collect(), source, counted: true })
     }
 
     /// Examples of these (tokens, labels).

@@ -7,21 +7,22 @@
 //! Predictions are private data's relatives: they stand in their file and nowhere else.
 
 use crate::args::{Role, RunArgs};
-use crate::config::{AnswerForm, Config, MetricChoice};
+use crate::config::{AnswerForm, Config, MetricChoice, RougeTokens};
 use crate::dispatch::{Work, dispatch, memory_for};
 use crate::failure::failed;
 use crate::record::{self, State};
-use crate::score::{exact_match, rouge1};
+use crate::score::{exact_match, has_words, rouge1};
 use crate::stages::Context;
 use crate::stages::examples::Data;
 use crate::stages::lineage::{Lineage, adapter_sums};
+use crate::stages::prompts::Prompts;
 use crate::stages::side::model_dir;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits, Generator, Prompt};
 use gradtx_models::lora::{PeftAdapter, read_peft};
 use gradtx_runtime::artifact::{fingerprint, write_atomic, write_json};
-use gradtx_runtime::data::{Metric, Record, Renderer, TextTokenizer, prompt_tokens};
+use gradtx_runtime::data::{Metric, Record, TextTokenizer};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -59,6 +60,15 @@ pub struct Score {
     pub right: usize,
     /// Continuations that ended by themselves, as a part of all.
     pub ended: f64,
+    /// What ROUGE-1 takes for a word.
+    #[serde(default)]
+    pub rouge_tokens: RougeTokens,
+    /// References in which ROUGE-1 sees no word.
+    #[serde(default)]
+    pub wordless_references: usize,
+    /// Predictions in which ROUGE-1 sees no word.
+    #[serde(default)]
+    pub wordless_predictions: usize,
     /// Which part of a text was the answer.
     pub answer: AnswerForm,
     /// Which of the two models.
@@ -84,6 +94,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     };
     let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
     let metric = metric(config.evaluate.metric, &data.records)?;
+    let model = DecoderConfig::read(dir)?;
+    let prompts = Prompts::new(&config.data, dir, &model, data.records.first())?;
     let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
     if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
         lineage = Lineage::of_adapter(adapter, sums);
@@ -92,8 +104,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
         "data": data.checksum,
         "format": config.data.format,
         "instruction": config.data.instruction,
-        "prompt": config.data.prompt,
-        "evaluate": config.evaluate,
+        "prompt": Prompts::settings(&config.data, &[&prompts]),
+        "evaluate": settings_of(&config),
         "role": role,
         "model": fingerprint(dir, context.threads)?,
         "adapter": sums,
@@ -109,7 +121,9 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
         context.ui.done("evaluate", &job.out, json!(score), text);
         return Ok(score);
     };
-    let work = Evaluate { context, config: &config, dir, data: &data, adapter: job.adapter.as_deref() };
+    prompts.lines().iter().for_each(|line| context.ui.line(format!("evaluate: {line}")));
+    let adapter = job.adapter.as_deref();
+    let work = Evaluate { context, config: &config, dir, model, prompts: &prompts, data: &data, adapter };
     let answers = dispatch(&config.device, context, work)?;
     write_atomic(&job.out.join("predictions.jsonl"), |out| {
         answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
@@ -117,9 +131,23 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let score = Score::of(&config, metric, &answers, role, lineage, &data.checksum, &job.data);
     write_json(&score_file, &score)?;
     output.finish(&["predictions.jsonl".into(), "score.json".into()])?;
+    for warning in score.warnings(&config) {
+        context.ui.notice(&format!("evaluate: warning: {warning}"));
+    }
     let text = format!("evaluate: {}, {}", score.in_words(), job.out.display());
     context.ui.done("evaluate", &job.out, json!(score), text);
     Ok(score)
+}
+
+/// The settings that scores depend on; the tokens of ROUGE-1 where they are not the usual ones.
+fn settings_of(config: &Config) -> serde_json::Value {
+    let mut settings = json!(config.evaluate);
+    if config.evaluate.rouge_tokens == RougeTokens::default()
+        && let Some(entries) = settings.as_object_mut()
+    {
+        entries.remove("rouge_tokens");
+    }
+    settings
 }
 
 /// The metric that the settings or the examples ask for.
@@ -170,6 +198,9 @@ impl Score {
         let part = |count: usize| count as f64 / answers.len() as f64;
         let right = answers.iter().filter(|a| a.right).count();
         let rouge1 = answers.iter().map(|a| a.rouge1).sum::<f64>() / answers.len() as f64;
+        let wordless = |text: fn(&Answer) -> &str| {
+            answers.iter().filter(|a| !has_words(text(a), config.evaluate.rouge_tokens)).count()
+        };
         Self {
             examples: answers.len(),
             metric,
@@ -181,6 +212,9 @@ impl Score {
             rouge1,
             right,
             ended: part(answers.iter().filter(|a| a.ended).count()),
+            rouge_tokens: config.evaluate.rouge_tokens,
+            wordless_references: wordless(|a| &a.reference),
+            wordless_predictions: wordless(|a| &a.prediction),
             answer: config.evaluate.answer,
             model: role,
             lineage,
@@ -191,10 +225,43 @@ impl Score {
 
     fn in_words(&self) -> String {
         let percent = 100.0 * self.score;
-        match self.metric {
+        let score = match self.metric {
             Metric::ExactMatch => format!("{percent:.1} % of {} right", self.examples),
             Metric::Rouge1 => format!("ROUGE-1 {percent:.2} over {}", self.examples),
+        };
+        format!("{score}, {} ended by themselves", self.ended_by_themselves())
+    }
+
+    fn ended_by_themselves(&self) -> usize {
+        (self.ended * self.examples as f64).round() as usize
+    }
+
+    /// What makes the score mean less than it seems to.
+    fn warnings(&self, config: &Config) -> Vec<String> {
+        let mut warnings = vec![];
+        let ended = self.ended_by_themselves();
+        if 2 * ended < self.examples {
+            warnings.push(format!(
+                "{ended} of {} predictions ended by themselves, the others were cut at evaluate.max_new_tokens = \
+                 {}: right answers among them may count as wrong. Raise it; or the model was not trained to end \
+                 its answers in this prompt form (data.prompt)",
+                self.examples, config.evaluate.max_new_tokens
+            ));
         }
+        if self.metric == Metric::Rouge1 && self.wordless_references > 0 {
+            let hint = match self.rouge_tokens {
+                RougeTokens::RougeScore => {
+                    "; evaluate.rouge_tokens = \"unicode\" sees the letters of every script"
+                }
+                RougeTokens::Unicode => "",
+            };
+            warnings.push(format!(
+                "ROUGE-1 sees no word in {} of {} references (and in {} predictions), which score 0 even where \
+                 both texts are equal{hint}",
+                self.wordless_references, self.examples, self.wordless_predictions
+            ));
+        }
+        warnings
     }
 }
 
@@ -215,6 +282,8 @@ struct Evaluate<'a> {
     context: &'a Context,
     config: &'a Config,
     dir: &'a Path,
+    model: DecoderConfig,
+    prompts: &'a Prompts,
     data: &'a Data,
     adapter: Option<&'a Path>,
 }
@@ -224,20 +293,21 @@ impl Work for Evaluate<'_> {
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Vec<Answer>> {
         let settings = &self.config.evaluate;
-        let model = DecoderConfig::read(self.dir)?;
-        let adapter = self.adapter.map(|dir| read_peft(dir, &model)).transpose()?;
-        let tokenizer = TextTokenizer::load(self.dir)?;
-        let renderer = Renderer::new(self.config.data.prompt, &tokenizer)?;
+        let adapter = self.adapter.map(|dir| read_peft(dir, &self.model)).transpose()?;
+        let tokenizer = &self.prompts.tokenizer;
         let prompts = self.data.records.iter().map(|record| {
-            let tokens = prompt_tokens(record, &renderer, &tokenizer)?;
+            let tokens = self.prompts.prompt(record)?;
             Ok(Prompt { tokens, adapter: adapter.as_ref().map(|_| 0) })
         });
         let prompts = prompts.collect::<Result<Vec<_>>>()?;
+        self.warn_of_long_prompts(&prompts);
         let limits = self.limits(&prompts);
-        plan::<X, D>(&model, limits, adapter.as_ref()).check(memory_for(device, &self.context.place)?)?;
+        plan::<X, D>(&self.model, limits, adapter.as_ref())
+            .check(memory_for(device, &self.context.place)?)?;
 
         let decoder = Decoder::<D, X>::load(device, self.dir)?;
-        let mut generator = Generator::new(&decoder, limits, adapter.as_ref().map(|a| &a.layout))?;
+        let generator = Generator::new(&decoder, limits, adapter.as_ref().map(|a| &a.layout))?;
+        let mut generator = generator.within(self.prompts.context());
         let values = adapter.as_ref().map(|a| device.buffer_from(&a.values)).transpose()?;
         let view = adapter.as_ref().zip(values.as_ref()).map(|(adapter, values)| AdapterView {
             values,
@@ -246,21 +316,24 @@ impl Work for Evaluate<'_> {
         });
         let mut progress = self.context.ui.progress("evaluate", prompts.len() as u64);
         let mut answers = Vec::with_capacity(prompts.len());
-        let ends = end_texts(&tokenizer)?;
+        let stops = self.prompts.check.stops();
+        let ends = end_texts(tokenizer, stops)?;
+        let prefix = tokenizer.decode(&tokenizer.encode(self.prompts.check.prefix())?.ids, true)?;
         // By parts, to have something to report; slots of a part fill up as others end.
         for (part, records) in
             prompts.chunks(8 * settings.batch).zip(self.data.records.chunks(8 * settings.batch))
         {
             let max_new = settings.max_new_tokens;
             for (found, record) in
-                generator.generate(&decoder, view, part, max_new, tokenizer.eos())?.iter().zip(records)
+                generator.generate(&decoder, view, part, max_new, stops)?.iter().zip(records)
             {
                 let prediction = tokenizer.decode(&found.tokens, true)?;
                 let reference = without_end(record.content.answer(), &ends).to_string();
+                let answer = without_prefix(&prediction, &prefix);
                 answers.push(Answer {
                     line: record.origin.line,
-                    right: exact_match(&prediction, &reference, settings.answer),
-                    rouge1: rouge1(&prediction, &reference),
+                    right: exact_match(answer, &reference, settings.answer),
+                    rouge1: rouge1(answer, &reference, settings.rouge_tokens),
                     prediction,
                     reference,
                     ended: found.ended,
@@ -273,6 +346,22 @@ impl Work for Evaluate<'_> {
 }
 
 impl Evaluate<'_> {
+    /// Says how many prompts leave less room than the settings ask for.
+    fn warn_of_long_prompts(&self, prompts: &[Prompt]) {
+        let (max_new, context) = (self.config.evaluate.max_new_tokens, self.prompts.context());
+        let is_long = |prompt: &Prompt| prompt.tokens.len() + max_new > context;
+        let long = prompts.iter().filter(|prompt| is_long(prompt)).count();
+        if let Some(first) = prompts.iter().position(is_long) {
+            self.context.ui.notice(&format!(
+                "evaluate: warning: {long} of {} prompts leave room for fewer than evaluate.max_new_tokens = \
+                 {max_new} tokens in the model's {context} positions; their answers end there (first: {}, {} tokens)",
+                prompts.len(),
+                self.data.records[first].origin,
+                prompts[first].tokens.len()
+            ));
+        }
+    }
+
     /// What the generator needs room for.
     fn limits(&self, prompts: &[Prompt]) -> GenerateLimits {
         let settings = &self.config.evaluate;
@@ -280,7 +369,7 @@ impl Evaluate<'_> {
         GenerateLimits {
             rows: settings.batch.min(prompts.len()),
             prompt_tokens: longest.max(self.config.device.stream_tokens.min(longest * settings.batch)),
-            context: longest + settings.max_new_tokens,
+            context: (longest + settings.max_new_tokens).min(self.prompts.context()),
         }
     }
 }
@@ -300,9 +389,17 @@ fn plan<X: Real<Acc = f32>, D: Backend<X>>(
 }
 
 /// What the tokens that end a text look like in a reference.
-fn end_texts(tokenizer: &TextTokenizer) -> Result<Vec<String>> {
+fn end_texts(tokenizer: &TextTokenizer, stops: &[u32]) -> Result<Vec<String>> {
     let text = |&id: &u32| Ok(tokenizer.decode(&[id], false)?.trim().to_string());
-    tokenizer.eos().iter().map(text).collect()
+    stops.iter().map(text).collect()
+}
+
+/// A prediction without what the prompt form itself writes before an answer.
+fn without_prefix<'a>(prediction: &'a str, prefix: &str) -> &'a str {
+    match prefix.trim() {
+        "" => prediction,
+        prefix => prediction.trim_start().strip_prefix(prefix).unwrap_or(prediction),
+    }
 }
 
 /// A reference without the text of the token that ends it: predictions come without it.
@@ -320,6 +417,15 @@ mod tests {
         let ends = ["<end>".to_string(), String::new()];
         assert_eq!(without_end(" a b <end>\n", &ends), " a b ");
         assert_eq!(without_end("a <end> b", &ends), "a <end> b");
+    }
+
+    #[test]
+    fn what_the_template_writes_is_no_part_of_an_answer() {
+        let prefix = "<think>\n\n</think>\n\n";
+        assert_eq!(without_prefix("<think>\n\n</think>\n\n7", prefix).trim(), "7");
+        assert_eq!(without_prefix("\n<think>\n\n</think>7", prefix), "7");
+        assert_eq!(without_prefix("<think>\n6+1\n</think>7", prefix), "<think>\n6+1\n</think>7");
+        assert_eq!(without_prefix(" 7", ""), " 7");
     }
 
     #[test]

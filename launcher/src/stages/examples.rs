@@ -5,14 +5,13 @@
 
 use crate::config::{Config, DataConfig, LossNormalization, Recipe};
 use crate::failure::unusable;
+use crate::stages::Context;
+use crate::stages::prompts::Prompts;
 use crate::stages::side::Side;
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_runtime::artifact::checksum_files;
-use gradtx_runtime::data::{
-    self, Example, PackedBatch, Record, Renderer, SegmentInfo, TextTokenizer, build_examples, data_files,
-    expect_vocabulary, read_rows,
-};
+use gradtx_runtime::data::{Dataset, Example, PackedBatch, Record, SegmentInfo, data_files, read_rows};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -54,13 +53,27 @@ impl Data {
         groups(&self.records, column)
     }
 
-    /// The examples as one model sees them.
-    pub fn examples(&self, config: &Config, side: &Side, threads: usize) -> Result<data::Dataset> {
-        let tokenizer = TextTokenizer::load(&side.dir)?;
-        let renderer = Renderer::new(config.data.prompt, &tokenizer)?;
-        let length = Some(config.data.max_length);
-        let examples = build_examples(&self.records, &renderer, &tokenizer, length, threads)?;
-        expect_vocabulary(&examples.examples, side.model.vocab)?;
+    /// How one model is asked for these examples.
+    pub fn prompts(&self, config: &Config, side: &Side) -> Result<Prompts> {
+        Prompts::new(&config.data, &side.dir, &side.model, self.records.first())
+    }
+
+    /// The examples as one model sees them; says what they are like, for `stage`.
+    pub fn examples(
+        &self,
+        prompts: &Prompts,
+        side: &Side,
+        context: &Context,
+        stage: &str,
+    ) -> Result<Dataset> {
+        let (examples, warnings) = prompts.examples(&self.records, context.threads)?;
+        let name = side.role.name();
+        for line in std::iter::once(examples.summary.to_string()).chain(prompts.lines()) {
+            context.ui.line(format!("{stage} {name}: {line}"));
+        }
+        for warning in warnings {
+            context.ui.notice(&format!("{stage} {name}: warning: {warning}"));
+        }
         Ok(examples)
     }
 }

@@ -11,6 +11,7 @@ use crate::dispatch::{Work, dispatch, memory_for};
 use crate::record::{self, State};
 use crate::stages::examples::Data;
 use crate::stages::jobs::{self, Snapshots, Trained, Training, Watcher};
+use crate::stages::prompts::Prompts;
 use crate::stages::side::Side;
 use crate::stages::{Context, UPDATE_FILE, totals};
 use crate::ui::Progress;
@@ -42,6 +43,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let config = Config::of_run(args)?;
     let side = Side::new(&config, job.role, context.threads)?;
     let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
+    let prompts = data.prompts(&config, &side)?;
     let recipe = match job.role {
         Role::Tiny => &config.finetune.tiny,
         Role::Llm => &config.finetune.llm,
@@ -51,7 +53,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "data": data.checksum,
         "format": config.data.format,
         "instruction": config.data.instruction,
-        "prompt": config.data.prompt,
+        "prompt": Prompts::settings(&config.data, &[&prompts]),
         "max_length": config.data.max_length,
         "adapter": Side::adapter_settings(&config.adapter, &[&side]),
         "recipe": recipe,
@@ -64,8 +66,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         context.ui.done("finetune", &job.out, json!({}), text);
         return Ok(());
     };
-    let examples = data.examples(&config, &side, context.threads)?;
-    context.ui.line(format!("finetune {}: {}", job.role.name(), examples.summary));
+    let examples = data.examples(&prompts, &side, context, "finetune")?;
     // The key is the data's: a client's order does not depend on where its files lie.
     let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
     let training = Training {

@@ -11,11 +11,12 @@ use crate::failure::unusable;
 use crate::record::{self, State};
 use crate::stages::Context;
 use crate::stages::lineage::{Lineage, adapter_sums};
+use crate::stages::prompts::Prompts;
 use crate::stages::side::model_dir;
 use anyhow::Result;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{merge, read_peft};
-use gradtx_runtime::artifact::fingerprint;
+use gradtx_runtime::artifact::{fingerprint, read_json, write_json};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -39,12 +40,16 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     }
     let adapter = read_peft(&job.adapter, &DecoderConfig::read(base)?)?;
     let sums = adapter_sums(&job.adapter)?;
-    let settings = json!({
+    let stops = added_stops(context, &config, base)?;
+    let mut settings = json!({
         "role": job.role,
         "model": fingerprint(base, context.threads)?,
         "lineage": Lineage::of_adapter(&job.adapter, &sums),
         "adapter": sums,
     });
+    if let Some(stops) = &stops {
+        settings["stops"] = json!(stops);
+    }
     let State::Open(output) = record::open(&job.out, "merge", settings)? else {
         context.ui.line(format!("merge: {} is finished", job.out.display()));
         return Ok(());
@@ -57,12 +62,51 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
             base.display()
         ));
     }
-    let files = merge(base, &adapter, &job.out, context.threads)?;
+    let mut files = merge(base, &adapter, &job.out, context.threads)?;
+    if let Some(stops) = &stops
+        && write_stops(&job.out, stops)?
+    {
+        files.push(GENERATION_CONFIG.into());
+    }
     output.finish(&files)?;
     let blocks = adapter.layout.blocks();
     let matrices = blocks * adapter.layout.lora().targets.len();
     context.ui.line(format!("merge: {matrices} matrices of {blocks} blocks, {}", job.out.display()));
     Ok(())
+}
+
+/// The file that says where generation stops.
+const GENERATION_CONFIG: &str = "generation_config.json";
+
+/// Where the prompt form ends answers with a token that the model's own files do not name:
+/// all ids at which generation has to stop.
+fn added_stops(context: &Context, config: &Config, base: &Path) -> Result<Option<Vec<u32>>> {
+    if !base.join("tokenizer.json").exists() {
+        return Ok(None);
+    }
+    let prompts = match Prompts::new(&config.data, base, &DecoderConfig::read(base)?, None) {
+        Ok(prompts) => prompts,
+        // The weights can be merged all the same.
+        Err(error) => {
+            context.ui.notice(&format!("merge: warning: {error:#}"));
+            return Ok(None);
+        }
+    };
+    if !prompts.check.adds_stop() {
+        return Ok(None);
+    }
+    context.ui.line(format!("merge: {}; {GENERATION_CONFIG} names it", prompts.check.line()));
+    Ok(Some(prompts.check.stops().to_vec()))
+}
+
+/// Puts the ids into generation_config.json; true if there was no such file.
+fn write_stops(out: &Path, stops: &[u32]) -> Result<bool> {
+    let path = out.join(GENERATION_CONFIG);
+    let is_new = !path.exists();
+    let mut entries = if is_new { json!({}) } else { read_json(&path)? };
+    entries["eos_token_id"] = json!(stops);
+    write_json(&path, &entries)?;
+    Ok(is_new)
 }
 
 fn is_same_directory(a: &Path, b: &Path) -> bool {

@@ -40,6 +40,7 @@ pub mod logs;
 pub mod manual;
 pub mod merge;
 pub mod plan;
+pub mod prompts;
 pub mod report;
 pub mod side;
 pub mod split;

@@ -57,6 +57,8 @@ pub struct Continuation {
 /// Buffers for generation, allocated once.
 pub struct Generator<D: Device, X: Real> {
     limits: GenerateLimits,
+    /// Tokens of a text at most, as the model can read them.
+    positions: usize,
     acts: Activations<D, X>,
     batch: DeviceBatch<D, X::Acc>,
     /// `[L, rows, context, kv_heads · D]`
@@ -99,6 +101,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         let cache = config.layers * rows * limits.context * config.kv_dim();
         Ok(Self {
             limits: GenerateLimits { rows, ..limits },
+            positions: usize::MAX,
             acts: Activations::with_positions(decoder, capacity, Mode::Inference(layout), positions)?,
             batch: DeviceBatch::new(device, capacity)?,
             k: device.zeros(cache)?,
@@ -109,6 +112,11 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             padded: None,
             steps: HashMap::new(),
         })
+    }
+
+    /// With texts that end, though not by themselves, where they have this many tokens.
+    pub fn within(self, positions: usize) -> Self {
+        Self { positions, ..self }
     }
 
     /// The cache and the buffers of the passes.
@@ -187,7 +195,8 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
                 if !result.ended {
                     result.tokens.push(row.last);
                 }
-                let done = result.ended || result.tokens.len() == max_new;
+                let text = prompts[row.prompt].tokens.len() + result.tokens.len();
+                let done = result.ended || result.tokens.len() == max_new || text >= self.positions;
                 if done {
                     free.push(row.slot);
                 }
@@ -211,8 +220,12 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             if n == 0 {
                 return wrong("it has no tokens".into());
             }
-            if n > limits.prompt_tokens || n + max_new > limits.context {
-                return wrong(format!("{n} tokens and {max_new} new ones do not fit {limits:?}"));
+            if n >= self.positions {
+                return wrong(format!("{n} tokens leave no room in a text of {}", self.positions));
+            }
+            let new = max_new.min(self.positions - n);
+            if n > limits.prompt_tokens || n + new > limits.context {
+                return wrong(format!("{n} tokens and {new} new ones do not fit {limits:?}"));
             }
             if let Some(id) = prompt.tokens.iter().find(|&&id| id as usize >= decoder.config.vocab) {
                 return wrong(format!(

@@ -4,7 +4,7 @@ use super::batch::Example;
 use super::prompt::{Rendered, Renderer};
 use super::schema::Record;
 use super::tokenize::{TextTokenizer, Tokens};
-use crate::{Error, Result};
+use crate::Result;
 use std::fmt;
 
 /// Examples of a data set and what there is to say about them.
@@ -35,6 +35,10 @@ pub struct DataSummary {
     pub longest: usize,
     /// Examples that were cut at the maximum length.
     pub truncated: usize,
+    /// Where the first of them stands, and how long it is.
+    pub first_cut: Option<String>,
+    /// Tokens of what the tokenizer does not know.
+    pub unknown: usize,
     /// Examples in which one token spans the end of the prompt and the begin of the
     /// answer: it is trained on, but generation starts from other tokens.
     pub straddling: usize,
@@ -62,9 +66,15 @@ impl fmt::Display for DataSummary {
         )?;
         if self.truncated > 0 {
             write!(f, "; {} cut at the maximum length", self.truncated)?;
+            if let Some(first) = &self.first_cut {
+                write!(f, " (first: {first})")?;
+            }
         }
         if self.straddling > 0 {
             write!(f, "; in {} a token spans prompt and answer", self.straddling)?;
+        }
+        if self.unknown > 0 {
+            write!(f, "; {} tokens are unknown to the tokenizer", self.unknown)?;
         }
         Ok(())
     }
@@ -73,8 +83,10 @@ impl fmt::Display for DataSummary {
 /// One example and what happened to it.
 struct Built {
     example: Example,
-    truncated: bool,
+    /// Where it stands and how long it was, if it was cut.
+    cut: Option<String>,
     straddling: bool,
+    unknown: usize,
 }
 
 /// Renders and tokenizes records; `max_length` tokens of each are kept. `threads`
@@ -122,7 +134,9 @@ fn build(
     tokens.truncate(keep);
     let example = Example { tokens, trained };
     if example.labels() > 0 {
-        return Ok(Built { example, truncated: keep < whole, straddling });
+        let cut = (keep < whole).then(|| format!("{}, {whole} tokens", record.origin));
+        let unknown = example.tokens.iter().filter(|&&id| Some(id) == tokenizer.unknown()).count();
+        return Ok(Built { example, cut, straddling, unknown });
     }
     Err(record.origin.error(if keep < whole {
         format!("cut at {keep} of {whole} tokens, no token of its answer is left (its prompt has {first})")
@@ -157,21 +171,29 @@ fn summarise(built: &[Built]) -> DataSummary {
         median: at(0.5),
         p95: at(0.95),
         longest: at(1.0),
-        truncated: built.iter().filter(|b| b.truncated).count(),
+        truncated: built.iter().filter(|b| b.cut.is_some()).count(),
+        first_cut: built.iter().find_map(|b| b.cut.clone()),
+        unknown: built.iter().map(|b| b.unknown).sum(),
         straddling: built.iter().filter(|b| b.straddling).count(),
     }
 }
 
-/// Fails when a token id is outside the model's vocabulary: tokenizer and model do not
-/// belong together.
-pub fn expect_vocabulary(examples: &[Example], vocabulary: usize) -> Result<()> {
-    match examples.iter().flat_map(|e| &e.tokens).max() {
-        Some(&largest) if largest as usize >= vocabulary => {
-            let why = format!("token {largest} is outside the model's vocabulary of {vocabulary}");
-            Err(Error::invalid("tokenizer", why))
-        }
-        _ => Ok(()),
-    }
+/// Fails when a token of a record is outside the model's vocabulary, which is the rows of
+/// its embedding: tokenizer and model do not belong together, or a token was added to the
+/// one and not to the other.
+pub fn expect_vocabulary(
+    record: &Record,
+    tokens: &[u32],
+    tokenizer: &TextTokenizer,
+    vocabulary: usize,
+) -> Result<()> {
+    let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocabulary) else { return Ok(()) };
+    let token = tokenizer.token(id).unwrap_or_default();
+    Err(record.origin.error(format!(
+        "token {id} ({token:?}) of the tokenizer is outside the model's vocabulary of {vocabulary} (rows of its \
+         embedding); take the tokenizer.json that belongs to this model, or a model whose embedding was \
+         enlarged for the added tokens"
+    )))
 }
 
 #[cfg(test)]
@@ -206,14 +228,22 @@ mod tests {
         };
         assert_eq!(data.summary, want);
         assert!(data.summary.to_string().contains("58.8 % trained"), "{}", data.summary);
-        assert!(expect_vocabulary(&data.examples, 8).is_ok());
-        assert!(expect_vocabulary(&data.examples, 7).unwrap_err().to_string().contains("token 7"));
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = words(dir.path(), &["?", " ", "a", "b", "c"]);
+        let outside =
+            |size| expect_vocabulary(&pair("a b ", "c<eos>"), &data.examples[0].tokens, &tokenizer, size);
+        assert!(outside(8).is_ok());
+        let message = outside(7).unwrap_err().to_string();
+        for word in ["token 7 (\"c\")", "d.jsonl:4", "vocabulary of 7"] {
+            assert!(message.contains(word), "{message}");
+        }
     }
 
     #[test]
     fn truncation_that_leaves_no_label_names_the_example() {
         let data = built(&[pair("a b ", "c<eos>")], Some(5)).unwrap();
         assert_eq!((data.examples[0].labels(), data.summary.truncated), (1, 1));
+        assert!(data.summary.to_string().contains("d.jsonl:4, 6 tokens"), "{}", data.summary);
         let message = built(&[pair("a b ", "c<eos>")], Some(4)).unwrap_err().to_string();
         assert!(message.contains("d.jsonl:4") && message.contains("cut at 4 of 6"), "{message}");
         let message = built(&[pair("a b", "")], None).unwrap_err().to_string();

@@ -5,18 +5,22 @@
 //! come ([`Order`]).
 
 mod batch;
+mod ends;
 mod example;
 mod order;
 mod prompt;
 mod rows;
 mod schema;
 pub mod split;
+mod template;
 mod tokenize;
 
 pub use batch::{BatchCapacity, DeviceBatch, Example, PackedBatch, SegmentInfo};
+pub use ends::PromptCheck;
 pub use example::{DataSummary, Dataset, build_examples, expect_vocabulary, prompt_tokens};
 pub use order::Order;
-pub use prompt::{CHATML_SYSTEM, PromptForm, Rendered, Renderer};
+pub use prompt::{CHATML_SYSTEM, PromptForm, PromptSettings, Rendered, Renderer};
 pub use rows::{Origin, Row, Unit, data_files, read_rows};
 pub use schema::{Content, Format, Instruction, Message, Metric, Reading, Record, Schema};
+pub use template::{SERVER_ARGUMENT, isolate, serve};
 pub use tokenize::{TextTokenizer, Tokens};

@@ -1,34 +1,83 @@
 //! From records to the text that a model sees, and which part of it is the answer.
 //!
-//! Three forms ([`PromptForm`]): the text as it is, a fixed ChatML prompt, and the
-//! model's own chat template. In each the text splits into a prompt, which is what
-//! generation starts from, and an answer, which is what is trained on.
+//! Three forms ([`PromptForm`]): prompt and response as they are, a fixed ChatML prompt, and
+//! the model's own chat template. In each the text splits into a prompt, which is what
+//! generation starts from, and an answer, which is what is trained on. Whether generation
+//! stops where an answer of this form ends is the business of [`super::PromptCheck`].
 
 use super::schema::{Content, Message, Record};
+use super::template::ChatTemplate;
 use super::tokenize::TextTokenizer;
 use crate::{Error, Result};
-use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, ErrorKind, context};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// The system message of the fixed ChatML prompt.
 pub const CHATML_SYSTEM: &str = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
-const TEMPLATE: &str = "chat_template";
+/// Begins a message of the ChatML prompt.
+pub(super) const CHATML_START: &str = "<|im_start|>";
+/// Ends a message of the ChatML prompt.
+pub(super) const CHATML_END: &str = "<|im_end|>";
+/// The value of [`PromptSettings::system`] that puts in no system message.
+const NO_SYSTEM: &str = "none";
 
 /// How records become text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptForm {
-    /// Prompt and response, one after the other, nothing added.
-    Plain,
-    /// `<|im_start|>role\n…<|im_end|>` around every message, with [`CHATML_SYSTEM`]
-    /// before a conversation that has no system message of its own. The prompt of a
-    /// pair is trimmed and stands on lines of its own.
+    /// The model's own template where it has one; else ChatML where its markers are tokens
+    /// of the tokenizer; else plain.
     #[default]
+    Auto,
+    /// Prompt and response, one after the other, and the model's end-of-text token.
+    Plain,
+    /// `<|im_start|>role\n…<|im_end|>` around every message, with a system message before a
+    /// conversation that has none of its own. The prompt of a pair is trimmed and stands on
+    /// lines of its own.
     ChatMl,
     /// The Jinja template in the model's directory.
     Template,
+}
+
+impl PromptForm {
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Plain => "plain",
+            Self::ChatMl => "chatml",
+            Self::Template => "template",
+        }
+    }
+
+    /// The form that [`Self::Auto`] stands for with this tokenizer; any other is itself.
+    pub fn resolve(self, tokenizer: &TextTokenizer) -> Self {
+        match self {
+            Self::Auto if tokenizer.chat_template().is_some() => Self::Template,
+            Self::Auto if [CHATML_START, CHATML_END].iter().all(|m| tokenizer.is_one_token(m)) => {
+                Self::ChatMl
+            }
+            Self::Auto => Self::Plain,
+            chosen => chosen,
+        }
+    }
+}
+
+/// A prompt form and what goes into its text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PromptSettings {
+    /// The form.
+    pub form: PromptForm,
+    /// System message of conversations that have none. Empty: the form's own, which is
+    /// [`CHATML_SYSTEM`] or what the template writes; `none`: no message.
+    pub system: String,
+    /// The date that templates take for today, `2026-11-27`; empty for none.
+    pub date: String,
+}
+
+impl From<PromptForm> for PromptSettings {
+    fn from(form: PromptForm) -> Self {
+        Self { form, ..Self::default() }
+    }
 }
 
 /// A text and where its answer begins.
@@ -49,67 +98,106 @@ impl Rendered {
 
 /// Turns records into text.
 pub struct Renderer {
-    form: PromptForm,
-    jinja: Option<Environment<'static>>,
-    special: BTreeMap<String, String>,
+    form: Form,
+    /// System message of conversations that have none.
+    system: Option<String>,
+}
+
+/// A form that is resolved, with what it needs.
+enum Form {
+    /// The text of the token that ends an answer; empty where the model has none.
+    Plain(String),
+    ChatMl,
+    Template(Box<ChatTemplate>),
 }
 
 impl Renderer {
-    /// For a form; [`PromptForm::Template`] takes the tokenizer's template.
-    pub fn new(form: PromptForm, tokenizer: &TextTokenizer) -> Result<Self> {
-        let jinja = match form {
-            PromptForm::Plain | PromptForm::ChatMl => None,
+    /// For a form and a model's tokenizer.
+    pub fn new(settings: impl Into<PromptSettings>, tokenizer: &TextTokenizer) -> Result<Self> {
+        let PromptSettings { form, system, date } = settings.into();
+        let form = match form.resolve(tokenizer) {
+            PromptForm::Auto | PromptForm::Plain => {
+                Form::Plain(tokenizer.end_text().unwrap_or_default().to_owned())
+            }
+            PromptForm::ChatMl => Form::ChatMl,
             PromptForm::Template => {
-                let template = tokenizer.chat_template();
-                let template = template.ok_or_else(|| {
+                let template = tokenizer.chat_template().ok_or_else(|| {
                     Error::invalid(
                         "chat template",
-                        "the model's directory has none; choose another prompt form",
+                        "the model's directory has none; set data.prompt to auto, chatml or plain",
                     )
                 })?;
-                Some(environment(template)?)
+                Form::Template(Box::new(ChatTemplate::new(template, tokenizer.special(), &date)?))
             }
         };
-        Ok(Self { form, jinja, special: tokenizer.special().iter().cloned().collect() })
+        let system = match (system.as_str(), &form) {
+            ("", Form::ChatMl) => Some(CHATML_SYSTEM.to_owned()),
+            ("" | NO_SYSTEM, _) => None,
+            (_, Form::Plain(_)) => {
+                let why = "the plain prompt form has no place for it; leave it empty, or set data.prompt";
+                return Err(Error::invalid("data.system", why));
+            }
+            _ => Some(system),
+        };
+        Ok(Self { form, system })
+    }
+
+    /// The form, resolved.
+    pub fn form(&self) -> PromptForm {
+        match &self.form {
+            Form::Plain(_) => PromptForm::Plain,
+            Form::ChatMl => PromptForm::ChatMl,
+            Form::Template(_) => PromptForm::Template,
+        }
+    }
+
+    /// Whether its texts depend on the date.
+    pub fn uses_date(&self) -> bool {
+        matches!(&self.form, Form::Template(template) if template.uses_date())
     }
 
     /// The text of a record.
     pub fn render(&self, record: &Record) -> Result<Rendered> {
         let content = &record.content;
-        match (self.form, content) {
-            (PromptForm::Plain, Content::Pair { prompt, response }) => {
-                Ok(Rendered { text: format!("{prompt}{response}"), answer: prompt.len() })
+        match (&self.form, content) {
+            (Form::Plain(end), Content::Pair { prompt, response }) => {
+                // Data that was made for this form may end its answers itself.
+                let end = if response.trim_end().ends_with(end.as_str()) { "" } else { end.as_str() };
+                Ok(Rendered { text: [prompt, response.as_str(), end].concat(), answer: prompt.len() })
             }
-            (PromptForm::Plain, Content::Chat(_)) => {
-                Err(record.origin.error("the plain prompt form has no place for the roles of `messages`"))
-            }
-            (PromptForm::ChatMl, Content::Pair { prompt, response }) => {
+            (Form::Plain(_), Content::Chat(_)) => Err(record.origin.error(
+                "the plain prompt form has no place for the roles of `messages`: take a model with a chat \
+                 template, or set data.prompt to chatml where its markers are tokens of the model",
+            )),
+            (Form::ChatMl, Content::Pair { prompt, response }) => {
                 let prompt = format!("\n{}\n", prompt.trim());
-                Ok(chatml([("user", prompt.as_str())], response))
+                Ok(chatml(self.system.as_deref(), [("user", prompt.as_str())], response))
             }
-            (PromptForm::ChatMl, Content::Chat(messages)) => {
+            (Form::ChatMl, Content::Chat(messages)) => {
                 let before = messages[..messages.len() - 1].iter().map(|m| (&*m.role, &*m.content));
-                Ok(chatml(before, content.answer()))
+                Ok(chatml(self.system.as_deref(), before, content.answer()))
             }
-            (PromptForm::Template, Content::Pair { prompt, response }) => {
-                let message =
-                    |role: &str, content: &str| Message { role: role.into(), content: content.into() };
-                self.template(record, &[message("user", prompt), message("assistant", response)])
+            (Form::Template(template), Content::Pair { prompt, response }) => {
+                let messages = [message("user", prompt), message("assistant", response)];
+                self.template(template, record, &messages)
             }
-            (PromptForm::Template, Content::Chat(messages)) => self.template(record, messages),
+            (Form::Template(template), Content::Chat(messages)) => self.template(template, record, messages),
         }
     }
 
-    fn template(&self, record: &Record, messages: &[Message]) -> Result<Rendered> {
-        let jinja = self.jinja.as_ref().and_then(|jinja| jinja.get_template(TEMPLATE).ok());
-        let template = jinja.expect("`new` has put the template into the environment");
+    fn template(&self, template: &ChatTemplate, record: &Record, messages: &[Message]) -> Result<Rendered> {
+        let with_system: Vec<Message>;
+        let messages = match &self.system {
+            Some(system) if messages[0].role != "system" => {
+                let begin = [message("system", system)];
+                with_system = begin.into_iter().chain(messages.iter().cloned()).collect();
+                &with_system
+            }
+            _ => messages,
+        };
         let render = |messages: &[Message], add_generation_prompt: bool| {
-            let unset = Value::from(());
-            let context = context! {
-                messages, add_generation_prompt, tools => unset, documents => unset,
-                ..Value::from_serialize(&self.special)
-            };
-            template.render(context).map_err(|e| record.origin.error(format!("chat template: {e}")))
+            let text = template.render(messages, add_generation_prompt);
+            text.map_err(|why| record.origin.error(format!("chat template: {why}")))
         };
         let prompt = render(&messages[..messages.len() - 1], true)?;
         let mut text = render(messages, false)?;
@@ -126,105 +214,28 @@ impl Renderer {
     }
 }
 
-fn chatml<'a>(messages: impl IntoIterator<Item = (&'a str, &'a str)>, answer: &str) -> Rendered {
+fn message(role: &str, content: &str) -> Message {
+    Message { role: role.into(), content: content.into() }
+}
+
+fn chatml<'a>(
+    system: Option<&str>,
+    messages: impl IntoIterator<Item = (&'a str, &'a str)>,
+    answer: &str,
+) -> Rendered {
     let mut messages = messages.into_iter().peekable();
     let mut text = String::new();
     let mut turn = |role: &str, content: &str| {
-        text.extend(["<|im_start|>", role, "\n", content, "<|im_end|>\n"]);
+        text.extend([CHATML_START, role, "\n", content, CHATML_END, "\n"]);
     };
-    if messages.peek().is_none_or(|(role, _)| *role != "system") {
-        turn("system", CHATML_SYSTEM);
+    if let Some(system) = system.filter(|_| messages.peek().is_none_or(|(role, _)| *role != "system")) {
+        turn("system", system);
     }
     messages.for_each(|(role, content)| turn(role, content));
-    text.push_str("<|im_start|>assistant\n");
+    text.extend([CHATML_START, "assistant\n"]);
     let start = text.len();
-    text.extend([answer, "<|im_end|>"]);
+    text.extend([answer, CHATML_END]);
     Rendered { text, answer: start }
-}
-
-/// Jinja with the settings and additions that chat templates are written for.
-fn environment(template: &str) -> Result<Environment<'static>> {
-    let mut jinja = Environment::new();
-    jinja.set_trim_blocks(true);
-    jinja.set_lstrip_blocks(true);
-    jinja.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    jinja.add_function("raise_exception", |why: String| -> std::result::Result<Value, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, why))
-    });
-    jinja.add_filter("tojson", to_json);
-    jinja
-        .add_template_owned(TEMPLATE, without_generation_tags(template))
-        .map_err(|e| Error::invalid("chat template", e.to_string()))?;
-    Ok(jinja)
-}
-
-/// `{% generation %}` marks the assistant's text for other trainers and prints nothing.
-fn without_generation_tags(template: &str) -> String {
-    let mut out = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let end = start + length + 2;
-        let inside = &rest[start + 2..end - 2];
-        let word = inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        if matches!(word, "generation" | "endgeneration") {
-            // A comment keeps the whitespace rules of the tag that it stands for.
-            let mark = |present: bool| if present { "-" } else { "" };
-            out.push_str(&rest[..start]);
-            let (left, right) = (mark(inside.starts_with('-')), mark(inside.ends_with('-')));
-            out.push_str(&format!("{{#{left} {right}#}}"));
-        } else {
-            out.push_str(&rest[..end]);
-        }
-        rest = &rest[end..];
-    }
-    out + rest
-}
-
-/// JSON as Python's `json.dumps(…, ensure_ascii=False)` writes it: spaces after `,` and
-/// `:`, no escaping of HTML.
-fn to_json(value: Value, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
-    let failed = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
-    let indent: Option<usize> = options.get("indent")?;
-    options.assert_all_used()?;
-    let mut out = vec![];
-    if value.kind() == ValueKind::Undefined {
-        return Err(minijinja::Error::new(ErrorKind::UndefinedError, "tojson of an undefined value"));
-    }
-    match indent {
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonJson)),
-        Some(width) => {
-            let spaces = " ".repeat(width);
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
-        }
-    }
-    .map_err(failed)?;
-    Ok(Value::from_safe_string(String::from_utf8_lossy(&out).into_owned()))
-}
-
-struct PythonJson;
-
-impl serde_json::ser::Formatter for PythonJson {
-    fn begin_array_value<W: std::io::Write + ?Sized>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: std::io::Write + ?Sized>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
-        out.write_all(b": ")
-    }
 }
 
 #[cfg(test)]
@@ -304,43 +315,6 @@ pub(super) mod tests {
         assert!(found.text.contains(&format!("[U] \"a<b & \\\"c\\\"\"{json}")), "{}", found.text);
         assert_eq!(&found.text[found.answer..], "yes</s>");
         assert!(!found.text.contains("generation"));
-    }
-
-    /// Expected text from Jinja2 with the extensions that chat templates are written for.
-    #[test]
-    fn whitespace_json_and_generation_tags_are_as_in_python() {
-        let template = r#"{{ bos_token }}
-{%- for m in messages %}
-    {%- if m.role == 'assistant' %}
-        [A]
-        {% generation %}
-        {{ m.content.strip() }}</s>
-        {% endgeneration %}
-
-        tail
-    {%- generation -%}
-        x
-    {%- endgeneration -%}
-        y
-    {%- else %}
-[{{ m['role'].upper()[0] }}] {{ m.content | tojson }}{{ {'k': [1, 'é<', none, true]} | tojson }}{{ [1,{'a':2}] | tojson(indent=2) }}
-        {% if loop.index > 5 %}{% break %}{% endif %}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt and tools is none %}
-[G] {{ messages|length ~ '-' ~ messages[-1].content.split('<')[0] }}{% endif %}
-"#;
-        let message = |role, content| BTreeMap::from([("role", role), ("content", content)]);
-        let messages =
-            [message("user", "a<b & \"c\" 'd'"), message("assistant", " yes "), message("user", "ü")];
-        let context = context! {
-            messages, add_generation_prompt => true, tools => Value::from(()), bos_token => "<s>",
-        };
-        let found = environment(template).unwrap().get_template(TEMPLATE).unwrap().render(context).unwrap();
-        let want = "<s>[U] \"a<b & \\\"c\\\" 'd'\"{\"k\": [1, \"é<\", null, true]}[\n  1,\n  {\n    \"a\": 2\n  }\n]\n        \
-            [A]\n        yes</s>\n\n        tailxy\
-            [U] \"ü\"{\"k\": [1, \"é<\", null, true]}[\n  1,\n  {\n    \"a\": 2\n  }\n]\n[G] 3-ü";
-        assert_eq!(found, want);
     }
 
     #[test]

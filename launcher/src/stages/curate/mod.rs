@@ -37,6 +37,7 @@ use crate::progress;
 use crate::record::{self, Output, RECORD_FILE, SharedState, State, make_dir};
 use crate::schedule::Work;
 use crate::stages::examples::Data;
+use crate::stages::prompts::Prompts;
 use crate::stages::side::Side;
 use crate::stages::{Context, SHADOW_DIR};
 use anyhow::{Context as _, Result};
@@ -101,13 +102,14 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
     let tiny = Side::new(&config, Role::Tiny, context.threads)?;
     let llm = Side::new(&config, Role::Llm, context.threads)?;
     let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
+    let prompts = [public.prompts(&config, &tiny)?, public.prompts(&config, &llm)?];
     let curate = decided(&config, &dir, world, job.array, &[&tiny, &llm])?;
     let settings = json!({
         "seed": config.seed,
         "data": public.checksum,
         "format": config.data.format,
         "instruction": config.data.instruction,
-        "prompt": config.data.prompt,
+        "prompt": Prompts::settings(&config.data, &prompts.each_ref()),
         "max_length": config.data.max_length,
         "adapter": Side::adapter_settings(&config.adapter, &[&tiny, &llm]),
         "curate": curate,
@@ -398,8 +400,8 @@ fn work_of(
     let mut examples = [None, None];
     for side in &collection.sides {
         if missing.iter().any(|(role, _)| *role == side.role) {
-            let found = collection.public.examples(&collection.config, side, context.threads)?;
-            context.ui.line(format!("curate {}: {}", side.role.name(), found.summary));
+            let prompts = collection.public.prompts(&collection.config, side)?;
+            let found = collection.public.examples(&prompts, side, context, "curate")?;
             examples[side.role as usize] = Some(found);
         }
     }

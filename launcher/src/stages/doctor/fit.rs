@@ -8,6 +8,7 @@ use crate::args::Role;
 use crate::config::{Config, DeviceConfig, RUN_FILE};
 use crate::dispatch::{Question, Work, answer, dispatch, memory};
 use crate::stages::Context;
+use crate::stages::prompts::Prompts;
 use crate::stages::side::lora_config;
 use crate::stages::train::model_config;
 use anyhow::{Context as _, Result, ensure};
@@ -64,6 +65,7 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
                 checks.push(there.fits(&topic, "one job".into(), &plan, "device.stream_tokens"));
                 checks.push(model.generating(&config, &there, &format!("evaluate {name}")));
                 layouts.push([model.layout.blocks(), model.layout.width()]);
+                checks.push(prompt(&config, dir, &model.config, name));
             }
         }
     }
@@ -80,6 +82,27 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
         );
     }
     checks
+}
+
+/// Whether a model knows the prompt form, and generation stops where its answers end.
+fn prompt(config: &Config, dir: &Path, model: &DecoderConfig, name: &str) -> Check {
+    let topic = format!("prompt {name}");
+    match Prompts::new(&config.data, dir, model, None) {
+        Err(error) => Check::problem(&topic, format!("{error:#}")).advice("choose another data.prompt"),
+        Ok(prompts) => {
+            let size = prompts.tokenizer.size();
+            let mut found = prompts.lines().join("; ");
+            if size > model.vocab {
+                found += &format!(
+                    "; its tokenizer has ids up to {}, the model's embedding {} rows: data with other ids is refused",
+                    size - 1,
+                    model.vocab
+                );
+            }
+            let fine = prompts.check.notes().is_empty() && size <= model.vocab;
+            if fine { Check::ok(&topic, found) } else { Check::note(&topic, found) }
+        }
+    }
 }
 
 /// What one model takes with the default settings.
