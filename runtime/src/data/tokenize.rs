@@ -4,7 +4,7 @@
 //! a prompt needs them, and the ids of a text are the same for training, generation
 //! and evaluation.
 
-use crate::artifact::read_json;
+use crate::artifact::{MAX_TOKENIZER_BYTES, no_tokenizer, read_file, read_json};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -36,7 +36,10 @@ impl TextTokenizer {
     /// chat_template.jinja, generation_config.json and config.json of a directory.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        if path.symlink_metadata().is_err() {
+            return Err(no_tokenizer(dir));
+        }
+        let bytes = read_file(&path, MAX_TOKENIZER_BYTES)?;
         let mut inner =
             Tokenizer::from_bytes(bytes).map_err(|e| Error::file(&path, format!("not a tokenizer: {e}")))?;
         // Files made for training elsewhere may cut and pad; both would change texts silently.
