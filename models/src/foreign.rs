@@ -32,7 +32,8 @@ pub(crate) fn is_off(value: &Value) -> bool {
 
 /// Names under which programs note what made a file.
 fn is_bookkeeping(name: &str) -> bool {
-    let begins = ["_", "unsloth_", "transformers.", "transformers_", "axolotl_", "mergekit_", "llamafactory_"];
+    let begins =
+        ["_", "unsloth_", "transformers.", "transformers_", "axolotl_", "mergekit_", "llamafactory_"];
     begins.iter().any(|begin| name.starts_with(begin)) || name.ends_with("_version")
 }
 

@@ -94,6 +94,7 @@ impl Config {
         config.device.dtype = args.dtype.unwrap_or(config.device.dtype);
         config = config.with_overrides(&args.set)?;
         config.check()?;
+        gradtx_models::ignore_fields(&config.models.ignore_fields);
         if let Some(before) = &before {
             // Where files lie may change, and where is computed; what is in the files is compared
             // by every stage, and no stage is done on one device by half.
@@ -153,6 +154,7 @@ impl Config {
         }
         config = config.with_overrides(set)?;
         config.check()?;
+        gradtx_models::ignore_fields(&config.models.ignore_fields);
         Ok(config)
     }
 
@@ -180,6 +182,8 @@ impl Config {
     fn without_places(&self) -> Self {
         let mut config = self.clone();
         config.places().filter(|place| !place.as_os_str().is_empty()).for_each(|place| *place = "set".into());
+        // Whether a model may be read, never what is computed with it.
+        config.models.ignore_fields.clear();
         config
     }
 

@@ -144,7 +144,8 @@ impl DecoderConfig {
             None if family == Family::Qwen3 => 128,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
-                let why = format!("`hidden_size` = {hidden} is not a multiple of `num_attention_heads` = {heads}");
+                let why =
+                    format!("`hidden_size` = {hidden} is not a multiple of `num_attention_heads` = {heads}");
                 return Err(Error::file(path, format!("{why}, and `head_dim` is missing")));
             }
         };
@@ -198,7 +199,9 @@ impl DecoderConfig {
         }
         let parameters = self.parameters();
         if parameters > MAX_PARAMETERS {
-            return Err(format!("its sizes make {parameters} parameters; at most {MAX_PARAMETERS} are possible"));
+            return Err(format!(
+                "its sizes make {parameters} parameters; at most {MAX_PARAMETERS} are possible"
+            ));
         }
         Ok(())
     }
@@ -223,7 +226,8 @@ impl DecoderConfig {
     /// Only headers are read, so this comes before anything of the model's size is made.
     pub fn check_weights(&self, weights: &TensorSource) -> Result<()> {
         let block = |name: &str| name.strip_prefix("model.layers.")?.split('.').next()?.parse::<usize>().ok();
-        let found = weights.names().into_iter().filter_map(block).max().map_or(0, |last| last.saturating_add(1));
+        let found =
+            weights.names().into_iter().filter_map(block).max().map_or(0, |last| last.saturating_add(1));
         if found != self.layers {
             let why = format!("has {found} blocks; config.json says `num_hidden_layers` = {}", self.layers);
             return Err(Error::file(weights.origin(), why));
@@ -379,8 +383,11 @@ mod tests {
             ("rope_scaling", json!({"rope_type": "yarn"})),
             ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0, "mscale": 0.7})),
             ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0, "beta_fast": 1, "beta_slow": 2})),
-            ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
-                "high_freq_factor": 4.0, "original_max_position_embeddings": 64})),
+            (
+                "rope_scaling",
+                json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+            ),
             ("rope_parameters", json!({"rope_type": "default", "rope_theta": 5e5})),
             ("rope_parameters", json!({"rope_type": "linear", "rope_theta": 1e6, "surprise": 1})),
             ("scale_by", json!(0.5)),
@@ -507,15 +514,38 @@ mod tests {
         let only_new = with(json!({"rope_theta": null, "rope_parameters": {"rope_theta": 5e5}})).unwrap();
         assert_eq!((only_new.rope_theta, only_new.rope_scaling), (5e5, RopeScaling::None));
         let message = with(json!({"rope_parameters": {"rope_theta": 5e5}})).unwrap_err().to_string();
-        assert!(message.contains("`rope_theta` = 1000000 and `rope_parameters.rope_theta` = 500000"), "{message}");
+        assert!(
+            message.contains("`rope_theta` = 1000000 and `rope_parameters.rope_theta` = 500000"),
+            "{message}"
+        );
     }
 
     /// Whatever numbers a file has: an error, or sizes whose sums and products have room.
     #[test]
     fn no_number_makes_the_reader_fail_otherwise() {
         let numbers: Vec<Value> = [
-            "0", "1", "-1", "2", "3", "128", "4096", "65537", "134217728", "268435455", "268435456", "2147483648",
-            "9223372036854775807", "18446744073709551615", "1e300", "-1e-300", "0.5", "true", "null", "\"8\"", "[]", "{}",
+            "0",
+            "1",
+            "-1",
+            "2",
+            "3",
+            "128",
+            "4096",
+            "65537",
+            "134217728",
+            "268435455",
+            "268435456",
+            "2147483648",
+            "9223372036854775807",
+            "18446744073709551615",
+            "1e300",
+            "-1e-300",
+            "0.5",
+            "true",
+            "null",
+            "\"8\"",
+            "[]",
+            "{}",
         ]
         .iter()
         .map(|text| serde_json::from_str(text).unwrap())

@@ -119,7 +119,10 @@ impl<'a> Fields<'a> {
     }
 
     fn unsupported(&self, field: &str, value: &Value, want: &str) -> Error {
-        Error::file(self.path, format!("field `{field}` = {} is not supported; expected {want}", shown(value)))
+        Error::file(
+            self.path,
+            format!("field `{field}` = {} is not supported; expected {want}", shown(value)),
+        )
     }
 
     pub(super) fn missing(&self, field: &str) -> Error {
@@ -224,9 +227,9 @@ impl<'a> Fields<'a> {
         let first = self.take("max_window_layers");
         let first = match &first {
             None => 28,
-            Some(value) => value.as_u64().ok_or_else(|| {
-                self.unsupported("max_window_layers", value, "a number of layers")
-            })?,
+            Some(value) => value
+                .as_u64()
+                .ok_or_else(|| self.unsupported("max_window_layers", value, "a number of layers"))?,
         };
         let window = match family {
             Family::Mistral => window,
@@ -246,13 +249,12 @@ impl<'a> Fields<'a> {
                 Err(self.unsupported("layer_types", &types, &want))
             }
             Some(names) if names.iter().all(full) => Ok(None),
-            Some(names)
-                if window.is_some() && names.iter().all(|n| full(n) || *n == "sliding_attention") =>
-            {
+            Some(names) if window.is_some() && names.iter().all(|n| full(n) || *n == "sliding_attention") => {
                 Ok(window)
             }
             _ => {
-                let want = "\"full_attention\" for every layer, or \"sliding_attention\" with a window in force";
+                let want =
+                    "\"full_attention\" for every layer, or \"sliding_attention\" with a window in force";
                 Err(self.unsupported("layer_types", &types, want))
             }
         }

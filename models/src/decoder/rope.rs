@@ -61,7 +61,8 @@ const UNUSED: [&str; 1] = ["finetuned"];
 impl RopeScaling {
     /// Reads `rope_scaling`; says why it cannot be honoured.
     pub(super) fn parse(value: &Value, max_positions: usize) -> std::result::Result<Self, String> {
-        let mut map = value.as_object().cloned().ok_or_else(|| format!("{} is not an object", shown(value)))?;
+        let mut map =
+            value.as_object().cloned().ok_or_else(|| format!("{} is not an object", shown(value)))?;
         map.retain(|entry, value| !value.is_null() && !UNUSED.contains(&entry.as_str()));
         let kind = match (map.remove("rope_type"), map.remove("type")) {
             (Some(new), Some(old)) if new != old => {
@@ -121,7 +122,9 @@ impl RopeScaling {
         };
         let truncate = match map.remove("truncate") {
             None => true,
-            Some(value) => value.as_bool().ok_or_else(|| format!("`truncate` = {value} is not true or false"))?,
+            Some(value) => {
+                value.as_bool().ok_or_else(|| format!("`truncate` = {value} is not true or false"))?
+            }
         };
         Ok(Self::Yarn {
             factor,
@@ -231,7 +234,9 @@ fn stretch(map: &mut Map<String, Value>) -> std::result::Result<f64, String> {
 fn positions(map: &mut Map<String, Value>) -> std::result::Result<Option<usize>, String> {
     let field = "original_max_position_embeddings";
     match optional(map, field)? {
-        Some(n) if n.fract() != 0.0 || n > 1e9 => Err(format!("`{field}` = {n} is not a number of positions")),
+        Some(n) if n.fract() != 0.0 || n > 1e9 => {
+            Err(format!("`{field}` = {n} is not a number of positions"))
+        }
         found => Ok(found.map(|n| n as usize)),
     }
 }
@@ -318,11 +323,9 @@ mod tests {
         let dimension = |turns: f64| 8.0 * (256.0 / (turns * 2.0 * PI)).ln() / (2.0 * 10_000f64.ln());
         let (start, end) = (dimension(32.0), dimension(1.0));
         let ramp = (1.0 - start) / (end - start);
-        near(&yarn(json!({"truncate": false}), 256).0, [
-            1.0,
-            ramp * 0.1 / 4.0 + (1.0 - ramp) * 0.1,
-            0.0025,
-            0.00025,
-        ]);
+        near(
+            &yarn(json!({"truncate": false}), 256).0,
+            [1.0, ramp * 0.1 / 4.0 + (1.0 - ramp) * 0.1, 0.0025, 0.00025],
+        );
     }
 }

@@ -141,7 +141,8 @@ fn lora_config(fields: &mut Fields<'_>, model: &DecoderConfig) -> Result<LoraCon
         return Err(fields.unsupported("lora_dropout", &json!(dropout), "a number in [0, 1)"));
     }
     let (rank, alpha) = (fields.number("r", None)?, fields.number("lora_alpha", None)?);
-    let selection = ["target_modules", "exclude_modules", "layers_to_transform"].map(|name| fields.take(name));
+    let selection =
+        ["target_modules", "exclude_modules", "layers_to_transform"].map(|name| fields.take(name));
     let adapted = adapted_modules(model, &selection)
         .map_err(|(field, why)| Error::file(fields.path, format!("field `{field}`: {why}")))?;
     let Adapted { modules, places } = adapted;

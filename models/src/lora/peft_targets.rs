@@ -54,7 +54,8 @@ impl Condition {
     fn holds(&self, path: &str) -> Result<bool, String> {
         match self {
             Self::Names(names) => Ok(names.iter().any(|name| {
-                path.strip_suffix(name.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+                path.strip_suffix(name.as_str())
+                    .is_some_and(|before| before.is_empty() || before.ends_with('.'))
             })),
             Self::Pattern(pattern) => is_match(pattern, path),
             Self::AllLinear => Ok(path.starts_with("model.layers.")),
@@ -115,11 +116,16 @@ pub(super) fn adapted_modules(
             0 => {}
             n if n == model.layers => {
                 adapted.modules.push(module);
-                adapted.places.extend(chosen.into_iter().map(path));
+                adapted.places.extend(chosen.into_iter().map(&path));
             }
             n => {
                 let (name, of) = (module.name(), model.layers);
-                let field = if layers.len() < of { "layers_to_transform" } else { "target_modules" };
+                let is_target = |layer| targets.holds(&path(layer)).unwrap_or(false);
+                let field = match (layers.len() < of, (0..of).all(is_target)) {
+                    (true, _) => "layers_to_transform",
+                    (false, true) => "exclude_modules",
+                    (false, false) => "target_modules",
+                };
                 let why = format!(
                     "it adapts {name} in {n} of {of} blocks (the first: {}); supported are adapters of the same \
                      modules in every block",
@@ -145,7 +151,8 @@ fn transformed_layers(value: &Value, layers: usize) -> Result<Vec<usize>, Refusa
         Value::Array(list) => list.iter().map(index).collect::<Option<Vec<_>>>(),
         one => index(one).map(|n| vec![n]),
     };
-    let mut named = named.ok_or_else(|| ("layers_to_transform", format!("{} names no layers", shown(value))))?;
+    let mut named =
+        named.ok_or_else(|| ("layers_to_transform", format!("{} names no layers", shown(value))))?;
     named.retain(|&layer| layer < layers);
     named.sort_unstable();
     named.dedup();

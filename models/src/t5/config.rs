@@ -171,8 +171,11 @@ impl T5Config {
         }
         let parameters = self.parameters();
         if parameters > MAX_PARAMETERS {
-            let why = format!("{}: with the other sizes, {parameters} parameters; at most {MAX_PARAMETERS} are \
-                 possible", self.d_model);
+            let why = format!(
+                "{}: with the other sizes, {parameters} parameters; at most {MAX_PARAMETERS} are \
+                 possible",
+                self.d_model
+            );
             return Err(("d_model", why));
         }
         Ok(())

@@ -86,7 +86,9 @@ impl Fields {
         self.left.retain(|name, value| !harmless.contains(&name.as_str()) && !is_harmless(name, value));
         match self.left.iter().next() {
             None => Ok(()),
-            Some((name, value)) => Err(unknown(&self.path, &format!("{}{name}", self.prefix), value, "model")),
+            Some((name, value)) => {
+                Err(unknown(&self.path, &format!("{}{name}", self.prefix), value, "model"))
+            }
         }
     }
 }

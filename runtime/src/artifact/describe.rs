@@ -77,17 +77,20 @@ fn describe_file(path: &Path) -> Directory {
     if let Ok(target) = std::fs::read_link(path)
         && !path.exists()
     {
-        return other(format!("is a link to {}, which does not exist", target.display()), "download it again");
+        return other(
+            format!("is a link to {}, which does not exist", target.display()),
+            "download it again",
+        );
     }
     if !is_there(path) {
-        return other("does not exist".into(), "");
+        return other("there is no such directory".into(), "");
     }
     let advice = match path.extension().and_then(|e| e.to_str()) {
         Some("gguf") => GGUF,
         Some("safetensors" | "json") => "name the directory that it is in",
         _ => "expected a directory with config.json and model.safetensors",
     };
-    other("is a file, not a directory".into(), advice)
+    other("this is a file, not a directory".into(), advice)
 }
 
 /// Directories that stages of this program made.
@@ -135,7 +138,8 @@ fn hub_cache(path: &Path, names: &[String]) -> Option<(String, String)> {
     Some((format!("is the cache of the hub's client ({}, …)", examples.join(", ")), advice))
 }
 
-const GGUF: &str = "GGUF files are for inference in other programs; download the original model in safetensors";
+const GGUF: &str =
+    "GGUF files are for inference in other programs; download the original model in safetensors";
 
 /// Weights in another format than safetensors, or without config.json.
 fn other_weights(path: &Path, names: &[String]) -> Option<(String, String)> {
@@ -170,9 +174,13 @@ fn other_weights(path: &Path, names: &[String]) -> Option<(String, String)> {
         ("adapter_model.safetensors", "has an adapter's tensors but no adapter_config.json"),
     ];
     if let Some((_, what)) = foreign.iter().find(|(name, _)| has(name)) {
-        return Some(((*what).into(), "expected config.json and model.safetensors of a language model".into()));
+        return Some((
+            (*what).into(),
+            "expected config.json and model.safetensors of a language model".into(),
+        ));
     }
-    if let Some(name) = find(&|n| n.ends_with(".incomplete") || n.ends_with(".part") || n.ends_with(".aria2")) {
+    if let Some(name) = find(&|n| n.ends_with(".incomplete") || n.ends_with(".part") || n.ends_with(".aria2"))
+    {
         return Some((format!("is an incomplete download ({name})"), "finish the download".into()));
     }
     if has("config.json") {
@@ -183,30 +191,35 @@ fn other_weights(path: &Path, names: &[String]) -> Option<(String, String)> {
         return Some((what, "expected a whole model; download its weights too".into()));
     }
     let only_tokenizer = has("tokenizer.json") || has("tokenizer.model") || has("tokenizer_config.json");
-    only_tokenizer.then(|| ("has a tokenizer but no model".into(), "download config.json and the weights".into()))
+    only_tokenizer
+        .then(|| ("has a tokenizer but no model".into(), "download config.json and the weights".into()))
 }
 
 /// A directory above one or several models.
 fn parent(path: &Path, names: &[String]) -> Option<(String, String)> {
     let is_model = |dir: &PathBuf| {
-        is_there(&dir.join("config.json")) || is_there(&dir.join("adapter_config.json")) || is_there(&dir.join("snapshots"))
+        is_there(&dir.join("config.json"))
+            || is_there(&dir.join("adapter_config.json"))
+            || is_there(&dir.join("snapshots"))
     };
     let mut inside = names.iter().map(|name| path.join(name)).filter(is_model);
     let first = inside.next()?;
-    let more: Vec<String> =
-        inside.by_ref().take(NAMED - 1).map(|dir| dir.display().to_string()).collect();
+    let more: Vec<String> = inside.by_ref().take(NAMED - 1).map(|dir| dir.display().to_string()).collect();
     let what = "is a directory above models, not a model".into();
-    Some((what, match more.as_slice() {
-        [] => format!("name the one in it: {}", first.display()),
-        more => format!("name one of those in it: {}, {}", first.display(), more.join(", ")),
-    }))
+    Some((
+        what,
+        match more.as_slice() {
+            [] => format!("name the one in it: {}", first.display()),
+            more => format!("name one of those in it: {}, {}", first.display(), more.join(", ")),
+        },
+    ))
 }
 
 fn unknown(path: &Path, names: &[String]) -> (String, String) {
     let advice = "expected config.json, tokenizer.json and model.safetensors in it".to_string();
     if names.is_empty() {
         let why = match std::fs::read_dir(path) {
-            Ok(_) => "is an empty directory".into(),
+            Ok(_) => "is an empty directory: there is no config.json in it".into(),
             Err(e) => format!("cannot be listed ({e})"),
         };
         return (why, advice);
@@ -245,7 +258,8 @@ pub fn not_an_adapter(path: &Path) -> Error {
         return Error::file(path, "has an adapter_model.safetensors but no adapter_config.json; copy it too");
     }
     let Directory { kind, what, advice } = describe(path);
-    let checkpoints = names(path).into_iter().filter(|name| is_there(&path.join(name).join("adapter_config.json")));
+    let checkpoints =
+        names(path).into_iter().filter(|name| is_there(&path.join(name).join("adapter_config.json")));
     let why = match (kind, checkpoints.last()) {
         (DirectoryKind::Model, _) => {
             "is a whole model, not a PEFT adapter; name it as the model, without an adapter".to_string()
@@ -345,13 +359,15 @@ mod tests {
         for (files, words) in cases {
             let dir = dir(files);
             let message = not_a_model(dir.path()).to_string();
-            words.iter().for_each(|word| assert!(message.contains(word), "{files:?}: no `{word}` in {message}"));
+            words
+                .iter()
+                .for_each(|word| assert!(message.contains(word), "{files:?}: no `{word}` in {message}"));
         }
         assert!(not_a_model(dir(&[]).path()).to_string().contains("empty directory"));
-        assert!(not_a_model(Path::new("/no/such/place")).to_string().contains("does not exist"));
+        assert!(not_a_model(Path::new("/no/such/place")).to_string().contains("no such directory"));
         let model = dir(&["config.json", "model.safetensors"]);
         assert_eq!(describe(model.path()).kind, DirectoryKind::Model);
-        assert!(not_a_model(&model.path().join("config.json")).to_string().contains("is a file"));
+        assert!(not_a_model(&model.path().join("config.json")).to_string().contains("this is a file"));
     }
 
     #[test]
@@ -361,13 +377,18 @@ mod tests {
             (&["adapter_config.json"], &["no adapter_model.safetensors"]),
             (&["adapter_model.safetensors"], &["no adapter_config.json"]),
             (&["config.json", "model.safetensors"], &["whole model", "without an adapter"]),
-            (&["checkpoint-10/adapter_config.json", "checkpoint-20/adapter_config.json"], &["/checkpoint-20"]),
+            (
+                &["checkpoint-10/adapter_config.json", "checkpoint-20/adapter_config.json"],
+                &["/checkpoint-20"],
+            ),
             (&["adapter/adapter_config.json", "update.safetensors"], &["name the one in it", "/adapter"]),
         ];
         for (files, words) in cases {
             let dir = dir(files);
             let message = not_an_adapter(dir.path()).to_string();
-            words.iter().for_each(|word| assert!(message.contains(word), "{files:?}: no `{word}` in {message}"));
+            words
+                .iter()
+                .for_each(|word| assert!(message.contains(word), "{files:?}: no `{word}` in {message}"));
         }
     }
 
@@ -382,7 +403,8 @@ mod tests {
 
     #[test]
     fn public_names_hold_no_path() {
-        let root = dir(&["models--Qwen--Qwen2.5-0.5B/snapshots/abc/config.json", "home/me/qwen-base/config.json"]);
+        let root =
+            dir(&["models--Qwen--Qwen2.5-0.5B/snapshots/abc/config.json", "home/me/qwen-base/config.json"]);
         let cached = root.path().join("models--Qwen--Qwen2.5-0.5B/snapshots/abc");
         assert_eq!(public_name(&cached), "Qwen/Qwen2.5-0.5B");
         let own = root.path().join("home/me/qwen-base");

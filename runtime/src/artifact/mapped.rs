@@ -39,7 +39,8 @@ impl Content {
         let mut bytes = Vec::with_capacity(len as usize);
         (&file).take(len + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
         if bytes.len() as u64 != len {
-            let why = format!("its size changed from {len} bytes while it was read; another program writes it");
+            let why =
+                format!("its size changed from {len} bytes while it was read; another program writes it");
             return Err(Error::file(path, why));
         }
         Ok(Self::Owned(bytes))
@@ -191,8 +192,9 @@ fn install() {
 extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the system gives a valid `info` to a handler with SA_SIGINFO.
     let at = unsafe { (*info).si_addr() } as usize;
-    let is_inside =
-        |range: &&Range| (range.start.load(Ordering::Acquire)..range.end.load(Ordering::Acquire)).contains(&at);
+    let is_inside = |range: &&Range| {
+        (range.start.load(Ordering::Acquire)..range.end.load(Ordering::Acquire)).contains(&at)
+    };
     if let Some(range) = Range::all().find(is_inside) {
         // SAFETY: a fault inside the range: it is mapped, so its path is not being written.
         let (path, len) = unsafe { &*range.path.get() };
@@ -252,5 +254,33 @@ mod tests {
         let again = Content::map(&path).unwrap();
         assert!(Range::all().count() <= before + 1, "entries are used again");
         assert_eq!(again[8999], 8);
+    }
+    /// The handler ends the process, so the access is in a child: this test again.
+    #[test]
+    fn a_file_that_shrinks_is_named_and_the_process_ends_with_1() {
+        const CHILD: &str = "GRADTX_TEST_OF_A_SHRINKING_FILE";
+        if let Some(path) = std::env::var_os(CHILD) {
+            let path = Path::new(&path);
+            let content = Content::map(path).unwrap();
+            std::fs::File::options().write(true).open(path).unwrap().set_len(10).unwrap();
+            // Beyond the only page that is left.
+            let value = std::hint::black_box(content[9_000_000]);
+            panic!("{value} was read from a page that is not there");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shard.safetensors");
+        std::fs::write(&path, vec![1; 10_000_000]).unwrap();
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "artifact::mapped::tests::a_file_that_shrinks_is_named_and_the_process_ends_with_1",
+            ])
+            .arg("--nocapture")
+            .env(CHILD, &path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("shard.safetensors: can no longer be read"), "{said}");
     }
 }

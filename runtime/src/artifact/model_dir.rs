@@ -94,7 +94,8 @@ pub fn copy_licences(from: &Path, to: &Path) -> Result<Vec<String>> {
     let entries = std::fs::read_dir(from).map_err(|e| Error::io("list", from, e))?;
     let is_licence = |name: &String| {
         let upper = name.to_ascii_uppercase();
-        let begins = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "USAGE_POLICY", "COPYING", "COPYRIGHT", "TERMS"];
+        let begins =
+            ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "USAGE_POLICY", "COPYING", "COPYRIGHT", "TERMS"];
         begins.iter().any(|begin| upper.starts_with(begin)) && from.join(name).is_file()
     };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());

@@ -147,7 +147,8 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     entries
         .iter()
         .map(|(tensor, shard)| {
-            let is_name = |s: &&str| !s.is_empty() && !s.contains(['/', '\\', '\0']) && !["..", "."].contains(s);
+            let is_name =
+                |s: &&str| !s.is_empty() && !s.contains(['/', '\\', '\0']) && !["..", "."].contains(s);
             let shard = shard.as_str().filter(is_name).ok_or_else(|| {
                 Error::file(path, format!("`weight_map.{tensor}` is not the name of a file beside the index"))
             })?;

@@ -60,7 +60,10 @@ impl TensorFile {
         let (header_len, header) = SafeTensors::read_metadata(&content).map_err(|e| {
             let why = match e {
                 SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength => {
-                    format!("truncated or overlong: its header promises another length than {}", content.len())
+                    format!(
+                        "truncated or overlong: its header promises another length than {}",
+                        content.len()
+                    )
                 }
                 other => format!("not an intact safetensors file: {other}"),
             };
@@ -191,11 +194,10 @@ fn check_header_size(path: &Path, content: &[u8]) -> Result<()> {
     let Some((length, rest)) = content.split_first_chunk::<8>() else { return Ok(()) };
     let length = u64::from_le_bytes(*length);
     if length > rest.len() as u64 {
-        let why = not_safetensors(content).unwrap_or_else(|| {
-            format!(
-                "truncated: its header would take {length} bytes, the file has {}; fetch it again",
-                content.len()
-            )
+        let kind = not_safetensors(content);
+        let why = kind.unwrap_or_else(|| match length <= MAX_HEADER_BYTES {
+            true => format!("truncated: its header takes {length} bytes, the file has {}", content.len()),
+            false => "not an intact safetensors file: it does not begin with the length of a header".into(),
         });
         return Err(Error::file(path, why));
     }
@@ -333,6 +335,33 @@ mod tests {
             let message = TensorFile::open(&path).unwrap_err().to_string();
             assert!(message.contains("a.safetensors"), "{message}");
         }
+    }
+
+    #[test]
+    fn headers_of_absurd_size_are_refused_before_they_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let refused = |header: &[u8], claimed: u64, word: &str| {
+            let mut bytes = claimed.to_le_bytes().to_vec();
+            bytes.extend_from_slice(header);
+            std::fs::write(&path, bytes).unwrap();
+            let message = TensorFile::open(&path).unwrap_err().to_string();
+            assert!(message.contains("a.safetensors") && message.contains(word), "{message}");
+        };
+        let entries: Vec<String> = (0..MAX_TENSORS + 1)
+            .map(|i| format!(r#""{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#))
+            .collect();
+        let many = format!("{{{}}}", entries.join(","));
+        refused(many.as_bytes(), many.len() as u64, "tensors; at most");
+        let long = vec![b' '; MAX_HEADER_BYTES as usize + 1];
+        refused(&long, long.len() as u64, "at most");
+        refused(b"{}", 1000, "truncated");
+        refused(b"{}", u64::MAX, "does not begin");
+        refused(&[b'['; 100_000], 100_000, "intact");
+        std::fs::write(&path, "GGUF\x03\0\0\0\0\0\0\0\0").unwrap();
+        assert!(TensorFile::open(&path).unwrap_err().to_string().contains("GGUF"));
+        std::fs::write(&path, "PK\x03\x04 and the rest of an archive").unwrap();
+        assert!(TensorFile::open(&path).unwrap_err().to_string().contains("torch.save"));
     }
 
     #[test]
