@@ -1,6 +1,9 @@
 //! The models: each with its configuration, weights, activations, forward and backward.
 
 pub mod decoder;
+mod foreign;
 pub mod grad_transformer;
 pub mod lora;
 pub mod t5;
+
+pub use foreign::ignore_fields;

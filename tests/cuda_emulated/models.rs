@@ -83,6 +83,7 @@ fn config(family: Family, head_dim: usize) -> DecoderConfig {
         rope_theta: 100.0,
         rope_scaling: RopeScaling::None,
         max_positions: 128,
+        window: None,
         tied: true,
         bos: None,
         eos: vec![],

@@ -21,6 +21,7 @@ pub fn config(family: Family, tied: bool) -> DecoderConfig {
         rope_theta: 100.0,
         rope_scaling: RopeScaling::None,
         max_positions: 256,
+        window: None,
         tied,
         bos: None,
         eos: vec![],

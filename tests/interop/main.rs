@@ -5,3 +5,4 @@
 
 mod metrics;
 mod texts;
+mod versions;

@@ -85,6 +85,7 @@ pub fn write(home: &Path) {
             rope_theta: 100.0,
             rope_scaling: RopeScaling::None,
             max_positions: 64,
+            window: None,
             tied: false,
             bos: None,
             eos: vec![id(";")],

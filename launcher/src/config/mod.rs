@@ -101,6 +101,7 @@ impl Config {
         if config.data.date.is_empty() {
             config.data.date = before.as_ref().map_or_else(today, |before| before.data.date.clone());
         }
+        gradtx_models::ignore_fields(&config.models.ignore_fields);
         if let Some(before) = &before {
             // Where files lie may change, and where is computed; what is in the files is compared
             // by every stage, and no stage is done on one device by half.
@@ -160,6 +161,7 @@ impl Config {
         }
         config = config.with_overrides(set)?;
         config.check()?;
+        gradtx_models::ignore_fields(&config.models.ignore_fields);
         Ok(config)
     }
 
@@ -187,6 +189,8 @@ impl Config {
     fn without_places(&self) -> Self {
         let mut config = self.clone();
         config.places().filter(|place| !place.as_os_str().is_empty()).for_each(|place| *place = "set".into());
+        // Whether a model may be read, never what is computed with it.
+        config.models.ignore_fields.clear();
         config
     }
 

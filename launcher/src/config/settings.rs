@@ -43,6 +43,9 @@ pub struct Models {
     pub tiny: PathBuf,
     /// The provider's large model.
     pub llm: PathBuf,
+    /// Fields of `config.json` and `adapter_config.json` that gradtx does not know and that may
+    /// be ignored all the same: set by someone who knows that they do not change the result.
+    pub ignore_fields: Vec<String>,
 }
 
 /// Where to compute, and in what.

@@ -210,6 +210,7 @@ pub fn published(name: &str) -> Option<DecoderConfig> {
         rope_theta: 1e6,
         rope_scaling: RopeScaling::None,
         max_positions: 32_768,
+        window: None,
         tied,
         bos: None,
         eos: vec![],

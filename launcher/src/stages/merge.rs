@@ -2,7 +2,7 @@
 //!
 //! In: one of the run's base models and a PEFT adapter directory. Out: a directory in the
 //! Hugging Face layout with the same files, which needs no adapter any more: weights,
-//! configuration, tokenizer, chat template. Shapes decide whether an adapter fits; the
+//! configuration, tokenizer, chat template, licences, and a model card. Shapes decide whether an adapter fits; the
 //! name of a base model that it carries is only a hint.
 
 use crate::args::{Role, RunArgs};
@@ -10,13 +10,14 @@ use crate::config::Config;
 use crate::failure::unusable;
 use crate::record::{self, State};
 use crate::stages::Context;
+use crate::stages::card;
 use crate::stages::lineage::{Lineage, adapter_sums};
 use crate::stages::prompts::Prompts;
 use crate::stages::side::model_dir;
 use anyhow::Result;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{merge, read_peft};
-use gradtx_runtime::artifact::{fingerprint, read_json, write_json};
+use gradtx_runtime::artifact::{fingerprint, public_name, read_json, write_json};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -41,10 +42,11 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let adapter = read_peft(&job.adapter, &DecoderConfig::read(base)?)?;
     let sums = adapter_sums(&job.adapter)?;
     let stops = added_stops(context, &config, base)?;
+    let lineage = Lineage::of_adapter(&job.adapter, &sums);
     let mut settings = json!({
         "role": job.role,
         "model": fingerprint(base, context.threads)?,
-        "lineage": Lineage::of_adapter(&job.adapter, &sums),
+        "lineage": lineage,
         "adapter": sums,
     });
     if let Some(stops) = &stops {
@@ -54,11 +56,12 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         context.ui.line(format!("merge: {} is finished", job.out.display()));
         return Ok(());
     };
-    let made_for = adapter.base_model.as_deref().map(Path::new).and_then(Path::file_name);
-    if made_for.is_some_and(|name| base.file_name() != Some(name)) {
+    let last = |name: &str| Path::new(name).file_name().map(|name| name.to_owned());
+    if let Some(made_for) = adapter.base_model.as_deref()
+        && ![last(&public_name(base)).as_deref(), base.file_name()].contains(&last(made_for).as_deref())
+    {
         context.ui.line(format!(
-            "merge: the adapter names {} as its base model; its shapes fit {}",
-            adapter.base_model.as_deref().unwrap_or_default(),
+            "merge: the adapter names {made_for} as its base model; its shapes fit {}",
             base.display()
         ));
     }
@@ -68,6 +71,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     {
         files.push(GENERATION_CONFIG.into());
     }
+    files.push(card::write(base, &adapter, &lineage, &job.out)?);
     output.finish(&files)?;
     let blocks = adapter.layout.blocks();
     let matrices = blocks * adapter.layout.lora().targets.len();

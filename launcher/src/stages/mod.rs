@@ -27,6 +27,7 @@
 
 pub mod aside;
 pub mod bench;
+pub mod card;
 pub mod curate;
 pub mod demo;
 pub mod doctor;

@@ -12,7 +12,9 @@ use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, read_peft, write_peft};
-use gradtx_runtime::artifact::{UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian};
+use gradtx_runtime::artifact::{
+    UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian, not_a_model, public_name,
+};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -78,7 +80,7 @@ impl Side {
         let dir = out.join(ADAPTER_DIR);
         std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", dir.display()))?;
         let adapter: Vec<f32> = self.init.iter().zip(update).map(|(start, change)| start + change).collect();
-        write_peft(&dir, &self.layout, &adapter, &self.dir.to_string_lossy())?;
+        write_peft(&dir, &self.layout, &adapter, &public_name(&self.dir))?;
         Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
     }
 }
@@ -89,17 +91,16 @@ pub fn model_dir(config: &Config, role: Role) -> Result<&Path> {
         Role::Tiny => &config.models.tiny,
         Role::Llm => &config.models.llm,
     };
-    let wrong = match dir {
-        dir if dir.as_os_str().is_empty() => "not set",
-        dir if !dir.exists() => "there is no such directory",
-        dir if dir.is_file() => "this is a file",
-        dir if !dir.join("config.json").is_file() => "there is no config.json in it",
-        _ => return Ok(dir),
-    };
-    let place = if dir.as_os_str().is_empty() { String::new() } else { format!("{}: ", dir.display()) };
-    let what = format!("models.{}: {place}{wrong}; expected a model directory", role.name());
     let hint = "a Hugging Face directory with config.json, model.safetensors and tokenizer.json";
-    Err(unusable_with(what, Some(hint.into())))
+    let unusable =
+        |why: String| Err(unusable_with(format!("models.{}: {why}", role.name()), Some(hint.into())));
+    if dir.as_os_str().is_empty() {
+        return unusable("not set; expected a model directory".into());
+    }
+    match dir.join("config.json").is_file() {
+        true => Ok(dir),
+        false => unusable(not_a_model(dir).to_string()),
+    }
 }
 
 /// The adapter that training starts from: a PEFT directory's, or one drawn from the seed.

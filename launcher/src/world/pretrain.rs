@@ -138,6 +138,7 @@ fn model_config(role: Role) -> DecoderConfig {
         rope_theta: 100.0,
         rope_scaling: RopeScaling::None,
         max_positions: 128,
+        window: None,
         tied: false,
         bos: Some(id("<bos>")),
         eos: vec![id(END)],

@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::path::Path;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
+pub(super) const HEAD: &str = "lm_head.weight";
 
 /// Where the weights of one block lie.
 #[derive(Clone, Debug)]
@@ -221,17 +221,16 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     pub fn load(device: &D, dir: &Path) -> Result<Self> {
         let config = DecoderConfig::read(dir)?;
         let source = TensorSource::open(dir)?;
-        let decoder = Self::filled(device, &config, D::lora_weight_stride, |param| {
-            let tensor = source.tensor(&param.name)?;
-            tensor.expect_shape(&param.shape)?;
-            Ok(converted(&tensor.to_f32()?))
-        })?;
+        config.check_weights(&source)?;
+        let layout = Self::layout_of(&config);
         for name in source.names() {
-            if decoder.layout.get(name).is_none() && !is_ignorable(name) {
+            if layout.get(name).is_none() && !is_ignorable(name) {
                 check_extra(&config, &source, name)?;
             }
         }
-        Ok(decoder)
+        Self::filled(device, &config, D::lora_weight_stride, |param| {
+            Ok(converted(&source.tensor(&param.name)?.to_f32()?))
+        })
     }
 
     /// A frozen decoder with random weights: a pure function of configuration, spread and key.

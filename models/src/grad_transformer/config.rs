@@ -1,9 +1,10 @@
 //! [`GradTransformerConfig`]: sizes and settings of a Grad-Transformer, as in its `config.json`.
 
 use super::NormalizationMode;
+use crate::t5::MAX_PARAMETERS;
 use crate::t5::T5Config;
 use crate::t5::fields::Fields;
-use gradtx_runtime::Result;
+use gradtx_runtime::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -44,6 +45,10 @@ impl StartToken {
         self != Self::Embedded
     }
 }
+
+/// Blocks of a model, and values of a block's update, at most.
+const MAX_BLOCKS: usize = 4096;
+const MAX_WIDTH: usize = 1 << 31;
 
 /// Sizes and settings of a Grad-Transformer.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,7 +98,28 @@ impl GradTransformerConfig {
             t5: T5Config::from_fields(t5)?,
         };
         fields.finish(&[])?;
+        config.check_sizes().map_err(|(name, why)| Error::file(path, format!("field `{name}`: {why}")))?;
         Ok((config, normalization))
+    }
+
+    /// Whether a model of these sizes can be; otherwise the field that is too large, and why.
+    pub(super) fn check_sizes(&self) -> std::result::Result<(), (&'static str, String)> {
+        self.t5.check_sizes()?;
+        let sides = [
+            ("student_blocks", self.student_blocks, MAX_BLOCKS),
+            ("teacher_blocks", self.teacher_blocks, MAX_BLOCKS),
+            ("student_width", self.student_width, MAX_WIDTH),
+            ("teacher_width", self.teacher_width, MAX_WIDTH),
+        ];
+        if let Some((name, found, limit)) = sides.into_iter().find(|(_, found, limit)| found > limit) {
+            return Err((name, format!("{found}; at most {limit} are possible")));
+        }
+        let projections = (self.student_width + 2 * self.teacher_width) as u128 * self.t5.d_model as u128;
+        if projections > MAX_PARAMETERS {
+            let why = format!("{}: with t5.d_model, {projections} parameters", self.teacher_width);
+            return Err(("teacher_width", why));
+        }
+        Ok(())
     }
 
     /// The content of `config.json`.

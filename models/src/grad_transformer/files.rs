@@ -33,8 +33,10 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
         if found != config.t5 {
             return Err(Error::file(&path, format!("expected a T5 of {:?}, found {found:?}", config.t5)));
         }
-        let mut model = Self::empty(dev, config)?;
+        let mut model = Self::outline(dev, config)?;
         let source = TensorSource::open(dir)?;
+        weights::check_shapes(&model.layout, T5, &source)?;
+        model.values = dev.zeros(model.layout.total())?;
         weights::load::<D, X>(dev, &mut model.values, &model.layout, T5, &source, &weights::UNUSED)?;
         model.randomise_projections(key)?;
         Ok(model)
@@ -62,8 +64,10 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     /// Names the field or tensor that is missing, unknown, of the wrong shape or not finite.
     pub fn load(dev: &D, dir: &Path) -> Result<Self> {
         let (config, mode) = GradTransformerConfig::open(&dir.join("config.json"))?;
-        let mut model = Self::empty(dev, config)?;
+        let mut model = Self::outline(dev, config)?;
         let source = TensorSource::open(dir)?;
+        weights::check_shapes(&model.layout, "", &source)?;
+        model.values = dev.zeros(model.layout.total())?;
         let unused = weights::UNUSED.map(|name| format!("{T5}{name}"));
         let unused: Vec<&str> = unused.iter().map(String::as_str).collect();
         weights::load::<D, X>(dev, &mut model.values, &model.layout, "", &source, &unused)?;

@@ -92,7 +92,11 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     }
 
     /// A model without values: sizes and layout are what memory plans are made of.
+    ///
+    /// # Errors
+    /// Names the size that no model can have.
     pub fn outline(dev: &D, config: GradTransformerConfig) -> Result<Self> {
+        config.check_sizes().map_err(|(name, why)| Error::invalid(format!("translator: {name}"), why))?;
         let mut layout = ParamLayout::new();
         let d = config.t5.d_model;
         let input_proj = Projection::new(&mut layout, "input_proj", config.student_width, d);

@@ -99,6 +99,9 @@ impl Module {
     }
 }
 
+/// α at most: beyond it, products of 32 bits overflow for ordinary values.
+pub(super) const MAX_ALPHA: f64 = 1e6;
+
 /// What is adapted and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
@@ -147,8 +150,8 @@ impl LoraConfig {
         if self.rank == 0 || self.rank > 1024 {
             return wrong("rank must be between 1 and 1024", self.rank.to_string());
         }
-        if !self.alpha.is_finite() || self.alpha == 0.0 {
-            return wrong("alpha must be a number other than 0", self.alpha.to_string());
+        if !(self.alpha > 0.0 && self.alpha <= MAX_ALPHA) {
+            return wrong(&format!("alpha must be above 0 and at most {MAX_ALPHA}"), self.alpha.to_string());
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return wrong("dropout must be in [0, 1)", self.dropout.to_string());
@@ -161,7 +164,7 @@ impl LoraConfig {
 }
 
 /// Which of an adapted module's two matrices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Factor {
     /// `[r, in]`, first applied.
     A,
@@ -338,6 +341,7 @@ mod tests {
             rope_theta: 1e4,
             rope_scaling: RopeScaling::None,
             max_positions: 64,
+            window: None,
             tied: true,
             bos: None,
             eos: vec![],
@@ -429,6 +433,8 @@ mod tests {
         let bad = [
             LoraConfig { rank: 0, ..Default::default() },
             LoraConfig { alpha: f64::NAN, ..Default::default() },
+            LoraConfig { alpha: -32.0, ..Default::default() },
+            LoraConfig { alpha: 1e30, ..Default::default() },
             LoraConfig { dropout: 1.0, ..Default::default() },
             LoraConfig { targets: vec![], ..Default::default() },
         ];

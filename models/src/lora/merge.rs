@@ -9,7 +9,10 @@
 
 use super::{Factor, PeftAdapter, Slice};
 use gradtx_kernels::{bf16, f16};
-use gradtx_runtime::artifact::{TensorData, TensorFile, TensorSource, copy_tokenizer, write_atomic};
+use gradtx_runtime::artifact::{
+    MAX_CONFIG_BYTES, TensorData, TensorFile, TensorSource, copy_licences, copy_tokenizer, read_file,
+    write_atomic,
+};
 use gradtx_runtime::{Error, Result};
 use safetensors::Dtype;
 use std::borrow::Cow;
@@ -17,7 +20,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
-/// What is copied as it is, where the model has it, beside the tokenizer's files.
+/// What is copied as it is, where the model has it, beside the tokenizer's files and licences.
 const COPIED: [&str; 2] = ["config.json", "model.safetensors.index.json"];
 
 /// The two factors of one adapted matrix.
@@ -62,12 +65,13 @@ pub fn merge(base: &Path, adapter: &PeftAdapter, out: &Path, threads: usize) -> 
     for name in COPIED {
         let path = base.join(name);
         if path.is_file() {
-            let content = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+            let content = read_file(&path, MAX_CONFIG_BYTES)?;
             write_atomic(&out.join(name), |file| file.write_all(&content))?;
             written.push(name.to_string());
         }
     }
     written.extend(copy_tokenizer(base, out)?.into_iter().map(String::from));
+    written.extend(copy_licences(base, out)?);
     Ok(written)
 }
 

@@ -10,6 +10,8 @@ mod jobs;
 mod layout;
 mod merge;
 mod peft;
+mod peft_config;
+mod peft_targets;
 
 pub use jobs::{JobsStep, LoraJobs};
 pub use layout::{BlockLayout, Factor, Fused, LoraConfig, Module, Slice, initial_adapter};

@@ -1,55 +1,24 @@
 //! Adapters in the directory format of the PEFT library: `adapter_config.json` and
 //! `adapter_model.safetensors`.
 //!
-//! Settings of PEFT that change what an adapter means and that we do not compute
-//! (another scale, magnitudes, per-module ranks, trained biases, …) are errors that
-//! name file, field and value; so are settings that nobody here knows.
+//! What its configuration means is read in `peft_config`; names of tensors are taken as any
+//! version of PEFT, and programs around it, write them.
 
-use super::{BlockLayout, Factor, LoraConfig, Slice};
+use super::peft_config::{self, PeftConfig};
+use super::{BlockLayout, Factor, LoraConfig, Module, Slice};
 use crate::decoder::DecoderConfig;
-use gradtx_runtime::artifact::{NewTensor, TensorFile, write_atomic, write_tensors};
+use gradtx_runtime::artifact::{
+    MAX_CONFIG_BYTES, NewTensor, TensorFile, not_an_adapter, read_text, write_atomic, write_tensors,
+};
 use gradtx_runtime::{Error, Result};
 use safetensors::Dtype;
-use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
-
-/// Fields that do not change what a stored adapter computes.
-const HARMLESS: &[&str] = &[
-    "auto_mapping",
-    "corda_config",
-    "eva_config",
-    "inference_mode",
-    "loftq_config",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-];
-
-/// Fields that must be null, false or empty.
-const OFF: &[&str] = &[
-    "alpha_pattern",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "layer_replication",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_bias",
-    "megatron_config",
-    "modules_to_save",
-    "rank_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_dora",
-    "use_qalora",
-    "use_rslora",
-];
 
 /// An adapter as a directory holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,29 +32,79 @@ pub struct PeftAdapter {
 }
 
 /// Reads an adapter directory for a model. Every matrix must be there, and no other tensor.
+///
+/// # Errors
+/// Names the field or tensor that does not fit; for a path that is no adapter, what it is instead.
 pub fn read_peft(dir: &Path, model: &DecoderConfig) -> Result<PeftAdapter> {
-    let path = dir.join(CONFIG);
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-    let (lora, base_model) = parse_config(&path, &text)?;
-    let layout = BlockLayout::new(model, &lora)?;
-    let file = TensorFile::open(&dir.join(TENSORS))?;
-    let mut values = vec![0.0; layout.total()];
-    let mut expected = Vec::new();
-    for (block, slice) in matrices(&layout) {
-        let name = tensor_name(block, slice);
-        let tensor = file.tensor(&name)?;
-        tensor.expect_shape(&slice.shape)?;
-        tensor.read_f32(&mut values[layout.range(block, slice)])?;
-        expected.push(name);
+    let [path, tensors] = [CONFIG, TENSORS].map(|name| dir.join(name));
+    if path.symlink_metadata().is_err() || tensors.symlink_metadata().is_err() {
+        return Err(not_an_adapter(dir));
     }
-    expected.sort_unstable();
-    match file.names().iter().find(|name| expected.binary_search(name).is_err()) {
-        None => Ok(PeftAdapter { layout, values, base_model }),
-        Some(name) => {
+    let text = read_text(&path, MAX_CONFIG_BYTES)?;
+    let PeftConfig { lora, base_model } = peft_config::parse(&path, &text, model)?;
+    let layout = BlockLayout::new(model, &lora)?;
+    let file = TensorFile::open(&tensors)?;
+    let mut found: HashMap<Place, String> = HashMap::new();
+    for name in file.names() {
+        let Some(place) = place_of(&name).filter(|place| place.is_in(&layout)) else {
             let why = format!("{CONFIG} and the model ({} blocks) have no such tensor", model.layers);
-            Err(Error::tensor(file.path(), name, why))
+            return Err(Error::tensor(file.path(), &name, why));
+        };
+        if let Some(before) = found.insert(place, name.clone()) {
+            return Err(Error::tensor(file.path(), &name, format!("is the same matrix as `{before}`")));
         }
     }
+    let mut values = vec![0.0; layout.total()];
+    for (block, slice) in matrices(&layout) {
+        let standard = tensor_name(block, slice);
+        let place = Place { block, module: slice.module, factor: slice.factor };
+        let tensor = file.tensor(found.get(&place).map_or(standard.as_str(), String::as_str))?;
+        tensor.expect_shape(&slice.shape)?;
+        tensor.read_f32(&mut values[layout.range(block, slice)])?;
+    }
+    Ok(PeftAdapter { layout, values, base_model })
+}
+
+/// One matrix of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    block: usize,
+    module: Module,
+    factor: Factor,
+}
+
+impl Place {
+    fn is_in(&self, layout: &BlockLayout) -> bool {
+        self.block < layout.blocks() && layout.lora().targets.contains(&self.module)
+    }
+}
+
+/// What stands before `layers.N` in some program's names, and wrappers of modules between.
+const WRAPPERS: [&str; 6] =
+    ["base_model", "model", "language_model", "module", "_orig_mod", "_fsdp_wrapped_module"];
+
+/// The matrix of a tensor's name, such as
+/// `base_model.model.model.layers.3.self_attn.q_proj.lora_A.default.weight`.
+fn place_of(name: &str) -> Option<Place> {
+    let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+    let (block, rest) = match parts.as_slice() {
+        ["layers", block, rest @ ..] => (block, rest),
+        _ => return None,
+    };
+    // With or without the adapter's own name behind.
+    let (parent, module, factor) = match rest {
+        [parent, module, factor, "weight"] | [parent, module, factor, "default", "weight"] => {
+            (parent, module, *factor)
+        }
+        _ => return None,
+    };
+    let factor = match factor {
+        "lora_A" => Factor::A,
+        "lora_B" => Factor::B,
+        _ => return None,
+    };
+    let module = Module::from_name(module).filter(|m| m.path() == format!("{parent}.{module}"))?;
+    Some(Place { block: block.parse().ok()?, module, factor })
 }
 
 /// Writes an adapter `[L, d]` into a directory that exists. `base_model` is the name or
@@ -147,78 +166,6 @@ fn config_json(lora: &LoraConfig, base_model: &str) -> Value {
     })
 }
 
-fn parse_config(path: &Path, text: &str) -> Result<(LoraConfig, Option<String>)> {
-    let value: Value =
-        serde_json::from_str(text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
-    let Value::Object(mut map) = value else {
-        return Err(Error::file(path, "expected a JSON object"));
-    };
-    let unsupported = |field: &str, value: &Value, want: &str| {
-        Error::file(path, format!("field `{field}` = {value} is not supported; expected {want}"))
-    };
-    let fixed = [
-        ("peft_type", vec![json!("LORA")]),
-        ("task_type", vec![json!("CAUSAL_LM"), Value::Null]),
-        ("bias", vec![json!("none"), Value::Null]),
-        // Other ways to begin also change the base weights.
-        ("init_lora_weights", vec![json!(true), json!(false), json!("gaussian"), Value::Null]),
-    ];
-    for (field, allowed) in fixed {
-        let value = map.remove(field).unwrap_or(Value::Null);
-        if !allowed.contains(&value) {
-            return Err(unsupported(field, &value, &allowed[0].to_string()));
-        }
-    }
-    for field in OFF {
-        if let Some(value) = map.remove(*field)
-            && !is_off(&value)
-        {
-            return Err(unsupported(field, &value, "null, false or nothing in it"));
-        }
-    }
-    let mut number = |field: &str, default: Option<f64>| {
-        let value = map.remove(field).unwrap_or(Value::Null);
-        let found = if value.is_null() { default } else { value.as_f64() };
-        found.ok_or_else(|| unsupported(field, &value, "a number"))
-    };
-    let rank = number("r", None)?;
-    let alpha = number("lora_alpha", None)?;
-    let dropout = number("lora_dropout", Some(0.0))?;
-    if rank.fract() != 0.0 || rank < 1.0 {
-        return Err(unsupported("r", &json!(rank), "a positive integer"));
-    }
-    let targets = target_names(&mut map).map_err(|value| {
-        unsupported("target_modules", &value, "a list of module names such as [\"q_proj\", \"v_proj\"]")
-    })?;
-    let targets = LoraConfig::targets_from_names(&targets)
-        .map_err(|e| Error::file(path, format!("field `target_modules`: {e}")))?;
-    let base_model = map.remove("base_model_name_or_path").and_then(|v| v.as_str().map(str::to_owned));
-    if let Some((field, value)) = map.iter().find(|(field, _)| !HARMLESS.contains(&field.as_str())) {
-        let why = format!("unknown field `{field}` = {value}: it may change what the adapter computes");
-        return Err(Error::file(path, why));
-    }
-    Ok((LoraConfig { rank: rank as usize, alpha, dropout, targets }, base_model))
-}
-
-/// Null, false, or an object or list with nothing in it.
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Object(map) => map.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        _ => false,
-    }
-}
-
-fn target_names(map: &mut Map<String, Value>) -> std::result::Result<Vec<String>, Value> {
-    let value = map.remove("target_modules").unwrap_or(Value::Null);
-    let names = value.as_array().map(|list| list.iter().map(|v| v.as_str().map(str::to_owned)).collect());
-    match names {
-        Some(Some(names)) => Ok(names),
-        _ => Err(value),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,35 +199,134 @@ mod tests {
         assert_eq!(file.tensor(name).unwrap().shape, [3, 24]);
     }
 
-    #[test]
-    fn options_that_change_the_meaning_are_errors() {
+    /// Writes an adapter of q, v, o and down, and reads it with these changes of its configuration.
+    fn changed(changes: &Value) -> Result<PeftAdapter> {
         let dir = tempfile::tempdir().unwrap();
-        let (layout, values) = adapter();
+        let targets = vec![Module::Q, Module::V, Module::O, Module::Down];
+        let lora = LoraConfig { rank: 4, alpha: 12.0, dropout: 0.0, targets };
+        let layout = BlockLayout::new(&model(), &lora).unwrap();
+        let values: Vec<f32> = (0..layout.total()).map(|i| i as f32 * 1e-3).collect();
         write_peft(dir.path(), &layout, &values, "some/base").unwrap();
         let path = dir.path().join(CONFIG);
-        let good = std::fs::read_to_string(&path).unwrap();
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        changes.as_object().unwrap().iter().for_each(|(field, value)| config[field] = value.clone());
+        std::fs::write(&path, config.to_string()).unwrap();
+        read_peft(dir.path(), &model())
+    }
+
+    #[test]
+    fn options_that_change_the_meaning_are_errors() {
         let cases = [
-            ("use_rslora", json!(true)),
             ("use_dora", json!(true)),
             ("bias", json!("all")),
             ("modules_to_save", json!(["lm_head"])),
-            ("rank_pattern", json!({"q_proj": 4})),
+            ("rank_pattern", json!({"q_proj": 3})),
             ("alpha_pattern", json!({"q_proj": 4})),
+            ("alpha_pattern", json!({"layers.1.self_attn.v_proj": 4})),
+            ("alpha_pattern", json!({"(": 4})),
             ("layers_to_transform", json!([0])),
+            ("layers_to_transform", json!(1)),
             ("init_lora_weights", json!("pissa")),
-            ("target_modules", json!("all-linear")),
+            ("init_lora_weights", json!("pissa_niter_16")),
+            ("init_lora_weights", json!("loftq")),
             ("target_modules", json!(["c_attn"])),
+            ("target_modules", json!(["q_proj", "lm_head"])),
+            ("target_modules", json!(["layers.0.self_attn.q_proj", "v_proj", "o_proj", "down_proj"])),
+            ("target_modules", json!("q_proj")),
+            ("target_modules", json!(".*q_proj)|(.*")),
+            ("target_modules", json!("((a+)+)+b(?=c)\\1")),
+            ("target_modules", json!(7)),
+            ("exclude_modules", json!(["layers.0.self_attn.q_proj"])),
+            ("exclude_modules", json!("(")),
             ("peft_type", json!("VERA")),
+            ("task_type", json!("SEQ_CLS")),
             ("r", json!(2.5)),
+            ("r", json!(-2)),
+            ("r", json!(1_000_000_000)),
+            ("lora_alpha", json!(-8)),
+            ("lora_alpha", json!(0)),
+            ("lora_alpha", json!(1e30)),
+            ("lora_dropout", json!(1.5)),
+            ("use_rslora", json!("yes")),
+            ("alora_invocation_tokens", json!([151_644])),
+            ("arrow_config", json!({"top_k": 3})),
+            ("use_bdlora", json!({"nblocks": 2})),
             ("something_new", json!(1)),
         ];
         for (field, value) in cases {
-            let mut config: Value = serde_json::from_str(&good).unwrap();
-            config[field] = value;
-            std::fs::write(&path, config.to_string()).unwrap();
-            let message = read_peft(dir.path(), &model()).expect_err(field).to_string();
-            assert!(message.contains(CONFIG) && message.contains(field), "{field}: {message}");
+            let message = changed(&json!({ field: value })).expect_err(field).to_string();
+            assert!(message.contains(CONFIG) && message.contains(field), "{field} = {value}: {message}");
         }
+        let message = changed(&json!({"something_new": 1})).unwrap_err().to_string();
+        assert!(message.contains("models.ignore_fields = [\"something_new\"]"), "{message}");
+    }
+
+    #[test]
+    fn the_same_adapter_written_otherwise_is_the_same() {
+        let want = changed(&json!({})).unwrap();
+        let full: Vec<String> = ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"]
+            .iter()
+            .flat_map(|module| (0..2).map(move |layer| format!("model.layers.{layer}.{module}")))
+            .collect();
+        let cases = [
+            json!({"target_modules": r".*\.(q_proj|v_proj|o_proj|down_proj)"}),
+            json!({"target_modules": r"model\.layers\.\d+\.(?:self_attn\.(?:[qvo])|mlp\.down)_proj"}),
+            json!({"target_modules": r"(?:.*?(?:language|text|model).*?(?:self_attn|mlp).*?(?:q|v|o|down)_proj.*?)"}),
+            json!({"target_modules": r"^(?!.*(k_proj|gate_proj|up_proj|lm_head|embed_tokens)).*_proj$"}),
+            json!({"target_modules": full}),
+            json!({"target_modules": "all-linear", "exclude_modules": ["k_proj", "gate_proj", "up_proj"]}),
+            json!({"target_modules": "all-linear", "exclude_modules": r".*\.(k|gate|up)_proj"}),
+            json!({"target_modules": ["self_attn.q_proj", "v_proj", "o_proj", "mlp.down_proj", "c_attn"]}),
+            json!({"alpha_pattern": {"q_proj": 12}}),
+            json!({"alpha_pattern": {".*": 12}, "lora_alpha": 99}),
+            json!({"alpha_pattern": {"k_proj": 99}, "rank_pattern": {"gate_proj": 64}}),
+            json!({"rank_pattern": {"self_attn\\..*": 4, "^model.layers.0.mlp.down_proj": 4}}),
+            json!({"layers_to_transform": [1, 0], "layers_pattern": "layers"}),
+            json!({"use_rslora": true, "lora_alpha": 6}),
+            json!({"init_lora_weights": "gaussian", "eva_config": {"rho": 2.0}, "loftq_config": {}}),
+            json!({"fan_in_fan_out": true, "qalora_group_size": 16, "megatron_core": "megatron.core"}),
+            json!({"auto_mapping": {"base_model_class": "LlamaForCausalLM"}, "peft_version": "0.30.1.dev0"}),
+            json!({"an_entry_of_next_year": null, "another": {"inner": false}, "third": []}),
+            json!({"runtime_config": {"ephemeral_gpu_offload": false}, "task_type": null, "revision": "main"}),
+        ];
+        for case in cases {
+            let found = changed(&case).unwrap_or_else(|e| panic!("{case}: {e}"));
+            assert_eq!(found, want, "{case}");
+        }
+    }
+
+    #[test]
+    fn tensors_are_found_under_the_names_of_every_writer() {
+        let base = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight";
+        let want = Place { block: 1, module: Module::Q, factor: Factor::A };
+        for name in [
+            base,
+            "base_model.model.model.layers.1.self_attn.q_proj.lora_A.default.weight",
+            "model.layers.1.self_attn.q_proj.lora_A.weight",
+            "base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_A.weight",
+            "module.base_model.model.model.layers.1._orig_mod.self_attn.q_proj.lora_A.weight",
+        ] {
+            assert_eq!(place_of(name), Some(want), "{name}");
+        }
+        for name in [
+            "base_model.model.model.layers.1.mlp.q_proj.lora_A.weight",
+            "base_model.model.model.layers.1.self_attn.q_proj.lora_C.weight",
+            "base_model.model.model.layers.x.self_attn.q_proj.lora_A.weight",
+            "base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector",
+            "base_model.model.model.vision.layers.1.self_attn.q_proj.lora_A.weight",
+            "base_model.model.lm_head.lora_A.weight",
+        ] {
+            assert_eq!(place_of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_no_adapter_is_described() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(CONFIG), "{}").unwrap();
+        std::fs::write(dir.path().join("adapter_model.bin"), "PK").unwrap();
+        let message = read_peft(dir.path(), &model()).unwrap_err().to_string();
+        assert!(message.contains("adapter_model.bin") && message.contains("save_file"), "{message}");
     }
 
     #[test]

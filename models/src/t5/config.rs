@@ -33,6 +33,12 @@ const HARMLESS: [&str; 22] = [
     "vocab_size",
 ];
 
+/// Blocks of a stack, buckets, and parameters at most: far beyond any published model, and so few
+/// that every size and sum fits into its type.
+const MAX_LAYERS: usize = 4096;
+const MAX_BUCKETS: usize = 1 << 16;
+pub(crate) const MAX_PARAMETERS: u128 = 1 << 46;
+
 /// Sizes of a T5 v1.1 encoder–decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct T5Config {
@@ -126,14 +132,18 @@ impl T5Config {
     }
 
     fn check(&self, fields: &Fields) -> Result<()> {
+        if let Err((name, why)) = self.check_sizes() {
+            return Err(fields.error(name, &why));
+        }
         if !(0.0..1.0).contains(&self.dropout_rate) {
             return Err(
                 fields.error("dropout_rate", &format!("expected 0 ≤ p < 1, found {}", self.dropout_rate))
             );
         }
         let epsilon = self.layer_norm_epsilon;
-        if !(epsilon.is_finite() && epsilon >= 0.0) {
-            return Err(fields.error("layer_norm_epsilon", &format!("expected ε ≥ 0, found {epsilon}")));
+        if !(0.0..=0.1).contains(&epsilon) {
+            let why = format!("expected a small number such as 1e-6, found {epsilon}");
+            return Err(fields.error("layer_norm_epsilon", &why));
         }
         let buckets = self.relative_attention_num_buckets;
         // Below 4 the encoder's half has no room for exact and logarithmic buckets.
@@ -147,6 +157,37 @@ impl T5Config {
             return Err(fields.error("relative_attention_max_distance", &why));
         }
         Ok(())
+    }
+
+    /// Whether a model of these sizes can be; otherwise the field that is too large, and why.
+    pub(crate) fn check_sizes(&self) -> std::result::Result<(), (&'static str, String)> {
+        let limits = [
+            ("num_layers", self.num_layers, MAX_LAYERS),
+            ("num_decoder_layers", self.num_decoder_layers, MAX_LAYERS),
+            ("relative_attention_num_buckets", self.relative_attention_num_buckets, MAX_BUCKETS),
+        ];
+        if let Some((name, found, limit)) = limits.into_iter().find(|(_, found, limit)| found > limit) {
+            return Err((name, format!("{found}; at most {limit} are possible")));
+        }
+        let parameters = self.parameters();
+        if parameters > MAX_PARAMETERS {
+            let why = format!(
+                "{}: with the other sizes, {parameters} parameters; at most {MAX_PARAMETERS} are \
+                 possible",
+                self.d_model
+            );
+            return Err(("d_model", why));
+        }
+        Ok(())
+    }
+
+    /// Parameters of the two stacks' matrices.
+    fn parameters(&self) -> u128 {
+        let [d, d_kv, heads, d_ff] = [self.d_model, self.d_kv, self.num_heads, self.d_ff].map(|n| n as u128);
+        let attention = 4 * d * d_kv.saturating_mul(heads);
+        let feed_forward = 3 * d * d_ff;
+        let (encoder, decoder) = (self.num_layers as u128, self.num_decoder_layers as u128);
+        encoder * (attention + feed_forward) + decoder * (2 * attention + feed_forward)
     }
 
     /// The fields of a `config.json` that describes this model.
@@ -198,6 +239,11 @@ mod tests {
             map.insert("n_positions".into(), json!(512));
             map.insert("dense_act_fn".into(), json!("gelu_new"));
             map.insert("is_gated_act".into(), json!(true));
+            // What changes nothing.
+            map.insert("an_entry_of_next_year".into(), json!(null));
+            map.insert("num_decoder_layers".into(), json!(null));
+            map.insert("quantization_config".into(), json!({}));
+            map.insert("unsloth_fixed".into(), json!(true));
         };
         assert_eq!(read(flan).unwrap(), T5Config::preset("large").unwrap());
     }
@@ -215,6 +261,12 @@ mod tests {
             ("d_model", json!("wide")),
             ("num_heads", json!(0)),
             ("scale_embeddings", json!(true)),
+            ("num_layers", json!(i64::MAX)),
+            ("num_layers", json!(5000)),
+            ("d_model", json!(2_000_000_000)),
+            ("d_kv", json!(-64)),
+            ("layer_norm_epsilon", json!(1e300)),
+            ("relative_attention_num_buckets", json!(2_000_000_000)),
         ] {
             let change = |map: &mut Map<String, Value>| drop(map.insert(field.into(), value.clone()));
             let message = read(change).unwrap_err().to_string();

@@ -3,6 +3,7 @@
 //! A reader takes every field that it understands; [`Fields::finish`] then fails on
 //! what is left, unless it is known not to matter.
 
+use crate::foreign::{is_harmless, shown, unknown};
 use gradtx_runtime::artifact::read_json;
 use gradtx_runtime::{Error, Result};
 use serde_json::{Map, Value};
@@ -31,18 +32,19 @@ impl Fields {
 
     fn take<T>(&mut self, name: &str, kind: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
         match self.left.shift_remove(name) {
-            None => Ok(None),
+            None | Some(Value::Null) => Ok(None),
             Some(value) => match read(&value) {
                 Some(read) => Ok(Some(read)),
-                None => Err(self.error(name, &format!("expected {kind}, found {value}"))),
+                None => Err(self.error(name, &format!("expected {kind}, found {}", shown(&value)))),
             },
         }
     }
 
-    /// A whole number, if the field is there.
+    /// A whole number, if the field is there. It is so small that products of three fit into
+    /// 128 bits and sums into 64.
     pub(crate) fn count(&mut self, name: &str) -> Result<Option<usize>> {
-        self.take(name, "a positive whole number", |v| {
-            v.as_u64().filter(|&n| n > 0).and_then(|n| usize::try_from(n).ok())
+        self.take(name, "a positive whole number below 2^31", |v| {
+            v.as_u64().filter(|n| (1..1 << 31).contains(n)).and_then(|n| usize::try_from(n).ok())
         })
     }
 
@@ -72,8 +74,8 @@ impl Fields {
     /// Fails if the field is there with another value than the one that is supported.
     pub(crate) fn only(&mut self, name: &str, supported: Value) -> Result<()> {
         match self.left.shift_remove(name) {
-            Some(found) if found != supported => {
-                Err(self.error(name, &format!("only {supported} is supported, found {found}")))
+            Some(found) if !found.is_null() && found != supported => {
+                Err(self.error(name, &format!("only {supported} is supported, found {}", shown(&found))))
             }
             _ => Ok(()),
         }
@@ -81,13 +83,12 @@ impl Fields {
 
     /// Fails if a field is left that is not in the list of those without influence.
     pub(crate) fn finish(mut self, harmless: &[&str]) -> Result<()> {
-        self.left.retain(|name, _| !harmless.contains(&name.as_str()));
+        self.left.retain(|name, value| !harmless.contains(&name.as_str()) && !is_harmless(name, value));
         match self.left.iter().next() {
             None => Ok(()),
-            Some((name, value)) => Err(self.error(
-                name,
-                &format!("unknown, with value {value}; it may change the mathematics, so it is not ignored"),
-            )),
+            Some((name, value)) => {
+                Err(unknown(&self.path, &format!("{}{name}", self.prefix), value, "model"))
+            }
         }
     }
 }

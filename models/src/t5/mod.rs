@@ -24,6 +24,7 @@ pub mod weights;
 
 pub use acts::{Keep, StackActs, StackShape};
 pub use buckets::bucket_map;
+pub(crate) use config::MAX_PARAMETERS;
 pub use config::T5Config;
 pub use decode::DecodeCache;
 pub use pass::{Grads, Pass};

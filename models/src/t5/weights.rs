@@ -61,6 +61,16 @@ fn convert<X: Real>(to: &mut [X], from: &[f32]) {
     }
 }
 
+/// Fails unless every parameter whose name begins with `prefix` is there with its shape. Only
+/// headers are read, so this comes before anything of the model's size is made.
+pub fn check_shapes(layout: &ParamLayout, prefix: &str, source: &TensorSource) -> Result<()> {
+    for param in layout.params() {
+        let Some(name) = param.name.strip_prefix(prefix) else { continue };
+        source.tensor(name)?.expect_shape(&param.shape)?;
+    }
+    Ok(())
+}
+
 /// Reads the parameters whose names begin with `prefix` from a file that leaves the prefix out.
 ///
 /// # Errors

@@ -1,28 +1,36 @@
 //! What is on disk: read by memory map, written atomically, checksummed, never pickled.
 //!
-//! * tensors: safetensors files and models made of them.
+//! * tensors: safetensors files; source: models made of them; mapped: how their bytes are held.
 //! * update: [`UpdateVector`], what one model learned.
 //! * tuples: [`TupleStore`], the updates of all shadow pairs.
 //! * checksum: checksums of files, fingerprints of models.
 //! * json: JSON files of ours, with format and version.
 //! * model_dir: directories in the Hugging Face layout.
+//! * describe: what a path is that was given as a model or an adapter.
 //! * read: regular files of bounded size, and what stands there instead.
 
 mod atomic;
 mod checksum;
+mod describe;
 mod json;
+mod mapped;
 mod model_dir;
 mod read;
+mod source;
 mod tensors;
 mod tuples;
 mod update;
 
 pub use atomic::{sweep_all_temporary, sweep_temporary, write_atomic};
 pub use checksum::{checksum, checksum_file, checksum_files, fingerprint};
+pub use describe::{
+    Directory, DirectoryKind, describe, no_tokenizer, not_a_model, not_an_adapter, public_name,
+};
 pub use json::{read_json, read_versioned, write_json, write_versioned};
-pub use model_dir::{copy_tokenizer, is_model_dir, read_params, write_params};
+pub use model_dir::{copy_licences, copy_tokenizer, is_model_dir, read_params, write_params};
 pub use read::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, open_file, read_file, read_text};
-pub use tensors::{NewTensor, TensorData, TensorFile, TensorSource, write_tensors};
+pub use source::TensorSource;
+pub use tensors::{NewTensor, TensorData, TensorFile, write_tensors};
 pub use tuples::{
     Assembled, FileRecord, Role, ShardRecord, ShardState, StoreType, TupleManifest, TuplePlan, TupleStore,
     assemble, check_shard, read_init, shard_path, write_init, write_shard,

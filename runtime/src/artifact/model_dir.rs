@@ -1,7 +1,10 @@
 //! Directories in the Hugging Face layout: parameters in and out of a flat buffer,
 //! and the tokenizer files that a model travels with.
 
-use super::{NewTensor, TensorSource, little_endian, write_tensors};
+use super::{
+    MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, NewTensor, TensorSource, little_endian, read_file, write_atomic,
+    write_tensors,
+};
 use crate::params::ParamLayout;
 use crate::{Error, Result};
 use half::{bf16, slice::HalfFloatSliceExt};
@@ -72,14 +75,34 @@ pub fn write_params(path: &Path, layout: &ParamLayout, values: &[f32], dtype: Dt
 pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<Vec<&'static str>> {
     let mut copied = vec![];
     for name in TOKENIZER_FILES {
-        let source = from.join(name);
-        if source.is_file() {
-            let content = std::fs::read(&source).map_err(|e| Error::io("read", &source, e))?;
-            super::write_atomic(&to.join(name), |out| std::io::Write::write_all(out, &content))?;
+        if from.join(name).is_file() {
+            copy(from, to, name, MAX_TOKENIZER_BYTES)?;
             copied.push(name);
         }
     }
     Ok(copied)
+}
+
+fn copy(from: &Path, to: &Path, name: &str, limit: u64) -> Result<()> {
+    let content = read_file(&from.join(name), limit)?;
+    write_atomic(&to.join(name), |out| std::io::Write::write_all(out, &content))
+}
+
+/// Copies licences and notices from one model directory to another: LICENSE, NOTICE,
+/// USE_POLICY and the like, whatever their endings. Returns their names, sorted.
+pub fn copy_licences(from: &Path, to: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(from).map_err(|e| Error::io("list", from, e))?;
+    let is_licence = |name: &String| {
+        let upper = name.to_ascii_uppercase();
+        let begins =
+            ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "USAGE_POLICY", "COPYING", "COPYRIGHT", "TERMS"];
+        begins.iter().any(|begin| upper.starts_with(begin)) && from.join(name).is_file()
+    };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(is_licence).collect();
+    names.sort();
+    names.iter().try_for_each(|name| copy(from, to, name, MAX_CONFIG_BYTES))?;
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -133,6 +156,12 @@ mod tests {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(from.path().join("tokenizer.json"), "{}").unwrap();
         std::fs::write(from.path().join("model.safetensors"), "x").unwrap();
+        for name in ["LICENSE", "NOTICE.txt", "USE_POLICY.md", "Licence.md"] {
+            std::fs::write(from.path().join(name), "terms").unwrap();
+        }
+        let licences = copy_licences(from.path(), to.path()).unwrap();
+        assert_eq!(licences, ["LICENSE", "Licence.md", "NOTICE.txt", "USE_POLICY.md"]);
+        assert_eq!(std::fs::read_to_string(to.path().join("NOTICE.txt")).unwrap(), "terms");
         assert_eq!(copy_tokenizer(from.path(), to.path()).unwrap(), ["tokenizer.json"]);
         assert!(!to.path().join("model.safetensors").exists());
         assert!(!is_model_dir(from.path()));

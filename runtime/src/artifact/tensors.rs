@@ -1,25 +1,29 @@
-//! Safetensors files: memory-mapped reading with errors that name file and tensor,
+//! Safetensors files: reading with errors that name file and tensor,
 //! and atomic, byte-reproducible writing.
 //!
-//! [`TensorSource`] is a whole model: one file, or several named by an index. Values
-//! are converted while they are copied to their place (`bf16`, `f16`, `f32` and `f64`
-//! to `f32`), so a file is never held in memory twice.
+//! Values are converted while they are copied to their place (`bf16`, `f16`, `f32` and `f64`
+//! to `f32`). Files of moderate size are read into own memory, so that nobody changes them
+//! between a check and their use; larger ones are mapped.
 
+use super::mapped::Content;
 use crate::{Error, Result};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
-use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::Metadata};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A memory-mapped safetensors file.
+/// Bytes of a header at most. Those of the largest published files are below 1 MiB.
+const MAX_HEADER_BYTES: u64 = 32 << 20;
+/// Tensors of a file at most.
+const MAX_TENSORS: usize = 200_000;
+
+/// An open safetensors file.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    content: Content,
     header: Metadata,
     data_start: usize,
 }
@@ -40,26 +44,33 @@ pub struct TensorData<'a> {
 }
 
 impl TensorFile {
-    /// Maps a file and checks its header against its length.
+    /// Opens a file and checks its header against its length. A file of at most 64 MiB is read
+    /// into memory.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        if path.is_dir() {
-            return Err(Error::file(path, "is a directory; expected a safetensors file"));
-        }
-        // SAFETY: artifacts are written under a temporary name and never changed after
-        // their rename; a file truncated by someone else while mapped is outside our rules.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
-        let (header_len, header) = SafeTensors::read_metadata(&map).map_err(|e| {
+        Self::parse(path, Content::open(path)?)
+    }
+
+    /// The same, but a file of any size is mapped: for files that are open in large numbers.
+    pub fn map(path: &Path) -> Result<Self> {
+        Self::parse(path, Content::map(path)?)
+    }
+
+    fn parse(path: &Path, content: Content) -> Result<Self> {
+        check_header_size(path, &content)?;
+        let (header_len, header) = SafeTensors::read_metadata(&content).map_err(|e| {
             let why = match e {
                 SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength => {
-                    format!("truncated or overlong: its header promises another length than {}", map.len())
+                    format!(
+                        "truncated or overlong: its header promises another length than {}",
+                        content.len()
+                    )
                 }
                 other => format!("not an intact safetensors file: {other}"),
             };
             Error::file(path, why)
         })?;
         let data_start = header_len + 8;
-        Ok(Self { path: path.to_owned(), map, header, data_start })
+        Ok(Self { path: path.to_owned(), content, header, data_start })
     }
 
     /// The file's path.
@@ -69,17 +80,17 @@ impl TensorFile {
 
     /// Bytes of the file.
     pub fn size(&self) -> usize {
-        self.map.len()
+        self.content.len()
     }
 
     /// All bytes of the file.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        &self.content
     }
 
     /// What stands before the first tensor: the header and its length.
     pub fn header(&self) -> &[u8] {
-        &self.map[..self.data_start]
+        &self.content[..self.data_start]
     }
 
     /// Names of all tensors, in file order: they follow each other without gaps.
@@ -105,7 +116,7 @@ impl TensorFile {
             .info(name)
             .ok_or_else(|| Error::tensor(&self.path, name, "there is no tensor of that name in this file"))?;
         let (start, end) = info.data_offsets;
-        let bytes = &self.map[self.data_start + start..self.data_start + end];
+        let bytes = &self.content[self.data_start + start..self.data_start + end];
         Ok(TensorData { path: &self.path, name, dtype: info.dtype, shape: &info.shape, bytes })
     }
 }
@@ -178,6 +189,44 @@ impl TensorData<'_> {
     }
 }
 
+/// Fails on a header that would take long to read, before it is read.
+fn check_header_size(path: &Path, content: &[u8]) -> Result<()> {
+    let Some((length, rest)) = content.split_first_chunk::<8>() else { return Ok(()) };
+    let length = u64::from_le_bytes(*length);
+    if length > rest.len() as u64 {
+        let kind = not_safetensors(content);
+        let why = kind.unwrap_or_else(|| match length <= MAX_HEADER_BYTES {
+            true => format!("truncated: its header takes {length} bytes, the file has {}", content.len()),
+            false => "not an intact safetensors file: it does not begin with the length of a header".into(),
+        });
+        return Err(Error::file(path, why));
+    }
+    if length > MAX_HEADER_BYTES {
+        let why = format!("its header has {length} bytes; at most {MAX_HEADER_BYTES} are read");
+        return Err(Error::file(path, why));
+    }
+    const ENTRY: &[u8] = b"\"data_offsets\"";
+    let tensors = rest[..length as usize].windows(ENTRY.len()).filter(|window| *window == ENTRY).count();
+    if tensors > MAX_TENSORS {
+        let why = format!("its header names {tensors} tensors; at most {MAX_TENSORS} are read");
+        return Err(Error::file(path, why));
+    }
+    Ok(())
+}
+
+/// What a file is whose first bytes are known, and how its content gets into safetensors.
+fn not_safetensors(content: &[u8]) -> Option<String> {
+    let kinds: [(&[u8], &str); 5] = [
+        (b"PK\x03\x04", "a file of torch.save (or another zip archive)"),
+        (b"\x80\x02", "a pickled file of Python"),
+        (b"GGUF", "a GGUF file"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"<", "a web page: an address that did not lead to the file"),
+    ];
+    let (_, kind) = kinds.into_iter().find(|(begin, _)| content.starts_with(begin))?;
+    Some(format!("is {kind}, not a safetensors file"))
+}
+
 fn words<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
     bytes.chunks_exact(N).map(|c| f(c.try_into().expect("chunks_exact gives N bytes"))).collect()
 }
@@ -202,121 +251,6 @@ fn convert_half<H: Copy>(
         block.extend(b.chunks_exact(2).map(|c| parse([c[0], c[1]])));
         widen(&block, o);
     }
-}
-
-/// The tensors of a model: `model.safetensors`, or the shards of `model.safetensors.index.json`.
-#[derive(Debug)]
-pub struct TensorSource {
-    origin: PathBuf,
-    files: Vec<TensorFile>,
-    place: HashMap<String, usize>,
-}
-
-impl TensorSource {
-    /// Opens a file, or a directory in the Hugging Face layout. Every shard that the
-    /// index names must be there and hold the tensors that the index says.
-    pub fn open(path: &Path) -> Result<Self> {
-        if path.is_file() {
-            return Self::from_files(path, vec![TensorFile::open(path)?]);
-        }
-        let index = path.join("model.safetensors.index.json");
-        if !index.is_file() {
-            let single = path.join("model.safetensors");
-            if !single.is_file() {
-                let why = "expected model.safetensors or model.safetensors.index.json in this directory";
-                return Err(Error::file(path, why));
-            }
-            return Self::from_files(path, vec![TensorFile::open(&single)?]);
-        }
-        let map = read_index(&index)?;
-        let mut shards: Vec<&str> = map.values().map(String::as_str).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        let mut files = Vec::with_capacity(shards.len());
-        for shard in shards {
-            let file = path.join(shard);
-            if !file.is_file() {
-                return Err(Error::file(
-                    &file,
-                    format!("this shard is named in {} but missing", index.display()),
-                ));
-            }
-            files.push(TensorFile::open(&file)?);
-        }
-        let source = Self::from_files(path, files)?;
-        for (tensor, shard) in &map {
-            match source.place.get(tensor) {
-                Some(&at) if source.files[at].path().ends_with(shard) => {}
-                _ => {
-                    return Err(Error::tensor(
-                        &path.join(shard),
-                        tensor,
-                        "the index promises it in this shard",
-                    ));
-                }
-            }
-        }
-        Ok(source)
-    }
-
-    fn from_files(origin: &Path, files: Vec<TensorFile>) -> Result<Self> {
-        let mut place = HashMap::new();
-        for (i, file) in files.iter().enumerate() {
-            for name in file.names() {
-                if let Some(before) = place.insert(name.clone(), i) {
-                    let why = format!("also in {}", files[before].path().display());
-                    return Err(Error::tensor(file.path(), &name, why));
-                }
-            }
-        }
-        Ok(Self { origin: origin.to_owned(), files, place })
-    }
-
-    /// The file or directory that was opened.
-    pub fn origin(&self) -> &Path {
-        &self.origin
-    }
-
-    /// The files behind it, sorted by name.
-    pub fn files(&self) -> &[TensorFile] {
-        &self.files
-    }
-
-    /// Names of all tensors, sorted.
-    pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.place.keys().map(String::as_str).collect();
-        names.sort_unstable();
-        names
-    }
-
-    /// True if there is a tensor of that name.
-    pub fn contains(&self, name: &str) -> bool {
-        self.place.contains_key(name)
-    }
-
-    /// A tensor by its name.
-    pub fn tensor<'a>(&'a self, name: &'a str) -> Result<TensorData<'a>> {
-        match self.place.get(name) {
-            Some(&at) => self.files[at].tensor(name),
-            None => Err(Error::tensor(&self.origin, name, "there is no tensor of that name")),
-        }
-    }
-}
-
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let value = super::read_json(path)?;
-    let entries = value["weight_map"].as_object();
-    let entries = entries.ok_or_else(|| Error::file(path, "expected an object `weight_map`"))?;
-    entries
-        .iter()
-        .map(|(tensor, shard)| {
-            let shard = shard.as_str().filter(|s| !s.contains(['/', '\\']) && *s != "..");
-            let shard = shard.ok_or_else(|| {
-                Error::file(path, format!("`weight_map.{tensor}` is not the name of a file beside the index"))
-            })?;
-            Ok((tensor.clone(), shard.to_owned()))
-        })
-        .collect()
 }
 
 /// A tensor to be written: name, element type, shape, little-endian bytes.
@@ -401,6 +335,33 @@ mod tests {
             let message = TensorFile::open(&path).unwrap_err().to_string();
             assert!(message.contains("a.safetensors"), "{message}");
         }
+    }
+
+    #[test]
+    fn headers_of_absurd_size_are_refused_before_they_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let refused = |header: &[u8], claimed: u64, word: &str| {
+            let mut bytes = claimed.to_le_bytes().to_vec();
+            bytes.extend_from_slice(header);
+            std::fs::write(&path, bytes).unwrap();
+            let message = TensorFile::open(&path).unwrap_err().to_string();
+            assert!(message.contains("a.safetensors") && message.contains(word), "{message}");
+        };
+        let entries: Vec<String> = (0..MAX_TENSORS + 1)
+            .map(|i| format!(r#""{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#))
+            .collect();
+        let many = format!("{{{}}}", entries.join(","));
+        refused(many.as_bytes(), many.len() as u64, "tensors; at most");
+        let long = vec![b' '; MAX_HEADER_BYTES as usize + 1];
+        refused(&long, long.len() as u64, "at most");
+        refused(b"{}", 1000, "truncated");
+        refused(b"{}", u64::MAX, "does not begin");
+        refused(&[b'['; 100_000], 100_000, "intact");
+        std::fs::write(&path, "GGUF\x03\0\0\0\0\0\0\0\0").unwrap();
+        assert!(TensorFile::open(&path).unwrap_err().to_string().contains("GGUF"));
+        std::fs::write(&path, "PK\x03\x04 and the rest of an archive").unwrap();
+        assert!(TensorFile::open(&path).unwrap_err().to_string().contains("torch.save"));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! a prompt needs them, and the ids of a text are the same for training, generation
 //! and evaluation.
 
-use crate::artifact::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, read_file, read_json, read_text};
+use crate::artifact::{
+    MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, no_tokenizer, read_file, read_json, read_text,
+};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
@@ -45,6 +47,9 @@ impl TextTokenizer {
     /// chat_template.jinja, generation_config.json and config.json of a directory.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
+        if path.symlink_metadata().is_err() {
+            return Err(no_tokenizer(dir));
+        }
         let (inner, unknown) = load_rules(&path)?;
         let settings = optional(dir, "tokenizer_config.json")?;
         let mut tokenizer = Self {

@@ -16,7 +16,7 @@ use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, Trainer};
 use gradtx_models::lora::{BlockLayout, LoraJobs};
-use gradtx_runtime::artifact::is_model_dir;
+use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, human_bytes};
 use serde_json::json;
@@ -136,9 +136,8 @@ struct Model {
 impl Model {
     fn read(config: &Config, dir: &Path) -> Result<Self> {
         ensure!(!dir.as_os_str().is_empty(), "not set; expected a model directory");
-        ensure!(dir.is_dir(), "{}: no such directory", dir.display());
         let model = DecoderConfig::read(dir)?;
-        ensure!(is_model_dir(dir), "{}: there are no weights (model.safetensors)", dir.display());
+        model.check_weights(&TensorSource::open(dir)?)?;
         let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)
             .with_context(|| format!("{}: cannot hold the adapters", dir.display()))?;
         Ok(Self { config: model, layout })

@@ -1,0 +1,168 @@
+//! `adapter_config.json` of PEFT 0.3 to 0.21: what a stored adapter means, or why that cannot
+//! be computed here.
+//!
+//! Settings that change what an adapter means and that are not computed (magnitudes, trained
+//! biases, ranks of single modules, ...) are errors that name file, field and value; so are
+//! settings that nobody here knows, unless they are off. What only says how an adapter was
+//! begun or trained is left unread.
+
+use super::peft_targets::{Adapted, adapted_modules, scale_of_all};
+use super::{LoraConfig, layout::MAX_ALPHA};
+use crate::decoder::DecoderConfig;
+use crate::foreign::{is_harmless, is_off, shown, unknown};
+use gradtx_runtime::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Fields that do not change what a stored adapter computes: where it comes from, how it was
+/// initialised and trained. `fan_in_fan_out` is switched off by PEFT for linear layers.
+const HARMLESS: &[&str] = &[
+    "auto_mapping",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "velora_config",
+];
+
+/// Fields that must be off: each adds something to the adapter, or trains something else.
+const OFF: &[&str] = &[
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+];
+
+/// Ways to begin that leave the base model's weights as they are. Others (PiSSA, OLoRA, CorDA,
+/// LoftQ, LoRA-GA) also change those, so that the stored matrices belong to another base.
+const STARTS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
+
+/// What the file says.
+pub(super) struct PeftConfig {
+    pub(super) lora: LoraConfig,
+    pub(super) base_model: Option<String>,
+}
+
+/// The fields of a file that have not been understood yet.
+struct Fields<'a> {
+    path: &'a Path,
+    map: Map<String, Value>,
+}
+
+impl Fields<'_> {
+    fn unsupported(&self, field: &str, value: &Value, want: &str) -> Error {
+        let why = format!("field `{field}` = {} is not supported; expected {want}", shown(value));
+        Error::file(self.path, why)
+    }
+
+    fn take(&mut self, field: &str) -> Value {
+        self.map.remove(field).unwrap_or(Value::Null)
+    }
+
+    /// Fails unless a field is absent, null or one of these.
+    fn only(&mut self, field: &str, allowed: &[Value]) -> Result<()> {
+        let value = self.take(field);
+        match value.is_null() || allowed.contains(&value) {
+            true => Ok(()),
+            false => Err(self.unsupported(field, &value, &allowed[0].to_string())),
+        }
+    }
+
+    fn number(&mut self, field: &str, default: Option<f64>) -> Result<f64> {
+        let value = self.take(field);
+        let found = if value.is_null() { default } else { value.as_f64() };
+        found.ok_or_else(|| self.unsupported(field, &value, "a number"))
+    }
+}
+
+/// Reads the text of an `adapter_config.json` for a model; `path` is for messages.
+pub(super) fn parse(path: &Path, text: &str, model: &DecoderConfig) -> Result<PeftConfig> {
+    let value: Value =
+        serde_json::from_str(text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
+    let Value::Object(map) = value else {
+        return Err(Error::file(path, "expected a JSON object"));
+    };
+    let mut fields = Fields { path, map };
+    match fields.take("peft_type") {
+        value if value == json!("LORA") => {}
+        value => return Err(fields.unsupported("peft_type", &value, "\"LORA\"")),
+    }
+    fields.only("task_type", &[json!("CAUSAL_LM")])?;
+    fields.only("bias", &[json!("none")])?;
+    check_start(&mut fields)?;
+    for field in OFF {
+        let value = fields.take(field);
+        if !is_off(&value) {
+            return Err(fields.unsupported(field, &value, "null, false or nothing in it"));
+        }
+    }
+    let lora = lora_config(&mut fields, model)?;
+    let base_model = fields.take("base_model_name_or_path").as_str().map(str::to_owned);
+    let is_known = |field: &str, value| HARMLESS.contains(&field) || is_harmless(field, value);
+    match fields.map.iter().find(|(field, value)| !is_known(field, value)) {
+        None => Ok(PeftConfig { lora, base_model }),
+        Some((field, value)) => Err(unknown(path, field, value, "adapter")),
+    }
+}
+
+fn check_start(fields: &mut Fields<'_>) -> Result<()> {
+    match fields.take("init_lora_weights") {
+        Value::Null | Value::Bool(_) => Ok(()),
+        Value::String(name) if STARTS.contains(&name.as_str()) => Ok(()),
+        value => {
+            let want = "true: this start also changes the base model's weights; save the adapter with PEFT's \
+                        `path_initial_model_for_weight_conversion`, which makes it one of the unchanged base";
+            Err(fields.unsupported("init_lora_weights", &value, want))
+        }
+    }
+}
+
+/// Rank, α, dropout and targets.
+fn lora_config(fields: &mut Fields<'_>, model: &DecoderConfig) -> Result<LoraConfig> {
+    let dropout = fields.number("lora_dropout", Some(0.0))?;
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(fields.unsupported("lora_dropout", &json!(dropout), "a number in [0, 1)"));
+    }
+    let (rank, alpha) = (fields.number("r", None)?, fields.number("lora_alpha", None)?);
+    let selection =
+        ["target_modules", "exclude_modules", "layers_to_transform"].map(|name| fields.take(name));
+    let adapted = adapted_modules(model, &selection)
+        .map_err(|(field, why)| Error::file(fields.path, format!("field `{field}`: {why}")))?;
+    let Adapted { modules, places } = adapted;
+    let mut same = |field: &str, default: f64| {
+        let pattern = fields.take(field);
+        scale_of_all(&pattern, default, &places)
+            .map_err(|why| Error::file(fields.path, format!("field `{field}`: {why}")))
+    };
+    let (rank, alpha) = (same("rank_pattern", rank)?, same("alpha_pattern", alpha)?);
+    if rank.fract() != 0.0 || !(1.0..=1024.0).contains(&rank) {
+        return Err(fields.unsupported("r", &json!(rank), "an integer between 1 and 1024"));
+    }
+    let alpha = match fields.take("use_rslora") {
+        // Scaled by α/√r: the same as α·√r over r.
+        Value::Bool(true) => alpha * rank.sqrt(),
+        value if is_off(&value) => alpha,
+        value => return Err(fields.unsupported("use_rslora", &value, "true or false")),
+    };
+    if !(alpha > 0.0 && alpha <= MAX_ALPHA) {
+        return Err(fields.unsupported("lora_alpha", &json!(alpha), "a positive number"));
+    }
+    Ok(LoraConfig { rank: rank as usize, alpha, dropout, targets: modules })
+}
