@@ -6,6 +6,7 @@
 //! name of a base model that it carries is only a hint.
 
 use crate::args::{Role, RunArgs};
+use crate::artifacts::expect_run_model;
 use crate::config::Config;
 use crate::failure::unusable;
 use crate::record::{self, State};
@@ -39,10 +40,12 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     }
     let adapter = read_peft(&job.adapter, &DecoderConfig::read(base)?)?;
     let sums = adapter_sums(&job.adapter)?;
+    let model = fingerprint(base, context.threads)?;
+    expect_run_model(&args.run, job.role, &model)?;
     let settings = json!({
         "role": job.role,
-        "model": fingerprint(base, context.threads)?,
-        "lineage": Lineage::of_adapter(&job.adapter, &sums),
+        "lineage": Lineage::of_adapter(&job.adapter, &sums, &model)?,
+        "model": model,
         "adapter": sums,
     });
     let State::Open(output) = record::open(&job.out, "merge", settings)? else {

@@ -59,13 +59,6 @@ impl Side {
         json!({ "rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets, "init": starts })
     }
 
-    /// Reads an update and checks that it is of this side.
-    pub fn read_update(&self, path: &Path) -> Result<UpdateVector> {
-        let update = UpdateVector::read(path)?;
-        self.space.expect_same(&update.meta.space, &path.display().to_string())?;
-        Ok(update)
-    }
-
     /// An update of this side as an artifact.
     pub fn update(&self, values: Vec<f32>, examples: u64) -> UpdateVector {
         let privacy = gradtx_runtime::artifact::Privacy::None;

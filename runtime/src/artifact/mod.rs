@@ -17,17 +17,17 @@ mod tensors;
 mod tuples;
 mod update;
 
-pub use atomic::{sweep_all_temporary, sweep_temporary, write_atomic};
-pub use checksum::{checksum, checksum_file, checksum_files, fingerprint};
+pub use atomic::{sweep_all_temporary, sweep_temporary, sweep_tree, write_atomic};
+pub use checksum::{checksum, checksum_file, checksum_files, copy_checked, fingerprint};
 pub use json::{read_json, read_versioned, write_json, write_versioned};
 pub use model_dir::{copy_tokenizer, is_model_dir, read_params, write_params};
 pub use read::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, open_file, read_file, read_text};
 pub use tensors::{NewTensor, TensorData, TensorFile, TensorSource, write_tensors};
 pub use tuples::{
-    Assembled, FileRecord, Role, ShardRecord, ShardState, StoreType, TupleManifest, TuplePlan, TupleStore,
-    assemble, check_shard, read_init, shard_path, write_init, write_shard,
+    Assembled, FileRecord, MANIFEST, Role, ShardRecord, ShardState, StoreType, TupleManifest, TuplePlan,
+    TupleStore, assemble, check_shard, init_path, read_init, shard_path, write_init, write_shard,
 };
-pub use update::{Privacy, UpdateMeta, UpdateSpace, UpdateVector};
+pub use update::{Privacy, UpdateFile, UpdateMeta, UpdateSpace, UpdateVector};
 
 use std::borrow::Cow;
 
