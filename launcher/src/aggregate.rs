@@ -89,13 +89,17 @@ fn far(norm: f64, norms: &Norms) -> Option<String> {
         return Some("every value is zero: its client has learned nothing".into());
     }
     let (than, times) = match norm {
-        norm if norm > FAR * largest => (format!("largest of the shadow students ({largest:.3e})"), norm / largest),
+        norm if norm > FAR * largest => {
+            (format!("largest of the shadow students ({largest:.3e})"), norm / largest)
+        }
         norm if FAR * norm < smallest => {
             (format!("smallest of the shadow students ({smallest:.3e})"), norm / smallest)
         }
         _ => return None,
     };
-    Some(format!("its norm is {norm:.3e}, {times:.3} times the {than}: it would drown the others, or be lost"))
+    Some(format!(
+        "its norm is {norm:.3e}, {times:.3} times the {than}: it would drown the others, or be lost"
+    ))
 }
 
 /// Mean or sum of updates, added up in order; and the examples that they were trained on.
@@ -118,7 +122,8 @@ pub fn combine(updates: &[UpdateVector], how: Combine) -> Result<(Vec<f32>, u64)
         None => Ok((combined, examples)),
         Some(at) => {
             let block = updates.first().map_or(0, |u| at / u.meta.space.width.max(1));
-            let what = format!("the sum of {} updates is too large for 32 bits in block {block}", updates.len());
+            let what =
+                format!("the sum of {} updates is too large for 32 bits in block {block}", updates.len());
             Err(failed(what, "give --combine mean"))
         }
     }

@@ -102,9 +102,7 @@ pub fn open_tuples(run: &Path, expected: [Option<&UpdateSpace>; 2]) -> Result<Tu
     for (role, expected) in Part::BOTH.into_iter().zip(expected) {
         if let Some(expected) = expected {
             let what = format!("{}: {role}", dir.display());
-            expected
-                .expect_same(store.space(role), &what)
-                .map_err(|e| failed(e.to_string(), OTHER_RUN))?;
+            expected.expect_same(store.space(role), &what).map_err(|e| failed(e.to_string(), OTHER_RUN))?;
         }
     }
     for (name, file) in store.manifest().files() {
@@ -241,7 +239,9 @@ pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
     }
     match record.problems(dir, |_| true).into_iter().next() {
         None => Ok(Some(record)),
-        Some(problem) => Err(failed(problem, "run the stage again that made it; or copy the model elsewhere")),
+        Some(problem) => {
+            Err(failed(problem, "run the stage again that made it; or copy the model elsewhere"))
+        }
     }
 }
 

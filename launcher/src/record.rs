@@ -14,8 +14,7 @@ use crate::failure::{failed, refused};
 use crate::progress::{Guest, LOCK_FILE, Place};
 use anyhow::{Context, Result, bail};
 use gradtx_runtime::artifact::{
-    MAX_CONFIG_BYTES, checksum, checksum_file, read_text, sweep_temporary, sweep_tree,
-    write_atomic,
+    MAX_CONFIG_BYTES, checksum, checksum_file, read_text, sweep_temporary, sweep_tree, write_atomic,
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -216,8 +215,8 @@ pub fn read(path: &Path) -> Result<Record> {
     let record: Record =
         serde_json::from_str(&text).with_context(|| format!("{place}: not a record of a stage"))?;
     let again = "remove the directory, and run the stage again";
-    let names = record.outputs.keys().chain(record.sizes.keys());
-    if let Some(name) = names.into_iter().find(|name| !is_within(name)) {
+    let mut names = record.outputs.keys().chain(record.sizes.keys());
+    if let Some(name) = names.find(|name| !is_within(name)) {
         let what = format!("{place}: names the file `{name}`; expected files within its directory");
         return Err(failed(what, again));
     }

@@ -58,7 +58,8 @@ pub fn save(path: &Path, buffers: &[(&str, Values<'_>)], state: &Value) -> Resul
         })
         .collect();
     let state = state.to_string();
-    let buffers = tensors.iter().map(|(name, dtype, shape, bytes)| (name.as_str(), *dtype, &shape[..], *bytes));
+    let buffers =
+        tensors.iter().map(|(name, dtype, shape, bytes)| (name.as_str(), *dtype, &shape[..], *bytes));
     let checksum = checksum(&state, buffers);
     let metadata =
         [("format", FORMAT.into()), ("version", VERSION.into()), ("state", state), ("xxh3", checksum)];

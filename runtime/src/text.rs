@@ -56,7 +56,8 @@ mod tests {
         ] {
             assert_eq!(printable(text), want);
         }
-        for text in ["Größe 大小 размер עברית العربية 🦀", "two\nlines\tand a tab", ""] {
+        for text in ["Größe 大小 размер עברית العربية 🦀", "two\nlines\tand a tab", ""]
+        {
             assert_eq!(printable(text), text);
         }
         assert_eq!(printable_line("a\nb\tc"), "a\\u000ab\\u0009c");

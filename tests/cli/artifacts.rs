@@ -105,7 +105,10 @@ const TRANSLATE: [&str; 4] = ["translate", "client/update.safetensors", "--out",
 fn what_is_of_another_run_is_refused() {
     let (home, other) = (Home::new(), made(true));
     home.replace_dir("run/translator", &other.path("run/translator"));
-    home.refused(&TRANSLATE, &["run/translator", "student", "base model", "initial adapter", "hint: it was made"]);
+    home.refused(
+        &TRANSLATE,
+        &["run/translator", "student", "base model", "initial adapter", "hint: it was made"],
+    );
     // The statistics alone.
     home.replace_dir("run/translator", &made(false).path("run/translator"));
     let statistics = "run/translator/normalization.safetensors";
@@ -233,7 +236,10 @@ fn no_client_is_believed() {
     std::fs::copy(home.path("near"), home.path("copy")).unwrap();
     refused(&["near", "copy"], &["copy: the same update as near", "--allow-duplicates"]);
     refused(&["near", "client/update.safetensors"], &["the same update as client/update.safetensors"]);
-    refused(&["huge", "--combine", "sum", "--allow-outliers", "huge", "--allow-duplicates"], &["too large for 32"]);
+    refused(
+        &["huge", "--combine", "sum", "--allow-outliers", "huge", "--allow-duplicates"],
+        &["too large for 32"],
+    );
     home.done(&[&TRANSLATE[..2], &["near"], &TRANSLATE[2..]].concat());
     let all = ["near", "copy", "loud", "--allow-outliers", "--allow-duplicates"];
     home.done(&[&TRANSLATE[..2], &all, &["--out", "y"]].concat());
@@ -258,7 +264,9 @@ fn temporary_and_foreign_files_are_no_results() {
     assert!(record.contains("00004.student") && !record.contains("00009") && !record.contains("notes"));
     assert!(!home.path("run/shadow/shards/.gradtx-3.tmp").exists());
     let shown = program(home.dir.path(), &["inspect", "run/shadow"]);
-    assert!(String::from_utf8_lossy(&shown.stdout).contains("00009.student.safetensors: not in the manifest"));
+    assert!(
+        String::from_utf8_lossy(&shown.stdout).contains("00009.student.safetensors: not in the manifest")
+    );
 }
 
 #[test]
@@ -291,7 +299,10 @@ fn looking_at_anything_ends() {
     // A manifest and a record that claim more than there is.
     let manifest = home.path("run/shadow/manifest.json");
     let text = std::fs::read_to_string(&manifest).unwrap();
-    for (from, to) in [("\"shadows\": 5", "\"shadows\": 1000000000000000000"), ("\"steps\": 2", "\"steps\": 9007199254740993")] {
+    for (from, to) in [
+        ("\"shadows\": 5", "\"shadows\": 1000000000000000000"),
+        ("\"steps\": 2", "\"steps\": 9007199254740993"),
+    ] {
         assert!(text.contains(from), "{text}");
         std::fs::write(&manifest, text.replace(from, to)).unwrap();
         inspect("run/shadow", 1, &["manifest.json"]);
@@ -314,10 +325,15 @@ fn control_characters_do_not_reach_the_terminal() {
     std::fs::create_dir(home.path(name)).unwrap();
     std::fs::write(home.path(name).join("update.safetensors"), "no").unwrap();
     let update = std::fs::read(home.path("client/update.safetensors")).unwrap();
-    let header = String::from_utf8_lossy(&update).replace("\"layout\":\"", "\"layout\":\"\\u001b[31m\\u202e\\n");
+    let header =
+        String::from_utf8_lossy(&update).replace("\"layout\":\"", "\"layout\":\"\\u001b[31m\\u202e\\n");
     std::fs::write(home.path("update"), header.as_bytes()).unwrap();
     let record = home.path("client/record.json");
-    std::fs::write(&record, "{\"stage\": \"\\u001b[31mred\", \"version\": \"1\", \"settings\": {}, \"outputs\": {}}").unwrap();
+    std::fs::write(
+        &record,
+        "{\"stage\": \"\\u001b[31mred\", \"version\": \"1\", \"settings\": {}, \"outputs\": {}}",
+    )
+    .unwrap();
     std::fs::write(home.path("bad.toml"), "[data]\n\"ev\\u001b[31mil\\u0007\" = 1\n").unwrap();
     let long = home.path(name).join("update.safetensors");
     for args in [
@@ -336,7 +352,8 @@ fn control_characters_do_not_reach_the_terminal() {
         let output = program(home.dir.path(), &args);
         for (stream, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
             let text = String::from_utf8_lossy(bytes);
-            let bad = text.chars().find(|c| c.is_control() && *c != '\n' || ('\u{202a}'..='\u{202e}').contains(c));
+            let bad =
+                text.chars().find(|c| c.is_control() && *c != '\n' || ('\u{202a}'..='\u{202e}').contains(c));
             assert_eq!(bad, None, "{args:?}: {stream}: {text:?}");
             assert!(!text.lines().any(|line| line.starts_with("PROBLEM: none")), "{args:?}: {text:?}");
         }

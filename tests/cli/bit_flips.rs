@@ -118,7 +118,8 @@ impl Home {
         std::fs::create_dir(dir).unwrap();
         miniature::write(dir);
         // Many checkpoints, for the test that kills it on its way.
-        let settings = SETTINGS.replace("steps = 6\nbatch = 4", "steps = 60\ncheckpoint_minutes = 0\nbatch = 4");
+        let settings =
+            SETTINGS.replace("steps = 6\nbatch = 4", "steps = 60\ncheckpoint_minutes = 0\nbatch = 4");
         assert_ne!(settings, SETTINGS);
         std::fs::write(home.path("settings.toml"), settings).unwrap();
         home.done(&["curate"]);
@@ -149,7 +150,8 @@ impl Home {
     /// report, the scores: it has dates too.
     fn made(&self, next: Next) -> BTreeMap<PathBuf, String> {
         if next == Next::Report {
-            let report: Value = serde_json::from_slice(&std::fs::read(self.path("out/report.json")).unwrap()).unwrap();
+            let report: Value =
+                serde_json::from_slice(&std::fs::read(self.path("out/report.json")).unwrap()).unwrap();
             return [(PathBuf::from("scores"), report["scores"].to_string())].into();
         }
         let mut sums = miniature::checksums(&self.path(next.out()));
@@ -249,7 +251,10 @@ fn no_flipped_bit_is_used_silently() {
     let silent = silent.into_inner().unwrap();
     assert!(silent.is_empty(), "used silently:\n{}", silent.join("\n"));
     let all: usize = FLIPS.iter().map(|(_, count, _)| count).sum();
-    assert!(all + FLIPS_OF_CHECKPOINTS >= 200 && refused.iter().sum::<usize>() > all / 2, "{refused:?} of {all}");
+    assert!(
+        all + FLIPS_OF_CHECKPOINTS >= 200 && refused.iter().sum::<usize>() > all / 2,
+        "{refused:?} of {all}"
+    );
 }
 
 #[test]

@@ -328,7 +328,10 @@ fn sorted_entries(dir: &Path, walk: &mut Walk) -> Result<Vec<PathBuf>> {
         entries.push(entry.with_context(list)?.path());
         walk.entries += 1;
         let dir = dir.display();
-        ensure!(walk.entries <= MOST_ENTRIES, "{dir}: more than {MOST_ENTRIES} entries: not looked at further");
+        ensure!(
+            walk.entries <= MOST_ENTRIES,
+            "{dir}: more than {MOST_ENTRIES} entries: not looked at further"
+        );
     }
     entries.sort();
     Ok(entries)
@@ -429,7 +432,9 @@ impl Report {
             return "the stage that made it makes it anew when it is run again";
         }
         match &*self.kind {
-            "update vector" => "copy it again from where `gradtx finetune` wrote it, or ask its client for it",
+            "update vector" => {
+                "copy it again from where `gradtx finetune` wrote it, or ask its client for it"
+            }
             "model directory" | "adapter (PEFT)" => {
                 "download or copy it again: its files are not whole, or do not belong together"
             }

@@ -67,7 +67,8 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
     // Rank 0 compares and verifies for all.
     let mut expected = [None, None];
     if comm.rank() == 0 {
-        expected = spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
+        expected =
+            spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
     }
     let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
     let store = &tuples.store;

@@ -204,8 +204,9 @@ impl Checkpoints {
         let from = self.best_dir(best.step);
         for name in FILES {
             if let Some(sum) = best.files.get(name) {
-                copy_checked(&from.join(name), &self.translator.join(name), sum)
-                    .map_err(|e| failed(e.to_string(), "run the same command again: it trains on from before"))?;
+                copy_checked(&from.join(name), &self.translator.join(name), sum).map_err(|e| {
+                    failed(e.to_string(), "run the same command again: it trains on from before")
+                })?;
             }
         }
         Ok(())
@@ -283,7 +284,12 @@ impl Checkpoints {
             for (name, sum) in &best.files {
                 let file = self.best_dir(best.step).join(name);
                 let intact = checksum_file(&file).is_ok_and(|found| found == *sum);
-                ensure!(intact, "{}: not what the checkpoint of step {} refers to", file.display(), saved.step);
+                ensure!(
+                    intact,
+                    "{}: not what the checkpoint of step {} refers to",
+                    file.display(),
+                    saved.step
+                );
             }
         }
         Ok((parts, progress))

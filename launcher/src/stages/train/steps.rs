@@ -311,8 +311,12 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
             }
             comm.broadcast_bytes(0, &mut files)?;
             let files = serde_json::from_slice(&files).context("checksums of a translator's files")?;
-            self.progress.best = 
-                Some(Best { step, relative_error: found.relative_error, validation: json!(found).to_string(), files });
+            self.progress.best = Some(Best {
+                step,
+                relative_error: found.relative_error,
+                validation: json!(found).to_string(),
+                files,
+            });
             self.progress.since_best = 0;
             if self.ranks.is_first() {
                 self.checkpoints.remove_other_bests(&self.progress)?;

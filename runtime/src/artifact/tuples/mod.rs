@@ -173,7 +173,9 @@ impl TupleManifest {
             None => Ok(()),
             Some(missing) => {
                 let listed = seen.len();
-                Err(format!("lists {listed} of {shadows} shadow pairs; the first that is missing is {missing}"))
+                Err(format!(
+                    "lists {listed} of {shadows} shadow pairs; the first that is missing is {missing}"
+                ))
             }
         }
     }
