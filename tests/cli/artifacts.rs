@@ -197,6 +197,15 @@ fn an_adapter_is_its_stages_or_ones_own() {
     flip(&home.path("client/adapter/adapter_model.safetensors"), 5, 1);
     home.refused(&adapter("client/adapter"), &["adapter_model.safetensors", "copy the adapter elsewhere"]);
     home.refused(&["merge", "--adapter", "client/adapter", "--model", "tiny", "--out", "x"], &["not what"]);
+    // To start from it is a use too.
+    let start = ["--set", "adapter.start_tiny=client/adapter", "--set", "adapter.rank=2"];
+    let curate = ["curate", "--run", "other", "--config", "settings.toml"];
+    let output = program(home.dir.path(), &[&curate[..], &start].concat());
+    assert!(
+        !output.status.success() && said(&output).contains("not what `finetune` wrote"),
+        "{}",
+        said(&output)
+    );
     copy(&home.path("client/adapter"), &home.path("own"));
     home.done(&adapter("own"));
     let score = std::fs::read_to_string(home.path("x/score.json")).unwrap();

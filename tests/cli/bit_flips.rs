@@ -212,41 +212,41 @@ fn no_flipped_bit_is_used_silently() {
     let homes = [first, Home { dir: dir.path().join("1") }];
     copy(&homes[0].dir, &homes[1].dir);
     let (turn, silent) = (AtomicUsize::new(0), Mutex::new(vec![]));
-    let mut refused = [0, 0];
-    std::thread::scope(|scope| {
-        let work = |home: &Home| {
-            let mut refused = 0;
-            while let Some((file, count, next)) = FLIPS.get(turn.fetch_add(1, Ordering::Relaxed)) {
-                let mut random = Stream::new(derive_named(7, &format!("{file} {next:?}")));
-                for _ in 0..*count {
-                    let flipped = Flipped::new(home.path(file), &mut random);
-                    let (output, made) = home.run(*next);
-                    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                    let has_no_score = made.as_ref().is_some_and(|made| made.values().all(|m| m == "[]"));
-                    match made {
-                        // A report shows everything else, and names the score that it leaves out.
-                        Some(_) if *next == Next::Report && has_no_score => refused += 1,
-                        Some(made) if made == expected[&format!("{next:?}")] => {}
-                        Some(_) => silent.lock().unwrap().push(flipped.what.clone()),
-                        None => {
-                            refused += 1;
-                            let code = output.status.code();
-                            assert!(matches!(code, Some(1..=3)), "{}: {code:?}: {said}", flipped.what);
-                            assert!(said.starts_with("error: "), "{}: {said}", flipped.what);
-                            let result = home.path(next.out()).join("update.safetensors");
-                            assert!(!result.exists(), "{}: half a result", flipped.what);
-                        }
+    let work = |home: &Home| {
+        let mut refused = 0;
+        while let Some((file, count, next)) = FLIPS.get(turn.fetch_add(1, Ordering::Relaxed)) {
+            let mut random = Stream::new(derive_named(7, &format!("{file} {next:?}")));
+            for _ in 0..*count {
+                let flipped = Flipped::new(home.path(file), &mut random);
+                let (output, made) = home.run(*next);
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                let has_no_score = made.as_ref().is_some_and(|made| made.values().all(|m| m == "[]"));
+                match made {
+                    // A report shows everything else, and names the score that it leaves out.
+                    Some(_) if *next == Next::Report && has_no_score => refused += 1,
+                    Some(made) if made == expected[&format!("{next:?}")] => {}
+                    Some(_) => silent.lock().unwrap().push(flipped.what.clone()),
+                    None => {
+                        refused += 1;
+                        let code = output.status.code();
+                        assert!(matches!(code, Some(1..=3)), "{}: {code:?}: {said}", flipped.what);
+                        assert!(said.starts_with("error: "), "{}: {said}", flipped.what);
+                        let result = home.path(next.out()).join("update.safetensors");
+                        assert!(!result.exists(), "{}: half a result", flipped.what);
                     }
                 }
-                // Whatever a refused training left.
-                if *next == Next::Train {
-                    home.run(Next::Train);
-                }
             }
-            refused
-        };
-        let workers = [scope.spawn(|| work(&homes[0])), scope.spawn(|| work(&homes[1]))];
-        refused = workers.map(|worker| worker.join().unwrap());
+            // Whatever a refused training left.
+            if *next == Next::Train {
+                home.run(Next::Train);
+            }
+        }
+        refused
+    };
+    let refused = std::thread::scope(|scope| {
+        let work = &work;
+        let workers = homes.each_ref().map(|home| scope.spawn(move || work(home)));
+        workers.map(|worker| worker.join().unwrap())
     });
     let silent = silent.into_inner().unwrap();
     assert!(silent.is_empty(), "used silently:\n{}", silent.join("\n"));
