@@ -91,6 +91,12 @@ pub enum Command {
         /// whether a translator looks at its input at all.
         #[arg(long)]
         random_student: bool,
+        /// Accept updates whose norm is far from those of the shadow students.
+        #[arg(long)]
+        allow_outliers: bool,
+        /// Accept the same update more than once.
+        #[arg(long)]
+        allow_duplicates: bool,
     },
     /// Put an adapter into the weights of its model: a Hugging Face directory.
     Merge {

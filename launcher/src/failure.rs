@@ -4,6 +4,7 @@
 //! lacks: the exit code and a hint about what to do. [`EXIT_CODES`] is the one list of
 //! codes; `gradtx --help` prints it.
 
+use gradtx_runtime::text::printable;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::fmt;
@@ -174,7 +175,7 @@ impl Told {
             (false, None) => format!("{error}{message}\n"),
         };
         // To a standard error that is closed nothing can be said; the code tells.
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        let _ = std::io::stderr().write_all(printable(&text).as_bytes());
     }
 }
 

@@ -6,7 +6,9 @@
 //! and work of another configuration is refused. [`progress`] tells other processes who works
 //! where and how far, [`ui`] tells the person or script that started this one.
 
+pub mod aggregate;
 pub mod args;
+pub mod artifacts;
 pub mod cluster;
 pub mod config;
 pub mod cost;
@@ -84,8 +86,18 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         Command::Finetune { run, data, out, model, peft } => {
             stages::finetune::run(&context, &run, &stages::finetune::Job { data, out, role: model, peft })
         }
-        Command::Translate { run, updates, out, method, combine, random_student } => {
-            let job = stages::translate::Job { updates, out, method, combine, random_student };
+        Command::Translate {
+            run,
+            updates,
+            out,
+            method,
+            combine,
+            random_student,
+            allow_outliers,
+            allow_duplicates,
+        } => {
+            let allow = aggregate::Allow { outliers: allow_outliers, duplicates: allow_duplicates };
+            let job = stages::translate::Job { updates, out, method, combine, random_student, allow };
             stages::translate::run(&context, &run, &job)
         }
         Command::Merge { run, adapter, out, model } => {

@@ -3,20 +3,25 @@
 //! A stage opens its directory with the settings and inputs that its result depends on.
 //! The record says whether the result is there and intact ([`State::Finished`]), must be
 //! made or completed ([`State::Open`]), or belongs to other settings, which is refused
-//! with the lines that differ. Finished files are known by their checksums.
+//! with the lines that differ. Finished files are known by their checksums, and the record
+//! itself by one of its own text: what it says is believed by the stages after this one.
 //!
 //! While a directory is open no other process can open it (see [`crate::progress`]).
 //! For ranks that work together in one directory, rank 0 opens it ([`open_for_all`]).
 
 use crate::cluster::World;
-use crate::failure::refused;
+use crate::failure::{failed, refused};
 use crate::progress::{Guest, LOCK_FILE, Place};
 use anyhow::{Context, Result, bail};
-use gradtx_runtime::artifact::{checksum_file, write_json};
+use gradtx_runtime::artifact::{
+    MAX_CONFIG_BYTES, checksum, checksum_file, read_text, sweep_temporary, sweep_tree, write_atomic,
+};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::{Component, Path, PathBuf};
 
 /// Name of the record in a stage's directory.
 pub const RECORD_FILE: &str = "record.json";
@@ -30,12 +35,19 @@ pub struct Record {
     pub version: String,
     /// Settings and inputs that the result depends on.
     pub settings: Value,
-    /// Checksums of the finished files; empty while there is work to do.
+    /// Checksums of the finished files by their names, relative to the directory and within it;
+    /// empty while there is work to do.
     pub outputs: BTreeMap<String, String>,
     /// Their sizes in bytes: what can be compared at a glance.
     #[serde(default)]
     pub sizes: BTreeMap<String, u64>,
+    /// Checksum of the record's text with nothing in this place. The last entry of the file.
+    #[serde(default)]
+    xxh3: String,
 }
+
+/// What stands before the checksum in the text of a record.
+const SEAL: &str = "\"xxh3\": \"";
 
 /// Whether there is work to do.
 pub enum State {
@@ -101,6 +113,8 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
         {
             place.finish();
         }
+        // What a killed process left is not worth an error where the result is there.
+        let _ = sweep_temporary(dir);
         return Ok(State::Finished);
     }
     let place = Place::open(dir, stage)?;
@@ -110,13 +124,25 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
         place.finish();
         return Ok(State::Finished);
     }
-    gradtx_runtime::artifact::sweep_temporary(dir)?;
+    sweep(dir, &place)?;
     if let Some(before) = now {
         record.version = before.version;
     }
     let output = Output { dir: dir.to_owned(), record, place };
     output.write()?;
     Ok(State::Open(output))
+}
+
+/// Removes the temporary files of processes before this one: all of them where the lock says
+/// that nobody else is here, otherwise those that are older than this process. Directories
+/// within that are another stage's are its own business.
+fn sweep(dir: &Path, place: &Place) -> Result<()> {
+    let is_other = |dir: &Path| [RECORD_FILE, LOCK_FILE].iter().any(|name| dir.join(name).exists());
+    match place.is_alone() {
+        true => sweep_tree(dir, &is_other)?,
+        false => sweep_temporary(dir)?,
+    };
+    Ok(())
 }
 
 /// [`open`] for all ranks of a world: rank 0 opens the directory, the others learn what it
@@ -155,7 +181,7 @@ pub fn share(dir: &Path, stage: &str, settings: Value, name: &str) -> Result<Sta
     let place = Place::share(dir, stage, name)?;
     // Others may have begun, and written the same.
     if before.is_none() {
-        write_json(&dir.join(RECORD_FILE), &*record)?;
+        record.write(dir)?;
     }
     Ok(State::Open(Output { dir: dir.to_owned(), record, place }))
 }
@@ -180,9 +206,43 @@ fn read_same(dir: &Path, wanted: &Record) -> Result<Option<Record>> {
 }
 
 /// Reads a record.
+///
+/// # Errors
+/// When it is not the text that a stage wrote, or names files outside of its directory.
 pub fn read(path: &Path) -> Result<Record> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{}: not a record of a stage", path.display()))
+    let text = read_text(path, MAX_CONFIG_BYTES)?;
+    let place = path.display();
+    let record: Record =
+        serde_json::from_str(&text).with_context(|| format!("{place}: not a record of a stage"))?;
+    let again = "remove the directory, and run the stage again";
+    let mut names = record.outputs.keys().chain(record.sizes.keys());
+    if let Some(name) = names.find(|name| !is_within(name)) {
+        let what = format!("{place}: names the file `{name}`; expected files within its directory");
+        return Err(failed(what, again));
+    }
+    let why = match seal(&text) {
+        // One that lists no files says nothing that could be believed.
+        None if record.outputs.is_empty() => return Ok(record),
+        None => "has no checksum: an older version of gradtx wrote it, or another program".into(),
+        Some((found, want)) if found != want => {
+            format!("damaged, or changed by hand: its checksum is {found}, written was {want}")
+        }
+        Some(_) => return Ok(record),
+    };
+    Err(failed(format!("{place}: {why}"), again))
+}
+
+/// Whether a file's name stays within the directory that it is relative to.
+fn is_within(name: &str) -> bool {
+    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// The checksum of a record's text without its checksum, and the one that stands there.
+fn seal(text: &str) -> Option<(String, &str)> {
+    let at = text.rfind(SEAL)? + SEAL.len();
+    let want = text[at..].split('"').next()?;
+    let without = [&text[..at], &text[at + want.len()..]].concat();
+    Some((checksum(without.as_bytes()), want)).filter(|_| !want.is_empty())
 }
 
 impl Record {
@@ -194,15 +254,39 @@ impl Record {
             settings: serde_json::from_str(&settings.to_string())?,
             outputs: BTreeMap::new(),
             sizes: BTreeMap::new(),
+            xxh3: String::new(),
         }))
     }
 
-    /// Files that are missing or differ from what was finished.
+    /// The record of a stage that has finished with these files and checksums.
+    #[cfg(test)]
+    pub(crate) fn put(dir: &Path, stage: &str, settings: &Value, outputs: &[(&str, &str)]) {
+        let mut record = Self::new(stage, settings).unwrap();
+        record.outputs = outputs.iter().map(|(name, sum)| ((*name).into(), (*sum).into())).collect();
+        record.write(dir).unwrap();
+    }
+
+    /// Writes the record of a directory, with its checksum.
+    fn write(&self, dir: &Path) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(&Self { xxh3: String::new(), ..self.clone() })? + "\n";
+        let sum = checksum(text.as_bytes());
+        let at = text.rfind(SEAL).context("a record is written with a place for its checksum")?;
+        text.insert_str(at + SEAL.len(), &sum);
+        Ok(write_atomic(&dir.join(RECORD_FILE), |out| out.write_all(text.as_bytes()))?)
+    }
+
+    /// Finished files that are missing or differ from what was finished, of those that `used`
+    /// names; several are read at a time.
+    pub fn problems(&self, dir: &Path, used: impl Fn(&str) -> bool) -> Vec<String> {
+        let used: Vec<(&String, &String)> = self.outputs.iter().filter(|(name, _)| used(name)).collect();
+        used.into_par_iter().filter_map(|(name, sum)| problem(dir, name, sum)).collect()
+    }
+
+    /// Names of the files that are missing or differ from what was finished.
     pub fn damaged(&self, dir: &Path) -> Vec<String> {
-        let broken = |(name, sum): &(&String, &String)| {
-            checksum_file(&dir.join(name)).map_or(true, |found| found != **sum)
-        };
-        self.outputs.iter().filter(broken).map(|(name, _)| name.clone()).collect()
+        let all: Vec<(&String, &String)> = self.outputs.iter().collect();
+        let broken = |(name, sum): &(&String, &String)| problem(dir, name, sum).is_some();
+        all.into_par_iter().filter(broken).map(|(name, _)| name.clone()).collect()
     }
 
     /// Files that are missing or have another size than what was finished: a look at the
@@ -219,6 +303,26 @@ impl Record {
     fn is_whole(&self, dir: &Path) -> bool {
         !self.outputs.is_empty() && self.damaged(dir).is_empty()
     }
+}
+
+/// What is wrong with a finished file, if anything: it is not there, is not what its checksum
+/// is of, or lies elsewhere by way of a link.
+fn problem(dir: &Path, name: &str, want: &str) -> Option<String> {
+    let path = dir.join(name);
+    let found = match checksum_file(&path) {
+        Ok(found) => found,
+        Err(error) => return Some(error.to_string()),
+    };
+    let is_here = match (dir.canonicalize(), path.canonicalize()) {
+        (Ok(dir), Ok(path)) => path.starts_with(dir),
+        _ => false,
+    };
+    let why = match () {
+        () if found != want => format!("damaged: its checksum is {found}, written was {want}"),
+        () if !is_here => "is a link to a file outside of its directory".into(),
+        () => return None,
+    };
+    Some(format!("{}: {why}", path.display()))
 }
 
 impl Output {
@@ -248,7 +352,7 @@ impl Output {
     }
 
     fn write(&self) -> Result<()> {
-        Ok(write_json(&self.dir.join(RECORD_FILE), &*self.record)?)
+        self.record.write(&self.dir)
     }
 }
 
@@ -313,6 +417,78 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "the record and the result");
         std::fs::write(dir.path().join("x"), "resulT").unwrap();
         opened(dir.path(), json!({"a": 1}));
+    }
+
+    /// A finished directory with a file `sub/x`.
+    fn finished() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let output = opened(dir.path(), json!({"a": 1, "xxh3": "", "lr": 0.1}));
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        std::fs::write(dir.path().join("sub/x"), "result").unwrap();
+        output.finish(&["sub/x".into()]).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_record_that_was_changed_is_refused() {
+        let dir = finished();
+        let path = dir.path().join(RECORD_FILE);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let record = read(&path).unwrap();
+        assert!(record.damaged(dir.path()).is_empty());
+        let refused = |changed: String, say: &str| {
+            assert_ne!(changed, text);
+            std::fs::write(&path, changed).unwrap();
+            let error = read(&path).unwrap_err();
+            assert!(format!("{error:#}").contains(say), "{error:#}");
+        };
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1 << (at % 7);
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(read(&path).is_err(), "byte {at}: {}", String::from_utf8_lossy(&bytes));
+        }
+        refused(text.replace("\"test\"", "\"curate\""), "damaged, or changed by hand");
+        refused(text.replace(&record.xxh3, ""), "has no checksum");
+        for name in ["../x", "/etc/passwd", "sub/../../x", "./x", "", ".."] {
+            refused(text.replace("sub/x", name), "within its directory");
+        }
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(read(&path).unwrap(), record);
+    }
+
+    #[test]
+    fn finished_files_are_regular_files_of_the_directory() {
+        let dir = finished();
+        let file = dir.path().join("sub/x");
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(elsewhere.path(), "result").unwrap();
+        let record = read(&dir.path().join(RECORD_FILE)).unwrap();
+        assert!(record.problems(dir.path(), |_| true).is_empty());
+        for (target, say) in
+            [(elsewhere.path(), "outside of its directory"), (Path::new("/dev/zero"), "a device")]
+        {
+            std::fs::remove_file(&file).unwrap();
+            std::os::unix::fs::symlink(target, &file).unwrap();
+            let problems = record.problems(dir.path(), |_| true);
+            assert!(problems.len() == 1 && problems[0].contains(say), "{problems:?}");
+            assert_eq!(record.damaged(dir.path()), ["sub/x"]);
+        }
+        assert!(record.problems(dir.path(), |name| name != "sub/x").is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_half_written_goes() {
+        let dir = finished();
+        let left = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "half").unwrap();
+            path
+        };
+        let names = [".gradtx-a.tmp", "sub/.gradtx-b.tmp"].map(left);
+        std::fs::remove_file(dir.path().join("sub/x")).unwrap();
+        opened(dir.path(), json!({"a": 1, "xxh3": "", "lr": 0.1}));
+        assert!(names.iter().all(|path| !path.exists()));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 
 use crate::progress::{self, Desk, Standing, ago};
 use crate::record;
+use gradtx_runtime::text::{printable, printable_line};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write};
@@ -36,11 +37,13 @@ pub fn is_silent() -> bool {
     SILENT.load(Ordering::Relaxed)
 }
 
-/// Prints a line. A reader that has gone away (`gradtx inspect … | head`) is no error.
+/// Prints a line, with the control characters that names and messages may hold written out.
+/// A reader that has gone away (`gradtx inspect … | head`) is no error.
 pub fn say(text: &str) {
     if is_silent() {
         return;
     }
+    let text = printable(text);
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
@@ -88,7 +91,7 @@ impl Ui {
             return;
         }
         let event = || json!({ "event": "notice", "message": text }).to_string();
-        let line = if self.json { event() } else { text.to_string() };
+        let line = if self.json { event() } else { printable(text).into_owned() };
         // To a standard error that is closed nothing can be said.
         self.bars.suspend(|| _ = std::io::stderr().write_all((line + "\n").as_bytes()));
     }
@@ -215,7 +218,7 @@ impl Progress {
         let every = if self.ui.json { OBJECT_EVERY } else { LINE_EVERY };
         match &self.bar {
             Some(bar) => {
-                bar.set_message(message);
+                bar.set_message(printable_line(&message).into_owned());
                 bar.set_position(done);
             }
             None if !self.ui.quiet && self.said.elapsed() >= every => {

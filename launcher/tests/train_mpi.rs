@@ -12,6 +12,7 @@ use gradtx_launcher::args::RunArgs;
 use gradtx_launcher::cluster::{self, World};
 use gradtx_launcher::failure::Told;
 use gradtx_launcher::interrupt;
+use gradtx_launcher::record;
 use gradtx_launcher::stages::{Context, train};
 use gradtx_launcher::ui::Ui;
 use gradtx_runtime::artifact::{
@@ -165,7 +166,13 @@ impl Home {
             write_shard(&store, &plan, Role::Student, shadow, &students).unwrap();
             write_shard(&store, &plan, Role::Teacher, shadow, &teachers).unwrap();
         }
-        assemble(&store, &plan, json!({})).unwrap();
+        let manifest = assemble(&store, &plan, json!({})).unwrap().manifest;
+        let record::State::Open(output) = record::open(&store, "curate", json!({})).unwrap() else {
+            panic!("a new store is not finished");
+        };
+        let files = manifest.files().map(|(name, _)| name.to_string_lossy().into_owned());
+        let init = ["student", "teacher"].map(|role| format!("init/{role}.safetensors"));
+        output.finish(&files.chain(init).chain(["manifest.json".into()]).collect::<Vec<_>>()).unwrap();
         Self { dir }
     }
 

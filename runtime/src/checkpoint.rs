@@ -21,7 +21,8 @@ use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
 const FORMAT: &str = "gradtx.checkpoint";
-const VERSION: &str = "1";
+/// Version 1 had no shapes and types in its checksum.
+const VERSION: &str = "2";
 
 /// Values of a buffer to be saved.
 #[derive(Clone, Copy, Debug)]
@@ -57,20 +58,25 @@ pub fn save(path: &Path, buffers: &[(&str, Values<'_>)], state: &Value) -> Resul
         })
         .collect();
     let state = state.to_string();
-    let checksum = checksum(&state, tensors.iter().map(|(name, _, _, bytes)| (name.as_str(), *bytes)));
+    let buffers =
+        tensors.iter().map(|(name, dtype, shape, bytes)| (name.as_str(), *dtype, &shape[..], *bytes));
+    let checksum = checksum(&state, buffers);
     let metadata =
         [("format", FORMAT.into()), ("version", VERSION.into()), ("state", state), ("xxh3", checksum)];
     write_tensors(path, &tensors, &metadata.map(|(k, v)| (k.to_owned(), v)).into())
 }
 
-/// Over the state and every buffer, by name.
-fn checksum<'a>(state: &str, buffers: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+/// A buffer as its file has it: name, type, shape, bytes.
+type Buffer<'a> = (&'a str, Dtype, &'a [usize], &'a [u8]);
+
+/// Over the state and every buffer with all that the header says of it, by name.
+fn checksum<'a>(state: &str, buffers: impl Iterator<Item = Buffer<'a>>) -> String {
     let mut buffers: Vec<_> = buffers.collect();
-    buffers.sort_by_key(|(name, _)| *name);
+    buffers.sort_by_key(|(name, ..)| *name);
     let mut hash = Xxh3::new();
-    hash.update(state.as_bytes());
-    for (name, bytes) in buffers {
-        hash.update(format!("\n{name} {}\n", bytes.len()).as_bytes());
+    hash.update(format!("{}\n{state}", state.len()).as_bytes());
+    for (name, dtype, shape, bytes) in buffers {
+        hash.update(format!("\n{} {name} {dtype:?} {shape:?}\n", name.len()).as_bytes());
         hash.update(bytes);
     }
     format!("{:032x}", hash.digest128())
@@ -98,7 +104,7 @@ impl Checkpoint {
         let text = file.metadata("state").ok_or_else(|| Error::file(path, "checkpoint without a state"))?;
         let names = file.names();
         let tensors = names.iter().map(|name| file.tensor(name)).collect::<Result<Vec<_>>>()?;
-        let found = checksum(text, tensors.iter().map(|t| (t.name, t.bytes)));
+        let found = checksum(text, tensors.iter().map(|t| (t.name, t.dtype, t.shape, t.bytes)));
         if file.metadata("xxh3") != Some(&found) {
             let why = format!("damaged: its checksum is {found}, it should be {:?}", file.metadata("xxh3"));
             return Err(Error::file(path, why));
@@ -121,6 +127,11 @@ impl Checkpoint {
     /// Names of the buffers.
     pub fn names(&self) -> Vec<String> {
         self.file.names()
+    }
+
+    /// Elements of a buffer.
+    pub fn len_of(&self, name: &str) -> Result<usize> {
+        Ok(self.file.tensor(name)?.len())
     }
 
     /// The JSON part.
@@ -207,13 +218,29 @@ mod tests {
     }
 
     #[test]
+    fn every_flipped_bit_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        write(&path);
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut other = whole.clone();
+            other[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &other).unwrap();
+            assert!(Checkpoint::load(&path).is_err(), "byte {at} of {}", whole.len());
+        }
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(Checkpoint::load(&path).unwrap().len_of("m").unwrap(), 125);
+    }
+
+    #[test]
     fn a_changed_state_or_version_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.safetensors");
         write(&path);
         let whole = std::fs::read(&path).unwrap();
         for (from, to, say) in
-            [("[1,2]", "[1,3]", "checksum"), (r#""version":"1""#, r#""version":"2""#, "version 2")]
+            [("[1,2]", "[1,3]", "checksum"), (r#""version":"2""#, r#""version":"3""#, "version 3")]
         {
             let at = whole.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
             let mut other = whole.clone();

@@ -1,5 +1,6 @@
 //! The error type of this crate: which file or tensor, what was expected, what was found.
 
+use crate::text::printable_line;
 use std::path::{Path, PathBuf};
 
 /// Result of a runtime operation.
@@ -9,7 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("{path}: cannot {what}: {source}")]
+    #[error("{}: cannot {what}: {source}", shown(path))]
     Io {
         /// What was attempted: "open", "write", …
         what: &'static str,
@@ -19,7 +20,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is not what its name or its place says.
-    #[error("{path}: {why}")]
+    #[error("{}: {why}", shown(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -27,7 +28,7 @@ pub enum Error {
         why: String,
     },
     /// A tensor in a file is missing, or has another shape or type than expected.
-    #[error("{path}: tensor `{tensor}`: {why}")]
+    #[error("{}: tensor `{}`: {why}", shown(path), printable_line(tensor))]
     Tensor {
         /// The file.
         path: PathBuf,
@@ -47,6 +48,11 @@ pub enum Error {
     /// A device operation failed.
     #[error(transparent)]
     Device(#[from] gradtx_kernels::Error),
+}
+
+/// A path as one line of text: names of files may hold anything.
+fn shown(path: &Path) -> String {
+    printable_line(&path.to_string_lossy()).into_owned()
 }
 
 impl Error {

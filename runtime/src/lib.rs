@@ -9,6 +9,7 @@
 //! * [`comm`]: what ranks tell each other.
 //! * [`parallel`]: what each rank of a data-parallel training owns and adds up.
 //! * [`metrics`]: what a run tells about itself.
+//! * [`text`]: text of files, made fit for a terminal.
 
 pub mod artifact;
 pub mod checkpoint;
@@ -20,5 +21,6 @@ pub mod optim;
 pub mod parallel;
 pub mod params;
 pub mod plan;
+pub mod text;
 
 pub use error::{Error, Result};

@@ -118,6 +118,11 @@ impl Place {
         Ok(Self { desk, writer: writer.ok(), lock, began: Instant::now(), finished: false })
     }
 
+    /// Whether a lock keeps all other processes from this directory.
+    pub fn is_alone(&self) -> bool {
+        self.lock.is_some()
+    }
+
     /// Ends work in a directory that is finished.
     pub fn finish(mut self) {
         self.finished = true;

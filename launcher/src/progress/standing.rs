@@ -2,6 +2,7 @@
 
 use super::{FAILED_FILE, PROGRESS_FILE};
 use crate::failure::Told;
+use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_file};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::SystemTime;
@@ -161,7 +162,7 @@ pub fn read_shared(dir: &Path) -> Vec<(String, Standing)> {
     let read = |entry: std::fs::DirEntry| {
         let file = entry.file_name().into_string().ok()?;
         let name = file.strip_prefix("progress.")?.strip_suffix(".json")?.to_string();
-        Some((name, serde_json::from_slice(&std::fs::read(entry.path()).ok()?).ok()?))
+        Some((name, parse(&entry.path())?))
     };
     let mut found: Vec<(String, Standing)> = entries.flatten().filter_map(read).collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -176,15 +177,20 @@ pub fn forget_shared(dir: &Path) {
     }
 }
 
+/// A regular JSON file of ordinary size; nothing where there is none.
+fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&read_file(path, MAX_CONFIG_BYTES).ok()?).ok()
+}
+
 /// Reads progress.json of a directory; nothing when it is not there or not readable, for
 /// it may be replaced or removed at any moment.
 pub fn read(dir: &Path) -> Option<Standing> {
-    serde_json::from_slice(&std::fs::read(dir.join(PROGRESS_FILE)).ok()?).ok()
+    parse(&dir.join(PROGRESS_FILE))
 }
 
 /// Reads failed.json of a directory.
 pub fn read_failed(dir: &Path) -> Option<Failed> {
-    serde_json::from_slice(&std::fs::read(dir.join(FAILED_FILE)).ok()?).ok()
+    parse(&dir.join(FAILED_FILE))
 }
 
 /// Seconds as people say them: `40 s`, `12 min`, `3 h 5 min`.

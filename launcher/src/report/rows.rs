@@ -112,7 +112,10 @@ fn read_subsets(source: &mut Source) -> Option<Vec<Vec<usize>>> {
     if !path.is_file() {
         return None;
     }
-    let read = read_json(&path).map_err(|e| e.to_string());
+    let read = match source.damage(&path) {
+        None => read_json(&path).map_err(|e| e.to_string()),
+        Some(why) => Err(why),
+    };
     let parsed = read.and_then(|value| serde_json::from_value(value).map_err(|e| e.to_string()));
     parsed.map_err(|why| source.note(&path, why)).ok()
 }

@@ -9,7 +9,7 @@ use crate::record::{self, RECORD_FILE, Record};
 use crate::stages::SHADOW_DIR;
 use crate::table::{self, Table};
 use anyhow::{Result, ensure};
-use gradtx_runtime::artifact::{TupleStore, read_json};
+use gradtx_runtime::artifact::{MANIFEST, TupleStore, read_json};
 use gradtx_runtime::metrics::JsonLines;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -124,14 +124,26 @@ impl Source {
 
     fn open_store(&mut self) {
         let dir = self.run.join(SHADOW_DIR);
-        if !dir.join("manifest.json").is_file() {
+        if !dir.join(MANIFEST).is_file() {
             self.missing("No tuples: `gradtx curate` has not finished.");
             return;
         }
-        match TupleStore::open(&dir) {
-            Ok(store) => self.store = Some(store),
-            Err(error) => self.note(&dir, error.to_string()),
+        let record = self.stages.iter().find(|stage| stage.dir == dir).map(|stage| &stage.record);
+        let used = |name: &str| name == MANIFEST || name.starts_with("shards/") || name.starts_with("init/");
+        let problem = record.and_then(|record| record.problems(&dir, used).into_iter().next());
+        match TupleStore::open(&dir).map_err(|error| error.to_string()) {
+            Ok(store) if problem.is_none() => self.store = Some(store),
+            Ok(_) => self.note(&dir, problem.unwrap_or_default()),
+            Err(why) => self.note(&dir, why),
         }
+    }
+
+    /// Why a file is not what its stage wrote, if a record knows it.
+    pub fn damage(&self, path: &Path) -> Option<String> {
+        let around = self.stages.iter().filter(|stage| path.starts_with(&stage.dir));
+        let stage = around.max_by_key(|stage| stage.dir.components().count())?;
+        let name = path.strip_prefix(&stage.dir).ok()?.to_str()?;
+        stage.record.problems(&stage.dir, |finished| finished == name).pop()
     }
 
     /// Notes that the run does not have something.
@@ -173,6 +185,10 @@ impl Source {
     /// Records of a JSONL file; a file that cannot be read is noted, one that is not there is empty.
     pub fn lines(&mut self, path: &Path) -> Vec<Value> {
         if !path.is_file() {
+            return vec![];
+        }
+        if let Some(why) = self.damage(path) {
+            self.note(path, why);
             return vec![];
         }
         JsonLines::read(path).unwrap_or_else(|error| {

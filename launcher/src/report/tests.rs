@@ -63,9 +63,9 @@ impl Files {
     }
 
     fn record(&self, dir: &str, stage: &str, settings: Value) {
-        let outputs = json!({ "file": "sum" });
-        let record = json!({ "stage": stage, "version": "0.1.0", "settings": settings, "outputs": outputs });
-        self.put(&format!("{dir}/record.json"), &record.to_string());
+        let dir = self.run().join(dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        crate::record::Record::put(&dir, stage, &settings, &[("file", "sum")]);
     }
 
     fn settings(&self) {

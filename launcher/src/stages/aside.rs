@@ -64,20 +64,22 @@ impl Aside {
             return Ok(0);
         }
         let saved = match Checkpoint::load(&self.path) {
-            Ok(saved) => saved,
+            Ok(saved) if saved.state()["of"] == self.of => saved,
+            Ok(_) => return Ok(0),
             Err(error) => {
                 tracing::warn!("{error}; these jobs begin anew");
                 return Ok(0);
             }
         };
         let state = saved.state();
-        let (Some(steps), Some(updates)) = (state["steps"].as_u64(), state["updates"].as_u64()) else {
-            return Ok(0);
-        };
-        if state["of"] != self.of {
+        let (steps, updates) = (state["steps"].as_u64(), state["updates"].as_u64());
+        let (jobs, found) = (trained.len(), (saved.len_of("losses")?, saved.len_of("updates")?));
+        // What is there, before room is made for what is claimed.
+        let (Some(steps), Some(updates)) = (steps, updates) else { return Ok(0) };
+        if (steps.checked_mul(jobs as u64), updates) != (Some(found.0 as u64), found.1 as u64) {
+            tracing::warn!("{}: of other sizes than it says; these jobs begin anew", self.path.display());
             return Ok(0);
         }
-        let jobs = trained.len();
         let mut values = vec![0.0; D::len(adapters.adapters_mut())];
         saved.read_f32("adapters", &mut values)?;
         device.upload(D::all_mut(adapters.adapters_mut()), &values)?;

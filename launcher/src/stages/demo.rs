@@ -4,6 +4,7 @@
 //! In: a directory, a world and a seed. Out: `DIR/world`, `DIR/run` with `report.html`, and
 //! the table, also as `DIR/run/table.json`; [`crate::table`] says what it means.
 
+use crate::aggregate::Allow;
 use crate::args::{Combine, Method, Preset, Role, RunArgs};
 use crate::cluster;
 use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind};
@@ -148,6 +149,7 @@ impl<'a> Client<'a> {
                 method,
                 combine: Combine::Mean,
                 random_student,
+                allow: Allow::default(),
             };
             translate::run(self.context, self.args, &job)?;
         }

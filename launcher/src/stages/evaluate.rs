@@ -7,6 +7,7 @@
 //! Predictions are private data's relatives: they stand in their file and nowhere else.
 
 use crate::args::{Role, RunArgs};
+use crate::artifacts::expect_run_model;
 use crate::config::{AnswerForm, Config, MetricChoice, RougeTokens};
 use crate::dispatch::{Work, dispatch, memory_for};
 use crate::failure::failed;
@@ -88,7 +89,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let (role, mut lineage, dir) = match &job.base {
         None => (job.role, Lineage::BASE, model_dir(&config, job.role)?),
         Some(base) => {
-            let (recorded, told) = Lineage::of_model(base);
+            let (recorded, told) = Lineage::of_model(base)?;
             (recorded.unwrap_or(job.role), told, base.as_path())
         }
     };
@@ -97,8 +98,12 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let model = DecoderConfig::read(dir)?;
     let prompts = Prompts::new(&config.data, dir, &model, data.records.first())?;
     let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
+    let weights = fingerprint(dir, context.threads)?;
+    if job.base.is_none() {
+        expect_run_model(&args.run, role, &weights)?;
+    }
     if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
-        lineage = Lineage::of_adapter(adapter, sums);
+        lineage = Lineage::of_adapter(adapter, sums, &weights)?;
     }
     let settings = json!({
         "data": data.checksum,
@@ -107,7 +112,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
         "prompt": Prompts::settings(&config.data, &[&prompts]),
         "evaluate": settings_of(&config),
         "role": role,
-        "model": fingerprint(dir, context.threads)?,
+        "model": weights,
         "adapter": sums,
         "lineage": lineage,
         "device": config.device,
@@ -453,7 +458,7 @@ mod tests {
 
     #[test]
     fn a_score_reads_back_as_it_was_written() {
-        let lineage = Lineage::of_adapter(Path::new("nowhere"), &[]);
+        let lineage = Lineage::of_adapter(Path::new("nowhere"), &[], "").unwrap();
         let answer = |right, rouge1| {
             let text = String::new();
             Answer { line: 1, prediction: text.clone(), reference: text, right, rouge1, ended: right }

@@ -6,6 +6,7 @@
 //! measured against.
 
 use crate::args::{Role, RunArgs};
+use crate::artifacts::expect_run_model;
 use crate::config::Config;
 use crate::dispatch::{Work, dispatch, memory_for};
 use crate::record::{self, State};
@@ -42,6 +43,7 @@ pub struct Job {
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let config = Config::of_run(args)?;
     let side = Side::new(&config, job.role, context.threads)?;
+    expect_run_model(&args.run, job.role, &side.space.base_model)?;
     let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
     let prompts = data.prompts(&config, &side)?;
     let recipe = match job.role {

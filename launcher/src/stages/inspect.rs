@@ -9,21 +9,22 @@ use crate::failure::failed;
 use crate::record::{self, RECORD_FILE};
 use crate::stages::Context;
 use crate::ui::say;
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_models::decoder::{Decoder, DecoderConfig, Family};
 use gradtx_models::grad_transformer::GradTransformer;
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::artifact::{
-    Role, ShardState, TensorFile, TensorSource, TupleManifest, UpdateVector, check_shard, checksum,
-    checksum_file, fingerprint, is_model_dir, read_init, read_json, read_versioned,
+    MANIFEST, Role, ShardState, TensorFile, TensorSource, TupleManifest, UpdateFile, UpdateVector,
+    check_shard, checksum, checksum_file, fingerprint, is_model_dir, open_file, read_init, read_json,
 };
 use gradtx_runtime::checkpoint::Checkpoint;
+use gradtx_runtime::text::printable_line;
 use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 /// What was found at a path.
 #[derive(Debug, Serialize)]
@@ -59,6 +60,8 @@ pub struct TensorFact {
 
 /// Tensors and parts listed in the text form; JSON has all.
 const LISTED: usize = 24;
+/// The fact that names the stage that made something.
+const MADE_BY: &str = "made by";
 /// Facts about parts that are longer than this are left out of the text form.
 const SHORT: usize = 80;
 
@@ -75,27 +78,46 @@ pub fn run(context: &Context, path: &Path) -> Result<()> {
         0 => Ok(()),
         n => Err(failed(
             format!("{}: not intact ({n} problem{})", path.display(), if n == 1 { "" } else { "s" }),
-            "the stage that made it makes it anew when it is run again",
+            report.hint(),
         )),
     }
 }
 
 /// Looks at a path that exists.
 pub fn look(path: &Path) -> Report {
+    look_at(path, &mut Walk::default())
+}
+
+/// How far below the first directory this is, and how many entries were seen. Whatever lies in
+/// a directory, looking at it ends.
+#[derive(Default)]
+struct Walk {
+    depth: usize,
+    entries: usize,
+}
+
+/// Directories are entered this deep.
+const DEEPEST: usize = 12;
+/// Entries of directories that are looked at.
+const MOST_ENTRIES: usize = 100_000;
+
+fn look_at(path: &Path, walk: &mut Walk) -> Report {
     let has = |name: &str| path.join(name).is_file();
     let mut report = Report::new(path);
     let looked = if path.is_file() {
         look_at_file(path, &mut report)
     } else if has(RUN_FILE) {
-        look_at_run(path, &mut report)
+        look_at_run(path, &mut report, walk)
     } else if has("manifest.json") {
         look_at_store(path, &mut report)
     } else if has("adapter_config.json") {
         look_at_adapter(path, &mut report)
     } else if has("config.json") {
         look_at_model(path, &mut report)
+    } else if path.is_dir() {
+        look_at_parts(path, &mut report, walk)
     } else {
-        look_at_parts(path, &mut report)
+        open_file(path).map(drop).map_err(anyhow::Error::from)
     };
     if let Err(error) = looked {
         report.problems.push(format!("{error:#}"));
@@ -116,13 +138,17 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
     report.kind = "safetensors file".into();
     let file = TensorFile::open(path)?;
     report.fact("bytes", file.size());
+    if UpdateVector::recognises(&file) {
+        report.kind = "update vector".into();
+        // Its sizes first: a file of holes may claim any.
+        UpdateFile::open(path)?;
+    }
     report.fact("xxh3", checksum(file.bytes()));
     report.list_tensors(&file);
     for (key, value) in file.all_metadata() {
         report.fact(key, value);
     }
     if UpdateVector::recognises(&file) {
-        report.kind = "update vector".into();
         UpdateVector::read(path)?;
         return Ok(());
     }
@@ -146,7 +172,7 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
 
 fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
     report.kind = "tuple store".into();
-    let manifest: TupleManifest = read_versioned(&dir.join("manifest.json"), "gradtx.tuples", 1)?;
+    let manifest = TupleManifest::read(dir)?;
     let plan = &manifest.plan;
     report.fact("shadow subsets", plan.shadows);
     report.fact("tuples per subset", plan.steps);
@@ -165,25 +191,29 @@ fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
         }
     }
     report.fact("provenance", &manifest.provenance);
-    let recorded: BTreeMap<usize, _> = manifest.shards.iter().map(|s| (s.shadow, s)).collect();
+    if let Err(why) = manifest.check_complete() {
+        report.problems.push(format!("{}: {why}", dir.join(MANIFEST).display()));
+    }
     let mut bytes = 0;
-    for shadow in 0..plan.shadows {
-        for role in Role::BOTH {
-            let want =
-                recorded.get(&shadow).map(|s| if role == Role::Student { &s.student } else { &s.teacher });
-            match (check_shard(dir, plan, role, shadow), want) {
-                (ShardState::Intact(found), Some(want)) if found == *want => bytes += found.bytes,
-                (ShardState::Intact(_), Some(_)) => report.problems.push(format!(
-                    "shadow {shadow}, {role}: the file is not the one that the manifest lists"
-                )),
-                (ShardState::Intact(_), None) => {
-                    report.problems.push(format!("shadow {shadow}, {role}: not in the manifest"));
+    // What is listed, and what lies there: not what is claimed, which may be any number.
+    for record in &manifest.shards {
+        for (role, want) in Role::BOTH.into_iter().zip([&record.student, &record.teacher]) {
+            let at = format!("shadow {}, {role}", record.shadow);
+            match check_shard(dir, plan, role, record.shadow) {
+                ShardState::Intact(found) if found == *want => bytes += found.bytes,
+                ShardState::Intact(_) => {
+                    report.problems.push(format!("{at}: the file is not the one that the manifest lists"));
                 }
-                (ShardState::Missing, _) => report.problems.push(format!("shadow {shadow}, {role}: missing")),
-                (ShardState::Damaged(why), _) => {
-                    report.problems.push(format!("shadow {shadow}, {role}: {why}"))
-                }
+                ShardState::Missing => report.problems.push(format!("{at}: missing")),
+                ShardState::Damaged(why) => report.problems.push(format!("{at}: {why}")),
             }
+        }
+    }
+    let listed: BTreeSet<PathBuf> = manifest.files().map(|(name, _)| dir.join(name)).collect();
+    for path in sorted_entries(&dir.join("shards"), &mut Walk::default())? {
+        let is_shard = path.extension().is_some_and(|e| e == "safetensors");
+        if is_shard && !listed.contains(&path) {
+            report.problems.push(format!("{}: not in the manifest", path.display()));
         }
     }
     report.fact("bytes of shards", bytes);
@@ -263,36 +293,46 @@ fn check_model(dir: &Path, model_type: &str, source: &TensorSource, report: &mut
     Ok(())
 }
 
-fn look_at_run(dir: &Path, report: &mut Report) -> Result<()> {
+fn look_at_run(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()> {
     report.kind = "run directory".into();
     let config = Config::read(&dir.join(RUN_FILE))?;
     report.fact("seed", config.seed);
     report.fact("TinyLM", config.models.tiny.display());
     report.fact("LLM", config.models.llm.display());
     report.fact("public data", &config.data.public);
-    report.look_at_subdirectories(dir)
+    report.look_at_subdirectories(dir, walk)
 }
 
-fn look_at_parts(dir: &Path, report: &mut Report) -> Result<()> {
+fn look_at_parts(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()> {
     report.kind = match dir.join("world.json").is_file() {
         true => "miniature world".into(),
         false => "directory".into(),
     };
-    for entry in sorted_entries(dir)? {
+    for entry in sorted_entries(dir, walk)? {
         let inner = entry.extension().is_some_and(|e| e == "safetensors");
         if inner {
-            report.parts.push(look(&entry));
+            report.parts.push(look_at(&entry, walk));
         }
     }
-    report.look_at_subdirectories(dir)?;
+    report.look_at_subdirectories(dir, walk)?;
     let nothing = report.parts.is_empty() && !dir.join(RECORD_FILE).is_file();
     ensure!(!nothing, "nothing here is a model, adapter, update vector, tuple store, translator or run");
     Ok(())
 }
 
-fn sorted_entries(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let mut entries =
-        std::fs::read_dir(dir)?.map(|entry| entry.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>()?;
+/// The entries of a directory, in order.
+fn sorted_entries(dir: &Path, walk: &mut Walk) -> Result<Vec<PathBuf>> {
+    let list = || format!("{}: cannot list", dir.display());
+    let mut entries = vec![];
+    for entry in std::fs::read_dir(dir).with_context(list)? {
+        entries.push(entry.with_context(list)?.path());
+        walk.entries += 1;
+        let dir = dir.display();
+        ensure!(
+            walk.entries <= MOST_ENTRIES,
+            "{dir}: more than {MOST_ENTRIES} entries: not looked at further"
+        );
+    }
     entries.sort();
     Ok(entries)
 }
@@ -350,7 +390,7 @@ impl Report {
                 if self.kind == "directory" {
                     self.kind = format!("result of `{}`", record.stage);
                 }
-                self.fact("made by", format!("{} {}", record.stage, record.version));
+                self.fact(MADE_BY, format!("{} {}", record.stage, record.version));
                 self.fact("settings", &record.settings);
                 if record.outputs.is_empty() {
                     self.problems.push(format!("`{}` has not finished here", record.stage));
@@ -362,25 +402,52 @@ impl Report {
         }
     }
 
-    fn look_at_subdirectories(&mut self, dir: &Path) -> Result<()> {
-        for entry in sorted_entries(dir)? {
-            let known = ["manifest.json", "adapter_config.json", "config.json", RECORD_FILE, RUN_FILE];
-            if entry.is_dir() {
+    /// Looks at what stages made within a directory. Links to directories are not followed: they
+    /// may lead in circles.
+    fn look_at_subdirectories(&mut self, dir: &Path, walk: &mut Walk) -> Result<()> {
+        ensure!(walk.depth < DEEPEST, "{}: more than {DEEPEST} directories deep", dir.display());
+        walk.depth += 1;
+        for entry in sorted_entries(dir, walk)? {
+            let known = [MANIFEST, "adapter_config.json", "config.json", RECORD_FILE, RUN_FILE];
+            if std::fs::symlink_metadata(&entry).is_ok_and(|found| found.is_dir()) {
                 if known.iter().any(|name| entry.join(name).is_file()) {
-                    self.parts.push(look(&entry));
+                    self.parts.push(look_at(&entry, walk));
                 } else {
-                    self.look_at_subdirectories(&entry)?;
+                    self.look_at_subdirectories(&entry, walk)?;
                 }
             }
         }
+        walk.depth -= 1;
         Ok(())
+    }
+
+    /// Whether this or a part of it was made by a stage.
+    fn is_made_here(&self) -> bool {
+        self.facts.iter().any(|(key, _)| key == MADE_BY) || self.parts.iter().any(Report::is_made_here)
+    }
+
+    /// What to do about damage.
+    fn hint(&self) -> &'static str {
+        if self.is_made_here() || matches!(&*self.kind, "tuple store" | "checkpoint" | "run directory") {
+            return "the stage that made it makes it anew when it is run again";
+        }
+        match &*self.kind {
+            "update vector" => {
+                "copy it again from where `gradtx finetune` wrote it, or ask its client for it"
+            }
+            "model directory" | "adapter (PEFT)" => {
+                "download or copy it again: its files are not whole, or do not belong together"
+            }
+            _ => "copy it again from where it is whole",
+        }
     }
 
     fn text(&self, depth: usize) -> String {
         let pad = "  ".repeat(depth);
         let state = if self.damage() == 0 { "intact" } else { "NOT INTACT" };
-        let mut text = format!("{pad}{}: {}, {state}\n", self.path, self.kind);
-        let mut line = |words: String| text += &format!("{pad}  {words}\n");
+        let mut text = format!("{pad}{}: {}, {state}\n", printable_line(&self.path), self.kind);
+        // A line each, whatever the names in it hold.
+        let mut line = |words: String| text += &format!("{pad}  {}\n", printable_line(&words));
         // Of parts, only what is short.
         let listed = if depth == 0 { LISTED } else { 0 };
         for (key, value) in self.facts.iter().filter(|(_, value)| depth == 0 || value.len() <= SHORT) {

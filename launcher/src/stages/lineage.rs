@@ -5,7 +5,10 @@
 //! the rows of its table apart by this, so it comes from records, never from names.
 
 use crate::args::{Method, Role};
+use crate::artifacts::verify_model;
+use crate::failure::failed;
 use crate::record::{self, RECORD_FILE};
+use crate::stages::ADAPTER_DIR;
 use anyhow::Result;
 use gradtx_runtime::artifact::checksum_file;
 use serde::{Deserialize, Serialize};
@@ -53,36 +56,62 @@ impl Lineage {
         Self { kind, method: None, random_student: false }
     }
 
-    /// Of an adapter with these [`adapter_sums`]: told by the record of the stage's directory
-    /// that it lies in. An adapter that is not the recorded one is from elsewhere.
-    pub fn of_adapter(dir: &Path, sums: &[String]) -> Self {
+    /// Of an adapter with these [`adapter_sums`], that is to be used with a model of this
+    /// fingerprint: as the record of the stage's directory says that it lies in. An adapter
+    /// that no record names is from elsewhere.
+    ///
+    /// # Errors
+    /// When the adapter is not what the stage wrote, or is of another base model.
+    pub fn of_adapter(dir: &Path, sums: &[String], base: &str) -> Result<Self> {
         let elsewhere = Self::of_kind(Kind::Adapter);
-        let Ok(dir) = std::path::absolute(dir) else { return elsewhere };
-        let (Some(home), Some(name)) = (dir.parent(), dir.file_name()) else { return elsewhere };
-        let Ok(record) = record::read(&home.join(RECORD_FILE)) else { return elsewhere };
-        let recorded = ADAPTER_FILES.iter().zip(sums).all(|(file, sum)| {
-            record.outputs.get(&format!("{}/{file}", name.to_string_lossy())) == Some(sum)
-        });
-        match record.stage.as_str() {
-            "finetune" if recorded => Self::of_kind(Kind::Finetuned),
-            "translate" if recorded => {
+        let dir = std::path::absolute(dir)?;
+        let (Some(home), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(elsewhere) };
+        let path = home.join(RECORD_FILE);
+        if name != ADAPTER_DIR || !path.exists() {
+            return Ok(elsewhere);
+        }
+        let record = record::read(&path)?;
+        let (lineage, model) = match record.stage.as_str() {
+            "finetune" => (Self::of_kind(Kind::Finetuned), "model"),
+            "translate" => {
                 let method = serde_json::from_value(record.settings["method"].clone()).ok();
                 let random_student = record.settings["random_student"] == Value::Bool(true);
-                Self { kind: Kind::Translated, method, random_student }
+                (Self { kind: Kind::Translated, method, random_student }, "llm")
             }
-            _ => elsewhere,
+            _ => return Ok(elsewhere),
+        };
+        for (file, sum) in ADAPTER_FILES.iter().zip(sums) {
+            if record.outputs.get(&format!("{ADAPTER_DIR}/{file}")) != Some(sum) {
+                let what = format!("{}: not what `{}` wrote here", dir.join(file).display(), record.stage);
+                let why = "it is damaged, was edited, or belongs to an attempt that has not finished; run the \
+                           stage again, or copy the adapter elsewhere to use it as your own";
+                return Err(failed(what, why));
+            }
+        }
+        match record.settings[model].as_str().filter(|made_for| *made_for != base) {
+            None => Ok(lineage),
+            Some(made_for) => Err(failed(
+                format!(
+                    "{}: an adapter of another base model: made for the fingerprint {made_for}, found {base}",
+                    dir.display()
+                ),
+                "use the model that it was made for; or copy the adapter elsewhere to use it as your own",
+            )),
         }
     }
 
     /// Of a model directory: what `merge` recorded in it, with the model that it is of; for
     /// any other, a base model.
-    pub fn of_model(dir: &Path) -> (Option<Role>, Self) {
-        let merged = record::read(&dir.join(RECORD_FILE)).ok().filter(|record| record.stage == "merge");
-        let told = merged.and_then(|record| {
+    ///
+    /// # Errors
+    /// When a stage made the model, and its files are not what it wrote.
+    pub fn of_model(dir: &Path) -> Result<(Option<Role>, Self)> {
+        let merged = verify_model(dir)?.filter(|record| record.stage == "merge");
+        let recorded = merged.and_then(|record| {
             let lineage = serde_json::from_value(record.settings["lineage"].clone()).ok()?;
             Some((serde_json::from_value(record.settings["role"].clone()).ok(), lineage))
         });
-        told.unwrap_or((None, Self::BASE))
+        Ok(recorded.unwrap_or((None, Self::BASE)))
     }
 }
 
@@ -105,30 +134,62 @@ mod tests {
         dir
     }
 
-    fn lineage(dir: &Path) -> Lineage {
+    fn lineage(dir: &Path) -> Result<Lineage> {
         let adapter = dir.join("adapter");
-        Lineage::of_adapter(&adapter, &adapter_sums(&adapter).unwrap())
+        Lineage::of_adapter(&adapter, &adapter_sums(&adapter).unwrap(), "base")
     }
 
     #[test]
     fn adapters_are_told_apart_by_their_records() {
-        let dir = stage("finetune", json!({}));
-        assert_eq!(lineage(dir.path()), Lineage::of_kind(Kind::Finetuned));
-        let dir = stage("translate", json!({"method": "ridge", "random_student": true}));
+        let dir = stage("finetune", json!({"model": "base"}));
+        assert_eq!(lineage(dir.path()).unwrap(), Lineage::of_kind(Kind::Finetuned));
+        let dir = stage("translate", json!({"method": "ridge", "random_student": true, "llm": "base"}));
         let want = Lineage { kind: Kind::Translated, method: Some(Method::Ridge), random_student: true };
-        assert_eq!(lineage(dir.path()), want);
-        std::fs::write(dir.path().join("adapter").join(ADAPTER_FILES[1]), "another").unwrap();
-        assert_eq!(lineage(dir.path()).kind, Kind::Adapter);
+        assert_eq!(lineage(dir.path()).unwrap(), want);
+        // A copy is anybody's own.
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::create_dir(copy.path().join("adapter")).unwrap();
+        for file in ADAPTER_FILES.map(|file| format!("adapter/{file}")) {
+            std::fs::copy(dir.path().join(&file), copy.path().join(&file)).unwrap();
+        }
+        assert_eq!(lineage(copy.path()).unwrap().kind, Kind::Adapter);
         std::fs::remove_file(dir.path().join(RECORD_FILE)).unwrap();
-        assert_eq!(lineage(dir.path()).kind, Kind::Adapter);
+        assert_eq!(lineage(dir.path()).unwrap().kind, Kind::Adapter);
+    }
+
+    #[test]
+    fn an_adapter_that_is_not_what_its_stage_wrote_is_refused() {
+        let refused = |dir: &Path, words: &[&str]| {
+            let error = lineage(dir).unwrap_err();
+            let message = format!("{error:#}");
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        };
+        for file in ADAPTER_FILES {
+            let dir = stage("finetune", json!({"model": "base"}));
+            std::fs::write(dir.path().join("adapter").join(file), "another").unwrap();
+            refused(dir.path(), &[file, "not what `finetune` wrote"]);
+        }
+        let dir = stage("translate", json!({"method": "mean", "llm": "other"}));
+        refused(dir.path(), &["another base model", "other", "base"]);
+        let path = dir.path().join(RECORD_FILE);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("mean", "maan")).unwrap();
+        refused(dir.path(), &[RECORD_FILE, "damaged"]);
+        // Begun and not finished.
+        std::fs::remove_file(&path).unwrap();
+        drop(record::open(dir.path(), "finetune", json!({"model": "base"})).unwrap());
+        refused(dir.path(), &["not what `finetune` wrote"]);
     }
 
     #[test]
     fn merged_models_keep_their_lineage() {
         let lineage = Lineage { kind: Kind::Translated, method: Some(Method::Mean), random_student: false };
         let dir = stage("merge", json!({"role": "tiny", "lineage": lineage}));
-        assert_eq!(Lineage::of_model(dir.path()), (Some(Role::Tiny), lineage));
+        assert_eq!(Lineage::of_model(dir.path()).unwrap(), (Some(Role::Tiny), lineage));
+        std::fs::write(dir.path().join("adapter").join(ADAPTER_FILES[1]), "another").unwrap();
+        assert!(Lineage::of_model(dir.path()).unwrap_err().to_string().contains("damaged"));
         let dir = stage("world", json!({}));
-        assert_eq!(Lineage::of_model(dir.path()), (None, Lineage::BASE));
+        assert_eq!(Lineage::of_model(dir.path()).unwrap(), (None, Lineage::BASE));
+        assert_eq!(Lineage::of_model(&dir.path().join("adapter")).unwrap(), (None, Lineage::BASE));
     }
 }

@@ -6,6 +6,7 @@
 //! name of a base model that it carries is only a hint.
 
 use crate::args::{Role, RunArgs};
+use crate::artifacts::expect_run_model;
 use crate::config::Config;
 use crate::failure::unusable;
 use crate::record::{self, State};
@@ -42,10 +43,12 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let adapter = read_peft(&job.adapter, &DecoderConfig::read(base)?)?;
     let sums = adapter_sums(&job.adapter)?;
     let stops = added_stops(context, &config, base)?;
-    let lineage = Lineage::of_adapter(&job.adapter, &sums);
+    let model = fingerprint(base, context.threads)?;
+    expect_run_model(&args.run, job.role, &model)?;
+    let lineage = Lineage::of_adapter(&job.adapter, &sums, &model)?;
     let mut settings = json!({
         "role": job.role,
-        "model": fingerprint(base, context.threads)?,
+        "model": model,
         "lineage": lineage,
         "adapter": sums,
     });

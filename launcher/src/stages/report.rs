@@ -8,7 +8,7 @@ use crate::failure::unusable;
 use crate::report::{Report, html};
 use crate::stages::Context;
 use anyhow::Result;
-use gradtx_runtime::artifact::{write_atomic, write_json};
+use gradtx_runtime::artifact::{sweep_temporary, write_atomic, write_json};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,9 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     }
     let evaluations: Vec<&Path> = job.evaluations.iter().map(PathBuf::as_path).collect();
     let report = Report::of(&job.run, &evaluations)?;
+    // What a killed report left half written; who may not remove it may still write beside it.
+    let _ =
+        sweep_temporary(data.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")));
     write_json(&data, &report)?;
     write_atomic(&page, |out| out.write_all(html::page(&report).as_bytes()))?;
     for scores in &report.scores {

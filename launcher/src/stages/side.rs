@@ -8,6 +8,7 @@ use crate::args::Role;
 use crate::config::{AdapterConfig, Config};
 use crate::failure::{unusable, unusable_with};
 use crate::stages::ADAPTER_DIR;
+use crate::stages::lineage::{Lineage, adapter_sums};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
@@ -40,12 +41,13 @@ impl Side {
         let dir = model_dir(config, role)?;
         let model = DecoderConfig::read(dir)?;
         let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
-        let init = initial(config, role, &model, &layout)?;
+        let base_model = fingerprint(dir, threads)?;
+        let init = initial(config, role, &model, &layout, &base_model)?;
         let space = UpdateSpace {
             blocks: layout.blocks(),
             width: layout.width(),
             layout: layout.hash(),
-            base_model: fingerprint(dir, threads)?,
+            base_model,
             targets: layout.lora().targets.iter().map(|t| t.name().to_string()).collect(),
             rank: config.adapter.rank,
             alpha: config.adapter.alpha,
@@ -59,13 +61,6 @@ impl Side {
         let AdapterConfig { rank, alpha, dropout, targets, start_tiny: _, start_llm: _ } = config;
         let starts: Vec<&str> = sides.iter().map(|side| side.space.init.as_str()).collect();
         json!({ "rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets, "init": starts })
-    }
-
-    /// Reads an update and checks that it is of this side.
-    pub fn read_update(&self, path: &Path) -> Result<UpdateVector> {
-        let update = UpdateVector::read(path)?;
-        self.space.expect_same(&update.meta.space, &path.display().to_string())?;
-        Ok(update)
     }
 
     /// An update of this side as an artifact.
@@ -104,7 +99,13 @@ pub fn model_dir(config: &Config, role: Role) -> Result<&Path> {
 }
 
 /// The adapter that training starts from: a PEFT directory's, or one drawn from the seed.
-fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLayout) -> Result<Vec<f32>> {
+fn initial(
+    config: &Config,
+    role: Role,
+    model: &DecoderConfig,
+    layout: &BlockLayout,
+    base: &str,
+) -> Result<Vec<f32>> {
     let dir = match role {
         Role::Tiny => &config.adapter.start_tiny,
         Role::Llm => &config.adapter.start_llm,
@@ -114,6 +115,8 @@ fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLay
         return Ok(initial_adapter(layout, key));
     }
     let start = read_peft(dir, model)?;
+    // One that a stage wrote must be what it wrote.
+    Lineage::of_adapter(dir, &adapter_sums(dir)?, base)?;
     if start.layout.hash() != layout.hash() {
         let describe = |layout: &BlockLayout| {
             let lora = layout.lora();

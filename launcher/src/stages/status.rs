@@ -12,9 +12,11 @@ use crate::record::{self, RECORD_FILE, Record};
 use crate::stages::logs::{self, LogEnd};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, inspect};
 use anyhow::{Result, ensure};
-use gradtx_runtime::artifact::Role as Side;
+use gradtx_runtime::artifact::{Role as Side, shard_path};
+use gradtx_runtime::text::printable_line;
 use serde::Serialize;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What a stage's directory is in.
@@ -247,15 +249,15 @@ impl Row {
         let wanted = record.settings["curate"]["subsets"].as_u64();
         let (true, Some(total)) = (record.stage == "curate", wanted) else { return };
         let entries = std::fs::read_dir(self.dir.join("shards")).into_iter().flatten().flatten();
-        let files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        let files: BTreeSet<PathBuf> = entries.map(|entry| entry.path()).collect();
         for (name, side) in [("tiny", Side::Student), ("llm", Side::Teacher)] {
-            let end = format!(".{side}.safetensors");
-            let of_side = |path: &&PathBuf| {
-                // Temporary files begin with a dot.
+            // Known names among what is there, however many the record claims.
+            let is_shard = |path: &&PathBuf| {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.ends_with(&end) && !name.starts_with('.')
+                let shadow = name.split('.').next().and_then(|number| number.parse::<usize>().ok());
+                shadow.is_some_and(|k| (k as u64) < total && shard_path(&self.dir, side, k) == **path)
             };
-            let mut found: Vec<&PathBuf> = files.iter().filter(of_side).collect();
+            let mut found: Vec<&PathBuf> = files.iter().filter(is_shard).collect();
             if verify {
                 found.retain(|path| {
                     let report = inspect::look(path);
@@ -389,9 +391,11 @@ fn speed(standing: &Standing) -> Option<String> {
 fn text(path: &Path, rows: &[Row]) -> String {
     let mut lines: Vec<[String; 3]> = vec![];
     let mut line = |stage: &str, state: State, place: String, details: Vec<String>| {
-        let mut details = details.into_iter();
+        // Each in its own line, whatever names, messages and logs hold.
+        let shown = |text: String| printable_line(&text).into_owned();
+        let (place, mut details) = (shown(place), details.into_iter().map(shown));
         let first = details.next().map_or(String::new(), |first| format!("  {first}"));
-        lines.push([stage.into(), state.name().into(), place + &first]);
+        lines.push([shown(stage.into()), state.name().into(), place + &first]);
         lines.extend(details.map(|more| [String::new(), String::new(), format!("  {more}")]));
     };
     let finished_of =
@@ -414,5 +418,5 @@ fn text(path: &Path, rows: &[Row]) -> String {
     let lines = lines
         .iter()
         .map(|[stage, state, rest]| format!("{stage:a$}  {state:b$}  {rest}").trim_end().to_string());
-    format!("{}\n{}", path.display(), lines.collect::<Vec<_>>().join("\n"))
+    format!("{}\n{}", printable_line(&path.to_string_lossy()), lines.collect::<Vec<_>>().join("\n"))
 }

@@ -3,20 +3,20 @@
 //! In: update vectors; with the Grad-Transformer `RUN/translator`, with the translators
 //! of comparison `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM.
 
+use crate::aggregate::{self, Allow, Norms};
 use crate::args::{Combine, Method, Role, RunArgs};
+use crate::artifacts::{Translator, Tuples, open_translator, open_tuples, open_update};
 use crate::config::Config;
 use crate::dispatch::{Work, dispatch};
-use crate::failure::failed;
 use crate::record::{self, State};
 use crate::stages::side::Side;
-use crate::stages::train::open_store;
-use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use crate::stages::{Context, UPDATE_FILE};
 use crate::translators::{self, Pairs};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Generator, GradTransformer};
-use gradtx_runtime::artifact::{TupleStore, UpdateVector, checksum_file};
+use gradtx_runtime::artifact::{TupleStore, checksum_file};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,8 @@ pub struct Job {
     pub combine: Combine,
     /// Translate noise in the place of the update.
     pub random_student: bool,
+    /// What of unusual updates is accepted.
+    pub allow: Allow,
 }
 
 /// Translates, unless that is done.
@@ -39,15 +41,19 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let config = Config::of_run(args)?;
     let student = Side::new(&config, Role::Tiny, context.threads)?;
     let teacher = Side::new(&config, Role::Llm, context.threads)?;
-    let read = |path: &PathBuf| read_update(&student, &teacher, path);
-    let updates = job.updates.iter().map(read).collect::<Result<Vec<_>>>()?;
+    // Everything that is used is opened and checked before anything is written.
+    let open = |path: &PathBuf| open_update(&student, &teacher, path);
+    let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;
     let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
+    let source = Source::open(&args.run, job.method, &student, &teacher)?;
+    aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
+    let (mut combined, examples) = aggregate::combine(&updates, job.combine)?;
     let settings = json!({
         "method": job.method,
         "combine": job.combine,
         "random_student": job.random_student,
         "updates": sums,
-        "with": source(&args.run, job.method)?,
+        "with": source.sums(),
         "llm": teacher.space.base_model,
         "device": config.device,
     });
@@ -56,24 +62,27 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         context.ui.done("translate", &job.out, json!({}), text);
         return Ok(());
     };
-    let mut combined = combine(&updates, job.combine);
     if job.random_student {
         // Other noise for other updates, or all clients would share one draw's luck.
         let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
         combined = noise_like(&combined, key);
     }
-    let translated = match job.method {
-        Method::GradTransformer => {
-            let translator = Translator { dir: &args.run.join(TRANSLATOR_DIR), update: &combined };
-            dispatch(&config.device, context, translator)?
+    let translated = match &source {
+        Source::Translator(translator) => {
+            dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
         }
-        Method::Mean => translators::mean(&All::of(&open_store(&args.run)?))?,
-        Method::Nearest => translators::nearest(&All::of(&open_store(&args.run)?), &combined)?,
-        Method::Ridge => translators::ridge(&All::late(&open_store(&args.run)?), &combined)?,
+        Source::Tuples(tuples) if job.method == Method::Ridge => {
+            translators::ridge(&All::late(&tuples.store), &combined)?
+        }
+        Source::Tuples(tuples) if job.method == Method::Nearest => {
+            translators::nearest(&All::of(&tuples.store), &combined)?
+        }
+        Source::Tuples(tuples) => translators::mean(&All::of(&tuples.store))?,
     };
-    let mut files = teacher.write_peft(&job.out, &translated)?;
-    let examples = updates.iter().map(|u| u.meta.examples).sum();
-    teacher.update(translated, examples).write(&job.out.join(UPDATE_FILE))?;
+    let update = teacher.update(translated, examples);
+    update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
+    let mut files = teacher.write_peft(&job.out, &update.values)?;
+    update.write(&job.out.join(UPDATE_FILE))?;
     files.push(UPDATE_FILE.into());
     output.finish(&files)?;
     let text = format!("translate: {}, {}", job.method.name(), job.out.display());
@@ -81,41 +90,42 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Reads an update of the TinyLM.
-fn read_update(student: &Side, teacher: &Side, path: &Path) -> Result<UpdateVector> {
-    student.read_update(path).map_err(|error| match teacher.read_update(path) {
-        Ok(_) => failed(
-            format!("{}: an update of the LLM; expected one of the TinyLM (its base model)", path.display()),
-            "translate what `gradtx finetune --model tiny` has written",
-        ),
-        Err(_) => error,
-    })
+/// What is translated with.
+enum Source {
+    Translator(Translator),
+    Tuples(Tuples),
 }
 
-/// Checksums of what a method translates with.
-fn source(run: &Path, method: Method) -> Result<Value> {
-    let file = match method {
-        Method::GradTransformer => run.join(TRANSLATOR_DIR).join("model.safetensors"),
-        Method::Mean | Method::Nearest | Method::Ridge => run.join(SHADOW_DIR).join("manifest.json"),
-    };
-    if !file.is_file() {
-        let stage = if method == Method::GradTransformer { "train" } else { "curate" };
-        return Err(failed(format!("{}: not there", file.display()), format!("run `gradtx {stage}` first")));
+impl Source {
+    /// Opens what a method needs of a run, and verifies all of it.
+    fn open(run: &Path, method: Method, student: &Side, teacher: &Side) -> Result<Self> {
+        match method {
+            Method::GradTransformer => {
+                Ok(Self::Translator(open_translator(run, &student.space, &teacher.space)?))
+            }
+            Method::Mean | Method::Nearest | Method::Ridge => {
+                let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
+                tuples.verify()?;
+                Ok(Self::Tuples(tuples))
+            }
+        }
     }
-    Ok(json!(checksum_file(&file)?))
-}
 
-/// Mean or sum of updates, added up in order.
-fn combine(updates: &[UpdateVector], how: Combine) -> Vec<f32> {
-    let share = match how {
-        Combine::Mean => 1.0 / updates.len() as f64,
-        Combine::Sum => 1.0,
-    };
-    let mut sum = vec![0.0f64; updates.first().map_or(0, |u| u.values.len())];
-    for update in updates {
-        sum.iter_mut().zip(&update.values).for_each(|(s, &x)| *s += x as f64);
+    /// Checksums of everything that is used.
+    fn sums(&self) -> Value {
+        match self {
+            Self::Translator(translator) => translator.sums.clone(),
+            Self::Tuples(tuples) => json!({ "manifest.json": tuples.manifest }),
+        }
     }
-    sum.into_iter().map(|s| (s * share) as f32).collect()
+
+    /// Norms of the shadow students' updates.
+    fn students(&self) -> Result<Norms> {
+        match self {
+            Self::Translator(translator) => Ok(translator.students),
+            Self::Tuples(tuples) => Norms::of(&tuples.store),
+        }
+    }
 }
 
 /// Normal noise with the root mean square of an update.
@@ -125,12 +135,12 @@ fn noise_like(update: &[f32], key: u64) -> Vec<f32> {
     update.iter().map(|_| (stream.normal() * square.sqrt()) as f32).collect()
 }
 
-struct Translator<'a> {
+struct Translation<'a> {
     dir: &'a Path,
     update: &'a [f32],
 }
 
-impl Work for Translator<'_> {
+impl Work for Translation<'_> {
     type Output = Vec<f32>;
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Vec<f32>> {

@@ -4,7 +4,9 @@
 
 use super::{Entry, SCORE_FILE, Scored};
 use crate::args::{Method, Role};
+use crate::record::{self, RECORD_FILE};
 use crate::stages::lineage::Kind;
+use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, checksum, read_text};
 use gradtx_runtime::data::Metric;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -27,7 +29,8 @@ struct ScoreFile {
 
 impl ScoreFile {
     fn read(path: &Path) -> std::result::Result<Scored, String> {
-        let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+        let text = read_text(path, MAX_CONFIG_BYTES).map_err(|e| e.to_string())?;
+        verify(path, &text)?;
         let file: Self = serde_json::from_str(&text).map_err(|e| e.to_string())?;
         let entry = match (file.kind, file.method) {
             (Kind::Base, _) => Entry::Base(file.model),
@@ -47,6 +50,21 @@ impl ScoreFile {
             data_name: file.data_name,
             path: path.to_owned(),
         })
+    }
+}
+
+/// Fails when the record beside a score says that it is not what `evaluate` wrote. A score alone
+/// is taken as it is.
+fn verify(path: &Path, text: &str) -> std::result::Result<(), String> {
+    let record = path.with_file_name(RECORD_FILE);
+    if !record.exists() {
+        return Ok(());
+    }
+    let record = record::read(&record).map_err(|error| format!("{error:#}"))?;
+    match record.outputs.get(SCORE_FILE) {
+        Some(sum) if *sum == checksum(text.as_bytes()) => Ok(()),
+        Some(_) => Err("damaged: not the score that `evaluate` wrote; run it again".into()),
+        None => Err("its evaluation has not finished".into()),
     }
 }
 
@@ -91,6 +109,24 @@ pub fn collect(roots: &[&Path]) -> (Vec<Scored>, Vec<(PathBuf, String)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_score_that_its_record_does_not_know_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = serde_json::json!({});
+        let open = || record::open(dir.path(), "evaluate", settings.clone()).unwrap();
+        let record::State::Open(output) = open() else { panic!("there is no result yet") };
+        let path = dir.path().join(SCORE_FILE);
+        let text = r#"{"examples": 7, "metric": "rouge1", "score": 0.5, "model": "llm", "kind": "base",
+            "method": null, "data": "ab", "data_name": "c/test"}"#;
+        std::fs::write(&path, text).unwrap();
+        assert!(collect(&[dir.path()]).1[0].1.contains("has not finished"));
+        output.finish(&[SCORE_FILE.into()]).unwrap();
+        assert_eq!(collect(&[dir.path()]).0.len(), 1);
+        std::fs::write(&path, text.replace("0.5", "0.7")).unwrap();
+        let (scored, unusable) = collect(&[dir.path()]);
+        assert!(scored.is_empty() && unusable[0].1.contains("damaged"), "{unusable:?}");
+    }
 
     #[test]
     fn score_files_are_found_and_what_is_not_one_is_named() {

@@ -218,14 +218,20 @@ impl Normalization {
             let centred = mode != NormalizationMode::Scalar;
             let mean = if centred { read("mean", shape[0] * shape[1])? } else { vec![] };
             let scale = read("scale", divisors(mode, shape))?;
-            if let Some(bad) = scale.iter().find(|&&s| s <= 0.0) {
-                let why = format!("divisors must be positive, found {bad}");
+            if let Some(why) = unusable_divisor(&scale) {
                 return Err(Error::tensor(&path, &format!("{name}.scale"), why));
             }
             Ok(Statistics { shape, mean, scale })
         };
         Ok(Self { mode, student: side("student", student)?, teacher: side("teacher", teacher)? })
     }
+}
+
+/// What is wrong with divisors, if anything. One that is not a normal number is as bad as zero:
+/// what is divided by it is not finite.
+fn unusable_divisor(scale: &[f32]) -> Option<String> {
+    let (at, bad) = scale.iter().enumerate().find(|(_, s)| !(s.is_normal() && **s > 0.0))?;
+    Some(format!("divisors must be positive, found {bad} at element {at}"))
 }
 
 /// Number of divisors that a mode has for updates of this shape.
@@ -291,9 +297,14 @@ impl Moments {
             }
             _ => vec![overall],
         };
-        let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect();
-        let mean = if centred { narrow(&self.mean) } else { vec![] };
-        Ok(Statistics { shape: self.shape, mean, scale: narrow(&scale) })
+        let narrow = |values: &[f64]| -> Vec<f32> { values.iter().map(|&x| x as f32).collect() };
+        let (mean, scale) = (if centred { narrow(&self.mean) } else { vec![] }, narrow(&scale));
+        let problem = unusable_divisor(&scale)
+            .or_else(|| Some(format!("mean {}", mean.iter().find(|x| !x.is_finite())?)));
+        match problem {
+            None => Ok(Statistics { shape: self.shape, mean, scale }),
+            Some(why) => Err(Error::invalid(format!("{side} updates for normalization"), why)),
+        }
     }
 }
 
@@ -408,6 +419,35 @@ mod tests {
         normalization.apply_student(&mut student).unwrap();
         let last: Vec<f32> = student.iter().skip(9).step_by(10).copied().collect();
         assert!((0.8..1.0).contains(&square(&last)), "{}", square(&last));
+    }
+
+    #[test]
+    fn statistics_that_are_no_units_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = NormalizationMode::Block;
+        let (good, ..) = fit(mode);
+        let refused = |say: &str, change: &dyn Fn(&mut Normalization)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            bad.save(dir.path()).unwrap();
+            let message = Normalization::load(dir.path(), mode, STUDENT, TEACHER).unwrap_err().to_string();
+            assert!(message.contains(say) && message.contains(FILE), "{message}");
+        };
+        refused("teacher.scale", &|n| n.teacher.scale[2] = 0.0);
+        refused("student.scale", &|n| n.student.scale[0] = -1.0);
+        refused("element 1", &|n| n.teacher.scale[1] = 1e-42);
+        refused("not a finite number", &|n| n.student.scale[1] = f32::NAN);
+        refused("not a finite number", &|n| n.student.scale[1] = f32::INFINITY);
+        refused("student.mean", &|n| n.student.mean[7] = f32::NEG_INFINITY);
+        refused("expected shape", &|n| _ = n.teacher.scale.pop());
+        good.save(dir.path()).unwrap();
+        assert_eq!(Normalization::load(dir.path(), mode, STUDENT, TEACHER).unwrap(), good);
+        // Updates so small that no number of 32 bits divides them.
+        let mut tiny = NormalizationFit::new(mode, STUDENT, TEACHER);
+        for sign in [1.0, -1.0] {
+            tiny.add(&[sign * 1e-41; 10], &[sign; 21]).unwrap();
+        }
+        assert!(tiny.finish().unwrap_err().to_string().contains("student"));
     }
 
     #[test]

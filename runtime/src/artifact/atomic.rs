@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 /// Names of temporary files begin and end like this.
 const PREFIX: &str = ".gradtx-";
 const SUFFIX: &str = ".tmp";
+/// Directories of a stage are this deep at most, such as `checkpoints/best-000000030`.
+const SWEPT_DEPTH: usize = 3;
 
 /// Writes a file so that it is there whole or not at all, whatever happens meanwhile.
 ///
@@ -57,6 +59,26 @@ pub fn sweep_temporary(dir: &Path) -> Result<Vec<PathBuf>> {
 pub fn sweep_all_temporary(dir: &Path) -> Result<Vec<PathBuf>> {
     // Clocks of file servers may be ahead.
     sweep_older(dir, SystemTime::now() + Duration::from_secs(365 * 24 * 3600))
+}
+
+/// Removes all temporary files in `dir` and in the directories within it, but not in those for
+/// which `is_other` says that somebody else may be writing there. Links are not followed. To be
+/// called by a process that knows that no other writes to the rest.
+pub fn sweep_tree(dir: &Path, is_other: &dyn Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
+    let mut removed = vec![];
+    let mut left = vec![(dir.to_owned(), 0)];
+    while let Some((dir, depth)) = left.pop() {
+        removed.extend(sweep_all_temporary(&dir)?);
+        let entries = std::fs::read_dir(&dir).map_err(|e| Error::io("list", &dir, e))?;
+        for entry in entries.flatten() {
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_dir && depth < SWEPT_DEPTH && !is_other(&entry.path()) {
+                left.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    removed.sort();
+    Ok(removed)
 }
 
 fn sweep_older(dir: &Path, limit: SystemTime) -> Result<Vec<PathBuf>> {
@@ -118,6 +140,22 @@ mod tests {
         assert_eq!(sweep_all_temporary(dir.path()).unwrap(), std::slice::from_ref(&new));
         assert!(!new.exists() && foreign.exists());
         assert!(sweep_temporary(&dir.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn a_stage_is_swept_with_what_is_within_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            path
+        };
+        let swept = ["adapter/.gradtx-a.tmp", "checkpoints/best-1/.gradtx-b.tmp", ".gradtx-c.tmp"].map(make);
+        let kept = ["other/.gradtx-d.tmp", "adapter/a.tmp", "adapter/.gradtx-e.json"].map(make);
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("circle")).unwrap();
+        assert_eq!(sweep_tree(dir.path(), &|d| d.ends_with("other")).unwrap().len(), 3);
+        assert!(swept.iter().all(|path| !path.exists()) && kept.iter().all(|path| path.exists()));
     }
 
     #[test]

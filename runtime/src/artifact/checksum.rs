@@ -3,11 +3,11 @@
 //! They find accidents: truncated copies, mixed-up models, flipped bits. They are no
 //! protection against someone who wants two files to look the same.
 
-use super::{TensorSource, json::read_json};
+use super::read::open_regular;
+use super::{TensorSource, json::read_json, write_atomic};
 use crate::{Error, Result};
 use serde_json::Value;
-use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
@@ -39,7 +39,7 @@ pub fn checksum_files(paths: &[impl AsRef<Path>]) -> Result<String> {
     let mut hash = Xxh3::new();
     let mut block = vec![0; 1 << 20];
     for path in paths.iter().map(AsRef::as_ref) {
-        let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let mut file = open_regular(path)?;
         loop {
             match file.read(&mut block).map_err(|e| Error::io("read", path, e))? {
                 0 => break,
@@ -48,6 +48,35 @@ pub fn checksum_files(paths: &[impl AsRef<Path>]) -> Result<String> {
         }
     }
     Ok(format!("{:032x}", hash.digest128()))
+}
+
+/// Copies a file whose checksum is known; the copy is there whole or not at all.
+///
+/// # Errors
+/// When the file is not what the checksum is of. Then there is no copy, and what stood in its
+/// place stays.
+pub fn copy_checked(from: &Path, to: &Path, want: &str) -> Result<()> {
+    let mut file = open_regular(from)?;
+    let mut found = String::new();
+    let copied = write_atomic(to, |out| {
+        let mut hash = Xxh3::new();
+        let mut block = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut block)? {
+                0 => break,
+                n => {
+                    hash.update(&block[..n]);
+                    out.write_all(&block[..n])?;
+                }
+            }
+        }
+        found = format!("{:032x}", hash.digest128());
+        if found == want { Ok(()) } else { Err(std::io::Error::other("the source is damaged")) }
+    });
+    if !found.is_empty() && found != want {
+        return Err(Error::file(from, format!("damaged: its checksum is {found}, written was {want}")));
+    }
+    copied
 }
 
 /// Fingerprint of a model directory: what its config.json says about the mathematics,
@@ -149,6 +178,34 @@ mod tests {
         assert_eq!(checksum_file(&path).unwrap(), checksum(&bytes));
         assert_eq!(checksum_files(&[&path, &path]).unwrap(), checksum(&bytes.repeat(2)));
         assert!(checksum_file(&dir.path().join("none")).unwrap_err().to_string().contains("none"));
+    }
+
+    #[test]
+    fn a_damaged_file_is_not_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        std::fs::write(&from, "value").unwrap();
+        std::fs::write(&to, "before").unwrap();
+        let message = copy_checked(&from, &to, &checksum(b"valuE")).unwrap_err().to_string();
+        assert!(message.contains("from") && message.contains("damaged"), "{message}");
+        assert_eq!(std::fs::read(&to).unwrap(), b"before");
+        copy_checked(&from, &to, &checksum(b"value")).unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), b"value");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
+        assert!(copy_checked(&dir.path().join("none"), &to, "").is_err());
+    }
+
+    #[test]
+    fn what_is_no_regular_file_has_no_checksum() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for (path, say) in [(&*pipe, "a named pipe"), (Path::new("/dev/zero"), "a device")] {
+            assert!(checksum_file(path).unwrap_err().to_string().contains(say));
+        }
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, "").unwrap();
+        assert_eq!(checksum_file(&empty).unwrap(), checksum(b""));
     }
 
     #[test]

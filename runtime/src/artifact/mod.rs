@@ -21,8 +21,8 @@ mod tensors;
 mod tuples;
 mod update;
 
-pub use atomic::{sweep_all_temporary, sweep_temporary, write_atomic};
-pub use checksum::{checksum, checksum_file, checksum_files, fingerprint};
+pub use atomic::{sweep_all_temporary, sweep_temporary, sweep_tree, write_atomic};
+pub use checksum::{checksum, checksum_file, checksum_files, copy_checked, fingerprint};
 pub use describe::{
     Directory, DirectoryKind, describe, no_tokenizer, not_a_model, not_an_adapter, public_name,
 };
@@ -32,10 +32,10 @@ pub use read::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, open_file, read_file, read
 pub use source::TensorSource;
 pub use tensors::{NewTensor, TensorData, TensorFile, write_tensors};
 pub use tuples::{
-    Assembled, FileRecord, Role, ShardRecord, ShardState, StoreType, TupleManifest, TuplePlan, TupleStore,
-    assemble, check_shard, read_init, shard_path, write_init, write_shard,
+    Assembled, FileRecord, MANIFEST, Role, ShardRecord, ShardState, StoreType, TupleManifest, TuplePlan,
+    TupleStore, assemble, check_shard, init_path, read_init, shard_path, write_init, write_shard,
 };
-pub use update::{Privacy, UpdateMeta, UpdateSpace, UpdateVector};
+pub use update::{Privacy, UpdateFile, UpdateMeta, UpdateSpace, UpdateVector};
 
 use std::borrow::Cow;
 

@@ -19,13 +19,12 @@ pub const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 /// What Git LFS leaves in the place of a file that was not downloaded begins like this.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 
-/// Opens a regular file that is not empty and not a pointer of Git LFS.
-pub fn open_file(path: &Path) -> Result<File> {
+/// Opens a regular file, which may be empty.
+pub(super) fn open_regular(path: &Path) -> Result<File> {
     // Without O_NONBLOCK, opening a named pipe waits for a writer that may never come.
     let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = opened.map_err(|e| missing(path, e))?;
-    let found = file.metadata().map_err(|e| Error::io("read", path, e))?;
-    let kind = found.file_type();
+    let kind = file.metadata().map_err(|e| Error::io("read", path, e))?.file_type();
     if !kind.is_file() {
         let what = if kind.is_dir() {
             "a directory"
@@ -38,6 +37,13 @@ pub fn open_file(path: &Path) -> Result<File> {
         };
         return Err(Error::file(path, format!("is {what}; expected a regular file")));
     }
+    Ok(file)
+}
+
+/// Opens a regular file that is not empty and not a pointer of Git LFS.
+pub fn open_file(path: &Path) -> Result<File> {
+    let file = open_regular(path)?;
+    let found = file.metadata().map_err(|e| Error::io("read", path, e))?;
     if found.len() == 0 {
         return Err(Error::file(path, "is empty (0 bytes): an interrupted download or a full disk"));
     }

@@ -4,7 +4,8 @@
 //! the initial adapter, in the order of the block layout. It is all that leaves a
 //! client, so the file says everything that is needed to use it rightly: which
 //! base model and layout it belongs to, from which initial adapter it is counted,
-//! and what privacy guarantee it carries.
+//! and what privacy guarantee it carries. A checksum over all of that and the values finds
+//! what was damaged on its way.
 
 use super::{NewTensor, TensorFile, write_tensors};
 use crate::{Error, Result};
@@ -12,10 +13,17 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
+use xxhash_rust::xxh3::Xxh3;
 
 const FORMAT: &str = "gradtx.update";
-const VERSION: &str = "1";
+/// Version 1 had no checksum.
+const VERSION: &str = "2";
 const TENSOR: &str = "update";
+/// Checksum of the values and of all other metadata, in the metadata.
+const CHECKSUM: &str = "xxh3";
+/// Bytes of an update at most. LoRA of rank 64 on every matrix of a model of 70 billion
+/// parameters has 3.3 GB.
+const MAX_BYTES: u64 = 64 << 30;
 
 /// Which models and adapters an update vector fits: equal for all updates that may
 /// be averaged, and for both an update and the translator that reads it.
@@ -43,7 +51,7 @@ pub struct UpdateSpace {
 impl UpdateSpace {
     /// Values of an update, L · d.
     pub fn values(&self) -> usize {
-        self.blocks * self.width
+        self.blocks.saturating_mul(self.width)
     }
 
     /// Fails, with what differs, unless `other` is the same space. `what` names who
@@ -116,7 +124,7 @@ impl UpdateVector {
     /// Fails unless the values are `[L, d]` finite numbers.
     pub fn check(&self) -> Result<()> {
         let UpdateSpace { blocks, width, .. } = self.meta.space;
-        if self.values.len() != blocks * width || self.values.is_empty() {
+        if self.values.len() != self.meta.space.values() || self.values.is_empty() {
             let why = format!("expected {blocks} blocks of {width} values, found {}", self.values.len());
             return Err(Error::invalid("update vector", why));
         }
@@ -141,7 +149,7 @@ impl UpdateVector {
             Privacy::None => "none".into(),
             stated => to_json(path, stated)?,
         };
-        let metadata = [
+        let mut metadata: BTreeMap<String, String> = [
             ("format", FORMAT.into()),
             ("version", VERSION.into()),
             ("layout", space.layout.clone()),
@@ -152,12 +160,52 @@ impl UpdateVector {
             ("init", space.init.clone()),
             ("examples", examples.to_string()),
             ("privacy", privacy),
-        ];
-        write_tensors(path, &[tensor], &metadata.map(|(k, v)| (k.to_owned(), v)).into())
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        let entries = metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let sum = checksum(entries, [space.blocks, space.width], &bytes);
+        metadata.insert(CHECKSUM.into(), sum);
+        write_tensors(path, &[tensor], &metadata)
     }
 
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self> {
+        UpdateFile::open(path)?.read()
+    }
+
+    /// True if a safetensors file says that it is an update vector.
+    pub fn recognises(file: &TensorFile) -> bool {
+        file.metadata("format") == Some(FORMAT)
+    }
+}
+
+/// Checksum of an update file: its metadata but for the checksum itself, its shape, its values.
+fn checksum<'a>(
+    metadata: impl Iterator<Item = (&'a str, &'a str)>,
+    shape: [usize; 2],
+    bytes: &[u8],
+) -> String {
+    let mut hash = Xxh3::new();
+    for (key, value) in metadata.filter(|(key, _)| *key != CHECKSUM) {
+        hash.update(format!("{} {key} {} {value}\n", key.len(), value.len()).as_bytes());
+    }
+    hash.update(format!("{shape:?}\n").as_bytes());
+    hash.update(bytes);
+    format!("{:032x}", hash.digest128())
+}
+
+/// An update file of which only the header is read: what it says about itself, before its
+/// values take memory and time.
+#[derive(Debug)]
+pub struct UpdateFile {
+    file: TensorFile,
+    meta: UpdateMeta,
+}
+
+impl UpdateFile {
+    /// Opens a file and reads what it says about itself.
+    pub fn open(path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let metadata = file.all_metadata();
         let entry = |key| metadata.get(key).copied().unwrap_or("missing");
@@ -167,7 +215,10 @@ impl UpdateVector {
             return Err(Error::file(path, why));
         }
         if version != VERSION {
-            let why = format!("update vector of version {version}; this program reads version {VERSION}");
+            let why = format!(
+                "update vector of version {version}; this program reads version {VERSION}; \
+                 `gradtx finetune` or `translate` makes it anew"
+            );
             return Err(Error::file(path, why));
         }
         let tensor = file.tensor(TENSOR)?;
@@ -177,6 +228,10 @@ impl UpdateVector {
         };
         if tensor.dtype != Dtype::F32 {
             return Err(Error::tensor(path, TENSOR, format!("expected F32, found {:?}", tensor.dtype)));
+        }
+        if tensor.bytes.len() as u64 > MAX_BYTES {
+            let why = format!("{blocks} blocks of {width} values: larger than any update of an adapter");
+            return Err(Error::tensor(path, TENSOR, why));
         }
         let space = UpdateSpace {
             blocks,
@@ -193,14 +248,33 @@ impl UpdateVector {
             _ => parsed(path, &metadata, "privacy")?,
         };
         let meta = UpdateMeta { space, examples: parsed(path, &metadata, "examples")?, privacy };
-        let update = Self { meta, values: tensor.to_f32()? };
-        update.check().map_err(|e| Error::file(path, e.to_string()))?;
-        Ok(update)
+        Ok(Self { file, meta })
     }
 
-    /// True if a safetensors file says that it is an update vector.
-    pub fn recognises(file: &TensorFile) -> bool {
-        file.metadata("format") == Some(FORMAT)
+    /// What it says about itself.
+    pub fn meta(&self) -> &UpdateMeta {
+        &self.meta
+    }
+
+    /// Reads the values.
+    ///
+    /// # Errors
+    /// When a value is not a finite number, or the file is not what was written.
+    pub fn read(self) -> Result<UpdateVector> {
+        let path = self.file.path();
+        let tensor = self.file.tensor(TENSOR)?;
+        let update = UpdateVector { values: tensor.to_f32()?, meta: self.meta };
+        update.check().map_err(|e| Error::file(path, e.to_string()))?;
+        let UpdateSpace { blocks, width, .. } = update.meta.space;
+        let metadata = self.file.all_metadata();
+        let want = text(path, &metadata, CHECKSUM)?;
+        let entries = metadata.iter().map(|(key, value)| (*key, *value));
+        let found = checksum(entries, [blocks, width], tensor.bytes);
+        if found != want {
+            let why = format!("damaged: its checksum is {found}, written was {want}; copy it again");
+            return Err(Error::file(path, why));
+        }
+        Ok(update)
     }
 }
 
@@ -294,7 +368,7 @@ pub(in crate::artifact) mod tests {
         std::fs::write(&path, &nan).unwrap();
         assert!(UpdateVector::read(&path).unwrap_err().to_string().contains("finite"));
         for (from, to, say) in
-            [(r#""version":"1""#, r#""version":"9""#, "version"), (r#""rank":"2""#, r#""rank":"x""#, "rank")]
+            [(r#""version":"2""#, r#""version":"9""#, "version"), (r#""rank":"2""#, r#""rank":"x""#, "rank")]
         {
             let at = whole.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
             let mut other = whole.clone();
@@ -315,6 +389,64 @@ pub(in crate::artifact) mod tests {
         let says = [("format", FORMAT), ("version", VERSION)].map(|(k, v)| (k.to_owned(), v.to_owned()));
         write_tensors(&path, &[tensor], &says.into()).unwrap();
         assert!(UpdateVector::read(&path).unwrap_err().to_string().contains("[L, d]"));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("u.safetensors");
+        sample().write(&path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            for bit in [at % 8, (at + 5) % 8] {
+                let mut other = whole.clone();
+                other[at] ^= 1 << bit;
+                std::fs::write(&path, &other).unwrap();
+                let found = UpdateVector::read(&path);
+                assert!(found.is_err(), "bit {bit} of byte {at} of {}", whole.len());
+            }
+        }
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(UpdateVector::read(&path).unwrap(), sample());
+    }
+
+    #[test]
+    fn a_header_is_read_without_the_values() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("u.safetensors");
+        sample().write(&path).unwrap();
+        let file = UpdateFile::open(&path).unwrap();
+        assert_eq!(file.meta(), &sample().meta);
+        assert_eq!(file.read().unwrap(), sample());
+        // A file of holes takes no room on the disk, whatever it claims to hold.
+        let whole = std::fs::read(&path).unwrap();
+        let header = String::from_utf8(whole[8..whole.len() - 60].to_vec()).unwrap();
+        let (len, values) = (1u64 << 39, 1u64 << 37);
+        let large = header.trim_end().replace("[3,5]", &format!("[1,{values}]"));
+        let large = large.replace("[0,60]", &format!("[0,{len}]"));
+        let mut file = std::fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, &(large.len() as u64).to_le_bytes()).unwrap();
+        std::io::Write::write_all(&mut file, large.as_bytes()).unwrap();
+        file.set_len(8 + large.len() as u64 + len).unwrap();
+        let message = UpdateVector::read(&path).unwrap_err().to_string();
+        assert!(message.contains("larger than any update"), "{message}");
+    }
+
+    #[test]
+    fn an_update_without_a_checksum_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("u.safetensors");
+        sample().write(&path).unwrap();
+        for (from, to, say) in
+            [(r#""xxh3""#, r#""xxh4""#, "xxh3"), (r#""version":"2""#, r#""version":"1""#, "makes it anew")]
+        {
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+            bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+            std::fs::write(dir.path().join("other"), &bytes).unwrap();
+            let message = UpdateVector::read(&dir.path().join("other")).unwrap_err().to_string();
+            assert!(message.contains(say), "{message}");
+        }
     }
 
     #[test]

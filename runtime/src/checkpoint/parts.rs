@@ -67,6 +67,8 @@ fn files(dir: &Path) -> Result<Vec<(Saved, usize, PathBuf)>> {
     for entry in entries {
         let path = entry.map_err(|e| Error::io("list", dir, e))?.path();
         let named = path.file_name().and_then(|name| parse(name.to_str()?));
+        // Other spellings of the same numbers are not ours.
+        let named = named.filter(|(saved, part)| part_path(dir, *saved, *part) == path);
         files.extend(named.map(|(saved, part)| (saved, part, path)));
     }
     Ok(files)
@@ -244,11 +246,14 @@ mod tests {
             write(dir.path(), 5, 4, part);
         }
         std::fs::write(dir.path().join("step-x.safetensors"), "not ours").unwrap();
+        for other in ["step-+00000009.safetensors", "step-9.safetensors", ".gradtx-step-000000009.tmp"] {
+            std::fs::write(dir.path().join(other), "not ours").unwrap();
+        }
         assert_eq!(saved(dir.path()).unwrap(), [at(2, 3), at(3, 1)]);
         write(dir.path(), 4, 2, 1);
         assert_eq!(saved(dir.path()).unwrap(), [at(2, 3), at(3, 1), at(4, 2)]);
         remove_others(dir.path(), &[at(3, 1), at(4, 2)]).unwrap();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4, "three parts and a foreign file");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 7, "three parts and foreign files");
         assert_eq!(saved(dir.path()).unwrap(), [at(3, 1), at(4, 2)]);
     }
 

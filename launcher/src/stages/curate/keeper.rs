@@ -8,6 +8,7 @@ use super::collection::{Collection, Finished};
 use crate::args::Role;
 use crate::schedule::Work;
 use anyhow::{Context as _, Result, bail};
+use gradtx_runtime::artifact::sweep_tree;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -101,6 +102,8 @@ pub fn gather_left(collection: &Collection, scratch: &Path) -> Result<()> {
     if !scratch.is_dir() {
         return Ok(());
     }
+    // The directory is this process's own: whatever is half written there is of one before it.
+    sweep_tree(scratch, &|_| false)?;
     let groups = collection.groups();
     for side in [Role::Llm, Role::Tiny] {
         for (number, group) in groups.iter().enumerate() {

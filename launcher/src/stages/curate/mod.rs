@@ -49,8 +49,8 @@ use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::LoraJobs;
 use gradtx_runtime::artifact::{
-    StoreType, TupleManifest, TuplePlan, assemble, checksum, sweep_all_temporary, sweep_temporary,
-    write_init, write_json,
+    MANIFEST, StoreType, TupleManifest, TuplePlan, assemble, checksum, init_path, shard_path,
+    sweep_all_temporary, sweep_temporary, write_init, write_json,
 };
 use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::data::{BatchCapacity, Dataset};
@@ -64,6 +64,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use worker::Worker;
 
+/// Which rows each shadow subset has.
+const SUBSETS_FILE: &str = "subsets.json";
 /// Directories within a tuple store.
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
 /// For so long a process of several waits for one that has the directory for itself.
@@ -275,7 +277,7 @@ fn among_ranks(
         return Err(stopped(code));
     }
     let manifest = if comm.rank() == 0 { Some(whole(context, collection, settings)?) } else { None };
-    seat.finish(&if manifest.is_some() { result_files(dir)? } else { vec![] })?;
+    seat.finish(&if manifest.is_some() { result_files(collection) } else { vec![] })?;
     Ok(manifest.map_or(Outcome::Elsewhere, |manifest| Outcome::Now(Box::new(manifest))))
 }
 
@@ -363,7 +365,7 @@ fn end_array(
         sweep_all_temporary(&collection.dir.join(part))?;
     }
     let manifest = whole(context, collection, settings)?;
-    output.finish(&result_files(&collection.dir)?)?;
+    output.finish(&result_files(collection))?;
     Ok(Outcome::Now(Box::new(manifest)))
 }
 
@@ -383,7 +385,7 @@ fn write_start(collection: &Collection) -> Result<()> {
     for part in PARTS.iter().chain(&[ASIDE]) {
         make_dir(&dir.join(part))?;
     }
-    write_json(&dir.join("subsets.json"), &collection.subsets)?;
+    write_json(&dir.join(SUBSETS_FILE), &collection.subsets)?;
     for side in &collection.sides {
         write_init(dir, side.role.side(), &side.space, &side.init)?;
     }
@@ -461,14 +463,16 @@ fn last_losses(collection: &Collection, role: Role) -> Result<(usize, f64)> {
     Ok((last.len(), last.iter().sum::<f64>() / last.len().max(1) as f64))
 }
 
-/// Every file of a finished store, relative to it.
-fn result_files(dir: &Path) -> Result<Vec<String>> {
-    let mut files = vec!["manifest.json".to_string(), "subsets.json".into()];
-    for part in PARTS {
-        for entry in std::fs::read_dir(dir.join(part))? {
-            files.push(format!("{part}/{}", entry?.file_name().to_string_lossy()));
-        }
+/// Every file of a finished store, relative to it: what was written by name, whatever else lies
+/// there.
+fn result_files(collection: &Collection) -> Vec<String> {
+    let none = Path::new("");
+    let mut files = vec![PathBuf::from(MANIFEST), SUBSETS_FILE.into()];
+    for side in [Role::Tiny, Role::Llm] {
+        files.push(init_path(none, side.side()));
+        files.extend((0..collection.plan.shadows).map(|shadow| shard_path(none, side.side(), shadow)));
+        files.extend(collection.groups().iter().map(|group| Collection::metrics_file(none, side, group)));
     }
     files.sort();
-    Ok(files)
+    files.iter().map(|path| path.to_string_lossy().into_owned()).collect()
 }

@@ -21,14 +21,16 @@ pub mod steps;
 pub mod tuples;
 pub mod validate;
 
+use crate::aggregate::Norms;
 use crate::args::RunArgs;
+use crate::artifacts::{Tuples, open_tuples, spaces_at_hand};
 use crate::cluster::World;
 use crate::config::{Config, TranslatorConfig};
 use crate::dispatch::{Work, dispatch, memory_for};
-use crate::failure::{failed, unusable};
+use crate::failure::unusable;
 use crate::interrupt::Patience;
 use crate::record::{self, SharedState};
-use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, totals};
+use crate::stages::{Context, TRANSLATOR_DIR, totals};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Collective, Real};
@@ -36,7 +38,7 @@ use gradtx_models::grad_transformer::{
     Generator, GradTransformer, GradTransformerConfig, Normalization, NormalizationMode, StartToken, Trainer,
 };
 use gradtx_models::t5::T5Config;
-use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace, checksum_file, fingerprint, write_json};
+use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace, fingerprint, write_json};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::parallel::BUCKET_BYTES;
 use parallel::Ranks;
@@ -46,21 +48,6 @@ use std::path::{Path, PathBuf};
 use steps::Run;
 use tuples::Split;
 use validate::{Validation, mean_teacher};
-
-/// What helps against a damaged tuple store.
-const MAKE_ANEW: &str = "run `gradtx curate` again: it makes anew what is damaged";
-
-/// Opens the tuple store of a run.
-pub fn open_store(run: &Path) -> Result<TupleStore> {
-    let dir = run.join(SHADOW_DIR);
-    if !dir.join("manifest.json").is_file() {
-        return Err(failed(
-            format!("{}: there is no tuple store", dir.display()),
-            "run `gradtx curate` first",
-        ));
-    }
-    TupleStore::open(&dir).map_err(|e| failed(e.to_string(), MAKE_ANEW))
-}
 
 /// Trains the translator, unless that is done.
 pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
@@ -77,9 +64,16 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
             "train.batch is {batch}: so many ranks at most can share a step, but {ranks} were started"
         )));
     }
-    let store = open_store(&args.run)?;
+    // Rank 0 compares and verifies for all.
+    let mut expected = [None, None];
+    if comm.rank() == 0 {
+        expected =
+            spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
+    }
+    let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
+    let store = &tuples.store;
     let dir = args.run.join(TRANSLATOR_DIR);
-    let settings = settings(context, &config, args)?;
+    let settings = settings(context, &config, &tuples)?;
     let SharedState::Open(seat) = record::open_for_all(world, &dir, "train", settings)? else {
         if comm.rank() == 0 {
             // Killed between the last two things that it did.
@@ -88,20 +82,20 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
         context.ui.done("train", &dir, json!({}), format!("train: {} is finished", dir.display()));
         return Ok(());
     };
-    if comm.rank() == 0
-        && let Some(problem) = store.verify().into_iter().next()
-    {
-        return Err(failed(problem, MAKE_ANEW));
+    if comm.rank() == 0 {
+        tuples.verify()?;
     }
-    let split = Split::of(&store, &config.train, derive_named(config.seed, "validation subsets"))?;
-    let work = Train { context, comm, config: &config, store: &store, split: &split, dir: &dir, bucket };
+    let split = Split::of(store, &config.train, derive_named(config.seed, "validation subsets"))?;
+    let work = Train { context, comm, config: &config, store, split: &split, dir: &dir, bucket };
     let found = dispatch(&config.device, context, work)?;
     let mut files = vec![];
     if let Some((best, validation)) = &found {
         let report = json!({
             "best_step": best.step,
             "best": validation,
-            "held_out": split.describe(&store),
+            "held_out": split.describe(store),
+            // What the norms of clients' updates are compared with.
+            "students": Norms::of(store)?,
         });
         write_json(&dir.join("validation.json"), &report)?;
         files.extend(["config.json", "model.safetensors", "metrics.jsonl", "validation.json"]);
@@ -125,7 +119,7 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
 }
 
 /// What the result depends on.
-fn settings(context: &Context, config: &Config, args: &RunArgs) -> Result<serde_json::Value> {
+fn settings(context: &Context, config: &Config, tuples: &Tuples) -> Result<serde_json::Value> {
     let pretrained = &config.translator.pretrained;
     let pretrained = match pretrained.as_os_str().is_empty() {
         true => None,
@@ -133,7 +127,8 @@ fn settings(context: &Context, config: &Config, args: &RunArgs) -> Result<serde_
     };
     Ok(json!({
         "seed": config.seed,
-        "tuples": checksum_file(&args.run.join(SHADOW_DIR).join("manifest.json"))?,
+        "tuples": tuples.manifest,
+        "spaces": { "student": tuples.store.space(Role::Student), "teacher": tuples.store.space(Role::Teacher) },
         // Not where the weights lie that it starts from, but which they are.
         "translator": TranslatorConfig { pretrained: PathBuf::new(), ..config.translator.clone() },
         "pretrained": pretrained,

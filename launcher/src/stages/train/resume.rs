@@ -16,13 +16,15 @@
 //! number of ranks can go on.
 
 use super::parallel::Ranks;
+use crate::failure::failed;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{GradTransformer, Trainer};
-use gradtx_runtime::artifact::{checksum_file, sweep_all_temporary, write_atomic};
+use gradtx_runtime::artifact::{checksum_file, copy_checked, sweep_all_temporary};
 use gradtx_runtime::checkpoint::{self, Parts, Saved, part_path};
 use gradtx_runtime::comm::Collectives;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -33,8 +35,9 @@ const CHECKPOINTS: &str = "checkpoints";
 const KEPT: usize = 2;
 /// Names of the flat buffers in a checkpoint.
 const BUFFERS: [&str; 3] = ["masters", "first_moments", "second_moments"];
-/// The file of a translator that its values are in.
-const MODEL: &str = "model.safetensors";
+/// Files of a translator, the statistics only where it has some. config.json last: a directory
+/// that has it is whole.
+const FILES: [&str; 3] = ["normalization.safetensors", "model.safetensors", "config.json"];
 
 /// What training knows beside its buffers; the same on all ranks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -56,8 +59,11 @@ pub struct Best {
     pub step: u32,
     /// Its relative error.
     pub relative_error: f64,
-    /// Checksum of the translator's file.
-    pub file: String,
+    /// Its validation as JSON text, since decimal numbers that are read and written again may
+    /// lose their last digit.
+    pub validation: String,
+    /// Checksums of the translator's files by their names.
+    pub files: BTreeMap<String, String>,
 }
 
 /// The checkpoints of one translator, as one rank sees them.
@@ -178,35 +184,31 @@ impl Checkpoints {
         self.dir.join(format!("best-{step:09}"))
     }
 
-    /// On rank 0: keeps the translator of this step; returns its file's checksum.
+    /// On rank 0: keeps the translator of this step; returns the checksums of its files.
     pub fn save_best<X: Real<Acc = f32>, D: Backend<X>>(
         &self,
         model: &GradTransformer<D, X>,
         masters: &[f32],
         step: u32,
-    ) -> Result<String> {
+    ) -> Result<BTreeMap<String, String>> {
         let dir = self.best_dir(step);
         std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", dir.display()))?;
         model.save_values(&dir, masters)?;
-        Ok(checksum_file(&dir.join(MODEL))?)
+        let files = FILES.iter().filter(|name| dir.join(name).is_file());
+        files.map(|name| Ok(((*name).to_owned(), checksum_file(&dir.join(name))?))).collect()
     }
 
     /// On rank 0: the best translator comes to where it belongs. It is copied: until the stage
     /// is finished, a checkpoint may still be needed, and what it refers to.
     pub fn place_best(&self, best: &Best) -> Result<()> {
         let from = self.best_dir(best.step);
-        // config.json last: a directory that has it is whole.
-        for name in ["normalization.safetensors", MODEL, "config.json"] {
-            let path = from.join(name);
-            if !path.is_file() && name == "normalization.safetensors" {
-                continue;
+        for name in FILES {
+            if let Some(sum) = best.files.get(name) {
+                copy_checked(&from.join(name), &self.translator.join(name), sum).map_err(|e| {
+                    failed(e.to_string(), "run the same command again: it trains on from before")
+                })?;
             }
-            let open = || format!("{}: cannot read", path.display());
-            let mut file = std::fs::File::open(&path).with_context(open)?;
-            write_atomic(&self.translator.join(name), |out| std::io::copy(&mut file, out).map(drop))?;
         }
-        let found = checksum_file(&self.translator.join(MODEL))?;
-        ensure!(found == best.file, "{}: was damaged while training went on", from.join(MODEL).display());
         Ok(())
     }
 
@@ -279,9 +281,16 @@ impl Checkpoints {
             .with_context(|| format!("{}: not a checkpoint of a translator", name()))?;
         ensure!(parts.total() == total, "{}: {} values for {total} parameters", name(), parts.total());
         if let Some(best) = progress.best.as_ref().filter(|_| check_best) {
-            let file = self.best_dir(best.step).join(MODEL);
-            let intact = checksum_file(&file).is_ok_and(|sum| sum == best.file);
-            ensure!(intact, "{}: not what the checkpoint of step {} refers to", file.display(), saved.step);
+            for (name, sum) in &best.files {
+                let file = self.best_dir(best.step).join(name);
+                let intact = checksum_file(&file).is_ok_and(|found| found == *sum);
+                ensure!(
+                    intact,
+                    "{}: not what the checkpoint of step {} refers to",
+                    file.display(),
+                    saved.step
+                );
+            }
         }
         Ok((parts, progress))
     }

@@ -305,13 +305,18 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         if found.relative_error < best {
             let step = self.progress.steps;
             let masters = self.ranks.masters_on_first(&self.model, &self.trainer)?;
-            let mut file = vec![];
+            let mut files = vec![];
             if self.ranks.is_first() {
-                file = self.checkpoints.save_best(&self.model, &masters, step)?.into_bytes();
+                files = serde_json::to_vec(&self.checkpoints.save_best(&self.model, &masters, step)?)?;
             }
-            comm.broadcast_bytes(0, &mut file)?;
-            let file = String::from_utf8(file).context("a checksum that rank 0 told is no text")?;
-            self.progress.best = Some(Best { step, relative_error: found.relative_error, file });
+            comm.broadcast_bytes(0, &mut files)?;
+            let files = serde_json::from_slice(&files).context("checksums of a translator's files")?;
+            self.progress.best = Some(Best {
+                step,
+                relative_error: found.relative_error,
+                validation: json!(found).to_string(),
+                files,
+            });
             self.progress.since_best = 0;
             if self.ranks.is_first() {
                 self.checkpoints.remove_other_bests(&self.progress)?;
@@ -335,13 +340,8 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
             return Err(failed("train: no validation gave a number", "try a smaller train.lr"));
         };
         self.checkpoints.place_best(&best)?;
-        let path = self.train.dir.join("metrics.jsonl");
-        let lines = JsonLines::read(&path)?;
-        let line = lines.iter().find(|line| line["step"] == best.step && line["validation"].is_object());
-        let line =
-            line.with_context(|| format!("{}: no validation of step {}", path.display(), best.step))?;
-        let validation = serde_json::from_value(line["validation"].clone())
-            .with_context(|| format!("{}: the validation of step {}", path.display(), best.step))?;
+        let validation = serde_json::from_str(&best.validation)
+            .with_context(|| format!("train: the validation of step {}", best.step))?;
         Ok((best, validation))
     }
 }

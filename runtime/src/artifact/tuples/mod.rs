@@ -20,7 +20,7 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
-pub use shard::{ShardState, check_shard, read_init, shard_path, write_init, write_shard};
+pub use shard::{ShardState, check_shard, init_path, read_init, shard_path, write_init, write_shard};
 
 use super::update::UpdateSpace;
 use super::{TensorData, TensorFile, checksum_file, json};
@@ -29,9 +29,12 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shard::{UPDATES, open_shard};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+/// File name of the manifest.
+pub const MANIFEST: &str = "manifest.json";
 const FORMAT: &str = "gradtx.tuples";
 const VERSION: u64 = 1;
 
@@ -142,6 +145,53 @@ pub struct TupleManifest {
     /// How they were made; free form.
     pub provenance: Value,
 }
+
+impl TupleManifest {
+    /// Reads the manifest of a store, whatever files it lists.
+    pub fn read(dir: &Path) -> Result<Self> {
+        json::read_versioned(&dir.join(MANIFEST), FORMAT, VERSION)
+    }
+
+    /// Says what is wrong unless it lists every shadow pair of its plan once, and the plan has
+    /// sizes. Only what is listed is gone through, however many pairs the plan claims.
+    pub fn check_complete(&self) -> std::result::Result<(), String> {
+        let TuplePlan { shadows, steps, .. } = self.plan;
+        let spaces = Role::BOTH.map(|role| self.plan.space(role).values());
+        if shadows == 0 || steps == 0 || spaces.contains(&0) {
+            return Err(format!("a store of {shadows} shadow pairs and {steps} steps holds no tuples"));
+        }
+        let mut seen = BTreeSet::new();
+        for ShardRecord { shadow, .. } in &self.shards {
+            if *shadow >= shadows {
+                return Err(format!("lists shadow pair {shadow}, but the store is of {shadows}, from 0"));
+            }
+            if !seen.insert(*shadow) {
+                return Err(format!("lists shadow pair {shadow} twice"));
+            }
+        }
+        match (0..shadows).find(|shadow| !seen.contains(shadow)) {
+            None => Ok(()),
+            Some(missing) => {
+                let listed = seen.len();
+                Err(format!(
+                    "lists {listed} of {shadows} shadow pairs; the first that is missing is {missing}"
+                ))
+            }
+        }
+    }
+
+    /// The files that it lists, relative to the store, with their checksums.
+    pub fn files(&self) -> impl Iterator<Item = (PathBuf, &FileRecord)> {
+        let none = Path::new("");
+        self.shards.iter().flat_map(move |record| {
+            [
+                (shard_path(none, Role::Student, record.shadow), &record.student),
+                (shard_path(none, Role::Teacher, record.shadow), &record.teacher),
+            ]
+        })
+    }
+}
+
 /// What [`assemble`] found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assembled {
@@ -176,7 +226,7 @@ pub fn assemble(dir: &Path, plan: &TuplePlan, provenance: Value) -> Result<Assem
         }
     }
     let manifest = TupleManifest { plan: plan.clone(), shards, provenance };
-    json::write_versioned(&dir.join("manifest.json"), FORMAT, VERSION, &manifest)?;
+    json::write_versioned(&dir.join(MANIFEST), FORMAT, VERSION, &manifest)?;
     Ok(Assembled { manifest, missing, damaged })
 }
 /// A tuple store, open for reading.
@@ -189,12 +239,12 @@ pub struct TupleStore {
 }
 
 impl TupleStore {
-    /// Reads the manifest and maps every file that it lists; each must be there with
-    /// the size, shape and type that the manifest says. Values are not read:
-    /// [`Self::verify`] does that.
+    /// Reads the manifest and maps every file that it lists: every shadow pair of the plan, once.
+    /// Each must be there with the size, shape and type that the manifest says. Values are not
+    /// read: [`Self::verify`] does that.
     pub fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join("manifest.json");
-        let manifest: TupleManifest = json::read_versioned(&path, FORMAT, VERSION)?;
+        let manifest = TupleManifest::read(dir)?;
+        manifest.check_complete().map_err(|why| Error::file(&dir.join(MANIFEST), why))?;
         let mut files = Vec::with_capacity(manifest.shards.len());
         for record in &manifest.shards {
             let open = |role, want: &FileRecord| -> Result<TensorFile> {
@@ -208,15 +258,12 @@ impl TupleStore {
             };
             files.push([open(Role::Student, &record.student)?, open(Role::Teacher, &record.teacher)?]);
         }
-        if files.is_empty() {
-            return Err(Error::file(&path, "the store holds no shadow pair"));
-        }
         Ok(Self { dir: dir.to_owned(), manifest, files })
     }
 
     /// True if a directory looks like a tuple store.
     pub fn recognises(dir: &Path) -> bool {
-        let format = json::read_json(&dir.join("manifest.json"));
+        let format = json::read_json(&dir.join(MANIFEST));
         format.is_ok_and(|value| value["format"] == FORMAT)
     }
 

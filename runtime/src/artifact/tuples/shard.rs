@@ -32,7 +32,8 @@ pub fn shard_path(dir: &Path, role: Role, shadow: usize) -> PathBuf {
     dir.join("shards").join(format!("{shadow:05}.{role}.safetensors"))
 }
 
-fn init_path(dir: &Path, role: Role) -> PathBuf {
+/// Path of the initial adapter of a role.
+pub fn init_path(dir: &Path, role: Role) -> PathBuf {
     dir.join("init").join(format!("{role}.safetensors"))
 }
 
@@ -64,7 +65,7 @@ pub fn read_init(dir: &Path, role: Role, space: &UpdateSpace) -> Result<Vec<f32>
 pub fn write_shard(dir: &Path, plan: &TuplePlan, role: Role, shadow: usize, updates: &[f32]) -> Result<()> {
     let path = shard_path(dir, role, shadow);
     let space = plan.space(role);
-    let want = plan.steps * space.values();
+    let want = plan.steps.saturating_mul(space.values());
     if updates.len() != want {
         let why = format!("expected {want} values for {:?}, got {}", shape(plan, role), updates.len());
         return Err(Error::tensor(&path, UPDATES, why));

@@ -81,8 +81,37 @@ fn a_manifest_lists_only_what_is_whole() {
     assert_eq!(found.damaged.len(), 1);
     assert!(found.damaged[0].2.contains("00002.student"), "{:?}", found.damaged);
     assert_eq!(found.manifest.shards.len(), 1);
+    assert_eq!(found.manifest.shards[0].shadow, 1);
+    let message = TupleStore::open(dir.path()).unwrap_err().to_string();
+    assert!(message.contains("1 of 3 shadow pairs") && message.contains("missing is 0"), "{message}");
+}
+
+#[test]
+fn a_manifest_lists_every_pair_once() {
+    let (dir, plan) = written(StoreType::F32);
+    let manifest = assemble(dir.path(), &plan, Value::Null).unwrap().manifest;
+    let refused = |say: &str, change: &dyn Fn(&mut TupleManifest)| {
+        let mut other = manifest.clone();
+        change(&mut other);
+        json::write_versioned(&dir.path().join(MANIFEST), FORMAT, VERSION, &other).unwrap();
+        let message = TupleStore::open(dir.path()).unwrap_err().to_string();
+        assert!(message.contains(say), "{message}");
+    };
+    refused("missing is 1", &|m| _ = m.shards.remove(1));
+    refused("pair 0 twice", &|m| m.shards[1].shadow = 0);
+    refused("pair 3, but the store is of 3", &|m| m.shards[2].shadow = 3);
+    refused("pair 2 twice", &|m| m.shards.push(m.shards[2].clone()));
+    refused("holds no tuples", &|m| m.plan.steps = 0);
+    refused("holds no tuples", &|m| m.plan.teacher.width = 0);
+    refused("expected shape", &|m| m.plan.steps = 3);
+    refused("expected shape", &|m| m.plan.steps = usize::MAX);
+    refused("expected shape", &|m| m.plan.student.blocks = usize::MAX / 2);
+    // Only what is there is gone through.
+    refused("missing is 3", &|m| m.plan.shadows = 1_000_000_000_000_000_000);
+    json::write_versioned(&dir.path().join(MANIFEST), FORMAT, VERSION, &manifest).unwrap();
     let store = TupleStore::open(dir.path()).unwrap();
-    assert_eq!((store.pairs(), store.shadow(0)), (1, 1));
+    assert_eq!(store.manifest().files().count(), 6);
+    assert!(store.manifest().files().all(|(name, _)| dir.path().join(name).is_file()));
 }
 
 #[test]
