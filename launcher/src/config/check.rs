@@ -25,6 +25,9 @@ impl Config {
         );
         expect(self.device.stream_tokens > 0, "device.stream_tokens: expected at least 1");
         expect(self.data.max_length >= 2, "data.max_length: expected at least 2");
+        if let Err(why) = self.data.columns.check() {
+            expect(false, &format!("data.columns: {why}"));
+        }
         expect(self.curate.subsets > 0, "curate.subsets: expected at least 1");
         expect(self.curate.examples > 0, "curate.examples: expected at least 1");
         expect(self.curate.checkpoint_minutes >= 0.0, "curate.checkpoint_minutes: expected 0 or more");

@@ -82,13 +82,13 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
             (recorded.unwrap_or(job.role), told, base.as_path())
         }
     };
-    let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
+    let data = Data::read_for_test(std::slice::from_ref(&job.data), &config.data, "--data")?;
     let metric = metric(config.evaluate.metric, &data.records)?;
     let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
     if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
         lineage = Lineage::of_adapter(adapter, sums);
     }
-    let settings = json!({
+    let mut settings = json!({
         "data": data.checksum,
         "format": config.data.format,
         "instruction": config.data.instruction,
@@ -100,6 +100,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
         "lineage": lineage,
         "device": config.device,
     });
+    config.data.add_to(&mut settings);
     let score_file = job.out.join("score.json");
     let State::Open(output) = record::open(&job.out, "evaluate", settings)? else {
         let text = std::fs::read_to_string(&score_file)?;
@@ -109,6 +110,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
         context.ui.done("evaluate", &job.out, json!(score), text);
         return Ok(score);
     };
+    data.announce(context);
     let work = Evaluate { context, config: &config, dir, data: &data, adapter: job.adapter.as_deref() };
     let answers = dispatch(&config.device, context, work)?;
     write_atomic(&job.out.join("predictions.jsonl"), |out| {
@@ -336,7 +338,7 @@ mod tests {
             std::fs::write(&path, row).unwrap();
             Data::read(&[path], &Config::default().data, "--data").unwrap().records.remove(0)
         };
-        let summary = record("{\"dialogue\": \"a\", \"summary\": \"b\"}");
+        let summary = record("{\"id\": 1, \"dialogue\": \"a\", \"summary\": \"b\"}");
         let problem = record("{\"question\": \"a\", \"answer\": \"b\"}");
         assert_eq!(metric(MetricChoice::Auto, std::slice::from_ref(&summary)).unwrap(), Metric::Rouge1);
         assert_eq!(metric(MetricChoice::Auto, std::slice::from_ref(&problem)).unwrap(), Metric::ExactMatch);

@@ -29,6 +29,7 @@ pub mod aside;
 pub mod bench;
 pub mod curate;
 pub mod demo;
+pub mod describe;
 pub mod doctor;
 pub mod evaluate;
 pub mod examples;

@@ -28,6 +28,7 @@ use crate::Result;
 use forms::Candidate;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use xxhash_rust::xxh3::Xxh3;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,6 +60,41 @@ impl Content {
             Self::Pair { response, .. } => response,
             Self::Chat(messages) => messages.last().map_or("", |m| &m.content),
         }
+    }
+
+    /// Tells contents apart: the same for the same texts in the same roles.
+    pub fn digest(&self) -> u128 {
+        self.hashed(usize::MAX)
+    }
+
+    /// The same without the answer to learn.
+    pub fn prompt_digest(&self) -> u128 {
+        match self {
+            Self::Pair { .. } => self.hashed(1),
+            Self::Chat(messages) => self.hashed(messages.len().saturating_sub(1)),
+        }
+    }
+
+    /// A hash of the first messages.
+    fn hashed(&self, count: usize) -> u128 {
+        let mut hash = Xxh3::new();
+        let mut add = |text: &str| {
+            hash.update(&(text.len() as u64).to_le_bytes());
+            hash.update(text.as_bytes());
+        };
+        match self {
+            Self::Pair { prompt, response } => {
+                [("user", prompt), ("assistant", response)].iter().take(count).for_each(|(role, text)| {
+                    add(role);
+                    add(text);
+                });
+            }
+            Self::Chat(messages) => messages.iter().take(count).for_each(|message| {
+                add(&message.role);
+                add(&message.content);
+            }),
+        }
+        hash.digest128()
     }
 
     /// Whether anything but answers is said.

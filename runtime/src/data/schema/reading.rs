@@ -32,7 +32,7 @@ impl From<Format> for String {
 
 /// What is put before the question.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
+#[serde(try_from = "String", into = "String")]
 pub enum Instruction {
     /// For published data sets, the instruction that the method's authors put there.
     #[default]
@@ -43,12 +43,20 @@ pub enum Instruction {
     Text(String),
 }
 
-impl From<String> for Instruction {
-    fn from(text: String) -> Self {
+impl TryFrom<String> for Instruction {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
         match text.as_str() {
-            "published" => Self::Published,
-            "none" | "" => Self::None,
-            _ => Self::Text(text),
+            "published" => return Ok(Self::Published),
+            "none" | "" => return Ok(Self::None),
+            _ => {}
+        }
+        // An instruction has several words; one that is nearly a name is a mistyped name.
+        let far = |name| strsim::damerau_levenshtein(&text.to_lowercase(), name);
+        match ["published", "none"].into_iter().find(|name| far(name) <= name.len() / 3) {
+            Some(meant) => Err(format!("unknown instruction `{text}`; did you mean `{meant}`?")),
+            None => Ok(Self::Text(text)),
         }
     }
 }
