@@ -57,7 +57,7 @@ pub enum Command {
         /// The run and its configuration.
         #[command(flatten)]
         run: RunArgs,
-        /// File of examples: JSONL, JSON or Parquet; or a directory of them.
+        /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
         /// Directory for update.safetensors, metrics and, with --peft, adapter/.
@@ -118,7 +118,7 @@ pub enum Command {
         /// The run and its configuration.
         #[command(flatten)]
         run: RunArgs,
-        /// File of examples: JSONL, JSON or Parquet; or a directory of them.
+        /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
         /// Directory for predictions.jsonl and score.json.

@@ -30,6 +30,9 @@ impl Config {
                 || chrono::NaiveDate::parse_from_str(&self.data.date, "%Y-%m-%d").is_ok(),
             "data.date: expected a date such as 2026-11-27, or nothing for the day on which the run is made",
         );
+        if let Err(why) = self.data.columns.check() {
+            expect(false, &format!("data.columns: {why}"));
+        }
         expect(self.curate.subsets > 0, "curate.subsets: expected at least 1");
         expect(self.curate.examples > 0, "curate.examples: expected at least 1");
         expect(self.curate.checkpoint_minutes >= 0.0, "curate.checkpoint_minutes: expected 0 or more");

@@ -165,6 +165,18 @@ impl Config {
         Ok(config)
     }
 
+    /// The settings of a command that has no run: those of a run file, if one is given, and
+    /// overrides of the section `[data]`.
+    pub fn for_data(file: Option<&Path>, set: &[String]) -> Result<Self> {
+        if let Some(other) = set.iter().find(|entry| !entry.trim_start().starts_with("data.")) {
+            return Err(unusable(format!("--set {other}: only settings of [data] have an effect here")));
+        }
+        let config = file.map_or_else(|| Ok(Self::default()), Self::read)?;
+        let config = config.with_overrides(set)?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// Every setting that is a path.
     fn places(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         [

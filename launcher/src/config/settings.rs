@@ -3,7 +3,9 @@
 use clap::ValueEnum;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
-use gradtx_runtime::data::{Format, Instruction, PromptForm, PromptSettings, Reading};
+use gradtx_runtime::data::{
+    Columns, Format, Instruction, OnError, PromptForm, PromptSettings, Reading, SplitChoice, TrainOn,
+};
 use gradtx_runtime::optim::{Decay, Schedule};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -93,15 +95,28 @@ pub enum DtypeKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// The provider's public data: a JSONL, JSON or Parquet file, a directory of them, or
-    /// a list of such paths.
+    /// The provider's public data: a JSONL, JSON, CSV, TSV or Parquet file, a directory of
+    /// them, or a list of such paths. docs/data.md shows all forms.
     pub public: DataPaths,
-    /// What the columns are: `auto`, known by their names; or `pair`, `messages`,
-    /// `aqua_rat`, `commonsense_qa`, `drop`, `dialogsum`, `samsum`, `gsm8k`.
+    /// What the columns are: `auto`, known by their names and values; or `pair`, `messages`,
+    /// `alpaca`, `preference`, `summary`, `aqua_rat`, `commonsense_qa`, `drop`, `dialogsum`,
+    /// `samsum`, `gsm8k`.
     pub format: Format,
-    /// What is put before the questions of these data sets: `published`, the instruction
-    /// of the method's authors; `none`, for models that know the task already.
+    /// What is put before the prompt: `published`, for published data sets the instruction of
+    /// the method's authors; `none`, for models that know the task already; or a text of one's
+    /// own, which stands on a line before every prompt.
     pub instruction: Instruction,
+    /// Which files of a directory or a list that has train and test files: `auto`, those for
+    /// training, or in `evaluate` those for testing; `train`, `test`, `validation`; or `all`.
+    pub split: SplitChoice,
+    /// Which answers of a conversation are learned: `last`, or `all` of the assistant's.
+    pub train_on: TrainOn,
+    /// Rows that cannot be used: `fail`, an error names them; `skip`, they are left out and
+    /// counted, if they are at most half of all rows.
+    pub on_error: OnError,
+    /// MiB that the rows of a data set may take in memory. 0: 1 GiB, or 200 times the size of
+    /// its files if that is more, and at most three quarters of the memory that is free.
+    pub read_limit_mib: u64,
     /// How a prompt is rendered: `template`, the model's own chat template; `chatml`, the
     /// same text for every model; `plain`, prompt and response, then the model's end-of-text
     /// token. `auto`: for each of the two models the first of these that it knows.
@@ -114,6 +129,8 @@ pub struct DataConfig {
     pub date: String,
     /// Longest example in tokens; longer ones are cut at the end.
     pub max_length: usize,
+    /// Names of columns, for data that is none of the known forms.
+    pub columns: Columns,
 }
 
 impl Default for DataConfig {
@@ -125,7 +142,12 @@ impl Default for DataConfig {
             prompt: PromptForm::Auto,
             system: String::new(),
             date: String::new(),
+            split: SplitChoice::Auto,
+            train_on: TrainOn::Last,
+            on_error: OnError::Fail,
+            read_limit_mib: 0,
             max_length: 4096,
+            columns: Columns::default(),
         }
     }
 }
@@ -138,7 +160,29 @@ impl DataConfig {
 
     /// How rows become records.
     pub fn reading(&self) -> Reading {
-        Reading { format: self.format, instruction: self.instruction }
+        Reading {
+            format: self.format,
+            instruction: self.instruction.clone(),
+            columns: self.columns.clone(),
+            train_on: self.train_on,
+            on_error: self.on_error,
+            limit_mib: (self.read_limit_mib > 0).then_some(self.read_limit_mib),
+        }
+    }
+
+    /// Adds to a stage's settings those that decide which examples a file gives. Only what is
+    /// not as by default: directories of versions that had fewer settings stay valid.
+    pub fn add_to(&self, settings: &mut serde_json::Value) {
+        let default = Self::default();
+        for (name, is_default, value) in [
+            ("columns", self.columns == default.columns, serde_json::json!(self.columns)),
+            ("train_on", self.train_on == default.train_on, serde_json::json!(self.train_on)),
+            ("on_error", self.on_error == default.on_error, serde_json::json!(self.on_error)),
+        ] {
+            if !is_default {
+                settings[name] = value;
+            }
+        }
     }
 }
 

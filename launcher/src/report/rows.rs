@@ -201,7 +201,7 @@ mod tests {
     fn lists_of_a_kind_are_counted_together() {
         let lists = [("public", 3), ("private/client-1/test", 1), ("shadow/00000", 2), ("shadow/00001", 1)];
         let lists = lists.map(|(name, n)| (name.to_string(), (0..n).collect())).into();
-        let kinds = list_kinds(&Split { rows: 9, source: "ab".into(), seed: 1, lists });
+        let kinds = list_kinds(&Split { rows: 9, source: "ab".into(), seed: 1, duplicates: 0, lists });
         assert_eq!(kinds[2], RowLists { name: "shadow/*".into(), lists: 2, smallest: 1, largest: 2 });
         assert_eq!((kinds.len(), kinds[0].name.as_str()), (3, "private/*/test"));
     }

@@ -93,7 +93,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
             (recorded.unwrap_or(job.role), told, base.as_path())
         }
     };
-    let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
+    let data = Data::read_for_test(std::slice::from_ref(&job.data), &config.data, "--data")?;
     let metric = metric(config.evaluate.metric, &data.records)?;
     let model = DecoderConfig::read(dir)?;
     let prompts = Prompts::new(&config.data, dir, &model, data.records.first())?;
@@ -105,7 +105,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
         lineage = Lineage::of_adapter(adapter, sums, &weights)?;
     }
-    let settings = json!({
+    let mut settings = json!({
         "data": data.checksum,
         "format": config.data.format,
         "instruction": config.data.instruction,
@@ -117,6 +117,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
         "lineage": lineage,
         "device": config.device,
     });
+    config.data.add_to(&mut settings);
     let score_file = job.out.join("score.json");
     let State::Open(output) = record::open(&job.out, "evaluate", settings)? else {
         let text = std::fs::read_to_string(&score_file)?;
@@ -126,6 +127,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
         context.ui.done("evaluate", &job.out, json!(score), text);
         return Ok(score);
     };
+    data.announce(context);
     prompts.lines().iter().for_each(|line| context.ui.line(format!("evaluate: {line}")));
     let adapter = job.adapter.as_deref();
     let work = Evaluate { context, config: &config, dir, model, prompts: &prompts, data: &data, adapter };
@@ -447,7 +449,7 @@ mod tests {
             std::fs::write(&path, row).unwrap();
             Data::read(&[path], &Config::default().data, "--data").unwrap().records.remove(0)
         };
-        let summary = record("{\"dialogue\": \"a\", \"summary\": \"b\"}");
+        let summary = record("{\"id\": 1, \"dialogue\": \"a\", \"summary\": \"b\"}");
         let problem = record("{\"question\": \"a\", \"answer\": \"b\"}");
         assert_eq!(metric(MetricChoice::Auto, std::slice::from_ref(&summary)).unwrap(), Metric::Rouge1);
         assert_eq!(metric(MetricChoice::Auto, std::slice::from_ref(&problem)).unwrap(), Metric::ExactMatch);

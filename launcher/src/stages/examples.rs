@@ -1,17 +1,18 @@
 //! From files of examples to the packed streams of optimizer steps.
 //!
-//! In: JSONL, JSON or Parquet files, and a model's tokenizer. Out: [`Data`] with its examples
+//! In: files of examples (see docs/data.md), and a model's tokenizer. Out: [`Data`] with its examples
 //! for one model, and for every optimizer step of a job the segments of packed streams.
 
 use crate::config::{Config, DataConfig, LossNormalization, Recipe};
 use crate::failure::unusable;
 use crate::stages::Context;
+use crate::stages::describe::{self, Facts};
 use crate::stages::prompts::Prompts;
 use crate::stages::side::Side;
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_runtime::artifact::checksum_files;
-use gradtx_runtime::data::{Dataset, Example, PackedBatch, Record, SegmentInfo, data_files, read_rows};
+use gradtx_runtime::data::{self, Dataset, Example, PackedBatch, Purpose, Record, SegmentInfo, choose};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -21,6 +22,8 @@ pub struct Data {
     pub checksum: String,
     /// The examples.
     pub records: Vec<Record>,
+    /// What the files were taken for.
+    pub facts: Facts,
 }
 
 /// Rows that belong together.
@@ -32,20 +35,30 @@ pub struct Group {
 }
 
 impl Data {
-    /// Reads files, or all data files of directories. `setting` is where the paths are from.
+    /// Reads files or directories, the train split where there are several. `setting` is where
+    /// the paths are from.
     pub fn read(paths: &[PathBuf], config: &DataConfig, setting: &str) -> Result<Self> {
+        Self::read_as(paths, config, setting, Purpose::Training)
+    }
+
+    /// The same with the test split.
+    pub fn read_for_test(paths: &[PathBuf], config: &DataConfig, setting: &str) -> Result<Self> {
+        Self::read_as(paths, config, setting, Purpose::Testing)
+    }
+
+    fn read_as(paths: &[PathBuf], config: &DataConfig, setting: &str, purpose: Purpose) -> Result<Self> {
         if paths.iter().all(|path| path.as_os_str().is_empty()) {
-            return Err(unusable(format!("{setting}: not set; expected a JSONL, JSON or Parquet file")));
+            return Err(unusable(format!("{setting}: not set; expected a file of examples, see docs/data.md")));
         }
-        let files = data_files(paths)?;
-        let reading = config.reading();
-        let mut records = vec![];
-        for file in &files {
-            for row in read_rows(file)? {
-                records.push(reading.record(row)?);
-            }
-        }
-        Ok(Self { checksum: checksum_files(&files)?, records })
+        let chosen = choose(paths, config.split, purpose)?;
+        let loaded = data::load(&chosen.files, &config.reading(), false)?;
+        let facts = Facts::of(&chosen, &loaded, config);
+        Ok(Self { checksum: checksum_files(&chosen.files)?, records: loaded.records, facts })
+    }
+
+    /// Shows what the files were taken for, and which rows were left out.
+    pub fn announce(&self, context: &Context) {
+        self.facts.lines().iter().for_each(|line| context.ui.line(line));
     }
 
     /// Rows by their value in a column, in the order in which the values first appear.
@@ -76,6 +89,12 @@ impl Data {
         }
         Ok(examples)
     }
+}
+
+/// Facts about a file of data for `inspect`, and what is wrong with it. No text of an example
+/// is among them.
+pub fn describe(path: &std::path::Path) -> (Vec<(String, String)>, Vec<String>) {
+    describe::file(path)
 }
 
 /// The column whose place the name of a data set takes where there is none.

@@ -50,7 +50,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         Role::Tiny => &config.finetune.tiny,
         Role::Llm => &config.finetune.llm,
     };
-    let settings = json!({
+    let mut settings = json!({
         "seed": config.seed,
         "data": data.checksum,
         "format": config.data.format,
@@ -63,11 +63,13 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "model": side.space.base_model,
         "peft": job.peft,
     });
+    config.data.add_to(&mut settings);
     let State::Open(output) = record::open(&job.out, "finetune", settings)? else {
         let text = format!("finetune: {} is finished", job.out.display());
         context.ui.done("finetune", &job.out, json!({}), text);
         return Ok(());
     };
+    data.announce(context);
     let examples = data.examples(&prompts, &side, context, "finetune")?;
     // The key is the data's: a client's order does not depend on where its files lie.
     let key = derive_named(derive_named(config.seed, "client"), &data.checksum);

@@ -30,6 +30,7 @@ pub mod bench;
 pub mod card;
 pub mod curate;
 pub mod demo;
+pub mod describe;
 pub mod doctor;
 pub mod evaluate;
 pub mod examples;

@@ -162,11 +162,12 @@ impl<'a> Planner<'a> {
     }
 
     fn data(&mut self, config: &Config) -> Result<Rc<Data>> {
-        let key = format!("{:?}", (&config.data.public, config.data.reading()));
+        let key = format!("{:?}", (&config.data.public, config.data.split, config.data.reading()));
         if let Some(data) = self.data.get(&key) {
             return Ok(data.clone());
         }
         let data = Rc::new(Data::read(config.data.public.as_slice(), &config.data, "data.public")?);
+        data.announce(self.context);
         self.data.insert(key, data.clone());
         Ok(data)
     }

@@ -2,10 +2,11 @@
 
 use super::batch::Example;
 use super::prompt::{Rendered, Renderer};
-use super::schema::Record;
+use super::schema::{Content, Record};
 use super::tokenize::{TextTokenizer, Tokens};
 use crate::Result;
 use std::fmt;
+use std::ops::Range;
 
 /// Examples of a data set and what there is to say about them.
 #[derive(Clone, Debug)]
@@ -100,7 +101,12 @@ pub fn build_examples(
 ) -> Result<Dataset> {
     let share = records.len().div_ceil(threads.max(1)).max(1);
     let part = |records: &[Record]| -> Result<Vec<Built>> {
-        records.iter().map(|r| build(r, &renderer.render(r)?, tokenizer, max_length)).collect()
+        let one = |record| {
+            let rendered = renderer.render(record)?;
+            let earlier = earlier_answers(record, renderer, &rendered)?;
+            build(record, &rendered, &earlier, tokenizer, max_length)
+        };
+        records.iter().map(one).collect()
     };
     let built: Vec<Built> = std::thread::scope(|scope| {
         let workers: Vec<_> = records.chunks(share).map(|r| scope.spawn(move || part(r))).collect();
@@ -117,9 +123,28 @@ pub fn prompt_tokens(record: &Record, renderer: &Renderer, tokenizer: &TextToken
     if ids.is_empty() { Err(record.origin.error("its prompt has no tokens")) } else { Ok(ids) }
 }
 
+/// Bytes of the text at which answers before the last stand, for conversations of which
+/// these are learned as well.
+fn earlier_answers(record: &Record, renderer: &Renderer, rendered: &Rendered) -> Result<Vec<Range<usize>>> {
+    let Content::Chat(messages) = &record.content else { return Ok(vec![]) };
+    let range = |&at: &usize| {
+        let until = Record { content: Content::Chat(messages[..=at].to_vec()), ..record.clone() };
+        let part = renderer.render(&until)?;
+        if !rendered.text.starts_with(&part.text) {
+            return Err(record.origin.error(format!(
+                "the prompt form writes message {at} differently once others follow, so it cannot be learned; set \
+                 data.train_on = \"last\", or choose another prompt form"
+            )));
+        }
+        Ok(part.answer..part.text.len())
+    };
+    record.learned.iter().map(range).collect()
+}
+
 fn build(
     record: &Record,
     rendered: &Rendered,
+    earlier: &[Range<usize>],
     tokenizer: &TextTokenizer,
     max_length: Option<usize>,
 ) -> Result<Built> {
@@ -128,6 +153,10 @@ fn build(
     let (first, straddling) = answer_start(&full, &prompt.ids, rendered.answer);
     let keep = full.ids.len().min(max_length.unwrap_or(usize::MAX));
     let mut trained: Vec<bool> = (0..full.ids.len()).map(|i| i >= first).collect();
+    for answer in earlier {
+        let inside = |&(start, end): &(usize, usize)| start < answer.end && end > answer.start;
+        trained.iter_mut().zip(&full.spans).for_each(|(trained, span)| *trained |= inside(span));
+    }
     let mut tokens = full.ids;
     let whole = tokens.len();
     trained.truncate(keep);
@@ -200,6 +229,7 @@ pub fn expect_vocabulary(
 mod tests {
     use super::super::prompt::tests::pair;
     use super::super::prompt::{PromptForm, Renderer};
+    use super::super::schema::Message;
     use super::super::tokenize::tests::{merging, words};
     use super::*;
 
@@ -237,6 +267,29 @@ mod tests {
         for word in ["token 7 (\"c\")", "d.jsonl:4", "vocabulary of 7"] {
             assert!(message.contains(word), "{message}");
         }
+    }
+
+    #[test]
+    fn all_answers_of_a_conversation_can_be_learned() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = words(dir.path(), &["?", "a", "b", "c", "d"]);
+        let turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
+        let messages = turns.map(|(role, text)| Message { role: role.into(), content: text.into() });
+        let mut record = Record { content: Content::Chat(messages.to_vec()), ..pair("", "") };
+        let texts = |record: &Record| {
+            let renderer = Renderer::new(PromptForm::ChatMl, &tokenizer).unwrap();
+            let rendered = renderer.render(record).unwrap();
+            let ranges = earlier_answers(record, &renderer, &rendered).unwrap();
+            let earlier: Vec<String> = ranges.into_iter().map(|range| rendered.text[range].to_string()).collect();
+            let data = build_examples(std::slice::from_ref(record), &renderer, &tokenizer, None, 1).unwrap();
+            (earlier, data.examples[0].labels())
+        };
+        let (none, last) = texts(&record);
+        assert!(none.is_empty());
+        record.learned = vec![1];
+        let (earlier, both) = texts(&record);
+        assert_eq!(earlier, ["b<|im_end|>"]);
+        assert_eq!(both, 2 * last);
     }
 
     #[test]

@@ -250,7 +250,7 @@ pub(super) mod tests {
             Content::Pair { .. } => Schema::Pair,
             Content::Chat(_) => Schema::Messages,
         };
-        Record { origin: origin(), schema, content, extra: Default::default() }
+        Record { origin: origin(), schema, content, learned: vec![], extra: Default::default() }
     }
 
     pub(in crate::data) fn pair(prompt: &str, response: &str) -> Record {

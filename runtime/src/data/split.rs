@@ -178,8 +178,15 @@ pub struct Split {
     pub source: String,
     /// The seed that the lists were drawn from.
     pub seed: u64,
+    /// Rows that are exact duplicates of one before them, and in the same list.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub duplicates: usize,
     /// Row numbers, from 0, under names such as `public`, `private`, `shadow/00007`.
     pub lists: BTreeMap<String, Vec<usize>>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Split {
@@ -325,7 +332,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("split.json");
         let lists = [("public".to_owned(), vec![0, 2]), ("private".to_owned(), vec![1])].into();
-        let mut split = Split { rows: 3, source: "ab".into(), seed: 7, lists };
+        let mut split = Split { rows: 3, source: "ab".into(), seed: 7, duplicates: 0, lists };
         split.write(&path).unwrap();
         assert_eq!(Split::read(&path).unwrap(), split);
         assert_eq!(split.list("public").unwrap(), [0, 2]);

@@ -106,7 +106,7 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
     let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
     let prompts = [public.prompts(&config, &tiny)?, public.prompts(&config, &llm)?];
     let curate = decided(&config, &dir, world, job.array, &[&tiny, &llm])?;
-    let settings = json!({
+    let mut settings = json!({
         "seed": config.seed,
         "data": public.checksum,
         "format": config.data.format,
@@ -119,6 +119,7 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
         "tiny": tiny.space.base_model,
         "llm": llm.space.base_model,
     });
+    config.data.add_to(&mut settings);
     let plan = TuplePlan {
         shadows: curate.subsets,
         steps: curate.snapshots,
@@ -399,6 +400,7 @@ fn work_of(
     collection: &Collection,
     missing: &[(Role, usize)],
 ) -> Result<([Option<Dataset>; 2], Vec<Work>)> {
+    collection.public.announce(context);
     let mut examples = [None, None];
     for side in &collection.sides {
         if missing.iter().any(|(role, _)| *role == side.role) {

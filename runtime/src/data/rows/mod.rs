@@ -1,32 +1,31 @@
 //! From files to [`Row`]s: JSON objects, and where each stands.
 //!
-//! In: JSON lines, a JSON list of objects, or Parquet, as people download them; a
-//! directory stands for all such files in it, in the order of their names. What a file
-//! is, its content tells: the name only chooses which files of a directory are data.
-//! What the columns mean is not looked at here (see the schema module). Every error
-//! names the file and, where there is one, the line or row.
+//! In: JSON lines, a JSON list of objects, CSV, TSV or Parquet, as people download them;
+//! text files also compressed by gzip or zstd. What a file is, its content says: the name
+//! chooses which files of a directory are data ([`files`]) and tells CSV from TSV. What the
+//! columns mean is the schema module's matter. Every error names the file and, where there
+//! is one, the line or row.
+//!
+//! * [`files`]: the files of a directory, and which split they are.
+//! * source: opening and decompressing within bounds.
+//! * json, table, parquet: the forms.
 
+pub mod files;
 mod json;
+mod lenient;
 mod parquet;
+mod source;
+mod table;
+
+pub use files::data_files;
+pub use source::Budget;
 
 use crate::{Error, Result};
 use serde_json::{Map, Value};
-use std::fs::File;
-use std::io::Read;
+use source::{Form, Source};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Names of data files in a directory end like this.
-const EXTENSIONS: [&str; 4] = ["jsonl", "ndjson", "json", "parquet"];
-
-/// Files in a directory of data that a download puts beside it; they hold no rows.
-const NOT_DATA: [&str; 3] = ["dataset_info.json", "dataset_infos.json", "state.json"];
-
-/// Parquet files begin and end with this.
-const PARQUET_MAGIC: &[u8] = b"PAR1";
-
-/// Some editors begin files with a byte-order mark.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// What a record's number counts in its file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,63 +71,67 @@ pub struct Row {
     pub origin: Origin,
     /// Its columns, in the file's order.
     pub columns: Map<String, Value>,
+    /// Columns with values that JSON or Unicode has no place for, and what these are (`NaN`,
+    /// half of a surrogate pair). They may be there, and may not be used.
+    pub unusable: BTreeMap<String, &'static str>,
 }
 
-/// The files of a data set: a path is a file, or a directory of data files, which come
-/// in the order of their names. It is an error if there is none.
-pub fn data_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut files = vec![];
-    for path in paths {
-        if path.is_dir() {
-            files.extend(files_in(path)?);
-        } else {
-            files.push(path.clone());
-        }
+impl Row {
+    /// A row of columns that are all as they should be.
+    pub fn new(origin: Origin, columns: Map<String, Value>) -> Self {
+        Self { origin, columns, unusable: BTreeMap::new() }
     }
-    if files.is_empty() {
-        return Err(Error::invalid("data", "no file is given"));
-    }
-    Ok(files)
 }
 
-fn files_in(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = vec![];
-    for entry in std::fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
-        let path = entry.map_err(|e| Error::io("list", dir, e))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        let hidden = name.starts_with('.') || NOT_DATA.contains(&name.as_str());
-        if path.is_file() && !hidden && EXTENSIONS.contains(&extension.as_str()) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        let why = format!("there is no data file (*.{}) in this directory", EXTENSIONS.join(", *."));
-        return Err(Error::file(dir, why));
-    }
-    Ok(files)
-}
+/// Takes rows one by one. An error that it gets is about one row of a file that can be read
+/// on; one that it returns ends the reading.
+pub type Sink<'a> = dyn FnMut(Result<Row>) -> Result<()> + 'a;
 
 /// Reads one file. Empty lines are skipped; a file without rows is an error.
 pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
-    let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    let mut begin = vec![];
-    (&mut file).take(4096).read_to_end(&mut begin).map_err(|e| Error::io("read", path, e))?;
-    let named_parquet = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"));
-    let rows = if begin.starts_with(PARQUET_MAGIC) {
-        parquet::read(path)?
-    } else if named_parquet {
-        return Err(Error::file(path, "not a Parquet file: it does not begin with `PAR1`"));
-    } else if begin.starts_with(&[0x1f, 0x8b]) {
-        return Err(Error::file(path, "this file is compressed by gzip; unpack it first"));
-    } else {
-        json::read(path, &begin)?
+    let mut rows = vec![];
+    each_row(path, &mut Budget::of(&[path], None), &mut |row| {
+        rows.push(row?);
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+/// Gives every row of a file to `sink`. A file without rows is an error.
+pub fn each_row(path: &Path, budget: &mut Budget, sink: &mut Sink) -> Result<()> {
+    let source = Source::open(path, budget)?;
+    let mut count = 0usize;
+    let mut counted = |row: Result<Row>| {
+        count += 1;
+        if let Ok(row) = &row {
+            budget.take(path, size_of_columns(&row.columns))?;
+        }
+        sink(row)
     };
-    if rows.is_empty() {
+    match source.form {
+        Form::Parquet => parquet::read(path, source.allowed, &mut counted)?,
+        Form::Json => json::read(source, &mut counted)?,
+        Form::Table(delimiter) => table::read(source, delimiter, &mut counted)?,
+    }
+    if count == 0 {
         return Err(Error::file(path, "there is no example in this file"));
     }
-    Ok(rows)
+    Ok(())
+}
+
+/// Bytes that a row's columns take in memory, roughly.
+fn size_of_columns(columns: &Map<String, Value>) -> u64 {
+    const ROW: u64 = 160;
+    const ENTRY: u64 = 120;
+    fn of(value: &Value) -> u64 {
+        match value {
+            Value::String(text) => text.len() as u64,
+            Value::Array(items) => items.iter().map(|item| of(item) + size_of::<Value>() as u64).sum(),
+            Value::Object(entries) => entries.iter().map(|(key, v)| key.len() as u64 + ENTRY + of(v)).sum(),
+            _ => 0,
+        }
+    }
+    ROW + columns.iter().map(|(name, value)| name.len() as u64 + ENTRY + of(value)).sum::<u64>()
 }
 
 /// What a JSON value is, in words.
@@ -148,35 +151,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_its_data_files_in_the_order_of_their_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let row = |i: usize| format!("{{\"i\": {i}}}\n");
-        for (i, name) in ["b-00001.jsonl", "a.json", "b-00000.jsonl"].iter().enumerate() {
-            std::fs::write(dir.path().join(name), row(i)).unwrap();
-        }
-        for name in ["README.md", ".hidden.jsonl", "dataset_info.json"] {
-            std::fs::write(dir.path().join(name), "{").unwrap();
-        }
-        let files = data_files(&[dir.path().to_owned()]).unwrap();
-        let found: Vec<i64> =
-            files.iter().map(|f| read_rows(f).unwrap()[0].columns["i"].as_i64().unwrap()).collect();
-        assert_eq!(found, [1, 2, 0]);
-        let one = dir.path().join("a.json");
-        assert_eq!(data_files(std::slice::from_ref(&one)).unwrap(), [one]);
-        let empty = tempfile::tempdir().unwrap();
-        let message = data_files(&[empty.path().to_owned()]).unwrap_err().to_string();
-        assert!(message.contains("*.parquet"), "{message}");
-        assert!(data_files(&[]).is_err());
-    }
-
-    #[test]
     fn what_is_no_data_says_what_it_is() {
         let dir = tempfile::tempdir().unwrap();
+        let utf16: Vec<u8> = "\u{feff}{\"a\": 1}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let without_mark: Vec<u8> = "{\"a\": 1}".encode_utf16().flat_map(u16::to_be_bytes).collect();
         for (name, bytes, say) in [
             ("a.parquet", &b"{\"a\": 1}"[..], "PAR1"),
-            ("a.jsonl", &b"\x1f\x8b\x08"[..], "gzip"),
+            ("a.jsonl", &b"\x1f\x8b\x08"[..], "cannot read"),
             ("b.jsonl", &b" \n\n"[..], "no example"),
             ("c.json", &b"[]"[..], "no example"),
+            ("d.csv", &b"a,b\n"[..], "no example"),
+            ("e.arrow", &b"\xff\xff\xff\xff\x78\x00"[..], "to_parquet"),
+            ("f.arrow", &b"ARROW1\0\0"[..], "to_parquet"),
+            ("g.jsonl", &utf16, "iconv -f UTF-16"),
+            ("h.csv", &without_mark, "iconv -f UTF-16"),
+            ("i.jsonl", b"PK\x03\x04", "ZIP"),
+            ("j.jsonl", b"", "is empty"),
+            ("k.jsonl.gz", b"{\"a\": 1}", "does not begin"),
         ] {
             let path = dir.path().join(name);
             std::fs::write(&path, bytes).unwrap();
@@ -184,5 +175,16 @@ mod tests {
             assert!(message.contains(name) && message.contains(say), "{message}");
         }
         assert!(read_rows(&dir.path().join("none")).unwrap_err().to_string().contains("none"));
+    }
+
+    #[test]
+    fn rows_that_outgrow_their_file_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.jsonl");
+        std::fs::write(&path, "{\"a\": 1}\n".repeat(5000)).unwrap();
+        let read = |mebibytes| each_row(&path, &mut Budget::of(&[&path], Some(mebibytes)), &mut |_| Ok(()));
+        assert!(read(4).is_ok());
+        let message = read(1).unwrap_err().to_string();
+        assert!(message.contains("d.jsonl") && message.contains("data.read_limit_mib"), "{message}");
     }
 }

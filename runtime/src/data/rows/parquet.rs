@@ -5,63 +5,71 @@
 //! UTF-8. A file is input from outside: whatever is wrong with it ends in one error that
 //! names it, also where the library underneath panics.
 
-use super::{Origin, Row, Unit};
+use super::{Origin, Row, Sink, Unit};
+use crate::artifact::open_file;
+use crate::plan::human_bytes;
 use crate::{Error, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Value};
 use std::cell::Cell;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Once};
 
-/// Reads a Parquet file.
-pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
-    match catch_unwind(AssertUnwindSafe(|| without_panic_message(|| read_file(path)))) {
-        Ok(rows) => rows,
+/// Reads a Parquet file whose values may have `allowed` bytes.
+pub(super) fn read(path: &Path, allowed: u64, sink: &mut Sink) -> Result<()> {
+    match catch_unwind(AssertUnwindSafe(|| without_panic_message(|| read_file(path, allowed, sink)))) {
+        Ok(read) => read,
         Err(_) => Err(damaged(path, "its parts contradict each other, or have a type that is not supported")),
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<Row>> {
-    let open = || File::open(path).map_err(|e| Error::io("open", path, e));
-    let size = open()?.metadata().map_err(|e| Error::io("look at", path, e))?.len();
-    let reader = SerializedFileReader::new(open()?).map_err(|e| damaged(path, e))?;
-    let count = expected_rows(&reader, size).map_err(|why| damaged(path, why))?;
+fn read_file(path: &Path, allowed: u64, sink: &mut Sink) -> Result<()> {
+    let size = open_file(path)?.metadata().map_err(|e| Error::io("read", path, e))?.len();
+    let reader = SerializedFileReader::new(open_file(path)?).map_err(|e| damaged(path, e))?;
+    let count = expected_rows(&reader, size, allowed).map_err(|why| damaged(path, why))?;
     let file = Arc::new(path.to_owned());
-    let mut rows = vec![];
+    let mut read = 0;
     for found in reader.get_row_iter(None).map_err(|e| damaged(path, e))? {
-        let origin = Origin { file: file.clone(), line: rows.len() + 1, unit: Unit::Row };
+        let origin = Origin { file: file.clone(), line: read + 1, unit: Unit::Row };
         let found = found.map_err(|e| damaged(path, format!("row {}: {e}", origin.line)))?;
-        let mut columns = Map::new();
-        for (name, field) in found.into_columns() {
+        let columns = found.into_columns().into_iter().map(|(name, field)| {
             let value = value(&field).map_err(|why| origin.error(format!("column `{name}`: {why}")))?;
-            columns.insert(name, value);
-        }
-        rows.push(Row { origin, columns });
+            Ok((name, value))
+        });
+        let columns: Result<Map<String, Value>> = columns.collect();
+        sink(columns.map(|columns| Row::new(origin, columns)))?;
+        read += 1;
     }
-    match rows.len() as i64 == count {
-        true => Ok(rows),
-        false => Err(damaged(path, format!("it has {} rows, its end says {count}", rows.len()))),
+    match read as i64 == count {
+        true => Ok(()),
+        false => Err(damaged(path, format!("it has {read} rows, its end says {count}"))),
     }
 }
 
 /// Rows of all row groups, if the file's description of itself can be true at all.
-fn expected_rows(reader: &dyn FileReader, size: u64) -> std::result::Result<i64, String> {
+fn expected_rows(reader: &dyn FileReader, size: u64, allowed: u64) -> std::result::Result<i64, String> {
     let about = reader.metadata();
     if about.file_metadata().schema_descr().num_columns() == 0 {
         return Err("it has no columns".into());
     }
-    let mut sum = 0i64;
+    let (mut sum, mut bytes) = (0i64, 0u64);
     for group in about.row_groups() {
         sum = sum.checked_add(group.num_rows().max(0)).ok_or("it says that it has too many rows")?;
         for column in group.columns() {
             let (begin, length) = column.byte_range();
+            bytes = bytes.saturating_add(column.uncompressed_size().max(0) as u64);
             if begin.saturating_add(length) > size {
                 return Err(format!("column `{}` reaches beyond the end of the file", column.column_path()));
             }
         }
+    }
+    if bytes > allowed {
+        let (bytes, allowed) = (human_bytes(bytes), human_bytes(allowed));
+        return Err(format!(
+            "it says that it expands to {bytes}, more than the {allowed} that are allowed (data.read_limit_mib)"
+        ));
     }
     match about.file_metadata().num_rows() == sum {
         true => Ok(sum),

@@ -1,17 +1,34 @@
 //! From rows to [`Record`]s: what the columns of a row mean.
 //!
-//! A [`Schema`] is recognised by its columns, or named ([`Format`]). Columns that do not
-//! belong to it are kept (`Record::extra`), for grouping by task or for metrics.
+//! A [`Schema`] is recognised by its columns and, where other data has the same columns, by
+//! what stands in them; or it is named ([`Format`]), or its columns are ([`Columns`]). Columns
+//! that do not belong to it are kept (`Record::extra`), for grouping by task.
 //!
-//! * mod: the schemas, their columns and names, prompts and conversations.
+//! * mod: records, and the steps from a row to one.
+//! * forms: the schemas, their columns and names.
+//! * reading: the settings that say how rows are read.
+//! * pairs: prompts and responses, instructions, own columns.
+//! * chat: conversations.
+//! * preference: liked and disliked answers.
 //! * tasks: the published data sets that have a form of their own.
 
+mod chat;
+mod forms;
+mod pairs;
+mod preference;
+mod reading;
 mod tasks;
+
+pub use forms::{Metric, Schema};
+pub use preference::Labels;
+pub use reading::{Columns, Format, Instruction, OnError, Reading, TrainOn};
 
 use super::rows::{Origin, Row, kind};
 use crate::Result;
-use serde::{Deserialize, Serialize};
+use forms::Candidate;
+use serde::Serialize;
 use serde_json::{Map, Value};
+use xxhash_rust::xxh3::Xxh3;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +61,51 @@ impl Content {
             Self::Chat(messages) => messages.last().map_or("", |m| &m.content),
         }
     }
+
+    /// Tells contents apart: the same for the same texts in the same roles.
+    pub fn digest(&self) -> u128 {
+        self.hashed(usize::MAX)
+    }
+
+    /// The same without the answer to learn.
+    pub fn prompt_digest(&self) -> u128 {
+        match self {
+            Self::Pair { .. } => self.hashed(1),
+            Self::Chat(messages) => self.hashed(messages.len().saturating_sub(1)),
+        }
+    }
+
+    /// A hash of the first messages.
+    fn hashed(&self, count: usize) -> u128 {
+        let mut hash = Xxh3::new();
+        let mut add = |text: &str| {
+            hash.update(&(text.len() as u64).to_le_bytes());
+            hash.update(text.as_bytes());
+        };
+        match self {
+            Self::Pair { prompt, response } => {
+                [("user", prompt), ("assistant", response)].iter().take(count).for_each(|(role, text)| {
+                    add(role);
+                    add(text);
+                });
+            }
+            Self::Chat(messages) => messages.iter().take(count).for_each(|message| {
+                add(&message.role);
+                add(&message.content);
+            }),
+        }
+        hash.digest128()
+    }
+
+    /// Whether anything but answers is said.
+    fn asks(&self) -> bool {
+        match self {
+            Self::Pair { prompt, .. } => !prompt.trim().is_empty(),
+            Self::Chat(messages) => {
+                messages.iter().any(|m| m.role != "assistant" && !m.content.trim().is_empty())
+            }
+        }
+    }
 }
 
 /// One example.
@@ -55,309 +117,193 @@ pub struct Record {
     pub schema: Schema,
     /// What it asks and answers.
     pub content: Content,
+    /// Messages of a conversation before its last that are learned as well, by their number
+    /// from 0.
+    pub learned: Vec<usize>,
     /// Columns beyond those of its schema.
     pub extra: Map<String, Value>,
 }
 
-/// The forms of rows, told apart by their columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Schema {
-    /// A prompt and a response.
-    Pair,
-    /// A conversation: a list of `role`, `content`.
-    Messages,
-    /// AQuA-RAT: algebra with five options, a rationale and a letter.
-    AquaRat,
-    /// CommonsenseQA: a question with five choices and a letter.
-    CommonsenseQa,
-    /// DROP: a passage, a question and spans of text, numbers or dates.
-    Drop,
-    /// DialogSum: a spoken dialogue and its summary.
-    Dialogsum,
-    /// SAMSum: a chat and its summary.
-    Samsum,
-    /// GSM8K: a word problem and its solution, which ends in `#### number`.
-    Gsm8k,
+/// What was made of a row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Taken {
+    /// An example.
+    Record(Box<Record>, &'static [&'static str]),
+    /// A row whose answer somebody disliked, which is not to be learned.
+    Disliked,
 }
 
-/// How answers to a schema's questions are scored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// Right or wrong.
-    ExactMatch,
-    /// F1 of the words that a text and its reference share (ROUGE-1, stemmed).
-    Rouge1,
+/// What the rows of one file have in common, which decides what each of them is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileFacts {
+    /// Rows with the columns of GSM8K whose answer ends like a solution of it.
+    solutions: usize,
+    /// Rows with these columns.
+    questions: usize,
+    /// Values of the column that says which answers are liked.
+    labels: Labels,
 }
 
-impl Metric {
-    /// What a reader calls it.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::ExactMatch => "exact match",
-            Self::Rouge1 => "ROUGE-1",
+impl FileFacts {
+    /// Notes a row.
+    pub fn add(&mut self, row: &Map<String, Value>, reading: &Reading) {
+        if forms::could_be_gsm8k(row) {
+            self.questions += 1;
+            self.solutions += usize::from(forms::ends_like_gsm8k(row));
+        }
+        self.labels.add(row.get(reading.columns.label_column()));
+    }
+
+    /// Whether rows with the columns of GSM8K are GSM8K; an error where some are and some
+    /// are not.
+    fn is_gsm8k(&self) -> std::result::Result<bool, String> {
+        match (10 * self.solutions).cmp(&(9 * self.questions)) {
+            std::cmp::Ordering::Less if 10 * self.solutions <= self.questions => Ok(false),
+            std::cmp::Ordering::Less => Err(format!(
+                "`question` and `answer` may be those of GSM8K or not: {} of {} answers in this file end in \
+                 `#### number`; set data.format to \"gsm8k\" or \"pair\"",
+                self.solutions, self.questions
+            )),
+            _ => Ok(true),
         }
     }
-}
-
-impl Schema {
-    /// All schemas, in the order in which they are tried.
-    pub const ALL: [Self; 8] = [
-        Self::Pair,
-        Self::Messages,
-        Self::AquaRat,
-        Self::CommonsenseQa,
-        Self::Drop,
-        Self::Dialogsum,
-        Self::Samsum,
-        Self::Gsm8k,
-    ];
-
-    /// Its name in the configuration, and the task of rows that have no column for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pair => "pair",
-            Self::Messages => "messages",
-            Self::AquaRat => "aqua_rat",
-            Self::CommonsenseQa => "commonsense_qa",
-            Self::Drop => "drop",
-            Self::Dialogsum => "dialogsum",
-            Self::Samsum => "samsum",
-            Self::Gsm8k => "gsm8k",
-        }
-    }
-
-    /// The columns that make a row one of this schema: any of these sets. The first is
-    /// that of the Hugging Face hub, others are those of the original releases.
-    pub fn columns(self) -> &'static [&'static [&'static str]] {
-        match self {
-            Self::Pair => &[&["prompt", "response"]],
-            Self::Messages => &[&["messages"]],
-            Self::AquaRat => &[&["question", "options", "rationale", "correct"]],
-            Self::CommonsenseQa => &[&["question", "choices", "answerKey"], &["question", "answerKey"]],
-            Self::Drop => &[&["passage", "question", "answers_spans"], &["passage", "question", "answer"]],
-            Self::Dialogsum => &[
-                &["dialogue", "summary", "topic"],
-                &["fname", "dialogue", "summary"],
-                &["fname", "dialogue", "summary1"],
-            ],
-            Self::Samsum => &[&["dialogue", "summary"]],
-            Self::Gsm8k => &[&["question", "answer"]],
-        }
-    }
-
-    /// How its answers are scored.
-    pub fn metric(self) -> Metric {
-        match self {
-            Self::Dialogsum | Self::Samsum => Metric::Rouge1,
-            _ => Metric::ExactMatch,
-        }
-    }
-
-    /// True if a row has its columns.
-    pub fn fits(self, row: &Map<String, Value>) -> bool {
-        self.columns().iter().any(|set| set.iter().all(|c| row.contains_key(*c)))
-    }
-
-    /// The first schema that fits a row.
-    pub fn recognise(row: &Map<String, Value>) -> Option<Self> {
-        Self::ALL.into_iter().find(|s| s.fits(row))
-    }
-
-    /// Its sets of columns as text.
-    fn wanted(self) -> String {
-        let sets: Vec<String> = self.columns().iter().map(|set| format!("[{}]", set.join(", "))).collect();
-        sets.join(" or ")
-    }
-
-    /// Takes this schema's columns out of a row; the error says which is wrong.
-    fn take(self, row: &mut Map<String, Value>, instruction: Instruction) -> Taken<Content> {
-        match self {
-            Self::Pair => {
-                Ok(Content::Pair { prompt: text(row, "prompt")?, response: text(row, "response")? })
-            }
-            Self::Messages => messages(row.shift_remove("messages")),
-            task => {
-                let (question, response) = tasks::take(task, row)?;
-                let prompt = match instruction {
-                    Instruction::Published => [tasks::instruction(task), &question].concat(),
-                    Instruction::None => question,
-                };
-                Ok(Content::Pair { prompt, response })
-            }
-        }
-    }
-}
-
-/// How rows are read: by a schema of this name, or by the first that fits (`auto`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Format(pub Option<Schema>);
-
-const AUTO: &str = "auto";
-
-impl TryFrom<String> for Format {
-    type Error = String;
-
-    fn try_from(name: String) -> std::result::Result<Self, String> {
-        let found = Schema::ALL.into_iter().find(|s| s.name() == name);
-        if found.is_some() || name == AUTO {
-            return Ok(Self(found));
-        }
-        let known: Vec<&str> = Schema::ALL.into_iter().map(Schema::name).collect();
-        Err(format!("unknown format `{name}`, expected {AUTO}, {}", known.join(", ")))
-    }
-}
-
-impl From<Format> for String {
-    fn from(format: Format) -> Self {
-        format.0.map_or(AUTO, Schema::name).into()
-    }
-}
-
-/// What is put before the question of a published data set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Instruction {
-    /// The instruction that the method's authors put there.
-    #[default]
-    Published,
-    /// Nothing, for models that know the task already.
-    None,
-}
-
-/// How rows become records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
-    /// Which columns they have.
-    pub format: Format,
-    /// What is put before the questions of published data sets.
-    pub instruction: Instruction,
 }
 
 impl Reading {
-    /// The record of a row.
+    /// The record of a row that is all of a file.
     pub fn record(&self, row: Row) -> Result<Record> {
-        let Row { origin, columns: mut extra } = row;
-        let found = || extra.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let schema = match self.format.0 {
-            Some(schema) if schema.fits(&extra) => schema,
-            Some(schema) => {
-                let (name, wanted) = (schema.name(), schema.wanted());
-                return Err(origin.error(format!("columns [{}]; the format {name} has {wanted}", found())));
+        let mut facts = FileFacts::default();
+        facts.add(&row.columns, self);
+        let origin = row.origin.clone();
+        match self.take(row, &facts)? {
+            Taken::Record(record, _) => Ok(*record),
+            Taken::Disliked => Err(origin.error("its answer is one that was disliked")),
+        }
+    }
+
+    /// Fails when a row is of no form, whatever the rest of its file is like.
+    pub fn check_form(&self, row: &Row) -> Result<()> {
+        let form = self.form(&row.columns, &FileFacts::default());
+        form.map(|_| ()).map_err(|why| row.origin.error(why))
+    }
+
+    /// What a row of a file is.
+    pub fn take(&self, row: Row, facts: &FileFacts) -> Result<Taken> {
+        let Row { origin, columns: mut extra, unusable } = row;
+        let form = self.form(&extra, facts).map_err(|why| origin.error(why))?;
+        let fail = |why: String| origin.error(format!("{} row: {why}", form.schema.name()));
+        let before: Vec<String> = if unusable.is_empty() { vec![] } else { extra.keys().cloned().collect() };
+        let label = self.columns.label_column();
+        if facts.labels.is_disliked(extra.get(label), &self.columns).map_err(|why| fail(format!("`{label}`: {why}")))? {
+            return Ok(Taken::Disliked);
+        }
+        let (content, mut learned) = self.content(&form, &mut extra).map_err(fail)?;
+        let used = |name: &&String| before.contains(name) && !extra.contains_key(*name);
+        if let Some((name, what)) = unusable.keys().find(used).and_then(|n| unusable.get_key_value(n)) {
+            return Err(fail(format!("`{name}` has {what}")));
+        }
+        if content.answer().trim().is_empty() {
+            return Err(fail("its answer is empty: there is nothing to learn from it".into()));
+        }
+        if !content.asks() {
+            return Err(fail("its prompt is empty: nothing is asked".into()));
+        }
+        if self.train_on == TrainOn::Last {
+            learned.clear();
+        }
+        let record = Record { origin, schema: form.schema, content, learned, extra };
+        Ok(Taken::Record(Box::new(record), form.columns))
+    }
+
+    /// The form of a row: as it is set, or as its columns and the file say.
+    fn form(&self, row: &Map<String, Value>, facts: &FileFacts) -> std::result::Result<Candidate, String> {
+        let found = || row.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        if self.columns.are_named() {
+            return self.columns.form(row);
+        }
+        if let Some(schema) = self.format.0 {
+            return forms::named(schema, row).ok_or_else(|| {
+                format!("columns [{}]; the format {} has {}", found(), schema.name(), schema.wanted())
+            });
+        }
+        let gsm8k = if forms::could_be_gsm8k(row) { facts.is_gsm8k()? } else { false };
+        forms::recognise(row, gsm8k).ok_or_else(|| {
+            let advice = forms::advice(row).unwrap_or_default();
+            let known = Schema::ALL.map(|s| format!("\n  {}: {}", s.name(), s.wanted())).concat();
+            format!(
+                "columns [{}] are those of no known format{advice}; name them in [data.columns], e.g. \
+                 columns.prompt = \"question\", columns.response = \"reply\"; known formats:{known}",
+                found()
+            )
+        })
+    }
+
+    /// Takes a form's columns out of a row: what they say, and which messages before the last
+    /// can be learned as well.
+    fn content(&self, form: &Candidate, row: &mut Map<String, Value>) -> Part<(Content, Vec<usize>)> {
+        let chat = match form.schema {
+            _ if self.columns.are_named() => pairs::own(&self.columns, row)?,
+            Schema::Pair | Schema::Summary => pairs::pair(form.columns, row)?,
+            Schema::Alpaca => pairs::alpaca(form.columns, row)?,
+            Schema::Messages => chat::messages(form.columns[0], row)?,
+            Schema::Preference => preference::chosen(row)?,
+            task => {
+                let (question, response) = tasks::take(task, row)?;
+                if question.trim().is_empty() {
+                    return Err("its prompt is empty: nothing is asked".into());
+                }
+                let prompt = match &self.instruction {
+                    Instruction::Published => [tasks::instruction(task), &question].concat(),
+                    Instruction::None => question,
+                    Instruction::Text(text) => pairs::instructed(text, &question),
+                };
+                return Ok((Content::Pair { prompt, response }, vec![]));
             }
-            None => Schema::recognise(&extra).ok_or_else(|| {
-                let known = Schema::ALL.map(|s| format!("\n  {}: {}", s.name(), s.wanted())).concat();
-                origin.error(format!("columns [{}] are those of no known format:{known}", found()))
-            })?,
         };
-        let content = schema
-            .take(&mut extra, self.instruction)
-            .map_err(|why| origin.error(format!("{} row: {why}", schema.name())))?;
-        Ok(Record { origin, schema, content, extra })
+        let chat = match &self.instruction {
+            Instruction::Text(text) => chat.instructed(text),
+            Instruction::Published | Instruction::None => chat,
+        };
+        Ok(chat.content())
     }
 }
 
 /// A part of a row, or which column is wrong.
-type Taken<T> = std::result::Result<T, String>;
+type Part<T> = std::result::Result<T, String>;
 
-/// Takes out a column that must be a string.
-fn text(row: &mut Map<String, Value>, name: &str) -> Taken<String> {
+/// Takes out a column that must be text. Numbers and `true` or `false` become the text that
+/// JSON has for them.
+fn text(row: &mut Map<String, Value>, name: &str) -> Part<String> {
     match row.shift_remove(name) {
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(format!("`{name}` should be a string, found {}", kind(&other))),
+        Some(value) => as_text(value, name),
         None => Err(format!("there is no `{name}`")),
     }
 }
 
-fn messages(value: Option<Value>) -> Taken<Content> {
-    let Some(Value::Array(items)) = value else {
-        return Err("`messages` should be a list".into());
-    };
-    let mut messages = Vec::with_capacity(items.len());
-    for (i, item) in items.into_iter().enumerate() {
-        let Value::Object(mut item) = item else {
-            return Err(format!("message {i} should be an object, found {}", kind(&item)));
-        };
-        let role = text(&mut item, "role").map_err(|e| format!("message {i}: {e}"))?;
-        let content = text(&mut item, "content").map_err(|e| format!("message {i}: {e}"))?;
-        // Tables have a column for what only some messages have; there it is null.
-        if let Some((key, _)) = item.iter().find(|(_, value)| !value.is_null()) {
-            return Err(format!("message {i} has `{key}`, which is not supported"));
+fn as_text(value: Value, name: &str) -> Part<String> {
+    match value {
+        Value::String(text) => Ok(text),
+        // A number of more digits than f64 has is not the one that stands in the file.
+        Value::Number(number) if number.is_f64() && number.as_f64().is_some_and(|x| x.abs() >= 1e15) => {
+            Err(format!("`{name}` is a number too large to be exact; write it as a string"))
         }
-        messages.push(Message { role, content });
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(value) => Ok(value.to_string()),
+        Value::Null => Err(format!("`{name}` is null")),
+        other => Err(format!("`{name}` should be a string, found {}", kind(&other))),
     }
-    match messages.last() {
-        Some(last) if last.role == "assistant" && messages.len() > 1 => Ok(Content::Chat(messages)),
-        _ => Err("`messages` should end with an `assistant` message that answers another one".into()),
+}
+
+/// Whether a value says nothing at all.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 
 #[cfg(test)]
-pub(in crate::data) mod tests {
-    use super::super::rows::Unit;
-    use super::*;
-    use std::sync::Arc;
-
-    pub(in crate::data) fn origin() -> Origin {
-        Origin { file: Arc::new("d.jsonl".into()), line: 4, unit: Unit::Line }
-    }
-
-    /// The record of a row in JSON.
-    pub(super) fn read(row: &str, format: &str, instruction: Instruction) -> Result<Record> {
-        let format = Format::try_from(format.to_string()).unwrap();
-        let columns = serde_json::from_str(row).unwrap();
-        Reading { format, instruction }.record(Row { origin: origin(), columns })
-    }
-
-    fn auto(row: &str) -> Result<Record> {
-        read(row, AUTO, Instruction::Published)
-    }
-
-    #[test]
-    fn pairs_and_conversations_are_told_apart_by_their_columns() {
-        let pair = auto(r#"{"prompt": "1+1?", "response": "2", "task": "sum"}"#).unwrap();
-        assert_eq!(pair.content, Content::Pair { prompt: "1+1?".into(), response: "2".into() });
-        assert_eq!((&pair.extra["task"], pair.schema), (&Value::from("sum"), Schema::Pair));
-        let chat = r#"{"messages": [{"role": "user", "content": "Grüße", "name": null},
-            {"role": "assistant", "content": "Hallo"}]}"#;
-        let chat = auto(chat).unwrap();
-        assert_eq!((chat.content.answer(), chat.schema), ("Hallo", Schema::Messages));
-        assert!(chat.extra.is_empty());
-    }
-
-    #[test]
-    fn errors_name_the_row_and_what_was_expected() {
-        for (bad, say) in [
-            (r#"{"question": "a"}"#, "columns [question] are those of no known format"),
-            (r#"{"prompt": "a", "response": 3}"#, "`response` should be a string, found a number"),
-            (r#"{"messages": {}}"#, "a list"),
-            (r#"{"messages": [{"role": "user", "content": "a"}]}"#, "end with"),
-            (r#"{"messages": [{"role": "assistant", "content": "a"}]}"#, "end with"),
-            (r#"{"messages": [{"role": "user"}]}"#, "message 0: there is no `content`"),
-            (r#"{"messages": [{"role": "user", "content": "a", "tool_calls": []}]}"#, "tool_calls"),
-        ] {
-            let message = auto(bad).unwrap_err().to_string();
-            assert!(message.contains("d.jsonl:4: ") && message.contains(say), "{message}");
-        }
-        // The list of formats has those of the original releases as well.
-        let message = auto("{}").unwrap_err().to_string();
-        assert!(message.contains("drop: [passage, question, answers_spans] or [passage"), "{message}");
-    }
-
-    #[test]
-    fn a_named_format_must_fit_and_wins() {
-        let row = r#"{"question": "q", "answer": "a", "prompt": "p", "response": "r"}"#;
-        assert_eq!(auto(row).unwrap().schema, Schema::Pair);
-        assert_eq!(read(row, "gsm8k", Instruction::None).unwrap().content.answer(), "a");
-        let message = read(row, "aqua_rat", Instruction::None).unwrap_err().to_string();
-        for part in ["columns [question, answer, prompt, response]", "aqua_rat has [question, options,"] {
-            assert!(message.contains(part), "{message}");
-        }
-        for schema in Schema::ALL {
-            let format = Format::try_from(schema.name().to_string()).unwrap();
-            assert_eq!((format.0, String::from(format)), (Some(schema), schema.name().to_string()));
-        }
-        assert!(Format::try_from("gsm9k".to_string()).unwrap_err().contains("gsm8k"));
-    }
-}
+pub(in crate::data) mod tests;

@@ -5,7 +5,7 @@
 //! instructions are those of the method's authors, byte for byte.
 
 use super::super::rows::kind;
-use super::{Schema, Taken, text};
+use super::{Part, Schema, as_text, text};
 use serde_json::{Map, Value};
 
 const STEP_BY_STEP: &str =
@@ -17,23 +17,22 @@ const STEP_BY_STEP_SPAN: &str =
 const LETTER_ONLY: &str = "Answer only the choice letter in capital letter in the format: '#### {answer}'.\n";
 const SUMMARIZE: &str = "Summarize the following dialogue.\n";
 
-/// What the method's authors put before a question.
+/// What the method's authors put before a question of a data set that has an instruction.
 pub(super) fn instruction(task: Schema) -> &'static str {
     match task {
-        Schema::Pair | Schema::Messages => "",
+        _ if !task.has_instruction() => "",
         Schema::AquaRat => STEP_BY_STEP_LETTER,
         Schema::CommonsenseQa => LETTER_ONLY,
         Schema::Drop => STEP_BY_STEP_SPAN,
         Schema::Dialogsum | Schema::Samsum => SUMMARIZE,
-        Schema::Gsm8k => STEP_BY_STEP,
+        _ => STEP_BY_STEP,
     }
 }
 
 /// Takes a task's columns out of a row: its question, without the instruction, and the
-/// answer to learn.
-pub(super) fn take(task: Schema, row: &mut Map<String, Value>) -> Taken<(String, String)> {
+/// answer to learn. Only for data sets that have an instruction.
+pub(super) fn take(task: Schema, row: &mut Map<String, Value>) -> Part<(String, String)> {
     match task {
-        Schema::Pair | Schema::Messages => unreachable!("these are no tasks with an instruction"),
         Schema::AquaRat => aqua_rat(row),
         Schema::CommonsenseQa => commonsense_qa(row),
         Schema::Drop => drop_reading(row),
@@ -41,13 +40,13 @@ pub(super) fn take(task: Schema, row: &mut Map<String, Value>) -> Taken<(String,
             Ok((text(row, "dialogue")?, label(row, "summary1")?))
         }
         Schema::Dialogsum | Schema::Samsum => Ok((text(row, "dialogue")?, label(row, "summary")?)),
-        Schema::Gsm8k => Ok((text(row, "question")?, label(row, "answer")?)),
+        _ => Ok((text(row, "question")?, label(row, "answer")?)),
     }
 }
 
 /// Takes out a column that is the answer, or a part of it. Test sets are also published
 /// without: a row that cannot be learned from is an error.
-fn label(row: &mut Map<String, Value>, name: &str) -> Taken<String> {
+fn label(row: &mut Map<String, Value>, name: &str) -> Part<String> {
     match row.get(name) {
         Some(Value::Null) => Err(no_label(name)),
         Some(Value::String(text)) if text.trim().is_empty() => Err(no_label(name)),
@@ -60,7 +59,7 @@ fn no_label(name: &str) -> String {
 }
 
 /// `question`, `options` (a list such as `A)21`), `rationale`, `correct` (a letter).
-fn aqua_rat(row: &mut Map<String, Value>) -> Taken<(String, String)> {
+fn aqua_rat(row: &mut Map<String, Value>) -> Part<(String, String)> {
     let question = text(row, "question")?;
     let options = texts(row.shift_remove("options"), "options")?.join("\n");
     let rationale = text(row, "rationale")?;
@@ -73,7 +72,7 @@ fn aqua_rat(row: &mut Map<String, Value>) -> Taken<(String, String)> {
 
 /// `question`, `choices` (lists of `label` and of `text`), `answerKey`. The original
 /// release has both in `question`: its `stem`, and `choices` as a list of `label`, `text`.
-fn commonsense_qa(row: &mut Map<String, Value>) -> Taken<(String, String)> {
+fn commonsense_qa(row: &mut Map<String, Value>) -> Part<(String, String)> {
     let (question, choices) = match row.shift_remove("question") {
         Some(Value::Object(mut inner)) => (text(&mut inner, "stem")?, inner.shift_remove("choices")),
         Some(Value::String(question)) => (question, row.shift_remove("choices")),
@@ -94,7 +93,7 @@ fn commonsense_qa(row: &mut Map<String, Value>) -> Taken<(String, String)> {
                 Value::Object(mut choice) => Ok((text(&mut choice, "label")?, text(&mut choice, "text")?)),
                 other => Err(format!("`choices` should hold objects, found {}", kind(&other))),
             };
-            items.into_iter().map(choice).collect::<Taken<Vec<_>>>()?
+            items.into_iter().map(choice).collect::<Part<Vec<_>>>()?
         }
         Some(other) => return Err(format!("`choices` should be a list or two, found {}", kind(&other))),
         None => return Err("there are no `choices`".into()),
@@ -111,7 +110,7 @@ fn commonsense_qa(row: &mut Map<String, Value>) -> Taken<(String, String)> {
 /// `passage`, `question`, `answers_spans` (lists of `spans` and `types`). The original
 /// release has an `answer` of `number`, `spans` and `date`, of which one is not empty;
 /// others have it as a text. The first span is the answer.
-fn drop_reading(row: &mut Map<String, Value>) -> Taken<(String, String)> {
+fn drop_reading(row: &mut Map<String, Value>) -> Part<(String, String)> {
     let question = format!("{}\n{}", text(row, "passage")?, text(row, "question")?);
     let (name, answer) = match row.shift_remove("answers_spans") {
         Some(Value::Object(mut lists)) => {
@@ -120,10 +119,7 @@ fn drop_reading(row: &mut Map<String, Value>) -> Taken<(String, String)> {
         Some(other) => return Err(format!("`answers_spans` should be an object, found {}", kind(&other))),
         None => match row.shift_remove("answer") {
             Some(Value::Object(answer)) => ("answer", original_answer(answer)?),
-            Some(Value::String(answer)) => ("answer", answer),
-            Some(other) => {
-                return Err(format!("`answer` should be an object or a string, found {}", kind(&other)));
-            }
+            Some(value) => ("answer", as_text(value, "answer")?),
             None => return Err("there is no `answers_spans`".into()),
         },
     };
@@ -133,7 +129,7 @@ fn drop_reading(row: &mut Map<String, Value>) -> Taken<(String, String)> {
     Ok((question, format!("#### {answer}")))
 }
 
-fn original_answer(mut answer: Map<String, Value>) -> Taken<String> {
+fn original_answer(mut answer: Map<String, Value>) -> Part<String> {
     let number = match answer.shift_remove("number") {
         Some(Value::Number(number)) => number.to_string(),
         Some(Value::String(number)) => number,
@@ -156,7 +152,7 @@ fn first(texts: Vec<String>) -> String {
 }
 
 /// A list of strings.
-fn texts(value: Option<Value>, name: &str) -> Taken<Vec<String>> {
+fn texts(value: Option<Value>, name: &str) -> Part<Vec<String>> {
     match value {
         Some(Value::Array(items)) => items
             .into_iter()
@@ -197,7 +193,8 @@ mod tests {
         assert_eq!(hub, own);
         assert_eq!(hub, (Schema::CommonsenseQa, "Where?\nA. here\nB. there".into(), "#### B".into()));
 
-        let drop = |answer: &str| pair(&format!(r#"{{"passage": "P.", "question": "Q?", {answer}}}"#));
+        let drop =
+            |answer: &str| pair(&format!(r#"{{"query_id": "1", "passage": "P.", "question": "Q?", {answer}}}"#));
         let hub = drop(r#""answers_spans": {"spans": ["3", "4"], "types": ["number", "number"]}"#);
         assert_eq!(hub, (Schema::Drop, "P.\nQ?".into(), "#### 3".into()));
         for same in [
@@ -247,8 +244,8 @@ mod tests {
                 r#"{"passage": "p", "question": "q", "answer": {"number": "", "spans": []}}"#,
                 "`answer` is empty",
             ),
-            (r#"{"question": "q", "answer": null}"#, "`answer` is empty"),
-            (r#"{"question": 3, "answer": "x"}"#, "`question` should be a string, found a number"),
+            (r#"{"question": "q", "answer": null}"#, "`answer` is null"),
+            (r#"{"question": ["q"], "answer": "x\n#### 3"}"#, "`question` should be a string, found a list"),
             (
                 r#"{"question": "q", "options": "A", "rationale": "r", "correct": "A"}"#,
                 "`options` should be a list",
