@@ -12,8 +12,9 @@ set -euo pipefail
 
 RUN=${1:?"usage: sbatch [options] SCRIPT RUN [arguments of the stage]"}
 shift
+case $RUN in -*) RUN=./$RUN ;; esac # else commands take it for an option
 GRADTX=${GRADTX:-gradtx}
-[ -n "$(command -v "$GRADTX")" ] || { echo "error: $GRADTX: not found; put it on the PATH or set GRADTX"; exit 127; }
+[ -n "$(command -v -- "$GRADTX")" ] || { echo "error: $GRADTX: not found; put it on the PATH or set GRADTX"; exit 127; }
 
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
@@ -49,7 +50,8 @@ ranks() {
 tasks() {
     local rc
     [ -z "$asked" ] || return "$STOPPED"
-    srun --mpi="${GRADTX_MPI:-pmix}" --kill-on-bad-exit=1 --open-mode=append --output="$logs.%t.log" \
+    # srun replaces `%j` and the like in names of files; `%%` is a percent sign.
+    srun --mpi="${GRADTX_MPI:-pmix}" --kill-on-bad-exit=1 --open-mode=append --output="${logs//%/%%}.%t.log" \
         ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
         ${srun_options[@]+"${srun_options[@]}"} "$@" &
     step=$!

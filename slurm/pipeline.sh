@@ -12,6 +12,9 @@ set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 RUN CONFIG [CLIENT …]" >&2; exit 2; }
 run=$1 config=$2
 shift 2
+case $run in -*) run=./$run ;; esac # else commands take it for an option
+# Bash would evaluate anything else where it computes with it.
+[[ ${ARRAY:-1} =~ ^[1-9][0-9]{0,6}$ ]] || { echo "error: ARRAY=$ARRAY: expected a number of jobs" >&2; exit 2; }
 GRADTX_SLURM=$(cd "$(dirname "$0")" && pwd)
 export GRADTX_SLURM
 mkdir -p "$run/logs"
@@ -32,7 +35,9 @@ submit() {
     echo "${jobs[-1]}  $name"
 }
 
-one="$run/logs/%x-%j.log" each="$run/logs/%x-%A_%a.log"
+# sbatch replaces `%j` and the like in names of files; `%%` is a percent sign.
+logs=${run//%/%%}/logs
+one="$logs/%x-%j.log" each="$logs/%x-%A_%a.log"
 name=curate
 if [ -n "${ARRAY:-}" ]; then
     submit --output="$each" --array="0-$((ARRAY - 1))" ${for_curate[@]+"${for_curate[@]}"} \
@@ -49,4 +54,5 @@ if [ $# -gt 0 ]; then
 fi
 name=report
 submit --output="$one" --job-name=gradtx-report ${for_evaluate[@]+"${for_evaluate[@]}"} "$GRADTX_SLURM/evaluate.sbatch" "$run"
-echo "watch: gradtx status $run; squeue --jobs=$(IFS=,; echo "${jobs[*]}")"
+printf -v shown %q "$run"
+echo "watch: gradtx status $shown; squeue --jobs=$(IFS=,; echo "${jobs[*]}")"

@@ -5,6 +5,7 @@
 use crate::config::{DeviceKind, DtypeKind};
 use crate::stages::bench;
 use crate::world::World;
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Command,
     /// Threads of the CPU (default: as many as this process may run on).
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,
     /// Print results and errors only.
     #[arg(long, short, global = true)]
@@ -40,7 +41,7 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t)]
         world: World,
         /// Seed of everything in it.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = seeds())]
         seed: u64,
         /// Where to pretrain.
         #[arg(long, value_enum, default_value_t)]
@@ -196,7 +197,7 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t)]
         world: World,
         /// Seed of the world and of the run.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = seeds())]
         seed: u64,
         /// Settings to take from elsewhere.
         #[arg(long, value_enum)]
@@ -208,6 +209,16 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t)]
         dtype: DtypeKind,
     },
+}
+
+/// Threads that a process can have.
+fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=4096)
+}
+
+/// Seeds that a run file (TOML) can hold.
+fn seeds() -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new().range(0..=i64::MAX as u64)
 }
 
 impl Command {

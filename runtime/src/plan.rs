@@ -71,7 +71,8 @@ impl MemoryPlan {
 
     /// Adds a buffer of elements of `size` bytes.
     pub fn add(&mut self, purpose: Purpose, name: impl Into<String>, shape: &[usize], size: usize) {
-        let bytes = shape.iter().map(|&n| n as u64).product::<u64>() * size as u64;
+        // A plan that no machine can hold is still a plan: it says that it does not fit.
+        let bytes = shape.iter().fold(size as u64, |bytes, &n| bytes.saturating_mul(n as u64));
         self.entries.push(Planned { purpose, name: name.into(), shape: shape.to_vec(), bytes });
     }
 
@@ -87,7 +88,7 @@ impl MemoryPlan {
 
     /// Bytes in all.
     pub fn total(&self) -> u64 {
-        self.entries.iter().map(|e| e.bytes).sum()
+        saturating_sum(&self.entries)
     }
 
     /// Bytes per purpose, for those that have any.
@@ -95,7 +96,7 @@ impl MemoryPlan {
         let mut purposes: Vec<Purpose> = self.entries.iter().map(|e| e.purpose).collect();
         purposes.sort_unstable();
         purposes.dedup();
-        let of = |p: Purpose| self.entries.iter().filter(|e| e.purpose == p).map(|e| e.bytes).sum();
+        let of = |p: Purpose| saturating_sum(self.entries.iter().filter(|e| e.purpose == p));
         purposes.into_iter().map(|p| (p, of(p))).collect()
     }
 
@@ -119,6 +120,10 @@ impl MemoryPlan {
         );
         Err(Error::invalid("memory plan", why))
     }
+}
+
+fn saturating_sum<'a>(entries: impl IntoIterator<Item = &'a Planned>) -> u64 {
+    entries.into_iter().fold(0, |sum, entry| sum.saturating_add(entry.bytes))
 }
 
 impl fmt::Display for MemoryPlan {

@@ -1,101 +1,271 @@
 //! Which values of settings no stage can use.
+//!
+//! Every number has bounds, wide enough for anything that may run, and narrow enough that
+//! sums, products and durations made of them stay numbers. What is outside is a slip of the
+//! keyboard, and is refused before anything is read, planned or made.
 
-use super::{Config, DeviceKind, DtypeKind, RANDOM_SUBSETS};
+use super::{Config, DeviceKind, DtypeKind, RANDOM_SUBSETS, Recipe, TrainConfig, TranslatorConfig};
 use crate::failure::unusable;
 use anyhow::Result;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
-use std::fmt::Write as _;
+use gradtx_runtime::optim::Decay;
+use std::fmt::{Display, Write as _};
+use std::ops::RangeInclusive;
+
+/// Steps of a training; at a millisecond each, more than eleven days.
+const MOST_STEPS: u64 = 1_000_000_000;
+/// Examples, subsets, tuples: of anything that is counted one by one.
+const MOST_ITEMS: u64 = 1_000_000_000;
+/// Tokens of a stream, of an example, of an answer.
+const MOST_TOKENS: u64 = 16 << 20;
+/// Shadow subsets; each is a pair of files.
+const MOST_SUBSETS: u64 = 100_000;
+/// Tuples of a step, in which some hundred thousand values each are held at once.
+const MOST_TUPLES: u64 = 1_000_000;
+/// Minutes of a year.
+const MOST_MINUTES: f64 = 525_600.0;
+/// Above this nothing is learned from a step.
+const MOST_RATE: f64 = 1000.0;
+/// Real numbers beyond this overflow f32 once they are squared.
+const MOST_REAL: f64 = 1e18;
+
+/// Collects what is wrong, a line each.
+#[derive(Default)]
+struct Findings {
+    wrong: String,
+}
+
+impl Findings {
+    fn expect(&mut self, ok: bool, what: impl Display) {
+        if !ok {
+            let _ = writeln!(self.wrong, "  {what}");
+        }
+    }
+
+    fn whole(&mut self, key: impl Display, value: impl TryInto<u64> + Display + Copy, range: RangeInclusive<u64>) {
+        let (low, high) = (range.start(), range.end());
+        let fine = value.try_into().is_ok_and(|value| range.contains(&value));
+        self.expect(fine, format_args!("{key} = {value}: expected a whole number from {low} to {high}"));
+    }
+
+    /// A number of a closed range; never NaN or infinite.
+    fn real(&mut self, key: impl Display, value: f64, range: RangeInclusive<f64>) {
+        let (low, high) = (range.start(), range.end());
+        self.expect(range.contains(&value), format_args!("{key} = {value}: expected a number from {low} to {high}"));
+    }
+
+    /// A number above 0.
+    fn positive(&mut self, key: impl Display, value: f64, highest: f64) {
+        let what = format_args!("{key} = {value}: expected a number above 0, at most {highest}");
+        self.expect(value > 0.0 && value <= highest, what);
+    }
+
+    /// A number from 0 to below 1.
+    fn part(&mut self, key: impl Display, value: f64) {
+        let what = format_args!("{key} = {value}: expected a number from 0 to below 1");
+        self.expect((0.0..1.0).contains(&value), what);
+    }
+}
 
 impl Config {
     /// Refuses values that no stage can use.
+    ///
+    /// # Errors
+    /// One error that names every key, its value, and what is allowed.
     pub fn check(&self) -> Result<()> {
-        let mut wrong = String::new();
-        let mut expect = |ok: bool, what: &str| {
-            if !ok {
-                let _ = writeln!(wrong, "  {what}");
-            }
-        };
-        expect(self.adapter.rank > 0, "adapter.rank: expected at least 1");
-        expect(!self.adapter.targets.is_empty(), "adapter.targets: expected at least one module");
-        expect((0.0..1.0).contains(&self.adapter.dropout), "adapter.dropout: expected 0 ≤ p < 1");
-        expect((0.0..1.0).contains(&self.translator.dropout), "translator.dropout: expected 0 ≤ p < 1");
-        expect(
-            self.device.kind != DeviceKind::Cpu || self.device.dtype == DtypeKind::F32,
+        let mut findings = Findings::default();
+        findings.whole("seed", self.seed, 0..=i64::MAX as u64);
+        self.check_places(&mut findings);
+        self.check_curation(&mut findings);
+        check_recipe(&mut findings, "finetune.tiny", &self.finetune.tiny);
+        check_recipe(&mut findings, "finetune.llm", &self.finetune.llm);
+        check_translator(&mut findings, &self.translator);
+        check_training(&mut findings, &self.train);
+        findings.whole("evaluate.batch", self.evaluate.batch, 1..=MOST_ITEMS);
+        findings.whole("evaluate.max_new_tokens", self.evaluate.max_new_tokens, 1..=MOST_TOKENS);
+        match findings.wrong.trim_end() {
+            "" => Ok(()),
+            wrong => Err(unusable(format!("the configuration:\n{wrong}"))),
+        }
+    }
+
+    /// Device, data and adapter.
+    fn check_places(&self, findings: &mut Findings) {
+        let Self { device, adapter, .. } = self;
+        findings.expect(
+            device.kind != DeviceKind::Cpu || device.dtype != DtypeKind::Bf16,
             "device.dtype: the CPU computes in f32; bf16 is for device.kind = \"cuda\"",
         );
-        expect(self.device.stream_tokens > 0, "device.stream_tokens: expected at least 1");
-        expect(self.data.max_length >= 2, "data.max_length: expected at least 2");
-        expect(
+        findings.whole("device.stream_tokens", device.stream_tokens, 1..=MOST_TOKENS);
+        findings.whole("data.max_length", self.data.max_length, 2..=MOST_TOKENS);
+        findings.expect(
             self.data.date.is_empty()
                 || chrono::NaiveDate::parse_from_str(&self.data.date, "%Y-%m-%d").is_ok(),
             "data.date: expected a date such as 2026-11-27, or nothing for the day on which the run is made",
         );
         if let Err(why) = self.data.columns.check() {
-            expect(false, &format!("data.columns: {why}"));
+            findings.expect(false, format_args!("data.columns: {why}"));
         }
-        expect(self.curate.subsets > 0, "curate.subsets: expected at least 1");
-        expect(self.curate.examples > 0, "curate.examples: expected at least 1");
-        expect(self.curate.checkpoint_minutes >= 0.0, "curate.checkpoint_minutes: expected 0 or more");
-        expect(self.curate.snapshots > 0, "curate.snapshots: expected at least 1");
-        expect(self.curate.every > 0, "curate.every: expected at least 1");
-        expect(
-            self.curate.mixture >= 0.0 && self.curate.mixture.is_finite(),
-            "curate.mixture: expected a positive number, or 0 for none",
-        );
-        expect(
-            self.curate.mixture == 0.0 || self.curate.group_by != RANDOM_SUBSETS,
+        findings.whole("adapter.rank", adapter.rank, 1..=65_536);
+        findings.positive("adapter.alpha", adapter.alpha, 1e6);
+        findings.part("adapter.dropout", adapter.dropout);
+        findings.expect(!adapter.targets.is_empty(), "adapter.targets: expected at least one module");
+    }
+
+    fn check_curation(&self, findings: &mut Findings) {
+        let curate = &self.curate;
+        findings.whole("curate.subsets", curate.subsets, 1..=MOST_SUBSETS);
+        findings.whole("curate.examples", curate.examples, 1..=MOST_ITEMS);
+        findings.whole("curate.snapshots", curate.snapshots, 1..=MOST_STEPS);
+        findings.whole("curate.every", curate.every, 1..=MOST_STEPS);
+        findings.whole("curate.concurrent", curate.concurrent, 0..=4096);
+        findings.real("curate.checkpoint_minutes", curate.checkpoint_minutes, 0.0..=MOST_MINUTES);
+        findings.real("curate.mixture", curate.mixture, 0.0..=1e9);
+        findings.expect(
+            curate.mixture == 0.0 || curate.group_by != RANDOM_SUBSETS,
             "curate.mixture: needs groups to mix; set curate.group_by to a column, such as task",
         );
-        let collected = (self.curate.snapshots.saturating_sub(1)) as u64 * self.curate.every as u64 + 1;
-        for (name, recipe) in [("curate.tiny", &self.curate.tiny), ("curate.llm", &self.curate.llm)] {
-            let what = format!("{name}.steps: the snapshots reach {collected} steps back");
-            expect(recipe.steps as u64 >= collected, &what);
+        let back = (curate.snapshots as u64).saturating_sub(1).saturating_mul(curate.every.into());
+        let collected = back.saturating_add(1);
+        for (name, recipe) in [("curate.tiny", &curate.tiny), ("curate.llm", &curate.llm)] {
+            let what = format!("{name}.steps = {}: the snapshots reach {collected} steps back", recipe.steps);
+            findings.expect(u64::from(recipe.steps) >= collected, what);
+            check_recipe(findings, name, recipe);
         }
-        for (name, recipe) in [
-            ("curate.tiny", &self.curate.tiny),
-            ("curate.llm", &self.curate.llm),
-            ("finetune.tiny", &self.finetune.tiny),
-            ("finetune.llm", &self.finetune.llm),
+    }
+}
+
+fn check_recipe(findings: &mut Findings, name: &str, recipe: &Recipe) {
+    findings.whole(format_args!("{name}.steps"), recipe.steps, 1..=MOST_STEPS);
+    findings.whole(format_args!("{name}.batch"), recipe.batch, 1..=MOST_ITEMS);
+    findings.part(format_args!("{name}.beta1"), recipe.beta1);
+    findings.part(format_args!("{name}.beta2"), recipe.beta2);
+    let Recipe { lr, eps, weight_decay, max_norm, final_fraction, .. } = *recipe;
+    check_optimizer(findings, name, [lr, eps, weight_decay, max_norm]);
+    check_schedule(findings, name, recipe.decay, [recipe.steps, recipe.warmup], final_fraction);
+}
+
+fn check_optimizer(findings: &mut Findings, name: &str, [lr, eps, weight_decay, max_norm]: [f64; 4]) {
+    findings.positive(format_args!("{name}.lr"), lr, MOST_RATE);
+    // ε divides where a gradient is zero.
+    findings.positive(format_args!("{name}.eps"), eps, 1.0);
+    findings.real(format_args!("{name}.weight_decay"), weight_decay, 0.0..=MOST_RATE);
+    findings.real(format_args!("{name}.max_norm"), max_norm, 0.0..=MOST_REAL);
+}
+
+fn check_schedule(findings: &mut Findings, name: &str, decay: Decay, [steps, warmup]: [u32; 2], end: f64) {
+    let what = format_args!("{name}.warmup = {warmup}: expected at most the {steps} steps of {name}.steps");
+    findings.expect(warmup <= steps, what);
+    if decay != Decay::Constant {
+        findings.real(format_args!("{name}.final_fraction"), end, 0.0..=1.0);
+    }
+}
+
+fn check_translator(findings: &mut Findings, translator: &TranslatorConfig) {
+    for (name, value, most) in [
+        ("d_model", translator.d_model, 65_536),
+        ("d_ff", translator.d_ff, 1 << 20),
+        ("d_kv", translator.d_kv, 4096),
+        ("heads", translator.heads, 4096),
+        ("encoder_layers", translator.encoder_layers, 1000),
+        ("decoder_layers", translator.decoder_layers, 1000),
+    ] {
+        findings.whole(format_args!("translator.{name}"), value, 1..=most);
+    }
+    findings.part("translator.dropout", translator.dropout);
+    findings.expect(
+        StartToken::parse(&translator.start).is_some(),
+        "translator.start: expected embedded, released or zero",
+    );
+    findings.expect(
+        NormalizationMode::parse(&translator.normalization).is_some(),
+        "translator.normalization: expected none, scalar, scalar_centred, block or coordinate",
+    );
+}
+
+fn check_training(findings: &mut Findings, train: &TrainConfig) {
+    findings.whole("train.steps", train.steps, 1..=MOST_STEPS);
+    findings.whole("train.batch", train.batch, 1..=MOST_TUPLES);
+    findings.expect(
+        train.micro_batch > 0 && train.batch.is_multiple_of(train.micro_batch.max(1)),
+        format_args!("train.micro_batch = {}: expected a divisor of train.batch", train.micro_batch),
+    );
+    let TrainConfig { lr, eps, weight_decay, max_norm, final_fraction, .. } = *train;
+    check_optimizer(findings, "train", [lr, eps, weight_decay, max_norm]);
+    check_schedule(findings, "train", train.decay, [train.steps, train.warmup], final_fraction);
+    findings.part("train.validation", train.validation);
+    findings.whole("train.validate_every", train.validate_every, 1..=u32::MAX.into());
+    findings.real("train.checkpoint_minutes", train.checkpoint_minutes, 0.0..=MOST_MINUTES);
+    findings.real("train.augment", train.augment, 0.0..=1.0);
+    findings.real("train.augment_spread", train.augment_spread, 0.0..=MOST_RATE);
+    findings.real("train.student_noise", train.student_noise, 0.0..=MOST_RATE);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `check` says of the defaults with one setting changed; nothing where it is accepted.
+    fn said(set: &str) -> Option<String> {
+        let config = Config::default().with_overrides(&[set.to_string()]);
+        config.and_then(|config| config.check()).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn absurd_values_are_refused_with_key_value_and_range() {
+        for (key, values) in [
+            ("translator.encoder_layers", &["0", "1000000000", "9223372036854775807"][..]),
+            ("translator.d_ff", &["0", "1000000000000"]),
+            ("curate.subsets", &["0", "1000000000000"]),
+            ("curate.checkpoint_minutes", &["-1", "nan", "inf", "1e300"]),
+            ("curate.tiny.lr", &["0", "-1e-4", "nan", "inf", "1e300"]),
+            ("curate.llm.beta1", &["1", "-0.1", "nan"]),
+            ("curate.llm.eps", &["0", "-1", "nan"]),
+            ("curate.llm.warmup", &["88", "4294967295"]),
+            ("finetune.llm.batch", &["0", "9223372036854775807"]),
+            ("finetune.tiny.weight_decay", &["-1", "nan", "inf"]),
+            ("adapter.rank", &["0", "9223372036854775807"]),
+            ("adapter.alpha", &["0", "-16", "nan", "inf", "1e300"]),
+            ("adapter.dropout", &["1", "-0.1", "nan"]),
+            ("device.stream_tokens", &["0", "9223372036854775807"]),
+            ("data.max_length", &["0", "1", "9223372036854775807"]),
+            ("train.steps", &["0", "4000000000"]),
+            ("train.validation", &["1", "nan", "-0.1"]),
+            ("train.augment_spread", &["-1", "nan", "inf"]),
+            ("train.max_norm", &["-1", "nan", "inf"]),
+            ("evaluate.max_new_tokens", &["0", "1000000000000"]),
         ] {
-            expect(recipe.steps > 0, &format!("{name}.steps: expected at least 1"));
-            expect(recipe.batch > 0, &format!("{name}.batch: expected at least 1"));
-            expect(
-                recipe.lr > 0.0 && recipe.lr.is_finite(),
-                &format!("{name}.lr: expected a positive number"),
-            );
-            expect(
-                recipe.max_norm >= 0.0,
-                &format!("{name}.max_norm: expected a positive number, or 0 for none"),
-            );
+            for value in values {
+                let said = said(&format!("{key}={value}")).unwrap_or_else(|| panic!("{key}={value} is accepted"));
+                assert!(said.contains(key) && said.contains("expected"), "{key}={value}: {said}");
+            }
         }
-        let translator = &self.translator;
-        expect(
-            StartToken::parse(&translator.start).is_some(),
-            "translator.start: expected embedded, released or zero",
-        );
-        expect(
-            NormalizationMode::parse(&translator.normalization).is_some(),
-            "translator.normalization: expected none, scalar, scalar_centred, block or coordinate",
-        );
-        let train = &self.train;
-        expect(train.steps > 0 && train.batch > 0, "train.steps, train.batch: expected at least 1");
-        expect(
-            train.micro_batch > 0 && train.batch.is_multiple_of(train.micro_batch.max(1)),
-            "train.micro_batch: expected a divisor of train.batch",
-        );
-        expect(train.lr > 0.0 && train.lr.is_finite(), "train.lr: expected a positive number");
-        expect((0.0..1.0).contains(&train.validation), "train.validation: expected 0 ≤ part < 1");
-        expect(train.validate_every > 0, "train.validate_every: expected at least 1");
-        expect(train.checkpoint_minutes >= 0.0, "train.checkpoint_minutes: expected 0 or more");
-        expect((0.0..=1.0).contains(&train.augment), "train.augment: expected 0 ≤ share ≤ 1");
-        expect(train.augment_spread >= 0.0, "train.augment_spread: expected 0 or more");
-        expect(train.student_noise >= 0.0, "train.student_noise: expected 0 or more");
-        expect(self.evaluate.batch > 0, "evaluate.batch: expected at least 1");
-        expect(self.evaluate.max_new_tokens > 0, "evaluate.max_new_tokens: expected at least 1");
-        if wrong.is_empty() {
-            Ok(())
-        } else {
-            Err(unusable(format!("the configuration:\n{}", wrong.trim_end())))
+    }
+
+    #[test]
+    fn numbers_that_toml_or_the_setting_cannot_hold_are_refused() {
+        for set in ["seed=-1", "seed=9223372036854775808", "curate.every=-1", "train.steps=5000000000"] {
+            let said = said(set).unwrap_or_else(|| panic!("{set} is accepted"));
+            assert!(said.contains(set.split('=').next().unwrap()), "{set}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_may_run_is_accepted() {
+        for set in [
+            "seed=9223372036854775807",
+            "translator.encoder_layers=48",
+            "curate.subsets=10000",
+            "data.max_length=1048576",
+            "train.validation=0",
+            "train.checkpoint_minutes=0",
+            "curate.llm.warmup=87",
+            "train.decay=\"constant\"",
+            "adapter.dropout=0",
+            "adapter.alpha=0.5",
+            "curate.tiny.max_norm=0",
+        ] {
+            assert_eq!(said(set), None, "{set}");
         }
     }
 }

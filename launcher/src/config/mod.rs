@@ -14,10 +14,12 @@
 //! * preset: settings with a name.
 //! * check: what values they may have.
 //! * suggest: what a mistyped key may have meant.
+//! * run_dir: what a directory is that was named as a run and is none.
 //! * sweep: many run files from one.
 
 mod check;
 mod preset;
+pub mod run_dir;
 mod settings;
 mod suggest;
 mod sweep;
@@ -45,9 +47,9 @@ pub const RUN_FILE: &str = "run.toml";
 impl Config {
     /// The configuration of a run directory: resolved, checked, and stored there.
     ///
-    /// The first time it comes from `--config` (or the defaults) and `--set`. Later it
-    /// comes from the directory's run.toml; `--config` and `--set` may then only repeat
-    /// what stands there.
+    /// The first time it comes from `--config` and `--set`. Later it comes from the directory's
+    /// run.toml; `--config` and `--set` may then only repeat what stands there. Without both, the
+    /// path is mistyped or no run: an error says what it is, and nothing is made.
     pub fn of_run(args: &RunArgs) -> Result<Self> {
         let (config, is_stored) = Self::resolve(args)?;
         if !is_stored {
@@ -89,7 +91,7 @@ impl Config {
         let mut config = match (&args.config, &before) {
             (Some(path), _) => Self::read(path)?,
             (None, Some(before)) => before.clone(),
-            (None, None) => Self::default(),
+            (None, None) => return Err(run_dir::no_run(&args.run)),
         };
         if let Some(preset) = args.preset {
             config = config.with_preset(preset);
@@ -148,10 +150,11 @@ impl Config {
         preset: Option<Preset>,
         set: &[String],
     ) -> Result<Self> {
-        let stored = run.map(|run| run.join(RUN_FILE)).filter(|path| path.is_file());
+        let stored = run.map(|run| (run, run.join(RUN_FILE)));
         let mut config = match (file, stored) {
             (Some(path), _) => Self::read(path)?,
-            (None, Some(path)) => Self::read(&path)?,
+            (None, Some((_, path))) if path.is_file() => Self::read(&path)?,
+            (None, Some((run, _))) => return Err(run_dir::no_run(run)),
             (None, None) => {
                 return Err(unusable("expected a run file (--config), or a run directory that has one"));
             }
@@ -206,7 +209,7 @@ impl Config {
         config
     }
 
-    fn with_overrides(self, set: &[String]) -> Result<Self> {
+    pub(crate) fn with_overrides(self, set: &[String]) -> Result<Self> {
         if set.is_empty() {
             return Ok(self);
         }

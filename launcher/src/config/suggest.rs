@@ -55,7 +55,7 @@ fn all_keys(at: &str, table: &Table) -> Vec<String> {
 }
 
 /// Letters to insert, remove, replace or swap with a neighbour, to make one word the other.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
     for i in 0..=a.len() {

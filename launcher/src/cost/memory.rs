@@ -107,8 +107,9 @@ pub struct Streams {
 /// The base model and the fine-tuning of several jobs on it.
 pub fn finetuning(model: &Model, streams: Streams, gpu: Gpu) -> MemoryPlan {
     let Streams { jobs, batch, stream_tokens, longest } = streams;
-    let tokens = stream_tokens.max(longest).min(jobs * batch * longest);
-    let capacity = BatchCapacity { tokens, segments: (jobs * batch).min(tokens), labels: tokens };
+    let examples = jobs.saturating_mul(batch);
+    let tokens = stream_tokens.max(longest).min(examples.saturating_mul(longest));
+    let capacity = BatchCapacity { tokens, segments: examples.min(tokens), labels: tokens };
     let mut plan = Decoder::<Cpu, f32>::plan(&model.config, false);
     plan.extend(LoraJobs::<Cpu, f32>::plan(&model.config, &model.layout, jobs, capacity));
     on_device(&plan, gpu)
@@ -124,7 +125,7 @@ pub fn generating(
 ) -> MemoryPlan {
     let limits = GenerateLimits {
         rows: settings.batch,
-        prompt_tokens: longest.max(stream_tokens.min(longest * settings.batch)),
+        prompt_tokens: longest.max(stream_tokens.min(longest.saturating_mul(settings.batch))),
         context: longest + settings.max_new_tokens,
     };
     let mut plan = Decoder::<Cpu, f32>::plan(&model.config, false);
@@ -172,7 +173,8 @@ pub fn translating(config: &GradTransformerConfig, gpu: Gpu) -> Result<MemoryPla
 
 /// Bytes of an element.
 fn element(entry: &Planned) -> usize {
-    (entry.bytes / entry.shape.iter().product::<usize>().max(1) as u64) as usize
+    let values = entry.shape.iter().fold(1u64, |product, &n| product.saturating_mul(n as u64));
+    (entry.bytes / values.max(1)) as usize
 }
 
 /// The largest number in a range for which a plan fits; plans grow with it.

@@ -43,13 +43,19 @@ pub struct Question<'a> {
 
 /// Idle shares above this are worth a word.
 const IDLE: f64 = 0.1;
+/// Shadow jobs times sizes of groups up to which every size is tried.
+const MOST_PLAYED: usize = 100_000;
 /// Gradients are reduced in pieces of this many bytes.
 const BUCKET: f64 = (16 << 20) as f64;
 
 /// Predicts what a run takes.
 pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
     let Question { config, cluster, clients, .. } = *question;
-    let plan = Planner { question, rates };
+    let means = question.lengths.map(|lengths| {
+        let of_group = |rows: &Vec<usize>| lengths.mean(Some(rows.as_slice()));
+        question.groups.iter().map(of_group).collect()
+    });
+    let plan = Planner { question, rates, means };
     let mut warnings = vec![];
     let mut stages = vec![];
     for side in [Role::Tiny, Role::Llm] {
@@ -89,6 +95,8 @@ pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
 struct Planner<'a> {
     question: &'a Question<'a>,
     rates: &'a Rates,
+    /// The mean example of every group of rows, for each model.
+    means: [Vec<Mean>; 2],
 }
 
 /// All tokens and operations of a model's shadow jobs, and the groups with their seconds.
@@ -129,7 +137,8 @@ impl Planner<'_> {
             return lengths.mean(None);
         }
         let count = jobs.len() as f64;
-        jobs.map(|job| lengths.mean(Some(&groups[job % groups.len()]))).fold(Mean::default(), |sum, mean| {
+        let means = &self.means[side as usize];
+        jobs.map(|job| means[job % groups.len()]).fold(Mean::default(), |sum, mean| {
             Mean {
                 tokens: sum.tokens + mean.tokens / count,
                 pairs: sum.pairs + mean.pairs / count,
@@ -141,7 +150,7 @@ impl Planner<'_> {
     /// Fine-tuning of several jobs together.
     fn finetuning(&self, side: Role, recipe: &Recipe, jobs: usize, mean: &Mean) -> Cost {
         let stream_tokens = self.question.config.device.stream_tokens;
-        self.decoder(side).finetuning(mean, (jobs * recipe.batch) as f64, stream_tokens) * recipe.steps as f64
+        self.decoder(side).finetuning(mean, jobs as f64 * recipe.batch as f64, stream_tokens) * recipe.steps as f64
     }
 
     fn side_work(&self, side: Role, concurrent: usize) -> SideWork {
@@ -150,7 +159,7 @@ impl Planner<'_> {
         for (group, jobs) in groups(self.question.config.curate.subsets, concurrent).into_iter().enumerate() {
             let mean = self.mean(side, jobs.clone());
             let cost = self.finetuning(side, recipe, jobs.len(), &mean);
-            found.tokens += mean.tokens * (jobs.len() * recipe.batch) as f64 * recipe.steps as f64;
+            found.tokens += mean.tokens * jobs.len() as f64 * recipe.batch as f64 * recipe.steps as f64;
             found.flops += cost.flops;
             found.work.push(Work { side, group, cost: self.rates.seconds(Kind::Lora, cost) });
         }
@@ -227,13 +236,16 @@ impl Planner<'_> {
             idle_share: outcome.idle_share(),
             loading_share: outcome.loading() / (seconds * cluster.ranks() as f64).max(f64::MIN_POSITIVE),
             jobs_per_rank: fewest_most,
-            disk: (values * 4 * config.curate.snapshots * config.curate.subsets) as u64,
+            disk: [config.curate.snapshots, config.curate.subsets]
+                .iter()
+                .fold(4 * values as u64, |bytes, &n| bytes.saturating_mul(n as u64)),
             files: 2 * config.curate.subsets,
         };
         (curation, outcome)
     }
 
     fn warn_of_idle_ranks(&self, curation: &Curation, outcome: &Outcome, warnings: &mut Vec<String>) {
+        let config = self.question.config;
         if curation.idle_share <= IDLE || outcome.ranks.len() < 2 {
             return;
         }
@@ -243,8 +255,11 @@ impl Planner<'_> {
             curation.groups,
             outcome.ranks.len()
         );
-        let smaller = (1..self.question.config.curate.most_at_once())
-            .rev()
+        let (most, subsets) = (config.curate.most_at_once(), config.curate.subsets);
+        // Each is played through, so of very many only every half.
+        let fewer = |n: &usize| if most * subsets <= MOST_PLAYED { n - 1 } else { n / 2 };
+        let smaller = std::iter::successors(Some(most), |n| (*n > 1).then(|| fewer(n)))
+            .skip(1)
             .map(|concurrent| (concurrent, self.curation(concurrent).0));
         let better = smaller.into_iter().find(|(_, c)| c.idle_share <= IDLE);
         let _ = match better {

@@ -6,6 +6,8 @@
 
 use crate::args::Role;
 use crate::schedule::{Scheduler, Work};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 /// What a rank did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,9 +51,12 @@ impl Outcome {
 pub fn simulate(work: &[Work], ranks: usize, load: impl Fn(Role) -> f64) -> Outcome {
     let mut scheduler = Scheduler::new(work.iter().copied());
     let mut ranks = vec![Rank::default(); ranks.max(1)];
+    // Of several that are free at once, the first one asks first. Bits of times, none of which is
+    // negative, are ordered like the times.
+    let mut free_from: BinaryHeap<Reverse<(u64, usize)>> = (0..ranks.len()).map(|i| Reverse((0, i))).collect();
     while scheduler.waiting() > 0 {
-        // Of several that are free at once, the first one asks first.
-        let free = ranks.iter_mut().min_by(|a, b| a.end.total_cmp(&b.end)).expect("there is a rank");
+        let Reverse((_, first)) = free_from.pop().expect("there is a rank");
+        let free = &mut ranks[first];
         let work = scheduler.next(free.resident).expect("groups are waiting");
         if free.resident != Some(work.side) {
             free.resident = Some(work.side);
@@ -60,6 +65,7 @@ pub fn simulate(work: &[Work], ranks: usize, load: impl Fn(Role) -> f64) -> Outc
         }
         free.end += work.cost;
         free.done.push(work);
+        free_from.push(Reverse((free.end.to_bits(), first)));
     }
     Outcome { ranks }
 }

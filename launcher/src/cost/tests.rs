@@ -223,3 +223,58 @@ fn a_prediction_is_the_same_every_time_and_whole_as_json() {
     }
     assert_eq!(found["rates"][0]["basis"], "assumed");
 }
+
+/// Whatever the settings are: they are refused with an error, or a plan is there in seconds.
+#[test]
+fn no_setting_makes_a_plan_panic_overflow_or_hang() {
+    const WHOLE: [&str; 9] =
+        ["0", "1", "2", "7", "1000", "65536", "16777216", "1000000000", "9223372036854775807"];
+    const REAL: [&str; 9] = ["0", "-1", "1e-300", "1e-4", "0.5", "1", "1e9", "1e300", "nan"];
+    let table = toml::Table::try_from(Config::default()).unwrap();
+    let keys = numbers("", &table);
+    assert!(keys.len() > 60, "{}", keys.len());
+    let mut random = gradtx_kernels::rng::Stream::new(7);
+    let mut pick = |n: usize| (random.next_u64() % n as u64) as usize;
+    let (mut accepted, mut asked) = (0, 0);
+    while accepted < 150 {
+        asked += 1;
+        // One key alone, or a few: with many, one of them is nearly always refused.
+        let sets: Vec<String> = (0..1 + pick(3))
+            .map(|_| {
+                let (key, is_whole) = &keys[pick(keys.len())];
+                let values = if *is_whole { WHOLE } else { REAL };
+                format!("{key}={}", values[pick(values.len())])
+            })
+            .collect();
+        let Ok(config) = Config::default().with_overrides(&sets) else { continue };
+        if config.check().is_err() {
+            continue;
+        }
+        accepted += 1;
+        let (nodes, gpus) = [(1, 1), (3, 8), (1000, 1000)][pick(3)];
+        let mut case = Case::new([Gpu::A100x80, Gpu::Cpu][pick(2)], nodes, gpus);
+        case.config = config;
+        case.memory = Some([1 << 30, 80 << 30, u64::MAX][pick(3)]);
+        case.lengths = Lengths::uniform([2, 240, 1 << 24][pick(3)], 1);
+        let began = Instant::now();
+        let found = case.predict();
+        assert!(began.elapsed().as_secs() < 5, "{sets:?}: {:?}", began.elapsed());
+        assert!(!found.seconds.is_nan(), "{sets:?}");
+        assert!(asked < 100_000, "nearly nothing is accepted");
+    }
+}
+
+/// Every setting that is a number, dotted, and whether it is a whole one.
+fn numbers(at: &str, table: &toml::Table) -> Vec<(String, bool)> {
+    let mut keys = vec![];
+    for (key, value) in table {
+        let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+        match value {
+            toml::Value::Table(inner) => keys.extend(numbers(&path, inner)),
+            toml::Value::Integer(_) => keys.push((path, true)),
+            toml::Value::Float(_) => keys.push((path, false)),
+            _ => {}
+        }
+    }
+    keys
+}

@@ -4,6 +4,8 @@
 //! `report.html`, which needs nothing else to be read, and `report.json` beside it, with
 //! the same content; see [`crate::report`].
 
+use crate::config::RUN_FILE;
+use crate::config::run_dir::no_run;
 use crate::failure::unusable;
 use crate::report::{Report, html};
 use crate::stages::Context;
@@ -32,6 +34,9 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let data = page.with_extension("json");
     if data == page {
         return Err(unusable(format!("--out {}: expected a name that ends in .html", page.display())));
+    }
+    if !job.run.join(RUN_FILE).is_file() {
+        return Err(no_run(&job.run));
     }
     let evaluations: Vec<&Path> = job.evaluations.iter().map(PathBuf::as_path).collect();
     let report = Report::of(&job.run, &evaluations)?;

@@ -5,10 +5,11 @@
 //! the disk alone: `record.json` and its files, the shards that are there, and what
 //! [`crate::progress`] keeps. Nothing is written or locked, so a running stage never notices.
 
-use crate::config::RUN_FILE;
+use crate::config::{RUN_FILE, run_dir};
 use crate::failure::failed;
 use crate::progress::{self, Failed, RankStanding, Standing, ago, unix_now};
 use crate::record::{self, RECORD_FILE, Record};
+use crate::slurm::quoted;
 use crate::stages::logs::{self, LogEnd};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, inspect};
 use anyhow::{Result, ensure};
@@ -113,15 +114,16 @@ const LISTED: usize = 4;
 
 /// Prints the status of everything below a directory.
 pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
-    ensure!(path.exists(), "{}: no such directory", path.display());
-    ensure!(path.is_dir(), "{}: expected a run directory, found a file", path.display());
+    if !path.is_dir() {
+        let (what, hint) = run_dir::describe(path);
+        let found = if path.exists() { ", found a file" } else { "" };
+        return Err(failed(format!("{}: {what}; expected a run directory{found}", path.display()), hint));
+    }
     let rows = look(path, verify)?;
     if rows.is_empty() {
-        let what = format!(
-            "{}: no run directory (there is no {RUN_FILE}), and no stage has worked here",
-            path.display()
-        );
-        return Err(failed(what, "name the directory that the stages were given as --run or --out"));
+        let (is, hint) = run_dir::describe(path);
+        let what = format!("{}: {is}; expected a run directory, and no stage has worked here", path.display());
+        return Err(failed(what, hint));
     }
     if context.ui.is_json() {
         context.ui.result_object("status", json!({ "path": path.display().to_string(), "stages": rows }));
@@ -280,7 +282,7 @@ impl Row {
         match self.state {
             State::Finished => {}
             State::NotBegun => {
-                let run = self.dir.parent().unwrap_or(&self.dir).display();
+                let run = quoted(&self.dir.parent().unwrap_or(&self.dir).to_string_lossy());
                 lines.push(format!("gradtx {} --run {run}", self.stage));
             }
             State::Running => {

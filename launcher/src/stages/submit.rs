@@ -7,7 +7,7 @@
 use crate::args::{Role, RunArgs};
 use crate::config::Config;
 use crate::failure::{failed, unusable};
-use crate::slurm::{self, Batch, Resources, Script};
+use crate::slurm::{self, Batch, Resources, Script, words};
 use crate::stages::side::model_dir;
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
 use anyhow::{Context as _, Result};
@@ -26,16 +26,16 @@ pub struct Job {
     #[arg(long, value_enum)]
     pub stage: Stage,
     /// Nodes of a job.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub nodes: u32,
     /// GPUs, and ranks, of a node; 0 for one rank on the CPU.
     #[arg(long, default_value_t = 4, value_name = "G")]
     pub gpus_per_node: u32,
     /// CPU cores of a rank.
-    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub cpus_per_task: u32,
     /// Curate by an array of this many jobs with a GPU each, instead of by ranks.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub array: Option<u32>,
     /// Time limit of a job; one that reaches it is requeued and goes on.
     #[arg(long, default_value = "12:00:00", value_name = "TIME")]
@@ -75,7 +75,9 @@ pub enum Stage {
 pub fn run(context: &Context, job: &Job) -> Result<()> {
     let clients = check(job)?;
     let run = std::path::absolute(&job.run.run)?;
+    words::check_path("--run", &run)?;
     let program = std::env::current_exe().context("cannot tell which program this is")?;
+    words::check_path("the program", &program)?;
     let resources = job.resources();
     let batches = job.batches(&clients);
     let place = |batch: &Batch| run.join("slurm").join(format!("{}.sbatch", batch.name));
@@ -117,21 +119,16 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         let id = ids.last().expect("one was just added");
         context.ui.result(format!("job {id}: {}, {}", batch.name, place(batch).display()));
     }
-    let shown = slurm::quoted(&job.run.run.to_string_lossy());
-    context.ui.line(format!("watch: squeue --jobs={}; logs: {shown}/logs", ids.join(",")));
+    let logs = slurm::quoted(&job.run.run.join("logs").to_string_lossy());
+    context.ui.line(format!("watch: squeue --jobs={}; logs: {logs}", ids.join(",")));
     Ok(())
 }
 
 /// Looks at configuration, models, data and clients; the clients' directories as absolute
 /// paths. Writes nothing.
 fn check(job: &Job) -> Result<Vec<String>> {
+    job.check_words()?;
     let (config, _) = Config::resolve(&job.run)?;
-    let bad = job.extra.iter().find(|option| !option.starts_with('-') || option.contains('\n'));
-    if let Some(option) = bad {
-        return Err(unusable(format!(
-            "--extra {option}: expected an option of sbatch, e.g. --extra=--qos=high"
-        )));
-    }
     if job.array.is_some() && !matches!(job.stage, Stage::Curate | Stage::Pipeline) {
         return Err(unusable("--array: only curation runs as an array"));
     }
@@ -151,7 +148,7 @@ fn check(job: &Job) -> Result<Vec<String>> {
         _ => None,
     };
     // A job that waits for another one finds there what is not there yet.
-    let waits = job.extra.iter().any(|option| option.starts_with("--dependency") || option.starts_with("-d"));
+    let waits = job.extra.iter().any(|option| option.starts_with("--dependency"));
     if let Some((file, what, stage)) = missing.filter(|(file, ..)| !waits && !file.is_file()) {
         let hint = format!(
             "submit the stage {stage} first, or the stage pipeline, or add --extra=--dependency=afterok:JOB"
@@ -195,10 +192,19 @@ fn check_client(dir: &Path) -> Result<String> {
         let what = format!("--client {}: expected {UPDATE_FILE} or train.jsonl there", dir.display());
         return Err(unusable(what));
     }
-    Ok(std::path::absolute(dir)?.to_string_lossy().into_owned())
+    let dir = std::path::absolute(dir)?;
+    Ok(words::check_argument("--client", &dir)?.to_string())
 }
 
 impl Job {
+    /// Refuses what must not stand in a batch script.
+    fn check_words(&self) -> Result<()> {
+        words::check_time("--time", &self.time)?;
+        self.partition.iter().try_for_each(|name| words::check_name("--partition", name))?;
+        self.account.iter().try_for_each(|name| words::check_name("--account", name))?;
+        self.extra.iter().try_for_each(|word| words::check_option("--extra", word))
+    }
+
     fn resources(&self) -> Resources {
         Resources {
             gpus_per_node: self.gpus_per_node as usize,

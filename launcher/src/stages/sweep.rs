@@ -8,6 +8,7 @@
 use crate::config::{Config, RUN_FILE, SweptRun, read_sweep};
 use crate::cost::predict::counted;
 use crate::record::{self, RECORD_FILE};
+use crate::slurm::quoted;
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR};
 use anyhow::Result;
 use gradtx_runtime::artifact::{read_json, write_json};
@@ -59,9 +60,9 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     }
     write_json(&job.out.join(INDEX_FILE), &index(&job.file, &runs))?;
     let written = new.iter().filter(|new| **new).count();
-    let out = job.out.display();
+    let (out, next) = (job.out.display(), quoted(&job.out.join("NAME").to_string_lossy()));
     context.ui.line(format!(
-        "sweep: {} in {out}, {written} new; go on with gradtx curate --run {out}/NAME",
+        "sweep: {} in {out}, {written} new; go on with gradtx curate --run {next}",
         counted(runs.len(), "run")
     ));
     Ok(())

@@ -145,9 +145,9 @@ impl Model {
 
     /// Fine-tuning of adapters on streams as long as they may be, with a label on every token.
     fn finetuning(&self, config: &Config, jobs: usize, batch: usize) -> MemoryPlan {
-        let segments = jobs * batch;
+        let segments = jobs.saturating_mul(batch);
         let tokens = config.device.stream_tokens.max(config.data.max_length);
-        let tokens = tokens.min(segments * config.data.max_length);
+        let tokens = tokens.min(segments.saturating_mul(config.data.max_length));
         let capacity = BatchCapacity { tokens, segments: segments.min(tokens), labels: tokens };
         answer(&config.device, Finetuning { model: self, jobs, capacity })
     }
@@ -157,7 +157,7 @@ impl Model {
         let (longest, settings) = (config.data.max_length, &config.evaluate);
         let limits = GenerateLimits {
             rows: settings.batch,
-            prompt_tokens: longest.max(config.device.stream_tokens.min(longest * settings.batch)),
+            prompt_tokens: longest.max(config.device.stream_tokens.min(longest.saturating_mul(settings.batch))),
             context: longest + settings.max_new_tokens,
         };
         let plan = answer(&config.device, Generating { model: self, limits });

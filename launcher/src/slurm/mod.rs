@@ -3,7 +3,9 @@
 //! In: [`Batch`], what to run and on what. Out: the text of a script that stands alone: the
 //! `#SBATCH` lines of this job, the arguments, and the shipped script of the same name
 //! (directory `slurm/` of the repository) with what it shares with the others put in.
-//! [`sbatch`] submits one.
+//! [`sbatch`] submits one. [`words`] refuses what is no plain word before it comes here.
+
+pub mod words;
 
 use crate::failure::{failed, unusable};
 use anyhow::{Context as _, Result};
@@ -12,7 +14,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// What the shipped scripts source.
-const COMMON: &str = include_str!("../../slurm/common.sh");
+const COMMON: &str = include_str!("../../../slurm/common.sh");
 /// The line with which they do.
 const SOURCE_COMMON: &str = "source \"${GRADTX_SLURM:-slurm}/common.sh\"";
 /// SLURM's command that submits.
@@ -45,10 +47,10 @@ impl Script {
     /// Its text, without the `#SBATCH` lines that are examples for people.
     fn body(self) -> String {
         let text = match self {
-            Self::Curate => include_str!("../../slurm/curate.sbatch"),
-            Self::CurateArray => include_str!("../../slurm/curate_array.sbatch"),
-            Self::Train => include_str!("../../slurm/train.sbatch"),
-            Self::Evaluate => include_str!("../../slurm/evaluate.sbatch"),
+            Self::Curate => include_str!("../../../slurm/curate.sbatch"),
+            Self::CurateArray => include_str!("../../../slurm/curate_array.sbatch"),
+            Self::Train => include_str!("../../../slurm/train.sbatch"),
+            Self::Evaluate => include_str!("../../../slurm/evaluate.sbatch"),
         };
         let kept = text.lines().skip(1).filter(|line| !line.starts_with("#SBATCH"));
         kept.map(|line| format!("{}\n", if line == SOURCE_COMMON { COMMON.trim_end() } else { line }))
@@ -134,13 +136,25 @@ impl Batch {
     }
 }
 
-/// A word for the shell.
+/// A word for the shell, in one line also where it has control characters.
 pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.into();
     }
-    format!("'{}'", word.replace('\'', r"'\''"))
+    if !word.chars().any(char::is_control) {
+        return format!("'{}'", word.replace('\'', r"'\''"));
+    }
+    let escaped = word.chars().fold(String::new(), |mut out, c| {
+        match c {
+            '\'' | '\\' => out.extend(['\\', c]),
+            c if c.is_ascii_control() => _ = write!(out, "\\{:03o}", u32::from(c)),
+            c if c.is_control() => _ = write!(out, "\\u{:04x}", u32::from(c)),
+            c => out.push(c),
+        }
+        out
+    });
+    format!("$'{escaped}'")
 }
 
 /// A text as it stands between the shell's double quotes.
@@ -179,8 +193,8 @@ pub fn sbatch(script: &Path, after: Option<&str>) -> Result<String> {
     // "17", or "17;cluster" where there are several.
     let said = String::from_utf8_lossy(&output.stdout);
     let id = said.trim().split(';').next().unwrap_or_default();
-    if id.is_empty() {
-        return Err(unusable(format!("{SBATCH}: expected a job id, found `{}`", said.trim())));
+    if id.is_empty() || !id.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(unusable(format!("{SBATCH}: expected a job id, found `{}`", said.trim().escape_debug())));
     }
     Ok(id.into())
 }
@@ -281,7 +295,7 @@ mod tests {
 
     #[test]
     fn the_shell_reads_back_what_was_quoted() {
-        for word in ["", "plain", "a b", "it's", "$HOME", "`x`", "a\"b\\", "*"] {
+        for word in ["", "plain", "a b", "it's", "$HOME", "`x`", "a\"b\\", "*", "a\nb'\\c\x1b[0m"] {
             for text in [quoted(word), format!("\"{}\"", in_double_quotes(word))] {
                 let output =
                     Command::new("bash").args(["-c", &format!("printf %s {text}")]).output().unwrap();
