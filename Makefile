@@ -17,13 +17,14 @@ endif
 # Kernels are tested on the emulator, which needs no GPU, and their compilation where NVRTC is.
 TEST_FEATURES = $(FEATURES) $(if $(NVRTC),nvrtc)
 
-.PHONY: help demo test cluster chaos check bench build gpu setup clean cubins kernels-report test-cuda
+.PHONY: help demo test cluster chaos fuzz check bench build gpu setup clean cubins kernels-report test-cuda
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
 	@echo 'make test    all tests'
 	@echo 'make cluster batch scripts on a SLURM of two nodes, started and stopped by the tests (minutes)'
 	@echo 'make chaos   ranks killed at random, and the same bytes in the end (CHAOS_SEED, CHAOS_COUNT)'
+	@echo 'make fuzz    mutated files for every parser (FUZZ_SECONDS, FUZZ_SEED)'
 	@echo 'make check   format, lints as errors, documentation without warnings'
 	@echo 'make bench   times of operations and steps on this CPU (on a GPU: benches/gpu.sh)'
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
@@ -76,6 +77,11 @@ cluster:
 chaos: setup
 	CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_COUNT=$(or $(CHAOS_COUNT),25) \
 		$(CARGO) test --workspace --locked --features '$(TEST_FEATURES)' --test chaos
+
+# Rounds of 10,000 inputs until the time is over; what fails is kept in $(TARGET)/fuzz/failures.
+fuzz: setup
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) FUZZ_SEED=$(or $(FUZZ_SEED),2) \
+		$(CARGO) test --locked -p gradtx-tests --test fuzz -- --nocapture ten_thousand_mutated_files
 
 check: setup
 	$(CARGO) fmt --all --check
