@@ -13,7 +13,10 @@ fn without_markers(case: &Case, model: &str) {
     });
     case.edit(&format!("{model}/tokenizer_config.json"), |c| {
         c["eos_token"] = json!("<|endoftext|>");
-        c["added_tokens_decoder"].as_object_mut().unwrap().retain(|_, token| token["content"] == "<|endoftext|>");
+        c["added_tokens_decoder"]
+            .as_object_mut()
+            .unwrap()
+            .retain(|_, token| token["content"] == "<|endoftext|>");
         c.as_object_mut().unwrap().remove("additional_special_tokens");
     });
     case.edit(&format!("{model}/config.json"), |c| c["eos_token_id"] = json!(456));
@@ -37,7 +40,9 @@ fn the_control_learns_to_end() {
 fn markers_that_are_ordinary_text_are_refused() {
     let case = Case::new();
     without_markers(&case, "base");
-    case.finetune("one.jsonl", "c", &["--set", "data.prompt=chatml"]).refused().says(&["im_end", "data.prompt"]);
+    case.finetune("one.jsonl", "c", &["--set", "data.prompt=chatml"])
+        .refused()
+        .says(&["im_end", "data.prompt"]);
     case.evaluate("e", &["--set", "data.prompt=chatml"]).refused().says(&["im_end"]);
     assert!(!case.path("c/update.safetensors").exists());
 }
@@ -119,8 +124,16 @@ fn evaluate_says_how_many_ended() {
 #[test]
 fn an_example_whose_answer_is_cut_off_is_named() {
     let case = Case::new();
-    case.rows("rows.jsonl", &[json!({ "prompt": "a", "response": "b" }), json!({ "prompt": "word ".repeat(400), "response": "b" })]);
-    case.finetune("rows.jsonl", "c", &["--set", "finetune.tiny.steps=1"]).refused().says(&["rows.jsonl:2|line 2"]);
+    case.rows(
+        "rows.jsonl",
+        &[
+            json!({ "prompt": "a", "response": "b" }),
+            json!({ "prompt": "word ".repeat(400), "response": "b" }),
+        ],
+    );
+    case.finetune("rows.jsonl", "c", &["--set", "finetune.tiny.steps=1"])
+        .refused()
+        .says(&["rows.jsonl:2|line 2"]);
 }
 
 #[test]
@@ -134,7 +147,8 @@ fn curation_knows_the_model_s_positions() {
     let case = Case::new();
     let rows: Vec<Value> = (0..8).map(|i| json!({ "prompt": format!("{} {i}", "How many? ".repeat(if i == 5 { 200 } else { 1 })), "response": "7" })).collect();
     case.rows("one.jsonl", &rows);
-    let settings = case.read("run.toml").replace("max_length = 256", "max_length = 2048") + crate::common::SMALL;
+    let settings =
+        case.read("run.toml").replace("max_length = 256", "max_length = 2048") + crate::common::SMALL;
     case.write("run.toml", settings);
     case.run("curate --run r --config run.toml").ended().says(&["256", "one.jsonl:6|line 6"]);
 }
@@ -148,7 +162,10 @@ fn a_token_beyond_the_vocabulary_is_named() {
     });
     let few = ["--set", "finetune.tiny.steps=1"];
     case.finetune("one.jsonl", "control", &few).well();
-    case.rows("one.jsonl", &[json!({ "prompt": "a", "response": "b" }), json!({ "prompt": "a <|extra|>", "response": "b" })]);
+    case.rows(
+        "one.jsonl",
+        &[json!({ "prompt": "a", "response": "b" }), json!({ "prompt": "a <|extra|>", "response": "b" })],
+    );
     case.finetune("one.jsonl", "c", &few).refused().says(&["459", "extra", "one.jsonl"]);
     case.evaluate("e", &[]).refused().says(&["459", "extra", "one.jsonl"]);
 }
@@ -176,7 +193,17 @@ fn texts_before_the_answer_are_no_answer() {
     for before in ["<think>\n\n</think>\n\n", "Answer: "] {
         let case = Case::new();
         case.write("base/chat_template.jinja", format!("{{%- for m in messages %}}{{{{- '<|im_start|>' + m.role + '\n' + ({before:?} if m.role == 'assistant' else '') + m.content + '<|im_end|>\n' }}}}{{%- endfor %}}{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\n' }}}}{{%- endif %}}"));
-        learns_to_end(&case, &["--set", "data.prompt=template", "--set", "finetune.tiny.steps=250", "--set", "evaluate.max_new_tokens=40"]);
+        learns_to_end(
+            &case,
+            &[
+                "--set",
+                "data.prompt=template",
+                "--set",
+                "finetune.tiny.steps=250",
+                "--set",
+                "evaluate.max_new_tokens=40",
+            ],
+        );
     }
 }
 
@@ -196,7 +223,9 @@ fn scripts_without_rouge_s_letters_are_counted() {
 /// Student's t, two-sided 95 %, from tables.
 #[test]
 fn intervals_of_many_clients() {
-    for (n, quantile) in [(13, 2.179), (14, 2.160), (20, 2.093), (31, 2.042), (61, 2.000), (101, 1.984), (1001, 1.962)] {
+    for (n, quantile) in
+        [(13, 2.179), (14, 2.160), (20, 2.093), (31, 2.042), (61, 2.000), (101, 1.984), (1001, 1.962)]
+    {
         let values: Vec<f64> = (0..n).map(|i| (i % 7) as f64).collect();
         let mean = values.iter().sum::<f64>() / n as f64;
         let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1) as f64;

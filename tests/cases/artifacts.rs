@@ -35,7 +35,11 @@ fn a_flipped_initial_adapter() {
 fn another_run_s_initial_adapter() {
     let case = Case::smoke();
     case.run("demo b --world smoke --seed 2").well();
-    std::fs::copy(case.path("b/run/shadow/init/teacher.safetensors"), case.path("a/run/shadow/init/teacher.safetensors")).unwrap();
+    std::fs::copy(
+        case.path("b/run/shadow/init/teacher.safetensors"),
+        case.path("a/run/shadow/init/teacher.safetensors"),
+    )
+    .unwrap();
     not_translated(&case, "mean");
     not_translated(&case, "grad-transformer");
 }
@@ -69,7 +73,10 @@ fn shards_that_changed_places() {
 #[test]
 fn manifests_with_missing_and_double_pairs() {
     for (name, change) in [
-        ("missing", (|items: &mut Vec<serde_json::Value>| drop(items.pop())) as fn(&mut Vec<serde_json::Value>)),
+        (
+            "missing",
+            (|items: &mut Vec<serde_json::Value>| drop(items.pop())) as fn(&mut Vec<serde_json::Value>),
+        ),
         ("double", |items| items.push(items[0].clone())),
         ("exchanged", |items| items[1] = items[0].clone()),
     ] {
@@ -77,7 +84,9 @@ fn manifests_with_missing_and_double_pairs() {
         let mut changed = false;
         case.edit("a/run/shadow/manifest.json", |m| {
             for value in m.as_object_mut().unwrap().values_mut() {
-                if let Some(items) = value.as_array_mut().filter(|items| items.len() > 1 && items[0].is_object()) {
+                if let Some(items) =
+                    value.as_array_mut().filter(|items| items.len() > 1 && items[0].is_object())
+                {
                     change(items);
                     changed = true;
                 }
@@ -121,7 +130,8 @@ fn a_damaged_adapter_of_a_finished_stage() {
 #[test]
 fn a_damaged_merged_model() {
     let case = Case::smoke();
-    case.run("merge --run a/run --adapter a/run/clients/client-1/translated/mean/adapter --out merged").well();
+    case.run("merge --run a/run --adapter a/run/clients/client-1/translated/mean/adapter --out merged")
+        .well();
     let evaluate = "evaluate --run a/run --data a/world/private/client-1/test.jsonl --base merged";
     case.run(&format!("{evaluate} --out control")).well();
     case.flip("merged/model.safetensors", -3000);
@@ -131,7 +141,9 @@ fn a_damaged_merged_model() {
 /// A training on damaged tuples that had begun before the damage.
 #[test]
 fn flipped_tuples_are_not_trained_on() {
-    for file in ["shards/00003.student.safetensors", "shards/00000.teacher.safetensors", "init/student.safetensors"] {
+    for file in
+        ["shards/00003.student.safetensors", "shards/00000.teacher.safetensors", "init/student.safetensors"]
+    {
         let case = Case::smoke();
         case.remove("a/run/translator");
         case.flip(&format!("a/run/shadow/{file}"), -64);

@@ -24,7 +24,10 @@ fn rewritten(case: &Case, name: &str, change: impl Fn(f32) -> f32) {
 fn refused(case: &Case, updates: &str, words: &[&str]) {
     for method in ["grad-transformer", "mean"] {
         case.run(&format!("translate --run a/run {updates} --method {method} --out o")).refused().says(words);
-        assert!(!case.path("o/update.safetensors").exists() && !case.path("o/adapter").exists(), "nothing half-written");
+        assert!(
+            !case.path("o/update.safetensors").exists() && !case.path("o/adapter").exists(),
+            "nothing half-written"
+        );
     }
 }
 
@@ -74,7 +77,9 @@ fn sums_that_overflow_are_refused() {
     let case = Case::smoke();
     rewritten(&case, "client-2.safetensors", |x| x.signum() * 3e38);
     rewritten(&case, "client-3.safetensors", |x| x.signum() * 2.9e38);
-    let end = case.run("translate --run a/run client-2.safetensors client-3.safetensors --combine sum --out o").refused();
+    let end = case
+        .run("translate --run a/run client-2.safetensors client-3.safetensors --combine sum --out o")
+        .refused();
     assert!(!case.path("o/update.safetensors").exists(), "{end:#?}");
 }
 
@@ -93,6 +98,9 @@ fn two_clients_are_combined() {
     let case = Case::smoke();
     rewritten(&case, "client-2.safetensors", |x| x * 1.5);
     for combine in ["mean", "sum"] {
-        case.run(&format!("translate --run a/run {UPDATE} client-2.safetensors --combine {combine} --out o-{combine}")).well();
+        case.run(&format!(
+            "translate --run a/run {UPDATE} client-2.safetensors --combine {combine} --out o-{combine}"
+        ))
+        .well();
     }
 }

@@ -70,6 +70,7 @@ pub const UPDATE: &str = "a/run/clients/client-1/finetuned/tiny/update.safetenso
 #[derive(Debug)]
 pub struct End {
     /// The command line.
+    #[expect(dead_code, reason = "shown where an assertion fails")]
     pub words: String,
     /// Exit code; none after a signal.
     pub code: Option<i32>,
@@ -201,7 +202,11 @@ impl Case {
     /// Removes a file or directory.
     pub fn remove(&self, name: &str) {
         let path = self.path(name);
-        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+        if path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap()
+        } else {
+            std::fs::remove_file(path).unwrap()
+        }
     }
 
     /// A command of the program, with a bound on its memory.
@@ -211,7 +216,15 @@ impl Case {
         command.env("RUST_BACKTRACE", "0").stdin(Stdio::null());
         let limit = libc::rlimit { rlim_cur: MEMORY, rlim_max: MEMORY };
         // SAFETY: `setrlimit` may be called between fork and exec.
-        unsafe { command.pre_exec(move || if libc::setrlimit(libc::RLIMIT_AS, &limit) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }) };
+        unsafe {
+            command.pre_exec(move || {
+                if libc::setrlimit(libc::RLIMIT_AS, &limit) == 0 {
+                    Ok(())
+                } else {
+                    Err(std::io::Error::last_os_error())
+                }
+            })
+        };
         command
     }
 
@@ -228,15 +241,27 @@ impl Case {
     /// Trains the TinyLM on data, with more words if need be.
     pub fn finetune(&self, data: &str, out: &str, more: &[&str]) -> End {
         let run = format!("r-{out}");
-        let words = ["finetune", "--run", &run, "--config", "run.toml", "--data", data, "--out", out, "--peft"];
+        let words =
+            ["finetune", "--run", &run, "--config", "run.toml", "--data", data, "--out", out, "--peft"];
         self.words(&[&words[..], more].concat())
     }
 
     /// Scores the TinyLM on `one.jsonl`, with more words if need be.
     pub fn evaluate(&self, out: &str, more: &[&str]) -> End {
         let run = format!("r-{out}");
-        let words =
-            ["evaluate", "--run", &run, "--config", "run.toml", "--data", "one.jsonl", "--model", "tiny", "--out", out];
+        let words = [
+            "evaluate",
+            "--run",
+            &run,
+            "--config",
+            "run.toml",
+            "--data",
+            "one.jsonl",
+            "--model",
+            "tiny",
+            "--out",
+            out,
+        ];
         self.words(&[&words[..], more].concat())
     }
 
@@ -293,7 +318,8 @@ pub fn end_of(mut command: Command) -> End {
             from.read_to_end(&mut bytes).map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap()
         })
     };
-    let outputs = [read(Box::new(child.stdout.take().unwrap())), read(Box::new(child.stderr.take().unwrap()))];
+    let outputs =
+        [read(Box::new(child.stdout.take().unwrap())), read(Box::new(child.stderr.take().unwrap()))];
     let status = loop {
         match child.try_wait().unwrap() {
             Some(status) => break status,

@@ -43,7 +43,9 @@ fn questions_with_numbers_are_not_gsm8k() {
 #[test]
 fn gsm8k_is_still_known() {
     let case = Case::new();
-    let rows: Vec<Value> = (0..4).map(|i| json!({ "question": format!("{i} + 1?"), "answer": format!("one more\n#### {}", i + 1) })).collect();
+    let rows: Vec<Value> = (0..4)
+        .map(|i| json!({ "question": format!("{i} + 1?"), "answer": format!("one more\n#### {}", i + 1) }))
+        .collect();
     case.rows("rows.jsonl", &rows);
     case.finetune("rows.jsonl", "c", &FEW).well().says(&["gsm8k"]);
     let none = case.learnt("rows.jsonl", &["--set", "data.instruction=none"]);
@@ -65,7 +67,11 @@ fn directories_with_several_splits() {
         let end = case.finetune("d", "c", &FEW);
         if end.code == Some(0) {
             end.says(&["6 examples"]);
-            assert_eq!(case.values("c/update.safetensors"), case.learnt(&format!("d/{train}"), &[]), "{train}");
+            assert_eq!(
+                case.values("c/update.safetensors"),
+                case.learnt(&format!("d/{train}"), &[]),
+                "{train}"
+            );
         } else {
             end.refused().says(&[train, other]);
         }
@@ -109,7 +115,9 @@ fn most_rows_are_not_skipped() {
     rows[..3].iter_mut().for_each(|row| row["response"] = json!(""));
     let case = Case::new();
     case.rows("rows.jsonl", &rows);
-    case.finetune("rows.jsonl", "c", &["--set", "data.on_error=skip"]).refused().says(&["rows.jsonl", "3 of 4|3 rows"]);
+    case.finetune("rows.jsonl", "c", &["--set", "data.on_error=skip"])
+        .refused()
+        .says(&["rows.jsonl", "3 of 4|3 rows"]);
 }
 
 /// Rows that are there several times are on one side of a split.
@@ -121,7 +129,13 @@ fn duplicates_are_on_one_side() {
     case.run("split --data all.jsonl --out s --clients 2").well().says(&["duplicate|equal|identical|same"]);
     let mut seen: HashSet<String> = HashSet::new();
     let mut total = 0;
-    for name in ["public.jsonl", "private/client-1/train.jsonl", "private/client-1/test.jsonl", "private/client-2/train.jsonl", "private/client-2/test.jsonl"] {
+    for name in [
+        "public.jsonl",
+        "private/client-1/train.jsonl",
+        "private/client-1/test.jsonl",
+        "private/client-2/train.jsonl",
+        "private/client-2/test.jsonl",
+    ] {
         let text = case.read(&format!("s/{name}"));
         total += text.lines().count();
         let here: HashSet<String> = text.lines().map(Into::into).collect();
@@ -133,7 +147,9 @@ fn duplicates_are_on_one_side() {
 
 #[test]
 fn of_two_answers_the_chosen_one_is_trained_on() {
-    let rows = pairs(4).into_iter().map(|row| json!({ "prompt": row["prompt"], "chosen": row["response"], "rejected": "no idea" }));
+    let rows = pairs(4)
+        .into_iter()
+        .map(|row| json!({ "prompt": row["prompt"], "chosen": row["response"], "rejected": "no idea" }));
     same("chosen, rejected", "rows.jsonl", lines(rows), &[]);
 }
 
@@ -143,7 +159,10 @@ fn disliked_answers_are_not_trained_on() {
     let case = Case::new();
     let row = |i: usize, liked: bool| json!({ "prompt": format!("price of {i}?"), "completion": format!("{i}"), "label": liked });
     case.rows("rows.jsonl", &[row(0, true), row(1, false), row(2, true)]);
-    case.rows("liked.jsonl", &[0, 2].map(|i| json!({ "prompt": format!("price of {i}?"), "response": format!("{i}") })));
+    case.rows(
+        "liked.jsonl",
+        &[0, 2].map(|i| json!({ "prompt": format!("price of {i}?"), "response": format!("{i}") })),
+    );
     let end = case.finetune("rows.jsonl", "c", &FEW);
     if end.code == Some(0) {
         assert_eq!(case.values("c/update.safetensors"), case.learnt("liked.jsonl", &[]));
@@ -166,7 +185,9 @@ fn instructions_are_a_setting() {
 
 #[test]
 fn names_of_columns() {
-    for (prompt, response) in [("prompt", "completion"), ("input", "output"), ("query", "response"), ("question", "response")] {
+    for (prompt, response) in
+        [("prompt", "completion"), ("input", "output"), ("query", "response"), ("question", "response")]
+    {
         same(prompt, "rows.jsonl", renamed(prompt, response), &[]);
     }
 }
@@ -178,11 +199,23 @@ fn columns_of_one_s_own() {
     let case = Case::new();
     case.write("rows.jsonl", renamed("frage", "antwort"));
     case.finetune("rows.jsonl", "c", &FEW).refused().says(&["frage", "antwort", "data.columns|data.format"]);
-    case.finetune("rows.jsonl", "d", &["--set", "data.columns.prompt=frag", "--set", "data.columns.response=antwort"]).refused().says(&["frag", "frage"]);
+    case.finetune(
+        "rows.jsonl",
+        "d",
+        &["--set", "data.columns.prompt=frag", "--set", "data.columns.response=antwort"],
+    )
+    .refused()
+    .says(&["frag", "frage"]);
 }
 
 fn table(separator: char, end: &str) -> String {
-    let rows = pairs(4).into_iter().map(|row| format!("{}{separator}{}{separator}\"a {separator} \"\"b\"\"{end}c\"{end}", row["prompt"].as_str().unwrap(), row["response"].as_str().unwrap()));
+    let rows = pairs(4).into_iter().map(|row| {
+        format!(
+            "{}{separator}{}{separator}\"a {separator} \"\"b\"\"{end}c\"{end}",
+            row["prompt"].as_str().unwrap(),
+            row["response"].as_str().unwrap()
+        )
+    });
     format!("prompt{separator}response{separator}note{end}{}", rows.collect::<String>())
 }
 
@@ -251,14 +284,26 @@ fn columns_that_are_not_used_may_hold_anything() {
 
 #[test]
 fn columns_that_are_used_may_not() {
-    refused("{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": \"a\", \"response\": NaN}\n", &["rows.jsonl:2|line 2"]);
-    refused("{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": \"\\ud83d\", \"response\": \"b\"}\n", &["rows.jsonl:2|line 2"]);
-    refused("{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": \"a\", \"response\": [1]}\n", &["rows.jsonl:2|line 2"]);
+    refused(
+        "{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": \"a\", \"response\": NaN}\n",
+        &["rows.jsonl:2|line 2"],
+    );
+    refused(
+        "{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": \"\\ud83d\", \"response\": \"b\"}\n",
+        &["rows.jsonl:2|line 2"],
+    );
+    refused(
+        "{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": \"a\", \"response\": [1]}\n",
+        &["rows.jsonl:2|line 2"],
+    );
 }
 
 #[test]
 fn files_in_other_encodings_are_named() {
-    let utf16: Vec<u8> = format!("\u{feff}{}", lines(pairs(2).into_iter())).encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let utf16: Vec<u8> = format!("\u{feff}{}", lines(pairs(2).into_iter()))
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
     refused(utf16, &["UTF-16", "iconv"]);
     refused(format!("{:#}\n", pairs(1)[0]), &["line"]);
     refused("", &["empty"]);

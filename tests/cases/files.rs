@@ -35,12 +35,22 @@ fn pipes_are_no_files() {
     refused_soon(&case, "finetune --run a/run --data p.jsonl --out o", &["p.jsonl"]);
     pipe(&case, "p.toml");
     refused_soon(&case, "plan --config p.toml --gpu cpu --tokens-per-example 9", &["p.toml"]);
-    refused_soon(&case, "plan --config a/run/run.toml --gpu cpu --tokens-per-example 9 --calibrate p.jsonl", &["p.jsonl"]);
+    refused_soon(
+        &case,
+        "plan --config a/run/run.toml --gpu cpu --tokens-per-example 9 --calibrate p.jsonl",
+        &["p.jsonl"],
+    );
 }
 
 #[test]
 fn pipes_in_directories_of_models_and_results() {
-    for name in ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json", "tokenizer_config.json"] {
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "generation_config.json",
+        "tokenizer_config.json",
+    ] {
         let case = Case::new();
         case.remove(&format!("base/{name}"));
         pipe(&case, &format!("base/{name}"));
@@ -48,7 +58,13 @@ fn pipes_in_directories_of_models_and_results() {
         assert!(matches!(end.code, Some(1 | 2)) && end.took < SOON, "{end:#?}");
         end.says(&[name]);
     }
-    for name in ["shadow/manifest.json", "shadow/record.json", "translator/config.json", "translator/normalization.safetensors", "shadow/init/teacher.safetensors"] {
+    for name in [
+        "shadow/manifest.json",
+        "shadow/record.json",
+        "translator/config.json",
+        "translator/normalization.safetensors",
+        "shadow/init/teacher.safetensors",
+    ] {
         let case = Case::smoke();
         case.remove(&format!("a/run/{name}"));
         pipe(&case, &format!("a/run/{name}"));
@@ -67,7 +83,11 @@ fn devices_are_no_files() {
     for device in ["/dev/zero", "/dev/random"] {
         for name in ["d.jsonl", "d.parquet", "d.safetensors"] {
             symlink(device, case.path(name)).unwrap();
-            let line = if name.ends_with("safetensors") { format!("inspect {name}") } else { format!("split --data {name} --out o") };
+            let line = if name.ends_with("safetensors") {
+                format!("inspect {name}")
+            } else {
+                format!("split --data {name} --out o")
+            };
             refused_soon(&case, &line, &[name]);
             case.remove(name);
         }
@@ -82,7 +102,13 @@ fn links_in_a_circle() {
         symlink("../..", case.path(&format!("a/run/clients/up{n}"))).unwrap();
     }
     symlink("x", case.path("x")).unwrap();
-    for line in ["status a/run", "report --run a/run --out page.html", "inspect a/run", "inspect x", "split --data x --out o"] {
+    for line in [
+        "status a/run",
+        "report --run a/run --out page.html",
+        "inspect a/run",
+        "inspect x",
+        "split --data x --out o",
+    ] {
         let end = case.run(line).ended();
         assert!(end.took < SOON, "{end:#?}");
     }
@@ -130,15 +156,36 @@ fn shrinks(case: &Case, words: &[&str], sign: &str, file: &str) -> End {
     }
     let status = child.wait().unwrap();
     let signal = std::os::unix::process::ExitStatusExt::signal(&status);
-    End { words: words.join(" "), code: status.code(), signal, text: case.read("errors"), took: began.elapsed() }
+    End {
+        words: words.join(" "),
+        code: status.code(),
+        signal,
+        text: case.read("errors"),
+        took: began.elapsed(),
+    }
 }
 
 #[test]
 fn a_base_model_that_shrinks_while_it_is_used() {
     let case = Case::new();
-    let words = ["finetune", "--run", "r", "--config", "run.toml", "--data", "one.jsonl", "--out", "c", "--set", "finetune.tiny.steps=1000000"];
+    let words = [
+        "finetune",
+        "--run",
+        "r",
+        "--config",
+        "run.toml",
+        "--data",
+        "one.jsonl",
+        "--out",
+        "c",
+        "--set",
+        "finetune.tiny.steps=1000000",
+    ];
     let end = shrinks(&case, &words, "c/progress.json", "base/model.safetensors");
-    assert!(end.code == Some(1) && end.has("model.safetensors") || matches!(end.code, Some(75 | 143)), "{end:#?}");
+    assert!(
+        end.code == Some(1) && end.has("model.safetensors") || matches!(end.code, Some(75 | 143)),
+        "{end:#?}"
+    );
 }
 
 #[test]
@@ -147,8 +194,16 @@ fn teachers_that_shrink_while_they_are_used() {
     case.remove("a/run/translator");
     let settings = case.read("a/run/run.toml");
     let (before, train) = settings.split_once("[train]").unwrap();
-    case.write("a/run/run.toml", format!("{before}[train]{}", train.replacen("steps = 4", "steps = 500000", 1)));
-    let end = shrinks(&case, &["train", "--run", "a/run"], "a/run/translator/progress.json", "a/run/shadow/shards/00002.teacher.safetensors");
+    case.write(
+        "a/run/run.toml",
+        format!("{before}[train]{}", train.replacen("steps = 4", "steps = 500000", 1)),
+    );
+    let end = shrinks(
+        &case,
+        &["train", "--run", "a/run"],
+        "a/run/translator/progress.json",
+        "a/run/shadow/shards/00002.teacher.safetensors",
+    );
     assert!(end.code == Some(1) && end.has("00002.teacher") || end.code == Some(75), "{end:#?}");
 }
 
@@ -223,7 +278,12 @@ fn values_of_configurations_and_records() {
         r["stage"] = json!(EVIL);
         r["settings"][EVIL] = json!(EVIL);
     });
-    for line in ["inspect a/run/translator", "status a/run", "train --run a/run", "report --run a/run --out page.html"] {
+    for line in [
+        "inspect a/run/translator",
+        "status a/run",
+        "train --run a/run",
+        "report --run a/run --out page.html",
+    ] {
         printable(&case, line);
     }
     let evil: Value = json!({ "stage": EVIL, "message": EVIL, "hint": EVIL, "code": 1, "at": 1, "error": { "message": EVIL, "hint": EVIL, "code": 1 } });
@@ -237,7 +297,10 @@ fn columns_and_errors_of_templates() {
     case.rows("rows.jsonl", &[json!({ EVIL: "a", "b": EVIL })]);
     printable(&case, "split --data rows.jsonl --out o");
     printable(&case, "inspect rows.jsonl");
-    case.write("base/chat_template.jinja", format!("{{{{ raise_exception('{}') }}}}", EVIL.replace('\r', "")));
+    case.write(
+        "base/chat_template.jinja",
+        format!("{{{{ raise_exception('{}') }}}}", EVIL.replace('\r', "")),
+    );
     let end = case.evaluate("e", &["--set", "data.prompt=template"]).ended();
     assert_printable(&end.text);
 }

@@ -16,7 +16,11 @@ fn a_shard_that_shrinks_while_it_is_used() {
     case.remove("a/run/translator");
     let settings = case.read("a/run/run.toml");
     let (before, train) = settings.split_once("[train]").unwrap();
-    let train = train.replacen("steps = 4", "steps = 500000", 1).replacen("validate_every = 2", "validate_every = 1000", 1);
+    let train = train.replacen("steps = 4", "steps = 500000", 1).replacen(
+        "validate_every = 2",
+        "validate_every = 1000",
+        1,
+    );
     case.write("a/run/run.toml", format!("{before}[train]{train}"));
     let errors = std::fs::File::create(case.path("errors")).unwrap();
     let mut train = case.command(&["train", "--run", "a/run", "--quiet"]);
@@ -26,7 +30,12 @@ fn a_shard_that_shrinks_while_it_is_used() {
         std::thread::sleep(Duration::from_millis(10));
     }
     std::thread::sleep(Duration::from_millis(500));
-    std::fs::File::options().write(true).open(case.path("a/run/shadow/shards/00001.student.safetensors")).unwrap().set_len(0).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(case.path("a/run/shadow/shards/00001.student.safetensors"))
+        .unwrap()
+        .set_len(0)
+        .unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let died = train.try_wait().unwrap();
     if died.is_none() {
@@ -44,7 +53,8 @@ fn a_shard_that_shrinks_while_it_is_used() {
 pub fn rendered(template: &str) {
     let case = Case::new();
     case.write("base/chat_template.jinja", template);
-    let end = case.evaluate("o", &["--set", "data.prompt=template", "--set", "evaluate.max_new_tokens=2"]).ended();
+    let end =
+        case.evaluate("o", &["--set", "data.prompt=template", "--set", "evaluate.max_new_tokens=2"]).ended();
     assert!(end.took < SOON, "{end:#?}");
     assert!(end.text.len() < 20_000, "an error is no dump of the template");
 }
@@ -146,9 +156,21 @@ fn newline_in_the_run_s_path() {
     case.write("bin/sbatch", "#!/bin/bash\ncp \"${@: -1}\" \"$CASE/submitted\"; echo 7\n");
     std::fs::set_permissions(case.path("bin/sbatch"), PermissionsExt::from_mode(0o755)).unwrap();
     let run = format!("{}/x\ntouch PWNED\n#", case.path("").display());
-    let mut command = case.command(&["submit", "--run", &run, "--config", "a/run/run.toml", "--stage", "curate", "--gpus-per-node=0"]);
+    let mut command = case.command(&[
+        "submit",
+        "--run",
+        &run,
+        "--config",
+        "a/run/run.toml",
+        "--stage",
+        "curate",
+        "--gpus-per-node=0",
+    ]);
     let path = format!("{}:{}", case.path("bin").display(), std::env::var("PATH").unwrap());
-    let end = end_of({ command.env("PATH", path).env("CASE", case.path("")); command });
+    let end = end_of({
+        command.env("PATH", path).env("CASE", case.path(""));
+        command
+    });
     if end.code == Some(0) {
         let script = case.read("submitted");
         assert!(!script.lines().any(|line| line.trim_start().starts_with("touch")), "{script}");
@@ -177,7 +199,9 @@ fn inspect_of_a_manifest_with_many_subsets() {
 #[test]
 fn inspect_of_a_header_of_many_tensors() {
     let case = Case::empty();
-    let entries: Vec<String> = (0..1_500_000).map(|i| format!("\"{i:06}\":{{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}")).collect();
+    let entries: Vec<String> = (0..1_500_000)
+        .map(|i| format!("\"{i:06}\":{{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}"))
+        .collect();
     let header = format!("{{{}}}", entries.join(","));
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());
@@ -192,7 +216,8 @@ fn an_update_of_half_a_terabyte() {
     let bytes = case.bytes(UPDATE);
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-    header["update"] = serde_json::json!({ "dtype": "F32", "shape": [1, 1u64 << 37], "data_offsets": [0, 1u64 << 39] });
+    header["update"] =
+        serde_json::json!({ "dtype": "F32", "shape": [1, 1u64 << 37], "data_offsets": [0, 1u64 << 39] });
     let header = header.to_string();
     case.write("sparse.safetensors", [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat());
     let file = std::fs::File::options().write(true).open(case.path("sparse.safetensors")).unwrap();
@@ -250,6 +275,10 @@ fn control_characters_of_a_file() {
 
 /// Fails unless a text has neither control characters nor marks that turn the direction of writing.
 pub fn assert_printable(text: &str) {
-    let is_bad = |c: char| (c.is_control() && c != '\n' && c != '\t') || ('\u{202a}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c);
+    let is_bad = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || ('\u{202a}'..='\u{202e}').contains(&c)
+            || ('\u{2066}'..='\u{2069}').contains(&c)
+    };
     assert!(!text.contains(is_bad), "{text:?}");
 }

@@ -34,7 +34,12 @@ fn rope_parameters_of_transformers_5() {
         c.insert("rope_parameters".into(), json!({ "rope_type": "default", "rope_theta": 10000.0 }));
     });
     assert_eq!(case.said_by("five"), base);
-    changed(&case, "yarn", |c| drop(c.insert("rope_scaling".into(), json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64 }))));
+    changed(&case, "yarn", |c| {
+        drop(c.insert(
+            "rope_scaling".into(),
+            json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64 }),
+        ))
+    });
     changed(&case, "yarn5", |c| {
         c.remove("rope_theta");
         c.remove("rope_scaling");
@@ -48,12 +53,19 @@ fn two_statements_that_differ_are_refused() {
     let case = Case::new();
     changed(&case, "both", |c| {
         c.insert("rope_scaling".into(), json!({ "rope_type": "linear", "factor": 2.0 }));
-        c.insert("rope_parameters".into(), json!({ "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0 }));
+        c.insert(
+            "rope_parameters".into(),
+            json!({ "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0 }),
+        );
     });
     refused(&case, "both", &["rope_scaling", "rope_parameters"]);
-    changed(&case, "theta", |c| drop(c.insert("rope_parameters".into(), json!({ "rope_type": "default", "rope_theta": 500000.0 }))));
+    changed(&case, "theta", |c| {
+        drop(c.insert("rope_parameters".into(), json!({ "rope_type": "default", "rope_theta": 500000.0 })))
+    });
     refused(&case, "theta", &["rope_theta"]);
-    changed(&case, "types", |c| drop(c.insert("rope_scaling".into(), json!({ "type": "linear", "rope_type": "yarn", "factor": 2.0 }))));
+    changed(&case, "types", |c| {
+        drop(c.insert("rope_scaling".into(), json!({ "type": "linear", "rope_type": "yarn", "factor": 2.0 })))
+    });
     refused(&case, "types", &["rope_type"]);
 }
 
@@ -61,11 +73,18 @@ fn two_statements_that_differ_are_refused() {
 fn scalings_that_are_not_known_are_refused() {
     let case = Case::new();
     for kind in ["longrope", "su", "next_year"] {
-        changed(&case, kind, |c| drop(c.insert("rope_scaling".into(), json!({ "rope_type": kind, "factor": 2.0 }))));
+        changed(&case, kind, |c| {
+            drop(c.insert("rope_scaling".into(), json!({ "rope_type": kind, "factor": 2.0 })))
+        });
         refused(&case, kind, &[kind]);
     }
     for factor in [json!(0.0), json!(-4.0), json!("4")] {
-        changed(&case, "factor", |c| drop(c.insert("rope_scaling".into(), json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 64 }))));
+        changed(&case, "factor", |c| {
+            drop(c.insert(
+                "rope_scaling".into(),
+                json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 64 }),
+            ))
+        });
         refused(&case, "factor", &["factor"]);
         case.remove("factor");
         case.remove("r-o-factor");
@@ -74,10 +93,18 @@ fn scalings_that_are_not_known_are_refused() {
 
 /// Splits the weights in two shards with an index; `left_out` gets no entry in it.
 fn shard(case: &Case, model: &str) {
-    std::fs::copy(case.path(&format!("{model}/model.safetensors")), case.path(&format!("{model}/model-00001-of-00001.safetensors"))).unwrap();
+    std::fs::copy(
+        case.path(&format!("{model}/model.safetensors")),
+        case.path(&format!("{model}/model-00001-of-00001.safetensors")),
+    )
+    .unwrap();
     let bytes = case.bytes(&format!("{model}/model.safetensors"));
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let map: Map<String, Value> = tensors.names().into_iter().map(|name| (name.to_string(), json!("model-00001-of-00001.safetensors"))).collect();
+    let map: Map<String, Value> = tensors
+        .names()
+        .into_iter()
+        .map(|name| (name.to_string(), json!("model-00001-of-00001.safetensors")))
+        .collect();
     let index = json!({ "metadata": { "total_size": 1 }, "weight_map": map });
     case.write(&format!("{model}/model.safetensors.index.json"), index.to_string());
 }
@@ -100,9 +127,13 @@ fn an_index_that_does_not_fit_is_refused() {
     case.copy("base", "index");
     shard(&case, "index");
     case.remove("index/model.safetensors");
-    case.edit("index/model.safetensors.index.json", |i| i["weight_map"]["model.norm.weight"] = json!("model-00002-of-00002.safetensors"));
+    case.edit("index/model.safetensors.index.json", |i| {
+        i["weight_map"]["model.norm.weight"] = json!("model-00002-of-00002.safetensors")
+    });
     refused(&case, "index", &["model-00002-of-00002.safetensors"]);
-    case.edit("index/model.safetensors.index.json", |i| i["weight_map"]["model.norm.weight"] = json!("../base/model.safetensors"));
+    case.edit("index/model.safetensors.index.json", |i| {
+        i["weight_map"]["model.norm.weight"] = json!("../base/model.safetensors")
+    });
     case.remove("r-o-index");
     refused(&case, "index", &["../base/model.safetensors"]);
 }
@@ -136,7 +167,11 @@ fn entries_that_are_off_or_bookkeeping() {
 #[test]
 fn entries_that_may_matter() {
     let case = Case::new();
-    for (name, value) in [("residual_multiplier", json!(0.5)), ("next_year_gate", json!(true)), ("next_year_kind", json!("swish"))] {
+    for (name, value) in [
+        ("residual_multiplier", json!(0.5)),
+        ("next_year_gate", json!(true)),
+        ("next_year_kind", json!("swish")),
+    ] {
         changed(&case, name, |c| drop(c.insert(name.into(), value)));
         refused(&case, name, &[name, "config.json", "ignore"]);
     }
@@ -148,11 +183,26 @@ fn adapters_written_otherwise() {
     case.evaluate("o-adapter", &["--adapter", "adapter"]).well();
     let changes = [
         ("lists", json!({ "exclude_modules": [], "modules_to_save": [], "layers_to_transform": [0, 1] })),
-        ("ranks", json!({ "rank_pattern": { "q_proj": 3, "v_proj": 3 }, "alpha_pattern": { "down_proj": 12.0 } })),
-        ("future", json!({ "next_year_config": null, "next_year_flag": false, "next_year_parts": { "a": null, "b": false } })),
-        ("runtime", json!({ "runtime_config": { "ephemeral_gpu_offload": false }, "revision": "main", "lora_dropout": 0.3 })),
-        ("suffix", json!({ "target_modules": ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"] })),
-        ("regex", json!({ "target_modules": r"model\.layers\.\d+\.(self_attn\.(q|v|o)_proj|mlp\.down_proj)" })),
+        (
+            "ranks",
+            json!({ "rank_pattern": { "q_proj": 3, "v_proj": 3 }, "alpha_pattern": { "down_proj": 12.0 } }),
+        ),
+        (
+            "future",
+            json!({ "next_year_config": null, "next_year_flag": false, "next_year_parts": { "a": null, "b": false } }),
+        ),
+        (
+            "runtime",
+            json!({ "runtime_config": { "ephemeral_gpu_offload": false }, "revision": "main", "lora_dropout": 0.3 }),
+        ),
+        (
+            "suffix",
+            json!({ "target_modules": ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"] }),
+        ),
+        (
+            "regex",
+            json!({ "target_modules": r"model\.layers\.\d+\.(self_attn\.(q|v|o)_proj|mlp\.down_proj)" }),
+        ),
     ];
     for (name, change) in changes {
         case.copy("adapter", name);

@@ -40,14 +40,22 @@ fn alpaca() {
 fn gsm8k_as_csv() {
     let case = with("gsm.csv");
     let end = case.finetune("gsm.csv", "c", &["--set", "finetune.tiny.steps=1"]).ended();
-    if end.code == Some(0) { end.says(&["1 example"]) } else { end.says(&["gsm.csv", "quote|line|row"]) };
+    if end.code == Some(0) {
+        end.says(&["1 example"])
+    } else {
+        end.says(&["gsm.csv", "quote|line|row"])
+    };
     // Whole rows of the same data.
     let rows = pairs("alpaca.jsonl", "input", "output");
-    let rows: Vec<Value> = rows.iter().map(|r| json!({ "question": r["prompt"], "answer": r["response"] })).collect();
+    let rows: Vec<Value> =
+        rows.iter().map(|r| json!({ "question": r["prompt"], "answer": r["response"] })).collect();
     let quoted = |text: &Value| format!("\"{}\"", text.as_str().unwrap().replace('"', "\"\""));
-    let lines: String = rows.iter().map(|r| format!("{},{}\r\n", quoted(&r["question"]), quoted(&r["answer"]))).collect();
+    let lines: String =
+        rows.iter().map(|r| format!("{},{}\r\n", quoted(&r["question"]), quoted(&r["answer"]))).collect();
     case.write("whole.csv", format!("question,answer\r\n{lines}"));
-    case.finetune("whole.csv", "d", &["--set", "finetune.tiny.steps=1"]).well().says(&["2 examples", "gsm8k"]);
+    case.finetune("whole.csv", "d", &["--set", "finetune.tiny.steps=1"])
+        .well()
+        .says(&["2 examples", "gsm8k"]);
     same_as(&case, "whole.csv", &rows);
 }
 
@@ -64,7 +72,9 @@ fn a_response_that_is_null() {
     let few = ["--set", "finetune.tiny.steps=1"];
     case.finetune("null_response.jsonl", "c", &few).refused().says(&["null_response.jsonl:8|line 8"]);
     let skip = [&few[..], &["--set", "data.on_error=skip"]].concat();
-    case.finetune("null_response.jsonl", "d", &skip).well().says(&["9 examples", "1 row|1 of 10|1 skipped|skipped 1"]);
+    case.finetune("null_response.jsonl", "d", &skip)
+        .well()
+        .says(&["9 examples", "1 row|1 of 10|1 skipped|skipped 1"]);
 }
 
 #[test]

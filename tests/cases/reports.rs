@@ -19,7 +19,11 @@ fn end_token_of_a_base_model() {
         case.finetune("one.jsonl", &trained, &["--set", &tiny]).well();
         case.evaluate(model, &["--set", &tiny, "--adapter", &format!("{trained}/adapter")]).well();
         let score = case.json(&format!("{model}/score.json"));
-        assert_eq!((score["exact_match"].as_f64(), score["ended"].as_f64()), (Some(1.0), Some(1.0)), "{model}");
+        assert_eq!(
+            (score["exact_match"].as_f64(), score["ended"].as_f64()),
+            (Some(1.0), Some(1.0)),
+            "{model}"
+        );
     }
 }
 
@@ -28,13 +32,18 @@ fn end_token_of_a_base_model() {
 #[test]
 fn two_hosts_without_locks() {
     let case = Case::new();
-    let rows: String = (1..9).map(|i| format!("{{\"prompt\":\"price of {i}?\",\"response\":\"{i}\"}}\n")).collect();
+    let rows: String =
+        (1..9).map(|i| format!("{{\"prompt\":\"price of {i}?\",\"response\":\"{i}\"}}\n")).collect();
     case.write("one.jsonl", rows);
     let settings = case.read("run.toml").replace("rank = 16", "rank = 2") + SMALL;
     case.write("run.toml", settings.replace("steps = 4\nbatch = 4", "steps = 200000\nbatch = 4"));
-    case.write("n.c", "#include <errno.h>\nint flock(int a, int b) { (void)a; (void)b; errno = ENOLCK; return -1; }\n");
+    case.write(
+        "n.c",
+        "#include <errno.h>\nint flock(int a, int b) { (void)a; (void)b; errno = ENOLCK; return -1; }\n",
+    );
     let library = case.path("n.so");
-    let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(case.path("n.c")).status();
+    let made =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(case.path("n.c")).status();
     let may_name = Command::new("unshare").args(["-u", "true"]).status().is_ok_and(|status| status.success());
     if !made.is_ok_and(|status| status.success()) || !may_name {
         eprintln!("not tested: needs cc, and a user who may `unshare -u`");
@@ -43,7 +52,8 @@ fn two_hosts_without_locks() {
     case.run("curate --run run --config run.toml").well();
     let train = ["train", "--run", "run", "--quiet"];
     let mut first = case.command(&train);
-    let mut first = first.env("LD_PRELOAD", &library).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut first =
+        first.env("LD_PRELOAD", &library).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let began = std::time::Instant::now();
     while !case.path("run/translator/progress.json").exists() && began.elapsed() < Duration::from_secs(30) {
         std::thread::sleep(Duration::from_millis(20));
@@ -66,7 +76,15 @@ fn adapter_of_a_newer_peft() {
     let case = Case::new();
     case.copy("adapter", "new");
     case.edit("new/adapter_config.json", |c| {
-        for name in ["alora_invocation_tokens", "arrow_config", "kasa_config", "lora_ga_config", "monteclora_config", "use_bdlora", "velora_config"] {
+        for name in [
+            "alora_invocation_tokens",
+            "arrow_config",
+            "kasa_config",
+            "lora_ga_config",
+            "monteclora_config",
+            "use_bdlora",
+            "velora_config",
+        ] {
             c[name] = json!(null);
         }
         c["ensure_weight_tying"] = json!(false);
@@ -82,11 +100,15 @@ fn adapter_of_a_newer_peft() {
 #[test]
 fn yarn_factor() {
     let case = Case::new();
-    case.write("one.jsonl", format!("{{\"prompt\":\"{}\",\"response\":\"7\"}}", "How many apples? ".repeat(8)));
+    case.write(
+        "one.jsonl",
+        format!("{{\"prompt\":\"{}\",\"response\":\"7\"}}", "How many apples? ".repeat(8)),
+    );
     for name in ["yarn4", "yarnmax"] {
         case.copy("base", name);
         case.edit(&format!("{name}/config.json"), |c| {
-            c["rope_scaling"] = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256 });
+            c["rope_scaling"] =
+                json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256 });
         });
     }
     case.edit("yarnmax/config.json", |c| c["max_position_embeddings"] = json!(1024));
@@ -99,14 +121,18 @@ fn yarn_factor() {
 #[test]
 fn directory_with_train_and_test() {
     let case = Case::new();
-    let rows: String = (1..81).map(|i| format!("{{\"prompt\":\"price of {i}?\",\"response\":\"{i}\"}}\n")).collect();
+    let rows: String =
+        (1..81).map(|i| format!("{{\"prompt\":\"price of {i}?\",\"response\":\"{i}\"}}\n")).collect();
     case.write("all.jsonl", rows);
     case.run("split --data all.jsonl --out data --clients 2").well();
     let train = case.read("data/private/client-1/train.jsonl").lines().count();
     let end = case.finetune("data/private/client-1", "c", &["--set", "finetune.tiny.steps=2"]);
     if end.code == Some(0) {
         end.says(&[&format!("{train} examples")]);
-        assert_eq!(case.values("c/update.safetensors"), case.learnt("data/private/client-1/train.jsonl", &[]));
+        assert_eq!(
+            case.values("c/update.safetensors"),
+            case.learnt("data/private/client-1/train.jsonl", &[])
+        );
     } else {
         end.refused().says(&["train.jsonl", "test.jsonl"]);
     }
@@ -117,7 +143,14 @@ fn directory_with_train_and_test() {
 fn template_that_writes_a_think_block() {
     let case = Case::new();
     case.write("base/chat_template.jinja", "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + ('<think></think>' if m.role == 'assistant' else '') + m.content + '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}");
-    let template = ["--set", "data.prompt=template", "--set", "evaluate.max_new_tokens=32", "--set", "finetune.tiny.steps=250"];
+    let template = [
+        "--set",
+        "data.prompt=template",
+        "--set",
+        "evaluate.max_new_tokens=32",
+        "--set",
+        "finetune.tiny.steps=250",
+    ];
     case.finetune("one.jsonl", "c", &template).well();
     case.evaluate("think", &[&template[..], &["--adapter", "c/adapter"]].concat()).well();
     let score = case.json("think/score.json");
@@ -141,7 +174,10 @@ fn rouge_of_other_scripts() {
 #[test]
 fn longer_than_the_model() {
     let case = Case::new();
-    case.write("one.jsonl", format!("{{\"prompt\":\"{}\",\"response\":\"#### 3\"}}\n", "How many apples are left? ".repeat(60)));
+    case.write(
+        "one.jsonl",
+        format!("{{\"prompt\":\"{}\",\"response\":\"#### 3\"}}\n", "How many apples are left? ".repeat(60)),
+    );
     case.evaluate("long", &[]).ended().says(&["256"]);
     let more = ["--set", "data.max_length=2048", "--set", "finetune.tiny.steps=2"];
     case.finetune("one.jsonl", "c", &more).ended().says(&["256", "one.jsonl"]);
@@ -185,11 +221,16 @@ fn template_with_a_date() {
 #[test]
 fn pointers_of_git_lfs() {
     let case = Case::new();
-    let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{:064}\nsize 988097824\n", 7);
+    let pointer =
+        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{:064}\nsize 988097824\n", 7);
     for (name, file) in [("lfs", "model.safetensors"), ("lfst", "tokenizer.json"), ("lfsc", "config.json")] {
         case.copy("base", name);
         case.write(&format!("{name}/{file}"), &pointer);
-        case.evaluate(&format!("o-{name}"), &["--set", &format!("models.tiny={name}")]).refused().says(&["LFS", file, "git lfs pull"]);
+        case.evaluate(&format!("o-{name}"), &["--set", &format!("models.tiny={name}")]).refused().says(&[
+            "LFS",
+            file,
+            "git lfs pull",
+        ]);
     }
 }
 
@@ -198,7 +239,14 @@ fn pointers_of_git_lfs() {
 fn srun_with_pmi2() {
     let case = Case::new();
     let mut command = case.command(&["curate", "--run", "r", "--config", "run.toml"]);
-    for (name, value) in [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_STEP_NUM_TASKS", "4"), ("PMI_RANK", "0"), ("PMI_SIZE", "4")] {
+    for (name, value) in [
+        ("SLURM_STEP_ID", "0"),
+        ("SLURM_PROCID", "0"),
+        ("SLURM_NTASKS", "4"),
+        ("SLURM_STEP_NUM_TASKS", "4"),
+        ("PMI_RANK", "0"),
+        ("PMI_SIZE", "4"),
+    ] {
         command.env(name, value);
     }
     let end = end_of(command).refused().says(&["srun", "--mpi=pmix|without MPI"]);
@@ -229,7 +277,9 @@ fn adapter_targets_written_otherwise() {
 #[test]
 fn reader_that_left() {
     let case = Case::new();
-    for line in ["--help", "evaluate --help", "--version", "completions bash", "inspect base", "doctor --help"] {
+    for line in
+        ["--help", "evaluate --help", "--version", "completions bash", "inspect base", "doctor --help"]
+    {
         let mut command = case.command(&line.split(' ').collect::<Vec<_>>());
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);

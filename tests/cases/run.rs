@@ -3,6 +3,7 @@
 use crate::common::{Case, End, PROGRAM, UPDATE, end_of};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 // A typo in `--run`.
@@ -26,7 +27,10 @@ fn no_stage_makes_a_run_by_a_typo() {
             let end = case.run(&format!("{stage} --run {typo}"));
             assert_eq!(end.code, Some(2), "{end:#?}");
             end.says(&[typo]);
-            assert!(!case.path(typo).exists() && !case.path("nowhere").exists() && !case.path("o").exists(), "{stage}");
+            assert!(
+                !case.path(typo).exists() && !case.path("nowhere").exists() && !case.path("o").exists(),
+                "{stage}"
+            );
         }
     }
 }
@@ -76,17 +80,25 @@ fn a_run_file_makes_a_run() {
 fn gpus_that_the_settings_would_not_use() {
     let case = Case::smoke();
     for words in ["--nodes 8 --gpus-per-node 4", "--gpus-per-node 1", "--array 4"] {
-        let end = case.run(&format!("submit --run r --config a/run/run.toml --set device.kind=cpu --stage curate {words}"));
+        let end = case.run(&format!(
+            "submit --run r --config a/run/run.toml --set device.kind=cpu --stage curate {words}"
+        ));
         end.refused().says(&["device.kind", "GPU"]);
         assert!(!case.path("r").exists(), "nothing is made");
     }
-    case.run("submit --run r --config a/run/run.toml --set device.kind=cuda --stage curate --gpus-per-node 0").refused().says(&["cuda", "GPU"]);
+    case.run(
+        "submit --run r --config a/run/run.toml --set device.kind=cuda --stage curate --gpus-per-node 0",
+    )
+    .refused()
+    .says(&["cuda", "GPU"]);
 }
 
 #[test]
 fn a_plan_for_gpus_that_would_not_be_used() {
     let case = Case::smoke();
-    let end = case.run("plan --config a/run/run.toml --set device.kind=cpu --gpu h100 --nodes 8 --tokens-per-example 10");
+    let end = case.run(
+        "plan --config a/run/run.toml --set device.kind=cpu --gpu h100 --nodes 8 --tokens-per-example 10",
+    );
     end.says(&["device.kind"]);
     // The control: a plan for the processor.
     case.run("plan --config a/run/run.toml --set device.kind=cpu --gpu cpu --tokens-per-example 10").well();
@@ -106,16 +118,26 @@ fn the_device_is_said() {
 
 /// Submits with more words to a `sbatch` that keeps the script; the scripts it got.
 fn submit(case: &Case, run: &str, more: &[&str]) -> (End, Vec<String>) {
+    for script in scripts_in(case) {
+        std::fs::remove_file(script).unwrap();
+    }
+    if case.path(run).is_dir() {
+        case.remove(run);
+    }
     case.write("bin/sbatch", "#!/bin/bash\nprintf '%s\\n' \"$@\" >> \"$CASE/words\"\nfor last; do :; done\nif [ -f \"$last\" ]; then cp \"$last\" \"$CASE/script.$RANDOM$RANDOM\"; else cat > \"$CASE/script.$RANDOM$RANDOM\"; fi\necho 7\n");
     std::fs::set_permissions(case.path("bin/sbatch"), PermissionsExt::from_mode(0o755)).unwrap();
-    let words = ["submit", "--run", run, "--config", "a/run/run.toml", "--stage", "curate", "--gpus-per-node=0"];
+    let words =
+        ["submit", "--run", run, "--config", "a/run/run.toml", "--stage", "curate", "--gpus-per-node=0"];
     let mut command = case.command(&[&words[..], more].concat());
     let path = format!("{}:{}", case.path("bin").display(), std::env::var("PATH").unwrap());
     command.env("PATH", path).env("CASE", case.path(""));
     let end = end_of(command);
-    let scripts = std::fs::read_dir(case.path("")).unwrap().map(|entry| entry.unwrap().path());
-    let scripts = scripts.filter(|path| path.file_name().unwrap().as_bytes().starts_with(b"script."));
-    (end, scripts.map(|path| std::fs::read_to_string(path).unwrap()).collect())
+    (end, scripts_in(case).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect())
+}
+
+fn scripts_in(case: &Case) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(case.path("")).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.file_name().unwrap().as_bytes().starts_with(b"script.")).collect()
 }
 
 /// Lines that `sbatch` takes for options: those before the first command.
@@ -146,12 +168,17 @@ fn words_of_a_submission_stay_words() {
     ];
     for word in hostile {
         for option in ["--partition", "--account", "--time"] {
-            let case = Case::smoke();
             let (end, scripts) = submit(&case, "plain", &[&format!("{option}={word}")]);
             end.ended();
             for script in scripts {
-                assert!(options(&script).len() <= count && script.lines().count() <= commands, "{option}={word:?}: {script}");
-                assert!(options(&script).iter().all(|line| line.matches("--").count() <= 1), "{option}={word:?}: {script}");
+                assert!(
+                    options(&script).len() <= count && script.lines().count() <= commands,
+                    "{option}={word:?}: {script}"
+                );
+                assert!(
+                    options(&script).iter().all(|line| line.matches("--").count() <= 1),
+                    "{option}={word:?}: {script}"
+                );
             }
             assert!(!case.path("PWNED").exists());
         }
@@ -160,13 +187,17 @@ fn words_of_a_submission_stay_words() {
 
 #[test]
 fn extra_options_are_single_options() {
-    for word in ["--qos=a\ntouch PWNED", "--qos=a --uid=0", "--qos=\"a", "qos=a", "--comment=$(touch PWNED)"] {
-        let case = Case::smoke();
+    let case = Case::smoke();
+    for word in ["--qos=a\ntouch PWNED", "--qos=a --uid=0", "--qos=\"a", "qos=a", "--comment=$(touch PWNED)"]
+    {
         let (end, scripts) = submit(&case, "plain", &[&format!("--extra={word}")]);
         end.ended();
         for script in scripts {
             let lines = options(&script);
-            assert!(lines.iter().all(|line| line.matches("--").count() <= 1 && !line.contains("$(")), "{word:?}: {script}");
+            assert!(
+                lines.iter().all(|line| line.matches("--").count() <= 1 && !line.contains("$(")),
+                "{word:?}: {script}"
+            );
             assert!(!script.lines().any(|line| line.starts_with("touch")), "{word:?}: {script}");
         }
     }
@@ -175,14 +206,38 @@ fn extra_options_are_single_options() {
 /// Paths of runs: refused, or scripts that `bash` reads as they are meant.
 #[test]
 fn paths_of_runs_in_scripts() {
-    for run in ["with space", "it's", "a\"b", "$(touch PWNED)", "`touch PWNED`", "per%cent", "new\nline", "back\\slash", "-dash"] {
+    for run in [
+        "with space",
+        "it's",
+        "a\"b",
+        "$(touch PWNED)",
+        "`touch PWNED`",
+        "per%cent",
+        "new\nline",
+        "back\\slash",
+        "-dash",
+    ] {
         let case = Case::smoke();
         let (end, scripts) = submit(&case, &format!("./{run}"), &[]);
         let submitted = end.ended().code == Some(0);
         assert_eq!(submitted, !scripts.is_empty(), "{run:?}");
         for script in scripts {
-            case.write("read.sh", script.split_inclusive('\n').map(|line| if line.trim_start().starts_with("srun") { format!(": {line}") } else { line.into() }).collect::<String>());
-            let read = Command::new("bash").arg("-n").arg("read.sh").current_dir(case.path("")).stderr(Stdio::null()).status().unwrap();
+            case.write(
+                "read.sh",
+                script
+                    .split_inclusive('\n')
+                    .map(|line| {
+                        if line.trim_start().starts_with("srun") { format!(": {line}") } else { line.into() }
+                    })
+                    .collect::<String>(),
+            );
+            let read = Command::new("bash")
+                .arg("-n")
+                .arg("read.sh")
+                .current_dir(case.path(""))
+                .stderr(Stdio::null())
+                .status()
+                .unwrap();
             assert!(read.success(), "{run:?}: {script}");
             assert!(!script.lines().any(|line| line.starts_with("line")), "{run:?}: {script}");
         }
@@ -206,7 +261,19 @@ fn a_full_disk_is_a_failure() {
 #[test]
 fn a_reader_that_left_stops_no_stage() {
     let case = Case::new();
-    let mut command = case.command(&["finetune", "--run", "r", "--config", "run.toml", "--data", "one.jsonl", "--out", "c", "--set", "finetune.tiny.steps=2"]);
+    let mut command = case.command(&[
+        "finetune",
+        "--run",
+        "r",
+        "--config",
+        "run.toml",
+        "--data",
+        "one.jsonl",
+        "--out",
+        "c",
+        "--set",
+        "finetune.tiny.steps=2",
+    ]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let status = command.stdout(writer).stderr(Stdio::null()).status().unwrap();
@@ -216,9 +283,13 @@ fn a_reader_that_left_stops_no_stage() {
 
 /// Starts a process that looks as if it were on another node, without locks.
 fn elsewhere(case: &Case, script: &str) -> Option<Command> {
-    case.write("n.c", "#include <errno.h>\nint flock(int a, int b) { (void)a; (void)b; errno = ENOTSUP; return -1; }\n");
+    case.write(
+        "n.c",
+        "#include <errno.h>\nint flock(int a, int b) { (void)a; (void)b; errno = ENOTSUP; return -1; }\n",
+    );
     let library = case.path("n.so");
-    let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(case.path("n.c")).status();
+    let made =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(case.path("n.c")).status();
     let may = Command::new("unshare").args(["-u", "true"]).status().is_ok_and(|s| s.success());
     if !made.is_ok_and(|s| s.success()) || !may {
         eprintln!("not tested: needs cc, and a user who may `unshare -u`");
@@ -234,11 +305,19 @@ fn elsewhere(case: &Case, script: &str) -> Option<Command> {
 fn progress_of_a_dead_node_is_overcome() {
     for seconds in [-86_400i64, 86_400 * 365] {
         let case = Case::smoke();
-        let Some(first) = elsewhere(&case, &format!("hostname far; exec '{PROGRAM}' train --run a/run --threads 1 --quiet")) else { return };
+        let Some(first) = elsewhere(
+            &case,
+            &format!("hostname far; exec '{PROGRAM}' train --run a/run --threads 1 --quiet"),
+        ) else {
+            return;
+        };
         let settings = case.read("a/run/run.toml");
         let (before, train) = settings.split_once("[train]").unwrap();
         case.remove("a/run/translator");
-        case.write("a/run/run.toml", format!("{before}[train]{}", train.replacen("steps = 4", "steps = 400000", 1)));
+        case.write(
+            "a/run/run.toml",
+            format!("{before}[train]{}", train.replacen("steps = 4", "steps = 400000", 1)),
+        );
         let mut first = { first }.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let progress = "a/run/translator/progress.json";
         while !case.path(progress).exists() {
@@ -261,7 +340,11 @@ fn progress_of_a_dead_node_is_overcome() {
         case.write("a/run/run.toml", &settings);
         // The directory's record is of the longer training.
         case.remove("a/run/translator/record.json");
-        let near = elsewhere(&case, &format!("hostname near; exec '{PROGRAM}' train --run a/run --threads 1 --quiet")).unwrap();
+        let near = elsewhere(
+            &case,
+            &format!("hostname near; exec '{PROGRAM}' train --run a/run --threads 1 --quiet"),
+        )
+        .unwrap();
         let end = end_of(near);
         assert_eq!(end.code, Some(0), "{seconds}: {end:#?}");
     }

@@ -30,9 +30,19 @@ fn set(value: &mut Value, key: &str, to: &Value) -> bool {
 #[test]
 fn models_of_absurd_sizes() {
     let case = Case::new();
-    let keys = ["hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "vocab_size", "head_dim"];
+    let keys = [
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "num_hidden_layers",
+        "vocab_size",
+        "head_dim",
+    ];
     for key in keys {
-        for value in [json!(0), json!(-1), json!(1u64 << 40), json!(u64::MAX), json!(1e300), json!("7"), json!([1])] {
+        for value in
+            [json!(0), json!(-1), json!(1u64 << 40), json!(u64::MAX), json!(1e300), json!("7"), json!([1])]
+        {
             case.copy("base", "m");
             case.edit("m/config.json", |c| c[key] = value.clone());
             let end = case.run("inspect m").refused();
@@ -41,7 +51,12 @@ fn models_of_absurd_sizes() {
         }
         case.edit("m/config.json", |c| c[key] = json!(1u64 << 40));
         refused_soon(&case, "doctor --model m");
-        refused_soon(&case, &format!("evaluate --run r-{key} --config run.toml --model tiny --data one.jsonl --base m --out o"));
+        refused_soon(
+            &case,
+            &format!(
+                "evaluate --run r-{key} --config run.toml --model tiny --data one.jsonl --base m --out o"
+            ),
+        );
     }
 }
 
@@ -58,7 +73,10 @@ fn numbers_of_models_that_cannot_be() {
             case.edit("m/config.json", |c| c[key] = value.clone());
             let end = case.run("inspect m");
             // Null is nothing: the family's default may stand for it.
-            assert!(value.is_null() && end.code == Some(0) || matches!(end.code, Some(1 | 2)), "{key}={value}: {end:#?}");
+            assert!(
+                value.is_null() && end.code == Some(0) || matches!(end.code, Some(1 | 2)),
+                "{key}={value}: {end:#?}"
+            );
         }
     }
 }
@@ -66,7 +84,14 @@ fn numbers_of_models_that_cannot_be() {
 #[test]
 fn adapters_of_absurd_sizes() {
     let case = Case::new();
-    for (key, value) in [("r", json!(0)), ("r", json!(1u64 << 60)), ("r", json!(-3)), ("lora_alpha", json!(1e308)), ("lora_alpha", json!(-1e308)), ("lora_alpha", json!("12"))] {
+    for (key, value) in [
+        ("r", json!(0)),
+        ("r", json!(1u64 << 60)),
+        ("r", json!(-3)),
+        ("lora_alpha", json!(1e308)),
+        ("lora_alpha", json!(-1e308)),
+        ("lora_alpha", json!("12")),
+    ] {
         case.copy("adapter", "a");
         case.edit("a/adapter_config.json", |c| c[key] = value.clone());
         let end = case.evaluate("o", &["--adapter", "a"]);
@@ -78,7 +103,20 @@ fn adapters_of_absurd_sizes() {
 fn translators_of_absurd_sizes() {
     let case = Case::smoke();
     let before = case.bytes("a/run/translator/config.json");
-    for key in ["student_width", "student_blocks", "teacher_width", "teacher_blocks", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "relative_attention_num_buckets", "relative_attention_max_distance"] {
+    for key in [
+        "student_width",
+        "student_blocks",
+        "teacher_width",
+        "teacher_blocks",
+        "d_model",
+        "d_kv",
+        "d_ff",
+        "num_layers",
+        "num_decoder_layers",
+        "num_heads",
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+    ] {
         for value in [json!(0), json!(1u64 << 33), json!(i64::MAX), json!(u64::MAX), json!(-1)] {
             case.write("a/run/translator/config.json", &before);
             case.edit("a/run/translator/config.json", |c| assert!(set(c, key, &value), "{key}"));
@@ -119,18 +157,60 @@ fn headers_that_state_other_sizes() {
 fn settings_that_are_absurd() {
     let case = Case::smoke();
     let settings = [
-        "curate.subsets=0", "curate.subsets=9223372036854775807", "curate.examples=0", "curate.examples=1000000000000000",
-        "curate.snapshots=0", "curate.snapshots=4000000000000", "curate.every=0", "curate.tiny.batch=0", "curate.tiny.batch=9223372036854775807",
-        "curate.tiny.lr=nan", "curate.tiny.lr=inf", "curate.tiny.lr=-1.0", "curate.checkpoint_minutes=nan", "curate.checkpoint_minutes=-1.0",
-        "adapter.rank=0", "adapter.rank=9223372036854775807", "adapter.alpha=nan", "adapter.alpha=inf", "adapter.dropout=1.0", "adapter.dropout=-0.1",
-        "translator.d_model=9223372036854775807", "translator.heads=0", "translator.d_kv=1000000000000", "translator.decoder_layers=1000000000",
-        "translator.dropout=nan", "train.steps=0", "train.batch=0", "train.micro_batch=9223372036854775807", "train.lr=nan",
-        "train.validation=nan", "train.validation=1.0", "train.validate_every=0", "train.warmup=4294967295",
-        "device.stream_tokens=0", "device.stream_tokens=9223372036854775807", "data.max_length=0", "data.max_length=9223372036854775807",
-        "evaluate.batch=0", "evaluate.max_new_tokens=9223372036854775807", "seed=-1", "seed=99999999999999999999",
+        "curate.subsets=0",
+        "curate.subsets=9223372036854775807",
+        "curate.examples=0",
+        "curate.examples=1000000000000000",
+        "curate.snapshots=0",
+        "curate.snapshots=4000000000000",
+        "curate.every=0",
+        "curate.tiny.batch=0",
+        "curate.tiny.batch=9223372036854775807",
+        "curate.tiny.lr=nan",
+        "curate.tiny.lr=inf",
+        "curate.tiny.lr=-1.0",
+        "curate.checkpoint_minutes=nan",
+        "curate.checkpoint_minutes=-1.0",
+        "adapter.rank=0",
+        "adapter.rank=9223372036854775807",
+        "adapter.alpha=nan",
+        "adapter.alpha=inf",
+        "adapter.dropout=1.0",
+        "adapter.dropout=-0.1",
+        "translator.d_model=9223372036854775807",
+        "translator.heads=0",
+        "translator.d_kv=1000000000000",
+        "translator.decoder_layers=1000000000",
+        "translator.dropout=nan",
+        "train.steps=0",
+        "train.batch=0",
+        "train.micro_batch=9223372036854775807",
+        "train.lr=nan",
+        "train.validation=nan",
+        "train.validation=1.0",
+        "train.validate_every=0",
+        "train.warmup=4294967295",
+        "device.stream_tokens=0",
+        "device.stream_tokens=9223372036854775807",
+        "data.max_length=0",
+        "data.max_length=9223372036854775807",
+        "evaluate.batch=0",
+        "evaluate.max_new_tokens=9223372036854775807",
+        "seed=-1",
+        "seed=99999999999999999999",
     ];
     for setting in settings {
-        let end = case.words(&["plan", "--config", "a/run/run.toml", "--gpu", "cpu", "--tokens-per-example", "10", "--set", setting]);
+        let end = case.words(&[
+            "plan",
+            "--config",
+            "a/run/run.toml",
+            "--gpu",
+            "cpu",
+            "--tokens-per-example",
+            "10",
+            "--set",
+            setting,
+        ]);
         assert!(matches!(end.code, Some(1 | 2)), "{end:#?}");
         assert!(end.took < SOON, "{end:#?}");
         let key = setting.split('=').next().unwrap();
@@ -142,9 +222,20 @@ fn settings_that_are_absurd() {
 #[test]
 fn machines_that_are_absurd() {
     let case = Case::smoke();
-    for words in ["--nodes 0", "--nodes 18446744073709551615", "--gpus-per-node 18446744073709551615", "--nodes 4294967296 --gpus-per-node 4294967296", "--clients 18446744073709551615", "--tokens-per-example 18446744073709551615", "--tokens-per-example 1000000000000000000", "--labels-per-example 18446744073709551615"] {
+    for words in [
+        "--nodes 0",
+        "--nodes 18446744073709551615",
+        "--gpus-per-node 18446744073709551615",
+        "--nodes 4294967296 --gpus-per-node 4294967296",
+        "--clients 18446744073709551615",
+        "--tokens-per-example 18446744073709551615",
+        "--tokens-per-example 1000000000000000000",
+        "--labels-per-example 18446744073709551615",
+    ] {
         let tokens = if words.contains("tokens") { "" } else { " --tokens-per-example 10" };
-        let end = case.run(&format!("plan --config a/run/run.toml --gpu a100-80g --set device.kind=cpu {words}{tokens}"));
+        let end = case.run(&format!(
+            "plan --config a/run/run.toml --gpu a100-80g --set device.kind=cpu {words}{tokens}"
+        ));
         assert!(matches!(end.code, Some(0..=2)), "{end:#?}");
         assert!(end.took < SOON, "{end:#?}");
     }
@@ -166,6 +257,9 @@ fn rows_that_grow() {
     case.write("long.jsonl", row);
     let end = case.run("split --data long.jsonl --out o --clients 1").ended();
     assert!(end.took < Duration::from_secs(40), "{end:#?}");
-    case.write("deep.jsonl", format!("{{\"prompt\": {}1{}, \"response\": \"b\"}}\n", "[".repeat(1_000_000), "]".repeat(1_000_000)));
+    case.write(
+        "deep.jsonl",
+        format!("{{\"prompt\": {}1{}, \"response\": \"b\"}}\n", "[".repeat(1_000_000), "]".repeat(1_000_000)),
+    );
     refused_soon(&case, "split --data deep.jsonl --out o --clients 1");
 }

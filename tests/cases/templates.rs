@@ -10,7 +10,9 @@ const SET: [&str; 2] = ["--set", "data.prompt=template"];
 
 /// A template that writes this for every message, in ChatML's frame.
 fn framed(message: &str) -> String {
-    format!("{{%- for m in messages %}}{{{{- '<|im_start|>' + m.role + '\n' + ({message}) + '<|im_end|>\n' }}}}{{%- endfor %}}{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\n' }}}}{{%- endif %}}")
+    format!(
+        "{{%- for m in messages %}}{{{{- '<|im_start|>' + m.role + '\n' + ({message}) + '<|im_end|>\n' }}}}{{%- endfor %}}{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\n' }}}}{{%- endif %}}"
+    )
 }
 
 /// What the model says with a template.
@@ -88,7 +90,9 @@ fn templates_that_grow() {
     rendered("{{ 'x'|indent(1000000000, true) }}");
     rendered("{{ '%1000000000d'|format(1) }}");
     rendered("{{ messages|tojson(indent=1000000000) }}");
-    rendered("{% set ns = namespace(l=[1]) %}{% for i in range(64) %}{% set ns.l = ns.l + ns.l %}{% endfor %}{{ ns.l }}");
+    rendered(
+        "{% set ns = namespace(l=[1]) %}{% for i in range(64) %}{% set ns.l = ns.l + ns.l %}{% endfor %}{{ ns.l }}",
+    );
     rendered("{{ range(99999)|map('string')|map('center', 99999)|list }}");
 }
 
@@ -121,8 +125,12 @@ fn templates_that_are_deep() {
 fn values_that_contain_themselves() {
     rendered("{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns.a }}");
     rendered("{% set ns = namespace() %}{% set ns.a = {'x': ns} %}{{ ns|tojson }}");
-    rendered("{% set a = namespace() %}{% set b = namespace() %}{% set a.b = b %}{% set b.a = a %}{{ a == b }}{{ a|string }}");
-    rendered("{% set ns = namespace(l=[]) %}{% for i in range(90000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l }}");
+    rendered(
+        "{% set a = namespace() %}{% set b = namespace() %}{% set a.b = b %}{% set b.a = a %}{{ a == b }}{{ a|string }}",
+    );
+    rendered(
+        "{% set ns = namespace(l=[]) %}{% for i in range(90000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l }}",
+    );
 }
 
 #[test]
@@ -162,10 +170,18 @@ fn tokenizers_of_costly_rules() {
     tokenizer(|t| t["pre_tokenizer"] = split("(?=(a*)*b)(a|aa)+\\1"));
     tokenizer(|t| t["pre_tokenizer"] = split("a{1000}{1000}{1000}"));
     tokenizer(|t| t["pre_tokenizer"] = split("("));
-    tokenizer(|t| t["normalizer"] = json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(1000) }));
-    let many: Vec<Value> = (0..12).map(|_| json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "aaaaaaaa" })).collect();
+    tokenizer(|t| {
+        t["normalizer"] =
+            json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(1000) })
+    });
+    let many: Vec<Value> = (0..12)
+        .map(|_| json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "aaaaaaaa" }))
+        .collect();
     tokenizer(|t| t["normalizer"] = json!({ "type": "Sequence", "normalizers": many }));
-    tokenizer(|t| t["decoder"] = json!({ "type": "Strip", "content": "a", "start": 1_000_000_000, "stop": 1_000_000_000 }));
+    tokenizer(|t| {
+        t["decoder"] =
+            json!({ "type": "Strip", "content": "a", "start": 1_000_000_000, "stop": 1_000_000_000 })
+    });
 }
 
 /// Limits of another program's batches: they would cut or fill up what is trained.
