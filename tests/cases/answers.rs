@@ -111,7 +111,9 @@ fn answers_that_are_cut_are_counted() {
     let rows: Vec<Value> = (0..4).map(|i| json!({ "prompt": format!("{i}?"), "response": "word ".repeat(if i == 2 { 200 } else { 2 }) })).collect();
     case.rows("rows.jsonl", &rows);
     let set = ["--set", "data.max_length=128", "--set", "finetune.tiny.steps=1"];
-    case.finetune("rows.jsonl", "c", &set).ended().says(&["1 of 4|1 example|1 answer", "cut|no end|longer"]);
+    case.finetune("rows.jsonl", "c", &set)
+        .ended()
+        .says(&["1 of 4|1 example|1 answer|1 cut", "cut|no end|longer"]);
 }
 
 #[test]

@@ -279,11 +279,16 @@ impl Case {
         self.predictions(&out)
     }
 
-    /// The update that a few steps on these data give, as bytes.
-    pub fn learnt(&self, data: &str, more: &[&str]) -> Vec<u8> {
+    /// The update that two steps on these data give, each over all `rows` of them: in which order
+    /// they are follows from the file's checksum, and is no matter then.
+    pub fn learnt(&self, data: &str, rows: usize, more: &[&str]) -> Vec<f32> {
         let out = format!("learnt-{}", data.replace(['/', '.'], "-"));
-        self.finetune(data, &out, &[&["--set", "finetune.tiny.steps=2"][..], more].concat()).well();
-        self.values(&format!("{out}/update.safetensors"))
+        let batch = format!("finetune.tiny.batch={rows}");
+        // A large ε: what is rounded otherwise stays as small as it is.
+        let set = ["--set", "finetune.tiny.steps=2", "--set", &batch, "--set", "finetune.tiny.eps=0.05"];
+        self.finetune(data, &out, &[&set[..], more].concat()).well();
+        let bytes = self.values(&format!("{out}/update.safetensors"));
+        bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
     }
 
     /// The numbers in a safetensors file, without its header.
@@ -292,6 +297,14 @@ impl Case {
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         bytes[8 + length..].to_vec()
     }
+}
+
+/// Whether two updates are the same but for the order in which numbers were added.
+pub fn same_update(a: &[f32], b: &[f32]) -> bool {
+    let norm =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    a.len() == b.len() && difference <= 1e-4 * norm(&mut a.iter().copied())
 }
 
 /// Copies a directory with all below it.

@@ -1,6 +1,6 @@
 //! What data are taken for, and the forms in which people have them.
 
-use crate::common::Case;
+use crate::common::{Case, same_update};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
@@ -15,7 +15,8 @@ fn same(form: &str, file: &str, content: impl AsRef<[u8]>, more: &[&str]) {
     let case = Case::new();
     case.rows("pairs.jsonl", &pairs(4));
     case.write(file, content);
-    assert_eq!(case.learnt(file, more), case.learnt("pairs.jsonl", &[]), "{form}");
+    let (found, same) = (case.learnt(file, 4, more), case.learnt("pairs.jsonl", 4, &[]));
+    assert!(same_update(&found, &same), "{form}");
 }
 
 fn lines(rows: impl Iterator<Item = Value>) -> String {
@@ -48,8 +49,10 @@ fn gsm8k_is_still_known() {
         .collect();
     case.rows("rows.jsonl", &rows);
     case.finetune("rows.jsonl", "c", &FEW).well().says(&["gsm8k"]);
-    let none = case.learnt("rows.jsonl", &["--set", "data.instruction=none"]);
-    assert_ne!(none, case.values("c/update.safetensors"), "the published instruction was put in");
+    let published = case.learnt("rows.jsonl", 4, &[]);
+    case.write("same.jsonl", case.bytes("rows.jsonl"));
+    let none = case.learnt("same.jsonl", 4, &["--set", "data.instruction=none"]);
+    assert!(!same_update(&published, &none), "the published instruction was put in");
 }
 
 /// Two splits in one directory, in the layouts of the hub.
@@ -67,11 +70,8 @@ fn directories_with_several_splits() {
         let end = case.finetune("d", "c", &FEW);
         if end.code == Some(0) {
             end.says(&["6 examples"]);
-            assert_eq!(
-                case.values("c/update.safetensors"),
-                case.learnt(&format!("d/{train}"), &[]),
-                "{train}"
-            );
+            let found = case.learnt("d", 6, &[]);
+            assert!(same_update(&found, &case.learnt(&format!("d/{train}"), 6, &[])), "{train}");
         } else {
             end.refused().says(&[train, other]);
         }
@@ -104,8 +104,8 @@ fn answers_of_nothing_are_refused() {
         let case = Case::new();
         case.write("without.jsonl", without);
         case.rows("rows.jsonl", &rows);
-        let skipped = case.learnt("rows.jsonl", &["--set", "data.on_error=skip"]);
-        assert_eq!(skipped, case.learnt("without.jsonl", &[]));
+        let skipped = case.learnt("rows.jsonl", 3, &["--set", "data.on_error=skip"]);
+        assert!(same_update(&skipped, &case.learnt("without.jsonl", 3, &[])));
     }
 }
 
@@ -165,7 +165,7 @@ fn disliked_answers_are_not_trained_on() {
     );
     let end = case.finetune("rows.jsonl", "c", &FEW);
     if end.code == Some(0) {
-        assert_eq!(case.values("c/update.safetensors"), case.learnt("liked.jsonl", &[]));
+        assert!(same_update(&case.learnt("rows.jsonl", 2, &[]), &case.learnt("liked.jsonl", 2, &[])));
     } else {
         end.refused().says(&["label"]);
     }
@@ -176,9 +176,9 @@ fn instructions_are_a_setting() {
     let case = Case::new();
     case.rows("rows.jsonl", &[json!({ "question": "1 + 1?", "answer": "two\n#### 2" })]);
     case.write("same.jsonl", case.bytes("rows.jsonl"));
-    let own = case.learnt("rows.jsonl", &["--set", "data.instruction=Answer briefly."]);
-    let none = case.learnt("same.jsonl", &["--set", "data.instruction=none"]);
-    assert_ne!(own, none);
+    let own = case.learnt("rows.jsonl", 1, &["--set", "data.instruction=Answer briefly."]);
+    let none = case.learnt("same.jsonl", 1, &["--set", "data.instruction=none"]);
+    assert!(!same_update(&own, &none));
 }
 
 // Forms.
@@ -317,7 +317,7 @@ fn directories_with_other_files() {
     for name in ["README.md", "LICENSE", ".gitattributes", ".cache/x.json", "dataset_infos.json"] {
         case.write(&format!("d/{name}"), "{}");
     }
-    assert_eq!(case.learnt("d", &[]), case.learnt("d/train.jsonl", &[]));
+    assert!(same_update(&case.learnt("d", 4, &[]), &case.learnt("d/train.jsonl", 4, &[])));
 }
 
 /// What `datasets` leaves on a disk is read, or there is a way out.

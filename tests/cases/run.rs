@@ -320,7 +320,7 @@ fn progress_of_a_dead_node_is_overcome() {
         );
         let mut first = { first }.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let progress = "a/run/translator/progress.json";
-        while !case.path(progress).exists() {
+        while !(case.path(progress).exists() && case.path("a/run/translator/record.json").exists()) {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         first.kill().unwrap();

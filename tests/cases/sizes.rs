@@ -94,7 +94,7 @@ fn adapters_of_absurd_sizes() {
     ] {
         case.copy("adapter", "a");
         case.edit("a/adapter_config.json", |c| c[key] = value.clone());
-        let end = case.evaluate("o", &["--adapter", "a"]);
+        let end = case.evaluate(&format!("o-{key}-{}", value.to_string().len()), &["--adapter", "a"]);
         assert!(matches!(end.code, Some(1 | 2)), "{key}={value}: {end:#?}");
     }
 }
