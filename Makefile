@@ -5,7 +5,7 @@ CARGO ?= cargo
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Goals that compile. `.ci/setup` runs first, and a make of its own then reads what it found.
-COMPILED = demo test cluster chaos check bench build gpu cubins kernels-report test-cuda
+COMPILED = demo test cluster chaos fuzz check bench build gpu cubins kernels-report test-cuda
 
 .PHONY: help clean setup fresh $(COMPILED)
 
@@ -14,6 +14,7 @@ help:
 	@echo 'make test    all tests'
 	@echo 'make cluster batch scripts on a SLURM of two nodes, started and stopped by the tests (minutes)'
 	@echo 'make chaos   ranks killed at random, and the same bytes in the end (CHAOS_SEED, CHAOS_COUNT)'
+	@echo 'make fuzz    mutated files for every parser (FUZZ_SECONDS, FUZZ_SEED)'
 	@echo 'make fresh   set-up and a small build in bare Debian and Ubuntu trees, as root (FRESH_FULL=1: and the README)'
 	@echo 'make check   format, lints as errors, documentation without warnings'
 	@echo 'make bench   times of operations and steps on this CPU (on a GPU: benches/gpu.sh)'
@@ -92,6 +93,11 @@ cluster:
 chaos:
 	CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_COUNT=$(or $(CHAOS_COUNT),25) \
 		$(CARGO) test --workspace --locked --features '$(TEST_FEATURES)' --test chaos
+
+# Rounds of 10,000 inputs until the time is over; what fails is kept in $(TARGET)/fuzz/failures.
+fuzz:
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) FUZZ_SEED=$(or $(FUZZ_SEED),2) \
+		$(CARGO) test --locked -p gradtx-tests --test fuzz -- --nocapture ten_thousand_mutated_files
 
 SCRIPTS = slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh tests/fresh/*.sh benches/*.sh benches/steps/*.sh .ci/run .ci/setup .ci/lib/*.sh
 check:

@@ -26,7 +26,7 @@ pub use reading::{Columns, Format, Instruction, OnError, Reading, TrainOn};
 use super::rows::{Origin, Row, kind};
 use crate::Result;
 use forms::Candidate;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
