@@ -12,7 +12,7 @@ use crate::record::{self, RECORD_FILE, Record};
 use crate::slurm::quoted;
 use crate::stages::logs::{self, LogEnd};
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, inspect};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use gradtx_runtime::artifact::{Role as Side, shard_path};
 use gradtx_runtime::text::printable_line;
 use serde::Serialize;

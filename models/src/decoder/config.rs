@@ -258,11 +258,6 @@ impl DecoderConfig {
         self.q_dim() + 2 * self.kv_dim()
     }
 
-    /// Tokens that a text may have at most.
-    pub fn longest_context(&self) -> usize {
-        self.max_positions
-    }
-
     /// The file that transformers reads for this model; `dtype` is the one of the weights, e.g. "float32".
     pub fn to_json(&self, dtype: &str) -> Value {
         let eos = match self.eos.as_slice() {
