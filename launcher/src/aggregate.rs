@@ -8,6 +8,7 @@ use crate::args::Combine;
 use crate::failure::failed;
 use anyhow::Result;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateVector, checksum, little_endian};
+use gradtx_runtime::text::shown;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -62,7 +63,7 @@ pub struct Allow {
 pub fn check(files: &[PathBuf], updates: &[UpdateVector], norms: &Norms, allow: Allow) -> Result<()> {
     let mut seen: HashMap<String, &PathBuf> = HashMap::new();
     for (path, update) in files.iter().zip(updates) {
-        let place = path.display();
+        let place = shown(path);
         if !allow.outliers
             && let Some(why) = far(norm(&update.values), norms)
         {
@@ -74,7 +75,7 @@ pub fn check(files: &[PathBuf], updates: &[UpdateVector], norms: &Norms, allow: 
         let sum = checksum(&little_endian(&update.values));
         if let Some(before) = seen.insert(sum, path).filter(|_| !allow.duplicates) {
             return Err(failed(
-                format!("{place}: the same update as {}: it would count twice", before.display()),
+                format!("{place}: the same update as {}: it would count twice", shown(before)),
                 "leave one of them out; if it is meant so, give --allow-duplicates",
             ));
         }

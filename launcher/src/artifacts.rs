@@ -19,6 +19,7 @@ use gradtx_runtime::artifact::{
     MANIFEST, Role as Part, TupleStore, UpdateFile, UpdateSpace, UpdateVector, checksum_file, init_path,
     read_json,
 };
+use gradtx_runtime::text::shown;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,7 @@ impl Finished {
     /// Reads the record of a directory. Nothing is said of its files yet.
     fn open(dir: &Path, stage: &str, again: &'static str) -> Result<Self> {
         let path = dir.join(RECORD_FILE);
-        let place = dir.display();
+        let place = shown(dir);
         if !path.exists() {
             let what = format!("{place}: there is no {RECORD_FILE}: `{stage}` has not worked here");
             return Err(failed(what, format!("run `gradtx {stage}` first")));
@@ -67,7 +68,7 @@ impl Finished {
     }
 
     fn path(&self, name: &str) -> String {
-        self.dir.join(name).display().to_string()
+        shown(&self.dir.join(name))
     }
 
     /// Fails unless every finished file that `used` names is as it was written.
@@ -93,7 +94,7 @@ pub struct Tuples {
 pub fn open_tuples(run: &Path, expected: [Option<&UpdateSpace>; 2]) -> Result<Tuples> {
     let dir = run.join(SHADOW_DIR);
     if !dir.join(MANIFEST).is_file() {
-        let what = format!("{}: there is no tuple store", dir.display());
+        let what = format!("{}: there is no tuple store", shown(&dir));
         return Err(failed(what, "run `gradtx curate` first"));
     }
     let made = Finished::open(&dir, "curate", CURATE_AGAIN)?;
@@ -101,7 +102,7 @@ pub fn open_tuples(run: &Path, expected: [Option<&UpdateSpace>; 2]) -> Result<Tu
     let store = TupleStore::open(&dir).map_err(|e| failed(e.to_string(), CURATE_AGAIN))?;
     for (role, expected) in Part::BOTH.into_iter().zip(expected) {
         if let Some(expected) = expected {
-            let what = format!("{}: {role}", dir.display());
+            let what = format!("{}: {role}", shown(&dir));
             expected.expect_same(store.space(role), &what).map_err(|e| failed(e.to_string(), OTHER_RUN))?;
         }
     }
@@ -164,7 +165,7 @@ const STATISTICS: &str = "normalization.safetensors";
 pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace) -> Result<Translator> {
     let dir = run.join(TRANSLATOR_DIR);
     if !dir.join(TRANSLATOR_FILES[1]).is_file() {
-        let what = format!("{}: there is no translator", dir.display());
+        let what = format!("{}: there is no translator", shown(&dir));
         return Err(failed(what, "run `gradtx train` first"));
     }
     let made = Finished::open(&dir, "train", TRAIN_AGAIN)?;
@@ -181,7 +182,7 @@ pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace)
     for (role, expected) in [(Part::Student, student), (Part::Teacher, teacher)] {
         let trained: UpdateSpace = serde_json::from_value(settings["spaces"][role.name()].clone())
             .with_context(|| format!("{}: the {role} that it was trained for", made.path(RECORD_FILE)))?;
-        let what = format!("{}: {role}", dir.display());
+        let what = format!("{}: {role}", shown(&dir));
         expected.expect_same(&trained, &what).map_err(|e| failed(e.to_string(), OTHER_RUN))?;
         let [blocks, width] = match role {
             Part::Student => [config.student_blocks, config.student_width],
@@ -194,35 +195,52 @@ pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace)
     }
     let manifest = run.join(SHADOW_DIR).join(MANIFEST);
     if manifest.is_file() && settings["tuples"] != *checksum_file(&manifest)? {
-        let what = format!("{}: was trained on other tuples than {}", dir.display(), manifest.display());
+        let what = format!("{}: was trained on other tuples than {}", shown(&dir), shown(&manifest));
         return Err(failed(what, "run `gradtx train` in a directory of its own for these tuples"));
     }
     sums.insert("tuples".into(), settings["tuples"].clone());
     let path = dir.join(TRANSLATOR_FILES[2]);
     let students = serde_json::from_value(read_json(&path)?["students"].clone())
-        .with_context(|| format!("{}: norms of the shadow students", path.display()))?;
+        .with_context(|| format!("{}: norms of the shadow students", shown(&path)))?;
     Ok(Translator { dir, sums: Value::Object(sums), students })
 }
 
 /// Opens a client's update of the TinyLM.
 pub fn open_update(student: &Side, teacher: &Side, path: &Path) -> Result<UpdateVector> {
     let file = UpdateFile::open(path)?;
-    let space = &file.meta().space;
-    let Err(different) = student.space.expect_same(space, &path.display().to_string()) else {
-        return Ok(file.read()?);
-    };
+    let space = file.meta().space.clone();
+    let same = student.space.expect_same(&space, &shown(path));
+    let same = same.map_err(|different| foreign(&different.to_string(), student, teacher, &space, path));
+    // The values only if they are as many as they should be. Then damage is found before anything
+    // else is said about the file.
+    let fits = [space.blocks, space.width] == [student.space.blocks, student.space.width];
+    if !fits && let Err(error) = same {
+        return Err(error);
+    }
+    let update = file.read()?;
+    same.map(|()| update)
+}
+
+/// Why an update of another space cannot be used, and who can help.
+fn foreign(
+    different: &str,
+    student: &Side,
+    teacher: &Side,
+    space: &UpdateSpace,
+    path: &Path,
+) -> anyhow::Error {
     if teacher.space.expect_same(space, "").is_ok() {
-        return Err(failed(
-            format!("{}: an update of the LLM; expected one of the TinyLM (its base model)", path.display()),
+        return failed(
+            format!("{}: an update of the LLM; expected one of the TinyLM (its base model)", shown(path)),
             "translate what `gradtx finetune --model tiny` has written",
-        ));
+        );
     }
     let other = match space.base_model == student.space.base_model {
         true => "this client used another seed, starting adapter or adapter settings",
         false => "this client used another TinyLM",
     };
     let hint = format!("{other}; send it the run.toml and the model of this run, and let it fine-tune again");
-    Err(failed(different.to_string(), hint))
+    failed(different, hint)
 }
 
 /// Fails when files in the directory that a stage has finished are not what it wrote. For a
@@ -234,7 +252,7 @@ pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
     }
     let record = record::read(&path)?;
     if record.outputs.is_empty() {
-        let what = format!("{}: `{}` has not finished here", dir.display(), record.stage);
+        let what = format!("{}: `{}` has not finished here", shown(dir), record.stage);
         return Err(failed(what, "run the stage again: it does what is missing"));
     }
     match record.problems(dir, |_| true).into_iter().next() {

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use gradtx_runtime::artifact::{
     MAX_CONFIG_BYTES, checksum, checksum_file, read_text, sweep_temporary, sweep_tree, write_atomic,
 };
+use gradtx_runtime::text::shown;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -95,9 +96,9 @@ pub struct Output {
 pub fn make_dir(dir: &Path) -> Result<()> {
     let in_the_way = dir.ancestors().find(|above| above.exists()).filter(|above| !above.is_dir());
     if let Some(file) = in_the_way {
-        bail!("{}: cannot make this directory: {} is a file", dir.display(), file.display());
+        bail!("{}: cannot make this directory: {} is a file", shown(dir), shown(file));
     }
-    std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make this directory", dir.display()))
+    std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot make this directory", shown(dir)))
 }
 
 /// Opens a stage's directory; makes it when it is not there.
@@ -201,7 +202,7 @@ fn read_same(dir: &Path, wanted: &Record) -> Result<Option<Record>> {
         lines += &format!("  - stage = {}\n  + stage = {}\n", before.stage, wanted.stage);
     }
     lines += &diff(&before.settings, &wanted.settings);
-    let what = format!("{}: holds a result of other settings or inputs", dir.display());
+    let what = format!("{}: holds a result of other settings or inputs", shown(dir));
     Err(refused(what, lines, "write to another directory, or remove this one to make it anew"))
 }
 
@@ -211,7 +212,7 @@ fn read_same(dir: &Path, wanted: &Record) -> Result<Option<Record>> {
 /// When it is not the text that a stage wrote, or names files outside of its directory.
 pub fn read(path: &Path) -> Result<Record> {
     let text = read_text(path, MAX_CONFIG_BYTES)?;
-    let place = path.display();
+    let place = shown(path);
     let record: Record =
         serde_json::from_str(&text).with_context(|| format!("{place}: not a record of a stage"))?;
     let again = "remove the directory, and run the stage again";
@@ -322,7 +323,7 @@ fn problem(dir: &Path, name: &str, want: &str) -> Option<String> {
         () if !is_here => "is a link to a file outside of its directory".into(),
         () => return None,
     };
-    Some(format!("{}: {why}", path.display()))
+    Some(format!("{}: {why}", shown(&path)))
 }
 
 impl Output {
@@ -343,7 +344,7 @@ impl Output {
             let path = self.dir.join(name);
             self.record.outputs.insert(name.clone(), checksum_file(&path)?);
             let size =
-                std::fs::metadata(&path).with_context(|| format!("{}: cannot look at", path.display()))?;
+                std::fs::metadata(&path).with_context(|| format!("{}: cannot look at", shown(&path)))?;
             self.record.sizes.insert(name.clone(), size.len());
         }
         self.write()?;

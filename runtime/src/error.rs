@@ -1,6 +1,6 @@
 //! The error type of this crate: which file or tensor, what was expected, what was found.
 
-use crate::text::printable_line;
+use crate::text::{printable_line, shown};
 use std::path::{Path, PathBuf};
 
 /// Result of a runtime operation.
@@ -48,11 +48,6 @@ pub enum Error {
     /// A device operation failed.
     #[error(transparent)]
     Device(#[from] gradtx_kernels::Error),
-}
-
-/// A path as one line of text: names of files may hold anything.
-fn shown(path: &Path) -> String {
-    printable_line(&path.to_string_lossy()).into_owned()
 }
 
 impl Error {

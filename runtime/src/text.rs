@@ -3,6 +3,7 @@
 //! stands beside them.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 /// Whether a terminal, or a reader of its lines, takes a character for more than a letter:
 /// C0 (but newline and tab) and C1 controls, DEL, line and paragraph separators, and what
@@ -25,6 +26,11 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 /// For names and values that a line is made of.
 pub fn printable_line(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_control(c) || matches!(c, '\n' | '\t'))
+}
+
+/// A path as one line of text: names of files may hold anything.
+pub fn shown(path: &Path) -> String {
+    printable_line(&path.to_string_lossy()).into_owned()
 }
 
 fn escaped(text: &str, escape: impl Fn(char) -> bool) -> Cow<'_, str> {

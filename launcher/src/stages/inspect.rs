@@ -19,7 +19,7 @@ use gradtx_runtime::artifact::{
     check_shard, checksum, checksum_file, fingerprint, is_model_dir, open_file, read_init, read_json,
 };
 use gradtx_runtime::checkpoint::Checkpoint;
-use gradtx_runtime::text::printable_line;
+use gradtx_runtime::text::{printable_line, shown};
 use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::Value;
@@ -67,7 +67,7 @@ const SHORT: usize = 80;
 
 /// Prints what a path is. Fails when it is damaged.
 pub fn run(context: &Context, path: &Path) -> Result<()> {
-    ensure!(path.exists(), "{}: no such file or directory", path.display());
+    ensure!(path.exists(), "{}: no such file or directory", shown(path));
     let report = look(path);
     if context.ui.is_json() {
         context.ui.result_object("inspect", serde_json::to_value(&report)?);
@@ -77,7 +77,7 @@ pub fn run(context: &Context, path: &Path) -> Result<()> {
     match report.damage() {
         0 => Ok(()),
         n => Err(failed(
-            format!("{}: not intact ({n} problem{})", path.display(), if n == 1 { "" } else { "s" }),
+            format!("{}: not intact ({n} problem{})", shown(path), if n == 1 { "" } else { "s" }),
             report.hint(),
         )),
     }
@@ -141,7 +141,7 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
     if UpdateVector::recognises(&file) {
         report.kind = "update vector".into();
         // Its sizes first: a file of holes may claim any.
-        UpdateFile::open(path)?;
+        UpdateFile::open(path)?.check_size()?;
     }
     report.fact("xxh3", checksum(file.bytes()));
     report.list_tensors(&file);
@@ -192,7 +192,7 @@ fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
     }
     report.fact("provenance", &manifest.provenance);
     if let Err(why) = manifest.check_complete() {
-        report.problems.push(format!("{}: {why}", dir.join(MANIFEST).display()));
+        report.problems.push(format!("{}: {why}", shown(&dir.join(MANIFEST))));
     }
     let mut bytes = 0;
     // What is listed, and what lies there: not what is claimed, which may be any number.
@@ -213,7 +213,7 @@ fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
     for path in sorted_entries(&dir.join("shards"), &mut Walk::default())? {
         let is_shard = path.extension().is_some_and(|e| e == "safetensors");
         if is_shard && !listed.contains(&path) {
-            report.problems.push(format!("{}: not in the manifest", path.display()));
+            report.problems.push(format!("{}: not in the manifest", shown(&path)));
         }
     }
     report.fact("bytes of shards", bytes);
@@ -236,9 +236,9 @@ fn look_at_adapter(dir: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn look_at_model(dir: &Path, report: &mut Report) -> Result<()> {
+    report.kind = "model directory".into();
     let config = read_json(&dir.join("config.json"))?;
     let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown").to_owned();
-    report.kind = "model directory".into();
     if !is_model_dir(dir) {
         report.problems.push("there is no model.safetensors and no index of shards".into());
     }
@@ -297,8 +297,8 @@ fn look_at_run(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()> {
     report.kind = "run directory".into();
     let config = Config::read(&dir.join(RUN_FILE))?;
     report.fact("seed", config.seed);
-    report.fact("TinyLM", config.models.tiny.display());
-    report.fact("LLM", config.models.llm.display());
+    report.fact("TinyLM", shown(&config.models.tiny));
+    report.fact("LLM", shown(&config.models.llm));
     report.fact("public data", &config.data.public);
     report.look_at_subdirectories(dir, walk)
 }
@@ -322,12 +322,12 @@ fn look_at_parts(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()>
 
 /// The entries of a directory, in order.
 fn sorted_entries(dir: &Path, walk: &mut Walk) -> Result<Vec<PathBuf>> {
-    let list = || format!("{}: cannot list", dir.display());
+    let list = || format!("{}: cannot list", shown(dir));
     let mut entries = vec![];
     for entry in std::fs::read_dir(dir).with_context(list)? {
         entries.push(entry.with_context(list)?.path());
         walk.entries += 1;
-        let dir = dir.display();
+        let dir = shown(dir);
         ensure!(
             walk.entries <= MOST_ENTRIES,
             "{dir}: more than {MOST_ENTRIES} entries: not looked at further"
@@ -405,7 +405,7 @@ impl Report {
     /// Looks at what stages made within a directory. Links to directories are not followed: they
     /// may lead in circles.
     fn look_at_subdirectories(&mut self, dir: &Path, walk: &mut Walk) -> Result<()> {
-        ensure!(walk.depth < DEEPEST, "{}: more than {DEEPEST} directories deep", dir.display());
+        ensure!(walk.depth < DEEPEST, "{}: more than {DEEPEST} directories deep", shown(dir));
         walk.depth += 1;
         for entry in sorted_entries(dir, walk)? {
             let known = [MANIFEST, "adapter_config.json", "config.json", RECORD_FILE, RUN_FILE];

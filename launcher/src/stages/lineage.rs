@@ -11,6 +11,7 @@ use crate::record::{self, RECORD_FILE};
 use crate::stages::ADAPTER_DIR;
 use anyhow::Result;
 use gradtx_runtime::artifact::checksum_file;
+use gradtx_runtime::text::shown;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -82,7 +83,7 @@ impl Lineage {
         };
         for (file, sum) in ADAPTER_FILES.iter().zip(sums) {
             if record.outputs.get(&format!("{ADAPTER_DIR}/{file}")) != Some(sum) {
-                let what = format!("{}: not what `{}` wrote here", dir.join(file).display(), record.stage);
+                let what = format!("{}: not what `{}` wrote here", shown(&dir.join(file)), record.stage);
                 let why = "it is damaged, was edited, or belongs to an attempt that has not finished; run the \
                            stage again, or copy the adapter elsewhere to use it as your own";
                 return Err(failed(what, why));
@@ -93,7 +94,7 @@ impl Lineage {
             Some(made_for) => Err(failed(
                 format!(
                     "{}: an adapter of another base model: made for the fingerprint {made_for}, found {base}",
-                    dir.display()
+                    shown(&dir)
                 ),
                 "use the model that it was made for; or copy the adapter elsewhere to use it as your own",
             )),

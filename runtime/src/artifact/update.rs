@@ -229,10 +229,6 @@ impl UpdateFile {
         if tensor.dtype != Dtype::F32 {
             return Err(Error::tensor(path, TENSOR, format!("expected F32, found {:?}", tensor.dtype)));
         }
-        if tensor.bytes.len() as u64 > MAX_BYTES {
-            let why = format!("{blocks} blocks of {width} values: larger than any update of an adapter");
-            return Err(Error::tensor(path, TENSOR, why));
-        }
         let space = UpdateSpace {
             blocks,
             width,
@@ -256,11 +252,22 @@ impl UpdateFile {
         &self.meta
     }
 
+    /// Fails if it is larger than any update of an adapter.
+    pub fn check_size(&self) -> Result<()> {
+        let tensor = self.file.tensor(TENSOR)?;
+        if tensor.bytes.len() as u64 <= MAX_BYTES {
+            return Ok(());
+        }
+        let why = format!("shape {:?}: larger than any update of an adapter", tensor.shape);
+        Err(Error::tensor(self.file.path(), TENSOR, why))
+    }
+
     /// Reads the values.
     ///
     /// # Errors
-    /// When a value is not a finite number, or the file is not what was written.
+    /// When it is too large, a value is not a finite number, or the file is not what was written.
     pub fn read(self) -> Result<UpdateVector> {
+        self.check_size()?;
         let path = self.file.path();
         let tensor = self.file.tensor(TENSOR)?;
         let update = UpdateVector { values: tensor.to_f32()?, meta: self.meta };

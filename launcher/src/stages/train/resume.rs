@@ -23,6 +23,7 @@ use gradtx_models::grad_transformer::{GradTransformer, Trainer};
 use gradtx_runtime::artifact::{checksum_file, copy_checked, sweep_all_temporary};
 use gradtx_runtime::checkpoint::{self, Parts, Saved, part_path};
 use gradtx_runtime::comm::Collectives;
+use gradtx_runtime::text::shown;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -120,7 +121,7 @@ impl Checkpoints {
     }
 
     fn make_dir(&self) -> Result<()> {
-        std::fs::create_dir_all(&self.dir).with_context(|| format!("{}: cannot make", self.dir.display()))
+        std::fs::create_dir_all(&self.dir).with_context(|| format!("{}: cannot make", shown(&self.dir)))
     }
 
     /// The newest step whose part this rank has written; fails if it could not be.
@@ -168,13 +169,12 @@ impl Checkpoints {
             .chain(now)
             .map(|step| self.best_dir(step))
             .collect();
-        let list = || format!("{}: cannot list", self.dir.display());
+        let list = || format!("{}: cannot list", shown(&self.dir));
         for entry in std::fs::read_dir(&self.dir).with_context(list)? {
             let path = entry.with_context(list)?.path();
             let is_best = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("best-"));
             if is_best && !needed.contains(&path) {
-                std::fs::remove_dir_all(&path)
-                    .with_context(|| format!("{}: cannot remove", path.display()))?;
+                std::fs::remove_dir_all(&path).with_context(|| format!("{}: cannot remove", shown(&path)))?;
             }
         }
         Ok(())
@@ -192,7 +192,7 @@ impl Checkpoints {
         step: u32,
     ) -> Result<BTreeMap<String, String>> {
         let dir = self.best_dir(step);
-        std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", dir.display()))?;
+        std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", shown(&dir)))?;
         model.save_values(&dir, masters)?;
         let files = FILES.iter().filter(|name| dir.join(name).is_file());
         files.map(|name| Ok(((*name).to_owned(), checksum_file(&dir.join(name))?))).collect()
@@ -249,7 +249,7 @@ impl Checkpoints {
         }
         // With all of them damaged, training begins anew: that takes time, but no result.
         if found.is_none() && !list.is_empty() {
-            tracing::warn!("{}: no checkpoint is whole; training starts over", self.dir.display());
+            tracing::warn!("{}: no checkpoint is whole; training starts over", shown(&self.dir));
         }
         let (older, progress) = found.map_or((0, None), |(i, progress)| (i, Some(progress)));
         if ranks.is_first() {
@@ -276,7 +276,7 @@ impl Checkpoints {
 
     fn open(&self, saved: Saved, total: usize, check_best: bool) -> Result<(Parts, Progress)> {
         let parts = Parts::load(&self.dir, saved)?;
-        let name = || format!("{}: step {}", self.dir.display(), saved.step);
+        let name = || format!("{}: step {}", shown(&self.dir), saved.step);
         let progress: Progress = serde_json::from_value(parts.state().clone())
             .with_context(|| format!("{}: not a checkpoint of a translator", name()))?;
         ensure!(parts.total() == total, "{}: {} values for {total} parameters", name(), parts.total());
@@ -284,12 +284,7 @@ impl Checkpoints {
             for (name, sum) in &best.files {
                 let file = self.best_dir(best.step).join(name);
                 let intact = checksum_file(&file).is_ok_and(|found| found == *sum);
-                ensure!(
-                    intact,
-                    "{}: not what the checkpoint of step {} refers to",
-                    file.display(),
-                    saved.step
-                );
+                ensure!(intact, "{}: not what the checkpoint of step {} refers to", shown(&file), saved.step);
             }
         }
         Ok((parts, progress))
@@ -310,7 +305,7 @@ impl Checkpoints {
     pub fn remove(&self) -> Result<()> {
         match std::fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).with_context(|| format!("{}: cannot remove", self.dir.display()))
+                Err(e).with_context(|| format!("{}: cannot remove", shown(&self.dir)))
             }
             _ => Ok(()),
         }
