@@ -81,9 +81,9 @@ fn a_response_that_is_null() {
 #[test]
 fn several_answers_in_one_chat() {
     let case = with("openai_messages_multi.jsonl");
-    let last = case.learnt("openai_messages_multi.jsonl", 2, &[]);
+    let last = case.learnt("openai_messages_multi.jsonl", 3, &[]);
     case.write("all.jsonl", case.bytes("openai_messages_multi.jsonl"));
-    let all = case.learnt("all.jsonl", 2, &["--set", "data.train_on=all"]);
+    let all = case.learnt("all.jsonl", 3, &["--set", "data.train_on=all"]);
     assert!(!same_update(&last, &all), "one answer or all of them");
 }
 

@@ -79,18 +79,20 @@ fn a_run_file_makes_a_run() {
 #[test]
 fn gpus_that_the_settings_would_not_use() {
     let case = Case::smoke();
+    // Without a `sbatch`: nothing is submitted in earnest.
+    let submit = |device: &str, words: &str| {
+        let line = format!(
+            "submit --run r --config a/run/run.toml --set device.kind={device} --stage curate {words}"
+        );
+        let mut command = case.command(&line.split(' ').collect::<Vec<_>>());
+        command.env("PATH", "");
+        end_of(command).refused()
+    };
     for words in ["--nodes 8 --gpus-per-node 4", "--gpus-per-node 1", "--array 4"] {
-        let end = case.run(&format!(
-            "submit --run r --config a/run/run.toml --set device.kind=cpu --stage curate {words}"
-        ));
-        end.refused().says(&["device.kind", "GPU"]);
+        submit("cpu", words).says(&["device.kind", "GPU"]);
         assert!(!case.path("r").exists(), "nothing is made");
     }
-    case.run(
-        "submit --run r --config a/run/run.toml --set device.kind=cuda --stage curate --gpus-per-node 0",
-    )
-    .refused()
-    .says(&["cuda", "GPU"]);
+    submit("cuda", "--gpus-per-node 0").says(&["cuda", "GPU"]);
 }
 
 #[test]
