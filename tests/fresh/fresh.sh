@@ -134,6 +134,15 @@ inside() {
         chroot --userspec="$user" "$new" sh -c 'cd "$0" && exec "$@"' "$directory" "$@"
 }
 
+# attempt COMMAND …: in a shell of its own, which its first failure ends; sets code. It is no condition
+# itself, for within one bash goes on after failures.
+attempt() {
+    set +e
+    (set -e; "$@")
+    code=$?
+    set -e
+}
+
 # Ends a case, which runs in a shell of its own.
 wrong() { echo "$1" >"$work/wrong"; exit 1; }
 has() { grep -qF -- "$1" "$work/said" || wrong "\"$1\" was not said"; }
@@ -220,7 +229,11 @@ made=() failed=0 passed=0
 for system in "${systems[@]}"; do
     [ -n "${suites[$system]:-}" ] || { say "no such system: $system"; exit 1; }
     began=$SECONDS
-    ! make_base "$system" || { made+=("$system"); say "$system: made in $((SECONDS - began)) s"; }
+    attempt make_base "$system"
+    if [ $code = 0 ]; then
+        made+=("$system")
+        say "$system: made in $((SECONDS - began)) s"
+    fi
 done
 [ ${#made[@]} != 0 ] || { say 'no root directory could be made'; exit 1; }
 for system in "${made[@]}"; do
@@ -228,11 +241,7 @@ for system in "${made[@]}"; do
         began=$SECONDS environment=()
         open_root "$system"
         rm -f "$work/wrong"
-        # Not as a condition, within which no failure would end it.
-        set +e
-        (set -e; "case_$case")
-        code=$?
-        set -e
+        attempt "case_$case"
         if [ $code = 0 ]; then
             passed=$((passed + 1))
             say "$system: $case: ok, $((SECONDS - began)) s"
