@@ -65,8 +65,9 @@ fn one_of_several(variables: &[(&str, &str)]) -> Output {
     for (name, _) in std::env::vars().filter(|(name, _)| started_by(name)) {
         command.env_remove(name);
     }
-    // Open MPI refuses root.
+    // Open MPI itself refuses root, and looks for SLURM's daemon.
     command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    command.env("OMPI_MCA_ess", "singleton");
     command.envs(variables.iter().copied()).output().unwrap()
 }
 
