@@ -42,7 +42,7 @@ ubuntu_keyring() {
     local name=usr/share/keyrings/ubuntu-archive-keyring.gpg base
     [ ! -e /$name ] || { echo /$name; return; }
     for base in "$work"/debian-*.base; do
-        (cd "$base/tmp" && chroot "$base" sh -c 'cd /tmp && apt-get download -qq ubuntu-keyring' >/dev/null 2>&1) || return 1
+        chroot "$base" sh -c 'cd /tmp && apt-get download -qq ubuntu-keyring' >/dev/null 2>&1 || return 1
         dpkg-deb -x "$base"/tmp/ubuntu-keyring_*.deb "$work/keys" && echo "$work/keys/$name"
         return
     done
