@@ -118,7 +118,6 @@ open_root() {
     done
     mount --bind "$work/$system.debs" "$new/var/cache/apt/archives"
     mount --bind "$work/$system.built" "$new/probe/target"
-    chmod 777 "$work/$system.built"
 }
 
 close_root() {
@@ -162,6 +161,7 @@ set_up() {
     fi
     [ $code = 0 ] || wrong "set-up ended with $code"
     rm -rf "$work/$system.built"/debug/{build,.fingerprint}/mpi*
+    chroot "$new" chown -R "$user" /probe/target
     inside "$user" /probe make --no-print-directory run >>"$work/said" 2>&1 || wrong 'the build failed'
     case $result in
     with) has 'built with Open MPI' ;;
