@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # why comes from detect.sh
+# shellcheck disable=SC2034,SC2154 # the caller removes what stops daemons; why comes from detect.sh
 # What to install on this system, and how. Sourced by .ci/setup after detect.sh.
 
 # This system's package manager: apt, dnf, zypper, pacman, apk, conda, or nothing.

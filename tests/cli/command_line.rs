@@ -60,20 +60,21 @@ fn one_of_several(variables: &[(&str, &str)]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
     command.args(["curate", "--run", "r", "--config", "none.toml"]).current_dir(&dir);
-    let started_by = |name: &str| {
-        ["SLURM_", "PMI", "OMPI_", "FLUX_", "PALS_"].iter().any(|start| name.starts_with(start))
-    };
+    let started_by =
+        |name: &str| ["SLURM_", "PMI", "OMPI_", "FLUX_", "PALS_"].iter().any(|start| name.starts_with(start));
     for (name, _) in std::env::vars().filter(|(name, _)| started_by(name)) {
         command.env_remove(name);
     }
-    // Open MPI refuses root.
+    // Open MPI itself refuses root, and looks for SLURM's daemon.
     command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    command.env("OMPI_MCA_ess", "singleton");
     command.envs(variables.iter().copied()).output().unwrap()
 }
 
 #[test]
 fn processes_that_do_not_find_each_other_name_who_started_them() {
-    let step = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_STEP_NUM_TASKS", "4")];
+    let step =
+        [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_STEP_NUM_TASKS", "4")];
     let pmi = [("PMI_RANK", "0"), ("PMI_SIZE", "4")];
     let output = one_of_several(&[&step[..], &pmi].concat());
     let said = stderr(&output);
@@ -82,7 +83,10 @@ fn processes_that_do_not_find_each_other_name_who_started_them() {
     assert!(!said.contains("mpirun"), "{said}");
 
     let said = stderr(&one_of_several(&pmi));
-    assert!(said.contains("mpiexec started 4 processes") && said.contains("mpirun of the same MPI"), "{said}");
+    assert!(
+        said.contains("mpiexec started 4 processes") && said.contains("mpirun of the same MPI"),
+        "{said}"
+    );
 
     // In a shell of salloc it is one process, and gets as far as its settings.
     let output = one_of_several(&[("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0")]);

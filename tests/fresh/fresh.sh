@@ -42,7 +42,7 @@ ubuntu_keyring() {
     local name=usr/share/keyrings/ubuntu-archive-keyring.gpg base
     [ ! -e /$name ] || { echo /$name; return; }
     for base in "$work"/debian-*.base; do
-        (cd "$base/tmp" && chroot "$base" sh -c 'cd /tmp && apt-get download -qq ubuntu-keyring' >/dev/null 2>&1) || return 1
+        chroot "$base" sh -c 'cd /tmp && apt-get download -qq ubuntu-keyring' >/dev/null 2>&1 || return 1
         dpkg-deb -x "$base"/tmp/ubuntu-keyring_*.deb "$work/keys" && echo "$work/keys/$name"
         return
     done
@@ -52,15 +52,17 @@ ubuntu_keyring() {
 # make_base SYSTEM: its bare root directory, with the list of packages.
 make_base() {
     local system=$1 base=$work/$1.base log=$work/$1.log keyring options=(--variant=minbase)
+    local script=/usr/share/debootstrap/scripts/${suites[$system]}
     if ! curl -sSf -m 30 -o /dev/null "${archives[$system]}/dists/${suites[$system]}/Release" 2>"$log"; then
         say "$system: skipped, its archive is not reached: $(tail -n 1 "$log")"
         return 1
     fi
     if [[ $system = ubuntu-* ]]; then
         keyring=$(ubuntu_keyring) || { say "$system: skipped, Ubuntu's keys are not here (package ubuntu-keyring)"; return 1; }
+        [ -e "$script" ] || script=${script%/*}/gutsy # which all of Ubuntu's newer names are links to
         options+=(--keyring="$keyring" "--components=main,universe")
     fi
-    debootstrap "${options[@]}" "${suites[$system]}" "$base" "${archives[$system]}" >"$log" 2>&1 ||
+    debootstrap "${options[@]}" "${suites[$system]}" "$base" "${archives[$system]}" "$script" >"$log" 2>&1 ||
         { say "$system: skipped, debootstrap failed: $(tail -n 1 "$log")"; return 1; }
     chroot "$base" apt-get update -qq >"$log" 2>&1 || { say "$system: skipped: $(tail -n 1 "$log")"; return 1; }
     chroot "$base" useradd --create-home ada
@@ -116,7 +118,6 @@ open_root() {
     done
     mount --bind "$work/$system.debs" "$new/var/cache/apt/archives"
     mount --bind "$work/$system.built" "$new/probe/target"
-    chmod 777 "$work/$system.built"
 }
 
 close_root() {
@@ -132,6 +133,15 @@ inside() {
     env -i PATH=/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME="$home" CARGO_HOME=/cargo \
         CARGO_NET_OFFLINE=true "${environment[@]}" \
         chroot --userspec="$user" "$new" sh -c 'cd "$0" && exec "$@"' "$directory" "$@"
+}
+
+# attempt COMMAND …: in a shell of its own, which its first failure ends; sets code. It is no condition
+# itself, for within one bash goes on after failures.
+attempt() {
+    set +e
+    (set -e; "$@")
+    code=$?
+    set -e
 }
 
 # Ends a case, which runs in a shell of its own.
@@ -151,6 +161,7 @@ set_up() {
     fi
     [ $code = 0 ] || wrong "set-up ended with $code"
     rm -rf "$work/$system.built"/debug/{build,.fingerprint}/mpi*
+    chroot "$new" chown -R "$user" /probe/target
     inside "$user" /probe make --no-print-directory run >>"$work/said" 2>&1 || wrong 'the build failed'
     case $result in
     with) has 'built with Open MPI' ;;
@@ -168,7 +179,7 @@ case_libclang_cpp_only() {
 case_mpi_without_libclang() {
     install "${compilers[@]}" "${mpi[@]}" "libclang-cpp${llvm[$system]}"
     environment=(GRADTX_NO_INSTALL=1)
-    set_up root without 'missing: libclang' "libclang1-${llvm[$system]}"
+    set_up root without 'missing: libclang' 'apt-get install libclang1-'
     environment=()
     set_up root with 'installing libclang1-'
 }
@@ -220,7 +231,11 @@ made=() failed=0 passed=0
 for system in "${systems[@]}"; do
     [ -n "${suites[$system]:-}" ] || { say "no such system: $system"; exit 1; }
     began=$SECONDS
-    ! make_base "$system" || { made+=("$system"); say "$system: made in $((SECONDS - began)) s"; }
+    attempt make_base "$system"
+    if [ $code = 0 ]; then
+        made+=("$system")
+        say "$system: made in $((SECONDS - began)) s"
+    fi
 done
 [ ${#made[@]} != 0 ] || { say 'no root directory could be made'; exit 1; }
 for system in "${made[@]}"; do
@@ -228,17 +243,13 @@ for system in "${made[@]}"; do
         began=$SECONDS environment=()
         open_root "$system"
         rm -f "$work/wrong"
-        # Not as a condition, within which no failure would end it.
-        set +e
-        (set -e; "case_$case")
-        code=$?
-        set -e
+        attempt "case_$case"
         if [ $code = 0 ]; then
             passed=$((passed + 1))
             say "$system: $case: ok, $((SECONDS - began)) s"
         else
             failed=$((failed + 1))
-            say "$system: $case: FAILED: $(cat "$work/wrong" 2>/dev/null)"
+            say "$system: $case: FAILED: $(cat "$work/wrong" 2>/dev/null || echo 'a command failed')"
             sed 's/^/    /' "$work/said" | tail -n 40
         fi
         close_root

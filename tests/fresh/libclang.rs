@@ -42,7 +42,12 @@ fn it_is_found_where_the_build_searches() {
         let setup = with(&[("good.so", path)]).setup().expect(0, &[]).features("mpi cuda");
         assert!(!setup.makefile.contains("LIBCLANG_PATH"), "{path}: {}", setup.makefile);
     }
-    for path in ["opt/llvm/lib/libclang.so", "usr/lib/a/b/c/libclang.so", "usr/lib/libclang.a", "usr/lib/xlibclang.so"] {
+    for path in [
+        "opt/llvm/lib/libclang.so",
+        "usr/lib/a/b/c/libclang.so",
+        "usr/lib/libclang.a",
+        "usr/lib/xlibclang.so",
+    ] {
         with(&[("good.so", path)]).setup().expect(0, &[NOT_FOUND]).features("cuda");
     }
 }
@@ -65,8 +70,14 @@ fn a_file_of_another_word_size_or_kind_is_none() {
 #[test]
 fn a_library_that_cannot_be_used_is_none() {
     let path = "usr/lib/libclang.so.1";
-    with(&[("other.so", path)]).setup().expect(0, &["it lacks functions of libclang", LEFT_OUT]).features("cuda");
-    with(&[("broken.so", path)]).setup().expect(0, &["libclang.so.1 does not work: broken", LEFT_OUT]).features("cuda");
+    with(&[("other.so", path)])
+        .setup()
+        .expect(0, &["it lacks functions of libclang", LEFT_OUT])
+        .features("cuda");
+    with(&[("broken.so", path)])
+        .setup()
+        .expect(0, &["libclang.so.1 does not work: broken", LEFT_OUT])
+        .features("cuda");
     let machine = with(&[("good.so", path)]);
     let whole = fs::read(library("good.so")).unwrap();
     fs::write(machine.path("root").join(path), &whole[..200]).unwrap();
@@ -86,8 +97,10 @@ fn the_newest_is_taken_as_the_build_takes_it() {
     assert!(setup.makefile.contains("llvm-18/lib/libclang-18.so.18\n"), "{}", setup.makefile);
 
     // 9 is older than 19, although its name sorts behind it.
-    let machine =
-        with(&[("broken.so", "usr/lib/llvm-9/lib/libclang.so.9"), ("good.so", "usr/lib/llvm-19/lib/libclang.so.19")]);
+    let machine = with(&[
+        ("broken.so", "usr/lib/llvm-9/lib/libclang.so.9"),
+        ("good.so", "usr/lib/llvm-19/lib/libclang.so.19"),
+    ]);
     let setup = machine.setup().expect(0, &[]).features("mpi cuda");
     assert!(!setup.makefile.contains("LIBCLANG_PATH"), "{}", setup.makefile);
 }
@@ -115,7 +128,10 @@ fn headers_of_the_c_compiler_stand_in_for_clang_s() {
 fn libclang_path_is_the_only_place_where_it_is_set() {
     let mut machine = with(&[("good.so", "usr/lib/libclang.so.1")]);
     machine.set("LIBCLANG_PATH", "/nowhere");
-    machine.setup().expect(0, &["LIBCLANG_PATH names /nowhere, where no libclang is", LEFT_OUT]).features("cuda");
+    machine
+        .setup()
+        .expect(0, &["LIBCLANG_PATH names /nowhere, where no libclang is", LEFT_OUT])
+        .features("cuda");
 
     for name in ["opt/lib", "opt/lib/libclang.so.18"] {
         let mut machine = with(&[("good.so", "opt/lib/libclang.so.18")]);

@@ -9,9 +9,9 @@ use std::sync::LazyLock;
 
 /// What the scripts use of every system.
 const TOOLS: [&str; 35] = [
-    "awk", "bash", "cat", "chmod", "cmp", "cp", "cut", "dirname", "env", "find", "getconf", "grep", "head", "id",
-    "make", "mkdir", "mktemp", "mv", "od", "paste", "printf", "readlink", "rm", "sed", "sh", "sort", "tail", "tee",
-    "timeout", "touch", "tr", "true", "uname", "wc", "xargs",
+    "awk", "bash", "cat", "chmod", "cmp", "cp", "cut", "dirname", "env", "find", "getconf", "grep", "head",
+    "id", "make", "mkdir", "mktemp", "mv", "od", "paste", "printf", "readlink", "rm", "sed", "sh", "sort",
+    "tail", "tee", "timeout", "touch", "tr", "true", "uname", "wc", "xargs",
 ];
 
 /// A compiler that builds programs which do nothing, quickly.
@@ -157,7 +157,8 @@ impl Machine {
         let path = std::env::var("PATH").unwrap();
         let cc = find("cc").display().to_string();
         // Set-up's first trial is answered quickly; libclang and MPI are tried with the real compiler.
-        let (quick, real) = (COMPILER.trim_start_matches("#!/bin/sh\n"), format!("PATH='{path}' exec '{cc}' \"$@\""));
+        let (quick, real) =
+            (COMPILER.trim_start_matches("#!/bin/sh\n"), format!("PATH='{path}' exec '{cc}' \"$@\""));
         machine.program("cc", &format!("#!/bin/sh\ncase $1 in */c.c) ;; *) {real} ;; esac\n{quick}"));
         machine.program("g++", COMPILER);
         machine.rust("1.95.0", "1.95.0");

@@ -28,7 +28,9 @@ fn compilers_are_needed() {
 
     let machine = Machine::new();
     machine.program("cc", "#!/bin/sh\necho 'cc: fatal error: cannot execute cc1' >&2\nexit 1\n");
-    machine.setup().expect(1, &["missing: a C compiler: `cc` does not build a program", "cannot execute cc1", NEEDED]);
+    machine
+        .setup()
+        .expect(1, &["missing: a C compiler: `cc` does not build a program", "cannot execute cc1", NEEDED]);
 
     // It compiles, but what it makes does not run.
     let machine = Machine::new();
@@ -82,7 +84,10 @@ fn rust_must_be_new_enough() {
 
     // rustup without a toolchain.
     let machine = Machine::new();
-    machine.program("rustc", "#!/bin/sh\necho 'error: rustup could not choose a version of rustc to run' >&2\nexit 1\n");
+    machine.program(
+        "rustc",
+        "#!/bin/sh\necho 'error: rustup could not choose a version of rustc to run' >&2\nexit 1\n",
+    );
     machine.setup().expect(1, &["could not choose a version", "rustup default stable"]);
 }
 
@@ -126,7 +131,10 @@ fn make_builds_what_was_found() {
     machine.make(&["cubins"]).expect(2, &["cubins needs NVRTC"]).without("--example");
     machine.make(&["check"]).expect(0, &["no shellcheck here", "clippy", "--features cuda nvrtc"]);
     let asked = ["FEATURES=mpi cuda", "build"];
-    machine.make(&asked).expect(2, &["error: the feature `mpi` is asked for, but MPI is missing"]).without("--features");
+    machine
+        .make(&asked)
+        .expect(2, &["error: the feature `mpi` is asked for, but MPI is missing"])
+        .without("--features");
 
     let mut machine = Machine::complete();
     machine.program("cargo", show);

@@ -30,10 +30,16 @@ fn a_wrapper_without_its_compiler_is_no_mpi() {
     let text = std::fs::read_to_string(machine.path("bin/mpicc")).unwrap();
     let broken = text.replace("exec cc", "echo 'mpicc: gcc: command not found' >&2; exit 127; exec cc");
     machine.program("mpicc", &broken);
-    machine.setup().expect(0, &["`mpicc` does not compile a program", "command not found", LEFT_OUT]).features("cuda");
+    machine
+        .setup()
+        .expect(0, &["`mpicc` does not compile a program", "command not found", LEFT_OUT])
+        .features("cuda");
 
     // Open MPI's wrapper without its development package.
-    machine.program("mpicc", "#!/bin/sh\necho 'Cannot open configuration file mpicc-wrapper-data.txt' >&2\nexit 243\n");
+    machine.program(
+        "mpicc",
+        "#!/bin/sh\necho 'Cannot open configuration file mpicc-wrapper-data.txt' >&2\nexit 243\n",
+    );
     machine.setup().expect(0, &["mpi.h is not found with the flags of `mpicc`", LEFT_OUT]).features("cuda");
 }
 

@@ -8,7 +8,10 @@ use std::fs;
 fn apt(machine: &Machine, packages: &str, actions: &str) {
     let log = machine.path("apt.log");
     let log = log.display();
-    machine.program("apt-get", &format!("#!/bin/sh\necho \"$@\" >> '{log}'\ncase $* in *install*) {actions} ;; esac\n"));
+    machine.program(
+        "apt-get",
+        &format!("#!/bin/sh\necho \"$@\" >> '{log}'\ncase $* in *install*) {actions} ;; esac\n"),
+    );
     let script = format!(
         "#!/bin/sh\ncase $1 in\npkgnames) printf '%s\\n' {packages} | grep \"^$2\" ;;\n\
          madison) case ' {packages} ' in *\" $2 \"*) echo \"$2 | 1.0\" ;; esac ;;\nesac\n"
@@ -56,7 +59,8 @@ fn a_user_without_sudo_goes_on_without_mpi() {
     let machine = Machine::new();
     machine.plain_user();
     apt(&machine, KNOWN, "");
-    let said = ["nothing is installed: this user is not root, and there is no sudo", "leaves out the feature `mpi`"];
+    let said =
+        ["nothing is installed: this user is not root, and there is no sudo", "leaves out the feature `mpi`"];
     machine.setup().expect(0, &said).features("cuda");
     assert!(!machine.path("apt.log").exists());
 
@@ -67,7 +71,9 @@ fn a_user_without_sudo_goes_on_without_mpi() {
 
     // Without what is needed, it fails before anything is compiled.
     machine.remove("g++");
-    machine.setup().expect(1, &["as an administrator: apt-get install g++ openmpi-bin", "error: nothing can be built"]);
+    machine
+        .setup()
+        .expect(1, &["as an administrator: apt-get install g++ openmpi-bin", "error: nothing can be built"]);
 }
 
 #[test]
@@ -75,7 +81,10 @@ fn no_install_only_looks() {
     let mut machine = Machine::new();
     apt(&machine, KNOWN, "");
     machine.set("GRADTX_NO_INSTALL", "1");
-    machine.setup().expect(0, &["nothing is installed: GRADTX_NO_INSTALL is set", "NVRTC is not here"]).features("cuda");
+    machine
+        .setup()
+        .expect(0, &["nothing is installed: GRADTX_NO_INSTALL is set", "NVRTC is not here"])
+        .features("cuda");
     assert!(!machine.path("apt.log").exists());
 }
 
@@ -115,7 +124,8 @@ fn the_package_manager_s_lock_is_waited_for() {
     let machine = Machine::new();
     let count = machine.path("count");
     let count = count.display();
-    let actions = format!("echo x >> '{count}'; [ $(wc -l < '{count}') -gt 3 ] || {{ echo '{lock}' >&2; exit 100; }}");
+    let actions =
+        format!("echo x >> '{count}'; [ $(wc -l < '{count}') -gt 3 ] || {{ echo '{lock}' >&2; exit 100; }}");
     apt(&machine, KNOWN, &actions);
     let said = ["another process holds the package manager's lock; waiting for it"];
     let setup = machine.setup().expect(0, &said).without("could not be installed");
@@ -124,7 +134,10 @@ fn the_package_manager_s_lock_is_waited_for() {
     let mut machine = Machine::new();
     apt(&machine, KNOWN, &format!("echo '{lock}' >&2; exit 100"));
     machine.set("GRADTX_LOCK_SECONDS", "10");
-    machine.setup().expect(0, &["waiting for it", "could not be installed: E: Could not get lock"]).features("cuda");
+    machine
+        .setup()
+        .expect(0, &["waiting for it", "could not be installed: E: Could not get lock"])
+        .features("cuda");
 }
 
 #[test]
