@@ -21,6 +21,12 @@ rank = 16
 alpha = 32.0
 dropout = 0.0
 targets = ["q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"]
+[curate]
+subsets = 1
+examples = 1
+snapshots = 1
+tiny.steps = 1
+llm.steps = 1
 [finetune]
 tiny.steps = 250
 tiny.lr = 0.005
@@ -226,9 +232,6 @@ fn what_is_longer_than_the_model_is_named_by_every_stage() {
     // A prompt that leaves less room than asked for is evaluated as far as the model reads.
     home.write("one.jsonl", &answers(1));
     let said = home
-        .run("evaluate --run e --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
-    said.fails_with(&["another configuration"]);
-    let said = home
         .run("evaluate --run i --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.err.contains("1 of 1 prompts leave room for fewer"), "{}", said.err);
@@ -267,7 +270,7 @@ fn the_date_of_a_template_is_a_setting_of_the_run() {
     let evaluate = |run: &str, more: &str, out: &str| {
         home.run(&format!("evaluate --run {run} --config run.toml {more} --data one.jsonl --out {out}"))
     };
-    let said = evaluate("r", "--set data.date=2026-02-03", "s");
+    let said = evaluate("r", "--set data.date='2026-02-03'", "s");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.out.contains("contains the date, 2026-02-03"), "{}", said.out);
     // The run keeps its date; another one is another configuration.
