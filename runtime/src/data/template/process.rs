@@ -125,7 +125,9 @@ impl Drop for Server {
 /// Why a child is gone.
 fn cause(ended: ExitStatus) -> String {
     match ended.signal() {
-        Some(libc::SIGVTALRM | libc::SIGALRM) => format!("rendering it takes more than {SECONDS} seconds; it may never end"),
+        Some(libc::SIGVTALRM | libc::SIGALRM) => {
+            format!("rendering it takes more than {SECONDS} seconds; it may never end")
+        }
         Some(libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS) => format!(
             "rendering it takes more than {} MiB of memory, or it nests too deeply; it may never end",
             MEMORY >> 20
