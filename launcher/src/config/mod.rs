@@ -99,7 +99,8 @@ impl Config {
         config = config.with_overrides(&args.set)?;
         config.check()?;
         if config.data.date.is_empty() {
-            config.data.date = before.as_ref().map_or_else(settings::today, |before| before.data.date.clone());
+            config.data.date =
+                before.as_ref().map_or_else(settings::today, |before| before.data.date.clone());
         }
         if let Some(before) = &before {
             // Where files lie may change, and where is computed; what is in the files is compared
