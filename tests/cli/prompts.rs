@@ -148,10 +148,10 @@ fn a_form_whose_end_is_ordinary_text_is_refused_by_every_stage() {
     }
     let set = "--config run.toml --set data.prompt=chatml";
     let words = ["<|im_end|>", "ordinary tokens", "data.prompt"];
-    home.run(&format!("finetune --run f {set} --data one.jsonl --out c")).fails_with(&words);
+    home.run(&format!("finetune --run e {set} --data one.jsonl --out d")).fails_with(&words);
     home.run(&format!("curate --run g {set}")).fails_with(&words);
     home.run(&format!("evaluate --run h {set} --data one.jsonl --out s")).fails_with(&words);
-    assert!(!home.path("c/update.safetensors").exists());
+    assert!(!home.path("d/update.safetensors").exists());
     home.write("chatml.toml", &RUN.replace("max_length", "prompt = \"chatml\"\nmax_length"));
     let said = home.run("doctor --run chatml.toml");
     assert!(
