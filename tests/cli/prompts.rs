@@ -291,7 +291,7 @@ fn the_date_of_a_template_is_a_setting_of_the_run() {
 fn templates_that_never_end_are_errors() {
     let long_sum = format!("{{{{ 1{} }}}}", "+1".repeat(100_000));
     let nested = format!("{{% set x = {}1{} %}}x", "[".repeat(100_000), "]".repeat(100_000));
-    let chain = "{% if 0 %}".to_string() + &"{% elif 0 %}".repeat(30_000) + "{% endif %}";
+    let chain = "{% if 0 %}".to_string() + &"{% elif 0 %}".repeat(30_000) + "{% endif %}x";
     let templates = [
         "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
         "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = (ns.s + ns.s)|list %}{% endfor %}x",
