@@ -21,6 +21,12 @@ rank = 16
 alpha = 32.0
 dropout = 0.0
 targets = ["q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"]
+[curate]
+subsets = 1
+examples = 1
+snapshots = 1
+tiny.steps = 1
+llm.steps = 1
 [finetune]
 tiny.steps = 250
 tiny.lr = 0.005
@@ -142,10 +148,10 @@ fn a_form_whose_end_is_ordinary_text_is_refused_by_every_stage() {
     }
     let set = "--config run.toml --set data.prompt=chatml";
     let words = ["<|im_end|>", "ordinary tokens", "data.prompt"];
-    home.run(&format!("finetune --run f {set} --data one.jsonl --out c")).fails_with(&words);
+    home.run(&format!("finetune --run e {set} --data one.jsonl --out d")).fails_with(&words);
     home.run(&format!("curate --run g {set}")).fails_with(&words);
     home.run(&format!("evaluate --run h {set} --data one.jsonl --out s")).fails_with(&words);
-    assert!(!home.path("c/update.safetensors").exists());
+    assert!(!home.path("d/update.safetensors").exists());
     home.write("chatml.toml", &RUN.replace("max_length", "prompt = \"chatml\"\nmax_length"));
     let said = home.run("doctor --run chatml.toml");
     assert!(
@@ -226,9 +232,6 @@ fn what_is_longer_than_the_model_is_named_by_every_stage() {
     // A prompt that leaves less room than asked for is evaluated as far as the model reads.
     home.write("one.jsonl", &answers(1));
     let said = home
-        .run("evaluate --run e --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
-    said.fails_with(&["another configuration"]);
-    let said = home
         .run("evaluate --run i --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.err.contains("1 of 1 prompts leave room for fewer"), "{}", said.err);
@@ -267,7 +270,7 @@ fn the_date_of_a_template_is_a_setting_of_the_run() {
     let evaluate = |run: &str, more: &str, out: &str| {
         home.run(&format!("evaluate --run {run} --config run.toml {more} --data one.jsonl --out {out}"))
     };
-    let said = evaluate("r", "--set data.date=2026-02-03", "s");
+    let said = evaluate("r", "--set data.date='2026-02-03'", "s");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.out.contains("contains the date, 2026-02-03"), "{}", said.out);
     // The run keeps its date; another one is another configuration.
@@ -288,7 +291,7 @@ fn the_date_of_a_template_is_a_setting_of_the_run() {
 fn templates_that_never_end_are_errors() {
     let long_sum = format!("{{{{ 1{} }}}}", "+1".repeat(100_000));
     let nested = format!("{{% set x = {}1{} %}}x", "[".repeat(100_000), "]".repeat(100_000));
-    let chain = "{% if 0 %}".to_string() + &"{% elif 0 %}".repeat(30_000) + "{% endif %}";
+    let chain = "{% if 0 %}".to_string() + &"{% elif 0 %}".repeat(30_000) + "{% endif %}x";
     let templates = [
         "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
         "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = (ns.s + ns.s)|list %}{% endfor %}x",

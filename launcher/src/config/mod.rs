@@ -101,7 +101,8 @@ impl Config {
         config = config.with_overrides(&args.set)?;
         config.check()?;
         if config.data.date.is_empty() {
-            config.data.date = before.as_ref().map_or_else(today, |before| before.data.date.clone());
+            config.data.date =
+                before.as_ref().map_or_else(settings::today, |before| before.data.date.clone());
         }
         gradtx_models::ignore_fields(&config.models.ignore_fields);
         if let Some(before) = &before {
@@ -268,11 +269,6 @@ impl Config {
     }
 }
 
-/// The day, as settings have it.
-fn today() -> String {
-    chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()).format("%Y-%m-%d").to_string()
-}
-
 /// An error in the words of a person who writes run files.
 fn plain(error: &impl std::fmt::Display) -> String {
     let types = [
@@ -306,6 +302,8 @@ fn assign(table: &mut Table, key: &str, value: Value) -> std::result::Result<(),
     // A whole number is a fine value for a setting that is a real number.
     *old = match (&old, value) {
         (Value::Float(_), Value::Integer(i)) => Value::Float(i as f64),
+        // A date needs no quotes.
+        (Value::String(_), Value::Datetime(date)) => Value::String(date.to_string()),
         (_, value) => value,
     };
     Ok(())

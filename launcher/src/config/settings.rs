@@ -153,9 +153,10 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// How records become text.
+    /// How records become text. Where no run has been made yet, the date is this day's.
     pub fn prompting(&self) -> PromptSettings {
-        PromptSettings { form: self.prompt, system: self.system.clone(), date: self.date.clone() }
+        let date = if self.date.is_empty() { today() } else { self.date.clone() };
+        PromptSettings { form: self.prompt, system: self.system.clone(), date }
     }
 
     /// How rows become records.
@@ -184,6 +185,11 @@ impl DataConfig {
             }
         }
     }
+}
+
+/// This day (UTC), as settings have it.
+pub(super) fn today() -> String {
+    chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()).format("%Y-%m-%d").to_string()
 }
 
 /// One path or several.

@@ -42,13 +42,14 @@ impl Prompts {
     ) -> Result<Self> {
         let tokenizer = TextTokenizer::load(dir)?;
         let in_dir = |e: gradtx_runtime::Error| unusable(format!("{}: {e}", dir.display()));
-        let renderer = Renderer::new(config.prompting(), &tokenizer).map_err(in_dir)?;
+        let prompting = config.prompting();
+        let renderer = Renderer::new(prompting.clone(), &tokenizer).map_err(in_dir)?;
         let model_type = model.family.model_type();
         let check = PromptCheck::new(&renderer, &tokenizer, model_type, record).map_err(in_dir)?;
         Ok(Self {
             tokenizer,
             check,
-            date: renderer.uses_date().then(|| config.date.clone()),
+            date: renderer.uses_date().then_some(prompting.date),
             renderer,
             max_length: config.max_length,
             context: model.longest_context(),

@@ -120,6 +120,7 @@ pub fn of_model(context: &Context, dir: &Path) -> Vec<Check> {
             let plan = model.finetuning(&config, 1, recipe.batch);
             let what = format!("one adapter, streams of {} tokens", config.device.stream_tokens);
             vec![
+                prompt(&config, dir, &model.config, &name.to_string()),
                 there.fits(&format!("fine-tune {name}"), what, &plan, "device.stream_tokens"),
                 model.generating(&config, &there, &format!("generate {name}")),
             ]

@@ -21,6 +21,8 @@ pub const SERVER_ARGUMENT: &str = "__render-chat-templates";
 const MEMORY: u64 = 1 << 30;
 /// Seconds of computing that one conversation may take.
 const SECONDS: i64 = 10;
+/// Seconds that it may take where it does not compute.
+const WAITING_SECONDS: i64 = 60;
 /// Stack of the thread that compiles and renders.
 const STACK: usize = 64 << 20;
 
@@ -123,7 +125,9 @@ impl Drop for Server {
 /// Why a child is gone.
 fn cause(ended: ExitStatus) -> String {
     match ended.signal() {
-        Some(libc::SIGVTALRM) => format!("rendering it takes more than {SECONDS} seconds; it may never end"),
+        Some(libc::SIGVTALRM | libc::SIGALRM) => {
+            format!("rendering it takes more than {SECONDS} seconds; it may never end")
+        }
         Some(libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS) => format!(
             "rendering it takes more than {} MiB of memory, or it nests too deeply; it may never end",
             MEMORY >> 20
@@ -149,7 +153,7 @@ fn answer_lines() -> std::io::Result<()> {
     let mut jinja: Option<Jinja> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        time_left(SECONDS)?;
+        time_left(SECONDS, WAITING_SECONDS)?;
         let reply = match &jinja {
             None => serde_json::from_str::<Source>(&line).map_err(|e| e.to_string()).and_then(|source| {
                 jinja = Some(Jinja::new(&source)?);
@@ -159,7 +163,7 @@ fn answer_lines() -> std::io::Result<()> {
                 .map_err(|e| e.to_string())
                 .and_then(|request| jinja.render(&request)),
         };
-        time_left(0)?;
+        time_left(0, 0)?;
         let reply = match reply {
             Ok(text) => Reply::Text(text),
             Err(why) => Reply::Error(why),
@@ -190,15 +194,17 @@ fn bound() -> std::io::Result<()> {
     Ok(())
 }
 
-/// After so many seconds of computing SIGVTALRM ends the process; 0 for never.
-fn time_left(seconds: i64) -> std::io::Result<()> {
-    let timer = libc::itimerval {
-        it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
-        it_value: libc::timeval { tv_sec: seconds, tv_usec: 0 },
-    };
-    // SAFETY: `timer` is a valid itimerval that lives through the call; the old one is not asked for.
-    match unsafe { libc::setitimer(libc::ITIMER_VIRTUAL, &timer, std::ptr::null_mut()) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
+/// After so many seconds of computing, or of any time, a signal ends the process; 0 for never.
+fn time_left(computing: i64, any: i64) -> std::io::Result<()> {
+    for (which, seconds) in [(libc::ITIMER_VIRTUAL, computing), (libc::ITIMER_REAL, any)] {
+        let timer = libc::itimerval {
+            it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
+            it_value: libc::timeval { tv_sec: seconds, tv_usec: 0 },
+        };
+        // SAFETY: `timer` is a valid itimerval that lives through the call; the old one is not asked for.
+        if unsafe { libc::setitimer(which, &timer, std::ptr::null_mut()) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
     }
+    Ok(())
 }
