@@ -181,7 +181,6 @@ fn what_is_no_model_is_described_with_what_helps() {
 #[test]
 fn sizes_that_a_file_claims_are_compared_before_they_are_believed() {
     let home = Home::new();
-    let real = json!(2);
     for (field, value) in [
         ("num_hidden_layers", json!(134_217_728)),
         ("num_hidden_layers", json!(4000)),
@@ -189,7 +188,6 @@ fn sizes_that_a_file_claims_are_compared_before_they_are_believed() {
     ] {
         let name = format!("{field}-{value}");
         home.changed("base", &name, "config.json", &json!({ field: value }));
-        assert_ne!(value, real);
         let model_is = format!("models.tiny={name}");
         let evaluate: &[&str] = &[
             "evaluate",
