@@ -7,7 +7,8 @@ opened in that version.
                                   an adapter of gradtx and the model that it was merged into: both must
                                   give the stored logits within 1e-4 of the largest
 
-Run by versions.sh with the Python of each version's environment. Numbers are a function of the names
+fixtures/ beside this file holds what `write` wrote in the versions that its directories name; versions.rs
+reads it. Run by versions.sh with the Python of each version's environment. Numbers are a function of the names
 alone, so that all versions write the same values.
 """
 

@@ -8,8 +8,7 @@ use gradtx_models::decoder::{Activations, AdapterView, Decoder, Mode};
 use gradtx_models::lora::{PeftAdapter, read_peft};
 use gradtx_runtime::artifact::TensorFile;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, PackedBatch, SegmentInfo};
-use gradtx_tests::fixture;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const VERSIONS: [&str; 2] = ["transformers-4.51.3-peft-0.17.1", "transformers-5.24.0-peft-0.21.2"];
 const MODELS: [&str; 5] = ["qwen2", "qwen2_yarn", "qwen3", "llama", "mistral"];
@@ -43,6 +42,10 @@ fn error(found: &[f32], wanted: &[f32]) -> f32 {
     found.iter().zip(wanted).fold(0f32, |m, (a, b)| m.max((a - b).abs() / largest))
 }
 
+fn written_by(version: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("interop/fixtures").join(version)
+}
+
 fn load(dir: &Path) -> Decoder<Cpu, f32> {
     Decoder::load(&Cpu::new(1), dir).unwrap()
 }
@@ -50,7 +53,7 @@ fn load(dir: &Path) -> Decoder<Cpu, f32> {
 #[test]
 fn models_of_every_version_give_their_logits() {
     for version in VERSIONS {
-        let dir = fixture("versions").join(version);
+        let dir = written_by(version);
         let stored = TensorFile::open(&dir.join("logits.safetensors")).unwrap();
         let tokens = stored.tensor("tokens").unwrap().to_u32().unwrap();
         for name in MODELS {
@@ -67,7 +70,7 @@ fn models_of_every_version_give_their_logits() {
 #[test]
 fn adapters_of_every_version_give_their_logits() {
     for version in VERSIONS {
-        let dir = fixture("versions").join(version);
+        let dir = written_by(version);
         let stored = TensorFile::open(&dir.join("logits.safetensors")).unwrap();
         let tokens = stored.tensor("tokens").unwrap().to_u32().unwrap();
         let base = load(&dir.join("qwen2"));

@@ -10,7 +10,7 @@ use crate::failure::failed;
 use crate::record::{self, RECORD_FILE};
 use crate::stages::ADAPTER_DIR;
 use anyhow::Result;
-use gradtx_runtime::artifact::checksum_file;
+use gradtx_runtime::artifact::{checksum_file, not_an_adapter};
 use gradtx_runtime::text::shown;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -46,6 +46,9 @@ const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetens
 
 /// Checksums of a PEFT directory's files.
 pub fn adapter_sums(dir: &Path) -> Result<Vec<String>> {
+    if ADAPTER_FILES.iter().any(|file| dir.join(file).symlink_metadata().is_err()) {
+        return Err(not_an_adapter(dir).into());
+    }
     ADAPTER_FILES.iter().map(|file| Ok(checksum_file(&dir.join(file))?)).collect()
 }
 

@@ -262,7 +262,7 @@ pub fn not_an_adapter(path: &Path) -> Error {
         names(path).into_iter().filter(|name| is_there(&path.join(name).join("adapter_config.json")));
     let why = match (kind, checkpoints.last()) {
         (DirectoryKind::Model, _) => {
-            "is a whole model, not a PEFT adapter; name it as the model, without an adapter".to_string()
+            "is a whole model, not a PEFT adapter: there is no adapter_config.json in it; name it as the model, without an adapter".to_string()
         }
         (_, Some(inside)) => {
             format!("is no PEFT adapter; name the one in it: {}", path.join(inside).display())

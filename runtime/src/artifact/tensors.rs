@@ -47,6 +47,9 @@ impl TensorFile {
     /// Opens a file and checks its header against its length. A file of at most 64 MiB is read
     /// into memory.
     pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Err(Error::file(path, "is a directory; expected a safetensors file"));
+        }
         Self::parse(path, Content::open(path)?)
     }
 
