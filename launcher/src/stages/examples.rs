@@ -79,6 +79,18 @@ impl Data {
     }
 }
 
+/// Whether a file is one of data by its name. Files named `*.json` may be settings as well,
+/// and what stages note while they work is no data.
+pub fn is_data(path: &std::path::Path) -> bool {
+    const NOTES: [&str; 3] = ["metrics", "predictions", "throughput"];
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
+    let is_table = ["jsonl", "ndjson", "csv", "tsv", "parquet"].iter().any(|end| name.ends_with(&format!(".{end}")));
+    let is_note = NOTES.iter().any(|note| name.starts_with(note))
+        || path.parent().is_some_and(|dir| dir.ends_with("metrics"));
+    is_table && !is_note
+}
+
 /// Facts about a file of data for `inspect`, and what is wrong with it. No text of an example
 /// is among them.
 pub fn describe(path: &std::path::Path) -> (Vec<(String, String)>, Vec<String>) {

@@ -4,7 +4,7 @@
 use super::source::Source;
 use super::{Origin, Row, Sink, Unit};
 use crate::{Error, Result};
-use csv::{ByteRecord, ReaderBuilder};
+use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 use std::io::Read;
 
@@ -22,13 +22,20 @@ pub(super) fn read(source: Source, delimiter: Option<u8>, sink: &mut Sink) -> Re
         .delimiter(delimiter)
         .has_headers(false)
         .flexible(true)
+        .terminator(Terminator::Any(b'\n'))
         .from_reader(source.text.chain(&*end));
     let failed = |e: csv::Error| Error::file(&path, format!("cannot read: {e}"));
     let mut record = ByteRecord::new();
     let mut names: Option<Vec<String>> = None;
     while reader.read_byte_record(&mut record).map_err(failed)? {
-        let line = record.position().map_or(0, |at| at.line() as usize);
+        // The reader stands behind the line break that ends the record. Its own position of a
+        // record's begin is before empty lines.
+        let breaks = record.as_slice().iter().filter(|&&byte| byte == b'\n').count();
+        let line = (reader.position().line() as usize).saturating_sub(1 + breaks);
         let origin = Origin { file: path.clone(), line, unit: Unit::Line };
+        if record.len() == 1 && record.get(0) == Some(b"\r") {
+            continue;
+        }
         if record.len() == 1 && record.get(0) == Some(END) {
             return Ok(());
         }
@@ -76,8 +83,11 @@ fn row(record: &ByteRecord, names: &[String], origin: Origin) -> Result<Row> {
 
 fn texts(record: &ByteRecord, origin: &Origin) -> Result<Vec<String>> {
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(String::from);
-    let texts: std::result::Result<_, _> = record.iter().map(text).collect();
-    texts.map_err(|e| origin.error(format!("not valid UTF-8: {e}; `iconv -f WINDOWS-1252 -t UTF-8` may help")))
+    let mut texts: Vec<String> = record.iter().map(text).collect::<std::result::Result<_, _>>().map_err(|e| origin.error(format!("not valid UTF-8: {e}; `iconv -f WINDOWS-1252 -t UTF-8` may help")))?;
+    if let Some(last) = texts.last_mut().filter(|last| last.ends_with('\r')) {
+        last.pop();
+    }
+    Ok(texts)
 }
 
 #[cfg(test)]
