@@ -34,7 +34,8 @@ fn ends(dir: &Path, args: &[&str], code: i32, words: &[&str]) -> String {
 }
 
 fn finetune(dir: &Path, data: &str, out: &str, more: &[&str], code: i32, words: &[&str]) -> String {
-    let mut args = vec!["finetune", "--run", "run", "--config", "settings.toml", "--data", data, "--out", out];
+    let mut args =
+        vec!["finetune", "--run", "run", "--config", "settings.toml", "--data", data, "--out", out];
     args.extend(more);
     ends(dir, &args, code, words)
 }
@@ -59,15 +60,29 @@ fn lines(rows: &[serde_json::Value]) -> String {
 fn a_directory_with_test_rows_gives_its_train_rows() {
     let home = home();
     let dir = home.path();
-    let all: String = (0..80).map(|i| format!("{{\"prompt\":\"price of {i}?\",\"response\":\"{i}\"}}\n")).collect();
+    let all: String =
+        (0..80).map(|i| format!("{{\"prompt\":\"price of {i}?\",\"response\":\"{i}\"}}\n")).collect();
     write(dir, "all.jsonl", &all);
-    ends(dir, &["split", "--data", "all.jsonl", "--out", "data", "--clients", "2"], 0, &["80 examples from all.jsonl"]);
-    let words = ["data: 18 examples from train.jsonl (the train split; not test.jsonl), read as pair", "18 examples"];
+    ends(
+        dir,
+        &["split", "--data", "all.jsonl", "--out", "data", "--clients", "2"],
+        0,
+        &["80 examples from all.jsonl"],
+    );
+    let words =
+        ["data: 18 examples from train.jsonl (the train split; not test.jsonl), read as pair", "18 examples"];
     finetune(dir, "data/private/client-1", "c", &[], 0, &words);
-    let both = finetune(dir, "data/private/client-1", "both", &["--run", "r2", "--set", "data.split=all"], 2, &[]);
+    let both =
+        finetune(dir, "data/private/client-1", "both", &["--run", "r2", "--set", "data.split=all"], 2, &[]);
     assert!(both.contains("--run"), "{both}");
-    let args = ["evaluate", "--run", "run", "--config", "settings.toml", "--model", "tiny", "--out", "e", "--data"];
-    ends(dir, &[&args[..], &["data/private/client-1"]].concat(), 0, &["2 examples from test.jsonl (the test split; not train.jsonl)"]);
+    let args =
+        ["evaluate", "--run", "run", "--config", "settings.toml", "--model", "tiny", "--out", "e", "--data"];
+    ends(
+        dir,
+        &[&args[..], &["data/private/client-1"]].concat(),
+        0,
+        &["2 examples from test.jsonl (the test split; not train.jsonl)"],
+    );
     // Two clients are two data sets.
     let refused = ["data/private", "client-1", "client-2", "name one of them"];
     finetune(dir, "data/private", "d", &[], 1, &refused);
@@ -89,7 +104,11 @@ fn forms_of_the_same_rows_give_the_same_update() {
     write(dir, "forms/a.csv", &csv);
     write(dir, "forms/b.jsonl", &lines(&pairs));
     write(dir, "forms/c.jsonl", &lines(&chosen));
-    write(dir, "forms/d.jsonl", &lines(&pairs).replace("\"input\"", "\"ask\"").replace("\"output\"", "\"reply\""));
+    write(
+        dir,
+        "forms/d.jsonl",
+        &lines(&pairs).replace("\"input\"", "\"ask\"").replace("\"output\"", "\"reply\""),
+    );
     finetune(dir, "private.jsonl", "o", &[], 0, &["read as pair (question, answer)"]);
     for (name, form) in [
         ("forms/a.csv", "pair (prompt, completion)"),
@@ -122,7 +141,12 @@ fn what_cannot_be_learned_is_refused_and_named() {
     ends(dir, &["split", "--data", "kto.csv", "--out", "kto", "--public", "0.34"], 0, &words);
     write(dir, "numbers.csv", &table.replace("true", "1").replace("false", "0"));
     ends(dir, &["split", "--data", "numbers.csv", "--out", "n"], 1, &["`label`", "data.columns.label"]);
-    ends(dir, &["split", "--data", "kto.csv", "--out", "n", "--set", "train.lr=1"], 2, &["only settings of [data]"]);
+    ends(
+        dir,
+        &["split", "--data", "kto.csv", "--out", "n", "--set", "train.lr=1"],
+        2,
+        &["only settings of [data]"],
+    );
 }
 
 #[test]
@@ -131,7 +155,12 @@ fn duplicates_stay_on_one_side() {
     let dir = home.path();
     let row = |i: usize| format!("{{\"prompt\": \"p{}\", \"response\": \"r{}\"}}\n", i % 30, i % 30);
     write(dir, "d.jsonl", &(0..60).map(row).collect::<String>());
-    ends(dir, &["split", "--data", "d.jsonl", "--out", "s", "--clients", "2"], 0, &["30 rows are exact duplicates"]);
+    ends(
+        dir,
+        &["split", "--data", "d.jsonl", "--out", "s", "--clients", "2"],
+        0,
+        &["30 rows are exact duplicates"],
+    );
     let split = gradtx_runtime::data::split::Split::read(&dir.join("s/split.json")).unwrap();
     assert_eq!((split.rows, split.duplicates), (60, 30));
     for list in split.lists.values() {
@@ -139,7 +168,12 @@ fn duplicates_stay_on_one_side() {
     }
     let same = "{\"question\": \"What is the capital of France?\", \"answer\": \"Paris\"}\n";
     write(dir, "same.jsonl", &same.repeat(10));
-    ends(dir, &["split", "--data", "same.jsonl", "--out", "t"], 1, &["the 10 rows of the data are 1 different ones"]);
+    ends(
+        dir,
+        &["split", "--data", "same.jsonl", "--out", "t"],
+        1,
+        &["the 10 rows of the data are 1 different ones"],
+    );
     // Without duplicates, nothing is written about them.
     write(dir, "u.jsonl", &(0..30).map(row).collect::<String>());
     ends(dir, &["split", "--data", "u.jsonl", "--out", "u"], 0, &[]);

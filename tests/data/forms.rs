@@ -1,9 +1,7 @@
 //! Files of data as people have them, in `goldens/fixtures/data_forms`: what each is read as, or
 //! why it is not.
 
-use gradtx_runtime::data::{
-    Content, Loaded, OnError, Reading, Schema, TrainOn, load, read_rows,
-};
+use gradtx_runtime::data::{Content, Loaded, OnError, Reading, Schema, TrainOn, load, read_rows};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -82,7 +80,8 @@ fn compressed_files_are_read_and_bombs_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let gzip = |name: &str, text: &[u8]| {
         let path = dir.path().join(name);
-        let mut file = flate2::write::GzEncoder::new(std::fs::File::create(&path).unwrap(), Default::default());
+        let mut file =
+            flate2::write::GzEncoder::new(std::fs::File::create(&path).unwrap(), Default::default());
         file.write_all(text).unwrap();
         file.finish().unwrap();
         path
@@ -113,7 +112,11 @@ fn compressed_files_are_read_and_bombs_are_not() {
     assert!(message.contains("cut.jsonl.gz: cannot read"), "{message}");
     let small = Reading { limit_mib: Some(4), ..Reading::default() };
     let zeros = vec![b' '; 64 << 20];
-    for path in [gzip("bomb.jsonl.gz", &zeros), zstd("bomb.csv.zst", &zeros), gzip("bomb.json.gz", &[b"[".as_slice(), &zeros].concat())] {
+    for path in [
+        gzip("bomb.jsonl.gz", &zeros),
+        zstd("bomb.csv.zst", &zeros),
+        gzip("bomb.json.gz", &[b"[".as_slice(), &zeros].concat()),
+    ] {
         let message = load(std::slice::from_ref(&path), &small, false).unwrap_err().to_string();
         assert!(message.contains("data.read_limit_mib") || message.contains("longer than"), "{message}");
     }

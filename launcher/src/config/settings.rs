@@ -3,7 +3,9 @@
 use clap::ValueEnum;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
-use gradtx_runtime::data::{Columns, Format, Instruction, OnError, PromptForm, Reading, SplitChoice, TrainOn};
+use gradtx_runtime::data::{
+    Columns, Format, Instruction, OnError, PromptForm, Reading, SplitChoice, TrainOn,
+};
 use gradtx_runtime::optim::{Decay, Schedule};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
