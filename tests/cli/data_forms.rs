@@ -72,9 +72,9 @@ fn a_directory_with_test_rows_gives_its_train_rows() {
     let words =
         ["data: 18 examples from train.jsonl (the train split; not test.jsonl), read as pair", "18 examples"];
     finetune(dir, "data/private/client-1", "c", &[], 0, &words);
-    let both =
-        finetune(dir, "data/private/client-1", "both", &["--run", "r2", "--set", "data.split=all"], 2, &[]);
-    assert!(both.contains("--run"), "{both}");
+    let all =
+        ["finetune", "--run", "all", "--config", "settings.toml", "--set", "data.split=all", "--out", "both"];
+    ends(dir, &[&all[..], &["--data", "data/private/client-1"]].concat(), 0, &["20 examples"]);
     let args =
         ["evaluate", "--run", "run", "--config", "settings.toml", "--model", "tiny", "--out", "e", "--data"];
     ends(
@@ -138,7 +138,8 @@ fn what_cannot_be_learned_is_refused_and_named() {
     let table = "prompt,completion,label\np,c,true\nq,d,false\nr,e,true\ns,f,true\n";
     write(dir, "kto.csv", table);
     let words = ["3 examples", "1 rows with disliked answers are left out"];
-    ends(dir, &["split", "--data", "kto.csv", "--out", "kto", "--public", "0.34"], 0, &words);
+    let args = ["split", "--data", "kto.csv", "--out", "kto", "--public", "0.34", "--train", "0.5"];
+    ends(dir, &args, 0, &words);
     write(dir, "numbers.csv", &table.replace("true", "1").replace("false", "0"));
     ends(dir, &["split", "--data", "numbers.csv", "--out", "n"], 1, &["`label`", "data.columns.label"]);
     ends(
