@@ -5,6 +5,7 @@
 
 mod damage;
 mod encodings;
+mod forms;
 mod labels;
 mod tasks;
 mod templates;

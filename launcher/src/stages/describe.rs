@@ -3,9 +3,7 @@
 //! Names of files and columns, and counts; no text of an example.
 
 use crate::config::DataConfig;
-use gradtx_runtime::data::{
-    Budget, Chosen, DataSplit, Instruction, Loaded, Record, Schema, each_row, load,
-};
+use gradtx_runtime::data::{Budget, Chosen, DataSplit, Instruction, Loaded, Record, Schema, each_row, load};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -79,7 +77,8 @@ fn forms(loaded: &Loaded) -> String {
             Schema::Preference => "; only chosen answers",
             _ => "",
         };
-        let count = if loaded.forms.len() > 1 { format!("{} ", grouped(form.examples)) } else { String::new() };
+        let count =
+            if loaded.forms.len() > 1 { format!("{} ", grouped(form.examples)) } else { String::new() };
         format!("{count}{} ({columns}{part})", form.schema.name())
     };
     loaded.forms.iter().map(one).collect::<Vec<_>>().join(" and ")
@@ -153,10 +152,13 @@ pub fn file(path: &Path) -> (Vec<(String, String)>, Vec<String>) {
         Ok(loaded) => {
             facts.push(("form".into(), forms(&loaded)));
             let put_in = instruction(&loaded, &config.instruction);
-            let put_in = put_in.map_or("none".into(), |text| text.trim_start_matches(", with the ").to_string());
+            let put_in =
+                put_in.map_or("none".into(), |text| text.trim_start_matches(", with the ").to_string());
             facts.push(("instruction".into(), put_in));
             facts.push(("examples".into(), grouped(loaded.records.len())));
-            for (name, count) in [("disliked answers", loaded.disliked), ("duplicates", duplicates(&loaded.records))] {
+            for (name, count) in
+                [("disliked answers", loaded.disliked), ("duplicates", duplicates(&loaded.records))]
+            {
                 if count > 0 {
                     facts.push((name.into(), grouped(count)));
                 }
@@ -193,11 +195,16 @@ mod tests {
         let mut config = DataConfig::default();
         assert_eq!(
             lines(std::slice::from_ref(&gsm8k), &config),
-            ["data: 2 examples from train.jsonl, read as gsm8k (question, answer), with the published instruction; \
-              1 are exact duplicates"]
+            [
+                "data: 2 examples from train.jsonl, read as gsm8k (question, answer), with the published instruction; \
+              1 are exact duplicates"
+            ]
         );
         let qa = written(dir.path(), "test.jsonl", plain);
-        assert_eq!(lines(&[qa], &config), ["data: 1 examples from test.jsonl, read as pair (question, answer)"]);
+        assert_eq!(
+            lines(&[qa], &config),
+            ["data: 1 examples from test.jsonl, read as pair (question, answer)"]
+        );
         let found = lines(&[dir.path().to_owned()], &config).remove(0);
         assert!(found.contains("train.jsonl (the train split; not test.jsonl), read as gsm8k"), "{found}");
         config.instruction = Instruction::None;
@@ -205,10 +212,18 @@ mod tests {
         config.instruction = Instruction::Text("Answer briefly.".into());
         assert!(lines(&[gsm8k], &config)[0].contains(", with the instruction \"Answer briefly.\""));
         config.on_error = OnError::Skip;
-        let some = written(dir.path(), "some.jsonl", &format!("{plain}{plain}{{\"question\": \"q\", \"answer\": \"\"}}"));
+        let some = written(
+            dir.path(),
+            "some.jsonl",
+            &format!("{plain}{plain}{{\"question\": \"q\", \"answer\": \"\"}}"),
+        );
         let found = lines(&[some], &config);
         assert!(found[0].contains("; 1 rows that cannot be used are left out"), "{}", found[0]);
-        assert!(found[1].starts_with("data: left out: ") && found[1].contains("some.jsonl:3: "), "{}", found[1]);
+        assert!(
+            found[1].starts_with("data: left out: ") && found[1].contains("some.jsonl:3: "),
+            "{}",
+            found[1]
+        );
         assert_eq!(grouped(1_234_567), "1,234,567");
     }
 

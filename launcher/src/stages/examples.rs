@@ -48,7 +48,9 @@ impl Data {
 
     fn read_as(paths: &[PathBuf], config: &DataConfig, setting: &str, purpose: Purpose) -> Result<Self> {
         if paths.iter().all(|path| path.as_os_str().is_empty()) {
-            return Err(unusable(format!("{setting}: not set; expected a file of examples, see docs/data.md")));
+            return Err(unusable(format!(
+                "{setting}: not set; expected a file of examples, see docs/data.md"
+            )));
         }
         let chosen = choose(paths, config.split, purpose)?;
         let loaded = data::load(&chosen.files, &config.reading(), false)?;
@@ -89,6 +91,19 @@ impl Data {
         }
         Ok(examples)
     }
+}
+
+/// Whether a file is one of data by its name. Files named `*.json` may be settings as well,
+/// and what stages note while they work is no data.
+pub fn is_data(path: &std::path::Path) -> bool {
+    const NOTES: [&str; 3] = ["metrics", "predictions", "throughput"];
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
+    let is_table =
+        ["jsonl", "ndjson", "csv", "tsv", "parquet"].iter().any(|end| name.ends_with(&format!(".{end}")));
+    let is_note = NOTES.iter().any(|note| name.starts_with(note))
+        || path.parent().is_some_and(|dir| dir.ends_with("metrics"));
+    is_table && !is_note
 }
 
 /// Facts about a file of data for `inspect`, and what is wrong with it. No text of an example

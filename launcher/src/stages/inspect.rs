@@ -8,6 +8,7 @@ use crate::config::{Config, RUN_FILE};
 use crate::failure::failed;
 use crate::record::{self, RECORD_FILE};
 use crate::stages::Context;
+use crate::stages::examples::{describe, is_data};
 use crate::ui::say;
 use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::cpu::Cpu;
@@ -129,6 +130,15 @@ fn look_at(path: &Path, walk: &mut Walk) -> Report {
 }
 
 fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
+    if is_data(path) {
+        report.kind = "file of data".into();
+        report.fact("bytes", std::fs::metadata(path)?.len());
+        report.fact("xxh3", checksum_file(path)?);
+        let (facts, problems) = describe(path);
+        report.facts.extend(facts);
+        report.problems.extend(problems);
+        return Ok(());
+    }
     if path.extension().is_some_and(|e| e == "json" || e == "jsonl" || e == "toml") {
         report.kind = "text file".into();
         report.fact("bytes", std::fs::metadata(path)?.len());

@@ -112,8 +112,13 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     };
     let numbered = |list: Vec<usize>| list.into_iter().map(|record| loaded.numbers[record]).collect();
     let mut written = vec!["split.json".to_string()];
-    let mut split =
-        Split { rows: loaded.total, source, seed: job.seed, duplicates: alike.duplicates, lists: BTreeMap::new() };
+    let mut split = Split {
+        rows: loaded.total,
+        source,
+        seed: job.seed,
+        duplicates: alike.duplicates,
+        lists: BTreeMap::new(),
+    };
     facts.lines().iter().for_each(|line| context.ui.line(line));
     for line in summary(&lists, loaded.records.len(), &tasks) {
         context.ui.line(line);
@@ -148,7 +153,8 @@ impl Alike {
             let mut known = HashMap::new();
             records.iter().enumerate().map(|(i, r)| *known.entry(digest(&r.content)).or_insert(i)).collect()
         };
-        let (same, same_prompt): (Vec<usize>, Vec<usize>) = (firsts(Content::digest), firsts(Content::prompt_digest));
+        let (same, same_prompt): (Vec<usize>, Vec<usize>) =
+            (firsts(Content::digest), firsts(Content::prompt_digest));
         let duplicates = same.iter().enumerate().filter(|(i, first)| i != *first).count();
         Self { first: if by_prompt { same_prompt.clone() } else { same }, same_prompt, duplicates }
     }
@@ -173,7 +179,10 @@ impl Alike {
         let apart = (0..side.len()).filter(|&i| side[i] != side[self.same_prompt[i]]).count();
         let mut parts = vec![];
         if self.duplicates > 0 {
-            parts.push(format!("{} rows are exact duplicates; each is in the file of the row before it", self.duplicates));
+            parts.push(format!(
+                "{} rows are exact duplicates; each is in the file of the row before it",
+                self.duplicates
+            ));
         }
         if apart > 0 {
             parts.push(format!(
@@ -214,7 +223,8 @@ fn lists(job: &Job, tasks: &[Group], alike: &Alike) -> Result<BTreeMap<String, V
                 test.len()
             );
             if all.len() < alike.first.len() {
-                what += &format!("; the {} rows of the data are {} different ones", alike.first.len(), all.len());
+                what +=
+                    &format!("; the {} rows of the data are {} different ones", alike.first.len(), all.len());
             }
             return Err(failed(
                 what,

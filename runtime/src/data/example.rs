@@ -280,7 +280,8 @@ mod tests {
             let renderer = Renderer::new(PromptForm::ChatMl, &tokenizer).unwrap();
             let rendered = renderer.render(record).unwrap();
             let ranges = earlier_answers(record, &renderer, &rendered).unwrap();
-            let earlier: Vec<String> = ranges.into_iter().map(|range| rendered.text[range].to_string()).collect();
+            let earlier: Vec<String> =
+                ranges.into_iter().map(|range| rendered.text[range].to_string()).collect();
             let data = build_examples(std::slice::from_ref(record), &renderer, &tokenizer, None, 1).unwrap();
             (earlier, data.examples[0].labels())
         };

@@ -120,7 +120,11 @@ impl Problems {
             self.named.push(text.lines().next().unwrap_or_default().to_string());
         }
         self.first.get_or_insert(error);
-        if reading.on_error == OnError::Fail && self.count >= GIVE_UP { self.judge(reading, 0) } else { Ok(()) }
+        if reading.on_error == OnError::Fail && self.count >= GIVE_UP {
+            self.judge(reading, 0)
+        } else {
+            Ok(())
+        }
     }
 
     /// The error that they are; none if they may be left out of `total` rows.
@@ -139,7 +143,9 @@ impl Problems {
             }
             OnError::Skip if 2 * self.count > total => {
                 let count = self.count;
-                let why = format!("{why}{many}\n  {count} of {total} rows cannot be used; at most half are skipped");
+                let why = format!(
+                    "{why}{many}\n  {count} of {total} rows cannot be used; at most half are skipped"
+                );
                 Err(Error::invalid(what, why))
             }
             OnError::Skip => Ok(()),
@@ -235,7 +241,9 @@ mod tests {
 
     #[test]
     fn disliked_answers_are_left_out() {
-        let row = |label: &str| format!("{{\"prompt\": \"p\", \"completion\": \"c {label}\", \"label\": {label}}}\n");
+        let row = |label: &str| {
+            format!("{{\"prompt\": \"p\", \"completion\": \"c {label}\", \"label\": {label}}}\n")
+        };
         let rows = |labels: &[&str]| labels.iter().map(|label| row(label)).collect::<String>();
         for (labels, kept, disliked) in [
             (&["true", "false", "true"][..], 2, 1),
@@ -256,7 +264,8 @@ mod tests {
         let with = |label: &str| {
             let mut reading = Reading::default();
             reading.columns.label = label.into();
-            load(std::slice::from_ref(&path), &reading, false).map(|found| (found.records.len(), found.disliked))
+            load(std::slice::from_ref(&path), &reading, false)
+                .map(|found| (found.records.len(), found.disliked))
         };
         assert_eq!((with("label").unwrap(), with("none").unwrap()), ((2, 1), (3, 0)));
         assert!(with("liked").unwrap_err().to_string().contains("no such column"));

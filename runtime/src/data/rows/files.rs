@@ -142,7 +142,10 @@ pub fn choose(paths: &[PathBuf], choice: SplitChoice, purpose: Purpose) -> Resul
     if found.is_empty() {
         return Err(Error::invalid("data", "no file is given"));
     }
-    let all = |found: Vec<Found>| Chosen { files: found.into_iter().map(|f| f.path).collect(), ..Chosen::default() };
+    let all = |found: Vec<Found>| Chosen {
+        files: found.into_iter().map(|f| f.path).collect(),
+        ..Chosen::default()
+    };
     if choice == SplitChoice::All || paths.len() == named && named == 1 {
         return Ok(all(found));
     }
@@ -188,7 +191,9 @@ fn unclear(
     let without = found.iter().find(|f| f.split.is_none());
     if !splits.contains_key(&wanted) && (choice == SplitChoice::Auto || without.is_none()) {
         let files = listed(&mut splits.values().copied().chain(without.map(|f| f.path.as_path())));
-        return Some(format!("there is no {name} split, only {files}; name the files, or set data.split = \"all\""));
+        return Some(format!(
+            "there is no {name} split, only {files}; name the files, or set data.split = \"all\""
+        ));
     }
     if choice != SplitChoice::Auto {
         return None;
@@ -240,13 +245,16 @@ fn files_in(dir: &Path) -> Result<Vec<Found>> {
             let why = format!("holds several data sets; name one of them: {}", names.join(", "));
             Err(Error::file(dir, why))
         }
-        (None, _) => Err(Error::file(dir, match arrow {
-            Some(file) => format!("{} {}", file.display(), super::source::ARROW),
-            None => format!(
-                "there is no data file (*.{}) in this directory, nor in one directly below it",
-                EXTENSIONS.join(", *.")
-            ),
-        })),
+        (None, _) => Err(Error::file(
+            dir,
+            match arrow {
+                Some(file) => format!("{} {}", file.display(), super::source::ARROW),
+                None => format!(
+                    "there is no data file (*.{}) in this directory, nor in one directly below it",
+                    EXTENSIONS.join(", *.")
+                ),
+            },
+        )),
     }
 }
 
@@ -311,7 +319,8 @@ mod tests {
 
     #[test]
     fn a_directory_is_its_data_files_in_the_order_of_their_names() {
-        let dir = made(&["b-00001.jsonl", "a.json", "b-00000.jsonl", "README.md", ".hidden.jsonl", "split.json"]);
+        let dir =
+            made(&["b-00001.jsonl", "a.json", "b-00000.jsonl", "README.md", ".hidden.jsonl", "split.json"]);
         for name in ["README.md", ".hidden.jsonl", "dataset_info.json", "LICENSE", ".gitattributes"] {
             std::fs::write(dir.path().join(name), "{").unwrap();
         }
@@ -345,7 +354,12 @@ mod tests {
             (&hub, Auto, Testing, &hub[..1]),
             (&hub, Validation, Training, &hub[3..]),
             (&hub[1..], Auto, Testing, &hub[3..]),
-            (&["a.csv.gz", "latest.jsonl", "contest.json"], Auto, Training, &["a.csv.gz", "contest.json", "latest.jsonl"]),
+            (
+                &["a.csv.gz", "latest.jsonl", "contest.json"],
+                Auto,
+                Training,
+                &["a.csv.gz", "contest.json", "latest.jsonl"],
+            ),
             (&["math_train.csv", "math_dev.csv"], Auto, Training, &["math_train.csv"]),
             (&["train/0.csv", "train/1.csv", "eval/0.csv"], Auto, Training, &["train/0.csv", "train/1.csv"]),
             (&["test.jsonl"], Auto, Training, &["test.jsonl"]),
@@ -359,13 +373,33 @@ mod tests {
     fn what_is_unclear_names_the_files() {
         use Purpose::{Testing, Training};
         for (names, choice, purpose, words) in [
-            (&["test.jsonl", "validation.jsonl"][..], SplitChoice::Auto, Training, &["test.jsonl", "validation.jsonl"][..]),
+            (
+                &["test.jsonl", "validation.jsonl"][..],
+                SplitChoice::Auto,
+                Training,
+                &["test.jsonl", "validation.jsonl"][..],
+            ),
             (&["train.jsonl", "more.jsonl"], SplitChoice::Auto, Training, &["train.jsonl", "more.jsonl"]),
             (&["a.jsonl", "test.jsonl"], SplitChoice::Auto, Testing, &["a.jsonl", "test.jsonl"]),
             (&["train.jsonl"], SplitChoice::Test, Testing, &["no test split", "train.jsonl"]),
-            (&["main/train.csv", "socratic/train.csv"], SplitChoice::Auto, Training, &["main", "socratic", "name one"]),
-            (&["client-1/train.csv", "client-2/test.csv"], SplitChoice::All, Training, &["client-1", "client-2"]),
-            (&["data-00000-of-00001.arrow", "state.json"], SplitChoice::Auto, Training, &[".arrow", "to_parquet"]),
+            (
+                &["main/train.csv", "socratic/train.csv"],
+                SplitChoice::Auto,
+                Training,
+                &["main", "socratic", "name one"],
+            ),
+            (
+                &["client-1/train.csv", "client-2/test.csv"],
+                SplitChoice::All,
+                Training,
+                &["client-1", "client-2"],
+            ),
+            (
+                &["data-00000-of-00001.arrow", "state.json"],
+                SplitChoice::Auto,
+                Training,
+                &[".arrow", "to_parquet"],
+            ),
             (&["train/data-00000-of-00001.arrow"], SplitChoice::Auto, Training, &[".arrow", "to_parquet"]),
         ] {
             let message = chosen(names, choice, purpose).unwrap_err().to_string();
@@ -388,7 +422,10 @@ mod tests {
         let message = choose(&["train.jsonl", "test.jsonl"], SplitChoice::Auto).unwrap_err().to_string();
         assert!(message.contains("train.jsonl") && message.contains("test.jsonl"), "{message}");
         let set = choose(&["train.jsonl", "test.jsonl", "more.jsonl"], SplitChoice::Train).unwrap();
-        assert_eq!((set.files, set.left_out), (vec![at("train.jsonl"), at("more.jsonl")], vec![at("test.jsonl")]));
+        assert_eq!(
+            (set.files, set.left_out),
+            (vec![at("train.jsonl"), at("more.jsonl")], vec![at("test.jsonl")])
+        );
     }
 
     #[test]

@@ -71,9 +71,8 @@ fn whole(mut source: Source, sink: &mut Sink) -> Result<()> {
     let mut bytes = vec![];
     source.text.read_to_end(&mut bytes).map_err(|e| Error::io("read", &path, e))?;
     let is_list = bytes.trim_ascii_start().first() == Some(&b'[');
-    let text = String::from_utf8(bytes).map_err(|e| {
-        Error::file(&path, format!("not valid JSON: not valid UTF-8: {}", e.utf8_error()))
-    })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|e| Error::file(&path, format!("not valid JSON: not valid UTF-8: {}", e.utf8_error())))?;
     if is_list {
         let items: Vec<Item> = parse(&text).map_err(|e| {
             Error::file(&path, format!("begins like a JSON list of objects, but is not valid JSON: {e}"))
@@ -112,7 +111,8 @@ fn object(mut entries: Map<String, Value>, path: &Arc<PathBuf>, sink: &mut Sink)
         ([], []) => columns_or_one_row(entries, path, sink),
         _ => {
             let names: Vec<String> = envelopes.iter().chain(&splits).map(|n| format!("`{n}`")).collect();
-            let why = format!("has several lists of rows ({}); write each to a file of its own", names.join(", "));
+            let why =
+                format!("has several lists of rows ({}); write each to a file of its own", names.join(", "));
             Err(Error::file(path, why))
         }
     }
@@ -164,7 +164,8 @@ fn parse<T: for<'de> Deserialize<'de>>(text: &str) -> serde_json::Result<T> {
 fn row(Item(value): Item, origin: Origin) -> Result<Row> {
     match value {
         Value::Object(mut columns) => {
-            let marked = columns.iter_mut().filter_map(|(name, value)| Some((name.clone(), take_marks(value)?)));
+            let marked =
+                columns.iter_mut().filter_map(|(name, value)| Some((name.clone(), take_marks(value)?)));
             let unusable: BTreeMap<_, _> = marked.collect();
             Ok(Row { origin, columns, unusable })
         }

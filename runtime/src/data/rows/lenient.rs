@@ -21,7 +21,9 @@ pub(super) fn with_marks(text: &str) -> Option<String> {
         rest = &rest[at..];
         if rest.starts_with('"') {
             rest = string(rest, &mut out, &mut changed);
-        } else if let Some(word) = ["NaN", "Infinity", "-Infinity"].iter().find(|word| rest.starts_with(**word)) {
+        } else if let Some(word) =
+            ["NaN", "Infinity", "-Infinity"].iter().find(|word| rest.starts_with(**word))
+        {
             out.extend(["\"", NO_NUMBER, "\""]);
             rest = &rest[word.len()..];
             changed = true;

@@ -88,7 +88,8 @@ pub(super) struct Source {
 
 impl Source {
     pub fn open(path: &Path, budget: &Budget) -> Result<Self> {
-        let (form, name) = (by_name(path), path.file_name().unwrap_or_default().to_string_lossy().to_lowercase());
+        let (form, name) =
+            (by_name(path), path.file_name().unwrap_or_default().to_string_lossy().to_lowercase());
         let mut file = BufReader::with_capacity(1 << 16, open_file(path)?);
         let packed = peek(&mut file, path)?;
         let allowed = budget.allowed;
@@ -101,7 +102,10 @@ impl Source {
             let decoder = zstd::Decoder::with_buffer(file).map_err(|e| Error::io("read", path, e))?;
             bounded(Box::new(decoder))
         } else if name.ends_with(".gz") || name.ends_with(".zst") {
-            return Err(Error::file(path, "its name says that it is compressed, but it does not begin like that"));
+            return Err(Error::file(
+                path,
+                "its name says that it is compressed, but it does not begin like that",
+            ));
         } else {
             Box::new(file)
         };

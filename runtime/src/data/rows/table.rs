@@ -4,7 +4,7 @@
 use super::source::Source;
 use super::{Origin, Row, Sink, Unit};
 use crate::{Error, Result};
-use csv::{ByteRecord, ReaderBuilder};
+use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 use std::io::Read;
 
@@ -22,19 +22,28 @@ pub(super) fn read(source: Source, delimiter: Option<u8>, sink: &mut Sink) -> Re
         .delimiter(delimiter)
         .has_headers(false)
         .flexible(true)
+        .terminator(Terminator::Any(b'\n'))
         .from_reader(source.text.chain(&*end));
     let failed = |e: csv::Error| Error::file(&path, format!("cannot read: {e}"));
     let mut record = ByteRecord::new();
     let mut names: Option<Vec<String>> = None;
     while reader.read_byte_record(&mut record).map_err(failed)? {
-        let line = record.position().map_or(0, |at| at.line() as usize);
-        let origin = Origin { file: path.clone(), line, unit: Unit::Line };
+        // The reader stands behind the line break that ends the record. Its own position of a
+        // record's begin is before empty lines.
+        let breaks = record.as_slice().iter().filter(|&&byte| byte == b'\n').count();
+        let line = (reader.position().line() as usize).saturating_sub(1 + breaks);
+        let mut origin = Origin { file: path.clone(), line, unit: Unit::Line };
+        if record.len() == 1 && record.get(0) == Some(b"\r") {
+            continue;
+        }
         if record.len() == 1 && record.get(0) == Some(END) {
             return Ok(());
         }
         if record.iter().last().is_some_and(|last| last.ends_with(&end)) {
             let why = "a quoted value begins here or below, and the file ends before its closing quote: it is cut \
                 short, or a quote is missing";
+            // No line break ends this record.
+            origin.line += 1;
             return sink(Err(origin.error(why)));
         }
         match &names {
@@ -76,8 +85,14 @@ fn row(record: &ByteRecord, names: &[String], origin: Origin) -> Result<Row> {
 
 fn texts(record: &ByteRecord, origin: &Origin) -> Result<Vec<String>> {
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(String::from);
-    let texts: std::result::Result<_, _> = record.iter().map(text).collect();
-    texts.map_err(|e| origin.error(format!("not valid UTF-8: {e}; `iconv -f WINDOWS-1252 -t UTF-8` may help")))
+    let mut texts: Vec<String> =
+        record.iter().map(text).collect::<std::result::Result<_, _>>().map_err(|e| {
+            origin.error(format!("not valid UTF-8: {e}; `iconv -f WINDOWS-1252 -t UTF-8` may help"))
+        })?;
+    if let Some(last) = texts.last_mut().filter(|last| last.ends_with('\r')) {
+        last.pop();
+    }
+    Ok(texts)
 }
 
 #[cfg(test)]
@@ -100,7 +115,10 @@ mod tests {
         for (name, text) in [("d.csv", comma), ("d.csv", semicolon), ("d.tsv", tab), ("D.CSV", comma)] {
             let rows = read_as(name, text.as_bytes()).unwrap();
             assert_eq!(rows.len(), 2, "{text}");
-            assert_eq!((&rows[0].columns["prompt"], &rows[0].columns["response"]), (&"a, \"b\"\nc".into(), &"d".into()));
+            assert_eq!(
+                (&rows[0].columns["prompt"], &rows[0].columns["response"]),
+                (&"a, \"b\"\nc".into(), &"d".into())
+            );
             assert_eq!((&rows[1].columns["prompt"], &rows[1].columns["response"]), (&"e".into(), &"".into()));
             assert!(rows[0].origin.to_string().to_lowercase().ends_with(":2"));
         }

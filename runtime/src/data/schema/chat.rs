@@ -8,8 +8,19 @@ use serde_json::{Map, Value};
 
 /// Entries of a message that say nothing to the model.
 const BOOKKEEPING: [&str; 13] = [
-    "created_at", "date", "id", "index", "lang", "message_id", "model", "name", "rank", "score", "timestamp",
-    "token_count", "weight",
+    "created_at",
+    "date",
+    "id",
+    "index",
+    "lang",
+    "message_id",
+    "model",
+    "name",
+    "rank",
+    "score",
+    "timestamp",
+    "token_count",
+    "weight",
 ];
 
 /// What a row asks and answers, before it is settled which form it takes.
@@ -107,7 +118,9 @@ impl Turn {
 /// The conversation in a column, with the row's system message.
 pub(super) fn messages(name: &str, row: &mut Map<String, Value>) -> Part<Chat> {
     let system = system(row)?;
-    if let Some(tools) = ["tools", "functions"].iter().find(|name| row.get(**name).is_some_and(|v| !says_nothing(v))) {
+    if let Some(tools) =
+        ["tools", "functions"].iter().find(|name| row.get(**name).is_some_and(|v| !says_nothing(v)))
+    {
         return Err(format!("`{tools}` is not supported: prompts do not describe tools"));
     }
     Ok(messages_of(name, row)?.with_system(system))
@@ -123,7 +136,11 @@ pub(super) fn messages_of(name: &str, row: &mut Map<String, Value>) -> Part<Chat
 
 /// The messages of a list.
 pub(super) fn turns(items: Vec<Value>) -> Part<Vec<Turn>> {
-    items.into_iter().enumerate().map(|(i, item)| turn(item).map_err(|why| format!("message {i}{why}"))).collect()
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(i, item)| turn(item).map_err(|why| format!("message {i}{why}")))
+        .collect()
 }
 
 fn turn(item: Value) -> Part<Turn> {

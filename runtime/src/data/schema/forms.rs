@@ -161,7 +161,8 @@ pub(super) fn recognise(row: &Map<String, Value>, gsm8k: bool) -> Option<Candida
         // Data sets of people have these columns too; the published ones number their rows.
         (Schema::Samsum, _) => has_number("id"),
         (Schema::Drop, [.., "answer"]) => {
-            row["answer"].is_object() || (row["answer"].is_string() && (has_number("query_id") || has_number("section_id")))
+            row["answer"].is_object()
+                || (row["answer"].is_string() && (has_number("query_id") || has_number("section_id")))
         }
         _ => true,
     })
@@ -187,7 +188,8 @@ pub(super) fn could_be_gsm8k(row: &Map<String, Value>) -> bool {
 
 /// Whether a row's answer ends in `#### number`.
 pub(super) fn ends_like_gsm8k(row: &Map<String, Value>) -> bool {
-    let Some((_, last)) = row.get("answer").and_then(Value::as_str).and_then(|text| text.rsplit_once("####")) else {
+    let Some((_, last)) = row.get("answer").and_then(Value::as_str).and_then(|text| text.rsplit_once("####"))
+    else {
         return false;
     };
     let number = last.trim().trim_start_matches(['-', '$']).trim_end_matches(['%', '.']);

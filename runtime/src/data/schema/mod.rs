@@ -194,7 +194,11 @@ impl Reading {
         let fail = |why: String| origin.error(format!("{} row: {why}", form.schema.name()));
         let before: Vec<String> = if unusable.is_empty() { vec![] } else { extra.keys().cloned().collect() };
         let label = self.columns.label_column();
-        if facts.labels.is_disliked(extra.get(label), &self.columns).map_err(|why| fail(format!("`{label}`: {why}")))? {
+        if facts
+            .labels
+            .is_disliked(extra.get(label), &self.columns)
+            .map_err(|why| fail(format!("`{label}`: {why}")))?
+        {
             return Ok(Taken::Disliked);
         }
         let (content, mut learned) = self.content(&form, &mut extra).map_err(fail)?;

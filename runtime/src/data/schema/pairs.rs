@@ -151,7 +151,9 @@ pub(super) fn answer_in(row: &mut Map<String, Value>, name: &str) -> Part<Side> 
 /// Takes out a text or a list of messages.
 pub(super) fn side(row: &mut Map<String, Value>, name: &str) -> Part<Side> {
     match row.shift_remove(name) {
-        Some(Value::Array(items)) => turns(items).map(Side::Messages).map_err(|why| format!("`{name}`: {why}")),
+        Some(Value::Array(items)) => {
+            turns(items).map(Side::Messages).map_err(|why| format!("`{name}`: {why}"))
+        }
         Some(value) => as_text(value, name).map(Side::Text),
         None => Err(format!("there is no `{name}`")),
     }

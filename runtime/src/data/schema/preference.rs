@@ -38,10 +38,15 @@ pub(super) fn chosen(row: &mut Map<String, Value>) -> Part<Chat> {
         }
         (None, Side::Text(whole)) => match transcript(&whole) {
             Some(turns) => Chat::conversation(turns),
-            None => Err(format!("there is no prompt beside `chosen`: none of the columns {}", PROMPTS.join(", "))),
+            None => {
+                Err(format!("there is no prompt beside `chosen`: none of the columns {}", PROMPTS.join(", ")))
+            }
         },
         (Some(Side::Text(prompt)), Side::Text(answer)) => {
-            let answer = answer.strip_prefix(prompt.as_str()).filter(|rest| !rest.trim().is_empty()).unwrap_or(&answer);
+            let answer = answer
+                .strip_prefix(prompt.as_str())
+                .filter(|rest| !rest.trim().is_empty())
+                .unwrap_or(&answer);
             match transcript(&format!("{prompt}{answer}")) {
                 Some(turns) => Chat::conversation(turns),
                 None => Ok(Chat::pair(prompt, answer.into())),

@@ -162,7 +162,8 @@ impl Columns {
             ("input", &self.input),
             ("messages", &self.messages),
         ];
-        if let Some((key, name)) = names.iter().find(|(_, name)| !name.is_empty() && !row.contains_key(*name)) {
+        if let Some((key, name)) = names.iter().find(|(_, name)| !name.is_empty() && !row.contains_key(*name))
+        {
             let similar = row.keys().map(|column| (strsim::damerau_levenshtein(column, name), column));
             let meant = similar.filter(|(far, _)| *far <= (name.chars().count() / 3).max(1)).min();
             let meant = meant.map_or(String::new(), |(_, column)| format!("; did you mean `{column}`?"));

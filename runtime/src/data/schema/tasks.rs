@@ -193,8 +193,9 @@ mod tests {
         assert_eq!(hub, own);
         assert_eq!(hub, (Schema::CommonsenseQa, "Where?\nA. here\nB. there".into(), "#### B".into()));
 
-        let drop =
-            |answer: &str| pair(&format!(r#"{{"query_id": "1", "passage": "P.", "question": "Q?", {answer}}}"#));
+        let drop = |answer: &str| {
+            pair(&format!(r#"{{"query_id": "1", "passage": "P.", "question": "Q?", {answer}}}"#))
+        };
         let hub = drop(r#""answers_spans": {"spans": ["3", "4"], "types": ["number", "number"]}"#);
         assert_eq!(hub, (Schema::Drop, "P.\nQ?".into(), "#### 3".into()));
         for same in [

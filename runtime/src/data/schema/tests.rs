@@ -101,7 +101,11 @@ fn pairs_under_their_common_names() {
         ),
         (r#"{"input": "p", "output": "c"}"#, Schema::Pair, pair_of("p", "c")),
         (r#"{"query": "p", "response": "c"}"#, Schema::Pair, pair_of("p", "c")),
-        (r#"{"question": "p", "response": "c", "system_prompt": "s"}"#, Schema::Pair, with_system("s", "p", "c")),
+        (
+            r#"{"question": "p", "response": "c", "system_prompt": "s"}"#,
+            Schema::Pair,
+            with_system("s", "p", "c"),
+        ),
         (r#"{"question": "p", "response": "c", "system_prompt": ""}"#, Schema::Pair, pair_of("p", "c")),
         (r#"{"question": "p", "answer": 7}"#, Schema::Pair, pair_of("p", "7")),
         (r#"{"question": "p", "answer": 0.5}"#, Schema::Pair, pair_of("p", "0.5")),
@@ -111,8 +115,16 @@ fn pairs_under_their_common_names() {
         (r#"{"problem": "p", "solution": "x"}"#, Schema::Pair, pair_of("p", "x")),
         (r#"{"instruction": "i", "input": "", "output": "o"}"#, Schema::Alpaca, pair_of("i", "o")),
         (r#"{"instruction": "i", "input": "x", "output": "o"}"#, Schema::Alpaca, pair_of("i\nx", "o")),
-        (r#"{"instruction": "i", "input": null, "output": "o", "text": "t"}"#, Schema::Alpaca, pair_of("i", "o")),
-        (r#"{"instruction": "i", "context": "x", "response": "o", "category": "c"}"#, Schema::Alpaca, pair_of("i\nx", "o")),
+        (
+            r#"{"instruction": "i", "input": null, "output": "o", "text": "t"}"#,
+            Schema::Alpaca,
+            pair_of("i", "o"),
+        ),
+        (
+            r#"{"instruction": "i", "context": "x", "response": "o", "category": "c"}"#,
+            Schema::Alpaca,
+            pair_of("i\nx", "o"),
+        ),
         (
             r#"{"instruction": "i", "output": "o", "system": "s", "history": [["q", "a"]]}"#,
             Schema::Alpaca,
@@ -146,16 +158,46 @@ fn conversations_in_their_common_forms() {
     let row = r#"{"system": "s", "conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "a"}]}"#;
     assert_eq!(said(row).1, with_system("s", "p", "a"));
     for (row, say) in [
-        (r#"{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}"#, "message 0, part 0 is of the type `image_url`"),
-        (r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]}]}"#, "part 1 is of the type `input_audio`"),
-        (r#"{"conversations": [{"from": "human", "value": "p"}, {"from": "function_call", "value": "{}"}]}"#, "message 1 is of the role `function_call`"),
-        (r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": null, "tool_calls": [{}]}]}"#, "tool_calls"),
-        (r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a", "reasoning_content": "r"}]}"#, "reasoning_content"),
-        (r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": null}]}"#, "message 1: `content` is null"),
-        (r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": " "}]}"#, "its answer is empty"),
-        (r#"{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]}"#, "its prompt is empty"),
-        (r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a", "weight": 0}]}"#, "weight 0"),
-        (r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}], "tools": [{"type": "function"}]}"#, "`tools` is not supported"),
+        (
+            r#"{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}"#,
+            "message 0, part 0 is of the type `image_url`",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]}]}"#,
+            "part 1 is of the type `input_audio`",
+        ),
+        (
+            r#"{"conversations": [{"from": "human", "value": "p"}, {"from": "function_call", "value": "{}"}]}"#,
+            "message 1 is of the role `function_call`",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": null, "tool_calls": [{}]}]}"#,
+            "tool_calls",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a", "reasoning_content": "r"}]}"#,
+            "reasoning_content",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": null}]}"#,
+            "message 1: `content` is null",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": " "}]}"#,
+            "its answer is empty",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]}"#,
+            "its prompt is empty",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a", "weight": 0}]}"#,
+            "weight 0",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}], "tools": [{"type": "function"}]}"#,
+            "`tools` is not supported",
+        ),
         (r#"{"text": "all in one"}"#, "does not say where the prompt ends"),
         (r#"{"prompt": "p", "rejected": "r"}"#, "no `chosen` beside them"),
     ] {
@@ -182,7 +224,10 @@ fn of_preferences_the_chosen_answer_is_learned() {
     let conversation = [pair_of("p", "a"), pair_of("q", "good")].concat();
     for (row, wanted) in [
         (r#"{"prompt": "p", "chosen": "good", "rejected": "bad"}"#, pair_of("p", "good")),
-        (r#"{"question": "p", "chosen": "good", "rejected": "bad", "system": "s"}"#, with_system("s", "p", "good")),
+        (
+            r#"{"question": "p", "chosen": "good", "rejected": "bad", "system": "s"}"#,
+            with_system("s", "p", "good"),
+        ),
         (r#"{"prompt": "p", "chosen": "p good", "rejected": "p bad"}"#, pair_of("p", " good")),
         (r#"{"prompt": "p", "response": "good", "chosen": "good", "rejected": "bad"}"#, pair_of("p", "good")),
         (
@@ -205,7 +250,10 @@ fn of_preferences_the_chosen_answer_is_learned() {
         assert_eq!(said(row), (Schema::Preference, wanted), "{row}");
     }
     for (row, say) in [
-        (r#"{"prompt": "p", "response": "x", "chosen": "good", "rejected": "bad"}"#, "`chosen` and `response`"),
+        (
+            r#"{"prompt": "p", "response": "x", "chosen": "good", "rejected": "bad"}"#,
+            "`chosen` and `response`",
+        ),
         (r#"{"chosen": "good", "rejected": "bad"}"#, "no prompt beside `chosen`"),
         (r#"{"prompt": "p", "chosen": null, "rejected": "bad"}"#, "`chosen` is null"),
         (r#"{"prompt": "p", "completion": "c", "label": false}"#, "disliked"),
@@ -216,7 +264,10 @@ fn of_preferences_the_chosen_answer_is_learned() {
         let message = auto(row).unwrap_err().to_string();
         assert!(message.contains(say), "{row}: {message}");
     }
-    for row in [r#"{"prompt": "p", "completion": "c", "label": true}"#, r#"{"prompt": "p", "completion": "c", "label": "spam"}"#] {
+    for row in [
+        r#"{"prompt": "p", "completion": "c", "label": true}"#,
+        r#"{"prompt": "p", "completion": "c", "label": "spam"}"#,
+    ] {
         assert_eq!(said(row).1, pair_of("p", "c"));
     }
 }
@@ -258,12 +309,17 @@ fn columns_can_be_named() {
 
 #[test]
 fn an_instruction_of_ones_own_stands_before_every_prompt() {
-    let own = |row: &str| read(row, "auto", Instruction::try_from("Answer briefly.".to_string()).unwrap()).unwrap().content;
-    let pair = |prompt: &str, response: &str| Content::Pair { prompt: prompt.into(), response: response.into() };
+    let own = |row: &str| {
+        read(row, "auto", Instruction::try_from("Answer briefly.".to_string()).unwrap()).unwrap().content
+    };
+    let pair =
+        |prompt: &str, response: &str| Content::Pair { prompt: prompt.into(), response: response.into() };
     assert_eq!(own(r#"{"prompt": "p", "response": "r"}"#), pair("Answer briefly.\np", "r"));
     let solution = r#"{"question": "q", "answer": "1\n#### 1"}"#;
     assert_eq!(own(solution), pair("Answer briefly.\nq", "1\n#### 1"));
-    let chat = own(r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]}"#);
+    let chat = own(
+        r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]}"#,
+    );
     assert!(matches!(chat, Content::Chat(m) if m[1].content == "Answer briefly.\np" && m[0].content == "s"));
     for name in ["published", "none"] {
         assert_eq!(String::from(Instruction::try_from(name.to_string()).unwrap()), name);
@@ -276,7 +332,10 @@ fn an_instruction_of_ones_own_stands_before_every_prompt() {
 #[test]
 fn published_sets_are_known_by_more_than_two_columns() {
     let drop = r#"{"passage": "P.", "question": "Q?", "answer": "3", "query_id": "a"}"#;
-    assert_eq!(said(drop), (Schema::Drop, pair_of(&format!("{}P.\nQ?", super::tasks::instruction(Schema::Drop)), "#### 3")));
+    assert_eq!(
+        said(drop),
+        (Schema::Drop, pair_of(&format!("{}P.\nQ?", super::tasks::instruction(Schema::Drop)), "#### 3"))
+    );
     assert_eq!(said(r#"{"id": "1", "dialogue": "A: hi", "summary": "s"}"#).0, Schema::Samsum);
     assert_eq!(said(r#"{"dialogue": "A: hi", "summary": "s"}"#).0, Schema::Summary);
     assert_eq!(said(r#"{"question": "q", "answer": "1+1\n#### 2", "context": "c"}"#).0, Schema::Pair);
