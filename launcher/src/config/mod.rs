@@ -223,7 +223,12 @@ impl Config {
             return Ok(true);
         }
         let before = Self::read(&stored)?;
-        if before == *self {
+        // What `auto` takes is decided by every stage; a directory that names a device keeps it.
+        let mut now = self.clone();
+        if now.device.kind == DeviceKind::Auto {
+            now.device = before.device.clone();
+        }
+        if before == now {
             return Ok(false);
         }
         let what = format!("{}: this run has another configuration", stored.display());

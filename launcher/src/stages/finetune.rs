@@ -39,7 +39,7 @@ pub struct Job {
 
 /// Fine-tunes, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
-    let config = Config::of_run(args)?;
+    let config = Config::of_run(args)?.on_device(context, &job.out)?;
     let side = Side::new(&config, job.role, context.threads)?;
     let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
     let recipe = match job.role {

@@ -36,7 +36,7 @@ pub struct Job {
 
 /// Translates, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
-    let config = Config::of_run(args)?;
+    let config = Config::of_run(args)?.on_device(context, &job.out)?;
     let student = Side::new(&config, Role::Tiny, context.threads)?;
     let teacher = Side::new(&config, Role::Llm, context.threads)?;
     let read = |path: &PathBuf| read_update(&student, &teacher, path);

@@ -5,7 +5,8 @@
 
 use super::Check;
 use crate::args::Role;
-use crate::config::{Config, DeviceConfig, RUN_FILE};
+use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind, RUN_FILE, run_dir};
+use crate::device::take;
 use crate::dispatch::{Question, Work, answer, dispatch, memory};
 use crate::stages::Context;
 use crate::stages::side::lora_config;
@@ -25,6 +26,10 @@ use std::path::Path;
 pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
     let file = if run.is_dir() { run.join(RUN_FILE) } else { run.to_owned() };
     let topic = format!("run {}", run.display());
+    if !file.is_file() {
+        let (what, hint) = run_dir::describe(run);
+        return vec![Check::problem(&topic, format!("{}: {what}", run.display())).advice(hint)];
+    }
     let config = Config::read(&file).and_then(|config| {
         config.check()?;
         Ok(config)
@@ -38,8 +43,9 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
             ];
         }
     };
+    let mut checks = vec![device(&config, context)];
+    let config = on_device(config, context);
     let there = Memory::of(&config.device, context);
-    let mut checks = vec![];
     let mut layouts = vec![];
     for (role, dir) in [(Role::Tiny, &config.models.tiny), (Role::Llm, &config.models.llm)] {
         match Model::read(&config, dir) {
@@ -82,9 +88,42 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
     checks
 }
 
+/// Whether the settings use the devices that are here.
+fn device(config: &Config, context: &Context) -> Check {
+    match take(&config.device, &context.place) {
+        Err(error) => Check::problem("device", format!("{error:#}"))
+            .advice("set device.kind, or ask on a machine that has the device"),
+        Ok(taken) => {
+            let idle = config.device.kind == DeviceKind::Cpu && has_gpu(context);
+            match taken.warning {
+                Some(warning) => Check::problem("device", warning.trim_start_matches("warning: ")).advice(
+                    "build with `--features cuda` for GPUs, or set device.kind to cpu where that is meant",
+                ),
+                None if idle => Check::problem("device", format!("{}: a GPU is here", taken.what))
+                    .advice("set device.kind to auto, or ask on a machine without GPUs"),
+                None => Check::ok("device", taken.what),
+            }
+        }
+    }
+}
+
+/// With the device that is taken here; as it is where none can be.
+fn on_device(config: Config, context: &Context) -> Config {
+    match take(&config.device, &context.place) {
+        Ok(taken) => Config { device: taken.settings, ..config },
+        Err(_) => config,
+    }
+}
+
+/// Whether `auto` would take a GPU here.
+fn has_gpu(context: &Context) -> bool {
+    let auto = DeviceConfig { kind: DeviceKind::Auto, dtype: DtypeKind::Auto, ..DeviceConfig::default() };
+    take(&auto, &context.place).is_ok_and(|taken| taken.settings.kind == DeviceKind::Cuda)
+}
+
 /// What one model takes with the default settings.
 pub fn of_model(context: &Context, dir: &Path) -> Vec<Check> {
-    let config = Config::default();
+    let config = on_device(Config::default(), context);
     let there = Memory::of(&config.device, context);
     let name = dir.display();
     match Model::read(&config, dir) {
@@ -135,7 +174,8 @@ impl Model {
         let (longest, settings) = (config.data.max_length, &config.evaluate);
         let limits = GenerateLimits {
             rows: settings.batch,
-            prompt_tokens: longest.max(config.device.stream_tokens.min(longest.saturating_mul(settings.batch))),
+            prompt_tokens: longest
+                .max(config.device.stream_tokens.min(longest.saturating_mul(settings.batch))),
             context: longest + settings.max_new_tokens,
         };
         let plan = answer(&config.device, Generating { model: self, limits });

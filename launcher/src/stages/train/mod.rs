@@ -69,7 +69,8 @@ pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
 
 /// [`run`], with gradients summed in buckets of at least so many elements.
 pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: usize) -> Result<()> {
-    let config = Config::of_ranks(args, world)?;
+    let dir = args.run.join(TRANSLATOR_DIR);
+    let config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
     let comm = world.comm();
     let (ranks, batch) = (comm.size(), config.train.batch);
     if ranks > batch {
@@ -78,7 +79,6 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
         )));
     }
     let store = open_store(&args.run)?;
-    let dir = args.run.join(TRANSLATOR_DIR);
     let settings = settings(context, &config, args)?;
     let SharedState::Open(seat) = record::open_for_all(world, &dir, "train", settings)? else {
         if comm.rank() == 0 {
