@@ -87,7 +87,11 @@ impl Config {
         let mut config = match (&args.config, &before) {
             (Some(path), _) => Self::read(path)?,
             (None, Some(before)) => before.clone(),
-            (None, None) => return Err(run_dir::no_run(&args.run)),
+            (None, None) => {
+                // A mistake in the settings as typed is not hidden by another one.
+                Self::default().with_overrides(&args.set)?;
+                return Err(run_dir::no_run(&args.run));
+            }
         };
         if let Some(preset) = args.preset {
             config = config.with_preset(preset);
