@@ -89,7 +89,7 @@ impl Config {
             (None, Some(before)) => before.clone(),
             (None, None) => {
                 // A mistake in the settings as typed is not hidden by another one.
-                Self::default().with_overrides(&args.set)?;
+                Self::default().with_overrides(&args.set)?.check()?;
                 return Err(run_dir::no_run(&args.run));
             }
         };
