@@ -9,6 +9,7 @@
 
 use crate::cluster::World;
 use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind};
+use crate::cost::predict::counted;
 use crate::failure::{refused, unusable_with};
 use crate::record::{self, RECORD_FILE};
 use crate::stages::Context;
@@ -182,7 +183,7 @@ impl Taken {
     /// Says which device it is.
     pub fn say(&self, context: &Context) {
         let threads = match self.settings.kind {
-            DeviceKind::Cpu => format!(", {} threads", context.threads),
+            DeviceKind::Cpu => format!(", {}", counted(context.threads, "thread")),
             DeviceKind::Auto | DeviceKind::Cuda => String::new(),
         };
         context.ui.line(format!("device: {}{threads}", self.what));

@@ -62,8 +62,7 @@ fn a_run_directory_keeps_its_configuration() {
     // Fails for want of a model, but only after it has stored the configuration.
     let file = dir.path().join("settings.toml");
     std::fs::write(&file, "seed = 1\n").unwrap();
-    let first =
-        gradtx(&["curate", "--run", text(&run), "--config", text(&file), "--set", "train.lr=0.25"]);
+    let first = gradtx(&["curate", "--run", text(&run), "--config", text(&file), "--set", "train.lr=0.25"]);
     assert_eq!(first.status.code(), Some(2), "{}", stderr(&first));
     let stored = std::fs::read_to_string(run.join("run.toml")).unwrap();
     assert!(stored.contains("lr = 0.25"), "{stored}");

@@ -60,7 +60,7 @@ fn the_cpu_is_taken_and_said_and_recorded_while_the_run_stays_open() {
     }
     let home = Home::new();
     let said = stdout(&home.finetune(&["--config", "settings.toml"]));
-    assert!(said.contains("device: CPU (") && said.contains("1 threads"), "{said}");
+    assert!(said.contains("device: CPU (") && said.contains(", 1 thread\n"), "{said}");
     let stored = std::fs::read_to_string(home.path("run/run.toml")).unwrap();
     assert!(stored.contains("kind = \"auto\"") && stored.contains("dtype = \"auto\""), "{stored}");
     let record = std::fs::read_to_string(home.path("out/record.json")).unwrap();

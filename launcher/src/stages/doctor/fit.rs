@@ -6,9 +6,11 @@
 use super::Check;
 use crate::args::Role;
 use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind, RUN_FILE, run_dir};
+use crate::cost::predict::counted;
 use crate::device::take;
 use crate::dispatch::{Question, Work, answer, dispatch, memory};
 use crate::stages::Context;
+use crate::stages::examples::Data;
 use crate::stages::side::lora_config;
 use crate::stages::train::model_config;
 use anyhow::{Context as _, Result, ensure};
@@ -78,12 +80,26 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
             Check::problem("train", format!("{error:#}")).advice("look at the section [translator]")
         }));
     }
+    checks.extend(public_data(&config));
+    checks
+}
+
+/// Whether the public data is there and can be read, as the stages will read it.
+fn public_data(config: &Config) -> Vec<Check> {
     let public = config.data.public.as_slice();
+    let mut checks = vec![];
     for path in public.iter().filter(|path| !path.as_os_str().is_empty() && !path.exists()) {
         checks.push(
             Check::problem("public data", format!("{}: there is no such file", path.display()))
                 .advice("set data.public to files of examples, or a directory of them"),
         );
+    }
+    if checks.is_empty() && public.iter().any(|path| !path.as_os_str().is_empty()) {
+        checks.push(match Data::read(public, &config.data, "data.public") {
+            Ok(data) => Check::ok("public data", counted(data.records.len(), "example")),
+            Err(error) => Check::problem("public data", format!("{error:#}"))
+                .advice("correct the data, or the section [data] of the run file"),
+        });
     }
     checks
 }
