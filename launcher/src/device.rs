@@ -42,7 +42,11 @@ type Found = std::result::Result<String, String>;
 /// If the settings name a device that is not there; if `auto` finds GPUs that it cannot use
 /// although they are there for this process.
 pub fn take(settings: &DeviceConfig, place: &Place) -> Result<Taken> {
-    let found = find(place)?;
+    let found = match settings.kind {
+        // Whatever is wrong about GPUs, they are not asked for.
+        DeviceKind::Cpu => find(place).unwrap_or_else(|error| Err(error.to_string())),
+        DeviceKind::Auto | DeviceKind::Cuda => find(place)?,
+    };
     match (settings.kind, found) {
         (DeviceKind::Cpu, Ok(name)) => Ok(cpu(settings, &format!("as set; {name} stays idle"))),
         (DeviceKind::Cpu, Err(_)) => Ok(cpu(settings, "as set")),
