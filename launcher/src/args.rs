@@ -44,7 +44,7 @@ pub enum Command {
         #[arg(long, default_value_t = 1, value_parser = seeds())]
         seed: u64,
         /// Where to pretrain.
-        #[arg(long, value_enum, default_value_t)]
+        #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
         device: DeviceKind,
     },
     /// Divide a data set into public data, and training and test data of clients.
@@ -203,10 +203,10 @@ pub enum Command {
         #[arg(long, value_enum)]
         preset: Option<Preset>,
         /// Where to compute.
-        #[arg(long, value_enum, default_value_t)]
+        #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
         device: DeviceKind,
         /// Type of activations and frozen weights.
-        #[arg(long, value_enum, default_value_t)]
+        #[arg(long, value_enum, default_value_t = DtypeKind::F32)]
         dtype: DtypeKind,
     },
 }

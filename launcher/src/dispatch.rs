@@ -3,8 +3,10 @@
 //! Stages are generic over both; here the settings become type arguments. A rank takes the
 //! GPU of its number among the ranks of its node, unless the starter shows it only one.
 
-use crate::config::{DeviceConfig, DeviceKind};
-use crate::failure::unusable_with;
+use crate::config::DeviceConfig;
+#[cfg(feature = "cuda")]
+use crate::config::DeviceKind;
+use crate::device::take;
 use crate::stages::Context;
 use anyhow::Result;
 use gradtx_kernels::cpu::Cpu;
@@ -14,7 +16,9 @@ use gradtx_runtime::comm::Place;
 use gradtx_runtime::plan::available_memory;
 
 #[cfg(feature = "cuda")]
-use {crate::config::DtypeKind, gradtx_kernels::bf16, gradtx_kernels::cuda::Cuda};
+use {
+    crate::config::DtypeKind, crate::failure::unusable_with, gradtx_kernels::bf16, gradtx_kernels::cuda::Cuda,
+};
 
 /// Work that runs on any device and in any element type.
 pub trait Work {
@@ -39,29 +43,29 @@ pub trait Question {
 /// # Errors
 /// Those of the work; and if the device is not there, or this program cannot use such devices.
 pub fn dispatch<W: Work>(settings: &DeviceConfig, context: &Context, work: W) -> Result<W::Output> {
+    let settings = take(settings, &context.place)?.settings;
     match settings.kind {
-        // That it computes in f32 only, the configuration's check has told.
-        DeviceKind::Cpu => work.run::<f32, Cpu>(&Cpu::new(context.threads)),
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => {
             let device = cuda(&context.place)?;
             match settings.dtype {
-                DtypeKind::F32 => work.run::<f32, Cuda>(&device),
                 DtypeKind::Bf16 => work.run::<bf16, Cuda>(&device),
+                DtypeKind::Auto | DtypeKind::F32 => work.run::<f32, Cuda>(&device),
             }
         }
-        #[cfg(not(feature = "cuda"))]
-        DeviceKind::Cuda => Err(without_cuda()),
+        // It computes in f32 only, which is what was taken with it.
+        _ => work.run::<f32, Cpu>(&Cpu::new(context.threads)),
     }
 }
 
-/// Answers a question for the device and element type that the settings name.
+/// Answers a question for the device and element type that the settings name, `auto` being
+/// replaced by what was taken ([`take`]).
 pub fn answer<Q: Question>(settings: &DeviceConfig, question: Q) -> Q::Answer {
     match (settings.kind, settings.dtype) {
         #[cfg(feature = "cuda")]
         (DeviceKind::Cuda, DtypeKind::F32) => question.answer::<f32, Cuda>(),
         #[cfg(feature = "cuda")]
-        (DeviceKind::Cuda, DtypeKind::Bf16) => question.answer::<bf16, Cuda>(),
+        (DeviceKind::Cuda, DtypeKind::Auto | DtypeKind::Bf16) => question.answer::<bf16, Cuda>(),
         _ => question.answer::<f32, Cpu>(),
     }
 }
@@ -77,19 +81,11 @@ pub fn memory_for<D: Device>(device: &D, place: &Place) -> Result<u64> {
 
 /// The same for the device that the settings name.
 pub fn memory(settings: &DeviceConfig, place: &Place) -> Result<u64> {
-    match settings.kind {
-        DeviceKind::Cpu => memory_for(&Cpu::new(1), place),
+    match take(settings, place)?.settings.kind {
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => memory_for(&cuda(place)?, place),
-        #[cfg(not(feature = "cuda"))]
-        DeviceKind::Cuda => Err(without_cuda()),
+        _ => memory_for(&Cpu::new(1), place),
     }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn without_cuda() -> anyhow::Error {
-    let what = "device.kind is cuda, but this program was built without CUDA";
-    unusable_with(what, Some("build it with `--features cuda`, or take `--device cpu`".into()))
 }
 
 /// The GPU of the rank at this place.
@@ -103,7 +99,7 @@ fn cuda(place: &Place) -> Result<Cuda> {
 
 /// Which of `shown` devices is the one of a rank; or why none is.
 #[cfg(feature = "cuda")]
-fn ordinal(place: &Place, shown: usize) -> std::result::Result<usize, String> {
+pub(crate) fn ordinal(place: &Place, shown: usize) -> std::result::Result<usize, String> {
     let Place { node, local_rank, local_size } = place;
     match shown {
         // SLURM binds ranks to GPUs: each sees its own as the first.

@@ -12,6 +12,7 @@ pub mod artifacts;
 pub mod cluster;
 pub mod config;
 pub mod cost;
+pub mod device;
 pub mod dispatch;
 pub mod failure;
 pub mod interrupt;
@@ -124,7 +125,7 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         }
     }?;
     context.ui.end(began);
-    Ok(())
+    ui::written()
 }
 
 /// Prints what the parser says of a command line, and tells the exit code.

@@ -14,13 +14,14 @@
 
 use crate::progress::{self, Desk, Standing, ago};
 use crate::record;
+use anyhow::Result;
 use gradtx_runtime::text::{printable, printable_line};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Whether this process says nothing.
@@ -37,15 +38,33 @@ pub fn is_silent() -> bool {
     SILENT.load(Ordering::Relaxed)
 }
 
-/// Prints a line, with the control characters that names and messages may hold written out.
-/// A reader that has gone away (`gradtx inspect … | head`) is no error.
+/// Why standard output cannot be written to, once that has happened.
+static LOST: Mutex<Option<std::io::Error>> = Mutex::new(None);
+
+/// Prints a line, with control characters of names and messages written out. A reader that has
+/// gone away (`gradtx inspect … | head`) is no error; a full disk
+/// ends no work either, and is an error in the end, by [`written`].
 pub fn say(text: &str) {
     if is_silent() {
         return;
     }
     let text = printable(text);
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        LOST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// Fails if a part of what was printed got lost.
+pub fn written() -> Result<()> {
+    match LOST.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        None => Ok(()),
+        Some(error) => {
+            Err(anyhow::Error::from(error).context("standard output: cannot write all that was printed"))
+        }
+    }
 }
 
 /// Where messages go.

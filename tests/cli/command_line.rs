@@ -126,7 +126,9 @@ fn a_run_directory_keeps_its_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
     // Fails for want of a model, but only after it has stored the configuration.
-    let first = gradtx(&["curate", "--run", text(&run), "--set", "train.lr=0.25"]);
+    let file = dir.path().join("settings.toml");
+    std::fs::write(&file, "seed = 1\n").unwrap();
+    let first = gradtx(&["curate", "--run", text(&run), "--config", text(&file), "--set", "train.lr=0.25"]);
     assert_eq!(first.status.code(), Some(2), "{}", stderr(&first));
     let stored = std::fs::read_to_string(run.join("run.toml")).unwrap();
     assert!(stored.contains("lr = 0.25"), "{stored}");
@@ -145,8 +147,13 @@ fn a_run_directory_keeps_its_configuration() {
 fn a_report_says_what_is_missing_and_where_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
-    assert_eq!(gradtx(&["report", "--run", text(&run)]).status.code(), Some(1), "there is no run");
+    assert_eq!(gradtx(&["report", "--run", text(&run)]).status.code(), Some(2), "there is no run");
     std::fs::create_dir(&run).unwrap();
+    let empty = gradtx(&["report", "--run", text(&run)]);
+    assert_eq!(empty.status.code(), Some(2));
+    assert!(stderr(&empty).contains("is an empty directory"), "{}", stderr(&empty));
+    assert_eq!(std::fs::read_dir(&run).unwrap().count(), 0, "a report does not make a run of a directory");
+    std::fs::write(run.join("run.toml"), "seed = 1\n").unwrap();
     let output = gradtx(&["report", "--run", text(&run)]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -156,7 +163,6 @@ fn a_report_says_what_is_missing_and_where_it_is() {
     let report: serde_json::Value =
         serde_json::from_slice(&std::fs::read(run.join("report.json")).unwrap()).unwrap();
     assert_eq!(report["schema"], 1);
-    assert!(!run.join("run.toml").exists(), "a report does not make a run of a directory");
     let out = dir.path().join("page.json");
     assert_eq!(gradtx(&["report", "--run", text(&run), "--out", text(&out)]).status.code(), Some(2));
 }

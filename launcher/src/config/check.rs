@@ -42,7 +42,12 @@ impl Findings {
         }
     }
 
-    fn whole(&mut self, key: impl Display, value: impl TryInto<u64> + Display + Copy, range: RangeInclusive<u64>) {
+    fn whole(
+        &mut self,
+        key: impl Display,
+        value: impl TryInto<u64> + Display + Copy,
+        range: RangeInclusive<u64>,
+    ) {
         let (low, high) = (range.start(), range.end());
         let fine = value.try_into().is_ok_and(|value| range.contains(&value));
         self.expect(fine, format_args!("{key} = {value}: expected a whole number from {low} to {high}"));
@@ -51,7 +56,10 @@ impl Findings {
     /// A number of a closed range; never NaN or infinite.
     fn real(&mut self, key: impl Display, value: f64, range: RangeInclusive<f64>) {
         let (low, high) = (range.start(), range.end());
-        self.expect(range.contains(&value), format_args!("{key} = {value}: expected a number from {low} to {high}"));
+        self.expect(
+            range.contains(&value),
+            format_args!("{key} = {value}: expected a number from {low} to {high}"),
+        );
     }
 
     /// A number above 0.
@@ -236,7 +244,8 @@ mod tests {
             ("evaluate.max_new_tokens", &["0", "1000000000000"]),
         ] {
             for value in values {
-                let said = said(&format!("{key}={value}")).unwrap_or_else(|| panic!("{key}={value} is accepted"));
+                let said =
+                    said(&format!("{key}={value}")).unwrap_or_else(|| panic!("{key}={value} is accepted"));
                 assert!(said.contains(key) && said.contains("expected"), "{key}={value}: {said}");
             }
         }

@@ -91,7 +91,11 @@ impl Config {
         let mut config = match (&args.config, &before) {
             (Some(path), _) => Self::read(path)?,
             (None, Some(before)) => before.clone(),
-            (None, None) => return Err(run_dir::no_run(&args.run)),
+            (None, None) => {
+                // A mistake in the settings as typed is not hidden by another one.
+                Self::default().with_overrides(&args.set)?.check()?;
+                return Err(run_dir::no_run(&args.run));
+            }
         };
         if let Some(preset) = args.preset {
             config = config.with_preset(preset);
@@ -250,6 +254,10 @@ impl Config {
         let mut wanted = self.clone();
         if wanted.data.date.is_empty() {
             wanted.data.date = before.data.date.clone();
+        }
+        // What `auto` takes is decided by every stage; a directory that names a device keeps it.
+        if wanted.device.kind == DeviceKind::Auto {
+            wanted.device = before.device.clone();
         }
         if before == wanted {
             return Ok(false);

@@ -52,7 +52,10 @@ pub fn describe(path: &Path) -> (String, String) {
     }
     if let Ok(record) = record::read(&path.join(RECORD_FILE)) {
         let hint = match record.stage.as_str() {
-            "world" => format!("to begin a run in this world: --run DIR --config {}", shown(&path.join(RUN_FILE_OF_WORLD))),
+            "world" => format!(
+                "to begin a run in this world: --run DIR --config {}",
+                shown(&path.join(RUN_FILE_OF_WORLD))
+            ),
             stage => format!("it was given as --out to `gradtx {stage}`; name the run that it was made from"),
         };
         return (format!("is the output of the stage {}", record.stage), hint);
@@ -139,13 +142,15 @@ mod tests {
         run(at("runs/first"));
         run(at("sweep/lr=1"));
         std::fs::write(at("sweep").join(INDEX_FILE), "{}").unwrap();
-        for (dir, file) in [("model", "config.json"), ("adapter", "adapter_config.json"), ("data", "x.jsonl")] {
+        for (dir, file) in [("model", "config.json"), ("adapter", "adapter_config.json"), ("data", "x.jsonl")]
+        {
             std::fs::create_dir(at(dir)).unwrap();
             std::fs::write(at(dir).join(file), "{}").unwrap();
         }
         for (dir, stage) in [("out", "finetune"), ("world", "world"), ("runs/first/shadow", "curate")] {
             std::fs::create_dir_all(at(dir)).unwrap();
-            let record = format!(r#"{{"stage": "{stage}", "version": "0", "settings": {{}}, "outputs": {{}}}}"#);
+            let record =
+                format!(r#"{{"stage": "{stage}", "version": "0", "settings": {{}}, "outputs": {{}}}}"#);
             std::fs::write(at(dir).join(RECORD_FILE), record).unwrap();
         }
         std::fs::create_dir(at("empty")).unwrap();

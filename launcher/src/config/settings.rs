@@ -64,7 +64,7 @@ pub struct DeviceConfig {
 
 impl Default for DeviceConfig {
     fn default() -> Self {
-        Self { kind: DeviceKind::Cpu, dtype: DtypeKind::F32, stream_tokens: 8192 }
+        Self { kind: DeviceKind::Auto, dtype: DtypeKind::Auto, stream_tokens: 8192 }
     }
 }
 
@@ -72,23 +72,50 @@ impl Default for DeviceConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
-    /// The host's processor.
+    /// A GPU where this rank can use one, else the processor; the stage says what it takes, and
+    /// goes on with it later.
     #[default]
+    Auto,
+    /// The host's processor.
     Cpu,
     /// NVIDIA GPUs, one per rank.
     Cuda,
+}
+
+impl DeviceKind {
+    /// The name in run files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
 }
 
 /// Types of activations and frozen weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DtypeKind {
-    /// 32-bit floating point.
+    /// bfloat16 on GPUs, 32-bit floating point on the processor.
     #[default]
+    Auto,
+    /// 32-bit floating point.
     F32,
     /// bfloat16, on GPUs. Sums, losses, gradients and moments are 32 bits wide; values that are trained
     /// have masters of 32 bits.
     Bf16,
+}
+
+impl DtypeKind {
+    /// The name in run files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// Examples and their form as tokens.

@@ -138,19 +138,18 @@ impl Planner<'_> {
         }
         let count = jobs.len() as f64;
         let means = &self.means[side as usize];
-        jobs.map(|job| means[job % groups.len()]).fold(Mean::default(), |sum, mean| {
-            Mean {
-                tokens: sum.tokens + mean.tokens / count,
-                pairs: sum.pairs + mean.pairs / count,
-                labels: sum.labels + mean.labels / count,
-            }
+        jobs.map(|job| means[job % groups.len()]).fold(Mean::default(), |sum, mean| Mean {
+            tokens: sum.tokens + mean.tokens / count,
+            pairs: sum.pairs + mean.pairs / count,
+            labels: sum.labels + mean.labels / count,
         })
     }
 
     /// Fine-tuning of several jobs together.
     fn finetuning(&self, side: Role, recipe: &Recipe, jobs: usize, mean: &Mean) -> Cost {
         let stream_tokens = self.question.config.device.stream_tokens;
-        self.decoder(side).finetuning(mean, jobs as f64 * recipe.batch as f64, stream_tokens) * recipe.steps as f64
+        self.decoder(side).finetuning(mean, jobs as f64 * recipe.batch as f64, stream_tokens)
+            * recipe.steps as f64
     }
 
     fn side_work(&self, side: Role, concurrent: usize) -> SideWork {

@@ -53,7 +53,8 @@ pub fn simulate(work: &[Work], ranks: usize, load: impl Fn(Role) -> f64) -> Outc
     let mut ranks = vec![Rank::default(); ranks.max(1)];
     // Of several that are free at once, the first one asks first. Bits of times, none of which is
     // negative, are ordered like the times.
-    let mut free_from: BinaryHeap<Reverse<(u64, usize)>> = (0..ranks.len()).map(|i| Reverse((0, i))).collect();
+    let mut free_from: BinaryHeap<Reverse<(u64, usize)>> =
+        (0..ranks.len()).map(|i| Reverse((0, i))).collect();
     while scheduler.waiting() > 0 {
         let Reverse((_, first)) = free_from.pop().expect("there is a rank");
         let free = &mut ranks[first];

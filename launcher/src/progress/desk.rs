@@ -1,22 +1,27 @@
 //! [`Desk`]: what a stage says of its steps, and the thread that writes it down.
 
+use super::claim;
 use super::standing::{RankStanding, Standing, unix_now};
+use crate::failure::{self, Told};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A progress file while it is written begins so, and is swept like every temporary file.
 const TEMPORARY: &str = ".gradtx-";
 /// Progress is written at most this often,
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 /// and at least this often, whether there is any or not.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What a stage's thread and the writing thread share.
 pub struct Desk {
     dir: PathBuf,
     /// Name of the progress file.
     file: String,
+    /// The claim of the directory, where there are no locks.
+    claim: Option<PathBuf>,
     inner: Mutex<Inner>,
     wake: Condvar,
 }
@@ -30,10 +35,10 @@ struct Inner {
 }
 
 impl Desk {
-    pub(super) fn new(dir: &Path, file: String, standing: Standing) -> Self {
+    pub(super) fn new(dir: &Path, file: String, claim: Option<PathBuf>, standing: Standing) -> Self {
         let base = (0, Instant::now());
         let inner = Mutex::new(Inner { standing, base, changed: false, closed: false });
-        Self { dir: dir.to_owned(), file, inner, wake: Condvar::new() }
+        Self { dir: dir.to_owned(), file, claim, inner, wake: Condvar::new() }
     }
 
     /// The directory.
@@ -98,6 +103,22 @@ impl Desk {
         self.lock().standing.clone()
     }
 
+    /// Shows other machines that the claim is held, also where the disk is full. Ends the process
+    /// if another one has replaced the claim: two may not write to one directory.
+    fn renew_claim(&self) {
+        let Some(claim) = &self.claim else { return };
+        if claim::is_lost(&self.dir, claim) {
+            let dir = self.dir.display();
+            let message = format!("{dir}: another process has taken this directory over");
+            let hint = "this one was silent for too long, e.g. suspended; what is finished is safe";
+            Told { message, hint: Some(hint.into()), code: failure::BUSY }.print(false);
+            signal_hook::low_level::exit(failure::BUSY.into());
+        }
+        // What fails here is not shown: the work does not depend on it.
+        let _ =
+            File::options().append(true).open(claim).and_then(|file| file.set_modified(SystemTime::now()));
+    }
+
     /// Writes until the desk is closed.
     pub(super) fn keep_writing(&self) {
         let mut written = Instant::now();
@@ -111,6 +132,7 @@ impl Desk {
                 let standing = inner.standing.clone();
                 drop(inner);
                 write(&self.dir, &self.file, &standing);
+                self.renew_claim();
                 written = Instant::now();
                 inner = self.lock();
             }

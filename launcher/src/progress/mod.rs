@@ -4,9 +4,10 @@
 //! of. Out, while a stage works there, for people who look from another shell:
 //!
 //! * `.lock`, on which this process holds an advisory lock, so that no second one works in
-//!   the same directory. The lock vanishes with the process, however that ends.
+//!   the same directory. The lock vanishes with the process, however that ends. Where the file
+//!   system has no locks, `.claim-N` takes its place; see `claim`.
 //! * `progress.json`, a [`Standing`]: replaced about once a second while steps are made, and
-//!   at least every ten seconds as a sign of life, by a thread of its own.
+//!   at least every five seconds as a sign of life, by a thread of its own.
 //!   It is rank 0's, which tells of the other ranks too. Processes that share a directory
 //!   without being ranks of one world write `progress.NAME.json`.
 //! * `failed.json`, a [`Failed`]: the error that ended the last attempt. Removed when the
@@ -15,6 +16,7 @@
 //! Nothing of this stays in the directory of a finished stage. After a kill `progress.json`
 //! stays, and tells where the work stopped.
 
+mod claim;
 mod desk;
 mod standing;
 
@@ -26,6 +28,7 @@ pub use standing::{
 
 use crate::failure::{self, Told};
 use anyhow::{Context, Result};
+use claim::Claim;
 use gradtx_runtime::artifact::write_json;
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -46,10 +49,19 @@ pub const LOCK_FILE: &str = ".lock";
 pub struct Place {
     desk: Arc<Desk>,
     writer: Option<JoinHandle<()>>,
-    /// Held for its lock; none where the file system has no locks.
-    lock: Option<File>,
+    hold: Hold,
     began: Instant,
     finished: bool,
+}
+
+/// What keeps other processes out of a directory.
+enum Hold {
+    /// A lock on this file.
+    Lock(File),
+    /// A claim, where the file system has no locks.
+    Claim(Claim),
+    /// Nothing: the directory is shared on a file system without locks.
+    Nothing,
 }
 
 /// What this thread works at. Stages run one at a time, on one thread, some within others.
@@ -95,18 +107,22 @@ pub fn note_failure(error: &Told) {
 impl Place {
     /// Begins work in a directory. Fails if another process is at work there.
     pub fn open(dir: &Path, stage: &str) -> Result<Self> {
-        Self::begin(dir, stage, lock(dir, false)?, PROGRESS_FILE.into())
+        Self::begin(dir, stage, hold(dir, false)?, PROGRESS_FILE.into())
     }
 
     /// Begins work in a directory beside other processes that do the same, each with a name
     /// of its own. Fails if a process works there that wants to be alone.
     pub fn share(dir: &Path, stage: &str, name: &str) -> Result<Self> {
-        Self::begin(dir, stage, lock(dir, true)?, format!("progress.{name}.json"))
+        Self::begin(dir, stage, hold(dir, true)?, format!("progress.{name}.json"))
     }
 
-    fn begin(dir: &Path, stage: &str, lock: Option<File>, file: String) -> Result<Self> {
+    fn begin(dir: &Path, stage: &str, hold: Hold, file: String) -> Result<Self> {
         let _ = std::fs::remove_file(dir.join(FAILED_FILE));
-        let desk = Arc::new(Desk::new(dir, file, Standing::new(stage)));
+        let claim = match &hold {
+            Hold::Claim(claim) => Some(claim.path().to_owned()),
+            Hold::Lock(_) | Hold::Nothing => None,
+        };
+        let desk = Arc::new(Desk::new(dir, file, claim, Standing::new(stage)));
         desk.write();
         let shared = desk.clone();
         let writer = std::thread::Builder::new().name("progress".into()).spawn(move || shared.keep_writing());
@@ -115,7 +131,7 @@ impl Place {
             here.open.push(desk.clone());
         });
         // Without the thread nobody can watch, and the work goes on.
-        Ok(Self { desk, writer: writer.ok(), lock, began: Instant::now(), finished: false })
+        Ok(Self { desk, writer: writer.ok(), hold, began: Instant::now(), finished: false })
     }
 
     /// Whether a lock keeps all other processes from this directory.
@@ -143,7 +159,11 @@ impl Drop for Place {
             self.desk.write();
         }
         // Removed by whoever has it alone, so that nobody else can hold the one that goes.
-        if self.lock.as_ref().is_none_or(|lock| lock.try_lock().is_ok()) {
+        let is_alone = match &self.hold {
+            Hold::Lock(lock) => lock.try_lock().is_ok(),
+            Hold::Claim(_) | Hold::Nothing => true,
+        };
+        if is_alone {
             let _ = std::fs::remove_file(dir.join(LOCK_FILE));
         }
         let seconds = self.began.elapsed().as_secs_f64();
@@ -184,8 +204,8 @@ impl Drop for Guest {
     }
 }
 
-/// Takes the lock of a directory, alone or together with others.
-fn lock(dir: &Path, shared: bool) -> Result<Option<File>> {
+/// Keeps other processes out of a directory, or, `shared`, those that want to be alone there.
+fn hold(dir: &Path, shared: bool) -> Result<Hold> {
     let path = dir.join(LOCK_FILE);
     loop {
         // For reading too: a shared lock on a file server needs that.
@@ -194,14 +214,8 @@ fn lock(dir: &Path, shared: bool) -> Result<Option<File>> {
         match if shared { file.try_lock_shared() } else { file.try_lock() } {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(busy(dir)),
-            // Some cluster file systems have none. What there is then is progress.json.
-            Err(TryLockError::Error(_)) => {
-                let other = |found: &Standing| found.pid != std::process::id() && found.host == host_name();
-                return match !shared && read(dir).filter(other).is_some_and(|found| found.is_alive()) {
-                    true => Err(busy(dir)),
-                    false => Ok(None),
-                };
-            }
+            // Some file systems of clusters have no locks.
+            Err(TryLockError::Error(_)) => return hold_without_locks(dir, shared),
         }
         // Whoever finished between our opening and our locking has removed the file that we
         // hold; the next process would lock another one.
@@ -209,9 +223,16 @@ fn lock(dir: &Path, shared: bool) -> Result<Option<File>> {
         if let (Ok(held), Ok(there)) = (file.metadata(), std::fs::metadata(&path))
             && same(held, there)
         {
-            return Ok(Some(file));
+            return Ok(Hold::Lock(file));
         }
     }
+}
+
+fn hold_without_locks(dir: &Path, shared: bool) -> Result<Hold> {
+    if shared {
+        return if claim::is_taken(dir)? { Err(busy(dir)) } else { Ok(Hold::Nothing) };
+    }
+    claim::take(dir)?.map(Hold::Claim).ok_or_else(|| busy(dir))
 }
 
 fn busy(dir: &Path) -> anyhow::Error {

@@ -44,6 +44,9 @@ pub struct Standing {
     /// and when it was started, in the host's clock ticks since boot: a later process may
     /// have the same number.
     pub pid_started: u64,
+    /// When the file was written, by the file system's clock; 0 where it is not known.
+    #[serde(skip)]
+    pub written: f64,
 }
 
 /// The part of a rank that has nothing left to do.
@@ -105,13 +108,14 @@ impl Standing {
     }
 
     /// Whether the process that wrote this is still at work: on this host by asking for it,
-    /// on another by the age of what it wrote.
+    /// on another by the age of what it wrote, by its clock or the file system's. A time in the
+    /// future says that clocks differ, and nothing else.
     pub fn is_alive(&self) -> bool {
         if self.host == host_name() {
-            start_of(self.pid) == Some(self.pid_started)
-        } else {
-            unix_now() - self.updated <= SILENCE
+            return start_of(self.pid) == Some(self.pid_started);
         }
+        let now = unix_now();
+        [self.updated, self.written].iter().any(|at| (now - at).abs() <= SILENCE)
     }
 
     /// Seconds that the rest of the part will take at the present rate.
@@ -144,7 +148,7 @@ pub fn host_name() -> String {
 }
 
 /// When a process of this host was started, in ticks since boot; nothing once it has ended.
-fn start_of(pid: u32) -> Option<u64> {
+pub(super) fn start_of(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Counting starts after the program's name, which may hold anything: state, then 18 others.
     let mut fields = stat.rsplit(')').next()?.split_whitespace();
@@ -162,7 +166,7 @@ pub fn read_shared(dir: &Path) -> Vec<(String, Standing)> {
     let read = |entry: std::fs::DirEntry| {
         let file = entry.file_name().into_string().ok()?;
         let name = file.strip_prefix("progress.")?.strip_suffix(".json")?.to_string();
-        Some((name, parse(&entry.path())?))
+        Some((name, read_standing(&entry.path())?))
     };
     let mut found: Vec<(String, Standing)> = entries.flatten().filter_map(read).collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -185,7 +189,14 @@ fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
 /// Reads progress.json of a directory; nothing when it is not there or not readable, for
 /// it may be replaced or removed at any moment.
 pub fn read(dir: &Path) -> Option<Standing> {
-    parse(&dir.join(PROGRESS_FILE))
+    read_standing(&dir.join(PROGRESS_FILE))
+}
+
+fn read_standing(path: &Path) -> Option<Standing> {
+    let written = std::fs::metadata(path).and_then(|found| found.modified()).ok();
+    let written = written.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let standing: Standing = parse(path)?;
+    Some(Standing { written: written.map_or(0.0, |since| since.as_secs_f64()), ..standing })
 }
 
 /// Reads failed.json of a directory.
@@ -228,6 +239,10 @@ mod tests {
         assert!(standing.is_alive(), "wrote a moment ago");
         standing.updated -= 2.0 * SILENCE;
         assert!(!standing.is_alive());
+        standing.updated = unix_now() + 3600.0;
+        assert!(!standing.is_alive(), "a clock that is ahead is no sign of life");
+        standing.written = unix_now();
+        assert!(standing.is_alive(), "the file system has just seen it");
     }
 
     #[test]

@@ -59,7 +59,8 @@ pub fn check_option(option: &str, word: &str) -> Result<()> {
     match is_name && value.is_none_or(|value| !value.is_empty() && value.chars().all(is_plain)) {
         true => Ok(()),
         false => {
-            let expected = "an option of sbatch as one word without blanks and quotes, e.g. --extra=--qos=high";
+            let expected =
+                "an option of sbatch as one word without blanks and quotes, e.g. --extra=--qos=high";
             Err(refused(option, word, expected))
         }
     }
@@ -120,14 +121,19 @@ mod tests {
 
     #[test]
     fn an_option_is_one_word() {
-        for word in ["--qos=high", "--exclusive", "--constraint=a100&nvlink|(h100*2)", "--gres=gpu:a100:4", "--mem=0"]
+        for word in
+            ["--qos=high", "--exclusive", "--constraint=a100&nvlink|(h100*2)", "--gres=gpu:a100:4", "--mem=0"]
         {
             check_option("--extra", word).unwrap();
         }
-        for word in ["oops", "-d", "--", "--qos high", "--a=b\n#SBATCH --wrap=x", "--a='b'", "--a=\"b", "--A=b"] {
+        for word in
+            ["oops", "-d", "--", "--qos high", "--a=b\n#SBATCH --wrap=x", "--a='b'", "--a=\"b", "--A=b"]
+        {
             assert!(check_option("--extra", word).is_err(), "{word:?}");
         }
-        for word in ["--a=$(x)", "--a=`x`", "--a=b#c", "--a=b\\c", "--a=", "--a=b;c", "--a=b\tc", "--a\u{a0}=b"] {
+        for word in
+            ["--a=$(x)", "--a=`x`", "--a=b#c", "--a=b\\c", "--a=", "--a=b;c", "--a=b\tc", "--a\u{a0}=b"]
+        {
             assert!(check_option("--extra", word).is_err(), "{word:?}");
         }
     }
@@ -137,8 +143,18 @@ mod tests {
         for path in ["/runs/50%", "/runs/a b", "/home/ürsel/läufe", "/a/(1) [x]/--run"] {
             assert_eq!(check_path("--run", Path::new(path)).unwrap(), path);
         }
-        for path in ["/a\nb", "/a\rb", "/a'b", "/a\"b", "/a\\b", "/a$(b)", "/a`b`", "/a}b", "/a\u{202e}b", "/a\u{2028}b"]
-        {
+        for path in [
+            "/a\nb",
+            "/a\rb",
+            "/a'b",
+            "/a\"b",
+            "/a\\b",
+            "/a$(b)",
+            "/a`b`",
+            "/a}b",
+            "/a\u{202e}b",
+            "/a\u{2028}b",
+        ] {
             let message = check_path("--run", Path::new(path)).unwrap_err().to_string();
             assert!(message.starts_with("--run ") && !message.contains('\n'), "{message}");
         }

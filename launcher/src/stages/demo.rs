@@ -8,6 +8,7 @@ use crate::aggregate::Allow;
 use crate::args::{Combine, Method, Preset, Role, RunArgs};
 use crate::cluster;
 use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind};
+use crate::device::take;
 use crate::stages::{
     ADAPTER_DIR, Context, UPDATE_FILE, curate, evaluate, finetune, report, train, translate, world,
 };
@@ -52,14 +53,16 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let Job { dir, world, seed, preset, device, dtype } = job;
     // Before the world is made: the run would refuse it only then.
     let place = DeviceConfig { kind: *device, dtype: *dtype, ..DeviceConfig::default() };
-    Config { device: place, ..Config::default() }.check()?;
+    Config { device: place.clone(), ..Config::default() }.check()?;
+    let taken = take(&place, &context.place)?;
+    taken.say(context);
     let started = Instant::now();
     let (world_dir, run_dir) = (dir.join("world"), dir.join("run"));
     let mut times: Vec<(&str, f64)> = vec![];
     let mut timed = |name, from: Instant| times.push((name, from.elapsed().as_secs_f64()));
 
     let at = Instant::now();
-    world::run(context, &world_dir, *world, *seed, *device)?;
+    world::run(context, &world_dir, *world, *seed, taken.settings.kind)?;
     timed("world", at);
     let args = RunArgs {
         run: run_dir.clone(),

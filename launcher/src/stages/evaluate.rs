@@ -85,7 +85,7 @@ pub struct Score {
 
 /// Evaluates, unless that is done; returns the score.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
-    let config = Config::of_run(args)?;
+    let config = Config::of_run(args)?.on_device(context, &job.out)?;
     let (role, mut lineage, dir) = match &job.base {
         None => (job.role, Lineage::BASE, model_dir(&config, job.role)?),
         Some(base) => {

@@ -41,7 +41,7 @@ pub struct Job {
 
 /// Fine-tunes, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
-    let config = Config::of_run(args)?;
+    let config = Config::of_run(args)?.on_device(context, &job.out)?;
     let side = Side::new(&config, job.role, context.threads)?;
     expect_run_model(&args.run, job.role, &side.space.base_model)?;
     let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;

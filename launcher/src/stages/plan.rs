@@ -6,7 +6,7 @@
 //! written.
 
 use crate::args::{Preset, Role};
-use crate::config::{Config, RANDOM_SUBSETS, read_sweep};
+use crate::config::{Config, DeviceKind, DtypeKind, RANDOM_SUBSETS, read_sweep};
 use crate::cost::calibrate::Calibration;
 use crate::cost::device::Hardware;
 use crate::cost::memory::Model;
@@ -14,10 +14,10 @@ use crate::cost::predict::counted;
 use crate::cost::prediction::Stage;
 use crate::cost::rates::{Basis, Kind};
 use crate::cost::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};
-use crate::failure::unusable;
+use crate::failure::{unusable, unusable_with};
 use crate::stages::Context;
 use crate::stages::examples::Data;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use gradtx_runtime::plan::{available_memory, human_bytes};
 use serde_json::json;
@@ -93,7 +93,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let runs = read_sweep(file)?;
     let found = runs
         .iter()
-        .map(|run| Ok((run.name.as_str(), planner.predict(&run.config)?)))
+        .map(|run| Ok((run.name.as_str(), planner.predict(&run.config).with_context(|| run.name.clone())?)))
         .collect::<Result<Vec<_>>>()?;
     let hours: f64 = found.iter().map(|(_, p)| p.gpu_hours).sum();
     let seconds: f64 = found.iter().map(|(_, p)| p.seconds).sum();
@@ -149,6 +149,7 @@ impl<'a> Planner<'a> {
     }
 
     fn predict(&mut self, config: &Config) -> Result<Prediction> {
+        check_gpu(config, self.job.gpu)?;
         let models = [Role::Tiny, Role::Llm].map(|role| model(config, role));
         let [tiny, llm] = models;
         let models = [tiny?, llm?];
@@ -168,7 +169,12 @@ impl<'a> Planner<'a> {
             clients: self.job.clients as usize,
             test_examples: self.job.test_examples as usize,
         };
-        predict(&question, &self.rates)
+        let mut found = predict(&question, &self.rates)?;
+        if self.job.gpu != Gpu::Cpu && config.device.dtype == DtypeKind::F32 {
+            let what = "device.dtype is f32, but GPUs are planned for in bf16: values and activations take twice as much";
+            found.warnings.push(what.into());
+        }
+        Ok(found)
     }
 
     fn data(&mut self, config: &Config) -> Result<Rc<Data>> {
@@ -210,6 +216,22 @@ impl<'a> Planner<'a> {
         self.counted.insert(key, lengths.clone());
         Ok(lengths)
     }
+}
+
+/// Refuses a plan for devices that the settings would not use.
+fn check_gpu(config: &Config, gpu: Gpu) -> Result<()> {
+    let (what, hint) = match (config.device.kind, gpu) {
+        (DeviceKind::Cpu, gpu) if gpu != Gpu::Cpu => (
+            format!("--gpu {}: device.kind is cpu, which would leave the GPUs idle", gpu.name()),
+            "plan with --set device.kind=auto, or with --gpu cpu",
+        ),
+        (DeviceKind::Cuda, Gpu::Cpu) => (
+            "--gpu cpu: device.kind is cuda, which does not compute on a CPU".to_string(),
+            "plan with --set device.kind=auto, or for a GPU",
+        ),
+        _ => return Ok(()),
+    };
+    Err(unusable_with(what, Some(hint.into())))
 }
 
 fn directory(config: &Config, role: Role) -> Result<&Path> {

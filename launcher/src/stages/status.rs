@@ -122,7 +122,8 @@ pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
     let rows = look(path, verify)?;
     if rows.is_empty() {
         let (is, hint) = run_dir::describe(path);
-        let what = format!("{}: {is}; expected a run directory, and no stage has worked here", path.display());
+        let what =
+            format!("{}: {is}; expected a run directory, and no stage has worked here", path.display());
         return Err(failed(what, hint));
     }
     if context.ui.is_json() {

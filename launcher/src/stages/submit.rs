@@ -5,8 +5,8 @@
 //! can be known to fail is looked at before: a job may wait for hours to find no data.
 
 use crate::args::{Role, RunArgs};
-use crate::config::Config;
-use crate::failure::{failed, unusable};
+use crate::config::{Config, DeviceKind};
+use crate::failure::{failed, unusable, unusable_with};
 use crate::slurm::{self, Batch, Resources, Script, words};
 use crate::stages::side::model_dir;
 use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
@@ -15,6 +15,16 @@ use clap::ValueEnum;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_runtime::artifact::write_atomic;
 use std::path::{Path, PathBuf};
+
+/// GPUs of a node where nothing is said about them.
+const GPUS_PER_NODE: u32 = 4;
+/// Options of sbatch that ask for GPUs.
+const GPU_OPTIONS: [&str; 3] = ["--gpus", "--gres=gpu", "--tres-per-task=gres"];
+
+/// Whether the program that the jobs run can use GPUs: this one, unless the environment names another.
+fn computes_on_gpus() -> bool {
+    cfg!(feature = "cuda") || std::env::var_os("GRADTX").is_some_and(|program| !program.is_empty())
+}
 
 /// What to submit.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,9 +38,10 @@ pub struct Job {
     /// Nodes of a job.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub nodes: u32,
-    /// GPUs, and ranks, of a node; 0 for one rank on the CPU.
-    #[arg(long, default_value_t = 4, value_name = "G")]
-    pub gpus_per_node: u32,
+    /// GPUs, and ranks, of a node; 0 for one rank on the CPU (default: 4, or 0 where the settings
+    /// or this program compute on the CPU).
+    #[arg(long, value_name = "G", value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub gpus_per_node: Option<u32>,
     /// CPU cores of a rank.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub cpus_per_task: u32,
@@ -73,12 +84,12 @@ pub enum Stage {
 
 /// Submits what was asked for, after a look at everything that it needs.
 pub fn run(context: &Context, job: &Job) -> Result<()> {
-    let clients = check(job)?;
+    let (clients, device) = check(job)?;
     let run = std::path::absolute(&job.run.run)?;
     words::check_path("--run", &run)?;
     let program = std::env::current_exe().context("cannot tell which program this is")?;
     words::check_path("the program", &program)?;
-    let resources = job.resources();
+    let resources = job.resources(device);
     let batches = job.batches(&clients);
     let place = |batch: &Batch| run.join("slurm").join(format!("{}.sbatch", batch.name));
     if job.dry_run {
@@ -125,10 +136,11 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
 }
 
 /// Looks at configuration, models, data and clients; the clients' directories as absolute
-/// paths. Writes nothing.
-fn check(job: &Job) -> Result<Vec<String>> {
+/// paths, and the kind of device of the settings. Writes nothing.
+fn check(job: &Job) -> Result<(Vec<String>, DeviceKind)> {
     job.check_words()?;
     let (config, _) = Config::resolve(&job.run)?;
+    job.check_gpus(config.device.kind)?;
     if job.array.is_some() && !matches!(job.stage, Stage::Curate | Stage::Pipeline) {
         return Err(unusable("--array: only curation runs as an array"));
     }
@@ -155,7 +167,8 @@ fn check(job: &Job) -> Result<Vec<String>> {
         );
         return Err(failed(format!("{}: there is no {what}", file.display()), hint));
     }
-    job.client.iter().map(|dir| check_client(dir)).collect()
+    let clients = job.client.iter().map(|dir| check_client(dir)).collect::<Result<_>>()?;
+    Ok((clients, config.device.kind))
 }
 
 fn check_model(config: &Config, role: Role) -> Result<()> {
@@ -205,9 +218,42 @@ impl Job {
         self.extra.iter().try_for_each(|word| words::check_option("--extra", word))
     }
 
-    fn resources(&self) -> Resources {
+    /// GPUs of a node: as asked for, or as the settings can use.
+    fn gpus(&self, device: DeviceKind) -> u32 {
+        let usual = if device != DeviceKind::Cpu && computes_on_gpus() { GPUS_PER_NODE } else { 0 };
+        self.gpus_per_node.unwrap_or(usual)
+    }
+
+    /// Refuses GPUs that the jobs would leave idle, and jobs that would find none.
+    fn check_gpus(&self, device: DeviceKind) -> Result<()> {
+        let in_extra = |word: &String| GPU_OPTIONS.iter().any(|option| word.starts_with(option));
+        let extra = self.extra.iter().find(|word| in_extra(word));
+        let gpus = self.gpus(device);
+        let asked = match extra {
+            Some(word) => format!("--extra={word}"),
+            None => format!("--gpus-per-node {gpus}"),
+        };
+        let (what, hint) = match (device, gpus > 0 || extra.is_some()) {
+            (DeviceKind::Auto | DeviceKind::Cuda, true) if !computes_on_gpus() => (
+                format!("{asked}: this program was built without CUDA and would leave the GPUs idle"),
+                "build it with `--features cuda`, or submit with --gpus-per-node 0",
+            ),
+            (DeviceKind::Cpu, true) => (
+                format!("{asked}: device.kind is cpu, which would leave the GPUs idle"),
+                "add --device auto, or submit with --gpus-per-node 0",
+            ),
+            (DeviceKind::Cuda, false) => (
+                format!("device.kind is cuda, but the jobs ask for no GPUs ({asked})"),
+                "submit with --gpus-per-node 1 or more, or add --device auto",
+            ),
+            _ => return Ok(()),
+        };
+        Err(unusable_with(what, Some(hint.into())))
+    }
+
+    fn resources(&self, device: DeviceKind) -> Resources {
         Resources {
-            gpus_per_node: self.gpus_per_node as usize,
+            gpus_per_node: self.gpus(device) as usize,
             cpus_per_task: self.cpus_per_task as usize,
             time: self.time.clone(),
             partition: self.partition.clone(),

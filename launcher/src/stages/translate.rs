@@ -38,7 +38,7 @@ pub struct Job {
 
 /// Translates, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
-    let config = Config::of_run(args)?;
+    let config = Config::of_run(args)?.on_device(context, &job.out)?;
     let student = Side::new(&config, Role::Tiny, context.threads)?;
     let teacher = Side::new(&config, Role::Llm, context.threads)?;
     // Everything that is used is opened and checked before anything is written.

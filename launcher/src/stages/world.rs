@@ -11,8 +11,8 @@
 //! ```
 
 use crate::args::Role;
-use crate::config::{DeviceConfig, DeviceKind};
-use crate::dispatch::memory;
+use crate::config::{DeviceConfig, DeviceKind, DtypeKind};
+use crate::device::take;
 use crate::record::{self, State};
 use crate::stages::Context;
 use crate::world::parquet::write_texts;
@@ -29,7 +29,8 @@ use std::path::Path;
 /// Makes what is missing of a world.
 pub fn run(context: &Context, dir: &Path, world: World, seed: u64, device: DeviceKind) -> Result<()> {
     // A device that is not there must not leave a directory that is bound to it.
-    memory(&DeviceConfig { kind: device, ..DeviceConfig::default() }, &context.place)?;
+    let asked = DeviceConfig { kind: device, dtype: DtypeKind::F32, ..DeviceConfig::default() };
+    let device = take(&asked, &context.place)?.settings.kind;
     let settings = pretrain::with_device(json!({ "world": world, "seed": seed }), device);
     let State::Open(output) = record::open(dir, "world", settings)? else {
         context.ui.done("world", dir, json!({}), format!("world: {} is finished", dir.display()));

@@ -13,7 +13,7 @@
 //! small models learn in a few hundred steps. Muon moves the matrices, AdamW the rest.
 
 use crate::args::Role;
-use crate::config::{DeviceConfig, DeviceKind};
+use crate::config::{DeviceConfig, DeviceKind, DtypeKind};
 use crate::dispatch::{Work, dispatch};
 use crate::failure::failed;
 use crate::record::{self, State};
@@ -97,7 +97,7 @@ pub fn make(
         return Ok(());
     };
     let key = derive_named(derive_named(seed, "pretrain"), role.name());
-    let device = DeviceConfig { kind: device, ..DeviceConfig::default() };
+    let device = DeviceConfig { kind: device, dtype: DtypeKind::F32, ..DeviceConfig::default() };
     let history = match world {
         World::Smoke => dispatch(&device, context, Untaught { dir, role, key }),
         _ => dispatch(&device, context, Pretrain { context, dir, role, key }),

@@ -32,15 +32,12 @@ pub struct Common {
 impl Common {
     /// The element type.
     pub fn dtype(&self) -> DtypeKind {
-        self.dtype.unwrap_or(match self.device {
-            DeviceKind::Cpu => DtypeKind::F32,
-            DeviceKind::Cuda => DtypeKind::Bf16,
-        })
+        self.dtype.unwrap_or_default()
     }
 
     /// Fails on numbers that nothing can be measured with.
     pub fn check(&self) -> Result<()> {
-        if self.device == DeviceKind::Cpu && self.dtype() != DtypeKind::F32 {
+        if self.device == DeviceKind::Cpu && self.dtype() == DtypeKind::Bf16 {
             return Err(unusable("--dtype bf16: the CPU computes in f32; bf16 is for --device cuda"));
         }
         at_least_one("--runs", self.runs)?;

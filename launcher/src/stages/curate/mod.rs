@@ -99,8 +99,8 @@ impl Job {
 /// Collects what is missing of the tuples.
 pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
     let _patience = Patience::begin();
-    let config = Config::of_ranks(&job.run, world)?;
     let dir = job.run.run.join(SHADOW_DIR);
+    let config = Config::of_ranks(&job.run, world)?.on_device_of_ranks(context, world, &dir)?;
     let tiny = Side::new(&config, Role::Tiny, context.threads)?;
     let llm = Side::new(&config, Role::Llm, context.threads)?;
     let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;

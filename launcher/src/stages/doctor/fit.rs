@@ -5,9 +5,12 @@
 
 use super::Check;
 use crate::args::Role;
-use crate::config::{Config, DeviceConfig, RUN_FILE};
+use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind, RUN_FILE, run_dir};
+use crate::cost::predict::counted;
+use crate::device::take;
 use crate::dispatch::{Question, Work, answer, dispatch, memory};
 use crate::stages::Context;
+use crate::stages::examples::Data;
 use crate::stages::prompts::Prompts;
 use crate::stages::side::lora_config;
 use crate::stages::train::model_config;
@@ -26,6 +29,10 @@ use std::path::Path;
 pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
     let file = if run.is_dir() { run.join(RUN_FILE) } else { run.to_owned() };
     let topic = format!("run {}", run.display());
+    if !file.is_file() {
+        let (what, hint) = run_dir::describe(run);
+        return vec![Check::problem(&topic, format!("{}: {what}", run.display())).advice(hint)];
+    }
     let config = Config::read(&file).and_then(|config| {
         config.check()?;
         Ok(config)
@@ -39,8 +46,9 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
             ];
         }
     };
+    let mut checks = vec![device(&config, context)];
+    let config = on_device(config, context);
     let there = Memory::of(&config.device, context);
-    let mut checks = vec![];
     let mut layouts = vec![];
     for (role, dir) in [(Role::Tiny, &config.models.tiny), (Role::Llm, &config.models.llm)] {
         match Model::read(&config, dir) {
@@ -74,12 +82,26 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
             Check::problem("train", format!("{error:#}")).advice("look at the section [translator]")
         }));
     }
+    checks.extend(public_data(&config));
+    checks
+}
+
+/// Whether the public data is there and can be read, as the stages will read it.
+fn public_data(config: &Config) -> Vec<Check> {
     let public = config.data.public.as_slice();
+    let mut checks = vec![];
     for path in public.iter().filter(|path| !path.as_os_str().is_empty() && !path.exists()) {
         checks.push(
             Check::problem("public data", format!("{}: there is no such file", path.display()))
                 .advice("set data.public to files of examples, or a directory of them"),
         );
+    }
+    if checks.is_empty() && public.iter().any(|path| !path.as_os_str().is_empty()) {
+        checks.push(match Data::read(public, &config.data, "data.public") {
+            Ok(data) => Check::ok("public data", counted(data.records.len(), "example")),
+            Err(error) => Check::problem("public data", format!("{error:#}"))
+                .advice("correct the data, or the section [data] of the run file"),
+        });
     }
     checks
 }
@@ -105,9 +127,42 @@ fn prompt(config: &Config, dir: &Path, model: &DecoderConfig, name: &str) -> Che
     }
 }
 
+/// Whether the settings use the devices that are here.
+fn device(config: &Config, context: &Context) -> Check {
+    match take(&config.device, &context.place) {
+        Err(error) => Check::problem("device", format!("{error:#}"))
+            .advice("set device.kind, or ask on a machine that has the device"),
+        Ok(taken) => {
+            let idle = config.device.kind == DeviceKind::Cpu && has_gpu(context);
+            match taken.warning {
+                Some(warning) => Check::problem("device", warning.trim_start_matches("warning: ")).advice(
+                    "build with `--features cuda` for GPUs, or set device.kind to cpu where that is meant",
+                ),
+                None if idle => Check::problem("device", format!("{}: a GPU is here", taken.what))
+                    .advice("set device.kind to auto, or ask on a machine without GPUs"),
+                None => Check::ok("device", taken.what),
+            }
+        }
+    }
+}
+
+/// With the device that is taken here; as it is where none can be.
+fn on_device(config: Config, context: &Context) -> Config {
+    match take(&config.device, &context.place) {
+        Ok(taken) => Config { device: taken.settings, ..config },
+        Err(_) => config,
+    }
+}
+
+/// Whether `auto` would take a GPU here.
+fn has_gpu(context: &Context) -> bool {
+    let auto = DeviceConfig { kind: DeviceKind::Auto, dtype: DtypeKind::Auto, ..DeviceConfig::default() };
+    take(&auto, &context.place).is_ok_and(|taken| taken.settings.kind == DeviceKind::Cuda)
+}
+
 /// What one model takes with the default settings.
 pub fn of_model(context: &Context, dir: &Path) -> Vec<Check> {
-    let config = Config::default();
+    let config = on_device(Config::default(), context);
     let there = Memory::of(&config.device, context);
     let name = dir.display();
     match Model::read(&config, dir) {
@@ -158,7 +213,8 @@ impl Model {
         let (longest, settings) = (config.data.max_length, &config.evaluate);
         let limits = GenerateLimits {
             rows: settings.batch,
-            prompt_tokens: longest.max(config.device.stream_tokens.min(longest.saturating_mul(settings.batch))),
+            prompt_tokens: longest
+                .max(config.device.stream_tokens.min(longest.saturating_mul(settings.batch))),
             context: longest + settings.max_new_tokens,
         };
         let plan = answer(&config.device, Generating { model: self, limits });

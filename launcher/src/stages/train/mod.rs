@@ -56,7 +56,8 @@ pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
 
 /// [`run`], with gradients summed in buckets of at least so many elements.
 pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: usize) -> Result<()> {
-    let config = Config::of_ranks(args, world)?;
+    let dir = args.run.join(TRANSLATOR_DIR);
+    let config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
     let comm = world.comm();
     let (ranks, batch) = (comm.size(), config.train.batch);
     if ranks > batch {
@@ -72,7 +73,6 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
     }
     let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
     let store = &tuples.store;
-    let dir = args.run.join(TRANSLATOR_DIR);
     let settings = settings(context, &config, &tuples)?;
     let SharedState::Open(seat) = record::open_for_all(world, &dir, "train", settings)? else {
         if comm.rank() == 0 {

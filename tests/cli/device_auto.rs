@@ -1,0 +1,139 @@
+//! `device.kind = "auto"` on machines without a GPU, and GPUs that would stay idle. GPUs
+//! themselves are tested on the stand-in device, by the target `cuda_emulated`.
+
+#![allow(clippy::unwrap_used)]
+
+use gradtx_tests::miniature;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+/// Whether this machine has an NVIDIA driver: then what is found here depends on it.
+fn has_driver() -> bool {
+    Path::new("/proc/driver/nvidia/version").exists()
+}
+
+impl Home {
+    fn new() -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        miniature::write(home.dir.path());
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn gradtx(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        for name in ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE", "GRADTX"] {
+            command.env_remove(name);
+        }
+        command.args(args).current_dir(self.dir.path()).output().unwrap()
+    }
+
+    fn finetune(&self, words: &[&str]) -> Output {
+        let all = ["finetune", "--run", "run", "--data", "private.jsonl", "--out", "out", "--threads", "1"];
+        self.gradtx(&[&all[..], words].concat())
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn refused(output: &Output, code: i32, words: &[&str]) {
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    words.iter().for_each(|word| assert!(said.contains(word), "no `{word}` in: {said}"));
+}
+
+#[test]
+fn the_cpu_is_taken_and_said_and_recorded_while_the_run_stays_open() {
+    if has_driver() {
+        return;
+    }
+    let home = Home::new();
+    let said = stdout(&home.finetune(&["--config", "settings.toml"]));
+    assert!(said.contains("device: CPU (") && said.contains(", 1 thread\n"), "{said}");
+    let stored = std::fs::read_to_string(home.path("run/run.toml")).unwrap();
+    assert!(stored.contains("kind = \"auto\"") && stored.contains("dtype = \"auto\""), "{stored}");
+    let record = std::fs::read_to_string(home.path("out/record.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["settings"]["device"]["kind"], "cpu");
+    assert_eq!(record["settings"]["device"]["dtype"], "f32");
+    assert!(stdout(&home.finetune(&[])).contains("is finished"));
+    assert!(stdout(&home.finetune(&["--device", "cpu"])).contains("is finished"));
+    refused(&home.finetune(&["--device", "cuda"]), 2, &["device.kind is cuda", "--device cpu"]);
+    refused(&home.finetune(&["--dtype", "bf16", "--device", "auto"]), 2, &["device.dtype is bf16"]);
+    refused(&home.finetune(&["--dtype", "bf16", "--device", "cpu"]), 2, &["device.dtype"]);
+}
+
+#[test]
+fn a_directory_that_began_on_a_gpu_does_not_go_on_without_one() {
+    if has_driver() {
+        return;
+    }
+    let home = Home::new();
+    stdout(&home.finetune(&["--config", "settings.toml"]));
+    let path = home.path("out/record.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let began = |finished: bool| {
+        let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
+        record["settings"]["device"]["kind"] = "cuda".into();
+        record["settings"]["device"]["dtype"] = "bf16".into();
+        if !finished {
+            record["outputs"] = serde_json::json!({});
+        }
+        std::fs::write(&path, record.to_string()).unwrap();
+    };
+    began(false);
+    refused(&home.finetune(&[]), 3, &["began on", "- device.kind = cuda", "+ device.kind = cpu", "hint:"]);
+    // What is finished needs no device.
+    began(true);
+    assert!(stdout(&home.finetune(&[])).contains("is finished"));
+}
+
+#[test]
+fn submissions_and_plans_do_not_leave_gpus_idle() {
+    let home = Home::new();
+    let submit = |words: &[&str]| {
+        let all = ["submit", "--run", "run", "--config", "settings.toml", "--stage=curate", "--dry-run"];
+        home.gradtx(&[&all[..], words].concat())
+    };
+    let idle = ["--gpus-per-node", "idle"];
+    refused(&submit(&["--gpus-per-node=4", "--device=cpu"]), 2, &idle);
+    refused(&submit(&["--extra=--gres=gpu:2", "--set", "device.kind=cpu"]), 2, &["--gres=gpu:2", "idle"]);
+    refused(&submit(&["--gpus-per-node=0", "--device=cuda"]), 2, &["no GPUs"]);
+    let said = stdout(&submit(&["--device=cpu"]));
+    assert!(!said.contains("#SBATCH --gpus"), "{said}");
+    match cfg!(feature = "cuda") {
+        true => assert!(stdout(&submit(&["--gpus-per-node=2"])).contains("#SBATCH --gpus-per-task=1")),
+        false => {
+            refused(&submit(&["--gpus-per-node=2"]), 2, &["without CUDA", "idle"]);
+            assert!(!stdout(&submit(&[])).contains("#SBATCH --gpus"));
+        }
+    }
+    let plan = |words: &[&str]| {
+        let all = ["plan", "--config", "settings.toml", "--tokens-per-example", "20"];
+        home.gradtx(&[&all[..], words].concat())
+    };
+    stdout(&plan(&["--gpu=h100"]));
+    stdout(&plan(&["--gpu=cpu"]));
+    refused(&plan(&["--gpu=h100", "--set", "device.kind=cpu"]), 2, &["device.kind is cpu", "idle"]);
+    refused(&plan(&["--gpu=cpu", "--set", "device.kind=cuda"]), 2, &["device.kind is cuda"]);
+    let f32 = stdout(&plan(&["--gpu=h100", "--set", "device.dtype=f32"]));
+    assert!(f32.contains("warning: device.dtype is f32"), "{f32}");
+    std::fs::write(
+        home.path("sweep.toml"),
+        "[[sweep]]\nbase = \"settings.toml\"\ndevice.kind = [\"auto\", \"cpu\"]\n",
+    )
+    .unwrap();
+    let sweep = ["plan", "--sweep", "sweep.toml", "--tokens-per-example", "20", "--gpu=h100"];
+    refused(&home.gradtx(&sweep), 2, &["kind=cpu", "idle"]);
+}

@@ -1,0 +1,114 @@
+//! Absurd numbers, in settings and on the command line: one error, at once, by every command
+//! that takes them.
+
+#![allow(clippy::unwrap_used)]
+
+use gradtx_tests::miniature;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+fn home() -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    miniature::write(home.path());
+    home
+}
+
+fn gradtx(home: &tempfile::TempDir, args: &[&str]) -> Output {
+    let began = Instant::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+    let output = command.args(args).current_dir(home.path()).output().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10), "{args:?}: {:?}", began.elapsed());
+    output
+}
+
+const PLAN: [&str; 7] = ["plan", "--config", "settings.toml", "--gpu", "h100", "--tokens-per-example", "20"];
+
+#[test]
+fn every_command_refuses_what_is_out_of_bounds() {
+    let home = home();
+    for (key, value) in [
+        ("translator.encoder_layers", "1000000000"),
+        ("curate.subsets", "1000000000000"),
+        ("train.lr", "nan"),
+        ("train.checkpoint_minutes", "-5"),
+        ("adapter.dropout", "1.0"),
+        ("finetune.tiny.warmup", "1000000"),
+    ] {
+        let set = format!("{key}={value}");
+        for args in [
+            [&PLAN[..], &["--set", &set]].concat(),
+            vec![
+                "submit",
+                "--run",
+                "run",
+                "--config",
+                "settings.toml",
+                "--stage=curate",
+                "--dry-run",
+                "--set",
+                &set,
+            ],
+            vec!["curate", "--run", "run", "--config", "settings.toml", "--set", &set],
+        ] {
+            let output = gradtx(&home, &args);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+            assert!(said.contains(key) && said.contains("expected"), "{args:?}: {said}");
+            assert!(!home.path().join("run").exists(), "{args:?}: a run was made");
+        }
+        let (section, name) = key.rsplit_once('.').unwrap();
+        let text = format!("[{section}]\n{name} = {value}\n");
+        std::fs::write(home.path().join("absurd.toml"), text).unwrap();
+        let output = gradtx(&home, &["doctor", "--run", "absurd.toml"]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{key}: {said}");
+        assert!(said.contains(key) && said.contains("expected"), "{key}: {said}");
+    }
+}
+
+#[test]
+fn options_have_bounds_too() {
+    let home = home();
+    for words in [
+        &["--nodes", "1000000000"][..],
+        &["--nodes", "100000", "--gpus-per-node", "1024"],
+        &["--tokens-per-example", "1000000000000000000"],
+        &["--tokens-per-example", "4000000000"],
+        &["--nodes", "-1"],
+        &["--threads", "0"],
+        &["--threads", "1000000000"],
+    ] {
+        let args = [&["plan", "--config", "settings.toml", "--gpu", "h100"], words].concat();
+        assert_eq!(gradtx(&home, &args).status.code(), Some(2), "{args:?}");
+    }
+    for words in [["--seed", "18446744073709551615"], ["--seed", "9223372036854775808"]] {
+        let output = gradtx(&home, &[&["demo", "d", "--world", "smoke"], &words[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+    }
+    let many: Vec<String> = (0..10_000).map(|i| i.to_string()).collect();
+    let many = many.join(", ");
+    let sweep = format!(
+        "[[sweep]]\nbase = \"settings.toml\"\nseed = [{many}]\ntrain.steps = [{many}]\nadapter.rank = [{many}]\n"
+    );
+    std::fs::write(home.path().join("sweep.toml"), sweep).unwrap();
+    let output = gradtx(&home, &["sweep", "sweep.toml", "--out", "out"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("1000000000000 combinations"), "{said}");
+    assert!(!home.path().join("out").exists());
+}
+
+#[test]
+fn what_is_large_and_allowed_is_planned_in_time() {
+    let home = home();
+    for set in [
+        "curate.subsets=100000",
+        "curate.tiny.batch=1000000000",
+        "translator.encoder_layers=1000",
+        "evaluate.max_new_tokens=16777216",
+        "device.stream_tokens=16777216",
+    ] {
+        let output =
+            gradtx(&home, &[&PLAN[..], &["--nodes", "1000", "--gpus-per-node", "8", "--set", set]].concat());
+        assert_eq!(output.status.code(), Some(0), "{set}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -1,0 +1,167 @@
+//! Two hosts and one directory on a file system without locks: `flock` fails as it does there,
+//! by a library that is loaded before the C library.
+
+#![allow(clippy::unwrap_used)]
+
+use gradtx_tests::miniature;
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new(errno: &str) -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        miniature::write(home.dir.path());
+        let text = format!(
+            "#include <errno.h>\nint flock(int f, int o) {{ (void)f; (void)o; errno = {errno}; return -1; }}\n"
+        );
+        std::fs::write(home.path("no_locks.c"), text).unwrap();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o", "no_locks.so", "no_locks.c"])
+            .current_dir(home.dir.path())
+            .status();
+        assert!(built.unwrap().success());
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A fine-tuning of many steps or a few.
+    fn finetune(&self, steps: u32) -> Command {
+        let mut command = Command::new(PROGRAM);
+        let set = format!("finetune.tiny.steps={steps}");
+        command.args(["finetune", "--run", "run", "--config", "settings.toml", "--data", "private.jsonl"]);
+        command.args(["--out", "out", "--threads", "1", "--set", &set]).current_dir(self.dir.path());
+        command.env("LD_PRELOAD", self.path("no_locks.so"));
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    fn begin(&self, steps: u32) -> Child {
+        let child = self.finetune(steps).spawn().unwrap();
+        let began = Instant::now();
+        while !self.path("out/progress.json").exists() {
+            assert!(began.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        child
+    }
+
+    fn claims(&self) -> usize {
+        let entries = std::fs::read_dir(self.path("out")).unwrap().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(".claim-")).count()
+    }
+
+    /// Whatever says who works there now says that it is a process of another host.
+    fn move_to_another_host(&self) {
+        for entry in std::fs::read_dir(self.path("out")).unwrap().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(".claim-") || name == "progress.json" {
+                let text = std::fs::read_to_string(entry.path()).unwrap();
+                let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+                value["host"] = json!("another");
+                if name == "progress.json" {
+                    // Its clock is a day ahead.
+                    value["updated"] = json!(value["updated"].as_f64().unwrap() + 86_400.0);
+                } else {
+                    value["machine"] = json!("another");
+                }
+                std::fs::write(entry.path(), value.to_string()).unwrap();
+            }
+        }
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn the_second_is_refused_while_the_first_works_and_a_kill_is_taken_over() {
+    for errno in ["ENOLCK", "EOPNOTSUPP", "ENOSYS"] {
+        let home = Home::new(errno);
+        let mut first = home.begin(1_000_000);
+        let second = home.finetune(1_000_000).output().unwrap();
+        assert_eq!(second.status.code(), Some(4), "{errno}: {}", said(&second));
+        assert!(said(&second).contains(&format!("process {}", first.id())), "{}", said(&second));
+        assert_eq!(home.claims(), 1);
+        first.kill().unwrap();
+        first.wait().unwrap();
+        // A dead process of this host is taken over at once.
+        let began = Instant::now();
+        let mut third = home.begin(1_000_000);
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(third.try_wait().unwrap().is_none(), "it works");
+        assert!(began.elapsed() < Duration::from_secs(10));
+        third.kill().unwrap();
+        third.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_host_that_is_gone_is_waited_for_a_stated_time_whatever_its_clock_says() {
+    let home = Home::new("ENOLCK");
+    let mut first = home.begin(1_000_000);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    std::fs::remove_dir_all(home.path("run")).unwrap();
+    home.move_to_another_host();
+    let record = home.path("out/record.json");
+    std::fs::remove_file(record).unwrap();
+    let began = Instant::now();
+    let next = home.finetune(2).output().unwrap();
+    assert!(next.status.success(), "{}", said(&next));
+    assert!(said(&next).contains("no locks") && said(&next).contains("15 s"), "{}", said(&next));
+    assert!(began.elapsed() > Duration::from_secs(14), "{:?}", began.elapsed());
+    assert_eq!(home.claims(), 0, "nothing is left of a finished stage");
+}
+
+#[test]
+fn of_several_starters_at_one_moment_one_works() {
+    let home = Home::new("ENOLCK");
+    let mut starters: Vec<Child> = (0..4).map(|_| home.finetune(1_000_000).spawn().unwrap()).collect();
+    let began = Instant::now();
+    let mut busy = 0;
+    while busy < 3 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{busy} of 3 were refused");
+        std::thread::sleep(Duration::from_millis(50));
+        busy = starters
+            .iter_mut()
+            .filter_map(|child| child.try_wait().unwrap())
+            .filter(|s| s.code() == Some(4))
+            .count();
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let alive = starters.iter_mut().filter(|child| child.try_wait().unwrap().is_none()).count();
+    assert_eq!((alive, home.claims()), (1, 1));
+    for mut child in starters {
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn output_that_is_lost_for_a_full_disk_is_an_error_and_a_reader_that_left_is_none() {
+    let home = Home::new("ENOLCK");
+    let doctor = |out: Stdio| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["plan", "--config", "settings.toml", "--gpu", "h100", "--tokens-per-example", "9"]);
+        command.current_dir(home.dir.path()).stdout(out).stderr(Stdio::piped()).output().unwrap()
+    };
+    let full = doctor(std::fs::File::options().write(true).open("/dev/full").unwrap().into());
+    assert_eq!(full.status.code(), Some(1), "{}", said(&full));
+    assert!(said(&full).contains("standard output"), "{}", said(&full));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let closed = doctor(writer.into());
+    assert_eq!((closed.status.code(), said(&closed).as_str()), (Some(0), ""));
+}
