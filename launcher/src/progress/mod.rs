@@ -136,7 +136,7 @@ impl Place {
 
     /// Whether a lock keeps all other processes from this directory.
     pub fn is_alone(&self) -> bool {
-        self.lock.is_some()
+        matches!(self.hold, Hold::Lock(_))
     }
 
     /// Ends work in a directory that is finished.
