@@ -141,7 +141,7 @@ fn of_several_starters_at_one_moment_one_works() {
             .count();
     }
     std::thread::sleep(Duration::from_secs(1));
-    let alive = starters.iter_mut().filter(|child| child.try_wait().unwrap().is_none()).count();
+    let alive = starters.iter_mut().map(|child| child.try_wait().unwrap()).filter(Option::is_none).count();
     assert_eq!((alive, home.claims()), (1, 1));
     for mut child in starters {
         let _ = child.kill();
