@@ -17,7 +17,7 @@ endif
 # Kernels are tested on the emulator, which needs no GPU, and their compilation where NVRTC is.
 TEST_FEATURES = $(FEATURES) $(if $(NVRTC),nvrtc)
 
-.PHONY: help demo test cluster chaos check bench build gpu setup clean cubins kernels-report test-cuda
+.PHONY: help demo test cluster chaos check bench build gpu setup clean cubins gpu-check kernels-report test-cuda
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
@@ -29,6 +29,7 @@ help:
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
 	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
 	@echo 'make gpu     the program with the device code of all CUDA kernels in it'
+	@echo 'make gpu-check   a directory to copy to a machine with a GPU, where its run.sh checks and measures everything'
 	@echo 'make cubins  that device code alone, in $(TARGET)/cubins'
 	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
 
@@ -41,6 +42,18 @@ build: setup
 # The program with the device code of all kernels in it: a node needs a driver, and nothing else.
 gpu: cubins
 	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) build --release $(FLAGS) -p gradtx-launcher
+
+# A directory for a machine that has a driver and nothing else (docs/gpu.md): the program and the device
+# tests, both with their device code, and a script. Without MPI, which such a machine lacks.
+GPU_CHECK = $(TARGET)/gpu-check
+gpu-check: cubins
+	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) test --release --locked --no-run --message-format=json \
+		-p gradtx-tests --features cuda --test cuda_emulated >$(TARGET)/gpu-check.json
+	tests=$$(sed -n 's/.*"executable":"\([^"]*cuda_emulated-[^"]*\)".*/\1/p' $(TARGET)/gpu-check.json | tail -n 1) && \
+	rm -rf $(TARGET)/gpu-check-parts && \
+	GPU_CHECK_PARTS=$(abspath $(TARGET))/gpu-check-parts GRADTX_EMULATOR_CPU=x86-64-v3 \
+		$$tests --quiet --ignored --exact gpu_check::emulated_parts && \
+	benches/gpu-check/assemble.sh $(TARGET)/release/gradtx-under-test $$tests $(TARGET)/gpu-check-parts $(GPU_CHECK)
 
 demo: build
 	$(TARGET)/release/gradtx demo $(DEMO_DIR)
@@ -56,7 +69,7 @@ run-tests:
 
 # The tests of the emulator, but on this machine's GPU; faults are planted into emulated kernels alone.
 test-cuda: setup
-	GRADTX_TEST_ON_DEVICE=1 $(CARGO) test --locked -p gradtx-tests --features cuda --test cuda_emulated -- --skip planted:: --skip host::
+	GRADTX_TEST_ON_DEVICE=1 $(CARGO) test --locked -p gradtx-tests --features cuda --test cuda_emulated -- --skip planted:: --skip host:: --skip gpu_check::
 
 cubins: setup
 	$(MAKE) --no-print-directory run-cubins REPORT=
@@ -82,7 +95,7 @@ check: setup
 	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) nvrtc' -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --locked --no-default-features -- -D warnings
 	@command -v shellcheck >/dev/null || echo 'no shellcheck here: scripts are not checked'
-	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh benches/*.sh benches/steps/*.sh .ci/run .ci/setup
+	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh benches/*.sh benches/*/*.sh .ci/run .ci/setup
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps $(FLAGS) --quiet
 
 bench: build
