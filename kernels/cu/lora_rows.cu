@@ -368,15 +368,15 @@ DEV void down_backward(X* dx, X* d_input, float* partial, const X* x, const X* i
     }                                                                                                                 \
     EXPORT(rmsnorm_lora_forward_##count##_##t)
 // Sums in shared memory, or in scratch memory where a block has too little of that.
-#define BACKWARD(X, t, place, in_shared)                                                                              \
-    KERNEL LAUNCH_BOUNDS(MOST_THREADS, 2)                                                                             \
+#define BACKWARD(X, t, place, in_shared, blocks)                                                                      \
+    KERNEL LAUNCH_BOUNDS(MOST_THREADS, blocks)                                                                        \
         lora_down_backward##place##_##t(X* d_input, float* partial, const X* input, FACTORS_PARAMETERS, u32 first,    \
                                         u32 count, u32 rows, STREAM_PARAMETERS, ROWS_PARAMETERS) {                    \
         down_backward<X, false, in_shared>(nullptr, d_input, partial, nullptr, input, nullptr, nullptr, 0, FACTORS,   \
                                            Part{first, count, rows}, STREAM, ROWS);                                   \
     }                                                                                                                 \
     EXPORT(lora_down_backward##place##_##t)                                                                           \
-    KERNEL LAUNCH_BOUNDS(MOST_THREADS, 2)                                                                             \
+    KERNEL LAUNCH_BOUNDS(MOST_THREADS, blocks)                                                                        \
         rmsnorm_lora_backward##place##_##t(X* dx, X* d_input, float* partial, const X* x, const X* input,             \
                                            const float* inv_rms, const X* w, u64 x_stride, FACTORS_PARAMETERS,        \
                                            u32 first, u32 count, u32 rows, STREAM_PARAMETERS, ROWS_PARAMETERS) {      \
@@ -387,7 +387,7 @@ DEV void down_backward(X* dx, X* d_input, float* partial, const X* x, const X* i
 #define INSTANCES(X, t)                                                                                               \
     FORWARD(X, t, 1)                                                                                                  \
     FORWARD(X, t, 4)                                                                                                  \
-    BACKWARD(X, t, , true)                                                                                            \
-    BACKWARD(X, t, _scratch, false)
+    BACKWARD(X, t, , true, 2)                                                                                         \
+    BACKWARD(X, t, _scratch, false, 1)
 INSTANCES(float, f32)
 INSTANCES(bf16, bf16)

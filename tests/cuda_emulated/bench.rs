@@ -30,7 +30,18 @@ fn lines(dtype: &str) -> Vec<Value> {
     let sizes = ["--translator", &t5, "--student", "3x16", "--teacher", "4x24", "--batch", "2"];
     let runs = [
         vec!["ceilings"],
-        vec!["finetune", "--model", model[1], "--tokens", "24", "--context", "12", "--jobs", "2", "--profile"],
+        vec![
+            "finetune",
+            "--model",
+            model[1],
+            "--tokens",
+            "24",
+            "--context",
+            "12",
+            "--jobs",
+            "2",
+            "--profile",
+        ],
         [&["train", "--profile"], &sizes[..]].concat(),
         [&["translate"], &sizes[..]].concat(),
         [&["generate", "--profile"], &model[..], &["--context", "5", "--tokens", "6"]].concat(),

@@ -127,11 +127,7 @@ impl Tolerance {
 ///
 /// # Errors
 /// Why `found` is not `expected`.
-pub fn difference(
-    found: &Results,
-    expected: &Results,
-    tolerance: f64,
-) -> std::result::Result<f64, String> {
+pub fn difference(found: &Results, expected: &Results, tolerance: f64) -> std::result::Result<f64, String> {
     if found.0.len() != expected.0.len() {
         return Err("another number of outputs".into());
     }

@@ -4,9 +4,9 @@
 //! program's own code finds it by name. Kernels become shared objects under the file names
 //! of cubins, in a directory that the device is told to take its cubins from.
 
+use crate::places::gpu_check;
 use gradtx_kernels::cuda::cubin::{Cubins, MODULES, architecture, file_name};
 use gradtx_kernels::cuda::{CublasLt, Cuda};
-use crate::places::gpu_check;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};

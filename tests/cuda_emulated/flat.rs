@@ -99,7 +99,8 @@ fn random_numbers() {
         check(&format!("random {rows:?}"), &Drawn { rows }, Tolerance { f32: 1e-12, bf16: 4e-3 });
         configure(SCHEDULE);
         let inputs = Inputs::new(Precision::F32);
-        let on_device = Drawn { rows }.run::<Cuda, f32>(&device(Variant { race: false, plant: None }), inputs);
+        let on_device =
+            Drawn { rows }.run::<Cuda, f32>(&device(Variant { race: false, plant: None }), inputs);
         let on_host = Drawn { rows }.run::<Cpu, f32>(&Cpu::new(2), inputs);
         assert_eq!(on_device.expect("memory"), on_host.expect("memory"));
     }

@@ -94,9 +94,7 @@ impl Elsewhere {
             if succeeds(Command::new("unshare").args(["-n", "true"])) {
                 words.extend(["unshare", "-n"].map(String::from));
             }
-            words.extend(
-                ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(String::from),
-            );
+            words.extend(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(String::from));
         }
         words.push(self.home().join("run.sh").display().to_string());
         words.extend(["--emulated".to_string()]);
@@ -148,7 +146,8 @@ fn everything_runs_on_a_bare_machine() {
         assert_eq!(found.with(part, "failed"), [""; 0], "{}", found.said);
     }
     let tests = found.with("correct", "passed");
-    for module in ["matrix", "attention", "lora", "rmsnorm", "rows", "flat", "t5_attention", "models", "demo"] {
+    for module in ["matrix", "attention", "lora", "rmsnorm", "rows", "flat", "t5_attention", "models", "demo"]
+    {
         assert!(tests.iter().any(|test| test.starts_with(module)), "{module}: {tests:?}");
     }
     let compared = |line: &&Value| line["within"] == true && line["bound"].is_number();

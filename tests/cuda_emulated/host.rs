@@ -282,7 +282,8 @@ fn operations_are_measured_one_by_one() {
     cuda.copy(Cuda::all_mut(&mut copy), Cuda::all(&a)).unwrap();
     let found = cuda.stop_profile().unwrap();
     assert_eq!(cuda.graph_launches(), 0);
-    let named = |name: &str| found.iter().find(|o| o.name == name).unwrap_or_else(|| panic!("{name}: {found:?}"));
+    let named =
+        |name: &str| found.iter().find(|o| o.name == name).unwrap_or_else(|| panic!("{name}: {found:?}"));
     let product = named("gemm_nt_64");
     assert_eq!((product.calls, product.flops), (3, 3.0 * 2.0 * 32.0 * 32.0 * 48.0));
     assert_eq!(named("copy").bytes, 2.0 * 4.0 * 32.0 * 48.0);

@@ -137,7 +137,7 @@ impl Job {
         let decoder = model.make::<X, D>(on.device)?;
         let batch = stream(lengths, model.config.vocab, self.jobs);
         let (base, first_step) = frozen_steps(on, results, &decoder, &batch)?;
-        let (adapted, operations) = self.adapted_steps(on, results, &decoder, layout, &batch)?;
+        let (adapted, times_of) = self.adapted_steps(on, results, &decoder, layout, &batch)?;
         let shares = machine::shares_of_time(on.device, adapted.total());
 
         let work = DecoderWork { model: &model.config, layout, element: size_of::<X>() as f64 };
@@ -159,7 +159,7 @@ impl Job {
         let mut more = fields(&adapted);
         more["overhead"] = rounded(adapted.median() / base.median() - 1.0);
         more["share_of_time"] = shares;
-        more["operations"] = operations;
+        more["operations"] = times_of;
         let jobs = if self.jobs == 1 { String::new() } else { format!(", {} jobs", self.jobs) };
         let entry = Entry::new("finetune", shape + &jobs, Count::flops(flops), adapted);
         results.add(on.device, entry.of(Kind::Lora).with(more))

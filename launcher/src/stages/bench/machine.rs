@@ -76,7 +76,9 @@ pub fn operations<D: Device>(
     device: &D,
     step: impl FnOnce() -> Result<()>,
 ) -> Result<Option<Vec<Operation>>> {
-    let Some(cuda) = (device as &dyn Any).downcast_ref::<gradtx_kernels::cuda::Cuda>() else { return Ok(None) };
+    let Some(cuda) = (device as &dyn Any).downcast_ref::<gradtx_kernels::cuda::Cuda>() else {
+        return Ok(None);
+    };
     cuda.start_profile()?;
     let done = step();
     let times = cuda.stop_profile()?;

@@ -39,7 +39,7 @@ impl Operation {
 
 /// Runs `step` once more and measures its operations, the longest first; null unless `--profile` was
 /// given and the device is a GPU.
-pub fn of_step<D: Device>(on: &On<'_, D>, step: impl FnOnce() -> Result<()>) -> Result<Value> {
+pub(super) fn of_step<D: Device>(on: &On<'_, D>, step: impl FnOnce() -> Result<()>) -> Result<Value> {
     if !on.profile {
         return Ok(Value::Null);
     }
@@ -98,8 +98,11 @@ mod tests {
     #[test]
     fn an_operation_is_held_against_the_longer_of_its_floors() {
         let ceilings = Ceilings { gemm: 100.0, copy: 10.0 };
-        let operations =
-            [operation("product", 3.0, 150.0, 5.0), operation("copy", 1.0, 10.0, 5.0), operation("no count", 1.0, 0.0, 0.0)];
+        let operations = [
+            operation("product", 3.0, 150.0, 5.0),
+            operation("copy", 1.0, 10.0, 5.0),
+            operation("no count", 1.0, 0.0, 0.0),
+        ];
         let lines = lines(&operations, &ceilings);
         assert_eq!(lines[0]["floor_s"], 1.5);
         assert_eq!(lines[0]["share_of_floor"], 0.5);

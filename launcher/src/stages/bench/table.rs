@@ -388,7 +388,10 @@ mod tests {
         ]
         .map(line);
         let text = compared(&lines).unwrap();
-        assert!(text.contains("2 comparisons") && text.contains("1 beyond") && text.contains("b bf16"), "{text}");
+        assert!(
+            text.contains("2 comparisons") && text.contains("1 beyond") && text.contains("b bf16"),
+            "{text}"
+        );
         assert!(compared(&lines[2..]).is_none());
     }
 
