@@ -46,14 +46,15 @@ gpu: cubins
 # A directory for a machine that has a driver and nothing else (docs/gpu.md): the program and the device
 # tests, both with their device code, and a script. Without MPI, which such a machine lacks.
 GPU_CHECK = $(TARGET)/gpu-check
+GPU_CHECK_PROFILE ?= release
 gpu-check: cubins
-	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) test --release --locked --no-run --message-format=json \
+	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) test --profile $(GPU_CHECK_PROFILE) --locked --no-run --message-format=json \
 		-p gradtx-tests --features cuda --test cuda_emulated >$(TARGET)/gpu-check.json
 	tests=$$(sed -n 's/.*"executable":"\([^"]*cuda_emulated-[^"]*\)".*/\1/p' $(TARGET)/gpu-check.json | tail -n 1) && \
 	rm -rf $(TARGET)/gpu-check-parts && \
 	GPU_CHECK_PARTS=$(abspath $(TARGET))/gpu-check-parts GRADTX_EMULATOR_CPU=x86-64-v3 \
 		$$tests --quiet --ignored --exact gpu_check::emulated_parts && \
-	benches/gpu-check/assemble.sh $(TARGET)/release/gradtx-under-test $$tests $(TARGET)/gpu-check-parts $(GPU_CHECK)
+	benches/gpu-check/assemble.sh $$(dirname "$$tests")/../gradtx-under-test $$tests $(TARGET)/gpu-check-parts $(GPU_CHECK)
 
 demo: build
 	$(TARGET)/release/gradtx demo $(DEMO_DIR)

@@ -15,7 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
-// A device: what an A100 has of everything that a launch depends on, and 8 GiB of memory.
+// A device: what an A100 has of everything that a launch depends on, but for registers, and 8 GiB of memory.
 constexpr size_t MEMORY = 8ull << 30;
 constexpr int MOST_DEVICES = 16;
 constexpr int PLAIN_SHARED = 48 * 1024;

@@ -198,7 +198,7 @@ fn a_kernel_that_fails() {
 
 #[test]
 fn a_kernel_that_hangs() {
-    let variables = [("EMU_HANG", "dropout"), ("GPU_CHECK_GROUP_SECONDS", "6")];
+    let variables = [("EMU_HANG", "dropout"), ("GPU_CHECK_GROUP_SECONDS", "15")];
     let found = Elsewhere::new().run(&["--only", "correct", "--tests", "rows flat"], &variables);
     found.assert_code(13);
     assert_eq!(found.with("correct", "stopped"), ["rows::dropout"], "{}", found.said);
@@ -210,7 +210,8 @@ fn a_kernel_that_hangs() {
 #[test]
 fn no_time_left() {
     let found = Elsewhere::new().run(&["--minutes", "0.2"], &[("EMU_HANG", "gemm")]);
-    assert!(found.time < Duration::from_secs(20), "{:?}", found.time);
+    // 12 seconds, and what a busy machine needs to end it all.
+    assert!(found.time < Duration::from_secs(40), "{:?}", found.time);
     assert!(!found.with("machine", "passed").is_empty(), "{}", found.said);
     assert!(!found.with("speed", "no time left").is_empty(), "{}", found.said);
     assert!(found.code != Some(0) && found.table.contains("no time left"), "{}", found.said);
