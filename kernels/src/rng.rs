@@ -51,7 +51,7 @@ pub fn drop_threshold(p: f64) -> u32 {
 }
 
 /// Standard deviation of the numbers of [`bell`].
-pub const BELL_SPREAD: f64 = 295.600_406_0;
+pub const BELL_SPREAD: f64 = 295.601_082_541_996_1;
 /// The last word of their counters.
 const BELL_STREAM: u32 = 0x6265_6c6c;
 
