@@ -87,11 +87,16 @@ impl Functions {
         if shared <= function.permitted {
             return Ok(());
         }
+        // Another thread may have asked for more since: what is permitted only grows.
+        let mut loaded = memory::lock(&self.loaded);
+        let held = loaded.functions.get(&(name, suffix));
+        if held.is_some_and(|held| shared <= held.permitted) {
+            return Ok(());
+        }
         use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LARGEST;
         // SAFETY: the function is one of a loaded module.
         unsafe { result::function::set_function_attribute(function.raw, LARGEST, shared as i32) }
             .map_err(failed(format!("permit {shared} bytes of shared memory to `{name}`")))?;
-        let mut loaded = memory::lock(&self.loaded);
         loaded.functions.insert((name, suffix), Function { permitted: shared, ..*function });
         Ok(())
     }
