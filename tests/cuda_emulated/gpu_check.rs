@@ -185,6 +185,34 @@ fn a_machine_without_a_library() {
     assert!(found.measured("finetune") && found.measured("train"), "{}", found.said);
 }
 
+/// Of another directory, under the name of another version, behind one that does not work.
+#[test]
+fn a_library_that_the_loader_does_not_find() {
+    let elsewhere = Elsewhere::new();
+    let places = ["broken", "nvidia/cu13/lib"].map(|name| elsewhere.directory.path().join(name));
+    places.iter().for_each(|place| std::fs::create_dir_all(place).unwrap());
+    std::fs::write(places[0].join("libcublasLt.so.12"), "not a library").unwrap();
+    let library = elsewhere.home().join("emulated/libcublasLt.so");
+    std::fs::rename(library, places[1].join("libcublasLt.so.13")).unwrap();
+    let list = std::env::join_paths(&places).unwrap().into_string().unwrap();
+    let found = elsewhere.run(&["--only", "profile"], &[("GRADTX_CUDA_LIBRARIES", &list)]);
+    found.assert_code(0);
+    assert!(found.said.contains("matrix products by cuBLASLt"), "{}", found.said);
+    let without = elsewhere.run(&["--only", "profile"], &[]);
+    assert!(without.said.contains("kernels of our own"), "{}", without.said);
+
+    let asked = Command::new("python3")
+        .arg(elsewhere.home().join("libraries.py"))
+        .arg("directories")
+        .env("PYTHONPATH", elsewhere.directory.path())
+        .output();
+    // Python is not needed where there is none.
+    if let Ok(output) = asked {
+        let directories = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(directories.contains(&places[1].display().to_string()), "{directories}");
+    }
+}
+
 #[test]
 fn a_kernel_that_fails() {
     let found = Elsewhere::new().run(&["--tests", "flat rows"], &[("EMU_FAIL", "gelu")]);
