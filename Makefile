@@ -5,7 +5,7 @@ CARGO ?= cargo
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Goals that compile. `.ci/setup` runs first, and a make of its own then reads what it found.
-COMPILED = demo test cluster chaos fuzz check bench build gpu cubins kernels-report test-cuda
+COMPILED = demo test cluster chaos fuzz check bench build gpu cubins gpu-check kernels-report test-cuda
 
 .PHONY: help clean setup fresh $(COMPILED)
 
@@ -21,6 +21,7 @@ help:
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
 	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
 	@echo 'make gpu     the program with the device code of all CUDA kernels in it'
+	@echo 'make gpu-check   a directory to copy to a machine with a GPU, where its run.sh checks and measures everything'
 	@echo 'make cubins  that device code alone, in $(TARGET)/cubins'
 	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
 
@@ -63,6 +64,19 @@ build:
 gpu: cubins
 	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) build --release $(FLAGS) -p gradtx-launcher
 
+# A directory for a machine that has a driver and nothing else (docs/gpu.md): the program and the device
+# tests, both with their device code, and a script. Without MPI, which such a machine lacks.
+GPU_CHECK = $(TARGET)/gpu-check
+GPU_CHECK_PROFILE ?= release
+gpu-check: cubins
+	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) test --profile $(GPU_CHECK_PROFILE) --locked --no-run --message-format=json \
+		-p gradtx-tests --features cuda --test cuda_emulated >$(TARGET)/gpu-check.json
+	tests=$$(sed -n 's/.*"executable":"\([^"]*cuda_emulated-[^"]*\)".*/\1/p' $(TARGET)/gpu-check.json | tail -n 1) && \
+	rm -rf $(TARGET)/gpu-check-parts && \
+	GPU_CHECK_PARTS=$(abspath $(TARGET))/gpu-check-parts GRADTX_EMULATOR_CPU=x86-64-v3 \
+		$$tests --quiet --ignored --exact gpu_check::emulated_parts && \
+	benches/gpu-check/assemble.sh $$(dirname "$$tests")/../gradtx-under-test $$tests $(TARGET)/gpu-check-parts $(GPU_CHECK)
+
 demo: build
 	$(TARGET)/release/gradtx demo $(DEMO_DIR)
 
@@ -72,7 +86,7 @@ test:
 
 # The tests of the emulator, but on this machine's GPU; faults are planted into emulated kernels alone.
 test-cuda:
-	GRADTX_TEST_ON_DEVICE=1 $(CARGO) test --locked -p gradtx-tests --features cuda --test cuda_emulated -- --skip planted:: --skip host::
+	GRADTX_TEST_ON_DEVICE=1 $(CARGO) test --locked -p gradtx-tests --features cuda --test cuda_emulated -- --skip planted:: --skip host:: --skip gpu_check::
 
 cubins: REPORT =
 kernels-report: REPORT = kernels/REPORT.md
@@ -99,7 +113,7 @@ fuzz:
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) FUZZ_SEED=$(or $(FUZZ_SEED),2) \
 		$(CARGO) test --locked -p gradtx-tests --test fuzz -- --nocapture ten_thousand_mutated_files
 
-SCRIPTS = slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh tests/fresh/*.sh benches/*.sh benches/steps/*.sh .ci/run .ci/setup .ci/lib/*.sh
+SCRIPTS = slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh tests/fresh/*.sh benches/*.sh benches/*/*.sh .ci/run .ci/setup .ci/lib/*.sh
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) nvrtc' -- -D warnings

@@ -146,11 +146,15 @@ def decoder(arguments):
     else:
         config = AutoConfig.from_pretrained(arguments.model)
         name = os.path.basename(os.path.dirname(os.path.abspath(arguments.model)))
-    with torch.device(arguments.device):
-        model = AutoModelForCausalLM.from_config(
-            config, torch_dtype=dtype_of(arguments), attn_implementation="sdpa"
-        )
-    return name, model
+    # The default type, for the argument that says the same has other names in other versions.
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype_of(arguments))
+    try:
+        with torch.device(arguments.device):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    finally:
+        torch.set_default_dtype(usual)
+    return name, model.to(dtype_of(arguments))
 
 
 def bench_finetune(arguments):

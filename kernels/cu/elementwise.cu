@@ -50,6 +50,27 @@ template <class To, class From> DEV void cast(To* dst, const From* src, u64 n) {
     });
 }
 
+// A bell-shaped number of a random word, as the host's rng has it: of the sum of four bytes, never 0.
+DEV float bell(u32 word) {
+    u32 sum = (word & 255) + (word >> 8 & 255) + (word >> 16 & 255) + (word >> 24);
+    return (float)(2 * (int)sum - 1019);
+}
+constexpr u32 BELL_STREAM = 0x62656c6cu;
+
+// out[row · stride + column] = scale · number row · cols + column.
+template <class X> DEV void random_rows(X* out, u64 key, float scale, u64 rows, u64 cols, u64 stride) {
+    u64 n = rows * cols;
+    cover_grid<1>((n + 3) / 4, false, [&](auto, u64 group) {
+        uint4 words = philox(key, make_uint4((u32)group, (u32)(group >> 32), 0, BELL_STREAM));
+        u32 word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            u64 i = 4 * group + j;
+            if (i < n) out[i / cols * stride + i % cols] = narrow<X>(bell(word[j]) * scale);
+        }
+    });
+}
+
 #define INSTANCES(X, x)                                                                                       \
     KERNEL LAUNCH_BOUNDS(256) axpby_##x(X* y, float a, const X* src, float b, u64 n) { axpby(y, a, src, b, n); } \
     EXPORT(axpby_##x)                                                                                         \
@@ -59,7 +80,12 @@ template <class To, class From> DEV void cast(To* dst, const From* src, u64 n) {
         gather_rows_##x(X* out, const X* src, const u32* ids, u32* fault, u32 cols, u32 limit) {               \
         gather_rows(out, src, ids, fault, cols, limit);                                                       \
     }                                                                                                         \
-    EXPORT(gather_rows_##x)
+    EXPORT(gather_rows_##x)                                                                                   \
+    KERNEL LAUNCH_BOUNDS(256)                                                                                 \
+        random_rows_##x(X* out, u64 key, float scale, u64 rows, u64 cols, u64 stride) {                       \
+        random_rows(out, key, scale, rows, cols, stride);                                                     \
+    }                                                                                                         \
+    EXPORT(random_rows_##x)
 INSTANCES(float, f32)
 INSTANCES(bf16, bf16)
 

@@ -194,7 +194,7 @@ struct Part {
 // and with NORM  dx += (w ⊙ d − x̂ · mean(w ⊙ d ⊙ x̂)) / rms. The mean needs no second pass over the
 // rows, for Σ w (mask ⊙ ds A) x / rms = Σ ds s / scale, of which s is known. The rows of x̃ are not
 // read: x is needed anyway, and w, the same for all tokens, is multiplied into dA at the end.
-template <class X, bool NORM>
+template <class X, bool NORM, bool IN_SHARED>
 DEV void down_backward(X* dx, X* d_input, float* partial, const X* x, const X* input, const float* inv_rms,
                        const X* w, u64 x_stride, const Factors& f, const Part& part, const Stream& stream,
                        const Rows& from) {
@@ -202,8 +202,15 @@ DEV void down_backward(X* dx, X* d_input, float* partial, const X* x, const X* i
     SHARED(float, ds_dot_s, TILE);
     SHARED(float, inv, TILE);
     u32 in_dim = from.in_dim, units = f.units();
-    float* sums = reinterpret_cast<float*>(memory);   // [part.count, in_dim]; a thread's columns are its own
-    float* ds = sums + (u64)part.count * in_dim;      // [TILE, units], scaled
+    float* ds = reinterpret_cast<float*>(memory);     // [TILE, units], scaled
+    // [part.count, in_dim], a thread's columns its own: behind ds, or where the sums go in the end.
+    float* scratch = partial + (u64)blockIdx.x * part.count * in_dim;
+    float* sums;
+    if constexpr (IN_SHARED) {
+        sums = ds + (u64)TILE * units;
+    } else {
+        sums = scratch;
+    }
     SegmentTile tile = find_tile(blockIdx.x, TILE, stream.offsets, stream.segments, stream.tokens, stream.fault);
     u64 adapter;
     if (!stream.adapter_of(tile.segment, adapter)) return;
@@ -334,7 +341,7 @@ DEV void down_backward(X* dx, X* d_input, float* partial, const X* x, const X* i
             load(values, sums + (u64)unit * in_dim + c);
 #pragma unroll
             for (int j = 0; j < N; j++) values[j] *= NORM ? ws[j] : 1.f;
-            store(partial + ((u64)blockIdx.x * part.count + unit) * in_dim + c, values);
+            store(scratch + (u64)unit * in_dim + c, values);
         }
     });
 }
@@ -360,23 +367,27 @@ DEV void down_backward(X* dx, X* d_input, float* partial, const X* x, const X* i
         down_forward<X, count, true>(input, inv_rms, x, w, x_stride, eps, FACTORS, STREAM, ROWS);                     \
     }                                                                                                                 \
     EXPORT(rmsnorm_lora_forward_##count##_##t)
+// Sums in shared memory, or in scratch memory where a block has too little of that.
+#define BACKWARD(X, t, place, in_shared, blocks)                                                                      \
+    KERNEL LAUNCH_BOUNDS(MOST_THREADS, blocks)                                                                        \
+        lora_down_backward##place##_##t(X* d_input, float* partial, const X* input, FACTORS_PARAMETERS, u32 first,    \
+                                        u32 count, u32 rows, STREAM_PARAMETERS, ROWS_PARAMETERS) {                    \
+        down_backward<X, false, in_shared>(nullptr, d_input, partial, nullptr, input, nullptr, nullptr, 0, FACTORS,   \
+                                           Part{first, count, rows}, STREAM, ROWS);                                   \
+    }                                                                                                                 \
+    EXPORT(lora_down_backward##place##_##t)                                                                           \
+    KERNEL LAUNCH_BOUNDS(MOST_THREADS, blocks)                                                                        \
+        rmsnorm_lora_backward##place##_##t(X* dx, X* d_input, float* partial, const X* x, const X* input,             \
+                                           const float* inv_rms, const X* w, u64 x_stride, FACTORS_PARAMETERS,        \
+                                           u32 first, u32 count, u32 rows, STREAM_PARAMETERS, ROWS_PARAMETERS) {      \
+        down_backward<X, true, in_shared>(dx, d_input, partial, x, input, inv_rms, w, x_stride, FACTORS,              \
+                                          Part{first, count, rows}, STREAM, ROWS);                                    \
+    }                                                                                                                 \
+    EXPORT(rmsnorm_lora_backward##place##_##t)
 #define INSTANCES(X, t)                                                                                               \
     FORWARD(X, t, 1)                                                                                                  \
     FORWARD(X, t, 4)                                                                                                  \
-    KERNEL LAUNCH_BOUNDS(MOST_THREADS, 2)                                                                             \
-        lora_down_backward_##t(X* d_input, float* partial, const X* input, FACTORS_PARAMETERS, u32 first, u32 count,  \
-                               u32 rows, STREAM_PARAMETERS, ROWS_PARAMETERS) {                                        \
-        down_backward<X, false>(nullptr, d_input, partial, nullptr, input, nullptr, nullptr, 0, FACTORS,              \
-                                Part{first, count, rows}, STREAM, ROWS);                                              \
-    }                                                                                                                 \
-    EXPORT(lora_down_backward_##t)                                                                                    \
-    KERNEL LAUNCH_BOUNDS(MOST_THREADS, 2)                                                                             \
-        rmsnorm_lora_backward_##t(X* dx, X* d_input, float* partial, const X* x, const X* input,                      \
-                                  const float* inv_rms, const X* w, u64 x_stride, FACTORS_PARAMETERS, u32 first,      \
-                                  u32 count, u32 rows, STREAM_PARAMETERS, ROWS_PARAMETERS) {                          \
-        down_backward<X, true>(dx, d_input, partial, x, input, inv_rms, w, x_stride, FACTORS,                         \
-                               Part{first, count, rows}, STREAM, ROWS);                                               \
-    }                                                                                                                 \
-    EXPORT(rmsnorm_lora_backward_##t)
+    BACKWARD(X, t, , true, 2)                                                                                         \
+    BACKWARD(X, t, _scratch, false, 1)
 INSTANCES(float, f32)
 INSTANCES(bf16, bf16)

@@ -119,6 +119,12 @@ void* shared_array(const void* site, size_t bytes) {
     if (offset + bytes > ARENA_BYTES) fail("more than %zu bytes of declared shared memory", ARENA_BYTES);
     w.arrays.push_back({site, offset, bytes});
     w.arena_used = offset + bytes;
+    w.declared += (bytes + 15) / 16 * 16;
+    w.most_declared = std::max(w.most_declared, w.declared);
+    if (w.declared + w.dynamic_bytes > w.most_shared) {
+        fail("invalid launch: %zu bytes of shared memory, of which %zu are declared; %zu may be used", w.declared + w.dynamic_bytes,
+             w.declared, w.most_shared);
+    }
     return w.arena + offset;
 }
 

@@ -15,16 +15,36 @@
 #include <unordered_map>
 #include <vector>
 
-// A device: what an A100 has of everything that a launch depends on, and 8 GiB of memory.
+// A device: what an A100 has of everything that a launch depends on, but for registers, and 8 GiB of memory.
 constexpr size_t MEMORY = 8ull << 30;
 constexpr int MOST_DEVICES = 16;
-constexpr int DEFAULT_SHARED = 48 * 1024, MAX_SHARED = 163 * 1024;
+constexpr int PLAIN_SHARED = 48 * 1024;
+constexpr int REGISTERS = 64 * 1024, MOST_THREADS = 1024, MOST_GRID_X = 0x7fffffff, MOST_GRID_YZ = 65535;
+
+// Bytes of shared memory that a block can ask for: EMU_SHARED, or what emu_shared has set for this
+// host thread; else those of an A100.
+static int& most_shared() {
+    auto of_environment = [] {
+        const char* text = getenv("EMU_SHARED");
+        return text ? std::clamp(atoi(text), PLAIN_SHARED, (int)emu::MAX_SHARED) : 163 * 1024;
+    };
+    static thread_local int bytes = of_environment();
+    return bytes;
+}
+extern "C" __attribute__((visibility("default"))) void emu_shared(int bytes) { most_shared() = bytes; }
+
+// Faults that tests plant: kernels whose names hold EMU_FAIL fail, those with EMU_HANG never end.
+static bool named_by(const char* variable, const std::string& kernel) {
+    const char* text = getenv(variable);
+    return text && *text && kernel.find(text) != std::string::npos;
+}
 
 struct Function {
     std::string name;
     int (*run)(const unsigned*, size_t, void**);
     std::vector<size_t> parameters;  // their sizes
-    int max_dynamic_shared = DEFAULT_SHARED;
+    int permitted_shared = 0;  // dynamic, on request; 0: nothing was asked for
+    size_t declared_shared = 0;  // of its last launch: before the first nobody knows
 };
 struct Module {
     void* handle;
@@ -78,14 +98,18 @@ API cuDeviceTotalMem_v2(size_t* bytes, int) {
 }
 API cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
-        case 1: *value = 1024; break;             // threads per block
-        case 8: *value = DEFAULT_SHARED; break;   // shared memory per block
+        case 1: *value = MOST_THREADS; break;     // threads per block
+        case 5: *value = MOST_GRID_X; break;      // blocks of a grid
+        case 6:
+        case 7: *value = MOST_GRID_YZ; break;
+        case 8: *value = PLAIN_SHARED; break;     // shared memory per block
         case 10: *value = 32; break;              // warp size
+        case 12: *value = REGISTERS; break;       // registers per block
         case 16: *value = 8; break;               // multiprocessors
         case 75: *value = 8; break;               // compute capability, major
         case 76: *value = 0; break;               // and minor
         case 81: *value = 164 * 1024; break;      // shared memory per multiprocessor
-        case 97: *value = MAX_SHARED; break;      // shared memory per block on request
+        case 97: *value = most_shared(); break;   // shared memory per block on request
         default: *value = 0;
     }
     return SUCCESS;
@@ -209,8 +233,17 @@ API cuModuleGetFunction(void** function, void* module, const char* name) {
 API cuFuncSetAttribute(void* function, int attribute, int value) {
     constexpr int MAX_DYNAMIC_SHARED = 8;
     if (attribute != MAX_DYNAMIC_SHARED) return SUCCESS;
-    if (value > MAX_SHARED) return INVALID_VALUE;
-    static_cast<Function*>(function)->max_dynamic_shared = value;
+    auto* f = static_cast<Function*>(function);
+    if (value < 0 || value + (int)f->declared_shared > most_shared()) return INVALID_VALUE;
+    f->permitted_shared = value;
+    return SUCCESS;
+}
+API cuFuncGetAttribute(int* value, int attribute, void* function) {
+    switch (attribute) {
+        case 0: *value = MOST_THREADS; break;  // threads per block
+        case 1: *value = (int)static_cast<Function*>(function)->declared_shared; break;
+        default: *value = 0;  // registers are not modelled
+    }
     return SUCCESS;
 }
 
@@ -218,16 +251,20 @@ static thread_local std::string launch_error;
 
 // A launch with its own copy of the arguments.
 struct Launched {
-    const Function* function;
+    Function* function;
     unsigned dims[6];
-    size_t shared_bytes;
+    size_t shared_bytes, most_shared;
     std::vector<std::vector<char>> arguments;
 
     Result run() {
         std::vector<void*> pointers;
         for (auto& argument : arguments) pointers.push_back(argument.data());
         launch_error.clear();
-        if (function->run(dims, shared_bytes, pointers.data()) == 0) return SUCCESS;
+        while (named_by("EMU_HANG", function->name)) sleep(1);
+        emu::limit_shared(most_shared);
+        int failed = function->run(dims, shared_bytes, pointers.data());
+        function->declared_shared = emu::declared_shared();
+        if (!failed) return SUCCESS;
         launch_error = emu::last_error();
         if (launch_error.find("illegal memory") != std::string::npos) return ILLEGAL_ADDRESS;
         return launch_error.find("invalid launch") != std::string::npos ? INVALID_VALUE : LAUNCH_FAILED;
@@ -239,11 +276,19 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     auto* f = static_cast<Function*>(function);
     launch_error.clear();
     if (extra) return NOT_SUPPORTED;
-    if ((int)shared_bytes > f->max_dynamic_shared || gx > 0x7fffffffu || gy > 65535 || gz > 65535 || bz > 64) {
+    // What is declared counts too; the emulator knows how much when the kernel runs.
+    int limit = f->permitted_shared ? f->permitted_shared : PLAIN_SHARED;
+    if ((int)shared_bytes > limit || gx > (unsigned)MOST_GRID_X || gy > (unsigned)MOST_GRID_YZ ||
+        gz > (unsigned)MOST_GRID_YZ || bz > 64) {
         launch_error = f->name + ": a launch that no device takes";
         return INVALID_VALUE;
     }
-    Launched launched{f, {gx, gy, gz, bx, by, bz}, shared_bytes, {}};
+    if (named_by("EMU_FAIL", f->name)) {
+        launch_error = f->name + ": a planted failure";
+        return LAUNCH_FAILED;
+    }
+    size_t most = f->permitted_shared ? most_shared() : PLAIN_SHARED;
+    Launched launched{f, {gx, gy, gz, bx, by, bz}, shared_bytes, most, {}};
     for (size_t i = 0; i < f->parameters.size(); i++) {
         auto* from = static_cast<const char*>(arguments[i]);
         launched.arguments.emplace_back(from, from + f->parameters[i]);

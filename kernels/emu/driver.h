@@ -1,6 +1,6 @@
 // What the parts of the stand-in driver share: results of calls, and streams.
 #pragma once
-#include "emu.h"
+#include "internal.h"
 
 #include <functional>
 

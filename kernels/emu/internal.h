@@ -8,6 +8,10 @@
 
 namespace emu {
 
+constexpr size_t STACK_BYTES = 64 * 1024;
+constexpr size_t ARENA_BYTES = 48 * 1024;  // what a kernel may declare
+constexpr size_t MAX_SHARED = 227 * 1024;
+
 // In which order the threads of a block get their turn.
 enum class Order { forward, reverse, random };
 
@@ -61,7 +65,8 @@ struct Worker {
     unsigned char* dynamic = nullptr;
     size_t dynamic_bytes = 0;
     unsigned char* arena = nullptr;  // declared shared arrays
-    size_t arena_used = 0;
+    size_t arena_used = 0, declared = 0, most_declared = 0;  // with gaps; without, now and at most
+    size_t most_shared = MAX_SHARED;
     std::vector<SharedArray> arrays;
     char* signal_stack = nullptr;
     Coroutine main;
@@ -80,9 +85,10 @@ struct Worker {
 };
 extern thread_local Worker* worker;
 
-constexpr size_t STACK_BYTES = 64 * 1024;
-constexpr size_t ARENA_BYTES = 48 * 1024;  // what a kernel may declare
-constexpr size_t MAX_SHARED = 227 * 1024;
+// For this host thread's next launch: bytes of shared memory, declared and dynamic, that a block may have.
+void limit_shared(size_t bytes);
+// Bytes that a block of its last launch has declared.
+size_t declared_shared();
 
 inline u64 step(u64 x) {
     x ^= x << 13;

@@ -49,6 +49,10 @@ static thread_local std::string last_message;
 
 const char* last_error() { return last_message.c_str(); }
 
+static thread_local size_t shared_limit = MAX_SHARED, shared_declared;
+void limit_shared(size_t bytes) { shared_limit = bytes; }
+size_t declared_shared() { return shared_declared; }
+
 static Config from_environment() {
     auto get = [](const char* name) {
         const char* value = getenv(name);
@@ -276,7 +280,7 @@ static void run_block(Worker& w, uint3 block, const Launch& launch) {
     }
     if (w.dynamic_bytes) memset(w.dynamic, 0xff, w.dynamic_bytes);
     memset(w.arena, 0xff, w.arena_used);
-    w.arena_used = 0;
+    w.arena_used = w.declared = 0;
     w.arrays.clear();
     for (int i = 0; i < w.threads; i++) {
         prepare_fiber(w, i, launch);
@@ -342,6 +346,7 @@ static Worker* take_worker(const Launch& launch, const char* name) {
     w->kernel = name;
     w->failed = false;
     w->error.clear();
+    w->most_declared = 0;
     w->order = config().order;
     w->race = config().race;
     return w;
@@ -358,9 +363,11 @@ struct Job {
     size_t blocks;
     u32 first_serial;
     std::atomic<size_t> next{0};
+    size_t most_shared;         // declared and dynamic
     std::atomic<bool> failed{false};
     std::mutex lock;
     std::string error;
+    size_t declared = 0;        // the most of any block
 };
 
 static void work(Job& job) {
@@ -373,6 +380,7 @@ static void work(Job& job) {
     w->body = job.body;
     w->argument = job.argument;
     w->first_serial = job.first_serial;
+    w->most_shared = job.most_shared;
     dim3 grid = job.launch.grid;
     for (size_t i; !job.failed && (i = job.next++) < job.blocks;) {
         size_t k = job.order.empty() ? i : job.order[i];
@@ -390,6 +398,10 @@ static void work(Job& job) {
     before.ss_flags &= ~SS_ONSTACK;
     sigaltstack(&before, nullptr);
     worker = nullptr;
+    {
+        std::lock_guard<std::mutex> held(job.lock);
+        job.declared = std::max(job.declared, w->most_declared);
+    }
     std::lock_guard<std::mutex> held(pool_lock);
     pool.push_back(w);
 }
@@ -416,7 +428,7 @@ int launch(const char* name, const Launch& launch, void (*body)(void*), void* ar
         return 1;
     }
     catch_faults();
-    Job job{name, launch, body, argument, config(), {}, blocks, serials.fetch_add((u32)blocks), {}, {}, {}, {}};
+    Job job{name, launch, body, argument, config(), {}, blocks, serials.fetch_add((u32)blocks), {}, shared_limit, {}, {}, {}};
     choose_block_order(job);
     // Small launches are not worth another host thread.
     size_t helpers = threads * blocks < 4096 ? 0 : std::min<size_t>(std::thread::hardware_concurrency(), blocks) - 1;
@@ -430,6 +442,7 @@ int launch(const char* name, const Launch& launch, void (*body)(void*), void* ar
     work(job);
     for (std::thread& t : others) t.join();
     last_message = job.error;
+    shared_declared = job.declared;
     return job.failed ? 1 : 0;
 }
 

@@ -50,6 +50,23 @@ pub fn drop_threshold(p: f64) -> u32 {
     (p * 4_294_967_296.0).min(4_294_967_295.0) as u32
 }
 
+/// Standard deviation of the numbers of [`bell`].
+pub const BELL_SPREAD: f64 = 295.601_082_541_996_1;
+/// The last word of their counters.
+const BELL_STREAM: u32 = 0x6265_6c6c;
+
+/// Numbers `4·group` to `4·group + 3` of a key's bell-shaped numbers: odd integers from −1019 to
+/// 1021, the sums of four random bytes, with mean 1 and standard deviation [`BELL_SPREAD`]. They
+/// are never 0, and every device makes the same ones.
+#[inline(always)]
+pub fn bell(key: u64, group: u64) -> [f32; 4] {
+    let number = |word: u32| {
+        let sum: i32 = word.to_le_bytes().into_iter().map(i32::from).sum();
+        (2 * sum - 1019) as f32
+    };
+    philox(key, [group as u32, (group >> 32) as u32, 0, BELL_STREAM]).map(number)
+}
+
 /// A sequential reader of one key's numbers, for host-side choices and initial weights.
 #[derive(Clone, Debug)]
 pub struct Stream {
@@ -151,6 +168,18 @@ mod tests {
         let all: Vec<f64> = (0..20).map(|_| from_first.normal()).collect();
         let mut from_there = Stream::after_normals(9, 13);
         assert!(all[13..].iter().all(|x| *x == from_there.normal()));
+    }
+
+    #[test]
+    fn bell_shaped_numbers_have_their_moments_and_are_never_zero() {
+        let numbers: Vec<f64> = (0..10_000).flat_map(|group| bell(5, group)).map(f64::from).collect();
+        assert!(numbers.iter().all(|x| x % 2.0 != 0.0 && (-1019.0..=1021.0).contains(x)));
+        let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
+        let square = numbers.iter().map(|x| x * x).sum::<f64>() / numbers.len() as f64;
+        assert!((mean - 1.0).abs() < 6.0, "mean {mean}");
+        assert!((square.sqrt() / BELL_SPREAD - 1.0).abs() < 0.01, "spread {}", square.sqrt());
+        assert_ne!(bell(5, 0), bell(6, 0));
+        assert_ne!(bell(5, 1), bell(5, 1 + (1 << 32)));
     }
 
     #[test]

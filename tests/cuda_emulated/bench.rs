@@ -4,15 +4,17 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::emulator::{self, Variant};
-use gradtx_tests::fixture;
+use crate::places::{fixture, program};
+use gradtx_kernels::bf16;
+use gradtx_kernels::cpu::Cpu;
+use gradtx_kernels::cuda::Cuda;
+use gradtx_launcher::stages::bench::models::NamedDecoder;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
-
 fn bench(home: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program());
     command.current_dir(home).arg("bench").args(args).args(["--device", "cuda", "--warmup", "0"]);
     command.args(["--runs", "1", "--large", "32", "--out", "lines.jsonl"]);
     emulator::lend(&mut command, Variant { race: false, plant: None });
@@ -27,10 +29,22 @@ fn lines(dtype: &str) -> Vec<Value> {
     let model = ["--model", &model, "--batch", "2"];
     let sizes = ["--translator", &t5, "--student", "3x16", "--teacher", "4x24", "--batch", "2"];
     let runs = [
-        vec!["finetune", "--model", model[1], "--tokens", "24", "--context", "12", "--jobs", "2"],
-        [&["train"], &sizes[..]].concat(),
+        vec!["ceilings"],
+        vec![
+            "finetune",
+            "--model",
+            model[1],
+            "--tokens",
+            "24",
+            "--context",
+            "12",
+            "--jobs",
+            "2",
+            "--profile",
+        ],
+        [&["train", "--profile"], &sizes[..]].concat(),
         [&["translate"], &sizes[..]].concat(),
-        [&["generate"], &model[..], &["--context", "5", "--tokens", "6"]].concat(),
+        [&["generate", "--profile"], &model[..], &["--context", "5", "--tokens", "6"]].concat(),
         [&["kernels"], &model[..2], &sizes, &["--tokens", "24", "--values", "500", "--context", "7"]]
             .concat(),
     ];
@@ -56,8 +70,35 @@ fn every_benchmark_runs_on_the_device() {
         for name in ["pack", "adamw with a copy"] {
             assert_eq!(named(name), dtype == "bf16", "{name}: f32 needs no copy of another type");
         }
+        let line = |name: &str| lines.iter().find(|line| line["name"] == name).unwrap();
+        for name in ["finetune", "train", "generate"] {
+            let operations = line(name)["operations"].as_array().unwrap_or_else(|| panic!("{name}"));
+            let share = operations.iter().map(|o| o["share_of_time"].as_f64().unwrap()).sum::<f64>();
+            assert!((share - 1.0).abs() < 1e-2, "{name}: {operations:#?}");
+            assert!(operations.iter().any(|o| o["share_of_floor"].is_number()), "{operations:#?}");
+        }
+        assert!(line("translate")["operations"].is_null(), "it was not asked for");
+        assert!(line("finetune base alone")["first_step_s"].as_f64().unwrap() > 0.0);
         let other =
             |line: &Value| line["dtype"] != dtype || line["device"] == "cpu" || !line["threads"].is_null();
         assert!(!lines.iter().any(other), "{lines:#?}");
+    }
+}
+
+/// Start to first step: a model of any size takes memory once, and nothing is copied from the host.
+#[test]
+fn random_weights_are_drawn_on_the_device() {
+    let config = fixture("qwen2/model");
+    let model = NamedDecoder::find(config.to_str().unwrap()).unwrap();
+    emulator::configure(emulator::SCHEDULE);
+    let cuda = emulator::device(Variant { race: false, plant: None });
+    let (uploaded, allocations) = (cuda.uploaded(), cuda.allocations());
+    let decoder = model.make::<bf16, Cuda>(&cuda).unwrap();
+    assert_eq!((cuda.uploaded(), cuda.allocations()), (uploaded, allocations + 1));
+    let on_host = model.make::<f32, Cpu>(&Cpu::new(2)).unwrap();
+    for param in on_host.layout().params() {
+        let found = decoder.tensor(param).unwrap();
+        let wanted: Vec<bf16> = on_host.tensor(param).unwrap().into_iter().map(bf16::from_f32).collect();
+        assert!(found == wanted, "{}", param.name);
     }
 }

@@ -1,7 +1,10 @@
 //! What the tests of CUDA operations share: one case, run by the CPU in f64 and by the
 //! device in f32 and in bf16, in several orders of threads and under the race checker.
 
-use crate::emulator::{Order, Schedule, Variant, configure, cublaslt, device, device_with};
+use crate::emulator::{
+    Order, Schedule, Variant, configure, cublaslt, device, device_with, on_device, schedules,
+};
+use crate::places::record;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::rng::{Stream, derive_named};
@@ -59,7 +62,7 @@ pub fn nan<X: Real>(len: usize) -> Vec<X> {
 }
 
 /// Named results, as numbers.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Results(Vec<(String, Vec<f64>)>);
 
 impl Results {
@@ -122,14 +125,18 @@ impl Tolerance {
     pub const ROUNDING: Self = Self { f32: 1e-6, bf16: 4e-3 };
 }
 
-/// Why `found` is not `expected`, or nothing.
-pub fn difference(found: &Results, expected: &Results, tolerance: f64) -> Option<String> {
+/// The largest relative error of an output.
+///
+/// # Errors
+/// Why `found` is not `expected`.
+pub fn difference(found: &Results, expected: &Results, tolerance: f64) -> std::result::Result<f64, String> {
     if found.0.len() != expected.0.len() {
-        return Some("another number of outputs".into());
+        return Err("another number of outputs".into());
     }
+    let mut worst = 0.0f64;
     for ((name, found), (_, expected)) in found.0.iter().zip(&expected.0) {
         if found.len() != expected.len() {
-            return Some(format!("`{name}` has {} elements, not {}", found.len(), expected.len()));
+            return Err(format!("`{name}` has {} elements, not {}", found.len(), expected.len()));
         }
         let square = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
         let norm = square(expected).sqrt();
@@ -138,17 +145,20 @@ pub fn difference(found: &Results, expected: &Results, tolerance: f64) -> Option
         // NaN is not within anything.
         let within = error <= tolerance * norm;
         if !within {
-            return Some(format!("`{name}`: relative error {:e} above {tolerance:e}", error / norm));
+            return Err(format!("`{name}`: relative error {:e} above {tolerance:e}", error / norm));
+        }
+        if norm > 0.0 {
+            worst = worst.max(error / norm);
         }
         let typical = norm / (expected.len() as f64).sqrt();
         for (i, (error, expected)) in errors.iter().zip(expected).enumerate() {
             let within = error.abs() <= 4.0 * tolerance * (expected.abs() + typical);
             if !within {
-                return Some(format!("`{name}`[{i}] is {}, not {expected}", found[i]));
+                return Err(format!("`{name}`[{i}] is {}, not {expected}", found[i]));
             }
         }
     }
-    None
+    Ok(worst)
 }
 
 /// The schedules that every case runs in: three orders, and one of them under the race checker.
@@ -159,14 +169,14 @@ pub const SCHEDULES: [Schedule; 4] = [
     Schedule { order: Order::Random(8), race: true },
 ];
 
-/// The case on the device, in one schedule and type; what is wrong, if anything.
+/// The case on the device, in one schedule and type: its error, or what is wrong.
 pub fn attempt<X: Real>(
     case: &impl Case,
     cuda: &Cuda,
     schedule: Schedule,
     precision: Precision,
     tolerance: f64,
-) -> std::result::Result<(), String>
+) -> std::result::Result<f64, String>
 where
     Cuda: Backend<X>,
 {
@@ -174,30 +184,38 @@ where
     let expected = case.run::<Cpu, f64>(&Cpu::new(1), inputs).map_err(|e| format!("on the CPU: {e}"))?;
     configure(schedule);
     let found = case.run::<Cuda, X>(cuda, inputs).map_err(|e| e.to_string())?;
-    difference(&found, &expected, tolerance).map_or(Ok(()), Err)
+    difference(&found, &expected, tolerance)
+}
+
+/// Fails unless the device agrees with the CPU in one schedule, in both types.
+fn check_on(name: &str, case: &impl Case, cuda: &Cuda, schedule: Schedule, tolerance: Tolerance) {
+    let f32 = attempt::<f32>(case, cuda, schedule, Precision::F32, tolerance.f32);
+    let bf16 = attempt::<bf16>(case, cuda, schedule, Precision::Bf16, tolerance.bf16);
+    for (dtype, bound, found) in [("f32", tolerance.f32, f32), ("bf16", tolerance.bf16, bf16)] {
+        record(name, dtype, *found.as_ref().unwrap_or(&f64::INFINITY), bound);
+        found.unwrap_or_else(|why| panic!("{name} in {dtype}, {schedule:?}: {why}"));
+    }
 }
 
 /// Fails unless the device agrees with the CPU, in both types and all schedules.
 pub fn check(name: &str, case: &impl Case, tolerance: Tolerance) {
     let plain = device(Variant { race: false, plant: None });
-    let watched = device(Variant { race: true, plant: None });
-    for schedule in SCHEDULES {
-        let cuda = if schedule.race { &watched } else { &plain };
-        let f32 = attempt::<f32>(case, cuda, schedule, Precision::F32, tolerance.f32);
-        f32.unwrap_or_else(|why| panic!("{name} in f32, {schedule:?}: {why}"));
-        let bf16 = attempt::<bf16>(case, cuda, schedule, Precision::Bf16, tolerance.bf16);
-        bf16.unwrap_or_else(|why| panic!("{name} in bf16, {schedule:?}: {why}"));
+    for &schedule in schedules(&SCHEDULES) {
+        match schedule.race {
+            false => check_on(name, case, &plain, schedule, tolerance),
+            true => check_on(name, case, &device(Variant { race: true, plant: None }), schedule, tolerance),
+        }
     }
 }
 
 /// Fails unless the device with cuBLASLt agrees with the CPU, in both types.
 pub fn check_with_library(name: &str, case: &impl Case, tolerance: Tolerance) {
+    if on_device() && cublaslt().describe().is_err() {
+        return; // A machine may have a GPU and no cuBLASLt.
+    }
     let cuda = device_with(Variant { race: false, plant: None }, &cublaslt());
     assert!(cuda.products_by().starts_with("cuBLASLt 1"), "{}", cuda.products_by());
-    let f32 = attempt::<f32>(case, &cuda, SCHEDULES[0], Precision::F32, tolerance.f32);
-    f32.unwrap_or_else(|why| panic!("{name} in f32 by cuBLASLt: {why}"));
-    let bf16 = attempt::<bf16>(case, &cuda, SCHEDULES[0], Precision::Bf16, tolerance.bf16);
-    bf16.unwrap_or_else(|why| panic!("{name} in bf16 by cuBLASLt: {why}"));
+    check_on(&format!("{name} by cuBLASLt"), case, &cuda, SCHEDULES[0], tolerance);
 }
 
 /// A buffer with these values.

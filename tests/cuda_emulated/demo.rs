@@ -4,16 +4,15 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::emulator::{self, Variant};
+use crate::places::{program, record};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
-
 /// Makes the world and everything else in `home/name`.
 fn demo(home: &Path, name: &str, options: &[&str]) -> Output {
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program());
     command.current_dir(home).args(["demo", name, "--world", "smoke", "--threads", "1"]).args(options);
     emulator::lend(&mut command, Variant { race: false, plant: None });
     command.output().unwrap()
@@ -74,7 +73,8 @@ fn distances(home: &Path, one: &str, other: &str) -> Vec<(&'static str, f64)> {
     ]
 }
 
-fn assert_near(found: &[(&str, f64)], tolerance: f64) {
+fn assert_near(dtype: &str, found: &[(&str, f64)], tolerance: f64) {
+    found.iter().for_each(|(stage, distance)| record(&format!("demo: {stage}"), dtype, *distance, tolerance));
     assert!(found.iter().all(|(_, distance)| *distance <= tolerance), "{found:#?}");
 }
 
@@ -84,7 +84,7 @@ fn the_whole_pipeline_agrees_with_the_cpu() {
     let home = home.path();
     made(home, "cpu", &[]);
     made(home, "cuda", &["--device", "cuda"]);
-    assert_near(&distances(home, "cuda", "cpu"), 2e-5);
+    assert_near("f32", &distances(home, "cuda", "cpu"), 2e-5);
     let answers = |name: &str| {
         let path = "run/clients/client-1/evaluated/grad-transformer/predictions.jsonl";
         std::fs::read_to_string(home.join(name).join(path)).unwrap()
@@ -93,7 +93,7 @@ fn the_whole_pipeline_agrees_with_the_cpu() {
     // Three decimal places of bf16, through an optimizer's steps.
     made(home, "bf16", &["--device", "cuda", "--dtype", "bf16"]);
     let found = distances(home, "bf16", "cpu");
-    assert_near(&found, 0.1);
+    assert_near("bf16", &found, 0.1);
     assert!(found.iter().any(|(_, distance)| *distance > 1e-3), "it was not bf16: {found:?}");
     // The comparison sees another run.
     made(home, "other", &["--seed", "2"]);
@@ -106,7 +106,7 @@ fn a_run_goes_on_on_another_device_and_a_stage_does_not() {
     let home = home.path();
     made(home, "demo", &["--device", "cuda"]);
     let evaluate = |options: &[&str]| {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command.current_dir(home).args(["evaluate", "--run", "demo/run", "--out", "out", "--threads", "1"]);
         command.args(["--data", "demo/world/private/client-1/test.jsonl"]).args(options);
         emulator::lend(&mut command, Variant { race: false, plant: None });
@@ -124,7 +124,7 @@ fn without_a_driver_one_error_says_so() {
         return;
     }
     let home = tempfile::tempdir().unwrap();
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program());
     let words = ["demo", "demo", "--world", "smoke", "--device", "cuda"];
     let output = command.current_dir(home.path()).args(words).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -4,6 +4,7 @@
 //! program's own code finds it by name. Kernels become shared objects under the file names
 //! of cubins, in a directory that the device is told to take its cubins from.
 
+use crate::places::gpu_check;
 use gradtx_kernels::cuda::cubin::{Cubins, MODULES, architecture, file_name};
 use gradtx_kernels::cuda::{CublasLt, Cuda};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
@@ -39,6 +40,9 @@ pub struct Schedule {
     pub race: bool,
 }
 
+/// The first schedule, for what needs only one.
+pub const SCHEDULE: Schedule = Schedule { order: Order::Forward, race: false };
+
 /// A fault planted into a module: text of a source, and what takes its place.
 #[derive(Clone, Copy, Debug, Hash)]
 pub struct Plant {
@@ -64,10 +68,16 @@ fn run(command: &mut Command) {
 
 fn compiler() -> Command {
     let mut command = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
-    command.args(["-std=c++17", "-O2", "-march=native", "-fPIC", "-fno-strict-aliasing", "-shared"]);
+    command.args(["-std=c++17", "-O2", "-fPIC", "-fno-strict-aliasing", "-shared"]);
+    command.arg(format!("-march={}", processor()));
     command.args(["-Wall", "-Wno-unknown-pragmas", "-DGRADTX_EMULATE", "-U_FORTIFY_SOURCE"]);
     command.arg("-I").arg(sources("emu")).arg("-I").arg(sources("cu"));
     command
+}
+
+/// The processor that is compiled for: this one, or that of `GRADTX_EMULATOR_CPU` for another machine.
+fn processor() -> String {
+    std::env::var("GRADTX_EMULATOR_CPU").unwrap_or_else(|_| "native".into())
 }
 
 /// Hash of what files of a directory hold, and of their names.
@@ -81,12 +91,19 @@ fn hash_of(directory: &Path, state: &mut DefaultHasher) {
     }
 }
 
+/// The stand-in for NCCL, by its name.
+const NCCL: &str = "libnccl.so.2";
+
 /// The directory of the stand-in library, by the hash of its sources.
 fn emulator_directory() -> PathBuf {
+    if let Some(home) = gpu_check() {
+        return home.join("emulated");
+    }
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let build = || {
         let mut state = DefaultHasher::new();
         hash_of(&sources("emu"), &mut state);
+        processor().hash(&mut state);
         let directory = built().join(format!("emulator-{:016x}", state.finish()));
         let library = directory.join("libcuda.so");
         if !library.exists() {
@@ -102,7 +119,7 @@ fn emulator_directory() -> PathBuf {
                 .args(files)
                 .args(["-lpthread", "-ldl"]));
             // What is looked for is built last, so that all is there when it is.
-            for (name, source) in [("libcublasLt.so", "cublaslt.cpp"), ("libnccl.so.2", "nccl.cpp")] {
+            for (name, source) in [("libcublasLt.so", "cublaslt.cpp"), (NCCL, "nccl.cpp")] {
                 let mut command = compiler();
                 command.args(strict).arg(format!("-Wl,-soname,{name}")).arg("-o").arg(directory.join(name));
                 run(command.arg(sources("emu").join(source)).arg(&unfinished));
@@ -126,7 +143,7 @@ fn library() -> &'static Library {
 
 /// The stand-in for NCCL.
 pub fn nccl_file() -> PathBuf {
-    emulator_directory().join("libnccl.so.2")
+    emulator_directory().join(NCCL)
 }
 
 /// The stand-in for NCCL, loaded so that everybody finds it as `libnccl.so.2`.
@@ -162,11 +179,18 @@ pub fn on_device() -> bool {
     std::env::var_os("GRADTX_TEST_ON_DEVICE").is_some()
 }
 
-/// Sets how launches of this thread run. A GPU has an order of its own.
+/// The schedules to run in: all of them, or the first where kernels are what somebody else has built.
+pub fn schedules(all: &[Schedule]) -> &[Schedule] {
+    if on_device() || gpu_check().is_some() { &all[..1] } else { all }
+}
+
+/// Sets how launches of this thread run. A GPU has an order of its own, and only kernels that are
+/// built for it can be watched by the race checker.
 pub fn configure(schedule: Schedule) {
     if on_device() {
         return;
     }
+    let race = schedule.race && gpu_check().is_none();
     let (order, seed) = match schedule.order {
         Order::Forward => (0, 1),
         Order::Reverse => (1, 1),
@@ -176,7 +200,7 @@ pub fn configure(schedule: Schedule) {
     let set: Symbol<unsafe extern "C" fn(i32, u64, i32)> =
         unsafe { library().get(b"emu_configure\0") }.expect("the emulator has it");
     // SAFETY: takes any numbers of the kinds above.
-    unsafe { set(order, seed, schedule.race.into()) };
+    unsafe { set(order, seed, race.into()) };
 }
 
 /// Sets whether it is kernels that this thread's streams do as late as they may, instead of copies.
@@ -201,6 +225,10 @@ fn planted(plant: &Plant) -> String {
 
 /// A directory with the kernels of this variant, as shared objects under the names of cubins.
 fn modules(variant: Variant) -> PathBuf {
+    if let Some(home) = gpu_check() {
+        assert!(variant.plant.is_none(), "faults are planted where kernels can be built");
+        return home.join("emulated/kernels");
+    }
     // Where a fault is planted, all other modules are as they should be.
     let faultless = variant.plant.map(|_| modules(Variant { plant: None, ..variant }));
     // One at a time: two tests may want the same variant.
@@ -269,6 +297,28 @@ fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) 
     command.args(["-lcuda", "-lstdc++", "-lm", "-lc", "-lgcc_s", "-lgcc"]);
     run(&mut command);
     std::fs::rename(&unfinished, &object).expect("a module can be put in place");
+}
+
+/// Copies the stand-in libraries, and kernels without faults, to where an executable that was put
+/// into a directory by `make gpu-check` looks for them.
+pub fn copy_parts(to: &Path) {
+    let kernels = to.join("kernels");
+    std::fs::create_dir_all(&kernels).expect("a directory for the emulator's parts");
+    let copy_all = |from: PathBuf, to: &Path| {
+        for entry in std::fs::read_dir(from).expect("it was built") {
+            let path = entry.expect("it can be listed").path();
+            if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+                std::fs::copy(&path, to.join(name)).expect("a part can be copied");
+            }
+        }
+    };
+    copy_all(emulator_directory(), to);
+    copy_all(modules(Variant { race: false, plant: None }), &kernels);
+}
+
+/// Bytes of shared memory that a block may ask this thread's device for, from now on.
+pub fn limit_shared_memory(bytes: usize) {
+    set(library(), b"emu_shared\0", bytes as i32);
 }
 
 /// Lets another program find the stand-in for the driver, and kernels of this variant in its cache.

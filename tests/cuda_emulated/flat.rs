@@ -1,7 +1,8 @@
 //! Operations on flat memory: sums, casts, gathers, fills, norms and AdamW.
 
 use crate::common::*;
-use gradtx_kernels::ops::AdamWStep;
+use gradtx_kernels::cuda::Cuda;
+use gradtx_kernels::ops::{AdamWStep, Elementwise, RandomRows};
 use gradtx_kernels::{Backend, Real, Result};
 
 /// Sums, differences and casts of `n` elements, `offset` elements into their buffers.
@@ -69,6 +70,39 @@ impl Case for Gather {
 fn gathered_rows() {
     for (rows, cols) in [(1, 1), (5, 123), (12, 64), (3, 2056)] {
         check(&format!("gather {rows}×{cols}"), &Gather { rows, cols }, Tolerance::ROUNDING);
+    }
+}
+
+/// Random numbers in rows, NaN between them.
+struct Drawn {
+    rows: RandomRows,
+}
+
+impl Case for Drawn {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, _: Inputs) -> Result<Results> {
+        let RandomRows { rows, cols, stride, .. } = self.rows;
+        let mut out = put(d, &nan::<X>(rows * stride))?;
+        Elementwise::<X>::random_rows(d, D::all_mut(&mut out), self.rows)?;
+        let mut results = Results::default();
+        results.take_rows(d, "out", &out, cols, stride)?;
+        Ok(results)
+    }
+}
+
+/// The numbers are the same on the CPU and on the device, to the bit in f32, and rounded once in bf16.
+#[test]
+fn random_numbers() {
+    use crate::emulator::{SCHEDULE, Variant, configure, device};
+    use gradtx_kernels::cpu::Cpu;
+    for (rows, cols, stride) in [(1, 1, 1), (1, 4099, 4099), (7, 33, 40), (64, 130, 194)] {
+        let rows = RandomRows { rows, cols, stride, key: 0x1234_5678_9abc, std: 0.02 };
+        check(&format!("random {rows:?}"), &Drawn { rows }, Tolerance { f32: 1e-12, bf16: 4e-3 });
+        configure(SCHEDULE);
+        let inputs = Inputs::new(Precision::F32);
+        let on_device =
+            Drawn { rows }.run::<Cuda, f32>(&device(Variant { race: false, plant: None }), inputs);
+        let on_host = Drawn { rows }.run::<Cpu, f32>(&Cpu::new(2), inputs);
+        assert_eq!(on_device.expect("memory"), on_host.expect("memory"));
     }
 }
 

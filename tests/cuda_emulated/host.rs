@@ -262,6 +262,40 @@ fn repeated_work_after_scratch_memory_has_grown() {
     assert_eq!(cuda.graph_launches(), 2 + 2);
 }
 
+/// Device time by operation, with what each has to do; graphs run as single launches meanwhile.
+#[test]
+fn operations_are_measured_one_by_one() {
+    let cuda = plain();
+    let a = cuda.buffer_from(&[1.0f32; 32 * 48]).unwrap();
+    let mut c = cuda.zeros::<f32>(32 * 32).unwrap();
+    let dims = GemmDims::new(32, 32, 48, false, true);
+    let mut graph = Default::default();
+    let mut multiply = |cuda: &Cuda| {
+        cuda.replay(&mut graph, &mut || cuda.gemm(Cuda::all_mut(&mut c), Cuda::all(&a), Cuda::all(&a), dims))
+    };
+    multiply(&cuda).unwrap();
+    cuda.start_profile().unwrap();
+    for _ in 0..3 {
+        multiply(&cuda).unwrap();
+    }
+    let mut copy = cuda.zeros::<f32>(32 * 48).unwrap();
+    cuda.copy(Cuda::all_mut(&mut copy), Cuda::all(&a)).unwrap();
+    let found = cuda.stop_profile().unwrap();
+    assert_eq!(cuda.graph_launches(), 0);
+    let named =
+        |name: &str| found.iter().find(|o| o.name == name).unwrap_or_else(|| panic!("{name}: {found:?}"));
+    let product = named("gemm_nt_64");
+    assert_eq!((product.calls, product.flops), (3, 3.0 * 2.0 * 32.0 * 32.0 * 48.0));
+    assert_eq!(named("copy").bytes, 2.0 * 4.0 * 32.0 * 48.0);
+    assert_eq!(named("set memory").calls, 1);
+    assert!(found.windows(2).all(|pair| pair[0].seconds >= pair[1].seconds), "{found:?}");
+    assert!(found.iter().all(|o| o.seconds > 0.0 && o.seconds < 60.0), "{found:?}");
+
+    multiply(&cuda).unwrap();
+    cuda.start_profile().unwrap();
+    assert_eq!(cuda.stop_profile().unwrap(), [], "what ran before is forgotten");
+}
+
 #[test]
 fn which_library_multiplies() {
     let cuda = plain();

@@ -243,6 +243,49 @@ fn wide_layers_of_a_large_rank() {
     }
 }
 
+/// Fewer bytes of shared memory per block than kernels would like, for devices of this thread.
+struct LittleShared;
+
+impl LittleShared {
+    fn new(bytes: usize) -> Self {
+        crate::emulator::limit_shared_memory(bytes);
+        Self
+    }
+}
+
+impl Drop for LittleShared {
+    fn drop(&mut self) {
+        crate::emulator::limit_shared_memory(163 << 10);
+    }
+}
+
+/// As on devices of capability 8.6 and 8.9: fewer sums at a time, and none where not even those of
+/// one unit fit, which then are in scratch memory.
+#[test]
+fn layers_on_devices_with_99_kib_of_shared_memory() {
+    if crate::emulator::on_device() {
+        return;
+    }
+    let _little = LittleShared::new(99 << 10);
+    // Without a norm s is a sum of so many products that its rounding to bf16 shows in dB.
+    let wide = Tolerance { bf16: 4e-2, ..LORA };
+    for (in_dim, rank) in [(12_700, 2), (25_400, 2)] {
+        let case = Adapted { segments: &[(2, 0, 0), (1, 1, 0)], ..fused(0, (in_dim, 8, rank, 1), 0.1) };
+        for (norm, tolerance) in [(false, wide), (true, LORA)] {
+            check(&format!("lora {in_dim}→8 in 99 KiB, norm {norm}"), &Adapted { norm, ..case }, tolerance);
+        }
+    }
+}
+
+/// Dynamic shared memory just below what needs no permission, which declared memory lifts above it.
+#[test]
+fn declared_shared_memory_counts_too() {
+    for in_dim in [6064, 6096, 6112] {
+        let case = Adapted { segments: &[(3, 0, 0)], ..fused(0, (in_dim, 8, 2, 1), 0.0) };
+        check(&format!("lora {in_dim}→8"), &case, LORA);
+    }
+}
+
 /// What does not fit is refused.
 #[test]
 fn shapes_are_checked() {

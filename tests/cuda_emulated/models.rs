@@ -1,7 +1,10 @@
 //! Whole models on the device: a fine-tune of two adapters in one stream, greedy generation with
 //! a cache, and training and use of a Grad-Transformer, each against the CPU.
 
-use crate::emulator::{Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels};
+use crate::emulator::{
+    Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels, schedules,
+};
+use crate::places::record;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::{CublasLt, Cuda};
 use gradtx_kernels::ops::AdamWStep;
@@ -60,6 +63,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 /// Fails unless the distance is within the tolerance; NaN is not.
 fn assert_near(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
     let found = distance(a, b);
+    record(what, "", found, tolerance);
     assert!(found <= tolerance, "{what}: distance {found:e}");
 }
 
@@ -161,7 +165,7 @@ fn fine_tuning_two_jobs() {
     for (family, head_dim) in [(Family::Qwen2, 10), (Family::Qwen3, 64)] {
         let config = config(family, head_dim);
         let expected = fine_tune::<Cpu, f32>(&Cpu::new(1), &config, &mut || ());
-        for schedule in [FORWARD, WATCHED] {
+        for &schedule in schedules(&[FORWARD, WATCHED]) {
             let (cuda, mut steady) = (cuda(schedule), Steady::default());
             let found = fine_tune::<Cuda, f32>(&cuda, &config, &mut || steady.step(&cuda));
             assert_near(&format!("{family:?}, losses and norms"), &found[0], &expected[0], 1e-4);
@@ -250,7 +254,7 @@ fn continuations<D: Backend<X>, X: Real>(
 fn greedy_generation() {
     let config = config(Family::Qwen2, 10);
     let expected = continuations::<Cpu, f32>(&Cpu::new(1), &config, &mut || ());
-    for schedule in [FORWARD, WATCHED] {
+    for &schedule in schedules(&[FORWARD, WATCHED]) {
         let (cuda, mut steady) = (cuda(schedule), Steady::default());
         let found = continuations::<Cuda, f32>(&cuda, &config, &mut || steady.step(&cuda));
         // Five prompts on three rows: passes for three rows and for fewer, most of them repeated.

@@ -362,7 +362,7 @@ mod planted {
         let file = nccl_file();
         let directory = file.parent().expect("it lies in a directory");
         let asked = |name: &std::ffi::OsStr| {
-            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+            let mut command = std::process::Command::new(crate::places::program());
             command.arg("doctor").env("GRADTX_NCCL", name).env("LD_LIBRARY_PATH", directory);
             let output = command.output().expect("the program runs");
             let text = String::from_utf8(output.stdout).expect("text");

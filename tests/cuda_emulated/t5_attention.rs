@@ -89,6 +89,27 @@ impl Case for Short {
     }
 }
 
+/// Longer than a block's shared memory has rows for: refused with what the device has.
+#[test]
+fn sequences_that_are_too_long_are_refused() {
+    use crate::emulator::{Order, Schedule, Variant, configure, device};
+    configure(Schedule { order: Order::Forward, race: false });
+    let cuda = device(Variant { race: false, plant: None });
+    let case = Short {
+        batch: 1,
+        queries: 1,
+        keys: 4000,
+        heads: 1,
+        head_dim: 16,
+        causal: false,
+        bias: false,
+        dropout: 0.0,
+    };
+    let found = Case::run::<gradtx_kernels::cuda::Cuda, f32>(&case, &cuda, Inputs::new(Precision::F32));
+    let why = found.expect_err("no block has that much shared memory").to_string();
+    assert!(why.contains("257024 bytes of shared memory") && why.contains("this device gives"), "{why}");
+}
+
 #[test]
 fn short_sequences() {
     for (batch, queries, keys, heads, head_dim, causal, bias, dropout) in [

@@ -23,7 +23,7 @@ fn model(dir: &Path, template: &str, special: &Value) -> TextTokenizer {
 fn conversation(messages: &Value) -> Record {
     let columns = json!({"messages": messages}).as_object().unwrap().clone();
     let origin = Origin { file: Arc::new("d.jsonl".into()), line: 7, unit: Unit::Line };
-    Reading::default().record(Row { origin, columns }).unwrap()
+    Reading::default().record(Row::new(origin, columns)).unwrap()
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use super::simd::{Level, Task, dispatch};
 use super::{Cpu, CpuReal};
-use crate::ops::{Cast, Elementwise};
-use crate::{Complex64, Elem, Result, bf16, error::expect_len, f16};
+use crate::error::{expect_len, expect_rows};
+use crate::ops::{Cast, Elementwise, RandomRows};
+use crate::rng::{BELL_SPREAD, bell};
+use crate::{Complex64, Elem, Result, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 
 /// `y = a·x + b·y`; with `b = 0` y is not read.
@@ -75,6 +77,36 @@ impl<X: CpuReal> Elementwise<X> for Cpu {
     fn gather_rows(&self, out: &mut [X], x: &[X], rows: &[u32], cols: usize) -> Result<()> {
         let _timed = self.timed("gather_rows");
         self.copy_rows("gather_rows", out, x, rows, cols)
+    }
+
+    fn random_rows(&self, out: &mut [X], rows: RandomRows) -> Result<()> {
+        let _timed = self.timed("random_rows");
+        let RandomRows { rows, cols, stride, key, std } = rows;
+        expect_rows("random_rows", "out", out.len(), rows, cols, stride)?;
+        let scale = (std / BELL_SPREAD) as f32;
+        let part = self.rows_per_part(cols, 1).next_multiple_of(4);
+        let of_row = |(r, row): (usize, &'_ mut [X])| {
+            let used = row.len().min(cols);
+            let parts = row.split_at_mut(used).0.chunks_mut(part).enumerate();
+            self.for_parts(parts, |(i, part_of_row)| draw(part_of_row, key, r * cols + i * part, scale));
+        };
+        out.chunks_mut(stride.max(1)).take(rows).enumerate().for_each(of_row);
+        Ok(())
+    }
+}
+
+/// Numbers from the `first` on, scaled.
+fn draw<X: CpuReal>(out: &mut [X], key: u64, first: usize, scale: f32) {
+    let mut at = first;
+    let mut rest = out;
+    while !rest.is_empty() {
+        let numbers = &bell(key, at as u64 / 4)[at % 4..];
+        let (now, later) = rest.split_at_mut(numbers.len().min(rest.len()));
+        for (to, number) in now.iter_mut().zip(numbers) {
+            *to = X::from_f64(f64::from(number * scale));
+        }
+        at += now.len();
+        rest = later;
     }
 }
 

@@ -42,6 +42,11 @@ fn check_caches(op: &'static str, k: usize, v: usize, dims: &DecodeDims) -> Resu
     expect_len(op, "v_cache", v, cache)
 }
 
+/// Bytes that storing keys and values in a cache moves.
+fn moved<X>(dims: &QkvDims) -> usize {
+    2 * 2 * dims.tokens * dims.kv_heads * dims.head_dim * size_of::<X>()
+}
+
 /// The tensor-core kernels of a head size: forward, dq, dk and dv.
 fn flash_names(head_dim: usize) -> Option<[&'static str; 3]> {
     match head_dim {
@@ -68,6 +73,14 @@ fn aligned(addresses: &[u64], strides: &[usize]) -> bool {
 /// Bytes of shared memory for this many rows of a head.
 fn shared_rows(rows: usize, head_dim: usize) -> usize {
     rows * (head_dim + PAD) * size_of::<u16>()
+}
+
+/// Pairs of queries and keys, times heads and their size, where all segments are equally long: the host
+/// does not know their lengths. `products` of them are two operations per pair and element.
+fn flops(products: usize, dims: &AttentionDims) -> f64 {
+    let QkvDims { tokens, heads, head_dim, .. } = dims.qkv;
+    let each = tokens as f64 / dims.segments.max(1) as f64;
+    2.0 * (products * heads * head_dim) as f64 * tokens as f64 * (each + 1.0) / 2.0
 }
 
 /// Most tiles of so many rows that the segments can have: every segment begins one of its own.
@@ -110,6 +123,7 @@ impl<X: CudaReal> Attention<X> for Cuda {
             let keys = if head_dim == 128 { 32 } else { 64 };
             let shared = shared_rows(FORWARD_TILE + 2 * keys, head_dim);
             let grid = [most_tiles(FORWARD_TILE, &dims), heads, 1];
+            let kernel = kernel.flops(flops(2, &dims));
             // SAFETY: the lengths above; segments beyond the stream are refused.
             return unsafe { kernel.attention(self, &dims).run(grid, FLASH_THREADS, shared) };
         }
@@ -154,10 +168,13 @@ impl<X: CudaReal> Attention<X> for Cuda {
         if let Some([_, by_queries, by_keys]) = flash.filter(|_| wide) {
             let shared = shared_rows(2 * TILE + 4 * BACKWARD_STEP, head_dim);
             let tiles = most_tiles(TILE, &dims);
+            // Both compute the scores and their gradients; then dq, or dk and dv.
+            let (queries, keys) = (kernel_of(FLASH, by_queries, ""), kernel_of(FLASH, by_keys, ""));
+            let (queries, keys) = (queries.flops(flops(3, &dims)), keys.flops(flops(4, &dims)));
             // SAFETY: the lengths above; segments beyond the stream are refused.
-            unsafe { kernel_of(FLASH, by_queries, "").run([tiles, heads, 1], FLASH_THREADS, shared) }?;
+            unsafe { queries.run([tiles, heads, 1], FLASH_THREADS, shared) }?;
             // SAFETY: as above.
-            return unsafe { kernel_of(FLASH, by_keys, "").run([tiles, kv_heads, 1], FLASH_THREADS, shared) };
+            return unsafe { keys.run([tiles, kv_heads, 1], FLASH_THREADS, shared) };
         }
         let kernel = kernel_of(PLAIN, "attention_backward_q", X::SUFFIX);
         // SAFETY: as above.
@@ -184,6 +201,7 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let kernel = kernel.read(offsets).read(slot).pointer(self.fault_pointer());
         let kernel = kernel.int(dims.qkv.tokens).int(slot.len()).heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots);
+        let kernel = kernel.moves(moved::<X>(&dims.qkv));
         // SAFETY: the lengths above; segments, slots and positions out of range are refused.
         unsafe { kernel.run([dims.qkv.tokens, 1, 1], 256, 0) }
     }
@@ -208,12 +226,15 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let kernel = self.kernel_of::<X>(PLAIN, "cache_append").write(&k_cache).write(&v_cache).read(qkv);
         let kernel = kernel.read(slot).read(position).pointer(self.fault_pointer()).heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots);
+        let kernel = kernel.moves(moved::<X>(&dims.qkv));
         // SAFETY: the lengths above; slots and positions out of range are refused.
         unsafe { kernel.run([rows, 1, 1], 256, 0) }?;
         let kernel = self.kernel_of::<X>(PLAIN, decode_name(head_dim)).write(&o);
         let kernel = kernel.read(k_cache.freeze()).read(v_cache.freeze());
         let kernel = kernel.read(qkv).read(slot).read(position).heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots).float(dims.scale);
+        // Only the device knows how much of the cache is in use.
+        let kernel = kernel.moves(0);
         let groups = (heads / kv_heads).div_ceil(DECODE_GROUP);
         // SAFETY: as above.
         unsafe { kernel.run([rows, kv_heads, groups], DECODE_THREADS, 0) }

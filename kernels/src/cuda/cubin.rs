@@ -3,10 +3,11 @@
 //! A module is one file of `kernels/cu`; its text is part of the program. For a device of
 //! some architecture its cubin is looked for, under one file name everywhere,
 //!
-//! 1. in the program, if it was built with `GRADTX_CUBINS=<directory>` (see `make cubins`):
+//! 1. in the directory that `GRADTX_CUDA_CACHE` names, if it names one;
+//! 2. in the program, if it was built with `GRADTX_CUBINS=<directory>` (see `make cubins`):
 //!    then a machine needs nothing but the driver;
-//! 2. in a cache directory: `GRADTX_CUDA_CACHE`, or `gradtx/cubins` in the user's cache;
-//! 3. else it is compiled by NVRTC, and put into the cache.
+//! 3. in `gradtx/cubins` in the user's cache;
+//! 4. else it is compiled by NVRTC, and put into the directory of 1 or 3.
 //!
 //! The name holds a hash of the source, of all it includes and of the options, so a cubin
 //! can never be out of date. The compiler's version is not part of it: a machine without the
@@ -146,23 +147,27 @@ pub fn compile_into(directory: &Path, module: &str, architecture: &str) -> Resul
 #[derive(Clone, Debug)]
 pub struct Cubins {
     embedded: bool,
+    /// Whether the directory goes before what is embedded.
+    named: bool,
     directory: Option<PathBuf>,
 }
 
 impl Cubins {
-    /// Those in the program, then the cache (see the module's head).
+    /// Those of a directory that the environment names, of the program, of the cache (see the module's
+    /// head).
     pub fn standard() -> Self {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let directory = variable("GRADTX_CUDA_CACHE").or_else(|| {
-            let caches = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-            Some(caches?.join("gradtx").join("cubins"))
-        });
-        Self { embedded: true, directory }
+        if let Some(directory) = variable("GRADTX_CUDA_CACHE") {
+            return Self { embedded: true, named: true, directory: Some(directory) };
+        }
+        let caches = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+        let directory = caches.map(|caches| caches.join("gradtx").join("cubins"));
+        Self { embedded: true, named: false, directory }
     }
 
     /// One directory only; what is not there is compiled into it.
     pub fn directory(path: &Path) -> Self {
-        Self { embedded: false, directory: Some(path.to_path_buf()) }
+        Self { embedded: false, named: true, directory: Some(path.to_path_buf()) }
     }
 
     /// The cubin of a module.
@@ -171,16 +176,22 @@ impl Cubins {
     /// If it is nowhere and cannot be compiled.
     pub(super) fn image(&self, module: &str, architecture: &str) -> Result<Cow<'static, [u8]>> {
         let name = file_name(module, architecture)?;
+        let in_directory = || std::fs::read(self.directory.as_ref()?.join(&name)).ok();
+        if let Some(cubin) = self.named.then(in_directory).flatten() {
+            return Ok(Cow::Owned(cubin));
+        }
         if let Some((_, cubin)) = EMBEDDED.iter().find(|(file, _)| self.embedded && *file == name) {
             return Ok(Cow::Borrowed(cubin));
         }
-        let Some(directory) = &self.directory else {
-            return compile(module, architecture).map(|compiled| Cow::Owned(compiled.cubin));
-        };
-        if let Ok(cubin) = std::fs::read(directory.join(&name)) {
+        if let Some(cubin) = in_directory() {
             return Ok(Cow::Owned(cubin));
         }
-        compile_into(directory, module, architecture).map(|(_, compiled)| Cow::Owned(compiled.cubin))
+        match &self.directory {
+            None => compile(module, architecture).map(|compiled| Cow::Owned(compiled.cubin)),
+            Some(directory) => {
+                compile_into(directory, module, architecture).map(|(_, compiled)| Cow::Owned(compiled.cubin))
+            }
+        }
     }
 }
 
@@ -197,6 +208,17 @@ mod tests {
         assert_ne!(hash_of(&name("rmsnorm", "sm_80")), hash_of(&name("rmsnorm", "sm_90a")));
         assert!(file_name("nothing", "sm_80").is_err());
         assert_ne!(hash(["ab", "c"].into_iter()), hash(["a", "bc"].into_iter()));
+    }
+
+    /// As for the emulator, whose kernels have the names of those for a device.
+    #[test]
+    fn a_directory_that_is_named_goes_first() {
+        let directory = std::env::temp_dir().join(format!("gradtx-cubins-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(file_name("dropout", "sm_80").unwrap()), "named").unwrap();
+        let cubins = Cubins { embedded: true, named: true, directory: Some(directory.clone()) };
+        assert_eq!(*cubins.image("dropout", "sm_80").unwrap(), *b"named");
+        std::fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

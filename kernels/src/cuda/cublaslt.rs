@@ -12,6 +12,7 @@
 //! same memory, the operands exchanged, a row of ours a column of its own.
 
 use super::CudaDevice;
+use super::library::{candidates, first_usable, loader_says};
 use super::memory::{self, Allocation};
 use super::stream::Stream;
 use crate::ops::GemmDims;
@@ -19,7 +20,7 @@ use crate::{DType, Error, Result};
 use cudarc::driver::sys;
 use libloading::Library;
 use std::collections::{HashMap, hash_map::Entry};
-use std::ffi::{CStr, OsString, c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::Mutex;
@@ -57,7 +58,8 @@ const REDUCE_IN_COMPUTE_TYPE: u32 = 2;
 /// Which cuBLASLt a device uses for matrix products.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CublasLt {
-    /// That of the dynamic loader; without one, kernels of our own.
+    /// The first usable one of the dynamic loader and of `GRADTX_CUDA_LIBRARIES`; without one, kernels
+    /// of our own.
     Find,
     /// None: kernels of our own.
     Off,
@@ -77,7 +79,7 @@ impl CublasLt {
 
     /// The library's name and version, without a device; or in one sentence why there is none.
     pub fn describe(&self) -> std::result::Result<String, String> {
-        Ok(Api::load(self)?.description())
+        Api::load(self, |api| Ok(api.description()))
     }
 }
 
@@ -147,27 +149,18 @@ struct Api {
     _library: Library,
 }
 
-/// What the dynamic loader itself says.
-fn loader_says(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or(error.to_string(), |source| source.to_string())
-}
-
 impl Api {
-    fn load(which: &CublasLt) -> std::result::Result<Self, String> {
-        let names = match which {
+    /// What `accept` makes of the first library that has all functions and that it does not refuse.
+    fn load<T>(
+        which: &CublasLt,
+        mut accept: impl FnMut(Self) -> std::result::Result<T, String>,
+    ) -> std::result::Result<T, String> {
+        let files = match which {
             CublasLt::Off => return Err("cuBLASLt is turned off".into()),
             CublasLt::At(path) => vec![path.as_os_str().to_os_string()],
-            CublasLt::Find => NAMES.map(OsString::from).to_vec(),
+            CublasLt::Find => candidates(&NAMES),
         };
-        let mut why = String::new();
-        for name in &names {
-            // SAFETY: loading the library runs nothing but its own initialisation.
-            match unsafe { Library::new(name) } {
-                Ok(library) => return Self::bind(library),
-                Err(e) => why = loader_says(&e),
-            }
-        }
-        Err(why)
+        first_usable(&files, |library| accept(Self::bind(library)?))
     }
 
     fn bind(library: Library) -> std::result::Result<Self, String> {
@@ -340,7 +333,8 @@ impl Products {
         stream: &Stream,
         device: &CudaDevice,
     ) -> Result<std::result::Result<Self, String>> {
-        let opened = Api::load(which).and_then(|api| {
+        // A library that is newer than the driver loads, and fails here: then the next one is tried.
+        let opened = Api::load(which, |api| {
             // SAFETY: the context is bound; one handle is written.
             let handle = Owned::new("start", api.destroy, |to| unsafe { (api.create)(to) });
             handle.map(|handle| (api, handle)).map_err(|e| e.to_string())

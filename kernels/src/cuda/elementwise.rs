@@ -1,8 +1,10 @@
 //! Sums, gathers, conversions and filling of flat memory on CUDA.
 
+use super::profile::Work;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed};
-use crate::error::{Error, Result, expect_len};
-use crate::ops::{Cast, Elementwise};
+use crate::error::{Error, Result, expect_len, expect_rows};
+use crate::ops::{Cast, Elementwise, RandomRows};
+use crate::rng::BELL_SPREAD;
 use crate::{Elem, bf16};
 use cudarc::driver::sys;
 
@@ -33,6 +35,8 @@ impl Cuda {
         expect_len(op, "out", out.len(), ids.len() * cols)?;
         let kernel = self.kernel_of::<X>(MODULE, "gather_rows").write(out).read(table).read(ids);
         let kernel = kernel.pointer(self.fault_pointer()).int(cols).int(rows);
+        // A table may have many more rows than are read.
+        let kernel = kernel.moves(2 * ids.len() * cols * size_of::<X>());
         // SAFETY: `out` has a row per id, `table` has `rows` rows, and ids beyond it are refused.
         unsafe { kernel.run([ids.len(), 1, 1], threads_for_row::<X>(cols, THREADS), 0) }
     }
@@ -48,26 +52,30 @@ impl Cuda {
             u64::from_le_bytes(wide)
         };
         let stream = self.stream()?.raw;
-        let status = match value.len() {
+        let work = Work { bytes: (len * value.len()) as f64, ..Default::default() };
+        let set = |set: &dyn Fn() -> sys::CUresult| {
+            let queue = || set().result().map_err(failed("set memory"));
+            self.measured(|| "set memory".into(), work, queue)
+        };
+        match value.len() {
             // SAFETY: callers pass a view of `len` elements of this size, aligned to it.
-            1 => unsafe { sys::cuMemsetD8Async(pointer, value[0], len, stream) },
+            1 => set(&|| unsafe { sys::cuMemsetD8Async(pointer, value[0], len, stream) }),
             // SAFETY: as above.
-            2 => unsafe { sys::cuMemsetD16Async(pointer, word(0, 2) as u16, len, stream) },
+            2 => set(&|| unsafe { sys::cuMemsetD16Async(pointer, word(0, 2) as u16, len, stream) }),
             // SAFETY: as above.
-            4 => unsafe { sys::cuMemsetD32Async(pointer, word(0, 4) as u32, len, stream) },
+            4 => set(&|| unsafe { sys::cuMemsetD32Async(pointer, word(0, 4) as u32, len, stream) }),
             8 => {
                 let kernel = self.kernel(MODULE, "fill_8").pointer(pointer).pointer(word(0, 8)).long(len);
                 // SAFETY: as above.
-                return unsafe { kernel.run([self.blocks_for(len, THREADS), 1, 1], THREADS, 0) };
+                unsafe { kernel.run([self.blocks_for(len, THREADS), 1, 1], THREADS, 0) }
             }
             _ => {
                 let kernel = self.kernel(MODULE, "fill_16").pointer(pointer);
                 let kernel = kernel.pointer(word(0, 8)).pointer(word(8, 8)).long(len);
                 // SAFETY: as above; the largest elements have 16 bytes.
-                return unsafe { kernel.run([self.blocks_for(len, THREADS), 1, 1], THREADS, 0) };
+                unsafe { kernel.run([self.blocks_for(len, THREADS), 1, 1], THREADS, 0) }
             }
-        };
-        status.result().map_err(failed("set memory"))
+        }
     }
 
     fn cast_with<From: Elem, To: Elem>(
@@ -117,6 +125,17 @@ impl<X: CudaReal> Elementwise<X> for Cuda {
         cols: usize,
     ) -> Result<()> {
         self.copy_rows("gather_rows", &out, x, rows, cols)
+    }
+
+    fn random_rows(&self, out: CudaViewMut<'_, X>, rows: RandomRows) -> Result<()> {
+        let RandomRows { rows, cols, stride, key, std } = rows;
+        expect_rows("random_rows", "out", out.len(), rows, cols, stride)?;
+        let kernel = self.kernel_of::<X>(MODULE, "random_rows").write(&out).long(key as usize);
+        let kernel = kernel.float(std / BELL_SPREAD).long(rows).long(cols).long(stride);
+        let kernel = kernel.moves(rows * cols * size_of::<X>());
+        let blocks = self.blocks_for((rows * cols).div_ceil(4), THREADS);
+        // SAFETY: the view has all rows.
+        unsafe { kernel.run([blocks, 1, 1], THREADS, 0) }
     }
 }
 

@@ -2,6 +2,7 @@
 //! for the shape, otherwise by kernels of our own.
 
 use super::cublaslt::Product;
+use super::profile::Work;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_at_least, expect_len, expect_rows};
 use crate::ops::{Gemm, GemmDims, Linear, LinearDims, Out};
@@ -73,6 +74,13 @@ fn check(op: &'static str, c: usize, a: usize, b: usize, dims: &GemmDims) -> Res
     Ok(())
 }
 
+/// A product's operations, and the bytes of its matrices, which bound thin ones.
+fn work_of<X, C>(dims: &GemmDims) -> Work {
+    let [m, n, k] = [dims.m, dims.n, dims.k].map(|n| n as f64);
+    let bytes = (m * k + k * n) * size_of::<X>() as f64 + m * n * size_of::<C>() as f64;
+    Work { flops: 2.0 * m * n * k, bytes }
+}
+
 impl Cuda {
     /// `c = alpha · op(a) op(b) [+ bias] [+ start]`, with `C` the inputs' type or f32. `start` is an
     /// address and a row stride of a matrix like c, which may be c itself.
@@ -99,6 +107,7 @@ impl Cuda {
         let kernel = kernel.pointer(start.0).long(dims.a_stride).long(dims.b_stride).long(dims.c_stride);
         let kernel = kernel.long(start.1).int(dims.m).int(dims.n).int(dims.k).float(dims.alpha);
         let grid = [dims.n.div_ceil(choice.tile), dims.m.div_ceil(choice.tile), 1];
+        let kernel = kernel.work(work_of::<X, C>(dims));
         // SAFETY: checked above; `start` is null or a matrix that the callers have checked.
         unsafe { kernel.run(grid, choice.threads, choice.shared) }
     }
@@ -128,8 +137,11 @@ impl Cuda {
             start_stride,
             dims: *dims,
         };
+        let raw = self.stream()?.raw;
         // SAFETY: as of our own kernel: checked by `product` and its callers.
-        unsafe { library.run(self.stream()?.raw, &product) }
+        let run = || unsafe { library.run(raw, &product) };
+        let GemmDims { m, n, k, .. } = *dims;
+        self.measured_if(|| format!("product {m}x{n}x{k}").into(), work_of::<X, C>(dims), run)
     }
 
     /// [`Gemm::gemm`] with C of the inputs' type or f32.

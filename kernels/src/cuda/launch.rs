@@ -1,6 +1,8 @@
 //! Kernels by name, and launches.
 
 use super::cubin::Cubins;
+use super::limits::{Limits, Needs};
+use super::profile::Work;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed, memory};
 use crate::{Elem, Error, Result};
 use cudarc::driver::{result, sys};
@@ -8,10 +10,8 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::Mutex;
 
-/// Dynamic shared memory that needs no permission.
-const PLAIN_SHARED: usize = 48 * 1024;
-/// Blocks in the second and third dimension of a grid.
-const MOST_BLOCKS_YZ: usize = 65_535;
+/// Bytes that a kernel is taken to declare at least, so that permission is asked for a little early.
+const DECLARED: usize = 1024;
 
 /// The kernels that have been used so far.
 pub(super) struct Functions {
@@ -39,9 +39,11 @@ impl Drop for Module {
     }
 }
 
+/// A kernel, and what it needs of a device.
 #[derive(Clone, Copy)]
-struct Function {
+pub(super) struct Function {
     raw: sys::CUfunction,
+    needs: Needs,
     /// Bytes of dynamic shared memory that it may use.
     permitted: usize,
 }
@@ -53,31 +55,50 @@ impl Functions {
         Self { cubins, architecture, loaded: Mutex::default() }
     }
 
-    /// The kernel `{name}_{suffix}` of module `module`, allowed to use `shared` bytes.
+    /// The kernel `{name}_{suffix}` of module `module`.
     fn get(
         &self,
         module: &'static str,
         name: &'static str,
         suffix: &'static str,
-        shared: usize,
-    ) -> Result<sys::CUfunction> {
+        limits: &Limits,
+    ) -> Result<Function> {
         let mut loaded = memory::lock(&self.loaded);
-        let mut function = match loaded.functions.get(&(name, suffix)) {
-            Some(function) => *function,
-            None => {
-                let raw = self.find(&mut loaded, module, name, suffix)?;
-                Function { raw, permitted: PLAIN_SHARED }
-            }
-        };
-        if shared > function.permitted {
-            use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LARGEST;
-            // SAFETY: the function is one of a loaded module.
-            unsafe { result::function::set_function_attribute(function.raw, LARGEST, shared as i32) }
-                .map_err(failed(format!("permit {shared} bytes of shared memory to `{name}`")))?;
-            function.permitted = shared;
+        if let Some(function) = loaded.functions.get(&(name, suffix)) {
+            return Ok(*function);
         }
+        let raw = self.find(&mut loaded, module, name, suffix)?;
+        // SAFETY: the module stays loaded as long as the context.
+        let needs = unsafe { Needs::of(raw) }?;
+        let permitted = limits.plain_shared.saturating_sub(needs.shared.max(DECLARED));
+        let function = Function { raw, needs, permitted };
         loaded.functions.insert((name, suffix), function);
-        Ok(function.raw)
+        Ok(function)
+    }
+
+    /// Lets a kernel use `shared` bytes of dynamic shared memory.
+    fn permit(
+        &self,
+        name: &'static str,
+        suffix: &'static str,
+        function: &Function,
+        shared: usize,
+    ) -> Result<()> {
+        if shared <= function.permitted {
+            return Ok(());
+        }
+        // Another thread may have asked for more since: what is permitted only grows.
+        let mut loaded = memory::lock(&self.loaded);
+        let held = loaded.functions.get(&(name, suffix));
+        if held.is_some_and(|held| shared <= held.permitted) {
+            return Ok(());
+        }
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LARGEST;
+        // SAFETY: the function is one of a loaded module.
+        unsafe { result::function::set_function_attribute(function.raw, LARGEST, shared as i32) }
+            .map_err(failed(format!("permit {shared} bytes of shared memory to `{name}`")))?;
+        loaded.functions.insert((name, suffix), Function { permitted: shared, ..*function });
+        Ok(())
     }
 
     fn find(
@@ -115,12 +136,18 @@ pub(super) struct Launch<'a> {
     arguments: Vec<u64>,
     /// A size that the kernel's parameter cannot hold.
     too_large: Option<usize>,
+    /// An address that is no multiple of its elements' alignment.
+    misaligned: Option<u64>,
+    /// For a profile.
+    work: Work,
 }
 
 impl Cuda {
     /// The kernel `name` of `cu/{module}.cu`.
     pub(super) fn kernel(&self, module: &'static str, name: &'static str) -> Launch<'_> {
-        Launch { cuda: self, module, name, suffix: "", arguments: Vec::with_capacity(24), too_large: None }
+        let arguments = Vec::with_capacity(24);
+        let (too_large, misaligned, work) = (None, None, Work::default());
+        Launch { cuda: self, module, name, suffix: "", arguments, too_large, misaligned, work }
     }
 
     /// Its instance for `X`.
@@ -142,31 +169,51 @@ impl Cuda {
     pub(super) fn blocks_for(&self, items: usize, threads: usize) -> usize {
         items.div_ceil(threads).min(16 * self.inner.processors)
     }
+
+    /// Bytes of dynamic shared memory that a block of this kernel may have here.
+    pub(super) fn most_shared<X: CudaReal>(&self, module: &'static str, name: &'static str) -> Result<usize> {
+        let limits = &self.inner.limits;
+        self.stream()?;
+        let function = self.inner.functions.get(module, name, X::SUFFIX, limits)?;
+        Ok(limits.most_shared.saturating_sub(function.needs.shared.max(DECLARED)))
+    }
 }
 
 impl Launch<'_> {
-    /// A pointer to what is written.
-    pub fn write<T: Elem>(mut self, view: &CudaViewMut<'_, T>) -> Self {
-        self.arguments.push(view.pointer());
+    /// The address of so many elements.
+    fn elements<T: Elem>(mut self, address: u64, len: usize) -> Self {
+        if len > 0 && !address.is_multiple_of(align_of::<T>() as u64) {
+            self.misaligned = Some(address);
+        }
+        self.work.bytes += (len * size_of::<T>()) as f64;
+        self.arguments.push(address);
         self
+    }
+
+    /// A pointer to what is written.
+    pub fn write<T: Elem>(self, view: &CudaViewMut<'_, T>) -> Self {
+        self.elements::<T>(view.pointer(), view.len())
     }
 
     /// A pointer to what is written, or none.
-    pub fn write_if<T: Elem>(mut self, view: &Option<CudaViewMut<'_, T>>) -> Self {
-        self.arguments.push(view.as_ref().map_or(0, CudaViewMut::pointer));
-        self
+    pub fn write_if<T: Elem>(self, view: &Option<CudaViewMut<'_, T>>) -> Self {
+        match view {
+            Some(view) => self.write(view),
+            None => self.pointer(0),
+        }
     }
 
     /// A pointer to what is read.
-    pub fn read<T: Elem>(mut self, view: CudaView<'_, T>) -> Self {
-        self.arguments.push(view.pointer());
-        self
+    pub fn read<T: Elem>(self, view: CudaView<'_, T>) -> Self {
+        self.elements::<T>(view.pointer(), view.len())
     }
 
     /// A pointer to what is read, or none.
-    pub fn read_if<T: Elem>(mut self, view: Option<CudaView<'_, T>>) -> Self {
-        self.arguments.push(view.map_or(0, CudaView::pointer));
-        self
+    pub fn read_if<T: Elem>(self, view: Option<CudaView<'_, T>>) -> Self {
+        match view {
+            Some(view) => self.read(view),
+            None => self.pointer(0),
+        }
     }
 
     /// Any address.
@@ -196,6 +243,24 @@ impl Launch<'_> {
         self
     }
 
+    /// What it has to do at least, for a profile, in the place of the bytes of all its views.
+    pub fn work(mut self, work: Work) -> Self {
+        self.work = work;
+        self
+    }
+
+    /// Operations beside the bytes of its views.
+    pub fn flops(mut self, flops: f64) -> Self {
+        self.work.flops = flops;
+        self
+    }
+
+    /// Bytes in the place of those of its views, of which it does not need all.
+    pub fn moves(mut self, bytes: usize) -> Self {
+        self.work.bytes = bytes as f64;
+        self
+    }
+
     /// Queues the kernel with `grid` blocks (in three dimensions) of `threads`, and `shared` bytes
     /// of dynamic shared memory. An empty grid does nothing.
     ///
@@ -210,26 +275,25 @@ impl Launch<'_> {
         if let Some(n) = self.too_large {
             return unsupported(format!("a dimension of {n} does not fit 32 bits"));
         }
-        if grid[0] > i32::MAX as usize || grid[1].max(grid[2]) > MOST_BLOCKS_YZ {
-            return unsupported(format!("a grid of {grid:?} blocks is too large for the device"));
+        if let Some(address) = self.misaligned {
+            return unsupported(format!("the address {address:#x} is not aligned to its elements"));
         }
-        let stream = self.cuda.stream()?.raw;
-        let function = self.cuda.inner.functions.get(self.module, self.name, self.suffix, shared)?;
+        let (cuda, limits) = (self.cuda, &self.cuda.inner.limits);
+        let stream = cuda.stream()?.raw;
+        let function = cuda.inner.functions.get(self.module, self.name, self.suffix, limits)?;
+        if let Some(why) = limits.refusal(&function.needs, grid, threads, shared) {
+            return unsupported(why);
+        }
+        cuda.inner.functions.permit(self.name, self.suffix, &function, shared)?;
         let mut pointers: Vec<*mut c_void> =
             self.arguments.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
         let [x, y, z] = grid.map(|n| n as u32);
+        let (name, block) = (self.name, (threads as u32, 1, 1));
         // SAFETY: the caller vouches for the arguments; each has a slot of 8 bytes, of which the
         // driver reads the parameter's size, and the lower bytes come first on every host of CUDA.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (threads as u32, 1, 1),
-                shared as u32,
-                stream,
-                &mut pointers,
-            )
-        }
-        .map_err(failed(format!("launch `{}`", self.name)))
+        let mut queue = || unsafe {
+            result::launch_kernel(function.raw, (x, y, z), block, shared as u32, stream, &mut pointers)
+        };
+        cuda.measured(|| name.into(), self.work, || queue().map_err(failed(format!("launch `{name}`"))))
     }
 }

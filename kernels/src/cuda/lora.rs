@@ -30,8 +30,6 @@ const B_TILE: usize = 64;
 /// As in `cu/lora_rows.cu`: threads of its kernels, and tokens of a tile of the backward ones.
 const ROWS_THREADS: usize = 256;
 const A_TILE: usize = 32;
-/// Dynamic shared memory of a block: what every device has, less what kernels declare.
-const MOST_SHARED: usize = 160 * 1024;
 
 /// Elements from one row of an adapter input to the next.
 fn row_stride(dims: &LoraDims<'_>) -> usize {
@@ -293,17 +291,20 @@ impl Cuda {
         let (units, columns) = (dims.tail(), Columns::new(adapters, dims));
         let float = size_of::<f32>();
         let ds = A_TILE * units * float;
-        // As many units at a time as a block can sum in shared memory; one launch in practice.
-        let at_a_time = MOST_SHARED.saturating_sub(ds) / (dims.in_dim.max(1) * float);
-        if at_a_time == 0 {
-            let why = format!("sums of {} columns do not fit into shared memory", dims.in_dim);
-            return Err(Error::Unsupported { op, why });
-        }
+        // As many units at a time as a block can sum in shared memory; one launch in practice. Where a
+        // device has too little for a single one, blocks sum in scratch memory, all units at once.
+        let in_shared =
+            self.most_shared::<X>(ROWS_MODULE, op)?.saturating_sub(ds) / (dims.in_dim.max(1) * float);
+        let (name, at_a_time) = match in_shared {
+            0 if norm.is_some() => ("rmsnorm_lora_backward_scratch", units),
+            0 => ("lora_down_backward_scratch", units),
+            n => (op, n),
+        };
         let tiles = tiles(A_TILE, segments, dims);
         let scratch = self.workspace(tiles * units.min(at_a_time) * dims.in_dim * float)?;
         for first in (0..units).step_by(at_a_time) {
             let count = at_a_time.min(units - first);
-            let kernel = self.kernel_of::<X>(ROWS_MODULE, op);
+            let kernel = self.kernel_of::<X>(ROWS_MODULE, name);
             let kernel = match &norm {
                 None => kernel.write(d_input).pointer(scratch.pointer).read(input),
                 Some(norm) => {
@@ -314,7 +315,7 @@ impl Cuda {
             };
             let kernel = kernel.factors(adapters, dims).int(first).int(count).int((first == 0).into());
             let kernel = kernel.stream(self, segments, dims, columns).rows(dims, columns);
-            let shared = count * dims.in_dim * float + ds;
+            let shared = if in_shared == 0 { ds } else { count * dims.in_dim * float + ds };
             let threads = row_threads::<X>(dims.in_dim);
             // SAFETY: the callers have checked lengths; segments and adapters out of range are refused.
             unsafe { kernel.run([tiles, 1, 1], threads, shared) }?;

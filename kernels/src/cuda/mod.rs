@@ -27,6 +27,8 @@ mod fault;
 mod gemm;
 mod graph;
 mod launch;
+mod library;
+mod limits;
 mod lm_head;
 mod lora;
 mod memory;
@@ -34,6 +36,7 @@ mod mse;
 mod nccl;
 mod nvrtc;
 mod probe;
+mod profile;
 mod rmsnorm;
 mod rope;
 mod stream;
@@ -44,6 +47,7 @@ pub use graph::CudaGraph;
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
 pub use nccl::{NcclGroup, nccl_version};
 pub use probe::{CudaDevice, devices};
+pub use profile::OperationTime;
 pub use stream::CudaLane;
 
 use crate::error::{Error, Result, expect_len};
@@ -51,6 +55,7 @@ use crate::{Device, Elem, Real, bf16};
 use cubin::Cubins;
 use cudarc::driver::{CudaContext, result, sys};
 use launch::Functions;
+use limits::Limits;
 use memory::{Allocation, Staging};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -87,6 +92,7 @@ struct Inner {
     description: CudaDevice,
     /// Streaming multiprocessors.
     processors: usize,
+    limits: Limits,
     functions: Functions,
     staging: Mutex<Staging>,
     /// For uploads beside the operations.
@@ -97,6 +103,9 @@ struct Inner {
     /// A graph is being captured.
     capturing: AtomicBool,
     graph_launches: AtomicU64,
+    /// Bytes copied from the host so far.
+    uploaded: AtomicU64,
+    profile: profile::Profile,
     fault: Allocation,
     /// Matrix products by the vendor's library, or why they are not.
     products: std::result::Result<cublaslt::Products, String>,
@@ -142,6 +151,7 @@ impl Cuda {
         let processors = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(failed("count multiprocessors"))?;
+        let limits = Limits::of(&context)?;
         let stream = Stream::new(context)?;
         let staging = Mutex::new(Staging::new(&stream)?);
         let staging_beside = Mutex::new(Staging::new(&stream)?);
@@ -152,12 +162,15 @@ impl Cuda {
         let inner = Inner {
             description,
             processors: processors.max(1) as usize,
+            limits,
             functions,
             staging,
             staging_beside,
             workspace,
             capturing: AtomicBool::new(false),
             graph_launches: AtomicU64::new(0),
+            uploaded: AtomicU64::new(0),
+            profile: profile::Profile::default(),
             fault,
             products,
             stream,
@@ -186,6 +199,11 @@ impl Cuda {
         self.inner.stream.allocations.load(Ordering::Relaxed)
     }
 
+    /// Bytes copied from the host to the device so far.
+    pub fn uploaded(&self) -> u64 {
+        self.inner.uploaded.load(Ordering::Relaxed)
+    }
+
     /// Bytes of memory that nobody has, and of the whole device.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.stream()?.context.mem_get_info().map_err(failed("tell how much memory is free"))
@@ -202,8 +220,10 @@ impl Cuda {
             return Ok(());
         }
         let stream = self.stream()?;
+        let work = profile::Work { bytes: bytes as f64, ..Default::default() };
         // SAFETY: callers pass memory of this device that holds as many bytes.
-        unsafe { result::memset_d8_async(pointer, value, bytes, stream.raw) }.map_err(failed("set memory"))
+        let set = || unsafe { result::memset_d8_async(pointer, value, bytes, stream.raw) };
+        self.measured(|| "set memory".into(), work, || set().map_err(failed("set memory")))
     }
 
     /// Scratch memory of at least this many bytes, for kernels queued while the guard is held.
@@ -314,6 +334,7 @@ impl Device for Cuda {
     fn upload<T: Elem>(&self, dst: CudaViewMut<'_, T>, src: &[T]) -> Result<()> {
         expect_len("upload", "src", src.len(), dst.len())?;
         self.refuse_in_graph("upload")?;
+        self.inner.uploaded.fetch_add(size_of_val(src) as u64, Ordering::Relaxed);
         memory::lock(&self.inner.staging).upload(self.stream()?.raw, dst.pointer(), bytemuck::cast_slice(src))
     }
 
@@ -356,9 +377,10 @@ impl Device for Cuda {
         }
         let stream = self.stream()?;
         let bytes = src.len() * size_of::<T>();
+        let work = profile::Work { bytes: 2.0 * bytes as f64, ..Default::default() };
         // SAFETY: both views hold `bytes` bytes of this device, and cannot overlap: one is exclusive.
-        unsafe { result::memcpy_dtod_async(dst.pointer(), src.pointer(), bytes, stream.raw) }
-            .map_err(failed("copy on the device"))
+        let copy = || unsafe { result::memcpy_dtod_async(dst.pointer(), src.pointer(), bytes, stream.raw) };
+        self.measured(|| "copy".into(), work, || copy().map_err(failed("copy on the device")))
     }
 
     fn fill<T: Elem>(&self, dst: CudaViewMut<'_, T>, value: T) -> Result<()> {

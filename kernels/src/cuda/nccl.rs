@@ -10,6 +10,7 @@
 //! `GRADTX_NCCL` names the library where the dynamic loader would not find it; `off` means that
 //! it is not to be used.
 
+use super::library::{candidates, first_usable};
 use super::stream::{Event, Stream};
 use super::{Cuda, CudaViewMut, failed};
 use crate::collective::{Candidate, Collective};
@@ -75,22 +76,14 @@ fn nccl() -> std::result::Result<&'static Api, String> {
     NCCL.get_or_init(|| find(std::env::var_os("GRADTX_NCCL"))).as_ref().map_err(String::clone)
 }
 
-/// The library that `named` stands for: a file, none, or what the dynamic loader finds.
+/// The library that `named` stands for: a file, none, or the first usable one of those that are found.
 fn find(named: Option<OsString>) -> std::result::Result<Api, String> {
     if named.as_ref().is_some_and(|name| name == "off") {
         return Err("NCCL is turned off (GRADTX_NCCL=off)".into());
     }
-    let names = named.map_or(NAMES.map(OsString::from).to_vec(), |name| vec![name]);
-    let mut why = String::new();
-    for name in &names {
-        // SAFETY: loading the library runs nothing but its own initialisation.
-        match unsafe { Library::new(name) } {
-            Ok(library) => return Api::bind(library),
-            // What the dynamic loader says is in the error's source.
-            Err(e) => why = std::error::Error::source(&e).map_or(e.to_string(), |s| s.to_string()),
-        }
-    }
-    Err(format!("no NCCL here: {why}. GRADTX_NCCL=/path/to/libnccl.so.2 names the library"))
+    let files = named.map_or_else(|| candidates(&NAMES), |name| vec![name]);
+    first_usable(&files, Api::bind)
+        .map_err(|why| format!("no NCCL here: {why}. GRADTX_NCCL=/path/to/libnccl.so.2 names the library"))
 }
 
 impl Api {

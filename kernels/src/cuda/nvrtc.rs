@@ -1,10 +1,10 @@
 //! NVIDIA's run-time compiler, found at run time: from CUDA source to a cubin.
 //!
 //! The library is loaded by name, so neither a toolkit nor its headers are needed to build
-//! gradtx. `GRADTX_NVRTC` names the file where the dynamic loader would not find it (a
-//! Python wheel, for one); a library that is loaded by another name would be another one,
-//! so this does not go through the bindings' own search.
+//! gradtx. `GRADTX_NVRTC` names the file where it would not be found; a library that is loaded by
+//! another name would be another one, so this does not go through the bindings' own search.
 
+use super::library::{candidates, first_usable, loader_says};
 use crate::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -52,25 +52,18 @@ pub struct Compiled {
 impl Api {
     fn load() -> Result<Self> {
         let named = std::env::var_os("GRADTX_NVRTC").map(|path| vec![path]);
-        let names = named.unwrap_or_else(|| NAMES.map(Into::into).to_vec());
-        let mut why = String::new();
-        for name in &names {
-            // SAFETY: loading the compiler runs nothing but its own initialisation.
-            match unsafe { Library::new(name) } {
-                Ok(library) => return Self::bind(library),
-                // What the dynamic loader says is in the error's source.
-                Err(e) => why = std::error::Error::source(&e).map_or(e.to_string(), |s| s.to_string()),
-            }
-        }
-        let why = format!("{why}. GRADTX_NVRTC=/path/to/libnvrtc.so.12 names the library");
-        Err(Error::Unavailable { what: "the CUDA compiler (NVRTC)", why })
+        let files = named.unwrap_or_else(|| candidates(&NAMES));
+        first_usable(&files, Self::bind).map_err(|why| {
+            let why = format!("{why}. GRADTX_NVRTC=/path/to/libnvrtc.so.12 names the library");
+            Error::Unavailable { what: "the CUDA compiler (NVRTC)", why }
+        })
     }
 
-    fn bind(library: Library) -> Result<Self> {
-        fn get<F: Copy>(library: &Library, name: &CStr) -> Result<F> {
+    fn bind(library: Library) -> std::result::Result<Self, String> {
+        fn get<F: Copy>(library: &Library, name: &CStr) -> std::result::Result<F, String> {
             // SAFETY: the types above are those of the compiler's documented interface.
             let symbol = unsafe { library.get::<F>(name.to_bytes_with_nul()) };
-            symbol.map(|f| *f).map_err(|e| Error::Unavailable { what: "NVRTC", why: e.to_string() })
+            symbol.map(|f| *f).map_err(|e| loader_says(&e))
         }
         Ok(Self {
             version: get(&library, c"nvrtcVersion")?,

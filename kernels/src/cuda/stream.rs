@@ -8,7 +8,7 @@ use super::{Cuda, CudaViewMut, failed, memory};
 use crate::{Elem, Result, error::expect_len};
 use cudarc::driver::{CudaContext, result, sys};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The streams, and the context that they belong to.
 pub(super) struct Stream {
@@ -58,9 +58,24 @@ unsafe impl Send for Event {}
 
 impl Event {
     pub fn new(stream: &Stream) -> Result<Self> {
-        let raw = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
-            .map_err(failed("create an event"))?;
+        Self::create(stream, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that takes the time.
+    pub fn with_time(stream: &Stream) -> Result<Self> {
+        Self::create(stream, sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn create(stream: &Stream, flags: sys::CUevent_flags) -> Result<Self> {
+        let raw = result::event::create(flags).map_err(failed("create an event"))?;
         Ok(Self { raw, context: Arc::clone(&stream.context) })
+    }
+
+    /// Seconds from here to a later event; both take the time and have passed.
+    pub fn seconds_until(&self, later: &Self) -> Result<f64> {
+        // SAFETY: both events are alive.
+        let milliseconds = unsafe { result::event::elapsed(self.raw, later.raw) };
+        Ok(f64::from(milliseconds.map_err(failed("ask for the time between events"))?) / 1e3)
     }
 
     /// After everything in this stream so far.
@@ -129,6 +144,7 @@ impl Cuda {
         expect_len("upload_in", "src", src.len(), dst.len())?;
         self.refuse_in_graph("upload_in")?;
         let copies = self.stream()?.copies;
+        self.inner.uploaded.fetch_add(size_of_val(src) as u64, Ordering::Relaxed);
         lane.released.hold(copies)?;
         let mut staging = memory::lock(&self.inner.staging_beside);
         staging.upload(copies, dst.pointer(), bytemuck::cast_slice(src))?;

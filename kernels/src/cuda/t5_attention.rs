@@ -11,8 +11,6 @@ const MODULE: &str = "t5_attention";
 const THREADS: usize = 128;
 const ROWS: usize = 16;
 const TABLE_THREADS: usize = 256;
-/// Shared memory of a block on the least device: 163 KiB.
-const MOST_SHARED: usize = 163 * 1024;
 
 /// Elements of a row of q and o, and half of a row of kv.
 fn width(dims: &T5AttentionDims) -> usize {
@@ -46,13 +44,8 @@ fn check<X: CudaReal>(
 }
 
 /// Bytes for this many floats per row of a block.
-fn shared(op: &'static str, floats: usize) -> Result<usize> {
-    let bytes = ROWS * floats * size_of::<f32>();
-    if bytes <= MOST_SHARED {
-        return Ok(bytes);
-    }
-    let why = format!("sequences this long need {bytes} bytes of shared memory, and there are {MOST_SHARED}");
-    Err(Error::Unsupported { op, why })
+fn shared(floats: usize) -> usize {
+    ROWS * floats * size_of::<f32>()
 }
 
 impl Launch<'_> {
@@ -94,7 +87,7 @@ impl<X: CudaReal> T5Attention<X> for Cuda {
         let kernel = kernel.t5_shape(&dims).int(dims.causal.into()).t5_drop(keys, &dims);
         let grid = [dims.queries.div_ceil(ROWS), dims.heads, dims.batch];
         // SAFETY: the lengths above; buckets beyond the table are refused.
-        unsafe { kernel.run(grid, THREADS, shared(OP, dims.head_dim + dims.keys)?) }
+        unsafe { kernel.run(grid, THREADS, shared(dims.head_dim + dims.keys)) }
     }
 
     fn t5_attention_backward(
@@ -133,13 +126,13 @@ impl<X: CudaReal> T5Attention<X> for Cuda {
         let kernel = kernel.read(d_o).read(probs).read(kv).t5_shape(&dims).t5_drop(keys, &dims);
         let grid = [dims.queries.div_ceil(ROWS), dims.heads, dims.batch];
         // SAFETY: the lengths above.
-        unsafe { kernel.run(grid, THREADS, shared(OP, dims.head_dim + dims.keys)?) }?;
+        unsafe { kernel.run(grid, THREADS, shared(dims.head_dim + dims.keys)) }?;
         let kernel = self.kernel_of::<X>(MODULE, "t5_attention_backward_kv").write(&dkv);
         let kernel = kernel.read(d_scores.freeze()).read(d_o).read(probs).read(q);
         let kernel = kernel.t5_shape(&dims).t5_drop(keys, &dims);
         let grid = [dims.keys.div_ceil(ROWS), dims.heads, dims.batch];
         // SAFETY: the lengths above.
-        unsafe { kernel.run(grid, THREADS, shared(OP, 2 * dims.queries)?) }?;
+        unsafe { kernel.run(grid, THREADS, shared(2 * dims.queries)) }?;
         if let (Some(d_table), Some(bias)) = (&d_table, bias) {
             let kernel = self.kernel_of::<X>(MODULE, "t5_table_gradient").write(d_table);
             let kernel = kernel.read(d_scores.freeze()).read(bias.map);

@@ -19,6 +19,26 @@ pub trait Elementwise<X: Real>: Device {
         rows: Self::View<'_, u32>,
         cols: usize,
     ) -> Result<()>;
+
+    /// `out[r · stride + c] = std · number r · cols + c` of a key's bell-shaped numbers
+    /// ([`rng::bell`](crate::rng::bell)) of standard deviation 1, rounded from f32 to X; what lies
+    /// between rows stays as it is. The same values on every device.
+    fn random_rows(&self, out: Self::ViewMut<'_, X>, rows: RandomRows) -> Result<()>;
+}
+
+/// Rows of random numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RandomRows {
+    /// Number of rows.
+    pub rows: usize,
+    /// Values of a row.
+    pub cols: usize,
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Which numbers.
+    pub key: u64,
+    /// Standard deviation.
+    pub std: f64,
 }
 
 /// Conversion between element types, to the nearest value.

@@ -288,6 +288,26 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         Self::with_rows(device, config.clone(), buf, stride)
     }
 
+    /// A frozen decoder whose values are made where they stay: `fill` is given each tensor of
+    /// [`Self::layout_of`], its memory on the device (zeros), and the elements from one row to the
+    /// next. What lies between rows must stay zero.
+    ///
+    /// # Errors
+    /// Those of `fill`, and if there is no memory.
+    pub fn frozen_with(
+        device: &D,
+        config: &DecoderConfig,
+        mut fill: impl FnMut(&Param, D::ViewMut<'_, X>, usize) -> Result<()>,
+    ) -> Result<Self> {
+        let (stored, _) = places(config, D::lora_weight_stride);
+        let mut buf = device.zeros(stored.total())?;
+        for (param, place) in Self::layout_of(config).params().iter().zip(stored.params()) {
+            let stride = place.shape.last().copied().unwrap_or(1);
+            fill(param, D::view_mut(&mut buf, place.range()), stride)?;
+        }
+        Self::with_rows(device, config.clone(), buf, D::lora_weight_stride)
+    }
+
     /// A copy with weights of its own.
     pub fn duplicate(&self) -> Result<Self> {
         let mut values = self.device.zeros(D::len(&self.values))?;

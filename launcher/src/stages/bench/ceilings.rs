@@ -10,11 +10,26 @@ use super::measure;
 use super::options::Common;
 use super::results::{Entry, Results};
 use super::values::random;
+use super::{Measured, On};
 use crate::cost::rates::Kind;
 use anyhow::Result;
 use gradtx_kernels::Real;
 use gradtx_kernels::ops::{Backend, Elementwise, Gemm, GemmDims};
 use gradtx_runtime::plan::human_bytes;
+
+/// The ceilings and nothing else.
+#[derive(Debug, clap::Args)]
+pub struct Job {
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+impl Measured for Job {
+    fn measure<X: Real<Acc = f32>, D: Backend<X>>(&self, _: &On<'_, D>, _: &mut Results) -> Result<()> {
+        // Every benchmark begins with them.
+        Ok(())
+    }
+}
 
 /// Columns that adapters add to the summed dimension.
 pub const TAIL: usize = 16;

@@ -19,6 +19,7 @@ use super::machine;
 use super::measure::{self, Times};
 use super::models::{NamedDecoder, check_memory, stream};
 use super::options::{Common, at_least_one};
+use super::profile;
 use super::results::{Entry, Results, rounded};
 use super::{Measured, On};
 use crate::cost::rates::Kind;
@@ -32,7 +33,7 @@ use gradtx_models::decoder::{Activations, AdapterView, Decoder, Gradients, Mode}
 use gradtx_models::lora::{BlockLayout, LoraJobs, initial_adapter};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::plan::MemoryPlan;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A step's sizes.
 #[derive(Debug, clap::Args)]
@@ -135,8 +136,8 @@ impl Job {
         let tokens: usize = lengths.iter().sum();
         let decoder = model.make::<X, D>(on.device)?;
         let batch = stream(lengths, model.config.vocab, self.jobs);
-        let base = frozen_steps(on, results, &decoder, &batch)?;
-        let adapted = self.adapted_steps(on, results, &decoder, layout, &batch)?;
+        let (base, first_step) = frozen_steps(on, results, &decoder, &batch)?;
+        let (adapted, times_of) = self.adapted_steps(on, results, &decoder, layout, &batch)?;
         let shares = machine::shares_of_time(on.device, adapted.total());
 
         let work = DecoderWork { model: &model.config, layout, element: size_of::<X>() as f64 };
@@ -149,7 +150,8 @@ impl Job {
                 "tokens_per_s": rounded(tokens as f64 / times.median())})
         };
         let count = Count::flops(flops - adapters);
-        let more = fields(&base);
+        let mut more = fields(&base);
+        more["first_step_s"] = rounded(first_step);
         results.add(
             on.device,
             Entry::new("finetune base alone", shape.as_str(), count, base.clone()).with(more),
@@ -157,6 +159,7 @@ impl Job {
         let mut more = fields(&adapted);
         more["overhead"] = rounded(adapted.median() / base.median() - 1.0);
         more["share_of_time"] = shares;
+        more["operations"] = times_of;
         let jobs = if self.jobs == 1 { String::new() } else { format!(", {} jobs", self.jobs) };
         let entry = Entry::new("finetune", shape + &jobs, Count::flops(flops), adapted);
         results.add(on.device, entry.of(Kind::Lora).with(more))
@@ -169,18 +172,20 @@ impl Job {
         decoder: &Decoder<D, X>,
         layout: &BlockLayout,
         batch: &PackedBatch,
-    ) -> Result<Times> {
+    ) -> Result<(Times, Value)> {
         let room = capacity_of(batch);
         let mut jobs = LoraJobs::new(decoder, layout, self.jobs, &initial_adapter(layout, 2), room)?;
         let mut step = 0;
-        measure::step(on.device, results.repeats(), || {
+        let mut train = || {
             step += 1;
             if step as usize == self.common.warmup + 1 {
                 machine::start_profile(on.device);
             }
             let report = jobs.train_step(decoder, batch, AdamWStep { step, ..STEP }, Some(1.0))?;
             finite(&report.losses)
-        })
+        };
+        let times = measure::step(on.device, results.repeats(), &mut train)?;
+        Ok((times, profile::of_step(on, train)?))
     }
 }
 
@@ -193,26 +198,30 @@ fn capacity_of(batch: &PackedBatch) -> BatchCapacity {
     BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() }
 }
 
-/// Steps without adapters: forward and backward of the same stream.
+/// Steps without adapters: forward and backward of the same stream. Also the seconds from the
+/// command's beginning to the end of the first of them.
 fn frozen_steps<X: Real<Acc = f32>, D: Backend<X>>(
     on: &On<'_, D>,
     results: &Results,
     decoder: &Decoder<D, X>,
     batch: &PackedBatch,
-) -> Result<Times> {
+) -> Result<(Times, f64)> {
     let layout = BlockLayout::without_targets(decoder.config());
     let room = capacity_of(batch);
     let mut acts = Activations::new(decoder, room, Mode::Adapters(&layout))?;
     let mut on_device = DeviceBatch::new(on.device, room)?;
     let (values, mut grads) = (on.device.zeros(0)?, on.device.zeros(0)?);
-    measure::step(on.device, results.repeats(), || {
+    let mut first_step = None;
+    let times = measure::step(on.device, results.repeats(), || {
         on_device.load(on.device, batch)?;
         let view = AdapterView { values: &values, layout: &layout, dropout: 0.0 };
         let grads = Gradients::Adapters(D::all_mut(&mut grads));
         decoder.loss_and_gradient(&mut acts, &on_device, Some(view), grads, &mut |_, _| Ok(()))?;
         let losses = on.device.to_host(acts.losses())?;
+        first_step.get_or_insert_with(|| on.started.elapsed());
         finite(&[losses.iter().map(|loss| loss.to_f64()).sum()])
-    })
+    })?;
+    Ok((times, first_step.map_or(0.0, |time| time.as_secs_f64())))
 }
 
 #[cfg(test)]

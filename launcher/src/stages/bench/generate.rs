@@ -14,6 +14,7 @@ use super::counts::Count;
 use super::measure;
 use super::models::{NamedDecoder, check_memory};
 use super::options::{Common, at_least_one};
+use super::profile;
 use super::results::{Entry, Results, rounded};
 use super::values::tokens;
 use super::{Measured, On};
@@ -113,6 +114,10 @@ fn generate<X: Real<Acc = f32>, D: Backend<X>>(
         })
     };
     let (first, all) = (times(1)?, times(new)?);
+    let operations = profile::of_step(on, || {
+        generator.generate(&decoder, None, &prompts, new, &[])?;
+        Ok(())
+    })?;
     let each = all.beyond(&first).by(new - 1);
     ensure!(
         each.median() > 0.0,
@@ -133,6 +138,7 @@ fn generate<X: Real<Acc = f32>, D: Backend<X>>(
     results.add(on.device, entry.with(more))?;
     let mut more = fields;
     more["tokens_per_s"] = rounded(batch as f64 / each.median());
+    more["operations"] = operations;
     more["generation_s"] = rounded(all.median());
     more["floor_s"] = rounded(cost.bytes / on.ceilings.copy);
     let entry = Entry::new("generate", shape, Count::bytes(cost.bytes), each);

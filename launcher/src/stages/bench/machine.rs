@@ -1,5 +1,6 @@
 //! Facts about the device that lines of results carry.
 
+use super::profile::Operation;
 use super::results::rounded;
 use anyhow::Result;
 use gradtx_kernels::Device;
@@ -63,6 +64,39 @@ pub fn used_memory<D: Device>(device: &D, before: u64) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|k| k * 1024)
+}
+
+/// What the operations of a step took, the longest first; nothing where the device is a CPU, and then
+/// the step is not run.
+///
+/// # Errors
+/// Those of the step, and if the device cannot take the time.
+#[cfg(feature = "cuda")]
+pub fn operations<D: Device>(
+    device: &D,
+    step: impl FnOnce() -> Result<()>,
+) -> Result<Option<Vec<Operation>>> {
+    let Some(cuda) = (device as &dyn Any).downcast_ref::<gradtx_kernels::cuda::Cuda>() else {
+        return Ok(None);
+    };
+    cuda.start_profile()?;
+    let done = step();
+    let times = cuda.stop_profile()?;
+    done?;
+    let of = |t: gradtx_kernels::cuda::OperationTime| {
+        let gradtx_kernels::cuda::OperationTime { name, calls, seconds, flops, bytes } = t;
+        Operation { name, calls, seconds, flops, bytes }
+    };
+    Ok(Some(times.into_iter().map(of).collect()))
+}
+
+/// The same in a program without GPUs.
+///
+/// # Errors
+/// None.
+#[cfg(not(feature = "cuda"))]
+pub fn operations<D: Device>(_: &D, _: impl FnOnce() -> Result<()>) -> Result<Option<Vec<Operation>>> {
+    Ok(None)
 }
 
 /// Begins to add up times of operations, where the device does that.

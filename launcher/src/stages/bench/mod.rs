@@ -11,6 +11,7 @@
 //!
 //! | what | file | measured |
 //! |---|---|---|
+//! | `ceilings` | [`ceilings`] | the large product and the large copy alone |
 //! | `kernels` | [`kernels`] | every operation by itself, calls back to back |
 //! | `finetune` | [`finetune`] | steps of adapters beside a frozen base, and of the base alone |
 //! | `train` | [`train`] | steps of the Grad-Transformer |
@@ -31,6 +32,7 @@ pub mod machine;
 pub mod measure;
 pub mod models;
 pub mod options;
+pub mod profile;
 pub mod results;
 pub mod table;
 pub mod train;
@@ -48,6 +50,7 @@ use gradtx_kernels::{Backend, Real};
 use machine::Machine;
 use options::Common;
 use results::Results;
+use std::time::Instant;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -60,6 +63,8 @@ pub struct Job {
 /// The benchmarks.
 #[derive(Debug, Subcommand)]
 pub enum What {
+    /// What the device reaches at best: a large matrix product and a large copy.
+    Ceilings(ceilings::Job),
     /// Every operation by itself, and the matrix products of a model.
     Kernels(kernels::Job),
     /// A step of LoRA fine-tuning on a packed stream, and the same step of the frozen base alone.
@@ -79,6 +84,7 @@ pub enum What {
 /// Measures.
 pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
     match &job.what {
+        What::Ceilings(job) => on_device(context, &job.common, job),
         What::Kernels(job) => on_device(context, &job.common, job),
         What::Finetune(job) => on_device(context, &job.common, job),
         What::Train(job) => on_device(context, &job.common, job),
@@ -101,30 +107,36 @@ struct On<'a, D> {
     device: &'a D,
     machine: &'a Machine,
     ceilings: &'a Ceilings,
+    /// When the command began.
+    started: Instant,
+    /// Whether operations are measured one by one, too.
+    profile: bool,
 }
 
 struct Session<'a, M> {
     context: &'a Context,
     common: &'a Common,
     job: &'a M,
+    started: Instant,
 }
 
 fn on_device<M: Measured>(context: &Context, common: &Common, job: &M) -> Result<()> {
     common.check()?;
     let settings = DeviceConfig { kind: common.device, dtype: common.dtype(), ..DeviceConfig::default() };
-    dispatch(&settings, context, Session { context, common, job })
+    dispatch(&settings, context, Session { context, common, job, started: Instant::now() })
 }
 
 impl<M: Measured> Work for Session<'_, M> {
     type Output = ();
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<()> {
-        let Self { context, common, job } = self;
+        let Self { context, common, job, started } = self;
         let machine = Machine::of(device);
         let mut results = Results::new(context.ui.clone(), device, &machine, common, X::DTYPE)?;
         let ceilings = ceilings::measure::<X, D>(device, &machine, common, &mut results)?;
         results.hold_against(&ceilings);
-        job.measure::<X, D>(&On { device, machine: &machine, ceilings: &ceilings }, &mut results)?;
+        let (machine, ceilings, profile) = (&machine, &ceilings, common.profile);
+        job.measure::<X, D>(&On { device, machine, ceilings, started, profile }, &mut results)?;
         results.finish();
         Ok(())
     }

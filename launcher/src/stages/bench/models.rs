@@ -2,17 +2,18 @@
 
 use super::machine;
 use super::options::Blocks;
-use super::values::{fill, random};
+use super::values::{fill, fill_rows};
 use crate::cost::calibrate::published;
 use crate::failure::{failed, unusable};
 use anyhow::{Context as _, Result};
+use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_models::decoder::{Decoder, DecoderConfig};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, StartToken};
 use gradtx_models::lora::{BlockLayout, LoraConfig};
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::data::{Example, PackedBatch, SegmentInfo};
-use gradtx_runtime::params::ParamLayout;
+use gradtx_runtime::params::{Param, ParamLayout};
 use gradtx_runtime::plan::{MemoryPlan, human_bytes};
 use std::path::Path;
 
@@ -51,13 +52,16 @@ impl NamedDecoder {
         Ok(BlockLayout::new(&self.config, &LoraConfig { rank, targets, ..LoraConfig::default() })?)
     }
 
-    /// The frozen decoder with random weights; norms are ones. Where the device wants room between
-    /// the rows of frozen matrices, the weights are there twice for a moment.
+    /// The frozen decoder with random weights, drawn on the device; norms are ones.
     pub fn make<X: Real<Acc = f32>, D: Backend<X>>(&self, device: &D) -> Result<Decoder<D, X>> {
-        let layout = Decoder::<D, X>::layout_of(&self.config);
-        let mut values = random::<D, X>(device, layout.total(), SPREAD, 1)?;
-        norms_to_one::<X, D>(device, &mut values, &layout)?;
-        Ok(Decoder::from_values(device, self.config.clone(), values)?.frozen()?)
+        Ok(Decoder::frozen_with(device, &self.config, |param, view, stride| {
+            if is_norm(param) {
+                return Ok(device.fill(view, X::one())?);
+            }
+            let cols = param.shape.last().copied().unwrap_or(stride);
+            let key = derive_named(1, &param.name);
+            Ok(fill_rows::<D, X>(device, view, (cols, stride), SPREAD, key)?)
+        })?)
     }
 }
 
@@ -68,12 +72,14 @@ fn parent(file: &Path) -> String {
 }
 
 fn norms_to_one<X: Real, D: Device>(device: &D, values: &mut D::Buf<X>, layout: &ParamLayout) -> Result<()> {
-    for param in layout.params() {
-        if param.shape.len() == 1 && param.name.ends_with("norm.weight") {
-            device.fill(D::view_mut(values, param.range()), X::one())?;
-        }
+    for param in layout.params().iter().filter(|param| is_norm(param)) {
+        device.fill(D::view_mut(values, param.range()), X::one())?;
     }
     Ok(())
+}
+
+fn is_norm(param: &Param) -> bool {
+    param.shape.len() == 1 && param.name.ends_with("norm.weight")
 }
 
 /// Sizes of a translator.

@@ -27,6 +27,9 @@ pub struct Common {
     /// is of 16 N² bytes.
     #[arg(long, value_name = "N")]
     pub large: Option<usize>,
+    /// Run one more step on a GPU, and measure the device time of each of its operations.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 impl Common {

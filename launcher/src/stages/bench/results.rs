@@ -5,6 +5,7 @@ use super::counts::Count;
 use super::machine::{self, Machine};
 use super::measure::{Repeats, Times};
 use super::options::Common;
+use super::profile;
 use crate::cost::rates::Kind;
 use crate::stages::plan::human_seconds;
 use crate::ui::{Ui, is_silent};
@@ -14,6 +15,9 @@ use gradtx_kernels::{DType, Device};
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+
+/// Operations of a profile that people see.
+const SHOWN_OPERATIONS: usize = 20;
 
 /// What was measured, before it is held against anything.
 pub struct Entry {
@@ -57,6 +61,8 @@ pub struct Results {
     ceilings: Option<Ceilings>,
     out: Option<File>,
     table: Table,
+    /// Where the time of steps goes, for people.
+    profiles: Vec<String>,
     /// Bytes that were free at the beginning.
     free: u64,
 }
@@ -93,7 +99,8 @@ impl Results {
         let (machine, ceilings) = (machine.clone(), None);
         ui.line(format!("measuring on {} in {}", machine.device, type_name(dtype)));
         let free = machine::free_memory(device)?;
-        Ok(Self { ui, machine, dtype, repeats, ceilings, out: out.transpose()?, table, free })
+        let (out, profiles) = (out.transpose()?, vec![]);
+        Ok(Self { ui, machine, dtype, repeats, ceilings, out, table, profiles, free })
     }
 
     /// From now on lines tell their shares of these.
@@ -121,6 +128,9 @@ impl Results {
             writeln!(out, "{line}").context("cannot write the results")?;
         }
         self.row(&entry, &line);
+        if let Some(table) = profile::table(&line["operations"], SHOWN_OPERATIONS) {
+            self.profiles.push(format!("{}, {}: device time of a step\n{table}", entry.name, entry.shape));
+        }
         self.ui.result_object("bench", line);
         Ok(())
     }
@@ -194,6 +204,7 @@ impl Results {
     pub fn finish(self) {
         if !self.ui.is_json() {
             self.ui.result(self.table.to_string());
+            self.profiles.iter().for_each(|profile| self.ui.result(profile));
         }
     }
 }

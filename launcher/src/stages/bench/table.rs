@@ -1,9 +1,13 @@
 //! `bench table`: what was measured, held against what is wanted of the program.
 //!
 //! In: files of lines, ours and those of `benches/peer_transformers.py` (`"who": "peer"`), from one
-//! device. Out: a Markdown table with a row for every target. Where nothing was measured, the
-//! cells stay empty.
+//! device; none at all is possible, too. Out: a Markdown table with a row for every target, "not
+//! measured yet" where nothing was measured, and on which device and day the rest was; where a
+//! target is missed and its line has a profile, the operations that its time went to. The lines of
+//! `benches/gpu-check/run.sh` also say how results compare with the CPU's.
 
+use super::profile;
+use crate::failure::failed;
 use crate::stages::Context;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
@@ -13,10 +17,20 @@ use std::path::{Path, PathBuf};
 /// Where results are.
 #[derive(Debug, clap::Args)]
 pub struct Job {
-    /// Files of JSON lines, or directories of .jsonl files.
-    #[arg(required = true, value_name = "FILE")]
+    /// Files of JSON lines, or directories of .jsonl files; without any, the targets alone.
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Write the table of targets into this Markdown file, between the lines
+    /// `<!-- bench table -->` and `<!-- end of bench table -->`.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
 }
+
+/// What stands around the table in a file that it is written into.
+const BEGIN: &str = "<!-- bench table -->\n";
+const END: &str = "<!-- end of bench table -->";
+/// Operations that are shown of a missed target.
+const SHOWN_OPERATIONS: usize = 12;
 
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,10 +74,91 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
             json!({"work": row.work, "target": row.target, "measured": value, "shape": shape, "met": row.met}),
         );
     }
+    let targets = format!("{}\n\n{}", markdown(&rows), measured_on(&lines));
+    if let Some(path) = &job.write {
+        write_into(path, &targets)?;
+    }
     if !context.ui.is_json() {
-        context.ui.result(markdown(&rows).to_string());
+        context.ui.result(&targets);
+        misses(&rows, &lines).iter().for_each(|text| context.ui.result(text));
+        if let Some(text) = compared(&lines) {
+            context.ui.result(text);
+        }
     }
     Ok(())
+}
+
+/// Puts the table into a file, in the place of the last one.
+fn write_into(path: &Path, table: &str) -> Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let place = text.find(BEGIN).map(|at| at + BEGIN.len());
+    let place = place.and_then(|from| Some((from, from + text[from..].find(END)?)));
+    let Some((from, to)) = place else {
+        let what = format!("{}: no place for the table of targets", path.display());
+        return Err(failed(what, format!("add the lines `{}` and `{END}`", BEGIN.trim_end())));
+    };
+    let new = format!("{}{table}\n{}", &text[..from], &text[to..]);
+    std::fs::write(path, new).with_context(|| format!("{}: cannot write", path.display()))
+}
+
+/// On which devices and days lines of ours were measured.
+fn measured_on(lines: &[Value]) -> String {
+    let mut found: Vec<(String, String)> = vec![];
+    for line in lines.iter().filter(|line| line["who"] == "gradtx") {
+        let text = |key: &str| line[key].as_str().unwrap_or("unknown").to_string();
+        let device = (text("device"), text("date"));
+        if !found.contains(&device) {
+            found.push(device);
+        }
+    }
+    found.sort();
+    match found.as_slice() {
+        [] => "Not measured yet.".into(),
+        all => {
+            let texts: Vec<String> = all.iter().map(|(device, date)| format!("{device}, {date}")).collect();
+            format!("Measured on {}.", texts.join("; "))
+        }
+    }
+}
+
+/// Where the time of missed targets goes, of those that have a profile.
+fn misses(rows: &[Row], lines: &[Value]) -> Vec<String> {
+    let missed = rows.iter().filter(|row| row.met == Some(false));
+    let mut texts: Vec<String> = vec![];
+    for row in missed {
+        let Some((_, shape)) = &row.measured else { continue };
+        let is_source = |line: &&Value| {
+            line["who"] == "gradtx" && line["shape"] == **shape && line["operations"].is_array()
+        };
+        let Some(line) = lines.iter().rev().find(is_source) else { continue };
+        let Some(table) = profile::table(&line["operations"], SHOWN_OPERATIONS) else { continue };
+        let text = format!("\nMissed: {}. Device time of a step, {shape}:\n\n{table}", row.work);
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts
+}
+
+/// Comparisons with the CPU: how many, and the one that is nearest to its bound or beyond it.
+fn compared(lines: &[Value]) -> Option<String> {
+    let is_comparison = |line: &&Value| line["part"] == "correct" && line["bound"].is_number();
+    let all: Vec<&Value> = lines.iter().filter(is_comparison).collect();
+    let share = |line: &Value| match (line["error"].as_f64(), line["bound"].as_f64()) {
+        (Some(error), Some(bound)) if bound > 0.0 => error / bound,
+        _ => f64::INFINITY,
+    };
+    let worst = all.iter().max_by(|a, b| share(a).total_cmp(&share(b)))?;
+    let beyond = all.iter().filter(|line| line["within"] != true).count();
+    Some(format!(
+        "\n{} comparisons with the CPU, {beyond} beyond their bound. The one with the largest error for its \
+         bound: {} {}, {} of {}.",
+        all.len(),
+        worst["case"].as_str().unwrap_or_default(),
+        worst["dtype"].as_str().unwrap_or_default(),
+        worst["error"],
+        worst["bound"],
+    ))
 }
 
 /// The lines of a file, or of the `.jsonl` files of a directory.
@@ -216,7 +311,7 @@ fn markdown(rows: &[Row]) -> Table {
         table.add_row([
             row.work.to_string(),
             row.target.trim_end().to_string(),
-            value.map_or(String::new(), |value| row.unit.show(value)),
+            value.map_or("not measured yet".into(), |value| row.unit.show(value)),
             met.into(),
             shape.unwrap_or_default(),
         ]);
@@ -257,5 +352,60 @@ mod tests {
         assert_eq!(found[7].measured, Some((0.7, "swiglu, s".into())));
         let text = markdown(&found).to_string();
         assert!(text.contains("| ≥ 55 % of the GEMM rate") && text.contains("60.0 %"), "{text}");
+        assert!(text.contains("not measured yet"), "{text}");
+    }
+
+    #[test]
+    fn the_table_says_where_and_when_it_was_measured() {
+        let lines = [
+            r#"{"who":"gradtx","name":"a","device":"NVIDIA H100","date":"2026-12-01"}"#,
+            r#"{"who":"gradtx","name":"b","device":"NVIDIA H100","date":"2026-12-01"}"#,
+            r#"{"who":"peer","name":"a","device":"NVIDIA A100","date":"2026-12-02"}"#,
+        ]
+        .map(line);
+        assert_eq!(measured_on(&lines), "Measured on NVIDIA H100, 2026-12-01.");
+        assert_eq!(measured_on(&[]), "Not measured yet.");
+    }
+
+    #[test]
+    fn a_missed_target_shows_its_operations() {
+        let lines = [
+            r#"{"who":"gradtx","name":"finetune","model":"qwen2.5-7b","jobs":1,"share_of_gemm":0.1,"overhead":0.01,
+                "shape":"s","operations":[{"name":"flash_forward_128","calls":28,"seconds":0.01,"share_of_time":0.5}]}"#,
+        ]
+        .map(line);
+        let texts = misses(&rows(&lines), &lines);
+        assert_eq!(texts.len(), 1, "the overhead's target is met: {texts:?}");
+        assert!(texts[0].contains("flash_forward_128") && texts[0].contains("10.00"), "{texts:?}");
+    }
+
+    #[test]
+    fn comparisons_are_counted_and_the_worst_is_named() {
+        let lines = [
+            r#"{"part":"correct","case":"a","dtype":"f32","error":1e-7,"bound":1e-6,"within":true}"#,
+            r#"{"part":"correct","case":"b","dtype":"bf16","error":"not finite","bound":1e-2,"within":false}"#,
+            r#"{"part":"correct","name":"matrix::a","status":"passed","seconds":1,"why":""}"#,
+        ]
+        .map(line);
+        let text = compared(&lines).unwrap();
+        assert!(
+            text.contains("2 comparisons") && text.contains("1 beyond") && text.contains("b bf16"),
+            "{text}"
+        );
+        assert!(compared(&lines[2..]).is_none());
+    }
+
+    #[test]
+    fn the_table_takes_the_place_of_the_last_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("README.md");
+        std::fs::write(&path, format!("before\n{BEGIN}old\n{END}\nafter\n")).unwrap();
+        for table in ["one", "two"] {
+            write_into(&path, table).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("before\n{BEGIN}two\n{END}\nafter\n"));
+        std::fs::write(&path, "no place").unwrap();
+        let why = write_into(&path, "three").unwrap_err().to_string();
+        assert!(why.contains("no place for the table"), "{why}");
     }
 }

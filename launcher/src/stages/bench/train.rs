@@ -16,6 +16,7 @@ use super::machine;
 use super::measure::{self, Repeats, Times};
 use super::models::{NamedTranslator, TranslatorArgs, check_memory};
 use super::options::{Common, at_least_one};
+use super::profile;
 use super::results::{Entry, Results, rounded};
 use super::{Measured, On};
 use crate::cost::rates::Kind;
@@ -118,6 +119,7 @@ fn steps<X: Real<Acc = f32>, D: Backend<X>>(
     let mut more = fields(&times);
     more["share_of_time"] = machine::shares_of_time(on.device, times.total());
     more["seconds_of"] = resident.phases(&mut model, &mut trainer, repeats)?;
+    more["operations"] = profile::of_step(on, || resident.step(&mut model, &mut trainer))?;
     drop(resident);
     let entry = Entry::new("train", shape.as_str(), Count::flops(flops), times);
     results.add(on.device, entry.of(Kind::Translator).with(more))?;

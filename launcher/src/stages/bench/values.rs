@@ -1,37 +1,41 @@
-//! Random values on a device without making each of them on the host.
-//!
-//! About a million normal values are made and uploaded, and copied on the device until the
-//! buffer is full. Never zeros: power, and so clock rates, depend on the bits that move. The
-//! number of values is a prime, so rows of a matrix differ.
+//! Random values, drawn where they are needed: on the device, by a counter generator, the same ones on
+//! every device. Never zeros: power, and so clock rates, depend on the bits that move.
 
-use anyhow::Result;
+use gradtx_kernels::ops::{Elementwise, RandomRows};
 use gradtx_kernels::rng::Stream;
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::{Real, Result};
 
-/// Values that are made; a prime.
-const MADE: usize = 1_000_003;
-
-/// `len` values of a normal distribution, of mean 0 and this standard deviation.
-pub fn random<D: Device, T: Real>(device: &D, len: usize, std: f64, key: u64) -> Result<D::Buf<T>> {
+/// `len` bell-shaped values of mean 0 and this standard deviation.
+pub fn random<D: Elementwise<T>, T: Real>(device: &D, len: usize, std: f64, key: u64) -> Result<D::Buf<T>> {
     let mut buf = device.zeros(len)?;
     fill::<D, T>(device, D::all_mut(&mut buf), std, key)?;
     Ok(buf)
 }
 
 /// The same into a view.
-pub fn fill<D: Device, T: Real>(device: &D, mut view: D::ViewMut<'_, T>, std: f64, key: u64) -> Result<()> {
-    let len = D::view_len(D::freeze(&view));
-    let mut stream = Stream::new(key);
-    let made: Vec<T> = (0..len.min(MADE)).map(|_| T::from_f64(std * stream.normal())).collect();
-    device.upload(D::slice_mut(D::reborrow(&mut view), 0..made.len()), &made)?;
-    let mut filled = made.len();
-    while filled < len {
-        let (from, to) = D::split_mut(D::reborrow(&mut view), filled);
-        let more = filled.min(len - filled);
-        device.copy(D::slice_mut(to, 0..more), D::slice(D::freeze(&from), 0..more))?;
-        filled += more;
+pub fn fill<D: Elementwise<T>, T: Real>(
+    device: &D,
+    view: D::ViewMut<'_, T>,
+    std: f64,
+    key: u64,
+) -> Result<()> {
+    let cols = D::view_len(D::freeze(&view));
+    device.random_rows(view, RandomRows { rows: 1, cols, stride: cols, key, std })
+}
+
+/// The same into rows of `cols` values that are `stride` apart.
+pub fn fill_rows<D: Elementwise<T>, T: Real>(
+    device: &D,
+    view: D::ViewMut<'_, T>,
+    (cols, stride): (usize, usize),
+    std: f64,
+    key: u64,
+) -> Result<()> {
+    if cols == stride {
+        return fill::<D, T>(device, view, std, key);
     }
-    Ok(())
+    let rows = D::view_len(D::freeze(&view)) / stride;
+    device.random_rows(view, RandomRows { rows, cols, stride, key, std })
 }
 
 /// Token ids below `below`.
@@ -46,15 +50,26 @@ mod tests {
     use gradtx_kernels::cpu::Cpu;
 
     #[test]
-    fn long_buffers_repeat_what_was_made_and_hold_no_zeros() {
-        let cpu = Cpu::new(1);
-        for len in [1, MADE, 2 * MADE + 5, 3 * MADE] {
-            let values = random::<Cpu, f32>(&cpu, len, 0.5, 7).unwrap();
+    fn buffers_of_any_length_hold_values_of_the_spread_and_no_zeros() {
+        for (len, threads) in [(1, 1), (1000, 1), (1_000_003, 2)] {
+            let values = random::<Cpu, f32>(&Cpu::new(threads), len, 0.5, 7).unwrap();
             assert!(values.iter().all(|x| x.is_finite() && *x != 0.0), "{len}");
-            assert!((MADE..len).all(|i| values[i] == values[i - MADE]), "{len}");
         }
-        let values = random::<Cpu, f32>(&cpu, MADE, 0.5, 7).unwrap();
-        let square = values.iter().map(|x| (x * x) as f64).sum::<f64>() / MADE as f64;
+        let values = random::<Cpu, f32>(&Cpu::new(2), 1_000_003, 0.5, 7).unwrap();
+        let square = values.iter().map(|x| (x * x) as f64).sum::<f64>() / values.len() as f64;
         assert!((square - 0.25).abs() < 0.01, "{square}");
+        assert_eq!(values[..], random::<Cpu, f32>(&Cpu::new(1), 1_000_003, 0.5, 7).unwrap()[..], "threads");
+        assert_ne!(values[..100], random::<Cpu, f32>(&Cpu::new(1), 100, 0.5, 8).unwrap()[..], "keys");
+    }
+
+    #[test]
+    fn rows_have_the_values_of_one_buffer_and_leave_what_lies_between_them() {
+        let cpu = Cpu::new(1);
+        let flat = random::<Cpu, f32>(&cpu, 15, 2.0, 3).unwrap();
+        let mut rows = vec![9.0f32; 21];
+        fill_rows::<Cpu, f32>(&cpu, &mut rows, (5, 7), 2.0, 3).unwrap();
+        for (row, wanted) in rows.chunks(7).zip(flat.chunks(5)) {
+            assert_eq!((&row[..5], &row[5..]), (wanted, &[9.0, 9.0][..]));
+        }
     }
 }

@@ -107,8 +107,10 @@ fn nccl() -> Check {
 
 /// Directories that the dynamic loader looks into before and after its cache.
 fn library_dirs() -> Vec<PathBuf> {
-    let path = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).filter(|p| !p.as_os_str().is_empty()).collect();
+    let named = ["LD_LIBRARY_PATH", "GRADTX_CUDA_LIBRARIES"];
+    let paths = named.map(|name| std::env::var_os(name).unwrap_or_default());
+    let mut dirs: Vec<PathBuf> = paths.iter().flat_map(std::env::split_paths).collect();
+    dirs.retain(|dir| !dir.as_os_str().is_empty());
     dirs.extend(["/usr/local/cuda/lib64", "/usr/lib64", "/usr/lib", "/lib64", "/lib"].map(PathBuf::from));
     dirs
 }
