@@ -49,7 +49,7 @@ impl Home {
     fn begin(&self, steps: u32) -> Child {
         let child = self.finetune(steps).spawn().unwrap();
         let began = Instant::now();
-        while !self.path("out/progress.json").exists() {
+        while !(self.path("out/progress.json").exists() && self.path("out/record.json").exists()) {
             assert!(began.elapsed() < Duration::from_secs(60));
             std::thread::sleep(Duration::from_millis(20));
         }

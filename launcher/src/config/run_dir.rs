@@ -123,7 +123,12 @@ fn similar(path: &Path) -> Option<PathBuf> {
         let far = distance(&wanted, &name);
         (far <= (wanted.chars().count() / 3).max(1)).then_some(far)
     };
-    runs_below(parent(path)).into_iter().filter_map(|run| Some((near(&run)?, run))).min().map(|(_, run)| run)
+    runs_below(parent(path)).into_iter().filter_map(|run| Some((near(&run)?, run))).min().and_then(
+        |(_, run)| {
+            // As it was typed, with the right name.
+            Some(path.with_file_name(run.file_name()?))
+        },
+    )
 }
 
 #[cfg(test)]
