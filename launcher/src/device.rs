@@ -51,9 +51,12 @@ pub fn take(settings: &DeviceConfig, place: &Place) -> Result<Taken> {
         (DeviceKind::Cpu, Ok(name)) => Ok(cpu(settings, &format!("as set; {name} stays idle"))),
         (DeviceKind::Cpu, Err(_)) => Ok(cpu(settings, "as set")),
         (_, Ok(name)) => Ok(gpu(settings, &name)),
-        (DeviceKind::Cuda, Err(why)) => Err(no_gpu("device.kind is cuda", &why)),
+        (DeviceKind::Cuda, Err(why)) => Err(no_gpu(&why)),
         (DeviceKind::Auto, Err(why)) if settings.dtype == DtypeKind::Bf16 => {
-            Err(no_gpu("device.dtype is bf16, which only GPUs compute in", &why))
+            let what = format!(
+                "device.dtype is bf16, but the CPU computes in f32, and there is no GPU to use: {why}"
+            );
+            Err(unusable_with(what, Some("take `--dtype auto`, which is f32 on a CPU".into())))
         }
         (DeviceKind::Auto, Err(why)) => {
             let given = SLURM_GPUS.iter().find_map(|name| Some((*name, std::env::var(name).ok()?)));
@@ -97,12 +100,12 @@ fn gpu(settings: &DeviceConfig, name: &str) -> Taken {
     Taken { what: format!("{name} ({})", dtype.name()), settings, warning: None }
 }
 
-fn no_gpu(asked: &str, why: &str) -> anyhow::Error {
+fn no_gpu(why: &str) -> anyhow::Error {
     let hint = match cfg!(feature = "cuda") {
         true => "`gradtx doctor` shows what is here; `--device cpu` works everywhere",
         false => "build it with `--features cuda`, or take `--device cpu`",
     };
-    unusable_with(format!("{asked}, but {why}"), Some(hint.into()))
+    unusable_with(format!("device.kind is cuda, but {why}"), Some(hint.into()))
 }
 
 #[cfg(feature = "cuda")]
