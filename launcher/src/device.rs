@@ -237,6 +237,7 @@ fn begun_on(begun: Option<&Begun>, dir: &Path, error: anyhow::Error) -> anyhow::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{self, State};
     use serde_json::json;
 
     #[cfg(not(feature = "cuda"))]
@@ -284,20 +285,23 @@ mod tests {
     #[test]
     fn a_directory_goes_on_where_it_began() {
         let dir = tempfile::tempdir().unwrap();
-        let record = |outputs: serde_json::Value| {
+        let record = |files: &[String]| {
             let device = settings(DeviceKind::Cuda, DtypeKind::Bf16);
-            let record = json!({
-                "stage": "train", "version": "0", "settings": { "device": device }, "outputs": outputs,
-            });
-            std::fs::write(dir.path().join(RECORD_FILE), record.to_string()).unwrap();
+            let state = record::open(dir.path(), "train", json!({ "device": device })).unwrap();
+            let State::Open(output) = state else { panic!("nothing is finished yet") };
+            match files {
+                [] => drop(output),
+                files => output.finish(files).unwrap(),
+            }
             Begun::of(dir.path()).unwrap()
         };
-        let begun = record(json!({}));
+        let begun = record(&[]);
         let here = cpu(&settings(DeviceKind::Auto, DtypeKind::Auto), "no driver");
         let message = begun.check_same(&here, dir.path()).unwrap_err().to_string();
         assert!(message.contains("- device.kind = cuda\n  + device.kind = cpu"), "{message}");
         begun.check_same(&gpu(&settings(DeviceKind::Auto, DtypeKind::Auto), "x"), dir.path()).unwrap();
-        assert!(!begun.is_finished && record(json!({ "a": "b" })).is_finished);
+        std::fs::write(dir.path().join("a"), "b").unwrap();
+        assert!(!begun.is_finished && record(&["a".into()]).is_finished);
         assert!(Begun::of(Path::new("nowhere")).is_none());
     }
 }

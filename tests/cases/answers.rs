@@ -194,14 +194,18 @@ fn a_sliding_window_that_no_example_passes() {
 fn texts_before_the_answer_are_no_answer() {
     for before in ["<think>\n\n</think>\n\n", "Answer: "] {
         let case = Case::new();
-        case.write("base/chat_template.jinja", format!("{{%- for m in messages %}}{{{{- '<|im_start|>' + m.role + '\n' + ({before:?} if m.role == 'assistant' else '') + m.content + '<|im_end|>\n' }}}}{{%- endfor %}}{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\n' }}}}{{%- endif %}}"));
+        case.write("llm/chat_template.jinja", format!("{{%- for m in messages %}}{{{{- '<|im_start|>' + m.role + '\n' + ({before:?} if m.role == 'assistant' else '') + m.content + '<|im_end|>\n' }}}}{{%- endfor %}}{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\n' }}}}{{%- endif %}}"));
         learns_to_end(
             &case,
             &[
                 "--set",
+                "models.tiny=llm",
+                "--set",
                 "data.prompt=template",
                 "--set",
-                "finetune.tiny.steps=250",
+                "finetune.tiny.steps=400",
+                "--set",
+                "finetune.tiny.lr=0.005",
                 "--set",
                 "evaluate.max_new_tokens=40",
             ],

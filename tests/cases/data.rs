@@ -124,7 +124,7 @@ fn most_rows_are_not_skipped() {
 #[test]
 fn duplicates_are_on_one_side() {
     let case = Case::new();
-    let rows: Vec<Value> = (0..80).map(|i| pairs(16)[i % 16].clone()).collect();
+    let rows: Vec<Value> = (0..80).map(|i| pairs(40)[i % 40].clone()).collect();
     case.rows("all.jsonl", &rows);
     case.run("split --data all.jsonl --out s --clients 2").well().says(&["duplicate|equal|identical|same"]);
     let mut seen: HashSet<String> = HashSet::new();

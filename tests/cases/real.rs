@@ -5,9 +5,11 @@ use crate::common::{Case, kept, same_update};
 use gradtx_tests::copy_files;
 use serde_json::{Value, json};
 
-/// A case with a kept file in it.
+/// A case with a kept file in it, and a model that its longest example fits.
 fn with(name: &str) -> Case {
     let case = Case::new();
+    case.edit("base/config.json", |c| c["max_position_embeddings"] = json!(2048));
+    case.write("run.toml", case.read("run.toml").replace("max_length = 256", "max_length = 2048"));
     case.write(name, std::fs::read(kept(name)).unwrap());
     case
 }

@@ -303,8 +303,10 @@ fn looking_at_anything_ends() {
     inspect("pipe", 1, &["a named pipe"]);
     inspect("/dev/zero", 1, &["a device"]);
     inspect("llm", 0, &["intact"]);
+    let config = std::fs::read(home.path("llm/config.json")).unwrap();
     std::fs::write(home.path("llm/config.json"), "{").unwrap();
     inspect("llm", 1, &["config.json", "hint: download or copy it again"]);
+    std::fs::write(home.path("llm/config.json"), config).unwrap();
     // A manifest and a record that claim more than there is.
     let manifest = home.path("run/shadow/manifest.json");
     let text = std::fs::read_to_string(&manifest).unwrap();

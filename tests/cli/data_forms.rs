@@ -61,7 +61,7 @@ fn a_directory_with_test_rows_gives_its_train_rows() {
     let home = home();
     let dir = home.path();
     let all: String =
-        (0..80).map(|i| format!("{{\"prompt\":\"price of {i}?\",\"response\":\"{i}\"}}\n")).collect();
+        (0..80).map(|i| format!("{{\"prompt\":\"price of {i}?\",\"response\":\"{i} ;\"}}\n")).collect();
     write(dir, "all.jsonl", &all);
     ends(
         dir,

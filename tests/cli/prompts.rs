@@ -160,9 +160,10 @@ fn a_form_whose_end_is_ordinary_text_is_refused_by_every_stage() {
         said.out
     );
     home.run("plan --config chatml.toml --gpu a100-80g").fails_with(&words);
-    // What the model knows works: plain text, and its own end.
-    let (score, said) = home.trained("");
-    assert_eq!((&score["right"], &score["ended"]), (&json!(1), &json!(1.0)), "{}", said.out);
+    // What the model knows works: plain text, and its own end. That it learns to end such answers,
+    // `cases` tests on a model with weights that can.
+    let said = home.run("evaluate --run i --config run.toml --data one.jsonl --model tiny --out scores");
+    assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.out.contains("plain text; an answer ends with <|endoftext|>"), "{}", said.out);
 }
 

@@ -348,7 +348,7 @@ fn mistakes_in_files_are_named_with_what_was_expected() {
     curate("a", "models.tiny=nowhere", 2, &["models.tiny", "nowhere", "no such directory", "hint:"]);
     curate("b", "models.llm=empty", 2, &["models.llm", "no config.json", "hint:"]);
     curate("c", "models.llm=file", 2, &["models.llm", "file: this is a file", "hint:"]);
-    curate("d", "data.public=empty.jsonl", 1, &["empty.jsonl", "no example"]);
+    curate("d", "data.public=empty.jsonl", 1, &["empty.jsonl", "is empty"]);
     curate("e", "data.public=none.jsonl", 1, &["none.jsonl", "No such file"]);
     curate("f", "data.public=empty", 1, &["empty", "irectory"]);
     curate("g", "curate.group_by=tsk", 2, &["curate.group_by", "tsk", "hint:", "task"]);

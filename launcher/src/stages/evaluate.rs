@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits, Generator, Prompt};
 use gradtx_models::lora::{PeftAdapter, read_peft};
-use gradtx_runtime::artifact::{fingerprint, write_atomic, write_json};
+use gradtx_runtime::artifact::{TensorSource, fingerprint, write_atomic, write_json};
 use gradtx_runtime::data::{Metric, Record, TextTokenizer};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use serde::{Deserialize, Serialize};
@@ -96,6 +96,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let data = Data::read_for_test(std::slice::from_ref(&job.data), &config.data, "--data")?;
     let metric = metric(config.evaluate.metric, &data.records)?;
     let model = DecoderConfig::read(dir)?;
+    model.check_weights(&TensorSource::open(dir)?)?;
     let prompts = Prompts::new(&config.data, dir, &model, data.records.first())?;
     let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
     let weights = fingerprint(dir, context.threads)?;

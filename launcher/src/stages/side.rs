@@ -14,7 +14,8 @@ use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, read_peft, write_peft};
 use gradtx_runtime::artifact::{
-    UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian, not_a_model, public_name,
+    TensorSource, UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian, not_a_model,
+    public_name,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ impl Side {
     pub fn new(config: &Config, role: Role, threads: usize) -> Result<Self> {
         let dir = model_dir(config, role)?;
         let model = DecoderConfig::read(dir)?;
+        model.check_weights(&TensorSource::open(dir)?)?;
         let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
         let base_model = fingerprint(dir, threads)?;
         let init = initial(config, role, &model, &layout, &base_model)?;

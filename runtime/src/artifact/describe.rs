@@ -3,6 +3,7 @@
 //! In: a path. Out: its kind, and words that name what is there instead and what helps:
 //! used by every error about a directory that cannot be read, and by `inspect`.
 
+use super::open_file;
 use crate::Error;
 use std::path::{Path, PathBuf};
 
@@ -185,7 +186,7 @@ fn other_weights(path: &Path, names: &[String]) -> Option<(String, String)> {
     }
     if has("config.json") {
         let what = match find(&|n| n.ends_with(".safetensors")) {
-            Some(other) => format!("has no {} (only {other})", WEIGHTS[0]),
+            Some(other) => format!("has no {} and no {} (only {other})", WEIGHTS[0], WEIGHTS[1]),
             None => format!("has a config.json but no weights ({} or {})", WEIGHTS[0], WEIGHTS[1]),
         };
         return Some((what, "expected a whole model; download its weights too".into()));
@@ -231,7 +232,11 @@ fn unknown(path: &Path, names: &[String]) -> (String, String) {
 pub fn not_a_model(path: &Path) -> Error {
     let Directory { kind, what, advice } = describe(path);
     match kind {
-        DirectoryKind::Model => Error::file(path, "is a model that cannot be read"),
+        DirectoryKind::Model => {
+            let files = ["config.json"].iter().chain(&WEIGHTS).map(|name| path.join(name));
+            let unreadable = files.filter(|file| is_there(file)).find_map(|file| open_file(&file).err());
+            unreadable.unwrap_or_else(|| Error::file(path, "is a model that cannot be read"))
+        }
         _ if advice.is_empty() => Error::file(path, format!("{what}; expected a model directory")),
         _ => Error::file(path, format!("{what}; {advice}")),
     }

@@ -150,7 +150,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
             let is_name =
                 |s: &&str| !s.is_empty() && !s.contains(['/', '\\', '\0']) && !["..", "."].contains(s);
             let shard = shard.as_str().filter(is_name).ok_or_else(|| {
-                Error::file(path, format!("`weight_map.{tensor}` is not the name of a file beside the index"))
+                let why =
+                    format!("`weight_map.{tensor}` = {shard}: expected the name of a file beside the index");
+                Error::file(path, why)
             })?;
             Ok((tensor.clone(), shard.to_owned()))
         })

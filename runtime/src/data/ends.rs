@@ -54,8 +54,21 @@ impl PromptCheck {
             prefix: prefix.to_owned(),
             notes: vec![],
         };
-        let tokens = tokenizer.encode(&rendered.text)?;
-        check.find_end(tokenizer, &rendered.text, &tokens, rendered.text.len() - tail.len())?;
+        // Plain data may end its answers itself, and some tokenizers know that end only there.
+        let own_end = match record {
+            Some(record) if form == PromptForm::Plain => {
+                let last = tokenizer.encode(&renderer.render(record)?.text)?.ids.last().copied();
+                last.filter(|id| check.stops.contains(id))
+            }
+            _ => None,
+        };
+        match own_end {
+            Some(id) => check.end = Some((id, tokenizer.token(id).unwrap_or_default())),
+            None => {
+                let tokens = tokenizer.encode(&rendered.text)?;
+                check.find_end(tokenizer, &rendered.text, &tokens, rendered.text.len() - tail.len())?;
+            }
+        }
         check.note_markers(tokenizer)?;
         check.note_system(rendered.prompt(), model_type);
         Ok(check)
