@@ -263,9 +263,9 @@ pub fn not_an_adapter(path: &Path) -> Error {
         return Error::file(path, "has an adapter_model.safetensors but no adapter_config.json; copy it too");
     }
     let Directory { kind, what, advice } = describe(path);
-    let checkpoints =
+    let mut checkpoints =
         names(path).into_iter().filter(|name| is_there(&path.join(name).join("adapter_config.json")));
-    let why = match (kind, checkpoints.last()) {
+    let why = match (kind, checkpoints.next_back()) {
         (DirectoryKind::Model, _) => {
             "is a whole model, not a PEFT adapter: there is no adapter_config.json in it; name it as the model, without an adapter".to_string()
         }
@@ -301,7 +301,7 @@ pub fn public_name(dir: &Path) -> String {
     let absolute = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     for path in [dir, &absolute] {
         let parts = path.components().filter_map(|part| part.as_os_str().to_str());
-        if let Some(cached) = parts.filter_map(|part| part.strip_prefix("models--")).last() {
+        if let Some(cached) = parts.filter_map(|part| part.strip_prefix("models--")).next_back() {
             return cached.replacen("--", "/", 1);
         }
     }

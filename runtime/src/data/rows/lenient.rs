@@ -43,9 +43,9 @@ fn string<'t>(text: &'t str, out: &mut String, changed: &mut bool) -> &'t str {
     while let Some(at) = rest.find(['"', '\\']) {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
-        if rest.starts_with('"') {
+        if let Some(after) = rest.strip_prefix('"') {
             out.push('"');
-            return &rest[1..];
+            return after;
         }
         let length = match (surrogate(rest), rest.get(6..).and_then(surrogate)) {
             (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,

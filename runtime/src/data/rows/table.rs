@@ -39,7 +39,7 @@ pub(super) fn read(source: Source, delimiter: Option<u8>, sink: &mut Sink) -> Re
         if record.len() == 1 && record.get(0) == Some(END) {
             return Ok(());
         }
-        if record.iter().last().is_some_and(|last| last.ends_with(&end)) {
+        if record.iter().next_back().is_some_and(|last| last.ends_with(&end)) {
             let why = "a quoted value begins here or below, and the file ends before its closing quote: it is cut \
                 short, or a quote is missing";
             // No line break ends this record.

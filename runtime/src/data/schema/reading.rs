@@ -131,7 +131,7 @@ impl Columns {
             Err("expected either messages, or prompt and response")
         } else if !conversation && prompt.is_empty() != response.is_empty() {
             Err("expected both prompt and response")
-        } else if !self.are_named() && !(system.is_empty() && input.is_empty()) {
+        } else if !self.are_named() && (!system.is_empty() || !input.is_empty()) {
             Err("system and input need prompt and response beside them, or messages")
         } else {
             Ok(())

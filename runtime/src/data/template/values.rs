@@ -202,7 +202,7 @@ impl Json {
                 '\u{8}' => out.push_str("\\b"),
                 '\u{c}' => out.push_str("\\f"),
                 c if (c as u32) < 0x20 => _ = write!(out, "\\u{:04x}", c as u32),
-                c if self.ensure_ascii && !c.is_ascii() || self.ensure_ascii && c == '\u{7f}' => {
+                c if self.ensure_ascii && (!c.is_ascii() || c == '\u{7f}') => {
                     let mut units = [0; 2];
                     c.encode_utf16(&mut units).iter().for_each(|unit| _ = write!(out, "\\u{unit:04x}"));
                 }
