@@ -4,7 +4,7 @@
 //! and survives a crash up to the last whole line. A run that goes on from a
 //! checkpoint first drops the records after it, so no step stands there twice.
 
-use crate::artifact::write_atomic;
+use crate::artifact::{MAX_LINES_BYTES, read_regular, write_atomic};
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
@@ -25,10 +25,9 @@ impl JsonLines {
     /// (counted as the records count them); records of later steps, records without
     /// one and an unfinished last line are dropped. With `step` 0, begins anew.
     pub fn resume(path: &Path, step: u64) -> Result<Self> {
-        let kept = match std::fs::read(path) {
-            Ok(bytes) => keep_before(&bytes, step),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
-            Err(e) => return Err(Error::io("read", path, e)),
+        let kept = match path.try_exists().map_err(|e| Error::io("read", path, e))? {
+            true => keep_before(&read_regular(path, MAX_LINES_BYTES)?, step),
+            false => vec![],
         };
         write_atomic(path, |out| out.write_all(&kept))?;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("open", path, e))?;
@@ -51,7 +50,7 @@ impl JsonLines {
 
     /// All whole records of a file.
     pub fn read(path: &Path) -> Result<Vec<Value>> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let bytes = read_regular(path, MAX_LINES_BYTES)?;
         let whole = bytes.split_inclusive(|&b| b == b'\n').filter(|line| line.ends_with(b"\n"));
         whole
             .enumerate()

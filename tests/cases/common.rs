@@ -75,6 +75,7 @@ pub struct End {
     /// Exit code; none after a signal.
     pub code: Option<i32>,
     /// The signal.
+    #[expect(dead_code, reason = "shown where an assertion fails")]
     pub signal: Option<i32>,
     /// Both outputs, one after the other.
     pub text: String,

@@ -35,6 +35,9 @@ fn pipes_are_no_files() {
     refused_soon(&case, "finetune --run a/run --data p.jsonl --out o", &["p.jsonl"]);
     pipe(&case, "p.toml");
     refused_soon(&case, "plan --config p.toml --gpu cpu --tokens-per-example 9", &["p.toml"]);
+    refused_soon(&case, "sweep --list --out o p.toml", &["p.toml", "pipe"]);
+    refused_soon(&case, "plan --sweep p.toml --gpu cpu --tokens-per-example 9", &["p.toml", "pipe"]);
+    refused_soon(&case, "doctor --run p.toml", &["p.toml"]);
     refused_soon(
         &case,
         "plan --config a/run/run.toml --gpu cpu --tokens-per-example 9 --calibrate p.jsonl",
@@ -68,8 +71,15 @@ fn pipes_in_directories_of_models_and_results() {
         let case = Case::smoke();
         case.remove(&format!("a/run/{name}"));
         pipe(&case, &format!("a/run/{name}"));
-        let end = case.run(&format!("translate --run a/run {UPDATE} --out o"));
-        assert!(end.code != Some(0) && end.signal.is_none() && end.took < SOON, "{end:#?}");
+        let translate =
+            |method: &str| format!("translate --run a/run {UPDATE} --method {method} --out o-{method}");
+        // `nearest` looks into the shadow pairs, the trained translator needs its own files only.
+        let (reads, other) = match name.starts_with("shadow") {
+            true => ("nearest", "grad-transformer"),
+            false => ("grad-transformer", "nearest"),
+        };
+        refused_soon(&case, &translate(reads), &[&format!("{name}|no tuple store")]);
+        assert!(case.run(&translate(other)).well().took < SOON);
         for line in ["status a/run", "inspect a/run", "report --run a/run --out page.html"] {
             let end = case.run(line).ended();
             assert!(end.took < SOON, "{end:#?}");

@@ -88,7 +88,7 @@ fn gpus_that_the_settings_would_not_use() {
         command.env("PATH", "");
         end_of(command).refused()
     };
-    for words in ["--nodes 8 --gpus-per-node 4", "--gpus-per-node 1", "--array 4"] {
+    for words in ["--nodes 8 --gpus-per-node 4", "--gpus-per-node 1", "--array 4 --gpus-per-node 1"] {
         submit("cpu", words).says(&["device.kind", "GPU"]);
         assert!(!case.path("r").exists(), "nothing is made");
     }

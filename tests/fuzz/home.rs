@@ -101,7 +101,11 @@ fn texts(home: &Path) {
                     {{ '<|im_start|>user\n' + m.content|trim + '<|im_end|>\n' }}{%- else %}{{ '<|im_start|>' ~ m.role ~ '\n' \
                     ~ m.content ~ '<|im_end|>\n' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}\
                     {{ '<|im_start|>assistant\n' }}{%- endif %}";
+    // The world's models know none of the words in rows.
+    let rows = "[models]\ntiny = \"model\"\nllm = \"llm\"\n[data]\npublic = \"one.jsonl\"\nmax_length = 4096\n\
+                [adapter]\nrank = 2\ntargets = [\"q_proj\"]\n[finetune]\ntiny.steps = 1\ntiny.batch = 1\n";
     let files = [
+        ("rows.toml", rows.into()),
         ("world/sweep.toml", sweep.into()),
         ("world/fuzz.toml", std::fs::read_to_string(home.join("world/settings.toml")).unwrap()),
         ("failed.json", failed.to_string()),

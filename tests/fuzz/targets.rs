@@ -80,6 +80,7 @@ const TRANSLATE: &str =
     "translate --run run run/clients/client-1/finetuned/tiny/update.safetensors --out out";
 const NEAREST: &str =
     "translate --run run run/clients/client-1/finetuned/tiny/update.safetensors --method nearest --out out";
+const FINETUNE: &str = "finetune --run rows_run --config rows.toml --data d.jsonl --out out";
 const PLAN: &str = "plan --config world/fuzz.toml --gpu cpu --tokens-per-example 100";
 
 use Form::{Bytes, Json, JsonLines, Template, Tensors, Text, Toml, Words};
@@ -363,8 +364,7 @@ pub const TARGETS: &[Target] = &[
     ),
     target("jsonl-split", JsonLines, ROWS, "d.jsonl", "split --data d.jsonl --out out --clients 1")
         .share(250),
-    target("jsonl-finetune", JsonLines, ROWS, "d.jsonl", "finetune --run run --data d.jsonl --out out")
-        .share(50),
+    target("jsonl-finetune", JsonLines, ROWS, "d.jsonl", FINETUNE).share(50),
     target(
         "json-split",
         Json,

@@ -37,6 +37,7 @@ use crate::failure::{refused, unusable, unusable_with};
 use crate::record::make_dir;
 use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR};
 use anyhow::Result;
+use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_regular_text};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -132,10 +133,13 @@ impl Config {
 
     /// Reads a run file. Unknown keys are errors.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
+        let text = read_regular_text(path, MAX_CONFIG_BYTES).map_err(|e| {
             let hint = "name a run file; `gradtx world` writes one to start from";
-            let why = if path.is_dir() { "is a directory, expected a run file (TOML)" } else { &plain(&e) };
-            unusable_with(format!("{}: {why}", path.display()), Some(hint.into()))
+            let what = match path.is_dir() {
+                true => format!("{}: is a directory, expected a run file (TOML)", path.display()),
+                false => e.to_string(),
+            };
+            unusable_with(what, Some(hint.into()))
         })?;
         let mut config: Self = toml::from_str(&text).map_err(|e| {
             let known = Self::default().table();

@@ -50,7 +50,12 @@ pub fn describe(path: &Path) -> (String, String) {
         };
         return (what, format!("did you mean {}?", shown(&run)));
     }
-    if let Ok(record) = record::read(&path.join(RECORD_FILE)) {
+    let has = |name: &str| path.join(name).is_file();
+    // A model that `pretrain` made has a record, and is a model first.
+    let model = has("config.json") && !has("adapter_config.json");
+    if let Ok(record) = record::read(&path.join(RECORD_FILE))
+        && !model
+    {
         let hint = match record.stage.as_str() {
             "world" => format!(
                 "to begin a run in this world: --run DIR --config {}",
@@ -60,11 +65,10 @@ pub fn describe(path: &Path) -> (String, String) {
         };
         return (format!("is the output of the stage {}", record.stage), hint);
     }
-    let has = |name: &str| path.join(name).is_file();
     if has("adapter_config.json") {
         return ("is a PEFT adapter".into(), "adapters are given as --adapter".into());
     }
-    if has("config.json") {
+    if model {
         let hint = "models are named in the run file: models.tiny and models.llm";
         return ("is a model directory".into(), hint.into());
     }
@@ -152,7 +156,15 @@ mod tests {
             std::fs::create_dir(at(dir)).unwrap();
             std::fs::write(at(dir).join(file), "{}").unwrap();
         }
-        for (dir, stage) in [("out", "finetune"), ("world", "world"), ("runs/first/shadow", "curate")] {
+        std::fs::create_dir(at("pretrained")).unwrap();
+        std::fs::write(at("pretrained/config.json"), "{}").unwrap();
+        let outputs = [
+            ("out", "finetune"),
+            ("world", "world"),
+            ("runs/first/shadow", "curate"),
+            ("pretrained", "pretrain"),
+        ];
+        for (dir, stage) in outputs {
             std::fs::create_dir_all(at(dir)).unwrap();
             let record =
                 format!(r#"{{"stage": "{stage}", "version": "0", "settings": {{}}, "outputs": {{}}}}"#);
@@ -173,6 +185,7 @@ mod tests {
             ("world", ["output of the stage world", "settings.toml"]),
             ("adapter", ["PEFT adapter", "--adapter"]),
             ("model", ["model directory", "models.tiny"]),
+            ("pretrained", ["model directory", "models.tiny"]),
             ("runs", ["no run.toml", "runs/first"]),
             ("empty", ["empty directory", "--config FILE"]),
             ("data", ["no run.toml", "--config FILE"]),

@@ -26,6 +26,7 @@ use crate::failure::unusable;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use gradtx_kernels::rng::derive_named;
+use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_regular_text};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -76,7 +77,7 @@ const MOST: usize = 10_000;
 /// out of range, two runs with the same settings, and names that cannot be told apart.
 pub fn read_sweep(path: &Path) -> Result<Vec<SweptRun>> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("{shown}: cannot read"))?;
+    let text = read_regular_text(path, MAX_CONFIG_BYTES)?;
     let file: File =
         toml::from_str(&text).map_err(|e| unusable(format!("{shown}: {}", e.to_string().trim_end())))?;
     let absolute = std::path::absolute(path)?;

@@ -19,6 +19,7 @@ use gradtx_models::decoder::{DecoderConfig, Family, RopeScaling};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, StartToken};
 use gradtx_models::lora::{BlockLayout, LoraConfig};
 use gradtx_models::t5::T5Config;
+use gradtx_runtime::artifact::{MAX_LINES_BYTES, read_regular_text};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -44,8 +45,7 @@ impl Calibration {
     pub fn read(&mut self, path: &Path) -> Result<()> {
         let mut source = vec![];
         for file in files(path)? {
-            let text =
-                std::fs::read_to_string(&file).with_context(|| format!("{}: cannot read", file.display()))?;
+            let text = read_regular_text(&file, MAX_LINES_BYTES)?;
             source.extend(measured(&text, &file.display().to_string())?);
         }
         self.sources.push(source);

@@ -13,6 +13,7 @@
 use super::standing::{SILENCE, Standing, host_name, read_shared, start_of};
 use super::{PROGRESS_FILE, read};
 use anyhow::{Context, Result};
+use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, MAX_LINES_BYTES, read_regular};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -146,7 +147,7 @@ fn claims(dir: &Path) -> BTreeMap<u64, Vec<u8>> {
     let number = |entry: std::fs::DirEntry| {
         let name = entry.file_name().into_string().ok()?;
         let number = name.strip_prefix(CLAIM)?.parse().ok()?;
-        Some((number, std::fs::read(entry.path()).ok()?))
+        Some((number, read_regular(&entry.path(), MAX_CONFIG_BYTES).ok()?))
     };
     std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(number).collect()
 }
@@ -238,7 +239,7 @@ fn changes(dir: &Path, files: &[PathBuf]) -> Result<bool> {
 fn looks(files: &[PathBuf]) -> Vec<Option<(Vec<u8>, Option<SystemTime>)>> {
     let look = |file: &PathBuf| {
         let written = std::fs::metadata(file).and_then(|found| found.modified()).ok();
-        Some((std::fs::read(file).ok()?, written))
+        Some((read_regular(file, MAX_LINES_BYTES).ok()?, written))
     };
     files.iter().map(look).collect()
 }

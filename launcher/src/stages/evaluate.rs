@@ -22,7 +22,9 @@ use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits, Generator, Prompt};
 use gradtx_models::lora::{PeftAdapter, read_peft};
-use gradtx_runtime::artifact::{TensorSource, fingerprint, write_atomic, write_json};
+use gradtx_runtime::artifact::{
+    MAX_CONFIG_BYTES, TensorSource, fingerprint, read_text, write_atomic, write_json,
+};
 use gradtx_runtime::data::{Metric, Record, TextTokenizer};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use serde::{Deserialize, Serialize};
@@ -121,7 +123,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     config.data.add_to(&mut settings);
     let score_file = job.out.join("score.json");
     let State::Open(output) = record::open(&job.out, "evaluate", settings)? else {
-        let text = std::fs::read_to_string(&score_file)?;
+        let text = read_text(&score_file, MAX_CONFIG_BYTES)?;
         let score =
             serde_json::from_str(&text).with_context(|| format!("{}: not a score", score_file.display()))?;
         let text = format!("evaluate: {} is finished", job.out.display());

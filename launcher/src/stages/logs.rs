@@ -3,8 +3,8 @@
 //! In: a run directory. Out: the newest file of its `logs/`, where the batch scripts put one
 //! for every rank, and its last lines.
 
+use gradtx_runtime::artifact::open_regular;
 use serde::Serialize;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -41,8 +41,8 @@ pub fn newest(run: &Path, since: f64) -> Option<LogEnd> {
     Some(LogEnd { path, lines })
 }
 
-fn end_of(path: &Path) -> std::io::Result<Vec<String>> {
-    let mut file = File::open(path)?;
+fn end_of(path: &Path) -> anyhow::Result<Vec<String>> {
+    let mut file = open_regular(path)?;
     let from = file.metadata()?.len().saturating_sub(BYTES);
     file.seek(SeekFrom::Start(from))?;
     let mut bytes = vec![];
@@ -55,6 +55,7 @@ fn end_of(path: &Path) -> std::io::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
 
     #[test]
     fn the_last_lines_of_the_newest_log() {

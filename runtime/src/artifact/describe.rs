@@ -3,7 +3,7 @@
 //! In: a path. Out: its kind, and words that name what is there instead and what helps:
 //! used by every error about a directory that cannot be read, and by `inspect`.
 
-use super::open_file;
+use super::{MAX_CONFIG_BYTES, open_file, read_regular_text};
 use crate::Error;
 use std::path::{Path, PathBuf};
 
@@ -111,7 +111,7 @@ fn hub_cache(path: &Path, names: &[String]) -> Option<(String, String)> {
     let has = |name: &str| names.iter().any(|n| n == name);
     if has("snapshots") {
         let snapshots = path.join("snapshots");
-        let main = std::fs::read_to_string(path.join("refs/main")).unwrap_or_default();
+        let main = read_regular_text(&path.join("refs/main"), MAX_CONFIG_BYTES).unwrap_or_default();
         let main = main.trim();
         let all = self::names(&snapshots);
         let chosen = all.iter().find(|name| *name == main).or(all.last());

@@ -28,7 +28,10 @@ pub use describe::{
 };
 pub use json::{read_json, read_versioned, write_json, write_versioned};
 pub use model_dir::{copy_licences, copy_tokenizer, is_model_dir, read_params, write_params};
-pub use read::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, open_file, read_file, read_text};
+pub use read::{
+    MAX_CONFIG_BYTES, MAX_LINES_BYTES, MAX_TOKENIZER_BYTES, open_file, open_regular, read_file, read_regular,
+    read_regular_text, read_text,
+};
 pub use source::TensorSource;
 pub use tensors::{NewTensor, TensorData, TensorFile, write_tensors};
 pub use tuples::{

@@ -13,6 +13,8 @@ use std::path::Path;
 
 /// Bytes of a configuration file at most: `config.json`, manifests, records, run files.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// Bytes of a file of JSON lines at most: metrics, results of benchmarks.
+pub const MAX_LINES_BYTES: u64 = 4 << 30;
 /// Bytes of a tokenizer's file at most; the largest published ones are below 40 MB.
 pub const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 
@@ -20,7 +22,7 @@ pub const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 
 /// Opens a regular file, which may be empty.
-pub(super) fn open_regular(path: &Path) -> Result<File> {
+pub fn open_regular(path: &Path) -> Result<File> {
     // Without O_NONBLOCK, opening a named pipe waits for a writer that may never come.
     let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = opened.map_err(|e| missing(path, e))?;
@@ -69,9 +71,17 @@ fn missing(path: &Path, error: std::io::Error) -> Error {
     Error::io("open", path, error)
 }
 
-/// All bytes of a regular file of at most `limit` bytes.
+/// All bytes of a regular file of at most `limit` bytes, which is not empty.
 pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = open_file(path)?;
+    all_of(open_file(path)?, path, limit)
+}
+
+/// All bytes of a regular file of at most `limit` bytes, which may be none.
+pub fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    all_of(open_regular(path)?, path, limit)
+}
+
+fn all_of(file: File, path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![];
     // One byte beyond the limit: a file that grows while it is read is caught as well.
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
@@ -81,9 +91,17 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text of a regular UTF-8 file of at most `limit` bytes.
+/// The text of a regular UTF-8 file of at most `limit` bytes, which is not empty.
 pub fn read_text(path: &Path, limit: u64) -> Result<String> {
-    let bytes = read_file(path, limit)?;
+    text_of(read_file(path, limit)?, path)
+}
+
+/// The text of a regular UTF-8 file of at most `limit` bytes, which may be none.
+pub fn read_regular_text(path: &Path, limit: u64) -> Result<String> {
+    text_of(read_regular(path, limit)?, path)
+}
+
+fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| Error::file(path, format!("not valid UTF-8: {}", e.utf8_error())))
 }
 
@@ -105,6 +123,10 @@ mod tests {
         let status = std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap();
         assert!(status.success());
         assert_eq!(read_text(&at("good"), 4).unwrap(), "text");
+        assert_eq!(read_regular_text(&at("empty"), 4).unwrap(), "");
+        for name in ["dir", "link", "pipe", "absent"] {
+            assert!(read_regular(&at(name), 4).unwrap_err().to_string().contains(name));
+        }
         for (name, say) in [
             ("good", "larger than the 3 bytes"),
             ("empty", "is empty"),

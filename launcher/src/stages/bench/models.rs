@@ -5,13 +5,14 @@ use super::options::Blocks;
 use super::values::{fill, fill_rows};
 use crate::cost::calibrate::published;
 use crate::failure::{failed, unusable};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_models::decoder::{Decoder, DecoderConfig};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, StartToken};
 use gradtx_models::lora::{BlockLayout, LoraConfig};
 use gradtx_models::t5::T5Config;
+use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_text};
 use gradtx_runtime::data::{Example, PackedBatch, SegmentInfo};
 use gradtx_runtime::params::{Param, ParamLayout};
 use gradtx_runtime::plan::{MemoryPlan, human_bytes};
@@ -41,7 +42,7 @@ impl NamedDecoder {
             let what = "neither a known model (qwen2.5-0.5b, 1.5b, 3b, 7b, 14b, 32b) nor a config.json";
             return Err(unusable(format!("--model {model}: {what}")));
         }
-        let text = std::fs::read_to_string(&file).with_context(|| format!("{model}: cannot read"))?;
+        let text = read_text(&file, MAX_CONFIG_BYTES)?;
         let config = DecoderConfig::parse(&file, &text)?;
         Ok(Self { name: parent(&file), config })
     }

@@ -11,6 +11,7 @@ use crate::failure::failed;
 use crate::stages::Context;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
+use gradtx_runtime::artifact::{MAX_LINES_BYTES, read_regular_text};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -90,7 +91,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
 
 /// Puts the table into a file, in the place of the last one.
 fn write_into(path: &Path, table: &str) -> Result<()> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let text = read_regular_text(path, MAX_LINES_BYTES)?;
     let place = text.find(BEGIN).map(|at| at + BEGIN.len());
     let place = place.and_then(|from| Some((from, from + text[from..].find(END)?)));
     let Some((from, to)) = place else {
@@ -171,7 +172,7 @@ fn read(path: &Path) -> Result<Vec<Value>> {
         files.sort();
         return Ok(files.iter().map(|file| read(file)).collect::<Result<Vec<_>>>()?.concat());
     }
-    let text = std::fs::read_to_string(path).with_context(cannot)?;
+    let text = read_regular_text(path, MAX_LINES_BYTES)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str(line).with_context(|| format!("{}: line {}: not JSON", path.display(), i + 1))

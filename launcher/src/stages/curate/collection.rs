@@ -11,9 +11,9 @@ use crate::stages::aside::Aside;
 use crate::stages::examples::Data;
 use crate::stages::jobs::{Job, Snapshots, Trained, Training};
 use crate::stages::side::Side;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
-use gradtx_runtime::artifact::{ShardState, TuplePlan, check_shard, write_atomic, write_shard};
+use gradtx_runtime::artifact::{ShardState, TuplePlan, check_shard, open_regular, write_atomic, write_shard};
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
@@ -162,7 +162,7 @@ impl Collection {
         let files: Vec<PathBuf> = std::iter::once(metrics).chain(group.map(shard)).collect();
         for name in &files {
             let path = from.join(name);
-            let mut source = File::open(&path).with_context(|| format!("{}: cannot read", path.display()))?;
+            let mut source = open_regular(&path)?;
             if let Some(above) = to.join(name).parent() {
                 make_dir(above)?;
             }

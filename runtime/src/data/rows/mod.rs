@@ -9,6 +9,7 @@
 //! * [`files`]: the files of a directory, and which split they are.
 //! * source: opening and decompressing within bounds.
 //! * json, table, parquet: the forms.
+//! * thrift: the headers in Parquet files, checked.
 
 pub mod files;
 mod json;
@@ -16,6 +17,7 @@ mod lenient;
 mod parquet;
 mod source;
 mod table;
+mod thrift;
 
 pub use files::data_files;
 pub use source::Budget;

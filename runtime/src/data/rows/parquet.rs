@@ -5,6 +5,7 @@
 //! UTF-8. A file is input from outside: whatever is wrong with it ends in one error that
 //! names it, also where the library underneath panics.
 
+use super::thrift::structure;
 use super::{Origin, Row, Sink, Unit};
 use crate::artifact::open_file;
 use crate::plan::human_bytes;
@@ -13,6 +14,8 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Value};
 use std::cell::Cell;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Once};
@@ -26,9 +29,12 @@ pub(super) fn read(path: &Path, allowed: u64, sink: &mut Sink) -> Result<()> {
 }
 
 fn read_file(path: &Path, allowed: u64, sink: &mut Sink) -> Result<()> {
-    let size = open_file(path)?.metadata().map_err(|e| Error::io("read", path, e))?.len();
+    let headers = open_file(path)?;
+    let size = headers.metadata().map_err(|e| Error::io("read", path, e))?.len();
+    check_footer(&headers, size).map_err(|why| damaged(path, why))?;
     let reader = SerializedFileReader::new(open_file(path)?).map_err(|e| damaged(path, e))?;
     let count = expected_rows(&reader, size, allowed).map_err(|why| damaged(path, why))?;
+    check_pages(&reader, &headers).map_err(|why| damaged(path, why))?;
     let file = Arc::new(path.to_owned());
     let mut read = 0;
     for found in reader.get_row_iter(None).map_err(|e| damaged(path, e))? {
@@ -46,6 +52,47 @@ fn read_file(path: &Path, allowed: u64, sink: &mut Sink) -> Result<()> {
         true => Ok(()),
         false => Err(damaged(path, format!("it has {read} rows, its end says {count}"))),
     }
+}
+
+/// The end of a Parquet file: the length of its footer, and this.
+const MAGIC: &[u8] = b"PAR1";
+/// Bytes of a page's header at most; it may hold the smallest and the largest text of the page.
+const MAX_PAGE_HEADER: u64 = 16 << 20;
+
+/// Fails where the footer has lists of what is not there. Other damage is found by the reader.
+fn check_footer(file: &File, size: u64) -> std::result::Result<(), String> {
+    let mut end = [0; 8];
+    let Some(at) = size.checked_sub(end.len() as u64) else { return Ok(()) };
+    from(file, at)?.read_exact(&mut end).map_err(|e| e.to_string())?;
+    let (length, magic) = end.split_at(4);
+    let length = length.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+    match at.checked_sub(length) {
+        Some(begin) if magic == MAGIC => structure(from(file, begin)?, length).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Fails where the header of a page has lists of what is not there, or a column's pages do not
+/// end where the column does.
+fn check_pages(reader: &dyn FileReader, file: &File) -> std::result::Result<(), String> {
+    for column in reader.metadata().row_groups().iter().flat_map(|group| group.columns()) {
+        let named = |why: String| format!("column `{}`: {why}", column.column_path());
+        let (mut at, mut left) = column.byte_range();
+        while left > 0 {
+            let header = structure(from(file, at)?, left.min(MAX_PAGE_HEADER)).map_err(named)?;
+            let page = header.third.and_then(|bytes| u64::try_from(bytes).ok());
+            let whole = page.and_then(|bytes| bytes.checked_add(header.length)).filter(|&n| n <= left);
+            let whole = whole.ok_or_else(|| named("a page reaches beyond its column".into()))?;
+            (at, left) = (at + whole, left - whole);
+        }
+    }
+    Ok(())
+}
+
+/// Reads on from a place in a file.
+fn from(mut file: &File, at: u64) -> std::result::Result<impl Read, String> {
+    file.seek(SeekFrom::Start(at)).map_err(|e| e.to_string())?;
+    Ok(BufReader::with_capacity(512, file))
 }
 
 /// Rows of all row groups, if the file's description of itself can be true at all.
