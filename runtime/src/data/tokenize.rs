@@ -4,9 +4,7 @@
 //! a prompt needs them, and the ids of a text are the same for training, generation
 //! and evaluation.
 
-use crate::artifact::{
-    MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, no_tokenizer, read_file, read_json, read_text,
-};
+use crate::artifact::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, no_tokenizer, read_file, read_json, read_text};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
