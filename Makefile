@@ -113,7 +113,7 @@ fuzz:
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) FUZZ_SEED=$(or $(FUZZ_SEED),2) \
 		$(CARGO) test --locked -p gradtx-tests --test fuzz -- --nocapture ten_thousand_mutated_files
 
-SCRIPTS = slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh tests/fresh/*.sh benches/*.sh benches/*/*.sh .ci/run .ci/setup .ci/lib/*.sh
+SCRIPTS = slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh tests/fresh/*.sh tests/interop/*.sh benches/*.sh benches/*/*.sh .ci/run .ci/setup .ci/lib/*.sh
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) nvrtc' -- -D warnings

@@ -97,8 +97,8 @@ impl Home {
         let said =
             self.run(&format!("finetune --run f --config run.toml {set} --data one.jsonl --out c --peft"));
         assert_eq!(said.code, Some(0), "{}", said.err);
-        let said = self
-            .run(&format!("evaluate --run f --data one.jsonl --model tiny --adapter c/adapter --out scores"));
+        let said =
+            self.run("evaluate --run f --data one.jsonl --model tiny --adapter c/adapter --out scores");
         assert_eq!(said.code, Some(0), "{}", said.err);
         (self.json("scores/score.json"), said)
     }

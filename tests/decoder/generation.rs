@@ -91,7 +91,6 @@ fn impossible_requests_are_errors() {
     assert!(message(prompt(0), 4).unwrap_err().contains("prompt 1"));
     assert!(message(prompt(9), 1).is_err());
     assert!(message(prompt(8), 5).is_err());
-    drop(message);
     let mut generator = generator.within(9);
     let mut message = |prompt: Prompt, max_new: usize| {
         generator.generate(&model, None, &[prompt], max_new, &[]).map_err(|e| e.to_string())

@@ -395,7 +395,7 @@ pub fn text(form: Form, bytes: &[u8], random: &mut Random) -> Option<Vec<u8>> {
             text.insert_str(from, &part);
         }
         3 => text = format!("{}{text}{}", random.pick(pieces), random.pick(pieces)),
-        _ => text.insert_str(at, *random.pick(pieces)),
+        _ => text.insert_str(at, random.pick::<&str>(pieces)),
     }
     Some(text.into_bytes())
 }

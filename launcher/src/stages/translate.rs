@@ -93,7 +93,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 /// What is translated with.
 enum Source {
     Translator(Translator),
-    Tuples(Tuples),
+    Tuples(Box<Tuples>),
 }
 
 impl Source {
@@ -106,7 +106,7 @@ impl Source {
             Method::Mean | Method::Nearest | Method::Ridge => {
                 let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
                 tuples.verify()?;
-                Ok(Self::Tuples(tuples))
+                Ok(Self::Tuples(Box::new(tuples)))
             }
         }
     }
