@@ -14,7 +14,7 @@ fi
 GRADTX=$(realpath "$GRADTX") PEER=$(realpath "$PEER")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-failed=0
+failed=0 n=0
 for python in "$@"; do
   folder=$work/$((++n))
   "$python" tests/interop/versions.py write "$folder" 2>/dev/null
