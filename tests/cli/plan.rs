@@ -141,7 +141,10 @@ fn examples_are_counted_where_the_data_is_there() {
     assert!(p["examples"][0].as_str().unwrap().starts_with("20 examples"), "{}", p["examples"]);
     // Sixteen examples a step, as long as those of the file.
     let per_example = p["stages"][0]["tokens"].as_f64().unwrap() / (300.0 * 137.0 * 16.0);
-    assert!((per_example - 9.0).abs() < 1e-9, "four or ten words asked, two answered: {per_example}");
+    assert!(
+        (per_example - 10.0).abs() < 1e-9,
+        "four or ten words asked, two and an end answered: {per_example}"
+    );
     // A run directory's settings do as well as a file's.
     std::fs::write(home.path("sweep.toml"), "[[sweep]]\nbase = \"run.toml\"\n").unwrap();
     home.ok(&["sweep", "sweep.toml", "--out", "runs"]);
