@@ -24,9 +24,9 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// What helps against a damaged tuple store.
-const CURATE_AGAIN: &str = "run `gradtx curate` again: it makes anew what is damaged";
+const CURATE_AGAIN: &str = "run `gradtx curate` again: it rebuilds what is damaged";
 /// What helps against a damaged translator.
-const TRAIN_AGAIN: &str = "run `gradtx train` again: it makes anew what is damaged";
+const TRAIN_AGAIN: &str = "run `gradtx train` again: it rebuilds what is damaged";
 /// What helps against an artifact of another run.
 const OTHER_RUN: &str = "it was made from other models or another seed: use what this run's own stages made";
 

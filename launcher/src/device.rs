@@ -219,7 +219,7 @@ impl Begun {
         }
         let hint = format!(
             "began on {kind} ({dtype}); here: {}. Go on where it began, with --device {kind} --dtype {dtype}, or \
-             remove the directory to make it anew",
+             remove the directory to start over",
             taken.what
         );
         Err(refused(what, lines, &hint))
