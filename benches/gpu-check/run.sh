@@ -310,16 +310,17 @@ emulated_speed() {
 
 # ---- profile
 
-# Kernels of our own that took longest in the fine-tune, as a pattern; those that usually do otherwise.
+# Kernels of our own that took longest in the fine-tune, one a line; those that usually do otherwise.
 slowest() {
-    local names
-    names=$(grep '"name":"finetune"' "$results" | tail -n 1 | grep -o '"name":"[a-z_0-9]*","calls"' | head -n 3 |
-        cut -d '"' -f 4 | tr '\n' '|' | sed 's/|$//')
-    echo "${names:-flash_backward|rmsnorm_lora_backward|flash_forward}"
+    local names=()
+    mapfile -t names < <(grep '"name":"finetune"' "$results" | tail -n 1 |
+        grep -o '"name":"[a-z_0-9]*","calls"' | head -n 5 | cut -d '"' -f 4)
+    [ ${#names[@]} -gt 0 ] || names=(flash_backward_kv_128 flash_forward_128 silu_backward rmsnorm_lora_backward)
+    printf '%s\n' "${names[@]}"
 }
 
 part_profile() {
-    local tool found='' counters
+    local tool found='' counters name
     for tool in ncu /usr/local/cuda/bin/ncu /opt/nvidia/nsight-compute/*/ncu; do
         [ -n "$found" ] || found=$(command -v "$tool" || true)
     done
@@ -330,10 +331,16 @@ part_profile() {
     counters=gpu__time_duration.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed
     counters+=,dram__throughput.avg.pct_of_peak_sustained_elapsed,l1tex__throughput.avg.pct_of_peak_sustained_active
     counters+=,lts__throughput.avg.pct_of_peak_sustained_elapsed,sm__warps_active.avg.pct_of_peak_sustained_active
+    counters+=,sm__inst_executed_pipe_tensor.sum,sm__inst_executed.sum,l1tex__data_bank_conflicts_pipe_lsu.sum
     counters+=,launch__registers_per_thread,launch__occupancy_limit_shared_mem
-    step profile "Nsight Compute: $(slowest)" 90 "$found" --clock-control none --csv --log-file "$out/profile.csv" \
-        --metrics "$counters" --kernel-name "regex:$(slowest)" --launch-count 6 \
-        "$program" bench finetune --device cuda --model qwen2.5-7b --warmup 0 --runs 1 --large 1024
+    # One run for each: they are launched in different parts of a step, and two launches of each are enough.
+    while read -r name; do
+        step profile "Nsight Compute: $name" 60 "$found" --clock-control none --csv --log-file "$scratch/profile.csv" \
+            --metrics "$counters" --kernel-name "regex:^$name" --launch-count 2 \
+            "$program" bench finetune --device cuda --model qwen2.5-7b --warmup 0 --runs 1 --large 1024
+        grep '^"' "$scratch/profile.csv" >>"$out/profile.csv" 2>/dev/null
+        rm -f "$scratch/profile.csv"
+    done < <(slowest)
 }
 
 # ---- all of it
