@@ -7,14 +7,18 @@
 // waited for is not there. With `emu_late_kernels` it is the other way round: a copy that
 // overwrites what a kernel has still to read does so before.
 //
-// A stream that is being captured does nothing; what is put into it becomes a graph.
+// A stream that is being captured does nothing; what is put into it becomes a graph. Calls that a capture makes
+// illegal fail and invalidate it: those of the thread that captures that would wait or take memory, and those of any
+// thread that concern the whole context. What is then put into the stream fails, as on a device.
 #include "driver.h"
 
+#include <atomic>
 #include <chrono>
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -33,11 +37,12 @@ typedef std::function<Result()> Operation;
 struct Graph { std::vector<Operation> operations; };
 
 struct Stream {
+    void* context = current_context();
     std::recursive_mutex lock;
     std::deque<Operation> waiting;
     bool has_launched = false;
     std::unique_ptr<Graph> captured;  // while it is
-    bool spoiled = false;             // something was asked that no graph can hold
+    std::atomic<bool> spoiled{false};  // something was asked that a capture makes illegal
 };
 
 bool late_from_environment() {
@@ -55,8 +60,12 @@ std::set<Stream*>& own_streams() {
     return streams;
 }
 thread_local Stream* capturing;
+// Those of all threads.
+std::mutex captures_lock;
+std::set<Stream*> captures;
 
-// Does what waits in a stream, in order, all of it or until a mark is passed; the first failure.
+// Does what waits in a stream, in order, all of it or until a mark is passed; the first failure. Stops before
+// an operation that is not ready, for it waits for somebody else: then that is the result.
 Result drain(Stream* s, const Mark* until = nullptr) {
     std::lock_guard<std::recursive_mutex> held(s->lock);
     Result first = SUCCESS;
@@ -64,9 +73,23 @@ Result drain(Stream* s, const Mark* until = nullptr) {
         Operation next = std::move(s->waiting.front());
         s->waiting.pop_front();
         Result result = next();
+        if (result == NOT_READY) {
+            s->waiting.push_front(std::move(next));
+            return first == SUCCESS ? NOT_READY : first;
+        }
         if (first == SUCCESS) first = result;
     }
     return first;
+}
+
+// Asks until it is ready; what nobody makes ready in a minute has failed.
+template <class Ask> Result until_ready(Ask ask) {
+    auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    Result result;
+    while ((result = ask()) == NOT_READY && std::chrono::steady_clock::now() < end) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return result == NOT_READY ? LAUNCH_FAILED : result;
 }
 
 Result pass(const std::shared_ptr<Mark>& mark) { return mark && !mark->done ? drain(mark->stream, mark.get()) : SUCCESS; }
@@ -75,21 +98,26 @@ Result pass(const std::shared_ptr<Mark>& mark) { return mark && !mark->done ? dr
 
 Result enqueue(void* stream, bool kernel, Operation run) {
     auto* s = static_cast<Stream*>(stream);
-    if (!s) return NOT_SUPPORTED;  // the default stream has rules of its own
+    if (!s) {  // the default stream has rules of its own
+        Result result = outside_of_captures_of_context();
+        return result ? result : NOT_SUPPORTED;
+    }
     std::lock_guard<std::recursive_mutex> held(s->lock);
     if (s->captured) {
+        if (s->spoiled) return CAPTURE_INVALIDATED;
         s->captured->operations.push_back(std::move(run));
         return SUCCESS;
     }
     s->waiting.push_back(std::move(run));
     s->has_launched |= kernel;
-    return s->has_launched == late_kernels() ? SUCCESS : drain(s);
+    Result result = s->has_launched == late_kernels() ? SUCCESS : drain(s);
+    return result == NOT_READY ? SUCCESS : result;
 }
 
 Result finish_streams_of_this_thread() {
     Result first = SUCCESS;
     for (Stream* s : own_streams()) {
-        Result result = drain(s);
+        Result result = until_ready([s] { return drain(s); });
         if (first == SUCCESS) first = result;
     }
     return first;
@@ -99,6 +127,17 @@ Result outside_of_capture() {
     if (!capturing) return SUCCESS;
     capturing->spoiled = true;
     return CAPTURE_UNSUPPORTED;
+}
+
+Result outside_of_captures_of_context() {
+    std::lock_guard<std::mutex> held(captures_lock);
+    Result result = SUCCESS;
+    for (Stream* s : captures) {
+        if (s->context != current_context()) continue;
+        s->spoiled = true;
+        result = CAPTURE_UNSUPPORTED;
+    }
+    return result;
 }
 
 extern "C" __attribute__((visibility("default"))) void emu_late_kernels(int late) { late_kernels() = late != 0; }
@@ -136,17 +175,17 @@ API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 }
 API cuStreamDestroy_v2(void* stream) {
     auto* s = static_cast<Stream*>(stream);
-    Result result = drain(s);
+    Result result = until_ready([s] { return drain(s); });
     own_streams().erase(s);
     delete s;
     return result;
 }
 API cuStreamSynchronize(void* stream) {
     if (Result result = outside_of_capture()) return result;
-    return drain(static_cast<Stream*>(stream));
+    return until_ready([=] { return drain(static_cast<Stream*>(stream)); });
 }
 API cuCtxSynchronize() {
-    if (Result result = outside_of_capture()) return result;
+    if (Result result = outside_of_captures_of_context()) return result;
     return finish_streams_of_this_thread();
 }
 
@@ -183,7 +222,7 @@ API cuEventQuery(void* event) {
 }
 API cuEventSynchronize(void* event) {
     if (Result result = outside_of_capture()) return result;
-    return pass(static_cast<Event*>(event)->last);
+    return until_ready([=] { return pass(static_cast<Event*>(event)->last); });
 }
 API cuEventElapsedTime(float* milliseconds, void* start, void* end) {
     auto &from = static_cast<Event*>(start)->last, &to = static_cast<Event*>(end)->last;
@@ -199,12 +238,16 @@ API cuStreamBeginCapture_v2(void* stream, int) {
     s->captured.reset(new Graph);
     s->spoiled = false;
     capturing = s;
+    std::lock_guard<std::mutex> held(captures_lock);
+    captures.insert(s);
     return SUCCESS;
 }
 API cuStreamEndCapture(void* stream, void** graph) {
     auto* s = static_cast<Stream*>(stream);
     if (!s->captured) return INVALID_VALUE;
     capturing = nullptr;
+    std::lock_guard<std::mutex> held(captures_lock);
+    captures.erase(s);
     *graph = s->spoiled ? nullptr : s->captured.release();
     s->captured.reset();
     return s->spoiled ? CAPTURE_INVALIDATED : SUCCESS;

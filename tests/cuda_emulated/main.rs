@@ -5,6 +5,7 @@
 
 mod attention;
 mod bench;
+mod captures;
 mod common;
 mod demo;
 mod emulator;

@@ -13,6 +13,7 @@
 
 use super::CudaDevice;
 use super::library::{candidates, first_usable, loader_says};
+use super::gate;
 use super::memory::{self, Allocation};
 use super::stream::Stream;
 use crate::ops::GemmDims;
@@ -23,7 +24,7 @@ use std::collections::{HashMap, hash_map::Entry};
 use std::ffi::{CStr, c_int, c_void};
 use std::path::PathBuf;
 use std::ptr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Names that the dynamic loader is asked for: current toolkits, then development links.
 const NAMES: [&str; 3] = ["libcublasLt.so.12", "libcublasLt.so.13", "libcublasLt.so"];
@@ -261,7 +262,8 @@ struct Shape {
     /// Of a, b, start and c.
     strides: [usize; 4],
     alignments: [u32; 4],
-    bias: bool,
+    /// Of the bias; 0 without one.
+    bias_alignment: u32,
     add: bool,
 }
 
@@ -286,7 +288,7 @@ impl Shape {
             transposed: [d.trans_a, d.trans_b],
             strides,
             alignments: [p.a, p.b, start, p.c].map(align),
-            bias: p.bias != 0,
+            bias_alignment: if p.bias == 0 { 0 } else { align(p.bias) },
             add,
         }
     }
@@ -330,7 +332,7 @@ impl Products {
     /// If the library was named and cannot be used, or if there is no memory for it.
     pub fn open(
         which: &CublasLt,
-        stream: &Stream,
+        stream: &Arc<Stream>,
         device: &CudaDevice,
     ) -> Result<std::result::Result<Self, String>> {
         // A library that is newer than the driver loads, and fails here: then the next one is tried.
@@ -362,6 +364,9 @@ impl Products {
     /// which is empty, and the stream must be of this device.
     pub unsafe fn run(&self, stream: sys::CUstream, product: &Product) -> Result<bool> {
         let shape = Shape::of(product);
+        // The library loads kernels when it is asked for an algorithm, or in its first product.
+        let is_new = !memory::lock(&self.known).plans.contains_key(&shape);
+        let _call = is_new.then(gate::enter);
         let mut known = memory::lock(&self.known);
         let Known { plans, handle } = &mut *known;
         if plans.len() >= MOST_PLANS && !plans.contains_key(&shape) {
@@ -372,7 +377,7 @@ impl Products {
             Entry::Vacant(free) => free.insert(self.plan(handle, &shape, product.bias)?),
         };
         let Some(Plan { desc, layouts, algorithm }) = plan else { return Ok(false) };
-        if shape.bias {
+        if shape.bias_alignment > 0 {
             desc.set(self.api.desc_set, DESC_BIAS_POINTER, product.bias)?;
         }
         let (alpha, beta) = (product.dims.alpha as f32, if shape.add { 1.0f32 } else { 0.0 });
@@ -435,7 +440,7 @@ impl Products {
         let turned = |transposed: bool| if transposed { TRANSPOSE } else { NO_TRANSPOSE };
         desc.set(api.desc_set, DESC_TRANS_A, turned(trans_b))?;
         desc.set(api.desc_set, DESC_TRANS_B, turned(trans_a))?;
-        if shape.bias {
+        if shape.bias_alignment > 0 {
             desc.set(api.desc_set, DESC_EPILOGUE, EPILOGUE_BIAS)?;
             desc.set(api.desc_set, DESC_BIAS_POINTER, bias)?;
         }

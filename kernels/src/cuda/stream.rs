@@ -4,7 +4,7 @@
 //! through another beside it, in lanes: a lane is one set of buffers, and its two events say when
 //! the operations are done with them, and when what was uploaded has arrived.
 
-use super::{Cuda, CudaViewMut, failed, memory};
+use super::{Cuda, CudaViewMut, failed, gate, memory};
 use crate::{Elem, Result, error::expect_len};
 use cudarc::driver::{CudaContext, result, sys};
 use std::sync::Arc;
@@ -29,21 +29,35 @@ unsafe impl Sync for Stream {}
 impl Stream {
     /// New streams; the context is bound.
     pub fn new(context: Arc<CudaContext>) -> Result<Self> {
+        let _call = gate::enter();
         let create = || {
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("create a stream"))
         };
         Ok(Self { raw: create()?, copies: create()?, allocations: AtomicU64::new(0), context })
     }
+
+    /// Waits on the host for what both streams have been given so far. The context is bound.
+    pub fn synchronize(&self) -> Result<()> {
+        let wait = |raw| {
+            // SAFETY: the stream is alive.
+            unsafe { result::stream::synchronize(raw) }.map_err(failed("wait for the device"))
+        };
+        let copied = wait(self.copies);
+        wait(self.raw).and(copied)
+    }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            for raw in [self.copies, self.raw] {
-                // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
-                let _ = unsafe { result::stream::destroy(raw) };
+        let (streams, context) = ([self.copies, self.raw], Arc::clone(&self.context));
+        gate::give_back(move || {
+            if context.bind_to_thread().is_ok() {
+                for raw in streams {
+                    // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
+                    let _ = unsafe { result::stream::destroy(raw) };
+                }
             }
-        }
+        });
     }
 }
 

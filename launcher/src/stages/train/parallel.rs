@@ -212,6 +212,14 @@ impl<'c, D: Collective> Ranks<'c, D> {
         Ok(values)
     }
 
+    /// Ends the exchange of gradients and values after the last step. All ranks must call this. What was
+    /// computed is safe before, so a failure is told, and no error.
+    pub fn close(&mut self, device: &D) {
+        if let Some(Err(error)) = self.sums.take().map(|sums| sums.close(device)) {
+            tracing::warn!("the devices of the ranks did not part in order: {error}");
+        }
+    }
+
     /// Seconds spent in communication since this was last asked.
     pub fn take_seconds(&mut self) -> f64 {
         let sums = self.sums.as_mut().map_or(0.0, GradientSums::take_seconds);
