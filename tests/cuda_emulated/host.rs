@@ -2,13 +2,15 @@
 
 use crate::common::*;
 use crate::emulator::{
-    Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels, library_files, on_device,
+    Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels, library_files,
+    on_device,
 };
 use crate::places::program;
 use gradtx_kernels::cuda::cubin::Cubins;
 use gradtx_kernels::cuda::{CublasLt, Cuda, devices};
 use gradtx_kernels::ops::{
-    AdamW, Elementwise, Embedding, Gemm, GemmDims, Linear, LinearDims, Out, QkvDims, RmsNorm, RmsNormDims, Rope,
+    AdamW, Elementwise, Embedding, Gemm, GemmDims, Linear, LinearDims, Out, QkvDims, RmsNorm, RmsNormDims,
+    Rope,
 };
 use gradtx_kernels::{Complex64, Device, Error, Result};
 

@@ -235,8 +235,9 @@ fn a_training_is_the_one_through_the_hosts() {
 #[test]
 fn sums_have_the_same_bits_in_every_run() {
     let Some(ranks) = worlds().into_iter().max().filter(|ranks| *ranks > 1) else { return };
-    let run =
-        || on_ranks(ranks, |comm| exchange(&device_of_rank(comm.rank()), &comm, 200).expect("there is memory"));
+    let run = || {
+        on_ranks(ranks, |comm| exchange(&device_of_rank(comm.rank()), &comm, 200).expect("there is memory"))
+    };
     let [first, second] = [run(), run()];
     for (first, second) in first.iter().zip(&second) {
         assert!(first.sums == second.sums && first.values == second.values && first.narrow == second.narrow);
@@ -261,7 +262,8 @@ mod planted {
     /// NVLink SHARP, turned on by the user, is left on: then the stand-in adds in another order in every call.
     #[test]
     fn what_the_user_sets_is_kept() {
-        let (passed, text) = again("nccl::sums_have_the_same_bits_in_every_run", &[("NCCL_NVLS_ENABLE", "1")]);
+        let (passed, text) =
+            again("nccl::sums_have_the_same_bits_in_every_run", &[("NCCL_NVLS_ENABLE", "1")]);
         assert!(!passed && text.contains("first.sums == second.sums"), "{text}");
     }
 
@@ -295,7 +297,8 @@ mod planted {
             let mut member = join(&comm, comm.rank()).expect("a group");
             if comm.rank() == 0 {
                 member.start(&[0..2, 2..4]).expect("sums");
-                let why = member.cuda.finish_group(&mut member.group).expect_err("rank 1 never comes").to_string();
+                let why =
+                    member.cuda.finish_group(&mut member.group).expect_err("rank 1 never comes").to_string();
                 let after = member.start(&[0..2, 2..4]).expect_err("it was aborted").to_string();
                 comm.barrier().expect("both are there");
                 return (why, after);

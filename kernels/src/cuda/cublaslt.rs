@@ -12,8 +12,8 @@
 //! same memory, the operands exchanged, a row of ours a column of its own.
 
 use super::CudaDevice;
-use super::library::{candidates, first_usable, loader_says};
 use super::gate;
+use super::library::{candidates, first_usable, loader_says};
 use super::memory::{self, Allocation};
 use super::stream::Stream;
 use crate::ops::GemmDims;

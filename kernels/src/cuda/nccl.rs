@@ -362,7 +362,7 @@ impl NcclGroup {
     }
 
     /// Waits until everything that was started is done, or will never be; then the group is aborted, so that
-        /// nothing uses memory that may be given back next.
+    /// nothing uses memory that may be given back next.
     fn finish(&mut self) -> Result<()> {
         let finished = self.wait();
         if finished.is_err() {

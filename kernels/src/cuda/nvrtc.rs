@@ -59,7 +59,9 @@ impl Api {
             let (major, minor) = api.number().map_err(|e| e.to_string())?;
             match newest.filter(|newest| major > *newest) {
                 None => Ok(api),
-                Some(newest) => Err(format!("compiles for CUDA {major}.{minor}, and the driver is for {newest}")),
+                Some(newest) => {
+                    Err(format!("compiles for CUDA {major}.{minor}, and the driver is for {newest}"))
+                }
             }
         };
         first_usable(&files, accept).map_err(|why| {

@@ -295,8 +295,12 @@ mod tests {
             let text = rendered(script, None);
             assert!(!text.contains("gpus-per-task"), "{script:?}: {text}");
         }
-        for shipped in [include_str!("../../../slurm/curate.sbatch"), include_str!("../../../slurm/train.sbatch")] {
-            let of = |name: &str| shipped.lines().find_map(|line| line.strip_prefix(&format!("#SBATCH --{name}=")));
+        for shipped in
+            [include_str!("../../../slurm/curate.sbatch"), include_str!("../../../slurm/train.sbatch")]
+        {
+            let of = |name: &str| {
+                shipped.lines().find_map(|line| line.strip_prefix(&format!("#SBATCH --{name}=")))
+            };
             assert_eq!(of("gpus-per-node"), of("ntasks-per-node"), "a GPU for every rank");
             assert_eq!((of("gpus-per-task"), of("gpu-bind")), (None, Some("none")));
         }

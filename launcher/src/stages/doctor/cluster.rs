@@ -43,7 +43,9 @@ fn gpus() -> Check {
                     let text = format!("{}{driver}; matrix products by {products}", names.join(", "));
                     Check::ok("GPU", text).facts(json!(facts))
                 }
-                Err(why) => Check::note("GPU", format!("{}{driver}; {why}", names.join(", "))).facts(json!(facts)),
+                Err(why) => {
+                    Check::note("GPU", format!("{}{driver}; {why}", names.join(", "))).facts(json!(facts))
+                }
             }
         }
     }
@@ -87,7 +89,8 @@ fn hidden_gpus(ranks: usize, seen: usize) -> Option<Check> {
                 "this rank sees {seen} of them, and its node has {ranks} ranks: NCCL cannot exchange values \
                  between GPUs that are hidden from each other's ranks"
             );
-            let advice = format!("start ranks with --gpus-per-node={ranks} --gpu-bind=none, not --gpus-per-task");
+            let advice =
+                format!("start ranks with --gpus-per-node={ranks} --gpu-bind=none, not --gpus-per-task");
             Some(Check::problem("GPUs of ranks", found).advice(advice))
         }
     }
@@ -311,7 +314,10 @@ mod tests {
                 _ => None,
             })
         };
-        assert_eq!([ranks("4(x2),3", "1"), ranks("4(x2),3", "2"), ranks("8", "0"), ranks("x", "0")], [4, 3, 8, 1]);
+        assert_eq!(
+            [ranks("4(x2),3", "1"), ranks("4(x2),3", "2"), ranks("8", "0"), ranks("x", "0")],
+            [4, 3, 8, 1]
+        );
         assert_eq!(ranks_of_node(&Place { local_size: 2, ..alone.clone() }, |_| None), 2);
     }
 
