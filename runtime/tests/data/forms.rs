@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 fn case(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/fixtures/data_forms").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/fixtures/data_forms").join(name)
 }
 
 fn loaded(name: &str, reading: &Reading) -> Result<Loaded, String> {

@@ -14,5 +14,5 @@ use std::path::{Path, PathBuf};
 
 /// A fixture below `goldens/fixtures/parquet`.
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/fixtures/parquet").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/fixtures/parquet").join(name)
 }

@@ -2,6 +2,7 @@
 //!
 //! The fixtures and how they were made are described beside them.
 
+use crate::common::fixture;
 use crate::common::relative_error;
 use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
@@ -15,7 +16,6 @@ use gradtx_models::t5::{
 use gradtx_runtime::artifact::{TensorFile, TensorSource};
 use gradtx_runtime::optim::FlatAdamW;
 use gradtx_runtime::params::ParamLayout;
-use gradtx_tests::fixture;
 
 const TOLERANCE: f64 = 1e-4;
 const STEPS: usize = 10;

@@ -6,6 +6,7 @@ use gradtx_kernels::{Backend, Device};
 use gradtx_models::decoder::{Activations, AdapterView, Decoder, DecoderConfig, Family, Mode, RopeScaling};
 use gradtx_models::lora::{BlockLayout, LoraConfig, Module};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, PackedBatch, SegmentInfo};
+use std::path::{Path, PathBuf};
 
 pub fn config(family: Family, tied: bool) -> DecoderConfig {
     DecoderConfig {
@@ -149,4 +150,9 @@ pub fn distance(a: &[f32], b: &[f32]) -> f64 {
 pub fn assert_near(a: &[f32], b: &[f32], tolerance: f64, what: &str) {
     let found = distance(a, b);
     assert!(found <= tolerance, "{what}: distance {found:e}");
+}
+
+/// A directory of golden fixtures, such as `qwen2/model`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/fixtures").join(name)
 }

@@ -1,5 +1,6 @@
 //! Parity with transformers and PEFT: the golden fixtures under `tests/goldens`.
 
+use crate::common::fixture;
 use crate::common::{Adapters, all_logits, assert_near, capacity, upload, weighted_loss};
 use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
@@ -10,7 +11,6 @@ use gradtx_models::decoder::{
 use gradtx_models::lora::{LoraJobs, PeftAdapter, read_peft, write_peft};
 use gradtx_runtime::artifact::TensorFile;
 use gradtx_runtime::data::{Example, PackedBatch, SegmentInfo};
-use gradtx_tests::fixture;
 
 const TOLERANCE: f64 = 1e-4;
 

@@ -28,7 +28,7 @@ fn conversation(messages: &Value) -> Record {
 
 #[test]
 fn templates_of_known_models_render_as_in_python() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/fixtures/templates/cases.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/fixtures/templates/cases.json");
     let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let cases = file["cases"].as_array().unwrap();
     assert!(cases.len() >= 12);
