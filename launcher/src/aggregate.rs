@@ -4,9 +4,9 @@
 //!
 //! In: updates of one space, and the [`Norms`] of the shadow students. Out: one update.
 
-use crate::args::Combine;
 use crate::failure::failed;
 use anyhow::Result;
+use clap::ValueEnum;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateVector, checksum, little_endian};
 use gradtx_runtime::text::shown;
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,16 @@ impl Norms {
 
 fn norm(update: &[f32]) -> f64 {
     update.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// How several updates become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// Their mean.
+    Mean,
+    /// Their sum.
+    Sum,
 }
 
 /// What is accepted although it is unusual.

@@ -2,12 +2,14 @@
 //!
 //! In: the words after `gradtx`. Out: [`Args`], which [`crate::run`] hands to the stage.
 
-use crate::config::{DeviceKind, DtypeKind};
+use crate::aggregate::Combine;
+use crate::config::{DeviceKind, DtypeKind, Preset, RunArgs};
+use crate::role::Role;
 use crate::stages::bench;
+use crate::translators::Method;
 use crate::world::World;
 use clap::builder::RangedU64ValueParser;
-use clap::{Parser, Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize};
+use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Trains Grad-Transformers: from fine-tuned shadow pairs of a small and a large
@@ -251,102 +253,6 @@ impl Command {
                 | Self::Bench(_)
         )
     }
-}
-
-/// Where a stage's run directory and configuration are.
-#[derive(Debug, Clone, clap::Args)]
-pub struct RunArgs {
-    /// Run directory; made when it is not there.
-    #[arg(long, value_name = "DIR")]
-    pub run: PathBuf,
-    /// Run file (TOML); needed the first time, stored in the run directory as run.toml.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Settings that take the place of the run file's, before --set.
-    #[arg(long, value_enum)]
-    pub preset: Option<Preset>,
-    /// Where to compute; the same as `--set device.kind=…`.
-    #[arg(long, value_enum)]
-    pub device: Option<DeviceKind>,
-    /// Type of activations and frozen weights; the same as `--set device.dtype=…`.
-    #[arg(long, value_enum)]
-    pub dtype: Option<DtypeKind>,
-    /// Override one setting, e.g. `--set train.lr=0.002`; repeatable.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-}
-
-/// Settings with a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Preset {
-    /// What the method's paper and published code do where gradtx does otherwise: updates in
-    /// their own units, the published decoder start, no augmentation, AdamW's usual epsilon,
-    /// validation on tuples rather than shadow subsets.
-    Paper,
-}
-
-/// One of the two language models.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// The client's small model, whose updates are translated.
-    Tiny,
-    /// The provider's large model, which receives them.
-    Llm,
-}
-
-impl Role {
-    /// The name in file names and messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tiny => "tiny",
-            Self::Llm => "llm",
-        }
-    }
-
-    /// The model's part in a tuple.
-    pub fn side(self) -> gradtx_runtime::artifact::Role {
-        match self {
-            Self::Tiny => gradtx_runtime::artifact::Role::Student,
-            Self::Llm => gradtx_runtime::artifact::Role::Teacher,
-        }
-    }
-}
-
-/// A translator of updates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// The trained Grad-Transformer.
-    GradTransformer,
-    /// The mean of all shadow teachers' updates: a constant.
-    Mean,
-    /// The teacher of the most similar shadow student.
-    Nearest,
-    /// Ridge regression from student to teacher updates.
-    Ridge,
-}
-
-impl Method {
-    /// The name on the command line and in file names.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::GradTransformer => "grad-transformer",
-            Self::Mean => "mean",
-            Self::Nearest => "nearest",
-            Self::Ridge => "ridge",
-        }
-    }
-}
-
-/// How several updates become one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Combine {
-    /// Their mean.
-    Mean,
-    /// Their sum.
-    Sum,
 }
 
 #[cfg(test)]

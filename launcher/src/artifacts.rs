@@ -8,11 +8,13 @@
 //! into the settings of what is made from it.
 
 use crate::aggregate::Norms;
-use crate::args::Role;
+use crate::config::Config;
 use crate::failure::failed;
+use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use crate::record::{self, RECORD_FILE, Record};
-use crate::stages::side::Side;
-use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR};
+use crate::role::Role;
+use crate::stages::lineage::{Lineage, adapter_sums};
+use crate::stages::side::{Side, start_dir};
 use anyhow::{Context as _, Result};
 use gradtx_models::grad_transformer::{GradTransformerConfig, NormalizationMode};
 use gradtx_runtime::artifact::{
@@ -128,10 +130,19 @@ impl Tuples {
     }
 }
 
+/// One of a run's models. The adapter that its training starts from is verified, if a stage wrote it.
+pub fn open_side(config: &Config, role: Role, threads: usize) -> Result<Side> {
+    let side = Side::new(config, role, threads)?;
+    if let Some(start) = start_dir(config, role) {
+        Lineage::of_adapter(start, &adapter_sums(start)?, &side.space.base_model)?;
+    }
+    Ok(side)
+}
+
 /// The spaces of a run's two models, as far as these are where the run says: training needs
 /// tuples, not models, and may be done where these are not.
 pub fn spaces_at_hand(
-    config: &crate::config::Config,
+    config: &Config,
     threads: usize,
     mut note: impl FnMut(String),
 ) -> Result<[Option<UpdateSpace>; 2]> {
@@ -142,7 +153,7 @@ pub fn spaces_at_hand(
             note(format!("models.{name} is not here: whether the tuples are of it is not compared"));
             continue;
         }
-        found[role as usize] = Some(Side::new(config, role, threads)?.space);
+        found[role as usize] = Some(open_side(config, role, threads)?.space);
     }
     Ok(found)
 }
@@ -241,26 +252,6 @@ fn foreign(
     };
     let hint = format!("{other}; send it the run.toml and the model of this run, and let it fine-tune again");
     failed(different, hint)
-}
-
-/// Fails when files in the directory that a stage has finished are not what it wrote. For a
-/// model that comes from elsewhere there is nothing to compare with.
-pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
-    let path = dir.join(RECORD_FILE);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let record = record::read(&path)?;
-    if record.outputs.is_empty() {
-        let what = format!("{}: `{}` has not finished here", shown(dir), record.stage);
-        return Err(failed(what, "run the stage again: it does what is missing"));
-    }
-    match record.problems(dir, |_| true).into_iter().next() {
-        None => Ok(Some(record)),
-        Some(problem) => {
-            Err(failed(problem, "run the stage again that made it; or copy the model elsewhere"))
-        }
-    }
 }
 
 /// Fails when a model of the run is another one than its tuples were made with, as far as the

@@ -15,7 +15,7 @@
 //! kill with the starter's code (mpirun: 137).
 
 use crate::failure::{self, Told, unusable_with};
-use crate::{LOG_VARIABLE, ui};
+use crate::ui;
 use anyhow::{Context, Result};
 use gradtx_runtime::artifact::checksum_file;
 use gradtx_runtime::comm::{Collectives, Comm, Launch, Solo, agree};
@@ -23,6 +23,8 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
+/// Environment variable that sets what is logged to standard error, e.g. `debug`.
+const LOG_VARIABLE: &str = "GRADTX_LOG";
 /// Tag of the message "I am about to report an error", sent to all higher ranks.
 const FAILING: u8 = u8::MAX;
 /// How long a rank that failed listens whether a lower one did too.

@@ -9,10 +9,10 @@
 
 use crate::cluster::World;
 use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind};
-use crate::cost::predict::counted;
+use crate::context::Context;
 use crate::failure::{refused, unusable_with};
 use crate::record::{self, RECORD_FILE};
-use crate::stages::Context;
+use crate::text::counted;
 use anyhow::Result;
 use gradtx_runtime::comm::Place;
 use std::path::Path;
@@ -113,7 +113,7 @@ fn find(place: &Place) -> Result<Found> {
     match gradtx_kernels::cuda::devices() {
         Err(why) => Ok(Err(why)),
         Ok(devices) => {
-            let ordinal = crate::dispatch::ordinal(place, devices.len())
+            let ordinal = ordinal(place, devices.len())
                 .map_err(|why| unusable_with(why, Some("`gradtx doctor` shows what is here".into())))?;
             Ok(Ok(devices[ordinal].name.clone()))
         }
@@ -123,6 +123,20 @@ fn find(place: &Place) -> Result<Found> {
 #[cfg(not(feature = "cuda"))]
 fn find(_: &Place) -> Result<Found> {
     Ok(Err("this program was built without CUDA".into()))
+}
+
+/// Which of `shown` devices is the one of a rank; or why none is.
+#[cfg(feature = "cuda")]
+pub(crate) fn ordinal(place: &Place, shown: usize) -> std::result::Result<usize, String> {
+    let Place { node, local_rank, local_size } = place;
+    match shown {
+        // SLURM binds ranks to GPUs: each sees its own as the first.
+        1 => Ok(0),
+        _ if *local_rank < shown => Ok(*local_rank),
+        _ => Err(format!(
+            "{node} has {local_size} ranks, but shows {shown} CUDA devices: start one rank for each"
+        )),
+    }
 }
 
 /// What a stage's directory was begun on.
@@ -303,5 +317,16 @@ mod tests {
         std::fs::write(dir.path().join("a"), "b").unwrap();
         assert!(!begun.is_finished && record(&["a".into()]).is_finished);
         assert!(Begun::of(Path::new("nowhere")).is_none());
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_rank_has_the_gpu_of_its_number_or_the_only_one_that_it_sees() {
+        let place = |local_rank| Place { node: "n1".into(), local_rank, local_size: 4 };
+        assert_eq!(ordinal(&place(3), 1), Ok(0));
+        assert_eq!(ordinal(&place(3), 4), Ok(3));
+        assert_eq!(ordinal(&place(1), 8), Ok(1));
+        let why = ordinal(&place(2), 2).unwrap_err();
+        assert!(why.contains("4 ranks") && why.contains("2 CUDA devices"), "{why}");
     }
 }

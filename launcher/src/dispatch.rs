@@ -6,8 +6,8 @@
 use crate::config::DeviceConfig;
 #[cfg(feature = "cuda")]
 use crate::config::DeviceKind;
+use crate::context::Context;
 use crate::device::take;
-use crate::stages::Context;
 use anyhow::Result;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::Backend;
@@ -17,7 +17,8 @@ use gradtx_runtime::plan::available_memory;
 
 #[cfg(feature = "cuda")]
 use {
-    crate::config::DtypeKind, crate::failure::unusable_with, gradtx_kernels::bf16, gradtx_kernels::cuda::Cuda,
+    crate::config::DtypeKind, crate::device::ordinal, crate::failure::unusable_with, gradtx_kernels::bf16,
+    gradtx_kernels::cuda::Cuda,
 };
 
 /// Work that runs on any device and in any element type.
@@ -95,33 +96,4 @@ fn cuda(place: &Place) -> Result<Cuda> {
     let found = gradtx_kernels::cuda::devices().map_err(|why| unusable_with(why, hint()))?;
     let ordinal = ordinal(place, found.len()).map_err(|why| unusable_with(why, hint()))?;
     Cuda::new(ordinal).map_err(|e| unusable_with(e.to_string(), hint()))
-}
-
-/// Which of `shown` devices is the one of a rank; or why none is.
-#[cfg(feature = "cuda")]
-pub(crate) fn ordinal(place: &Place, shown: usize) -> std::result::Result<usize, String> {
-    let Place { node, local_rank, local_size } = place;
-    match shown {
-        // SLURM binds ranks to GPUs: each sees its own as the first.
-        1 => Ok(0),
-        _ if *local_rank < shown => Ok(*local_rank),
-        _ => Err(format!(
-            "{node} has {local_size} ranks, but shows {shown} CUDA devices: start one rank for each"
-        )),
-    }
-}
-
-#[cfg(all(test, feature = "cuda"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rank_has_the_gpu_of_its_number_or_the_only_one_that_it_sees() {
-        let place = |local_rank| Place { node: "n1".into(), local_rank, local_size: 4 };
-        assert_eq!(ordinal(&place(3), 1), Ok(0));
-        assert_eq!(ordinal(&place(3), 4), Ok(3));
-        assert_eq!(ordinal(&place(1), 8), Ok(1));
-        let why = ordinal(&place(2), 2).unwrap_err();
-        assert!(why.contains("4 ranks") && why.contains("2 CUDA devices"), "{why}");
-    }
 }

@@ -11,19 +11,23 @@ pub mod args;
 pub mod artifacts;
 pub mod cluster;
 pub mod config;
+pub mod context;
 pub mod cost;
 pub mod device;
 pub mod dispatch;
 pub mod failure;
 pub mod interrupt;
+pub mod paths;
 pub mod progress;
 pub mod record;
 pub mod report;
+pub mod role;
 pub mod schedule;
 pub mod score;
 pub mod slurm;
 pub mod stages;
 pub mod table;
+pub mod text;
 pub mod translators;
 pub mod ui;
 pub mod world;
@@ -36,9 +40,6 @@ use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Instant;
-
-/// Environment variable that sets what is logged to standard error, e.g. `debug`.
-const LOG_VARIABLE: &str = "GRADTX_LOG";
 
 /// Runs the program with these arguments (the first is its name); prints, and tells the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -76,14 +77,14 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
     if args.command.works() {
         interrupt::watch(ui);
     }
-    let context = stages::Context::new(args.threads, ui.clone(), world);
+    let context = context::Context::new(args.threads, ui.clone(), world);
     match args.command {
         Command::World { dir, world, seed, device } => {
             stages::world::run(&context, &dir, world, seed, device)
         }
         Command::Split(job) => stages::split::run(&context, &job),
         Command::Curate(job) => stages::curate::run(&context, world, &job),
-        Command::Train(run) => stages::train::run(&context, world, &run),
+        Command::Train(run) => stages::train_stage::run(&context, world, &run),
         Command::Finetune { run, data, out, model, peft } => {
             stages::finetune::run(&context, &run, &stages::finetune::Job { data, out, role: model, peft })
         }

@@ -9,13 +9,13 @@
 //! While a directory is open no other process can open it (see [`crate::progress`]).
 //! For ranks that work together in one directory, rank 0 opens it ([`open_for_all`]).
 
-use crate::cluster::World;
 use crate::failure::{failed, refused};
 use crate::progress::{Guest, LOCK_FILE, Place};
 use anyhow::{Context, Result, bail};
 use gradtx_runtime::artifact::{
     MAX_CONFIG_BYTES, checksum, checksum_file, read_text, sweep_temporary, sweep_tree, write_atomic,
 };
+use gradtx_runtime::comm::Comm;
 use gradtx_runtime::text::shown;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -146,10 +146,9 @@ fn sweep(dir: &Path, place: &Place) -> Result<()> {
     Ok(())
 }
 
-/// [`open`] for all ranks of a world: rank 0 opens the directory, the others learn what it
+/// [`open`] for all ranks: rank 0 opens the directory, the others learn what it
 /// found. Fails on all of them unless all have the same settings and inputs.
-pub fn open_for_all(world: &World, dir: &Path, stage: &str, settings: Value) -> Result<SharedState> {
-    let comm = world.comm();
+pub fn open_for_all(comm: &dyn Comm, dir: &Path, stage: &str, settings: Value) -> Result<SharedState> {
     let mut first = settings.to_string().into_bytes();
     comm.broadcast_bytes(0, &mut first)?;
     let first: Value = serde_json::from_slice(&first)?;

@@ -10,7 +10,35 @@
 //!   fewer pairs than coordinates.
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// A translator of updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// The trained Grad-Transformer.
+    GradTransformer,
+    /// The mean of all shadow teachers' updates: a constant.
+    Mean,
+    /// The teacher of the most similar shadow student.
+    Nearest,
+    /// Ridge regression from student to teacher updates.
+    Ridge,
+}
+
+impl Method {
+    /// The name on the command line and in file names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GradTransformer => "grad-transformer",
+            Self::Mean => "mean",
+            Self::Nearest => "nearest",
+            Self::Ridge => "ridge",
+        }
+    }
+}
 
 /// Pairs of updates, read one at a time: a store may be larger than memory.
 pub trait Pairs: Sync {

@@ -11,12 +11,14 @@
 //! takes the new paths from `--config` or `--set`, and every stage compares contents.
 //!
 //! * settings: the settings and their defaults.
+//! * args: where a run and its settings are, as typed.
 //! * preset: settings with a name.
 //! * check: what values they may have.
 //! * suggest: what a mistyped key may have meant.
 //! * run_dir: what a directory is that was named as a run and is none.
 //! * sweep: many run files from one.
 
+mod args;
 mod check;
 mod preset;
 pub mod run_dir;
@@ -24,6 +26,8 @@ mod settings;
 mod suggest;
 mod sweep;
 
+pub use args::RunArgs;
+pub use preset::Preset;
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
     DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, RANDOM_SUBSETS,
@@ -31,11 +35,10 @@ pub use settings::{
 };
 pub use sweep::{SweptRun, read_sweep};
 
-use crate::args::{Preset, RunArgs};
 use crate::cluster::World;
 use crate::failure::{refused, unusable, unusable_with};
+use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use crate::record::make_dir;
-use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR};
 use anyhow::Result;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_regular_text};
 use std::fmt::Write as _;

@@ -1,11 +1,20 @@
 //! Settings with a name: `--preset`.
 
 use super::{Config, Recipe, ValidationSplit};
-use crate::args::Preset;
+use clap::ValueEnum;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
 
 /// ε of AdamW in the published scripts: the library's default.
 const USUAL_EPSILON: f64 = 1e-8;
+
+/// Settings with a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Preset {
+    /// What the method's paper and published code do where gradtx does otherwise: updates in
+    /// their own units, the published decoder start, no augmentation, AdamW's usual epsilon,
+    /// validation on tuples rather than shadow subsets.
+    Paper,
+}
 
 impl Config {
     /// With a preset's settings in the place of its own.

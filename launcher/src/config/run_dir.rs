@@ -6,10 +6,9 @@
 use super::RUN_FILE;
 use super::suggest::distance;
 use crate::failure::unusable_with;
+use crate::paths::{INDEX_FILE, RUN_FILE_OF_WORLD};
 use crate::record::{self, RECORD_FILE};
-use crate::slurm::quoted;
-use crate::stages::sweep::INDEX_FILE;
-use crate::world::RUN_FILE_OF_WORLD;
+use crate::text::quoted;
 use std::path::{Path, PathBuf};
 
 /// Runs that are named one by one.

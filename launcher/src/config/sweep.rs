@@ -20,8 +20,7 @@
 //! that ignore case, and have no characters that a shell or a file system takes amiss.
 //! Paths are relative to the sweep file, those in a base file to that file.
 
-use super::{Config, Table, Value, assign};
-use crate::args::Preset;
+use super::{Config, Preset, Table, Value, assign};
 use crate::failure::unusable;
 use anyhow::{Context, Result};
 use clap::ValueEnum;

@@ -5,8 +5,8 @@
 //! every token, so what is said is the most that a stage can take.
 
 use super::device::Gpu;
-use crate::args::Role;
 use crate::config::{AdapterConfig, EvaluateConfig};
+use crate::role::Role;
 use crate::stages::side::lora_config;
 use anyhow::{Context, Result};
 use gradtx_kernels::cpu::Cpu;

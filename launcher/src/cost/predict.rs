@@ -11,11 +11,12 @@ use super::rates::{Kind, Rates};
 use super::simulate::{Outcome, simulate};
 use super::tokens::{Lengths, Mean};
 use super::work::{Cost, DecoderWork, TranslatorWork};
-use crate::args::Role;
 use crate::config::{Config, Recipe, ValidationSplit};
+use crate::role::Role;
 use crate::schedule::{Work, groups};
 use crate::stages::train::model_config;
 use crate::stages::train::validate::AT_ONCE;
+use crate::text::counted;
 use anyhow::Result;
 use gradtx_runtime::plan::human_bytes;
 use std::fmt::Write as _;
@@ -470,11 +471,6 @@ impl Planner<'_> {
             needed: true,
         }
     }
-}
-
-/// `1 node`, `2 nodes`.
-pub fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// A stage that does not fit, and what would.

@@ -4,7 +4,7 @@
 //! load each model. Out: when every rank is done. The order is [`Scheduler`]'s, as in a real
 //! run: a rank that is free asks for the next group.
 
-use crate::args::Role;
+use crate::role::Role;
 use crate::schedule::{Scheduler, Work};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

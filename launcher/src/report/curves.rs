@@ -6,8 +6,8 @@
 
 use super::Spread;
 use super::source::Source;
-use crate::args::Role;
-use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use crate::role::Role;
 use crate::table::{display_name, natural};
 use gradtx_runtime::artifact::{Privacy, UpdateVector};
 use serde::Serialize;

@@ -7,7 +7,7 @@ use super::headline::count;
 use super::svg::{Axis, Plot, Scale, WIDTH, drawing, escape, fixed, map};
 use super::tuples::{Cosines, Side, Tuples};
 use super::{Scores, Spread};
-use crate::args::Role;
+use crate::role::Role;
 use crate::table::{Entry, Row, display_name};
 use std::fmt::Write as _;
 

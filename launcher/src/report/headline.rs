@@ -5,8 +5,9 @@
 //! the Grad-Transformer, the sentence says what that means: such a comparison shows
 //! nothing about translation.
 
-use crate::args::{Method, Role};
+use crate::role::Role;
 use crate::table::{Difference, Entry, Row, Table};
+use crate::translators::Method;
 use serde::Serialize;
 use std::ops::Range;
 

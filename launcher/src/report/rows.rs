@@ -5,7 +5,7 @@
 
 use super::source::{Source, last_part};
 use crate::config::RANDOM_SUBSETS;
-use crate::stages::SHADOW_DIR;
+use crate::paths::SHADOW_DIR;
 use crate::stages::examples::Data;
 use gradtx_runtime::artifact::read_json;
 use gradtx_runtime::data::split::Split;

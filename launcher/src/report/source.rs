@@ -3,10 +3,10 @@
 //! In: paths. Out: [`Source`]: the configuration, every stage's record, the scores, and
 //! two lists that fill as the report is made: what is missing, and what could not be used.
 
-use crate::args::Role;
 use crate::config::{Config, RUN_FILE};
+use crate::paths::SHADOW_DIR;
 use crate::record::{self, RECORD_FILE, Record};
-use crate::stages::SHADOW_DIR;
+use crate::role::Role;
 use crate::table::{self, Table};
 use anyhow::{Result, ensure};
 use gradtx_runtime::artifact::{MANIFEST, TupleStore, read_json};

@@ -171,7 +171,7 @@ impl Files {
     }
 
     fn whole() -> Self {
-        use crate::args::Role::{Llm, Tiny};
+        use crate::role::Role::{Llm, Tiny};
         let files = Self::new();
         files.settings();
         files.shadow();

@@ -4,9 +4,9 @@
 //! Out: [`Times`].
 
 use super::source::Source;
-use crate::args::Role;
+use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use crate::record::RECORD_FILE;
-use crate::stages::{SHADOW_DIR, TRANSLATOR_DIR};
+use crate::role::Role;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -9,7 +9,7 @@
 
 use super::Spread;
 use super::source::Source;
-use crate::args::Role;
+use crate::role::Role;
 use anyhow::Result;
 use gradtx_runtime::artifact::TupleStore;
 use rayon::prelude::*;

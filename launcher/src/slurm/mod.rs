@@ -8,6 +8,7 @@
 pub mod words;
 
 use crate::failure::{failed, unusable};
+use crate::text::quoted;
 use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -134,27 +135,6 @@ impl Batch {
         options.extend(resources.extra.iter().cloned());
         options
     }
-}
-
-/// A word for the shell, in one line also where it has control characters.
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.into();
-    }
-    if !word.chars().any(char::is_control) {
-        return format!("'{}'", word.replace('\'', r"'\''"));
-    }
-    let escaped = word.chars().fold(String::new(), |mut out, c| {
-        match c {
-            '\'' | '\\' => out.extend(['\\', c]),
-            c if c.is_ascii_control() => _ = write!(out, "\\{:03o}", u32::from(c)),
-            c if c.is_control() => _ = write!(out, "\\u{:04x}", u32::from(c)),
-            c => out.push(c),
-        }
-        out
-    });
-    format!("$'{escaped}'")
 }
 
 /// A text as it stands between the shell's double quotes.

@@ -4,16 +4,17 @@
 //! In: a directory, a world and a seed. Out: `DIR/world`, `DIR/run` with `report.html`, and
 //! the table, also as `DIR/run/table.json`; [`crate::table`] says what it means.
 
-use crate::aggregate::Allow;
-use crate::args::{Combine, Method, Preset, Role, RunArgs};
+use crate::aggregate::{Allow, Combine};
 use crate::cluster;
-use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind};
+use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind, Preset, RunArgs};
+use crate::context::Context;
 use crate::device::take;
-use crate::stages::{
-    ADAPTER_DIR, Context, UPDATE_FILE, curate, evaluate, finetune, report, train, translate, world,
-};
+use crate::paths::{ADAPTER_DIR, RUN_FILE_OF_WORLD, UPDATE_FILE};
+use crate::role::Role;
+use crate::stages::{curate, evaluate, finetune, report, train_stage, translate, world};
 use crate::table::{Entry, Table, collect};
-use crate::world::{RUN_FILE_OF_WORLD, World};
+use crate::translators::Method;
+use crate::world::World;
 use anyhow::Result;
 use gradtx_runtime::artifact::write_json;
 use std::path::{Path, PathBuf};
@@ -77,7 +78,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     curate::run(context, alone, &curate::Job::of(args.clone()))?;
     timed("curate", at);
     let at = Instant::now();
-    train::run(context, alone, &args)?;
+    train_stage::run(context, alone, &args)?;
     timed("train", at);
     let clients = (1..=world.clients()).map(|client| Client::new(context, &args, &world_dir, client));
     let clients: Vec<Client<'_>> = clients.collect();

@@ -6,14 +6,14 @@
 //!
 //! Predictions are private data's relatives: they stand in their file and nowhere else.
 
-use crate::args::{Role, RunArgs};
 use crate::artifacts::expect_run_model;
-use crate::config::{AnswerForm, Config, MetricChoice, RougeTokens};
+use crate::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs};
+use crate::context::Context;
 use crate::dispatch::{Work, dispatch, memory_for};
 use crate::failure::failed;
 use crate::record::{self, State};
+use crate::role::Role;
 use crate::score::{exact_match, has_words, rouge1};
-use crate::stages::Context;
 use crate::stages::examples::Data;
 use crate::stages::lineage::{Lineage, adapter_sums};
 use crate::stages::prompts::Prompts;

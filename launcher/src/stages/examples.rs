@@ -4,8 +4,8 @@
 //! for one model, and for every optimizer step of a job the segments of packed streams.
 
 use crate::config::{Config, DataConfig, LossNormalization, Recipe};
+use crate::context::Context;
 use crate::failure::unusable;
-use crate::stages::Context;
 use crate::stages::describe::{self, Facts};
 use crate::stages::prompts::Prompts;
 use crate::stages::side::Side;

@@ -5,16 +5,17 @@
 //! in PEFT form. With the LLM in the place of the TinyLM it is what translation is
 //! measured against.
 
-use crate::args::{Role, RunArgs};
-use crate::artifacts::expect_run_model;
-use crate::config::Config;
+use crate::artifacts::{expect_run_model, open_side};
+use crate::config::{Config, RunArgs};
+use crate::context::{Context, totals};
 use crate::dispatch::{Work, dispatch, memory_for};
+use crate::paths::UPDATE_FILE;
 use crate::record::{self, State};
+use crate::role::Role;
 use crate::stages::examples::Data;
 use crate::stages::jobs::{self, Snapshots, Trained, Training, Watcher};
 use crate::stages::prompts::Prompts;
 use crate::stages::side::Side;
-use crate::stages::{Context, UPDATE_FILE, totals};
 use crate::ui::Progress;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
@@ -42,7 +43,7 @@ pub struct Job {
 /// Fine-tunes, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let side = Side::new(&config, job.role, context.threads)?;
+    let side = open_side(&config, job.role, context.threads)?;
     expect_run_model(&args.run, job.role, &side.space.base_model)?;
     let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
     let prompts = data.prompts(&config, &side)?;

@@ -5,9 +5,9 @@
 //! so that a number that is not one is found too.
 
 use crate::config::{Config, RUN_FILE};
+use crate::context::Context;
 use crate::failure::failed;
 use crate::record::{self, RECORD_FILE};
-use crate::stages::Context;
 use crate::stages::examples::{describe, is_data};
 use crate::ui::say;
 use anyhow::{Context as _, Result, ensure};

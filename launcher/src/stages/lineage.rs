@@ -4,11 +4,11 @@
 //! In: an adapter directory or a model directory. Out: how it came to be. A report tells
 //! the rows of its table apart by this, so it comes from records, never from names.
 
-use crate::args::{Method, Role};
-use crate::artifacts::verify_model;
 use crate::failure::failed;
-use crate::record::{self, RECORD_FILE};
-use crate::stages::ADAPTER_DIR;
+use crate::paths::ADAPTER_DIR;
+use crate::record::{self, RECORD_FILE, Record};
+use crate::role::Role;
+use crate::translators::Method;
 use anyhow::Result;
 use gradtx_runtime::artifact::{checksum_file, not_an_adapter};
 use gradtx_runtime::text::shown;
@@ -50,6 +50,26 @@ pub fn adapter_sums(dir: &Path) -> Result<Vec<String>> {
         return Err(not_an_adapter(dir).into());
     }
     ADAPTER_FILES.iter().map(|file| Ok(checksum_file(&dir.join(file))?)).collect()
+}
+
+/// Fails when files in the directory that a stage has finished are not what it wrote. For a
+/// model that comes from elsewhere there is nothing to compare with.
+pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
+    let path = dir.join(RECORD_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let record = record::read(&path)?;
+    if record.outputs.is_empty() {
+        let what = format!("{}: `{}` has not finished here", shown(dir), record.stage);
+        return Err(failed(what, "run the stage again: it does what is missing"));
+    }
+    match record.problems(dir, |_| true).into_iter().next() {
+        None => Ok(Some(record)),
+        Some(problem) => {
+            Err(failed(problem, "run the stage again that made it; or copy the model elsewhere"))
+        }
+    }
 }
 
 impl Lineage {

@@ -5,12 +5,12 @@
 //! configuration, tokenizer, chat template, licences, and a model card. Shapes decide whether an adapter fits; the
 //! name of a base model that it carries is only a hint.
 
-use crate::args::{Role, RunArgs};
 use crate::artifacts::expect_run_model;
-use crate::config::Config;
+use crate::config::{Config, RunArgs};
+use crate::context::Context;
 use crate::failure::unusable;
 use crate::record::{self, State};
-use crate::stages::Context;
+use crate::role::Role;
 use crate::stages::card;
 use crate::stages::lineage::{Lineage, adapter_sums};
 use crate::stages::prompts::Prompts;

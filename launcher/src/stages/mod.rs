@@ -5,7 +5,7 @@
 //! | [`world`] | a seed | two base models, JSONL task files, a run file |
 //! | [`split`] | a data set, a seed | public and private JSONL files, and who got which rows |
 //! | [`curate`] | public data, both models | `TupleStore`: `RUN/shadow` |
-//! | [`train`] | `TupleStore` | translator: `RUN/translator` |
+//! | [`train`](mod@train_stage) | `TupleStore` | translator: `RUN/translator` |
 //! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
 //! | [`merge`] | a model, an adapter | a model directory |
@@ -50,45 +50,6 @@ pub mod status;
 pub mod submit;
 pub mod sweep;
 pub mod train;
+pub mod train_stage;
 pub mod translate;
 pub mod world;
-
-use crate::cluster::World;
-use crate::ui::Ui;
-use gradtx_runtime::comm::Place;
-use gradtx_runtime::plan::MemoryPlan;
-
-/// What every stage is given.
-#[derive(Clone, Debug)]
-pub struct Context {
-    /// Where messages go.
-    pub ui: Ui,
-    /// Threads of the CPU.
-    pub threads: usize,
-    /// Where this process runs: which of a node's devices is its own.
-    pub place: Place,
-}
-
-impl Context {
-    /// From the command line; by default as many threads as the world has for each rank.
-    pub fn new(threads: Option<usize>, ui: Ui, world: &World) -> Self {
-        let place = world.comm().place().clone();
-        Self { ui, threads: threads.unwrap_or(world.threads()).max(1), place }
-    }
-}
-
-/// Directory of the tuple store in a run directory.
-pub const SHADOW_DIR: &str = "shadow";
-/// Directory of the translator in a run directory.
-pub const TRANSLATOR_DIR: &str = "translator";
-/// File name of an update vector in a stage's directory.
-pub const UPDATE_FILE: &str = "update.safetensors";
-/// Directory of the PEFT adapter in a stage's directory.
-pub const ADAPTER_DIR: &str = "adapter";
-
-/// A memory plan without its single buffers: a line per purpose, and the sum.
-fn totals(what: &str, plan: &MemoryPlan) -> String {
-    let table = plan.to_string();
-    let lines: Vec<&str> = table.lines().skip(plan.entries().len()).collect();
-    format!("{what}: memory of {} buffers\n{}", plan.entries().len(), lines.join("\n"))
-}

@@ -5,18 +5,18 @@
 //! how shadow jobs spread over ranks, and what will not fit; see [`crate::cost`]. Nothing is
 //! written.
 
-use crate::args::{Preset, Role};
-use crate::config::{Config, DeviceKind, DtypeKind, RANDOM_SUBSETS, read_sweep};
+use crate::config::{Config, DeviceKind, DtypeKind, Preset, RANDOM_SUBSETS, read_sweep};
+use crate::context::Context;
 use crate::cost::calibrate::Calibration;
 use crate::cost::device::Hardware;
 use crate::cost::memory::Model;
-use crate::cost::predict::counted;
 use crate::cost::prediction::Stage;
 use crate::cost::rates::{Basis, Kind};
 use crate::cost::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};
 use crate::failure::{unusable, unusable_with};
-use crate::stages::Context;
+use crate::role::Role;
 use crate::stages::examples::Data;
+use crate::text::{counted, human_seconds};
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use gradtx_runtime::plan::{available_memory, human_bytes};
@@ -248,17 +248,6 @@ fn directory(config: &Config, role: Role) -> Result<&Path> {
 
 fn model(config: &Config, role: Role) -> Result<Model> {
     Model::read(directory(config, role)?, role, &config.adapter)
-}
-
-/// Seconds as a person reads them.
-pub fn human_seconds(seconds: f64) -> String {
-    match seconds {
-        s if s < 0.1 => format!("{:.1} ms", s * 1e3),
-        s if s < 120.0 => format!("{s:.1} s"),
-        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
-        s => format!("{:.1} days", s / 86_400.0),
-    }
 }
 
 /// A number of three digits with the SI prefix for its size.

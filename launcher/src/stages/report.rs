@@ -6,9 +6,9 @@
 
 use crate::config::RUN_FILE;
 use crate::config::run_dir::no_run;
+use crate::context::Context;
 use crate::failure::unusable;
 use crate::report::{Report, html};
-use crate::stages::Context;
 use anyhow::Result;
 use gradtx_runtime::artifact::{sweep_temporary, write_atomic, write_json};
 use serde_json::json;

@@ -4,11 +4,10 @@
 //! [`UpdateSpace`] that goes into every artifact. No weights are read here except for
 //! the fingerprint.
 
-use crate::args::Role;
 use crate::config::{AdapterConfig, Config};
 use crate::failure::{unusable, unusable_with};
-use crate::stages::ADAPTER_DIR;
-use crate::stages::lineage::{Lineage, adapter_sums};
+use crate::paths::ADAPTER_DIR;
+use crate::role::Role;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
@@ -44,7 +43,7 @@ impl Side {
         model.check_weights(&TensorSource::open(dir)?)?;
         let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
         let base_model = fingerprint(dir, threads)?;
-        let init = initial(config, role, &model, &layout, &base_model)?;
+        let init = initial(config, role, &model, &layout)?;
         let space = UpdateSpace {
             blocks: layout.blocks(),
             width: layout.width(),
@@ -101,24 +100,12 @@ pub fn model_dir(config: &Config, role: Role) -> Result<&Path> {
 }
 
 /// The adapter that training starts from: a PEFT directory's, or one drawn from the seed.
-fn initial(
-    config: &Config,
-    role: Role,
-    model: &DecoderConfig,
-    layout: &BlockLayout,
-    base: &str,
-) -> Result<Vec<f32>> {
-    let dir = match role {
-        Role::Tiny => &config.adapter.start_tiny,
-        Role::Llm => &config.adapter.start_llm,
-    };
-    if dir.as_os_str().is_empty() {
+fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLayout) -> Result<Vec<f32>> {
+    let Some(dir) = start_dir(config, role) else {
         let key = derive_named(derive_named(config.seed, "initial adapter"), role.name());
         return Ok(initial_adapter(layout, key));
-    }
+    };
     let start = read_peft(dir, model)?;
-    // One that a stage wrote must be what it wrote.
-    Lineage::of_adapter(dir, &adapter_sums(dir)?, base)?;
     if start.layout.hash() != layout.hash() {
         let describe = |layout: &BlockLayout| {
             let lora = layout.lora();
@@ -129,6 +116,15 @@ fn initial(
         return Err(unusable(format!("{}: expected an adapter of {wanted}; found {found}", dir.display())));
     }
     Ok(start.values)
+}
+
+/// The PEFT directory that a model's training starts from; none if its adapter is drawn.
+pub fn start_dir(config: &Config, role: Role) -> Option<&Path> {
+    let dir = match role {
+        Role::Tiny => &config.adapter.start_tiny,
+        Role::Llm => &config.adapter.start_llm,
+    };
+    Some(dir.as_path()).filter(|dir| !dir.as_os_str().is_empty())
 }
 
 /// The adapter settings as the models know them.

@@ -12,9 +12,9 @@
 //! count from 0 over all files of the data, in their order.
 
 use crate::config::Config;
+use crate::context::Context;
 use crate::failure::{failed, unusable};
 use crate::record::{self, State};
-use crate::stages::Context;
 use crate::stages::describe::Facts;
 use crate::stages::examples::{Group, groups};
 use anyhow::{Context as _, Result};

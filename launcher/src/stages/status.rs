@@ -6,12 +6,14 @@
 //! [`crate::progress`] keeps. Nothing is written or locked, so a running stage never notices.
 
 use crate::config::{RUN_FILE, run_dir};
+use crate::context::Context;
 use crate::failure::failed;
+use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use crate::progress::{self, Failed, RankStanding, Standing, ago, unix_now};
 use crate::record::{self, RECORD_FILE, Record};
-use crate::slurm::quoted;
+use crate::stages::inspect;
 use crate::stages::logs::{self, LogEnd};
-use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, inspect};
+use crate::text::quoted;
 use anyhow::Result;
 use gradtx_runtime::artifact::{Role as Side, shard_path};
 use gradtx_runtime::text::printable_line;

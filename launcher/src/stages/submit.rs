@@ -4,12 +4,14 @@
 //! in `RUN/slurm`, each as it was submitted, and the jobs in the queue. Everything that
 //! can be known to fail is looked at before: a job may wait for hours to find no data.
 
-use crate::args::{Role, RunArgs};
-use crate::config::{Config, DeviceKind};
+use crate::config::{Config, DeviceKind, RunArgs};
+use crate::context::Context;
 use crate::failure::{failed, unusable, unusable_with};
+use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use crate::role::Role;
 use crate::slurm::{self, Batch, Resources, Script, words};
 use crate::stages::side::model_dir;
-use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use crate::text::quoted;
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use gradtx_models::decoder::DecoderConfig;
@@ -97,7 +99,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
             let script = place(batch);
             let before = (i > 0).then(|| format!("<id of {}>", batches[i - 1].name));
             let words = slurm::sbatch_arguments(&script, before.as_deref());
-            let words: Vec<String> = words.iter().map(|word| slurm::quoted(word)).collect();
+            let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
             context.ui.result(format!("# {}", script.display()));
             context.ui.result(batch.render(&resources, &program, &run).trim_end());
             context.ui.result(format!("# command: sbatch {}", words.join(" ")));
@@ -130,7 +132,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         let id = ids.last().expect("one was just added");
         context.ui.result(format!("job {id}: {}, {}", batch.name, place(batch).display()));
     }
-    let logs = slurm::quoted(&job.run.run.join("logs").to_string_lossy());
+    let logs = quoted(&job.run.run.join("logs").to_string_lossy());
     context.ui.line(format!("watch: squeue --jobs={}; logs: {logs}", ids.join(",")));
     Ok(())
 }

@@ -6,18 +6,15 @@
 //! there with the same settings stays as it is; one with other settings is refused.
 
 use crate::config::{Config, RUN_FILE, SweptRun, read_sweep};
-use crate::cost::predict::counted;
+use crate::context::Context;
+use crate::paths::{INDEX_FILE, SHADOW_DIR, TRANSLATOR_DIR};
 use crate::record::{self, RECORD_FILE};
-use crate::slurm::quoted;
-use crate::stages::{Context, SHADOW_DIR, TRANSLATOR_DIR};
+use crate::text::{counted, quoted};
 use anyhow::Result;
 use gradtx_runtime::artifact::{read_json, write_json};
 use gradtx_runtime::metrics::JsonLines;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-
-/// Name of the list of runs.
-pub const INDEX_FILE: &str = "sweep.json";
 
 /// Which sweep, to where.
 #[derive(Debug, clap::Args)]

@@ -3,15 +3,16 @@
 //! In: update vectors; with the Grad-Transformer `RUN/translator`, with the translators
 //! of comparison `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM.
 
-use crate::aggregate::{self, Allow, Norms};
-use crate::args::{Combine, Method, Role, RunArgs};
-use crate::artifacts::{Translator, Tuples, open_translator, open_tuples, open_update};
-use crate::config::Config;
+use crate::aggregate::{self, Allow, Combine, Norms};
+use crate::artifacts::{Translator, Tuples, open_side, open_translator, open_tuples, open_update};
+use crate::config::{Config, RunArgs};
+use crate::context::Context;
 use crate::dispatch::{Work, dispatch};
+use crate::paths::UPDATE_FILE;
 use crate::record::{self, State};
+use crate::role::Role;
 use crate::stages::side::Side;
-use crate::stages::{Context, UPDATE_FILE};
-use crate::translators::{self, Pairs};
+use crate::translators::{self, Method, Pairs};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
@@ -39,8 +40,8 @@ pub struct Job {
 /// Translates, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let student = Side::new(&config, Role::Tiny, context.threads)?;
-    let teacher = Side::new(&config, Role::Llm, context.threads)?;
+    let student = open_side(&config, Role::Tiny, context.threads)?;
+    let teacher = open_side(&config, Role::Llm, context.threads)?;
     // Everything that is used is opened and checked before anything is written.
     let open = |path: &PathBuf| open_update(&student, &teacher, path);
     let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;

@@ -10,14 +10,15 @@
 //! settings.toml                        the run file
 //! ```
 
-use crate::args::Role;
 use crate::config::{DeviceConfig, DeviceKind, DtypeKind};
+use crate::context::Context;
 use crate::device::take;
+use crate::paths::RUN_FILE_OF_WORLD;
 use crate::record::{self, State};
-use crate::stages::Context;
+use crate::role::Role;
 use crate::world::parquet::write_texts;
 use crate::world::tasks::{Part, Sample, Sampler, Task};
-use crate::world::{PUBLIC_FILE, RUN_FILE_OF_WORLD, World, pretrain};
+use crate::world::{PUBLIC_FILE, World, pretrain};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_runtime::artifact::{write_atomic, write_json};

@@ -3,9 +3,10 @@
 //! In: directories. Out: [`Scored`], and the files that are none, with the reason.
 
 use super::{Entry, SCORE_FILE, Scored};
-use crate::args::{Method, Role};
 use crate::record::{self, RECORD_FILE};
+use crate::role::Role;
 use crate::stages::lineage::Kind;
+use crate::translators::Method;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, checksum, read_text};
 use gradtx_runtime::data::Metric;
 use serde::Deserialize;

@@ -13,9 +13,10 @@ mod collect;
 
 pub use collect::{collect, find};
 
-use crate::args::{Method, Role};
+use crate::role::Role;
 use crate::score::mean_with_interval;
 use crate::stages::lineage::Kind;
+use crate::translators::Method;
 use comfy_table::{CellAlignment, presets};
 use gradtx_runtime::data::Metric;
 use serde::Serialize;

@@ -19,8 +19,6 @@ use serde::{Deserialize, Serialize};
 const PUBLIC_EXAMPLES: usize = 512;
 /// The public data in the world's directory.
 pub const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
-/// The run file in the world's directory.
-pub const RUN_FILE_OF_WORLD: &str = "settings.toml";
 
 /// Which tasks public data and clients have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -127,6 +125,7 @@ impl World {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::paths::RUN_FILE_OF_WORLD;
 
     #[test]
     fn run_files_are_configurations() {

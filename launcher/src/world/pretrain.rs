@@ -12,12 +12,12 @@
 //! so it starts at unit variance (with an LM head of its own), which is what makes such
 //! small models learn in a few hundred steps. Muon moves the matrices, AdamW the rest.
 
-use crate::args::Role;
 use crate::config::{DeviceConfig, DeviceKind, DtypeKind};
+use crate::context::Context;
 use crate::dispatch::{Work, dispatch};
 use crate::failure::failed;
 use crate::record::{self, State};
-use crate::stages::Context;
+use crate::role::Role;
 use crate::world::tasks::{END, LONGEST, Part, Sample, Sampler, id, vocabulary};
 use crate::world::{World, tokenizer};
 use anyhow::Result;

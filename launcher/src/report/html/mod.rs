@@ -13,7 +13,7 @@ use super::headline::{Headline, Verdict, count, grouped, number};
 use super::source::Model;
 use super::svg::escape;
 use super::{Report, SCHEMA, Scores};
-use crate::args::Role;
+use crate::role::Role;
 use crate::table::{Entry, Row};
 use std::fmt::Write as _;
 

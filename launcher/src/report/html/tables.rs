@@ -1,7 +1,6 @@
 //! Everything on the page that stands in rows.
 
 use super::{prose, section, short};
-use crate::args::Role;
 use crate::report::curves::{Client, Clients};
 use crate::report::figures::{class, loss_text, row_class};
 use crate::report::headline::{grouped, number};
@@ -9,6 +8,7 @@ use crate::report::svg::{escape, fixed};
 use crate::report::times::Times;
 use crate::report::tuples::{Side, Tuples};
 use crate::report::{Report, Scores, Spread};
+use crate::role::Role;
 use crate::table::{Row, display_name};
 use gradtx_runtime::artifact::Privacy;
 use serde_json::Value;

@@ -16,7 +16,7 @@ use super::models::{NamedTranslator, TranslatorArgs};
 use super::options::at_least_one;
 use super::results::rounded;
 use crate::cluster::World;
-use crate::stages::Context;
+use crate::context::Context;
 use crate::ui::{Ui, is_silent};
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};

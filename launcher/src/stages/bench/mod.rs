@@ -41,8 +41,8 @@ pub mod values;
 
 use crate::cluster::World;
 use crate::config::DeviceConfig;
+use crate::context::Context;
 use crate::dispatch::{Work, dispatch};
-use crate::stages::Context;
 use anyhow::Result;
 use ceilings::Ceilings;
 use clap::Subcommand;

@@ -7,7 +7,7 @@ use super::measure::{Repeats, Times};
 use super::options::Common;
 use super::profile;
 use crate::cost::rates::Kind;
-use crate::stages::plan::human_seconds;
+use crate::text::human_seconds;
 use crate::ui::{Ui, is_silent};
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};

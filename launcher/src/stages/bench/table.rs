@@ -7,8 +7,8 @@
 //! `benches/gpu-check/run.sh` also say how results compare with the CPU's.
 
 use super::profile;
+use crate::context::Context;
 use crate::failure::failed;
-use crate::stages::Context;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
 use gradtx_runtime::artifact::{MAX_LINES_BYTES, read_regular_text};

@@ -7,9 +7,9 @@ use super::messages::{
     ASK, Done, END, Ended, GIVE, NAP, SHARD, STOP, TELL, Told, read, say, standing, unpack,
 };
 use super::office::{Now, Office, Spent, Task};
-use crate::args::Role;
 use crate::interrupt;
 use crate::progress::{self, RankStanding};
+use crate::role::Role;
 use crate::schedule::{Scheduler, Work};
 use crate::ui::{Progress, Ui};
 use anyhow::Result;

@@ -9,9 +9,9 @@
 use super::collection::{Collection, Finished, Throughput};
 use super::keeper::Keeper;
 use super::office::{Now, Office, Spent, Task};
-use crate::args::Role;
 use crate::interrupt;
 use crate::record::make_dir;
+use crate::role::Role;
 use crate::schedule::Work;
 use crate::ui::Progress;
 use anyhow::{Context as _, Result};

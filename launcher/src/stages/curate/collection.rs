@@ -3,9 +3,9 @@
 //! Everything here is the same on every rank: the models, the subsets, which jobs share a
 //! packed stream, and where their files lie.
 
-use crate::args::Role;
 use crate::config::{Config, CurateConfig, Recipe};
 use crate::record::make_dir;
+use crate::role::Role;
 use crate::schedule::{self, Work};
 use crate::stages::aside::Aside;
 use crate::stages::examples::Data;

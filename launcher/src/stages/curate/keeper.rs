@@ -5,7 +5,7 @@
 //! one long copy. What a process before this one left there is gathered first.
 
 use super::collection::{Collection, Finished};
-use crate::args::Role;
+use crate::role::Role;
 use crate::schedule::Work;
 use anyhow::{Context as _, Result, bail};
 use gradtx_runtime::artifact::sweep_tree;

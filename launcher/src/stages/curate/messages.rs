@@ -21,7 +21,8 @@ use crate::stages::jobs::Trained;
 use anyhow::{Context as _, Result};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::metrics::Rate;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 pub(super) const ASK: u8 = 1;
@@ -149,7 +150,7 @@ pub(super) fn unpack(from: usize, bytes: &[u8]) -> Result<Finished> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::Role;
+    use crate::role::Role;
 
     #[test]
     fn what_came_of_a_group_can_be_sent() {

@@ -27,19 +27,21 @@ pub mod shift;
 pub mod subsets;
 pub mod worker;
 
-use crate::args::{Role, RunArgs};
+use crate::artifacts::open_side;
 use crate::cluster::World;
-use crate::config::{Config, CurateConfig};
+use crate::config::{Config, CurateConfig, RunArgs};
+use crate::context::Context;
 use crate::dispatch::{Question, answer, dispatch, memory};
 use crate::failure::{failed, is_busy, stopped};
 use crate::interrupt::Patience;
+use crate::paths::SHADOW_DIR;
 use crate::progress;
 use crate::record::{self, Output, RECORD_FILE, SharedState, State, make_dir};
+use crate::role::Role;
 use crate::schedule::Work;
 use crate::stages::examples::Data;
 use crate::stages::prompts::Prompts;
 use crate::stages::side::Side;
-use crate::stages::{Context, SHADOW_DIR};
 use anyhow::{Context as _, Result};
 use chief::Chief;
 use claims::{CLAIMS, Claims, Position};
@@ -101,8 +103,8 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
     let _patience = Patience::begin();
     let dir = job.run.run.join(SHADOW_DIR);
     let config = Config::of_ranks(&job.run, world)?.on_device_of_ranks(context, world, &dir)?;
-    let tiny = Side::new(&config, Role::Tiny, context.threads)?;
-    let llm = Side::new(&config, Role::Llm, context.threads)?;
+    let tiny = open_side(&config, Role::Tiny, context.threads)?;
+    let llm = open_side(&config, Role::Llm, context.threads)?;
     let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
     let prompts = [public.prompts(&config, &tiny)?, public.prompts(&config, &llm)?];
     let curate = decided(&config, &dir, world, job.array, &[&tiny, &llm])?;
@@ -240,7 +242,7 @@ fn among_ranks(
     settings: &Value,
 ) -> Result<Outcome> {
     let (comm, dir) = (world.comm(), &collection.dir);
-    let SharedState::Open(seat) = record::open_for_all(world, dir, "curate", settings.clone())? else {
+    let SharedState::Open(seat) = record::open_for_all(world.comm(), dir, "curate", settings.clone())? else {
         return Ok(Outcome::Before);
     };
     if comm.rank() == 0 {

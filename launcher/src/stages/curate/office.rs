@@ -7,7 +7,7 @@
 //! | [`super::claims::Claims`] | one of several without MPI: takes what nobody else has taken |
 
 use super::collection::Finished;
-use crate::args::Role;
+use crate::role::Role;
 use crate::schedule::Work;
 use anyhow::Result;
 use gradtx_runtime::metrics::Rate;

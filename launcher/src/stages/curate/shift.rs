@@ -3,11 +3,11 @@
 
 use super::collection::{ASIDE, Collection, Finished};
 use super::office::{Now, Office, Spent, Task};
-use crate::args::Role;
+use crate::context::{Context, totals};
 use crate::dispatch::{self, memory_for};
 use crate::record::make_dir;
+use crate::role::Role;
 use crate::stages::jobs::{Training, Watcher};
-use crate::stages::{Context, totals};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;

@@ -4,16 +4,16 @@
 //! is the most that a stage can take. Compared with what the device has that the settings name.
 
 use super::Check;
-use crate::args::Role;
 use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind, RUN_FILE, run_dir};
-use crate::cost::predict::counted;
+use crate::context::Context;
 use crate::device::take;
 use crate::dispatch::{Question, Work, answer, dispatch, memory};
-use crate::stages::Context;
+use crate::role::Role;
 use crate::stages::examples::Data;
 use crate::stages::prompts::Prompts;
 use crate::stages::side::lora_config;
 use crate::stages::train::model_config;
+use crate::text::counted;
 use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator};

@@ -12,8 +12,8 @@ mod cluster;
 mod fit;
 mod machine;
 
+use crate::context::Context;
 use crate::failure::failed;
-use crate::stages::Context;
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
