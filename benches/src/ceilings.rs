@@ -6,15 +6,14 @@
 
 use super::counts::Count;
 use super::machine::Machine;
-use super::measure;
 use super::options::Common;
 use super::results::{Entry, Results};
 use super::values::random;
-use super::{Measured, On};
-use crate::cost::rates::Kind;
+use super::{Measured, On, measure};
 use anyhow::Result;
 use gradtx_kernels::Real;
 use gradtx_kernels::ops::{Backend, Elementwise, Gemm, GemmDims};
+use gradtx_plan::cost::rates::Kind;
 use gradtx_runtime::plan::human_bytes;
 
 /// The ceilings and nothing else.

@@ -15,22 +15,20 @@
 //! with adapters takes longer is their overhead.
 
 use super::counts::Count;
-use super::machine;
 use super::measure::{self, Times};
 use super::models::{NamedDecoder, check_memory, stream};
 use super::options::{Common, at_least_one};
-use super::profile;
 use super::results::{Entry, Results, rounded};
-use super::{Measured, On};
-use crate::cost::rates::Kind;
-use crate::cost::tokens::Lengths;
-use crate::cost::work::{Cost, DecoderWork};
-use crate::failure::unusable;
+use super::{Measured, On, machine, profile};
 use anyhow::{Result, ensure};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Activations, AdapterView, Decoder, Gradients, Mode};
 use gradtx_models::lora::{BlockLayout, LoraJobs, initial_adapter};
+use gradtx_plan::cost::rates::Kind;
+use gradtx_plan::cost::tokens::Lengths;
+use gradtx_plan::cost::work::{Cost, DecoderWork};
+use gradtx_run::failure::unusable;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::plan::MemoryPlan;
 use serde_json::{Value, json};

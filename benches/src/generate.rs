@@ -11,21 +11,19 @@
 //! floor that is reached.
 
 use super::counts::Count;
-use super::measure;
 use super::models::{NamedDecoder, check_memory};
 use super::options::{Common, at_least_one};
-use super::profile;
 use super::results::{Entry, Results, rounded};
 use super::values::tokens;
-use super::{Measured, On};
-use crate::cost::rates::Kind;
-use crate::cost::tokens::Lengths;
-use crate::cost::work::DecoderWork;
-use crate::failure::unusable;
+use super::{Measured, On, measure, profile};
 use anyhow::{Result, ensure};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Decoder, GenerateLimits, Generator, Prompt};
 use gradtx_models::lora::{BlockLayout, LoraConfig};
+use gradtx_plan::cost::rates::Kind;
+use gradtx_plan::cost::tokens::Lengths;
+use gradtx_plan::cost::work::DecoderWork;
+use gradtx_run::failure::unusable;
 use serde_json::json;
 
 /// What to generate.

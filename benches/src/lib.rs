@@ -7,7 +7,7 @@
 //! Every run begins with what the device reaches at best: a large matrix product and a large
 //! copy ([`ceilings`]), in the same type and minute as what follows. All other lines are held
 //! against these two: `share_of_gemm`, `share_of_copy`. Operations and bytes are counted by
-//! formula ([`counts`], [`crate::cost::work`]), never by what a kernel happens to do.
+//! formula ([`counts`], [`gradtx_plan::cost::work`]), never by what a kernel happens to do.
 //!
 //! | what | file | measured |
 //! |---|---|---|
@@ -39,14 +39,14 @@ pub mod train;
 pub mod translate;
 pub mod values;
 
-use crate::cluster::World;
-use crate::config::DeviceConfig;
-use crate::context::Context;
-use crate::dispatch::{Work, dispatch};
 use anyhow::Result;
 use ceilings::Ceilings;
 use clap::Subcommand;
 use gradtx_kernels::{Backend, Real};
+use gradtx_run::cluster::World;
+use gradtx_run::config::DeviceConfig;
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::{Work, dispatch};
 use machine::Machine;
 use options::Common;
 use results::Results;

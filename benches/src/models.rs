@@ -3,8 +3,6 @@
 use super::machine;
 use super::options::Blocks;
 use super::values::{fill, fill_rows};
-use crate::cost::calibrate::published;
-use crate::failure::{failed, unusable};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Device, Real};
@@ -12,6 +10,8 @@ use gradtx_models::decoder::{Decoder, DecoderConfig};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, StartToken};
 use gradtx_models::lora::{BlockLayout, LoraConfig};
 use gradtx_models::t5::T5Config;
+use gradtx_plan::cost::calibrate::published;
+use gradtx_run::failure::{failed, unusable};
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_text};
 use gradtx_runtime::data::{Example, PackedBatch, SegmentInfo};
 use gradtx_runtime::params::{Param, ParamLayout};

@@ -1,8 +1,8 @@
 //! What all benchmarks can be asked for.
 
-use crate::config::{DeviceKind, DtypeKind};
-use crate::failure::unusable;
 use anyhow::Result;
+use gradtx_run::config::{DeviceKind, DtypeKind};
+use gradtx_run::failure::unusable;
 use std::path::PathBuf;
 
 /// Device, repetitions, output.

@@ -6,12 +6,12 @@ use super::machine::{self, Machine};
 use super::measure::{Repeats, Times};
 use super::options::Common;
 use super::profile;
-use crate::cost::rates::Kind;
-use crate::text::human_seconds;
-use crate::ui::{Ui, is_silent};
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use gradtx_kernels::{DType, Device};
+use gradtx_plan::cost::rates::Kind;
+use gradtx_run::text::human_seconds;
+use gradtx_run::ui::{Ui, is_silent};
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -27,7 +27,7 @@ pub struct Entry {
     pub shape: String,
     /// What it takes; nothing where neither operations nor bytes tell anything.
     pub count: Count,
-    /// Which rate of [`crate::cost`] it tells.
+    /// Which rate of [`gradtx_plan::cost`] it tells.
     pub work: Option<Kind>,
     /// How long it takes.
     pub times: Times,

@@ -7,10 +7,10 @@
 //! `benches/gpu-check/run.sh` also say how results compare with the CPU's.
 
 use super::profile;
-use crate::context::Context;
-use crate::failure::failed;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
+use gradtx_run::context::Context;
+use gradtx_run::failure::failed;
 use gradtx_runtime::artifact::{MAX_LINES_BYTES, read_regular_text};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

@@ -12,21 +12,19 @@
 
 use super::counts::Count;
 use super::finetune::STEP;
-use super::machine;
 use super::measure::{self, Repeats, Times};
 use super::models::{NamedTranslator, TranslatorArgs, check_memory};
 use super::options::{Common, at_least_one};
-use super::profile;
 use super::results::{Entry, Results, rounded};
-use super::{Measured, On};
-use crate::cost::rates::Kind;
-use crate::cost::work::TranslatorWork;
+use super::{Measured, On, machine, profile};
 use anyhow::{Result, ensure};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::Stream;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Activations, GradTransformer, Trainer, Tuples};
 use gradtx_models::t5::Grads;
+use gradtx_plan::cost::rates::Kind;
+use gradtx_plan::cost::work::TranslatorWork;
 use serde_json::json;
 
 /// A step's sizes.

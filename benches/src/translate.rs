@@ -6,16 +6,15 @@
 //! product reads its whole matrix for one row.
 
 use super::counts::Count;
-use super::measure;
 use super::models::{NamedTranslator, TranslatorArgs, check_memory};
 use super::options::{Common, at_least_one};
 use super::results::{Entry, Results, rounded};
 use super::train::updates;
-use super::{Measured, On};
-use crate::cost::work::TranslatorWork;
+use super::{Measured, On, measure};
 use anyhow::{Result, ensure};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Generator, GradTransformer};
+use gradtx_plan::cost::work::TranslatorWork;
 use gradtx_runtime::plan::Purpose;
 use serde_json::json;
 

@@ -1,10 +1,10 @@
 //! Attention: packed and causal, to a cache, and T5's over short sequences.
 
 use super::{Bench, Shapes};
-use crate::stages::bench::counts::{
+use crate::counts::{
     attention, attention_backward, causal_pairs, decode_attention, kept_attention_backward, mixed_segments,
 };
-use crate::stages::bench::values::random;
+use crate::values::random;
 use anyhow::Result;
 use gradtx_kernels::Real;
 use gradtx_kernels::ops::{

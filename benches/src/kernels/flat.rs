@@ -1,9 +1,9 @@
 //! Operations on flat buffers: the optimizer, and update vectors on their way.
 
 use super::{Bench, Shapes};
-use crate::stages::bench::counts;
-use crate::stages::bench::finetune::STEP;
-use crate::stages::bench::values::random;
+use crate::counts;
+use crate::finetune::STEP;
+use crate::values::random;
 use anyhow::Result;
 use gradtx_kernels::ops::{AdamWCast, Backend, Cast, Elementwise, Mse, MseDims};
 use gradtx_kernels::{Elem, Real};

@@ -1,14 +1,14 @@
 //! Matrix products of the models' layers, and the LM head.
 
 use super::{Bench, Shapes};
-use crate::cost::rates::Kind;
-use crate::stages::bench::ceilings::TAIL;
-use crate::stages::bench::counts::product;
-use crate::stages::bench::values::{random, tokens};
+use crate::ceilings::TAIL;
+use crate::counts::product;
+use crate::values::{random, tokens};
 use anyhow::Result;
 use gradtx_kernels::Real;
 use gradtx_kernels::ops::{Backend, Gemm, GemmDims, Linear, LinearDims, LmHead, LmHeadDims, LmHeadScratch};
 use gradtx_models::lora::Fused;
+use gradtx_plan::cost::rates::Kind;
 use serde_json::{Value, json};
 
 pub(super) fn measure<X: Real<Acc = f32>, D: Backend<X>>(

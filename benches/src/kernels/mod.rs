@@ -13,18 +13,17 @@ mod matrix;
 mod rows;
 
 use super::counts::{Count, Sizes};
-use super::measure;
 use super::models::{NamedDecoder, NamedTranslator, TranslatorArgs, check_memory};
 use super::options::{Common, at_least_one};
 use super::results::{Entry, Results};
-use super::{Measured, On};
-use crate::cost::rates::Kind;
+use super::{Measured, On, measure};
 use anyhow::Result;
 use gradtx_kernels::ops::LmHead;
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::grad_transformer::GradTransformerConfig;
 use gradtx_models::lora::BlockLayout;
+use gradtx_plan::cost::rates::Kind;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use serde_json::{Value, json};
 

@@ -1,9 +1,9 @@
 //! Operations on the rows of a stream: norms, rotation, gates, embedding, dropout.
 
 use super::{Bench, Shapes};
-use crate::stages::bench::counts::mixed_segments;
-use crate::stages::bench::models::stream;
-use crate::stages::bench::values::{random, tokens};
+use crate::counts::mixed_segments;
+use crate::models::stream;
+use crate::values::{random, tokens};
 use anyhow::Result;
 use gradtx_kernels::Real;
 use gradtx_kernels::ops::{

@@ -2,21 +2,20 @@
 //!
 //! In: the words after `gradtx`. Out: [`Args`], which [`crate::run`] hands to the stage.
 
-use crate::aggregate::Combine;
-use crate::config::{DeviceKind, DtypeKind, Preset, RunArgs};
-use crate::role::Role;
-use crate::stages::bench;
-use crate::translators::Method;
-use crate::world::World;
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
+use gradtx_pipeline::aggregate::Combine;
+use gradtx_run::config::{DeviceKind, DtypeKind, Preset, RunArgs};
+use gradtx_run::role::Role;
+use gradtx_train::baselines::Method;
+use gradtx_world::World;
 use std::path::PathBuf;
 
 /// Trains Grad-Transformers: from fine-tuned shadow pairs of a small and a large
 /// language model to a translator of the small one's updates into the large one's.
 #[derive(Debug, Parser)]
 #[command(name = "gradtx", version, max_term_width = 100)]
-#[command(after_help = crate::failure::exit_codes())]
+#[command(after_help = gradtx_run::failure::exit_codes())]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -50,9 +49,9 @@ pub enum Command {
         device: DeviceKind,
     },
     /// Divide a data set into public data, and training and test data of clients.
-    Split(crate::stages::split::Job),
+    Split(gradtx_pipeline::stages::split::Job),
     /// Fine-tune both models on every shadow subset and collect their update vectors.
-    Curate(crate::stages::curate::Job),
+    Curate(gradtx_pipeline::stages::curate::Job),
     /// Train the Grad-Transformer on the collected tuples.
     Train(RunArgs),
     /// Fine-tune one model on private data: a client's update vector.
@@ -150,7 +149,7 @@ pub enum Command {
         out: Option<PathBuf>,
     },
     /// Submit stages to SLURM as batch jobs, after a look at everything that they need.
-    Submit(crate::stages::submit::Job),
+    Submit(crate::submit::Job),
     /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
     Inspect {
         /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
@@ -185,11 +184,11 @@ pub enum Command {
         dir: PathBuf,
     },
     /// Tell what a run will take on given machines: memory, time and GPU hours of every stage.
-    Plan(crate::stages::plan::Job),
+    Plan(gradtx_plan::plan::Job),
     /// Write run directories for every combination of listed settings.
-    Sweep(crate::stages::sweep::Job),
+    Sweep(gradtx_plan::sweep::Job),
     /// Measure what this device reaches: operations, steps, generation, communication.
-    Bench(bench::Job),
+    Bench(gradtx_bench::Job),
     /// The whole job on a miniature world, ending with a table of scores.
     Demo {
         /// Directory for the world and the run.
@@ -228,7 +227,7 @@ impl Command {
     pub fn has_ranks(&self) -> bool {
         match self {
             Self::Curate(job) => !job.array,
-            Self::Bench(job) => matches!(job.what, bench::What::Comm(_)),
+            Self::Bench(job) => matches!(job.what, gradtx_bench::What::Comm(_)),
             other => matches!(other, Self::Train(_)),
         }
     }

@@ -4,23 +4,23 @@
 //! hashes, where it comes from, and everything that is wrong with it. Values are read,
 //! so that a number that is not one is found too.
 
-use crate::config::{Config, RUN_FILE};
-use crate::context::Context;
-use crate::failure::failed;
-use crate::record::{self, RECORD_FILE};
-use crate::stages::examples::{describe, is_data};
-use crate::ui::say;
 use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_models::decoder::{Decoder, DecoderConfig, Family};
 use gradtx_models::grad_transformer::GradTransformer;
 use gradtx_models::t5::T5Config;
+use gradtx_run::config::{Config, RUN_FILE};
+use gradtx_run::context::Context;
+use gradtx_run::failure::failed;
+use gradtx_run::record::{self, RECORD_FILE};
+use gradtx_run::ui::say;
 use gradtx_runtime::artifact::{
     MANIFEST, Role, ShardState, TensorFile, TensorSource, TupleManifest, UpdateFile, UpdateVector,
     check_shard, checksum, checksum_file, fingerprint, is_model_dir, open_file, read_init, read_json,
 };
 use gradtx_runtime::checkpoint::Checkpoint;
 use gradtx_runtime::text::{printable_line, shown};
+use gradtx_train::examples::{describe, is_data};
 use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::Value;

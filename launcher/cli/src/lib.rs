@@ -1,41 +1,28 @@
 //! The program `gradtx`: the pipeline's stages as subcommands.
 //!
-//! The way of a command: [`args`] (as typed) → [`config`] (checked) → [`stages`] (one
-//! file each) → [`dispatch`] (the one place that chooses device and element type).
-//! [`record`] makes every stage repeatable: finished and intact work is not done again,
-//! and work of another configuration is refused. [`progress`] tells other processes who works
-//! where and how far, [`ui`] tells the person or script that started this one.
+//! The way of a command: [`args`] (as typed) → [`gradtx_run::config`] (checked) → a stage
+//! (one file each, in [`gradtx_pipeline::stages`], or a tool here) → [`gradtx_run::dispatch`]
+//! (the one place that chooses device and element type).
 
-pub mod aggregate;
 pub mod args;
-pub mod artifacts;
-pub mod cluster;
-pub mod config;
-pub mod context;
-pub mod cost;
-pub mod device;
-pub mod dispatch;
-pub mod failure;
-pub mod interrupt;
-pub mod paths;
-pub mod progress;
-pub mod record;
-pub mod report;
-pub mod role;
-pub mod schedule;
-pub mod score;
+pub mod doctor;
+pub mod inspect;
+pub mod logs;
+pub mod manual;
 pub mod slurm;
-pub mod stages;
-pub mod table;
-pub mod text;
-pub mod translators;
-pub mod ui;
-pub mod world;
+pub mod status;
+pub mod submit;
 
 use args::{Args, Command};
 use clap::{CommandFactory, FromArgMatches};
-use cluster::World;
-use failure::Told;
+use gradtx_pipeline::aggregate::Allow;
+use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, split, train, translate};
+use gradtx_plan::{plan, sweep};
+use gradtx_run::cluster::World;
+use gradtx_run::context::Context;
+use gradtx_run::failure::Told;
+use gradtx_run::{cluster, failure, interrupt, progress, ui};
+use gradtx_world::demo;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -77,16 +64,16 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
     if args.command.works() {
         interrupt::watch(ui);
     }
-    let context = context::Context::new(args.threads, ui.clone(), world);
+    let context = Context::new(args.threads, ui.clone(), world);
     match args.command {
         Command::World { dir, world, seed, device } => {
-            stages::world::run(&context, &dir, world, seed, device)
+            gradtx_world::stage::run(&context, &dir, world, seed, device)
         }
-        Command::Split(job) => stages::split::run(&context, &job),
-        Command::Curate(job) => stages::curate::run(&context, world, &job),
-        Command::Train(run) => stages::train_stage::run(&context, world, &run),
+        Command::Split(job) => split::run(&context, &job),
+        Command::Curate(job) => curate::run(&context, world, &job),
+        Command::Train(run) => train::run(&context, world, &run),
         Command::Finetune { run, data, out, model, peft } => {
-            stages::finetune::run(&context, &run, &stages::finetune::Job { data, out, role: model, peft })
+            finetune::run(&context, &run, &finetune::Job { data, out, role: model, peft })
         }
         Command::Translate {
             run,
@@ -98,31 +85,31 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
             allow_outliers,
             allow_duplicates,
         } => {
-            let allow = aggregate::Allow { outliers: allow_outliers, duplicates: allow_duplicates };
-            let job = stages::translate::Job { updates, out, method, combine, random_student, allow };
-            stages::translate::run(&context, &run, &job)
+            let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
+            let job = translate::Job { updates, out, method, combine, random_student, allow };
+            translate::run(&context, &run, &job)
         }
         Command::Merge { run, adapter, out, model } => {
-            stages::merge::run(&context, &run, &stages::merge::Job { adapter, out, role: model })
+            merge::run(&context, &run, &merge::Job { adapter, out, role: model })
         }
         Command::Evaluate { run, data, out, model, base, adapter } => {
-            let job = stages::evaluate::Job { data, out, role: model, base, adapter };
-            stages::evaluate::run(&context, &run, &job).map(drop)
+            let job = evaluate::Job { data, out, role: model, base, adapter };
+            evaluate::run(&context, &run, &job).map(drop)
         }
         Command::Report { run, evaluations, out } => {
-            stages::report::run(&context, &stages::report::Job { run, evaluations, out })
+            gradtx_report::stage::run(&context, &gradtx_report::stage::Job { run, evaluations, out })
         }
-        Command::Submit(job) => stages::submit::run(&context, &job),
-        Command::Inspect { path } => stages::inspect::run(&context, &path),
-        Command::Status { path, verify } => stages::status::run(&context, &path, verify),
-        Command::Doctor { run, model } => stages::doctor::run(&context, &run, &model),
-        Command::Plan(job) => stages::plan::run(&context, &job),
-        Command::Sweep(job) => stages::sweep::run(&context, &job),
-        Command::Completions { shell } => stages::manual::completions(shell),
-        Command::Man { dir } => stages::manual::pages(&dir),
-        Command::Bench(job) => stages::bench::run(&context, world, &job),
+        Command::Submit(job) => submit::run(&context, &job),
+        Command::Inspect { path } => inspect::run(&context, &path),
+        Command::Status { path, verify } => status::run(&context, &path, verify),
+        Command::Doctor { run, model } => doctor::run(&context, &run, &model),
+        Command::Plan(job) => plan::run(&context, &job),
+        Command::Sweep(job) => sweep::run(&context, &job),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { dir } => manual::pages(&dir),
+        Command::Bench(job) => gradtx_bench::run(&context, world, &job),
         Command::Demo { dir, world, seed, preset, device, dtype } => {
-            stages::demo::run(&context, &stages::demo::Job { dir, world, seed, preset, device, dtype })
+            demo::run(&context, &demo::Job { dir, world, seed, preset, device, dtype })
         }
     }?;
     context.ui.end(began);

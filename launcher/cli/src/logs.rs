@@ -76,7 +76,7 @@ mod tests {
         let found = newest(run.path(), 0.0).unwrap();
         assert_eq!(found.path, logs.join("new.1.log"));
         assert_eq!(found.lines, [1995, 1996, 1997, 1998, 1999].map(|i| format!("new.1.log line {i}")));
-        let now = crate::progress::unix_now();
+        let now = gradtx_run::progress::unix_now();
         assert_eq!(newest(run.path(), now - 10.0), None, "that was another attempt's");
     }
 }

@@ -13,13 +13,13 @@ use std::path::Path;
 pub fn completions(shell: Shell) -> Result<()> {
     let mut script = vec![];
     clap_complete::generate(shell, &mut Args::command(), "gradtx", &mut script);
-    crate::ui::say(String::from_utf8(script)?.trim_end());
+    gradtx_run::ui::say(String::from_utf8(script)?.trim_end());
     Ok(())
 }
 
 /// Writes a manual page per command.
 pub fn pages(dir: &Path) -> Result<()> {
-    crate::record::make_dir(dir)?;
+    gradtx_run::record::make_dir(dir)?;
     clap_mangen::generate_to(Args::command(), dir)
         .with_context(|| format!("{}: cannot write manual pages", dir.display()))
 }

@@ -3,18 +3,18 @@
 //! In: a directory, usually a run's. Out: a [`Row`] for every stage's directory found below
 //! it, and for `curate` and `train` of a run also before they begin. What is said comes from
 //! the disk alone: `record.json` and its files, the shards that are there, and what
-//! [`crate::progress`] keeps. Nothing is written or locked, so a running stage never notices.
+//! [`gradtx_run::progress`] keeps. Nothing is written or locked, so a running stage never notices.
 
-use crate::config::{RUN_FILE, run_dir};
-use crate::context::Context;
-use crate::failure::failed;
-use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
-use crate::progress::{self, Failed, RankStanding, Standing, ago, unix_now};
-use crate::record::{self, RECORD_FILE, Record};
-use crate::stages::inspect;
-use crate::stages::logs::{self, LogEnd};
-use crate::text::quoted;
+use crate::inspect;
+use crate::logs::{self, LogEnd};
 use anyhow::Result;
+use gradtx_run::config::{RUN_FILE, run_dir};
+use gradtx_run::context::Context;
+use gradtx_run::failure::failed;
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
+use gradtx_run::progress::{self, Failed, RankStanding, Standing, ago, unix_now};
+use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{Role as Side, shard_path};
 use gradtx_runtime::text::printable_line;
 use serde::Serialize;
@@ -131,7 +131,7 @@ pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
     if context.ui.is_json() {
         context.ui.result_object("status", json!({ "path": path.display().to_string(), "stages": rows }));
     } else {
-        crate::ui::say(text(path, &rows).trim_end());
+        gradtx_run::ui::say(text(path, &rows).trim_end());
     }
     Ok(())
 }

@@ -4,18 +4,18 @@
 //! in `RUN/slurm`, each as it was submitted, and the jobs in the queue. Everything that
 //! can be known to fail is looked at before: a job may wait for hours to find no data.
 
-use crate::config::{Config, DeviceKind, RunArgs};
-use crate::context::Context;
-use crate::failure::{failed, unusable, unusable_with};
-use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
-use crate::role::Role;
 use crate::slurm::{self, Batch, Resources, Script, words};
-use crate::stages::side::model_dir;
-use crate::text::quoted;
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use gradtx_models::decoder::DecoderConfig;
+use gradtx_run::config::{Config, DeviceKind, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::failure::{failed, unusable, unusable_with};
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use gradtx_run::role::Role;
+use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::write_atomic;
+use gradtx_train::side::model_dir;
 use std::path::{Path, PathBuf};
 
 /// GPUs of a node where nothing is said about them.

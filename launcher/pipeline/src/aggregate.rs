@@ -4,9 +4,9 @@
 //!
 //! In: updates of one space, and the [`Norms`] of the shadow students. Out: one update.
 
-use crate::failure::failed;
 use anyhow::Result;
 use clap::ValueEnum;
+use gradtx_run::failure::failed;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateVector, checksum, little_endian};
 use gradtx_runtime::text::shown;
 use serde::{Deserialize, Serialize};
@@ -143,7 +143,7 @@ pub fn combine(updates: &[UpdateVector], how: Combine) -> Result<(Vec<f32>, u64)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::Told;
+    use gradtx_run::failure::Told;
     use gradtx_runtime::artifact::{Privacy, UpdateMeta, UpdateSpace};
 
     fn update(values: [f32; 4]) -> UpdateVector {

@@ -8,20 +8,20 @@
 //! into the settings of what is made from it.
 
 use crate::aggregate::Norms;
-use crate::config::Config;
-use crate::failure::failed;
-use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
-use crate::record::{self, RECORD_FILE, Record};
-use crate::role::Role;
-use crate::stages::lineage::{Lineage, adapter_sums};
-use crate::stages::side::{Side, start_dir};
+use crate::lineage::{Lineage, adapter_sums};
 use anyhow::{Context as _, Result};
 use gradtx_models::grad_transformer::{GradTransformerConfig, NormalizationMode};
+use gradtx_run::config::Config;
+use gradtx_run::failure::failed;
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
+use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{
     MANIFEST, Role as Part, TupleStore, UpdateFile, UpdateSpace, UpdateVector, checksum_file, init_path,
     read_json,
 };
 use gradtx_runtime::text::shown;
+use gradtx_train::side::{Side, start_dir};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

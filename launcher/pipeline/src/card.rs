@@ -4,7 +4,7 @@
 //! card with the base model's public name, its licence, how the model was made, and the base
 //! model's own card below. No path of this machine gets into it.
 
-use crate::stages::lineage::{Kind, Lineage};
+use crate::lineage::{Kind, Lineage};
 use anyhow::Result;
 use gradtx_models::lora::PeftAdapter;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, public_name, read_text, write_atomic};

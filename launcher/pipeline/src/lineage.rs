@@ -4,14 +4,14 @@
 //! In: an adapter directory or a model directory. Out: how it came to be. A report tells
 //! the rows of its table apart by this, so it comes from records, never from names.
 
-use crate::failure::failed;
-use crate::paths::ADAPTER_DIR;
-use crate::record::{self, RECORD_FILE, Record};
-use crate::role::Role;
-use crate::translators::Method;
 use anyhow::Result;
+use gradtx_run::failure::failed;
+use gradtx_run::paths::ADAPTER_DIR;
+use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{checksum_file, not_an_adapter};
 use gradtx_runtime::text::shown;
+use gradtx_train::baselines::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -142,7 +142,7 @@ impl Lineage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::State;
+    use gradtx_run::record::State;
     use serde_json::json;
 
     /// A stage's directory with an adapter in it.

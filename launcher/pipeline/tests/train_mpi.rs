@@ -8,13 +8,13 @@
 #![allow(clippy::unwrap_used)]
 
 use gradtx_kernels::rng::Stream;
-use gradtx_launcher::cluster::{self, World};
-use gradtx_launcher::config::RunArgs;
-use gradtx_launcher::context::Context;
-use gradtx_launcher::failure::Told;
-use gradtx_launcher::stages::train_stage;
-use gradtx_launcher::ui::Ui;
-use gradtx_launcher::{interrupt, record};
+use gradtx_pipeline::stages::train;
+use gradtx_run::cluster::{self, World};
+use gradtx_run::config::RunArgs;
+use gradtx_run::context::Context;
+use gradtx_run::failure::Told;
+use gradtx_run::ui::Ui;
+use gradtx_run::{interrupt, record};
 use gradtx_runtime::artifact::{
     Role, StoreType, TuplePlan, UpdateSpace, assemble, checksum, checksum_file, little_endian, write_init,
     write_shard,
@@ -91,7 +91,7 @@ fn be_a_rank(run: &Path) -> u8 {
         let config = run.parent().map(|home| home.join("settings.toml"));
         let set = std::env::var(SET).unwrap_or_default().lines().map(String::from).collect();
         let args = RunArgs { run: run.to_owned(), config, preset: None, device: None, dtype: None, set };
-        train_stage::run_in_buckets(&Context::new(Some(1), ui.clone(), world), world, &args, BUCKET)
+        train::run_in_buckets(&Context::new(Some(1), ui.clone(), world), world, &args, BUCKET)
     })
 }
 

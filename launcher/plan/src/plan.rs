@@ -5,21 +5,21 @@
 //! how shadow jobs spread over ranks, and what will not fit; see [`crate::cost`]. Nothing is
 //! written.
 
-use crate::config::{Config, DeviceKind, DtypeKind, Preset, RANDOM_SUBSETS, read_sweep};
-use crate::context::Context;
 use crate::cost::calibrate::Calibration;
 use crate::cost::device::Hardware;
 use crate::cost::memory::Model;
 use crate::cost::prediction::Stage;
 use crate::cost::rates::{Basis, Kind};
 use crate::cost::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};
-use crate::failure::{unusable, unusable_with};
-use crate::role::Role;
-use crate::stages::examples::Data;
-use crate::text::{counted, human_seconds};
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
+use gradtx_run::config::{Config, DeviceKind, DtypeKind, Preset, RANDOM_SUBSETS, read_sweep};
+use gradtx_run::context::Context;
+use gradtx_run::failure::{unusable, unusable_with};
+use gradtx_run::role::Role;
+use gradtx_run::text::{counted, human_seconds};
 use gradtx_runtime::plan::{available_memory, human_bytes};
+use gradtx_train::examples::Data;
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,16 +1,16 @@
 //! `sweep`: run directories for every combination of settings.
 //!
-//! In: a sweep file (see [`crate::config::read_sweep`]). Out: `OUT/NAME/run.toml` for each
+//! In: a sweep file (see [`gradtx_run::config::read_sweep`]). Out: `OUT/NAME/run.toml` for each
 //! run, resolved and checked, and `OUT/sweep.json`, which lists them. The stages then work
 //! in these directories as in any other: `gradtx curate --run OUT/NAME`. A directory that is
 //! there with the same settings stays as it is; one with other settings is refused.
 
-use crate::config::{Config, RUN_FILE, SweptRun, read_sweep};
-use crate::context::Context;
-use crate::paths::{INDEX_FILE, SHADOW_DIR, TRANSLATOR_DIR};
-use crate::record::{self, RECORD_FILE};
-use crate::text::{counted, quoted};
 use anyhow::Result;
+use gradtx_run::config::{Config, RUN_FILE, SweptRun, read_sweep};
+use gradtx_run::context::Context;
+use gradtx_run::paths::{INDEX_FILE, SHADOW_DIR, TRANSLATOR_DIR};
+use gradtx_run::record::{self, RECORD_FILE};
+use gradtx_run::text::{counted, quoted};
 use gradtx_runtime::artifact::{read_json, write_json};
 use gradtx_runtime::metrics::JsonLines;
 use serde_json::{Value, json};

@@ -6,9 +6,9 @@
 
 use super::Spread;
 use super::source::Source;
-use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
-use crate::role::Role;
 use crate::table::{display_name, natural};
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{Privacy, UpdateVector};
 use serde::Serialize;
 use serde_json::Value;

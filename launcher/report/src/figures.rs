@@ -7,8 +7,8 @@ use super::headline::count;
 use super::svg::{Axis, Plot, Scale, WIDTH, drawing, escape, fixed, map};
 use super::tuples::{Cosines, Side, Tuples};
 use super::{Scores, Spread};
-use crate::role::Role;
 use crate::table::{Entry, Row, display_name};
+use gradtx_run::role::Role;
 use std::fmt::Write as _;
 
 /// A drawing with its words.

@@ -5,9 +5,9 @@
 //! the Grad-Transformer, the sentence says what that means: such a comparison shows
 //! nothing about translation.
 
-use crate::role::Role;
 use crate::table::{Difference, Entry, Row, Table};
-use crate::translators::Method;
+use gradtx_run::role::Role;
+use gradtx_train::baselines::Method;
 use serde::Serialize;
 use std::ops::Range;
 

@@ -23,7 +23,9 @@ pub mod headline;
 pub mod html;
 pub mod rows;
 pub mod source;
+pub mod stage;
 pub mod svg;
+pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod times;

@@ -4,11 +4,11 @@
 //! Only counts and checksums: no text of an example, and no name of a task either.
 
 use super::source::{Source, last_part};
-use crate::config::RANDOM_SUBSETS;
-use crate::paths::SHADOW_DIR;
-use crate::stages::examples::Data;
+use gradtx_run::config::RANDOM_SUBSETS;
+use gradtx_run::paths::SHADOW_DIR;
 use gradtx_runtime::artifact::read_json;
 use gradtx_runtime::data::split::Split;
+use gradtx_train::examples::Data;
 use serde::Serialize;
 use std::collections::BTreeMap;
 

@@ -3,12 +3,12 @@
 //! In: paths. Out: [`Source`]: the configuration, every stage's record, the scores, and
 //! two lists that fill as the report is made: what is missing, and what could not be used.
 
-use crate::config::{Config, RUN_FILE};
-use crate::paths::SHADOW_DIR;
-use crate::record::{self, RECORD_FILE, Record};
-use crate::role::Role;
 use crate::table::{self, Table};
 use anyhow::{Result, ensure};
+use gradtx_run::config::{Config, RUN_FILE};
+use gradtx_run::paths::SHADOW_DIR;
+use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{MANIFEST, TupleStore, read_json};
 use gradtx_runtime::metrics::JsonLines;
 use serde::Serialize;

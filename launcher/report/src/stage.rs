@@ -2,14 +2,14 @@
 //!
 //! In: a run directory, finished or not, and directories of evaluations. Out:
 //! `report.html`, which needs nothing else to be read, and `report.json` beside it, with
-//! the same content; see [`crate::report`].
+//! the same content; see [`crate`].
 
-use crate::config::RUN_FILE;
-use crate::config::run_dir::no_run;
-use crate::context::Context;
-use crate::failure::unusable;
-use crate::report::{Report, html};
+use crate::{Report, html};
 use anyhow::Result;
+use gradtx_run::config::RUN_FILE;
+use gradtx_run::config::run_dir::no_run;
+use gradtx_run::context::Context;
+use gradtx_run::failure::unusable;
 use gradtx_runtime::artifact::{sweep_temporary, write_atomic, write_json};
 use serde_json::json;
 use std::io::Write;

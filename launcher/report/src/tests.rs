@@ -4,6 +4,7 @@ use super::html::page;
 use super::*;
 use crate::table::Entry;
 use gradtx_kernels::rng::Stream;
+use gradtx_run::record::{self, State};
 use gradtx_runtime::artifact::{
     Privacy, Role as Part, StoreType, TuplePlan, UpdateMeta, UpdateSpace, UpdateVector, assemble, checksum,
     little_endian, write_init, write_json, write_shard,
@@ -64,8 +65,9 @@ impl Files {
 
     fn record(&self, dir: &str, stage: &str, settings: Value) {
         let dir = self.run().join(dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        crate::record::Record::put(&dir, stage, &settings, &[("file", "sum")]);
+        let State::Open(output) = record::open(&dir, stage, settings).unwrap() else { panic!("finished") };
+        std::fs::write(dir.join("file"), "").unwrap();
+        output.finish(&["file".into()]).unwrap();
     }
 
     fn settings(&self) {
@@ -171,7 +173,7 @@ impl Files {
     }
 
     fn whole() -> Self {
-        use crate::role::Role::{Llm, Tiny};
+        use gradtx_run::role::Role::{Llm, Tiny};
         let files = Self::new();
         files.settings();
         files.shadow();

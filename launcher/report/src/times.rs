@@ -4,9 +4,9 @@
 //! Out: [`Times`].
 
 use super::source::Source;
-use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
-use crate::record::RECORD_FILE;
-use crate::role::Role;
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
+use gradtx_run::record::RECORD_FILE;
+use gradtx_run::role::Role;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;

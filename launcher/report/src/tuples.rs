@@ -9,8 +9,8 @@
 
 use super::Spread;
 use super::source::Source;
-use crate::role::Role;
 use anyhow::Result;
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::TupleStore;
 use rayon::prelude::*;
 use serde::Serialize;

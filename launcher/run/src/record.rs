@@ -258,14 +258,6 @@ impl Record {
         }))
     }
 
-    /// The record of a stage that has finished with these files and checksums.
-    #[cfg(test)]
-    pub(crate) fn put(dir: &Path, stage: &str, settings: &Value, outputs: &[(&str, &str)]) {
-        let mut record = Self::new(stage, settings).unwrap();
-        record.outputs = outputs.iter().map(|(name, sum)| ((*name).into(), (*sum).into())).collect();
-        record.write(dir).unwrap();
-    }
-
     /// Writes the record of a directory, with its checksum.
     fn write(&self, dir: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(&Self { xxh3: String::new(), ..self.clone() })? + "\n";

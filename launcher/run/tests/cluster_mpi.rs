@@ -6,9 +6,9 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used)]
 
-use gradtx_launcher::cluster::{self, World};
-use gradtx_launcher::failure::{Told, unusable};
-use gradtx_launcher::ui::Ui;
+use gradtx_run::cluster::{self, World};
+use gradtx_run::failure::{Told, unusable};
+use gradtx_run::ui::Ui;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitCode};

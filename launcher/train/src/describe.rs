@@ -2,7 +2,7 @@
 //!
 //! Names of files and columns, and counts; no text of an example.
 
-use crate::config::DataConfig;
+use gradtx_run::config::DataConfig;
 use gradtx_runtime::data::{Budget, Chosen, DataSplit, Instruction, Loaded, Record, Schema, each_row, load};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -3,14 +3,14 @@
 //! In: files of examples (see docs/data.md), and a model's tokenizer. Out: [`Data`] with its examples
 //! for one model, and for every optimizer step of a job the segments of packed streams.
 
-use crate::config::{Config, DataConfig, LossNormalization, Recipe};
-use crate::context::Context;
-use crate::failure::unusable;
-use crate::stages::describe::{self, Facts};
-use crate::stages::prompts::Prompts;
-use crate::stages::side::Side;
+use crate::describe::{self, Facts};
+use crate::prompts::Prompts;
+use crate::side::Side;
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
+use gradtx_run::config::{Config, DataConfig, LossNormalization, Recipe};
+use gradtx_run::context::Context;
+use gradtx_run::failure::unusable;
 use gradtx_runtime::artifact::checksum_files;
 use gradtx_runtime::data::{self, Dataset, Example, PackedBatch, Purpose, Record, SegmentInfo, choose};
 use std::collections::HashMap;

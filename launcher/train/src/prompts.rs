@@ -5,10 +5,10 @@
 //! has, and which token ids its embedding has rows for. Everything is checked before
 //! anything is computed.
 
-use crate::config::DataConfig;
-use crate::failure::unusable;
 use anyhow::Result;
 use gradtx_models::decoder::DecoderConfig;
+use gradtx_run::config::DataConfig;
+use gradtx_run::failure::unusable;
 use gradtx_runtime::data::{
     Dataset, PromptCheck, PromptForm, Record, Renderer, TextTokenizer, build_examples, expect_vocabulary,
     prompt_tokens,

@@ -4,14 +4,14 @@
 //! [`UpdateSpace`] that goes into every artifact. No weights are read here except for
 //! the fingerprint.
 
-use crate::config::{AdapterConfig, Config};
-use crate::failure::{unusable, unusable_with};
-use crate::paths::ADAPTER_DIR;
-use crate::role::Role;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, read_peft, write_peft};
+use gradtx_run::config::{AdapterConfig, Config};
+use gradtx_run::failure::{unusable, unusable_with};
+use gradtx_run::paths::ADAPTER_DIR;
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{
     TensorSource, UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian, not_a_model,
     public_name,

@@ -2,21 +2,22 @@
 //! single stages, ending with a table of scores and a report.
 //!
 //! In: a directory, a world and a seed. Out: `DIR/world`, `DIR/run` with `report.html`, and
-//! the table, also as `DIR/run/table.json`; [`crate::table`] says what it means.
+//! the table, also as `DIR/run/table.json`; [`gradtx_report::table`] says what it means.
 
-use crate::aggregate::{Allow, Combine};
-use crate::cluster;
-use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind, Preset, RunArgs};
-use crate::context::Context;
-use crate::device::take;
-use crate::paths::{ADAPTER_DIR, RUN_FILE_OF_WORLD, UPDATE_FILE};
-use crate::role::Role;
-use crate::stages::{curate, evaluate, finetune, report, train_stage, translate, world};
-use crate::table::{Entry, Table, collect};
-use crate::translators::Method;
-use crate::world::World;
+use crate::{World, stage};
 use anyhow::Result;
+use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::stages::{curate, evaluate, finetune, train, translate};
+use gradtx_report::stage as report;
+use gradtx_report::table::{Entry, Table, collect};
+use gradtx_run::cluster;
+use gradtx_run::config::{Config, DeviceConfig, DeviceKind, DtypeKind, Preset, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::device::take;
+use gradtx_run::paths::{ADAPTER_DIR, RUN_FILE_OF_WORLD, UPDATE_FILE};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::write_json;
+use gradtx_train::baselines::Method;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -63,7 +64,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let mut timed = |name, from: Instant| times.push((name, from.elapsed().as_secs_f64()));
 
     let at = Instant::now();
-    world::run(context, &world_dir, *world, *seed, taken.settings.kind)?;
+    stage::run(context, &world_dir, *world, *seed, taken.settings.kind)?;
     timed("world", at);
     let args = RunArgs {
         run: run_dir.clone(),
@@ -78,7 +79,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     curate::run(context, alone, &curate::Job::of(args.clone()))?;
     timed("curate", at);
     let at = Instant::now();
-    train_stage::run(context, alone, &args)?;
+    train::run(context, alone, &args)?;
     timed("train", at);
     let clients = (1..=world.clients()).map(|client| Client::new(context, &args, &world_dir, client));
     let clients: Vec<Client<'_>> = clients.collect();

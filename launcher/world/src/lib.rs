@@ -7,8 +7,10 @@
 //! update has something to carry. Three worlds ([`World`]) differ in which tasks the
 //! provider's public data and the clients have; a fourth is for trying out devices.
 
+pub mod demo;
 pub mod parquet;
 pub mod pretrain;
+pub mod stage;
 pub mod tasks;
 pub mod tokenizer;
 
@@ -124,8 +126,8 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use crate::paths::RUN_FILE_OF_WORLD;
+    use gradtx_run::config::Config;
+    use gradtx_run::paths::RUN_FILE_OF_WORLD;
 
     #[test]
     fn run_files_are_configurations() {

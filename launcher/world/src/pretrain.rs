@@ -12,14 +12,8 @@
 //! so it starts at unit variance (with an LM head of its own), which is what makes such
 //! small models learn in a few hundred steps. Muon moves the matrices, AdamW the rest.
 
-use crate::config::{DeviceConfig, DeviceKind, DtypeKind};
-use crate::context::Context;
-use crate::dispatch::{Work, dispatch};
-use crate::failure::failed;
-use crate::record::{self, State};
-use crate::role::Role;
-use crate::world::tasks::{END, LONGEST, Part, Sample, Sampler, id, vocabulary};
-use crate::world::{World, tokenizer};
+use crate::tasks::{END, LONGEST, Part, Sample, Sampler, id, vocabulary};
+use crate::{World, tokenizer};
 use anyhow::Result;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{derive, derive_named};
@@ -28,6 +22,12 @@ use gradtx_models::decoder::{
     Decoder, DecoderConfig, Family, GenerateLimits, Generator, InitialWeights, PretrainStep, Pretrainer,
     Prompt, RopeScaling,
 };
+use gradtx_run::config::{DeviceConfig, DeviceKind, DtypeKind};
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::{Work, dispatch};
+use gradtx_run::failure::failed;
+use gradtx_run::record::{self, State};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
 use gradtx_runtime::optim::MuonStep;

@@ -10,17 +10,17 @@
 //! settings.toml                        the run file
 //! ```
 
-use crate::config::{DeviceConfig, DeviceKind, DtypeKind};
-use crate::context::Context;
-use crate::device::take;
-use crate::paths::RUN_FILE_OF_WORLD;
-use crate::record::{self, State};
-use crate::role::Role;
-use crate::world::parquet::write_texts;
-use crate::world::tasks::{Part, Sample, Sampler, Task};
-use crate::world::{PUBLIC_FILE, World, pretrain};
+use crate::parquet::write_texts;
+use crate::tasks::{Part, Sample, Sampler, Task};
+use crate::{PUBLIC_FILE, World, pretrain};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
+use gradtx_run::config::{DeviceConfig, DeviceKind, DtypeKind};
+use gradtx_run::context::Context;
+use gradtx_run::device::take;
+use gradtx_run::paths::RUN_FILE_OF_WORLD;
+use gradtx_run::record::{self, State};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{write_atomic, write_json};
 use serde_json::json;
 use std::collections::HashSet;

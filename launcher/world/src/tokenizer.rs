@@ -1,7 +1,7 @@
 //! The world's tokenizer in the files that Hugging Face libraries read: one token per
 //! word, words parted by white space.
 
-use crate::world::tasks::{END, vocabulary};
+use crate::tasks::{END, vocabulary};
 use anyhow::Result;
 use gradtx_runtime::artifact::write_json;
 use serde_json::{Map, Value, json};
@@ -16,7 +16,7 @@ pub fn write(dir: &Path) -> Result<()> {
         .iter()
         .map(|word| {
             json!({
-                "id": crate::world::tasks::id(word), "content": word, "single_word": false,
+                "id": crate::tasks::id(word), "content": word, "single_word": false,
                 "lstrip": false, "rstrip": false, "normalized": false, "special": true,
             })
         })
@@ -46,9 +46,9 @@ pub fn write(dir: &Path) -> Result<()> {
         "model_max_length": 128,
     });
     let generation = json!({
-        "bos_token_id": crate::world::tasks::id("<bos>"),
-        "eos_token_id": crate::world::tasks::id(END),
-        "pad_token_id": crate::world::tasks::id("<unk>"),
+        "bos_token_id": crate::tasks::id("<bos>"),
+        "eos_token_id": crate::tasks::id(END),
+        "pad_token_id": crate::tasks::id("<unk>"),
         "do_sample": false,
     });
     write_json(&dir.join("tokenizer.json"), &tokenizer)?;

@@ -4,24 +4,24 @@
 //! is the most that a stage can take. Compared with what the device has that the settings name.
 
 use super::Check;
-use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind, RUN_FILE, run_dir};
-use crate::context::Context;
-use crate::device::take;
-use crate::dispatch::{Question, Work, answer, dispatch, memory};
-use crate::role::Role;
-use crate::stages::examples::Data;
-use crate::stages::prompts::Prompts;
-use crate::stages::side::lora_config;
-use crate::stages::train::model_config;
-use crate::text::counted;
 use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, Trainer};
 use gradtx_models::lora::{BlockLayout, LoraJobs};
+use gradtx_run::config::{Config, DeviceConfig, DeviceKind, DtypeKind, RUN_FILE, run_dir};
+use gradtx_run::context::Context;
+use gradtx_run::device::take;
+use gradtx_run::dispatch::{Question, Work, answer, dispatch, memory};
+use gradtx_run::role::Role;
+use gradtx_run::text::counted;
 use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, human_bytes};
+use gradtx_train::examples::Data;
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::lora_config;
+use gradtx_train::translator::model_config;
 use serde_json::json;
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! The program, and the machine that it runs on.
 
 use super::Check;
-use crate::progress::host_name;
 use gradtx_kernels::cpu::simd;
+use gradtx_run::progress::host_name;
 use gradtx_runtime::plan::{available_memory, human_bytes, memory_limit};
 use serde_json::json;
 use std::path::{Path, PathBuf};

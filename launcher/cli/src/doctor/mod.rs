@@ -12,9 +12,9 @@ mod cluster;
 mod fit;
 mod machine;
 
-use crate::context::Context;
-use crate::failure::failed;
 use anyhow::Result;
+use gradtx_run::context::Context;
+use gradtx_run::failure::failed;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -90,7 +90,7 @@ pub fn run(context: &Context, runs: &[PathBuf], models: &[PathBuf]) -> Result<()
     if context.ui.is_json() {
         context.ui.result_object("doctor", json!({ "problems": problems, "checks": checks }));
     } else {
-        crate::ui::say(text(&checks).trim_end());
+        gradtx_run::ui::say(text(&checks).trim_end());
     }
     match problems {
         0 => Ok(()),

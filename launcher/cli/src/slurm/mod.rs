@@ -7,15 +7,15 @@
 
 pub mod words;
 
-use crate::failure::{failed, unusable};
-use crate::text::quoted;
 use anyhow::{Context as _, Result};
+use gradtx_run::failure::{failed, unusable};
+use gradtx_run::text::quoted;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
 /// What the shipped scripts source.
-const COMMON: &str = include_str!("../../../slurm/common.sh");
+const COMMON: &str = include_str!("../../../../slurm/common.sh");
 /// The line with which they do.
 const SOURCE_COMMON: &str = "source \"${GRADTX_SLURM:-slurm}/common.sh\"";
 /// SLURM's command that submits.
@@ -48,10 +48,10 @@ impl Script {
     /// Its text, without the `#SBATCH` lines that are examples for people.
     fn body(self) -> String {
         let text = match self {
-            Self::Curate => include_str!("../../../slurm/curate.sbatch"),
-            Self::CurateArray => include_str!("../../../slurm/curate_array.sbatch"),
-            Self::Train => include_str!("../../../slurm/train.sbatch"),
-            Self::Evaluate => include_str!("../../../slurm/evaluate.sbatch"),
+            Self::Curate => include_str!("../../../../slurm/curate.sbatch"),
+            Self::CurateArray => include_str!("../../../../slurm/curate_array.sbatch"),
+            Self::Train => include_str!("../../../../slurm/train.sbatch"),
+            Self::Evaluate => include_str!("../../../../slurm/evaluate.sbatch"),
         };
         let kept = text.lines().skip(1).filter(|line| !line.starts_with("#SBATCH"));
         kept.map(|line| format!("{}\n", if line == SOURCE_COMMON { COMMON.trim_end() } else { line }))

@@ -6,8 +6,8 @@
 //! allowed in its place; nothing is repaired, since the jobs would then run something else than
 //! what was asked for.
 
-use crate::failure::unusable_with;
 use anyhow::Result;
+use gradtx_run::failure::unusable_with;
 use std::path::Path;
 
 /// Beside letters and digits of any script, what a path in a batch script may have.

@@ -17,7 +17,7 @@ mod stem;
 pub use rouge::{has_words, rouge1};
 pub use stem::stem;
 
-use crate::config::AnswerForm;
+use gradtx_run::config::AnswerForm;
 
 /// What stands before the final answer.
 const MARK: &str = "####";

@@ -11,7 +11,7 @@
 //! precision = m / P, recall = m / R, F1 = 2 · precision · recall / (precision + recall)
 
 use super::stem::stem;
-use crate::config::RougeTokens;
+use gradtx_run::config::RougeTokens;
 use std::collections::HashMap;
 
 /// ROUGE-1 F1; 0 where either text has no word.

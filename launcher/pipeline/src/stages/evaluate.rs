@@ -7,26 +7,26 @@
 //! Predictions are private data's relatives: they stand in their file and nowhere else.
 
 use crate::artifacts::expect_run_model;
-use crate::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs};
-use crate::context::Context;
-use crate::dispatch::{Work, dispatch, memory_for};
-use crate::failure::failed;
-use crate::record::{self, State};
-use crate::role::Role;
+use crate::lineage::{Lineage, adapter_sums};
 use crate::score::{exact_match, has_words, rouge1};
-use crate::stages::examples::Data;
-use crate::stages::lineage::{Lineage, adapter_sums};
-use crate::stages::prompts::Prompts;
-use crate::stages::side::model_dir;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits, Generator, Prompt};
 use gradtx_models::lora::{PeftAdapter, read_peft};
+use gradtx_run::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::{Work, dispatch, memory_for};
+use gradtx_run::failure::failed;
+use gradtx_run::record::{self, State};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{
     MAX_CONFIG_BYTES, TensorSource, fingerprint, read_text, write_atomic, write_json,
 };
 use gradtx_runtime::data::{Metric, Record, TextTokenizer};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
+use gradtx_train::examples::Data;
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::model_dir;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::io::Write;

@@ -6,24 +6,24 @@
 //! measured against.
 
 use crate::artifacts::{expect_run_model, open_side};
-use crate::config::{Config, RunArgs};
-use crate::context::{Context, totals};
-use crate::dispatch::{Work, dispatch, memory_for};
-use crate::paths::UPDATE_FILE;
-use crate::record::{self, State};
-use crate::role::Role;
-use crate::stages::examples::Data;
-use crate::stages::jobs::{self, Snapshots, Trained, Training, Watcher};
-use crate::stages::prompts::Prompts;
-use crate::stages::side::Side;
-use crate::ui::Progress;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
+use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::context::{Context, totals};
+use gradtx_run::dispatch::{Work, dispatch, memory_for};
+use gradtx_run::paths::UPDATE_FILE;
+use gradtx_run::record::{self, State};
+use gradtx_run::role::Role;
+use gradtx_run::ui::Progress;
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
+use gradtx_train::examples::Data;
+use gradtx_train::lora::trainer::{self, Snapshots, Trained, Training, Watcher};
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::Side;
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -122,7 +122,7 @@ impl Work for Finetune<'_> {
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Trained, Rate)> {
         let Training { side, recipe, .. } = self.training;
-        let jobs = [jobs::Job { examples: self.examples.examples.iter().collect(), key: self.key }];
+        let jobs = [trainer::Job { examples: self.examples.examples.iter().collect(), key: self.key }];
         let (plan, packing) = self.training.plan::<X, D>(&jobs)?;
         plan.check(memory_for(device, &self.context.place)?)?;
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;

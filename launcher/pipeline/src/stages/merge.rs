@@ -6,19 +6,19 @@
 //! name of a base model that it carries is only a hint.
 
 use crate::artifacts::expect_run_model;
-use crate::config::{Config, RunArgs};
-use crate::context::Context;
-use crate::failure::unusable;
-use crate::record::{self, State};
-use crate::role::Role;
-use crate::stages::card;
-use crate::stages::lineage::{Lineage, adapter_sums};
-use crate::stages::prompts::Prompts;
-use crate::stages::side::model_dir;
+use crate::card;
+use crate::lineage::{Lineage, adapter_sums};
 use anyhow::Result;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{merge, read_peft};
+use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::failure::unusable;
+use gradtx_run::record::{self, State};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{fingerprint, public_name, read_json, write_json};
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::model_dir;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 

@@ -2,54 +2,22 @@
 //!
 //! | stage | in | out |
 //! |---|---|---|
-//! | [`world`] | a seed | two base models, JSONL task files, a run file |
 //! | [`split`] | a data set, a seed | public and private JSONL files, and who got which rows |
 //! | [`curate`] | public data, both models | `TupleStore`: `RUN/shadow` |
-//! | [`train`](mod@train_stage) | `TupleStore` | translator: `RUN/translator` |
+//! | [`train`](mod@train) | `TupleStore` | translator: `RUN/translator` |
 //! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
 //! | [`merge`] | a model, an adapter | a model directory |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
-//! | [`report`] | a run directory | a page about it, and the same as JSON |
-//! | [`submit`] | a run, what to ask a cluster for | batch jobs of these stages |
-//! | [`inspect`] | any of these | what it is, and whether it is intact |
-//! | [`status`] | a run | what is finished, what runs, what stopped and why |
-//! | [`doctor`] | this machine, a run | what is here, and whether the run fits |
-//! | [`manual`] | | completion scripts and manual pages |
-//! | [`plan`] | settings, a cluster | memory, time and GPU hours of every stage |
-//! | [`sweep`] | lists of settings | a run directory for each combination |
-//! | [`demo`] | a seed | all of the above, and a table |
-//! | [`bench`](mod@bench) | sizes of models | times of steps and operations on this device |
 //!
-//! Every stage can be run again: it opens its directory through [`crate::record`], does
+//! Every stage can be run again: it opens its directory through [`gradtx_run::record`], does
 //! what is missing, and leaves alone what is finished and intact. All randomness is
 //! keyed by the seed, a purpose and an index, so the same settings give the same bytes.
 
-pub mod aside;
-pub mod bench;
-pub mod card;
 pub mod curate;
-pub mod demo;
-pub mod describe;
-pub mod doctor;
 pub mod evaluate;
-pub mod examples;
 pub mod finetune;
-pub mod inspect;
-pub mod jobs;
-pub mod lineage;
-pub mod logs;
-pub mod manual;
 pub mod merge;
-pub mod plan;
-pub mod prompts;
-pub mod report;
-pub mod side;
 pub mod split;
-pub mod status;
-pub mod submit;
-pub mod sweep;
 pub mod train;
-pub mod train_stage;
 pub mod translate;
-pub mod world;

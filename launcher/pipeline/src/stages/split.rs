@@ -11,17 +11,17 @@
 //! Rows keep their columns, so the files are read as the data set itself is. Row numbers
 //! count from 0 over all files of the data, in their order.
 
-use crate::config::Config;
-use crate::context::Context;
-use crate::failure::{failed, unusable};
-use crate::record::{self, State};
-use crate::stages::describe::Facts;
-use crate::stages::examples::{Group, groups};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{derive, derive_named};
+use gradtx_run::config::Config;
+use gradtx_run::context::Context;
+use gradtx_run::failure::{failed, unusable};
+use gradtx_run::record::{self, State};
 use gradtx_runtime::artifact::{checksum_files, write_atomic};
 use gradtx_runtime::data::split::{Split, even_parts, skewed_parts, two_parts};
 use gradtx_runtime::data::{Content, Purpose, Record, Row, choose, load};
+use gradtx_train::describe::Facts;
+use gradtx_train::examples::{Group, groups};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap, HashSet};

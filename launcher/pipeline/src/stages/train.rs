@@ -5,20 +5,20 @@
 
 use crate::aggregate::Norms;
 use crate::artifacts::{Tuples, open_tuples, spaces_at_hand};
-use crate::cluster::World;
-use crate::config::{Config, RunArgs, TranslatorConfig};
-use crate::context::Context;
-use crate::dispatch::dispatch;
-use crate::failure::unusable;
-use crate::paths::TRANSLATOR_DIR;
-use crate::record::{self, SharedState};
-use crate::stages::train::Train;
-use crate::stages::train::resume::Checkpoints;
-use crate::stages::train::tuples::Split;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
+use gradtx_run::cluster::World;
+use gradtx_run::config::{Config, RunArgs, TranslatorConfig};
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::dispatch;
+use gradtx_run::failure::unusable;
+use gradtx_run::paths::TRANSLATOR_DIR;
+use gradtx_run::record::{self, SharedState};
 use gradtx_runtime::artifact::{Role, fingerprint, write_json};
 use gradtx_runtime::parallel::BUCKET_BYTES;
+use gradtx_train::translator::Train;
+use gradtx_train::translator::resume::Checkpoints;
+use gradtx_train::translator::tuples::Split;
 use serde_json::json;
 use std::path::PathBuf;
 

@@ -5,19 +5,19 @@
 
 use crate::aggregate::{self, Allow, Combine, Norms};
 use crate::artifacts::{Translator, Tuples, open_side, open_translator, open_tuples, open_update};
-use crate::config::{Config, RunArgs};
-use crate::context::Context;
-use crate::dispatch::{Work, dispatch};
-use crate::paths::UPDATE_FILE;
-use crate::record::{self, State};
-use crate::role::Role;
-use crate::stages::side::Side;
-use crate::translators::{self, Method, Pairs};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Generator, GradTransformer};
+use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::{Work, dispatch};
+use gradtx_run::paths::UPDATE_FILE;
+use gradtx_run::record::{self, State};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{TupleStore, checksum_file};
+use gradtx_train::baselines::{self, Method, Pairs};
+use gradtx_train::side::Side;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -73,12 +73,12 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
             dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
         }
         Source::Tuples(tuples) if job.method == Method::Ridge => {
-            translators::ridge(&All::late(&tuples.store), &combined)?
+            baselines::ridge(&All::late(&tuples.store), &combined)?
         }
         Source::Tuples(tuples) if job.method == Method::Nearest => {
-            translators::nearest(&All::of(&tuples.store), &combined)?
+            baselines::nearest(&All::of(&tuples.store), &combined)?
         }
-        Source::Tuples(tuples) => translators::mean(&All::of(&tuples.store))?,
+        Source::Tuples(tuples) => baselines::mean(&All::of(&tuples.store))?,
     };
     let update = teacher.update(translated, examples);
     update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;

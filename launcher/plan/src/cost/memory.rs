@@ -5,16 +5,16 @@
 //! every token, so what is said is the most that a stage can take.
 
 use super::device::Gpu;
-use crate::config::{AdapterConfig, EvaluateConfig};
-use crate::role::Role;
-use crate::stages::side::lora_config;
 use anyhow::{Context, Result};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator};
 use gradtx_models::grad_transformer::{self, GradTransformer, GradTransformerConfig, Trainer};
 use gradtx_models::lora::{BlockLayout, LoraJobs};
+use gradtx_run::config::{AdapterConfig, EvaluateConfig};
+use gradtx_run::role::Role;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Planned, Purpose};
+use gradtx_train::side::lora_config;
 use serde::{Serialize, Serializer};
 use std::ops::Range;
 use std::path::Path;

@@ -10,7 +10,7 @@
 //! * tokens: lengths of examples.
 //! * work: operations and bytes of a step of each kind of work.
 //! * memory: the stages' own memory plans, in the device's types.
-//! * simulate: groups of shadow jobs over ranks, as [`crate::schedule`] hands them out.
+//! * simulate: groups of shadow jobs over ranks, as [`gradtx_train::lora::schedule`] hands them out.
 //! * predict: all of it together, as a [`prediction`].
 
 pub mod calibrate;

@@ -11,14 +11,14 @@ use super::rates::{Kind, Rates};
 use super::simulate::{Outcome, simulate};
 use super::tokens::{Lengths, Mean};
 use super::work::{Cost, DecoderWork, TranslatorWork};
-use crate::config::{Config, Recipe, ValidationSplit};
-use crate::role::Role;
-use crate::schedule::{Work, groups};
-use crate::stages::train::model_config;
-use crate::stages::train::validate::AT_ONCE;
-use crate::text::counted;
 use anyhow::Result;
+use gradtx_run::config::{Config, Recipe, ValidationSplit};
+use gradtx_run::role::Role;
+use gradtx_run::text::counted;
 use gradtx_runtime::plan::human_bytes;
+use gradtx_train::lora::schedule::{Work, groups};
+use gradtx_train::translator::model_config;
+use gradtx_train::translator::validate::AT_ONCE;
 use std::fmt::Write as _;
 use std::ops::Range;
 
@@ -425,7 +425,7 @@ impl Planner<'_> {
         let memory = Memory::of(&plan, self.question.memory);
         if !memory.fits() {
             let fits = |batch| {
-                let settings = crate::config::EvaluateConfig { batch, ..settings.clone() };
+                let settings = gradtx_run::config::EvaluateConfig { batch, ..settings.clone() };
                 let plan = memory::generating(self.model(side), &settings, longest, stream, self.gpu());
                 Memory::of(&plan, self.question.memory).fits()
             };

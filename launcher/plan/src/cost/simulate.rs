@@ -4,8 +4,8 @@
 //! load each model. Out: when every rank is done. The order is [`Scheduler`]'s, as in a real
 //! run: a rank that is free asks for the next group.
 
-use crate::role::Role;
-use crate::schedule::{Scheduler, Work};
+use gradtx_run::role::Role;
+use gradtx_train::lora::schedule::{Scheduler, Work};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 

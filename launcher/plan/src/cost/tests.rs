@@ -3,9 +3,9 @@
 use super::calibrate::{Calibration, published};
 use super::memory::Model;
 use super::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};
-use crate::config::Config;
 use crate::cost::rates::Basis;
-use crate::role::Role;
+use gradtx_run::config::Config;
+use gradtx_run::role::Role;
 use std::time::Instant;
 
 /// What a question asks, with room for changes.

@@ -3,12 +3,12 @@
 //! In: the public data and a model's tokenizer where they are there, else numbers from the
 //! command line. Out: [`Lengths`], and the [`Mean`] example of any of its rows.
 
-use crate::config::Config;
-use crate::failure::failed;
-use crate::stages::examples::Data;
-use crate::stages::prompts::Prompts;
 use anyhow::Result;
 use gradtx_models::decoder::DecoderConfig;
+use gradtx_run::config::Config;
+use gradtx_run::failure::failed;
+use gradtx_train::examples::Data;
+use gradtx_train::prompts::Prompts;
 use std::path::Path;
 
 /// An example.

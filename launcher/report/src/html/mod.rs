@@ -13,8 +13,8 @@ use super::headline::{Headline, Verdict, count, grouped, number};
 use super::source::Model;
 use super::svg::escape;
 use super::{Report, SCHEMA, Scores};
-use crate::role::Role;
 use crate::table::{Entry, Row};
+use gradtx_run::role::Role;
 use std::fmt::Write as _;
 
 const STYLE: &str = include_str!("style.css");

@@ -1,15 +1,15 @@
 //! Everything on the page that stands in rows.
 
 use super::{prose, section, short};
-use crate::report::curves::{Client, Clients};
-use crate::report::figures::{class, loss_text, row_class};
-use crate::report::headline::{grouped, number};
-use crate::report::svg::{escape, fixed};
-use crate::report::times::Times;
-use crate::report::tuples::{Side, Tuples};
-use crate::report::{Report, Scores, Spread};
-use crate::role::Role;
+use crate::curves::{Client, Clients};
+use crate::figures::{class, loss_text, row_class};
+use crate::headline::{grouped, number};
+use crate::svg::{escape, fixed};
 use crate::table::{Row, display_name};
+use crate::times::Times;
+use crate::tuples::{Side, Tuples};
+use crate::{Report, Scores, Spread};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::Privacy;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -309,7 +309,7 @@ pub fn times(times: &Times) -> String {
         let head = ["stage", "model", "runs", "tokens", "time", "rate"];
         content += &table(&head, &rates, &[1], "Time is that of the steps alone, runs added up.");
     }
-    let stage = |stage: &crate::report::times::StageDates| {
+    let stage = |stage: &crate::times::StageDates| {
         let cells = vec![
             escape(&stage.stage),
             grouped(stage.finished as u64),

@@ -3,12 +3,12 @@
 //! In: directories. Out: [`Scored`], and the files that are none, with the reason.
 
 use super::{Entry, SCORE_FILE, Scored};
-use crate::record::{self, RECORD_FILE};
-use crate::role::Role;
-use crate::stages::lineage::Kind;
-use crate::translators::Method;
+use gradtx_pipeline::lineage::Kind;
+use gradtx_run::record::{self, RECORD_FILE};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, checksum, read_text};
 use gradtx_runtime::data::Metric;
+use gradtx_train::baselines::Method;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

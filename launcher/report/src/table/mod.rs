@@ -13,12 +13,12 @@ mod collect;
 
 pub use collect::{collect, find};
 
-use crate::role::Role;
-use crate::score::mean_with_interval;
-use crate::stages::lineage::Kind;
-use crate::translators::Method;
 use comfy_table::{CellAlignment, presets};
+use gradtx_pipeline::lineage::Kind;
+use gradtx_pipeline::score::mean_with_interval;
+use gradtx_run::role::Role;
 use gradtx_runtime::data::Metric;
+use gradtx_train::baselines::Method;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

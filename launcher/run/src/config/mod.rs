@@ -221,7 +221,8 @@ impl Config {
         config
     }
 
-    pub(crate) fn with_overrides(self, set: &[String]) -> Result<Self> {
+    /// With settings in the form `section.key=value` in the place of its own; not checked.
+    pub fn with_overrides(self, set: &[String]) -> Result<Self> {
         if set.is_empty() {
             return Ok(self);
         }

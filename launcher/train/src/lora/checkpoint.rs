@@ -4,7 +4,7 @@
 //! and from it the same again, bit by bit. Which examples a step has, and dropout, are
 //! functions of the step, so nothing else is needed.
 
-use crate::stages::jobs::Trained;
+use crate::lora::trainer::Trained;
 use anyhow::Result;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::lora::LoraJobs;

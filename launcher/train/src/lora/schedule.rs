@@ -12,7 +12,7 @@
 //! Nothing here looks at a clock or at other ranks: the same questions in the same order
 //! give the same answers.
 
-use crate::role::Role;
+use gradtx_run::role::Role;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -5,15 +5,15 @@
 //! of an optimizer step; a job's numbers do not depend on which others share it.
 //! [`Watcher`] hears of every step, and may stop the work; [`Aside`] keeps what is done so far.
 
-use crate::config::Recipe;
-use crate::stages::aside::Aside;
-use crate::stages::examples::Streams;
-use crate::stages::side::Side;
+use crate::examples::Streams;
+use crate::lora::checkpoint::Aside;
+use crate::side::Side;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::LoraJobs;
+use gradtx_run::config::Recipe;
 use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
 use gradtx_runtime::metrics::{Rate, TokenMeter};
 use gradtx_runtime::plan::MemoryPlan;

@@ -20,10 +20,6 @@ pub mod steps;
 pub mod tuples;
 pub mod validate;
 
-use crate::config::{Config, TranslatorConfig};
-use crate::context::{Context, totals};
-use crate::dispatch::{Work, memory_for};
-use crate::interrupt::Patience;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Collective, Real};
@@ -31,6 +27,10 @@ use gradtx_models::grad_transformer::{
     Generator, GradTransformer, GradTransformerConfig, Normalization, NormalizationMode, StartToken, Trainer,
 };
 use gradtx_models::t5::T5Config;
+use gradtx_run::config::{Config, TranslatorConfig};
+use gradtx_run::context::{Context, totals};
+use gradtx_run::dispatch::{Work, memory_for};
+use gradtx_run::interrupt::Patience;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace};
 use gradtx_runtime::comm::Comm;
 use parallel::Ranks;

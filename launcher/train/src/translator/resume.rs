@@ -16,10 +16,10 @@
 //! number of ranks can go on.
 
 use super::parallel::Ranks;
-use crate::failure::failed;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{GradTransformer, Trainer};
+use gradtx_run::failure::failed;
 use gradtx_runtime::artifact::{checksum_file, copy_checked, sweep_all_temporary};
 use gradtx_runtime::checkpoint::{self, Parts, Saved, part_path};
 use gradtx_runtime::comm::Collectives;

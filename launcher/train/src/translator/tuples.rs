@@ -5,11 +5,11 @@
 //! A step's tuples depend on the seed and the step alone, and what becomes of each of them on its
 //! place among them: ranks that share a step read their own, and together have all.
 
-use crate::config::{TrainConfig, ValidationSplit};
-use crate::failure::unusable;
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_models::grad_transformer::{Normalization, NormalizationFit, NormalizationMode};
+use gradtx_run::config::{TrainConfig, ValidationSplit};
+use gradtx_run::failure::unusable;
 use gradtx_runtime::artifact::{Role, TupleStore};
 use gradtx_runtime::data::Order;
 use serde_json::{Value, json};

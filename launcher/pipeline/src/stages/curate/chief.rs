@@ -7,14 +7,14 @@ use super::messages::{
     ASK, Done, END, Ended, GIVE, NAP, SHARD, STOP, TELL, Told, read, say, standing, unpack,
 };
 use super::office::{Now, Office, Spent, Task};
-use crate::interrupt;
-use crate::progress::{self, RankStanding};
-use crate::role::Role;
-use crate::schedule::{Scheduler, Work};
-use crate::ui::{Progress, Ui};
 use anyhow::Result;
+use gradtx_run::interrupt;
+use gradtx_run::progress::{self, RankStanding};
+use gradtx_run::role::Role;
+use gradtx_run::ui::{Progress, Ui};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::metrics::JsonLines;
+use gradtx_train::lora::schedule::{Scheduler, Work};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -86,7 +86,7 @@ impl<'a> Chief<'a> {
             self.stop_all(code)?;
         }
         while let Some(message) = self.comm.try_receive(None, STOP)? {
-            self.stop_all(message.bytes.first().copied().unwrap_or(crate::failure::STOPPED))?;
+            self.stop_all(message.bytes.first().copied().unwrap_or(gradtx_run::failure::STOPPED))?;
         }
         while let Some(message) = self.comm.try_receive(None, TELL)? {
             match read(message.from, &message.bytes)? {

@@ -9,12 +9,12 @@
 use super::collection::{Collection, Finished, Throughput};
 use super::keeper::Keeper;
 use super::office::{Now, Office, Spent, Task};
-use crate::interrupt;
-use crate::record::make_dir;
-use crate::role::Role;
-use crate::schedule::Work;
-use crate::ui::Progress;
 use anyhow::{Context as _, Result};
+use gradtx_run::interrupt;
+use gradtx_run::record::make_dir;
+use gradtx_run::role::Role;
+use gradtx_run::ui::Progress;
+use gradtx_train::lora::schedule::Work;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ impl Position {
         let task = number("SLURM_PROCID").filter(|_| tasks > 1).unwrap_or(0);
         let array = id.map_or(0, |id| id.saturating_sub(from) / step.max(1));
         let count = number("SLURM_ARRAY_TASK_COUNT").filter(|_| id.is_some()).unwrap_or(1).max(1) * tasks;
-        let host = crate::progress::host_name();
+        let host = gradtx_run::progress::host_name();
         let name = match id {
             Some(id) if tasks > 1 => format!("{id}-{task}"),
             Some(id) => format!("{id}"),

@@ -3,20 +3,20 @@
 //! Everything here is the same on every rank: the models, the subsets, which jobs share a
 //! packed stream, and where their files lie.
 
-use crate::config::{Config, CurateConfig, Recipe};
-use crate::record::make_dir;
-use crate::role::Role;
-use crate::schedule::{self, Work};
-use crate::stages::aside::Aside;
-use crate::stages::examples::Data;
-use crate::stages::jobs::{Job, Snapshots, Trained, Training};
-use crate::stages::side::Side;
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
+use gradtx_run::config::{Config, CurateConfig, Recipe};
+use gradtx_run::record::make_dir;
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{ShardState, TuplePlan, check_shard, open_regular, write_atomic, write_shard};
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
+use gradtx_train::examples::Data;
+use gradtx_train::lora::checkpoint::Aside;
+use gradtx_train::lora::schedule::{self, Work};
+use gradtx_train::lora::trainer::{Job, Snapshots, Trained, Training};
+use gradtx_train::side::Side;
 use serde_json::json;
 use std::fs::File;
 use std::io::Write;
@@ -71,7 +71,7 @@ impl Collection {
         }
     }
 
-    /// The same as [`crate::stages::jobs`] has it.
+    /// The same as [`gradtx_train::lora::trainer`] has it.
     pub fn training(&self, role: Role) -> Training<'_> {
         Training {
             side: self.side(role),

@@ -5,10 +5,10 @@
 //! one long copy. What a process before this one left there is gathered first.
 
 use super::collection::{Collection, Finished};
-use crate::role::Role;
-use crate::schedule::Work;
 use anyhow::{Context as _, Result, bail};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::sweep_tree;
+use gradtx_train::lora::schedule::Work;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

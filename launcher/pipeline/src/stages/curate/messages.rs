@@ -15,12 +15,12 @@
 
 use super::collection::Finished;
 use super::office::{Now, Spent};
-use crate::progress::{self, RankStanding};
-use crate::schedule::Work;
-use crate::stages::jobs::Trained;
 use anyhow::{Context as _, Result};
+use gradtx_run::progress::{self, RankStanding};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::metrics::Rate;
+use gradtx_train::lora::schedule::Work;
+use gradtx_train::lora::trainer::Trained;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -150,7 +150,7 @@ pub(super) fn unpack(from: usize, bytes: &[u8]) -> Result<Finished> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::role::Role;
+    use gradtx_run::role::Role;
 
     #[test]
     fn what_came_of_a_group_can_be_sent() {

@@ -28,20 +28,6 @@ pub mod subsets;
 pub mod worker;
 
 use crate::artifacts::open_side;
-use crate::cluster::World;
-use crate::config::{Config, CurateConfig, RunArgs};
-use crate::context::Context;
-use crate::dispatch::{Question, answer, dispatch, memory};
-use crate::failure::{failed, is_busy, stopped};
-use crate::interrupt::Patience;
-use crate::paths::SHADOW_DIR;
-use crate::progress;
-use crate::record::{self, Output, RECORD_FILE, SharedState, State, make_dir};
-use crate::role::Role;
-use crate::schedule::Work;
-use crate::stages::examples::Data;
-use crate::stages::prompts::Prompts;
-use crate::stages::side::Side;
 use anyhow::{Context as _, Result};
 use chief::Chief;
 use claims::{CLAIMS, Claims, Position};
@@ -50,6 +36,16 @@ use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::LoraJobs;
+use gradtx_run::cluster::World;
+use gradtx_run::config::{Config, CurateConfig, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::{Question, answer, dispatch, memory};
+use gradtx_run::failure::{failed, is_busy, stopped};
+use gradtx_run::interrupt::Patience;
+use gradtx_run::paths::SHADOW_DIR;
+use gradtx_run::progress;
+use gradtx_run::record::{self, Output, RECORD_FILE, SharedState, State, make_dir};
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{
     MANIFEST, StoreType, TupleManifest, TuplePlan, assemble, checksum, init_path, shard_path,
     sweep_all_temporary, sweep_temporary, write_init, write_json,
@@ -57,6 +53,10 @@ use gradtx_runtime::artifact::{
 use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::data::{BatchCapacity, Dataset};
 use gradtx_runtime::metrics::JsonLines;
+use gradtx_train::examples::Data;
+use gradtx_train::lora::schedule::Work;
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::Side;
 use keeper::{Keeper, gather_left, scratch_dir};
 use office::Office;
 use serde_json::{Value, json};

@@ -7,10 +7,10 @@
 //! | [`super::claims::Claims`] | one of several without MPI: takes what nobody else has taken |
 
 use super::collection::Finished;
-use crate::role::Role;
-use crate::schedule::Work;
 use anyhow::Result;
+use gradtx_run::role::Role;
 use gradtx_runtime::metrics::Rate;
+use gradtx_train::lora::schedule::Work;
 use std::fs::File;
 use std::time::Duration;
 

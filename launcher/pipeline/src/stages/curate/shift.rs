@@ -3,16 +3,16 @@
 
 use super::collection::{ASIDE, Collection, Finished};
 use super::office::{Now, Office, Spent, Task};
-use crate::context::{Context, totals};
-use crate::dispatch::{self, memory_for};
-use crate::record::make_dir;
-use crate::role::Role;
-use crate::stages::jobs::{Training, Watcher};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
+use gradtx_run::context::{Context, totals};
+use gradtx_run::dispatch::{self, memory_for};
+use gradtx_run::record::make_dir;
+use gradtx_run::role::Role;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::Rate;
+use gradtx_train::lora::trainer::{Training, Watcher};
 use std::time::Instant;
 
 /// One process's part of the work.

@@ -1,11 +1,11 @@
 //! Which rows of the public data every shadow subset has.
 
-use crate::config::{Config, RANDOM_SUBSETS};
-use crate::failure::{unusable, unusable_with};
-use crate::stages::examples::Data;
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
+use gradtx_run::config::{Config, RANDOM_SUBSETS};
+use gradtx_run::failure::{unusable, unusable_with};
 use gradtx_runtime::data::split::mixed_subset;
+use gradtx_train::examples::Data;
 
 /// Rows of every shadow subset. Subsets may overlap. Without a mixture, each has rows of
 /// one group, the groups in turn; with one, each has its own proportions of all groups.

@@ -6,12 +6,12 @@ use super::collection::Finished;
 use super::keeper::Keeper;
 use super::messages::{ASK, Done, END, Ended, GIVE, NAP, SHARD, STOP, TELL, Told, pack, read, say, standing};
 use super::office::{Now, Office, Spent, Task};
-use crate::interrupt;
-use crate::progress::RankStanding;
-use crate::role::Role;
-use crate::schedule::Work;
 use anyhow::Result;
+use gradtx_run::interrupt;
+use gradtx_run::progress::RankStanding;
+use gradtx_run::role::Role;
 use gradtx_runtime::comm::Comm;
+use gradtx_train::lora::schedule::Work;
 use std::time::{Duration, Instant};
 
 /// It asks for its next group when so many steps of this one are left.
