@@ -75,7 +75,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
             json!({"work": row.work, "target": row.target, "measured": value, "shape": shape, "met": row.met}),
         );
     }
-    let targets = format!("{}\n\n{}", markdown(&rows), measured_on(&lines));
+    let targets = targets(&rows, &lines, &job.files);
     if let Some(path) = &job.write {
         write_into(path, &targets)?;
     }
@@ -87,6 +87,13 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The table, on which devices and days it was measured, and where the raw results are.
+fn targets(rows: &[Row], lines: &[Value], files: &[PathBuf]) -> String {
+    let places: Vec<String> = files.iter().map(|path| format!("`{}`", path.display())).collect();
+    let places = if places.is_empty() { String::new() } else { format!(" Raw results: {}.", places.join(", ")) };
+    format!("{}\n\n{}{places}", markdown(rows), measured_on(lines))
 }
 
 /// Puts the table into a file, in the place of the last one.
@@ -408,5 +415,17 @@ mod tests {
         std::fs::write(&path, "no place").unwrap();
         let why = write_into(&path, "three").unwrap_err().to_string();
         assert!(why.contains("no place for the table"), "{why}");
+    }
+
+    /// The table in README is what `bench table --write` makes of the committed results that it names.
+    #[test]
+    fn readme_has_the_table_of_the_committed_results() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+        let block = readme.split_once(BEGIN).unwrap().1.split_once(END).unwrap().0;
+        let places = block.split_once("Raw results: ").map_or("", |found| found.1);
+        let files: Vec<PathBuf> = places.split('`').skip(1).step_by(2).map(PathBuf::from).collect();
+        let lines: Vec<Value> = files.iter().flat_map(|path| read(&root.join(path)).unwrap()).collect();
+        assert_eq!(block.trim_end(), targets(&rows(&lines), &lines, &files));
     }
 }
