@@ -65,6 +65,10 @@ template <int D> DEV const bf16* lane_of_b(const bf16* tile) {
     return tile + ((lane & 7) + (lane >> 4) * 8) * LD<D> + (lane >> 3 & 1) * 8;
 }
 
+// Which quarter of a block's rows a warp has. The last one has the most to do; as each of a multiprocessor's
+// four schedulers has one warp of every block, it is another warp in every second block.
+DEV int quarter() { return threadIdx.x >> 5 ^ (__popc(blockIdx.x) & 1 ? 3 : 0); }
+
 template <int M, int N> DEV void clear(float (&acc)[M][N][4]) {
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -127,18 +131,25 @@ DEV void product_nn(float (&acc)[M][D / 8][4], const u32 (&weights)[M][K][4], co
     }
 }
 
-// A warp's 16 rows of an accumulator, to rows first… that are below len; times a factor per half.
+// A warp's 16 rows of an accumulator, to rows first… that are below len; times a factor per half. They go
+// through 16 rows of shared memory, so that 16 bytes at a time are written.
 template <int D>
-DEV void put_rows(bf16* to, u64 stride, u32 first, u32 len, const float (&acc)[D / 8][4], float upper, float lower) {
+DEV void put_rows(bf16* to, u64 stride, u32 first, u32 len, const float (&acc)[D / 8][4], float upper, float lower,
+                  bf16* room) {
     int lane = threadIdx.x & 31;
-    u32 row = first + (lane >> 2), column = (lane & 3) * 2;
+    bf16* mine = room + (lane >> 2) * LD<D> + (lane & 3) * 2;
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
-        u64 at = row * stride + j * 8 + column;
-        if (row < len) *reinterpret_cast<u32*>(to + at) = pack_bf16(acc[j][0] * upper, acc[j][1] * upper);
-        if (row + 8 < len) {
-            *reinterpret_cast<u32*>(to + at + 8 * stride) = pack_bf16(acc[j][2] * lower, acc[j][3] * lower);
-        }
+        *reinterpret_cast<u32*>(mine + j * 8) = pack_bf16(acc[j][0] * upper, acc[j][1] * upper);
+        *reinterpret_cast<u32*>(mine + 8 * LD<D> + j * 8) = pack_bf16(acc[j][2] * lower, acc[j][3] * lower);
+    }
+    __syncwarp();
+    constexpr int CHUNKS = D / 8;
+#pragma unroll
+    for (int i = 0; i < 16; i += 32 / CHUNKS) {
+        u32 r = i + lane / CHUNKS, c = lane % CHUNKS * 8;
+        if (first + r >= len) continue;
+        *reinterpret_cast<uint4*>(to + (first + r) * stride + c) = *reinterpret_cast<const uint4*>(room + r * LD<D> + c);
     }
 }
 
@@ -220,7 +231,7 @@ DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* 
     load_rows<FORWARD_ROWS, D>(queries, {qkv, row, start, at.q(head)}, tile_first, len);
     load_rows<STEP, D>(keys, key_rows, 0, len);
     cp_async_commit();
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = (lane & 3) * 2;
+    int lane = threadIdx.x & 31, warp = quarter(), g = lane >> 2, q = (lane & 3) * 2;
     float acc[2][D / 8][4];
     Softmax so_far;
     clear(acc);
@@ -259,10 +270,11 @@ DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* 
     }
     bf16* to = o + start * o_stride + at.q(head);
     float* my_lse = lse + (u64)head * tokens + start;
+    bf16* room = queries + warp * 32 * LD<D>;  // this warp's queries
 #pragma unroll
     for (int m = 0; m < 2; m++) {
         float upper = quad_sum(so_far.total[m][0]), lower = quad_sum(so_far.total[m][1]);
-        put_rows<D>(to, o_stride, from + m * 16, len, acc[m], 1.f / upper, 1.f / lower);
+        put_rows<D>(to, o_stride, from + m * 16, len, acc[m], 1.f / upper, 1.f / lower, room + m * 16 * LD<D>);
         u32 mine = my_row + m * 16;
         if ((lane & 3) == 0) {
             if (mine < len) my_lse[mine] = so_far.largest[m][0] * scale + logf(upper);
@@ -295,7 +307,7 @@ template <int D> DEV Stage<D> stage_of(unsigned char* memory, u32 step) {
 
 // A warp's 16 rows of a tile.
 template <int D> DEV void keep_rows(u32 (&kept)[D / 16][4], const bf16* tile) {
-    const bf16* lane_a = lane_of_a<D>(tile + (threadIdx.x >> 5) * 16 * LD<D>);
+    const bf16* lane_a = lane_of_a<D>(tile + quarter() * 16 * LD<D>);
 #pragma unroll
     for (int d = 0; d < D / 16; d++) ldmatrix_x4(kept[d], lane_a + d * 16);
 }
@@ -346,7 +358,7 @@ DEV void backward_q(u32 block, bf16* dqkv, const BackwardInputs& in, u32* fault,
     load_rows<ROWS, D>(own.b, {in.d_o, o_stride, start, at.q(head)}, tile_first, len);
     cp_async_commit();
     load_keys(0);
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = (lane & 3) * 2;
+    int lane = threadIdx.x & 31, warp = quarter(), g = lane >> 2, q = (lane & 3) * 2;
     float acc[1][D / 8][4], my_lse[2], my_delta[2], scale2 = scale * LOG2_E;
     clear(acc);
     // Of this warp: its first query, and of this thread: the first of its rows.
@@ -391,7 +403,8 @@ DEV void backward_q(u32 block, bf16* dqkv, const BackwardInputs& in, u32* fault,
             product_nn<D>(acc, packed, stage.a + part * LD<D>);
         }
     }
-    put_rows<D>(dqkv + start * row + at.q(head), row, from, len, acc[0], scale, scale);
+    bf16* room = stage_of<D>(memory, steps).a + warp * 16 * LD<D>;  // not the last step's
+    put_rows<D>(dqkv + start * row + at.q(head), row, from, len, acc[0], scale, scale, room);
 }
 
 // A block per tile of 64 keys and key/value head: dv = Σ pᵀ do, dk = scale · Σ dsᵀ q, over the queries
@@ -429,7 +442,7 @@ DEV void backward_kv(u32 block, bf16* dqkv, const BackwardInputs& in, u32* fault
     load_rows<ROWS, D>(own.b, {in.qkv, row, start, at.v(kv_head)}, 0, len);
     cp_async_commit();
     load_queries(left, head, 0);
-    int lane = threadIdx.x & 31, from = (threadIdx.x >> 5) * 16, g = lane >> 2, q = (lane & 3) * 2;
+    int lane = threadIdx.x & 31, from = quarter() * 16, g = lane >> 2, q = (lane & 3) * 2;
     float dk[1][D / 8][4], dv[1][D / 8][4], scale2 = scale * LOG2_E;
     clear(dk);
     clear(dv);
@@ -479,8 +492,9 @@ DEV void backward_kv(u32 block, bf16* dqkv, const BackwardInputs& in, u32* fault
     }
     kv_head = head / group - 1;  // not kept all the time
     bf16* to = dqkv + start * row;
-    put_rows<D>(to + at.k(kv_head), row, from, len, dk[0], scale, scale);
-    put_rows<D>(to + at.v(kv_head), row, from, len, dv[0], 1.f, 1.f);
+    Stage<D> room = stage_of<D>(memory, 0);  // not the last step's
+    put_rows<D>(to + at.k(kv_head), row, from, len, dk[0], scale, scale, room.a + from * LD<D>);
+    put_rows<D>(to + at.v(kv_head), row, from, len, dv[0], 1.f, 1.f, room.b + from * LD<D>);
 }
 
 // Blocks for dk and dv, then blocks for dq, of as many tiles each.
