@@ -11,8 +11,6 @@ template <class X> DEV X narrow(float x);
 template <> DEV float narrow<float>(float x) { return x; }
 template <> DEV bf16 narrow<bf16>(float x) { return {bf16_bits(x)}; }
 
-// Two bf16 in one register, the first in the lower half.
-DEV u32 pack_bf16(float first, float second) { return bf16_bits(first) | (u32)bf16_bits(second) << 16; }
 DEV float unpack_first(u32 pair) { return __uint_as_float(pair << 16); }
 DEV float unpack_second(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 

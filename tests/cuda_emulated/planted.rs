@@ -135,10 +135,40 @@ fn off_by_one() {
 #[test]
 fn wrong_visibility() {
     let case = Packed { lengths: &[5, 70, 3], heads: 2, kv_heads: 1, head_dim: 64, gap: 0 };
-    for instead in ["whole || key < query ?", "true ?"] {
-        let fault = plant("flash.cu", "whole || key <= query ?", instead);
+    let forward = "if (key > query + edge)";
+    let backward = "whole || key <= query ?";
+    for (text, instead) in [
+        (forward, "if (key >= query + edge)"),
+        (forward, "if (false)"),
+        (backward, "whole || key < query ?"),
+        (backward, "true ?"),
+    ] {
+        let fault = plant("flash.cu", text, instead);
         assert_eq!(complaints(&case, fault).len(), SCHEDULES.len() + 1, "{instead}");
     }
+}
+
+/// Tiles that are computed twice, others not at all.
+#[test]
+fn tiles_in_the_wrong_order() {
+    let case = Packed { lengths: &[5, 70, 3], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+    for text in ["    tile -= before;\n", "            before = count;\n"] {
+        let fault = Plant { module: "flash.cu", file: "packed.cuh", text, instead: "" };
+        assert_eq!(complaints(&case, fault).len(), SCHEDULES.len() + 1, "{text}");
+    }
+}
+
+/// Sums of other queries: those of a step are not copied.
+#[test]
+fn dropped_copy() {
+    let case = Packed { lengths: &[70], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+    let fault =
+        plant("flash.cu", "cp_async4(to.lse + threadIdx.x", "if (stage & 1) cp_async4(to.lse + threadIdx.x");
+    assert_eq!(complaints(&case, fault).len(), SCHEDULES.len() + 1);
+    // Words of 4 bytes, but not on their boundaries.
+    let instead = "cp_async4(reinterpret_cast<bf16*>(to.lse) + 1 + threadIdx.x";
+    let fault = plant("flash.cu", "cp_async4(to.lse + threadIdx.x", instead);
+    expect_caught(&case, fault, "not 4-byte aligned");
 }
 
 /// Lanes that take different ways to a collective.
