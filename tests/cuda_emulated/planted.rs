@@ -7,6 +7,7 @@ use crate::emulator::{Order, Plant, Schedule, Variant, device};
 use crate::lora::{Adapted, fused};
 use crate::matrix::Product;
 use crate::rmsnorm::Norm;
+use crate::t5_attention::Short;
 use gradtx_kernels::bf16;
 use gradtx_kernels::ops::Out;
 
@@ -169,6 +170,33 @@ fn dropped_copy() {
     let instead = "cp_async4(reinterpret_cast<bf16*>(to.lse) + 1 + threadIdx.x";
     let fault = plant("flash.cu", "cp_async4(to.lse + threadIdx.x", instead);
     expect_caught(&case, fault, "not 4-byte aligned");
+}
+
+/// T5 attention on the tensor cores: masks of other rows, a table without some of its gradient, values in
+/// the order of memory, and probabilities that are read before their warps have put them there.
+#[test]
+fn wrong_t5_tiles() {
+    let case = Short {
+        batch: 2,
+        queries: 20,
+        keys: 37,
+        heads: 2,
+        head_dim: 64,
+        causal: false,
+        bias: true,
+        dropout: 0.3,
+        shift: 0,
+    };
+    let none = plant("t5_tiles.cu", "// ---- forward", "// ---- forward");
+    assert_eq!(complaints(&case, none), [""; 0]);
+    for (text, instead, words) in [
+        ("make_uint4(blockIdx.y * shape.queries + row", "make_uint4(row", "`o`"),
+        ("u32 seen = row < shape.queries", "u32 seen = row < 16", "`d_table`"),
+        ("load_rows<true>(values, k + width", "load_rows<false>(values, k + width", "`o`"),
+        ("    __syncthreads();  // queries and keys are there, and", "    // and", "`dq`"),
+    ] {
+        expect_caught(&case, plant("t5_tiles.cu", text, instead), words);
+    }
 }
 
 /// Lanes that take different ways to a collective.

@@ -41,6 +41,7 @@ mod rmsnorm;
 mod rope;
 mod stream;
 mod t5_attention;
+mod t5_tiles;
 
 pub use cublaslt::CublasLt;
 pub use graph::CudaGraph;
