@@ -7,7 +7,9 @@ use crate::stages::bench::counts::product;
 use crate::stages::bench::values::{random, tokens};
 use anyhow::Result;
 use gradtx_kernels::Real;
-use gradtx_kernels::ops::{Backend, Gemm, GemmDims, Linear, LinearDims, LmHead, LmHeadDims, LmHeadScratch};
+use gradtx_kernels::ops::{
+    Backend, Gemm, GemmDims, Linear, LinearDims, LmHead, LmHeadDims, LmHeadScratch, Out,
+};
 use gradtx_models::lora::Fused;
 use serde_json::{Value, json};
 
@@ -102,6 +104,7 @@ fn translator<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shape
                 D::all(&dy),
                 D::all(&x),
                 dims,
+                Out::Assign,
             )
         })?;
     }
