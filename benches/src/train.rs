@@ -18,7 +18,7 @@ use super::options::{Common, at_least_one};
 use super::results::{Entry, Results, rounded};
 use super::{Measured, On, machine, profile};
 use anyhow::{Result, ensure};
-use gradtx_kernels::ops::AdamWStep;
+use gradtx_kernels::ops::{AdamWStep, Out};
 use gradtx_kernels::rng::Stream;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Activations, GradTransformer, Trainer, Tuples};
@@ -157,19 +157,20 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Resident<D, X> {
     }
 
     fn forward(&mut self, model: &GradTransformer<D, X>) -> Result<()> {
-        let Self { acts, forward, .. } = self;
-        model.device().replay(forward, &mut || model.forward(acts, true))?;
-        let loss = model.loss_sum(&mut self.acts, self.scale)?;
-        ensure!(loss.is_finite(), "the loss is {loss}");
-        Ok(())
+        let Self { acts, forward, scale, .. } = self;
+        model.device().replay(forward, &mut || {
+            model.forward(acts, true)?;
+            model.losses(acts, *scale)
+        })?;
+        Ok(model.release_losses(acts)?)
     }
 
     fn backward(&mut self, model: &GradTransformer<D, X>, trainer: &mut Trainer<D, X>) -> Result<()> {
-        model.device().fill(D::all_mut(trainer.gradients_mut()), 0.0)?;
         let Self { acts, backward, .. } = self;
-        let buf = trainer.gradients_mut();
-        let mut work = || model.backward(acts, true, &mut Grads { buf, on_ready: &mut |_, _| Ok(()) });
-        Ok(model.device().replay(backward, &mut work)?)
+        let (device, buf) = (model.device(), trainer.gradients_mut());
+        Ok(device.replay(backward, &mut || {
+            model.backward(acts, true, &mut Grads::new(device, buf, Out::Assign, &mut |_, _| Ok(())))
+        })?)
     }
 
     fn update(&mut self, model: &mut GradTransformer<D, X>, trainer: &mut Trainer<D, X>) -> Result<()> {
@@ -179,9 +180,16 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Resident<D, X> {
         Ok(())
     }
 
+    fn check_loss(&mut self, model: &GradTransformer<D, X>) -> Result<()> {
+        let loss = model.sum_of_losses(&mut self.acts)?;
+        ensure!(loss.is_finite(), "the loss is {loss}");
+        Ok(())
+    }
+
     fn step(&mut self, model: &mut GradTransformer<D, X>, trainer: &mut Trainer<D, X>) -> Result<()> {
         self.forward(model)?;
         self.backward(model, trainer)?;
+        self.check_loss(model)?;
         self.update(model, trainer)
     }
 

@@ -227,6 +227,39 @@ struct Mask {
     }
 };
 
+// Dropout of a row whose example has a key: nothing is drawn where the threshold keeps everything.
+struct RowMask {
+    Mask mask;
+    u32 row;
+    // values = mask ⊙ values · keep, elements c … c + N − 1. What is dropped becomes 0 even where it was infinite.
+    template <int N> DEV void apply(float (&values)[N], u32 c) const {
+        if (mask.threshold == 0) return;
+        float factors[N];
+        mask.factors_at(factors, row, c);
+#pragma unroll
+        for (int j = 0; j < N; j++) values[j] = factors[j] == 0.f ? 0.f : values[j] * factors[j];
+    }
+};
+// The masks of rows, of which `rows_per_key` share an example's key; without dropout there are no keys.
+struct RowMasks {
+    const u64* keys;
+    u32 rows_per_key, site, threshold;
+    float keep;
+    DEV RowMask of(u32 row) const {
+        if (threshold == 0) return {{0, site, 0, keep}, 0};
+        return {{keys[row / rows_per_key], site, threshold, keep}, row % rows_per_key};
+    }
+};
+// No dropout, for kernels that have a form without it.
+struct NoMask {
+    template <int N> DEV void apply(float (&)[N], u32) const {}
+};
+struct NoMasks {
+    DEV NoMask of(u32) const { return {}; }
+};
+#define DROP_MASK_PARAMETERS const u64 *drop_keys, u32 drop_rows, u32 drop_site, u32 drop_threshold, float drop_keep
+#define DROP_MASK RowMasks{drop_keys, drop_rows, drop_site, drop_threshold, drop_keep}
+
 // ---- indices that come with the data
 
 // What is wrong with one; the host has the sentences (src/cuda/fault.rs).

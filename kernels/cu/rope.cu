@@ -140,10 +140,10 @@ DEV void norm_weight(float* dw, const X* dy, const X* qkv, const float* inv_rms,
         rope<X, true>(dqkv, (const X*)nullptr, cos, sin, positions, fault, heads, kv_heads, head_dim, max_positions); \
     }                                                                                                                \
     EXPORT(rope_backward_##t)                                                                                        \
-    KERNEL LAUNCH_BOUNDS(1024) bias_backward_##t(float* dbias, const X* d, u32 rows, u32 cols) {                      \
+    KERNEL LAUNCH_BOUNDS(1024) bias_backward_##t(float* dbias, const X* d, u32 rows, u32 cols, u32 add) {             \
         column_sums(                                                                                                 \
             rows, cols, [&](u32 r, u32 c) { return widen(d[(u64)r * cols + c]); },                                    \
-            [&](u32 c, float sum) { dbias[c] += sum; });                                                             \
+            [&](u32 c, float sum) { dbias[c] = add ? dbias[c] + sum : sum; });                                       \
     }                                                                                                                \
     EXPORT(bias_backward_##t)                                                                                        \
     KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \

@@ -6,7 +6,9 @@ use crate::counts::product;
 use crate::values::{random, tokens};
 use anyhow::Result;
 use gradtx_kernels::Real;
-use gradtx_kernels::ops::{Backend, Gemm, GemmDims, Linear, LinearDims, LmHead, LmHeadDims, LmHeadScratch};
+use gradtx_kernels::ops::{
+    Backend, Gemm, GemmDims, Linear, LinearDims, LmHead, LmHeadDims, LmHeadScratch, Out,
+};
 use gradtx_models::lora::Fused;
 use gradtx_plan::cost::rates::Kind;
 use serde_json::{Value, json};
@@ -102,6 +104,7 @@ fn translator<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shape
                 D::all(&dy),
                 D::all(&x),
                 dims,
+                Out::Assign,
             )
         })?;
     }

@@ -24,6 +24,7 @@ mod memory;
 mod mse;
 mod parallel;
 mod profile;
+mod residual;
 mod rmsnorm;
 mod rope;
 mod scratch;
@@ -120,6 +121,7 @@ impl Device for Cpu {
     type ViewMut<'a, T: Elem> = &'a mut [T];
     type Lane = ();
     type Graph = ();
+    type Mark = ();
 
     fn name(&self) -> String {
         format!("CPU, {} threads", self.threads())
@@ -197,6 +199,22 @@ impl Device for Cpu {
     }
 
     fn release_lane(&self, (): &mut ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn download_in<T: Elem>(&self, (): &mut (), dst: &mut [T], src: &[T]) -> Result<()> {
+        self.download(dst, src)
+    }
+
+    fn beside(&self) -> Self {
+        self.clone()
+    }
+
+    fn mark(&self, (): &mut ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn follow(&self, (): &()) -> Result<()> {
         Ok(())
     }
 

@@ -48,6 +48,7 @@ pub const MODULES: &[(&str, &str)] = sources![
     "lora.cu",
     "lora_rows.cu",
     "mse.cu",
+    "residual.cu",
     "rmsnorm.cu",
     "rope.cu",
     "t5_attention.cu",

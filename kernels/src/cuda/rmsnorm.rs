@@ -59,13 +59,30 @@ impl<X: CudaReal> RmsNorm<X> for Cuda {
         let blocks = if cols == 0 { 0 } else { rows };
         // SAFETY: the lengths above.
         unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }?;
-        if let Some(dw) = &dw {
-            let kernel = self.kernel_of::<X>(MODULE, "rmsnorm_backward_weight").write(dw);
-            let kernel = kernel.read(dy).read(x).read(inv_rms);
-            let kernel = kernel.int(rows).int(cols).long(x_stride).long(y_stride);
-            // SAFETY: the lengths above.
-            unsafe { kernel.run([cols.div_ceil(COLUMN_BLOCK), 1, 1], COLUMN_THREADS, 0) }?;
+        match dw {
+            Some(dw) => self.rmsnorm_backward_weight(dw, dy, x, inv_rms, dims, Out::Add),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    fn rmsnorm_backward_weight(
+        &self,
+        dw: CudaViewMut<'_, f32>,
+        dy: CudaView<'_, X>,
+        x: CudaView<'_, X>,
+        inv_rms: CudaView<'_, f32>,
+        dims: RmsNormDims,
+        out: Out,
+    ) -> Result<()> {
+        const OP: &str = "rmsnorm_backward_weight";
+        let RmsNormDims { rows, cols, x_stride, y_stride, .. } = dims;
+        expect_len(OP, "dw", dw.len(), cols)?;
+        expect_rows(OP, "dy", dy.len(), rows, cols, y_stride)?;
+        expect_rows(OP, "x", x.len(), rows, cols, x_stride)?;
+        expect_len(OP, "inv_rms", inv_rms.len(), rows)?;
+        let kernel = self.kernel_of::<X>(MODULE, OP).write(&dw).read(dy).read(x).read(inv_rms);
+        let kernel = kernel.int(rows).int(cols).long(x_stride).long(y_stride).int((out == Out::Add).into());
+        // SAFETY: the lengths above.
+        unsafe { kernel.run([cols.div_ceil(COLUMN_BLOCK), 1, 1], COLUMN_THREADS, 0) }
     }
 }

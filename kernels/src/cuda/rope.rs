@@ -3,7 +3,7 @@
 use super::rmsnorm::{COLUMN_BLOCK, COLUMN_THREADS};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_len};
-use crate::ops::{QkNorm, QkvDims, Rope};
+use crate::ops::{Out, QkNorm, QkvDims, Rope};
 
 const MODULE: &str = "rope";
 const THREADS: usize = 256;
@@ -37,17 +37,19 @@ fn check_norm(
 }
 
 impl Cuda {
-    /// `sums += Σ_rows d`, `d` contiguous `[rows, cols]`.
+    /// `sums (=|+=) Σ_rows d`, `d` contiguous `[rows, cols]`.
     pub(super) fn sum_rows<X: CudaReal>(
         &self,
         sums: &CudaViewMut<'_, f32>,
         d: CudaView<'_, X>,
         rows: usize,
         cols: usize,
+        out: Out,
     ) -> Result<()> {
         expect_len("bias_backward", "d", d.len(), rows * cols)?;
         expect_len("bias_backward", "sums", sums.len(), cols)?;
         let kernel = self.kernel_of::<X>(MODULE, "bias_backward").write(sums).read(d).int(rows).int(cols);
+        let kernel = kernel.int((out == Out::Add).into());
         // SAFETY: the lengths above.
         unsafe { kernel.run([cols.div_ceil(COLUMN_BLOCK), 1, 1], COLUMN_THREADS, 0) }
     }
@@ -97,7 +99,7 @@ impl<X: CudaReal> Rope<X> for Cuda {
         // SAFETY: the lengths above; positions beyond the tables are refused.
         unsafe { kernel.run([dims.tokens, 1, 1], THREADS, 0) }?;
         match &dbias {
-            Some(dbias) => self.sum_rows(dbias, dqkv.freeze(), dims.tokens, dims.row()),
+            Some(dbias) => self.sum_rows(dbias, dqkv.freeze(), dims.tokens, dims.row(), Out::Add),
             None => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{GatedActivation, GatedDims, GatedKind};
+use gradtx_kernels::ops::{Dropout, DropoutDims, GatedActivation, GatedDims, GatedKind};
 
 /// Input `[gate | up]`; output h.
 struct Case(GatedDims);
@@ -103,4 +103,64 @@ fn wrong_shapes() {
     assert_shape_error(cpu.gated_backward(&mut gate_up[1..], &dh, &random("x", 20), dims));
     assert_shape_error(cpu.gated_backward(&mut gate_up, &dh[1..], &random("x", 20), dims));
     assert!(cpu.gated_forward(&mut h, &gate_up, GatedDims { h_stride: 4, ..dims }).is_err(), "rows overlap");
+}
+
+/// The same with dropout of h.
+struct Dropped(Case, DropoutDims);
+
+impl Dropped {
+    fn new(rows: usize, cols: usize, gap: usize, kind: GatedKind) -> Self {
+        let drop = DropoutDims { rows, cols, rows_per_key: 3, p: 0.3, site: 8 };
+        Self(Case::new(rows, cols, gap, kind), drop)
+    }
+
+    fn keys(&self) -> Vec<u64> {
+        (0..self.1.rows as u64 / 3).map(|b| 9 + b * 0x1_0000_0001).collect()
+    }
+}
+
+impl OpCase for Dropped {
+    fn forward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> Vec<Vec<X>> {
+        let GatedDims { rows, cols, h_stride, .. } = self.0.0;
+        let mut h = spread(&nan::<X>(rows * cols), cols, h_stride);
+        cpu.gated_dropout_forward(&mut h, &inputs[0], &self.keys(), self.0.0, self.1).expect("shapes agree");
+        vec![packed(&h, cols, h_stride)]
+    }
+
+    fn backward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
+        let mut d_gate_up = nan(inputs[0].len());
+        let dh = spread(&d[0], self.0.0.cols, self.0.0.h_stride);
+        cpu.gated_dropout_backward(&mut d_gate_up, &dh, &inputs[0], &self.keys(), self.0.0, self.1)
+            .expect("shapes agree");
+        vec![Some(d_gate_up)]
+    }
+}
+
+#[test]
+fn dropout_of_the_result() {
+    for kind in KINDS {
+        for (rows, cols, gap) in [(3, 5, 0), (6, 123, 3), (123, 301, 0)] {
+            let case = Dropped::new(rows, cols, gap, kind);
+            check_gradients(&format!("{kind:?} {rows}×{cols}"), &case, &case.0.inputs());
+            check_f32(&format!("{kind:?} with dropout"), &case, &case.0.inputs(), 1e-6);
+            // To the bit as one after the other.
+            let cpu = Cpu::new(2);
+            let inputs: Vec<Vec<f32>> = case.0.inputs().iter().map(|x| to(x)).collect();
+            let mut h = case.0.forward(&cpu, &inputs).remove(0);
+            let plain = h.clone();
+            cpu.dropout(&mut h, &case.keys(), case.1).unwrap();
+            assert_eq!(case.forward(&cpu, &inputs)[0], h);
+            assert_ne!(plain, h, "nothing was dropped");
+            let mut dh: Vec<f32> = to(&random("dh", rows * cols));
+            let found = case.backward(&cpu, &inputs, &[dh.clone()]);
+            cpu.dropout(&mut dh, &case.keys(), case.1).unwrap();
+            assert_eq!(found, case.0.backward(&cpu, &inputs, &[dh]));
+        }
+    }
+    let case = Dropped::new(6, 5, 0, GatedKind::Silu);
+    let (mut h, gate_up) = ([0.0; 30], [0.5; 60]);
+    let cpu = Cpu::new(1);
+    let other = DropoutDims { cols: 4, ..case.1 };
+    assert_shape_error(cpu.gated_dropout_forward(&mut h, &gate_up, &case.keys(), case.0.0, other));
+    assert_shape_error(cpu.gated_dropout_forward(&mut h, &gate_up, &[1], case.0.0, case.1));
 }

@@ -24,7 +24,8 @@ impl OpCase for Case {
         let [dx, dw, dbias, residual] = &mut grads[..] else { panic!("four inputs") };
         cpu.linear_backward_input(dx, &d[0], &inputs[1], self.dims, Out::Add).expect("the shapes fit");
         let dbias = self.extras.then_some(&mut dbias[..]);
-        cpu.linear_backward_weight(dw, dbias, &d[0], &inputs[0], self.dims).expect("the shapes fit");
+        cpu.linear_backward_weight(dw, dbias, &d[0], &inputs[0], self.dims, Out::Add)
+            .expect("the shapes fit");
         if self.extras {
             residual.copy_from_slice(&d[0]);
         }
@@ -77,6 +78,17 @@ fn assignment_ignores_and_addition_keeps_what_was_there() {
     cpu.linear_backward_input(&mut added, &dy, &w, dims, Out::Add).expect("the shapes fit");
     let expected: Vec<_> = assigned.iter().map(|x| x + 1.0).collect();
     assert_close("dx", &added, &expected, 1e-14);
+
+    let x = random("x", 12);
+    let (mut dw, mut dbias) = (vec![f64::NAN; 20], vec![f64::NAN; 5]);
+    cpu.linear_backward_weight(&mut dw, Some(&mut dbias), &dy, &x, dims, Out::Assign)
+        .expect("the shapes fit");
+    let (mut more, mut more_bias) = (vec![1.0; 20], vec![1.0; 5]);
+    cpu.linear_backward_weight(&mut more, Some(&mut more_bias), &dy, &x, dims, Out::Add)
+        .expect("the shapes fit");
+    let plus_one = |x: &[f64]| -> Vec<f64> { x.iter().map(|x| x + 1.0).collect() };
+    assert_close("dw", &more, &plus_one(&dw), 1e-14);
+    assert_close("dbias", &more_bias, &plus_one(&dbias), 1e-14);
 }
 
 #[test]
@@ -98,5 +110,5 @@ fn wrong_shapes_are_errors() {
     assert_shape_error(cpu.linear_forward(&mut y, &x, &w[1..], None, None, dims));
     assert_shape_error(cpu.linear_forward(&mut y, &x, &w, Some(&b[1..]), None, dims));
     assert_shape_error(cpu.linear_forward(&mut y, &x, &w, None, Some(&b), dims));
-    assert_shape_error(cpu.linear_backward_weight(&mut y, None, &[0.0; 8], &x, dims));
+    assert_shape_error(cpu.linear_backward_weight(&mut y, None, &[0.0; 8], &x, dims, Out::Add));
 }

@@ -16,6 +16,7 @@ mod linear;
 mod lm_head;
 mod lora;
 mod mse;
+mod residual;
 mod rmsnorm;
 mod rope;
 mod t5_attention;

@@ -5,7 +5,7 @@
 
 use crate::common::relative_error;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::Backend;
+use gradtx_kernels::ops::{Backend, Out};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Complex64, Device};
 use gradtx_models::grad_transformer::{
@@ -104,7 +104,8 @@ impl Stacks {
         let loss = dot(dec.output(BATCH), &weights[0]) + dot(enc.output(BATCH), &weights[1]);
 
         let mut buf = cpu.zeros::<X>(self.layout.total()).unwrap();
-        let mut grads: Grads<'_, Cpu, X> = Grads { buf: &mut buf, on_ready: &mut |_, _| Ok(()) };
+        let mut ignore = |_: Range<usize>, _: &mut [X]| Ok(());
+        let mut grads: Grads<'_, Cpu, X> = Grads::new(&cpu, &mut buf, Out::Add, &mut ignore);
         dec.d_output_mut(BATCH).unwrap().copy_from_slice(&weights[0]);
         self.decoder.backward(&pass, &mut dec, Some(&enc), &mut grads).unwrap();
         let d_enc = enc.d_output_mut(BATCH).unwrap();
@@ -217,7 +218,7 @@ where
         ready.push((range.clone(), gradients[range].to_vec()));
         Ok(())
     };
-    let mut grads: Grads<'_, Cpu, X> = Grads { buf: &mut buf, on_ready: &mut on_ready };
+    let mut grads: Grads<'_, Cpu, X> = Grads::new(model.device(), &mut buf, Out::Add, &mut on_ready);
     model.backward(&mut acts, true, &mut grads).unwrap();
     let mut end = values.len();
     let mut covered = 0;

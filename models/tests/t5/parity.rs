@@ -6,7 +6,7 @@ use crate::common::fixture;
 use crate::common::relative_error;
 use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
-use gradtx_kernels::ops::AdamWStep;
+use gradtx_kernels::ops::{AdamWStep, Out};
 use gradtx_models::grad_transformer::{
     Activations, Generator, GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples,
 };
@@ -120,8 +120,9 @@ impl T5 {
             loss += difference * difference / count;
             *d = (2.0 * weight * difference / count) as f32;
         }
-        let mut grads: Grads<'_, Cpu, f32> = Grads { buf, on_ready: &mut |_, _| Ok(()) };
+        let mut ignore = |_: std::ops::Range<usize>, _: &mut [f32]| Ok(());
         let pass = self.pass(&keys);
+        let mut grads: Grads<'_, Cpu, f32> = Grads::new(pass.dev, buf, Out::Add, &mut ignore);
         self.decoder.backward(&pass, &mut acts.1, Some(&acts.0), &mut grads).unwrap();
         acts.0.d_output_mut(batch).unwrap().copy_from_slice(acts.1.d_memory(batch).unwrap());
         self.encoder.backward(&pass, &mut acts.0, None, &mut grads).unwrap();
@@ -258,7 +259,8 @@ fn grad_transformer_outputs_loss_and_gradients() {
     let sum = model.loss_sum(&mut acts, scale).unwrap();
     golden.assert("loss", &[(sum as f64 * scale) as f32]);
     let mut buf = model.device().zeros::<f32>(model.layout().total()).unwrap();
-    let mut grads: Grads<'_, Cpu, f32> = Grads { buf: &mut buf, on_ready: &mut |_, _| Ok(()) };
+    let mut ignore = |_: std::ops::Range<usize>, _: &mut [f32]| Ok(());
+    let mut grads: Grads<'_, Cpu, f32> = Grads::new(model.device(), &mut buf, Out::Add, &mut ignore);
     model.backward(&mut acts, true, &mut grads).unwrap();
     for param in model.layout().params() {
         golden.assert(&format!("grad.{}", param.name), &buf[param.range()]);
