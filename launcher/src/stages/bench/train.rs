@@ -138,6 +138,10 @@ fn steps<X: Real<Acc = f32>, D: Backend<X>>(
     results.add(on.device, Entry::new("train with loading", shape, Count::flops(flops), times).with(more))
 }
 
+/// Steps after which all work on both sets of inputs is repeated from the device's memory: the first
+/// two run as they are, and the next two are captured.
+const FIRST_STEPS: usize = 4;
+
 /// The step of `gradtx train`, with its own feed of tuples from the disk.
 fn with_loading<X: Real<Acc = f32>, D: Backend<X>>(
     on: &On<'_, D>,
@@ -151,6 +155,7 @@ fn with_loading<X: Real<Acc = f32>, D: Backend<X>>(
     let solo = Solo::default();
     let mut ranks = Ranks::new(&solo, on.device, model.layout(), BUCKET_BYTES / size_of::<f32>())?;
     let part = Part { steps: 0..u32::MAX, own: 0..batch };
+    let repeats = Repeats { warmup: repeats.warmup + FIRST_STEPS, ..repeats };
     std::thread::scope(|scope| {
         let (units, source) = (store.units().clone(), store.source()?);
         let mut feed = Feed::start(scope, on.device, &config, units, source, part, on.threads)?;
