@@ -37,6 +37,7 @@ pub mod results;
 pub mod table;
 pub mod train;
 pub mod translate;
+pub mod tuples;
 pub mod values;
 
 use anyhow::Result;
@@ -111,6 +112,8 @@ struct On<'a, D> {
     started: Instant,
     /// Whether operations are measured one by one, too.
     profile: bool,
+    /// Threads of the host.
+    threads: usize,
 }
 
 struct Session<'a, M> {
@@ -136,7 +139,8 @@ impl<M: Measured> Work for Session<'_, M> {
         let ceilings = ceilings::measure::<X, D>(device, &machine, common, &mut results)?;
         results.hold_against(&ceilings);
         let (machine, ceilings, profile) = (&machine, &ceilings, common.profile);
-        job.measure::<X, D>(&On { device, machine, ceilings, started, profile }, &mut results)?;
+        let threads = context.threads;
+        job.measure::<X, D>(&On { device, machine, ceilings, started, profile, threads }, &mut results)?;
         results.finish();
         Ok(())
     }

@@ -2,9 +2,10 @@
 //! parameters, norm and clipping, AdamW.
 //!
 //! Two lines: `train`, with the batch on the device already, which is the arithmetic; and `train
-//! with loading`, the trainer's own step as `gradtx train` does it, where the next batch of update
-//! vectors is converted and uploaded meanwhile. The first is held against the targets, and its line
-//! says how its time divides.
+//! with loading`, the trainer's own step as `gradtx train` does it, by the same code, where the
+//! next tuples are read from a store on the disk, prepared and uploaded meanwhile. The first is held
+//! against the targets, and its line says how its time divides. Two more lines tell what preparing
+//! the tuples of a step takes by itself ([`tuples`]).
 //!
 //! **Operations**, by [`TranslatorWork::training`]: 6 per value and block that it multiplies, 4
 //! for the two projections whose inputs need no gradient, and attention's. The optimizer's are
@@ -16,15 +17,20 @@ use super::measure::{self, Repeats, Times};
 use super::models::{NamedTranslator, TranslatorArgs, check_memory};
 use super::options::{Common, at_least_one};
 use super::results::{Entry, Results, rounded};
-use super::{Measured, On, machine, profile};
+use super::{Measured, On, machine, profile, tuples};
 use anyhow::{Result, ensure};
 use gradtx_kernels::ops::{AdamWStep, Out};
 use gradtx_kernels::rng::Stream;
-use gradtx_kernels::{Backend, Real};
+use gradtx_kernels::{Backend, Real, bf16};
 use gradtx_models::grad_transformer::{Activations, GradTransformer, Trainer, Tuples};
 use gradtx_models::t5::Grads;
 use gradtx_plan::cost::rates::Kind;
 use gradtx_plan::cost::work::TranslatorWork;
+use gradtx_runtime::comm::Solo;
+use gradtx_runtime::parallel::BUCKET_BYTES;
+use gradtx_train::translator::feed::{Feed, Part};
+use gradtx_train::translator::parallel::Ranks;
+use gradtx_train::translator::steps::gradients;
 use serde_json::json;
 
 /// A step's sizes.
@@ -122,19 +128,47 @@ fn steps<X: Real<Acc = f32>, D: Backend<X>>(
     let entry = Entry::new("train", shape.as_str(), Count::flops(flops), times);
     results.add(on.device, entry.of(Kind::Translator).with(more))?;
 
-    let scale = 1.0 / (batch * config.teacher_len()) as f64;
-    let mut step = 0;
-    let times = measure::step(on.device, repeats, || {
-        step += 1;
-        let loss = trainer.gradients_alone(&model, tuples, scale)? * scale;
-        ensure!(loss.is_finite(), "the loss is {loss}");
-        trainer.load_ahead(&model, tuples)?;
-        let squares = trainer.sum_squares(on.device)?;
-        trainer.apply(&mut model, AdamWStep { step, ..STEP }, Some(1.0), squares)?;
-        Ok(())
-    })?;
+    let store = tuples::Store::make(config, batch, on.threads)?;
+    store.measure::<f32, D>(on, results)?;
+    store.measure::<bf16, D>(on, results)?;
+    let times = with_loading(on, repeats, &store, &mut model, &mut trainer)?;
     let more = fields(&times);
     results.add(on.device, Entry::new("train with loading", shape, Count::flops(flops), times).with(more))
+}
+
+/// Steps after which all work on both sets of inputs is repeated from the device's memory: the first
+/// two run as they are, and the next two are captured.
+const FIRST_STEPS: usize = 4;
+
+/// The step of `gradtx train`, with its own feed of tuples from the disk.
+fn with_loading<X: Real<Acc = f32>, D: Backend<X>>(
+    on: &On<'_, D>,
+    repeats: Repeats,
+    store: &tuples::Store,
+    model: &mut GradTransformer<D, X>,
+    trainer: &mut Trainer<D, X>,
+) -> Result<Times> {
+    let (config, batch) = (model.config().clone(), store.batch());
+    let scale = 1.0 / (batch * config.teacher_len()) as f64;
+    let solo = Solo::default();
+    let mut ranks = Ranks::new(&solo, on.device, model.layout(), BUCKET_BYTES / size_of::<f32>())?;
+    let part = Part { steps: 0..u32::MAX, own: 0..batch };
+    let repeats = Repeats { warmup: repeats.warmup + FIRST_STEPS, ..repeats };
+    std::thread::scope(|scope| {
+        let (units, source) = (store.units().clone(), store.source()?);
+        let mut feed = Feed::start(scope, on.device, &config, units, source, part, on.threads)?;
+        let mut step = 0;
+        measure::step(on.device, repeats, || {
+            step += 1;
+            let tuples = feed.next_step()?;
+            let loss = gradients(&mut ranks, model, trainer, &tuples, &mut feed, scale)? * scale;
+            ensure!(loss.is_finite(), "the loss is {loss}");
+            let squares = trainer.sum_squares(on.device)?;
+            trainer.apply(model, AdamWStep { step, ..STEP }, Some(1.0), squares)?;
+            feed.give_back(tuples);
+            Ok(())
+        })
+    })
 }
 
 /// A batch that stays on the device. Its passes are repeated from the device's memory of them,

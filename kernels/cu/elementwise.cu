@@ -40,6 +40,19 @@ template <class X> DEV void gather_rows(X* out, const X* x, const u32* ids, u32*
     });
 }
 
+// out[row · out_stride + c] = x[row · x_stride + c] for c below `cols`; blocks of one y share a row.
+template <class X> DEV void copy_strided(X* out, const X* x, u64 rows, u64 cols, u64 out_stride, u64 x_stride) {
+    for (u64 row = blockIdx.y; row < rows; row += gridDim.y) {
+        const X* from = x + row * x_stride;
+        X* to = out + row * out_stride;
+        cover_grid<WIDE<X>>(cols, aligned16(from) && aligned16(to), [&](auto count, u64 i) {
+            float values[decltype(count)::value];
+            load(values, from + i);
+            store(to + i, values);
+        });
+    }
+}
+
 // dst = src, converted.
 template <class To, class From> DEV void cast(To* dst, const From* src, u64 n) {
     constexpr int STEP = WIDE<To> > WIDE<From> ? WIDE<To> : WIDE<From>;
@@ -81,6 +94,11 @@ template <class X> DEV void random_rows(X* out, u64 key, float scale, u64 rows, 
         gather_rows(out, src, ids, fault, cols, limit);                                                       \
     }                                                                                                         \
     EXPORT(gather_rows_##x)                                                                                   \
+    KERNEL LAUNCH_BOUNDS(256)                                                                                 \
+        copy_strided_##x(X* out, const X* src, u64 rows, u64 cols, u64 out_stride, u64 x_stride) {              \
+        copy_strided(out, src, rows, cols, out_stride, x_stride);                                               \
+    }                                                                                                         \
+    EXPORT(copy_strided_##x)                                                                                  \
     KERNEL LAUNCH_BOUNDS(256)                                                                                 \
         random_rows_##x(X* out, u64 key, float scale, u64 rows, u64 cols, u64 stride) {                       \
         random_rows(out, key, scale, rows, cols, stride);                                                     \

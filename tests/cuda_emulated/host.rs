@@ -111,6 +111,16 @@ fn numbers_out_of_range() {
     cuda.rope_forward(Cuda::all_mut(&mut qkv), None, angles, angles, Cuda::all(&positions), dims).unwrap();
     let why = cuda.to_host(Cuda::all(&qkv)).unwrap_err().to_string();
     assert!(why.contains("position"), "{why}");
+    assert_eq!(cuda.to_host(Cuda::all(&qkv)).unwrap(), [1.0; 6], "it is told once");
+
+    // With a download of several pieces, or of nothing.
+    let large = cuda.zeros::<u8>((9 << 20) + 1).unwrap();
+    for part in [0..(9 << 20) + 1, 0..0] {
+        cuda.embedding_forward(Cuda::all_mut(&mut x), Cuda::all(&table), Cuda::all(&ids), 3).unwrap();
+        let why = cuda.to_host(Cuda::view(&large, part.clone())).unwrap_err().to_string();
+        assert!(why.contains("not below the size of its table"), "{why}");
+        cuda.to_host(Cuda::view(&large, part)).unwrap();
+    }
 }
 
 #[test]
@@ -191,6 +201,38 @@ fn uploads_beside_operations() {
         assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [5.0; 6]);
     }
     late_kernels(false);
+}
+
+/// What is pinned goes up by itself; who wants to write there again waits for that.
+#[test]
+fn uploads_from_pinned_memory() {
+    let cuda = plain();
+    let mut lane = cuda.lane().unwrap();
+    let mut x = cuda.zeros::<f32>(4).unwrap();
+    let mut pinned = cuda.pinned::<f32>(6).unwrap();
+    assert_eq!(Cuda::pinned_values(&pinned), [0.0; 6]);
+    Cuda::pinned_values_mut(&mut pinned).unwrap().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let before = cuda.uploaded();
+    cuda.upload_pinned(&mut lane, Cuda::all_mut(&mut x), &pinned, 1..5).unwrap();
+    assert_eq!(cuda.uploaded() - before, 16);
+    let early = cuda.to_host(Cuda::all(&x)).unwrap();
+    assert!(crate::emulator::on_device() || early == [0.0; 4], "late copies came early: {early:?}");
+    // From another thread, as whoever prepares the next batch does.
+    std::thread::scope(|scope| {
+        scope.spawn(|| Cuda::pinned_values_mut(&mut pinned).unwrap().fill(9.0));
+    });
+    cuda.await_lane(&mut lane).unwrap();
+    assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [2.0, 3.0, 4.0, 5.0], "of before they were overwritten");
+    cuda.release_lane(&mut lane).unwrap();
+    cuda.upload_pinned(&mut lane, Cuda::all_mut(&mut x), &pinned, 2..6).unwrap();
+    drop(pinned);
+    cuda.await_lane(&mut lane).unwrap();
+    assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [9.0; 4], "given back when the copy is done");
+    let none = cuda.pinned::<u64>(0).unwrap();
+    assert!(Cuda::pinned_values(&none).is_empty());
+    let mut few = cuda.zeros::<u64>(1).unwrap();
+    let refused = cuda.upload_pinned(&mut lane, Cuda::all_mut(&mut few), &none, 0..0);
+    assert!(matches!(refused, Err(Error::Shape { .. })));
 }
 
 #[test]

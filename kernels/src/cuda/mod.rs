@@ -35,6 +35,7 @@ mod memory;
 mod mse;
 mod nccl;
 mod nvrtc;
+mod pinned;
 mod probe;
 mod profile;
 mod residual;
@@ -48,6 +49,7 @@ pub use cublaslt::CublasLt;
 pub use graph::CudaGraph;
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
 pub use nccl::{NcclGroup, nccl_version};
+pub use pinned::CudaPinned;
 pub use probe::{CudaDevice, devices};
 pub use profile::OperationTime;
 pub use stream::{CudaLane, CudaMark};
@@ -276,6 +278,7 @@ impl Device for Cuda {
     type View<'a, T: Elem> = CudaView<'a, T>;
     type ViewMut<'a, T: Elem> = CudaViewMut<'a, T>;
     type Lane = CudaLane;
+    type Pinned<T: Elem> = CudaPinned<T>;
     type Graph = CudaGraph;
     type Mark = CudaMark;
 
@@ -347,9 +350,10 @@ impl Device for Cuda {
     fn download<T: Elem>(&self, dst: &mut [T], src: CudaView<'_, T>) -> Result<()> {
         expect_len("download", "dst", dst.len(), src.len())?;
         self.refuse_in_graph("download")?;
-        let bytes = bytemuck::cast_slice_mut(dst);
-        memory::lock(&self.inner.staging).download(self.stream()?.raw, bytes, src.pointer())?;
-        self.check_fault()
+        let (bytes, fault) = (bytemuck::cast_slice_mut(dst), self.fault_pointer());
+        let stream = self.stream()?.raw;
+        let code = memory::lock(&self.inner.staging).download(stream, bytes, src.pointer(), fault)?;
+        self.refuse_fault(code)
     }
 
     fn lane(&self) -> Result<CudaLane> {
@@ -358,6 +362,28 @@ impl Device for Cuda {
 
     fn upload_in<T: Elem>(&self, lane: &mut CudaLane, dst: CudaViewMut<'_, T>, src: &[T]) -> Result<()> {
         self.upload_beside(lane, dst, src)
+    }
+
+    fn pinned<T: Elem>(&self, len: usize) -> Result<CudaPinned<T>> {
+        CudaPinned::new(self, len)
+    }
+
+    fn pinned_values<T: Elem>(pinned: &CudaPinned<T>) -> &[T] {
+        pinned.values()
+    }
+
+    fn pinned_values_mut<T: Elem>(pinned: &mut CudaPinned<T>) -> Result<&mut [T]> {
+        pinned.values_mut()
+    }
+
+    fn upload_pinned<T: Elem>(
+        &self,
+        lane: &mut CudaLane,
+        dst: CudaViewMut<'_, T>,
+        src: &CudaPinned<T>,
+        part: Range<usize>,
+    ) -> Result<()> {
+        self.upload_from_pinned(lane, dst, src, part)
     }
 
     fn await_lane(&self, lane: &mut CudaLane) -> Result<()> {

@@ -183,11 +183,22 @@ impl Cuda {
     ) -> Result<()> {
         expect_len("upload_in", "src", src.len(), dst.len())?;
         self.refuse_in_graph("upload_in")?;
-        let copies = self.stream()?.copies;
         self.inner.uploaded.fetch_add(size_of_val(src) as u64, Ordering::Relaxed);
+        self.in_lane(lane, |copies| {
+            let mut staging = memory::lock(&self.inner.staging_beside);
+            staging.upload(copies, dst.pointer(), bytemuck::cast_slice(src))
+        })
+    }
+
+    /// Copies into a lane's buffers: after the operations that used them, before those that wait.
+    pub(super) fn in_lane(
+        &self,
+        lane: &mut CudaLane,
+        copy: impl FnOnce(sys::CUstream) -> Result<()>,
+    ) -> Result<()> {
+        let copies = self.stream()?.copies;
         lane.released.hold(copies)?;
-        let mut staging = memory::lock(&self.inner.staging_beside);
-        staging.upload(copies, dst.pointer(), bytemuck::cast_slice(src))?;
+        copy(copies)?;
         lane.arrived.record(copies)
     }
 
@@ -201,8 +212,9 @@ impl Cuda {
         self.refuse_in_graph("download_in")?;
         let copies = self.stream()?.copies;
         lane.released.hold(copies)?;
-        let bytes = bytemuck::cast_slice_mut(dst);
-        memory::lock(&self.inner.staging_beside).download(copies, bytes, src.pointer())
+        let (bytes, fault) = (bytemuck::cast_slice_mut(dst), self.fault_pointer());
+        let code = memory::lock(&self.inner.staging_beside).download(copies, bytes, src.pointer(), fault)?;
+        self.refuse_fault(code)
     }
 
     pub(super) fn await_uploads(&self, lane: &mut CudaLane) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{Cast, Elementwise};
+use gradtx_kernels::ops::{Cast, Elementwise, StridedRows};
 use gradtx_kernels::{Complex64, bf16, f16};
 
 /// Inputs x, y; outputs `2x − 3y`, `x − y` and gathered rows of x.
@@ -48,6 +48,33 @@ fn linear_maps_and_their_adjoints() {
         check_gradients("elementwise", &Case { rows, cols }, &inputs);
         check_f32("elementwise", &Case { rows, cols }, &inputs, 1e-6);
     }
+}
+
+/// Rows apart from each other, on one thread and on three, against single elements.
+#[test]
+fn strided_rows() {
+    for (rows, cols, out_stride, x_stride) in
+        [(1, 1, 1, 1), (3, 5, 5, 9), (7, 40_001, 40_003, 40_001), (50, 123, 130, 124)]
+    {
+        let dims = StridedRows { rows, cols, out_stride, x_stride };
+        let x: Vec<f32> = (0..(rows - 1) * x_stride + cols).map(|i| i as f32).collect();
+        let mut wanted = vec![-1.0; (rows - 1) * out_stride + cols];
+        for (r, c) in (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))) {
+            wanted[r * out_stride + c] = x[r * x_stride + c];
+        }
+        for threads in [1, 3] {
+            let mut out = vec![-1.0; wanted.len()];
+            Cpu::new(threads).copy_strided(&mut out, &x, dims).unwrap();
+            assert!(out == wanted, "{dims:?} on {threads} threads");
+        }
+        let cpu = Cpu::new(1);
+        let short = wanted.len() - 1;
+        assert_shape_error(cpu.copy_strided(&mut vec![0.0; short], &x, dims));
+        assert!(cpu.copy_strided(&mut wanted, &x, StridedRows { x_stride: cols - 1, ..dims }).is_err());
+    }
+    Cpu::new(2)
+        .copy_strided(&mut [0.0f32; 2], &[], StridedRows { rows: 0, cols: 2, out_stride: 2, x_stride: 2 })
+        .unwrap();
 }
 
 #[test]

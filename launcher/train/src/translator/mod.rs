@@ -5,16 +5,17 @@
 //! goes), and `throughput.jsonl` (tuples per second).
 //!
 //! Ranks share every step: each reads and computes a part of its tuples, and updates a part
-//! of the parameters. [`tuples`] tells which tuples a step has, [`feed`] reads them ahead,
-//! [`steps`] goes through the steps, [`parallel`] adds up over ranks, [`mod@validate`]
-//! measures generated updates, and [`resume`] keeps checkpoints. Only rank 0 writes files,
-//! except for checkpoints, of which every rank writes its part.
+//! of the parameters. [`tuples`] tells which tuples a step has, [`prepare`] makes their values,
+//! [`feed`] has that done ahead, [`steps`] goes through the steps, [`parallel`] adds up over
+//! ranks, [`mod@validate`] measures generated updates, and [`resume`] keeps checkpoints. Only
+//! rank 0 writes files, except for checkpoints, of which every rank writes its part.
 //!
 //! Validation splits by shadow subset unless told otherwise: the tuples of one subset are
 //! near duplicates. Its error is relative: 1 is what the mean of the teachers reaches.
 
 pub mod feed;
 pub mod parallel;
+pub mod prepare;
 pub mod resume;
 pub mod steps;
 pub mod tuples;
@@ -141,7 +142,6 @@ impl Work for Train<'_> {
             trainer,
             ranks,
             progress: progress.unwrap_or_default(),
-            next: None,
         };
         run.finish()
     }

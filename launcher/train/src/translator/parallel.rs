@@ -9,7 +9,7 @@
 
 use anyhow::Result;
 use gradtx_kernels::{Backend, Collective, Real};
-use gradtx_models::grad_transformer::{GradTransformer, Trainer, Tuples};
+use gradtx_models::grad_transformer::{Batch, GradTransformer, Trainer};
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::parallel::{GradientSums, Shards, gather_on_first, share};
 use gradtx_runtime::params::ParamLayout;
@@ -129,11 +129,11 @@ impl<'c, D: Collective> Ranks<'c, D> {
 
     /// Gradients of this rank's tuples, and starts to sum them over all ranks. Returns the sum of
     /// squared errors of its tuples.
-    pub fn gradients<X: Real<Acc = f32>>(
+    pub fn gradients<'t, X: Real<Acc = f32>>(
         &mut self,
         model: &GradTransformer<D, X>,
         trainer: &mut Trainer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: impl Into<Batch<'t, D, X>>,
         scale: f64,
     ) -> Result<f64>
     where

@@ -6,16 +6,15 @@
 //! ranks, so they stay together. Only rank 0 writes metrics.
 
 use super::Train;
-use super::feed::Feed;
+use super::feed::{Feed, Part};
 use super::parallel::{Agreed, Ranks, Word};
 use super::resume::{Best, Checkpoints, Progress};
-use super::tuples::{Source, Tuple, Updates};
+use super::tuples::{Source, Tuple};
 use super::validate::{Validation, validate};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::ops::AdamWStep;
-use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_kernels::{Backend, Real};
-use gradtx_models::grad_transformer::{Generator, GradTransformer, StepReport, Trainer, Tuples};
+use gradtx_models::grad_transformer::{Batch, Generator, GradTransformer, StagedTuples, StepReport, Trainer};
 use gradtx_run::config::TrainConfig;
 use gradtx_run::failure::{failed, stopped};
 use gradtx_run::progress::{self, RankStanding};
@@ -43,8 +42,6 @@ pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
     pub mean: Vec<f32>,
     pub checkpoints: Checkpoints,
     pub progress: Progress,
-    /// What was read of the next step, if it was there early.
-    pub next: Option<Result<Updates>>,
 }
 
 /// What is told while it goes: by rank 0 in files, and to whoever watches.
@@ -118,9 +115,12 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     pub fn finish(mut self) -> Result<Option<(Best, Validation)>> {
         let train = &self.train.config.train;
         let source = self.source()?;
-        let (own, units) = (self.ranks.part(train.batch), self.model.normalization().clone());
+        let part = Part { steps: self.progress.steps..train.steps, own: self.ranks.part(train.batch) };
+        let threads = self.train.context.threads;
         std::thread::scope(|scope| {
-            let mut feed = Feed::start(scope, source, self.progress.steps..train.steps, own, units)?;
+            let (device, config) = (self.model.device().clone(), self.model.config().clone());
+            let units = self.model.normalization().clone();
+            let mut feed = Feed::start(scope, &device, &config, units, source, part, threads)?;
             self.all_steps(&mut feed)
         })?;
         // Nobody writes a checkpoint any more when rank 0 removes them.
@@ -134,7 +134,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         Source::new(store, &config.train, &split.training, self.key)
     }
 
-    fn all_steps(&mut self, feed: &mut Feed) -> Result<()> {
+    fn all_steps(&mut self, feed: &mut Feed<D, X>) -> Result<()> {
         let train = &self.train.config.train;
         let mut journal = self.journal()?;
         let mut saved = Instant::now();
@@ -205,15 +205,18 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     }
 
     /// The next step; `due` if it is time for a checkpoint.
-    fn timed_step(&mut self, feed: &mut Feed, due: bool, times: &mut Times) -> Result<(StepReport, Agreed)> {
+    fn timed_step(
+        &mut self,
+        feed: &mut Feed<D, X>,
+        due: bool,
+        times: &mut Times,
+    ) -> Result<(StepReport, Agreed)> {
         // What was communicated for other purposes does not count.
         self.ranks.take_seconds();
         let begin = Instant::now();
-        let updates = match self.next.take() {
-            Some(read) => read?,
-            None => feed.next_step()?,
-        };
-        let found = self.step(&updates, feed, due)?;
+        let batch = feed.next_step()?;
+        let found = self.step(&batch, feed, due)?;
+        feed.give_back(batch);
         times.steps += 1;
         times.all += begin.elapsed();
         times.communication += self.ranks.take_seconds();
@@ -226,21 +229,22 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     }
 
     /// One optimizer step with this rank's tuples.
-    fn step(&mut self, updates: &Updates, feed: &mut Feed, due: bool) -> Result<(StepReport, Agreed)> {
+    fn step(
+        &mut self,
+        batch: &StagedTuples<D, X>,
+        feed: &mut Feed<D, X>,
+        due: bool,
+    ) -> Result<(StepReport, Agreed)> {
         let train = &self.train.config.train;
         let step = self.progress.steps;
         let scale = 1.0 / (train.batch * self.model.config().teacher_len()) as f64;
-        let keys = self.dropout_keys(step);
-        let tuples = Tuples { student: &updates.students, teacher: &updates.teachers, keys: &keys };
-        let error = self.ranks.gradients(&self.model, &mut self.trainer, tuples, scale)?;
-        self.load_ahead(feed, step + 1)?;
-        self.ranks.finish_gradients(&self.model, &mut self.trainer)?;
+        let error = gradients(&mut self.ranks, &self.model, &mut self.trainer, batch, feed, scale)?;
         let squares = self.trainer.sum_squares(self.model.device())?;
         let (asked, written) = (interrupt::asked(), self.checkpoints.written()?);
         let agreed = self.ranks.exchange(Word { error, squares, asked, due, written })?;
         // As a number of the accumulators' type, which clipping computes in.
         if !((agreed.squares as f32).is_finite() && agreed.error.is_finite()) {
-            return Err(self.not_finite(tuples, scale, agreed)?);
+            return Err(self.not_finite(batch.into(), scale, agreed)?);
         }
         let clip = (train.max_norm > 0.0).then_some(train.max_norm);
         let grad_norm =
@@ -249,24 +253,9 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         Ok((StepReport { loss: agreed.error * scale, grad_norm }, agreed))
     }
 
-    /// The keys of the dropout masks of this rank's tuples in a step.
-    fn dropout_keys(&self, step: u32) -> Vec<u64> {
-        let dropout = derive(derive_named(self.key, "dropout"), step as u64);
-        self.ranks.part(self.train.config.train.batch).map(|i| derive(dropout, i as u64)).collect()
-    }
-
-    /// Sends the next step's tuples to the device, which is still at this step's gradients.
-    fn load_ahead(&mut self, feed: &mut Feed, step: u32) -> Result<()> {
-        self.next = feed.next_if_ready();
-        let Some(Ok(updates)) = &self.next else { return Ok(()) };
-        let keys = self.dropout_keys(step);
-        let tuples = Tuples { student: &updates.students, teacher: &updates.teachers, keys: &keys };
-        Ok(self.trainer.load_ahead(&self.model, tuples)?)
-    }
-
     /// The error about a step whose gradient is not finite, the same on all ranks. Each tries
     /// its tuples one by one, to name the one that is to blame; if none is alone, all are named.
-    fn not_finite(&mut self, tuples: Tuples<'_>, scale: f64, agreed: Agreed) -> Result<anyhow::Error> {
+    fn not_finite(&mut self, tuples: Batch<'_, D, X>, scale: f64, agreed: Agreed) -> Result<anyhow::Error> {
         let Train { store, config, .. } = *self.train;
         let (step, batch) = (self.progress.steps, config.train.batch);
         let mut source = self.source()?;
@@ -343,6 +332,24 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
             .with_context(|| format!("train: the validation of step {}", best.step))?;
         Ok((best, validation))
     }
+}
+
+/// The gradients of a step, summed over ranks, from this rank's tuples. Meanwhile those of the next
+/// step go to the device, if they are ready. Returns the sum of squared errors of this rank's.
+pub fn gradients<D: Backend<X>, X: Real<Acc = f32>>(
+    ranks: &mut Ranks<'_, D>,
+    model: &GradTransformer<D, X>,
+    trainer: &mut Trainer<D, X>,
+    batch: &StagedTuples<D, X>,
+    feed: &mut Feed<D, X>,
+    scale: f64,
+) -> Result<f64> {
+    let error = ranks.gradients(model, trainer, batch, scale)?;
+    if let Some(next) = feed.ahead() {
+        trainer.load_ahead(model, next)?;
+    }
+    ranks.finish_gradients(model, trainer)?;
+    Ok(error)
 }
 
 /// Shows that all ranks have done their part of a step: without any of them it would not be done.
