@@ -32,6 +32,12 @@ DEV u16 bf16_bits(float x) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
     return bits;
 }
+// Two bf16 in one register, the first in the lower half.
+DEV u32 pack_bf16(float first, float second) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
 
 // 2^x to about 2 units in the last place; results below the normal numbers are 0.
 DEV float exp2_fast(float x) {

@@ -184,6 +184,7 @@ DEV u16 bf16_bits(float x) {
     if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
     return (u16)((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
+DEV u32 pack_bf16(float first, float second) { return bf16_bits(first) | (u32)bf16_bits(second) << 16; }
 DEV float exp2_fast(float x) { return exp2f(x); }
 DEV float divide_fast(float a, float b) { return a / b; }
 DEV void cp_async16(void* dst, const void* src, bool valid) { emu::cp_async(dst, src, 16, valid); }
