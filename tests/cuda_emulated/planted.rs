@@ -199,6 +199,15 @@ fn wrong_t5_tiles() {
     }
 }
 
+/// Results that leave before all lanes have put their part into shared memory.
+#[test]
+fn dropped_warp_barrier() {
+    let case = Packed { lengths: &[70], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+    let fault = plant("flash.cu", "    __syncwarp();\n    constexpr int CHUNKS", "    constexpr int CHUNKS");
+    expect_caught(&case, fault, "data race");
+    expect_caught(&case, fault, "relative error");
+}
+
 /// Lanes that take different ways to a collective.
 #[test]
 fn diverged_warp() {
