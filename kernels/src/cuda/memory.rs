@@ -182,6 +182,9 @@ impl<'a, T: Elem> CudaViewMut<'a, T> {
 /// Bytes of one piece of pinned memory: enough that a copy's fixed cost does not show.
 const PIECE: usize = 4 << 20;
 
+/// Bytes behind a piece, for the word where kernels report.
+const WORD: usize = size_of::<u32>();
+
 /// Pinned host memory. The driver copies from and to it at full speed and without waiting;
 /// while one piece is on its way to the device the host fills the other.
 pub(super) struct Staging {
@@ -204,15 +207,21 @@ impl Piece {
         let copied = Event::new(stream)?;
         let _call = gate::enter();
         // SAFETY: the context is bound; the memory is given back once, in `drop`.
-        let memory = unsafe { result::malloc_host(PIECE, 0) }.map_err(failed("pin host memory"))?;
+        let memory = unsafe { result::malloc_host(PIECE + WORD, 0) }.map_err(failed("pin host memory"))?;
         Ok(Self { memory: memory.cast(), copied, context: Arc::clone(&stream.context) })
     }
 
     /// Waits until the last copy from this piece is done, and lends its bytes.
     fn bytes(&mut self) -> Result<&mut [u8]> {
+        Ok(self.parts()?.0)
+    }
+
+    /// The same, and the bytes behind them.
+    fn parts(&mut self) -> Result<(&mut [u8], &mut [u8])> {
         self.copied.synchronize()?;
-        // SAFETY: `PIECE` bytes were allocated, and the device is done with them.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, PIECE) })
+        // SAFETY: as many bytes were allocated, and the device is done with them.
+        let all = unsafe { std::slice::from_raw_parts_mut(self.memory, PIECE + WORD) };
+        Ok(all.split_at_mut(PIECE))
     }
 }
 
@@ -250,19 +259,33 @@ impl Staging {
         Ok(())
     }
 
-    /// Copies to the host, after everything in this stream, and waits for it.
-    pub fn download(&mut self, stream: sys::CUstream, dst: &mut [u8], src: u64) -> Result<()> {
-        for (i, part) in dst.chunks_mut(PIECE).enumerate() {
-            let bytes = &mut self.pieces[self.next].bytes()?[..part.len()];
-            let src = src + (i * PIECE) as u64;
-            // SAFETY: the caller's view holds `dst.len()` bytes at `src`; the host does not touch
-            // the piece before the stream is done.
-            unsafe { result::memcpy_dtoh_async(bytes, src, stream) }
-                .map_err(failed("copy from the device"))?;
+    /// Copies to the host, after everything in this stream, and waits for it. Returns the word at
+    /// `word` as it was then, which comes in the same wait.
+    pub fn download(&mut self, stream: sys::CUstream, dst: &mut [u8], src: u64, word: u64) -> Result<u32> {
+        let pieces = dst.len().div_ceil(PIECE).max(1);
+        let mut parts = dst.chunks_mut(PIECE);
+        let mut code = [0; WORD];
+        for i in 0..pieces {
+            let part = parts.next().unwrap_or_default();
+            let (bytes, behind) = self.pieces[self.next].parts()?;
+            let bytes = &mut bytes[..part.len()];
+            if !part.is_empty() {
+                let src = src + (i * PIECE) as u64;
+                // SAFETY: the caller's view holds `dst.len()` bytes at `src`; the host does not touch
+                // the piece before the stream is done.
+                unsafe { result::memcpy_dtoh_async(&mut *bytes, src, stream) }
+                    .map_err(failed("copy from the device"))?;
+            }
+            if i + 1 == pieces {
+                // SAFETY: as above, of the caller's word.
+                unsafe { result::memcpy_dtoh_async(&mut *behind, word, stream) }
+                    .map_err(failed("copy from the device"))?;
+            }
             // SAFETY: the stream is alive.
             unsafe { result::stream::synchronize(stream) }.map_err(failed("wait for the device"))?;
             part.copy_from_slice(bytes);
+            code.copy_from_slice(behind);
         }
-        Ok(())
+        Ok(u32::from_ne_bytes(code))
     }
 }
