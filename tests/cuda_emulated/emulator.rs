@@ -284,6 +284,19 @@ pub fn cublaslt() -> CublasLt {
     if on_device() { CublasLt::Find } else { CublasLt::At(emulator_directory().join("libcublasLt.so")) }
 }
 
+/// The most bytes that were in use at a time on this device, by all that is on it in this process; `from_now_on`
+/// forgets what was before.
+pub fn peak_memory(cuda: &Cuda, from_now_on: bool) -> u64 {
+    cuda.memory().expect("its context can be bound");
+    // SAFETY: the function has this type in kernels/emu/driver.cpp.
+    let ask: Symbol<unsafe extern "C" fn(*mut usize, i32)> =
+        unsafe { library().get(b"emu_peak_memory\0") }.expect("the emulator has it");
+    let mut bytes = 0;
+    // SAFETY: one number is written.
+    unsafe { ask(&mut bytes, from_now_on.into()) };
+    bytes as u64
+}
+
 /// The files of the stand-ins for the driver and for cuBLASLt.
 pub fn library_files() -> [PathBuf; 2] {
     ["libcuda.so", "libcublasLt.so"].map(|name| emulator_directory().join(name))

@@ -14,6 +14,7 @@ mod gpu_check;
 mod host;
 mod lora;
 mod matrix;
+mod memory;
 mod models;
 mod nccl;
 mod places;

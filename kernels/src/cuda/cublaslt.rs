@@ -5,8 +5,9 @@
 //!
 //! What the library calls a heuristic names its algorithm for a product. It is asked once for
 //! every shape, layout and alignment, and its first answer is taken: nothing is timed, so that
-//! results do not depend on what else the device did meanwhile. Sums are in f32 everywhere, also
-//! where an algorithm splits them, and f32 is never rounded to TF32.
+//! results do not depend on what else the device did meanwhile. They do depend on the device and the
+//! library's version, and a row of a product on how many rows there are, since all of these decide the order of
+//! sums. Sums are in f32 everywhere, also where an algorithm splits them, and f32 is never rounded to TF32.
 //!
 //! The library thinks in columns. Our row-major `C = op(A) op(B)` is its `Cᵀ = op(B)ᵀ op(A)ᵀ`: the
 //! same memory, the operands exchanged, a row of ours a column of its own.

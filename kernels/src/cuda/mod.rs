@@ -204,6 +204,12 @@ impl Cuda {
         }
     }
 
+    /// What decides the bits of results here beside inputs and this program: the device, and what multiplies matrices.
+    pub fn provenance(&self) -> String {
+        let CudaDevice { name, capability: (major, minor), .. } = self.description();
+        format!("{name} (compute capability {major}.{minor}), matrix products by {}", self.products_by())
+    }
+
     /// Pieces of memory taken from the device so far, whether given back or not. In a loop of steps
     /// this number stands still.
     pub fn allocations(&self) -> u64 {
@@ -213,6 +219,12 @@ impl Cuda {
     /// Bytes copied from the host to the device so far.
     pub fn uploaded(&self) -> u64 {
         self.inner.uploaded.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of scratch memory of operations that need two passes: what [`crate::ops::LoraLinear::lora_scratch`]
+    /// says, after such a pass.
+    pub fn scratch(&self) -> usize {
+        memory::lock(&self.inner.workspace).bytes()
     }
 
     /// Bytes of memory that nobody has, and of the whole device.
@@ -249,10 +261,15 @@ impl Cuda {
             let (stream, device) = (self.stream()?, &self.inner.description);
             // Dropping the old one waits for the kernels that still use it, before there are two.
             *guard = Allocation::new(stream, device, 0)?;
-            *guard = Allocation::new(stream, device, bytes.next_power_of_two())?;
+            *guard = Allocation::new(stream, device, workspace_bytes(bytes))?;
         }
         Ok(Workspace { pointer: guard.pointer(), _held: guard })
     }
+}
+
+/// Bytes of scratch memory after an operation that needs so many.
+fn workspace_bytes(needed: usize) -> usize {
+    needed.next_power_of_two().max(WORKSPACE)
 }
 
 /// Scratch memory while operations are queued that use it.
