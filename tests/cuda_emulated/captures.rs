@@ -100,6 +100,12 @@ fn captures_survive_what_other_threads_do() {
         cuda.gemm(Cuda::all_mut(&mut c), Cuda::all(&a), Cuda::all(&a), dims).expect("shapes agree");
         assert_eq!(cuda.to_host(Cuda::all(&c)).expect("lengths agree"), [8.0; 64]);
     });
+    beside_a_capture("pinned memory taken and given back", plain(), |cuda, ready| {
+        let held = cuda.pinned::<f32>(100).expect("there is memory");
+        ready();
+        drop(held);
+        cuda.pinned::<f32>(200).expect("there is memory");
+    });
     beside_a_capture("a new device, and one given back", plain(), |cuda, ready| {
         ready();
         drop(cuda);
