@@ -224,7 +224,7 @@ impl Cuda {
     /// Bytes of scratch memory of operations that need two passes: what [`crate::ops::LoraLinear::lora_scratch`]
     /// says, after such a pass.
     pub fn scratch(&self) -> usize {
-        memory::lock(&self.inner.workspace).bytes()
+        memory::lock(&self.inner.workspaces[usize::from(self.is_second)]).bytes()
     }
 
     /// Bytes of memory that nobody has, and of the whole device.

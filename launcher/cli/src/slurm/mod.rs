@@ -276,7 +276,7 @@ mod tests {
             assert!(!text.contains("gpus-per-task"), "{script:?}: {text}");
         }
         for shipped in
-            [include_str!("../../../slurm/curate.sbatch"), include_str!("../../../slurm/train.sbatch")]
+            [include_str!("../../../../slurm/curate.sbatch"), include_str!("../../../../slurm/train.sbatch")]
         {
             let of = |name: &str| {
                 shipped.lines().find_map(|line| line.strip_prefix(&format!("#SBATCH --{name}=")))
