@@ -152,7 +152,7 @@ fn wrong_visibility() {
 /// Tiles that are computed twice, others not at all.
 #[test]
 fn tiles_in_the_wrong_order() {
-    let case = Packed { lengths: &[5, 70, 3], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+    let case = Packed { lengths: &[5, 140, 3], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
     for text in ["    tile -= before;\n", "            before = count;\n"] {
         let fault = Plant { module: "flash.cu", file: "packed.cuh", text, instead: "" };
         assert_eq!(complaints(&case, fault).len(), SCHEDULES.len() + 1, "{text}");
@@ -203,7 +203,9 @@ fn wrong_t5_tiles() {
 #[test]
 fn dropped_warp_barrier() {
     let case = Packed { lengths: &[70], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
-    let fault = plant("flash.cu", "    __syncwarp();\n    constexpr int CHUNKS", "    constexpr int CHUNKS");
+    const TEXT: &str = "    __syncwarp();\n    constexpr int CHUNKS";
+    let instead = "    constexpr int CHUNKS";
+    let fault = Plant { module: "flash.cu", file: "flash.cuh", text: TEXT, instead };
     expect_caught(&case, fault, "data race");
     expect_caught(&case, fault, "relative error");
 }

@@ -18,11 +18,10 @@ const MOST_DIM: usize = 256;
 const DECODE_THREADS: usize = 256;
 /// Query heads that a block decodes.
 const DECODE_GROUP: usize = 8;
-/// As in `cu/flash.cu`: threads, rows of a tile forwards and backwards and of what comes in at a time, and
-/// the padding of its rows.
+/// As in `cu/flash.cu`: threads, rows of a tile forwards and of what comes in at a time, and the padding of
+/// its rows.
 const FLASH_THREADS: usize = 128;
 const FORWARD_TILE: usize = 128;
-const TILE: usize = 64;
 const STEP: usize = 64;
 const PAD: usize = 8;
 
@@ -81,6 +80,14 @@ fn delta_lanes<X>(head_dim: usize) -> usize {
 /// Bytes of shared memory for this many rows of a head.
 fn shared_rows(rows: usize, head_dim: usize) -> usize {
     rows * (head_dim + PAD) * size_of::<u16>()
+}
+
+/// Rows of a tile backwards, and bytes of shared memory: two stages of two tiles, lse and delta, and the
+/// block's own two tiles where they do not fit into a stage.
+fn backward_tile(head_dim: usize) -> (usize, usize) {
+    let rows = STEP * 128 / head_dim;
+    let stages = 2 * (shared_rows(2 * STEP, head_dim) + 2 * STEP * size_of::<f32>());
+    (rows, stages + if rows > STEP { shared_rows(2 * rows, head_dim) } else { 0 })
 }
 
 /// Pairs of queries and keys, times heads and their size, where all segments are equally long: the host
@@ -175,9 +182,8 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
         let wide = aligned(&[d_o.pointer(), qkv.pointer(), dqkv.pointer()], &[dims.o_stride]);
         if let Some([_, name]) = flash.filter(|_| wide) {
-            // Two stages of two tiles, lse and delta.
-            let shared = 2 * (shared_rows(2 * STEP, head_dim) + 2 * STEP * size_of::<f32>());
-            let grid = [most_tiles(TILE, &dims) * (heads + kv_heads), 1, 1];
+            let (rows, shared) = backward_tile(head_dim);
+            let grid = [most_tiles(rows, &dims) * (heads + kv_heads), 1, 1];
             // Blocks of keys and of queries compute the scores and their gradients; then dk and dv, or dq.
             let kernel = kernel_of(FLASH, name, "").flops(flops(7, &dims));
             // SAFETY: the lengths above; segments beyond the stream are refused.
