@@ -43,12 +43,13 @@ use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace, fingerprint, write
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::parallel::BUCKET_BYTES;
 use parallel::Ranks;
+use prepare::Threads;
 use resume::{Best, Checkpoints};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use steps::Run;
-use tuples::Split;
-use validate::{Validation, mean_teacher};
+use tuples::{Split, mean_teacher};
+use validate::Validation;
 
 /// Trains the translator, unless that is done.
 pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
@@ -200,7 +201,8 @@ impl Work for Train<'_> {
             }
         };
         let mut ranks = Ranks::new(self.comm, device, model.layout(), self.bucket)?;
-        model.set_normalization(self.units(&ranks, sizes(student), sizes(teacher))?)?;
+        let threads = Threads::new(self.context.threads)?;
+        model.set_normalization(self.units(&ranks, &threads, sizes(student), sizes(teacher))?)?;
         let micro_batch = train.micro_batch.min(ranks.part(train.batch).len());
         let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
         let own = ranks.owned();
@@ -227,7 +229,7 @@ impl Work for Train<'_> {
             train: &self,
             key,
             checkpoints,
-            mean: self.mean(&ranks)?,
+            mean: self.mean(&ranks, &threads)?,
             generator: Generator::new(&model, at_once)?,
             model,
             trainer,
@@ -243,6 +245,7 @@ impl Train<'_> {
     fn units<D: Collective>(
         &self,
         ranks: &Ranks<'_, D>,
+        threads: &Threads,
         student: [usize; 2],
         teacher: [usize; 2],
     ) -> Result<Normalization> {
@@ -250,16 +253,16 @@ impl Train<'_> {
         let mode = NormalizationMode::parse(name).expect("the configuration was checked");
         let mut values = vec![];
         if ranks.is_first() {
-            values = tuples::fit(self.store, &self.split.training, mode)?.values();
+            values = tuples::fit(self.store, &self.split.training, mode, threads)?.values();
         }
         Ok(Normalization::from_values(mode, student, teacher, &ranks.values_of_first(values)?)?)
     }
 
     /// The mean of the training teachers.
-    fn mean<D: Collective>(&self, ranks: &Ranks<'_, D>) -> Result<Vec<f32>> {
+    fn mean<D: Collective>(&self, ranks: &Ranks<'_, D>, threads: &Threads) -> Result<Vec<f32>> {
         let mut mean = vec![];
         if ranks.is_first() {
-            mean = mean_teacher(self.store, &self.split.training)?;
+            mean = mean_teacher(self.store, &self.split.training, threads)?;
         }
         ranks.values_of_first(mean)
     }
