@@ -20,6 +20,8 @@ enum Result : int {
     NOT_SUPPORTED = 801,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
+    CAPTURE_UNJOINED = 904,
+    CAPTURE_ISOLATION = 905,
 };
 
 // Puts an operation at the end of a stream, which does it now or later; a kernel or a copy.

@@ -258,6 +258,91 @@ fn repeated_work() {
     assert_eq!((asked, cuda.graph_launches()), (2, 3));
 }
 
+/// `y = x + 1` in the second queue, `z = 2 y` in the first: with all marks, or without one of them.
+fn in_two_queues(
+    cuda: &Cuda,
+    bufs: &mut [<Cuda as Device>::Buf<f32>; 4],
+    forgotten: Option<usize>,
+) -> Result<()> {
+    let second = cuda.beside();
+    let [x, one, y, z] = bufs;
+    let order = |place: usize, from: &Cuda, to: &Cuda| -> Result<()> {
+        let mut mark = Default::default();
+        from.mark(&mut mark)?;
+        if forgotten == Some(place) { Ok(()) } else { to.follow(&mark) }
+    };
+    order(0, cuda, &second)?;
+    second.copy(Cuda::all_mut(y), Cuda::all(x))?;
+    second.axpby(Cuda::all_mut(y), 1.0, Cuda::all(one), 1.0)?;
+    order(1, &second, cuda)?;
+    cuda.axpby(Cuda::all_mut(z), 2.0, Cuda::all(y), 0.0)?;
+    // What the second queue still reads is overwritten by the first.
+    order(2, cuda, &second)?;
+    second.axpby(Cuda::all_mut(y), 0.0, Cuda::all(x), 1.0)?;
+    order(3, &second, cuda)?;
+    cuda.fill(Cuda::all_mut(x), -1.0)
+}
+
+/// Operations in two queues go in the order of their marks, also in a graph; where one is forgotten, the
+/// stand-in driver shows it in a graph by a wrong result, or refuses branches that nobody waits for.
+#[test]
+fn work_in_two_queues() {
+    let cuda = plain();
+    for late in [false, true] {
+        late_kernels(late);
+        for forgotten in [None, Some(0), Some(1), Some(2), Some(3)] {
+            let mut bufs = [0.0f32, 1.0, 0.0, 0.0].map(|x| cuda.buffer_from(&[x; 70]).unwrap());
+            let (mut graph, mut wrong) = (Default::default(), 0);
+            for round in 1..=3 {
+                cuda.upload(Cuda::all_mut(&mut bufs[0]), &[round as f32; 70]).unwrap();
+                let asked =
+                    cuda.replay::<Error>(&mut graph, &mut || in_two_queues(&cuda, &mut bufs, forgotten));
+                cuda.synchronize().unwrap();
+                let found = cuda.to_host(Cuda::all(&bufs[3])).unwrap();
+                wrong += usize::from(asked.is_err() || found != [2.0 * (round as f32 + 1.0); 70]);
+            }
+            match forgotten {
+                None => assert_eq!(wrong, 0, "late {late}"),
+                // Without the first mark nothing of the second queue is part of the graph, and without the
+                // last a branch stays open; without the second the first queue does not wait, if it is first.
+                Some(0 | 3) => {
+                    assert!(wrong > 0 || crate::emulator::on_device(), "{forgotten:?}, late {late}")
+                }
+                Some(1) => assert!(wrong > 0 || late || crate::emulator::on_device()),
+                _ => {}
+            }
+        }
+        late_kernels(false);
+    }
+}
+
+/// What was there when the lane was released is read beside later operations.
+#[test]
+fn downloads_beside_operations() {
+    let cuda = plain();
+    let mut lane = cuda.lane().unwrap();
+    let x = cuda.buffer_from(&[1.0f32; 6]).unwrap();
+    let mut y = cuda.buffer_from(&[10.0f32; 6]).unwrap();
+    for late in [false, true] {
+        late_kernels(late);
+        cuda.upload(Cuda::all_mut(&mut y), &[10.0; 6]).unwrap();
+        cuda.axpby(Cuda::all_mut(&mut y), 1.0, Cuda::all(&x), 1.0).unwrap();
+        cuda.release_lane(&mut lane).unwrap();
+        let mut found = [0.0; 6];
+        cuda.download_in(&mut lane, &mut found, Cuda::all(&y)).unwrap();
+        assert_eq!(found, [11.0; 6]);
+        // Negative control: of what was asked for since then it knows nothing.
+        cuda.fill(Cuda::all_mut(&mut y), 5.0).unwrap();
+        cuda.download_in(&mut lane, &mut found, Cuda::all(&y)).unwrap();
+        assert!(
+            crate::emulator::on_device() || found == if late { [11.0; 6] } else { [5.0; 6] },
+            "{found:?}"
+        );
+        assert!(cuda.download_in(&mut lane, &mut found[..5], Cuda::all(&y)).is_err());
+        late_kernels(false);
+    }
+}
+
 /// What a graph cannot hold is an error, and the device goes on.
 #[test]
 fn work_that_cannot_be_repeated() {

@@ -11,12 +11,12 @@ use gradtx_kernels::cuda::{Cuda, devices};
 use gradtx_kernels::ops::{AdamWStep, Elementwise};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Collective, Device, Elem, Real, Result, bf16};
-use gradtx_launcher::stages::train::parallel::{Ranks, Word};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples};
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::comm::{Comm, Local, local};
 use gradtx_runtime::parallel::{GradientSums, Shards};
 use gradtx_runtime::params::ParamLayout;
+use gradtx_train::translator::parallel::{Ranks, Word};
 use std::ops::Range;
 
 /// What every rank of `ranks` does, on a thread of its own.

@@ -25,6 +25,7 @@ mod mse;
 mod normals;
 mod parallel;
 mod profile;
+mod residual;
 mod rmsnorm;
 mod rope;
 mod scratch;
@@ -124,6 +125,7 @@ impl Device for Cpu {
     type Lane = ();
     type Pinned<T: Elem> = CpuBuf<T>;
     type Graph = ();
+    type Mark = ();
 
     fn name(&self) -> String {
         format!("CPU, {} threads", self.threads())
@@ -223,6 +225,22 @@ impl Device for Cpu {
     }
 
     fn release_lane(&self, (): &mut ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn download_in<T: Elem>(&self, (): &mut (), dst: &mut [T], src: &[T]) -> Result<()> {
+        self.download(dst, src)
+    }
+
+    fn beside(&self) -> Self {
+        self.clone()
+    }
+
+    fn mark(&self, (): &mut ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn follow(&self, (): &()) -> Result<()> {
         Ok(())
     }
 

@@ -48,13 +48,15 @@ pub const MODULES: &[(&str, &str)] = sources![
     "lora.cu",
     "lora_rows.cu",
     "mse.cu",
+    "residual.cu",
     "rmsnorm.cu",
     "rope.cu",
-    "t5_attention.cu"
+    "t5_attention.cu",
+    "t5_tiles.cu"
 ];
 
 /// What they may include.
-const HEADERS: &[(&str, &str)] = sources!["gpu.cuh", "common.cuh", "packed.cuh", "lora.cuh"];
+const HEADERS: &[(&str, &str)] = sources!["gpu.cuh", "common.cuh", "packed.cuh", "lora.cuh", "tiles.cuh"];
 
 // `EMBEDDED: &[(&str, &[u8])]`, file names and cubins: written by the build script.
 include!(concat!(env!("OUT_DIR"), "/embedded_cubins.rs"));

@@ -319,7 +319,8 @@ struct Known {
 pub(super) struct Products {
     /// Dropped before the library.
     known: Mutex<Known>,
-    workspace: Allocation,
+    /// For each of the device's streams of operations.
+    workspaces: [Allocation; 2],
     api: Api,
 }
 
@@ -341,9 +342,10 @@ impl Products {
         });
         match opened {
             Ok((api, handle)) => {
-                let workspace = Allocation::new(stream, device, WORKSPACE)?;
+                let workspace = || Allocation::new(stream, device, WORKSPACE);
+                let workspaces = [workspace()?, workspace()?];
                 let known = Mutex::new(Known { plans: HashMap::new(), handle });
-                Ok(Ok(Self { known, workspace, api }))
+                Ok(Ok(Self { known, workspaces, api }))
             }
             Err(why) if matches!(which, CublasLt::At(_)) => Err(Error::Unavailable { what: "cuBLASLt", why }),
             Err(why) => Ok(Err(why)),
@@ -355,12 +357,12 @@ impl Products {
         self.api.description()
     }
 
-    /// Queues a product; false if the library has nothing for it.
+    /// Queues a product in one of the device's two streams of operations; false if the library has nothing for it.
     ///
     /// # Safety
     /// All addresses must be of matrices of this device that hold what the dimensions say, none of
     /// which is empty, and the stream must be of this device.
-    pub unsafe fn run(&self, stream: sys::CUstream, product: &Product) -> Result<bool> {
+    pub unsafe fn run(&self, stream: sys::CUstream, is_second: bool, product: &Product) -> Result<bool> {
         let shape = Shape::of(product);
         let mut known = memory::lock(&self.known);
         let Known { plans, handle } = &mut *known;
@@ -395,7 +397,7 @@ impl Products {
                 product.c,
                 d.raw,
                 algorithm,
-                self.workspace.pointer(),
+                self.workspaces[usize::from(is_second)].pointer(),
                 WORKSPACE,
                 stream,
             )

@@ -53,7 +53,7 @@ impl Cuda {
             wide[..bytes].copy_from_slice(&value[at..at + bytes]);
             u64::from_le_bytes(wide)
         };
-        let stream = self.stream()?.raw;
+        let stream = self.queue()?;
         let work = Work { bytes: (len * value.len()) as f64, ..Default::default() };
         let set = |set: &dyn Fn() -> sys::CUresult| {
             let queue = || set().result().map_err(failed("set memory"));

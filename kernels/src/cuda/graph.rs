@@ -21,10 +21,10 @@ enum State {
     /// Nothing has run yet, or not with the scratch memory of now.
     #[default]
     New,
-    /// It has run once, with scratch memory at this address.
-    Known { workspace: u64 },
+    /// It has run once, with scratch memory at these addresses.
+    Known { workspace: [u64; 2] },
     /// It has been captured.
-    Captured { workspace: u64, executable: Executable },
+    Captured { workspace: [u64; 2], executable: Executable },
 }
 
 /// A graph that can be launched.
@@ -109,7 +109,7 @@ impl Cuda {
         if self.inner.profile.is_on() {
             return work();
         }
-        let now = self.workspace_pointer();
+        let now = self.workspace_pointers();
         let same = match &graph.state {
             State::New => false,
             State::Known { workspace } | State::Captured { workspace, .. } => *workspace == now,
@@ -117,7 +117,7 @@ impl Cuda {
         if !same {
             graph.state = State::New;
             work()?;
-            graph.state = State::Known { workspace: self.workspace_pointer() };
+            graph.state = State::Known { workspace: self.workspace_pointers() };
             return Ok(());
         }
         if let State::Known { workspace } = graph.state {
@@ -152,7 +152,7 @@ impl Cuda {
         Ok(Executable { raw, cuda: self.clone() })
     }
 
-    fn workspace_pointer(&self) -> u64 {
-        memory::lock(&self.inner.workspace).pointer()
+    fn workspace_pointers(&self) -> [u64; 2] {
+        self.inner.workspaces.each_ref().map(|workspace| memory::lock(workspace).pointer())
     }
 }

@@ -279,7 +279,7 @@ impl Launch<'_> {
             return unsupported(format!("the address {address:#x} is not aligned to its elements"));
         }
         let (cuda, limits) = (self.cuda, &self.cuda.inner.limits);
-        let stream = cuda.stream()?.raw;
+        let stream = cuda.queue()?;
         let function = cuda.inner.functions.get(self.module, self.name, self.suffix, limits)?;
         if let Some(why) = limits.refusal(&function.needs, grid, threads, shared) {
             return unsupported(why);

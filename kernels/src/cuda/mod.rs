@@ -5,7 +5,7 @@
 //! from a cubin that is part of the program, lies in a cache, or is compiled when it is
 //! first needed ([`cubin`]).
 //!
-//! Operations go through one stream, in order; uploads that need not wait for them through another
+//! Operations go through one stream, in order, or through two, ordered by marks; uploads that need not wait for them through another
 //! beside it (`stream.rs`). An operation checks its arguments on the
 //! host and returns when its kernels are queued. Numbers that only the device sees (token
 //! ids, positions) are checked by the kernels, which refuse them and leave a note that the
@@ -31,6 +31,7 @@ mod library;
 mod limits;
 mod lm_head;
 mod lora;
+mod lora_rows;
 mod memory;
 mod mse;
 mod nccl;
@@ -38,10 +39,12 @@ mod nvrtc;
 mod pinned;
 mod probe;
 mod profile;
+mod residual;
 mod rmsnorm;
 mod rope;
 mod stream;
 mod t5_attention;
+mod t5_tiles;
 
 pub use cublaslt::CublasLt;
 pub use graph::CudaGraph;
@@ -50,7 +53,7 @@ pub use nccl::{NcclGroup, nccl_version};
 pub use pinned::CudaPinned;
 pub use probe::{CudaDevice, devices};
 pub use profile::OperationTime;
-pub use stream::CudaLane;
+pub use stream::{CudaLane, CudaMark};
 
 use crate::error::{Error, Result, expect_len};
 use crate::{Device, Elem, Real, bf16};
@@ -75,6 +78,8 @@ const WORKSPACE: usize = 4 << 10;
 #[derive(Clone)]
 pub struct Cuda {
     inner: Arc<Inner>,
+    /// Operations go through the second stream.
+    is_second: bool,
 }
 
 /// Number types with kernels: `f32` and `bf16`, accumulating in f32.
@@ -100,8 +105,8 @@ struct Inner {
     /// For uploads beside the operations.
     staging_beside: Mutex<Staging>,
     /// Scratch memory of operations that need two passes. Should one need more than there is, it
-    /// grows: in a loop's first steps, not in all of them.
-    workspace: Mutex<Allocation>,
+    /// grows: in a loop's first steps, not in all of them. One for each stream of operations.
+    workspaces: [Mutex<Allocation>; 2],
     /// A graph is being captured.
     capturing: AtomicBool,
     graph_launches: AtomicU64,
@@ -157,7 +162,8 @@ impl Cuda {
         let stream = Stream::new(context)?;
         let staging = Mutex::new(Staging::new(&stream)?);
         let staging_beside = Mutex::new(Staging::new(&stream)?);
-        let workspace = Mutex::new(Allocation::new(&stream, &description, WORKSPACE)?);
+        let workspace = || Ok(Mutex::new(Allocation::new(&stream, &description, WORKSPACE)?));
+        let workspaces = [workspace()?, workspace()?];
         let fault = Allocation::new(&stream, &description, size_of::<u32>())?;
         let products = cublaslt::Products::open(cublaslt, &stream, &description)?;
         let functions = Functions::new(cubins, cubin::architecture(description.capability));
@@ -168,7 +174,7 @@ impl Cuda {
             functions,
             staging,
             staging_beside,
-            workspace,
+            workspaces,
             capturing: AtomicBool::new(false),
             graph_launches: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
@@ -177,7 +183,7 @@ impl Cuda {
             products,
             stream,
         };
-        let cuda = Self { inner: Arc::new(inner) };
+        let cuda = Self { inner: Arc::new(inner), is_second: false };
         cuda.set_bytes(cuda.inner.fault.pointer(), 0, size_of::<u32>())?;
         Ok(cuda)
     }
@@ -221,16 +227,16 @@ impl Cuda {
         if bytes == 0 {
             return Ok(());
         }
-        let stream = self.stream()?;
+        let queue = self.queue()?;
         let work = profile::Work { bytes: bytes as f64, ..Default::default() };
         // SAFETY: callers pass memory of this device that holds as many bytes.
-        let set = || unsafe { result::memset_d8_async(pointer, value, bytes, stream.raw) };
+        let set = || unsafe { result::memset_d8_async(pointer, value, bytes, queue) };
         self.measured(|| "set memory".into(), work, || set().map_err(failed("set memory")))
     }
 
     /// Scratch memory of at least this many bytes, for kernels queued while the guard is held.
     fn workspace(&self, bytes: usize) -> Result<Workspace<'_>> {
-        let mut guard = memory::lock(&self.inner.workspace);
+        let mut guard = memory::lock(&self.inner.workspaces[usize::from(self.is_second)]);
         if guard.bytes() < bytes {
             self.refuse_in_graph("growing scratch memory")?;
             let (stream, device) = (self.stream()?, &self.inner.description);
@@ -275,6 +281,7 @@ impl Device for Cuda {
     type Lane = CudaLane;
     type Pinned<T: Elem> = CudaPinned<T>;
     type Graph = CudaGraph;
+    type Mark = CudaMark;
 
     fn name(&self) -> String {
         let CudaDevice { ordinal, name, .. } = self.description();
@@ -388,6 +395,22 @@ impl Device for Cuda {
         self.release_uploads(lane)
     }
 
+    fn download_in<T: Elem>(&self, lane: &mut CudaLane, dst: &mut [T], src: CudaView<'_, T>) -> Result<()> {
+        self.download_beside(lane, dst, src)
+    }
+
+    fn beside(&self) -> Self {
+        Self { is_second: true, ..self.clone() }
+    }
+
+    fn mark(&self, mark: &mut CudaMark) -> Result<()> {
+        self.put_mark(mark)
+    }
+
+    fn follow(&self, mark: &CudaMark) -> Result<()> {
+        self.follow_mark(mark)
+    }
+
     fn replay<E: From<Error>>(
         &self,
         graph: &mut CudaGraph,
@@ -401,11 +424,11 @@ impl Device for Cuda {
         if src.is_empty() {
             return Ok(());
         }
-        let stream = self.stream()?;
+        let queue = self.queue()?;
         let bytes = src.len() * size_of::<T>();
         let work = profile::Work { bytes: 2.0 * bytes as f64, ..Default::default() };
         // SAFETY: both views hold `bytes` bytes of this device, and cannot overlap: one is exclusive.
-        let copy = || unsafe { result::memcpy_dtod_async(dst.pointer(), src.pointer(), bytes, stream.raw) };
+        let copy = || unsafe { result::memcpy_dtod_async(dst.pointer(), src.pointer(), bytes, queue) };
         self.measured(|| "copy".into(), work, || copy().map_err(failed("copy on the device")))
     }
 
@@ -416,7 +439,7 @@ impl Device for Cuda {
     fn synchronize(&self) -> Result<()> {
         self.refuse_in_graph("synchronize")?;
         let stream = self.stream()?;
-        for raw in [stream.copies, stream.raw] {
+        for raw in stream.all() {
             // SAFETY: the stream is alive as long as the device.
             unsafe { result::stream::synchronize(raw) }.map_err(failed("wait for the device"))?;
         }
@@ -428,7 +451,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // What is freed next may still be in use.
         if self.stream.context.bind_to_thread().is_ok() {
-            for raw in [self.stream.copies, self.stream.raw] {
+            for raw in self.stream.all() {
                 // SAFETY: the stream is destroyed after this. Nothing can be done about a failure.
                 let _ = unsafe { result::stream::synchronize(raw) };
             }

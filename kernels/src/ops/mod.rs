@@ -27,6 +27,7 @@ mod linear;
 mod lm_head;
 mod lora;
 mod mse;
+mod residual;
 mod rmsnorm;
 mod rope;
 mod t5_attention;
@@ -42,6 +43,7 @@ pub use linear::{Linear, LinearDims};
 pub use lm_head::{LmHead, LmHeadDims, LmHeadScratch};
 pub use lora::{DROPOUT_STREAM, LoraDims, LoraLinear, LoraTarget};
 pub use mse::{Mse, MseDims};
+pub use residual::{ResidualNorm, ResidualNormDims};
 pub use rmsnorm::{RmsNorm, RmsNormDims};
 pub use rope::{QkNorm, QkvDims, Rope};
 pub use t5_attention::{BucketMap, T5Attention, T5AttentionDims};
@@ -85,6 +87,7 @@ pub trait Backend<X: Real>:
     + Linear<X>
     + LoraLinear<X>
     + RmsNorm<X>
+    + ResidualNorm<X>
     + Rope<X>
     + QkNorm<X>
     + Attention<X>
@@ -112,6 +115,7 @@ where
         + Linear<X>
         + LoraLinear<X>
         + RmsNorm<X>
+        + ResidualNorm<X>
         + Rope<X>
         + QkNorm<X>
         + Attention<X>

@@ -144,6 +144,8 @@ pub struct Activations<D: Device, X: Real> {
     pub(super) d_pred: Rows<D, X>,
     /// `[B·L_T]`: squared error of each block.
     pub(super) sums: Rows<D, X::Acc>,
+    /// Released when the sums are there, so that they can be read beside the backward pass.
+    pub(super) sums_lane: D::Lane,
     /// On the host: values on their way to the device, where they must be converted.
     stage: Vec<X>,
 }
@@ -184,6 +186,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             pred: alloc.rows("pred", rows_t, width_t)?,
             d_pred: alloc.rows("d_pred", rows_t, width_t)?,
             sums: alloc.rows("sums", rows_t, 1)?,
+            sums_lane: alloc.lane()?,
             stage: vec![],
         })
     }

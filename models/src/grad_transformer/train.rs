@@ -14,8 +14,8 @@
 //! values; otherwise masters are kept beside them, and a step writes both.
 
 use super::{Activations, Batch, GradTransformer};
-use crate::t5::{Grads, weights};
-use gradtx_kernels::ops::{AdamWStep, Backend, Cast};
+use crate::t5::{Grads, OnReady, weights};
+use gradtx_kernels::ops::{AdamWStep, Backend, Cast, Out};
 use gradtx_kernels::{Device, Elem, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::optim::FlatAdamW;
@@ -23,9 +23,6 @@ use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use std::any::Any;
 use std::collections::HashMap;
 use std::ops::Range;
-
-/// Whoever is told which gradients are final, and gets them for writing.
-type OnReady<'a, D, A> = &'a mut dyn FnMut(Range<usize>, <D as Device>::ViewMut<'_, A>) -> Result<()>;
 
 /// What a step tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +56,8 @@ struct Repeated {
     inputs: usize,
     /// The bits of the loss's scale.
     scale: u64,
+    /// Whether its gradients are the first of a batch, which are assigned.
+    first: bool,
 }
 
 /// The passes of such a micro-batch, as the device remembers them.
@@ -245,13 +244,13 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         mut on_ready: Option<OnReady<'_, D, X::Acc>>,
     ) -> Result<f64> {
         tuples.check(&model.config)?;
-        model.dev.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
         let (mut sum, count, room) = (0.0, tuples.len(), self.acts.capacity());
         for from in (0..count).step_by(room) {
             let to = (from + room).min(count);
             let part = tuples.part(&model.config, from, to);
             let on_ready = if to == count { on_ready.take() } else { None };
-            sum += self.accumulate(model, part, scale, on_ready)?;
+            let out = if from == 0 { Out::Assign } else { Out::Add };
+            sum += self.accumulate(model, part, scale, out, on_ready)?;
             if to < count {
                 let next = tuples.part(&model.config, to, (to + room).min(count));
                 self.acts.load_ahead(&model.dev, &model.config, next)?;
@@ -260,18 +259,20 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         Ok(sum)
     }
 
-    /// Adds the gradients of a micro-batch. Where nobody must be told of parts of them, all
+    /// Assigns or adds the gradients of a micro-batch. Where nobody must be told of parts of them, all
     /// operations of a micro-batch are repeated from the device's memory of the last such one.
     fn accumulate(
         &mut self,
         model: &GradTransformer<D, X>,
         tuples: Batch<'_, D, X>,
         scale: f64,
+        out: Out,
         on_ready: Option<OnReady<'_, D, X::Acc>>,
     ) -> Result<f64> {
         model.load_batch(&mut self.acts, tuples)?;
         let (acts, buf, dev) = (&mut self.acts, &mut self.grads, &model.dev);
-        let kind = Repeated { batch: tuples.len(), inputs: acts.current, scale: scale.to_bits() };
+        let (inputs, first) = (acts.current, out == Out::Assign);
+        let kind = Repeated { batch: tuples.len(), inputs, scale: scale.to_bits(), first };
         if self.graphs.len() >= MOST_GRAPHS && !self.graphs.contains_key(&kind) {
             self.graphs.clear();
         }
@@ -281,14 +282,15 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
             model.forward(acts, true)?;
             model.losses(acts, scale)
         })?;
-        let sum = model.sum_of_losses(acts)?.to_f64();
+        model.release_losses(acts)?;
         match on_ready {
-            Some(on_ready) => model.backward(acts, true, &mut Grads { buf, on_ready })?,
+            Some(on_ready) => model.backward(acts, true, &mut Grads::new(dev, buf, out, on_ready))?,
             None => dev.replay(&mut passes.backward, &mut || {
-                model.backward(acts, true, &mut Grads { buf, on_ready: &mut |_, _| Ok(()) })
+                model.backward(acts, true, &mut Grads::new(dev, buf, out, &mut |_, _| Ok(())))
             })?,
         }
-        Ok(sum)
+        // The device is at the backward pass meanwhile.
+        Ok(model.sum_of_losses(acts)?.to_f64())
     }
 
     /// Sum of squares of the gradients of the own ranges.
