@@ -1,7 +1,7 @@
 //! Negative controls: faults planted into the kernels' sources must be caught by the same checks
 //! that the right kernels pass, each by at least one schedule.
 
-use crate::attention::Packed;
+use crate::attention::{Decode, Packed};
 use crate::common::*;
 use crate::emulator::{Order, Plant, Schedule, Variant, device};
 use crate::lora::{Adapted, fused};
@@ -208,6 +208,23 @@ fn dropped_warp_barrier() {
     let fault = Plant { module: "flash.cu", file: "flash.cuh", text: TEXT, instead };
     expect_caught(&case, fault, "data race");
     expect_caught(&case, fault, "relative error");
+}
+
+/// Decoding with the newest key from the cache, which does not have it yet, with parts that are left out or
+/// not weighed, and with a stage that is refilled while it is read.
+#[test]
+fn wrong_decoding() {
+    let case = Decode { lengths: &[523, 70], heads: 2, kv_heads: 1, head_dim: 64, capacity: 530 };
+    let none = plant("decode.cu", "// What a warp has found", "// What a warp has found");
+    assert_eq!(complaints(&case, none), [""; 0]);
+    for (text, instead, words) in [
+        ("key < position ? cached + key * stride : newest", "cached + key * stride", "`o`"),
+        ("part > newest / PART", "part >= max(newest / PART, 1u)", "`k`"),
+        ("float factor = exp2_fast(from[D] - top)", "float factor = 1.f", "`o`"),
+        ("        cp_async_wait<1>();\n", "", "`o`"),
+    ] {
+        expect_caught(&case, plant("decode.cu", text, instead), words);
+    }
 }
 
 /// Lanes that take different ways to a collective.

@@ -1,12 +1,12 @@
 //! Packed attention and decoding on CUDA.
 //!
-//! bf16 with head sizes 64 and 128 goes through the tensor cores (`cu/flash.cu`), everything
-//! else through plain kernels (`cu/attention.cu`). How many tiles the segments of a stream
+//! bf16 with head sizes 64 and 128 goes through the tensor cores (`cu/flash.cu`, `cu/decode.cu`),
+//! everything else through plain kernels (`cu/attention.cu`). How many tiles the segments of a stream
 //! have is known to the device alone, so grids have as many blocks as there could be tiles,
 //! and a block without a tile has nothing to do.
 
 use super::launch::Launch;
-use super::{Cuda, CudaReal, CudaView, CudaViewMut};
+use super::{Cuda, CudaReal, CudaView, CudaViewMut, decode};
 use crate::error::{Error, Result, expect_len, expect_rows};
 use crate::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
 
@@ -105,7 +105,7 @@ fn most_tiles(rows: usize, dims: &AttentionDims) -> usize {
 
 impl Launch<'_> {
     /// Heads and their size, as kernels take them.
-    fn heads(self, dims: &QkvDims) -> Self {
+    pub(super) fn heads(self, dims: &QkvDims) -> Self {
         self.int(dims.heads).int(dims.kv_heads).int(dims.head_dim)
     }
 
@@ -236,6 +236,12 @@ impl<X: CudaReal> Attention<X> for Cuda {
         check_caches(OP, k_cache.len(), v_cache.len(), &dims)?;
         expect_len(OP, "slot", slot.len(), rows)?;
         expect_len(OP, "position", position.len(), rows)?;
+        let addresses = [o.pointer(), k_cache.pointer(), v_cache.pointer(), qkv.pointer()];
+        if let Some(kernels) = decode::kernels::<X>(&dims, &addresses) {
+            let caches = (&k_cache, &v_cache);
+            // SAFETY: the lengths above.
+            return unsafe { self.decode_tiles(kernels, &o, caches, qkv, (slot, position), &dims) };
+        }
         let kernel = self.kernel_of::<X>(PLAIN, "cache_append").write(&k_cache).write(&v_cache).read(qkv);
         let kernel = kernel.read(slot).read(position).pointer(self.fault_pointer()).heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots);

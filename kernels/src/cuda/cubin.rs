@@ -43,6 +43,7 @@ pub const MODULES: &[(&str, &str)] = sources![
     "activation.cu",
     "adamw.cu",
     "attention.cu",
+    "decode.cu",
     "dropout.cu",
     "elementwise.cu",
     "embedding.cu",
