@@ -325,6 +325,8 @@ pub enum Method {
     Nearest,
     /// Ridge regression from student to teacher updates.
     Ridge,
+    /// The same regression, of groups of shadows, onto the products of the teachers' adapters.
+    Products,
 }
 
 impl Method {
@@ -335,6 +337,7 @@ impl Method {
             Self::Mean => "mean",
             Self::Nearest => "nearest",
             Self::Ridge => "ridge",
+            Self::Products => "products",
         }
     }
 }

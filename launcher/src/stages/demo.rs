@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Models of the table.
-const ENTRIES: [Entry; 9] = [
+const ENTRIES: [Entry; 10] = [
     Entry::Base(Role::Tiny),
     Entry::Base(Role::Llm),
     Entry::Finetuned(Role::Tiny),
@@ -28,6 +28,7 @@ const ENTRIES: [Entry; 9] = [
     Entry::translated(Method::Mean),
     Entry::translated(Method::Nearest),
     Entry::translated(Method::Ridge),
+    Entry::translated(Method::Products),
     Entry::RANDOM_STUDENT,
     Entry::Finetuned(Role::Llm),
 ];

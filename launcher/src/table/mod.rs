@@ -77,10 +77,10 @@ impl Entry {
             Self::Base(role) => role as usize,
             Self::Finetuned(Role::Tiny) => 2,
             Self::Translated { method, random_student } => {
-                3 + method as usize + 4 * usize::from(random_student)
+                3 + method as usize + 5 * usize::from(random_student)
             }
-            Self::Adapter(role) => 11 + role as usize,
-            Self::Finetuned(Role::Llm) => 13,
+            Self::Adapter(role) => 13 + role as usize,
+            Self::Finetuned(Role::Llm) => 15,
         }
     }
 }
@@ -99,6 +99,7 @@ fn method_name(method: Method) -> &'static str {
         Method::Mean => "mean of teachers",
         Method::Nearest => "nearest shadow",
         Method::Ridge => "ridge regression",
+        Method::Products => "products",
     }
 }
 

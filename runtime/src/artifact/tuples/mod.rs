@@ -31,6 +31,7 @@ use serde_json::Value;
 use shard::{UPDATES, open_shard};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// File name of the manifest.
@@ -303,12 +304,30 @@ impl TupleStore {
     /// # Panics
     /// When `pair` or `step` is out of range.
     pub fn read(&self, role: Role, pair: usize, step: usize, out: &mut [f32]) -> Result<()> {
+        self.read_range(role, pair, step, 0..self.space(role).values(), out)
+    }
+
+    /// Reads a range of the values of one update; only the pages of the file that hold it are touched.
+    ///
+    /// # Panics
+    /// When `pair`, `step` or the range is out of range.
+    pub fn read_range(
+        &self,
+        role: Role,
+        pair: usize,
+        step: usize,
+        range: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<()> {
         assert!(step < self.steps(), "step {step} of {}", self.steps());
+        let values = self.space(role).values();
+        assert!(range.end <= values, "{range:?} of {values} values");
         let file = &self.files[pair][role as usize];
         let all = file.tensor(UPDATES)?;
-        let size = all.bytes.len() / self.steps();
-        let bytes = &all.bytes[step * size..(step + 1) * size];
-        TensorData { bytes, shape: &all.shape[1..], ..all.clone() }.read_f32(out)
+        let size = all.bytes.len() / self.steps() / values;
+        let start = step * values;
+        let bytes = &all.bytes[(start + range.start) * size..(start + range.end) * size];
+        TensorData { bytes, shape: &[range.len()], ..all.clone() }.read_f32(out)
     }
 
     /// Reads a tuple: both updates of the same shadow pair and step.
