@@ -84,8 +84,12 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         Command::Split(job) => stages::split::run(&context, &job),
         Command::Curate(job) => stages::curate::run(&context, world, &job),
         Command::Train(run) => stages::train::run(&context, world, &run),
-        Command::Finetune { run, data, out, model, peft } => {
-            stages::finetune::run(&context, &run, &stages::finetune::Job { data, out, role: model, peft })
+        Command::Finetune { run, data, out, model, peft, allow_refinement } => {
+            let job = stages::finetune::Job { data, out, role: model, peft, allow_refinement };
+            stages::finetune::run(&context, &run, &job)
+        }
+        Command::Refine { run, updates, translated, out } => {
+            stages::refine::run(&context, &run, &stages::refine::Job { updates, translated, out })
         }
         Command::Translate {
             run,

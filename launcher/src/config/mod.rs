@@ -27,8 +27,8 @@ mod sweep;
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
     DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, PenaltyChoice,
-    PenaltyRule, RANDOM_SUBSETS, Recipe, RougeTokens, TrainConfig, TranslateConfig, TranslatorConfig,
-    ValidationSplit,
+    PenaltyRule, RANDOM_SUBSETS, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslateConfig,
+    TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
 

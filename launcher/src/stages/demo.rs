@@ -10,7 +10,7 @@ use crate::cluster;
 use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind};
 use crate::device::take;
 use crate::stages::{
-    ADAPTER_DIR, Context, UPDATE_FILE, curate, evaluate, finetune, report, train, translate, world,
+    ADAPTER_DIR, Context, UPDATE_FILE, curate, evaluate, finetune, refine, report, train, translate, world,
 };
 use crate::table::{Entry, Table, collect};
 use crate::world::{RUN_FILE_OF_WORLD, World};
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Models of the table.
-const ENTRIES: [Entry; 10] = [
+const ENTRIES: [Entry; 11] = [
     Entry::Base(Role::Tiny),
     Entry::Base(Role::Llm),
     Entry::Finetuned(Role::Tiny),
@@ -29,6 +29,7 @@ const ENTRIES: [Entry; 10] = [
     Entry::translated(Method::Nearest),
     Entry::translated(Method::Ridge),
     Entry::translated(Method::Products),
+    Entry::Refined(Method::Products),
     Entry::RANDOM_STUDENT,
     Entry::Finetuned(Role::Llm),
 ];
@@ -93,6 +94,11 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     }
     timed("translate", at);
     let at = Instant::now();
+    for client in &clients {
+        client.refine()?;
+    }
+    timed("refine", at);
+    let at = Instant::now();
     for (entry, client) in ENTRIES.iter().flat_map(|entry| clients.iter().map(move |client| (*entry, client)))
     {
         client.evaluate(entry)?;
@@ -138,6 +144,7 @@ impl<'a> Client<'a> {
                 out: self.finetuned(role),
                 role,
                 peft: true,
+                allow_refinement: role == Role::Tiny,
             };
             finetune::run(self.context, self.args, &job)?;
         }
@@ -160,11 +167,24 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
+    fn refine(&self) -> Result<()> {
+        for entry in ENTRIES {
+            let Entry::Refined(method) = entry else { continue };
+            let job = refine::Job {
+                updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],
+                translated: self.translated(Entry::translated(method)),
+                out: self.translated(entry),
+            };
+            refine::run(self.context, self.args, &job)?;
+        }
+        Ok(())
+    }
+
     fn evaluate(&self, entry: Entry) -> Result<()> {
         let (role, adapter) = match entry {
             Entry::Base(role) | Entry::Adapter(role) => (role, None),
             Entry::Finetuned(role) => (role, Some(self.finetuned(role))),
-            Entry::Translated { .. } => (Role::Llm, Some(self.translated(entry))),
+            Entry::Translated { .. } | Entry::Refined(_) => (Role::Llm, Some(self.translated(entry))),
         };
         let job = evaluate::Job {
             data: self.data.join("test.jsonl"),
@@ -185,5 +205,6 @@ fn file_name(entry: Entry) -> String {
         Entry::Adapter(role) => format!("adapter-{}", role.name()),
         Entry::RANDOM_STUDENT => "random-student".into(),
         Entry::Translated { method, .. } => method.name().into(),
+        Entry::Refined(method) => format!("{}-refined", method.name()),
     }
 }

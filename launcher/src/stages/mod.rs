@@ -8,6 +8,7 @@
 //! | [`train`] | `TupleStore` | translator: `RUN/translator` |
 //! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
+//! | [`refine`] | a translation, its `UpdateVector`s of the TinyLM, public prompts | `UpdateVector` and adapter of the LLM |
 //! | [`merge`] | a model, an adapter | a model directory |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
 //! | [`report`] | a run directory | a page about it, and the same as JSON |
@@ -44,6 +45,7 @@ pub mod merge;
 pub mod plan;
 pub mod products;
 pub mod prompts;
+pub mod refine;
 pub mod report;
 pub mod side;
 pub mod split;
