@@ -31,7 +31,6 @@ use serde_json::Value;
 use shard::{UPDATES, open_shard};
 use std::collections::BTreeSet;
 use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// File name of the manifest.
@@ -304,30 +303,30 @@ impl TupleStore {
     /// # Panics
     /// When `pair` or `step` is out of range.
     pub fn read(&self, role: Role, pair: usize, step: usize, out: &mut [f32]) -> Result<()> {
-        self.read_range(role, pair, step, 0..self.space(role).values(), out)
+        self.update(role, pair, step)?.read_f32(out)
     }
 
-    /// Reads a range of the values of one update; only the pages of the file that hold it are touched.
+    /// The same of as many values of the update as `out` has room for, from value `from` on.
     ///
     /// # Panics
-    /// When `pair`, `step` or the range is out of range.
-    pub fn read_range(
+    /// When `pair`, `step` or the values are out of range.
+    pub fn read_part(
         &self,
         role: Role,
         pair: usize,
         step: usize,
-        range: Range<usize>,
+        from: usize,
         out: &mut [f32],
     ) -> Result<()> {
+        self.update(role, pair, step)?.read_f32_from(from, out)
+    }
+
+    fn update(&self, role: Role, pair: usize, step: usize) -> Result<TensorData<'_>> {
         assert!(step < self.steps(), "step {step} of {}", self.steps());
-        let values = self.space(role).values();
-        assert!(range.end <= values, "{range:?} of {values} values");
-        let file = &self.files[pair][role as usize];
-        let all = file.tensor(UPDATES)?;
-        let size = all.bytes.len() / self.steps() / values;
-        let start = step * values;
-        let bytes = &all.bytes[(start + range.start) * size..(start + range.end) * size];
-        TensorData { bytes, shape: &[range.len()], ..all.clone() }.read_f32(out)
+        let all = self.files[pair][role as usize].tensor(UPDATES)?;
+        let size = all.bytes.len() / self.steps();
+        let bytes = &all.bytes[step * size..(step + 1) * size];
+        Ok(TensorData { bytes, shape: &all.shape[1..], ..all })
     }
 
     /// Reads a tuple: both updates of the same shadow pair and step.
