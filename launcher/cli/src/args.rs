@@ -71,6 +71,10 @@ pub enum Command {
         /// Also write the adapter in PEFT form.
         #[arg(long)]
         peft: bool,
+        /// Agree that the provider asks the fine-tuned TinyLM for answers to public prompts, to refine a
+        /// translation with them. Without differential privacy, private texts may come out.
+        #[arg(long)]
+        allow_refinement: bool,
     },
     /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
     Translate {
@@ -99,6 +103,21 @@ pub enum Command {
         /// Accept the same update more than once.
         #[arg(long)]
         allow_duplicates: bool,
+    },
+    /// Train a translation on public prompts that it and the client's TinyLM answer alike.
+    Refine {
+        /// The run and its configuration.
+        #[command(flatten)]
+        run: RunArgs,
+        /// The update vector files that were translated.
+        #[arg(required = true, value_name = "UPDATE")]
+        updates: Vec<PathBuf>,
+        /// Directory of the translation, as `translate --out` made it.
+        #[arg(long, value_name = "DIR")]
+        translated: PathBuf,
+        /// Directory for update.safetensors and adapter/.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
     /// Put an adapter into the weights of its model: a Hugging Face directory.
     Merge {

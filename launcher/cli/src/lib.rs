@@ -16,7 +16,7 @@ pub mod submit;
 use args::{Args, Command};
 use clap::{CommandFactory, FromArgMatches};
 use gradtx_pipeline::aggregate::Allow;
-use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, split, train, translate};
+use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
 use gradtx_plan::{plan, sweep};
 use gradtx_run::cluster::World;
 use gradtx_run::context::Context;
@@ -74,8 +74,12 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         Command::Split(job) => split::run(&context, &job),
         Command::Curate(job) => curate::run(&context, world, &job),
         Command::Train(run) => train::run(&context, world, &run),
-        Command::Finetune { run, data, out, model, peft } => {
-            finetune::run(&context, &run, &finetune::Job { data, out, role: model, peft })
+        Command::Finetune { run, data, out, model, peft, allow_refinement } => {
+            let job = finetune::Job { data, out, role: model, peft, allow_refinement };
+            finetune::run(&context, &run, &job)
+        }
+        Command::Refine { run, updates, translated, out } => {
+            refine::run(&context, &run, &refine::Job { updates, translated, out })
         }
         Command::Translate {
             run,

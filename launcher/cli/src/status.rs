@@ -140,7 +140,18 @@ pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
 pub fn look(path: &Path, verify: bool) -> Result<Vec<Row>> {
     let mut rows = vec![];
     walk(path, verify, 0, &mut rows)?;
-    let order = ["world", "pretrain", "curate", "train", "finetune", "translate", "merge", "evaluate"];
+    let order = [
+        "world",
+        "pretrain",
+        "curate",
+        "train",
+        "finetune",
+        "penalty",
+        "translate",
+        "refine",
+        "merge",
+        "evaluate",
+    ];
     let place = |stage: &str| order.iter().position(|s| *s == stage).unwrap_or(order.len());
     rows.sort_by(|a, b| (place(&a.stage), &a.stage, &a.dir).cmp(&(place(&b.stage), &b.stage, &b.dir)));
     Ok(rows)

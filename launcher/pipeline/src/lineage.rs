@@ -39,6 +39,9 @@ pub struct Lineage {
     pub method: Option<Method>,
     /// The translator was given noise in the place of an update.
     pub random_student: bool,
+    /// The translation was refined.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refined: bool,
 }
 
 /// Files of a PEFT directory.
@@ -74,10 +77,10 @@ pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
 
 impl Lineage {
     /// A model as it was given.
-    pub const BASE: Self = Self { kind: Kind::Base, method: None, random_student: false };
+    pub const BASE: Self = Self { kind: Kind::Base, method: None, random_student: false, refined: false };
 
     fn of_kind(kind: Kind) -> Self {
-        Self { kind, method: None, random_student: false }
+        Self { kind, ..Self::BASE }
     }
 
     /// Of an adapter with these [`adapter_sums`], that is to be used with a model of this
@@ -97,10 +100,11 @@ impl Lineage {
         let record = record::read(&path)?;
         let (lineage, model) = match record.stage.as_str() {
             "finetune" => (Self::of_kind(Kind::Finetuned), "model"),
-            "translate" => {
+            stage @ ("translate" | "refine") => {
+                let refined = stage == "refine";
                 let method = serde_json::from_value(record.settings["method"].clone()).ok();
                 let random_student = record.settings["random_student"] == Value::Bool(true);
-                (Self { kind: Kind::Translated, method, random_student }, "llm")
+                (Self { kind: Kind::Translated, method, random_student, refined }, "llm")
             }
             _ => return Ok(elsewhere),
         };
@@ -168,8 +172,12 @@ mod tests {
         let dir = stage("finetune", json!({"model": "base"}));
         assert_eq!(lineage(dir.path()).unwrap(), Lineage::of_kind(Kind::Finetuned));
         let dir = stage("translate", json!({"method": "ridge", "random_student": true, "llm": "base"}));
-        let want = Lineage { kind: Kind::Translated, method: Some(Method::Ridge), random_student: true };
+        let translated = Lineage { kind: Kind::Translated, ..Lineage::BASE };
+        let want = Lineage { method: Some(Method::Ridge), random_student: true, ..translated };
         assert_eq!(lineage(dir.path()).unwrap(), want);
+        let refined = stage("refine", json!({"method": "products", "llm": "base"}));
+        let want = Lineage { method: Some(Method::Products), refined: true, ..translated };
+        assert_eq!(lineage(refined.path()).unwrap(), want);
         // A copy is anybody's own.
         let copy = tempfile::tempdir().unwrap();
         std::fs::create_dir(copy.path().join("adapter")).unwrap();
@@ -207,7 +215,7 @@ mod tests {
 
     #[test]
     fn merged_models_keep_their_lineage() {
-        let lineage = Lineage { kind: Kind::Translated, method: Some(Method::Mean), random_student: false };
+        let lineage = Lineage { kind: Kind::Translated, method: Some(Method::Mean), ..Lineage::BASE };
         let dir = stage("merge", json!({"role": "tiny", "lineage": lineage}));
         assert_eq!(Lineage::of_model(dir.path()).unwrap(), (Some(Role::Tiny), lineage));
         std::fs::write(dir.path().join("adapter").join(ADAPTER_FILES[1]), "another").unwrap();

@@ -8,9 +8,16 @@
 //!   direction from the mean student.
 //! * [`ridge`]: linear regression with a penalty, in its dual form, for there are far
 //!   fewer pairs than coordinates.
+//!
+//! [`products`] has the translator that regresses on what adapters do, and not on their factors.
+
+pub mod gram;
+pub mod penalty;
+pub mod products;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
+use gram::{COLUMNS, Gram};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +33,8 @@ pub enum Method {
     Nearest,
     /// Ridge regression from student to teacher updates.
     Ridge,
+    /// The same regression, of groups of shadows, onto the products of the teachers' adapters.
+    Products,
 }
 
 impl Method {
@@ -36,6 +45,7 @@ impl Method {
             Self::Mean => "mean",
             Self::Nearest => "nearest",
             Self::Ridge => "ridge",
+            Self::Products => "products",
         }
     }
 }
@@ -176,17 +186,25 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn gram(rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
-    rows.par_iter().map(|a| rows.iter().map(|b| dot(a, b)).collect()).collect()
+    let width = rows.first().map_or(0, Vec::len);
+    let mut gram = Gram::new(rows.len());
+    for first in (0..width).step_by(COLUMNS) {
+        let last = width.min(first + COLUMNS);
+        let columns: Vec<f64> =
+            rows.iter().flat_map(|row| row[first..last].iter().map(|&x| f64::from(x))).collect();
+        gram.add(&columns, last - first);
+    }
+    gram.finish()
 }
 
 /// Lower triangle of a positive definite matrix's Cholesky factor.
-struct Cholesky {
+pub(crate) struct Cholesky {
     rows: Vec<Vec<f64>>,
 }
 
 impl Cholesky {
     /// Of the part of `matrix` with these indices, plus `penalty` on its diagonal.
-    fn of(matrix: &[Vec<f64>], indices: &[usize], penalty: f64) -> Result<Self> {
+    pub(crate) fn of(matrix: &[Vec<f64>], indices: &[usize], penalty: f64) -> Result<Self> {
         let mut rows: Vec<Vec<f64>> = Vec::with_capacity(indices.len());
         for (i, &from) in indices.iter().enumerate() {
             let mut row: Vec<f64> = Vec::with_capacity(i + 1);
@@ -202,7 +220,7 @@ impl Cholesky {
         Ok(Self { rows })
     }
 
-    fn solve(&self, right: &[f64]) -> Vec<f64> {
+    pub(crate) fn solve(&self, right: &[f64]) -> Vec<f64> {
         let n = self.rows.len();
         let mut x = right.to_vec();
         for i in 0..n {

@@ -7,7 +7,7 @@
 use crate::{World, stage};
 use anyhow::Result;
 use gradtx_pipeline::aggregate::{Allow, Combine};
-use gradtx_pipeline::stages::{curate, evaluate, finetune, train, translate};
+use gradtx_pipeline::stages::{curate, evaluate, finetune, refine, train, translate};
 use gradtx_report::stage as report;
 use gradtx_report::table::{Entry, Table, collect};
 use gradtx_run::cluster;
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Models of the table.
-const ENTRIES: [Entry; 9] = [
+const ENTRIES: [Entry; 11] = [
     Entry::Base(Role::Tiny),
     Entry::Base(Role::Llm),
     Entry::Finetuned(Role::Tiny),
@@ -30,6 +30,8 @@ const ENTRIES: [Entry; 9] = [
     Entry::translated(Method::Mean),
     Entry::translated(Method::Nearest),
     Entry::translated(Method::Ridge),
+    Entry::translated(Method::Products),
+    Entry::Refined(Method::Products),
     Entry::RANDOM_STUDENT,
     Entry::Finetuned(Role::Llm),
 ];
@@ -94,6 +96,11 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     }
     timed("translate", at);
     let at = Instant::now();
+    for client in &clients {
+        client.refine()?;
+    }
+    timed("refine", at);
+    let at = Instant::now();
     for (entry, client) in ENTRIES.iter().flat_map(|entry| clients.iter().map(move |client| (*entry, client)))
     {
         client.evaluate(entry)?;
@@ -139,6 +146,7 @@ impl<'a> Client<'a> {
                 out: self.finetuned(role),
                 role,
                 peft: true,
+                allow_refinement: role == Role::Tiny,
             };
             finetune::run(self.context, self.args, &job)?;
         }
@@ -161,11 +169,24 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
+    fn refine(&self) -> Result<()> {
+        for entry in ENTRIES {
+            let Entry::Refined(method) = entry else { continue };
+            let job = refine::Job {
+                updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],
+                translated: self.translated(Entry::translated(method)),
+                out: self.translated(entry),
+            };
+            refine::run(self.context, self.args, &job)?;
+        }
+        Ok(())
+    }
+
     fn evaluate(&self, entry: Entry) -> Result<()> {
         let (role, adapter) = match entry {
             Entry::Base(role) | Entry::Adapter(role) => (role, None),
             Entry::Finetuned(role) => (role, Some(self.finetuned(role))),
-            Entry::Translated { .. } => (Role::Llm, Some(self.translated(entry))),
+            Entry::Translated { .. } | Entry::Refined(_) => (Role::Llm, Some(self.translated(entry))),
         };
         let job = evaluate::Job {
             data: self.data.join("test.jsonl"),
@@ -186,5 +207,6 @@ fn file_name(entry: Entry) -> String {
         Entry::Adapter(role) => format!("adapter-{}", role.name()),
         Entry::RANDOM_STUDENT => "random-student".into(),
         Entry::Translated { method, .. } => method.name().into(),
+        Entry::Refined(method) => format!("{}-refined", method.name()),
     }
 }

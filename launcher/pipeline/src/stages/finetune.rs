@@ -38,6 +38,8 @@ pub struct Job {
     pub role: Role,
     /// Also write the adapter in PEFT form.
     pub peft: bool,
+    /// The client agrees to refinement.
+    pub allow_refinement: bool,
 }
 
 /// Fine-tunes, unless that is done.
@@ -64,6 +66,9 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "model": side.space.base_model,
         "peft": job.peft,
     });
+    if job.allow_refinement {
+        settings["refinement"] = json!("allowed");
+    }
     config.data.add_to(&mut settings);
     let State::Open(mut output) = record::open(&job.out, "finetune", settings)? else {
         let text = format!("finetune: {} is finished", job.out.display());
@@ -104,7 +109,9 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     if job.peft {
         files.extend(side.write_peft(&job.out, &trained.updates)?);
     }
-    side.update(trained.updates, examples.examples.len() as u64).write(&job.out.join(UPDATE_FILE))?;
+    let mut update = side.update(trained.updates, examples.examples.len() as u64);
+    update.meta.refinement = job.allow_refinement;
+    update.write(&job.out.join(UPDATE_FILE))?;
     output.finish(&files)?;
     let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
     let text = format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display());

@@ -7,6 +7,7 @@
 //! | [`train`](mod@train) | `TupleStore` | translator: `RUN/translator` |
 //! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
+//! | [`refine`] | a translation, its updates of the TinyLM, public prompts | `UpdateVector` and adapter of the LLM |
 //! | [`merge`] | a model, an adapter | a model directory |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
 //!
@@ -18,6 +19,8 @@ pub mod curate;
 pub mod evaluate;
 pub mod finetune;
 pub mod merge;
+pub mod products;
+pub mod refine;
 pub mod split;
 pub mod train;
 pub mod translate;

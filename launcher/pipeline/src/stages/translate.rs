@@ -1,10 +1,12 @@
 //! `translate`: from clients' updates of the TinyLM to one update of the LLM.
 //!
 //! In: update vectors; with the Grad-Transformer `RUN/translator`, with the translators
-//! of comparison `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM.
+//! of comparison and by products `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM; by
+//! products also `products.json`, and the adapter is of another rank than the shadows'.
 
 use crate::aggregate::{self, Allow, Combine, Norms};
 use crate::artifacts::{Translator, Tuples, open_side, open_translator, open_tuples, open_update};
+use crate::stages::products;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
@@ -15,11 +17,14 @@ use gradtx_run::dispatch::{Work, dispatch};
 use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::record::{self, State};
 use gradtx_run::role::Role;
-use gradtx_runtime::artifact::{TupleStore, checksum_file};
+use gradtx_runtime::artifact::{TupleStore, checksum_file, write_json};
 use gradtx_train::baselines::{self, Method, Pairs};
 use gradtx_train::side::Side;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+
+/// How a translation by products came to be.
+const DETAILS_FILE: &str = "products.json";
 
 /// What to translate, how, to where.
 pub struct Job {
@@ -49,7 +54,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let source = Source::open(&args.run, job.method, &student, &teacher)?;
     aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
     let (mut combined, examples) = aggregate::combine(&updates, job.combine)?;
-    let settings = json!({
+    let mut settings = json!({
         "method": job.method,
         "combine": job.combine,
         "random_student": job.random_student,
@@ -58,6 +63,9 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "llm": teacher.space.base_model,
         "device": config.device,
     });
+    if job.method == Method::Products {
+        settings["products"] = products::Translation::settings(&config);
+    }
     let State::Open(mut output) = record::open(&job.out, "translate", settings)? else {
         let text = format!("translate: {} is finished", job.out.display());
         context.ui.done("translate", &job.out, json!({}), text);
@@ -68,7 +76,23 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
         combined = noise_like(&combined, key);
     }
+    let mut files = vec![];
+    let mut of_rank = None;
     let translated = match &source {
+        Source::Tuples(tuples) if job.method == Method::Products => {
+            // What every client changes is added up, not the factors that it is made of.
+            let clients: Vec<&[f32]> = match job.random_student {
+                true => vec![&combined],
+                false => updates.iter().map(|update| update.values.as_slice()).collect(),
+            };
+            let work =
+                products::Translation { context, run: &args.run, config: &config, teacher: &teacher, tuples };
+            let (side, factors, details) = work.of(&clients, job.combine)?;
+            write_json(&job.out.join(DETAILS_FILE), &details)?;
+            files.push(DETAILS_FILE.into());
+            of_rank = Some(side);
+            factors
+        }
         Source::Translator(translator) => {
             let work = Translation { dir: &translator.dir, update: &combined };
             let translated = dispatch(&config.device, context, work)?;
@@ -83,9 +107,10 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         }
         Source::Tuples(tuples) => baselines::mean(&All::of(&tuples.store))?,
     };
+    let teacher = of_rank.as_ref().unwrap_or(&teacher);
     let update = teacher.update(translated, examples);
     update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
-    let mut files = teacher.write_peft(&job.out, &update.values)?;
+    files.extend(teacher.write_peft(&job.out, &update.values)?);
     update.write(&job.out.join(UPDATE_FILE))?;
     files.push(UPDATE_FILE.into());
     output.finish(&files)?;
@@ -107,7 +132,7 @@ impl Source {
             Method::GradTransformer => {
                 Ok(Self::Translator(open_translator(run, &student.space, &teacher.space)?))
             }
-            Method::Mean | Method::Nearest | Method::Ridge => {
+            Method::Mean | Method::Nearest | Method::Ridge | Method::Products => {
                 let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
                 tuples.verify()?;
                 Ok(Self::Tuples(Box::new(tuples)))

@@ -40,6 +40,8 @@ pub enum Entry {
         /// Whether noise was translated.
         random_student: bool,
     },
+    /// The LLM with a translated update that was refined.
+    Refined(Method),
     /// With an adapter that gradtx did not make.
     Adapter(Role),
 }
@@ -68,6 +70,7 @@ impl Entry {
             Self::Translated { method, random_student: true } => {
                 format!("LLM + {}, random student", method_name(method))
             }
+            Self::Refined(method) => format!("LLM + {}, refined", method_name(method)),
             Self::Adapter(role) => format!("{} + another adapter", display_name(role)),
         }
     }
@@ -78,10 +81,11 @@ impl Entry {
             Self::Base(role) => role as usize,
             Self::Finetuned(Role::Tiny) => 2,
             Self::Translated { method, random_student } => {
-                3 + method as usize + 4 * usize::from(random_student)
+                3 + 2 * method as usize + 10 * usize::from(random_student)
             }
-            Self::Adapter(role) => 11 + role as usize,
-            Self::Finetuned(Role::Llm) => 13,
+            Self::Refined(method) => 4 + 2 * method as usize,
+            Self::Adapter(role) => 23 + role as usize,
+            Self::Finetuned(Role::Llm) => 25,
         }
     }
 }
@@ -100,6 +104,7 @@ fn method_name(method: Method) -> &'static str {
         Method::Mean => "mean of teachers",
         Method::Nearest => "nearest shadow",
         Method::Ridge => "ridge regression",
+        Method::Products => "products",
     }
 }
 
@@ -159,6 +164,8 @@ fn entry_fields<S: serde::Serializer>(entry: &Entry, to: S) -> std::result::Resu
         model: Role,
         method: Option<Method>,
         random_student: bool,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        refined: bool,
     }
     let (kind, model, method, random_student) = match *entry {
         Entry::Base(role) => (Kind::Base, role, None, false),
@@ -167,8 +174,10 @@ fn entry_fields<S: serde::Serializer>(entry: &Entry, to: S) -> std::result::Resu
         Entry::Translated { method, random_student } => {
             (Kind::Translated, Role::Llm, Some(method), random_student)
         }
+        Entry::Refined(method) => (Kind::Translated, Role::Llm, Some(method), false),
     };
-    Fields { kind, model, method, random_student }.serialize(to)
+    let refined = matches!(entry, Entry::Refined(_));
+    Fields { kind, model, method, random_student, refined }.serialize(to)
 }
 
 /// How two rows differ.
@@ -243,7 +252,8 @@ impl Table {
                 let (mean, interval) = mean_with_interval(&there);
                 (row.mean, row.interval) = (Some(mean), interval);
             }
-            if let (Entry::Translated { .. }, [Some(student), Some(teacher)]) = (row.entry, &ends) {
+            let is_translated = matches!(row.entry, Entry::Translated { .. } | Entry::Refined(_));
+            if let (true, [Some(student), Some(teacher)]) = (is_translated, &ends) {
                 (row.pgr, row.pgr_interval) = pgr(&row.scores, student, teacher);
             }
         }

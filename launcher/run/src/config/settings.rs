@@ -33,6 +33,10 @@ pub struct Config {
     pub train: TrainConfig,
     /// Fine-tuning on private data.
     pub finetune: FinetuneConfig,
+    /// Translation by `--method products`.
+    pub translate: TranslateConfig,
+    /// Refinement of translations.
+    pub refine: RefineConfig,
     /// Generation and scoring.
     pub evaluate: EvaluateConfig,
 }
@@ -586,6 +590,72 @@ impl Default for FinetuneConfig {
     }
 }
 
+/// Translation by `--method products`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TranslateConfig {
+    /// Rank of the LLM's adapter that a weighted sum of products is read out as.
+    pub rank: usize,
+    /// Penalty of the regression: a number, as a multiple of the mean square of the shadow groups'
+    /// students less their mean; or how one is chosen: `loss`, by the LLM's loss on public examples of
+    /// groups that are left out; `mse`, by the squared error of their products.
+    pub penalty: PenaltyChoice,
+    /// Public examples of a left-out group that the loss is measured on.
+    pub penalty_examples: usize,
+}
+
+impl Default for TranslateConfig {
+    fn default() -> Self {
+        Self { rank: 16, penalty: PenaltyChoice::By(PenaltyRule::Loss), penalty_examples: 24 }
+    }
+}
+
+/// Refinement of translations on public prompts. The LLM trains as the shadows' does
+/// (`curate.llm`), without dropout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RefineConfig {
+    /// Rounds: answers of both models, training on those that agree.
+    pub rounds: usize,
+    /// Public prompts that are answered.
+    pub prompts: usize,
+    /// Optimizer steps of one round.
+    pub steps: u32,
+    /// Examples of one step, drawn with replacement.
+    pub batch: usize,
+    /// With fewer answers that agree there is no training.
+    pub least: usize,
+    /// Where too few agree, the first round is trained on the half of the TinyLM's answers that it is surest
+    /// of, if their mean probability is at least this; 1 for never.
+    pub sure: f64,
+}
+
+impl Default for RefineConfig {
+    fn default() -> Self {
+        Self { rounds: 2, prompts: 384, steps: 40, batch: 16, least: 16, sure: 0.3 }
+    }
+}
+
+/// A penalty, or how it is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected \"loss\", \"mse\" or a number")]
+pub enum PenaltyChoice {
+    /// This one.
+    Fixed(f64),
+    /// The best of several, by this measure.
+    By(PenaltyRule),
+}
+
+/// What a penalty is chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PenaltyRule {
+    /// The LLM's loss.
+    Loss,
+    /// The squared error of products.
+    Mse,
+}
+
 /// Generation and scoring.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -661,6 +731,8 @@ impl Default for Config {
             translator: TranslatorConfig::default(),
             train: TrainConfig::default(),
             finetune: FinetuneConfig::default(),
+            translate: TranslateConfig::default(),
+            refine: RefineConfig::default(),
             evaluate: EvaluateConfig::default(),
         }
     }
