@@ -34,6 +34,7 @@ use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{UpdateVector, checksum_file, write_json};
 use gradtx_runtime::checkpoint::{self, Checkpoint, Values};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, Metric, PackedBatch, Record};
+use gradtx_runtime::plan::Room;
 use gradtx_runtime::text::shown;
 use gradtx_train::examples::{Data, Streams};
 use gradtx_train::prompts::Prompts;
@@ -611,7 +612,7 @@ impl Training<'_> {
         decoder: &Decoder<D, X>,
         whole: &Stacked,
         values: &[f32],
-        memory: u64,
+        memory: Room,
     ) -> Result<LoraJobs<D, X>> {
         let recipe = self.recipe();
         let mut room = BatchCapacity::default();
