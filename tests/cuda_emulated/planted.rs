@@ -242,12 +242,12 @@ fn adapted() -> Adapted {
     Adapted { segments: &[(70, 1, 0), (3, 0, 1)], ..fused(0, (40, 24, 2, 2), 0.3) }
 }
 
-/// Columns of other adapters that are not zeroed, and a B behind the rows of another target.
+/// Columns of other adapters that are not zeroed, and the B of one adapter in the columns of all.
 #[test]
 fn wrong_columns_of_adapters() {
     let fault = plant("lora_rows.cu", "if (column >= own && column < own", "if (column < own");
     expect_caught(&adapted(), fault, "`y`");
-    let fault = plant("lora.cu", "column % units / outputs.rank", "0 * units / outputs.rank");
+    let fault = plant("lora.cu", "target = 0, adapter++;", "target = 0;");
     expect_caught(&adapted(), fault, "relative error");
 }
 
@@ -273,7 +273,8 @@ fn rows_that_are_still_on_their_way() {
     assert!(!complaints(&adapted(), fault).is_empty());
     let text = "            stage = next;\n            __syncthreads();\n";
     let fault = plant("lora_rows.cu", text, "            stage = next;\n");
-    expect_caught(&adapted(), fault, "data race");
+    // Rows of several warps, whose sums belong together.
+    expect_caught(&fused(3, (520, 24, 2, 2), 0.3), fault, "data race");
     let text = "pair.ask(t + stages * PAIR_ROWS, stage)";
     let fault = plant("lora_rows.cu", text, "pair.ask(t + stages * PAIR_ROWS, next)");
     assert!(!complaints(&adapted(), fault).is_empty());
