@@ -2,8 +2,8 @@
 //
 // Forward: a block of four warps has 128 queries of one head, 32 per warp so that keys and values are
 // read from shared memory once for two products, and goes through the keys they see in tiles of 64.
-// Values come in while scores are computed, the next keys while values are summed; the softmax is
-// built up on the way.
+// The next keys and values come in meanwhile; where a multiprocessor has not the room for two such blocks, the
+// values while scores are computed, the next keys while values are summed. The softmax is built up on the way.
 // Backward computes the probabilities again from lse, once by tiles of keys for dk and dv, which one
 // block sums over all queries and over the heads of its group, and once by tiles of queries for dq:
 // more products than with atomic additions, but always the same sums. Both are blocks of one launch:
@@ -19,10 +19,10 @@
 // warps) and what cp.async writes. Two blocks share a multiprocessor.
 //
 //   block          mma per warp   ldmatrix per warp   tensor cores   shared memory   barriers   registers
-//   forward, 128       256              80               1650         1280 + 256        2          255
+//   forward, 128       256              80               1650         1280 + 256        1          251
 //   dk, dv, 128        256             128               1650         2048 + 256        1          255
 //   dq, 128            192              96               1240         1536 + 256        1          255
-//   forward, 64        128              40                830          640 + 128        2          218
+//   forward, 64        128              40                830          640 + 128        1          212
 //   dk, dv, 64         256              96               1650         1536 + 128        1          254
 //   dq, 64             192              48               1240          768 + 128        1          254
 #include "flash.cuh"
@@ -90,14 +90,14 @@ DEV void softmax_step(float (&scores)[2][N][4], float (&acc)[2][D8][4], Softmax&
 }
 
 // A block per tile of 128 queries and head; those that see the most keys go first. The scale is positive.
-template <int D>
+// Keys and values come in a step ahead where there are two stages for both, else in turn.
+template <int D, int STAGES>
 DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* fault, u32 tokens, u32 segments,
                  Heads at, u64 o_stride, float scale) {
     constexpr int N = STEP / 8;
     DYNAMIC_SHARED(memory);
     bf16* queries = reinterpret_cast<bf16*>(memory);
-    bf16* keys = queries + FORWARD_ROWS * LD<D>;
-    bf16* values = keys + STEP * LD<D>;
+    bf16* stages = queries + FORWARD_ROWS * LD<D>;
     RankedTile tile = find_ranked_tile(blockIdx.x / at.heads, FORWARD_ROWS, offsets, segments, tokens, fault);
     if (!tile.segment.found) return;
     u32 head = blockIdx.x % at.heads, kv_head = at.kv_of(head), len = tile.segment.len;
@@ -106,7 +106,8 @@ DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* 
     u32 start = tile.segment.start;
     Rows key_rows = {qkv, row, start, at.k(kv_head)}, value_rows = {qkv, row, start, at.v(kv_head)};
     load_rows<FORWARD_ROWS, D>(queries, {qkv, row, start, at.q(head)}, tile_first, len);
-    load_rows<STEP, D>(keys, key_rows, 0, len);
+    load_rows<STEP, D>(stages, key_rows, 0, len);
+    if (STAGES == 2) load_rows<STEP, D>(stages + STEP * LD<D>, value_rows, 0, len);
     cp_async_commit();
     int lane = threadIdx.x & 31, warp = quarter(), g = lane >> 2, q = (lane & 3) * 2;
     float acc[2][D / 8][4];
@@ -122,10 +123,18 @@ DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* 
     u32 from = tile_first + warp * 32, my_row = from + g;
     u32 steps = (min(tile_first + FORWARD_ROWS, len) + STEP - 1) / STEP;
     for (u32 step = 0; step < steps; step++) {
+        bf16 *keys = stages + step % STAGES * 2 * STEP * LD<D>, *values = keys + STEP * LD<D>;
         cp_async_wait<0>();
         __syncthreads();  // these keys are there for all, and nobody reads the values before them
-        load_rows<STEP, D>(values, value_rows, step * STEP, len);
-        cp_async_commit();
+        if (STAGES == 1) {
+            load_rows<STEP, D>(values, value_rows, step * STEP, len);
+            cp_async_commit();
+        } else if (step + 1 < steps) {
+            bf16* next = stages + (step + 1) % STAGES * 2 * STEP * LD<D>;
+            load_rows<STEP, D>(next, key_rows, (step + 1) * STEP, len);
+            load_rows<STEP, D>(next + STEP * LD<D>, value_rows, (step + 1) * STEP, len);
+            cp_async_commit();
+        }
         // The last tiles of a block are beyond what its first warps see.
         bool sees = step * STEP < min(from + 32, len);
         u32 packed[2][N / 2][4];
@@ -137,12 +146,14 @@ DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* 
             softmax_step(scores, acc, so_far, scale2);
             pack(packed, scores);
         }
-        cp_async_wait<0>();
-        __syncthreads();  // the values are there for all, and nobody reads these keys any more
-        if (step + 1 < steps) {
-            load_rows<STEP, D>(keys, key_rows, (step + 1) * STEP, len);
+        if (STAGES == 1) {
+            cp_async_wait<0>();
+            __syncthreads();  // the values are there for all, and nobody reads these keys any more
+            if (step + 1 < steps) load_rows<STEP, D>(keys, key_rows, (step + 1) * STEP, len);
             cp_async_commit();
         }
+        // Registers do not hold fragments of values beside all scores.
+        if (STAGES == 2) __syncwarp();
         if (sees) product_nn<D>(acc, packed, values);
     }
     bf16* to = o + start * o_stride + at.q(head);
@@ -189,7 +200,10 @@ template <int D> constexpr int ROWS = 64 * PIECES<D>;
 template <int D> DEV bf16* own_tiles(unsigned char* memory, u32 stage) {
     return ROWS<D> == STEP ? stage_of<D>(memory, stage).a : reinterpret_cast<bf16*>(memory + 2 * STAGE_BYTES<D>);
 }
-DEV void copy(u32 (&to)[4], const u32 (&from)[4]) { to[0] = from[0], to[1] = from[1], to[2] = from[2], to[3] = from[3]; }
+DEV void copy(u32 (&to)[4], const u32 (&from)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) to[i] = from[i];
+}
 template <int D> using Kept = u32[PIECES<D>][D / 16][4];
 // A warp's rows of an own tile.
 template <int D> DEV void keep_rows(Kept<D>& kept, const bf16* tile) {
@@ -427,18 +441,22 @@ DEV void backward(bf16* dqkv, const BackwardInputs& in, u32* fault, u32 tokens, 
 
 #define SHAPE u32 heads, u32 kv_heads, u32 head_dim
 #define AT Heads{heads, kv_heads, head_dim}
-#define INSTANCES(D)                                                                                                 \
-    KERNEL LAUNCH_BOUNDS(THREADS) flash_forward_##D(bf16* o, float* lse, const bf16* qkv, const u32* offsets,          \
-                                                    u32* fault, u32 tokens, u32 segments, SHAPE, u64 o_stride,       \
-                                                    float scale) {                                                   \
-        forward<D>(o, lse, qkv, offsets, fault, tokens, segments, AT, o_stride, scale);                              \
+#define FORWARD(D, STAGES, name)                                                                                     \
+    KERNEL LAUNCH_BOUNDS(THREADS) name(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* fault,          \
+                                       u32 tokens, u32 segments, SHAPE, u64 o_stride, float scale) {                 \
+        forward<D, STAGES>(o, lse, qkv, offsets, fault, tokens, segments, AT, o_stride, scale);                      \
     }                                                                                                                \
-    EXPORT(flash_forward_##D)                                                                                        \
-    KERNEL LAUNCH_BOUNDS(THREADS, BLOCKS) flash_backward_##D(bf16* dqkv, const float* delta, const bf16* d_o, const float* lse,\
-                                                     const bf16* qkv, const u32* offsets, u32* fault, u32 tokens,     \
-                                                     u32 segments, SHAPE, u64 o_stride, float scale) {               \
+    EXPORT(name)
+#define BACKWARD(D)                                                                                                  \
+    KERNEL LAUNCH_BOUNDS(THREADS, BLOCKS)                                                                            \
+        flash_backward_##D(bf16* dqkv, const float* delta, const bf16* d_o, const float* lse, const bf16* qkv,        \
+                           const u32* offsets, u32* fault, u32 tokens, u32 segments, SHAPE, u64 o_stride,            \
+                           float scale) {                                                                            \
         backward<D>(dqkv, {delta, d_o, lse, qkv, offsets}, fault, tokens, segments, AT, o_stride, scale);            \
     }                                                                                                                \
     EXPORT(flash_backward_##D)
-INSTANCES(64)
-INSTANCES(128)
+FORWARD(64, 2, flash_forward_64)
+FORWARD(128, 1, flash_forward_128)
+FORWARD(128, 2, flash_forward_128_ahead)
+BACKWARD(64)
+BACKWARD(128)

@@ -126,6 +126,7 @@ DEV void put_rows(bf16* to, u64 stride, u32 first, u32 len, const float (&acc)[D
     for (int i = 0; i < 16; i += 32 / CHUNKS) {
         u32 r = i + lane / CHUNKS, c = lane % CHUNKS * 8;
         if (first + r >= len) continue;
-        *reinterpret_cast<uint4*>(to + (first + r) * stride + c) = *reinterpret_cast<const uint4*>(room + r * LD<D> + c);
+        const uint4* from = reinterpret_cast<const uint4*>(room + r * LD<D> + c);
+        *reinterpret_cast<uint4*>(to + (first + r) * stride + c) = *from;
     }
 }

@@ -1,7 +1,8 @@
 //! Packed attention, its backward pass, and decoding on a cache.
 
 use crate::common::*;
-use crate::emulator::{Order, Schedule, Variant, configure, device};
+use crate::emulator::{Order, Schedule, Variant, configure, device, on_device};
+use crate::lora::LittleShared;
 use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
 use gradtx_kernels::{Backend, Device, Real, Result, bf16};
@@ -111,6 +112,19 @@ fn head_size_64() {
 fn head_size_128() {
     for (lengths, heads, kv_heads) in [(&[1u32, 66][..], 2, 1), (&[97], 1, 1), (&[3, 150, 64], 2, 1)] {
         check_packed(Packed { lengths, heads, kv_heads, head_dim: 128, gap: 0 });
+    }
+}
+
+/// On devices with more shared memory than the emulator's, where keys and values come in a step ahead, and with less.
+#[test]
+fn head_size_128_with_other_shared_memory() {
+    if on_device() {
+        return;
+    }
+    for kib in [227, 99] {
+        let _limit = LittleShared::new(kib << 10);
+        let case = Packed { lengths: &[3, 150], heads: 2, kv_heads: 1, head_dim: 128, gap: 0 };
+        check(&format!("attention in {kib} KiB"), &case, ATTENTION);
     }
 }
 

@@ -199,6 +199,15 @@ fn wrong_t5_tiles() {
     }
 }
 
+/// Keys and values that come in where others are still read.
+#[test]
+fn overwritten_stage() {
+    let case = Packed { lengths: &[150], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+    let fault = plant("flash.cu", "stages + (step + 1) % STAGES", "stages + step % STAGES");
+    expect_caught(&case, fault, "data race");
+    expect_caught(&case, fault, "relative error");
+}
+
 /// Results that leave before all lanes have put their part into shared memory.
 #[test]
 fn dropped_warp_barrier() {

@@ -56,6 +56,12 @@ fn flash_names(head_dim: usize) -> Option<[&'static str; 2]> {
     }
 }
 
+/// The forward kernel of head size 128 that loads keys and values a step ahead.
+const FORWARD_AHEAD: &str = "flash_forward_128_ahead";
+/// Bytes of a multiprocessor's shared memory that every block takes beside its own; a multiprocessor has as many
+/// more than a block may have.
+const RESERVED: usize = 1024;
+
 /// The decoding kernel of a head size.
 fn decode_name(head_dim: usize) -> &'static str {
     match head_dim {
@@ -135,8 +141,14 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let wide = aligned(&[o.pointer(), qkv.pointer()], &[dims.o_stride]);
         // The kernel takes the largest of the scores before they are scaled.
         if let Some([name, _]) = flash.filter(|_| wide && dims.scale > 0.0) {
+            let ahead = shared_rows(FORWARD_TILE + 4 * STEP, head_dim);
+            let two_fit = 2 * (ahead + RESERVED) <= self.inner.limits.most_shared + RESERVED;
+            let (name, shared) = match head_dim {
+                128 if two_fit => (FORWARD_AHEAD, ahead),
+                128 => (name, shared_rows(FORWARD_TILE + 2 * STEP, head_dim)),
+                _ => (name, ahead),
+            };
             let kernel = self.kernel(FLASH, name).write(&o).write(&lse).read(qkv).read(offsets);
-            let shared = shared_rows(FORWARD_TILE + 2 * STEP, head_dim);
             let grid = [most_tiles(FORWARD_TILE, &dims) * heads, 1, 1];
             let kernel = kernel.flops(flops(2, &dims));
             // SAFETY: the lengths above; segments beyond the stream are refused.
