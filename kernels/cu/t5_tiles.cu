@@ -27,6 +27,8 @@ struct Dropped {
     const u64* keys;
     u32 site, threshold;
     float keep;
+    // Of this block's example.
+    DEV u64 key() const { return threshold ? keys[blockIdx.z] : 0; }
 };
 
 // The row of a tile for a key: within 16, keys 4q, 4q + 1 are in columns 2q, 2q + 1 of the first
@@ -102,11 +104,10 @@ template <int KT> DEV void load_buckets(u32 (&to)[2][KT][4], const u32* map, con
 }
 
 // Which probabilities are kept: bits 4·t … 4·t + 3 for a lane's keys of tile t.
-template <int KT> DEV void load_kept(u32 (&kept)[2], const Shape& shape, const Dropped& drop, u32 query) {
+template <int KT> DEV void load_kept(u32 (&kept)[2], const Shape& shape, const Dropped& drop, u64 key, u32 query) {
     kept[0] = kept[1] = ALL;
     if (!drop.threshold) return;
     kept[0] = kept[1] = 0;
-    u64 key = drop.keys[blockIdx.z];
 #pragma unroll 1  // instructions have a cache too
     for (u32 t = 0; t < KT; t++) {
         u32 first = first_key(t);
@@ -242,7 +243,7 @@ DEV void forward(bf16* o, bf16* probs, const bf16* q, const bf16* kv, const bf16
     bf16* keys = queries + rows * LD<D>;
     bf16* values = keys + KT * 16 * LD<D>;
     float* biases = reinterpret_cast<float*>(values + KT * 16 * LD<D>);  // of this head, by bucket
-    u64 width = shape.width();
+    u64 width = shape.width(), key = drop.key();
     const bf16* k = kv + shape.k_start();
     load_rows<false>(queries, q + shape.q_start() + first * width, width, rows, shape.queries - first);
     load_rows<true>(keys, k, 2 * width, KT * 16, shape.keys);
@@ -250,12 +251,19 @@ DEV void forward(bf16* o, bf16* probs, const bf16* q, const bf16* kv, const bf16
     load_rows<true>(values, k + width, 2 * width, KT * 16, shape.keys);
     cp_async_commit();
     u32 mine = first + warp * 16, query = mine + (lane >> 2), found[2][KT][4] = {}, kept[2];
+    // What is loaded here is on its way while the mask is drawn.
+    auto bias = [&](u32 b) { return b < buckets ? widen(table[b * shape.heads + blockIdx.y]) : 0.f; };
+    float first_bias = 0.f;
     if (table) {
-        for (u32 b = threadIdx.x; b < buckets; b += blockDim.x) biases[b] = widen(table[b * shape.heads + blockIdx.y]);
         load_buckets<KT>(found, map, shape, query);
+        first_bias = bias(threadIdx.x);
+    }
+    load_kept<KT>(kept, shape, drop, key, query);
+    if (table) {
+        if (threadIdx.x < buckets) biases[threadIdx.x] = first_bias;
+        for (u32 b = threadIdx.x + blockDim.x; b < buckets; b += blockDim.x) biases[b] = bias(b);
         check_buckets<KT>(fault, found, buckets, shape, query);
     }
-    load_kept<KT>(kept, shape, drop, query);
     cp_async_wait<1>();
     __syncthreads();
     float p[2 * KT][4], acc[D / 8][4];
@@ -320,21 +328,50 @@ DEV void score_gradient(float (&ds)[2 * KT][4], bf16* weights, bf16* gradients, 
 
 // Adds the gradients of a thread's scores to its own column of sums by bucket.
 template <int KT>
-DEV void add_to_buckets(float* column, u32 columns, float (&ds)[2 * KT][4], const u32* map, u32 buckets,
+DEV void add_to_buckets(float* column, u32 columns, float (&ds)[2 * KT][4], const u32 (&found)[2][KT][4], u32 buckets,
                         const Shape& shape, u32 query) {
-    u32 found[2][KT][4];
-    load_buckets<KT>(found, map, shape, query);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         u32 row = query + 8 * h;
         u32 seen = row < shape.queries ? shape.seen(row) : 0;
 #pragma unroll
         for (int t = 0; t < KT; t++) {
+            // Four at once: those of the same bucket are added up first, so that none waits for another.
+            bool counts[4];
+            float values[4], sums[4];
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                u32 bucket = found[h][t][e];
-                if (first_key(t) + e < seen && bucket < buckets) column[bucket * columns] += at(ds, t, e, h);
+                counts[e] = first_key(t) + e < seen && found[h][t][e] < buckets;
+                values[e] = at(ds, t, e, h);
+#pragma unroll
+                for (int before = 0; before < e; before++) {
+                    if (counts[e] && counts[before] && found[h][t][e] == found[h][t][before]) {
+                        values[before] += values[e];
+                        counts[e] = false;
+                    }
+                }
             }
+#pragma unroll
+            for (int e = 0; e < 4; e++) sums[e] = counts[e] ? column[found[h][t][e] * columns] : 0.f;
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                if (counts[e]) column[found[h][t][e] * columns] = sums[e] + values[e];
+            }
+        }
+    }
+}
+
+// Sums the columns of a warp's threads into its first one, a lane per bucket.
+DEV void sum_columns(float* columns_of_warp, u32 columns, u32 buckets) {
+    u32 lane = threadIdx.x & 31;
+    __syncwarp();
+    for (u32 base = 0; base < buckets; base += 32) {
+        float* row = columns_of_warp + (base + lane) * columns;
+        float sum = 0.f;
+        if (base + lane < buckets) {
+#pragma unroll 8
+            for (u32 k = 0; k < 32; k++) sum += row[(k + lane) & 31];  // each lane another bank
+            row[0] = sum;
         }
     }
 }
@@ -355,7 +392,7 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
     bf16* weights = values + max((u32)KEYS, rows) * LD<D>;
     bf16* gradients = weights + rows * LD<KEYS>;
     float* sums = reinterpret_cast<float*>(gradients + rows * LD<KEYS>);  // [buckets, columns]
-    u64 width = shape.width();
+    u64 width = shape.width(), key = drop.key();
     const bf16* k = kv + shape.k_start();
     load_rows<false>(d_out, d_o + shape.q_start(), width, rows, shape.queries);
     load_rows<true>(values, k + width, 2 * width, KEYS, shape.keys);
@@ -363,7 +400,7 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
     load_rows<false>(queries, q + shape.q_start(), width, rows, shape.queries);
     load_rows<true>(keys, k, 2 * width, KEYS, shape.keys);
     cp_async_commit();
-    u32 query = warp * 16 + (lane >> 2), p[2][KT][2] = {}, kept[2], a[KT][4];
+    u32 query = warp * 16 + (lane >> 2), p[2][KT][2] = {}, kept[2], a[KT][4], found[2][KT][4];
     if (warp < tiles) {
         bool wide = shape.keys % 4 == 0 && ((u64)probs & 7) == 0;
 #pragma unroll
@@ -375,9 +412,11 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
             }
         }
         if (partial) {
+            load_buckets<KT>(found, map, shape, query);
+#pragma unroll 4
             for (u32 b = 0; b < buckets; b++) sums[b * columns + threadIdx.x] = 0.f;
         }
-        load_kept<KT>(kept, shape, drop, query);
+        load_kept<KT>(kept, shape, drop, key, query);
     }
     cp_async_wait<1>();
     __syncthreads();
@@ -385,7 +424,10 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
         float ds[2 * KT][4];
         product_nt<KT>(ds, d_out, warp * 16, values);
         score_gradient<KT>(ds, weights, gradients, p, kept, drop.threshold ? drop.keep : 1.f, query);
-        if (partial) add_to_buckets<KT>(sums + threadIdx.x, columns, ds, map, buckets, shape, query);
+        if (partial) {
+            add_to_buckets<KT>(sums + threadIdx.x, columns, ds, found, buckets, shape, query);
+            sum_columns(sums + warp * 32, columns, buckets);
+        }
 #pragma unroll
         for (int t = 0; t < KT; t++) pack_a(a[t], ds[2 * t], ds[2 * t + 1]);
     }
@@ -402,25 +444,24 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
     // dk and dv of 16 keys each.
     for (u32 item = warp; item < 2 * ((shape.keys + 15) / 16); item += warps) {
         bool of_values = item & 1;
-        u32 key = item / 2 * 16;
+        u32 first = item / 2 * 16;
         const bf16* left = of_values ? weights : gradients;
         const bf16* right = of_values ? d_out : queries;
         float acc[D / 8][4];
         clear(acc);
         for (u32 tile = 0; tile < tiles; tile++) {
             u32 af[4];
-            fragment_a_trans<KEYS>(af, left, tile * 16, key);
+            fragment_a_trans<KEYS>(af, left, tile * 16, first);
             add_product<D>(acc, af, right, tile * 16);
         }
-        bf16* to = dkv + shape.k_start() + key * 2 * width + (of_values ? width : 0);
-        put_tile(to, 2 * width, shape.keys - key, stage, acc);
+        bf16* to = dkv + shape.k_start() + first * 2 * width + (of_values ? width : 0);
+        put_tile(to, 2 * width, shape.keys - first, stage, acc);
     }
     if (!partial) return;
-    for (u32 bucket = warp; bucket < buckets; bucket += warps) {
+    for (u32 bucket = threadIdx.x; bucket < buckets; bucket += blockDim.x) {
         float sum = 0.f;
-        for (u32 column = lane; column < columns; column += 32) sum += sums[bucket * columns + column];
-        sum = warp_sum(sum);
-        if (lane == 0) partial[((u64)blockIdx.z * buckets + bucket) * shape.heads + blockIdx.y] = sum;
+        for (u32 tile = 0; tile < tiles; tile++) sum += sums[bucket * columns + tile * 32];
+        partial[((u64)blockIdx.z * buckets + bucket) * shape.heads + blockIdx.y] = sum;
     }
 }
 
