@@ -1,4 +1,4 @@
-// Gated activations, a block per row: h = act(gate) ⊙ up.
+// Gated activations, a block per row: h = act(gate) ⊙ up, or h = mask ⊙ act(gate) ⊙ up · keep.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
@@ -26,8 +26,10 @@ template <class X, bool IS_SILU> DEV Activated activate(float x) {
     return gelu<X>(x);
 }
 
-template <class X, bool IS_SILU> DEV void forward(X* h, const X* gate_up, u32 cols, u64 h_stride) {
+template <class X, bool IS_SILU, class Masks>
+DEV void forward(X* h, const X* gate_up, u32 cols, u64 h_stride, const Masks& masks) {
     h += blockIdx.x * h_stride;
+    auto mask = masks.of(blockIdx.x);
     const X* gate = gate_up + (u64)blockIdx.x * 2 * cols;
     const X* up = gate + cols;
     cover_block<WIDE<X>>(cols, aligned16(h) && aligned16(gate) && aligned16(up), [&](auto count, u64 i) {
@@ -37,11 +39,14 @@ template <class X, bool IS_SILU> DEV void forward(X* h, const X* gate_up, u32 co
         load(ups, up + i);
 #pragma unroll
         for (int j = 0; j < N; j++) ups[j] *= activate<X, IS_SILU>(gates[j]).value;
+        mask.apply(ups, (u32)i);
         store(h + i, ups);
     });
 }
 
-template <class X, bool IS_SILU> DEV void backward(X* d_gate_up, const X* dh, const X* gate_up, u32 cols, u64 h_stride) {
+template <class X, bool IS_SILU, class Masks>
+DEV void backward(X* d_gate_up, const X* dh, const X* gate_up, u32 cols, u64 h_stride, const Masks& masks) {
+    auto mask = masks.of(blockIdx.x);
     dh += blockIdx.x * h_stride;
     u64 row = (u64)blockIdx.x * 2 * cols;
     const X *gate = gate_up + row, *up = gate + cols;
@@ -53,6 +58,7 @@ template <class X, bool IS_SILU> DEV void backward(X* d_gate_up, const X* dh, co
         load(gates, gate + i);
         load(ups, up + i);
         load(ds, dh + i);
+        mask.apply(ds, (u32)i);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             Activated a = activate<X, IS_SILU>(gates[j]);
@@ -64,22 +70,29 @@ template <class X, bool IS_SILU> DEV void backward(X* d_gate_up, const X* dh, co
     });
 }
 
-#define INSTANCES(X, t)                                                                                            \
-    KERNEL LAUNCH_BOUNDS(THREADS) silu_forward_##t(X* h, const X* gate_up, u32 cols, u64 h_stride) {                \
-        forward<X, true>(h, gate_up, cols, h_stride);                                                              \
+#define OF_KIND(X, t, kind, is_silu)                                                                               \
+    KERNEL LAUNCH_BOUNDS(THREADS) kind##_forward_##t(X* h, const X* gate_up, u32 cols, u64 h_stride) {              \
+        forward<X, is_silu>(h, gate_up, cols, h_stride, NoMasks{});                                                \
     }                                                                                                              \
-    EXPORT(silu_forward_##t)                                                                                       \
-    KERNEL LAUNCH_BOUNDS(THREADS) gelu_forward_##t(X* h, const X* gate_up, u32 cols, u64 h_stride) {                \
-        forward<X, false>(h, gate_up, cols, h_stride);                                                             \
+    EXPORT(kind##_forward_##t)                                                                                     \
+    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                  \
+        kind##_backward_##t(X* d, const X* dh, const X* gate_up, u32 cols, u64 h_stride) {                         \
+        backward<X, is_silu>(d, dh, gate_up, cols, h_stride, NoMasks{});                                           \
     }                                                                                                              \
-    EXPORT(gelu_forward_##t)                                                                                       \
-    KERNEL LAUNCH_BOUNDS(THREADS) silu_backward_##t(X* d, const X* dh, const X* gate_up, u32 cols, u64 h_stride) {   \
-        backward<X, true>(d, dh, gate_up, cols, h_stride);                                                         \
+    EXPORT(kind##_backward_##t)                                                                                    \
+    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                  \
+        kind##_dropout_forward_##t(X* h, const X* gate_up, u32 cols, u64 h_stride, DROP_MASK_PARAMETERS) {         \
+        forward<X, is_silu>(h, gate_up, cols, h_stride, DROP_MASK);                                                \
     }                                                                                                              \
-    EXPORT(silu_backward_##t)                                                                                      \
-    KERNEL LAUNCH_BOUNDS(THREADS) gelu_backward_##t(X* d, const X* dh, const X* gate_up, u32 cols, u64 h_stride) {   \
-        backward<X, false>(d, dh, gate_up, cols, h_stride);                                                        \
+    EXPORT(kind##_dropout_forward_##t)                                                                             \
+    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                  \
+        kind##_dropout_backward_##t(X* d, const X* dh, const X* gate_up, u32 cols, u64 h_stride,                   \
+                                    DROP_MASK_PARAMETERS) {                                                        \
+        backward<X, is_silu>(d, dh, gate_up, cols, h_stride, DROP_MASK);                                           \
     }                                                                                                              \
-    EXPORT(gelu_backward_##t)
+    EXPORT(kind##_dropout_backward_##t)
+#define INSTANCES(X, t)        \
+    OF_KIND(X, t, silu, true)  \
+    OF_KIND(X, t, gelu, false)
 INSTANCES(float, f32)
 INSTANCES(bf16, bf16)

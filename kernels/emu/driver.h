@@ -20,6 +20,8 @@ enum Result : int {
     NOT_SUPPORTED = 801,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
+    CAPTURE_UNJOINED = 904,
+    CAPTURE_ISOLATION = 905,
 };
 
 // Puts an operation at the end of a stream, which does it now or later; a kernel or a copy.
@@ -28,5 +30,11 @@ Result enqueue(void* stream, bool kernel, std::function<Result()> run);
 // Does all that this thread's streams still have to do.
 Result finish_streams_of_this_thread();
 
-// What no stream of this thread may be recorded over: CAPTURE_UNSUPPORTED if one is, which ends the recording.
+// For calls that no stream of this thread may be captured during: CAPTURE_UNSUPPORTED if one is, and the capture
+// is invalidated.
 Result outside_of_capture();
+// The same for calls that concern the whole context: no stream of it, of any thread.
+Result outside_of_captures_of_context();
+
+// The context of this thread.
+void* current_context();

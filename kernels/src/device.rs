@@ -19,8 +19,12 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// A lane for uploads that go on beside operations; see [`Self::upload_in`].
     type Lane: Send;
+    /// Host memory that copies to this device can start from; see [`Self::upload_pinned`].
+    type Pinned<T: Elem>: Send + Sync + 'static;
     /// What [`Self::replay`] remembers of some work; new for each.
     type Graph: Default + Send;
+    /// A point in a queue of operations; see [`Self::mark`].
+    type Mark: Default + Send;
 
     /// What a person would call this device, e.g. "CPU, 2 threads".
     fn name(&self) -> String;
@@ -75,6 +79,26 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// must not be used before [`Self::await_lane`]. A lane belongs to one set of buffers.
     fn upload_in<T: Elem>(&self, lane: &mut Self::Lane, dst: Self::ViewMut<'_, T>, src: &[T]) -> Result<()>;
 
+    /// Host memory for `len` elements, all bytes zero, where [`Self::upload_pinned`] copies from.
+    fn pinned<T: Elem>(&self, len: usize) -> Result<Self::Pinned<T>>;
+
+    /// What pinned memory holds.
+    fn pinned_values<T: Elem>(pinned: &Self::Pinned<T>) -> &[T];
+
+    /// The same for writing, once all copies from it are done: this waits for them. Any thread may
+    /// ask.
+    fn pinned_values_mut<T: Elem>(pinned: &mut Self::Pinned<T>) -> Result<&mut [T]>;
+
+    /// [`Self::upload_in`] of a part of pinned memory: nothing is copied on the host, and this returns
+    /// before the copy is done.
+    fn upload_pinned<T: Elem>(
+        &self,
+        lane: &mut Self::Lane,
+        dst: Self::ViewMut<'_, T>,
+        src: &Self::Pinned<T>,
+        part: Range<usize>,
+    ) -> Result<()>;
+
     /// Operations asked for from now on come after all uploads in this lane.
     fn await_lane(&self, lane: &mut Self::Lane) -> Result<()>;
 
@@ -91,6 +115,28 @@ pub trait Device: Clone + Send + Sync + 'static {
         graph: &mut Self::Graph,
         work: &mut dyn FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E>;
+
+    /// Copies to the host beside operations: after those that were asked for before the lane was last
+    /// released, without waiting for later ones. Done when it returns. Lengths must be equal.
+    fn download_in<T: Elem>(
+        &self,
+        lane: &mut Self::Lane,
+        dst: &mut [T],
+        src: Self::View<'_, T>,
+    ) -> Result<()>;
+
+    /// This device with its second queue of operations, which share its memory: operations asked of
+    /// one may be done beside those asked of the other, in the order that marks decide. A device with
+    /// one queue gives itself. Uploads, downloads and graphs belong to the first queue.
+    fn beside(&self) -> Self;
+
+    /// Puts the mark behind everything that was asked of this queue so far.
+    fn mark(&self, mark: &mut Self::Mark) -> Result<()>;
+
+    /// What is asked of this queue from now on comes after the mark, if it was ever put. In work that
+    /// is replayed, a mark must have been put in this very work, and the first queue must at its end
+    /// have followed all that was asked of the second.
+    fn follow(&self, mark: &Self::Mark) -> Result<()>;
 
     /// `dst = src`. Lengths must be equal.
     fn copy<T: Elem>(&self, dst: Self::ViewMut<'_, T>, src: Self::View<'_, T>) -> Result<()>;

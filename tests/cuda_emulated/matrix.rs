@@ -86,10 +86,15 @@ impl Case for Layer {
             if self.out == Out::Add { inputs.values::<X>("dx", rows * in_dim) } else { nan(rows * in_dim) };
         let mut dx = put(d, &spread(&old, in_dim, x_stride))?;
         d.linear_backward_input(D::all_mut(&mut dx), D::all(&dy), D::all(&w), self.dims, self.out)?;
-        let mut dw = put(d, &inputs.sums::<X::Acc>("dw", out_dim * in_dim))?;
-        let mut dbias = put(d, &inputs.sums::<X::Acc>("dbias", out_dim))?;
+        let old = |name: &str, len: usize| -> Vec<X::Acc> {
+            if self.out == Out::Add { inputs.sums(name, len) } else { nan(len) }
+        };
+        let mut dw = put(d, &old("dw", out_dim * in_dim))?;
+        let mut dbias =
+            put(d, &if self.bias { old("dbias", out_dim) } else { vec![X::Acc::zero(); out_dim] })?;
         let dbias_view = self.bias.then(|| D::all_mut(&mut dbias));
-        d.linear_backward_weight(D::all_mut(&mut dw), dbias_view, D::all(&dy), D::all(&x), self.dims)?;
+        let (dy, x) = (D::all(&dy), D::all(&x));
+        d.linear_backward_weight(D::all_mut(&mut dw), dbias_view, dy, x, self.dims, self.out)?;
         let mut results = Results::default();
         results.take(d, "y", &y)?;
         results.take_rows(d, "dx", &dx, in_dim, x_stride)?;

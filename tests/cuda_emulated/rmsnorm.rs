@@ -1,7 +1,7 @@
-//! RMS layer norm.
+//! RMS layer norm, alone and in the joint of two sublayers.
 
 use crate::common::*;
-use gradtx_kernels::ops::{Out, RmsNormDims};
+use gradtx_kernels::ops::{DropoutDims, Out, ResidualNormDims, RmsNormDims};
 use gradtx_kernels::{Backend, Real, Result};
 
 pub struct Norm {
@@ -29,11 +29,15 @@ impl Case for Norm {
         let mut dw = put(d, &inputs.sums::<X::Acc>("dw", cols))?;
         let (to, dw_view) = (D::all_mut(&mut dx), Some(D::all_mut(&mut dw)));
         d.rmsnorm_backward(to, dw_view, D::all(&dy), D::all(&x), D::all(&inv), D::all(&w), dims, self.out)?;
+        let mut alone = put(d, &nan::<X::Acc>(cols))?;
+        let to = D::all_mut(&mut alone);
+        d.rmsnorm_backward_weight(to, D::all(&dy), D::all(&x), D::all(&inv), dims, Out::Assign)?;
         let mut results = Results::default();
         results.take_rows(d, "y", &y, cols, y_stride)?;
         results.take(d, "inv_rms", &inv)?;
         results.take_rows(d, "dx", &dx, cols, x_stride)?;
         results.take(d, "dw", &dw)?;
+        results.take(d, "dw alone", &alone)?;
         Ok(results)
     }
 }
@@ -45,10 +49,84 @@ fn odd_shapes() {
         (3, 5, 3, Out::Add),
         (5, 123, 0, Out::Assign),
         (37, 64, 8, Out::Add),
+        (300, 32, 0, Out::Assign),
         (2, 1024, 0, Out::Add),
         (3, 4104, 16, Out::Assign),
     ] {
         let case = Norm { rows, cols, gap, out };
         check(&format!("rmsnorm {rows}×{cols}"), &case, Tolerance::ROUNDING);
+    }
+}
+
+struct Joint {
+    rows_per_key: usize,
+    examples: usize,
+    cols: usize,
+    p: f64,
+    out: Out,
+}
+
+impl Case for Joint {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let Self { rows_per_key, examples, cols, p, out } = *self;
+        let rows = rows_per_key * examples;
+        let n = rows * cols;
+        let dims =
+            ResidualNormDims { drop: DropoutDims { rows, cols, rows_per_key, p, site: 70 }, eps: 0.05 };
+        let keys: Vec<u64> = (0..examples as u64).map(|b| b << 40 | (b * 77 + 5)).collect();
+        let keys = put(d, if p > 0.0 { &keys[..] } else { &[] })?;
+        let (mut sum, w) =
+            (put(d, &inputs.values::<X>("branch", n))?, put(d, &inputs.values::<X>("w", cols))?);
+        let residual = put(d, &inputs.values::<X>("residual", n))?;
+        let (mut y, mut inv) = (put(d, &nan::<X>(n))?, put(d, &nan::<X::Acc>(rows))?);
+        d.residual_norm_forward(
+            D::all_mut(&mut sum),
+            D::all_mut(&mut y),
+            D::all_mut(&mut inv),
+            D::all(&residual),
+            D::all(&w),
+            D::all(&keys),
+            dims,
+        )?;
+
+        // From inputs that all can hold, so that the two passes are compared each alone.
+        let x = put(d, &inputs.values::<X>("x", n))?;
+        let inverse = put(d, &inputs.sums::<X::Acc>("inv", rows))?;
+        let dy = put(d, &inputs.values::<X>("dy", n))?;
+        let mut dx = put(d, &if out == Out::Add { inputs.values::<X>("dx", n) } else { nan(n) })?;
+        let mut d_branch = put(d, &nan::<X>(n))?;
+        d.residual_norm_backward(
+            D::all_mut(&mut dx),
+            D::all_mut(&mut d_branch),
+            D::all(&dy),
+            D::all(&x),
+            D::all(&inverse),
+            D::all(&w),
+            D::all(&keys),
+            dims,
+            out,
+        )?;
+        let mut results = Results::default();
+        results.take(d, "sum", &sum)?;
+        results.take(d, "y", &y)?;
+        results.take(d, "inv_rms", &inv)?;
+        results.take(d, "dx", &dx)?;
+        results.take(d, "d_branch", &d_branch)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn joints_of_sublayers() {
+    for (rows_per_key, examples, cols, p, out) in [
+        (1, 1, 3, 0.3, Out::Assign),
+        (3, 2, 123, 0.3, Out::Add),
+        (5, 3, 64, 0.0, Out::Add),
+        (2, 2, 1032, 0.3, Out::Assign),
+        (1, 2, 4104, 0.3, Out::Add),
+    ] {
+        let case = Joint { rows_per_key, examples, cols, p, out };
+        // The sum is rounded before it is normed, and dx before it goes on to the branch.
+        check(&format!("joint of {cols} columns"), &case, Tolerance::ROUNDING);
     }
 }

@@ -43,6 +43,40 @@ fn gated_activations() {
     }
 }
 
+struct GatedDrop(Gated);
+
+impl Case for GatedDrop {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let Gated { rows, cols, gap, kind } = self.0;
+        let h_stride = cols + gap;
+        let dims = GatedDims { rows, cols, h_stride, kind };
+        let drop = DropoutDims { rows, cols, rows_per_key: 2, p: 0.3, site: 12 };
+        let keys: Vec<u64> = (0..rows as u64 / 2).map(|b| b << 40 | (b * 77 + 5)).collect();
+        let keys = put(d, &keys)?;
+        let gate_up = put(d, &inputs.values::<X>("gate_up", 2 * rows * cols))?;
+        let mut h = put(d, &spread(&nan::<X>(rows * cols), cols, h_stride))?;
+        d.gated_dropout_forward(D::all_mut(&mut h), D::all(&gate_up), D::all(&keys), dims, drop)?;
+        let dh = put(d, &spread(&inputs.values::<X>("dh", rows * cols), cols, h_stride))?;
+        let mut d_gate_up = put(d, &nan::<X>(2 * rows * cols))?;
+        let to = D::all_mut(&mut d_gate_up);
+        d.gated_dropout_backward(to, D::all(&dh), D::all(&gate_up), D::all(&keys), dims, drop)?;
+        let mut results = Results::default();
+        results.take_rows(d, "h", &h, cols, h_stride)?;
+        results.take(d, "d_gate_up", &d_gate_up)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn gated_activations_with_dropout() {
+    for kind in [GatedKind::Silu, GatedKind::GeluTanh] {
+        for (rows, cols, gap) in [(2, 1, 0), (6, 123, 5), (4, 64, 8), (2, 2056, 0)] {
+            let case = GatedDrop(Gated { rows, cols, gap, kind });
+            check(&format!("{kind:?} with dropout {rows}×{cols}"), &case, Tolerance::ROUNDING);
+        }
+    }
+}
+
 struct Drop {
     rows_per_key: usize,
     examples: usize,

@@ -1,10 +1,11 @@
 //! Gated activations on the CPU: one vectorised pass over each row.
 
+use super::dropout::drop_row;
 use super::simd::{Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::Result;
 use crate::error::{expect_len, expect_rows};
-use crate::ops::{GatedActivation, GatedDims, GatedKind};
+use crate::ops::{DropoutDims, GatedActivation, GatedDims, GatedKind};
 
 /// √(2/π).
 const GELU_SCALE: f64 = 0.797_884_560_802_865_4;
@@ -33,22 +34,31 @@ fn gelu<L: Level, X: CpuReal>(x: X) -> (X, X) {
     (value, (value * d_twice_u).madd::<L>(X::one() - gate, gate))
 }
 
-/// Some rows; the slices begin at the first of them.
+/// Dropout of h, if there is any: the examples' keys.
+type Dropped<'a> = Option<(&'a [u64], DropoutDims)>;
+
+/// Rows from `first`; the slices begin there.
 struct Forward<'a, X> {
     h: &'a mut [X],
     gate_up: &'a [X],
+    first: usize,
     dims: GatedDims,
+    dropped: Dropped<'a>,
 }
 
 impl<X: CpuReal> Forward<'_, X> {
     #[inline(always)]
     fn rows(self, activation: impl Fn(X) -> (X, X)) {
         let GatedDims { cols, h_stride, .. } = self.dims;
-        for (h, gate_up) in self.h.chunks_mut(h_stride).zip(self.gate_up.chunks_exact(2 * cols)) {
+        let rows = self.h.chunks_mut(h_stride).zip(self.gate_up.chunks_exact(2 * cols));
+        for (i, (h, gate_up)) in rows.enumerate() {
             let (gate, up) = gate_up.split_at(cols);
             let (h, up) = (&mut h[..cols], &up[..cols]);
             for c in 0..cols {
                 h[c] = activation(gate[c]).0 * up[c];
+            }
+            if let Some((keys, drop)) = self.dropped {
+                drop_row(h, self.first + i, keys, drop);
             }
         }
     }
@@ -65,12 +75,14 @@ impl<X: CpuReal> Task for Forward<'_, X> {
     }
 }
 
-/// Some rows; the slices begin at the first of them.
+/// Rows from `first`; the slices begin there.
 struct Backward<'a, X> {
     d_gate_up: &'a mut [X],
     dh: &'a [X],
     gate_up: &'a [X],
+    first: usize,
     dims: GatedDims,
+    dropped: Dropped<'a>,
 }
 
 impl<X: CpuReal> Backward<'_, X> {
@@ -82,11 +94,15 @@ impl<X: CpuReal> Backward<'_, X> {
             let d_up = &mut d_up[..cols];
             let gate = &self.gate_up[2 * i * cols..][..cols];
             let up = &self.gate_up[(2 * i + 1) * cols..][..cols];
-            let dh = &self.dh[i * h_stride..][..cols];
+            // dh after its dropout stands where d_up will.
+            d_up.copy_from_slice(&self.dh[i * h_stride..][..cols]);
+            if let Some((keys, drop)) = self.dropped {
+                drop_row(d_up, self.first + i, keys, drop);
+            }
             for c in 0..cols {
                 let (value, slope) = activation(gate[c]);
-                d_gate[c] = dh[c] * up[c] * slope;
-                d_up[c] = dh[c] * value;
+                d_gate[c] = d_up[c] * up[c] * slope;
+                d_up[c] *= value;
             }
         }
     }
@@ -103,37 +119,92 @@ impl<X: CpuReal> Task for Backward<'_, X> {
     }
 }
 
-impl<X: CpuReal> GatedActivation<X> for Cpu {
-    fn gated_forward(&self, h: &mut [X], gate_up: &[X], dims: GatedDims) -> Result<()> {
-        let _timed = self.timed("gated_forward");
-        const OP: &str = "gated_forward";
+impl Cpu {
+    fn gated_forward_rows<X: CpuReal>(
+        &self,
+        op: &'static str,
+        h: &mut [X],
+        gate_up: &[X],
+        dims: GatedDims,
+        dropped: Dropped<'_>,
+    ) -> Result<()> {
         let GatedDims { rows, cols, h_stride, .. } = dims;
-        let span = expect_rows(OP, "h", h.len(), rows, cols, h_stride)?;
-        expect_len(OP, "gate_up", gate_up.len(), rows * 2 * cols)?;
+        let span = expect_rows(op, "h", h.len(), rows, cols, h_stride)?;
+        expect_len(op, "gate_up", gate_up.len(), rows * 2 * cols)?;
         if rows * cols == 0 {
             return Ok(());
         }
         let k = self.rows_per_part(rows, 3 * cols);
-        let parts = h[..span].chunks_mut(k * h_stride).zip(gate_up.chunks(k * 2 * cols));
-        self.for_parts(parts, |(h, gate_up)| dispatch(Forward { h, gate_up, dims }));
+        let parts = h[..span].chunks_mut(k * h_stride).zip(gate_up.chunks(k * 2 * cols)).enumerate();
+        self.for_parts(parts, |(i, (h, gate_up))| {
+            dispatch(Forward { h, gate_up, first: i * k, dims, dropped });
+        });
         Ok(())
     }
 
-    fn gated_backward(&self, d_gate_up: &mut [X], dh: &[X], gate_up: &[X], dims: GatedDims) -> Result<()> {
-        let _timed = self.timed("gated_backward");
-        const OP: &str = "gated_backward";
+    fn gated_backward_rows<X: CpuReal>(
+        &self,
+        op: &'static str,
+        d_gate_up: &mut [X],
+        dh: &[X],
+        gate_up: &[X],
+        dims: GatedDims,
+        dropped: Dropped<'_>,
+    ) -> Result<()> {
         let GatedDims { rows, cols, h_stride, .. } = dims;
-        expect_len(OP, "d_gate_up", d_gate_up.len(), rows * 2 * cols)?;
-        expect_rows(OP, "dh", dh.len(), rows, cols, h_stride)?;
-        expect_len(OP, "gate_up", gate_up.len(), rows * 2 * cols)?;
+        expect_len(op, "d_gate_up", d_gate_up.len(), rows * 2 * cols)?;
+        expect_rows(op, "dh", dh.len(), rows, cols, h_stride)?;
+        expect_len(op, "gate_up", gate_up.len(), rows * 2 * cols)?;
         if rows * cols == 0 {
             return Ok(());
         }
         let k = self.rows_per_part(rows, 5 * cols);
         let parts = d_gate_up.chunks_mut(k * 2 * cols).zip(gate_up.chunks(k * 2 * cols)).enumerate();
         self.for_parts(parts, |(i, (d_gate_up, gate_up))| {
-            dispatch(Backward { d_gate_up, dh: &dh[i * k * h_stride..], gate_up, dims });
+            let dh = &dh[i * k * h_stride..];
+            dispatch(Backward { d_gate_up, dh, gate_up, first: i * k, dims, dropped });
         });
         Ok(())
+    }
+}
+
+impl<X: CpuReal> GatedActivation<X> for Cpu {
+    fn gated_forward(&self, h: &mut [X], gate_up: &[X], dims: GatedDims) -> Result<()> {
+        let _timed = self.timed("gated_forward");
+        self.gated_forward_rows("gated_forward", h, gate_up, dims, None)
+    }
+
+    fn gated_backward(&self, d_gate_up: &mut [X], dh: &[X], gate_up: &[X], dims: GatedDims) -> Result<()> {
+        let _timed = self.timed("gated_backward");
+        self.gated_backward_rows("gated_backward", d_gate_up, dh, gate_up, dims, None)
+    }
+
+    fn gated_dropout_forward(
+        &self,
+        h: &mut [X],
+        gate_up: &[X],
+        keys: &[u64],
+        dims: GatedDims,
+        drop: DropoutDims,
+    ) -> Result<()> {
+        let _timed = self.timed("gated_dropout_forward");
+        const OP: &str = "gated_dropout_forward";
+        dims.check_drop(OP, &drop, keys.len())?;
+        self.gated_forward_rows(OP, h, gate_up, dims, Some((keys, drop)))
+    }
+
+    fn gated_dropout_backward(
+        &self,
+        d_gate_up: &mut [X],
+        dh: &[X],
+        gate_up: &[X],
+        keys: &[u64],
+        dims: GatedDims,
+        drop: DropoutDims,
+    ) -> Result<()> {
+        let _timed = self.timed("gated_dropout_backward");
+        const OP: &str = "gated_dropout_backward";
+        dims.check_drop(OP, &drop, keys.len())?;
+        self.gated_backward_rows(OP, d_gate_up, dh, gate_up, dims, Some((keys, drop)))
     }
 }

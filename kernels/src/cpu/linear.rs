@@ -105,6 +105,7 @@ impl<X: CpuReal> Linear<X> for Cpu {
         dy: &[X],
         x: &[X],
         dims: LinearDims,
+        out: Out,
     ) -> Result<()> {
         let _timed = self.timed("linear_backward_weight");
         const OP: &str = "linear_backward_weight";
@@ -114,13 +115,16 @@ impl<X: CpuReal> Linear<X> for Cpu {
         expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
         if let Some(dbias) = dbias {
             expect_len(OP, "dbias", dbias.len(), out_dim)?;
+            if out == Out::Assign {
+                dbias.fill(X::zero());
+            }
             self.for_columns(dbias, rows, |first, sums| {
                 if let Some(rows) = dy.get(first..) {
                     dispatch(SumRows { sums, rows, stride: out_dim });
                 }
             });
         }
-        let product = GemmDims::new(out_dim, in_dim, rows, true, false).add();
-        self.gemm(dw, dy, x, GemmDims { b_stride: x_stride, ..product })
+        let product = GemmDims::new(out_dim, in_dim, rows, true, false);
+        self.gemm(dw, dy, x, GemmDims { b_stride: x_stride, out, ..product })
     }
 }

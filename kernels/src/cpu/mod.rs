@@ -22,8 +22,10 @@ mod math;
 mod matrix;
 mod memory;
 mod mse;
+mod normals;
 mod parallel;
 mod profile;
+mod residual;
 mod rmsnorm;
 mod rope;
 mod scratch;
@@ -33,7 +35,9 @@ mod skinny;
 mod softmax;
 mod t5_attention;
 
+pub use elementwise::narrow;
 pub use memory::CpuBuf;
+pub use normals::add_normals;
 pub use profile::OpTime;
 
 use crate::{Device, Elem, Error, Real, Result, error::expect_len};
@@ -119,7 +123,9 @@ impl Device for Cpu {
     type View<'a, T: Elem> = &'a [T];
     type ViewMut<'a, T: Elem> = &'a mut [T];
     type Lane = ();
+    type Pinned<T: Elem> = CpuBuf<T>;
     type Graph = ();
+    type Mark = ();
 
     fn name(&self) -> String {
         format!("CPU, {} threads", self.threads())
@@ -192,11 +198,49 @@ impl Device for Cpu {
         self.upload(dst, src)
     }
 
+    fn pinned<T: Elem>(&self, len: usize) -> Result<CpuBuf<T>> {
+        CpuBuf::zeros(len)
+    }
+
+    fn pinned_values<T: Elem>(pinned: &CpuBuf<T>) -> &[T] {
+        pinned
+    }
+
+    fn pinned_values_mut<T: Elem>(pinned: &mut CpuBuf<T>) -> Result<&mut [T]> {
+        Ok(pinned)
+    }
+
+    fn upload_pinned<T: Elem>(
+        &self,
+        (): &mut (),
+        dst: &mut [T],
+        src: &CpuBuf<T>,
+        part: Range<usize>,
+    ) -> Result<()> {
+        self.upload(dst, &src[part])
+    }
+
     fn await_lane(&self, (): &mut ()) -> Result<()> {
         Ok(())
     }
 
     fn release_lane(&self, (): &mut ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn download_in<T: Elem>(&self, (): &mut (), dst: &mut [T], src: &[T]) -> Result<()> {
+        self.download(dst, src)
+    }
+
+    fn beside(&self) -> Self {
+        self.clone()
+    }
+
+    fn mark(&self, (): &mut ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn follow(&self, (): &()) -> Result<()> {
         Ok(())
     }
 

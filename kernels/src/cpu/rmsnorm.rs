@@ -178,11 +178,34 @@ impl<X: CpuReal> RmsNorm<X> for Cpu {
             let (dy, x) = (&dy[i * k * y_stride..], &x[i * k * x_stride..]);
             dispatch(Backward { dx, dy, x, inv_rms, w, dims, out });
         });
-        if let Some(dw) = dw {
-            self.for_columns(dw, rows, |first, dw| {
-                dispatch(Weight { dw, first, dy, x, inv_rms, dims });
-            });
+        match dw {
+            Some(dw) => self.rmsnorm_backward_weight(dw, dy, x, inv_rms, dims, Out::Add),
+            None => Ok(()),
         }
+    }
+
+    fn rmsnorm_backward_weight(
+        &self,
+        dw: &mut [X],
+        dy: &[X],
+        x: &[X],
+        inv_rms: &[X],
+        dims: RmsNormDims,
+        out: Out,
+    ) -> Result<()> {
+        let _timed = self.timed("rmsnorm_backward_weight");
+        const OP: &str = "rmsnorm_backward_weight";
+        let RmsNormDims { rows, cols, x_stride, y_stride, .. } = dims;
+        expect_len(OP, "dw", dw.len(), cols)?;
+        expect_rows(OP, "dy", dy.len(), rows, cols, y_stride)?;
+        expect_rows(OP, "x", x.len(), rows, cols, x_stride)?;
+        expect_len(OP, "inv_rms", inv_rms.len(), rows)?;
+        if out == Out::Assign {
+            dw.fill(X::zero());
+        }
+        self.for_columns(dw, rows, |first, dw| {
+            dispatch(Weight { dw, first, dy, x, inv_rms, dims });
+        });
         Ok(())
     }
 }

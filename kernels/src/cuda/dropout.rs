@@ -1,12 +1,22 @@
 //! Dropout on CUDA: a block per row.
 
 use super::elementwise::threads_for_row;
+use super::launch::Launch;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_len};
 use crate::ops::{Dropout, DropoutDims};
 use crate::rng::drop_threshold;
 
 const MOST_THREADS: usize = 256;
+
+impl<'a> Launch<'a> {
+    /// The arguments of a dropout mask over rows: `DROP_MASK_PARAMETERS` of `cu/common.cuh`.
+    pub(super) fn drop_mask(self, keys: CudaView<'_, u64>, dims: &DropoutDims) -> Launch<'a> {
+        let DropoutDims { rows_per_key, p, site, .. } = *dims;
+        let launch = self.read(keys).int(rows_per_key).int(site as usize);
+        launch.int(drop_threshold(p) as usize).float(1.0 / (1.0 - p))
+    }
+}
 
 /// Fails unless `p` is a probability below 1.
 pub(super) fn check_probability(op: &'static str, p: f64) -> Result<()> {
@@ -19,19 +29,13 @@ pub(super) fn check_probability(op: &'static str, p: f64) -> Result<()> {
 impl<X: CudaReal> Dropout<X> for Cuda {
     fn dropout(&self, x: CudaViewMut<'_, X>, keys: CudaView<'_, u64>, dims: DropoutDims) -> Result<()> {
         const OP: &str = "dropout";
-        let DropoutDims { rows, cols, rows_per_key, p, site } = dims;
+        let DropoutDims { rows, cols, p, .. } = dims;
         expect_len(OP, "x", x.len(), rows * cols)?;
-        check_probability(OP, p)?;
+        dims.check(OP, keys.len())?;
         if p == 0.0 || rows * cols == 0 {
             return Ok(());
         }
-        if rows_per_key == 0 || !rows.is_multiple_of(rows_per_key) {
-            let why = format!("{rows} rows are not a multiple of {rows_per_key} rows per key");
-            return Err(Error::Unsupported { op: OP, why });
-        }
-        expect_len(OP, "keys", keys.len(), rows / rows_per_key)?;
-        let kernel = self.kernel_of::<X>(OP, OP).write(&x).read(keys).int(cols).int(rows_per_key);
-        let kernel = kernel.int(site as usize).int(drop_threshold(p) as usize).float(1.0 / (1.0 - p));
+        let kernel = self.kernel_of::<X>(OP, OP).write(&x).int(cols).drop_mask(keys, &dims);
         // SAFETY: the lengths above.
         unsafe { kernel.run([rows, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }
     }

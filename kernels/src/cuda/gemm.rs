@@ -137,9 +137,9 @@ impl Cuda {
             start_stride,
             dims: *dims,
         };
-        let raw = self.stream()?.raw;
+        let queue = self.queue()?;
         // SAFETY: as of our own kernel: checked by `product` and its callers.
-        let run = || unsafe { library.run(raw, &product) };
+        let run = || unsafe { library.run(queue, self.is_second, &product) };
         let GemmDims { m, n, k, .. } = *dims;
         self.measured_if(|| format!("product {m}x{n}x{k}").into(), work_of::<X, C>(dims), run)
     }
@@ -220,6 +220,7 @@ impl<X: CudaReal> Linear<X> for Cuda {
         dy: CudaView<'_, X>,
         x: CudaView<'_, X>,
         dims: LinearDims,
+        out: Out,
     ) -> Result<()> {
         const OP: &str = "linear_backward_weight";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
@@ -228,9 +229,9 @@ impl<X: CudaReal> Linear<X> for Cuda {
         expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
         if let Some(dbias) = &dbias {
             expect_len(OP, "dbias", dbias.len(), out_dim)?;
-            self.sum_rows(dbias, dy, rows, out_dim)?;
+            self.sum_rows(dbias, dy, rows, out_dim, out)?;
         }
-        let product = GemmDims::new(out_dim, in_dim, rows, true, false).add();
-        self.gemm_into(OP, &dw, dy, x, GemmDims { b_stride: x_stride, ..product })
+        let product = GemmDims::new(out_dim, in_dim, rows, true, false);
+        self.gemm_into(OP, &dw, dy, x, GemmDims { b_stride: x_stride, out, ..product })
     }
 }

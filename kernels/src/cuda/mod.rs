@@ -5,7 +5,7 @@
 //! from a cubin that is part of the program, lies in a cache, or is compiled when it is
 //! first needed ([`cubin`]).
 //!
-//! Operations go through one stream, in order; uploads that need not wait for them through another
+//! Operations go through one stream, in order, or through two, ordered by marks; uploads that need not wait for them through another
 //! beside it (`stream.rs`). An operation checks its arguments on the
 //! host and returns when its kernels are queued. Numbers that only the device sees (token
 //! ids, positions) are checked by the kernels, which refuse them and leave a note that the
@@ -25,6 +25,7 @@ mod dropout;
 mod elementwise;
 mod embedding;
 mod fault;
+mod gate;
 mod gemm;
 mod graph;
 mod launch;
@@ -32,12 +33,15 @@ mod library;
 mod limits;
 mod lm_head;
 mod lora;
+mod lora_rows;
 mod memory;
 mod mse;
 mod nccl;
 mod nvrtc;
+mod pinned;
 mod probe;
 mod profile;
+mod residual;
 mod rmsnorm;
 mod rope;
 mod stream;
@@ -47,10 +51,11 @@ mod t5_tiles;
 pub use cublaslt::CublasLt;
 pub use graph::CudaGraph;
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
-pub use nccl::{NcclGroup, nccl_version};
+pub use nccl::{NcclGroup, nccl_environment, nccl_version};
+pub use pinned::CudaPinned;
 pub use probe::{CudaDevice, devices};
 pub use profile::OperationTime;
-pub use stream::CudaLane;
+pub use stream::{CudaLane, CudaMark};
 
 use crate::error::{Error, Result, expect_len};
 use crate::{Device, Elem, Real, bf16};
@@ -75,6 +80,8 @@ const WORKSPACE: usize = 4 << 10;
 #[derive(Clone)]
 pub struct Cuda {
     inner: Arc<Inner>,
+    /// Operations go through the second stream.
+    is_second: bool,
 }
 
 /// Number types with kernels: `f32` and `bf16`, accumulating in f32.
@@ -100,8 +107,8 @@ struct Inner {
     /// For uploads beside the operations.
     staging_beside: Mutex<Staging>,
     /// Scratch memory of operations that need two passes. Should one need more than there is, it
-    /// grows: in a loop's first steps, not in all of them.
-    workspace: Mutex<Allocation>,
+    /// grows: in a loop's first steps, not in all of them. One for each stream of operations.
+    workspaces: [Mutex<Allocation>; 2],
     /// A graph is being captured.
     capturing: AtomicBool,
     graph_launches: AtomicU64,
@@ -112,7 +119,7 @@ struct Inner {
     /// Matrix products by the vendor's library, or why they are not.
     products: std::result::Result<cublaslt::Products, String>,
     // Last, so that everything above is given back while the context is alive.
-    stream: Stream,
+    stream: Arc<Stream>,
 }
 
 /// Turns the driver's error into ours.
@@ -146,7 +153,9 @@ impl Cuda {
         let description = found.into_iter().nth(ordinal).ok_or_else(|| {
             unavailable(format!("there is no device {ordinal}; the driver shows {count} of them"))
         })?;
-        check_age(&description).map_err(unavailable)?;
+        let driver = probe::driver_version().map_err(unavailable)?;
+        check_age(driver, &description).map_err(unavailable)?;
+        let _call = gate::enter();
         let context = CudaContext::new(ordinal).map_err(|e| {
             unavailable(format!("device {ordinal} ({}) cannot be used: {e}", description.name))
         })?;
@@ -154,13 +163,14 @@ impl Cuda {
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(failed("count multiprocessors"))?;
         let limits = Limits::of(&context)?;
-        let stream = Stream::new(context)?;
+        let stream = Arc::new(Stream::new(context)?);
         let staging = Mutex::new(Staging::new(&stream)?);
         let staging_beside = Mutex::new(Staging::new(&stream)?);
-        let workspace = Mutex::new(Allocation::new(&stream, &description, WORKSPACE)?);
+        let workspace = || Ok(Mutex::new(Allocation::new(&stream, &description, WORKSPACE)?));
+        let workspaces = [workspace()?, workspace()?];
         let fault = Allocation::new(&stream, &description, size_of::<u32>())?;
         let products = cublaslt::Products::open(cublaslt, &stream, &description)?;
-        let functions = Functions::new(cubins, cubin::architecture(description.capability));
+        let functions = Functions::new(cubins, cubin::architecture(description.capability), driver / 1000);
         let inner = Inner {
             description,
             processors: processors.max(1) as usize,
@@ -168,7 +178,7 @@ impl Cuda {
             functions,
             staging,
             staging_beside,
-            workspace,
+            workspaces,
             capturing: AtomicBool::new(false),
             graph_launches: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
@@ -177,7 +187,7 @@ impl Cuda {
             products,
             stream,
         };
-        let cuda = Self { inner: Arc::new(inner) };
+        let cuda = Self { inner: Arc::new(inner), is_second: false };
         cuda.set_bytes(cuda.inner.fault.pointer(), 0, size_of::<u32>())?;
         Ok(cuda)
     }
@@ -195,6 +205,12 @@ impl Cuda {
         }
     }
 
+    /// What decides the bits of results here beside inputs and this program: the device, and what multiplies matrices.
+    pub fn provenance(&self) -> String {
+        let CudaDevice { name, capability: (major, minor), .. } = self.description();
+        format!("{name} (compute capability {major}.{minor}), matrix products by {}", self.products_by())
+    }
+
     /// Pieces of memory taken from the device so far, whether given back or not. In a loop of steps
     /// this number stands still.
     pub fn allocations(&self) -> u64 {
@@ -206,13 +222,19 @@ impl Cuda {
         self.inner.uploaded.load(Ordering::Relaxed)
     }
 
+    /// Bytes of scratch memory of operations that need two passes: what [`crate::ops::LoraLinear::lora_scratch`]
+    /// says, after such a pass.
+    pub fn scratch(&self) -> usize {
+        memory::lock(&self.inner.workspaces[usize::from(self.is_second)]).bytes()
+    }
+
     /// Bytes of memory that nobody has, and of the whole device.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.stream()?.context.mem_get_info().map_err(failed("tell how much memory is free"))
     }
 
     /// The stream, its context bound to this thread.
-    fn stream(&self) -> Result<&Stream> {
+    fn stream(&self) -> Result<&Arc<Stream>> {
         self.inner.stream.context.bind_to_thread().map_err(failed("bind the device to a thread"))?;
         Ok(&self.inner.stream)
     }
@@ -221,25 +243,34 @@ impl Cuda {
         if bytes == 0 {
             return Ok(());
         }
-        let stream = self.stream()?;
+        let queue = self.queue()?;
         let work = profile::Work { bytes: bytes as f64, ..Default::default() };
         // SAFETY: callers pass memory of this device that holds as many bytes.
-        let set = || unsafe { result::memset_d8_async(pointer, value, bytes, stream.raw) };
+        let set = || unsafe { result::memset_d8_async(pointer, value, bytes, queue) };
         self.measured(|| "set memory".into(), work, || set().map_err(failed("set memory")))
     }
 
     /// Scratch memory of at least this many bytes, for kernels queued while the guard is held.
     fn workspace(&self, bytes: usize) -> Result<Workspace<'_>> {
-        let mut guard = memory::lock(&self.inner.workspace);
+        let workspace = &self.inner.workspaces[usize::from(self.is_second)];
+        let mut guard = memory::lock(workspace);
         if guard.bytes() < bytes {
             self.refuse_in_graph("growing scratch memory")?;
+            drop(guard);
+            let _call = gate::enter();
+            guard = memory::lock(workspace);
             let (stream, device) = (self.stream()?, &self.inner.description);
             // Dropping the old one waits for the kernels that still use it, before there are two.
             *guard = Allocation::new(stream, device, 0)?;
-            *guard = Allocation::new(stream, device, bytes.next_power_of_two())?;
+            *guard = Allocation::new(stream, device, workspace_bytes(bytes))?;
         }
         Ok(Workspace { pointer: guard.pointer(), _held: guard })
     }
+}
+
+/// Bytes of scratch memory after an operation that needs so many.
+fn workspace_bytes(needed: usize) -> usize {
+    needed.next_power_of_two().max(WORKSPACE)
 }
 
 /// Scratch memory while operations are queued that use it.
@@ -249,8 +280,7 @@ struct Workspace<'a> {
 }
 
 /// One sentence if the driver or the device is too old.
-fn check_age(device: &CudaDevice) -> std::result::Result<(), String> {
-    let driver = probe::driver_version()?;
+fn check_age(driver: i32, device: &CudaDevice) -> std::result::Result<(), String> {
     if driver < OLDEST_DRIVER {
         let version = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
         let (found, wanted) = (version(driver), version(OLDEST_DRIVER));
@@ -273,7 +303,9 @@ impl Device for Cuda {
     type View<'a, T: Elem> = CudaView<'a, T>;
     type ViewMut<'a, T: Elem> = CudaViewMut<'a, T>;
     type Lane = CudaLane;
+    type Pinned<T: Elem> = CudaPinned<T>;
     type Graph = CudaGraph;
+    type Mark = CudaMark;
 
     fn name(&self) -> String {
         let CudaDevice { ordinal, name, .. } = self.description();
@@ -343,9 +375,10 @@ impl Device for Cuda {
     fn download<T: Elem>(&self, dst: &mut [T], src: CudaView<'_, T>) -> Result<()> {
         expect_len("download", "dst", dst.len(), src.len())?;
         self.refuse_in_graph("download")?;
-        let bytes = bytemuck::cast_slice_mut(dst);
-        memory::lock(&self.inner.staging).download(self.stream()?.raw, bytes, src.pointer())?;
-        self.check_fault()
+        let (bytes, fault) = (bytemuck::cast_slice_mut(dst), self.fault_pointer());
+        let stream = self.stream()?.raw;
+        let code = memory::lock(&self.inner.staging).download(stream, bytes, src.pointer(), fault)?;
+        self.refuse_fault(code)
     }
 
     fn lane(&self) -> Result<CudaLane> {
@@ -356,12 +389,50 @@ impl Device for Cuda {
         self.upload_beside(lane, dst, src)
     }
 
+    fn pinned<T: Elem>(&self, len: usize) -> Result<CudaPinned<T>> {
+        CudaPinned::new(self, len)
+    }
+
+    fn pinned_values<T: Elem>(pinned: &CudaPinned<T>) -> &[T] {
+        pinned.values()
+    }
+
+    fn pinned_values_mut<T: Elem>(pinned: &mut CudaPinned<T>) -> Result<&mut [T]> {
+        pinned.values_mut()
+    }
+
+    fn upload_pinned<T: Elem>(
+        &self,
+        lane: &mut CudaLane,
+        dst: CudaViewMut<'_, T>,
+        src: &CudaPinned<T>,
+        part: Range<usize>,
+    ) -> Result<()> {
+        self.upload_from_pinned(lane, dst, src, part)
+    }
+
     fn await_lane(&self, lane: &mut CudaLane) -> Result<()> {
         self.await_uploads(lane)
     }
 
     fn release_lane(&self, lane: &mut CudaLane) -> Result<()> {
         self.release_uploads(lane)
+    }
+
+    fn download_in<T: Elem>(&self, lane: &mut CudaLane, dst: &mut [T], src: CudaView<'_, T>) -> Result<()> {
+        self.download_beside(lane, dst, src)
+    }
+
+    fn beside(&self) -> Self {
+        Self { is_second: true, ..self.clone() }
+    }
+
+    fn mark(&self, mark: &mut CudaMark) -> Result<()> {
+        self.put_mark(mark)
+    }
+
+    fn follow(&self, mark: &CudaMark) -> Result<()> {
+        self.follow_mark(mark)
     }
 
     fn replay<E: From<Error>>(
@@ -377,11 +448,11 @@ impl Device for Cuda {
         if src.is_empty() {
             return Ok(());
         }
-        let stream = self.stream()?;
+        let queue = self.queue()?;
         let bytes = src.len() * size_of::<T>();
         let work = profile::Work { bytes: 2.0 * bytes as f64, ..Default::default() };
         // SAFETY: both views hold `bytes` bytes of this device, and cannot overlap: one is exclusive.
-        let copy = || unsafe { result::memcpy_dtod_async(dst.pointer(), src.pointer(), bytes, stream.raw) };
+        let copy = || unsafe { result::memcpy_dtod_async(dst.pointer(), src.pointer(), bytes, queue) };
         self.measured(|| "copy".into(), work, || copy().map_err(failed("copy on the device")))
     }
 
@@ -391,11 +462,7 @@ impl Device for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.refuse_in_graph("synchronize")?;
-        let stream = self.stream()?;
-        for raw in [stream.copies, stream.raw] {
-            // SAFETY: the stream is alive as long as the device.
-            unsafe { result::stream::synchronize(raw) }.map_err(failed("wait for the device"))?;
-        }
+        self.stream()?.synchronize()?;
         self.check_fault()
     }
 }
@@ -404,10 +471,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // What is freed next may still be in use.
         if self.stream.context.bind_to_thread().is_ok() {
-            for raw in [self.stream.copies, self.stream.raw] {
-                // SAFETY: the stream is destroyed after this. Nothing can be done about a failure.
-                let _ = unsafe { result::stream::synchronize(raw) };
-            }
+            // Nothing can be done about a failure.
+            let _ = self.stream.synchronize();
         }
     }
 }

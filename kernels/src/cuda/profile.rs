@@ -115,13 +115,13 @@ impl Cuda {
         if !self.inner.profile.is_on() {
             return launch();
         }
-        let stream = self.stream()?;
+        let (stream, queue) = (self.stream()?, self.queue()?);
         let (begin, end) = (Event::with_time(stream)?, Event::with_time(stream)?);
-        begin.record(stream.raw)?;
+        begin.record(queue)?;
         if !launch()? {
             return Ok(false);
         }
-        end.record(stream.raw)?;
+        end.record(queue)?;
         memory::lock(&self.inner.profile.spans).push(Span { name: name(), begin, end, work });
         Ok(true)
     }

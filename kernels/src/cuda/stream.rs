@@ -1,10 +1,11 @@
-//! The two queues of a device, and the events that order them.
+//! The queues of a device, and the events that order them.
 //!
-//! Operations go through one stream. Uploads into buffers that no operation uses at the time go
-//! through another beside it, in lanes: a lane is one set of buffers, and its two events say when
-//! the operations are done with them, and when what was uploaded has arrived.
+//! Operations go through one stream, and those that a model asks a second queue for through another,
+//! in the order that marks decide. Uploads into buffers that no operation uses at the time go through
+//! a third, in lanes: a lane is one set of buffers, and its two events say when the operations are
+//! done with them, and when what was uploaded has arrived.
 
-use super::{Cuda, CudaViewMut, failed, memory};
+use super::{Cuda, CudaView, CudaViewMut, failed, gate, memory};
 use crate::{Elem, Result, error::expect_len};
 use cudarc::driver::{CudaContext, result, sys};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) struct Stream {
     /// Operations, and copies in their order.
     pub raw: sys::CUstream,
+    /// Operations beside those.
+    pub second: sys::CUstream,
     /// Copies beside them.
     pub copies: sys::CUstream,
     /// Pieces of memory taken so far, given back or not.
@@ -29,21 +32,46 @@ unsafe impl Sync for Stream {}
 impl Stream {
     /// New streams; the context is bound.
     pub fn new(context: Arc<CudaContext>) -> Result<Self> {
+        let _call = gate::enter();
         let create = || {
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("create a stream"))
         };
-        Ok(Self { raw: create()?, copies: create()?, allocations: AtomicU64::new(0), context })
+        Ok(Self {
+            raw: create()?,
+            second: create()?,
+            copies: create()?,
+            allocations: AtomicU64::new(0),
+            context,
+        })
+    }
+
+    /// All streams, those first that operations wait for.
+    pub fn all(&self) -> [sys::CUstream; 3] {
+        [self.copies, self.second, self.raw]
+    }
+
+    /// Waits on the host for what all streams have been given so far. The context is bound.
+    pub fn synchronize(&self) -> Result<()> {
+        let wait = |raw| {
+            // SAFETY: the stream is alive.
+            unsafe { result::stream::synchronize(raw) }.map_err(failed("wait for the device"))
+        };
+        // For all of them, also after a failure; the last one says most.
+        self.all().map(wait).into_iter().rev().collect()
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            for raw in [self.copies, self.raw] {
-                // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
-                let _ = unsafe { result::stream::destroy(raw) };
+        let (streams, context) = (self.all(), Arc::clone(&self.context));
+        gate::give_back(move || {
+            if context.bind_to_thread().is_ok() {
+                for raw in streams {
+                    // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
+                    let _ = unsafe { result::stream::destroy(raw) };
+                }
             }
-        }
+        });
     }
 }
 
@@ -126,7 +154,33 @@ pub struct CudaLane {
     arrived: Event,
 }
 
+/// A point in a queue of operations; none before it is put somewhere.
+#[derive(Default)]
+pub struct CudaMark {
+    event: Option<Event>,
+}
+
 impl Cuda {
+    /// The stream that this handle's operations go through. While a profile is taken that is the first
+    /// one, so that nothing goes on beside what is measured.
+    pub(super) fn queue(&self) -> Result<sys::CUstream> {
+        let stream = self.stream()?;
+        Ok(if self.is_second && !self.inner.profile.is_on() { stream.second } else { stream.raw })
+    }
+
+    pub(super) fn put_mark(&self, mark: &mut CudaMark) -> Result<()> {
+        let queue = self.queue()?;
+        let event = match mark.event.take() {
+            Some(event) => event,
+            None => Event::new(self.stream()?)?,
+        };
+        mark.event.insert(event).record(queue)
+    }
+
+    pub(super) fn follow_mark(&self, mark: &CudaMark) -> Result<()> {
+        mark.event.as_ref().map_or(Ok(()), |event| event.hold(self.queue()?))
+    }
+
     pub(super) fn new_lane(&self) -> Result<CudaLane> {
         let stream = self.stream()?;
         let mut lane = CudaLane { released: Event::new(stream)?, arrived: Event::new(stream)? };
@@ -143,12 +197,38 @@ impl Cuda {
     ) -> Result<()> {
         expect_len("upload_in", "src", src.len(), dst.len())?;
         self.refuse_in_graph("upload_in")?;
-        let copies = self.stream()?.copies;
         self.inner.uploaded.fetch_add(size_of_val(src) as u64, Ordering::Relaxed);
+        self.in_lane(lane, |copies| {
+            let mut staging = memory::lock(&self.inner.staging_beside);
+            staging.upload(copies, dst.pointer(), bytemuck::cast_slice(src))
+        })
+    }
+
+    /// Copies into a lane's buffers: after the operations that used them, before those that wait.
+    pub(super) fn in_lane(
+        &self,
+        lane: &mut CudaLane,
+        copy: impl FnOnce(sys::CUstream) -> Result<()>,
+    ) -> Result<()> {
+        let copies = self.stream()?.copies;
         lane.released.hold(copies)?;
-        let mut staging = memory::lock(&self.inner.staging_beside);
-        staging.upload(copies, dst.pointer(), bytemuck::cast_slice(src))?;
+        copy(copies)?;
         lane.arrived.record(copies)
+    }
+
+    pub(super) fn download_beside<T: Elem>(
+        &self,
+        lane: &mut CudaLane,
+        dst: &mut [T],
+        src: CudaView<'_, T>,
+    ) -> Result<()> {
+        expect_len("download_in", "dst", dst.len(), src.len())?;
+        self.refuse_in_graph("download_in")?;
+        let copies = self.stream()?.copies;
+        lane.released.hold(copies)?;
+        let (bytes, fault) = (bytemuck::cast_slice_mut(dst), self.fault_pointer());
+        let code = memory::lock(&self.inner.staging_beside).download(copies, bytes, src.pointer(), fault)?;
+        self.refuse_fault(code)
     }
 
     pub(super) fn await_uploads(&self, lane: &mut CudaLane) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Dropout of whole rows' elements, in place; the mask is drawn again in backward.
 
-use crate::{Device, Real, Result};
+use crate::error::expect_len;
+use crate::{Device, Error, Real, Result};
 
 /// Shapes of dropout. Example b owns rows `b·rows_per_key ..`.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +16,25 @@ pub struct DropoutDims {
     pub p: f64,
     /// Number of this place's masks.
     pub site: u32,
+}
+
+impl DropoutDims {
+    /// Fails unless `p` is a probability below 1 and, where something is dropped, `keys` is the number
+    /// of examples.
+    pub(crate) fn check(&self, op: &'static str, keys: usize) -> Result<()> {
+        let Self { rows, cols, rows_per_key, p, .. } = *self;
+        if !(0.0..1.0).contains(&p) {
+            return Err(Error::Unsupported { op, why: format!("dropout probability {p} is not in [0, 1)") });
+        }
+        if p == 0.0 || rows * cols == 0 {
+            return Ok(());
+        }
+        if rows_per_key == 0 || !rows.is_multiple_of(rows_per_key) {
+            let why = format!("{rows} rows are not a multiple of {rows_per_key} rows per key");
+            return Err(Error::Unsupported { op, why });
+        }
+        expect_len(op, "keys", keys, rows / rows_per_key)
+    }
 }
 
 /// Dropout.

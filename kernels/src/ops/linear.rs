@@ -46,7 +46,7 @@ pub trait Linear<X: Real>: Device {
         out: Out,
     ) -> Result<()>;
 
-    /// `dw += dyᵀ x`, `dbias += Σ_rows dy`.
+    /// `dw (=|+=) dyᵀ x`, `dbias (=|+=) Σ_rows dy`.
     fn linear_backward_weight(
         &self,
         dw: Self::ViewMut<'_, X::Acc>,
@@ -54,5 +54,6 @@ pub trait Linear<X: Real>: Device {
         dy: Self::View<'_, X>,
         x: Self::View<'_, X>,
         dims: LinearDims,
+        out: Out,
     ) -> Result<()>;
 }

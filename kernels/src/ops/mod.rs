@@ -27,6 +27,7 @@ mod linear;
 mod lm_head;
 mod lora;
 mod mse;
+mod residual;
 mod rmsnorm;
 mod rope;
 mod t5_attention;
@@ -35,13 +36,14 @@ pub use activation::{GatedActivation, GatedDims, GatedKind};
 pub use adamw::{AdamW, AdamWCast, AdamWStep};
 pub use attention::{Attention, AttentionDims, DecodeDims};
 pub use dropout::{Dropout, DropoutDims};
-pub use elementwise::{Cast, Elementwise, RandomRows};
+pub use elementwise::{Cast, Elementwise, RandomRows, StridedRows};
 pub use embedding::Embedding;
 pub use gemm::{Gemm, GemmDims};
 pub use linear::{Linear, LinearDims};
 pub use lm_head::{LmHead, LmHeadDims, LmHeadScratch};
 pub use lora::{DROPOUT_STREAM, LoraDims, LoraLinear, LoraTarget};
 pub use mse::{Mse, MseDims};
+pub use residual::{ResidualNorm, ResidualNormDims};
 pub use rmsnorm::{RmsNorm, RmsNormDims};
 pub use rope::{QkNorm, QkvDims, Rope};
 pub use t5_attention::{BucketMap, T5Attention, T5AttentionDims};
@@ -85,6 +87,7 @@ pub trait Backend<X: Real>:
     + Linear<X>
     + LoraLinear<X>
     + RmsNorm<X>
+    + ResidualNorm<X>
     + Rope<X>
     + QkNorm<X>
     + Attention<X>
@@ -112,6 +115,7 @@ where
         + Linear<X>
         + LoraLinear<X>
         + RmsNorm<X>
+        + ResidualNorm<X>
         + Rope<X>
         + QkNorm<X>
         + Attention<X>

@@ -53,4 +53,15 @@ pub trait RmsNorm<X: Real>: Device {
         dims: RmsNormDims,
         out: Out,
     ) -> Result<()>;
+
+    /// `dw` `[cols]` `(=|+=) Σ_rows dy ⊙ x̂`: the part of [`Self::rmsnorm_backward`] for the weight.
+    fn rmsnorm_backward_weight(
+        &self,
+        dw: Self::ViewMut<'_, X::Acc>,
+        dy: Self::View<'_, X>,
+        x: Self::View<'_, X>,
+        inv_rms: Self::View<'_, X::Acc>,
+        dims: RmsNormDims,
+        out: Out,
+    ) -> Result<()>;
 }

@@ -180,7 +180,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
             let x_stride = D::lora_row_stride(&dims);
             let linear = LinearDims { x_stride, ..LinearDims::new(dims.tokens, dims.in_dim, dims.out_dim) };
             let x = D::lora_rows(parts.input, &dims);
-            Linear::<X>::linear_backward_weight(&self.device, dw, None, parts.dy, x, linear)?;
+            Linear::<X>::linear_backward_weight(&self.device, dw, None, parts.dy, x, linear, Out::Add)?;
         }
         Ok(())
     }

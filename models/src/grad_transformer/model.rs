@@ -10,10 +10,10 @@
 //! Shapes: B examples; L_S blocks of d_S values (student), L_T blocks of d_T (teacher);
 //! d width of the T5.
 
-use super::acts::{Activations, Inputs, Tuples};
-use super::{GradTransformerConfig, Normalization};
+use super::acts::{Activations, Inputs};
+use super::{Batch, GradTransformerConfig, Normalization};
 use crate::t5::{Grads, Pass, Side, Stack};
-use gradtx_kernels::ops::{Backend, LinearDims, MseDims, Out};
+use gradtx_kernels::ops::{Backend, Linear, LinearDims, MseDims, Out};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
@@ -54,7 +54,7 @@ impl Projection {
         Ok(pass.dev.linear_forward(y, x, weight, Some(bias), None, self.dims(rows))?)
     }
 
-    /// Adds the gradients of weight and bias, and reports them.
+    /// The gradients of weight and bias.
     fn backward_weight<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
@@ -63,9 +63,11 @@ impl Projection {
         x: D::View<'_, X>,
         rows: usize,
     ) -> Result<()> {
+        let (queue, out) = (grads.queue(pass.dev)?, grads.out);
         let (dw, dbias) = D::split_mut(grads.at(&self.range), self.weight().len());
-        pass.dev.linear_backward_weight(dw, Some(dbias), dy, x, self.dims(rows))?;
-        grads.ready(&self.range)
+        Linear::<X>::linear_backward_weight(&queue, dw, Some(dbias), dy, x, self.dims(rows), out)?;
+        grads.asked(&self.range);
+        Ok(())
     }
 }
 
@@ -172,8 +174,12 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     }
 
     /// Copies tuples in the model's units to the device, as the batch of the next passes.
-    pub fn load_batch(&self, acts: &mut Activations<D, X>, tuples: Tuples<'_>) -> Result<()> {
-        acts.load(&self.dev, &self.config, tuples)
+    pub fn load_batch<'t>(
+        &self,
+        acts: &mut Activations<D, X>,
+        tuples: impl Into<Batch<'t, D, X>>,
+    ) -> Result<()> {
+        acts.load(&self.dev, &self.config, tuples.into())
     }
 
     /// Predicts every teacher block from the student's blocks and the teacher's blocks before it.
@@ -208,11 +214,12 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     /// `scale` times that sum, for backward.
     pub fn loss_sum(&self, acts: &mut Activations<D, X>, scale: f64) -> Result<X::Acc> {
         self.losses(acts, scale)?;
+        self.release_losses(acts)?;
         self.sum_of_losses(acts)
     }
 
     /// The part of [`Self::loss_sum`] on the device.
-    pub(super) fn losses(&self, acts: &mut Activations<D, X>, scale: f64) -> Result<()> {
+    pub fn losses(&self, acts: &mut Activations<D, X>, scale: f64) -> Result<()> {
         let rows = acts.batch * self.config.teacher_blocks;
         let dims = MseDims { rows, cols: self.config.teacher_width, grad_scale: 2.0 * scale };
         self.dev.mse(
@@ -225,13 +232,21 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
         Ok(())
     }
 
-    /// The part of [`Self::loss_sum`] on the host: waits for the device.
-    pub(super) fn sum_of_losses(&self, acts: &Activations<D, X>) -> Result<X::Acc> {
-        let rows = acts.batch * self.config.teacher_blocks;
-        Ok(self.dev.to_host(acts.sums.view(rows))?.into_iter().sum())
+    /// Lets [`Self::sum_of_losses`] begin where the device's operations are now.
+    pub fn release_losses(&self, acts: &mut Activations<D, X>) -> Result<()> {
+        Ok(self.dev.release_lane(&mut acts.sums_lane)?)
     }
 
-    /// The mirror of [`Self::forward`], after [`Self::loss_sum`]. Gradients are added.
+    /// The part of [`Self::loss_sum`] on the host: waits for what the device was asked for before
+    /// [`Self::release_losses`], and not for later operations.
+    pub fn sum_of_losses(&self, acts: &mut Activations<D, X>) -> Result<X::Acc> {
+        let rows = acts.batch * self.config.teacher_blocks;
+        let mut sums = vec![X::Acc::zero(); rows];
+        self.dev.download_in(&mut acts.sums_lane, &mut sums, acts.sums.view(rows))?;
+        Ok(sums.into_iter().sum())
+    }
+
+    /// The mirror of [`Self::forward`], after [`Self::loss_sum`].
     pub fn backward(
         &self,
         acts: &mut Activations<D, X>,
@@ -256,6 +271,8 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
         self.embed_proj.backward_weight(&pass, grads, d_embedded, shifted.view(rows_t), rows_t)?;
         self.dev.copy(encoder.d_output_mut(batch)?, decoder.d_memory(batch)?)?;
         self.encoder.backward(&pass, encoder, None, grads)?;
-        self.input_proj.backward_weight(&pass, grads, encoder.d_input(batch)?, student.view(rows_s), rows_s)
+        let d_input = encoder.d_input(batch)?;
+        self.input_proj.backward_weight(&pass, grads, d_input, student.view(rows_s), rows_s)?;
+        grads.finish(&self.dev)
     }
 }

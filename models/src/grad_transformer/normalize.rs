@@ -6,7 +6,8 @@
 //! the training tuples only, are computed in f64 in one pass (Welford's recurrence),
 //! and travel with the translator.
 
-use gradtx_runtime::artifact::{TensorFile, little_endian, write_tensors};
+use gradtx_kernels::cpu::simd::{Level, Task, dispatch};
+use gradtx_runtime::artifact::{Role, TensorFile, little_endian, write_tensors};
 use gradtx_runtime::{Error, Result};
 use safetensors::Dtype;
 use std::path::Path;
@@ -69,8 +70,8 @@ impl Statistics {
         Self { shape, mean: vec![], scale: vec![1.0] }
     }
 
-    /// Calls `f(value, mean, scale)` for every value of updates `[n, L, d]`.
-    fn each(&self, updates: &mut [f32], f: impl Fn(f64, f64, f64) -> f64) -> Result<()> {
+    /// Updates `[n, L, d]` into the model's units or back, in place.
+    fn convert(&self, updates: &mut [f32], way: Way) -> Result<()> {
         let [blocks, width] = self.shape;
         let len = blocks * width;
         if len == 0 || !updates.len().is_multiple_of(len) {
@@ -78,15 +79,88 @@ impl Statistics {
                 format!("expected updates of {blocks} blocks of {width}, found {} values", updates.len());
             return Err(Error::invalid("normalization", why));
         }
+        updates.chunks_exact_mut(len).for_each(|update| self.convert_part(update, 0, way));
+        Ok(())
+    }
+
+    /// The same of some values of one update, of which the first is value `from`.
+    fn convert_part(&self, mut values: &mut [f32], mut from: usize, way: Way) {
         // Values that share a divisor.
-        let shared = len / self.scale.len();
-        for update in updates.chunks_exact_mut(len) {
-            for (i, x) in update.iter_mut().enumerate() {
-                let mean = self.mean.get(i).map_or(0.0, |&m| m as f64);
-                *x = f(*x as f64, mean, self.scale[i / shared] as f64) as f32;
+        let shared = self.shape[0] * self.shape[1] / self.scale.len();
+        while !values.is_empty() {
+            let len = if shared == 1 { values.len() } else { (shared - from % shared).min(values.len()) };
+            let (run, rest) = values.split_at_mut(len);
+            let mean = if self.mean.is_empty() { &[][..] } else { &self.mean[from..from + len] };
+            let first = from / shared;
+            let scale = &self.scale[first..if shared == 1 { first + len } else { first + 1 }];
+            dispatch(Convert { values: run, mean, scale, way });
+            (values, from) = (rest, from + len);
+        }
+    }
+}
+
+/// Which way values are converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// `(x − mean) / scale`
+    IntoUnits,
+    /// `x · scale + mean`
+    Back,
+}
+
+/// Values in a row that have one divisor, or one each; and their means, or none. Computed in f64,
+/// rounded once.
+struct Convert<'a> {
+    values: &'a mut [f32],
+    mean: &'a [f32],
+    scale: &'a [f32],
+    way: Way,
+}
+
+impl Task for Convert<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Self { values, mean, scale, way } = self;
+        let n = values.len();
+        match (mean.len(), scale.len(), way) {
+            (0, 1, Way::IntoUnits) => {
+                let scale = scale[0] as f64;
+                for i in 0..n {
+                    values[i] = (values[i] as f64 / scale) as f32;
+                }
+            }
+            (0, 1, Way::Back) => {
+                let scale = scale[0] as f64;
+                for i in 0..n {
+                    values[i] = (values[i] as f64 * scale + 0.0) as f32;
+                }
+            }
+            (_, 1, Way::IntoUnits) => {
+                let (mean, scale) = (&mean[..n], scale[0] as f64);
+                for i in 0..n {
+                    values[i] = ((values[i] as f64 - mean[i] as f64) / scale) as f32;
+                }
+            }
+            (_, 1, Way::Back) => {
+                let (mean, scale) = (&mean[..n], scale[0] as f64);
+                for i in 0..n {
+                    values[i] = (values[i] as f64 * scale + mean[i] as f64) as f32;
+                }
+            }
+            (_, _, Way::IntoUnits) => {
+                let (mean, scale) = (&mean[..n], &scale[..n]);
+                for i in 0..n {
+                    values[i] = ((values[i] as f64 - mean[i] as f64) / scale[i] as f64) as f32;
+                }
+            }
+            (_, _, Way::Back) => {
+                let (mean, scale) = (&mean[..n], &scale[..n]);
+                for i in 0..n {
+                    values[i] = (values[i] as f64 * scale[i] as f64 + mean[i] as f64) as f32;
+                }
             }
         }
-        Ok(())
     }
 }
 
@@ -122,17 +196,32 @@ impl Normalization {
 
     /// Student updates `[n, L_S, d_S]` into the model's units, in place.
     pub fn apply_student(&self, updates: &mut [f32]) -> Result<()> {
-        self.student.each(updates, |x, mean, scale| (x - mean) / scale)
+        self.student.convert(updates, Way::IntoUnits)
     }
 
     /// Teacher updates `[n, L_T, d_T]` into the model's units, in place.
     pub fn apply_teacher(&self, updates: &mut [f32]) -> Result<()> {
-        self.teacher.each(updates, |x, mean, scale| (x - mean) / scale)
+        self.teacher.convert(updates, Way::IntoUnits)
+    }
+
+    /// Some values of one update of this side into the model's units, in place; the first is value
+    /// `from` of the update. The same values as of the whole update.
+    ///
+    /// # Panics
+    /// When the update ends before.
+    pub fn apply_part(&self, role: Role, values: &mut [f32], from: usize) {
+        let side = match role {
+            Role::Student => &self.student,
+            Role::Teacher => &self.teacher,
+        };
+        let [blocks, width] = side.shape;
+        assert!(from + values.len() <= blocks * width, "{} values from {from}", values.len());
+        side.convert_part(values, from, Way::IntoUnits);
     }
 
     /// The model's predictions `[n, L_T, d_T]` back into updates, in place.
     pub fn undo_teacher(&self, updates: &mut [f32]) -> Result<()> {
-        self.teacher.each(updates, |x, mean, scale| x * scale + mean)
+        self.teacher.convert(updates, Way::Back)
     }
 
     /// All statistics in a row: what makes [`Self::from_values`] the same on another rank.
@@ -263,12 +352,14 @@ impl Moments {
             let why = format!("expected {blocks} blocks of {width} values, found {} values", update.len());
             return Err(Error::invalid(format!("{side} update for normalization"), why));
         }
-        for ((&x, mean), squares) in update.iter().zip(&mut self.mean).zip(&mut self.squares) {
-            let before = x as f64 - *mean;
-            *mean += before / count;
-            *squares += before * (x as f64 - *mean);
-        }
+        dispatch(Accumulate { update, mean: &mut self.mean, squares: &mut self.squares, count });
         Ok(())
+    }
+
+    /// Parts of at most `len` coordinates, where `before` updates have been added.
+    fn parts(&mut self, role: Role, len: usize, before: f64) -> impl Iterator<Item = FitPart<'_>> {
+        let parts = self.mean.chunks_mut(len).zip(self.squares.chunks_mut(len)).enumerate();
+        parts.map(move |(i, (mean, squares))| FitPart { role, from: i * len, mean, squares, count: before })
     }
 
     fn finish(&self, side: &str, mode: NormalizationMode, count: f64) -> Result<Statistics> {
@@ -308,6 +399,71 @@ impl Moments {
     }
 }
 
+/// Adds the update that is number `count`, from 1: Welford's recurrence, by coordinate.
+struct Accumulate<'a> {
+    update: &'a [f32],
+    mean: &'a mut [f64],
+    squares: &'a mut [f64],
+    count: f64,
+}
+
+impl Task for Accumulate<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Self { update, mean, squares, count } = self;
+        let n = update.len();
+        let (mean, squares) = (&mut mean[..n], &mut squares[..n]);
+        for i in 0..n {
+            let before = update[i] as f64 - mean[i];
+            mean[i] += before / count;
+            squares[i] += before * (update[i] as f64 - mean[i]);
+        }
+    }
+}
+
+/// Some coordinates of a [`NormalizationFit`], which is shared between threads by them: what becomes
+/// of a coordinate depends on no other.
+pub struct FitPart<'a> {
+    role: Role,
+    from: usize,
+    mean: &'a mut [f64],
+    squares: &'a mut [f64],
+    count: f64,
+}
+
+impl FitPart<'_> {
+    /// Whose updates.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Number of the first coordinate.
+    pub fn from(&self) -> usize {
+        self.from
+    }
+
+    /// Number of coordinates.
+    pub fn len(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.mean.is_empty()
+    }
+
+    /// Adds the values of the next update at these coordinates.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn add(&mut self, values: &[f32]) {
+        assert_eq!(values.len(), self.len(), "a value for every coordinate");
+        self.count += 1.0;
+        dispatch(Accumulate { update: values, mean: self.mean, squares: self.squares, count: self.count });
+    }
+}
+
 /// Fits a [`Normalization`] to tuples, one after the other.
 pub struct NormalizationFit {
     mode: NormalizationMode,
@@ -327,6 +483,15 @@ impl NormalizationFit {
         self.count += 1.0;
         self.student.add("student", student, self.count)?;
         self.teacher.add("teacher", teacher, self.count)
+    }
+
+    /// All coordinates of both sides in parts of at most `len`; the next `tuples` tuples must be
+    /// added to each of them, in their order.
+    pub fn add_in_parts(&mut self, tuples: usize, len: usize) -> Vec<FitPart<'_>> {
+        let before = self.count;
+        self.count += tuples as f64;
+        let student = self.student.parts(Role::Student, len, before);
+        student.chain(self.teacher.parts(Role::Teacher, len, before)).collect()
     }
 
     /// The normalization of everything that was added.
@@ -373,6 +538,29 @@ mod tests {
         (fit.finish().unwrap(), student, teacher)
     }
 
+    #[test]
+    fn a_fit_in_parts_is_the_same_to_the_bit() {
+        for (mode, _) in NormalizationMode::ALL {
+            let (whole, student, teacher) = fit(mode);
+            for len in [1, 4, 100] {
+                let mut fit = NormalizationFit::new(mode, STUDENT, TEACHER);
+                for tuples in [0..17, 17..COUNT] {
+                    for mut part in fit.add_in_parts(tuples.len(), len) {
+                        let (all, each) = match part.role() {
+                            Role::Student => (&student, 10),
+                            Role::Teacher => (&teacher, 21),
+                        };
+                        for tuple in tuples.clone() {
+                            let from = tuple * each + part.from();
+                            part.add(&all[from..from + part.len()]);
+                        }
+                    }
+                }
+                assert_eq!(fit.finish().unwrap(), whole, "{mode:?} in parts of {len}");
+            }
+        }
+    }
+
     fn mean(x: impl Iterator<Item = f64>) -> f64 {
         let values: Vec<f64> = x.collect();
         values.iter().sum::<f64>() / values.len() as f64
@@ -400,6 +588,38 @@ mod tests {
         }
         let wrong = Normalization::load(dir.path(), NormalizationMode::Block, STUDENT, TEACHER);
         assert!(wrong.unwrap_err().to_string().contains("coordinate"));
+    }
+
+    /// As the formula has it, value by value; parts of any length from anywhere are those of the whole.
+    #[test]
+    fn every_mode_computes_its_formula_to_the_bit() {
+        for (mode, name) in NormalizationMode::ALL {
+            let (normalization, students, teachers) = fit(mode);
+            for (role, side, all) in [
+                (Role::Student, &normalization.student, &students),
+                (Role::Teacher, &normalization.teacher, &teachers),
+            ] {
+                let len = side.shape[0] * side.shape[1];
+                let at = |i: usize| {
+                    let mean = side.mean.get(i % len).map_or(0.0, |&m| m as f64);
+                    (mean, side.scale[i % len / (len / side.scale.len())] as f64)
+                };
+                let wanted: Vec<f32> =
+                    (0..all.len()).map(|i| ((all[i] as f64 - at(i).0) / at(i).1) as f32).collect();
+                let mut found = all.clone();
+                side.convert(&mut found, Way::IntoUnits).unwrap();
+                assert!(found.iter().map(|x| x.to_bits()).eq(wanted.iter().map(|x| x.to_bits())), "{name}");
+                for (from, to) in [(0, len), (0, 1), (3, 9), (len - 1, len), (4, 4), (1, len)] {
+                    let mut part = all[from..to].to_vec();
+                    normalization.apply_part(role, &mut part, from);
+                    assert_eq!(part, wanted[from..to], "{name}: {from}..{to}");
+                }
+                side.convert(&mut found, Way::Back).unwrap();
+                let back = (0..all.len()).map(|i| (wanted[i] as f64 * at(i).1 + at(i).0) as f32);
+                assert!(back.map(f32::to_bits).eq(found.iter().map(|x| x.to_bits())), "{name}");
+                assert!(side.convert(&mut [0.0; 4], Way::Back).is_err());
+            }
+        }
     }
 
     #[test]

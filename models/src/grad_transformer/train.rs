@@ -13,9 +13,9 @@
 //! Where the model computes in the accumulators' own type, its values are its master
 //! values; otherwise masters are kept beside them, and a step writes both.
 
-use super::{Activations, GradTransformer, Tuples};
-use crate::t5::{Grads, weights};
-use gradtx_kernels::ops::{AdamWStep, Backend, Cast};
+use super::{Activations, Batch, GradTransformer};
+use crate::t5::{Grads, OnReady, weights};
+use gradtx_kernels::ops::{AdamWStep, Backend, Cast, Out};
 use gradtx_kernels::{Device, Elem, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::optim::FlatAdamW;
@@ -23,9 +23,6 @@ use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use std::any::Any;
 use std::collections::HashMap;
 use std::ops::Range;
-
-/// Whoever is told which gradients are final, and gets them for writing.
-type OnReady<'a, D, A> = &'a mut dyn FnMut(Range<usize>, <D as Device>::ViewMut<'_, A>) -> Result<()>;
 
 /// What a step tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +56,8 @@ struct Repeated {
     inputs: usize,
     /// The bits of the loss's scale.
     scale: u64,
+    /// Whether its gradients are the first of a batch, which are assigned.
+    first: bool,
 }
 
 /// The passes of such a micro-batch, as the device remembers them.
@@ -203,30 +202,35 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     /// Gradients of `scale · Σ (pred − target)²` over a batch, with dropout, in micro-batches as
     /// large as there is room for; returns the sum of squares. In the last micro-batch
     /// `on_ready` learns which gradients are final, with all of them.
-    pub fn gradients_of(
+    pub fn gradients_of<'t>(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: impl Into<Batch<'t, D, X>>,
         scale: f64,
         on_ready: &mut dyn FnMut(Range<usize>, D::ViewMut<'_, X::Acc>) -> Result<()>,
     ) -> Result<f64> {
-        self.accumulate_all(model, tuples, scale, Some(on_ready))
+        self.accumulate_all(model, tuples.into(), scale, Some(on_ready))
     }
 
     /// [`Self::gradients_of`] where nobody waits for parts of them.
-    pub fn gradients_alone(
+    pub fn gradients_alone<'t>(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: impl Into<Batch<'t, D, X>>,
         scale: f64,
     ) -> Result<f64> {
-        self.accumulate_all(model, tuples, scale, None)
+        self.accumulate_all(model, tuples.into(), scale, None)
     }
 
     /// Begins to copy the tuples of the next step to the device while it is busy with this one:
     /// between the gradients and whatever waits for them. They are recognised by their keys, and
     /// may but need not be the next ones.
-    pub fn load_ahead(&mut self, model: &GradTransformer<D, X>, tuples: Tuples<'_>) -> Result<()> {
+    pub fn load_ahead<'t>(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        tuples: impl Into<Batch<'t, D, X>>,
+    ) -> Result<()> {
+        let tuples = tuples.into();
         tuples.check(&model.config)?;
         let first = tuples.part(&model.config, 0, self.acts.capacity().min(tuples.len()));
         self.acts.load_ahead(&model.dev, &model.config, first)
@@ -235,18 +239,18 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     fn accumulate_all(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: Batch<'_, D, X>,
         scale: f64,
         mut on_ready: Option<OnReady<'_, D, X::Acc>>,
     ) -> Result<f64> {
         tuples.check(&model.config)?;
-        model.dev.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
         let (mut sum, count, room) = (0.0, tuples.len(), self.acts.capacity());
         for from in (0..count).step_by(room) {
             let to = (from + room).min(count);
             let part = tuples.part(&model.config, from, to);
             let on_ready = if to == count { on_ready.take() } else { None };
-            sum += self.accumulate(model, part, scale, on_ready)?;
+            let out = if from == 0 { Out::Assign } else { Out::Add };
+            sum += self.accumulate(model, part, scale, out, on_ready)?;
             if to < count {
                 let next = tuples.part(&model.config, to, (to + room).min(count));
                 self.acts.load_ahead(&model.dev, &model.config, next)?;
@@ -255,18 +259,20 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         Ok(sum)
     }
 
-    /// Adds the gradients of a micro-batch. Where nobody must be told of parts of them, all
+    /// Assigns or adds the gradients of a micro-batch. Where nobody must be told of parts of them, all
     /// operations of a micro-batch are repeated from the device's memory of the last such one.
     fn accumulate(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: Batch<'_, D, X>,
         scale: f64,
+        out: Out,
         on_ready: Option<OnReady<'_, D, X::Acc>>,
     ) -> Result<f64> {
         model.load_batch(&mut self.acts, tuples)?;
         let (acts, buf, dev) = (&mut self.acts, &mut self.grads, &model.dev);
-        let kind = Repeated { batch: tuples.len(), inputs: acts.current, scale: scale.to_bits() };
+        let (inputs, first) = (acts.current, out == Out::Assign);
+        let kind = Repeated { batch: tuples.len(), inputs, scale: scale.to_bits(), first };
         if self.graphs.len() >= MOST_GRAPHS && !self.graphs.contains_key(&kind) {
             self.graphs.clear();
         }
@@ -276,14 +282,15 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
             model.forward(acts, true)?;
             model.losses(acts, scale)
         })?;
-        let sum = model.sum_of_losses(acts)?.to_f64();
+        model.release_losses(acts)?;
         match on_ready {
-            Some(on_ready) => model.backward(acts, true, &mut Grads { buf, on_ready })?,
+            Some(on_ready) => model.backward(acts, true, &mut Grads::new(dev, buf, out, on_ready))?,
             None => dev.replay(&mut passes.backward, &mut || {
-                model.backward(acts, true, &mut Grads { buf, on_ready: &mut |_, _| Ok(()) })
+                model.backward(acts, true, &mut Grads::new(dev, buf, out, &mut |_, _| Ok(())))
             })?,
         }
-        Ok(sum)
+        // The device is at the backward pass meanwhile.
+        Ok(model.sum_of_losses(acts)?.to_f64())
     }
 
     /// Sum of squares of the gradients of the own ranges.
@@ -315,10 +322,10 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
 
     /// Whether these tuples alone, with the dropout of their keys, give a finite loss and finite
     /// gradients. The gradients summed so far are lost.
-    pub fn is_finite(
+    pub fn is_finite<'t>(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: impl Into<Batch<'t, D, X>>,
         scale: f64,
     ) -> Result<bool> {
         let dev = &model.dev;
@@ -329,13 +336,14 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     }
 
     /// A whole step on one rank.
-    pub fn train_step(
+    pub fn train_step<'t>(
         &mut self,
         model: &mut GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: impl Into<Batch<'t, D, X>>,
         step: AdamWStep,
         max_norm: Option<f64>,
     ) -> Result<StepReport> {
+        let tuples = tuples.into();
         let scale = 1.0 / (tuples.len() * model.config.teacher_len()) as f64;
         let sum = self.gradients_alone(model, tuples, scale)?;
         let sum_squares = self.sum_squares(&model.dev)?;
@@ -344,7 +352,12 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     }
 
     /// Mean squared error with known blocks before each predicted one, without dropout.
-    pub fn evaluate(&mut self, model: &GradTransformer<D, X>, tuples: Tuples<'_>) -> Result<f64> {
+    pub fn evaluate<'t>(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        tuples: impl Into<Batch<'t, D, X>>,
+    ) -> Result<f64> {
+        let tuples = tuples.into();
         tuples.check(&model.config)?;
         // Keys say nothing about tuples where there is no dropout.
         self.acts.forget_ahead();

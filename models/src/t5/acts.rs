@@ -8,9 +8,7 @@ use super::attention::{AttentionActs, Lengths};
 use super::buckets::bucket_map;
 use super::buffers::{Allocator, Rows};
 use super::feed_forward::FeedForwardActs;
-use super::pass::Pass;
 use super::stack::{Side, Stack};
-use gradtx_kernels::ops::Backend;
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -56,24 +54,30 @@ pub struct StackActs<D: Device, X: Real> {
 pub(super) struct Scratch<D: Device, X: Real> {
     /// `[R, d]`, of the residual stream where backward has arrived.
     pub(super) dx: Rows<D, X>,
-    /// `[R, d]`, of a branch's output before its dropout; also of the stack's output.
-    pub(super) d_branch: Rows<D, X>,
-    /// `[R, d]`
-    pub(super) d_normed: Rows<D, X>,
-    /// `[R, I]`
-    pub(super) dq: Rows<D, X>,
-    /// `[max(R, B·K), 2I]`
-    pub(super) dkv: Rows<D, X>,
+    /// What gradients of weights are computed from: sublayers use the two in turns.
+    pub(super) sets: [ScratchSet<D, X>; 2],
     /// `[R, I]`
     pub(super) d_o: Rows<D, X>,
     /// `[B, H·T·max(T, K)]`
     pub(super) d_scores: Rows<D, X>,
     /// `[R, F]`
     pub(super) d_hidden: Rows<D, X>,
-    /// `[R, 2F]`
-    pub(super) d_gate_up: Rows<D, X>,
     /// `[B·K, d]`
     pub(super) d_memory: Rows<D, X>,
+}
+
+/// The part of [`Scratch`] that gradients of weights are computed from.
+pub(super) struct ScratchSet<D: Device, X: Real> {
+    /// `[R, d]`, of a branch's output before its dropout.
+    pub(super) d_branch: Rows<D, X>,
+    /// `[R, d]`, of a norm; in the first set also of the stack's output.
+    pub(super) d_normed: Rows<D, X>,
+    /// `[R, I]`
+    pub(super) dq: Rows<D, X>,
+    /// `[max(R, B·K), 2I]`
+    pub(super) dkv: Rows<D, X>,
+    /// `[R, 2F]`
+    pub(super) d_gate_up: Rows<D, X>,
 }
 
 impl<D: Device, X: Real> Scratch<D, X> {
@@ -82,34 +86,23 @@ impl<D: Device, X: Real> Scratch<D, X> {
         let StackShape { batch, tokens, memory } = shape;
         let (rows, widest) = (batch * tokens, tokens.max(memory));
         let mut rows_of = |part: &str, rows, cols| alloc.rows(format!("{name}.{part}"), rows, cols);
+        let set = |rows_of: &mut dyn FnMut(&str, usize, usize) -> Result<Rows<D, X>>| -> Result<_> {
+            Ok(ScratchSet {
+                d_branch: rows_of("d_branch", rows, d)?,
+                d_normed: rows_of("d_normed", rows, d)?,
+                dq: rows_of("dq", rows, inner)?,
+                dkv: rows_of("dkv", batch * widest, 2 * inner)?,
+                d_gate_up: rows_of("d_gate_up", rows, 2 * f)?,
+            })
+        };
         Ok(Self {
             dx: rows_of("dx", rows, d)?,
-            d_branch: rows_of("d_branch", rows, d)?,
-            d_normed: rows_of("d_normed", rows, d)?,
-            dq: rows_of("dq", rows, inner)?,
-            dkv: rows_of("dkv", batch * widest, 2 * inner)?,
+            sets: [set(&mut rows_of)?, set(&mut rows_of)?],
             d_o: rows_of("d_o", rows, inner)?,
             d_scores: rows_of("d_scores", batch, config.num_heads * tokens * widest)?,
             d_hidden: rows_of("d_hidden", rows, f)?,
-            d_gate_up: rows_of("d_gate_up", rows, 2 * f)?,
             d_memory: rows_of("d_memory", batch * memory, d)?,
         })
-    }
-
-    /// Copies dx, the gradient of a sublayer's sum, to `d_branch` and takes it through the
-    /// branch's dropout.
-    pub(super) fn begin_branch(
-        &mut self,
-        pass: &Pass<'_, D, X>,
-        (rows, cols): (usize, usize),
-        tokens: usize,
-        site: u32,
-    ) -> Result<()>
-    where
-        D: Backend<X>,
-    {
-        pass.dev.copy(self.d_branch.view_mut(rows), self.dx.view(rows))?;
-        pass.drop(self.d_branch.view_mut(rows), (rows, cols), tokens, site)
     }
 }
 
@@ -201,7 +194,7 @@ impl<D: Device, X: Real> StackActs<D, X> {
     /// `[B, T, d]`: where the caller writes the output's gradient before a backward pass.
     pub fn d_output_mut(&mut self, batch: usize) -> Result<D::ViewMut<'_, X>> {
         let rows = batch * self.shape.tokens;
-        Ok(self.scratch_mut()?.d_branch.view_mut(rows))
+        Ok(self.scratch_mut()?.sets[0].d_normed.view_mut(rows))
     }
 
     /// `[B, T, d]`: the embeddings' gradient, after a backward pass.

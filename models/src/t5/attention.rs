@@ -1,4 +1,5 @@
-//! The attention sublayer: layer norm, projections, attention, output projection, residual.
+//! The attention sublayer: projections, attention, output projection, residual. The sublayer before
+//! has computed its layer norm, and it computes that of the next one.
 //!
 //! `out = x + dropout(W_o · attend(W_q n, W_kv m))` with `n = norm(x)`; `m` is n itself
 //! (self-attention) or the encoder's output (cross-attention), which is not normed again.
@@ -9,8 +10,8 @@
 use super::T5Config;
 use super::acts::Scratch;
 use super::buffers::{Allocator, Rows};
-use super::pass::{Grads, Pass, weight_gradient};
-use gradtx_kernels::ops::{Backend, BucketMap, LinearDims, Out, RmsNormDims, T5AttentionDims};
+use super::pass::{Grads, NormOut, Pass, weight_gradient};
+use gradtx_kernels::ops::{Backend, BucketMap, LinearDims, Out, T5AttentionDims};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::params::ParamLayout;
@@ -81,6 +82,11 @@ impl<D: Device, X: Real> AttentionActs<D, X> {
     pub(super) fn normed(&self, rows: usize) -> D::View<'_, X> {
         self.normed.view(rows)
     }
+
+    /// `[R]`, of the norm.
+    pub(super) fn inv_rms(&self, rows: usize) -> D::View<'_, X::Acc> {
+        self.inv_rms.view(rows)
+    }
 }
 
 impl Attention {
@@ -110,6 +116,22 @@ impl Attention {
         self.norm.start..self.o.end
     }
 
+    /// The weight of its norm.
+    pub(super) fn norm(&self) -> &Range<usize> {
+        &self.norm
+    }
+
+    /// Where its norm goes.
+    pub(super) fn norm_out<'a, D: Device, X: Real>(
+        &'a self,
+        config: &T5Config,
+        acts: &'a mut AttentionActs<D, X>,
+        rows: usize,
+    ) -> NormOut<'a, D, X> {
+        let (normed, inv_rms) = (acts.normed.view_mut(rows), acts.inv_rms.view_mut(rows));
+        NormOut { weight: &self.norm, normed, inv_rms, eps: config.layer_norm_epsilon }
+    }
+
     /// Parameters of the fused key and value projection, `[2I, d]`.
     pub(super) fn kv_range(&self) -> &Range<usize> {
         &self.kv
@@ -129,7 +151,7 @@ impl Attention {
         }
     }
 
-    /// `out = x + …`; both `[R, d]`. `memory` `[M, d]` is for cross-attention.
+    /// `out = x + …`; both `[R, d]`. `memory` `[M, d]` is for cross-attention. `next` is the norm of out.
     pub(super) fn forward<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
@@ -140,10 +162,11 @@ impl Attention {
         x: D::View<'_, X>,
         memory: Option<&Rows<D, X>>,
         bias: Option<BucketMap<'_, D, X>>,
+        next: NormOut<'_, D, X>,
     ) -> Result<()> {
         let rows = lens.batch * lens.queries;
         let kv_rows = lens.batch * lens.keys;
-        self.query(pass, config, rows, acts, x)?;
+        self.query(pass, config, rows, acts)?;
         let source = memory.unwrap_or(&acts.normed).view(kv_rows);
         let kv_dims = LinearDims::new(kv_rows, config.d_model, 2 * config.inner());
         let weight = pass.weight(&self.kv);
@@ -157,7 +180,7 @@ impl Attention {
             pass.keys,
             self.dims(config, lens, pass.dropout),
         )?;
-        self.output(pass, config, lens, acts, out, x)
+        self.output(pass, config, lens, acts, out, x, next)
     }
 
     /// One query per example on a cache of keys and values, `[B, kv_rows, 2I]`, of which the
@@ -172,6 +195,7 @@ impl Attention {
         x: D::View<'_, X>,
         kv: D::View<'_, X>,
         bias: Option<BucketMap<'_, D, X>>,
+        next: NormOut<'_, D, X>,
     ) -> Result<()> {
         // The query is the last of the sequence, so it sees every key there is.
         let dims = T5AttentionDims { kv_rows, causal: false, ..self.dims(config, lens, pass.dropout) };
@@ -185,21 +209,17 @@ impl Attention {
             pass.keys,
             dims,
         )?;
-        self.output(pass, config, lens, acts, out, x)
+        self.output(pass, config, lens, acts, out, x, next)
     }
 
-    /// Layer norm and queries.
+    /// Queries of the normed input.
     pub(super) fn query<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
         config: &T5Config,
         rows: usize,
         acts: &mut AttentionActs<D, X>,
-        x: D::View<'_, X>,
     ) -> Result<()> {
-        let norm = RmsNormDims::new(rows, config.d_model, config.layer_norm_epsilon);
-        let weight = pass.weight(&self.norm);
-        pass.dev.rmsnorm_forward(acts.normed.view_mut(rows), acts.inv_rms.view_mut(rows), x, weight, norm)?;
         let dims = LinearDims::new(rows, config.d_model, config.inner());
         let weight = pass.weight(&self.q);
         let normed = acts.normed.view(rows);
@@ -214,15 +234,21 @@ impl Attention {
         acts: &AttentionActs<D, X>,
         out: D::ViewMut<'_, X>,
         x: D::View<'_, X>,
+        next: NormOut<'_, D, X>,
     ) -> Result<()> {
         let rows = lens.batch * lens.queries;
         let dims = LinearDims::new(rows, config.inner(), config.d_model);
-        let place = (lens.queries, self.site + 1);
-        pass.linear_onto_residual(out, x, acts.o.view(rows), &self.o, dims, place)
+        pass.end_sublayer(out, x, acts.o.view(rows), &self.o, dims, (lens.queries, self.output_site()), next)
     }
 
-    /// Turns `scratch.dx` from the gradient of `out` into that of `x`; adds the gradient of
-    /// `memory` to `scratch.d_memory`.
+    /// Dropout site of its output.
+    pub(super) fn output_site(&self) -> u32 {
+        self.site + 1
+    }
+
+    /// From the gradient of the branch, `d_branch` of a set of `scratch`, to that of n, `d_normed` of
+    /// the same; the gradient of `memory` goes to `scratch.d_memory` by `memory_out`, in the queue of
+    /// the weights' gradients.
     pub(super) fn backward<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
@@ -231,24 +257,25 @@ impl Attention {
         acts: &AttentionActs<D, X>,
         grads: &mut Grads<'_, D, X>,
         scratch: &mut Scratch<D, X>,
-        x: D::View<'_, X>,
-        memory: Option<&Rows<D, X>>,
+        set: usize,
+        memory: Option<(&Rows<D, X>, Out)>,
         bias: Option<(BucketMap<'_, D, X>, &Range<usize>)>,
     ) -> Result<()> {
         let rows = lens.batch * lens.queries;
-        let (d, inner) = (config.d_model, config.inner());
-        let out_dims = LinearDims::new(rows, inner, d);
-        scratch.begin_branch(pass, (rows, d), lens.queries, self.site + 1)?;
-        let d_branch = scratch.d_branch.view(rows);
-        weight_gradient(pass.dev, grads, &self.o, d_branch, acts.o.view(rows), out_dims)?;
-        let d_o = scratch.d_o.view_mut(rows);
-        pass.dev.linear_backward_input(d_o, d_branch, pass.weight(&self.o), out_dims, Out::Assign)?;
+        let out_dims = LinearDims::new(rows, config.inner(), config.d_model);
+        let Scratch { sets, d_o, d_scores, .. } = scratch;
+        let own = &mut sets[set];
+        let d_branch = own.d_branch.view(rows);
+        let queue = grads.queue(pass.dev)?;
+        weight_gradient(&queue, grads, &self.o, d_branch, acts.o.view(rows), out_dims)?;
+        let weight = pass.weight(&self.o);
+        pass.dev.linear_backward_input(d_o.view_mut(rows), d_branch, weight, out_dims, Out::Assign)?;
         pass.dev.t5_attention_backward(
-            scratch.dq.view_mut(rows),
-            scratch.dkv.view_mut(lens.batch * lens.keys),
+            own.dq.view_mut(rows),
+            own.dkv.view_mut(lens.batch * lens.keys),
             bias.as_ref().map(|(_, table)| grads.at(table)),
-            scratch.d_scores.part_mut(0, lens.batch * config.num_heads * lens.queries * lens.keys),
-            scratch.d_o.view(rows),
+            d_scores.part_mut(0, lens.batch * config.num_heads * lens.queries * lens.keys),
+            d_o.view(rows),
             acts.probs.view(lens.batch),
             acts.q.view(rows),
             acts.kv.view(lens.batch * lens.keys),
@@ -256,22 +283,10 @@ impl Attention {
             pass.keys,
             self.dims(config, lens, pass.dropout),
         )?;
-        self.backward_projections(pass, config, lens, acts, grads, scratch, memory)?;
-        let norm = RmsNormDims::new(rows, d, config.layer_norm_epsilon);
-        pass.dev.rmsnorm_backward(
-            scratch.dx.view_mut(rows),
-            Some(grads.at(&self.norm)),
-            scratch.d_normed.view(rows),
-            x,
-            acts.inv_rms.view(rows),
-            pass.weight(&self.norm),
-            norm,
-            Out::Add,
-        )?;
-        Ok(())
+        self.backward_projections(pass, config, lens, acts, grads, scratch, set, memory)
     }
 
-    /// From dq and dkv to the gradients of n (in `scratch.d_normed`) and of the memory.
+    /// From dq and dkv to the gradients of n and of the memory.
     fn backward_projections<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
@@ -280,21 +295,30 @@ impl Attention {
         acts: &AttentionActs<D, X>,
         grads: &mut Grads<'_, D, X>,
         scratch: &mut Scratch<D, X>,
-        memory: Option<&Rows<D, X>>,
+        set: usize,
+        memory: Option<(&Rows<D, X>, Out)>,
     ) -> Result<()> {
         let (rows, kv_rows) = (lens.batch * lens.queries, lens.batch * lens.keys);
         let q_dims = LinearDims::new(rows, config.d_model, config.inner());
         let kv_dims = LinearDims::new(kv_rows, config.d_model, 2 * config.inner());
-        let (dq, dkv) = (scratch.dq.view(rows), scratch.dkv.view(kv_rows));
-        let source = memory.unwrap_or(&acts.normed).view(kv_rows);
-        weight_gradient(pass.dev, grads, &self.q, dq, acts.normed.view(rows), q_dims)?;
-        weight_gradient(pass.dev, grads, &self.kv, dkv, source, kv_dims)?;
-        let d_normed = scratch.d_normed.view_mut(rows);
-        pass.dev.linear_backward_input(d_normed, dq, pass.weight(&self.q), q_dims, Out::Assign)?;
-        let d_source = match memory {
-            None => scratch.d_normed.view_mut(rows),
-            Some(_) => scratch.d_memory.view_mut(kv_rows),
-        };
-        Ok(pass.dev.linear_backward_input(d_source, dkv, pass.weight(&self.kv), kv_dims, Out::Add)?)
+        let Scratch { sets, d_memory, .. } = scratch;
+        let own = &mut sets[set];
+        let (dq, dkv) = (own.dq.view(rows), own.dkv.view(kv_rows));
+        let source = memory.map_or(&acts.normed, |(memory, _)| memory).view(kv_rows);
+        let queue = grads.queue(pass.dev)?;
+        weight_gradient(&queue, grads, &self.q, dq, acts.normed.view(rows), q_dims)?;
+        weight_gradient(&queue, grads, &self.kv, dkv, source, kv_dims)?;
+        let (w_q, w_kv) = (pass.weight(&self.q), pass.weight(&self.kv));
+        pass.dev.linear_backward_input(own.d_normed.view_mut(rows), dq, w_q, q_dims, Out::Assign)?;
+        match memory {
+            None => {
+                let d_normed = own.d_normed.view_mut(rows);
+                pass.dev.linear_backward_input(d_normed, dkv, w_kv, kv_dims, Out::Add)?;
+            }
+            Some((_, out)) => {
+                queue.linear_backward_input(d_memory.view_mut(kv_rows), dkv, w_kv, kv_dims, out)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -109,6 +109,7 @@ impl Stack {
         if position == cache.capacity {
             return Err(Error::invalid("decoding with a T5", format!("all {position} positions are used")));
         }
+        self.first_norm(pass, &mut cache.acts)?;
         let mut s = 0;
         for b in 0..self.blocks.len() {
             self.decode_self_attention(pass, cache, b, s)?;
@@ -120,7 +121,6 @@ impl Stack {
             self.feed_forward(pass, &mut cache.acts, b, s)?;
             s += 1;
         }
-        self.finish(pass, &mut cache.acts)?;
         cache.position += 1;
         Ok(position)
     }
@@ -135,10 +135,10 @@ impl Stack {
         let (config, batch, position) = (&self.config, pass.batch, cache.position);
         let (width, capacity) = (2 * config.inner(), cache.capacity);
         let attention = &self.blocks[b].self_attention;
-        let StackActs { stream, self_attention, map, .. } = &mut cache.acts;
+        let StackActs { stream, self_attention, cross_attention, feed_forward, map, .. } = &mut cache.acts;
         let (x, out) = pair_mut(stream, s % 2, (s + 1) % 2);
         let own = &mut self_attention[0];
-        attention.query(pass, config, batch, own, x.view(batch))?;
+        attention.query(pass, config, batch, own)?;
         // Row i of the product is example i's place in the cache: the rows lie far apart.
         let end = ((batch - 1) * capacity + position + 1) * width;
         let dims = GemmDims {
@@ -153,7 +153,8 @@ impl Stack {
         let lens = Lengths { batch, queries: 1, keys: position + 1 };
         let (x, out, kv) = (x.view(batch), out.view_mut(batch), kv.view(batch));
         let bias = Some(self.bias(pass, row));
-        attention.attend_cache(pass, config, (lens, capacity), own, out, x, kv, bias)
+        let next = self.norm_after_self_attention(b, cross_attention, feed_forward, batch);
+        attention.attend_cache(pass, config, (lens, capacity), own, out, x, kv, bias, next)
     }
 
     fn decode_cross_attention<D: Backend<X>, X: Real>(
@@ -164,14 +165,16 @@ impl Stack {
         s: usize,
     ) -> Result<()> {
         let (config, batch, keys) = (&self.config, pass.batch, cache.memory);
-        let Some(attention) = &self.blocks[b].cross_attention else { return Ok(()) };
-        let StackActs { stream, cross_attention, .. } = &mut cache.acts;
+        let block = &self.blocks[b];
+        let Some(attention) = &block.cross_attention else { return Ok(()) };
+        let StackActs { stream, cross_attention, feed_forward, .. } = &mut cache.acts;
         let (x, out) = pair_mut(stream, s % 2, (s + 1) % 2);
         let own = &mut cross_attention[0];
-        attention.query(pass, config, batch, own, x.view(batch))?;
+        attention.query(pass, config, batch, own)?;
         let lens = Lengths { batch, queries: 1, keys };
         let (x, out) = (x.view(batch), out.view_mut(batch));
         let kv = cache.memory_kv[b].view(batch * keys);
-        attention.attend_cache(pass, config, (lens, keys), own, out, x, kv, None)
+        let next = block.feed_forward.norm_out(config, &mut feed_forward[0], batch);
+        attention.attend_cache(pass, config, (lens, keys), own, out, x, kv, None, next)
     }
 }

@@ -1,12 +1,13 @@
 //! The feed-forward sublayer: `out = x + dropout(W_o · dropout(gelu(W_0 n) ⊙ (W_1 n)))`, `n = norm(x)`.
+//! The sublayer before has computed n, and this one computes the norm of out.
 //!
 //! Shapes: R = B·T rows, d model width, F hidden width.
 
 use super::T5Config;
 use super::acts::Scratch;
 use super::buffers::{Allocator, Rows};
-use super::pass::{Grads, Pass, weight_gradient};
-use gradtx_kernels::ops::{Backend, GatedDims, GatedKind, LinearDims, Out, RmsNormDims};
+use super::pass::{Grads, NormOut, Pass, weight_gradient};
+use gradtx_kernels::ops::{Backend, GatedDims, GatedKind, LinearDims, Out};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::params::ParamLayout;
@@ -53,6 +54,13 @@ impl<D: Device, X: Real> FeedForwardActs<D, X> {
     }
 }
 
+impl<D: Device, X: Real> FeedForwardActs<D, X> {
+    /// `[R]`, of the norm.
+    pub(super) fn inv_rms(&self, rows: usize) -> D::View<'_, X::Acc> {
+        self.inv_rms.view(rows)
+    }
+}
+
 impl FeedForward {
     /// Defines the parameters.
     pub(super) fn new(layout: &mut ParamLayout, prefix: &str, config: &T5Config, site: u32) -> Self {
@@ -71,7 +79,28 @@ impl FeedForward {
         self.norm.start..self.wo.end
     }
 
-    /// `out = x + …`; both `[R, d]`.
+    /// The weight of its norm.
+    pub(super) fn norm(&self) -> &Range<usize> {
+        &self.norm
+    }
+
+    /// Where its norm goes.
+    pub(super) fn norm_out<'a, D: Device, X: Real>(
+        &'a self,
+        config: &T5Config,
+        acts: &'a mut FeedForwardActs<D, X>,
+        rows: usize,
+    ) -> NormOut<'a, D, X> {
+        let (normed, inv_rms) = (acts.normed.view_mut(rows), acts.inv_rms.view_mut(rows));
+        NormOut { weight: &self.norm, normed, inv_rms, eps: config.layer_norm_epsilon }
+    }
+
+    /// Dropout site of its output.
+    pub(super) fn output_site(&self) -> u32 {
+        self.site + 1
+    }
+
+    /// `out = x + …`; both `[R, d]`. `next` is the norm of out.
     pub(super) fn forward<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
@@ -80,28 +109,27 @@ impl FeedForward {
         acts: &mut FeedForwardActs<D, X>,
         out: D::ViewMut<'_, X>,
         x: D::View<'_, X>,
+        next: NormOut<'_, D, X>,
     ) -> Result<()> {
         let rows = pass.batch * tokens;
         let (d, f) = (config.d_model, config.d_ff);
-        pass.dev.rmsnorm_forward(
-            acts.normed.view_mut(rows),
-            acts.inv_rms.view_mut(rows),
-            x,
-            pass.weight(&self.norm),
-            RmsNormDims::new(rows, d, config.layer_norm_epsilon),
-        )?;
         let normed = acts.normed.view(rows);
         let dims = LinearDims::new(rows, d, 2 * f);
         let weight = pass.weight(&self.wi);
         pass.dev.linear_forward(acts.gate_up.view_mut(rows), normed, weight, None, None, dims)?;
-        let gate_up = acts.gate_up.view(rows);
-        pass.dev.gated_forward(acts.hidden.view_mut(rows), gate_up, gated_dims(rows, f))?;
-        pass.drop(acts.hidden.view_mut(rows), (rows, f), tokens, self.site)?;
+        let (hidden, gate_up) = (acts.hidden.view_mut(rows), acts.gate_up.view(rows));
+        if pass.dropout > 0.0 {
+            let drop = pass.drop_dims((rows, f), (tokens, self.site));
+            pass.dev.gated_dropout_forward(hidden, gate_up, pass.keys, gated_dims(rows, f), drop)?;
+        } else {
+            pass.dev.gated_forward(hidden, gate_up, gated_dims(rows, f))?;
+        }
         let dims = LinearDims::new(rows, f, d);
-        pass.linear_onto_residual(out, x, acts.hidden.view(rows), &self.wo, dims, (tokens, self.site + 1))
+        pass.end_sublayer(out, x, acts.hidden.view(rows), &self.wo, dims, (tokens, self.output_site()), next)
     }
 
-    /// Turns `scratch.dx` from the gradient of `out` into that of `x`.
+    /// From the gradient of the branch, `d_branch` of a set of `scratch`, to that of n, `d_normed` of
+    /// the same.
     pub(super) fn backward<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
@@ -110,35 +138,31 @@ impl FeedForward {
         acts: &FeedForwardActs<D, X>,
         grads: &mut Grads<'_, D, X>,
         scratch: &mut Scratch<D, X>,
-        x: D::View<'_, X>,
+        set: usize,
     ) -> Result<()> {
         let rows = pass.batch * tokens;
         let (d, f) = (config.d_model, config.d_ff);
-        let out_dims = LinearDims::new(rows, f, d);
-        scratch.begin_branch(pass, (rows, d), tokens, self.site + 1)?;
-        let d_branch = scratch.d_branch.view(rows);
-        weight_gradient(pass.dev, grads, &self.wo, d_branch, acts.hidden.view(rows), out_dims)?;
-        let d_hidden = scratch.d_hidden.view_mut(rows);
-        pass.dev.linear_backward_input(d_hidden, d_branch, pass.weight(&self.wo), out_dims, Out::Assign)?;
-        pass.drop(scratch.d_hidden.view_mut(rows), (rows, f), tokens, self.site)?;
-        let (d_hidden, gate_up) = (scratch.d_hidden.view(rows), acts.gate_up.view(rows));
-        pass.dev.gated_backward(scratch.d_gate_up.view_mut(rows), d_hidden, gate_up, gated_dims(rows, f))?;
-        let in_dims = LinearDims::new(rows, d, 2 * f);
-        let d_gate_up = scratch.d_gate_up.view(rows);
-        weight_gradient(pass.dev, grads, &self.wi, d_gate_up, acts.normed.view(rows), in_dims)?;
-        let d_normed = scratch.d_normed.view_mut(rows);
-        pass.dev.linear_backward_input(d_normed, d_gate_up, pass.weight(&self.wi), in_dims, Out::Assign)?;
-        pass.dev.rmsnorm_backward(
-            scratch.dx.view_mut(rows),
-            Some(grads.at(&self.norm)),
-            scratch.d_normed.view(rows),
-            x,
-            acts.inv_rms.view(rows),
-            pass.weight(&self.norm),
-            RmsNormDims::new(rows, d, config.layer_norm_epsilon),
-            Out::Add,
-        )?;
-        Ok(())
+        let (out_dims, in_dims) = (LinearDims::new(rows, f, d), LinearDims::new(rows, d, 2 * f));
+        let Scratch { sets, d_hidden, .. } = scratch;
+        let own = &mut sets[set];
+        let d_branch = own.d_branch.view(rows);
+        let queue = grads.queue(pass.dev)?;
+        weight_gradient(&queue, grads, &self.wo, d_branch, acts.hidden.view(rows), out_dims)?;
+        let weight = pass.weight(&self.wo);
+        pass.dev.linear_backward_input(d_hidden.view_mut(rows), d_branch, weight, out_dims, Out::Assign)?;
+        let (d_gate_up, gate_up) = (own.d_gate_up.view_mut(rows), acts.gate_up.view(rows));
+        let (d_hidden, dims) = (d_hidden.view(rows), gated_dims(rows, f));
+        if pass.dropout > 0.0 {
+            let drop = pass.drop_dims((rows, f), (tokens, self.site));
+            pass.dev.gated_dropout_backward(d_gate_up, d_hidden, gate_up, pass.keys, dims, drop)?;
+        } else {
+            pass.dev.gated_backward(d_gate_up, d_hidden, gate_up, dims)?;
+        }
+        let d_gate_up = own.d_gate_up.view(rows);
+        let queue = grads.queue(pass.dev)?;
+        weight_gradient(&queue, grads, &self.wi, d_gate_up, acts.normed.view(rows), in_dims)?;
+        let (d_normed, weight) = (own.d_normed.view_mut(rows), pass.weight(&self.wi));
+        Ok(pass.dev.linear_backward_input(d_normed, d_gate_up, weight, in_dims, Out::Assign)?)
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod acts;
 mod attention;
+mod backward;
 mod buckets;
 pub(crate) mod buffers;
 mod config;
@@ -27,5 +28,5 @@ pub use buckets::bucket_map;
 pub(crate) use config::MAX_PARAMETERS;
 pub use config::T5Config;
 pub use decode::DecodeCache;
-pub use pass::{Grads, Pass};
+pub use pass::{Grads, OnReady, Pass};
 pub use stack::{Side, Stack};

@@ -1,8 +1,11 @@
 //! What all parts of one forward or backward pass share.
 
-use gradtx_kernels::ops::{Backend, DropoutDims, Elementwise, Linear, LinearDims};
+use gradtx_kernels::ops::{
+    Backend, DropoutDims, Linear, LinearDims, Out, ResidualNorm, ResidualNormDims, RmsNorm, RmsNormDims,
+};
 use gradtx_kernels::{Device, Elem, Real};
 use gradtx_runtime::Result;
+use std::collections::VecDeque;
 use std::ops::Range;
 
 /// One pass over a batch: the device, the parameters, and the dropout of this step.
@@ -26,76 +29,169 @@ impl<D: Device, X: Elem> Clone for Pass<'_, D, X> {
 }
 impl<D: Device, X: Elem> Copy for Pass<'_, D, X> {}
 
+/// A norm's weight, and where its results go.
+pub(super) struct NormOut<'a, D: Device, X: Real> {
+    /// `[d]`
+    pub weight: &'a Range<usize>,
+    /// `[R, d]`
+    pub normed: D::ViewMut<'a, X>,
+    /// `[R]`
+    pub inv_rms: D::ViewMut<'a, X::Acc>,
+    pub eps: f64,
+}
+
 impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
     /// Parameters of a range of the flat buffer.
     pub(crate) fn weight(&self, range: &Range<usize>) -> D::View<'_, X> {
         D::view(self.values, range.clone())
     }
 
+    /// The dropout at a place of the model, of rows of which `tokens` are an example's.
+    pub(super) fn drop_dims(
+        &self,
+        (rows, cols): (usize, usize),
+        (tokens, site): (usize, u32),
+    ) -> DropoutDims {
+        DropoutDims { rows, cols, rows_per_key: tokens, p: self.dropout, site }
+    }
+
     /// Dropout of `rows` rows of `cols` values in place, `tokens` rows per example.
     pub(crate) fn drop(
         &self,
         x: D::ViewMut<'_, X>,
-        (rows, cols): (usize, usize),
+        size: (usize, usize),
         tokens: usize,
         site: u32,
     ) -> Result<()> {
         if self.dropout > 0.0 {
-            let dims = DropoutDims { rows, cols, rows_per_key: tokens, p: self.dropout, site };
-            self.dev.dropout(x, self.keys, dims)?;
+            self.dev.dropout(x, self.keys, self.drop_dims(size, (tokens, site)))?;
         }
         Ok(())
     }
 
-    /// The end of a sublayer: `out = residual + dropout(x Wᵀ)`, W `[out_dim, in_dim]`.
-    pub(crate) fn linear_onto_residual(
+    /// A norm of contiguous rows.
+    pub(super) fn norm(
+        &self,
+        to: NormOut<'_, D, X>,
+        x: D::View<'_, X>,
+        (rows, cols): (usize, usize),
+    ) -> Result<()> {
+        let dims = RmsNormDims::new(rows, cols, to.eps);
+        let weight = self.weight(to.weight);
+        Ok(RmsNorm::<X>::rmsnorm_forward(self.dev, to.normed, to.inv_rms, x, weight, dims)?)
+    }
+
+    /// The end of a sublayer, and the norm of what comes next:
+    /// `out = residual + dropout(x Wᵀ)`, W `[out_dim, in_dim]`, `next = norm(out)`.
+    pub(super) fn end_sublayer(
         &self,
         mut out: D::ViewMut<'_, X>,
         residual: D::View<'_, X>,
         x: D::View<'_, X>,
         weight: &Range<usize>,
         dims: LinearDims,
-        (tokens, site): (usize, u32),
+        place: (usize, u32),
+        next: NormOut<'_, D, X>,
     ) -> Result<()> {
-        let w = self.weight(weight);
+        let (w, size) = (self.weight(weight), (dims.rows, dims.out_dim));
         if self.dropout == 0.0 {
-            return Ok(self.dev.linear_forward(out, x, w, None, Some(residual), dims)?);
+            self.dev.linear_forward(D::reborrow(&mut out), x, w, None, Some(residual), dims)?;
+            return self.norm(next, D::freeze(&out), size);
         }
         self.dev.linear_forward(D::reborrow(&mut out), x, w, None, None, dims)?;
-        self.drop(D::reborrow(&mut out), (dims.rows, dims.out_dim), tokens, site)?;
-        Ok(<D as Elementwise<X>>::axpby(self.dev, out, 1.0, residual, 1.0)?)
+        let NormOut { weight, normed, inv_rms, eps } = next;
+        let dims = ResidualNormDims { drop: self.drop_dims(size, place), eps };
+        let w = self.weight(weight);
+        Ok(ResidualNorm::<X>::residual_norm_forward(
+            self.dev, out, normed, inv_rms, residual, w, self.keys, dims,
+        )?)
     }
 }
 
-/// Flat gradients, added to by a backward pass, which tells when a part of them is final.
+/// Flat gradients of a backward pass, which tells when a part of them is final.
+///
+/// Those of weights are computed in the device's second queue, beside the pass itself, which needs
+/// none of them. What they are computed from lies in two sets of buffers, used in turns: before the
+/// pass writes to one again it waits for the gradients from it.
 pub struct Grads<'a, D: Device, X: Real> {
     /// As long as the parameters, laid out alike.
-    pub buf: &'a mut D::Buf<X::Acc>,
-    /// Called once for every range that will not be added to any more in this pass,
-    /// with the whole buffer. Ranges come from the back of the buffer to its front.
-    pub on_ready: &'a mut dyn FnMut(Range<usize>, D::ViewMut<'_, X::Acc>) -> Result<()>,
+    buf: &'a mut D::Buf<X::Acc>,
+    /// Whether gradients are assigned or added to what `buf` holds.
+    pub(crate) out: Out,
+    on_ready: OnReady<'a, D, X::Acc>,
+    queue: D,
+    fork: D::Mark,
+    /// Ends of the gradients from either set of buffers.
+    ends: [D::Mark; 2],
+    /// What is final after which of the ends; the last entries have none yet.
+    waiting: VecDeque<(Option<usize>, Range<usize>)>,
 }
 
-impl<D: Device, X: Real> Grads<'_, D, X> {
+/// Whoever is told which gradients are final, and gets them for writing.
+pub type OnReady<'a, D, A> = &'a mut dyn FnMut(Range<usize>, <D as Device>::ViewMut<'_, A>) -> Result<()>;
+
+impl<'a, D: Device, X: Real> Grads<'a, D, X> {
+    /// Gradients in `buf`, as long as the parameters and laid out alike: assigned, or added to what it
+    /// holds. Between parameters it is left alone. `on_ready` is called once for every range that is
+    /// final in this pass, with the whole buffer; ranges come from the back of the buffer to its front.
+    pub fn new(dev: &D, buf: &'a mut D::Buf<X::Acc>, out: Out, on_ready: OnReady<'a, D, X::Acc>) -> Self {
+        let (fork, ends) = Default::default();
+        Self { buf, out, on_ready, queue: dev.beside(), fork, ends, waiting: VecDeque::new() }
+    }
+
     /// The gradients of a range.
     pub(crate) fn at(&mut self, range: &Range<usize>) -> D::ViewMut<'_, X::Acc> {
         D::view_mut(self.buf, range.clone())
     }
 
-    /// Reports a range as final.
-    pub(crate) fn ready(&mut self, range: &Range<usize>) -> Result<()> {
-        (self.on_ready)(range.clone(), D::all_mut(self.buf))
+    /// Where gradients of weights are computed, after everything that was asked of `dev` so far.
+    pub(crate) fn queue(&mut self, dev: &D) -> Result<D> {
+        dev.mark(&mut self.fork)?;
+        self.queue.follow(&self.fork)?;
+        Ok(self.queue.clone())
+    }
+
+    /// Everything of a range has been asked for.
+    pub(crate) fn asked(&mut self, range: &Range<usize>) {
+        self.waiting.push_back((None, range.clone()));
+    }
+
+    /// All gradients from a set of buffers have been asked for.
+    pub(super) fn end(&mut self, set: usize) -> Result<()> {
+        self.waiting.iter_mut().filter(|(end, _)| end.is_none()).for_each(|(end, _)| *end = Some(set));
+        Ok(self.queue.mark(&mut self.ends[set])?)
+    }
+
+    /// `dev` waits for the gradients from a set of buffers; their ranges are final.
+    pub(super) fn wait(&mut self, dev: &D, set: usize) -> Result<()> {
+        let Some(last) = self.waiting.iter().rposition(|(end, _)| *end == Some(set)) else { return Ok(()) };
+        dev.follow(&self.ends[set])?;
+        for (_, range) in self.waiting.drain(..=last) {
+            (self.on_ready)(range, D::all_mut(self.buf))?;
+        }
+        Ok(())
+    }
+
+    /// `dev` waits for all gradients that have been asked for.
+    pub(crate) fn finish(&mut self, dev: &D) -> Result<()> {
+        let Some((end, _)) = self.waiting.back() else { return Ok(()) };
+        let set = end.unwrap_or(0);
+        if end.is_none() {
+            self.end(set)?;
+        }
+        self.wait(dev, set)
     }
 }
 
-/// `dw += dyᵀ x` for the weight at a range.
-pub(crate) fn weight_gradient<D: Backend<X>, X: Real>(
-    dev: &D,
+/// `dw (=|+=) dyᵀ x` for the weight at a range, in the queue of gradients.
+pub(super) fn weight_gradient<D: Backend<X>, X: Real>(
+    queue: &D,
     grads: &mut Grads<'_, D, X>,
     weight: &Range<usize>,
     dy: D::View<'_, X>,
     x: D::View<'_, X>,
     dims: LinearDims,
 ) -> Result<()> {
-    Ok(Linear::<X>::linear_backward_weight(dev, grads.at(weight), None, dy, x, dims)?)
+    let out = grads.out;
+    Ok(Linear::<X>::linear_backward_weight(queue, grads.at(weight), None, dy, x, dims, out)?)
 }

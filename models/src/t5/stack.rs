@@ -2,24 +2,26 @@
 //!
 //! A stack is a list of sublayers along a residual stream: self-attention, in the
 //! decoder cross-attention, feed-forward, and so on through the blocks. Sublayer s
-//! reads `stream[s]` and writes `stream[s + 1]`; a layer norm ends the stack. All
-//! blocks share the relative-position bias that block 0 owns.
+//! reads `stream[s]` and its norm, and writes `stream[s + 1]` and the norm of that, which
+//! is the next sublayer's or the stack's own at its end. All blocks share the
+//! relative-position bias that block 0 owns.
 //!
 //! Flow: the caller writes embeddings to [`StackActs::input_mut`], [`Stack::forward`]
 //! leaves [`StackActs::output`]; the caller writes the output's gradient to
-//! [`StackActs::d_output_mut`], [`Stack::backward`] adds the parameters' gradients and
+//! [`StackActs::d_output_mut`], [`Stack::backward`] computes the parameters' gradients and
 //! leaves [`StackActs::d_input`], and in the decoder [`StackActs::d_memory`].
 //!
 //! Shapes: B examples, T positions each, R = B·T rows; K positions of the memory (the
 //! encoder's output); d model width, I = H·D width of all heads, F hidden width.
 
 use super::T5Config;
-use super::acts::{Scratch, StackActs, nothing_kept, pair_mut};
-use super::attention::{Attention, Lengths};
-use super::feed_forward::FeedForward;
-use super::pass::{Grads, Pass};
-use gradtx_kernels::Real;
-use gradtx_kernels::ops::{Backend, BucketMap, Out, RmsNormDims};
+use super::acts::{StackActs, pair_mut};
+use super::attention::{Attention, AttentionActs, Lengths};
+use super::buffers::Rows;
+use super::feed_forward::{FeedForward, FeedForwardActs};
+use super::pass::{NormOut, Pass};
+use gradtx_kernels::ops::{Backend, BucketMap};
+use gradtx_kernels::{Device, Real};
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;
@@ -37,7 +39,7 @@ pub enum Side {
 pub(super) struct Block {
     pub(super) self_attention: Attention,
     pub(super) cross_attention: Option<Attention>,
-    feed_forward: FeedForward,
+    pub(super) feed_forward: FeedForward,
 }
 
 /// The parameters of a stack, and its computation.
@@ -45,12 +47,12 @@ pub struct Stack {
     pub(super) config: T5Config,
     pub(super) side: Side,
     /// `[buckets, H]`
-    bias_table: Range<usize>,
+    pub(super) bias_table: Range<usize>,
     pub(super) blocks: Vec<Block>,
     /// `[d]`
-    final_norm: Range<usize>,
+    pub(super) final_norm: Range<usize>,
     /// Dropout site of the input; the next one is the output's.
-    site: u32,
+    pub(super) site: u32,
 }
 
 impl Side {
@@ -126,7 +128,7 @@ impl Stack {
         BucketMap { table: pass.weight(&self.bias_table), map, buckets }
     }
 
-    fn check<D: Backend<X>, X: Real>(
+    pub(super) fn check<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
         acts: &StackActs<D, X>,
@@ -158,42 +160,113 @@ impl Stack {
         memory: Option<&StackActs<D, X>>,
     ) -> Result<()> {
         self.check(pass, acts, memory)?;
-        let (config, tokens, lens) = (&self.config, acts.shape.tokens, acts.lengths(pass.batch));
-        let cross_lens = Lengths { keys: acts.shape.memory, ..lens };
-        let rows = pass.batch * tokens;
-        self.drop_input(pass, acts)?;
-        let (streams, kept) = (acts.stream.len(), acts.feed_forward.len());
+        let size = (pass.batch * acts.shape.tokens, self.config.d_model);
+        let tokens = acts.shape.tokens;
+        pass.drop(acts.input_mut(pass.batch), size, tokens, self.site)?;
+        self.first_norm(pass, acts)?;
         let mut s = 0;
-        for (b, block) in self.blocks.iter().enumerate() {
-            let (x, out) = pair_mut(&mut acts.stream, s % streams, (s + 1) % streams);
-            let (x, out) = (x.view(rows), out.view_mut(rows));
-            let bias = Some(self.bias(pass, acts.map.view(tokens)));
-            let own = &mut acts.self_attention[b % kept];
-            block.self_attention.forward(pass, config, lens, own, out, x, None, bias)?;
+        for b in 0..self.blocks.len() {
+            self.self_attention(pass, acts, b, s)?;
             s += 1;
-            if let Some(cross) = &block.cross_attention {
-                let (x, out) = pair_mut(&mut acts.stream, s % streams, (s + 1) % streams);
-                let (x, out) = (x.view(rows), out.view_mut(rows));
-                let own = &mut acts.cross_attention[b % kept];
-                let memory = memory.map(|m| &m.output);
-                cross.forward(pass, config, cross_lens, own, out, x, memory, None)?;
+            if self.blocks[b].cross_attention.is_some() {
+                self.cross_attention(pass, acts, memory.map(|m| &m.output), b, s)?;
                 s += 1;
             }
             self.feed_forward(pass, acts, b, s)?;
             s += 1;
         }
-        self.finish(pass, acts)
+        pass.drop(acts.output.view_mut(size.0), size, tokens, self.site + 1)
     }
 
-    /// The embeddings' dropout.
-    pub(super) fn drop_input<D: Backend<X>, X: Real>(
+    /// Where the norm goes that block b begins with, or behind the last one the stack's own.
+    fn block_norm<'a, D: Device, X: Real>(
+        &'a self,
+        b: usize,
+        acts: &'a mut [AttentionActs<D, X>],
+        (output, inv_rms): (&'a mut Rows<D, X>, &'a mut Rows<D, X::Acc>),
+        rows: usize,
+    ) -> NormOut<'a, D, X> {
+        match self.blocks.get(b) {
+            Some(block) => {
+                let kept = acts.len();
+                block.self_attention.norm_out(&self.config, &mut acts[b % kept], rows)
+            }
+            None => NormOut {
+                weight: &self.final_norm,
+                normed: output.view_mut(rows),
+                inv_rms: inv_rms.view_mut(rows),
+                eps: self.config.layer_norm_epsilon,
+            },
+        }
+    }
+
+    /// Where the norm goes that follows the self-attention of block b.
+    pub(super) fn norm_after_self_attention<'a, D: Device, X: Real>(
+        &'a self,
+        b: usize,
+        cross: &'a mut [AttentionActs<D, X>],
+        feed_forward: &'a mut [FeedForwardActs<D, X>],
+        rows: usize,
+    ) -> NormOut<'a, D, X> {
+        let (block, kept) = (&self.blocks[b], feed_forward.len());
+        match &block.cross_attention {
+            Some(next) => next.norm_out(&self.config, &mut cross[b % kept], rows),
+            None => block.feed_forward.norm_out(&self.config, &mut feed_forward[b % kept], rows),
+        }
+    }
+
+    /// The norm of the embeddings, which the first block begins with.
+    pub(super) fn first_norm<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
         acts: &mut StackActs<D, X>,
     ) -> Result<()> {
-        let tokens = acts.shape.tokens;
-        let size = (pass.batch * tokens, self.config.d_model);
-        pass.drop(acts.input_mut(pass.batch), size, tokens, self.site)
+        let rows = pass.batch * acts.shape.tokens;
+        let StackActs { stream, self_attention, output, inv_rms, .. } = acts;
+        let to = self.block_norm(0, self_attention, (output, inv_rms), rows);
+        pass.norm(to, stream[0].view(rows), (rows, self.config.d_model))
+    }
+
+    /// The self-attention of block b, which is sublayer s.
+    fn self_attention<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        acts: &mut StackActs<D, X>,
+        b: usize,
+        s: usize,
+    ) -> Result<()> {
+        let lens = acts.lengths(pass.batch);
+        let rows = pass.batch * lens.queries;
+        let StackActs { stream, self_attention, cross_attention, feed_forward, map, .. } = acts;
+        let (streams, kept) = (stream.len(), feed_forward.len());
+        let (x, out) = pair_mut(stream, s % streams, (s + 1) % streams);
+        let (x, out) = (x.view(rows), out.view_mut(rows));
+        let next = self.norm_after_self_attention(b, cross_attention, feed_forward, rows);
+        let bias = Some(self.bias(pass, map.view(lens.keys)));
+        let own = &mut self_attention[b % kept];
+        self.blocks[b].self_attention.forward(pass, &self.config, lens, own, out, x, None, bias, next)
+    }
+
+    /// The cross-attention of block b, which is sublayer s.
+    fn cross_attention<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        acts: &mut StackActs<D, X>,
+        memory: Option<&Rows<D, X>>,
+        b: usize,
+        s: usize,
+    ) -> Result<()> {
+        let lens = Lengths { keys: acts.shape.memory, ..acts.lengths(pass.batch) };
+        let rows = pass.batch * lens.queries;
+        let block = &self.blocks[b];
+        let Some(cross) = &block.cross_attention else { return Ok(()) };
+        let StackActs { stream, cross_attention, feed_forward, .. } = acts;
+        let (streams, kept) = (stream.len(), feed_forward.len());
+        let (x, out) = pair_mut(stream, s % streams, (s + 1) % streams);
+        let (x, out) = (x.view(rows), out.view_mut(rows));
+        let next = block.feed_forward.norm_out(&self.config, &mut feed_forward[b % kept], rows);
+        let own = &mut cross_attention[b % kept];
+        cross.forward(pass, &self.config, lens, own, out, x, memory, None, next)
     }
 
     /// The feed-forward of block b, which is sublayer s.
@@ -205,103 +278,13 @@ impl Stack {
         s: usize,
     ) -> Result<()> {
         let tokens = acts.shape.tokens;
-        let (streams, kept) = (acts.stream.len(), acts.feed_forward.len());
-        let (x, out) = pair_mut(&mut acts.stream, s % streams, (s + 1) % streams);
-        let (x, out) = (x.view(pass.batch * tokens), out.view_mut(pass.batch * tokens));
-        let own = &mut acts.feed_forward[b % kept];
-        self.blocks[b].feed_forward.forward(pass, &self.config, tokens, own, out, x)
-    }
-
-    /// The final norm and its dropout.
-    pub(super) fn finish<D: Backend<X>, X: Real>(
-        &self,
-        pass: &Pass<'_, D, X>,
-        acts: &mut StackActs<D, X>,
-    ) -> Result<()> {
-        let (tokens, d) = (acts.shape.tokens, self.config.d_model);
         let rows = pass.batch * tokens;
-        pass.dev.rmsnorm_forward(
-            acts.output.view_mut(rows),
-            acts.inv_rms.view_mut(rows),
-            acts.stream[self.sublayers() % acts.stream.len()].view(rows),
-            pass.weight(&self.final_norm),
-            RmsNormDims::new(rows, d, self.config.layer_norm_epsilon),
-        )?;
-        pass.drop(acts.output.view_mut(rows), (rows, d), tokens, self.site + 1)
-    }
-
-    /// The mirror of [`Self::forward`] with the same pass and memory. Gradients are added;
-    /// the output's gradient is used up.
-    pub fn backward<D: Backend<X>, X: Real>(
-        &self,
-        pass: &Pass<'_, D, X>,
-        acts: &mut StackActs<D, X>,
-        memory: Option<&StackActs<D, X>>,
-        grads: &mut Grads<'_, D, X>,
-    ) -> Result<()> {
-        self.check(pass, acts, memory)?;
-        let mut scratch = acts.scratch.take().ok_or_else(nothing_kept)?;
-        let done = self.backward_sublayers(pass, acts, memory, grads, &mut scratch);
-        acts.scratch = Some(scratch);
-        done
-    }
-
-    fn backward_sublayers<D: Backend<X>, X: Real>(
-        &self,
-        pass: &Pass<'_, D, X>,
-        acts: &StackActs<D, X>,
-        memory: Option<&StackActs<D, X>>,
-        grads: &mut Grads<'_, D, X>,
-        scratch: &mut Scratch<D, X>,
-    ) -> Result<()> {
-        let (config, tokens, lens) = (&self.config, acts.shape.tokens, acts.lengths(pass.batch));
-        let cross_lens = Lengths { keys: acts.shape.memory, ..lens };
-        let rows = pass.batch * tokens;
-        self.backward_final(pass, acts, grads, scratch)?;
-        pass.dev.fill(scratch.d_memory.view_mut(pass.batch * acts.shape.memory), X::zero())?;
-        let mut s = self.sublayers();
-        for (b, block) in self.blocks.iter().enumerate().rev() {
-            s -= 1;
-            let (x, own) = (acts.stream[s].view(rows), &acts.feed_forward[b]);
-            block.feed_forward.backward(pass, config, tokens, own, grads, scratch, x)?;
-            grads.ready(&block.feed_forward.range())?;
-            if let Some(cross) = &block.cross_attention {
-                s -= 1;
-                let (x, own) = (acts.stream[s].view(rows), &acts.cross_attention[b]);
-                let memory = memory.map(|m| &m.output);
-                cross.backward(pass, config, cross_lens, own, grads, scratch, x, memory, None)?;
-                grads.ready(&cross.range())?;
-            }
-            s -= 1;
-            let (x, own) = (acts.stream[s].view(rows), &acts.self_attention[b]);
-            let bias = Some((self.bias(pass, acts.map.view(tokens)), &self.bias_table));
-            block.self_attention.backward(pass, config, lens, own, grads, scratch, x, None, bias)?;
-            grads.ready(&block.self_attention.range())?;
-        }
-        grads.ready(&self.bias_table)?;
-        pass.drop(scratch.dx.view_mut(rows), (rows, config.d_model), tokens, self.site)
-    }
-
-    fn backward_final<D: Backend<X>, X: Real>(
-        &self,
-        pass: &Pass<'_, D, X>,
-        acts: &StackActs<D, X>,
-        grads: &mut Grads<'_, D, X>,
-        scratch: &mut Scratch<D, X>,
-    ) -> Result<()> {
-        let (tokens, d) = (acts.shape.tokens, self.config.d_model);
-        let rows = pass.batch * tokens;
-        pass.drop(scratch.d_branch.view_mut(rows), (rows, d), tokens, self.site + 1)?;
-        pass.dev.rmsnorm_backward(
-            scratch.dx.view_mut(rows),
-            Some(grads.at(&self.final_norm)),
-            scratch.d_branch.view(rows),
-            acts.stream[self.sublayers()].view(rows),
-            acts.inv_rms.view(rows),
-            pass.weight(&self.final_norm),
-            RmsNormDims::new(rows, d, self.config.layer_norm_epsilon),
-            Out::Assign,
-        )?;
-        grads.ready(&self.final_norm)
+        let StackActs { stream, self_attention, feed_forward, output, inv_rms, .. } = acts;
+        let (streams, kept) = (stream.len(), feed_forward.len());
+        let (x, out) = pair_mut(stream, s % streams, (s + 1) % streams);
+        let (x, out) = (x.view(rows), out.view_mut(rows));
+        let next = self.block_norm(b + 1, self_attention, (output, inv_rms), rows);
+        let own = &mut feed_forward[b % kept];
+        self.blocks[b].feed_forward.forward(pass, &self.config, tokens, own, out, x, next)
     }
 }
