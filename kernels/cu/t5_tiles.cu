@@ -52,43 +52,6 @@ template <int N> DEV float& at(float (&acc)[N][4], int t, int e, int half) {
     return acc[2 * t + (e >> 1)][2 * half + (e & 1)];
 }
 
-// Four of a row's elements from `key` on, those that are there; `wide`: all four are, and aligned.
-DEV void load_four(u32 (&to)[4], const u32* row, u32 key, u32 keys, bool wide) {
-    if (key >= keys) return;
-    if (wide) {
-        uint4 v = *reinterpret_cast<const uint4*>(row + key);
-        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-        return;
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        if (key + e < keys) to[e] = row[key + e];
-    }
-}
-DEV void load_four(u32 (&pairs)[2], const bf16* row, u32 key, u32 keys, bool wide) {
-    if (key >= keys) return;
-    if (wide) {
-        uint2 v = *reinterpret_cast<const uint2*>(row + key);
-        pairs[0] = v.x, pairs[1] = v.y;
-        return;
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        if (key + e < keys) pairs[e >> 1] |= (u32)row[key + e].bits << 16 * (e & 1);
-    }
-}
-DEV void store_four(bf16* row, const float (&from)[4], u32 key, u32 keys, bool wide) {
-    if (key >= keys) return;
-    if (wide) {
-        *reinterpret_cast<uint2*>(row + key) = uint2{pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3])};
-        return;
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        if (key + e < keys) row[key + e] = narrow<bf16>(from[e]);
-    }
-}
-
 // Buckets of a lane's keys, for both its queries; 0 where there are none.
 template <int KT> DEV void load_buckets(u32 (&to)[2][KT][4], const u32* map, const Shape& shape, u32 query) {
     bool wide = shape.keys % 4 == 0 && aligned16(map);
@@ -115,7 +78,8 @@ template <int KT> DEV void load_kept(u32 (&kept)[2], const Shape& shape, const D
         for (int h = 0; h < 2; h++) {
             u32 row = query + 8 * h;
             if (row >= shape.queries || first >= shape.seen(row)) continue;
-            uint4 words = philox(key, make_uint4(blockIdx.y * shape.queries + row, first / 4, drop.site, DROPOUT_STREAM));
+            uint4 counter = make_uint4(blockIdx.y * shape.queries + row, first / 4, drop.site, DROPOUT_STREAM);
+            uint4 words = philox(key, counter);
             u32 bits = (u32)(words.x >= drop.threshold) | (u32)(words.y >= drop.threshold) << 1;
             bits |= (u32)(words.z >= drop.threshold) << 2 | (u32)(words.w >= drop.threshold) << 3;
             kept[h] |= bits << 4 * t;
@@ -287,6 +251,20 @@ DEV void forward(bf16* o, bf16* probs, const bf16* q, const bf16* kv, const bf16
 
 // ---- backward
 
+// Probabilities of a lane's keys, for both its queries; 0 where there are none.
+template <int KT> DEV void load_probs(u32 (&to)[2][KT][2], const bf16* probs, const Shape& shape, u32 query) {
+    bool wide = shape.keys % 4 == 0 && ((u64)probs & 7) == 0;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        u32 row = query + 8 * h;
+#pragma unroll
+        for (int t = 0; t < KT; t++) {
+            to[h][t][0] = to[h][t][1] = 0;
+            if (row < shape.queries) load_four(to[h][t], probs + shape.scores_of(row), first_key(t), shape.keys, wide);
+        }
+    }
+}
+
 // The gradient of the scores, from that of the dropped probabilities, in place; and the dropped
 // probabilities. Both also to shared memory, [queries, keys].
 template <int KT>
@@ -376,6 +354,26 @@ DEV void sum_columns(float* columns_of_warp, u32 columns, u32 buckets) {
     }
 }
 
+// dk = dsᵀ q and dv = (dropped p)ᵀ do; a warp takes one of them for 16 keys at a time.
+template <int KT>
+DEV void key_gradients(bf16* dk, bf16* stage, const bf16* weights, const bf16* gradients, const bf16* d_out,
+                       const bf16* queries, const Shape& shape) {
+    u64 width = shape.width();
+    for (u32 item = threadIdx.x / 32; item < 2 * ((shape.keys + 15) / 16); item += blockDim.x / 32) {
+        bool of_values = item & 1;
+        u32 first = item / 2 * 16;
+        float acc[D / 8][4];
+        clear(acc);
+        for (u32 row = 0; row < shape.queries; row += 16) {
+            u32 a[4];
+            fragment_a_trans<KT * 16>(a, of_values ? weights : gradients, row, first);
+            add_product<D>(acc, a, of_values ? d_out : queries, row);
+        }
+        bf16* to = dk + first * 2 * width + (of_values ? width : 0);
+        put_tile(to, 2 * width, shape.keys - first, stage, acc);
+    }
+}
+
 // A block per head and example, with a warp for every 16 queries and for every 16 keys. `partial`, where
 // there is one, takes the sums of the scores' gradients by bucket: [examples, buckets, heads].
 template <int KT>
@@ -383,7 +381,7 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
                   const u32* map, u32 buckets, const Shape& shape, const Dropped& drop) {
     DYNAMIC_SHARED(memory);
     constexpr int KEYS = KT * 16;
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x / 32;
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     u32 tiles = (shape.queries + 15) / 16, rows = tiles * 16, columns = tiles * 32;
     bf16* queries = reinterpret_cast<bf16*>(memory);
     bf16* d_out = queries + rows * LD<D>;
@@ -400,17 +398,9 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
     load_rows<false>(queries, q + shape.q_start(), width, rows, shape.queries);
     load_rows<true>(keys, k, 2 * width, KEYS, shape.keys);
     cp_async_commit();
-    u32 query = warp * 16 + (lane >> 2), p[2][KT][2] = {}, kept[2], a[KT][4], found[2][KT][4];
+    u32 query = warp * 16 + (lane >> 2), p[2][KT][2], kept[2], a[KT][4], found[2][KT][4];
     if (warp < tiles) {
-        bool wide = shape.keys % 4 == 0 && ((u64)probs & 7) == 0;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            u32 row = query + 8 * h;
-#pragma unroll
-            for (int t = 0; t < KT; t++) {
-                if (row < shape.queries) load_four(p[h][t], probs + shape.scores_of(row), first_key(t), shape.keys, wide);
-            }
-        }
+        load_probs<KT>(p, probs, shape, query);
         if (partial) {
             load_buckets<KT>(found, map, shape, query);
 #pragma unroll 4
@@ -441,22 +431,7 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
         for (int t = 0; t < KT; t++) add_product<D>(acc, a[t], keys, t * 16);
         put_tile(dq + shape.q_start() + warp * 16 * width, width, shape.queries - warp * 16, stage, acc);
     }
-    // dk and dv of 16 keys each.
-    for (u32 item = warp; item < 2 * ((shape.keys + 15) / 16); item += warps) {
-        bool of_values = item & 1;
-        u32 first = item / 2 * 16;
-        const bf16* left = of_values ? weights : gradients;
-        const bf16* right = of_values ? d_out : queries;
-        float acc[D / 8][4];
-        clear(acc);
-        for (u32 tile = 0; tile < tiles; tile++) {
-            u32 af[4];
-            fragment_a_trans<KEYS>(af, left, tile * 16, first);
-            add_product<D>(acc, af, right, tile * 16);
-        }
-        bf16* to = dkv + shape.k_start() + first * 2 * width + (of_values ? width : 0);
-        put_tile(to, 2 * width, shape.keys - first, stage, acc);
-    }
+    key_gradients<KT>(dkv + shape.k_start(), stage, weights, gradients, d_out, queries, shape);
     if (!partial) return;
     for (u32 bucket = threadIdx.x; bucket < buckets; bucket += blockDim.x) {
         float sum = 0.f;
