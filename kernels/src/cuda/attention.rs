@@ -249,7 +249,7 @@ impl<X: CudaReal> Attention<X> for Cuda {
         expect_len(OP, "slot", slot.len(), rows)?;
         expect_len(OP, "position", position.len(), rows)?;
         let addresses = [o.pointer(), k_cache.pointer(), v_cache.pointer(), qkv.pointer()];
-        if let Some(kernels) = decode::kernels::<X>(&dims, &addresses) {
+        if let Some(kernels) = decode::kernels::<X>(self, &dims, &addresses) {
             let caches = (&k_cache, &v_cache);
             // SAFETY: the lengths above.
             return unsafe { self.decode_tiles(kernels, &o, caches, qkv, (slot, position), &dims) };

@@ -21,11 +21,17 @@ pub(super) struct Kernels {
     combine: &'static str,
 }
 
+/// Bytes of shared memory for keys and values in two stages.
+fn shared(head_dim: usize) -> usize {
+    WARPS * 4 * TILE * (head_dim + PAD) * size_of::<u16>()
+}
+
 /// Those for these dimensions and memory at these addresses, if there are any.
-pub(super) fn kernels<X: CudaReal>(dims: &DecodeDims, addresses: &[u64]) -> Option<Kernels> {
-    let aligned = addresses.iter().all(|a| a.is_multiple_of(16));
-    match dims.qkv.head_dim {
-        _ if X::SUFFIX != "bf16" || !aligned => None,
+pub(super) fn kernels<X: CudaReal>(cuda: &Cuda, dims: &DecodeDims, addresses: &[u64]) -> Option<Kernels> {
+    let head_dim = dims.qkv.head_dim;
+    let fits = shared(head_dim) <= cuda.inner.limits.most_shared;
+    match head_dim {
+        _ if X::SUFFIX != "bf16" || !fits || addresses.iter().any(|a| !a.is_multiple_of(16)) => None,
         64 => Some(Kernels { parts: "attention_decode_tiles_64", combine: "attention_decode_combine_64" }),
         128 => Some(Kernels { parts: "attention_decode_tiles_128", combine: "attention_decode_combine_128" }),
         _ => None,
@@ -56,11 +62,10 @@ impl Cuda {
         let kernel = kernel.pointer(self.fault_pointer()).heads(&dims.qkv).int(dims.capacity);
         let kernel = kernel.int(dims.slots).float(dims.scale).moves(0);
         let pieces = (heads / dims.qkv.kv_heads).div_ceil(TILE);
-        // Keys and values in two stages.
-        let shared = WARPS * 4 * TILE * (head_dim + PAD) * size_of::<u16>();
+        let grid = [rows, dims.qkv.kv_heads * pieces, parts];
         // SAFETY: the caller's, and the scratch memory is as large as all parts; slots and positions out
         // of range are refused.
-        unsafe { kernel.run([rows, dims.qkv.kv_heads * pieces, parts], THREADS, shared) }?;
+        unsafe { kernel.run(grid, THREADS, shared(head_dim)) }?;
         if parts <= 1 {
             return Ok(());
         }
