@@ -93,7 +93,7 @@ pub fn make(
     seed: u64,
 ) -> Result<()> {
     let settings = with_device(json!({ "role": role, "seed": seed }), device);
-    let State::Open(output) = record::open(dir, "pretrain", settings)? else {
+    let State::Open(mut output) = record::open(dir, "pretrain", settings)? else {
         return Ok(());
     };
     let key = derive_named(derive_named(seed, "pretrain"), role.name());
@@ -102,6 +102,7 @@ pub fn make(
         World::Smoke => dispatch(&device, context, Untaught { dir, role, key }),
         _ => dispatch(&device, context, Pretrain { context, dir, role, key }),
     }?;
+    output.computed_on(context.computed_on())?;
     tokenizer::write(dir)?;
     write_atomic(&dir.join("metrics.jsonl"), |out| {
         history.iter().try_for_each(|m| {

@@ -122,7 +122,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     });
     config.data.add_to(&mut settings);
     let score_file = job.out.join("score.json");
-    let State::Open(output) = record::open(&job.out, "evaluate", settings)? else {
+    let State::Open(mut output) = record::open(&job.out, "evaluate", settings)? else {
         let text = read_text(&score_file, MAX_CONFIG_BYTES)?;
         let score =
             serde_json::from_str(&text).with_context(|| format!("{}: not a score", score_file.display()))?;
@@ -135,6 +135,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let adapter = job.adapter.as_deref();
     let work = Evaluate { context, config: &config, dir, model, prompts: &prompts, data: &data, adapter };
     let answers = dispatch(&config.device, context, work)?;
+    output.computed_on(context.computed_on())?;
     write_atomic(&job.out.join("predictions.jsonl"), |out| {
         answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
     })?;

@@ -65,7 +65,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "peft": job.peft,
     });
     config.data.add_to(&mut settings);
-    let State::Open(output) = record::open(&job.out, "finetune", settings)? else {
+    let State::Open(mut output) = record::open(&job.out, "finetune", settings)? else {
         let text = format!("finetune: {} is finished", job.out.display());
         context.ui.done("finetune", &job.out, json!({}), text);
         return Ok(());
@@ -81,7 +81,9 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         stream_tokens: config.device.stream_tokens,
     };
     let work = Finetune { context, training, examples: &examples, key };
-    let (trained, rate) = dispatch(&config.device, context, work)?;
+    let done = dispatch(&config.device, context, work);
+    output.computed_on(context.computed_on())?;
+    let (trained, rate) = done?;
     // Times differ from run to run, so they stand apart from the losses, which do not.
     JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
         "step": recipe.steps,

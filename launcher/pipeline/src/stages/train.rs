@@ -47,7 +47,7 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
     let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
     let store = &tuples.store;
     let settings = settings(context, &config, &tuples)?;
-    let SharedState::Open(seat) = record::open_for_all(comm, &dir, "train", settings)? else {
+    let SharedState::Open(mut seat) = record::open_for_all(comm, &dir, "train", settings)? else {
         if comm.rank() == 0 {
             // Killed between the last two things that it did.
             Checkpoints::of(&dir).remove()?;
@@ -60,7 +60,10 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
     }
     let split = Split::of(store, &config.train, derive_named(config.seed, "validation subsets"))?;
     let work = Train { context, comm, config: &config, store, split: &split, dir: &dir, bucket };
-    let found = dispatch(&config.device, context, work)?;
+    let done = dispatch(&config.device, context, work);
+    // Also of an attempt that was stopped, whose checkpoint others may go on with.
+    seat.computed_on(context.computed_on())?;
+    let found = done?;
     let mut files = vec![];
     if let Some((best, validation)) = &found {
         let report = json!({

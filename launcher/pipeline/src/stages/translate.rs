@@ -58,7 +58,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
         "llm": teacher.space.base_model,
         "device": config.device,
     });
-    let State::Open(output) = record::open(&job.out, "translate", settings)? else {
+    let State::Open(mut output) = record::open(&job.out, "translate", settings)? else {
         let text = format!("translate: {} is finished", job.out.display());
         context.ui.done("translate", &job.out, json!({}), text);
         return Ok(());
@@ -70,7 +70,10 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     }
     let translated = match &source {
         Source::Translator(translator) => {
-            dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
+            let work = Translation { dir: &translator.dir, update: &combined };
+            let translated = dispatch(&config.device, context, work)?;
+            output.computed_on(context.computed_on())?;
+            translated
         }
         Source::Tuples(tuples) if job.method == Method::Ridge => {
             baselines::ridge(&All::late(&tuples.store), &combined)?
