@@ -22,6 +22,7 @@ pub mod tuples;
 pub mod validate;
 
 use anyhow::Result;
+use feed::Feed;
 use gradtx_kernels::collective::Candidate;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Collective, Real};
@@ -123,7 +124,8 @@ impl Work for Train<'_> {
         let mut plan =
             Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
         plan.extend(Generator::plan(&model, at_once)?);
-        let on_host = ranks.plan(X::DTYPE.size());
+        let mut on_host = ranks.plan(X::DTYPE.size());
+        on_host.extend(Feed::<D, X>::plan(model.config(), ranks.part(train.batch).len()));
         match memory_for(device, self.comm.place())? {
             Room::Device { free, .. } => {
                 plan.check(Room::Device { free, group: ranks.are_between_devices() })?;
