@@ -113,6 +113,11 @@ impl Results {
         self.repeats
     }
 
+    /// Bytes that are in use now; see [`machine::used_memory`].
+    pub fn used_memory<D: Device>(&self, device: &D) -> Option<u64> {
+        machine::used_memory(device, self.free)
+    }
+
     /// A message to people, such as what was chosen in the place of a default.
     pub fn say(&self, text: &str) {
         self.ui.line(text);
@@ -123,7 +128,7 @@ impl Results {
         let Entry { name, times, .. } = &entry;
         let median = times.median();
         ensure!(median.is_finite() && median > 0.0, "{name}: a time of {median} s is none");
-        let line = self.line(&entry, machine::used_memory(device, self.free));
+        let line = self.line(&entry, self.used_memory(device));
         if let Some(out) = &mut self.out {
             writeln!(out, "{line}").context("cannot write the results")?;
         }
