@@ -58,11 +58,11 @@ endif
 TEST_FEATURES = $(FEATURES) $(if $(NVRTC),nvrtc)
 
 build:
-	$(CARGO) build --release $(FLAGS) -p gradtx-launcher
+	$(CARGO) build --release $(FLAGS) -p gradtx
 
 # The program with the device code of all kernels in it: a node needs a driver, and nothing else.
 gpu: cubins
-	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) build --release $(FLAGS) -p gradtx-launcher
+	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) build --release $(FLAGS) -p gradtx
 
 # A directory for a machine that has a driver and nothing else (docs/gpu.md): the program and the device
 # tests, both with their device code, and a script. Without MPI, which such a machine lacks.

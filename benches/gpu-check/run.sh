@@ -315,7 +315,7 @@ slowest() {
     local names=()
     mapfile -t names < <(grep '"name":"finetune"' "$results" | tail -n 1 |
         grep -o '"name":"[a-z_0-9]*","calls"' | head -n 5 | cut -d '"' -f 4)
-    [ ${#names[@]} -gt 0 ] || names=(flash_backward_kv_128 flash_forward_128 silu_backward rmsnorm_lora_backward)
+    [ ${#names[@]} -gt 0 ] || names=(flash_backward_128 flash_forward_128 silu_backward rmsnorm_lora_backward)
     printf '%s\n' "${names[@]}"
 }
 
@@ -362,7 +362,7 @@ write_table() {
     {
         echo "# GPU check, $(date -u +%F)"
         echo
-        limited 5 "$scratch/table" "$program" bench table "$out" && cat "$scratch/table"
+        limited 5 "$scratch/table" env -C "$out" "$program" bench table results.jsonl && cat "$scratch/table"
         echo
         echo '| part | what | result | seconds | |'
         echo '|---|---|---|---|---|'

@@ -74,17 +74,27 @@ DEV void forward(X* o, float* lse, const X* qkv, const u32* offsets, u32* fault,
 
 // ---- backward: delta, then dq by query, then dk and dv by key; a warp each
 
-// delta[head, t] = do[t] · o[t]; a warp per token and head.
+// delta[head, t] = do[t] · o[t]. `lanes` of a warp, a power of two, share a token and head: 16 bytes each where
+// that is all of it and can be read, else one element after the other.
 template <class X>
-DEV void row_dots(float* delta, const X* d_o, const X* o, u32 tokens, u32 heads, u32 head_dim, u64 o_stride) {
-    u32 item = blockIdx.x * WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+DEV void row_dots(float* delta, const X* d_o, const X* o, u32 tokens, u32 heads, u32 head_dim, u64 o_stride,
+                  u32 lanes) {
+    constexpr int N = WIDE<X>;
+    u32 thread = blockIdx.x * blockDim.x + threadIdx.x, item = thread / lanes, lane = thread % lanes;
     u32 t = item / heads, head = item % heads;
-    if (t >= tokens) return;
     u64 at = t * o_stride + head * head_dim;
     float sum = 0.f;
-    for (u32 d = lane; d < head_dim; d += 32) sum = fmaf(widen(d_o[at + d]), widen(o[at + d]), sum);
-    sum = warp_sum(sum);
-    if (lane == 0) delta[(u64)head * tokens + t] = sum;
+    if (t < tokens && lanes * N == head_dim && aligned16(d_o + at) && aligned16(o + at)) {
+        float a[N], b[N];
+        load(a, d_o + at + lane * N);
+        load(b, o + at + lane * N);
+#pragma unroll
+        for (int i = 0; i < N; i++) sum = fmaf(a[i], b[i], sum);
+    } else if (t < tokens) {
+        for (u32 d = lane; d < head_dim; d += lanes) sum = fmaf(widen(d_o[at + d]), widen(o[at + d]), sum);
+    }
+    for (u32 d = lanes / 2; d > 0; d >>= 1) sum += __shfl_xor_sync(ALL, sum, d);
+    if (t < tokens && lane == 0) delta[(u64)head * tokens + t] = sum;
 }
 
 // Σ_j weight of lane j · row j, columns shared between the lanes, added to acc.
@@ -348,8 +358,8 @@ DEV void decode(X* o, const X* k_cache, const X* v_cache, const X* qkv, const u3
     }                                                                                                                \
     EXPORT(attention_forward_##t)                                                                                    \
     KERNEL LAUNCH_BOUNDS(THREADS) attention_delta_##t(float* delta, const X* d_o, const X* o, u32 tokens, u32 heads,   \
-                                                      u32 head_dim, u64 o_stride) {                                  \
-        row_dots(delta, d_o, o, tokens, heads, head_dim, o_stride);                                                  \
+                                                      u32 head_dim, u64 o_stride, u32 lanes) {                       \
+        row_dots(delta, d_o, o, tokens, heads, head_dim, o_stride, lanes);                                           \
     }                                                                                                                \
     EXPORT(attention_delta_##t)                                                                                      \
     KERNEL LAUNCH_BOUNDS(32) attention_backward_q_##t(BACKWARD_PARAMETERS(X)) { backward_q(BACKWARD_ARGUMENTS); }     \

@@ -32,6 +32,12 @@ DEV u16 bf16_bits(float x) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
     return bits;
 }
+// Two bf16 in one register, the first in the lower half.
+DEV u32 pack_bf16(float first, float second) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
 
 // 2^x to about 2 units in the last place; results below the normal numbers are 0.
 DEV float exp2_fast(float x) {
@@ -47,6 +53,12 @@ DEV float divide_fast(float a, float b) { return __fdividef(a, b); }
 DEV void cp_async16(void* dst, const void* src, bool valid) {
     int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes)
+                 : "memory");
+}
+// The same for 4 bytes, 4-byte aligned.
+DEV void cp_async4(void* dst, const void* src, bool valid) {
+    int bytes = valid ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes)
                  : "memory");
 }
 // Closes a group of this thread's copies.

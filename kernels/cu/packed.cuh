@@ -61,6 +61,65 @@ DEV SegmentTile find_tile(u32 tile, u32 size, const u32* offsets, u32 segments, 
     return {{0, 0, 0, false}, 0};
 }
 
+// A tile when every segment is cut into tiles of `size` tokens of its own: the segment's tile number
+// `rank` of `ranks`, counted from 1.
+struct RankedTile {
+    Segment segment;
+    u32 rank, ranks;
+};
+// Tile number `tile` of all segments' in the order of falling ranks, so that tiles whose work grows with
+// their rank go first. Whole warps call it together.
+DEV RankedTile find_ranked_tile(u32 tile, u32 size, const u32* offsets, u32 segments, u32 tokens, u32* fault) {
+    const RankedTile none = {{0, 0, 0, false}, 0, 0};
+    u32 lane = threadIdx.x & 31, most = 0;
+    auto tiles_of = [&](u32 s) { return (offsets[s + 1] - offsets[s] + size - 1) / size; };
+    bool valid = true;
+    for (u32 s = lane; s < segments; s += 32) {
+        u32 start = offsets[s];
+        // Offsets that decrease give lengths beyond all tokens.
+        valid = valid && start <= tokens && offsets[s + 1] - start <= tokens - start;
+        most = max(most, tiles_of(s));
+    }
+    if (!valid) expect_below(fault, BAD_SEGMENT, 1, 0);
+    if (__any_sync(ALL, !valid)) return none;
+    // How many tiles have a higher rank.
+    auto above = [&](u32 rank) {
+        u32 sum = 0;
+        for (u32 s = lane; s < segments; s += 32) {
+            u32 tiles = tiles_of(s);
+            sum += tiles > rank ? tiles - rank : 0;
+        }
+        return __reduce_add_sync(ALL, sum);
+    };
+    if (tile >= above(0)) return none;
+    u32 low = 0, rank = __reduce_max_sync(ALL, most);  // the answer is in low + 1 … rank
+    u32 before = 0;                                    // tiles above `rank`
+    while (low + 1 < rank) {
+        u32 middle = (low + rank) / 2, count = above(middle);
+        if (count > tile) {
+            low = middle;
+        } else {
+            rank = middle;
+            before = count;
+        }
+    }
+    // Every segment of that many tiles has one of this rank.
+    tile -= before;
+    for (u32 base = 0; base < segments; base += 32) {
+        u32 s = base + lane;
+        bool has = s < segments && tiles_of(s) >= rank;
+        u32 votes = __ballot_sync(ALL, has), count = __popc(votes);
+        if (tile < count) {
+            bool mine = has && (u32)__popc(votes & ((1u << lane) - 1)) == tile;
+            u32 owner = base + __ffs(__ballot_sync(ALL, mine)) - 1;
+            u32 start = offsets[owner], len = offsets[owner + 1] - start;
+            return {{owner, start, len, true}, rank, (len + size - 1) / size};
+        }
+        tile -= count;
+    }
+    return none;
+}
+
 // Where the heads of fused q, k, v rows lie.
 struct Heads {
     u32 heads, kv_heads, head_dim;

@@ -1,6 +1,6 @@
-// T5 attention over short sequences, by plain arithmetic in f32: a block has 16 queries (or keys, for
-// dk and dv) of one head of one example, with their scores in shared memory. Bias, mask, softmax and
-// dropout are passes over them.
+// T5 attention for any type and head size, by plain arithmetic in f32: a block has 16 queries (or keys,
+// for dk and dv) of one head of one example, with their scores in shared memory. Bias, mask, softmax
+// and dropout are passes over them. bf16 with heads of 64 has kernels of its own (t5_tiles.cu).
 #include "common.cuh"
 
 constexpr int THREADS = 128, ROWS = 16;
@@ -19,11 +19,11 @@ struct Dropped {
     const u64* keys;
     u32 site, threshold;
     float keep;
-    DEV float factor(const Shape& shape, u32 query, u32 key) const {
-        if (!threshold) return 1.f;
-        float factor[1];
-        Mask{keys[blockIdx.z], site, threshold, keep}.factors_at(factor, blockIdx.y * shape.queries + query, key);
-        return factor[0];
+    // Of the probabilities of `key`, a multiple of four, and the next three.
+    DEV void factors(float (&to)[4], const Shape& shape, u32 query, u32 key) const {
+        to[0] = to[1] = to[2] = to[3] = 1.f;
+        if (!threshold) return;
+        Mask{keys[blockIdx.z], site, threshold, keep}.factors_at(to, blockIdx.y * shape.queries + query, key);
     }
 };
 
@@ -39,12 +39,29 @@ template <class X> DEV void load_rows(float* to, const X* from, u64 stride, u32 
 template <class X>
 DEV void weighted_rows(X* out, u64 out_stride, const float* weights, const X* rows, u64 stride, u32 first, u32 limit,
                        u32 count, u32 head_dim) {
-    for (u32 item = threadIdx.x; item < ROWS * head_dim; item += THREADS) {
-        u32 i = item / head_dim, d = item % head_dim;
-        if (first + i >= limit) continue;
-        float sum = 0.f;
-        for (u32 j = 0; j < count; j++) sum = fmaf(weights[i * count + j], widen(rows[j * stride + d]), sum);
-        out[(first + i) * out_stride + d] = narrow<X>(sum);
+    // N columns at a time.
+    auto columns = [&](auto n) {
+        constexpr int N = decltype(n)::value;
+        u32 pieces = head_dim / N;
+        for (u32 item = threadIdx.x; item < ROWS * pieces; item += THREADS) {
+            u32 i = item / pieces, d = item % pieces * N;
+            if (first + i >= limit) continue;
+            float sums[N] = {};
+            for (u32 j = 0; j < count; j++) {
+                float values[N], weight = weights[i * count + j];
+                load(values, rows + j * stride + d);
+#pragma unroll
+                for (int c = 0; c < N; c++) sums[c] = fmaf(weight, values[c], sums[c]);
+            }
+            store(out + (first + i) * out_stride + d, sums);
+        }
+    };
+    // Strides are multiples of head_dim.
+    bool wide = head_dim % WIDE<X> == 0 && aligned16(rows) && aligned16(out);
+    if (wide) {
+        columns(Count<WIDE<X>>{});
+    } else {
+        columns(Count<1>{});
     }
 }
 
@@ -83,10 +100,17 @@ DEV void forward(X* o, X* probs, const X* q, const X* kv, const X* table, const 
         for (u32 j = lane; j < shape.keys; j += 32) sum += row[j] = expf(row[j] - top);
         float inverse = 1.f / warp_sum(sum);
         X* to = probs + shape.scores_start() + (u64)(first + i) * shape.keys;
-        for (u32 j = lane; j < shape.keys; j += 32) {
-            float p = row[j] * inverse;
-            to[j] = narrow<X>(p);
-            row[j] = p * drop.factor(shape, first + i, j);
+        __syncwarp();  // each lane goes on with other keys
+        for (u32 key = 4 * lane; key < shape.keys; key += 128) {
+            float factors[4];
+            drop.factors(factors, shape, first + i, key);
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                if (key + e >= shape.keys) break;
+                float p = row[key + e] * inverse;
+                to[key + e] = narrow<X>(p);
+                row[key + e] = p * factors[e];
+            }
         }
     }
     __syncthreads();
@@ -108,16 +132,25 @@ DEV void backward_q(X* dq, X* d_scores, const X* d_o, const X* probs, const X* k
     for (u32 item = threadIdx.x; item < ROWS * shape.keys; item += THREADS) {
         u32 i = item / shape.keys, j = item % shape.keys;
         if (first + i >= shape.queries) break;
-        float product = dot_row(d_out + i * shape.head_dim, k + width + (u64)j * 2 * width, shape.head_dim);
-        ds[item] = product * drop.factor(shape, first + i, j);
+        ds[item] = dot_row(d_out + i * shape.head_dim, k + width + (u64)j * 2 * width, shape.head_dim);
     }
     __syncthreads();
     for (u32 i = threadIdx.x >> 5; i < ROWS && first + i < shape.queries; i += THREADS / 32) {
         float* row = ds + i * shape.keys;
         u64 at = shape.scores_start() + (u64)(first + i) * shape.keys;
         float delta = 0.f;
-        for (u32 j = lane; j < shape.keys; j += 32) delta = fmaf(row[j], widen(probs[at + j]), delta);
+        for (u32 key = 4 * lane; key < shape.keys; key += 128) {
+            float factors[4];
+            drop.factors(factors, shape, first + i, key);
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                if (key + e >= shape.keys) break;
+                row[key + e] *= factors[e];
+                delta = fmaf(row[key + e], widen(probs[at + key + e]), delta);
+            }
+        }
         delta = warp_sum(delta);
+        __syncwarp();  // each lane goes on with other keys
         for (u32 j = lane; j < shape.keys; j += 32) {
             row[j] = widen(probs[at + j]) * (row[j] - delta);
             d_scores[at + j] = narrow<X>(row[j]);
@@ -135,12 +168,18 @@ DEV void backward_kv(X* dkv, const X* d_scores, const X* d_o, const X* probs, co
     float* weights = reinterpret_cast<float*>(memory);  // [ROWS, queries]: dropped probabilities
     float* ds = weights + ROWS * shape.queries;          // [ROWS, queries]
     u32 first = blockIdx.x * ROWS, width = shape.width();
-    for (u32 item = threadIdx.x; item < ROWS * shape.queries; item += THREADS) {
-        u32 query = item / ROWS, j = item % ROWS, key = first + j;
-        if (key >= shape.keys) continue;
-        u64 at = shape.scores_start() + (u64)query * shape.keys + key;
-        weights[j * shape.queries + query] = widen(probs[at]) * drop.factor(shape, query, key);
-        ds[j * shape.queries + query] = widen(d_scores[at]);
+    for (u32 item = threadIdx.x; item < ROWS / 4 * shape.queries; item += THREADS) {
+        u32 query = item / (ROWS / 4), j = item % (ROWS / 4) * 4;
+        if (first + j >= shape.keys) continue;
+        u64 at = shape.scores_start() + (u64)query * shape.keys + first + j;
+        float factors[4];
+        drop.factors(factors, shape, query, first + j);
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) {
+            if (first + j + e >= shape.keys) break;
+            weights[(j + e) * shape.queries + query] = widen(probs[at + e]) * factors[e];
+            ds[(j + e) * shape.queries + query] = widen(d_scores[at + e]);
+        }
     }
     __syncthreads();
     X* dk = dkv + shape.k_start();
@@ -167,19 +206,19 @@ DEV void table_gradient(float* d_table, const X* d_scores, const u32* map, u32 b
 #define DROP_PARAMETERS const u64 *drop_keys, u32 site, u32 threshold, float keep
 #define DROP Dropped{drop_keys, site, threshold, keep}
 #define INSTANCES(X, t)                                                                                              \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
+    KERNEL LAUNCH_BOUNDS(THREADS, 8)                                                                                    \
         t5_attention_forward_##t(X* o, X* probs, const X* q, const X* kv, const X* table, const u32* map, u32* fault,  \
                                  u32 buckets, SHAPE_PARAMETERS, u32 causal, DROP_PARAMETERS) {                       \
         forward(o, probs, q, kv, table, map, fault, buckets, SHAPE, causal, DROP);                                   \
     }                                                                                                                \
     EXPORT(t5_attention_forward_##t)                                                                                 \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
+    KERNEL LAUNCH_BOUNDS(THREADS, 8)                                                                                    \
         t5_attention_backward_q_##t(X* dq, X* d_scores, const X* d_o, const X* probs, const X* kv, SHAPE_PARAMETERS,   \
                                     DROP_PARAMETERS) {                                                               \
         backward_q(dq, d_scores, d_o, probs, kv, SHAPE, DROP);                                                       \
     }                                                                                                                \
     EXPORT(t5_attention_backward_q_##t)                                                                              \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
+    KERNEL LAUNCH_BOUNDS(THREADS, 8)                                                                                    \
         t5_attention_backward_kv_##t(X* dkv, const X* d_scores, const X* d_o, const X* probs, const X* q,             \
                                      SHAPE_PARAMETERS, DROP_PARAMETERS) {                                            \
         backward_kv(dkv, d_scores, d_o, probs, q, SHAPE, DROP);                                                      \

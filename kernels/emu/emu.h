@@ -161,6 +161,23 @@ template <class T> T __shfl_up_sync(u32 mask, T value, unsigned delta) {
 }
 inline u32 __ballot_sync(u32 mask, int predicate) { return emu::ballot(mask, predicate); }
 inline int __any_sync(u32 mask, int predicate) { return emu::ballot(mask, predicate) != 0; }
+inline u32 __reduce_add_sync(u32 mask, u32 value) {
+    u32 sum = 0;
+    for (int lane = 0; lane < 32; lane++) {
+        if (mask >> lane & 1) sum += emu::shuffle(mask, value, lane);
+    }
+    return sum;
+}
+inline u32 __reduce_max_sync(u32 mask, u32 value) {
+    u32 largest = 0;
+    for (int lane = 0; lane < 32; lane++) {
+        if (mask >> lane & 1) {
+            u32 other = emu::shuffle(mask, value, lane);
+            largest = other > largest ? other : largest;
+        }
+    }
+    return largest;
+}
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline u32 __umulhi(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
@@ -184,9 +201,11 @@ DEV u16 bf16_bits(float x) {
     if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
     return (u16)((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
+DEV u32 pack_bf16(float first, float second) { return bf16_bits(first) | (u32)bf16_bits(second) << 16; }
 DEV float exp2_fast(float x) { return exp2f(x); }
 DEV float divide_fast(float a, float b) { return a / b; }
 DEV void cp_async16(void* dst, const void* src, bool valid) { emu::cp_async(dst, src, 16, valid); }
+DEV void cp_async4(void* dst, const void* src, bool valid) { emu::cp_async(dst, src, 4, valid); }
 DEV void cp_async_commit() { emu::cp_commit(); }
 template <int pending> DEV void cp_async_wait() { emu::cp_wait(pending); }
 template <bool trans> DEV void emu_ldmatrix(u32 (&r)[4], const void* p) {

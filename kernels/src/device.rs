@@ -19,6 +19,8 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// A lane for uploads that go on beside operations; see [`Self::upload_in`].
     type Lane: Send;
+    /// Host memory that copies to this device can start from; see [`Self::upload_pinned`].
+    type Pinned<T: Elem>: Send + Sync + 'static;
     /// What [`Self::replay`] remembers of some work; new for each.
     type Graph: Default + Send;
     /// A point in a queue of operations; see [`Self::mark`].
@@ -76,6 +78,26 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// last released, and possibly before later ones. `src` may be changed when this returns; `dst`
     /// must not be used before [`Self::await_lane`]. A lane belongs to one set of buffers.
     fn upload_in<T: Elem>(&self, lane: &mut Self::Lane, dst: Self::ViewMut<'_, T>, src: &[T]) -> Result<()>;
+
+    /// Host memory for `len` elements, all bytes zero, where [`Self::upload_pinned`] copies from.
+    fn pinned<T: Elem>(&self, len: usize) -> Result<Self::Pinned<T>>;
+
+    /// What pinned memory holds.
+    fn pinned_values<T: Elem>(pinned: &Self::Pinned<T>) -> &[T];
+
+    /// The same for writing, once all copies from it are done: this waits for them. Any thread may
+    /// ask.
+    fn pinned_values_mut<T: Elem>(pinned: &mut Self::Pinned<T>) -> Result<&mut [T]>;
+
+    /// [`Self::upload_in`] of a part of pinned memory: nothing is copied on the host, and this returns
+    /// before the copy is done.
+    fn upload_pinned<T: Elem>(
+        &self,
+        lane: &mut Self::Lane,
+        dst: Self::ViewMut<'_, T>,
+        src: &Self::Pinned<T>,
+        part: Range<usize>,
+    ) -> Result<()>;
 
     /// Operations asked for from now on come after all uploads in this lane.
     fn await_lane(&self, lane: &mut Self::Lane) -> Result<()>;

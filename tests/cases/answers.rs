@@ -2,7 +2,7 @@
 //! cut off, and what a score sees of them.
 
 use crate::common::Case;
-use gradtx_launcher::score::mean_with_interval;
+use gradtx_pipeline::score::mean_with_interval;
 use serde_json::{Value, json};
 
 /// Takes ChatML's markers from a tokenizer: to it they are ordinary text then.

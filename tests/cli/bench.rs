@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use gradtx_launcher::cost::calibrate::Calibration;
-use gradtx_launcher::cost::rates::Kind;
-use gradtx_launcher::cost::{Cluster, Gpu};
+use gradtx_plan::cost::calibrate::Calibration;
+use gradtx_plan::cost::rates::Kind;
+use gradtx_plan::cost::{Cluster, Gpu};
 use gradtx_tests::fixture;
 use serde_json::Value;
 use std::path::Path;

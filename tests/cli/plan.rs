@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use gradtx_launcher::cost::calibrate::published;
-use gradtx_launcher::world::tasks::vocabulary;
-use gradtx_launcher::world::tokenizer;
+use gradtx_plan::cost::calibrate::published;
+use gradtx_world::tasks::vocabulary;
+use gradtx_world::tokenizer;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use gradtx_launcher::world::tasks::{Part, Sampler, Task};
-use gradtx_launcher::world::tokenizer;
 use gradtx_tests::{copy_files, fixture};
+use gradtx_world::tasks::{Part, Sampler, Task};
+use gradtx_world::tokenizer;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -423,7 +423,7 @@ fn the_command_line_describes_itself() {
     let page = std::fs::read_to_string(home.path("manual/gradtx-curate.1")).unwrap();
     assert!(page.contains("\\-\\-config"), "{page}");
     let help = stdout(&home.gradtx(&["--help"]));
-    for (code, meaning) in gradtx_launcher::failure::EXIT_CODES {
+    for (code, meaning) in gradtx_run::failure::EXIT_CODES {
         assert!(
             help.contains(&code.to_string()) && help.contains(&meaning[..20.min(meaning.len())]),
             "{help}"

@@ -1,8 +1,11 @@
 //! Packed attention, its backward pass, and decoding on a cache.
 
 use crate::common::*;
-use gradtx_kernels::ops::{AttentionDims, DecodeDims, QkvDims};
-use gradtx_kernels::{Backend, Real, Result};
+use crate::emulator::{Order, Schedule, Variant, configure, device};
+use gradtx_kernels::cuda::Cuda;
+use gradtx_kernels::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
+use gradtx_kernels::{Backend, Device, Real, Result, bf16};
+use std::ops::Range;
 
 /// Probabilities and score gradients are rounded to bf16 before they are multiplied, and
 /// gradients of scores are differences, so more than one rounding shows.
@@ -27,15 +30,14 @@ impl Packed {
     }
 }
 
-impl Case for Packed {
-    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+impl Packed {
+    fn run_scaled<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs, scale: f64) -> Result<Results> {
         let Self { heads, kv_heads, head_dim, gap, .. } = *self;
         let offsets = self.offsets();
         let tokens = offsets[offsets.len() - 1] as usize;
         let qkv_dims = QkvDims { tokens, heads, kv_heads, head_dim };
         let (width, n) = (heads * head_dim, tokens * qkv_dims.row());
         let o_stride = width + gap;
-        let scale = 1.0 / (head_dim as f64).sqrt();
         let dims = AttentionDims { qkv: qkv_dims, segments: self.lengths.len(), scale, o_stride };
         let offsets = put(d, &offsets)?;
         let qkv = put(d, &inputs.values::<X>("qkv", n + gap))?;
@@ -62,6 +64,21 @@ impl Case for Packed {
         results.take(d, "lse", &lse)?;
         results.take(d, "dqkv", &dqkv)?;
         Ok(results)
+    }
+}
+
+impl Case for Packed {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        self.run_scaled(d, inputs, 1.0 / (self.head_dim as f64).sqrt())
+    }
+}
+
+/// Scores that are turned around, or all the same.
+struct Scaled(Packed, f64);
+
+impl Case for Scaled {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        self.0.run_scaled(d, inputs, self.1)
     }
 }
 
@@ -92,9 +109,76 @@ fn head_size_64() {
 
 #[test]
 fn head_size_128() {
-    for (lengths, heads, kv_heads) in [(&[1u32, 66][..], 2, 1), (&[97], 1, 1)] {
+    for (lengths, heads, kv_heads) in [(&[1u32, 66][..], 2, 1), (&[97], 1, 1), (&[3, 150, 64], 2, 1)] {
         check_packed(Packed { lengths, heads, kv_heads, head_dim: 128, gap: 0 });
     }
+}
+
+/// The largest score is not the largest before it is scaled.
+#[test]
+fn scales_that_are_not_positive() {
+    for scale in [-0.5, 0.0] {
+        let packed = Packed { lengths: &[70], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+        check(&format!("attention scaled by {scale}"), &Scaled(packed, scale), ATTENTION);
+    }
+}
+
+/// More segments than a warp has lanes, of one tile and of two.
+#[test]
+fn many_segments() {
+    const LENGTHS: [u32; 40] = {
+        let mut lengths = [1; 40];
+        (lengths[3], lengths[35], lengths[39]) = (65, 70, 66);
+        lengths
+    };
+    check_packed(Packed { lengths: &LENGTHS, heads: 1, kv_heads: 1, head_dim: 64, gap: 0 });
+}
+
+/// A segment has the same bits alone as between others, which change the order of all tiles.
+#[test]
+fn segments_do_not_depend_on_their_neighbours() {
+    configure(Schedule { order: Order::Forward, race: false });
+    let cuda = device(Variant { race: false, plant: None });
+    let (heads, kv_heads, head_dim) = (2, 1, 64);
+    let (width, row) = (heads * head_dim, (heads + 2 * kv_heads) * head_dim);
+    let (before, len, after) = (70, 130, 200);
+    let all = before + len + after;
+    let inputs = Inputs::new(Precision::Bf16);
+    let (qkv, d_o) = (inputs.values::<bf16>("qkv", all * row), inputs.values::<bf16>("d_o", all * width));
+    // o, lse and dqkv of the segment's tokens, when these tokens are the stream.
+    let run = |stream: Range<usize>, lengths: &[usize]| -> Result<(Vec<bf16>, Vec<f32>, Vec<bf16>)> {
+        let tokens = stream.len();
+        let ends = lengths.iter().scan(0, |end, n| {
+            *end += *n as u32;
+            Some(*end)
+        });
+        let offsets = put(&cuda, &std::iter::once(0).chain(ends).collect::<Vec<u32>>())?;
+        let dims = AttentionDims {
+            qkv: QkvDims { tokens, heads, kv_heads, head_dim },
+            segments: lengths.len(),
+            scale: 0.125,
+            o_stride: width,
+        };
+        let qkv = put(&cuda, &qkv[stream.start * row..stream.end * row])?;
+        let d_o = put(&cuda, &d_o[stream.start * width..stream.end * width])?;
+        let (mut o, mut dqkv) = (cuda.zeros::<bf16>(tokens * width)?, cuda.zeros::<bf16>(tokens * row)?);
+        let [mut lse, mut delta] = [cuda.zeros::<f32>(heads * tokens)?, cuda.zeros::<f32>(heads * tokens)?];
+        let (qkv, offsets) = (Cuda::all(&qkv), Cuda::all(&offsets));
+        cuda.attention_forward(Cuda::all_mut(&mut o), Cuda::all_mut(&mut lse), qkv, offsets, dims)?;
+        let (to, scratch) = (Cuda::all_mut(&mut dqkv), Cuda::all_mut(&mut delta));
+        let (o_view, lse_view) = (Cuda::all(&o), Cuda::all(&lse));
+        cuda.attention_backward(to, scratch, Cuda::all(&d_o), o_view, lse_view, qkv, offsets, dims)?;
+        let first = before - stream.start;
+        let part = |values: Vec<bf16>, each: usize| values[first * each..(first + len) * each].to_vec();
+        let lse = cuda.to_host(Cuda::all(&lse))?;
+        let lse = lse.chunks(tokens).flat_map(|head| &head[first..first + len]).copied().collect();
+        let (o, dqkv) = (cuda.to_host(Cuda::all(&o))?, cuda.to_host(Cuda::all(&dqkv))?);
+        Ok((part(o, width), lse, part(dqkv, row)))
+    };
+    let alone = run(before..before + len, &[len]).unwrap();
+    assert!(run(0..all, &[before, len, after]).unwrap() == alone, "other bits between other segments");
+    // The comparison sees a token that is missing.
+    assert!(run(before..all, &[len - 1, after + 1]).unwrap() != alone);
 }
 
 struct Decode {

@@ -5,10 +5,10 @@
 
 use crate::emulator::{self, Variant};
 use crate::places::{fixture, program};
+use gradtx_bench::models::NamedDecoder;
 use gradtx_kernels::bf16;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::Cuda;
-use gradtx_launcher::stages::bench::models::NamedDecoder;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::cuda::Cuda;
-use gradtx_kernels::ops::{AdamWStep, Elementwise, RandomRows};
+use gradtx_kernels::ops::{AdamWStep, Elementwise, RandomRows, StridedRows};
 use gradtx_kernels::{Backend, Real, Result};
 
 /// Sums, differences and casts of `n` elements, `offset` elements into their buffers.
@@ -70,6 +70,41 @@ impl Case for Gather {
 fn gathered_rows() {
     for (rows, cols) in [(1, 1), (5, 123), (12, 64), (3, 2056)] {
         check(&format!("gather {rows}×{cols}"), &Gather { rows, cols }, Tolerance::ROUNDING);
+    }
+}
+
+/// Rows copied from an offset to an offset.
+struct Strided {
+    offset: usize,
+    dims: StridedRows,
+}
+
+impl Case for Strided {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let StridedRows { rows, out_stride, x_stride, .. } = self.dims;
+        let x = put(d, &inputs.values::<X>("x", self.offset + rows * x_stride))?;
+        // What lies between the rows stays.
+        let mut out = put(d, &inputs.values::<X>("out", self.offset + rows * out_stride))?;
+        let all = self.offset..self.offset + rows * out_stride;
+        let x = D::view(&x, self.offset..self.offset + rows * x_stride);
+        Elementwise::<X>::copy_strided(d, D::view_mut(&mut out, all), x, self.dims)?;
+        let mut results = Results::default();
+        results.take(d, "out", &out)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn strided_rows() {
+    for (rows, cols, out_stride, x_stride, offset) in [
+        (1, 1, 1, 1, 0),
+        (5, 123, 130, 124, 3),
+        (12, 64, 96, 64, 0),
+        (3, 2056, 4112, 2064, 8),
+        (33, 4099, 4099, 5000, 1),
+    ] {
+        let dims = StridedRows { rows, cols, out_stride, x_stride };
+        check(&format!("{dims:?} from {offset}"), &Strided { offset, dims }, Tolerance::ROUNDING);
     }
 }
 

@@ -1,11 +1,16 @@
 //! The device's own side: memory, views, copies, errors, and numbers that kernels refuse.
 
 use crate::common::*;
-use crate::emulator::{Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels};
+use crate::emulator::{
+    Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels, library_files,
+    on_device,
+};
+use crate::places::program;
 use gradtx_kernels::cuda::cubin::Cubins;
 use gradtx_kernels::cuda::{CublasLt, Cuda, devices};
 use gradtx_kernels::ops::{
-    AdamW, Elementwise, Embedding, Gemm, GemmDims, Out, QkvDims, RmsNorm, RmsNormDims, Rope,
+    AdamW, Elementwise, Embedding, Gemm, GemmDims, Linear, LinearDims, Out, QkvDims, RmsNorm, RmsNormDims,
+    Rope,
 };
 use gradtx_kernels::{Complex64, Device, Error, Result};
 
@@ -111,6 +116,16 @@ fn numbers_out_of_range() {
     cuda.rope_forward(Cuda::all_mut(&mut qkv), None, angles, angles, Cuda::all(&positions), dims).unwrap();
     let why = cuda.to_host(Cuda::all(&qkv)).unwrap_err().to_string();
     assert!(why.contains("position"), "{why}");
+    assert_eq!(cuda.to_host(Cuda::all(&qkv)).unwrap(), [1.0; 6], "it is told once");
+
+    // With a download of several pieces, or of nothing.
+    let large = cuda.zeros::<u8>((9 << 20) + 1).unwrap();
+    for part in [0..(9 << 20) + 1, 0..0] {
+        cuda.embedding_forward(Cuda::all_mut(&mut x), Cuda::all(&table), Cuda::all(&ids), 3).unwrap();
+        let why = cuda.to_host(Cuda::view(&large, part.clone())).unwrap_err().to_string();
+        assert!(why.contains("not below the size of its table"), "{why}");
+        cuda.to_host(Cuda::view(&large, part)).unwrap();
+    }
 }
 
 #[test]
@@ -191,6 +206,38 @@ fn uploads_beside_operations() {
         assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [5.0; 6]);
     }
     late_kernels(false);
+}
+
+/// What is pinned goes up by itself; who wants to write there again waits for that.
+#[test]
+fn uploads_from_pinned_memory() {
+    let cuda = plain();
+    let mut lane = cuda.lane().unwrap();
+    let mut x = cuda.zeros::<f32>(4).unwrap();
+    let mut pinned = cuda.pinned::<f32>(6).unwrap();
+    assert_eq!(Cuda::pinned_values(&pinned), [0.0; 6]);
+    Cuda::pinned_values_mut(&mut pinned).unwrap().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let before = cuda.uploaded();
+    cuda.upload_pinned(&mut lane, Cuda::all_mut(&mut x), &pinned, 1..5).unwrap();
+    assert_eq!(cuda.uploaded() - before, 16);
+    let early = cuda.to_host(Cuda::all(&x)).unwrap();
+    assert!(crate::emulator::on_device() || early == [0.0; 4], "late copies came early: {early:?}");
+    // From another thread, as whoever prepares the next batch does.
+    std::thread::scope(|scope| {
+        scope.spawn(|| Cuda::pinned_values_mut(&mut pinned).unwrap().fill(9.0));
+    });
+    cuda.await_lane(&mut lane).unwrap();
+    assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [2.0, 3.0, 4.0, 5.0], "of before they were overwritten");
+    cuda.release_lane(&mut lane).unwrap();
+    cuda.upload_pinned(&mut lane, Cuda::all_mut(&mut x), &pinned, 2..6).unwrap();
+    drop(pinned);
+    cuda.await_lane(&mut lane).unwrap();
+    assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [9.0; 4], "given back when the copy is done");
+    let none = cuda.pinned::<u64>(0).unwrap();
+    assert!(Cuda::pinned_values(&none).is_empty());
+    let mut few = cuda.zeros::<u64>(1).unwrap();
+    let refused = cuda.upload_pinned(&mut lane, Cuda::all_mut(&mut few), &none, 0..0);
+    assert!(matches!(refused, Err(Error::Shape { .. })));
 }
 
 #[test]
@@ -379,6 +426,60 @@ fn operations_are_measured_one_by_one() {
     multiply(&cuda).unwrap();
     cuda.start_profile().unwrap();
     assert_eq!(cuda.stop_profile().unwrap(), [], "what ran before is forgotten");
+}
+
+/// An algorithm may depend on the alignment of everything that it is given: the stand-in refuses one that was
+/// asked for with a bias at a rounder address.
+#[test]
+fn products_with_biases_of_other_alignments() {
+    if on_device() && cublaslt().describe().is_err() {
+        return;
+    }
+    let cuda = device_with(Variant { race: false, plant: None }, &cublaslt());
+    let values: Vec<f32> = (0..72).map(|i| (i % 7) as f32).collect();
+    let x = cuda.buffer_from(&values[..64]).unwrap();
+    let w = cuda.buffer_from(&[1.0f32; 64]).unwrap();
+    let biases = cuda.buffer_from(&values).unwrap();
+    let dims = LinearDims::new(8, 8, 8);
+    for first in [0, 1, 2, 4, 0, 3] {
+        let mut y = cuda.zeros::<f32>(64).unwrap();
+        let bias = Some(Cuda::view(&biases, first..first + 8));
+        cuda.linear_forward(Cuda::all_mut(&mut y), Cuda::all(&x), Cuda::all(&w), bias, None, dims).unwrap();
+        let row = |i: usize| values[8 * i..8 * i + 8].iter().sum::<f32>();
+        let expected: Vec<f32> = (0..64).map(|i| row(i / 8) + values[first + i % 8]).collect();
+        assert_eq!(cuda.to_host(Cuda::all(&y)).unwrap(), expected, "a bias at element {first}");
+    }
+}
+
+/// Of several cuBLASLt the first that starts on this driver: one that is too new loads, and refuses.
+#[test]
+fn libraries_are_tried_until_one_starts() {
+    if on_device() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let [driver, too_new, fits] = ["driver", "too-new", "fits"].map(|name| home.path().join(name));
+    let [libcuda, libcublaslt] = library_files();
+    for (directory, file, name) in [
+        (&driver, &libcuda, "libcuda.so"),
+        (&too_new, &libcublaslt, "libcublasLt.so.12"),
+        (&fits, &libcublaslt, "libcublasLt.so.13"),
+    ] {
+        std::fs::create_dir_all(directory).expect("a directory");
+        std::fs::copy(file, directory.join(name)).expect("a library can be copied");
+    }
+    let multiplied_by = |directories: &[&std::path::Path]| {
+        let mut command = std::process::Command::new(program());
+        let list = std::env::join_paths(directories).expect("paths without colons");
+        command.arg("doctor").env("LD_LIBRARY_PATH", &driver).env("GRADTX_CUDA_LIBRARIES", list);
+        let output = command.env_remove("GRADTX_CUBLASLT").output().expect("the program runs");
+        let text = String::from_utf8(output.stdout).expect("text");
+        let line = text.lines().find(|line| line.contains("matrix products by ")).unwrap_or(&text);
+        line.rsplit("matrix products by ").next().unwrap_or_default().to_string()
+    };
+    assert_eq!(multiplied_by(&[&too_new, &fits]), "cuBLASLt 12.4.5");
+    let refused = multiplied_by(&[&too_new]);
+    assert!(refused.starts_with("kernels of our own") && refused.contains("too-new"), "{refused}");
 }
 
 #[test]

@@ -15,7 +15,8 @@ use gradtx_models::decoder::{
     Prompt, RopeScaling,
 };
 use gradtx_models::grad_transformer::{
-    Generator as TupleGenerator, GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples,
+    Batch, Generator as TupleGenerator, GradTransformer, GradTransformerConfig, StagedTuples, StartToken,
+    Trainer, Tuples,
 };
 use gradtx_models::lora::{BlockLayout, LoraConfig, LoraJobs, Module};
 use gradtx_models::t5::T5Config;
@@ -67,13 +68,15 @@ fn assert_near(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
     assert!(found <= tolerance, "{what}: distance {found:e}");
 }
 
-fn step(step: u32) -> AdamWStep {
+/// A step of AdamW.
+pub fn step(step: u32) -> AdamWStep {
     AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step }
 }
 
 // ---- decoder
 
-fn config(family: Family, head_dim: usize) -> DecoderConfig {
+/// Sizes of a small decoder.
+pub fn config(family: Family, head_dim: usize) -> DecoderConfig {
     DecoderConfig {
         family,
         vocab: 61,
@@ -96,7 +99,7 @@ fn config(family: Family, head_dim: usize) -> DecoderConfig {
 }
 
 /// Values for every weight, none of them special, that bf16 can hold.
-fn decoder<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Decoder<D, X> {
+pub fn decoder<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Decoder<D, X> {
     let layout = Decoder::<D, X>::layout_of(config);
     let mut values = vec![0.0; layout.total()];
     for param in layout.params() {
@@ -119,7 +122,7 @@ fn tokens(config: &DecoderConfig, len: usize, key: u64) -> Vec<u32> {
 }
 
 /// Segments of two jobs; everything after the first third is trained on.
-fn batch(config: &DecoderConfig) -> PackedBatch {
+pub fn batch(config: &DecoderConfig) -> PackedBatch {
     let mut batch = PackedBatch::default();
     for (i, (len, job)) in [(9, 0), (70, 1), (1, 0), (23, 0)].into_iter().enumerate() {
         let example = Example {
@@ -290,8 +293,9 @@ fn translator_config() -> GradTransformerConfig {
 }
 
 /// Losses and norms of three steps of two micro-batches each, on tuples that change from step to
-/// step and are sent ahead; then what the model translates to. `after` each step is called.
-fn translate<D: Backend<X>, X: Real>(device: &D, after: &mut dyn FnMut()) -> [Vec<f64>; 2] {
+/// step and are sent ahead, from two sets of pinned memory if `staged`; then what the model translates
+/// to. `after` each step is called.
+fn translate<D: Backend<X>, X: Real>(device: &D, staged: bool, after: &mut dyn FnMut()) -> [Vec<f64>; 2] {
     let config = translator_config();
     let mut model = GradTransformer::<D, X>::random(device, config.clone(), 1).expect("there is memory");
     let total = model.layout().total();
@@ -306,9 +310,24 @@ fn translate<D: Backend<X>, X: Real>(device: &D, after: &mut dyn FnMut()) -> [Ve
     let tuples = |t: usize| Tuples { student: &students[t], teacher: &teachers[t], keys: &keys[t] };
     let mut trainer = Trainer::new(&mut model, 2).expect("there is memory");
     let (mut numbers, scale) = (Vec::new(), 1.0 / (3 * config.teacher_len()) as f64);
+    let new = || StagedTuples::<D, X>::new(device, &config, 3).expect("there is memory");
+    let mut sets = if staged { vec![new(), new()] } else { vec![] };
+    // In the memory of the step before last, which nobody has waited for.
+    let fill = |set: &mut StagedTuples<D, X>, t: usize| {
+        let to = set.values_mut().expect("the device goes on");
+        gradtx_kernels::cpu::narrow(to.student, &students[t]);
+        gradtx_kernels::cpu::narrow(to.teacher, &teachers[t]);
+        to.keys.copy_from_slice(&keys[t]);
+    };
+    sets.iter_mut().enumerate().for_each(|(t, set)| fill(set, t));
     for t in 0..3 {
-        let sum = trainer.gradients_alone(&model, tuples(t), scale).expect("tuples fit");
-        trainer.load_ahead(&model, tuples(t + 1)).expect("tuples fit");
+        let batch =
+            |t: usize| -> Batch<'_, D, X> { if staged { (&sets[t % 2]).into() } else { tuples(t).into() } };
+        let sum = trainer.gradients_alone(&model, batch(t), scale).expect("tuples fit");
+        trainer.load_ahead(&model, batch(t + 1)).expect("tuples fit");
+        if staged {
+            fill(&mut sets[t % 2], t + 2.min(3 - t));
+        }
         let squares = trainer.sum_squares(device).expect("there are gradients");
         let numbers_of_step = step(t as u32 + 1);
         let norm = trainer.apply(&mut model, numbers_of_step, Some(1.0), squares).expect("they are finite");
@@ -324,13 +343,19 @@ fn translate<D: Backend<X>, X: Real>(device: &D, after: &mut dyn FnMut()) -> [Ve
 
 #[test]
 fn training_and_using_a_grad_transformer() {
-    let expected = translate::<Cpu, f32>(&Cpu::new(1), &mut || ());
+    let expected = translate::<Cpu, f32>(&Cpu::new(1), false, &mut || ());
     let mut losses = Vec::new();
     // Whatever is as late as it may be, copies or kernels.
-    for (schedule, late) in [(FORWARD, false), (FORWARD, true), (WATCHED, false)] {
+    for (schedule, late, staged) in [
+        (FORWARD, false, false),
+        (FORWARD, true, false),
+        (FORWARD, false, true),
+        (FORWARD, true, true),
+        (WATCHED, false, true),
+    ] {
         late_kernels(late);
         let (cuda, mut steady) = (cuda(schedule), Steady::default());
-        let found = translate::<Cuda, f32>(&cuda, &mut || steady.step(&cuda));
+        let found = translate::<Cuda, f32>(&cuda, staged, &mut || steady.step(&cuda));
         late_kernels(false);
         assert_near("losses and norms", &found[0], &expected[0], 1e-4);
         assert_near("generated blocks", &found[1], &expected[1], 5e-3);
@@ -340,8 +365,10 @@ fn training_and_using_a_grad_transformer() {
     }
     assert!(losses.iter().all(|found| *found == losses[0]), "the order of copies shows in the results");
     let cuda = cuda(FORWARD);
-    let found = translate::<Cuda, bf16>(&cuda, &mut || ());
+    let found = translate::<Cuda, bf16>(&cuda, false, &mut || ());
     assert_near("losses and norms in bf16", &found[0], &expected[0], 2e-2);
+    assert_eq!(translate::<Cuda, bf16>(&cuda, true, &mut || ()), found, "staged tuples are other tuples");
+    assert_eq!(translate::<Cpu, f32>(&Cpu::new(1), true, &mut || ()), expected);
 }
 
 /// Translating again and again: to the bit the same from the device's memory of the operations, and never

@@ -8,15 +8,17 @@ use gradtx_kernels::{Backend, Real, Result};
 /// of differences.
 const ATTENTION: Tolerance = Tolerance { f32: 5e-6, bf16: 2e-2 };
 
-struct Short {
-    batch: usize,
-    queries: usize,
-    keys: usize,
-    heads: usize,
-    head_dim: usize,
-    causal: bool,
-    bias: bool,
-    dropout: f64,
+pub struct Short {
+    pub batch: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub causal: bool,
+    pub bias: bool,
+    pub dropout: f64,
+    /// Elements by which q is shifted.
+    pub shift: usize,
 }
 
 const BUCKETS: usize = 5;
@@ -38,7 +40,8 @@ impl Case for Short {
         };
         let (n_q, n_kv, n_p) =
             (batch * queries * width, 2 * batch * keys * width, batch * heads * queries * keys);
-        let q = put(d, &inputs.values::<X>("q", n_q))?;
+        let shifted = put(d, &[nan(self.shift), inputs.values::<X>("q", n_q)].concat())?;
+        let q = || D::view(&shifted, self.shift..n_q + self.shift);
         let kv = put(d, &inputs.values::<X>("kv", n_kv))?;
         let table = put(d, &inputs.values::<X>("table", BUCKETS * heads))?;
         let map = put(d, &random_ids("map", queries * keys, BUCKETS))?;
@@ -47,7 +50,7 @@ impl Case for Short {
         let bias = || self.bias.then(bias);
         let (mut o, mut probs) = (put(d, &nan::<X>(n_q))?, put(d, &nan::<X>(n_p))?);
         let (o_to, p_to) = (D::all_mut(&mut o), D::all_mut(&mut probs));
-        d.t5_attention_forward(o_to, p_to, D::all(&q), D::all(&kv), bias(), D::all(&seeds), dims)?;
+        d.t5_attention_forward(o_to, p_to, q(), D::all(&kv), bias(), D::all(&seeds), dims)?;
 
         let d_o = put(d, &inputs.values::<X>("d_o", n_q))?;
         let (mut dq, mut dkv) = (put(d, &nan::<X>(n_q))?, put(d, &nan::<X>(n_kv))?);
@@ -55,7 +58,7 @@ impl Case for Short {
         let mut d_scores = put(d, &nan::<X>(n_p))?;
         let table_to = self.bias.then(|| D::all_mut(&mut d_table));
         let (dq_to, dkv_to, scratch) = (D::all_mut(&mut dq), D::all_mut(&mut dkv), D::all_mut(&mut d_scores));
-        let (d_o, p, q, kv) = (D::all(&d_o), D::all(&probs), D::all(&q), D::all(&kv));
+        let (d_o, p, q, kv) = (D::all(&d_o), D::all(&probs), q(), D::all(&kv));
         d.t5_attention_backward(
             dq_to,
             dkv_to,
@@ -104,10 +107,31 @@ fn sequences_that_are_too_long_are_refused() {
         causal: false,
         bias: false,
         dropout: 0.0,
+        shift: 0,
     };
     let found = Case::run::<gradtx_kernels::cuda::Cuda, f32>(&case, &cuda, Inputs::new(Precision::F32));
     let why = found.expect_err("no block has that much shared memory").to_string();
     assert!(why.contains("257024 bytes of shared memory") && why.contains("this device gives"), "{why}");
+}
+
+/// Each kernel on the tensor cores, in sizes that fill its tiles and in odd ones.
+#[test]
+fn heads_of_64() {
+    for (batch, queries, keys, heads, causal, bias, dropout, shift) in [
+        (2, 36, 36, 2, false, true, 0.1, 0),
+        (2, 28, 28, 1, true, true, 0.1, 0),
+        (2, 28, 36, 2, false, false, 0.2, 0),
+        (1, 33, 51, 1, true, true, 0.3, 0),
+        (1, 65, 90, 1, false, true, 0.1, 0),
+        // Plain kernels: q is not aligned, backward has more queries, or both ways more keys than a block takes.
+        (1, 20, 37, 2, false, true, 0.1, 1),
+        (1, 9, 32, 1, false, true, 0.1, 0),
+        (1, 97, 5, 1, false, true, 0.1, 0),
+        (1, 5, 97, 1, false, true, 0.1, 0),
+    ] {
+        let case = Short { batch, queries, keys, heads, head_dim: 64, causal, bias, dropout, shift };
+        check(&format!("t5 attention {queries}×{keys}, heads of 64, {shift}"), &case, ATTENTION);
+    }
 }
 
 #[test]
@@ -118,7 +142,7 @@ fn short_sequences() {
         (2, 19, 19, 2, 64, true, true, 0.2),
         (3, 36, 28, 1, 16, false, false, 0.1),
     ] {
-        let case = Short { batch, queries, keys, heads, head_dim, causal, bias, dropout };
+        let case = Short { batch, queries, keys, heads, head_dim, causal, bias, dropout, shift: 0 };
         check(&format!("t5 attention {queries}×{keys}, heads of {head_dim}"), &case, ATTENTION);
     }
 }

@@ -164,7 +164,7 @@ fn command(home: &Path, target: &Target, bytes: &[u8]) -> ExitCode {
         words => words.split(' ').collect(),
     };
     let words = ["gradtx", "--quiet", "--threads", "1"].into_iter().chain(words);
-    let code = gradtx_launcher::run(words.map(Into::into));
+    let code = gradtx::run(words.map(Into::into));
     for made in ["out", "out.html", "out.json"] {
         let _ = std::fs::remove_dir_all(made);
         let _ = std::fs::remove_file(made);

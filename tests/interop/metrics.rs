@@ -1,7 +1,7 @@
 //! Exact match, ROUGE-1 and stems against the reference metrics.
 
-use gradtx_launcher::config::{AnswerForm, RougeTokens};
-use gradtx_launcher::score::{exact_match, rouge1 as rouge1_of, stem};
+use gradtx_pipeline::score::{exact_match, rouge1 as rouge1_of, stem};
+use gradtx_run::config::{AnswerForm, RougeTokens};
 use gradtx_tests::fixture;
 use serde_json::Value;
 

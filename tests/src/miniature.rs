@@ -2,10 +2,10 @@
 //! and a run file whose stages take seconds together.
 
 use gradtx_kernels::cpu::Cpu;
-use gradtx_launcher::world::tasks::{Part, Sampler, Task, id, vocabulary};
-use gradtx_launcher::world::tokenizer;
 use gradtx_models::decoder::{Decoder, DecoderConfig, Family, InitialWeights, RopeScaling};
 use gradtx_runtime::artifact::checksum_file;
+use gradtx_world::tasks::{Part, Sampler, Task, id, vocabulary};
+use gradtx_world::tokenizer;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -3,9 +3,9 @@
 use super::simd::{Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::error::{expect_len, expect_rows};
-use crate::ops::{Cast, Elementwise, RandomRows};
+use crate::ops::{Cast, Elementwise, RandomRows, StridedRows};
 use crate::rng::{BELL_SPREAD, bell};
-use crate::{Complex64, Elem, Result, bf16, f16};
+use crate::{Complex64, Elem, Real, Result, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 
 /// `y = a·x + b·y`; with `b = 0` y is not read.
@@ -77,6 +77,22 @@ impl<X: CpuReal> Elementwise<X> for Cpu {
     fn gather_rows(&self, out: &mut [X], x: &[X], rows: &[u32], cols: usize) -> Result<()> {
         let _timed = self.timed("gather_rows");
         self.copy_rows("gather_rows", out, x, rows, cols)
+    }
+
+    fn copy_strided(&self, out: &mut [X], x: &[X], rows: StridedRows) -> Result<()> {
+        let _timed = self.timed("copy_strided");
+        let StridedRows { rows, cols, out_stride, x_stride } = rows;
+        expect_rows("copy_strided", "out", out.len(), rows, cols, out_stride)?;
+        expect_rows("copy_strided", "x", x.len(), rows, cols, x_stride)?;
+        let part = self.rows_per_part(rows, 2 * cols);
+        let outs = out.chunks_mut(out_stride.max(1) * part).zip(x.chunks(x_stride.max(1) * part));
+        let parts = outs.enumerate().map(|(i, (out, x))| (part.min(rows - (i * part).min(rows)), out, x));
+        self.for_parts(parts, |(rows, out, x)| {
+            for r in 0..rows {
+                out[r * out_stride..][..cols].copy_from_slice(&x[r * x_stride..][..cols]);
+            }
+        });
+        Ok(())
     }
 
     fn random_rows(&self, out: &mut [X], rows: RandomRows) -> Result<()> {
@@ -151,6 +167,22 @@ fn round_to_bf16(x: f32) -> bf16 {
     // A NaN could lose its last set bit, or overflow: cut it off and make it quiet.
     let nan = bits >> 16 | 0x40;
     bf16::from_bits(if x.is_nan() { nan } else { rounded } as u16)
+}
+
+/// `to = from`, rounded to the nearest of its type, on the caller's thread.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn narrow<X: Real>(to: &mut [X], from: &[f32]) {
+    assert_eq!(to.len(), from.len(), "as many values as there is room for");
+    if X::DTYPE == bf16::DTYPE {
+        let dst: &mut [bf16] = bytemuck::cast_slice_mut(to);
+        dispatch(Converted { dst, src: from });
+    } else if X::DTYPE == f32::DTYPE {
+        bytemuck::cast_slice_mut(to).copy_from_slice(from);
+    } else {
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to = X::from_f64(from.into()));
+    }
 }
 
 struct Converted<'a, From, To> {

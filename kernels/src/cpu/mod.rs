@@ -34,6 +34,7 @@ mod skinny;
 mod softmax;
 mod t5_attention;
 
+pub use elementwise::narrow;
 pub use memory::CpuBuf;
 pub use profile::OpTime;
 
@@ -120,6 +121,7 @@ impl Device for Cpu {
     type View<'a, T: Elem> = &'a [T];
     type ViewMut<'a, T: Elem> = &'a mut [T];
     type Lane = ();
+    type Pinned<T: Elem> = CpuBuf<T>;
     type Graph = ();
     type Mark = ();
 
@@ -192,6 +194,28 @@ impl Device for Cpu {
 
     fn upload_in<T: Elem>(&self, (): &mut (), dst: &mut [T], src: &[T]) -> Result<()> {
         self.upload(dst, src)
+    }
+
+    fn pinned<T: Elem>(&self, len: usize) -> Result<CpuBuf<T>> {
+        CpuBuf::zeros(len)
+    }
+
+    fn pinned_values<T: Elem>(pinned: &CpuBuf<T>) -> &[T] {
+        pinned
+    }
+
+    fn pinned_values_mut<T: Elem>(pinned: &mut CpuBuf<T>) -> Result<&mut [T]> {
+        Ok(pinned)
+    }
+
+    fn upload_pinned<T: Elem>(
+        &self,
+        (): &mut (),
+        dst: &mut [T],
+        src: &CpuBuf<T>,
+        part: Range<usize>,
+    ) -> Result<()> {
+        self.upload(dst, &src[part])
     }
 
     fn await_lane(&self, (): &mut ()) -> Result<()> {

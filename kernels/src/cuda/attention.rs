@@ -18,11 +18,12 @@ const MOST_DIM: usize = 256;
 const DECODE_THREADS: usize = 256;
 /// Query heads that a block decodes.
 const DECODE_GROUP: usize = 8;
-/// As in `cu/flash.cu`: threads, rows of a tile forwards and backwards, and the padding of its rows.
+/// As in `cu/flash.cu`: threads, rows of a tile forwards and backwards and of what comes in at a time, and
+/// the padding of its rows.
 const FLASH_THREADS: usize = 128;
 const FORWARD_TILE: usize = 128;
 const TILE: usize = 64;
-const BACKWARD_STEP: usize = 32;
+const STEP: usize = 64;
 const PAD: usize = 8;
 
 /// Fails unless heads can be grouped and qkv has its rows.
@@ -47,11 +48,11 @@ fn moved<X>(dims: &QkvDims) -> usize {
     2 * 2 * dims.tokens * dims.kv_heads * dims.head_dim * size_of::<X>()
 }
 
-/// The tensor-core kernels of a head size: forward, dq, dk and dv.
-fn flash_names(head_dim: usize) -> Option<[&'static str; 3]> {
+/// The tensor-core kernels of a head size: forward and backward.
+fn flash_names(head_dim: usize) -> Option<[&'static str; 2]> {
     match head_dim {
-        64 => Some(["flash_forward_64", "flash_backward_q_64", "flash_backward_kv_64"]),
-        128 => Some(["flash_forward_128", "flash_backward_q_128", "flash_backward_kv_128"]),
+        64 => Some(["flash_forward_64", "flash_backward_64"]),
+        128 => Some(["flash_forward_128", "flash_backward_128"]),
         _ => None,
     }
 }
@@ -68,6 +69,13 @@ fn decode_name(head_dim: usize) -> &'static str {
 /// Whether 16 bytes at a time can be read and written at all these addresses, rows this far apart.
 fn aligned(addresses: &[u64], strides: &[usize]) -> bool {
     addresses.iter().all(|a| a.is_multiple_of(16)) && strides.iter().all(|s| s.is_multiple_of(8))
+}
+
+/// Lanes of a warp that share a row of a head in `attention_delta`: 16 bytes each if that comes out even.
+fn delta_lanes<X>(head_dim: usize) -> usize {
+    let bytes = head_dim * size_of::<X>();
+    let lanes = bytes / 16;
+    if bytes.is_multiple_of(16) && lanes.is_power_of_two() && lanes <= 32 { lanes } else { 32 }
 }
 
 /// Bytes of shared memory for this many rows of a head.
@@ -118,11 +126,11 @@ impl<X: CudaReal> Attention<X> for Cuda {
         expect_len(OP, "offsets", offsets.len(), dims.segments + 1)?;
         let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
         let wide = aligned(&[o.pointer(), qkv.pointer()], &[dims.o_stride]);
-        if let Some([name, _, _]) = flash.filter(|_| wide) {
+        // The kernel takes the largest of the scores before they are scaled.
+        if let Some([name, _]) = flash.filter(|_| wide && dims.scale > 0.0) {
             let kernel = self.kernel(FLASH, name).write(&o).write(&lse).read(qkv).read(offsets);
-            let keys = if head_dim == 128 { 32 } else { 64 };
-            let shared = shared_rows(FORWARD_TILE + 2 * keys, head_dim);
-            let grid = [most_tiles(FORWARD_TILE, &dims), heads, 1];
+            let shared = shared_rows(FORWARD_TILE + 2 * STEP, head_dim);
+            let grid = [most_tiles(FORWARD_TILE, &dims) * heads, 1, 1];
             let kernel = kernel.flops(flops(2, &dims));
             // SAFETY: the lengths above; segments beyond the stream are refused.
             return unsafe { kernel.attention(self, &dims).run(grid, FLASH_THREADS, shared) };
@@ -154,9 +162,10 @@ impl<X: CudaReal> Attention<X> for Cuda {
         expect_len(OP, "offsets", offsets.len(), dims.segments + 1)?;
         let kernel = self.kernel_of::<X>(PLAIN, "attention_delta").write(&delta).read(d_o).read(o);
         let kernel = kernel.int(tokens).int(heads).int(head_dim).long(dims.o_stride);
-        let rows = (tokens * heads).div_ceil(PLAIN_THREADS / 32);
+        let lanes = delta_lanes::<X>(head_dim);
+        let blocks = (tokens * heads * lanes).div_ceil(PLAIN_THREADS);
         // SAFETY: the lengths above.
-        unsafe { kernel.run([rows, 1, 1], PLAIN_THREADS, 0) }?;
+        unsafe { kernel.int(lanes).run([blocks, 1, 1], PLAIN_THREADS, 0) }?;
 
         let kernel_of = |module: &'static str, name: &'static str, suffix: &'static str| {
             let kernel =
@@ -165,16 +174,14 @@ impl<X: CudaReal> Attention<X> for Cuda {
         };
         let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
         let wide = aligned(&[d_o.pointer(), qkv.pointer(), dqkv.pointer()], &[dims.o_stride]);
-        if let Some([_, by_queries, by_keys]) = flash.filter(|_| wide) {
-            let shared = shared_rows(2 * TILE + 4 * BACKWARD_STEP, head_dim);
-            let tiles = most_tiles(TILE, &dims);
-            // Both compute the scores and their gradients; then dq, or dk and dv.
-            let (queries, keys) = (kernel_of(FLASH, by_queries, ""), kernel_of(FLASH, by_keys, ""));
-            let (queries, keys) = (queries.flops(flops(3, &dims)), keys.flops(flops(4, &dims)));
+        if let Some([_, name]) = flash.filter(|_| wide) {
+            // Two stages of two tiles, lse and delta.
+            let shared = 2 * (shared_rows(2 * STEP, head_dim) + 2 * STEP * size_of::<f32>());
+            let grid = [most_tiles(TILE, &dims) * (heads + kv_heads), 1, 1];
+            // Blocks of keys and of queries compute the scores and their gradients; then dk and dv, or dq.
+            let kernel = kernel_of(FLASH, name, "").flops(flops(7, &dims));
             // SAFETY: the lengths above; segments beyond the stream are refused.
-            unsafe { queries.run([tiles, heads, 1], FLASH_THREADS, shared) }?;
-            // SAFETY: as above.
-            return unsafe { keys.run([tiles, kv_heads, 1], FLASH_THREADS, shared) };
+            return unsafe { kernel.run(grid, FLASH_THREADS, shared) };
         }
         let kernel = kernel_of(PLAIN, "attention_backward_q", X::SUFFIX);
         // SAFETY: as above.

@@ -3,13 +3,15 @@
 use super::profile::Work;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed};
 use crate::error::{Error, Result, expect_len, expect_rows};
-use crate::ops::{Cast, Elementwise, RandomRows};
+use crate::ops::{Cast, Elementwise, RandomRows, StridedRows};
 use crate::rng::BELL_SPREAD;
 use crate::{Elem, bf16};
 use cudarc::driver::sys;
 
 const MODULE: &str = "elementwise";
 const THREADS: usize = 256;
+/// Blocks in the second dimension of a grid at most.
+const MOST_ROWS: usize = 65_535;
 
 /// Threads for a row of `cols` elements of `X`, 16 bytes each: whole warps, at most `most`.
 pub(super) fn threads_for_row<X: Elem>(cols: usize, most: usize) -> usize {
@@ -125,6 +127,17 @@ impl<X: CudaReal> Elementwise<X> for Cuda {
         cols: usize,
     ) -> Result<()> {
         self.copy_rows("gather_rows", &out, x, rows, cols)
+    }
+
+    fn copy_strided(&self, out: CudaViewMut<'_, X>, x: CudaView<'_, X>, rows: StridedRows) -> Result<()> {
+        let StridedRows { rows, cols, out_stride, x_stride } = rows;
+        expect_rows("copy_strided", "out", out.len(), rows, cols, out_stride)?;
+        expect_rows("copy_strided", "x", x.len(), rows, cols, x_stride)?;
+        let kernel = self.kernel_of::<X>(MODULE, "copy_strided").write(&out).read(x);
+        let kernel = kernel.long(rows).long(cols).long(out_stride).long(x_stride);
+        let kernel = kernel.moves(2 * rows * cols * size_of::<X>());
+        // SAFETY: both views have all rows.
+        unsafe { kernel.run([self.flat_blocks::<X>(cols), rows.min(MOST_ROWS), 1], THREADS, 0) }
     }
 
     fn random_rows(&self, out: CudaViewMut<'_, X>, rows: RandomRows) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Numbers that kernels refuse: an index out of range in data that only the device sees.
 //!
 //! A kernel that meets one does nothing with it and writes its kind into a word of device
-//! memory. The host looks at that word whenever it waits for the device anyway.
+//! memory. Whenever the host waits for a copy from the device anyway, that word is copied with it.
 
 use super::{Cuda, memory};
 use crate::{Error, Result};
@@ -20,17 +20,20 @@ const SENTENCES: [&str; 7] = [
 impl Cuda {
     /// Fails if a kernel that is done has refused a number, and forgets it.
     pub(super) fn check_fault(&self) -> Result<()> {
-        let word = &self.inner.fault;
-        let mut code = [0u8; size_of::<u32>()];
-        memory::lock(&self.inner.staging).download(self.stream()?.raw, &mut code, word.pointer())?;
-        match u32::from_ne_bytes(code) {
-            0 => Ok(()),
-            code => {
-                self.set_bytes(word.pointer(), 0, word.bytes())?;
-                let why = SENTENCES.get(code as usize).unwrap_or(&SENTENCES[0]);
-                Err(Error::Unsupported { op: "an operation on the CUDA device", why: (*why).into() })
-            }
+        let stream = self.stream()?.raw;
+        let code = memory::lock(&self.inner.staging).download(stream, &mut [], 0, self.fault_pointer())?;
+        self.refuse_fault(code)
+    }
+
+    /// Fails if this, what the word held, is the code of a fault, and forgets it.
+    pub(super) fn refuse_fault(&self, code: u32) -> Result<()> {
+        if code == 0 {
+            return Ok(());
         }
+        let word = &self.inner.fault;
+        self.set_bytes(word.pointer(), 0, word.bytes())?;
+        let why = SENTENCES.get(code as usize).unwrap_or(&SENTENCES[0]);
+        Err(Error::Unsupported { op: "an operation on the CUDA device", why: (*why).into() })
     }
 
     /// Where kernels report, as an argument.

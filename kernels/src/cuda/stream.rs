@@ -5,7 +5,7 @@
 //! a third, in lanes: a lane is one set of buffers, and its two events say when the operations are
 //! done with them, and when what was uploaded has arrived.
 
-use super::{Cuda, CudaView, CudaViewMut, failed, memory};
+use super::{Cuda, CudaView, CudaViewMut, failed, gate, memory};
 use crate::{Elem, Result, error::expect_len};
 use cudarc::driver::{CudaContext, result, sys};
 use std::sync::Arc;
@@ -36,6 +36,7 @@ unsafe impl Sync for Stream {}
 impl Stream {
     /// New streams; the context is bound.
     pub fn new(context: Arc<CudaContext>) -> Result<Self> {
+        let _call = gate::enter();
         let create = |priority| {
             let kind = result::stream::StreamKind::NonBlocking;
             result::stream::create_with_priority(kind, priority).map_err(failed("create a stream"))
@@ -54,16 +55,29 @@ impl Stream {
     pub fn all(&self) -> [sys::CUstream; 3] {
         [self.copies, self.second, self.raw]
     }
+
+    /// Waits on the host for what all streams have been given so far. The context is bound.
+    pub fn synchronize(&self) -> Result<()> {
+        let wait = |raw| {
+            // SAFETY: the stream is alive.
+            unsafe { result::stream::synchronize(raw) }.map_err(failed("wait for the device"))
+        };
+        // For all of them, also after a failure; the last one says most.
+        self.all().map(wait).into_iter().rev().collect()
+    }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            for raw in self.all() {
-                // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
-                let _ = unsafe { result::stream::destroy(raw) };
+        let (streams, context) = (self.all(), Arc::clone(&self.context));
+        gate::give_back(move || {
+            if context.bind_to_thread().is_ok() {
+                for raw in streams {
+                    // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
+                    let _ = unsafe { result::stream::destroy(raw) };
+                }
             }
-        }
+        });
     }
 }
 
@@ -189,11 +203,22 @@ impl Cuda {
     ) -> Result<()> {
         expect_len("upload_in", "src", src.len(), dst.len())?;
         self.refuse_in_graph("upload_in")?;
-        let copies = self.stream()?.copies;
         self.inner.uploaded.fetch_add(size_of_val(src) as u64, Ordering::Relaxed);
+        self.in_lane(lane, |copies| {
+            let mut staging = memory::lock(&self.inner.staging_beside);
+            staging.upload(copies, dst.pointer(), bytemuck::cast_slice(src))
+        })
+    }
+
+    /// Copies into a lane's buffers: after the operations that used them, before those that wait.
+    pub(super) fn in_lane(
+        &self,
+        lane: &mut CudaLane,
+        copy: impl FnOnce(sys::CUstream) -> Result<()>,
+    ) -> Result<()> {
+        let copies = self.stream()?.copies;
         lane.released.hold(copies)?;
-        let mut staging = memory::lock(&self.inner.staging_beside);
-        staging.upload(copies, dst.pointer(), bytemuck::cast_slice(src))?;
+        copy(copies)?;
         lane.arrived.record(copies)
     }
 
@@ -207,8 +232,9 @@ impl Cuda {
         self.refuse_in_graph("download_in")?;
         let copies = self.stream()?.copies;
         lane.released.hold(copies)?;
-        let bytes = bytemuck::cast_slice_mut(dst);
-        memory::lock(&self.inner.staging_beside).download(copies, bytes, src.pointer())
+        let (bytes, fault) = (bytemuck::cast_slice_mut(dst), self.fault_pointer());
+        let code = memory::lock(&self.inner.staging_beside).download(copies, bytes, src.pointer(), fault)?;
+        self.refuse_fault(code)
     }
 
     pub(super) fn await_uploads(&self, lane: &mut CudaLane) -> Result<()> {

@@ -1,6 +1,11 @@
-//! T5 attention on CUDA: a block per 16 queries, or keys, of a head of an example.
+//! T5 attention on CUDA.
+//!
+//! bf16 with heads of 64 and up to 96 keys goes through the tensor cores (`cu/t5_tiles.cu`, a block
+//! per head of an example), everything else through plain kernels (`cu/t5_attention.cu`, a block
+//! per 16 queries, or keys, of a head of an example).
 
 use super::launch::Launch;
+use super::t5_tiles::Plan;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_at_least, expect_len};
 use crate::ops::{BucketMap, T5Attention, T5AttentionDims};
@@ -49,10 +54,16 @@ fn shared(floats: usize) -> usize {
 }
 
 impl Launch<'_> {
-    /// The shape, as kernels take it.
+    /// The shape, as plain kernels take it.
     fn t5_shape(self, dims: &T5AttentionDims) -> Self {
         let launch = self.int(dims.queries).int(dims.keys).int(dims.kv_rows);
         launch.int(dims.heads).int(dims.head_dim)
+    }
+
+    /// The shape, as kernels on the tensor cores take it.
+    fn t5_tiled_shape(self, dims: &T5AttentionDims) -> Self {
+        let launch = self.int(dims.queries).int(dims.keys).int(dims.kv_rows);
+        launch.int(dims.heads).int(dims.causal.into())
     }
 
     /// The masks of probabilities.
@@ -81,9 +92,20 @@ impl<X: CudaReal> T5Attention<X> for Cuda {
         if probs.len() == 0 {
             return self.set_bytes(o.pointer(), 0, o.len() * size_of::<X>());
         }
-        let kernel = self.kernel_of::<X>(MODULE, OP).write(&o).write(&probs).read(q).read(kv);
+        let plan = Plan::forward::<X>(
+            self,
+            &dims,
+            bias.map(|b| b.buckets),
+            &[o.pointer(), q.pointer(), kv.pointer()],
+        );
+        let kernel = plan.as_ref().map_or_else(|| self.kernel_of::<X>(MODULE, OP), |plan| plan.kernel(self));
+        let kernel = kernel.write(&o).write(&probs).read(q).read(kv);
         let kernel = kernel.read_if(bias.map(|b| b.table)).read_if(bias.map(|b| b.map));
         let kernel = kernel.pointer(self.fault_pointer()).int(bias.map_or(0, |b| b.buckets));
+        if let Some(plan) = plan {
+            // SAFETY: the lengths above; buckets beyond the table are refused.
+            return unsafe { plan.run(kernel.t5_tiled_shape(&dims).t5_drop(keys, &dims)) };
+        }
         let kernel = kernel.t5_shape(&dims).int(dims.causal.into()).t5_drop(keys, &dims);
         let grid = [dims.queries.div_ceil(ROWS), dims.heads, dims.batch];
         // SAFETY: the lengths above; buckets beyond the table are refused.
@@ -122,6 +144,24 @@ impl<X: CudaReal> T5Attention<X> for Cuda {
             self.set_bytes(dq.pointer(), 0, dq.len() * size_of::<X>())?;
             return self.set_bytes(dkv.pointer(), 0, dkv.len() * size_of::<X>());
         }
+        // The table's gradient needs the map.
+        let table = d_table.as_ref().zip(bias);
+        let addresses = [&dq, &dkv, &d_scores].map(|view| view.pointer());
+        let addresses = [addresses.as_slice(), &[d_o, q, kv].map(|view| view.pointer())].concat();
+        let buckets = table.map(|(_, bias)| bias.buckets);
+        if let Some(plan) = Plan::backward::<X>(self, &dims, buckets, &addresses) {
+            let partial = if table.is_some() { d_scores.pointer() } else { 0 };
+            let kernel = plan.kernel(self).write(&dq).write(&dkv).pointer(partial);
+            let kernel = kernel.read(d_o).read(probs).read(q).read(kv);
+            let kernel = kernel.read_if(table.map(|(_, bias)| bias.map)).int(buckets.unwrap_or(0));
+            // SAFETY: the lengths above; the plan has made sure that sums fit into `d_scores`.
+            unsafe { plan.run(kernel.t5_tiled_shape(&dims).t5_drop(keys, &dims)) }?;
+            return match table {
+                // SAFETY: as above.
+                Some((d_table, _)) => unsafe { self.t5_table_sum(d_table, partial, dims.batch) },
+                None => Ok(()),
+            };
+        }
         let kernel = self.kernel_of::<X>(MODULE, "t5_attention_backward_q").write(&dq).write(&d_scores);
         let kernel = kernel.read(d_o).read(probs).read(kv).t5_shape(&dims).t5_drop(keys, &dims);
         let grid = [dims.queries.div_ceil(ROWS), dims.heads, dims.batch];
@@ -133,7 +173,7 @@ impl<X: CudaReal> T5Attention<X> for Cuda {
         let grid = [dims.keys.div_ceil(ROWS), dims.heads, dims.batch];
         // SAFETY: the lengths above.
         unsafe { kernel.run(grid, THREADS, shared(2 * dims.queries)) }?;
-        if let (Some(d_table), Some(bias)) = (&d_table, bias) {
+        if let Some((d_table, bias)) = table {
             let kernel = self.kernel_of::<X>(MODULE, "t5_table_gradient").write(d_table);
             let kernel = kernel.read(d_scores.freeze()).read(bias.map);
             let kernel = kernel.int(dims.batch).int(dims.heads).int(dims.queries * dims.keys);

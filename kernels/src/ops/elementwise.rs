@@ -20,10 +20,27 @@ pub trait Elementwise<X: Real>: Device {
         cols: usize,
     ) -> Result<()>;
 
+    /// `out[r · out_stride + c] = x[r · x_stride + c]` for rows of `cols` values (`=`); what lies between
+    /// the rows of `out` stays as it is.
+    fn copy_strided(&self, out: Self::ViewMut<'_, X>, x: Self::View<'_, X>, rows: StridedRows) -> Result<()>;
+
     /// `out[r · stride + c] = std · number r · cols + c` of a key's bell-shaped numbers
     /// ([`rng::bell`](crate::rng::bell)) of standard deviation 1, rounded from f32 to X; what lies
     /// between rows stays as it is. The same values on every device.
     fn random_rows(&self, out: Self::ViewMut<'_, X>, rows: RandomRows) -> Result<()>;
+}
+
+/// Rows that lie apart from each other. Strides are in elements, at least `cols`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StridedRows {
+    /// Number of rows.
+    pub rows: usize,
+    /// Values of a row.
+    pub cols: usize,
+    /// From one row of the output to the next.
+    pub out_stride: usize,
+    /// From one row of the input to the next.
+    pub x_stride: usize,
 }
 
 /// Rows of random numbers.

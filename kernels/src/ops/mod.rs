@@ -36,7 +36,7 @@ pub use activation::{GatedActivation, GatedDims, GatedKind};
 pub use adamw::{AdamW, AdamWCast, AdamWStep};
 pub use attention::{Attention, AttentionDims, DecodeDims};
 pub use dropout::{Dropout, DropoutDims};
-pub use elementwise::{Cast, Elementwise, RandomRows};
+pub use elementwise::{Cast, Elementwise, RandomRows, StridedRows};
 pub use embedding::Embedding;
 pub use gemm::{Gemm, GemmDims};
 pub use linear::{Linear, LinearDims};

@@ -66,10 +66,6 @@ pub struct Generator<D: Device, X: Real> {
     /// As `k`.
     v: D::Buf<X>,
     /// `[rows]`
-    slot: D::Buf<u32>,
-    /// `[rows]`
-    row_ids: D::Buf<u32>,
-    /// `[rows]`
     next: D::Buf<u32>,
     /// The adapters of a call and one more, all zero, where a call needs it.
     padded: Option<D::Buf<X::Acc>>,
@@ -106,8 +102,6 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             batch: DeviceBatch::new(device, capacity)?,
             k: device.zeros(cache)?,
             v: device.zeros(cache)?,
-            slot: device.zeros(rows)?,
-            row_ids: device.zeros(rows)?,
             next: device.zeros(rows)?,
             padded: None,
             steps: HashMap::new(),
@@ -310,42 +304,36 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             return Ok(());
         }
         let (device, vocab) = (&decoder.device, decoder.config.vocab);
-        self.batch.load(device, stream)?;
         let slots: Vec<u32> = rows.iter().map(|row| row.slot).collect();
-        device.upload(D::view_mut(&mut self.slot, 0..slots.len()), &slots)?;
+        self.batch.load_for_cache(device, stream, &slots, at)?;
         self.acts.check(self.batch.used(), adapters.as_ref())?;
-        let Self { limits, acts, batch, k, v, slot, row_ids, next, steps, .. } = self;
+        let Self { limits, acts, batch, k, v, next, steps, .. } = self;
         let (pass, chunk) = (Pass::new(batch, adapters), acts.chunk);
         let mut blocks = |acts: &mut Activations<D, X>| {
-            let slot = D::view(slot, 0..slots.len());
-            let (capacity, slots) = (limits.context, limits.rows);
+            let (slot, capacity, slots) = (batch.slots(), limits.context, limits.rows);
             let cache = Cache { k: &mut *k, v: &mut *v, slot, capacity, slots, action };
             decoder.forward_blocks(acts, &pass, &mut Some(cache))
         };
-        let head = |acts: &mut Activations<D, X>,
-                    row_ids: &D::Buf<u32>,
-                    next: &mut D::Buf<u32>,
-                    n: usize|
-         -> Result<()> {
-            decoder.row_logits(acts, stream.len(), D::view(row_ids, 0..n))?;
+        let head = |acts: &mut Activations<D, X>, next: &mut D::Buf<u32>, first: usize, n: usize| {
+            let wanted = D::slice(batch.last_rows(), first..first + n);
+            decoder.row_logits(acts, stream.len(), wanted)?;
             let logits = D::view(&acts.head_logits, 0..n * vocab);
-            Ok(LmHead::<X>::argmax(device, D::view_mut(next, 0..n), logits, n, vocab)?)
+            Ok::<(), Error>(LmHead::<X>::argmax(device, D::view_mut(next, 0..n), logits, n, vocab)?)
         };
         // One more token of so many rows is always the same work.
         let repeated = action == CacheAction::Decode && rows.len() <= chunk;
         if !repeated {
             blocks(acts)?;
         }
-        for (rows, at) in rows.chunks_mut(chunk).zip(at.chunks(chunk)) {
+        for (i, rows) in rows.chunks_mut(chunk).enumerate() {
             let n = rows.len();
-            device.upload(D::view_mut(row_ids, 0..n), at)?;
             if repeated {
                 device.replay(steps.entry(n).or_default(), &mut || {
                     blocks(acts)?;
-                    head(acts, row_ids, next, n)
+                    head(acts, next, i * chunk, n)
                 })?;
             } else {
-                head(acts, row_ids, next, n)?;
+                head(acts, next, i * chunk, n)?;
             }
             let tokens = device.to_host(D::view(next, 0..n))?;
             rows.iter_mut().zip(tokens).for_each(|(row, token)| row.last = token);

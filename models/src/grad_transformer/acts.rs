@@ -3,11 +3,11 @@
 //! There are two sets of inputs: while the device works on one, the next batch goes into the
 //! other, beside the operations.
 
-use super::{GradTransformer, GradTransformerConfig};
+use super::{Batch, GradTransformer, GradTransformerConfig};
 use crate::t5::buffers::{Allocator, Rows};
 use crate::t5::weights::upload_f32_in;
 use crate::t5::{Keep, StackActs, StackShape};
-use gradtx_kernels::ops::Backend;
+use gradtx_kernels::ops::{Backend, Elementwise, StridedRows};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -64,7 +64,8 @@ impl<'a> Tuples<'a> {
 pub(super) struct Inputs<D: Device, X: Real> {
     /// `[B·L_S, d_S]`
     pub(super) student: Rows<D, X>,
-    /// `[B·L_T, d_T]`: a zero block, then all teacher blocks but the last.
+    /// `[B·L_T, d_T]`: of each example a zero block, then all teacher blocks but the last. The zero
+    /// blocks are never written to.
     pub(super) shifted: Rows<D, X>,
     /// `[B·L_T, d_T]`
     pub(super) target: Rows<D, X>,
@@ -95,27 +96,31 @@ impl<D: Backend<X>, X: Real> Inputs<D, X> {
         &mut self,
         dev: &D,
         config: &GradTransformerConfig,
-        tuples: Tuples<'_>,
+        tuples: Batch<'_, D, X>,
         stage: &mut Vec<X>,
     ) -> Result<()> {
         let batch = tuples.len();
         let (rows_s, rows_t) = (batch * config.student_blocks, batch * config.teacher_blocks);
         let Self { student, target, keys, lane, .. } = self;
-        dev.upload_in(lane, keys.view_mut(batch), tuples.keys)?;
-        upload_f32_in::<D, X>(dev, lane, student.view_mut(rows_s), tuples.student, stage)?;
-        upload_f32_in::<D, X>(dev, lane, target.view_mut(rows_t), tuples.teacher, stage)
+        let (student, target, keys) =
+            (student.view_mut(rows_s), target.view_mut(rows_t), keys.view_mut(batch));
+        match tuples {
+            Batch::Staged(part) => part.upload(dev, lane, student, target, keys),
+            Batch::Plain(tuples) => {
+                dev.upload_in(lane, keys, tuples.keys)?;
+                upload_f32_in::<D, X>(dev, lane, student, tuples.student, stage)?;
+                upload_f32_in::<D, X>(dev, lane, target, tuples.teacher, stage)
+            }
+        }
     }
 
     /// Makes operations wait for what was uploaded, and shifts the teacher's blocks.
     fn begin(&mut self, dev: &D, config: &GradTransformerConfig, batch: usize) -> Result<()> {
         dev.await_lane(&mut self.lane)?;
         let (len, width) = (config.teacher_len(), config.teacher_width);
-        for example in 0..batch {
-            let (zero, earlier) = D::split_mut(self.shifted.part_mut(example * len, len), width);
-            dev.fill(zero, X::zero())?;
-            dev.copy(earlier, self.target.part(example * len, len - width))?;
-        }
-        Ok(())
+        let rows = StridedRows { rows: batch, cols: len - width, out_stride: len, x_stride: len };
+        let shifted = self.shifted.part_mut(width, batch * len - width);
+        Ok(Elementwise::<X>::copy_strided(dev, shifted, self.target.part(0, batch * len), rows)?)
     }
 }
 
@@ -197,10 +202,15 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
     }
 
     /// Begins with a batch. One that [`Self::load_ahead`] has uploaded is recognised by its keys.
-    pub(super) fn load(&mut self, dev: &D, config: &GradTransformerConfig, tuples: Tuples<'_>) -> Result<()> {
+    pub(super) fn load(
+        &mut self,
+        dev: &D,
+        config: &GradTransformerConfig,
+        tuples: Batch<'_, D, X>,
+    ) -> Result<()> {
         self.check(config, tuples)?;
         let next = 1 - self.current;
-        if self.ahead.take().is_none_or(|keys| keys != tuples.keys) {
+        if self.ahead.take().is_none_or(|keys| keys != tuples.keys()) {
             self.inputs[next].upload(dev, config, tuples, &mut self.stage)?;
         }
         // Everything that uses the batch before has been asked for.
@@ -215,12 +225,12 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         &mut self,
         dev: &D,
         config: &GradTransformerConfig,
-        tuples: Tuples<'_>,
+        tuples: Batch<'_, D, X>,
     ) -> Result<()> {
         self.check(config, tuples)?;
         self.ahead = None;
         self.inputs[1 - self.current].upload(dev, config, tuples, &mut self.stage)?;
-        self.ahead = Some(tuples.keys.to_vec());
+        self.ahead = Some(tuples.keys().to_vec());
         Ok(())
     }
 
@@ -229,7 +239,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         self.ahead = None;
     }
 
-    fn check(&self, config: &GradTransformerConfig, tuples: Tuples<'_>) -> Result<()> {
+    fn check(&self, config: &GradTransformerConfig, tuples: Batch<'_, D, X>) -> Result<()> {
         tuples.check(config)?;
         if tuples.len() > self.capacity {
             let why = format!("{} tuples, where {} have room", tuples.len(), self.capacity);

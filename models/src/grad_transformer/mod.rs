@@ -5,7 +5,7 @@
 //! and the teacher blocks before it. In translation it is fed its own predictions.
 //!
 //! * [`GradTransformer`]: configuration, parameters, forward and backward pass, files.
-//! * [`Trainer`]: gradient accumulation and AdamW.
+//! * [`Trainer`]: gradient accumulation and AdamW, on batches that may be staged ([`StagedTuples`]).
 //! * [`Generator`]: cached autoregressive generation.
 //! * [`Normalization`]: the units that the model works in.
 
@@ -15,6 +15,7 @@ mod files;
 mod generate;
 mod model;
 mod normalize;
+mod staged;
 mod train;
 
 pub use acts::{Activations, Tuples};
@@ -22,4 +23,5 @@ pub use config::{GradTransformerConfig, StartToken};
 pub use generate::Generator;
 pub use model::GradTransformer;
 pub use normalize::{Normalization, NormalizationFit, NormalizationMode};
+pub use staged::{Batch, StagedMut, StagedPart, StagedTuples};
 pub use train::{StepReport, Trainer};

@@ -10,8 +10,8 @@
 //! Shapes: B examples; L_S blocks of d_S values (student), L_T blocks of d_T (teacher);
 //! d width of the T5.
 
-use super::acts::{Activations, Inputs, Tuples};
-use super::{GradTransformerConfig, Normalization};
+use super::acts::{Activations, Inputs};
+use super::{Batch, GradTransformerConfig, Normalization};
 use crate::t5::{Grads, Pass, Side, Stack};
 use gradtx_kernels::ops::{Backend, Linear, LinearDims, MseDims, Out};
 use gradtx_kernels::{Device, Real};
@@ -179,8 +179,12 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     }
 
     /// Copies tuples in the model's units to the device, as the batch of the next passes.
-    pub fn load_batch(&self, acts: &mut Activations<D, X>, tuples: Tuples<'_>) -> Result<()> {
-        acts.load(&self.dev, &self.config, tuples)
+    pub fn load_batch<'t>(
+        &self,
+        acts: &mut Activations<D, X>,
+        tuples: impl Into<Batch<'t, D, X>>,
+    ) -> Result<()> {
+        acts.load(&self.dev, &self.config, tuples.into())
     }
 
     /// Predicts every teacher block from the student's blocks and the teacher's blocks before it.

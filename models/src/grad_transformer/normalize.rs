@@ -6,7 +6,8 @@
 //! the training tuples only, are computed in f64 in one pass (Welford's recurrence),
 //! and travel with the translator.
 
-use gradtx_runtime::artifact::{TensorFile, little_endian, write_tensors};
+use gradtx_kernels::cpu::simd::{Level, Task, dispatch};
+use gradtx_runtime::artifact::{Role, TensorFile, little_endian, write_tensors};
 use gradtx_runtime::{Error, Result};
 use safetensors::Dtype;
 use std::path::Path;
@@ -69,8 +70,8 @@ impl Statistics {
         Self { shape, mean: vec![], scale: vec![1.0] }
     }
 
-    /// Calls `f(value, mean, scale)` for every value of updates `[n, L, d]`.
-    fn each(&self, updates: &mut [f32], f: impl Fn(f64, f64, f64) -> f64) -> Result<()> {
+    /// Updates `[n, L, d]` into the model's units or back, in place.
+    fn convert(&self, updates: &mut [f32], way: Way) -> Result<()> {
         let [blocks, width] = self.shape;
         let len = blocks * width;
         if len == 0 || !updates.len().is_multiple_of(len) {
@@ -78,15 +79,88 @@ impl Statistics {
                 format!("expected updates of {blocks} blocks of {width}, found {} values", updates.len());
             return Err(Error::invalid("normalization", why));
         }
+        updates.chunks_exact_mut(len).for_each(|update| self.convert_part(update, 0, way));
+        Ok(())
+    }
+
+    /// The same of some values of one update, of which the first is value `from`.
+    fn convert_part(&self, mut values: &mut [f32], mut from: usize, way: Way) {
         // Values that share a divisor.
-        let shared = len / self.scale.len();
-        for update in updates.chunks_exact_mut(len) {
-            for (i, x) in update.iter_mut().enumerate() {
-                let mean = self.mean.get(i).map_or(0.0, |&m| m as f64);
-                *x = f(*x as f64, mean, self.scale[i / shared] as f64) as f32;
+        let shared = self.shape[0] * self.shape[1] / self.scale.len();
+        while !values.is_empty() {
+            let len = if shared == 1 { values.len() } else { (shared - from % shared).min(values.len()) };
+            let (run, rest) = values.split_at_mut(len);
+            let mean = if self.mean.is_empty() { &[][..] } else { &self.mean[from..from + len] };
+            let first = from / shared;
+            let scale = &self.scale[first..if shared == 1 { first + len } else { first + 1 }];
+            dispatch(Convert { values: run, mean, scale, way });
+            (values, from) = (rest, from + len);
+        }
+    }
+}
+
+/// Which way values are converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// `(x − mean) / scale`
+    IntoUnits,
+    /// `x · scale + mean`
+    Back,
+}
+
+/// Values in a row that have one divisor, or one each; and their means, or none. Computed in f64,
+/// rounded once.
+struct Convert<'a> {
+    values: &'a mut [f32],
+    mean: &'a [f32],
+    scale: &'a [f32],
+    way: Way,
+}
+
+impl Task for Convert<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Self { values, mean, scale, way } = self;
+        let n = values.len();
+        match (mean.len(), scale.len(), way) {
+            (0, 1, Way::IntoUnits) => {
+                let scale = scale[0] as f64;
+                for i in 0..n {
+                    values[i] = (values[i] as f64 / scale) as f32;
+                }
+            }
+            (0, 1, Way::Back) => {
+                let scale = scale[0] as f64;
+                for i in 0..n {
+                    values[i] = (values[i] as f64 * scale + 0.0) as f32;
+                }
+            }
+            (_, 1, Way::IntoUnits) => {
+                let (mean, scale) = (&mean[..n], scale[0] as f64);
+                for i in 0..n {
+                    values[i] = ((values[i] as f64 - mean[i] as f64) / scale) as f32;
+                }
+            }
+            (_, 1, Way::Back) => {
+                let (mean, scale) = (&mean[..n], scale[0] as f64);
+                for i in 0..n {
+                    values[i] = (values[i] as f64 * scale + mean[i] as f64) as f32;
+                }
+            }
+            (_, _, Way::IntoUnits) => {
+                let (mean, scale) = (&mean[..n], &scale[..n]);
+                for i in 0..n {
+                    values[i] = ((values[i] as f64 - mean[i] as f64) / scale[i] as f64) as f32;
+                }
+            }
+            (_, _, Way::Back) => {
+                let (mean, scale) = (&mean[..n], &scale[..n]);
+                for i in 0..n {
+                    values[i] = (values[i] as f64 * scale[i] as f64 + mean[i] as f64) as f32;
+                }
             }
         }
-        Ok(())
     }
 }
 
@@ -122,17 +196,32 @@ impl Normalization {
 
     /// Student updates `[n, L_S, d_S]` into the model's units, in place.
     pub fn apply_student(&self, updates: &mut [f32]) -> Result<()> {
-        self.student.each(updates, |x, mean, scale| (x - mean) / scale)
+        self.student.convert(updates, Way::IntoUnits)
     }
 
     /// Teacher updates `[n, L_T, d_T]` into the model's units, in place.
     pub fn apply_teacher(&self, updates: &mut [f32]) -> Result<()> {
-        self.teacher.each(updates, |x, mean, scale| (x - mean) / scale)
+        self.teacher.convert(updates, Way::IntoUnits)
+    }
+
+    /// Some values of one update of this side into the model's units, in place; the first is value
+    /// `from` of the update. The same values as of the whole update.
+    ///
+    /// # Panics
+    /// When the update ends before.
+    pub fn apply_part(&self, role: Role, values: &mut [f32], from: usize) {
+        let side = match role {
+            Role::Student => &self.student,
+            Role::Teacher => &self.teacher,
+        };
+        let [blocks, width] = side.shape;
+        assert!(from + values.len() <= blocks * width, "{} values from {from}", values.len());
+        side.convert_part(values, from, Way::IntoUnits);
     }
 
     /// The model's predictions `[n, L_T, d_T]` back into updates, in place.
     pub fn undo_teacher(&self, updates: &mut [f32]) -> Result<()> {
-        self.teacher.each(updates, |x, mean, scale| x * scale + mean)
+        self.teacher.convert(updates, Way::Back)
     }
 
     /// All statistics in a row: what makes [`Self::from_values`] the same on another rank.
@@ -400,6 +489,38 @@ mod tests {
         }
         let wrong = Normalization::load(dir.path(), NormalizationMode::Block, STUDENT, TEACHER);
         assert!(wrong.unwrap_err().to_string().contains("coordinate"));
+    }
+
+    /// As the formula has it, value by value; parts of any length from anywhere are those of the whole.
+    #[test]
+    fn every_mode_computes_its_formula_to_the_bit() {
+        for (mode, name) in NormalizationMode::ALL {
+            let (normalization, students, teachers) = fit(mode);
+            for (role, side, all) in [
+                (Role::Student, &normalization.student, &students),
+                (Role::Teacher, &normalization.teacher, &teachers),
+            ] {
+                let len = side.shape[0] * side.shape[1];
+                let at = |i: usize| {
+                    let mean = side.mean.get(i % len).map_or(0.0, |&m| m as f64);
+                    (mean, side.scale[i % len / (len / side.scale.len())] as f64)
+                };
+                let wanted: Vec<f32> =
+                    (0..all.len()).map(|i| ((all[i] as f64 - at(i).0) / at(i).1) as f32).collect();
+                let mut found = all.clone();
+                side.convert(&mut found, Way::IntoUnits).unwrap();
+                assert!(found.iter().map(|x| x.to_bits()).eq(wanted.iter().map(|x| x.to_bits())), "{name}");
+                for (from, to) in [(0, len), (0, 1), (3, 9), (len - 1, len), (4, 4), (1, len)] {
+                    let mut part = all[from..to].to_vec();
+                    normalization.apply_part(role, &mut part, from);
+                    assert_eq!(part, wanted[from..to], "{name}: {from}..{to}");
+                }
+                side.convert(&mut found, Way::Back).unwrap();
+                let back = (0..all.len()).map(|i| (wanted[i] as f64 * at(i).1 + at(i).0) as f32);
+                assert!(back.map(f32::to_bits).eq(found.iter().map(|x| x.to_bits())), "{name}");
+                assert!(side.convert(&mut [0.0; 4], Way::Back).is_err());
+            }
+        }
     }
 
     #[test]

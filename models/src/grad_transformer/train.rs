@@ -13,7 +13,7 @@
 //! Where the model computes in the accumulators' own type, its values are its master
 //! values; otherwise masters are kept beside them, and a step writes both.
 
-use super::{Activations, GradTransformer, Tuples};
+use super::{Activations, Batch, GradTransformer};
 use crate::t5::{Grads, OnReady, weights};
 use gradtx_kernels::ops::{AdamWStep, Backend, Cast, Out};
 use gradtx_kernels::{Device, Elem, Real};
@@ -202,30 +202,35 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     /// Gradients of `scale · Σ (pred − target)²` over a batch, with dropout, in micro-batches as
     /// large as there is room for; returns the sum of squares. In the last micro-batch
     /// `on_ready` learns which gradients are final, with all of them.
-    pub fn gradients_of(
+    pub fn gradients_of<'t>(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: impl Into<Batch<'t, D, X>>,
         scale: f64,
         on_ready: &mut dyn FnMut(Range<usize>, D::ViewMut<'_, X::Acc>) -> Result<()>,
     ) -> Result<f64> {
-        self.accumulate_all(model, tuples, scale, Some(on_ready))
+        self.accumulate_all(model, tuples.into(), scale, Some(on_ready))
     }
 
     /// [`Self::gradients_of`] where nobody waits for parts of them.
-    pub fn gradients_alone(
+    pub fn gradients_alone<'t>(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: impl Into<Batch<'t, D, X>>,
         scale: f64,
     ) -> Result<f64> {
-        self.accumulate_all(model, tuples, scale, None)
+        self.accumulate_all(model, tuples.into(), scale, None)
     }
 
     /// Begins to copy the tuples of the next step to the device while it is busy with this one:
     /// between the gradients and whatever waits for them. They are recognised by their keys, and
     /// may but need not be the next ones.
-    pub fn load_ahead(&mut self, model: &GradTransformer<D, X>, tuples: Tuples<'_>) -> Result<()> {
+    pub fn load_ahead<'t>(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        tuples: impl Into<Batch<'t, D, X>>,
+    ) -> Result<()> {
+        let tuples = tuples.into();
         tuples.check(&model.config)?;
         let first = tuples.part(&model.config, 0, self.acts.capacity().min(tuples.len()));
         self.acts.load_ahead(&model.dev, &model.config, first)
@@ -234,7 +239,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     fn accumulate_all(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: Batch<'_, D, X>,
         scale: f64,
         mut on_ready: Option<OnReady<'_, D, X::Acc>>,
     ) -> Result<f64> {
@@ -259,7 +264,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     fn accumulate(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: Batch<'_, D, X>,
         scale: f64,
         out: Out,
         on_ready: Option<OnReady<'_, D, X::Acc>>,
@@ -317,10 +322,10 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
 
     /// Whether these tuples alone, with the dropout of their keys, give a finite loss and finite
     /// gradients. The gradients summed so far are lost.
-    pub fn is_finite(
+    pub fn is_finite<'t>(
         &mut self,
         model: &GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: impl Into<Batch<'t, D, X>>,
         scale: f64,
     ) -> Result<bool> {
         let dev = &model.dev;
@@ -331,13 +336,14 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     }
 
     /// A whole step on one rank.
-    pub fn train_step(
+    pub fn train_step<'t>(
         &mut self,
         model: &mut GradTransformer<D, X>,
-        tuples: Tuples<'_>,
+        tuples: impl Into<Batch<'t, D, X>>,
         step: AdamWStep,
         max_norm: Option<f64>,
     ) -> Result<StepReport> {
+        let tuples = tuples.into();
         let scale = 1.0 / (tuples.len() * model.config.teacher_len()) as f64;
         let sum = self.gradients_alone(model, tuples, scale)?;
         let sum_squares = self.sum_squares(&model.dev)?;
@@ -346,7 +352,12 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     }
 
     /// Mean squared error with known blocks before each predicted one, without dropout.
-    pub fn evaluate(&mut self, model: &GradTransformer<D, X>, tuples: Tuples<'_>) -> Result<f64> {
+    pub fn evaluate<'t>(
+        &mut self,
+        model: &GradTransformer<D, X>,
+        tuples: impl Into<Batch<'t, D, X>>,
+    ) -> Result<f64> {
+        let tuples = tuples.into();
         tuples.check(&model.config)?;
         // Keys say nothing about tuples where there is no dropout.
         self.acts.forget_ahead();

@@ -1,8 +1,9 @@
 //! Parameters from files and from random numbers into a flat buffer, and back to the host.
 
 use super::T5Config;
+use gradtx_kernels::cpu::narrow;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Device, Elem, Real, bf16};
+use gradtx_kernels::{Device, Elem, Real};
 use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
@@ -24,7 +25,7 @@ pub(crate) fn upload_f32<D: Device, X: Real>(
         return Ok(dev.upload(place, bytemuck::cast_slice(host))?);
     }
     stage.resize(host.len(), X::zero());
-    convert(stage, host);
+    narrow(stage, host);
     Ok(dev.upload(place, stage)?)
 }
 
@@ -45,20 +46,10 @@ pub(crate) fn upload_f32_in<D: Device, X: Real>(
     for (i, part) in host.chunks(PIECE).enumerate() {
         let at = i * PIECE;
         stage.resize(part.len(), X::zero());
-        convert(stage, part);
+        narrow(stage, part);
         dev.upload_in(lane, D::slice_mut(D::reborrow(&mut place), at..at + part.len()), stage)?;
     }
     Ok(())
-}
-
-/// `to = from`, rounded. A batch of tuples is tens of millions of values, and the way by f64 is slow.
-fn convert<X: Real>(to: &mut [X], from: &[f32]) {
-    if X::DTYPE == bf16::DTYPE {
-        let to: &mut [bf16] = bytemuck::cast_slice_mut(to);
-        to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::from_f32(from));
-    } else {
-        to.iter_mut().zip(from).for_each(|(to, &from)| *to = X::from_f64(from as f64));
-    }
 }
 
 /// Fails unless every parameter whose name begins with `prefix` is there with its shape. Only

@@ -7,7 +7,7 @@
 
 use super::mapped::Content;
 use crate::{Error, Result};
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{f16, slice::HalfFloatSliceExt};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::Metadata};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -148,23 +148,33 @@ impl TensorData<'_> {
         if out.len() != self.len() {
             return Err(self.error(format!("expected {} values, found {}", out.len(), self.len())));
         }
+        self.read_f32_from(0, out)
+    }
+
+    /// The same of as many elements as `out` has room for, from element `from` on.
+    ///
+    /// # Panics
+    /// When the tensor ends before.
+    pub fn read_f32_from(&self, from: usize, out: &mut [f32]) -> Result<()> {
+        let size = self.dtype.bitsize() / 8;
+        let bytes = &self.bytes[from * size..(from + out.len()) * size];
         match self.dtype {
-            Dtype::F32 => convert(self.bytes, out, f32::from_le_bytes),
-            Dtype::F64 => convert(self.bytes, out, |b| f64::from_le_bytes(b) as f32),
-            Dtype::F16 => convert_half(self.bytes, out, f16::from_le_bytes, |h, o| h.convert_to_f32_slice(o)),
-            Dtype::BF16 => {
-                convert_half(self.bytes, out, bf16::from_le_bytes, |h, o| h.convert_to_f32_slice(o))
-            }
+            Dtype::F32 => convert(bytes, out, f32::from_le_bytes),
+            Dtype::F64 => convert(bytes, out, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F16 => convert_half(bytes, out, f16::from_le_bytes, |h, o| h.convert_to_f32_slice(o)),
+            Dtype::BF16 => convert(bytes, out, |b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)),
             other => {
                 return Err(self.error(format!(
                     "expected floating-point values (BF16, F16, F32 or F64), found {other:?}"
                 )));
             }
         }
-        match out.iter().position(|x| !x.is_finite()) {
-            None => Ok(()),
-            Some(at) => Err(self.error(format!("value {} at element {at} is not a finite number", out[at]))),
+        if all_finite(out) {
+            return Ok(());
         }
+        let (at, value) =
+            out.iter().enumerate().find(|(_, x)| !x.is_finite()).expect("one of them is not finite");
+        Err(self.error(format!("value {value} at element {} is not a finite number", from + at)))
     }
 
     /// A new vector of f32, with the checks of [`Self::read_f32`].
@@ -228,6 +238,13 @@ fn not_safetensors(content: &[u8]) -> Option<String> {
     ];
     let (_, kind) = kinds.into_iter().find(|(begin, _)| content.starts_with(begin))?;
     Some(format!("is {kind}, not a safetensors file"))
+}
+
+/// Whether all values are finite numbers: a loop without exits, which vectorises.
+fn all_finite(values: &[f32]) -> bool {
+    // Of a value that is not, all bits of the exponent are set: one more there carries into the sign.
+    let carry = |x: f32| (x.to_bits() & 0x7FFF_FFFF) + 0x0080_0000;
+    values.iter().fold(0, |carries, &x| carries | carry(x)) >> 31 == 0
 }
 
 fn words<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
@@ -301,6 +318,7 @@ pub fn write_tensors(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::bf16;
 
     fn sample(dir: &Path) -> PathBuf {
         let path = dir.join("a.safetensors");
@@ -365,6 +383,38 @@ mod tests {
         assert!(TensorFile::open(&path).unwrap_err().to_string().contains("GGUF"));
         std::fs::write(&path, "PK\x03\x04 and the rest of an archive").unwrap();
         assert!(TensorFile::open(&path).unwrap_err().to_string().contains("torch.save"));
+    }
+
+    #[test]
+    fn parts_of_a_tensor_are_those_of_the_whole() {
+        let values: Vec<f32> = (0..50).map(|i| bf16::from_f32(i as f32 * 0.37 - 9.0).to_f32()).collect();
+        let each =
+            |bytes: &dyn Fn(f32) -> Vec<u8>| values.iter().flat_map(|&x| bytes(x)).collect::<Vec<u8>>();
+        for (dtype, bytes) in [
+            (Dtype::F32, each(&|x| x.to_le_bytes().to_vec())),
+            (Dtype::F64, each(&|x| f64::from(x).to_le_bytes().to_vec())),
+            (Dtype::BF16, each(&|x| bf16::from_f32(x).to_le_bytes().to_vec())),
+        ] {
+            let shape = [5, 10];
+            let tensor = TensorData { path: Path::new("x"), name: "w", dtype, shape: &shape, bytes: &bytes };
+            assert_eq!(tensor.to_f32().unwrap(), values, "{dtype:?}");
+            let mut part = [0.0; 7];
+            tensor.read_f32_from(41, &mut part).unwrap();
+            assert_eq!(part, values[41..48], "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn every_value_that_is_not_finite_is_found() {
+        let finite = [0.0, -0.0, f32::MAX, f32::MIN, f32::MIN_POSITIVE, 1e-42, -1.0];
+        assert!(all_finite(&finite) && all_finite(&[]));
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(0x7F80_0001)] {
+            for at in 0..finite.len() {
+                let mut values = finite;
+                values[at] = bad;
+                assert!(!all_finite(&values), "{bad} at {at}");
+            }
+        }
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //! 1 / (labels of the step) it is the token mean.
 
 use crate::{Error, Result};
-use gradtx_kernels::{Device, Real, ops::Segments};
+use gradtx_kernels::{Device, Elem, Real, ops::Segments};
+use std::ops::Range;
 
 /// One tokenized example: which of its tokens are trained on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -147,59 +148,132 @@ pub struct BatchCapacity {
     pub labels: usize,
 }
 
+/// Arrays of whole numbers of 32 bits, in their order within the one buffer that holds them all.
+#[derive(Clone, Copy)]
+enum Array {
+    Tokens,
+    Positions,
+    Offsets,
+    Adapter,
+    GradRow,
+    LabelRows,
+    Targets,
+    Slots,
+    Last,
+}
+
+const ARRAYS: usize = Array::Last as usize + 1;
+/// Every array begins at a multiple of so many elements: of 128 bytes.
+const ALIGN: usize = 32;
+
 /// A packed batch on a device, in buffers that are allocated once.
+///
+/// All whole numbers of 32 bits go there in one copy, for a copy has a cost of its own; what has not
+/// changed since the last batch, of keys and weights, does not go there again.
 pub struct DeviceBatch<D: Device, A: Real> {
     capacity: BatchCapacity,
     used: BatchCapacity,
-    tokens: D::Buf<u32>,
-    positions: D::Buf<u32>,
-    offsets: D::Buf<u32>,
-    adapter: D::Buf<u32>,
-    grad_row: D::Buf<u32>,
-    keys: D::Buf<u64>,
-    label_rows: D::Buf<u32>,
-    targets: D::Buf<u32>,
-    weights: D::Buf<A>,
+    numbers: D::Buf<u32>,
+    /// Where each array begins, and how long it is.
+    places: [Range<usize>; ARRAYS],
+    /// The numbers on the host, on their way.
+    packed: Vec<u32>,
+    keys: Held<D, u64>,
+    weights: Held<D, A>,
+}
+
+/// Values on the device, and what they are.
+struct Held<D: Device, T: Elem> {
+    there: D::Buf<T>,
+    values: Vec<T>,
+}
+
+impl<D: Device, T: Elem> Held<D, T> {
+    fn new(device: &D, len: usize) -> Result<Self> {
+        Ok(Self { there: device.zeros(len)?, values: vec![] })
+    }
+
+    fn set(&mut self, device: &D, values: impl ExactSizeIterator<Item = T> + Clone) -> Result<()> {
+        if self.values.iter().copied().eq(values.clone()) {
+            return Ok(());
+        }
+        // Should the copy fail, what is there is unknown.
+        self.values.clear();
+        let new: Vec<T> = values.collect();
+        device.upload(D::view_mut(&mut self.there, 0..new.len()), &new)?;
+        self.values = new;
+        Ok(())
+    }
 }
 
 impl<D: Device, A: Real> DeviceBatch<D, A> {
     /// Empty, with room for `capacity`.
     pub fn new(device: &D, capacity: BatchCapacity) -> Result<Self> {
+        let BatchCapacity { tokens, segments, labels } = capacity;
+        let room =
+            places([tokens, tokens, segments + 1, segments, segments, labels, labels, segments, segments]);
+        let numbers = device.zeros(room[ARRAYS - 1].end)?;
         Ok(Self {
             capacity,
             used: BatchCapacity::default(),
-            tokens: device.zeros(capacity.tokens)?,
-            positions: device.zeros(capacity.tokens)?,
-            offsets: device.zeros(capacity.segments + 1)?,
-            adapter: device.zeros(capacity.segments)?,
-            grad_row: device.zeros(capacity.segments)?,
-            keys: device.zeros(capacity.segments)?,
-            label_rows: device.zeros(capacity.labels)?,
-            targets: device.zeros(capacity.labels)?,
-            weights: device.zeros(capacity.labels)?,
+            numbers,
+            places: places([0; ARRAYS]),
+            packed: vec![],
+            keys: Held::new(device, segments)?,
+            weights: Held::new(device, labels)?,
         })
     }
 
     /// Copies a batch to the device.
     pub fn load(&mut self, device: &D, batch: &PackedBatch) -> Result<()> {
+        self.load_for_cache(device, batch, &[], &[])
+    }
+
+    /// The same, with the cache's slot of each segment and the stream position whose logits are
+    /// wanted of each: as many of both, at most one per segment that there is room for.
+    pub fn load_for_cache(
+        &mut self,
+        device: &D,
+        batch: &PackedBatch,
+        slots: &[u32],
+        last: &[u32],
+    ) -> Result<()> {
         let want = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
         let room = self.capacity;
-        if want.tokens > room.tokens || want.segments > room.segments || want.labels > room.labels {
-            let why = format!("it needs {want:?}, the memory plan has room for {room:?}");
+        let fits = want.tokens <= room.tokens && want.segments <= room.segments && want.labels <= room.labels;
+        if !fits || slots.len() > room.segments || slots.len() != last.len() {
+            let why = format!(
+                "it needs {want:?} and {} slots, the memory plan has room for {room:?}",
+                slots.len().max(last.len())
+            );
             return Err(Error::invalid("packed batch", why));
         }
-        let weights: Vec<A> = batch.weights.iter().map(|&w| A::from_f64(w)).collect();
-        put(device, &mut self.tokens, &batch.tokens)?;
-        put(device, &mut self.positions, &batch.positions)?;
-        put(device, &mut self.offsets, &batch.offsets)?;
-        put(device, &mut self.adapter, &batch.adapter)?;
-        put(device, &mut self.grad_row, &batch.grad_row)?;
-        put(device, &mut self.keys, &batch.keys)?;
-        put(device, &mut self.label_rows, &batch.label_rows)?;
-        put(device, &mut self.targets, &batch.targets)?;
-        put(device, &mut self.weights, &weights)?;
+        let arrays: [&[u32]; ARRAYS] = [
+            &batch.tokens,
+            &batch.positions,
+            &batch.offsets,
+            &batch.adapter,
+            &batch.grad_row,
+            &batch.label_rows,
+            &batch.targets,
+            slots,
+            last,
+        ];
+        self.places = places(arrays.map(<[u32]>::len));
+        self.packed.clear();
+        self.packed.resize(self.places[ARRAYS - 1].end, 0);
+        for (place, array) in self.places.iter().zip(arrays) {
+            self.packed[place.clone()].copy_from_slice(array);
+        }
+        device.upload(D::view_mut(&mut self.numbers, 0..self.packed.len()), &self.packed)?;
+        self.keys.set(device, batch.keys.iter().copied())?;
+        self.weights.set(device, batch.weights.iter().map(|&w| A::from_f64(w)))?;
         self.used = want;
         Ok(())
+    }
+
+    fn array(&self, array: Array) -> D::View<'_, u32> {
+        D::view(&self.numbers, self.places[array as usize].clone())
     }
 
     /// Tokens, segments and labels of the batch that was loaded last.
@@ -214,44 +288,60 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
 
     /// `[T]` token ids.
     pub fn tokens(&self) -> D::View<'_, u32> {
-        D::view(&self.tokens, 0..self.used.tokens)
+        self.array(Array::Tokens)
     }
 
     /// `[T]` positions.
     pub fn positions(&self) -> D::View<'_, u32> {
-        D::view(&self.positions, 0..self.used.tokens)
+        self.array(Array::Positions)
     }
 
     /// The segments.
     pub fn segments(&self) -> Segments<'_, D> {
         let count = self.used.segments;
         Segments {
-            offsets: D::view(&self.offsets, 0..count + 1),
-            adapter: D::view(&self.adapter, 0..count),
-            grad_row: D::view(&self.grad_row, 0..count),
-            keys: D::view(&self.keys, 0..count),
+            offsets: self.array(Array::Offsets),
+            adapter: self.array(Array::Adapter),
+            grad_row: self.array(Array::GradRow),
+            keys: D::view(&self.keys.there, 0..count),
             count,
         }
     }
 
     /// `[M]` stream positions that predict a target.
     pub fn label_rows(&self) -> D::View<'_, u32> {
-        D::view(&self.label_rows, 0..self.used.labels)
+        self.array(Array::LabelRows)
     }
 
     /// `[M]` targets.
     pub fn targets(&self) -> D::View<'_, u32> {
-        D::view(&self.targets, 0..self.used.labels)
+        self.array(Array::Targets)
     }
 
     /// `[M]` label weights.
     pub fn weights(&self) -> D::View<'_, A> {
-        D::view(&self.weights, 0..self.used.labels)
+        D::view(&self.weights.there, 0..self.used.labels)
+    }
+
+    /// The cache's slots that came with the batch.
+    pub fn slots(&self) -> D::View<'_, u32> {
+        self.array(Array::Slots)
+    }
+
+    /// The stream positions whose logits are wanted.
+    pub fn last_rows(&self) -> D::View<'_, u32> {
+        self.array(Array::Last)
     }
 }
 
-fn put<D: Device, T: gradtx_kernels::Elem>(device: &D, buf: &mut D::Buf<T>, values: &[T]) -> Result<()> {
-    Ok(device.upload(D::view_mut(buf, 0..values.len()), values)?)
+/// Where arrays of these lengths lie one after the other.
+fn places(lengths: [usize; ARRAYS]) -> [Range<usize>; ARRAYS] {
+    let mut end = 0usize;
+    lengths.map(|len| {
+        let start = end.next_multiple_of(ALIGN);
+        end = start + len;
+        start..end
+    })
 }
 
 #[cfg(test)]
@@ -279,6 +369,24 @@ mod tests {
     }
 
     #[test]
+    fn keys_and_weights_on_the_device_are_those_of_the_last_batch() {
+        let cpu = Cpu::new(1);
+        let room = BatchCapacity { tokens: 8, segments: 2, labels: 8 };
+        let mut on_device = DeviceBatch::<Cpu, f32>::new(&cpu, room).unwrap();
+        for (weight, keys) in
+            [(0.5, vec![3]), (0.5, vec![3]), (0.25, vec![3, 0]), (0.25, vec![4]), (1.0, vec![4])]
+        {
+            let mut batch = PackedBatch::default();
+            for &key in &keys {
+                batch.push(&example(4), SegmentInfo { key, ..SegmentInfo::default() }, weight);
+            }
+            on_device.load(&cpu, &batch).unwrap();
+            assert_eq!(on_device.segments().keys, keys);
+            assert_eq!(on_device.weights(), vec![weight as f32; 2 * keys.len()]);
+        }
+    }
+
+    #[test]
     fn a_device_batch_refuses_more_than_its_room() {
         let cpu = Cpu::new(1);
         let mut batch = PackedBatch::default();
@@ -288,6 +396,10 @@ mod tests {
         on_device.load(&cpu, &batch).unwrap();
         assert_eq!(on_device.tokens(), [10, 11, 12, 13]);
         assert_eq!(on_device.segments().offsets, [0, 4]);
+        assert_eq!((on_device.label_rows(), on_device.targets()), (&[1, 2][..], &[12, 13][..]));
+        on_device.load_for_cache(&cpu, &batch, &[7], &[3]).unwrap();
+        assert_eq!((on_device.slots(), on_device.last_rows()), (&[7][..], &[3][..]));
+        assert!(on_device.load_for_cache(&cpu, &batch, &[7, 8], &[3, 3]).is_err());
         batch.push(&example(1), SegmentInfo::default(), 1.0);
         assert!(on_device.load(&cpu, &batch).is_err());
     }

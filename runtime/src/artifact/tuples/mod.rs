@@ -303,12 +303,30 @@ impl TupleStore {
     /// # Panics
     /// When `pair` or `step` is out of range.
     pub fn read(&self, role: Role, pair: usize, step: usize, out: &mut [f32]) -> Result<()> {
+        self.update(role, pair, step)?.read_f32(out)
+    }
+
+    /// The same of as many values of the update as `out` has room for, from value `from` on.
+    ///
+    /// # Panics
+    /// When `pair`, `step` or the values are out of range.
+    pub fn read_part(
+        &self,
+        role: Role,
+        pair: usize,
+        step: usize,
+        from: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.update(role, pair, step)?.read_f32_from(from, out)
+    }
+
+    fn update(&self, role: Role, pair: usize, step: usize) -> Result<TensorData<'_>> {
         assert!(step < self.steps(), "step {step} of {}", self.steps());
-        let file = &self.files[pair][role as usize];
-        let all = file.tensor(UPDATES)?;
+        let all = self.files[pair][role as usize].tensor(UPDATES)?;
         let size = all.bytes.len() / self.steps();
         let bytes = &all.bytes[step * size..(step + 1) * size];
-        TensorData { bytes, shape: &all.shape[1..], ..all.clone() }.read_f32(out)
+        Ok(TensorData { bytes, shape: &all.shape[1..], ..all })
     }
 
     /// Reads a tuple: both updates of the same shadow pair and step.

@@ -63,6 +63,9 @@ fn pairs_come_back_by_shadow_and_step() {
                 }
             }
         }
+        let mut part = [0.0; 7];
+        store.read_part(Role::Teacher, 2, 2, 9, &mut part).unwrap();
+        assert_eq!(part, teacher[9..16]);
         assert_eq!(store.init(Role::Teacher).unwrap(), adapter(Role::Teacher));
     }
 }

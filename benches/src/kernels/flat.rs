@@ -1,0 +1,96 @@
+//! Operations on flat buffers: the optimizer, and update vectors on their way.
+
+use super::{Bench, Shapes};
+use crate::counts;
+use crate::finetune::STEP;
+use crate::values::random;
+use anyhow::Result;
+use gradtx_kernels::ops::{AdamWCast, Backend, Cast, Elementwise, Mse, MseDims};
+use gradtx_kernels::{Elem, Real};
+
+pub(super) fn measure<X: Real<Acc = f32>, D: Backend<X>>(
+    bench: &mut Bench<'_, D>,
+    shapes: &Shapes,
+) -> Result<()> {
+    optimizer::<X, D>(bench, shapes)?;
+    updates::<X, D>(bench, shapes)?;
+    squared_error::<X, D>(bench, shapes)
+}
+
+fn optimizer<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &Shapes) -> Result<()> {
+    if !bench.wants("adamw") && !bench.wants("sum of squares") {
+        return Ok(());
+    }
+    let (device, n) = (bench.device, shapes.values);
+    let [mut p, mut m, g] = [
+        random::<D, f32>(device, n, 0.02, 1)?,
+        random::<D, f32>(device, n, 1e-3, 2)?,
+        random::<D, f32>(device, n, 1e-3, 3)?,
+    ];
+    // Second moments are not negative.
+    let mut v = device.zeros::<f32>(n)?;
+    device.fill(D::all_mut(&mut v), 1e-6)?;
+    let scale = device.buffer_from(&[1.0f32])?;
+    let mut sums = device.zeros::<f32>(1)?;
+    let shape = format!("{n} values");
+    bench.memory("adamw", shape.as_str(), counts::adamw(n), || {
+        let (p, m, v) = (D::all_mut(&mut p), D::all_mut(&mut m), D::all_mut(&mut v));
+        device.adamw(p, m, v, D::all(&g), D::all(&scale), 1, n, STEP)
+    })?;
+    if X::DTYPE != f32::DTYPE {
+        let mut y = device.zeros::<X>(n)?;
+        let mut count = counts::adamw(n);
+        count.bytes += (n * shapes.x) as f64;
+        bench.memory("adamw with a copy", shape.as_str(), count, || {
+            let (y, p) = (D::all_mut(&mut y), D::all_mut(&mut p));
+            let (m, v) = (D::all_mut(&mut m), D::all_mut(&mut v));
+            AdamWCast::<X>::adamw_cast(device, y, p, m, v, D::all(&g), D::all(&scale), 1, n, STEP)
+        })?;
+    }
+    bench.memory("sum of squares", shape, counts::sum_squares(n), || {
+        device.sum_squares(D::all_mut(&mut sums), D::all(&g), 1, n)
+    })
+}
+
+/// An update is a difference of adapters; it is packed by converting it into the model's type.
+fn updates<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &Shapes) -> Result<()> {
+    if !["difference", "pack", "unpack"].iter().any(|name| bench.wants(name)) {
+        return Ok(());
+    }
+    let (device, n) = (bench.device, shapes.values);
+    let x = random::<D, f32>(device, n, 1.0, 1)?;
+    let y = random::<D, f32>(device, n, 1.0, 2)?;
+    let mut out = device.zeros::<f32>(n)?;
+    let shape = format!("{n} values");
+    bench.memory("difference", shape.as_str(), counts::difference(n), || {
+        Elementwise::<f32>::difference(device, D::all_mut(&mut out), D::all(&x), D::all(&y))
+    })?;
+    if X::DTYPE == f32::DTYPE {
+        return Ok(());
+    }
+    let mut packed = device.zeros::<X>(n)?;
+    bench.memory("pack", shape.as_str(), counts::conversion(n, shapes.x), || {
+        <D as Cast<f32, X>>::cast(device, D::all_mut(&mut packed), D::all(&x))
+    })?;
+    bench.memory("unpack", shape, counts::conversion(n, shapes.x), || {
+        <D as Cast<X, f32>>::cast(device, D::all_mut(&mut out), D::all(&packed))
+    })
+}
+
+fn squared_error<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &Shapes) -> Result<()> {
+    if !bench.wants("squared error") {
+        return Ok(());
+    }
+    let (device, c) = (bench.device, shapes.translator());
+    let (rows, cols) = (shapes.batch * c.teacher_blocks, c.teacher_width);
+    let n = rows * cols;
+    let pred = random::<D, X>(device, n, 1.0, 1)?;
+    let target = random::<D, X>(device, n, 1.0, 2)?;
+    let mut d_pred = device.zeros::<X>(n)?;
+    let mut sums = device.zeros::<f32>(rows)?;
+    let dims = MseDims { rows, cols, grad_scale: 2.0 / n as f64 };
+    bench.memory("squared error", format!("{rows}x{cols}"), counts::squared_error(n, shapes.x), || {
+        let (sums, d_pred) = (D::all_mut(&mut sums), Some(D::all_mut(&mut d_pred)));
+        Mse::<X>::mse(device, sums, d_pred, D::all(&pred), D::all(&target), dims)
+    })
+}

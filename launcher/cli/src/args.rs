@@ -1,0 +1,270 @@
+//! The command line as typed, before anything is checked against files.
+//!
+//! In: the words after `gradtx`. Out: [`Args`], which [`crate::run`] hands to the stage.
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Parser, Subcommand};
+use gradtx_pipeline::aggregate::Combine;
+use gradtx_run::config::{DeviceKind, DtypeKind, Preset, RunArgs};
+use gradtx_run::role::Role;
+use gradtx_train::baselines::Method;
+use gradtx_world::World;
+use std::path::PathBuf;
+
+/// Trains Grad-Transformers: from fine-tuned shadow pairs of a small and a large
+/// language model to a translator of the small one's updates into the large one's.
+#[derive(Debug, Parser)]
+#[command(name = "gradtx", version, max_term_width = 100)]
+#[command(after_help = gradtx_run::failure::exit_codes())]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Threads of the CPU (default: as many as this process may run on).
+    #[arg(long, global = true, value_name = "N", value_parser = threads())]
+    pub threads: Option<usize>,
+    /// Print results and errors only.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Print one JSON object per line: messages, progress, a result per stage; errors on stderr.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// A stage, or a tool around the stages.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a miniature world: tokenizer, pretrained TinyLM and LLM, task files, run file.
+    World {
+        /// Directory to make.
+        dir: PathBuf,
+        /// Which tasks public data and clients have.
+        #[arg(long, value_enum, default_value_t)]
+        world: World,
+        /// Seed of everything in it.
+        #[arg(long, default_value_t = 1, value_parser = seeds())]
+        seed: u64,
+        /// Where to pretrain.
+        #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
+        device: DeviceKind,
+    },
+    /// Divide a data set into public data, and training and test data of clients.
+    Split(gradtx_pipeline::stages::split::Job),
+    /// Fine-tune both models on every shadow subset and collect their update vectors.
+    Curate(gradtx_pipeline::stages::curate::Job),
+    /// Train the Grad-Transformer on the collected tuples.
+    Train(RunArgs),
+    /// Fine-tune one model on private data: a client's update vector.
+    Finetune {
+        /// The run and its configuration.
+        #[command(flatten)]
+        run: RunArgs,
+        /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
+        #[arg(long, value_name = "FILE")]
+        data: PathBuf,
+        /// Directory for update.safetensors, metrics and, with --peft, adapter/.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Which of the two models.
+        #[arg(long, value_enum, default_value_t = Role::Tiny)]
+        model: Role,
+        /// Also write the adapter in PEFT form.
+        #[arg(long)]
+        peft: bool,
+    },
+    /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
+    Translate {
+        /// The run and its configuration.
+        #[command(flatten)]
+        run: RunArgs,
+        /// Update vector files; several are combined first.
+        #[arg(required = true, value_name = "UPDATE")]
+        updates: Vec<PathBuf>,
+        /// Directory for update.safetensors and adapter/.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// The translator.
+        #[arg(long, value_enum, default_value_t = Method::GradTransformer)]
+        method: Method,
+        /// How several updates become one.
+        #[arg(long, value_enum, default_value_t = Combine::Mean)]
+        combine: Combine,
+        /// Put noise of the same size in the place of the update: the control that shows
+        /// whether a translator looks at its input at all.
+        #[arg(long)]
+        random_student: bool,
+        /// Accept updates whose norm is far from those of the shadow students.
+        #[arg(long)]
+        allow_outliers: bool,
+        /// Accept the same update more than once.
+        #[arg(long)]
+        allow_duplicates: bool,
+    },
+    /// Put an adapter into the weights of its model: a Hugging Face directory.
+    Merge {
+        /// The run and its configuration.
+        #[command(flatten)]
+        run: RunArgs,
+        /// PEFT adapter directory.
+        #[arg(long, value_name = "DIR")]
+        adapter: PathBuf,
+        /// Directory of the merged model.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Which of the two models.
+        #[arg(long, value_enum, default_value_t = Role::Llm)]
+        model: Role,
+    },
+    /// Generate greedily for every example of a file and score the answers.
+    Evaluate {
+        /// The run and its configuration.
+        #[command(flatten)]
+        run: RunArgs,
+        /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
+        #[arg(long, value_name = "FILE")]
+        data: PathBuf,
+        /// Directory for predictions.jsonl and score.json.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Which of the two models.
+        #[arg(long, value_enum, default_value_t = Role::Llm)]
+        model: Role,
+        /// Model directory in the place of the run's, e.g. a merged one.
+        #[arg(long, value_name = "DIR")]
+        base: Option<PathBuf>,
+        /// PEFT adapter directory; without it, the base model.
+        #[arg(long, value_name = "DIR")]
+        adapter: Option<PathBuf>,
+    },
+    /// Write one page about a run, finished or not: scores, losses, tuples, throughput.
+    Report {
+        /// Run directory.
+        #[arg(long, value_name = "DIR")]
+        run: PathBuf,
+        /// Another directory with results of `evaluate` and `finetune`; repeatable.
+        #[arg(long, value_name = "DIR")]
+        evaluations: Vec<PathBuf>,
+        /// The page (default: report.html in the run directory); report.json goes beside it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Submit stages to SLURM as batch jobs, after a look at everything that they need.
+    Submit(crate::submit::Job),
+    /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
+    Inspect {
+        /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
+        path: PathBuf,
+    },
+    /// Tell how far a run is: what is finished, what runs where and how long it will take,
+    /// what stopped and why. Reads only, and can be asked at any time.
+    Status {
+        /// Run directory, or any directory above or below it.
+        path: PathBuf,
+        /// Compare every finished file with its checksum, not only with its size.
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Tell what this machine has and lacks, and whether a run or a model fits on it.
+    Doctor {
+        /// Run directory, or run file: memory that its stages will take.
+        #[arg(long, value_name = "RUN")]
+        run: Vec<PathBuf>,
+        /// Model directory: memory that it takes with the default settings.
+        #[arg(long, value_name = "DIR")]
+        model: Vec<PathBuf>,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, one per command.
+    Man {
+        /// Directory to write to; made when it is not there.
+        dir: PathBuf,
+    },
+    /// Tell what a run will take on given machines: memory, time and GPU hours of every stage.
+    Plan(gradtx_plan::plan::Job),
+    /// Write run directories for every combination of listed settings.
+    Sweep(gradtx_plan::sweep::Job),
+    /// Measure what this device reaches: operations, steps, generation, communication.
+    Bench(gradtx_bench::Job),
+    /// The whole job on a miniature world, ending with a table of scores.
+    Demo {
+        /// Directory for the world and the run.
+        #[arg(default_value = "demo")]
+        dir: PathBuf,
+        /// Which tasks public data and clients have.
+        #[arg(long, value_enum, default_value_t)]
+        world: World,
+        /// Seed of the world and of the run.
+        #[arg(long, default_value_t = 1, value_parser = seeds())]
+        seed: u64,
+        /// Settings to take from elsewhere.
+        #[arg(long, value_enum)]
+        preset: Option<Preset>,
+        /// Where to compute.
+        #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
+        device: DeviceKind,
+        /// Type of activations and frozen weights.
+        #[arg(long, value_enum, default_value_t = DtypeKind::F32)]
+        dtype: DtypeKind,
+    },
+}
+
+/// Threads that a process can have.
+fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=4096)
+}
+
+/// Seeds that a run file (TOML) can hold.
+fn seeds() -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new().range(0..=i64::MAX as u64)
+}
+
+impl Command {
+    /// Whether several processes, started by srun or mpirun, do it together.
+    pub fn has_ranks(&self) -> bool {
+        match self {
+            Self::Curate(job) => !job.array,
+            Self::Bench(job) => matches!(job.what, gradtx_bench::What::Comm(_)),
+            other => matches!(other, Self::Train(_)),
+        }
+    }
+
+    /// Whether it is done by several processes that know nothing of each other.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::Curate(job) => job.array,
+            // What each of them sees may differ.
+            other => matches!(other, Self::Doctor { .. }),
+        }
+    }
+
+    /// Whether it makes something that takes time, and that it can go on with later.
+    pub fn works(&self) -> bool {
+        !matches!(
+            self,
+            Self::Inspect { .. }
+                | Self::Status { .. }
+                | Self::Doctor { .. }
+                | Self::Completions { .. }
+                | Self::Man { .. }
+                | Self::Plan(_)
+                | Self::Sweep(_)
+                | Self::Submit(_)
+                | Self::Bench(_)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,146 @@
+//! The program `gradtx`: the pipeline's stages as subcommands.
+//!
+//! The way of a command: [`args`] (as typed) → [`gradtx_run::config`] (checked) → a stage
+//! (one file each, in [`gradtx_pipeline::stages`], or a tool here) → [`gradtx_run::dispatch`]
+//! (the one place that chooses device and element type).
+
+pub mod args;
+pub mod doctor;
+pub mod inspect;
+pub mod logs;
+pub mod manual;
+pub mod slurm;
+pub mod status;
+pub mod submit;
+
+use args::{Args, Command};
+use clap::{CommandFactory, FromArgMatches};
+use gradtx_pipeline::aggregate::Allow;
+use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, split, train, translate};
+use gradtx_plan::{plan, sweep};
+use gradtx_run::cluster::World;
+use gradtx_run::context::Context;
+use gradtx_run::failure::Told;
+use gradtx_run::{cluster, failure, interrupt, progress, ui};
+use gradtx_world::demo;
+use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Runs the program with these arguments (the first is its name); prints, and tells the exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    #[cfg(feature = "cuda")]
+    gradtx_kernels::cuda::nccl_environment();
+    if args.get(1).is_some_and(|arg| arg == gradtx_runtime::data::SERVER_ARGUMENT) {
+        return gradtx_runtime::data::serve();
+    }
+    gradtx_runtime::data::isolate();
+    let parsed = Args::command().try_get_matches_from(&args).and_then(|matches| {
+        let command = matches.subcommand_name().unwrap_or_default().to_string();
+        Ok((Args::from_arg_matches(&matches)?, command))
+    });
+    let (args, command) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return ExitCode::from(not_parsed(&error, &args)),
+    };
+    let ui = ui::Ui::new(&command, args.quiet, args.json);
+    let report = |error: &anyhow::Error| {
+        let told = Told::from(error);
+        progress::note_failure(&told);
+        told.print(ui.is_json());
+        told.code
+    };
+    let (has_ranks, is_shared) = (args.command.has_ranks(), args.command.is_shared());
+    let work = |world: &World| work(args, &ui, world);
+    ExitCode::from(match has_ranks {
+        true => cluster::run(report, work),
+        false => cluster::run_alone(&command, is_shared, report, work),
+    })
+}
+
+/// Does what the command line asks for.
+fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
+    let began = Instant::now();
+    if args.command.works() {
+        interrupt::watch(ui);
+    }
+    let context = Context::new(args.threads, ui.clone(), world);
+    match args.command {
+        Command::World { dir, world, seed, device } => {
+            gradtx_world::stage::run(&context, &dir, world, seed, device)
+        }
+        Command::Split(job) => split::run(&context, &job),
+        Command::Curate(job) => curate::run(&context, world, &job),
+        Command::Train(run) => train::run(&context, world, &run),
+        Command::Finetune { run, data, out, model, peft } => {
+            finetune::run(&context, &run, &finetune::Job { data, out, role: model, peft })
+        }
+        Command::Translate {
+            run,
+            updates,
+            out,
+            method,
+            combine,
+            random_student,
+            allow_outliers,
+            allow_duplicates,
+        } => {
+            let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
+            let job = translate::Job { updates, out, method, combine, random_student, allow };
+            translate::run(&context, &run, &job)
+        }
+        Command::Merge { run, adapter, out, model } => {
+            merge::run(&context, &run, &merge::Job { adapter, out, role: model })
+        }
+        Command::Evaluate { run, data, out, model, base, adapter } => {
+            let job = evaluate::Job { data, out, role: model, base, adapter };
+            evaluate::run(&context, &run, &job).map(drop)
+        }
+        Command::Report { run, evaluations, out } => {
+            gradtx_report::stage::run(&context, &gradtx_report::stage::Job { run, evaluations, out })
+        }
+        Command::Submit(job) => submit::run(&context, &job),
+        Command::Inspect { path } => inspect::run(&context, &path),
+        Command::Status { path, verify } => status::run(&context, &path, verify),
+        Command::Doctor { run, model } => doctor::run(&context, &run, &model),
+        Command::Plan(job) => plan::run(&context, &job),
+        Command::Sweep(job) => sweep::run(&context, &job),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { dir } => manual::pages(&dir),
+        Command::Bench(job) => gradtx_bench::run(&context, world, &job),
+        Command::Demo { dir, world, seed, preset, device, dtype } => {
+            demo::run(&context, &demo::Job { dir, world, seed, preset, device, dtype })
+        }
+    }?;
+    context.ui.end(began);
+    ui::written()
+}
+
+/// Prints what the parser says of a command line, and tells the exit code.
+fn not_parsed(error: &clap::Error, args: &[OsString]) -> u8 {
+    // Help and version are "errors" of the parser that belong on stdout.
+    if !error.use_stderr() {
+        let printed = error.print().and_then(|()| std::io::stdout().flush());
+        return match printed {
+            // A reader that has seen enough (`gradtx --help | head`) is no error.
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+                let told = Told::from(&anyhow::Error::from(e).context("standard output: cannot write"));
+                told.print(args.iter().any(|arg| arg == "--json"));
+                told.code
+            }
+            Ok(()) | Err(_) => failure::DONE,
+        };
+    }
+    if args.iter().any(|arg| arg == "--json") {
+        let text = error.render().to_string();
+        let what = text.split("\n\nUsage:").next().unwrap_or_default();
+        let message = what.trim().trim_start_matches("error: ").to_string();
+        Told { message, hint: None, code: failure::UNUSABLE }.print(true);
+    } else {
+        // To a standard error that is closed nothing can be said; the code tells.
+        let _ = error.print();
+    }
+    failure::UNUSABLE
+}

@@ -1,0 +1,427 @@
+//! `status`: how far is a run?
+//!
+//! In: a directory, usually a run's. Out: a [`Row`] for every stage's directory found below
+//! it, and for `curate` and `train` of a run also before they begin. What is said comes from
+//! the disk alone: `record.json` and its files, the shards that are there, and what
+//! [`gradtx_run::progress`] keeps. Nothing is written or locked, so a running stage never notices.
+
+use crate::inspect;
+use crate::logs::{self, LogEnd};
+use anyhow::Result;
+use gradtx_run::config::{RUN_FILE, run_dir};
+use gradtx_run::context::Context;
+use gradtx_run::failure::failed;
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
+use gradtx_run::progress::{self, Failed, RankStanding, Standing, ago, unix_now};
+use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::text::quoted;
+use gradtx_runtime::artifact::{Role as Side, shard_path};
+use gradtx_runtime::text::printable_line;
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// What a stage's directory is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The result is there.
+    Finished,
+    /// The result was there; files of it are missing or changed.
+    Damaged,
+    /// A process is at work.
+    Running,
+    /// A process was at work, and is gone.
+    Stopped,
+    /// The last attempt ended with an error.
+    Failed,
+    /// Nothing is there.
+    NotBegun,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Damaged => "DAMAGED",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Failed => "FAILED",
+            Self::NotBegun => "not begun",
+        }
+    }
+}
+
+/// How much of a part of a stage is on disk.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Part {
+    /// Which part, such as one of the two models.
+    pub name: &'static str,
+    /// Pieces that are there,
+    pub done: usize,
+    /// of so many.
+    pub total: usize,
+}
+
+/// One of several processes that share a directory.
+#[derive(Debug, Serialize)]
+pub struct Process {
+    /// Its name, in a job array its number.
+    pub name: String,
+    /// Whether it is still at work.
+    pub alive: bool,
+    /// How far it is, or was when it went.
+    pub progress: Standing,
+}
+
+/// A stage's directory.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// The stage.
+    pub stage: String,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// What state it is in.
+    pub state: State,
+    /// What is on disk; only of stages that work piece by piece.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
+    /// How far the process is, or was when it went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Standing>,
+    /// Processes that share the directory and the work, by name; those that are gone included.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<Process>,
+    /// Seconds that the part it works at will still take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<f64>,
+    /// Why the last attempt ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<Failed>,
+    /// The end of the newest log of the attempt that failed or stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogEnd>,
+    /// Files that are missing or changed, or why the record cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
+}
+
+/// Directories this deep are looked into.
+const DEEPEST: usize = 8;
+/// Ranks that are listed one by one.
+const MOST_RANKS: usize = 16;
+/// More finished directories of one stage than this are one line of text.
+const LISTED: usize = 4;
+
+/// Prints the status of everything below a directory.
+pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
+    if !path.is_dir() {
+        let (what, hint) = run_dir::describe(path);
+        let found = if path.exists() { ", found a file" } else { "" };
+        return Err(failed(format!("{}: {what}; expected a run directory{found}", path.display()), hint));
+    }
+    let rows = look(path, verify)?;
+    if rows.is_empty() {
+        let (is, hint) = run_dir::describe(path);
+        let what =
+            format!("{}: {is}; expected a run directory, and no stage has worked here", path.display());
+        return Err(failed(what, hint));
+    }
+    if context.ui.is_json() {
+        context.ui.result_object("status", json!({ "path": path.display().to_string(), "stages": rows }));
+    } else {
+        gradtx_run::ui::say(text(path, &rows).trim_end());
+    }
+    Ok(())
+}
+
+/// The state of every stage's directory below a directory, in the order of the pipeline.
+pub fn look(path: &Path, verify: bool) -> Result<Vec<Row>> {
+    let mut rows = vec![];
+    walk(path, verify, 0, &mut rows)?;
+    let order = ["world", "pretrain", "curate", "train", "finetune", "translate", "merge", "evaluate"];
+    let place = |stage: &str| order.iter().position(|s| *s == stage).unwrap_or(order.len());
+    rows.sort_by(|a, b| (place(&a.stage), &a.stage, &a.dir).cmp(&(place(&b.stage), &b.stage, &b.dir)));
+    Ok(rows)
+}
+
+fn walk(dir: &Path, verify: bool, depth: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let here = [RECORD_FILE, progress::PROGRESS_FILE, progress::FAILED_FILE];
+    if here.iter().any(|name| dir.join(name).is_file()) {
+        rows.push(Row::look(dir, verify));
+    }
+    if dir.join(RUN_FILE).is_file() {
+        for (stage, name) in [("curate", SHADOW_DIR), ("train", TRANSLATOR_DIR)] {
+            let place = dir.join(name);
+            if !here.iter().any(|name| place.join(name).is_file()) {
+                rows.push(Row::new(stage, &place, State::NotBegun));
+            }
+        }
+    }
+    if depth == DEEPEST {
+        return Ok(());
+    }
+    // A directory that vanishes or may not be read is not the business of its neighbours.
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        // Thousands of files, and no stage among them.
+        let pieces = ["shards", "metrics", "init"].iter().any(|n| name == **n);
+        let hidden = name.to_string_lossy().starts_with('.');
+        if entry.file_type().is_ok_and(|t| t.is_dir()) && !pieces && !hidden {
+            walk(&entry.path(), verify, depth + 1, rows)?;
+        }
+    }
+    Ok(())
+}
+
+impl Row {
+    fn new(stage: &str, dir: &Path, state: State) -> Self {
+        Self {
+            stage: stage.into(),
+            dir: dir.to_owned(),
+            state,
+            parts: vec![],
+            progress: None,
+            processes: vec![],
+            seconds_left: None,
+            failed: None,
+            log: None,
+            damaged: vec![],
+        }
+    }
+
+    /// Looks at a stage's directory.
+    fn look(dir: &Path, verify: bool) -> Self {
+        let mut row = Self::new("unknown", dir, State::Stopped);
+        row.progress = progress::read(dir);
+        let path = dir.join(RECORD_FILE);
+        let record = match path.is_file().then(|| record::read(&path)) {
+            Some(Err(error)) => {
+                row.damaged.push(format!("{error:#}"));
+                None
+            }
+            read => read.and_then(Result::ok),
+        };
+        let unfinished = record.as_ref().is_none_or(|record| record.outputs.is_empty());
+        if unfinished && row.progress.is_none() {
+            // It may have begun between the two looks.
+            row.progress = progress::read(dir);
+        }
+        row.processes = progress::read_shared(dir)
+            .into_iter()
+            .map(|(name, progress)| Process { name, alive: progress.is_alive(), progress })
+            .collect();
+        row.failed = progress::read_failed(dir).filter(|_| unfinished);
+        if let Some(standing) = &row.progress {
+            row.stage.clone_from(&standing.stage);
+        } else if let Some(failed) = &row.failed {
+            row.stage.clone_from(&failed.standing.stage);
+        }
+        let alive = row.progress.as_ref().is_some_and(Standing::is_alive)
+            || row.processes.iter().any(|process| process.alive);
+        if let Some(record) = &record {
+            row.stage.clone_from(&record.stage);
+            row.look_at_pieces(record, verify && unfinished && !alive);
+            if !unfinished && !alive {
+                row.damaged.extend(if verify { record.damaged(dir) } else { record.missing(dir) });
+            }
+        }
+        row.state = match (alive, unfinished) {
+            (true, _) => State::Running,
+            (false, _) if !row.damaged.is_empty() => State::Damaged,
+            (false, false) => State::Finished,
+            (false, true) if row.failed.is_some() => State::Failed,
+            (false, true) => State::Stopped,
+        };
+        if matches!(row.state, State::Failed | State::Stopped) {
+            let failed = row.failed.as_ref().map(|failed| &failed.standing);
+            let began = failed.or(row.progress.as_ref()).map(|standing| standing.started);
+            row.log = began.and_then(|began| logs::newest(dir.parent()?, began));
+        }
+        match row.state {
+            State::Running => row.seconds_left = row.progress.as_ref().and_then(Standing::seconds_left),
+            // Of a process that was killed after its last write.
+            State::Finished => row.progress = None,
+            _ => {}
+        }
+        row
+    }
+
+    /// Counts the shards of a tuple store, both models'.
+    fn look_at_pieces(&mut self, record: &Record, verify: bool) {
+        let wanted = record.settings["curate"]["subsets"].as_u64();
+        let (true, Some(total)) = (record.stage == "curate", wanted) else { return };
+        let entries = std::fs::read_dir(self.dir.join("shards")).into_iter().flatten().flatten();
+        let files: BTreeSet<PathBuf> = entries.map(|entry| entry.path()).collect();
+        for (name, side) in [("tiny", Side::Student), ("llm", Side::Teacher)] {
+            // Known names among what is there, however many the record claims.
+            let is_shard = |path: &&PathBuf| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let shadow = name.split('.').next().and_then(|number| number.parse::<usize>().ok());
+                shadow.is_some_and(|k| (k as u64) < total && shard_path(&self.dir, side, k) == **path)
+            };
+            let mut found: Vec<&PathBuf> = files.iter().filter(is_shard).collect();
+            if verify {
+                found.retain(|path| {
+                    let report = inspect::look(path);
+                    let problem = report.problems.first().map(|why| format!("{}: {why}", path.display()));
+                    self.damaged.extend(problem.clone());
+                    problem.is_none()
+                });
+            }
+            self.parts.push(Part { name, done: found.len(), total: total as usize });
+        }
+    }
+
+    /// What is to be said about it, in one line or a few.
+    fn details(&self) -> Vec<String> {
+        let now = unix_now();
+        let parts: Vec<String> =
+            self.parts.iter().map(|p| format!("{} of {} shards of {}", p.done, p.total, p.name)).collect();
+        let mut lines = if parts.is_empty() { vec![] } else { vec![parts.join(", ")] };
+        let at = |standing: &Standing| standing.steps().map_or(String::new(), |steps| format!("{steps}, "));
+        match self.state {
+            State::Finished => {}
+            State::NotBegun => {
+                let run = quoted(&self.dir.parent().unwrap_or(&self.dir).to_string_lossy());
+                lines.push(format!("gradtx {} --run {run}", self.stage));
+            }
+            State::Running => {
+                lines.extend(self.processes.iter().map(Process::line));
+                if let Some(standing) = &self.progress {
+                    lines.extend(speed(standing));
+                    let (began, step) = (ago(now - standing.started), ago(now - standing.advanced));
+                    let step = standing.steps().map_or(String::new(), |_| format!(", last step {step} ago"));
+                    let (pid, host) = (standing.pid, &standing.host);
+                    lines.push(format!("process {pid} on {host}, begun {began} ago{step}"));
+                    lines.extend(ranks(standing, now));
+                }
+            }
+            State::Stopped => {
+                let when = self.progress.as_ref().map(|standing| {
+                    let silent = now - standing.updated;
+                    format!("{}{} ago; ", at(standing), ago(silent))
+                });
+                let when = when.unwrap_or_default();
+                lines.push(format!("{when}run the same command again to go on"));
+                lines.extend(self.processes.iter().map(Process::line));
+            }
+            State::Failed => {
+                if let Some(Failed { standing, error, at: when }) = &self.failed {
+                    lines.push(format!("{}{} ago:", at(standing), ago(now - when)));
+                    lines.extend(error.message.lines().map(String::from));
+                    lines.extend(error.hint.iter().map(|hint| format!("hint: {hint}")));
+                }
+            }
+            State::Damaged => {
+                lines.extend(self.damaged.iter().take(LISTED).cloned());
+                if self.damaged.len() > LISTED {
+                    lines.push(format!("and {} more", self.damaged.len() - LISTED));
+                }
+                lines.push("run the same command again to make anew what is damaged".into());
+            }
+        }
+        if let Some(LogEnd { path, lines: last }) = &self.log {
+            lines.push(format!("{} ends with:", path.display()));
+            lines.extend(last.iter().map(|line| format!("  {line}")));
+        }
+        lines
+    }
+}
+
+impl Process {
+    /// `process 3 (pid 812 on n2): step 3 of 9, ...`
+    fn line(&self) -> String {
+        let Self { name, alive, progress } = self;
+        let what = match alive {
+            true => speed(progress).unwrap_or_else(|| "has just begun".into()),
+            false => format!("gone {} ago", ago(unix_now() - progress.updated)),
+        };
+        format!("process {name} (pid {} on {}): {what}", progress.pid, progress.host)
+    }
+}
+
+/// A line for every rank, or for the first and the silent ones of many.
+fn ranks(standing: &Standing, now: f64) -> Vec<String> {
+    let silent = |rank: &RankStanding| now - rank.updated > progress::SILENCE;
+    let line = |rank: &RankStanding| {
+        let RankStanding { rank: number, node, part, done, total, groups, rate, unit, updated, .. } = rank;
+        let at = match (part.as_str(), total) {
+            ("", _) => "has not begun".to_string(),
+            (progress::NO_MORE, _) => "has nothing left to do".into(),
+            (_, 0) => "between two groups".into(),
+            _ => format!("{part}, step {done} of {total}, {rate:.0} {unit}/s"),
+        };
+        let told = if silent(rank) { format!("; SILENT for {}", ago(now - updated)) } else { String::new() };
+        let groups = if *groups > 0 { format!("; {groups} groups done") } else { String::new() };
+        format!("rank {number} on {node}: {at}{groups}{told}")
+    };
+    let all = &standing.ranks;
+    let quiet = all.iter().filter(|rank| silent(rank)).count();
+    let mut lines: Vec<String> = all
+        .iter()
+        .enumerate()
+        .filter(|(i, rank)| *i < MOST_RANKS || silent(rank))
+        .map(|(_, r)| line(r))
+        .collect();
+    if !all.is_empty() {
+        lines.insert(0, format!("{} of {} ranks have told something lately", all.len() - quiet, all.len()));
+    }
+    lines
+}
+
+/// `step 130 of 400 (32 %), 2.1 steps/s, 2 min left; loss 0.1`
+fn speed(standing: &Standing) -> Option<String> {
+    let mut text = standing.steps()?;
+    if let Some(percent) = (100 * standing.done).checked_div(standing.total) {
+        text += &format!(" ({percent} %)");
+    }
+    if let Some(rate) = standing.rate.filter(|rate| *rate > 0.0) {
+        text += &match rate >= 1.0 {
+            true => format!(", {rate:.1} steps/s"),
+            false => format!(", {:.1} s a step", 1.0 / rate),
+        };
+    }
+    if let Some(left) = standing.seconds_left() {
+        text += &format!(", {} left", ago(left));
+    }
+    if !standing.message.is_empty() {
+        text += &format!("; {}", standing.message);
+    }
+    Some(text)
+}
+
+fn text(path: &Path, rows: &[Row]) -> String {
+    let mut lines: Vec<[String; 3]> = vec![];
+    let mut line = |stage: &str, state: State, place: String, details: Vec<String>| {
+        // Each in its own line, whatever names, messages and logs hold.
+        let shown = |text: String| printable_line(&text).into_owned();
+        let (place, mut details) = (shown(place), details.into_iter().map(shown));
+        let first = details.next().map_or(String::new(), |first| format!("  {first}"));
+        lines.push([shown(stage.into()), state.name().into(), place + &first]);
+        lines.extend(details.map(|more| [String::new(), String::new(), format!("  {more}")]));
+    };
+    let finished_of =
+        |stage: &str| rows.iter().filter(|r| r.stage == stage && r.state == State::Finished).count();
+    let mut summed: Vec<&str> = vec![];
+    for row in rows {
+        let count = finished_of(&row.stage);
+        if row.state == State::Finished && count > LISTED {
+            if !summed.contains(&row.stage.as_str()) {
+                summed.push(&row.stage);
+                line(&row.stage, row.state, format!("{count} directories"), vec![]);
+            }
+            continue;
+        }
+        let place = row.dir.strip_prefix(path).unwrap_or(&row.dir).display().to_string();
+        line(&row.stage, row.state, if place.is_empty() { ".".into() } else { place }, row.details());
+    }
+    let widest = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
+    let (a, b) = (widest(0), widest(1));
+    let lines = lines
+        .iter()
+        .map(|[stage, state, rest]| format!("{stage:a$}  {state:b$}  {rest}").trim_end().to_string());
+    format!("{}\n{}", printable_line(&path.to_string_lossy()), lines.collect::<Vec<_>>().join("\n"))
+}

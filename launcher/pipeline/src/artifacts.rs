@@ -1,0 +1,272 @@
+//! What earlier stages made, opened for use by a later one: the one way to open a tuple
+//! store, a translator, an update vector, an adapter or a merged model.
+//!
+//! In: a path, and the [`UpdateSpace`]s of the run that wants to use it. Out: the artifact,
+//! if its stage has finished, every file that is used is what the stage wrote (by the
+//! checksums of its record), and it is of the same base models, block layout and initial
+//! adapters; otherwise an error that names what differs. The checksums of what is used go
+//! into the settings of what is made from it.
+
+use crate::aggregate::Norms;
+use crate::lineage::{Lineage, adapter_sums};
+use anyhow::{Context as _, Result};
+use gradtx_models::grad_transformer::{GradTransformerConfig, NormalizationMode};
+use gradtx_run::config::Config;
+use gradtx_run::failure::failed;
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
+use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::role::Role;
+use gradtx_runtime::artifact::{
+    MANIFEST, Role as Part, TupleStore, UpdateFile, UpdateSpace, UpdateVector, checksum_file, init_path,
+    read_json,
+};
+use gradtx_runtime::text::shown;
+use gradtx_train::side::{Side, start_dir};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// What helps against a damaged tuple store.
+const CURATE_AGAIN: &str = "run `gradtx curate` again: it rebuilds what is damaged";
+/// What helps against a damaged translator.
+const TRAIN_AGAIN: &str = "run `gradtx train` again: it rebuilds what is damaged";
+/// What helps against an artifact of another run.
+const OTHER_RUN: &str = "it was made from other models or another seed: use what this run's own stages made";
+
+/// The directory of a stage that has finished.
+struct Finished {
+    dir: PathBuf,
+    record: Record,
+    again: &'static str,
+}
+
+impl Finished {
+    /// Reads the record of a directory. Nothing is said of its files yet.
+    fn open(dir: &Path, stage: &str, again: &'static str) -> Result<Self> {
+        let path = dir.join(RECORD_FILE);
+        let place = shown(dir);
+        if !path.exists() {
+            let what = format!("{place}: there is no {RECORD_FILE}: `{stage}` has not worked here");
+            return Err(failed(what, format!("run `gradtx {stage}` first")));
+        }
+        let record = record::read(&path)?;
+        if record.stage != stage {
+            let what = format!("{place}: expected a result of `{stage}`, found one of `{}`", record.stage);
+            return Err(failed(what, format!("run `gradtx {stage}` first")));
+        }
+        if record.outputs.is_empty() {
+            let what = format!("{place}: `{stage}` has not finished here");
+            return Err(failed(what, format!("run `gradtx {stage}` again: it does what is missing")));
+        }
+        Ok(Self { dir: dir.to_owned(), record, again })
+    }
+
+    /// The checksum of a finished file.
+    fn sum(&self, name: &str) -> Result<&str> {
+        let sum = self.record.outputs.get(name).map(String::as_str);
+        sum.ok_or_else(|| {
+            let stage = &self.record.stage;
+            failed(format!("{}: is not among the files that `{stage}` wrote", self.path(name)), self.again)
+        })
+    }
+
+    fn path(&self, name: &str) -> String {
+        shown(&self.dir.join(name))
+    }
+
+    /// Fails unless every finished file that `used` names is as it was written.
+    fn verify(&self, used: impl Fn(&str) -> bool) -> Result<()> {
+        match self.record.problems(&self.dir, used).into_iter().next() {
+            None => Ok(()),
+            Some(problem) => Err(failed(problem, self.again)),
+        }
+    }
+}
+
+/// A tuple store that is complete and of the run that it is opened for.
+pub struct Tuples {
+    /// The store; its values are verified by [`Self::verify`].
+    pub store: TupleStore,
+    /// Checksum of the manifest, which lists the checksum of every shard.
+    pub manifest: String,
+    made: Finished,
+}
+
+/// Opens the tuple store of a run; `expected` are the spaces of TinyLM and LLM as the run's own
+/// models have them, where these are at hand.
+pub fn open_tuples(run: &Path, expected: [Option<&UpdateSpace>; 2]) -> Result<Tuples> {
+    let dir = run.join(SHADOW_DIR);
+    if !dir.join(MANIFEST).is_file() {
+        let what = format!("{}: there is no tuple store", shown(&dir));
+        return Err(failed(what, "run `gradtx curate` first"));
+    }
+    let made = Finished::open(&dir, "curate", CURATE_AGAIN)?;
+    made.verify(|name| name == MANIFEST)?;
+    let store = TupleStore::open(&dir).map_err(|e| failed(e.to_string(), CURATE_AGAIN))?;
+    for (role, expected) in Part::BOTH.into_iter().zip(expected) {
+        if let Some(expected) = expected {
+            let what = format!("{}: {role}", shown(&dir));
+            expected.expect_same(store.space(role), &what).map_err(|e| failed(e.to_string(), OTHER_RUN))?;
+        }
+    }
+    for (name, file) in store.manifest().files() {
+        let name = name.to_string_lossy();
+        if made.sum(&name)? != file.xxh3 {
+            let what = format!("{}: manifest and record have other checksums of it", made.path(&name));
+            return Err(failed(what, CURATE_AGAIN));
+        }
+    }
+    let manifest = made.sum(MANIFEST)?.to_owned();
+    Ok(Tuples { store, manifest, made })
+}
+
+impl Tuples {
+    /// Reads every shard and initial adapter. Fails unless all are what `curate` wrote.
+    pub fn verify(&self) -> Result<()> {
+        let inits = Part::BOTH.map(|role| init_path(Path::new(""), role).to_string_lossy().into_owned());
+        for name in &inits {
+            self.made.sum(name)?;
+        }
+        self.made.verify(|name| name.starts_with("shards/") || inits.iter().any(|init| init == name))
+    }
+}
+
+/// One of a run's models. The adapter that its training starts from is verified, if a stage wrote it.
+pub fn open_side(config: &Config, role: Role, threads: usize) -> Result<Side> {
+    let side = Side::new(config, role, threads)?;
+    if let Some(start) = start_dir(config, role) {
+        Lineage::of_adapter(start, &adapter_sums(start)?, &side.space.base_model)?;
+    }
+    Ok(side)
+}
+
+/// The spaces of a run's two models, as far as these are where the run says: training needs
+/// tuples, not models, and may be done where these are not.
+pub fn spaces_at_hand(
+    config: &Config,
+    threads: usize,
+    mut note: impl FnMut(String),
+) -> Result<[Option<UpdateSpace>; 2]> {
+    let mut found = [None, None];
+    for (role, dir) in [(Role::Tiny, &config.models.tiny), (Role::Llm, &config.models.llm)] {
+        if dir.as_os_str().is_empty() || !dir.exists() {
+            let name = role.name();
+            note(format!("models.{name} is not here: whether the tuples are of it is not compared"));
+            continue;
+        }
+        found[role as usize] = Some(open_side(config, role, threads)?.space);
+    }
+    Ok(found)
+}
+
+/// A translator that is intact and of the run that it is opened for.
+pub struct Translator {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Checksums of its files and of the manifest that it was trained on.
+    pub sums: Value,
+    /// Norms of the shadow students that it was trained on.
+    pub students: Norms,
+}
+
+/// Files of a translator that are used; the statistics where it has some.
+const TRANSLATOR_FILES: [&str; 3] = ["config.json", "model.safetensors", "validation.json"];
+const STATISTICS: &str = "normalization.safetensors";
+
+/// Opens the translator of a run.
+pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace) -> Result<Translator> {
+    let dir = run.join(TRANSLATOR_DIR);
+    if !dir.join(TRANSLATOR_FILES[1]).is_file() {
+        let what = format!("{}: there is no translator", shown(&dir));
+        return Err(failed(what, "run `gradtx train` first"));
+    }
+    let made = Finished::open(&dir, "train", TRAIN_AGAIN)?;
+    let mut sums = serde_json::Map::new();
+    for name in TRANSLATOR_FILES {
+        sums.insert(name.into(), made.sum(name)?.into());
+    }
+    made.verify(|name| TRANSLATOR_FILES.contains(&name) || name == STATISTICS)?;
+    let (config, mode) = GradTransformerConfig::open(&dir.join(TRANSLATOR_FILES[0]))?;
+    if mode != NormalizationMode::None {
+        sums.insert(STATISTICS.into(), made.sum(STATISTICS)?.into());
+    }
+    let settings = &made.record.settings;
+    for (role, expected) in [(Part::Student, student), (Part::Teacher, teacher)] {
+        let trained: UpdateSpace = serde_json::from_value(settings["spaces"][role.name()].clone())
+            .with_context(|| format!("{}: the {role} that it was trained for", made.path(RECORD_FILE)))?;
+        let what = format!("{}: {role}", shown(&dir));
+        expected.expect_same(&trained, &what).map_err(|e| failed(e.to_string(), OTHER_RUN))?;
+        let [blocks, width] = match role {
+            Part::Student => [config.student_blocks, config.student_width],
+            Part::Teacher => [config.teacher_blocks, config.teacher_width],
+        };
+        if [blocks, width] != [expected.blocks, expected.width] {
+            let what = format!("{what}: its configuration has {blocks} blocks of {width} values");
+            return Err(failed(what, TRAIN_AGAIN));
+        }
+    }
+    let manifest = run.join(SHADOW_DIR).join(MANIFEST);
+    if manifest.is_file() && settings["tuples"] != *checksum_file(&manifest)? {
+        let what = format!("{}: was trained on other tuples than {}", shown(&dir), shown(&manifest));
+        return Err(failed(what, "run `gradtx train` in a directory of its own for these tuples"));
+    }
+    sums.insert("tuples".into(), settings["tuples"].clone());
+    let path = dir.join(TRANSLATOR_FILES[2]);
+    let students = serde_json::from_value(read_json(&path)?["students"].clone())
+        .with_context(|| format!("{}: norms of the shadow students", shown(&path)))?;
+    Ok(Translator { dir, sums: Value::Object(sums), students })
+}
+
+/// Opens a client's update of the TinyLM.
+pub fn open_update(student: &Side, teacher: &Side, path: &Path) -> Result<UpdateVector> {
+    let file = UpdateFile::open(path)?;
+    let space = file.meta().space.clone();
+    let same = student.space.expect_same(&space, &shown(path));
+    let same = same.map_err(|different| foreign(&different.to_string(), student, teacher, &space, path));
+    // The values only if they are as many as they should be. Then damage is found before anything
+    // else is said about the file.
+    let fits = [space.blocks, space.width] == [student.space.blocks, student.space.width];
+    if !fits && let Err(error) = same {
+        return Err(error);
+    }
+    let update = file.read()?;
+    same.map(|()| update)
+}
+
+/// Why an update of another space cannot be used, and who can help.
+fn foreign(
+    different: &str,
+    student: &Side,
+    teacher: &Side,
+    space: &UpdateSpace,
+    path: &Path,
+) -> anyhow::Error {
+    if teacher.space.expect_same(space, "").is_ok() {
+        return failed(
+            format!("{}: an update of the LLM; expected one of the TinyLM (its base model)", shown(path)),
+            "translate what `gradtx finetune --model tiny` has written",
+        );
+    }
+    let other = match space.base_model == student.space.base_model {
+        true => "this client used another seed, starting adapter or adapter settings",
+        false => "this client used another TinyLM",
+    };
+    let hint = format!("{other}; send it the run.toml and the model of this run, and let it fine-tune again");
+    failed(different, hint)
+}
+
+/// Fails when a model of the run is another one than its tuples were made with, as far as the
+/// run has tuples.
+pub fn expect_run_model(run: &Path, role: Role, fingerprint: &str) -> Result<()> {
+    let Ok(record) = record::read(&run.join(SHADOW_DIR).join(RECORD_FILE)) else { return Ok(()) };
+    let name = role.name();
+    match record.settings[name].as_str().filter(|known| *known != fingerprint) {
+        None => Ok(()),
+        Some(known) => Err(failed(
+            format!(
+                "models.{name}: not the model that this run's tuples were made with: expected the fingerprint \
+                 {known}, found {fingerprint}"
+            ),
+            "the model is damaged, or was replaced: copy it again; or use a run directory of its own",
+        )),
+    }
+}

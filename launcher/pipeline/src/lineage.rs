@@ -1,0 +1,219 @@
+//! [`Lineage`]: what was done to a base model to get the model that is evaluated or
+//! merged, as the records of earlier stages tell it.
+//!
+//! In: an adapter directory or a model directory. Out: how it came to be. A report tells
+//! the rows of its table apart by this, so it comes from records, never from names.
+
+use anyhow::Result;
+use gradtx_run::failure::failed;
+use gradtx_run::paths::ADAPTER_DIR;
+use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::role::Role;
+use gradtx_runtime::artifact::{checksum_file, not_an_adapter};
+use gradtx_runtime::text::shown;
+use gradtx_train::baselines::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::Path;
+
+/// How a model came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// As it was given.
+    Base,
+    /// With an adapter that `finetune` trained.
+    Finetuned,
+    /// With an adapter that `translate` made.
+    Translated,
+    /// With an adapter from elsewhere.
+    Adapter,
+}
+
+/// What was done to a base model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// How it came to be.
+    pub kind: Kind,
+    /// The translator, for [`Kind::Translated`].
+    pub method: Option<Method>,
+    /// The translator was given noise in the place of an update.
+    pub random_student: bool,
+}
+
+/// Files of a PEFT directory.
+const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
+/// Checksums of a PEFT directory's files.
+pub fn adapter_sums(dir: &Path) -> Result<Vec<String>> {
+    if ADAPTER_FILES.iter().any(|file| dir.join(file).symlink_metadata().is_err()) {
+        return Err(not_an_adapter(dir).into());
+    }
+    ADAPTER_FILES.iter().map(|file| Ok(checksum_file(&dir.join(file))?)).collect()
+}
+
+/// Fails when files in the directory that a stage has finished are not what it wrote. For a
+/// model that comes from elsewhere there is nothing to compare with.
+pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
+    let path = dir.join(RECORD_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let record = record::read(&path)?;
+    if record.outputs.is_empty() {
+        let what = format!("{}: `{}` has not finished here", shown(dir), record.stage);
+        return Err(failed(what, "run the stage again: it does what is missing"));
+    }
+    match record.problems(dir, |_| true).into_iter().next() {
+        None => Ok(Some(record)),
+        Some(problem) => {
+            Err(failed(problem, "run the stage again that made it; or copy the model elsewhere"))
+        }
+    }
+}
+
+impl Lineage {
+    /// A model as it was given.
+    pub const BASE: Self = Self { kind: Kind::Base, method: None, random_student: false };
+
+    fn of_kind(kind: Kind) -> Self {
+        Self { kind, method: None, random_student: false }
+    }
+
+    /// Of an adapter with these [`adapter_sums`], that is to be used with a model of this
+    /// fingerprint: as the record of the stage's directory says that it lies in. An adapter
+    /// that no record names is from elsewhere.
+    ///
+    /// # Errors
+    /// When the adapter is not what the stage wrote, or is of another base model.
+    pub fn of_adapter(dir: &Path, sums: &[String], base: &str) -> Result<Self> {
+        let elsewhere = Self::of_kind(Kind::Adapter);
+        let dir = std::path::absolute(dir)?;
+        let (Some(home), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(elsewhere) };
+        let path = home.join(RECORD_FILE);
+        if name != ADAPTER_DIR || !path.exists() {
+            return Ok(elsewhere);
+        }
+        let record = record::read(&path)?;
+        let (lineage, model) = match record.stage.as_str() {
+            "finetune" => (Self::of_kind(Kind::Finetuned), "model"),
+            "translate" => {
+                let method = serde_json::from_value(record.settings["method"].clone()).ok();
+                let random_student = record.settings["random_student"] == Value::Bool(true);
+                (Self { kind: Kind::Translated, method, random_student }, "llm")
+            }
+            _ => return Ok(elsewhere),
+        };
+        for (file, sum) in ADAPTER_FILES.iter().zip(sums) {
+            if record.outputs.get(&format!("{ADAPTER_DIR}/{file}")) != Some(sum) {
+                let what = format!("{}: not what `{}` wrote here", shown(&dir.join(file)), record.stage);
+                let why = "it is damaged, was edited, or belongs to an attempt that has not finished; run the \
+                           stage again, or copy the adapter elsewhere to use it as your own";
+                return Err(failed(what, why));
+            }
+        }
+        match record.settings[model].as_str().filter(|made_for| *made_for != base) {
+            None => Ok(lineage),
+            Some(made_for) => Err(failed(
+                format!(
+                    "{}: an adapter of another base model: made for the fingerprint {made_for}, found {base}",
+                    shown(&dir)
+                ),
+                "use the model that it was made for; or copy the adapter elsewhere to use it as your own",
+            )),
+        }
+    }
+
+    /// Of a model directory: what `merge` recorded in it, with the model that it is of; for
+    /// any other, a base model.
+    ///
+    /// # Errors
+    /// When a stage made the model, and its files are not what it wrote.
+    pub fn of_model(dir: &Path) -> Result<(Option<Role>, Self)> {
+        let merged = verify_model(dir)?.filter(|record| record.stage == "merge");
+        let recorded = merged.and_then(|record| {
+            let lineage = serde_json::from_value(record.settings["lineage"].clone()).ok()?;
+            Some((serde_json::from_value(record.settings["role"].clone()).ok(), lineage))
+        });
+        Ok(recorded.unwrap_or((None, Self::BASE)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradtx_run::record::State;
+    use serde_json::json;
+
+    /// A stage's directory with an adapter in it.
+    fn stage(name: &str, settings: Value) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let State::Open(output) = record::open(dir.path(), name, settings).unwrap() else {
+            panic!("a new directory has no result");
+        };
+        std::fs::create_dir(dir.path().join("adapter")).unwrap();
+        let files = ADAPTER_FILES.map(|file| format!("adapter/{file}"));
+        files.iter().for_each(|file| std::fs::write(dir.path().join(file), file).unwrap());
+        output.finish(&files).unwrap();
+        dir
+    }
+
+    fn lineage(dir: &Path) -> Result<Lineage> {
+        let adapter = dir.join("adapter");
+        Lineage::of_adapter(&adapter, &adapter_sums(&adapter).unwrap(), "base")
+    }
+
+    #[test]
+    fn adapters_are_told_apart_by_their_records() {
+        let dir = stage("finetune", json!({"model": "base"}));
+        assert_eq!(lineage(dir.path()).unwrap(), Lineage::of_kind(Kind::Finetuned));
+        let dir = stage("translate", json!({"method": "ridge", "random_student": true, "llm": "base"}));
+        let want = Lineage { kind: Kind::Translated, method: Some(Method::Ridge), random_student: true };
+        assert_eq!(lineage(dir.path()).unwrap(), want);
+        // A copy is anybody's own.
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::create_dir(copy.path().join("adapter")).unwrap();
+        for file in ADAPTER_FILES.map(|file| format!("adapter/{file}")) {
+            std::fs::copy(dir.path().join(&file), copy.path().join(&file)).unwrap();
+        }
+        assert_eq!(lineage(copy.path()).unwrap().kind, Kind::Adapter);
+        std::fs::remove_file(dir.path().join(RECORD_FILE)).unwrap();
+        assert_eq!(lineage(dir.path()).unwrap().kind, Kind::Adapter);
+    }
+
+    #[test]
+    fn an_adapter_that_is_not_what_its_stage_wrote_is_refused() {
+        let refused = |dir: &Path, words: &[&str]| {
+            let error = lineage(dir).unwrap_err();
+            let message = format!("{error:#}");
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        };
+        for file in ADAPTER_FILES {
+            let dir = stage("finetune", json!({"model": "base"}));
+            std::fs::write(dir.path().join("adapter").join(file), "another").unwrap();
+            refused(dir.path(), &[file, "not what `finetune` wrote"]);
+        }
+        let dir = stage("translate", json!({"method": "mean", "llm": "other"}));
+        refused(dir.path(), &["another base model", "other", "base"]);
+        let path = dir.path().join(RECORD_FILE);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("mean", "maan")).unwrap();
+        refused(dir.path(), &[RECORD_FILE, "damaged"]);
+        // Begun and not finished.
+        std::fs::remove_file(&path).unwrap();
+        drop(record::open(dir.path(), "finetune", json!({"model": "base"})).unwrap());
+        refused(dir.path(), &["not what `finetune` wrote"]);
+    }
+
+    #[test]
+    fn merged_models_keep_their_lineage() {
+        let lineage = Lineage { kind: Kind::Translated, method: Some(Method::Mean), random_student: false };
+        let dir = stage("merge", json!({"role": "tiny", "lineage": lineage}));
+        assert_eq!(Lineage::of_model(dir.path()).unwrap(), (Some(Role::Tiny), lineage));
+        std::fs::write(dir.path().join("adapter").join(ADAPTER_FILES[1]), "another").unwrap();
+        assert!(Lineage::of_model(dir.path()).unwrap_err().to_string().contains("damaged"));
+        let dir = stage("world", json!({}));
+        assert_eq!(Lineage::of_model(dir.path()).unwrap(), (None, Lineage::BASE));
+        assert_eq!(Lineage::of_model(&dir.path().join("adapter")).unwrap(), (None, Lineage::BASE));
+    }
+}

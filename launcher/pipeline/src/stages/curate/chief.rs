@@ -1,0 +1,264 @@
+//! [`Chief`]: rank 0, which hands out the work, on demand, while it works too; also a process
+//! alone. What is said is in [`super::messages`].
+
+use super::collection::{Collection, Finished, Throughput};
+use super::keeper::Keeper;
+use super::messages::{
+    ASK, Done, END, Ended, GIVE, NAP, SHARD, STOP, TELL, Told, read, say, standing, unpack,
+};
+use super::office::{Now, Office, Spent, Task};
+use anyhow::Result;
+use gradtx_run::interrupt;
+use gradtx_run::progress::{self, RankStanding};
+use gradtx_run::role::Role;
+use gradtx_run::ui::{Progress, Ui};
+use gradtx_runtime::comm::Comm;
+use gradtx_runtime::metrics::JsonLines;
+use gradtx_train::lora::schedule::{Scheduler, Work};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// How often rank 0 shows how far all are.
+const SHOW_EVERY: Duration = Duration::from_millis(100);
+
+/// Rank 0, or a process alone.
+pub struct Chief<'a> {
+    comm: &'a dyn Comm,
+    collection: &'a Collection,
+    keeper: Keeper,
+    throughput: Throughput,
+    scheduler: Scheduler,
+    progress: Progress,
+    /// Steps and cost of everything that is to be done.
+    steps: u64,
+    cost: f64,
+    began: Instant,
+    /// Of finished groups.
+    done: (u64, f64),
+    shown: Instant,
+    /// Every rank's.
+    standings: Vec<RankStanding>,
+    ended: Vec<Option<(Ended, Instant)>>,
+    received: Vec<usize>,
+    stop: Option<u8>,
+    ui: Ui,
+}
+
+impl<'a> Chief<'a> {
+    /// With this work to hand out.
+    pub fn new(
+        comm: &'a dyn Comm,
+        collection: &'a Collection,
+        keeper: Keeper,
+        work: &[Work],
+        ui: &Ui,
+    ) -> Result<Self> {
+        let size = comm.size();
+        let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
+        let mut chief = Self {
+            comm,
+            collection,
+            keeper,
+            throughput: Throughput::new(".jsonl"),
+            scheduler: Scheduler::new(work.iter().copied()),
+            progress: ui.progress("curate", steps),
+            steps,
+            cost: work.iter().map(|w| w.cost).sum(),
+            began: Instant::now(),
+            done: (0, 0.0),
+            shown: Instant::now(),
+            standings: (0..size).map(|rank| RankStanding { rank, ..RankStanding::default() }).collect(),
+            ended: vec![None; size],
+            received: vec![0; size],
+            stop: None,
+            ui: ui.clone(),
+        };
+        // Everybody's first question has been sent by now, and is answered before rank 0 loads
+        // a model, which takes a while.
+        comm.barrier()?;
+        chief.serve()?;
+        Ok(chief)
+    }
+
+    /// Answers what has come.
+    fn serve(&mut self) -> Result<()> {
+        if let Some(code) = interrupt::asked() {
+            self.stop_all(code)?;
+        }
+        while let Some(message) = self.comm.try_receive(None, STOP)? {
+            self.stop_all(message.bytes.first().copied().unwrap_or(gradtx_run::failure::STOPPED))?;
+        }
+        while let Some(message) = self.comm.try_receive(None, TELL)? {
+            match read(message.from, &message.bytes)? {
+                Told::Standing(standing) => {
+                    let groups = self.standings[message.from].groups;
+                    self.standings[message.from] = RankStanding { groups, ..standing };
+                }
+                Told::Done(done) => self.note(message.from, &done)?,
+            }
+        }
+        while let Some(message) = self.comm.try_receive(None, SHARD)? {
+            self.received[message.from] += 1;
+            self.keeper.give(unpack(message.from, &message.bytes)?)?;
+        }
+        while let Some(message) = self.comm.try_receive(None, ASK)? {
+            let resident: Option<Role> = read(message.from, &message.bytes)?;
+            let work = self.hand_out(message.from, resident);
+            say(self.comm, message.from, GIVE, &work)?;
+        }
+        while let Some(message) = self.comm.try_receive(None, END)? {
+            self.ended[message.from] = Some((read(message.from, &message.bytes)?, Instant::now()));
+        }
+        if self.shown.elapsed() >= SHOW_EVERY {
+            self.show();
+            self.shown = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn hand_out(&mut self, to: usize, resident: Option<Role>) -> Option<Work> {
+        let work = if self.stop.is_none() { self.scheduler.next(resident) } else { None };
+        if let Some(work) = work {
+            tracing::info!("{} group {} goes to rank {to}", work.side.name(), work.group);
+        }
+        work
+    }
+
+    fn stop_all(&mut self, code: u8) -> Result<()> {
+        if self.stop.is_none() {
+            self.stop = Some(code);
+            for rank in 1..self.comm.size() {
+                self.comm.send(rank, STOP, &[code])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A rank has trained a group.
+    fn note(&mut self, rank: usize, done: &Done) -> Result<()> {
+        let Done { work, jobs, .. } = *done;
+        self.done.0 += self.collection.recipe(work.side).steps as u64;
+        self.done.1 += work.cost;
+        let standing = &mut self.standings[rank];
+        (standing.done, standing.total, standing.cost) = (0, 0, 0.0);
+        standing.groups += 1;
+        self.throughput.write(self.collection, &work, jobs, done.rate(), rank)
+    }
+
+    /// Shows how far all ranks are.
+    fn show(&mut self) {
+        let (mut steps, mut cost) = self.done;
+        let mut rate = 0.0;
+        for standing in &self.standings {
+            steps += standing.done;
+            rate += standing.rate;
+            cost += standing.cost * standing.done as f64 / standing.total.max(1) as f64;
+        }
+        let seconds = self.began.elapsed().as_secs_f64();
+        // By cost, not by steps: the two models' steps are not alike.
+        let left = (cost > 0.0).then(|| (self.cost - cost).max(0.0) * seconds / cost);
+        let who = match self.comm.size() {
+            1 => self.standings[0].part.clone(),
+            size => format!("{size} ranks"),
+        };
+        // Rank 0 is here, and whoever has ended has nothing more to tell.
+        let now = progress::unix_now();
+        self.standings[0].updated = now;
+        for (standing, ended) in self.standings.iter_mut().zip(&self.ended) {
+            if ended.is_some() {
+                (standing.part, standing.rate, standing.updated) = (progress::NO_MORE.into(), 0.0, now);
+            }
+        }
+        if let Some(desk) = progress::current() {
+            desk.set_ranks(&self.standings);
+        }
+        self.progress.set_with(steps.min(self.steps), left, format!("{who}, {rate:.0} tokens/s"));
+    }
+
+    /// What every rank's time was spent with, to a file and in a line. Rank 0's own work ended
+    /// at `own_end`.
+    fn account(&self, own: Ended, own_end: Instant) -> Result<()> {
+        let end = Instant::now();
+        let wall = (end - self.began).as_secs_f64().max(1e-9);
+        let mut file = JsonLines::resume(&self.collection.dir.join("throughput-ranks.jsonl"), u64::MAX)?;
+        let mut sums = Ended::default();
+        for (rank, ended) in self.ended.iter().enumerate() {
+            let (ended, at) = ended.unwrap_or((own, own_end));
+            let tail = (end - at).as_secs_f64();
+            file.write(&json!({
+                "step": 0,
+                "rank": rank,
+                "node": if rank == 0 { &self.comm.place().node } else { &self.standings[rank].node },
+                "groups": ended.groups,
+                "wall_s": wall,
+                "training_s": ended.training_s,
+                "delivering_s": ended.delivering_s,
+                "loading_s": ended.loading_s,
+                "waiting_s": ended.waiting_s,
+                "after_s": tail,
+            }))?;
+            sums.groups += ended.groups;
+            sums.training_s += ended.training_s;
+            sums.delivering_s += ended.delivering_s;
+            sums.loading_s += ended.loading_s;
+            sums.waiting_s += ended.waiting_s;
+        }
+        if self.comm.size() > 1 {
+            let share = |seconds: f64| 100.0 * seconds / (wall * self.comm.size() as f64);
+            self.ui.line(format!(
+                "curate: {} groups on {} ranks; of their time {:.1} % training, {:.1} % loading models, \
+                 {:.1} % waiting for shards to be written, {:.2} % waiting for work",
+                sums.groups,
+                self.comm.size(),
+                share(sums.training_s),
+                share(sums.loading_s),
+                share(sums.delivering_s),
+                share(sums.waiting_s),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Office for Chief<'_> {
+    fn next(&mut self, resident: Option<Role>) -> Result<Option<Task>> {
+        self.serve()?;
+        Ok(self.hand_out(0, resident).map(|work| Task { work, claim: None }))
+    }
+
+    fn between(&mut self) -> Result<()> {
+        self.serve()
+    }
+
+    fn step(&mut self, now: &Now) -> Result<bool> {
+        self.standings[0] = standing(self.comm, Some(now), &self.standings[0]);
+        self.serve()?;
+        Ok(self.stop.is_none())
+    }
+
+    fn deliver(&mut self, finished: Finished, now: &Now) -> Result<()> {
+        self.note(0, &Done::of(now))?;
+        self.keeper.give(finished)
+    }
+
+    fn end(mut self: Box<Self>, mut unfinished: bool, spent: Spent) -> Result<Option<u8>> {
+        let (own, own_end) = (Ended::new(unfinished, spent, 0), Instant::now());
+        let everybody = 1..self.comm.size();
+        loop {
+            self.serve()?;
+            let has_ended =
+                |rank: usize| self.ended[rank].is_some_and(|(ended, _)| self.received[rank] == ended.sent);
+            if everybody.clone().all(has_ended) {
+                break;
+            }
+            std::thread::sleep(NAP);
+        }
+        self.account(own, own_end)?;
+        unfinished |= self.ended.iter().flatten().any(|(ended, _)| ended.unfinished);
+        unfinished |= self.scheduler.waiting() > 0;
+        let code = self.stop.filter(|_| unfinished);
+        self.keeper.end()?;
+        self.comm.broadcast_bytes(0, &mut vec![code.unwrap_or(0)])?;
+        Ok(code)
+    }
+}

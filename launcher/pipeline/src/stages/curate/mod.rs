@@ -1,0 +1,487 @@
+//! `curate`: from public data to tuples.
+//!
+//! In: the public data and both base models. Out, in `RUN/shadow`: a tuple store (see
+//! [`gradtx_runtime::artifact::TupleStore`]), `subsets.json` (which rows each shadow
+//! subset has), `metrics/ROLE-NNNNN.jsonl` (the losses of a group of jobs), and
+//! `throughput-*.jsonl` (tokens per second of every group, and what ranks did with their time).
+//!
+//! Jobs run in groups that the configuration fixes: a group shares one packed stream per
+//! step. A group whose files are all there and intact is not run again; otherwise all of
+//! it is, so that its bytes are the same whatever was left to do, and on however many ranks.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`subsets`] | which rows every shadow subset has |
+//! | [`collection`] | what is to be collected, and what of it is there |
+//! | [`shift`] | what one process does: group after group |
+//! | [`office`] | where it gets groups from: among ranks [`chief`] and [`worker`], without MPI [`claims`] |
+//! | [`keeper`] | writes what is finished, meanwhile |
+
+pub mod chief;
+pub mod claims;
+pub mod collection;
+pub mod keeper;
+pub mod messages;
+pub mod office;
+pub mod shift;
+pub mod subsets;
+pub mod worker;
+
+use crate::artifacts::open_side;
+use anyhow::{Context as _, Result};
+use chief::Chief;
+use claims::{CLAIMS, Claims, Position};
+use collection::{ASIDE, Collection};
+use gradtx_kernels::cpu::Cpu;
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::decoder::Decoder;
+use gradtx_models::lora::LoraJobs;
+use gradtx_run::cluster::World;
+use gradtx_run::config::{Config, CurateConfig, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::{Question, answer, dispatch, memory};
+use gradtx_run::failure::{failed, is_busy, stopped};
+use gradtx_run::interrupt::Patience;
+use gradtx_run::paths::SHADOW_DIR;
+use gradtx_run::progress;
+use gradtx_run::record::{self, Output, RECORD_FILE, SharedState, State, make_dir};
+use gradtx_run::role::Role;
+use gradtx_runtime::artifact::{
+    MANIFEST, StoreType, TupleManifest, TuplePlan, assemble, checksum, init_path, shard_path,
+    sweep_all_temporary, sweep_temporary, write_init, write_json,
+};
+use gradtx_runtime::comm::Collectives;
+use gradtx_runtime::data::{BatchCapacity, Dataset};
+use gradtx_runtime::metrics::JsonLines;
+use gradtx_runtime::plan::{MemoryPlan, Room};
+use gradtx_train::examples::Data;
+use gradtx_train::lora::schedule::Work;
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::Side;
+use keeper::{Keeper, gather_left, scratch_dir};
+use office::Office;
+use serde_json::{Value, json};
+use shift::Shift;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use worker::Worker;
+
+/// Which rows each shadow subset has.
+const SUBSETS_FILE: &str = "subsets.json";
+/// Directories within a tuple store.
+const PARTS: [&str; 3] = ["init", "metrics", "shards"];
+/// For so long a process of several waits for one that has the directory for itself.
+const LONGEST_ALONE: Duration = Duration::from_secs(60);
+
+/// What is to be collected, and by whom.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Job {
+    /// The run and its configuration.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Be one of several processes without MPI, such as the tasks of a SLURM job array, that
+    /// share the run directory: do what none of the others does.
+    #[arg(long)]
+    pub array: bool,
+    /// Write shards to this directory of the node's own disk first, then copy them.
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
+    /// Send shards to rank 0, which writes them: for nodes that do not see the run directory.
+    #[arg(long, conflicts_with_all = ["scratch", "array"])]
+    pub send: bool,
+}
+
+impl Job {
+    /// All of a run, in the ordinary way.
+    pub fn of(run: RunArgs) -> Self {
+        Self { run, array: false, scratch: None, send: false }
+    }
+}
+
+/// Collects what is missing of the tuples.
+pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
+    let _patience = Patience::begin();
+    let dir = job.run.run.join(SHADOW_DIR);
+    let config = Config::of_ranks(&job.run, world)?.on_device_of_ranks(context, world, &dir)?;
+    let tiny = open_side(&config, Role::Tiny, context.threads)?;
+    let llm = open_side(&config, Role::Llm, context.threads)?;
+    let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
+    let prompts = [public.prompts(&config, &tiny)?, public.prompts(&config, &llm)?];
+    let curate = decided(&config, &dir, world, job.array, &[&tiny, &llm])?;
+    let mut settings = json!({
+        "seed": config.seed,
+        "data": public.checksum,
+        "format": config.data.format,
+        "instruction": config.data.instruction,
+        "prompt": Prompts::settings(&config.data, &prompts.each_ref()),
+        "max_length": config.data.max_length,
+        "adapter": Side::adapter_settings(&config.adapter, &[&tiny, &llm]),
+        "curate": curate,
+        "device": config.device,
+        "tiny": tiny.space.base_model,
+        "llm": llm.space.base_model,
+    });
+    config.data.add_to(&mut settings);
+    let plan = TuplePlan {
+        shadows: curate.subsets,
+        steps: curate.snapshots,
+        dtype: StoreType::F32,
+        student: tiny.space.clone(),
+        teacher: llm.space.clone(),
+    };
+    let collection = Arc::new(Collection {
+        subsets: subsets::choose_subsets(&config, &public)?,
+        identity: checksum(settings.to_string().as_bytes()),
+        config,
+        curate,
+        dir,
+        plan,
+        sides: [tiny, llm],
+        public,
+    });
+    let manifest = match job.array {
+        true => in_array(context, world, job, &collection, &settings)?,
+        false => among_ranks(context, world, job, &collection, &settings)?,
+    };
+    let dir = &collection.dir;
+    match manifest {
+        Outcome::Before => {
+            context.ui.done("curate", dir, json!({}), format!("curate: {} is finished", dir.display()));
+        }
+        Outcome::Now(manifest) => {
+            let (pairs, steps) = (manifest.shards.len(), manifest.plan.steps);
+            let text = format!("curate: {pairs} shadow pairs of {steps} tuples, {}", dir.display());
+            context.ui.done("curate", dir, json!({ "pairs": pairs, "tuples": pairs * steps }), text);
+        }
+        Outcome::Elsewhere => {
+            let text = "curate: this process has nothing left to do; others are still at work";
+            context.ui.done("curate", dir, json!({}), text);
+        }
+    }
+    Ok(())
+}
+
+/// How it ended for this process.
+enum Outcome {
+    /// Everything had been there.
+    Before,
+    /// Everything is there now.
+    Now(Box<TupleManifest>),
+    /// Rank 0, or the last of several processes, ends the work.
+    Elsewhere,
+}
+
+/// The settings of curation, with the number of jobs that share a stream: as set; or as it
+/// was decided when the run began; or as rank 0 decides it now.
+fn decided(
+    config: &Config,
+    dir: &Path,
+    world: &World,
+    array: bool,
+    sides: &[&Side; 2],
+) -> Result<CurateConfig> {
+    let mut curate = config.curate.clone();
+    if curate.concurrent == 0 {
+        let mut found = [0u64];
+        if world.comm().rank() == 0 {
+            let before = record::read(&dir.join(RECORD_FILE)).ok();
+            let before = before.and_then(|record| record.settings["curate"]["concurrent"].as_u64());
+            // Processes of an array begin on nodes of their own, and must decide alike.
+            let memory = match array {
+                true => Room::Host(u64::MAX),
+                false => memory(&config.device, world.comm().place())?,
+            };
+            found[0] = before.unwrap_or_else(|| concurrent(config, memory, sides) as u64);
+        }
+        world.comm().broadcast(0, &mut found)?;
+        curate.concurrent = found[0] as usize;
+    }
+    Ok(curate)
+}
+
+/// The most jobs of the larger model that fit into memory together, so that the base model's
+/// weights are read once for all of them.
+fn concurrent(config: &Config, room: Room, sides: &[&Side; 2]) -> usize {
+    let tokens = config.device.stream_tokens.max(config.data.max_length);
+    let fits = |jobs: &usize| {
+        sides.iter().zip([&config.curate.tiny, &config.curate.llm]).all(|(side, recipe)| {
+            let capacity = BatchCapacity { tokens, segments: jobs * recipe.batch, labels: tokens };
+            room.holds(&answer(&config.device, Need { side, jobs: *jobs, capacity }))
+        })
+    };
+    (1..=config.curate.most_at_once()).rev().find(fits).unwrap_or(1)
+}
+
+/// What a base model and the fine-tuning of so many jobs on it take.
+struct Need<'a> {
+    side: &'a Side,
+    jobs: usize,
+    capacity: BatchCapacity,
+}
+
+impl Question for Need<'_> {
+    type Answer = MemoryPlan;
+
+    fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> MemoryPlan {
+        let Side { model, layout, .. } = self.side;
+        let mut plan = Decoder::<D, X>::plan(model, false);
+        plan.extend(LoraJobs::<D, X>::plan(model, layout, self.jobs, self.capacity));
+        plan
+    }
+}
+
+fn parameters(side: &Side) -> u64 {
+    Decoder::<Cpu, f32>::layout_of(&side.model).total() as u64
+}
+
+/// By the ranks of a world, or one process alone.
+fn among_ranks(
+    context: &Context,
+    world: &World,
+    job: &Job,
+    collection: &Arc<Collection>,
+    settings: &Value,
+) -> Result<Outcome> {
+    let (comm, dir) = (world.comm(), &collection.dir);
+    let SharedState::Open(mut seat) = record::open_for_all(world.comm(), dir, "curate", settings.clone())?
+    else {
+        return Ok(Outcome::Before);
+    };
+    if comm.rank() == 0 {
+        prepare(collection)?;
+    }
+    comm.barrier()?;
+    let scratch = match &job.scratch {
+        Some(scratch) => {
+            let own = scratch_dir(scratch, collection, &comm.place().local_rank.to_string());
+            gather_left(collection, &own)?;
+            make_dir(&own)?;
+            Some(own)
+        }
+        None => None,
+    };
+    // What was gathered is there for everybody who looks from here on.
+    comm.barrier()?;
+    let missing = collection.missing(comm, !job.send)?;
+    let (examples, work) = work_of(context, collection, &missing)?;
+    let office: Box<dyn Office + '_> = if comm.rank() == 0 {
+        let keeper = Keeper::start(collection.clone(), scratch.clone())?;
+        Box::new(Chief::new(comm, collection, keeper, &work, &context.ui)?)
+    } else {
+        let keeper = match job.send {
+            true => None,
+            false => Some(Keeper::start(collection.clone(), scratch.clone())?),
+        };
+        Box::new(Worker::new(comm, keeper)?)
+    };
+    let sees_store = comm.rank() == 0 || !job.send;
+    let shift = Shift { context, collection, examples: &examples, sees_store, office };
+    let done = dispatch(&collection.config.device, context, shift);
+    seat.computed_on(context.computed_on())?;
+    let asked = done?;
+    forget(scratch.as_deref());
+    if let Some(code) = asked {
+        return Err(stopped(code));
+    }
+    let manifest = if comm.rank() == 0 { Some(whole(context, collection, settings)?) } else { None };
+    seat.finish(&if manifest.is_some() { result_files(collection) } else { vec![] })?;
+    Ok(manifest.map_or(Outcome::Elsewhere, |manifest| Outcome::Now(Box::new(manifest))))
+}
+
+/// By one of several processes that share the directory.
+fn in_array(
+    context: &Context,
+    world: &World,
+    job: &Job,
+    collection: &Arc<Collection>,
+    settings: &Value,
+) -> Result<Outcome> {
+    let position = Position::find();
+    let (dir, begun) = (&collection.dir, Instant::now());
+    loop {
+        let output = match record::share(dir, "curate", settings.clone(), &position.name) {
+            Ok(State::Open(output)) => output,
+            Ok(State::Finished) => return Ok(Outcome::Before),
+            // Somebody is alone here: to end the work of all, or to see whether that can be done.
+            Err(error) if is_busy(&error) => {
+                if collection.missing(world.comm(), true)?.is_empty() {
+                    return Ok(Outcome::Elsewhere);
+                }
+                if begun.elapsed() > LONGEST_ALONE {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(200));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let asked = do_unclaimed(context, world, job, collection, &position)?;
+        if let Some(code) = asked {
+            return Err(stopped(code));
+        }
+        output.leave();
+        // Whoever is the last one here is alone.
+        match record::open(dir, "curate", settings.clone()) {
+            // A process that was killed meanwhile has left work to do.
+            Ok(State::Open(output)) if !collection.missing(world.comm(), true)?.is_empty() => output.leave(),
+            Ok(State::Open(output)) => return end_array(context, collection, settings, output),
+            Ok(State::Finished) => return Ok(Outcome::Before),
+            Err(error) if is_busy(&error) => return Ok(Outcome::Elsewhere),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Does what no other process does; the exit code, if it was asked to stop before the end.
+fn do_unclaimed(
+    context: &Context,
+    world: &World,
+    job: &Job,
+    collection: &Arc<Collection>,
+    position: &Position,
+) -> Result<Option<u8>> {
+    write_start(collection)?;
+    let scratch = job.scratch.as_ref().map(|scratch| scratch_dir(scratch, collection, &position.name));
+    if let Some(scratch) = &scratch {
+        gather_left(collection, scratch)?;
+        make_dir(scratch)?;
+    }
+    let missing = collection.missing(world.comm(), true)?;
+    let (examples, work) = work_of(context, collection, &missing)?;
+    let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
+    let progress = context.ui.progress("curate", steps);
+    let keeper = Keeper::start(collection.clone(), scratch.clone())?;
+    let office = Box::new(Claims::new(collection, keeper, position, work, progress)?);
+    let shift = Shift { context, collection, examples: &examples, sees_store: true, office };
+    let asked = dispatch(&collection.config.device, context, shift)?;
+    forget(scratch.as_deref());
+    Ok(asked)
+}
+
+/// The last of several processes ends the work for all.
+fn end_array(
+    context: &Context,
+    collection: &Collection,
+    settings: &Value,
+    output: Output,
+) -> Result<Outcome> {
+    progress::forget_shared(&collection.dir);
+    sweep_all_temporary(&collection.dir)?;
+    for part in PARTS {
+        // Also what was killed while this process worked.
+        sweep_all_temporary(&collection.dir.join(part))?;
+    }
+    let manifest = whole(context, collection, settings)?;
+    output.finish(&result_files(collection))?;
+    Ok(Outcome::Now(Box::new(manifest)))
+}
+
+/// Brings the directory into the state that work begins from. By one process that is alone there.
+fn prepare(collection: &Collection) -> Result<()> {
+    progress::forget_shared(&collection.dir);
+    write_start(collection)?;
+    for part in PARTS.iter().chain(&[ASIDE]) {
+        sweep_temporary(&collection.dir.join(part))?;
+    }
+    Ok(())
+}
+
+/// Writes what every process would write alike.
+fn write_start(collection: &Collection) -> Result<()> {
+    let dir = &collection.dir;
+    for part in PARTS.iter().chain(&[ASIDE]) {
+        make_dir(&dir.join(part))?;
+    }
+    write_json(&dir.join(SUBSETS_FILE), &collection.subsets)?;
+    for side in &collection.sides {
+        write_init(dir, side.role.side(), &side.space, &side.init)?;
+    }
+    Ok(())
+}
+
+/// The examples of the models that have work, and the work with what it costs: its tokens
+/// times the parameters that each goes through.
+fn work_of(
+    context: &Context,
+    collection: &Collection,
+    missing: &[(Role, usize)],
+) -> Result<([Option<Dataset>; 2], Vec<Work>)> {
+    collection.public.announce(context);
+    let mut examples = [None, None];
+    for side in &collection.sides {
+        if missing.iter().any(|(role, _)| *role == side.role) {
+            let prompts = collection.public.prompts(&collection.config, side)?;
+            let found = collection.public.examples(&prompts, side, context, "curate")?;
+            examples[side.role as usize] = Some(found);
+        }
+    }
+    let groups = collection.groups();
+    let mut work = vec![];
+    for &(side, group) in missing {
+        let examples = examples[side as usize].as_ref().expect("just read");
+        let tokens = collection.training(side).tokens(&collection.jobs(examples, &groups[group]))?;
+        let cost = tokens as f64 * parameters(collection.side(side)) as f64;
+        work.push(Work { side, group, cost });
+    }
+    Ok((examples, work))
+}
+
+/// A scratch directory is empty at the end; it stays only if something could not be gathered.
+fn forget(scratch: Option<&Path>) {
+    let Some(scratch) = scratch else { return };
+    for dir in ["shards", "metrics", ""] {
+        let _ = std::fs::remove_dir(scratch.join(dir));
+    }
+}
+
+/// Writes the manifest from what is really there; an error unless that is everything.
+fn whole(context: &Context, collection: &Collection, settings: &Value) -> Result<TupleManifest> {
+    let found = assemble(&collection.dir, &collection.plan, settings.clone())?;
+    let damaged = found.damaged.first().map(|(shadow, role, why)| format!("shadow {shadow}, {role}: {why}"));
+    let missing =
+        || found.missing.first().map(|(shadow, role)| format!("shadow {shadow}, {role}: there is no shard"));
+    if let Some(problem) = damaged.or_else(missing) {
+        return Err(failed(problem, "run `gradtx curate` again: it does what is missing"));
+    }
+    for name in [ASIDE, CLAIMS] {
+        match std::fs::remove_dir_all(collection.dir.join(name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e)
+                    .with_context(|| format!("{}: cannot remove", collection.dir.join(name).display()));
+            }
+            _ => {}
+        }
+    }
+    for side in &collection.sides {
+        let (jobs, mean) = last_losses(collection, side.role)?;
+        let name = side.role.name();
+        context.ui.line(format!("curate {name}: {jobs} jobs, mean loss of the last step {mean:.4}"));
+    }
+    Ok(found.manifest)
+}
+
+/// The jobs of a model, and the mean of their last losses.
+fn last_losses(collection: &Collection, role: Role) -> Result<(usize, f64)> {
+    let mut last = vec![];
+    for group in collection.groups() {
+        let lines = JsonLines::read(&Collection::metrics_file(&collection.dir, role, &group))?;
+        let steps = collection.recipe(role).steps;
+        last.extend(lines.iter().filter(|l| l["step"] == steps).filter_map(|l| l["loss"].as_f64()));
+    }
+    Ok((last.len(), last.iter().sum::<f64>() / last.len().max(1) as f64))
+}
+
+/// Every file of a finished store, relative to it: what was written by name, whatever else lies
+/// there.
+fn result_files(collection: &Collection) -> Vec<String> {
+    let none = Path::new("");
+    let mut files = vec![PathBuf::from(MANIFEST), SUBSETS_FILE.into()];
+    for side in [Role::Tiny, Role::Llm] {
+        files.push(init_path(none, side.side()));
+        files.extend((0..collection.plan.shadows).map(|shadow| shard_path(none, side.side(), shadow)));
+        files.extend(collection.groups().iter().map(|group| Collection::metrics_file(none, side, group)));
+    }
+    files.sort();
+    files.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+}

@@ -1,0 +1,489 @@
+//! `evaluate`: how good are a model's answers?
+//!
+//! In: a file of examples, a model, and perhaps an adapter. Out: `predictions.jsonl`, one
+//! line per example in its order, and `score.json`. Decoding is greedy. Exact match and
+//! ROUGE-1 are both computed; the setting `evaluate.metric` says which is the score.
+//!
+//! Predictions are private data's relatives: they stand in their file and nowhere else.
+
+use crate::artifacts::expect_run_model;
+use crate::lineage::{Lineage, adapter_sums};
+use crate::score::{exact_match, has_words, rouge1};
+use anyhow::{Context as _, Result};
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits, Generator, Prompt};
+use gradtx_models::lora::{PeftAdapter, read_peft};
+use gradtx_run::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::{Work, dispatch, memory_for};
+use gradtx_run::failure::failed;
+use gradtx_run::record::{self, State};
+use gradtx_run::role::Role;
+use gradtx_runtime::artifact::{
+    MAX_CONFIG_BYTES, TensorSource, fingerprint, read_text, write_atomic, write_json,
+};
+use gradtx_runtime::data::{Metric, Record, TextTokenizer};
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
+use gradtx_train::examples::Data;
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::model_dir;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What to evaluate, on what, to where.
+pub struct Job {
+    /// File of examples.
+    pub data: PathBuf,
+    /// Directory of the results.
+    pub out: PathBuf,
+    /// Which model.
+    pub role: Role,
+    /// Model directory in the place of the run's.
+    pub base: Option<PathBuf>,
+    /// PEFT adapter directory.
+    pub adapter: Option<PathBuf>,
+}
+
+/// The content of score.json.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Score {
+    /// Examples.
+    pub examples: usize,
+    /// Which number is the score.
+    pub metric: Metric,
+    /// The score, from 0 to 1.
+    pub score: f64,
+    /// Right answers as a part of all.
+    pub exact_match: f64,
+    /// Mean ROUGE-1 F1.
+    pub rouge1: f64,
+    /// Right answers.
+    pub right: usize,
+    /// Continuations that ended by themselves, as a part of all.
+    pub ended: f64,
+    /// What ROUGE-1 takes for a word.
+    #[serde(default)]
+    pub rouge_tokens: RougeTokens,
+    /// References in which ROUGE-1 sees no word.
+    #[serde(default)]
+    pub wordless_references: usize,
+    /// Predictions in which ROUGE-1 sees no word.
+    #[serde(default)]
+    pub wordless_predictions: usize,
+    /// Which part of a text was the answer.
+    pub answer: AnswerForm,
+    /// Which of the two models.
+    pub model: Role,
+    /// What was done to it.
+    #[serde(flatten)]
+    pub lineage: Lineage,
+    /// Checksum of the examples.
+    pub data: String,
+    /// The examples by their place: directory and file without extension.
+    pub data_name: String,
+}
+
+/// Evaluates, unless that is done; returns the score.
+pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
+    let config = Config::of_run(args)?.on_device(context, &job.out)?;
+    let (role, mut lineage, dir) = match &job.base {
+        None => (job.role, Lineage::BASE, model_dir(&config, job.role)?),
+        Some(base) => {
+            let (recorded, told) = Lineage::of_model(base)?;
+            (recorded.unwrap_or(job.role), told, base.as_path())
+        }
+    };
+    let data = Data::read_for_test(std::slice::from_ref(&job.data), &config.data, "--data")?;
+    let metric = metric(config.evaluate.metric, &data.records)?;
+    let model = DecoderConfig::read(dir)?;
+    model.check_weights(&TensorSource::open(dir)?)?;
+    let prompts = Prompts::new(&config.data, dir, &model, data.records.first())?;
+    let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
+    let weights = fingerprint(dir, context.threads)?;
+    if job.base.is_none() {
+        expect_run_model(&args.run, role, &weights)?;
+    }
+    if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
+        lineage = Lineage::of_adapter(adapter, sums, &weights)?;
+    }
+    let mut settings = json!({
+        "data": data.checksum,
+        "format": config.data.format,
+        "instruction": config.data.instruction,
+        "prompt": Prompts::settings(&config.data, &[&prompts]),
+        "evaluate": settings_of(&config),
+        "role": role,
+        "model": weights,
+        "adapter": sums,
+        "lineage": lineage,
+        "device": config.device,
+    });
+    config.data.add_to(&mut settings);
+    let score_file = job.out.join("score.json");
+    let State::Open(mut output) = record::open(&job.out, "evaluate", settings)? else {
+        let text = read_text(&score_file, MAX_CONFIG_BYTES)?;
+        let score =
+            serde_json::from_str(&text).with_context(|| format!("{}: not a score", score_file.display()))?;
+        let text = format!("evaluate: {} is finished", job.out.display());
+        context.ui.done("evaluate", &job.out, json!(score), text);
+        return Ok(score);
+    };
+    data.announce(context);
+    prompts.lines().iter().for_each(|line| context.ui.line(format!("evaluate: {line}")));
+    let adapter = job.adapter.as_deref();
+    let work = Evaluate { context, config: &config, dir, model, prompts: &prompts, data: &data, adapter };
+    let answers = dispatch(&config.device, context, work)?;
+    output.computed_on(context.computed_on())?;
+    write_atomic(&job.out.join("predictions.jsonl"), |out| {
+        answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
+    })?;
+    let score = Score::of(&config, metric, &answers, role, lineage, &data.checksum, &job.data);
+    write_json(&score_file, &score)?;
+    output.finish(&["predictions.jsonl".into(), "score.json".into()])?;
+    for warning in score.warnings(&config) {
+        context.ui.notice(&format!("evaluate: warning: {warning}"));
+    }
+    let text = format!("evaluate: {}, {}", score.in_words(), job.out.display());
+    context.ui.done("evaluate", &job.out, json!(score), text);
+    Ok(score)
+}
+
+/// The settings that scores depend on; the tokens of ROUGE-1 where they are not the usual ones.
+fn settings_of(config: &Config) -> serde_json::Value {
+    let mut settings = json!(config.evaluate);
+    if config.evaluate.rouge_tokens == RougeTokens::default()
+        && let Some(entries) = settings.as_object_mut()
+    {
+        entries.remove("rouge_tokens");
+    }
+    settings
+}
+
+/// The metric that the settings or the examples ask for.
+fn metric(choice: MetricChoice, records: &[Record]) -> Result<Metric> {
+    match choice {
+        MetricChoice::ExactMatch => Ok(Metric::ExactMatch),
+        MetricChoice::Rouge1 => Ok(Metric::Rouge1),
+        MetricChoice::Auto => {
+            let first = records.first().map_or(Metric::ExactMatch, |record| record.schema.metric());
+            match records.iter().find(|record| record.schema.metric() != first) {
+                None => Ok(first),
+                Some(other) => {
+                    let why = format!(
+                        "{}: {} has another metric than the examples before it",
+                        other.origin,
+                        other.schema.name()
+                    );
+                    Err(failed(
+                        why,
+                        "set evaluate.metric to exact_match or rouge1, or evaluate the tasks apart",
+                    ))
+                }
+            }
+        }
+    }
+}
+
+/// `client-1/test` for `…/client-1/test.jsonl`: tells clients and parts apart, and keeps
+/// what lies above them out of results.
+fn name_of(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let parent = path.parent().and_then(Path::file_name);
+    let names = parent.into_iter().chain(path.file_stem());
+    names.map(|name| name.to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+impl Score {
+    /// All answers in numbers.
+    fn of(
+        config: &Config,
+        metric: Metric,
+        answers: &[Answer],
+        role: Role,
+        lineage: Lineage,
+        checksum: &str,
+        path: &Path,
+    ) -> Self {
+        let part = |count: usize| count as f64 / answers.len() as f64;
+        let right = answers.iter().filter(|a| a.right).count();
+        let rouge1 = answers.iter().map(|a| a.rouge1).sum::<f64>() / answers.len() as f64;
+        let wordless = |text: fn(&Answer) -> &str| {
+            answers.iter().filter(|a| !has_words(text(a), config.evaluate.rouge_tokens)).count()
+        };
+        Self {
+            examples: answers.len(),
+            metric,
+            score: match metric {
+                Metric::ExactMatch => part(right),
+                Metric::Rouge1 => rouge1,
+            },
+            exact_match: part(right),
+            rouge1,
+            right,
+            ended: part(answers.iter().filter(|a| a.ended).count()),
+            rouge_tokens: config.evaluate.rouge_tokens,
+            wordless_references: wordless(|a| &a.reference),
+            wordless_predictions: wordless(|a| &a.prediction),
+            answer: config.evaluate.answer,
+            model: role,
+            lineage,
+            data: checksum.into(),
+            data_name: name_of(path),
+        }
+    }
+
+    fn in_words(&self) -> String {
+        let percent = 100.0 * self.score;
+        let score = match self.metric {
+            Metric::ExactMatch => format!("{percent:.1} % of {} right", self.examples),
+            Metric::Rouge1 => format!("ROUGE-1 {percent:.2} over {}", self.examples),
+        };
+        format!("{score}, {} ended by themselves", self.ended_by_themselves())
+    }
+
+    fn ended_by_themselves(&self) -> usize {
+        (self.ended * self.examples as f64).round() as usize
+    }
+
+    /// What makes the score mean less than it seems to.
+    fn warnings(&self, config: &Config) -> Vec<String> {
+        let mut warnings = vec![];
+        let ended = self.ended_by_themselves();
+        if 2 * ended < self.examples {
+            warnings.push(format!(
+                "{ended} of {} predictions ended by themselves, the others were cut at evaluate.max_new_tokens = \
+                 {}: right answers among them may count as wrong. Raise it; or the model was not trained to end \
+                 its answers in this prompt form (data.prompt)",
+                self.examples, config.evaluate.max_new_tokens
+            ));
+        }
+        if self.metric == Metric::Rouge1 && self.wordless_references > 0 {
+            let hint = match self.rouge_tokens {
+                RougeTokens::RougeScore => {
+                    "; evaluate.rouge_tokens = \"unicode\" sees the letters of every script"
+                }
+                RougeTokens::Unicode => "",
+            };
+            warnings.push(format!(
+                "ROUGE-1 sees no word in {} of {} references (and in {} predictions), which score 0 even where \
+                 both texts are equal{hint}",
+                self.wordless_references, self.examples, self.wordless_predictions
+            ));
+        }
+        warnings
+    }
+}
+
+/// One line of predictions.jsonl.
+#[derive(Debug, Serialize)]
+struct Answer {
+    line: usize,
+    prediction: String,
+    reference: String,
+    /// Exact match.
+    right: bool,
+    rouge1: f64,
+    /// It ended by itself; otherwise it reached the limit.
+    ended: bool,
+}
+
+struct Evaluate<'a> {
+    context: &'a Context,
+    config: &'a Config,
+    dir: &'a Path,
+    model: DecoderConfig,
+    prompts: &'a Prompts,
+    data: &'a Data,
+    adapter: Option<&'a Path>,
+}
+
+impl Work for Evaluate<'_> {
+    type Output = Vec<Answer>;
+
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Vec<Answer>> {
+        let settings = &self.config.evaluate;
+        let adapter = self.adapter.map(|dir| read_peft(dir, &self.model)).transpose()?;
+        let tokenizer = &self.prompts.tokenizer;
+        let prompts = self.data.records.iter().map(|record| {
+            let tokens = self.prompts.prompt(record)?;
+            Ok(Prompt { tokens, adapter: adapter.as_ref().map(|_| 0) })
+        });
+        let prompts = prompts.collect::<Result<Vec<_>>>()?;
+        self.warn_of_long_prompts(&prompts);
+        let limits = self.limits(&prompts);
+        plan::<X, D>(&self.model, limits, adapter.as_ref())
+            .check(memory_for(device, &self.context.place)?)?;
+
+        let decoder = Decoder::<D, X>::load(device, self.dir)?;
+        let generator = Generator::new(&decoder, limits, adapter.as_ref().map(|a| &a.layout))?;
+        let mut generator = generator.within(self.prompts.context());
+        let values = adapter.as_ref().map(|a| device.buffer_from(&a.values)).transpose()?;
+        let view = adapter.as_ref().zip(values.as_ref()).map(|(adapter, values)| AdapterView {
+            values,
+            layout: &adapter.layout,
+            dropout: 0.0,
+        });
+        let mut progress = self.context.ui.progress("evaluate", prompts.len() as u64);
+        let mut answers = Vec::with_capacity(prompts.len());
+        let stops = self.prompts.check.stops();
+        let ends = end_texts(tokenizer, stops)?;
+        let prefix = tokenizer.decode(&tokenizer.encode(self.prompts.check.prefix())?.ids, true)?;
+        // By parts, to have something to report; slots of a part fill up as others end.
+        for (part, records) in
+            prompts.chunks(8 * settings.batch).zip(self.data.records.chunks(8 * settings.batch))
+        {
+            let max_new = settings.max_new_tokens;
+            for (found, record) in
+                generator.generate(&decoder, view, part, max_new, stops)?.iter().zip(records)
+            {
+                let prediction = tokenizer.decode(&found.tokens, true)?;
+                let reference = without_end(record.content.answer(), &ends).to_string();
+                let answer = without_prefix(&prediction, &prefix);
+                answers.push(Answer {
+                    line: record.origin.line,
+                    right: exact_match(answer, &reference, settings.answer),
+                    rouge1: rouge1(answer, &reference, settings.rouge_tokens),
+                    prediction,
+                    reference,
+                    ended: found.ended,
+                });
+            }
+            progress.set(answers.len() as u64, "");
+        }
+        Ok(answers)
+    }
+}
+
+impl Evaluate<'_> {
+    /// Says how many prompts leave less room than the settings ask for.
+    fn warn_of_long_prompts(&self, prompts: &[Prompt]) {
+        let (max_new, context) = (self.config.evaluate.max_new_tokens, self.prompts.context());
+        let is_long = |prompt: &Prompt| prompt.tokens.len() + max_new > context;
+        let long = prompts.iter().filter(|prompt| is_long(prompt)).count();
+        if let Some(first) = prompts.iter().position(is_long) {
+            self.context.ui.notice(&format!(
+                "evaluate: warning: {long} of {} prompts leave room for fewer than evaluate.max_new_tokens = \
+                 {max_new} tokens in the model's {context} positions; their answers end there (first: {}, {} tokens)",
+                prompts.len(),
+                self.data.records[first].origin,
+                prompts[first].tokens.len()
+            ));
+        }
+    }
+
+    /// What the generator needs room for.
+    fn limits(&self, prompts: &[Prompt]) -> GenerateLimits {
+        let settings = &self.config.evaluate;
+        let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(1);
+        GenerateLimits {
+            rows: settings.batch.min(prompts.len()),
+            prompt_tokens: longest.max(self.config.device.stream_tokens.min(longest * settings.batch)),
+            context: (longest + settings.max_new_tokens).min(self.prompts.context()),
+        }
+    }
+}
+
+/// Everything that generation allocates.
+fn plan<X: Real<Acc = f32>, D: Backend<X>>(
+    model: &DecoderConfig,
+    limits: GenerateLimits,
+    adapter: Option<&PeftAdapter>,
+) -> MemoryPlan {
+    let mut plan = Decoder::<D, X>::plan(model, false);
+    if let Some(adapter) = adapter {
+        plan.add(Purpose::Frozen, "adapter", &[adapter.values.len()], size_of::<f32>());
+    }
+    plan.extend(Generator::<D, X>::plan(model, limits, adapter.map(|a| &a.layout)));
+    plan
+}
+
+/// What the tokens that end a text look like in a reference.
+fn end_texts(tokenizer: &TextTokenizer, stops: &[u32]) -> Result<Vec<String>> {
+    let text = |&id: &u32| Ok(tokenizer.decode(&[id], false)?.trim().to_string());
+    stops.iter().map(text).collect()
+}
+
+/// A prediction without what the prompt form itself writes before an answer.
+fn without_prefix<'a>(prediction: &'a str, prefix: &str) -> &'a str {
+    match prefix.trim() {
+        "" => prediction,
+        prefix => prediction.trim_start().strip_prefix(prefix).unwrap_or(prediction),
+    }
+}
+
+/// A reference without the text of the token that ends it: predictions come without it.
+fn without_end<'a>(reference: &'a str, ends: &[String]) -> &'a str {
+    let text = reference.trim_end();
+    ends.iter().filter(|end| !end.is_empty()).find_map(|end| text.strip_suffix(end.as_str())).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_token_is_no_part_of_a_reference() {
+        let ends = ["<end>".to_string(), String::new()];
+        assert_eq!(without_end(" a b <end>\n", &ends), " a b ");
+        assert_eq!(without_end("a <end> b", &ends), "a <end> b");
+    }
+
+    #[test]
+    fn what_the_template_writes_is_no_part_of_an_answer() {
+        let prefix = "<think>\n\n</think>\n\n";
+        assert_eq!(without_prefix("<think>\n\n</think>\n\n7", prefix).trim(), "7");
+        assert_eq!(without_prefix("\n<think>\n\n</think>7", prefix), "7");
+        assert_eq!(without_prefix("<think>\n6+1\n</think>7", prefix), "<think>\n6+1\n</think>7");
+        assert_eq!(without_prefix(" 7", ""), " 7");
+    }
+
+    #[test]
+    fn data_is_named_by_its_place() {
+        assert_eq!(name_of(Path::new("/a/b/client-1/test.jsonl")), "client-1/test");
+        assert!(name_of(Path::new("test.jsonl")).ends_with("/test"));
+    }
+
+    #[test]
+    fn the_metric_is_the_examples_and_must_be_one() {
+        let record = |row: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("d.jsonl");
+            std::fs::write(&path, row).unwrap();
+            Data::read(&[path], &Config::default().data, "--data").unwrap().records.remove(0)
+        };
+        let summary = record("{\"id\": 1, \"dialogue\": \"a\", \"summary\": \"b\"}");
+        let problem = record("{\"question\": \"a\", \"answer\": \"b\"}");
+        assert_eq!(metric(MetricChoice::Auto, std::slice::from_ref(&summary)).unwrap(), Metric::Rouge1);
+        assert_eq!(metric(MetricChoice::Auto, std::slice::from_ref(&problem)).unwrap(), Metric::ExactMatch);
+        let both = [problem, summary];
+        assert!(metric(MetricChoice::Auto, &both).unwrap_err().to_string().contains("samsum"));
+        assert_eq!(metric(MetricChoice::ExactMatch, &both).unwrap(), Metric::ExactMatch);
+    }
+
+    #[test]
+    fn a_score_reads_back_as_it_was_written() {
+        let lineage = Lineage::of_adapter(Path::new("nowhere"), &[], "").unwrap();
+        let answer = |right, rouge1| {
+            let text = String::new();
+            Answer { line: 1, prediction: text.clone(), reference: text, right, rouge1, ended: right }
+        };
+        let answers = [answer(true, 1.0), answer(false, 0.5), answer(false, 0.0), answer(false, 0.1)];
+        let config = Config::default();
+        let path = Path::new("client-2/test.jsonl");
+        for (metric, name, want) in
+            [(Metric::ExactMatch, "exact_match", 0.25), (Metric::Rouge1, "rouge1", 0.4)]
+        {
+            let score = json!(Score::of(&config, metric, &answers, Role::Tiny, lineage, "c", path));
+            assert_eq!((&score["metric"], &score["score"]), (&json!(name), &json!(want)));
+            assert_eq!(
+                (&score["right"], &score["model"], &score["kind"]),
+                (&json!(1), &json!("tiny"), &json!("adapter"))
+            );
+            assert_eq!((&score["method"], &score["data_name"]), (&json!(null), &json!("client-2/test")));
+            let again: Score = serde_json::from_value(score.clone()).unwrap();
+            assert_eq!(json!(again), score);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `finetune`: what a client does.
+//!
+//! In: private data and one base model. Out: `update.safetensors`, the one file that a
+//! client sends; `metrics.jsonl` and `throughput.jsonl`; and, when asked for, the adapter
+//! in PEFT form. With the LLM in the place of the TinyLM it is what translation is
+//! measured against.
+
+use crate::artifacts::{expect_run_model, open_side};
+use anyhow::Result;
+use gradtx_kernels::rng::derive_named;
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::decoder::Decoder;
+use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::context::{Context, totals};
+use gradtx_run::dispatch::{Work, dispatch, memory_for};
+use gradtx_run::paths::UPDATE_FILE;
+use gradtx_run::record::{self, State};
+use gradtx_run::role::Role;
+use gradtx_run::ui::Progress;
+use gradtx_runtime::artifact::write_atomic;
+use gradtx_runtime::data::Dataset;
+use gradtx_runtime::metrics::{JsonLines, Rate};
+use gradtx_train::examples::Data;
+use gradtx_train::lora::trainer::{self, Snapshots, Trained, Training, Watcher};
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::Side;
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What to fine-tune, on what, to where.
+pub struct Job {
+    /// File or directory of private examples.
+    pub data: PathBuf,
+    /// Directory of the results.
+    pub out: PathBuf,
+    /// Which model.
+    pub role: Role,
+    /// Also write the adapter in PEFT form.
+    pub peft: bool,
+}
+
+/// Fine-tunes, unless that is done.
+pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
+    let config = Config::of_run(args)?.on_device(context, &job.out)?;
+    let side = open_side(&config, job.role, context.threads)?;
+    expect_run_model(&args.run, job.role, &side.space.base_model)?;
+    let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
+    let prompts = data.prompts(&config, &side)?;
+    let recipe = match job.role {
+        Role::Tiny => &config.finetune.tiny,
+        Role::Llm => &config.finetune.llm,
+    };
+    let mut settings = json!({
+        "seed": config.seed,
+        "data": data.checksum,
+        "format": config.data.format,
+        "instruction": config.data.instruction,
+        "prompt": Prompts::settings(&config.data, &[&prompts]),
+        "max_length": config.data.max_length,
+        "adapter": Side::adapter_settings(&config.adapter, &[&side]),
+        "recipe": recipe,
+        "device": config.device,
+        "model": side.space.base_model,
+        "peft": job.peft,
+    });
+    config.data.add_to(&mut settings);
+    let State::Open(mut output) = record::open(&job.out, "finetune", settings)? else {
+        let text = format!("finetune: {} is finished", job.out.display());
+        context.ui.done("finetune", &job.out, json!({}), text);
+        return Ok(());
+    };
+    data.announce(context);
+    let examples = data.examples(&prompts, &side, context, "finetune")?;
+    // The key is the data's: a client's order does not depend on where its files lie.
+    let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
+    let training = Training {
+        side: &side,
+        recipe,
+        snapshots: Snapshots { count: 1, every: 1 },
+        stream_tokens: config.device.stream_tokens,
+    };
+    let work = Finetune { context, training, examples: &examples, key };
+    let done = dispatch(&config.device, context, work);
+    output.computed_on(context.computed_on())?;
+    let (trained, rate) = done?;
+    // Times differ from run to run, so they stand apart from the losses, which do not.
+    JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
+        "step": recipe.steps,
+        "jobs": 1,
+        "tokens": rate.tokens,
+        "seconds": rate.time.as_secs_f64(),
+        "tokens_per_s": rate.per_second(),
+    }))?;
+
+    let mut files = vec![UPDATE_FILE.to_string(), "metrics.jsonl".into()];
+    write_atomic(&job.out.join("metrics.jsonl"), |out| {
+        trained
+            .losses
+            .iter()
+            .enumerate()
+            .try_for_each(|(step, loss)| writeln!(out, "{}", json!({ "step": step + 1, "loss": loss })))
+    })?;
+    if job.peft {
+        files.extend(side.write_peft(&job.out, &trained.updates)?);
+    }
+    side.update(trained.updates, examples.examples.len() as u64).write(&job.out.join(UPDATE_FILE))?;
+    output.finish(&files)?;
+    let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
+    let text = format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display());
+    context.ui.done("finetune", &job.out, json!({ "model": job.role, "loss": loss }), text);
+    Ok(())
+}
+
+struct Finetune<'a> {
+    context: &'a Context,
+    training: Training<'a>,
+    examples: &'a Dataset,
+    key: u64,
+}
+
+impl Work for Finetune<'_> {
+    type Output = (Trained, Rate);
+
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Trained, Rate)> {
+        let Training { side, recipe, .. } = self.training;
+        let jobs = [trainer::Job { examples: self.examples.examples.iter().collect(), key: self.key }];
+        let (plan, packing) = self.training.plan::<X, D>(&jobs)?;
+        plan.check(memory_for(device, &self.context.place)?)?;
+        let decoder = Decoder::<D, X>::load(device, &side.dir)?;
+        self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
+        self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
+        let mut progress = Watched(self.context.ui.progress("finetune", recipe.steps as u64));
+        let done = self.training.run(&decoder, &jobs, None, &mut progress)?;
+        let (trained, rate) = done.expect("nobody stopped it");
+        Ok((trained.into_iter().next().expect("one job gives one result"), rate))
+    }
+}
+
+/// Shows every step.
+struct Watched(Progress);
+
+impl Watcher for Watched {
+    fn step(&mut self, done: u32, rate: Rate) -> Result<bool> {
+        self.0.set(done as u64, format!("{:.0} tokens/s", rate.per_second()));
+        Ok(true)
+    }
+}

@@ -1,0 +1,121 @@
+//! `merge`: an adapter put into the weights of its model.
+//!
+//! In: one of the run's base models and a PEFT adapter directory. Out: a directory in the
+//! Hugging Face layout with the same files, which needs no adapter any more: weights,
+//! configuration, tokenizer, chat template, licences, and a model card. Shapes decide whether an adapter fits; the
+//! name of a base model that it carries is only a hint.
+
+use crate::artifacts::expect_run_model;
+use crate::card;
+use crate::lineage::{Lineage, adapter_sums};
+use anyhow::Result;
+use gradtx_models::decoder::DecoderConfig;
+use gradtx_models::lora::{merge, read_peft};
+use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::failure::unusable;
+use gradtx_run::record::{self, State};
+use gradtx_run::role::Role;
+use gradtx_runtime::artifact::{fingerprint, public_name, read_json, write_json};
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::model_dir;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// What to merge, to where.
+pub struct Job {
+    /// PEFT adapter directory.
+    pub adapter: PathBuf,
+    /// Directory of the merged model.
+    pub out: PathBuf,
+    /// Which model.
+    pub role: Role,
+}
+
+/// Merges, unless that is done.
+pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
+    let config = Config::of_run(args)?;
+    let base = model_dir(&config, job.role)?;
+    if is_same_directory(base, &job.out) {
+        let why = "--out: this is the base model's own directory; write to another one";
+        return Err(unusable(format!("{}: {why}", job.out.display())));
+    }
+    let adapter = read_peft(&job.adapter, &DecoderConfig::read(base)?)?;
+    let sums = adapter_sums(&job.adapter)?;
+    let stops = added_stops(context, &config, base)?;
+    let model = fingerprint(base, context.threads)?;
+    expect_run_model(&args.run, job.role, &model)?;
+    let lineage = Lineage::of_adapter(&job.adapter, &sums, &model)?;
+    let mut settings = json!({
+        "role": job.role,
+        "model": model,
+        "lineage": lineage,
+        "adapter": sums,
+    });
+    if let Some(stops) = &stops {
+        settings["stops"] = json!(stops);
+    }
+    let State::Open(output) = record::open(&job.out, "merge", settings)? else {
+        context.ui.line(format!("merge: {} is finished", job.out.display()));
+        return Ok(());
+    };
+    let last = |name: &str| Path::new(name).file_name().map(|name| name.to_owned());
+    if let Some(made_for) = adapter.base_model.as_deref()
+        && ![last(&public_name(base)).as_deref(), base.file_name()].contains(&last(made_for).as_deref())
+    {
+        context.ui.line(format!(
+            "merge: the adapter names {made_for} as its base model; its shapes fit {}",
+            base.display()
+        ));
+    }
+    let mut files = merge(base, &adapter, &job.out, context.threads)?;
+    if let Some(stops) = &stops
+        && write_stops(&job.out, stops)?
+    {
+        files.push(GENERATION_CONFIG.into());
+    }
+    files.push(card::write(base, &adapter, &lineage, &job.out)?);
+    output.finish(&files)?;
+    let blocks = adapter.layout.blocks();
+    let matrices = blocks * adapter.layout.lora().targets.len();
+    context.ui.line(format!("merge: {matrices} matrices of {blocks} blocks, {}", job.out.display()));
+    Ok(())
+}
+
+/// The file that says where generation stops.
+const GENERATION_CONFIG: &str = "generation_config.json";
+
+/// Where the prompt form ends answers with a token that the model's own files do not name:
+/// all ids at which generation has to stop.
+fn added_stops(context: &Context, config: &Config, base: &Path) -> Result<Option<Vec<u32>>> {
+    if !base.join("tokenizer.json").exists() {
+        return Ok(None);
+    }
+    let prompts = match Prompts::new(&config.data, base, &DecoderConfig::read(base)?, None) {
+        Ok(prompts) => prompts,
+        // The weights can be merged all the same.
+        Err(error) => {
+            context.ui.notice(&format!("merge: warning: {error:#}"));
+            return Ok(None);
+        }
+    };
+    if !prompts.check.adds_stop() {
+        return Ok(None);
+    }
+    context.ui.line(format!("merge: {}; {GENERATION_CONFIG} names it", prompts.check.line()));
+    Ok(Some(prompts.check.stops().to_vec()))
+}
+
+/// Puts the ids into generation_config.json; true if there was no such file.
+fn write_stops(out: &Path, stops: &[u32]) -> Result<bool> {
+    let path = out.join(GENERATION_CONFIG);
+    let is_new = !path.exists();
+    let mut entries = if is_new { json!({}) } else { read_json(&path)? };
+    entries["eos_token_id"] = json!(stops);
+    write_json(&path, &entries)?;
+    Ok(is_new)
+}
+
+fn is_same_directory(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}

@@ -1,0 +1,23 @@
+//! The stages of the pipeline, a file each. What flows:
+//!
+//! | stage | in | out |
+//! |---|---|---|
+//! | [`split`] | a data set, a seed | public and private JSONL files, and who got which rows |
+//! | [`curate`] | public data, both models | `TupleStore`: `RUN/shadow` |
+//! | [`train`](mod@train) | `TupleStore` | translator: `RUN/translator` |
+//! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
+//! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
+//! | [`merge`] | a model, an adapter | a model directory |
+//! | [`evaluate`] | test data, a model, an adapter | predictions and score |
+//!
+//! Every stage can be run again: it opens its directory through [`gradtx_run::record`], does
+//! what is missing, and leaves alone what is finished and intact. All randomness is
+//! keyed by the seed, a purpose and an index, so the same settings give the same bytes.
+
+pub mod curate;
+pub mod evaluate;
+pub mod finetune;
+pub mod merge;
+pub mod split;
+pub mod train;
+pub mod translate;

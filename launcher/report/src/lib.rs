@@ -1,0 +1,139 @@
+//! The report of a run: everything worth knowing about it on one page, and as JSON.
+//!
+//! In: a run directory, finished or not, and directories of evaluations. Out: a
+//! [`Report`], the content of report.json (`docs/report.md` describes every field), and
+//! [`html::page`], the same as one self-contained page.
+//!
+//! What is not there is said, not guessed. Texts of examples and predictions never go in.
+//! The same files give the same bytes, except for what was timed: [`times`].
+//!
+//! | module | makes |
+//! |---|---|
+//! | [`source`] | what lies in the directories |
+//! | [`headline`] | what the table says, in sentences made from its numbers |
+//! | [`curves`] | losses of shadow jobs, clients and the translator |
+//! | [`tuples`] | statistics of the update vectors |
+//! | [`rows`] | who has which rows |
+//! | [`times`] | throughput and dates |
+//! | [`svg`], [`figures`], [`html`] | the page |
+
+pub mod curves;
+pub mod figures;
+pub mod headline;
+pub mod html;
+pub mod rows;
+pub mod source;
+pub mod stage;
+pub mod svg;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod times;
+pub mod tuples;
+
+use crate::table::Table;
+use anyhow::Result;
+use serde::Serialize;
+use source::Source;
+use std::path::Path;
+
+/// Version of report.json.
+pub const SCHEMA: u32 = 1;
+
+/// The content of report.json.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Version of this form.
+    pub schema: u32,
+    /// What run this is.
+    pub run: source::RunFacts,
+    /// What the models score, one entry for each metric.
+    pub scores: Vec<Scores>,
+    /// Shadow fine-tuning of both models.
+    pub shadow: curves::Shadow,
+    /// Training of the Grad-Transformer.
+    pub translator: Option<curves::Translator>,
+    /// Fine-tuning on private data.
+    pub clients: curves::Clients,
+    /// Statistics of the tuples.
+    pub tuples: Option<tuples::Tuples>,
+    /// Who has which rows.
+    pub rows: rows::Rows,
+    /// What this run does not have yet.
+    pub missing: Vec<String>,
+    /// What could not be used, and why.
+    pub notes: Vec<String>,
+    /// All that was timed or dated: differs between runs of the same settings.
+    pub times: times::Times,
+}
+
+/// The scores of one metric, and what they say.
+#[derive(Debug, Serialize)]
+pub struct Scores {
+    /// What they say.
+    pub headline: headline::Headline,
+    /// The table.
+    #[serde(flatten)]
+    pub table: Table,
+}
+
+impl Report {
+    /// Reads everything that there is.
+    pub fn of(run: &Path, evaluations: &[&Path]) -> Result<Self> {
+        let mut source = Source::open(run, evaluations)?;
+        let tables = source.tables();
+        let scores: Vec<Scores> =
+            tables.into_iter().map(|table| Scores { headline: headline::of(&table), table }).collect();
+        if scores.is_empty() {
+            source.missing("No scores: run `gradtx evaluate`.");
+        }
+        let rows = rows::Rows::of(&mut source);
+        let shadow = curves::Shadow::of(&mut source);
+        let tuples = tuples::of(&mut source, rows.groups.as_deref());
+        let translator = curves::Translator::of(&mut source);
+        let clients = curves::Clients::of(&mut source);
+        let times = times::of(&mut source);
+        Ok(Self {
+            schema: SCHEMA,
+            run: source.facts(),
+            scores,
+            shadow,
+            translator,
+            clients,
+            tuples,
+            rows,
+            missing: source.missing,
+            notes: source.notes,
+            times,
+        })
+    }
+}
+
+/// The middle of some numbers, and between what most of them lie.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// 10 % are below.
+    pub low: f64,
+    /// Half are below.
+    pub median: f64,
+    /// 10 % are above.
+    pub high: f64,
+}
+
+impl Spread {
+    /// Of the finite ones among these numbers; none if there are none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().filter(|x| x.is_finite()).collect();
+        if values.is_empty() {
+            return None;
+        }
+        values.sort_by(f64::total_cmp);
+        // Between two values where the part falls between them.
+        let at = |part: f64| {
+            let place = part * (values.len() - 1) as f64;
+            let below = values[place.floor() as usize];
+            below + (values[place.ceil() as usize] - below) * place.fract()
+        };
+        Some(Self { low: at(0.1), median: at(0.5), high: at(0.9) })
+    }
+}

@@ -1,0 +1,332 @@
+//! The report of whole, partly done, damaged and empty run directories.
+
+use super::html::page;
+use super::*;
+use crate::table::Entry;
+use gradtx_kernels::rng::Stream;
+use gradtx_run::record::{self, State};
+use gradtx_runtime::artifact::{
+    Privacy, Role as Part, StoreType, TuplePlan, UpdateMeta, UpdateSpace, UpdateVector, assemble, checksum,
+    little_endian, write_init, write_json, write_shard,
+};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+const SUBSETS: usize = 6;
+const SECRET: &str = "what the patient said";
+/// A directory's name is somebody else's words.
+const RUN: &str = "<script>alert(1)</script>";
+
+fn random(n: usize, key: u64) -> Vec<f32> {
+    let mut stream = Stream::new(key);
+    (0..n).map(|_| stream.normal() as f32).collect()
+}
+
+fn space(part: Part) -> UpdateSpace {
+    let (blocks, width) = if part == Part::Student { (2, 5) } else { (3, 7) };
+    UpdateSpace {
+        blocks,
+        width,
+        layout: "ll".into(),
+        base_model: format!("model of the {part}"),
+        targets: vec!["q_proj".into()],
+        rank: 2,
+        alpha: 32.0,
+        init: checksum(&little_endian(&random(blocks * width, part as u64))),
+    }
+}
+
+/// Files of a run, without running anything.
+struct Files {
+    dir: tempfile::TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        let files = Self { dir: tempfile::tempdir().unwrap() };
+        std::fs::create_dir_all(files.run()).unwrap();
+        files
+    }
+
+    fn run(&self) -> PathBuf {
+        // A slash would make two directories of it.
+        self.dir.path().join(RUN.replace('/', "\u{2215}"))
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let path = self.run().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn lines(&self, name: &str, lines: impl IntoIterator<Item = Value>) {
+        self.put(name, &lines.into_iter().map(|line| format!("{line}\n")).collect::<String>());
+    }
+
+    fn record(&self, dir: &str, stage: &str, settings: Value) {
+        let dir = self.run().join(dir);
+        let State::Open(output) = record::open(&dir, stage, settings).unwrap() else { panic!("finished") };
+        std::fs::write(dir.join("file"), "").unwrap();
+        output.finish(&["file".into()]).unwrap();
+    }
+
+    fn settings(&self) {
+        let public = self.dir.path().join("public.jsonl");
+        let row = |i: usize| json!({ "task": format!("t{}", i % 2), "prompt": SECRET, "response": SECRET });
+        std::fs::write(&public, (0..12).map(|i| format!("{}\n", row(i))).collect::<String>()).unwrap();
+        self.put(
+            "run.toml",
+            &format!(
+                "seed = 7\n[data]\npublic = {public:?}\n[curate]\nsubsets = {SUBSETS}\nexamples = 2\n\
+                 group_by = \"task\"\nsnapshots = 2\n[curate.tiny]\nsteps = 4\n[curate.llm]\nsteps = 3\n\
+                 [train]\nsteps = 9\n"
+            ),
+        );
+    }
+
+    fn shadow(&self) {
+        let public = self.dir.path().join("public.jsonl");
+        let sum = gradtx_runtime::artifact::checksum_file(&public).unwrap();
+        self.record("shadow", "curate", json!({ "data": sum }));
+        let subsets: Vec<Vec<usize>> = (0..SUBSETS).map(|k| vec![k % 2, k % 2 + 2 * k]).collect();
+        self.put("shadow/subsets.json", &json!(subsets).to_string());
+        for (role, steps) in [("tiny", 4), ("llm", 3)] {
+            let line = |i: usize| {
+                let (subset, step) = (i / steps, i % steps + 1);
+                json!({ "subset": subset, "step": step, "loss": 2.0 / step as f64 })
+            };
+            self.lines(&format!("shadow/metrics/{role}-00000.jsonl"), (0..SUBSETS * steps).map(line));
+        }
+        let rate = json!({ "step": 4, "jobs": 6, "tokens": 100, "seconds": 0.5, "tokens_per_s": 200.0 });
+        self.lines("shadow/throughput-tiny.jsonl", [rate.clone(), rate]);
+        let plan = TuplePlan {
+            shadows: SUBSETS,
+            steps: 2,
+            dtype: StoreType::F32,
+            student: space(Part::Student),
+            teacher: space(Part::Teacher),
+        };
+        let dir = self.run().join("shadow");
+        for part in Part::BOTH {
+            let values = plan.space(part).values();
+            write_init(&dir, part, plan.space(part), &random(values, part as u64)).unwrap();
+            for k in 0..SUBSETS {
+                // Updates of one task resemble each other.
+                let task = random(2 * values, 50 + (k % 2) as u64);
+                let own = random(2 * values, 90 + k as u64);
+                let updates: Vec<f32> = task.iter().zip(&own).map(|(a, b)| a + 0.2 * b).collect();
+                write_shard(&dir, &plan, part, k, &updates).unwrap();
+            }
+        }
+        assemble(&dir, &plan, Value::Null).unwrap();
+    }
+
+    fn translator(&self) {
+        self.record("translator", "train", Value::Null);
+        let line = |step: u64| {
+            // A step that diverged is written as null.
+            let loss = if step == 4 { Value::Null } else { json!(1.0 / step as f64) };
+            let mut line = json!({ "step": step, "loss": loss, "grad_norm": 3.0 });
+            if step.is_multiple_of(3) {
+                let error = [0.9, 0.4, 0.5][step as usize / 3 - 1];
+                line["validation"] = json!({
+                    "mse": 0.1, "relative_error": error, "relative_error_by_block": [error, null, 0.3]
+                });
+            }
+            line
+        };
+        self.lines("translator/metrics.jsonl", (1..=9).map(line));
+        self.lines("translator/throughput.jsonl", [json!({ "step": 9, "tuples_per_s": 64.0 })]);
+    }
+
+    fn client(&self, client: usize) {
+        for (role, part) in [("tiny", Part::Student), ("llm", Part::Teacher)] {
+            let dir = format!("clients/{client}/{role}");
+            let settings = json!({ "model": space(part).base_model, "data": format!("train-{client}") });
+            self.record(&dir, "finetune", settings);
+            let loss = |step: u64| json!({ "step": step, "loss": 1.0 / (step as f64 + client as f64) });
+            self.lines(&format!("{dir}/metrics.jsonl"), (1..=30).map(loss));
+            let meta = UpdateMeta { space: space(part), examples: 8, privacy: Privacy::None };
+            let values = random(meta.space.values(), 7 + client as u64);
+            let path = self.run().join(&dir).join("update.safetensors");
+            UpdateVector { meta, values }.write(&path).unwrap();
+        }
+    }
+
+    fn score(&self, client: usize, entry: Entry, score: Option<f64>) {
+        let (kind, model, method, random) = match entry {
+            Entry::Base(role) => ("base", role.name(), None, false),
+            Entry::Adapter(role) => ("adapter", role.name(), None, false),
+            Entry::Finetuned(role) => ("finetuned", role.name(), None, false),
+            Entry::Translated { method, random_student } => {
+                ("translated", "llm", Some(method.name()), random_student)
+            }
+        };
+        let dir = format!("clients/{client}/evaluated/{}", entry.label().replace(' ', "-"));
+        let score = json!({
+            "examples": 50, "metric": "exact_match", "score": score, "model": model, "kind": kind,
+            "method": method, "random_student": random, "data": format!("test-{client}"),
+            "data_name": format!("client-{client}/test"),
+        });
+        self.put(&format!("{dir}/score.json"), &score.to_string());
+        self.put(&format!("{dir}/predictions.jsonl"), &json!({ "prediction": SECRET }).to_string());
+    }
+
+    fn whole() -> Self {
+        use gradtx_run::role::Role::{Llm, Tiny};
+        let files = Self::new();
+        files.settings();
+        files.shadow();
+        files.translator();
+        for client in 1..=3 {
+            files.client(client);
+            files.score(client, Entry::Finetuned(Tiny), Some(0.5));
+            files.score(client, Entry::Finetuned(Llm), Some(0.8 + 0.02 * client as f64));
+            files.score(client, Entry::GRAD_TRANSFORMER, Some(0.8));
+            files.score(client, Entry::RANDOM_STUDENT, Some(0.1));
+        }
+        files
+    }
+
+    fn report(&self) -> Report {
+        Report::of(&self.run(), &[]).unwrap()
+    }
+}
+
+/// What a page must be, whatever is on it.
+fn check_page(report: &Report) -> String {
+    let page = page(report);
+    // A note about a file may tell that it found NaN there.
+    let told = page.split("What could not be used").next().unwrap();
+    assert!(!told.contains("NaN") && !told.contains("inf<"), "what is no number is on the page");
+    for wrong in ["<script", "http://", "https://", "src=", SECRET] {
+        assert!(!page.contains(wrong), "`{wrong}` is on the page");
+    }
+    for tag in ["section", "figure", "svg", "table", "tr", "td", "th", "div", "p", "li", "ul", "text"] {
+        let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "<{tag}>");
+    }
+    let mut ids: Vec<&str> = page.split(" id=\"").skip(1).map(|t| t.split('"').next().unwrap()).collect();
+    let count = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "an id twice");
+    page
+}
+
+#[test]
+fn a_whole_run() {
+    let files = Files::whole();
+    let report = files.report();
+    assert_eq!((report.missing.clone(), report.notes.clone()), (vec![], vec![]));
+    let headline = &report.scores[0].headline;
+    assert!((headline.pgr.unwrap() - 100.0 * 0.3 / 0.34).abs() < 1e-9);
+    assert_eq!((headline.examples, headline.clients), (150, 3));
+    let tuples = report.tuples.as_ref().unwrap();
+    assert_eq!((tuples.tuples, tuples.tasks), (12, Some(2)));
+    assert_eq!(tuples.student.steps, [3, 4]);
+    let cosines = tuples.teacher.cosines.as_ref().unwrap();
+    assert!(cosines.within_centred.unwrap().low > cosines.between_centred.unwrap().high);
+    let translator = report.translator.as_ref().unwrap();
+    assert_eq!((translator.best.as_ref().unwrap().step, translator.not_finite), (6, 1));
+    assert_eq!(report.clients.each.len(), 6);
+    assert_eq!(report.shadow.llm.as_ref().unwrap().jobs, SUBSETS);
+    let rows = report.rows.shadow.as_ref().unwrap();
+    assert_eq!((rows.subsets, rows.smallest, rows.largest), (SUBSETS, 2, 2));
+    assert_eq!((report.times.tokens[0].tokens, report.times.tokens[0].tokens_per_s), (200, Some(200.0)));
+    assert_eq!(report.times.translator.as_ref().unwrap().seconds, Some(9.0 * 32.0 / 64.0));
+    let page = check_page(&report);
+    assert!(page.contains("&lt;script&gt;alert(1)") && page.matches("<svg").count() == 11);
+    let json = serde_json::to_string(&report).unwrap();
+    assert!(!json.contains(SECRET) && !json.contains(&files.dir.path().display().to_string()));
+}
+
+#[test]
+fn the_same_files_give_the_same_bytes_except_for_times() {
+    let content = |files: &Files| {
+        let mut value = serde_json::to_value(files.report()).unwrap();
+        assert_eq!(value["schema"], 1);
+        assert!(value.as_object_mut().unwrap().remove("times").is_some());
+        value.to_string()
+    };
+    let (first, second) = (Files::whole(), Files::whole());
+    let before = content(&first);
+    assert_eq!(content(&second), before);
+    second.lines("shadow/throughput-tiny.jsonl", [json!({ "tokens": 5, "seconds": 9.0 })]);
+    assert_eq!(content(&second), before);
+    second.score(1, Entry::GRAD_TRANSFORMER, Some(0.7));
+    assert_ne!(content(&second), before);
+    // The report's own files are no input.
+    write_json(&first.run().join("report.json"), &first.report()).unwrap();
+    assert_eq!(content(&first), before);
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let files = Files::new();
+    let report = files.report();
+    let page = check_page(&report);
+    for what in ["no run.toml", "gradtx evaluate", "gradtx curate", "gradtx train", "gradtx finetune"] {
+        assert!(report.missing.iter().any(|m| m.contains(what)), "{what}: {:?}", report.missing);
+    }
+    assert!(page.contains("no scores yet") && !page.contains("<svg"));
+
+    files.settings();
+    files.lines("shadow/metrics/tiny-00000.jsonl", [json!({ "subset": 0, "step": 1, "loss": 1.5 })]);
+    files.put("shadow/record.json", r#"{"stage":"curate","version":"1","settings":{},"outputs":{}}"#);
+    let report = files.report();
+    assert!(report.missing.iter().any(|m| m.contains("TinyLM: 1 of 6 jobs")), "{:?}", report.missing);
+    assert!(report.missing.iter().any(|m| m.contains("`curate` has not finished")));
+    assert_eq!(check_page(&report).matches("<svg").count(), 1);
+}
+
+#[test]
+fn what_is_damaged_is_named_and_the_rest_is_there() {
+    let files = Files::whole();
+    files.put("run.toml", "no = [\n");
+    files.put("shadow/metrics/llm-00000.jsonl", "{\"subset\": 0,\n");
+    files.put("shadow/subsets.json", "7");
+    files.put("clients/1/tiny/update.safetensors", "no");
+    files.put("clients/2/llm/record.json", "[]");
+    files.put("clients/3/evaluated/old/score.json", "{\"examples\": 3}");
+    let shard = files.run().join("shadow/shards/00002.teacher.safetensors");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&shard, bytes).unwrap();
+    let report = files.report();
+    for what in
+        ["run.toml", "llm-00000", "subsets.json", "1/tiny/update", "2/llm/record", "old/score", "tuples"]
+    {
+        assert!(report.notes.iter().any(|note| note.contains(what)), "{what}: {:#?}", report.notes);
+    }
+    let home = files.dir.path().display().to_string();
+    assert!(report.notes.iter().all(|note| !note.contains('\n')));
+    assert!(report.tuples.is_none() && report.scores[0].headline.pgr.is_some());
+    assert!(!check_page(&report).contains(&home), "{:#?}", report.notes);
+}
+
+#[test]
+fn scores_that_are_not_numbers_do_not_break_the_page() {
+    let files = Files::whole();
+    files.score(2, Entry::GRAD_TRANSFORMER, None);
+    let report = files.report();
+    assert_eq!(report.scores[0].headline.clients, 2);
+    check_page(&report);
+    for client in 1..=3 {
+        files.score(client, Entry::GRAD_TRANSFORMER, None);
+    }
+    let report = files.report();
+    assert_eq!(report.scores[0].headline.pgr, None);
+    assert!(check_page(&report).contains("no score yet"));
+}
+
+#[test]
+fn evaluations_elsewhere_are_found() {
+    let (run, other) = (Files::new(), Files::whole());
+    let report = Report::of(&run.run(), &[&other.run(), &other.run()]).unwrap();
+    assert_eq!((report.scores[0].table.data.len(), report.notes.len()), (3, 0));
+    assert!(report.tuples.is_none() && report.clients.each.len() == 6);
+    assert!(Report::of(&run.run(), &[Path::new("/nowhere/at/all")]).is_err());
+    check_page(&report);
+}

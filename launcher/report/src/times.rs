@@ -1,0 +1,181 @@
+//! Throughput and dates: all that differs between two runs of the same settings.
+//!
+//! In: the `throughput` files of the stages, and when their records were last written.
+//! Out: [`Times`].
+
+use super::source::Source;
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
+use gradtx_run::record::RECORD_FILE;
+use gradtx_run::role::Role;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// All that was timed or dated.
+#[derive(Debug, Serialize)]
+pub struct Times {
+    /// Tokens per second of each stage and model.
+    pub tokens: Vec<TokenRate>,
+    /// Training of the translator.
+    pub translator: Option<TupleRate>,
+    /// When the directories of each stage were finished.
+    pub stages: Vec<StageDates>,
+}
+
+/// Tokens per second.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct TokenRate {
+    /// The stage.
+    pub stage: String,
+    /// The model.
+    pub model: Option<Role>,
+    /// Measurements: groups of shadow jobs, or clients.
+    pub runs: usize,
+    /// Tokens of all.
+    pub tokens: u64,
+    /// Time of all, one after the other.
+    pub seconds: f64,
+    /// Tokens over seconds.
+    pub tokens_per_s: Option<f64>,
+}
+
+/// Tuples per second.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct TupleRate {
+    /// The last measurement.
+    pub tuples_per_s: f64,
+    /// Time of all steps at that rate.
+    pub seconds: Option<f64>,
+}
+
+/// When a stage was finished.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct StageDates {
+    /// The stage.
+    pub stage: String,
+    /// Directories that it has finished.
+    pub finished: usize,
+    /// The earliest of them, UTC.
+    pub first: String,
+    /// The latest of them, UTC.
+    pub last: String,
+}
+
+/// From the run's files.
+pub fn of(source: &mut Source) -> Times {
+    let mut places: Vec<(String, Option<Role>, PathBuf)> = [Role::Tiny, Role::Llm]
+        .map(|role| {
+            let name = format!("throughput-{}.jsonl", role.name());
+            ("curate".to_string(), Some(role), source.run.join(SHADOW_DIR).join(name))
+        })
+        .into();
+    for stage in source.stages.iter().filter(|s| !matches!(s.record.stage.as_str(), "curate" | "train")) {
+        let model = stage.record.settings["model"].as_str().and_then(|f| source.role_of(f));
+        places.push((stage.record.stage.clone(), model, stage.dir.join("throughput.jsonl")));
+    }
+    let mut rates: Vec<TokenRate> = vec![];
+    for (stage, model, path) in places {
+        let lines = source.lines(&path);
+        let (runs, tokens, seconds) = total(&lines);
+        if runs == 0 {
+            continue;
+        }
+        match rates.iter_mut().find(|rate| rate.stage == stage && rate.model == model) {
+            Some(rate) => {
+                rate.runs += runs;
+                rate.tokens += tokens;
+                rate.seconds += seconds;
+            }
+            None => rates.push(TokenRate { stage, model, runs, tokens, seconds, tokens_per_s: None }),
+        }
+    }
+    rates.iter_mut().for_each(|r| r.tokens_per_s = (r.seconds > 0.0).then(|| r.tokens as f64 / r.seconds));
+    Times { tokens: rates, translator: tuple_rate(source), stages: dates(source) }
+}
+
+/// Measurements with tokens and seconds: their number and sums.
+fn total(lines: &[Value]) -> (usize, u64, f64) {
+    let pair = |line: &Value| Some((line["tokens"].as_u64()?, line["seconds"].as_f64()?));
+    lines
+        .iter()
+        .filter_map(pair)
+        .fold((0, 0, 0.0), |(n, tokens, seconds), (t, s)| (n + 1, tokens + t, seconds + s))
+}
+
+fn tuple_rate(source: &mut Source) -> Option<TupleRate> {
+    let lines = source.lines(&source.run.join(TRANSLATOR_DIR).join("throughput.jsonl"));
+    let last = lines.last()?;
+    let rate = last["tuples_per_s"].as_f64().filter(|rate| *rate > 0.0)?;
+    let batch = source.config.as_ref().map(|config| config.train.batch as f64);
+    let seconds = last["step"].as_f64().zip(batch).map(|(steps, batch)| steps * batch / rate);
+    Some(TupleRate { tuples_per_s: rate, seconds })
+}
+
+fn dates(source: &Source) -> Vec<StageDates> {
+    let mut stages: BTreeMap<&str, Vec<SystemTime>> = BTreeMap::new();
+    for stage in source.stages.iter().filter(|s| !s.record.outputs.is_empty()) {
+        let written = std::fs::metadata(stage.dir.join(RECORD_FILE)).and_then(|m| m.modified());
+        if let Ok(written) = written {
+            stages.entry(&stage.record.stage).or_default().push(written);
+        }
+    }
+    let mut rows: Vec<(SystemTime, StageDates)> = stages
+        .into_iter()
+        .filter_map(|(stage, times)| {
+            let (first, last) = (*times.iter().min()?, *times.iter().max()?);
+            let row =
+                StageDates { stage: stage.into(), finished: times.len(), first: utc(first), last: utc(last) };
+            Some((first, row))
+        })
+        .collect();
+    rows.sort_by_key(|(first, _)| *first);
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// `2026-11-21 02:54:36`, UTC.
+fn utc(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (mut days, second) = (seconds / 86_400, seconds % 86_400);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let mut month = 0;
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year}-{:02}-{:02} {hour:02}:{minute:02}:{:02}", month + 1, days + 1, second % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::time::Duration;
+
+    #[test]
+    fn dates_by_hand() {
+        let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01 00:00:00");
+        assert_eq!(at(951_782_399), "2000-02-28 23:59:59");
+        assert_eq!(at(951_782_400), "2000-02-29 00:00:00");
+        assert_eq!(at(1_735_689_599), "2024-12-31 23:59:59");
+    }
+
+    #[test]
+    fn measurements_add_up_and_others_are_passed_over() {
+        let lines = [
+            json!({"tokens": 10, "seconds": 2.0}),
+            json!({"tokens": 5}),
+            json!({"tokens": 6, "seconds": 1.0}),
+        ];
+        assert_eq!(total(&lines), (2, 16, 3.0));
+    }
+}

@@ -1,0 +1,27 @@
+//! [`RunArgs`]: where a stage's run directory and configuration are, as typed.
+
+use super::{DeviceKind, DtypeKind, Preset};
+use std::path::PathBuf;
+
+/// Where a stage's run directory and configuration are.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RunArgs {
+    /// Run directory; made when it is not there.
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+    /// Run file (TOML); needed the first time, stored in the run directory as run.toml.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Settings that take the place of the run file's, before --set.
+    #[arg(long, value_enum)]
+    pub preset: Option<Preset>,
+    /// Where to compute; the same as `--set device.kind=…`.
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceKind>,
+    /// Type of activations and frozen weights; the same as `--set device.dtype=…`.
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeKind>,
+    /// Override one setting, e.g. `--set train.lr=0.002`; repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}

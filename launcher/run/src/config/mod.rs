@@ -1,0 +1,391 @@
+//! The run file: every setting of the pipeline, checked.
+//!
+//! In: a TOML file and `--set key=value` overrides. Out: a [`Config`] whose values are
+//! all in range, and `run.toml` in the run directory, which holds every setting as
+//! resolved, defaults included. A run directory has one configuration: another one is
+//! refused with the lines that differ, since its results would be mixed up. The section
+//! `[device]` may change from stage to stage: shadows on GPUs, a client's update on a CPU.
+//!
+//! Paths are relative to the run file, or to the working directory in `--set`;
+//! `run.toml` holds them as absolute paths. They may change: a run whose files were moved
+//! takes the new paths from `--config` or `--set`, and every stage compares contents.
+//!
+//! * settings: the settings and their defaults.
+//! * args: where a run and its settings are, as typed.
+//! * preset: settings with a name.
+//! * check: what values they may have.
+//! * suggest: what a mistyped key may have meant.
+//! * run_dir: what a directory is that was named as a run and is none.
+//! * sweep: many run files from one.
+
+mod args;
+mod check;
+mod preset;
+pub mod run_dir;
+mod settings;
+mod suggest;
+mod sweep;
+
+pub use args::RunArgs;
+pub use preset::Preset;
+pub use settings::{
+    AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
+    DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, RANDOM_SUBSETS,
+    Recipe, RougeTokens, TrainConfig, TranslatorConfig, ValidationSplit,
+};
+pub use sweep::{SweptRun, read_sweep};
+
+use crate::cluster::World;
+use crate::failure::{refused, unusable, unusable_with};
+use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
+use crate::record::make_dir;
+use anyhow::Result;
+use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_regular_text};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Name of the resolved configuration in a run directory.
+pub const RUN_FILE: &str = "run.toml";
+
+impl Config {
+    /// The configuration of a run directory: resolved, checked, and stored there.
+    ///
+    /// The first time it comes from `--config` and `--set`. Later it comes from the directory's
+    /// run.toml; `--config` and `--set` may then only repeat what stands there. Without both, the
+    /// path is mistyped or no run: an error says what it is, and nothing is made.
+    pub fn of_run(args: &RunArgs) -> Result<Self> {
+        let (config, is_stored) = Self::resolve(args)?;
+        if !is_stored {
+            config.store(&args.run.join(RUN_FILE))?;
+        }
+        Ok(config)
+    }
+
+    /// The same on all ranks of a world: fails unless they have the same settings. Rank 0
+    /// stores them. Paths may differ, for nodes may keep their files in different places.
+    pub fn of_ranks(args: &RunArgs, world: &World) -> Result<Self> {
+        let comm = world.comm();
+        let (mut config, is_stored) = Self::resolve(args)?;
+        let mut first = config.without_places().table().to_string().into_bytes();
+        comm.broadcast_bytes(0, &mut first)?;
+        let first: Table = String::from_utf8(first)?.parse()?;
+        // Ranks that begin at midnight find different days.
+        if !is_stored && let Some(date) = first.get("data").and_then(|d| d.get("date")?.as_str()) {
+            config.data.date = date.into();
+        }
+        let own = config.without_places().table();
+        if first != own {
+            let what = "this rank has another configuration than rank 0";
+            let hint = "start all ranks with the same arguments and the same run file";
+            return Err(refused(what, diff(&first, &own), hint));
+        }
+        // Only now, since from here on a rank would read what is stored.
+        comm.barrier()?;
+        if comm.rank() == 0 && !is_stored {
+            config.store(&args.run.join(RUN_FILE))?;
+        }
+        Ok(config)
+    }
+
+    /// The configuration, and whether the run directory has it already. Writes nothing.
+    pub fn resolve(args: &RunArgs) -> Result<(Self, bool)> {
+        let stored = args.run.join(RUN_FILE);
+        let before = if stored.is_file() { Some(Self::read(&stored)?) } else { None };
+        let mut config = match (&args.config, &before) {
+            (Some(path), _) => Self::read(path)?,
+            (None, Some(before)) => before.clone(),
+            (None, None) => {
+                // A mistake in the settings as typed is not hidden by another one.
+                Self::default().with_overrides(&args.set)?.check()?;
+                return Err(run_dir::no_run(&args.run));
+            }
+        };
+        if let Some(preset) = args.preset {
+            config = config.with_preset(preset);
+        }
+        config.device.kind = args.device.unwrap_or(config.device.kind);
+        config.device.dtype = args.dtype.unwrap_or(config.device.dtype);
+        config = config.with_overrides(&args.set)?;
+        config.check()?;
+        if config.data.date.is_empty() {
+            config.data.date =
+                before.as_ref().map_or_else(settings::today, |before| before.data.date.clone());
+        }
+        gradtx_models::ignore_fields(&config.models.ignore_fields);
+        if let Some(before) = &before {
+            // Where files lie may change, and where is computed; what is in the files is compared
+            // by every stage, and no stage is done on one device by half.
+            let same_device = |config: Self| Self { device: before.device.clone(), ..config };
+            let (known, wanted) = (before.without_places(), same_device(config.without_places()));
+            if known != wanted {
+                let what = format!("{}: this run has another configuration", stored.display());
+                let empty = [SHADOW_DIR, TRANSLATOR_DIR].iter().all(|name| !args.run.join(name).exists());
+                let hint = match empty {
+                    true => {
+                        "nothing is made in this run yet: remove its run.toml to begin with the other one"
+                    }
+                    false => "results of two configurations do not mix: use another --run directory",
+                };
+                return Err(refused(what, diff(&known.table(), &wanted.table()), hint));
+            }
+        }
+        let is_stored = before.as_ref() == Some(&config);
+        Ok((config, is_stored))
+    }
+
+    /// Reads a run file. Unknown keys are errors.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = read_regular_text(path, MAX_CONFIG_BYTES).map_err(|e| {
+            let hint = "name a run file; `gradtx world` writes one to start from";
+            let what = match path.is_dir() {
+                true => format!("{}: is a directory, expected a run file (TOML)", path.display()),
+                false => e.to_string(),
+            };
+            unusable_with(what, Some(hint.into()))
+        })?;
+        let mut config: Self = toml::from_str(&text).map_err(|e| {
+            let known = Self::default().table();
+            let hint = suggest::unknown_in(&text, &known).and_then(|key| suggest::hint(&key, &known));
+            unusable_with(format!("{}: {}", path.display(), plain(&e)), hint)
+        })?;
+        let file = std::path::absolute(path)?;
+        config.resolve_paths(file.parent().unwrap_or(Path::new("/")));
+        Ok(config)
+    }
+
+    /// The configuration that [`Self::of_run`] would give, without touching the run directory.
+    /// Here a run file takes the place of what the directory has.
+    pub fn look(
+        run: Option<&Path>,
+        file: Option<&Path>,
+        preset: Option<Preset>,
+        set: &[String],
+    ) -> Result<Self> {
+        let stored = run.map(|run| (run, run.join(RUN_FILE)));
+        let mut config = match (file, stored) {
+            (Some(path), _) => Self::read(path)?,
+            (None, Some((_, path))) if path.is_file() => Self::read(&path)?,
+            (None, Some((run, _))) => return Err(run_dir::no_run(run)),
+            (None, None) => {
+                return Err(unusable("expected a run file (--config), or a run directory that has one"));
+            }
+        };
+        if let Some(preset) = preset {
+            config = config.with_preset(preset);
+        }
+        config = config.with_overrides(set)?;
+        config.check()?;
+        gradtx_models::ignore_fields(&config.models.ignore_fields);
+        Ok(config)
+    }
+
+    /// The settings of a command that has no run: those of a run file, if one is given, and
+    /// overrides of the section `[data]`.
+    pub fn for_data(file: Option<&Path>, set: &[String]) -> Result<Self> {
+        if let Some(other) = set.iter().find(|entry| !entry.trim_start().starts_with("data.")) {
+            return Err(unusable(format!("--set {other}: only settings of [data] have an effect here")));
+        }
+        let config = file.map_or_else(|| Ok(Self::default()), Self::read)?;
+        let config = config.with_overrides(set)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Every setting that is a path.
+    fn places(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [
+            &mut self.models.tiny,
+            &mut self.models.llm,
+            &mut self.adapter.start_tiny,
+            &mut self.adapter.start_llm,
+            &mut self.translator.pretrained,
+        ]
+        .into_iter()
+        .chain(self.data.public.as_mut_slice())
+    }
+
+    /// Makes relative paths absolute.
+    fn resolve_paths(&mut self, base: &Path) {
+        for place in self.places().filter(|place| !place.as_os_str().is_empty()) {
+            *place = base.join(&*place);
+        }
+    }
+
+    /// With every path that is set replaced by the same word.
+    fn without_places(&self) -> Self {
+        let mut config = self.clone();
+        config.places().filter(|place| !place.as_os_str().is_empty()).for_each(|place| *place = "set".into());
+        // Whether a model may be read, never what is computed with it.
+        config.models.ignore_fields.clear();
+        config
+    }
+
+    /// With settings in the form `section.key=value` in the place of its own; not checked.
+    pub fn with_overrides(self, set: &[String]) -> Result<Self> {
+        if set.is_empty() {
+            return Ok(self);
+        }
+        let mut table = self.table();
+        for entry in set {
+            let pair = entry.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
+            let (key, value) = pair.ok_or_else(|| unusable(format!("--set {entry}: expected KEY=VALUE")))?;
+            // What is not a TOML value is a string without its quotes.
+            let value = format!("v = {value}")
+                .parse::<Table>()
+                .ok()
+                .and_then(|mut t| t.remove("v"))
+                .unwrap_or_else(|| Value::String(value.into()));
+            let known = table.clone();
+            assign(&mut table, key, value)
+                .map_err(|why| unusable_with(format!("--set {entry}: {why}"), suggest::hint(key, &known)))?;
+        }
+        let sets = set.join(" ");
+        let mut config: Self = Value::Table(table)
+            .try_into()
+            .map_err(|e| unusable(format!("--set {sets}: {}", plain(&e).replace('\n', " "))))?;
+        config.resolve_paths(&std::env::current_dir()?);
+        Ok(config)
+    }
+
+    fn table(&self) -> Table {
+        Table::try_from(self).expect("a configuration has only values that TOML has")
+    }
+
+    /// Whether a run directory has no configuration yet; fails if it has another one.
+    pub fn is_new_in(&self, run: &Path) -> Result<bool> {
+        let stored = run.join(RUN_FILE);
+        if !stored.is_file() {
+            return Ok(true);
+        }
+        let before = Self::read(&stored)?;
+        let mut wanted = self.clone();
+        if wanted.data.date.is_empty() {
+            wanted.data.date = before.data.date.clone();
+        }
+        // What `auto` takes is decided by every stage; a directory that names a device keeps it.
+        if wanted.device.kind == DeviceKind::Auto {
+            wanted.device = before.device.clone();
+        }
+        if before == wanted {
+            return Ok(false);
+        }
+        let what = format!("{}: this run has another configuration", stored.display());
+        let hint = "remove the run's directory to make it anew, or give the sweep another directory";
+        Err(refused(what, diff(&before.table(), &self.table()), hint))
+    }
+
+    /// Writes all settings to a file.
+    pub fn store(&self, path: &Path) -> Result<()> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        make_dir(dir)?;
+        let text = toml::to_string(self).expect("a configuration has only values that TOML has");
+        gradtx_runtime::artifact::write_atomic(path, |out| std::io::Write::write_all(out, text.as_bytes()))?;
+        Ok(())
+    }
+}
+
+/// An error in the words of a person who writes run files.
+fn plain(error: &impl std::fmt::Display) -> String {
+    let types = [
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected f64", "expected a number"),
+    ];
+    let text = error.to_string().trim_end().to_string();
+    types.iter().fold(text, |text, (from, to)| text.replace(from, to))
+}
+
+/// Puts a value at a dotted key; the tables on the way must exist.
+fn assign(table: &mut Table, key: &str, value: Value) -> std::result::Result<(), String> {
+    let (section, name) = key.rsplit_once('.').map_or((None, key), |(s, n)| (Some(s), n));
+    let mut at = table;
+    for part in section.into_iter().flat_map(|s| s.split('.')) {
+        at = match at.get_mut(part) {
+            Some(Value::Table(inner)) => inner,
+            _ => return Err(format!("there is no section `{part}`")),
+        };
+    }
+    let Some(old) = at.get_mut(name) else {
+        let known: Vec<&str> = at.keys().map(String::as_str).collect();
+        return Err(format!("unknown key `{name}`, expected one of {}", known.join(", ")));
+    };
+    if let Value::Table(inner) = old {
+        let known: Vec<&str> = inner.keys().map(String::as_str).collect();
+        return Err(format!("`{key}` is a section; set one of its keys: {}", known.join(", ")));
+    }
+    // A whole number is a fine value for a setting that is a real number.
+    *old = match (&old, value) {
+        (Value::Float(_), Value::Integer(i)) => Value::Float(i as f64),
+        // A date needs no quotes.
+        (Value::String(_), Value::Datetime(date)) => Value::String(date.to_string()),
+        (_, value) => value,
+    };
+    Ok(())
+}
+
+/// The settings that differ, as lines `- key = before` and `+ key = now`.
+pub fn diff(before: &Table, now: &Table) -> String {
+    let (before, now) = (flat(before), flat(now));
+    let mut lines = String::new();
+    let mut keys: Vec<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
+    keys.sort();
+    keys.dedup();
+    let find = |list: &[(String, String)], key: &String| {
+        list.iter().find(|(k, _)| k == key).map(|(_, value)| value.clone())
+    };
+    for key in keys {
+        let (old, new) = (find(&before, key), find(&now, key));
+        if old != new {
+            for (sign, value) in [('-', old), ('+', new)] {
+                if let Some(value) = value {
+                    let _ = writeln!(lines, "  {sign} {key} = {value}");
+                }
+            }
+        }
+    }
+    lines
+}
+
+fn flat(table: &Table) -> Vec<(String, String)> {
+    let mut out = vec![];
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) => {
+                out.extend(flat(inner).into_iter().map(|(k, v)| (format!("{key}.{k}"), v)));
+            }
+            other => out.push((key.clone(), other.to_string())),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn data_is_one_path_or_several_and_comes_back_from_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        for (text, names) in [("\"a.jsonl\"", vec!["a.jsonl"]), ("[\"a\", \"b\"]", vec!["a", "b"])] {
+            let text = format!("[data]\npublic = {text}\nformat = \"drop\"\ninstruction = \"none\"\n");
+            std::fs::write(&path, text).unwrap();
+            let config = Config::read(&path).unwrap();
+            let wanted: Vec<PathBuf> = names.iter().map(|name| dir.path().join(name)).collect();
+            assert_eq!(config.data.public.as_slice(), wanted);
+            config.store(&path).unwrap();
+            assert_eq!(Config::read(&path).unwrap(), config);
+        }
+        for (text, word) in [("public = 3", "list of paths"), ("format = \"gsm9k\"", "commonsense_qa")] {
+            std::fs::write(&path, format!("[data]\n{text}\n")).unwrap();
+            let message = Config::read(&path).unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+        let set = ["curate.mixture=0.5".to_string()];
+        let message = Config::default().with_overrides(&set).unwrap().check().unwrap_err().to_string();
+        assert!(message.contains("curate.group_by"), "{message}");
+    }
+}

@@ -1,0 +1,21 @@
+//! What every command of gradtx stands on, below training and stages.
+//!
+//! [`config`] has the settings, checked; [`dispatch`] is the one place that chooses device and
+//! element type. [`record`] makes every stage repeatable: finished and intact work is not done
+//! again, and work of another configuration is refused. [`progress`] tells other processes who
+//! works where and how far, [`ui`] tells the person or script that started this one, and
+//! [`cluster`] what the processes of one job are to each other.
+
+pub mod cluster;
+pub mod config;
+pub mod context;
+pub mod device;
+pub mod dispatch;
+pub mod failure;
+pub mod interrupt;
+pub mod paths;
+pub mod progress;
+pub mod record;
+pub mod role;
+pub mod text;
+pub mod ui;

@@ -1,0 +1,14 @@
+//! Names of files and directories in a run directory and beside it.
+
+/// Directory of the tuple store in a run directory.
+pub const SHADOW_DIR: &str = "shadow";
+/// Directory of the translator in a run directory.
+pub const TRANSLATOR_DIR: &str = "translator";
+/// File name of an update vector in a stage's directory.
+pub const UPDATE_FILE: &str = "update.safetensors";
+/// Directory of the PEFT adapter in a stage's directory.
+pub const ADAPTER_DIR: &str = "adapter";
+/// Name of the list of runs.
+pub const INDEX_FILE: &str = "sweep.json";
+/// The run file in the world's directory.
+pub const RUN_FILE_OF_WORLD: &str = "settings.toml";

@@ -1,5 +1,0 @@
-//! The program `gradtx`: everything is in the library, so that tests and tools can call it too.
-
-fn main() -> std::process::ExitCode {
-    gradtx_launcher::run(std::env::args_os())
-}

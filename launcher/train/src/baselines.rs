@@ -1,0 +1,273 @@
+//! A sceptic's translators: what a Grad-Transformer must beat to be worth its cost.
+//!
+//! In: pairs of updates (student `[L_S · d_S]`, teacher `[L_T · d_T]`) of shadow subsets,
+//! and a client's student update. Out: a teacher update.
+//!
+//! * [`mean`]: the mean of all shadow teachers, whatever the client sends.
+//! * [`nearest`]: the teacher of the shadow student that points in the most similar
+//!   direction from the mean student.
+//! * [`ridge`]: linear regression with a penalty, in its dual form, for there are far
+//!   fewer pairs than coordinates.
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// A translator of updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// The trained Grad-Transformer.
+    GradTransformer,
+    /// The mean of all shadow teachers' updates: a constant.
+    Mean,
+    /// The teacher of the most similar shadow student.
+    Nearest,
+    /// Ridge regression from student to teacher updates.
+    Ridge,
+}
+
+impl Method {
+    /// The name on the command line and in file names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GradTransformer => "grad-transformer",
+            Self::Mean => "mean",
+            Self::Nearest => "nearest",
+            Self::Ridge => "ridge",
+        }
+    }
+}
+
+/// Pairs of updates, read one at a time: a store may be larger than memory.
+pub trait Pairs: Sync {
+    /// Number of pairs.
+    fn count(&self) -> usize;
+    /// The shadow subset of a pair.
+    fn subset(&self, pair: usize) -> usize;
+    /// A pair's student update.
+    fn student(&self, pair: usize) -> Result<Vec<f32>>;
+    /// A pair's teacher update.
+    fn teacher(&self, pair: usize) -> Result<Vec<f32>>;
+}
+
+/// The mean of all teachers.
+pub fn mean(pairs: &impl Pairs) -> Result<Vec<f32>> {
+    let all: Vec<usize> = (0..pairs.count()).collect();
+    mean_of(&all, |pair| pairs.teacher(pair))
+}
+
+/// The teacher of the student whose difference from the mean student has the largest
+/// cosine with the client's.
+pub fn nearest(pairs: &impl Pairs, client: &[f32]) -> Result<Vec<f32>> {
+    let all: Vec<usize> = (0..pairs.count()).collect();
+    let center = mean_of(&all, |pair| pairs.student(pair))?;
+    let similarity = |pair: usize| -> Result<f64> {
+        let student = pairs.student(pair)?;
+        ensure!(
+            student.len() == client.len(),
+            "the update has {} values, the shadow students have {}",
+            client.len(),
+            student.len()
+        );
+        let (mut dot, mut norm) = (0.0, 0.0);
+        for ((&s, &c), &m) in student.iter().zip(client).zip(&center) {
+            let (s, c) = ((s - m) as f64, (c - m) as f64);
+            dot += s * c;
+            norm += s * s;
+        }
+        Ok(dot / norm.sqrt().max(f64::MIN_POSITIVE))
+    };
+    let scores = all.into_par_iter().map(similarity).collect::<Result<Vec<f64>>>()?;
+    // The first of equals, so that the choice is the same everywhere.
+    let best = (0..scores.len()).reduce(|best, i| if scores[i] > scores[best] { i } else { best });
+    pairs.teacher(best.ok_or_else(|| anyhow::anyhow!("there is no shadow pair"))?)
+}
+
+/// Penalties that are tried, as multiples of the mean squared norm of a student.
+const PENALTIES: [f64; 10] = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0];
+/// Folds of the cross-validation that chooses among them; a subset is in one fold.
+const FOLDS: usize = 5;
+
+/// Ridge regression; the penalty is the one with the smallest error on left-out subsets.
+pub fn ridge(pairs: &impl Pairs, client: &[f32]) -> Result<Vec<f32>> {
+    let count = pairs.count();
+    ensure!(count > 1, "ridge regression needs at least two shadow pairs, found {count}");
+    let students = centered((0..count).map(|i| pairs.student(i)).collect::<Result<_>>()?);
+    let teachers = centered((0..count).map(|i| pairs.teacher(i)).collect::<Result<_>>()?);
+    ensure!(
+        students.center.len() == client.len(),
+        "the update has {} values, the shadow students have {}",
+        client.len(),
+        students.center.len()
+    );
+    let mut kernel = gram(&students.rows);
+    let scale = (0..count).map(|i| kernel[i][i]).sum::<f64>() / count as f64;
+    ensure!(scale > 0.0, "all shadow students are the same: there is nothing to regress on");
+    kernel.iter_mut().flatten().for_each(|x| *x /= scale);
+    let penalty = best_penalty(pairs, &kernel, &gram(&teachers.rows))?;
+
+    let difference: Vec<f32> = client.iter().zip(&students.center).map(|(c, m)| c - m).collect();
+    let against: Vec<f64> = students.rows.iter().map(|row| dot(row, &difference) / scale).collect();
+    let all: Vec<usize> = (0..count).collect();
+    let weights = Cholesky::of(&kernel, &all, penalty)?.solve(&against);
+    let mut out: Vec<f64> = teachers.center.iter().map(|&m| m as f64).collect();
+    for (row, weight) in teachers.rows.iter().zip(&weights) {
+        out.iter_mut().zip(row).for_each(|(o, &y)| *o += weight * y as f64);
+    }
+    Ok(out.into_iter().map(|x| x as f32).collect())
+}
+
+/// The error on left-out pairs needs teachers only through their products G: with
+/// M = K_ba (K_aa + λ)⁻¹ it is tr(M G_aa Mᵀ) − 2 tr(M G_ab) + tr(G_bb).
+fn best_penalty(pairs: &impl Pairs, kernel: &[Vec<f64>], products: &[Vec<f64>]) -> Result<f64> {
+    let error = |&penalty: &f64| -> Result<f64> {
+        let mut error = 0.0;
+        for fold in 0..FOLDS {
+            let (b, a): (Vec<usize>, Vec<usize>) =
+                (0..kernel.len()).partition(|&i| pairs.subset(i) % FOLDS == fold);
+            if a.is_empty() {
+                continue;
+            }
+            let factor = Cholesky::of(kernel, &a, penalty)?;
+            for &i in &b {
+                let m = factor.solve(&a.iter().map(|&j| kernel[i][j]).collect::<Vec<_>>());
+                error += products[i][i];
+                for (x, &j) in m.iter().zip(&a) {
+                    let inner: f64 = m.iter().zip(&a).map(|(y, &k)| y * products[j][k]).sum();
+                    error += x * (inner - 2.0 * products[i][j]);
+                }
+            }
+        }
+        Ok(error)
+    };
+    let errors = PENALTIES.par_iter().map(error).collect::<Result<Vec<f64>>>()?;
+    let best = (0..errors.len()).reduce(|best, i| if errors[i] < errors[best] { i } else { best });
+    Ok(PENALTIES[best.expect("there are penalties to try")])
+}
+
+struct Centered {
+    center: Vec<f32>,
+    rows: Vec<Vec<f32>>,
+}
+
+fn centered(mut rows: Vec<Vec<f32>>) -> Centered {
+    let mut sum = vec![0.0f64; rows[0].len()];
+    rows.iter().for_each(|row| sum.iter_mut().zip(row).for_each(|(s, &x)| *s += x as f64));
+    let center: Vec<f32> = sum.iter().map(|s| (s / rows.len() as f64) as f32).collect();
+    rows.par_iter_mut().for_each(|row| row.iter_mut().zip(&center).for_each(|(x, m)| *x -= m));
+    Centered { center, rows }
+}
+
+fn mean_of(items: &[usize], read: impl Fn(usize) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    ensure!(!items.is_empty(), "there is no shadow pair");
+    let mut sum: Vec<f64> = vec![];
+    for &item in items {
+        let row = read(item)?;
+        sum.resize(row.len(), 0.0);
+        sum.iter_mut().zip(&row).for_each(|(s, &x)| *s += x as f64);
+    }
+    Ok(sum.into_iter().map(|s| (s / items.len() as f64) as f32).collect())
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&x, &y)| x as f64 * y as f64).sum()
+}
+
+fn gram(rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    rows.par_iter().map(|a| rows.iter().map(|b| dot(a, b)).collect()).collect()
+}
+
+/// Lower triangle of a positive definite matrix's Cholesky factor.
+struct Cholesky {
+    rows: Vec<Vec<f64>>,
+}
+
+impl Cholesky {
+    /// Of the part of `matrix` with these indices, plus `penalty` on its diagonal.
+    fn of(matrix: &[Vec<f64>], indices: &[usize], penalty: f64) -> Result<Self> {
+        let mut rows: Vec<Vec<f64>> = Vec::with_capacity(indices.len());
+        for (i, &from) in indices.iter().enumerate() {
+            let mut row: Vec<f64> = Vec::with_capacity(i + 1);
+            for (j, &to) in indices[..i].iter().enumerate() {
+                let sum: f64 = row.iter().zip(&rows[j]).map(|(x, y)| x * y).sum();
+                row.push((matrix[from][to] - sum) / rows[j][j]);
+            }
+            let rest = matrix[from][from] + penalty - row.iter().map(|x| x * x).sum::<f64>();
+            ensure!(rest > 0.0, "the shadow students' products are not positive definite");
+            row.push(rest.sqrt());
+            rows.push(row);
+        }
+        Ok(Self { rows })
+    }
+
+    fn solve(&self, right: &[f64]) -> Vec<f64> {
+        let n = self.rows.len();
+        let mut x = right.to_vec();
+        for i in 0..n {
+            let sum: f64 = self.rows[i][..i].iter().zip(&x).map(|(l, x)| l * x).sum();
+            x[i] = (x[i] - sum) / self.rows[i][i];
+        }
+        for i in (0..n).rev() {
+            let sum: f64 = (i + 1..n).map(|j| self.rows[j][i] * x[j]).sum();
+            x[i] = (x[i] - sum) / self.rows[i][i];
+        }
+        x
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradtx_kernels::rng::Stream;
+
+    struct InMemory(Vec<(Vec<f32>, Vec<f32>)>);
+
+    impl Pairs for InMemory {
+        fn count(&self) -> usize {
+            self.0.len()
+        }
+        fn subset(&self, pair: usize) -> usize {
+            pair / 2
+        }
+        fn student(&self, pair: usize) -> Result<Vec<f32>> {
+            Ok(self.0[pair].0.clone())
+        }
+        fn teacher(&self, pair: usize) -> Result<Vec<f32>> {
+            Ok(self.0[pair].1.clone())
+        }
+    }
+
+    /// Teachers are an affine function of students with 3 values each: 40 pairs.
+    fn linear_world() -> (InMemory, impl Fn(&[f32]) -> Vec<f32>) {
+        let rule = |s: &[f32]| vec![2.0 * s[0] - s[2] + 1.0, s[1] + s[2], 0.5, s[0] - 3.0, s[2]];
+        let mut random = Stream::new(4);
+        let pair = |_| {
+            let student: Vec<f32> = (0..3).map(|_| random.normal() as f32).collect();
+            let teacher = rule(&student);
+            (student, teacher)
+        };
+        (InMemory((0..40).map(pair).collect()), rule)
+    }
+
+    #[test]
+    fn ridge_finds_a_linear_rule_and_the_mean_does_not() {
+        let (pairs, rule) = linear_world();
+        let client = [0.7, -1.3, 0.4];
+        let wanted = rule(&client);
+        let distance =
+            |found: Vec<f32>| -> f32 { found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).sum() };
+        assert!(distance(ridge(&pairs, &client).unwrap()) < 0.02);
+        assert!(distance(mean(&pairs).unwrap()) > 0.5);
+    }
+
+    #[test]
+    fn nearest_returns_the_teacher_of_a_shadow_student() {
+        let (pairs, _) = linear_world();
+        for (student, teacher) in pairs.0.iter().take(5) {
+            assert_eq!(&nearest(&pairs, student).unwrap(), teacher);
+        }
+        assert!(nearest(&pairs, &[1.0]).is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! The two training loops of gradtx.
+//!
+//! [`lora`] trains adapters of a language model, many jobs at once, on the examples that
+//! [`examples`] reads and [`prompts`] makes tokens of. [`translator`] trains the
+//! Grad-Transformer on the updates that came of them. [`baselines`] are what it is compared with.
+
+pub mod baselines;
+pub mod describe;
+pub mod examples;
+pub mod lora;
+pub mod prompts;
+pub mod side;
+pub mod translator;

@@ -1,0 +1,102 @@
+//! [`Aside`]: a group of shadow jobs that was stopped on its way, to be gone on with later.
+//!
+//! In: adapters, their moments, and what the jobs have given so far. Out: one checkpoint file,
+//! and from it the same again, bit by bit. Which examples a step has, and dropout, are
+//! functions of the step, so nothing else is needed.
+
+use crate::lora::trainer::Trained;
+use anyhow::Result;
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::lora::LoraJobs;
+use gradtx_runtime::checkpoint::{self, Checkpoint, Values};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where a group's work is put aside.
+pub struct Aside {
+    /// The file.
+    pub path: PathBuf,
+    /// What the work is, settings and inputs: work of anything else is not gone on with.
+    pub of: Value,
+    /// How often, beside when it is stopped.
+    pub every: Duration,
+}
+
+impl Aside {
+    /// Writes the state after `steps` steps.
+    pub fn save<X: Real<Acc = f32>, D: Backend<X>>(
+        &self,
+        device: &D,
+        adapters: &mut LoraJobs<D, X>,
+        steps: u32,
+        trained: &[Trained],
+    ) -> Result<()> {
+        let mut values = vec![];
+        for job in 0..adapters.jobs() {
+            values.extend(adapters.adapter(job)?);
+        }
+        let (first, second) = adapters.optimizer().moments();
+        let (first, second) = (device.to_host(D::all(first))?, device.to_host(D::all(second))?);
+        // As bits, since decimal numbers may lose their last one.
+        let losses: Vec<u64> = trained.iter().flat_map(|t| &t.losses).map(|loss| loss.to_bits()).collect();
+        let updates: Vec<f32> = trained.iter().flat_map(|t| &t.updates).copied().collect();
+        let buffers = [
+            ("adapters", Values::F32(&values)),
+            ("first_moments", Values::F32(&first)),
+            ("second_moments", Values::F32(&second)),
+            ("losses", Values::U64(&losses)),
+            ("updates", Values::F32(&updates)),
+        ];
+        let state = json!({ "of": self.of, "steps": steps, "updates": updates.len() });
+        Ok(checkpoint::save(&self.path, &buffers, &state)?)
+    }
+
+    /// Fills in what was put aside, and tells how many steps were done; none if there is
+    /// nothing, or nothing that can be used: then the group begins anew.
+    pub fn restore<X: Real<Acc = f32>, D: Backend<X>>(
+        &self,
+        device: &D,
+        adapters: &mut LoraJobs<D, X>,
+        trained: &mut [Trained],
+    ) -> Result<u32> {
+        if !self.path.is_file() {
+            return Ok(0);
+        }
+        let saved = match Checkpoint::load(&self.path) {
+            Ok(saved) if saved.state()["of"] == self.of => saved,
+            Ok(_) => return Ok(0),
+            Err(error) => {
+                tracing::warn!("{error}; these jobs begin anew");
+                return Ok(0);
+            }
+        };
+        let state = saved.state();
+        let (steps, updates) = (state["steps"].as_u64(), state["updates"].as_u64());
+        let (jobs, found) = (trained.len(), (saved.len_of("losses")?, saved.len_of("updates")?));
+        // What is there, before room is made for what is claimed.
+        let (Some(steps), Some(updates)) = (steps, updates) else { return Ok(0) };
+        if (steps.checked_mul(jobs as u64), updates) != (Some(found.0 as u64), found.1 as u64) {
+            tracing::warn!("{}: of other sizes than it says; these jobs begin anew", self.path.display());
+            return Ok(0);
+        }
+        let mut values = vec![0.0; D::len(adapters.adapters_mut())];
+        saved.read_f32("adapters", &mut values)?;
+        device.upload(D::all_mut(adapters.adapters_mut()), &values)?;
+        let (first, second) = adapters.optimizer().moments_mut();
+        for (name, buffer) in [("first_moments", first), ("second_moments", second)] {
+            saved.read_f32(name, &mut values)?;
+            device.upload(D::all_mut(buffer), &values)?;
+        }
+        let mut losses = vec![0; jobs * steps as usize];
+        saved.read_u64("losses", &mut losses)?;
+        let mut all = vec![0.0; updates as usize];
+        saved.read_f32("updates", &mut all)?;
+        for (job, trained) in trained.iter_mut().enumerate() {
+            let part = |len: usize| job * (len / jobs)..(job + 1) * (len / jobs);
+            trained.losses = losses[part(losses.len())].iter().map(|&bits| f64::from_bits(bits)).collect();
+            trained.updates = all[part(all.len())].to_vec();
+        }
+        Ok(steps as u32)
+    }
+}

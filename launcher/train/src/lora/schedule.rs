@@ -1,0 +1,150 @@
+//! Who runs which shadow jobs: the order in which groups of jobs are handed out.
+//!
+//! In: groups of shadow jobs, each of one model, with a cost. Out: for every rank that asks,
+//! the group that it should do next. A group is what shares a packed stream; which jobs are
+//! in it is decided by the configuration, so the order changes no result, only the time.
+//!
+//! Longest first: what is handed out last decides how long other ranks wait in the end, so
+//! the last groups should be short ones. A rank stays with the base model that it holds while
+//! that model has work, since loading another one takes time and does nothing. Whoever still
+//! waits when one model's groups are all handed out goes over to the other model.
+//!
+//! Nothing here looks at a clock or at other ranks: the same questions in the same order
+//! give the same answers.
+
+use gradtx_run::role::Role;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// A group of shadow jobs of one model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// The model.
+    pub side: Role,
+    /// Number of the group among those of its model.
+    pub group: usize,
+    /// How long it takes, in any unit that both models share.
+    pub cost: f64,
+}
+
+/// Groups that nobody has been given yet.
+#[derive(Clone, Debug, Default)]
+pub struct Scheduler {
+    /// Longest first.
+    tiny: VecDeque<Work>,
+    /// Longest first.
+    llm: VecDeque<Work>,
+}
+
+impl Scheduler {
+    /// All of these are to be done. Groups of one cost go in the order of their numbers.
+    pub fn new(work: impl IntoIterator<Item = Work>) -> Self {
+        let mut work: Vec<Work> = work.into_iter().collect();
+        work.sort_by(|a, b| b.cost.total_cmp(&a.cost).then(a.group.cmp(&b.group)));
+        let (tiny, llm): (Vec<Work>, Vec<Work>) = work.into_iter().partition(|w| w.side == Role::Tiny);
+        Self { tiny: tiny.into(), llm: llm.into() }
+    }
+
+    /// What a rank should do next that holds this base model, or none yet. `None` when
+    /// everything has been handed out.
+    pub fn next(&mut self, resident: Option<Role>) -> Option<Work> {
+        let side = resident.filter(|&side| !self.of(side).is_empty()).or_else(|| self.longest())?;
+        self.of(side).pop_front()
+    }
+
+    /// Groups that nobody has been given yet.
+    pub fn waiting(&self) -> usize {
+        self.tiny.len() + self.llm.len()
+    }
+
+    fn of(&mut self, side: Role) -> &mut VecDeque<Work> {
+        match side {
+            Role::Tiny => &mut self.tiny,
+            Role::Llm => &mut self.llm,
+        }
+    }
+
+    /// The model of the longest group; of two as long, the LLM, which takes longer to load.
+    fn longest(&self) -> Option<Role> {
+        match (self.llm.front(), self.tiny.front()) {
+            (Some(llm), Some(tiny)) if tiny.cost > llm.cost => Some(Role::Tiny),
+            (Some(_), _) => Some(Role::Llm),
+            (None, tiny) => tiny.map(|work| work.side),
+        }
+    }
+}
+
+/// Jobs `0..jobs` in groups of `concurrent`, the last one perhaps smaller.
+pub fn groups(jobs: usize, concurrent: usize) -> Vec<Range<usize>> {
+    let concurrent = concurrent.max(1);
+    (0..jobs).step_by(concurrent).map(|from| from..(from + concurrent).min(jobs)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Role::{Llm, Tiny};
+
+    fn work(side: Role, costs: &[f64]) -> Vec<Work> {
+        costs.iter().enumerate().map(|(group, &cost)| Work { side, group, cost }).collect()
+    }
+
+    fn scheduler(tiny: &[f64], llm: &[f64]) -> Scheduler {
+        Scheduler::new(work(Tiny, tiny).into_iter().chain(work(Llm, llm)))
+    }
+
+    fn named(work: Option<Work>) -> Option<(Role, usize)> {
+        work.map(|w| (w.side, w.group))
+    }
+
+    #[test]
+    fn longest_first_whatever_the_model_for_a_rank_without_one() {
+        let mut s = scheduler(&[1.0, 7.0, 3.0], &[2.0, 5.0]);
+        let order: Vec<_> = std::iter::from_fn(|| named(s.next(None))).collect();
+        assert_eq!(order, [(Tiny, 1), (Llm, 1), (Tiny, 2), (Llm, 0), (Tiny, 0)]);
+        assert_eq!((s.waiting(), s.next(Some(Tiny))), (0, None));
+    }
+
+    #[test]
+    fn a_rank_stays_with_its_model_until_that_has_no_work() {
+        let mut s = scheduler(&[1.0, 2.0], &[9.0, 8.0]);
+        let order: Vec<_> = std::iter::from_fn(|| named(s.next(Some(Tiny)))).collect();
+        assert_eq!(order, [(Tiny, 1), (Tiny, 0), (Llm, 0), (Llm, 1)]);
+    }
+
+    #[test]
+    fn equal_costs_go_by_number_and_the_llm_goes_first() {
+        let mut s = scheduler(&[4.0; 2], &[4.0; 2]);
+        assert_eq!(s.waiting(), 4);
+        let order: Vec<_> = std::iter::from_fn(|| named(s.next(None))).collect();
+        assert_eq!(order, [(Llm, 0), (Llm, 1), (Tiny, 0), (Tiny, 1)]);
+    }
+
+    #[test]
+    fn every_group_is_handed_out_once_whatever_was_typed_in_first() {
+        let costs = [3.5, 0.0, 2.0, 2.0, 8.25];
+        let forward = work(Tiny, &costs).into_iter().chain(work(Llm, &costs));
+        let mut backward: Vec<Work> = forward.clone().collect();
+        backward.reverse();
+        let (mut a, mut b) = (Scheduler::new(forward), Scheduler::new(backward));
+        let mut seen = vec![];
+        // Ranks that hold one model, the other, or none, in turn.
+        for resident in [Some(Llm), None, Some(Tiny)].into_iter().cycle().take(10) {
+            let next = a.next(resident);
+            assert_eq!(next, b.next(resident));
+            seen.push(named(next).unwrap());
+        }
+        seen.sort_by_key(|&(side, group)| (side == Llm, group));
+        seen.dedup();
+        assert_eq!((seen.len(), a.waiting()), (10, 0));
+    }
+
+    #[test]
+    fn groups_cover_all_jobs() {
+        assert_eq!(groups(7, 3), [0..3, 3..6, 6..7]);
+        assert_eq!(groups(2, 5).into_iter().flatten().collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(groups(3, 0).len(), 3);
+        assert!(groups(0, 4).is_empty());
+    }
+}

@@ -1,0 +1,235 @@
+//! Fine-tuning of several adapters of one model at once: what curation and clients share.
+//!
+//! In: a model, and jobs of examples in an order of their own. Out: for every job its
+//! losses and the snapshots of its update. The jobs share the packed streams
+//! of an optimizer step; a job's numbers do not depend on which others share it, up to rounding: in the same bits on
+//! CPUs and where GPUs multiply with kernels of our own, while cuBLASLt chooses how it adds by the length of the whole
+//! stream. The same jobs packed in the same way have the same bits with the same GPU and library, which the record
+//! of a stage names.
+//! [`Watcher`] hears of every step, and may stop the work; [`Aside`] keeps what is done so far.
+
+use crate::examples::Streams;
+use crate::lora::checkpoint::Aside;
+use crate::side::Side;
+use anyhow::Result;
+use gradtx_kernels::rng::derive_named;
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::decoder::Decoder;
+use gradtx_models::lora::LoraJobs;
+use gradtx_run::config::Recipe;
+use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
+use gradtx_runtime::metrics::{Rate, TokenMeter};
+use gradtx_runtime::plan::MemoryPlan;
+use std::fmt;
+use std::time::Instant;
+
+/// One adapter to be trained.
+pub struct Job<'a> {
+    /// Its examples.
+    pub examples: Vec<&'a Example>,
+    /// Key of its order and its dropout.
+    pub key: u64,
+}
+
+/// Which steps' updates are kept: `count` of them, `every` steps apart, the last of the last step.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshots {
+    /// Number of them.
+    pub count: usize,
+    /// Steps from one to the next.
+    pub every: u32,
+}
+
+impl Snapshots {
+    /// Whether the update after this step (from 0, of `steps`) is kept.
+    fn at(&self, step: u32, steps: u32) -> bool {
+        let back = steps - 1 - step;
+        back.is_multiple_of(self.every) && ((back / self.every) as usize) < self.count
+    }
+}
+
+/// What came of a job.
+#[derive(Clone, Debug, Default)]
+pub struct Trained {
+    /// Loss of every optimizer step, averaged as the recipe says.
+    pub losses: Vec<f64>,
+    /// `[snapshots, L, d]`
+    pub updates: Vec<f32>,
+}
+
+/// How jobs of one model are trained.
+#[derive(Clone, Copy)]
+pub struct Training<'a> {
+    /// The model and its adapters.
+    pub side: &'a Side,
+    /// The recipe of every job.
+    pub recipe: &'a Recipe,
+    /// What is kept.
+    pub snapshots: Snapshots,
+    /// Most tokens of one packed stream.
+    pub stream_tokens: usize,
+}
+
+/// Who hears how far a training is.
+pub trait Watcher {
+    /// Between the streams of a step: time to look after other things for a moment.
+    fn between(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// After so many steps, and at such a rate so far. Whether to go on.
+    fn step(&mut self, done: u32, rate: Rate) -> Result<bool>;
+}
+
+/// How the examples of jobs fill their packed streams, over all steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Packing {
+    /// What the largest stream needs.
+    pub capacity: BatchCapacity,
+    /// Streams of all steps.
+    pub streams: usize,
+    /// Tokens in them.
+    pub tokens: usize,
+    /// Most tokens that a stream may have.
+    pub limit: usize,
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let used = 100.0 * self.tokens as f64 / (self.streams * self.limit).max(1) as f64;
+        write!(f, "{} packed streams of {} tokens, {used:.1} % used", self.streams, self.limit)
+    }
+}
+
+impl Training<'_> {
+    /// The base model and every buffer of training these jobs together, and how well their
+    /// streams are filled.
+    pub fn plan<X: Real<Acc = f32>, D: Backend<X>>(&self, jobs: &[Job<'_>]) -> Result<(MemoryPlan, Packing)> {
+        let packing = self.packing(&mut self.orders(jobs)?, jobs);
+        let mut plan = Decoder::<D, X>::plan(&self.side.model, false);
+        plan.extend(LoraJobs::<D, X>::plan(
+            &self.side.model,
+            &self.side.layout,
+            jobs.len(),
+            packing.capacity,
+        ));
+        Ok((plan, packing))
+    }
+
+    /// Tokens of all steps of these jobs.
+    pub fn tokens(&self, jobs: &[Job<'_>]) -> Result<u64> {
+        let mut tokens = 0;
+        for (job, order) in jobs.iter().zip(&mut self.orders(jobs)?) {
+            for step in 0..self.recipe.steps {
+                let examples = order.step(step as usize);
+                tokens += examples.iter().map(|&i| job.examples[i].tokens.len() as u64).sum::<u64>();
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Trains jobs together, and tells what came of them and how fast it went; nothing when
+    /// the watcher stopped it. Begins with what `aside` has, and leaves there what is done
+    /// so far: now and then, and when it is stopped.
+    pub fn run<X: Real<Acc = f32>, D: Backend<X>>(
+        &self,
+        decoder: &Decoder<D, X>,
+        jobs: &[Job<'_>],
+        aside: Option<&Aside>,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Option<(Vec<Trained>, Rate)>> {
+        let mut orders = self.orders(jobs)?;
+        let capacity = self.packing(&mut orders, jobs).capacity;
+        let (layout, init) = (&self.side.layout, &self.side.init);
+        let mut adapters = LoraJobs::new(decoder, layout, jobs.len(), init, capacity)?;
+        let mut trained = vec![Trained::default(); jobs.len()];
+        let steps = self.recipe.steps;
+        let begun = match aside {
+            Some(aside) => aside.restore(decoder.device(), &mut adapters, &mut trained)?,
+            None => 0,
+        };
+        let (mut meter, mut saved) = (TokenMeter::start(), Instant::now());
+        for step in begun..steps {
+            let mut losses = vec![0.0; jobs.len()];
+            for stream in self.streams(&mut orders, jobs, step) {
+                let part = adapters.accumulate(decoder, &stream)?;
+                meter.add(stream.len());
+                losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
+                watcher.between()?;
+            }
+            adapters.apply(self.recipe.step(step), self.recipe.clip())?;
+            for (job, (result, loss)) in trained.iter_mut().zip(losses).enumerate() {
+                result.losses.push(loss);
+                if self.snapshots.at(step, steps) {
+                    result.updates.extend(adapters.update(job)?);
+                }
+            }
+            let done = step + 1;
+            let goes_on = watcher.step(done, meter.total())?;
+            let due = |aside: &&Aside| !goes_on || saved.elapsed() >= aside.every;
+            if let Some(aside) = aside.filter(due).filter(|_| done < steps) {
+                aside.save(decoder.device(), &mut adapters, done, &trained)?;
+                saved = Instant::now();
+            }
+            if !goes_on && done < steps {
+                return Ok(None);
+            }
+        }
+        Ok(Some((trained, meter.total())))
+    }
+
+    fn orders(&self, jobs: &[Job<'_>]) -> Result<Vec<Order>> {
+        let batch = self.recipe.batch;
+        let order = |job: &Job<'_>| Order::new(job.examples.len(), batch, derive_named(job.key, "order"));
+        Ok(jobs.iter().map(order).collect::<gradtx_runtime::Result<_>>()?)
+    }
+
+    /// The packed streams of a step: every job's examples, job by job.
+    fn streams(&self, orders: &mut [Order], jobs: &[Job<'_>], step: u32) -> Vec<PackedBatch> {
+        let mut streams = Streams::new(self.stream_tokens);
+        for (row, (job, order)) in jobs.iter().zip(orders).enumerate() {
+            let indices = order.step(step as usize);
+            let examples: Vec<&Example> = indices.iter().map(|&i| job.examples[i]).collect();
+            streams.push_step(&examples, self.recipe, row, job.key, step);
+        }
+        streams.finish()
+    }
+
+    /// The streams of all steps, counted.
+    fn packing(&self, orders: &mut [Order], jobs: &[Job<'_>]) -> Packing {
+        let mut packing = Packing { limit: self.stream_tokens, ..Packing::default() };
+        for step in 0..self.recipe.steps {
+            for stream in self.streams(orders, jobs, step) {
+                let room = &mut packing.capacity;
+                room.tokens = room.tokens.max(stream.len());
+                room.segments = room.segments.max(stream.segments());
+                room.labels = room.labels.max(stream.labels());
+                packing.streams += 1;
+                packing.tokens += stream.len();
+            }
+        }
+        packing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packing_is_told_as_a_share_of_the_room() {
+        let packing = Packing { streams: 3, tokens: 300, limit: 400, ..Packing::default() };
+        assert_eq!(packing.to_string(), "3 packed streams of 400 tokens, 25.0 % used");
+    }
+
+    #[test]
+    fn snapshots_end_with_the_last_step() {
+        let kept = |count, every| {
+            let snapshots = Snapshots { count, every };
+            (0..10).filter(|&step| snapshots.at(step, 10)).collect::<Vec<u32>>()
+        };
+        assert_eq!(kept(3, 2), [5, 7, 9]);
+        assert_eq!(kept(1, 4), [9]);
+        assert_eq!(kept(10, 1), (0..10).collect::<Vec<_>>());
+    }
+}

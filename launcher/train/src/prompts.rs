@@ -1,0 +1,122 @@
+//! [`Prompts`]: how one model is asked, and what it can read.
+//!
+//! In: the settings, a model directory, and records. Out: the tokens of examples and of
+//! prompts, checked against the model's limits: where its answers end, how many positions it
+//! has, and which token ids its embedding has rows for. Everything is checked before
+//! anything is computed.
+
+use anyhow::Result;
+use gradtx_models::decoder::DecoderConfig;
+use gradtx_run::config::DataConfig;
+use gradtx_run::failure::unusable;
+use gradtx_runtime::data::{
+    Dataset, PromptCheck, PromptForm, Record, Renderer, TextTokenizer, build_examples, expect_vocabulary,
+    prompt_tokens,
+};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// A model's tokenizer and prompt form, with the model's limits.
+pub struct Prompts {
+    /// The tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// How answers end.
+    pub check: PromptCheck,
+    renderer: Renderer,
+    /// The date, where the texts depend on it.
+    date: Option<String>,
+    max_length: usize,
+    /// Tokens that a text may have at most.
+    context: usize,
+    /// Rows of the embedding.
+    vocabulary: usize,
+}
+
+impl Prompts {
+    /// Loads and checks; `record` is one of those that will be rendered, where there are any.
+    pub fn new(
+        config: &DataConfig,
+        dir: &Path,
+        model: &DecoderConfig,
+        record: Option<&Record>,
+    ) -> Result<Self> {
+        let tokenizer = TextTokenizer::load(dir)?;
+        let in_dir = |e: gradtx_runtime::Error| unusable(format!("{}: {e}", dir.display()));
+        let prompting = config.prompting();
+        let renderer = Renderer::new(prompting.clone(), &tokenizer).map_err(in_dir)?;
+        let model_type = model.family.model_type();
+        let check = PromptCheck::new(&renderer, &tokenizer, model_type, record).map_err(in_dir)?;
+        Ok(Self {
+            tokenizer,
+            check,
+            date: renderer.uses_date().then_some(prompting.date),
+            renderer,
+            max_length: config.max_length,
+            context: model.longest_context(),
+            vocabulary: model.vocab,
+        })
+    }
+
+    /// What was chosen, and what deserves attention, a line each.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!("prompt: {}", self.check.line())];
+        if let Some(date) = &self.date {
+            lines.push(format!("prompt: it contains the date, {date} (data.date)"));
+        }
+        lines.extend(self.check.notes().iter().map(|note| format!("prompt: note: {note}")));
+        lines
+    }
+
+    /// Records as examples, and warnings about them. An error where training on them would
+    /// teach nothing that generation can use.
+    pub fn examples(&self, records: &[Record], threads: usize) -> Result<(Dataset, Vec<String>)> {
+        let longest = self.max_length.min(self.context);
+        let data = build_examples(records, &self.renderer, &self.tokenizer, Some(longest), threads)?;
+        for (record, example) in records.iter().zip(&data.examples) {
+            expect_vocabulary(record, &example.tokens, &self.tokenizer, self.vocabulary)?;
+        }
+        let mut warnings = self.check.check(&data)?;
+        if data.summary.truncated > 0 {
+            warnings.push(format!(
+                "{} of {} examples are longer than {longest} tokens ({}) and are cut there (first: {})",
+                data.summary.truncated,
+                data.examples.len(),
+                if self.context < self.max_length { "the model's positions" } else { "data.max_length" },
+                data.summary.first_cut.as_deref().unwrap_or_default()
+            ));
+        }
+        Ok((data, warnings))
+    }
+
+    /// The tokens that generation starts from, with room for at least one more.
+    pub fn prompt(&self, record: &Record) -> Result<Vec<u32>> {
+        let tokens = prompt_tokens(record, &self.renderer, &self.tokenizer)?;
+        expect_vocabulary(record, &tokens, &self.tokenizer, self.vocabulary)?;
+        if tokens.len() >= self.context {
+            let why = format!(
+                "its prompt has {} tokens, and the model has {} positions for prompt and answer; shorten the \
+                 example, or evaluate without it",
+                tokens.len(),
+                self.context
+            );
+            return Err(record.origin.error(why).into());
+        }
+        Ok(tokens)
+    }
+
+    /// Tokens that a text may have at most.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// What a stage's results depend on: the form, and of the rest what is in the texts.
+    pub fn settings(config: &DataConfig, prompts: &[&Self]) -> Value {
+        let date = prompts.iter().find_map(|p| p.date.as_ref());
+        // Since this form ends answers itself, its examples are others than before.
+        let ends = (config.prompt == PromptForm::Plain).then_some("end of text");
+        if config.system.is_empty() && date.is_none() && ends.is_none() {
+            return json!(config.prompt);
+        }
+        json!({ "form": config.prompt, "system": config.system, "date": date, "ends": ends })
+    }
+}

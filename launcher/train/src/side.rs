@@ -1,0 +1,138 @@
+//! [`Side`]: one of the two models together with the space that its updates live in.
+//!
+//! In: the settings and a model directory. Out: adapter layout, initial adapter, and the
+//! [`UpdateSpace`] that goes into every artifact. No weights are read here except for
+//! the fingerprint.
+
+use anyhow::{Context as _, Result};
+use gradtx_kernels::rng::derive_named;
+use gradtx_models::decoder::DecoderConfig;
+use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, read_peft, write_peft};
+use gradtx_run::config::{AdapterConfig, Config};
+use gradtx_run::failure::{unusable, unusable_with};
+use gradtx_run::paths::ADAPTER_DIR;
+use gradtx_run::role::Role;
+use gradtx_runtime::artifact::{
+    TensorSource, UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian, not_a_model,
+    public_name,
+};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// A model and its adapters.
+pub struct Side {
+    /// Which of the two.
+    pub role: Role,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Sizes of the model.
+    pub model: DecoderConfig,
+    /// Places of adapter matrices.
+    pub layout: BlockLayout,
+    /// `[L, d]`: the adapter that all training starts from.
+    pub init: Vec<f32>,
+    /// What updates of this side have in common.
+    pub space: UpdateSpace,
+}
+
+impl Side {
+    /// One side of a run.
+    pub fn new(config: &Config, role: Role, threads: usize) -> Result<Self> {
+        let dir = model_dir(config, role)?;
+        let model = DecoderConfig::read(dir)?;
+        model.check_weights(&TensorSource::open(dir)?)?;
+        let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
+        let base_model = fingerprint(dir, threads)?;
+        let init = initial(config, role, &model, &layout)?;
+        let space = UpdateSpace {
+            blocks: layout.blocks(),
+            width: layout.width(),
+            layout: layout.hash(),
+            base_model,
+            targets: layout.lora().targets.iter().map(|t| t.name().to_string()).collect(),
+            rank: config.adapter.rank,
+            alpha: config.adapter.alpha,
+            init: checksum(&little_endian(&init)),
+        };
+        Ok(Self { role, dir: dir.to_owned(), model, layout, init, space })
+    }
+
+    /// What a stage's results depend on: the adapter's form and start, not where its files lie.
+    pub fn adapter_settings(config: &AdapterConfig, sides: &[&Self]) -> Value {
+        let AdapterConfig { rank, alpha, dropout, targets, start_tiny: _, start_llm: _ } = config;
+        let starts: Vec<&str> = sides.iter().map(|side| side.space.init.as_str()).collect();
+        json!({ "rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets, "init": starts })
+    }
+
+    /// An update of this side as an artifact.
+    pub fn update(&self, values: Vec<f32>, examples: u64) -> UpdateVector {
+        let privacy = gradtx_runtime::artifact::Privacy::None;
+        UpdateVector { meta: UpdateMeta { space: self.space.clone(), examples, privacy }, values }
+    }
+
+    /// Writes the adapter that an update makes, in PEFT form, into `out/adapter`; returns
+    /// its files, relative to `out`.
+    pub fn write_peft(&self, out: &Path, update: &[f32]) -> Result<Vec<String>> {
+        let dir = out.join(ADAPTER_DIR);
+        std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", dir.display()))?;
+        let adapter: Vec<f32> = self.init.iter().zip(update).map(|(start, change)| start + change).collect();
+        write_peft(&dir, &self.layout, &adapter, &public_name(&self.dir))?;
+        Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
+    }
+}
+
+/// Directory of a model of the run; it is there, and looks like one.
+pub fn model_dir(config: &Config, role: Role) -> Result<&Path> {
+    let dir = match role {
+        Role::Tiny => &config.models.tiny,
+        Role::Llm => &config.models.llm,
+    };
+    let hint = "a Hugging Face directory with config.json, model.safetensors and tokenizer.json";
+    let unusable =
+        |why: String| Err(unusable_with(format!("models.{}: {why}", role.name()), Some(hint.into())));
+    if dir.as_os_str().is_empty() {
+        return unusable("not set; expected a model directory".into());
+    }
+    match dir.join("config.json").is_file() {
+        true => Ok(dir),
+        false => unusable(not_a_model(dir).to_string()),
+    }
+}
+
+/// The adapter that training starts from: a PEFT directory's, or one drawn from the seed.
+fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLayout) -> Result<Vec<f32>> {
+    let Some(dir) = start_dir(config, role) else {
+        let key = derive_named(derive_named(config.seed, "initial adapter"), role.name());
+        return Ok(initial_adapter(layout, key));
+    };
+    let start = read_peft(dir, model)?;
+    if start.layout.hash() != layout.hash() {
+        let describe = |layout: &BlockLayout| {
+            let lora = layout.lora();
+            let targets: Vec<&str> = lora.targets.iter().map(|t| t.name()).collect();
+            format!("rank {}, alpha {}, {}", lora.rank, lora.alpha, targets.join(" and "))
+        };
+        let (wanted, found) = (describe(layout), describe(&start.layout));
+        return Err(unusable(format!("{}: expected an adapter of {wanted}; found {found}", dir.display())));
+    }
+    Ok(start.values)
+}
+
+/// The PEFT directory that a model's training starts from; none if its adapter is drawn.
+pub fn start_dir(config: &Config, role: Role) -> Option<&Path> {
+    let dir = match role {
+        Role::Tiny => &config.adapter.start_tiny,
+        Role::Llm => &config.adapter.start_llm,
+    };
+    Some(dir.as_path()).filter(|dir| !dir.as_os_str().is_empty())
+}
+
+/// The adapter settings as the models know them.
+pub fn lora_config(adapter: &AdapterConfig) -> Result<LoraConfig> {
+    Ok(LoraConfig {
+        rank: adapter.rank,
+        alpha: adapter.alpha,
+        dropout: adapter.dropout,
+        targets: LoraConfig::targets_from_names(&adapter.targets)?,
+    })
+}

@@ -1,0 +1,190 @@
+//! Training of the translator, from a store of tuples.
+//!
+//! In: a tuple store. Out, in a directory: the Grad-Transformer that had the smallest
+//! validation error, its normalisation, `metrics.jsonl` (every step's loss, written as it
+//! goes), and `throughput.jsonl` (tuples per second).
+//!
+//! Ranks share every step: each reads and computes a part of its tuples, and updates a part
+//! of the parameters. [`tuples`] tells which tuples a step has, [`prepare`] makes their values,
+//! [`feed`] has that done ahead, [`steps`] goes through the steps, [`parallel`] adds up over
+//! ranks, [`mod@validate`] measures generated updates, and [`resume`] keeps checkpoints. Only
+//! rank 0 writes files, except for checkpoints, of which every rank writes its part.
+//!
+//! Validation splits by shadow subset unless told otherwise: the tuples of one subset are
+//! near duplicates. Its error is relative: 1 is what the mean of the teachers reaches.
+
+pub mod feed;
+pub mod parallel;
+pub mod prepare;
+pub mod resume;
+pub mod steps;
+pub mod tuples;
+pub mod validate;
+
+use anyhow::Result;
+use gradtx_kernels::collective::Candidate;
+use gradtx_kernels::rng::derive_named;
+use gradtx_kernels::{Backend, Collective, Real};
+use gradtx_models::grad_transformer::{
+    Generator, GradTransformer, GradTransformerConfig, Normalization, NormalizationMode, StartToken, Trainer,
+};
+use gradtx_models::t5::T5Config;
+use gradtx_run::config::{Config, TranslatorConfig};
+use gradtx_run::context::{Context, totals};
+use gradtx_run::dispatch::{Work, host_memory, memory_for};
+use gradtx_run::interrupt::Patience;
+use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace};
+use gradtx_runtime::comm::Comm;
+use gradtx_runtime::plan::Room;
+use parallel::Ranks;
+use resume::{Best, Checkpoints};
+use std::path::Path;
+use steps::Run;
+use tuples::Split;
+use validate::{Validation, mean_teacher};
+
+/// Sizes of the translator between two sides, each `[blocks, width]`.
+pub fn model_config(
+    settings: &TranslatorConfig,
+    student: [usize; 2],
+    teacher: [usize; 2],
+) -> Result<GradTransformerConfig> {
+    let t5 = if settings.pretrained.as_os_str().is_empty() {
+        T5Config {
+            d_model: settings.d_model,
+            d_kv: settings.d_kv,
+            d_ff: settings.d_ff,
+            num_layers: settings.encoder_layers,
+            num_decoder_layers: settings.decoder_layers,
+            num_heads: settings.heads,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+            layer_norm_epsilon: 1e-6,
+            dropout_rate: settings.dropout,
+        }
+    } else {
+        let published = T5Config::open(&settings.pretrained.join("config.json"))?;
+        T5Config { dropout_rate: settings.dropout, ..published }
+    };
+    Ok(GradTransformerConfig {
+        student_blocks: student[0],
+        student_width: student[1],
+        teacher_blocks: teacher[0],
+        teacher_width: teacher[1],
+        start_token: StartToken::parse(&settings.start).expect("the configuration was checked"),
+        t5,
+    })
+}
+
+/// A training that is to be done, on this rank.
+pub struct Train<'a> {
+    /// What every stage is given.
+    pub context: &'a Context,
+    /// The ranks that share every step.
+    pub comm: &'a dyn Comm,
+    /// The settings.
+    pub config: &'a Config,
+    /// The tuples.
+    pub store: &'a TupleStore,
+    /// Which of them are trained on, and which are held out.
+    pub split: &'a Split,
+    /// Directory of the results and checkpoints.
+    pub dir: &'a Path,
+    /// Elements of a bucket of gradients at least.
+    pub bucket: usize,
+}
+
+impl Work for Train<'_> {
+    /// On rank 0 the best step, and its validation.
+    type Output = Option<(Best, Validation)>;
+
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Self::Output> {
+        let (settings, train) = (&self.config.translator, &self.config.train);
+        let [student, teacher] = Role::BOTH.map(|role| self.store.space(role));
+        let sizes = |space: &UpdateSpace| [space.blocks, space.width];
+        let shape = model_config(settings, sizes(student), sizes(teacher))?;
+        let key = derive_named(self.config.seed, "translator");
+        let mut model = match settings.pretrained.as_os_str().is_empty() {
+            true => GradTransformer::<D, X>::random(device, shape, derive_named(key, "weights"))?,
+            false => {
+                GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?
+            }
+        };
+        let mut ranks = Ranks::new(self.comm, device, model.layout(), self.bucket)?;
+        if let (true, Candidate::Able { library, .. }) = (ranks.are_between_devices(), device.candidate()) {
+            self.context.note_device(format!("sums between {} devices by {library}", self.comm.size()));
+        }
+        model.set_normalization(self.units(&ranks, sizes(student), sizes(teacher))?)?;
+        let micro_batch = train.micro_batch.min(ranks.part(train.batch).len());
+        let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
+        let own = ranks.owned();
+        let mut plan =
+            Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
+        plan.extend(Generator::plan(&model, at_once)?);
+        let on_host = ranks.plan(X::DTYPE.size());
+        match memory_for(device, self.comm.place())? {
+            Room::Device { free, .. } => {
+                plan.check(Room::Device { free, group: ranks.are_between_devices() })?;
+                on_host.check(host_memory(self.comm.place())?)?;
+                plan.extend(on_host);
+            }
+            host @ Room::Host(_) => {
+                plan.extend(on_host);
+                plan.check(host)?;
+            }
+        }
+        self.context.ui.line(totals("train", &plan));
+        let mut trainer = Trainer::of_ranges(&mut model, micro_batch, own)?;
+        self.context.ui.line(format!(
+            "train: {} parameters, {} tuples, {} held out",
+            model.layout().count(),
+            self.split.training.len(),
+            self.split.validation.len(),
+        ));
+        let _patience = Patience::begin();
+        let mut checkpoints = Checkpoints::of(self.dir);
+        let progress = checkpoints.restore(&mut ranks, &mut model, &mut trainer)?;
+        if let Some(progress) = &progress {
+            self.context.ui.line(format!("train: going on after step {}", progress.steps));
+        }
+        let run = Run {
+            train: &self,
+            key,
+            checkpoints,
+            mean: self.mean(&ranks)?,
+            generator: Generator::new(&model, at_once)?,
+            model,
+            trainer,
+            ranks,
+            progress: progress.unwrap_or_default(),
+        };
+        run.finish()
+    }
+}
+
+impl Train<'_> {
+    /// Statistics of the training tuples: rank 0 reads them all, for all.
+    fn units<D: Collective>(
+        &self,
+        ranks: &Ranks<'_, D>,
+        student: [usize; 2],
+        teacher: [usize; 2],
+    ) -> Result<Normalization> {
+        let name = &self.config.translator.normalization;
+        let mode = NormalizationMode::parse(name).expect("the configuration was checked");
+        let mut values = vec![];
+        if ranks.is_first() {
+            values = tuples::fit(self.store, &self.split.training, mode)?.values();
+        }
+        Ok(Normalization::from_values(mode, student, teacher, &ranks.values_of_first(values)?)?)
+    }
+
+    /// The mean of the training teachers.
+    fn mean<D: Collective>(&self, ranks: &Ranks<'_, D>) -> Result<Vec<f32>> {
+        let mut mean = vec![];
+        if ranks.is_first() {
+            mean = mean_teacher(self.store, &self.split.training)?;
+        }
+        ranks.values_of_first(mean)
+    }
+}

@@ -1,0 +1,190 @@
+//! `demo`: the whole job on a miniature world, by the same functions and files as the
+//! single stages, ending with a table of scores and a report.
+//!
+//! In: a directory, a world and a seed. Out: `DIR/world`, `DIR/run` with `report.html`, and
+//! the table, also as `DIR/run/table.json`; [`gradtx_report::table`] says what it means.
+
+use crate::{World, stage};
+use anyhow::Result;
+use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::stages::{curate, evaluate, finetune, train, translate};
+use gradtx_report::stage as report;
+use gradtx_report::table::{Entry, Table, collect};
+use gradtx_run::cluster;
+use gradtx_run::config::{Config, DeviceConfig, DeviceKind, DtypeKind, Preset, RunArgs};
+use gradtx_run::context::Context;
+use gradtx_run::device::take;
+use gradtx_run::paths::{ADAPTER_DIR, RUN_FILE_OF_WORLD, UPDATE_FILE};
+use gradtx_run::role::Role;
+use gradtx_runtime::artifact::write_json;
+use gradtx_train::baselines::Method;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Models of the table.
+const ENTRIES: [Entry; 9] = [
+    Entry::Base(Role::Tiny),
+    Entry::Base(Role::Llm),
+    Entry::Finetuned(Role::Tiny),
+    Entry::GRAD_TRANSFORMER,
+    Entry::translated(Method::Mean),
+    Entry::translated(Method::Nearest),
+    Entry::translated(Method::Ridge),
+    Entry::RANDOM_STUDENT,
+    Entry::Finetuned(Role::Llm),
+];
+
+/// What world, and where.
+pub struct Job {
+    /// Directory for the world and the run.
+    pub dir: PathBuf,
+    /// Which tasks there are.
+    pub world: World,
+    /// Seed of the world and of the run.
+    pub seed: u64,
+    /// Settings to take from elsewhere.
+    pub preset: Option<Preset>,
+    /// Where to compute; the world's base models are always made in f32.
+    pub device: DeviceKind,
+    /// In what.
+    pub dtype: DtypeKind,
+}
+
+/// Runs everything that is missing, and prints the table.
+pub fn run(context: &Context, job: &Job) -> Result<()> {
+    let Job { dir, world, seed, preset, device, dtype } = job;
+    // Before the world is made: the run would refuse it only then.
+    let place = DeviceConfig { kind: *device, dtype: *dtype, ..DeviceConfig::default() };
+    Config { device: place.clone(), ..Config::default() }.check()?;
+    let taken = take(&place, &context.place)?;
+    taken.say(context);
+    let started = Instant::now();
+    let (world_dir, run_dir) = (dir.join("world"), dir.join("run"));
+    let mut times: Vec<(&str, f64)> = vec![];
+    let mut timed = |name, from: Instant| times.push((name, from.elapsed().as_secs_f64()));
+
+    let at = Instant::now();
+    stage::run(context, &world_dir, *world, *seed, taken.settings.kind)?;
+    timed("world", at);
+    let args = RunArgs {
+        run: run_dir.clone(),
+        config: Some(world_dir.join(RUN_FILE_OF_WORLD)),
+        preset: *preset,
+        device: Some(*device),
+        dtype: Some(*dtype),
+        set: vec![],
+    };
+    let at = Instant::now();
+    let alone = &cluster::World::alone();
+    curate::run(context, alone, &curate::Job::of(args.clone()))?;
+    timed("curate", at);
+    let at = Instant::now();
+    train::run(context, alone, &args)?;
+    timed("train", at);
+    let clients = (1..=world.clients()).map(|client| Client::new(context, &args, &world_dir, client));
+    let clients: Vec<Client<'_>> = clients.collect();
+    let at = Instant::now();
+    for client in &clients {
+        client.finetune()?;
+    }
+    timed("finetune", at);
+    let at = Instant::now();
+    for client in &clients {
+        client.translate()?;
+    }
+    timed("translate", at);
+    let at = Instant::now();
+    for (entry, client) in ENTRIES.iter().flat_map(|entry| clients.iter().map(move |client| (*entry, client)))
+    {
+        client.evaluate(entry)?;
+    }
+    timed("evaluate", at);
+
+    // The page has times on it; the table alone is the same in every run.
+    let (tables, _) = Table::of(&collect(&[&run_dir]).0);
+    write_json(&run_dir.join("table.json"), &tables)?;
+    report::run(context, &report::Job { run: run_dir, evaluations: vec![], out: None })?;
+    let times: Vec<String> = times.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect();
+    let total = started.elapsed().as_secs_f64();
+    context.ui.result(format!("Time: {}; {total:.1} s in all.", times.join(", ")));
+    Ok(())
+}
+
+struct Client<'a> {
+    context: &'a Context,
+    args: &'a RunArgs,
+    data: PathBuf,
+    out: PathBuf,
+}
+
+impl<'a> Client<'a> {
+    fn new(context: &'a Context, args: &'a RunArgs, world_dir: &Path, client: usize) -> Self {
+        let name = format!("client-{client}");
+        let data = world_dir.join("private").join(&name);
+        Self { context, args, data, out: args.run.join("clients").join(&name) }
+    }
+
+    fn finetuned(&self, role: Role) -> PathBuf {
+        self.out.join("finetuned").join(role.name())
+    }
+
+    fn translated(&self, entry: Entry) -> PathBuf {
+        self.out.join("translated").join(file_name(entry))
+    }
+
+    fn finetune(&self) -> Result<()> {
+        for role in [Role::Tiny, Role::Llm] {
+            let job = finetune::Job {
+                data: self.data.join("train.jsonl"),
+                out: self.finetuned(role),
+                role,
+                peft: true,
+            };
+            finetune::run(self.context, self.args, &job)?;
+        }
+        Ok(())
+    }
+
+    fn translate(&self) -> Result<()> {
+        for entry in ENTRIES {
+            let Entry::Translated { method, random_student } = entry else { continue };
+            let job = translate::Job {
+                updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],
+                out: self.translated(entry),
+                method,
+                combine: Combine::Mean,
+                random_student,
+                allow: Allow::default(),
+            };
+            translate::run(self.context, self.args, &job)?;
+        }
+        Ok(())
+    }
+
+    fn evaluate(&self, entry: Entry) -> Result<()> {
+        let (role, adapter) = match entry {
+            Entry::Base(role) | Entry::Adapter(role) => (role, None),
+            Entry::Finetuned(role) => (role, Some(self.finetuned(role))),
+            Entry::Translated { .. } => (Role::Llm, Some(self.translated(entry))),
+        };
+        let job = evaluate::Job {
+            data: self.data.join("test.jsonl"),
+            out: self.out.join("evaluated").join(file_name(entry)),
+            role,
+            base: None,
+            adapter: adapter.map(|dir| dir.join(ADAPTER_DIR)),
+        };
+        evaluate::run(self.context, self.args, &job).map(drop)
+    }
+}
+
+/// A model's name in directories.
+fn file_name(entry: Entry) -> String {
+    match entry {
+        Entry::Base(role) => format!("base-{}", role.name()),
+        Entry::Finetuned(role) => format!("finetuned-{}", role.name()),
+        Entry::Adapter(role) => format!("adapter-{}", role.name()),
+        Entry::RANDOM_STUDENT => "random-student".into(),
+        Entry::Translated { method, .. } => method.name().into(),
+    }
+}

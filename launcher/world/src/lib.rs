@@ -1,0 +1,155 @@
+//! Miniature worlds in which the whole method runs in minutes on a laptop.
+//!
+//! A family of little tasks ([`tasks`]), a tokenizer for them ([`tokenizer`]), and two
+//! base models that are pretrained on the family until they are as able as they should
+//! be ([`pretrain`]): the LLM knows every operation, the TinyLM about half of them. What
+//! differs between tasks is a preference that only fine-tuning can instil, so that an
+//! update has something to carry. Three worlds ([`World`]) differ in which tasks the
+//! provider's public data and the clients have; a fourth is for trying out devices.
+
+pub mod demo;
+pub mod parquet;
+pub mod pretrain;
+pub mod stage;
+pub mod tasks;
+pub mod tokenizer;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// Public examples of one task, where there are many.
+const PUBLIC_EXAMPLES: usize = 512;
+/// The public data in the world's directory.
+pub const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
+
+/// Which tasks public data and clients have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum World {
+    /// Shadow and private data are of one and the same task, so a constant update is as
+    /// good as any translation.
+    Same,
+    /// The public data has many tasks, and every client has one of them.
+    #[default]
+    Mixed,
+    /// The public data has many tasks, and every client has one that is not among them.
+    Unseen,
+    /// The least of everything, and models that have learnt nothing: shows within seconds that
+    /// all stages run on a device, and never how well.
+    Smoke,
+}
+
+impl World {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Same, Self::Mixed, Self::Unseen, Self::Smoke];
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Mixed => "mixed",
+            Self::Unseen => "unseen",
+            Self::Smoke => "smoke",
+        }
+    }
+
+    /// Tasks of the public data; the family's others occur in pretraining only.
+    pub fn public_tasks(self) -> usize {
+        match self {
+            Self::Same => 1,
+            Self::Mixed | Self::Unseen => 27,
+            Self::Smoke => 2,
+        }
+    }
+
+    /// Public examples of one task.
+    pub fn public_examples(self) -> usize {
+        match self {
+            Self::Same => 8 * PUBLIC_EXAMPLES,
+            Self::Mixed | Self::Unseen => PUBLIC_EXAMPLES,
+            Self::Smoke => 8,
+        }
+    }
+
+    /// Private training examples of one client.
+    pub fn private_examples(self) -> usize {
+        if self == Self::Smoke { 6 } else { 256 }
+    }
+
+    /// Private test examples of one client.
+    pub fn test_examples(self) -> usize {
+        if self == Self::Smoke { 3 } else { 250 }
+    }
+
+    /// Clients. Scores on unseen tasks vary much from task to task, so there are more of them.
+    pub fn clients(self) -> usize {
+        match self {
+            Self::Same | Self::Mixed => 4,
+            Self::Unseen => 9,
+            Self::Smoke => 1,
+        }
+    }
+
+    /// The task of a client (from 0), as its place in the order of this world's tasks.
+    pub fn task_of(self, client: usize) -> usize {
+        match self {
+            Self::Same => 0,
+            Self::Mixed | Self::Smoke => client,
+            Self::Unseen => self.public_tasks() + client,
+        }
+    }
+
+    /// The text of the run file.
+    pub fn run_file(self, seed: u64) -> String {
+        // (subsets, steps of the translator, its dropout, augmentation, noise)
+        let (subsets, steps, dropout, augment, noise) = match self {
+            Self::Same => ("27", "400", "0.1", "0.0", "0.0"),
+            Self::Mixed => ("54", "400", "0.1", "0.0", "0.0"),
+            Self::Unseen => ("135", "1200", "0.0", "0.5", "0.1"),
+            Self::Smoke => return include_str!("smoke.toml").replace("@seed@", &seed.to_string()),
+        };
+        let values = [
+            ("@world@", self.name()),
+            ("@seed@", &seed.to_string()),
+            ("@subsets@", subsets),
+            ("@steps@", steps),
+            ("@dropout@", dropout),
+            ("@augment@", augment),
+            ("@student_noise@", noise),
+        ];
+        values
+            .iter()
+            .fold(include_str!("settings.toml").to_string(), |text, (key, value)| text.replace(key, value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradtx_run::config::Config;
+    use gradtx_run::paths::RUN_FILE_OF_WORLD;
+
+    #[test]
+    fn run_files_are_configurations() {
+        for world in World::ALL {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(RUN_FILE_OF_WORLD);
+            std::fs::write(&path, world.run_file(7)).unwrap();
+            let config = Config::read(&path).unwrap();
+            config.check().unwrap();
+            assert_eq!(config.seed, 7);
+            assert_eq!(config.models.tiny, dir.path().join("tiny"));
+        }
+    }
+
+    #[test]
+    fn only_in_world_unseen_are_clients_tasks_new() {
+        let count = tasks::Task::all().len();
+        for world in World::ALL {
+            for client in 0..world.clients() {
+                assert!(world.task_of(client) < count);
+                assert_eq!(world.task_of(client) >= world.public_tasks(), world == World::Unseen);
+            }
+        }
+    }
+}

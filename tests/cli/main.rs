@@ -1,0 +1,21 @@
+//! The program as a person runs it, from the command line: `cargo test -p gradtx-tests --test cli pipeline`
+//! runs one of the modules.
+
+mod artifacts;
+mod bench;
+mod bit_flips;
+mod command_line;
+mod corrupt;
+mod data_forms;
+mod device_auto;
+mod foreign_models;
+mod own_models;
+mod pipeline;
+mod plan;
+mod prompts;
+mod run_directory;
+mod settings_bounds;
+mod split;
+mod submit;
+mod surface;
+mod two_hosts;
