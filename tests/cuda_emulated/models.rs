@@ -380,8 +380,7 @@ fn repeated_translations() {
     let model = |seed: u64| {
         let mut model =
             GradTransformer::<Cuda, f32>::random(&cuda, config.clone(), seed).expect("there is memory");
-        let values: Vec<f32> =
-            to(&random(&format!("translator {seed}"), model.layout().total(), 0.0, 0.2));
+        let values: Vec<f32> = to(&random(&format!("translator {seed}"), model.layout().total(), 0.0, 0.2));
         cuda.upload(Cuda::all_mut(model.values_mut()), &values).expect("as many values as the model has");
         model
     };
