@@ -4,6 +4,7 @@
 //! Out: [`Times`].
 
 use super::source::Source;
+use gradtx_pipeline::records::FinetuneInputs;
 use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use gradtx_run::record::RECORD_FILE;
 use gradtx_run::role::Role;
@@ -71,8 +72,8 @@ pub fn of(source: &mut Source) -> Times {
             ("curate".to_string(), Some(role), source.run.join(SHADOW_DIR).join(name))
         })
         .into();
-    for stage in source.stages.iter().filter(|s| !matches!(s.record.stage.as_str(), "curate" | "train")) {
-        let model = stage.record.settings["model"].as_str().and_then(|f| source.role_of(f));
+    for (stage, inputs) in source.inputs::<FinetuneInputs>() {
+        let model = source.role_of(&inputs.model);
         places.push((stage.record.stage.clone(), model, stage.dir.join("throughput.jsonl")));
     }
     let mut rates: Vec<TokenRate> = vec![];

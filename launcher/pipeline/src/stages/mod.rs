@@ -21,3 +21,16 @@ pub mod merge;
 pub mod split;
 pub mod train;
 pub mod translate;
+
+use gradtx_run::stage::Facts;
+
+/// What is known of every stage, in the order in which a run goes through them.
+pub const STAGES: [Facts; 7] = [
+    Facts::of::<split::Splitting<'_>>(),
+    Facts::of::<curate::Curation<'_>>(),
+    Facts::of::<train::Training<'_>>(),
+    Facts::of::<finetune::Finetune<'_>>(),
+    Facts::of::<translate::Translate<'_>>(),
+    Facts::of::<merge::Merge<'_>>(),
+    Facts::of::<evaluate::Evaluation<'_>>(),
+];

@@ -5,6 +5,7 @@
 
 use crate::aggregate::{self, Allow, Combine, Norms};
 use crate::artifacts::{Translator, Tuples, open_side, open_translator, open_tuples, open_update};
+use crate::records::TranslateInputs;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
@@ -13,12 +14,12 @@ use gradtx_run::config::{Config, RunArgs};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch};
 use gradtx_run::paths::UPDATE_FILE;
-use gradtx_run::record::{self, State};
 use gradtx_run::role::Role;
-use gradtx_runtime::artifact::{TupleStore, checksum_file};
+use gradtx_run::stage::{self, Stage};
+use gradtx_runtime::artifact::{MANIFEST, TupleStore, checksum_file};
 use gradtx_train::baselines::{self, Method, Pairs};
 use gradtx_train::side::Side;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// What to translate, how, to where.
@@ -39,56 +40,91 @@ pub struct Job {
 
 /// Translates, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
-    let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let student = open_side(&config, Role::Tiny, context.threads)?;
-    let teacher = open_side(&config, Role::Llm, context.threads)?;
-    // Everything that is used is opened and checked before anything is written.
-    let open = |path: &PathBuf| open_update(&student, &teacher, path);
-    let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
-    let source = Source::open(&args.run, job.method, &student, &teacher)?;
-    aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
-    let (mut combined, examples) = aggregate::combine(&updates, job.combine)?;
-    let settings = json!({
-        "method": job.method,
-        "combine": job.combine,
-        "random_student": job.random_student,
-        "updates": sums,
-        "with": source.sums(),
-        "llm": teacher.space.base_model,
-        "device": config.device,
-    });
-    let State::Open(output) = record::open(&job.out, "translate", settings)? else {
-        let text = format!("translate: {} is finished", job.out.display());
-        context.ui.done("translate", &job.out, json!({}), text);
-        return Ok(());
-    };
-    if job.random_student {
-        // Other noise for other updates, or all clients would share one draw's luck.
-        let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
-        combined = noise_like(&combined, key);
+    stage::run(context, &Translate::open(context, args, job)?).map(drop)
+}
+
+/// A translation that is ready to begin.
+pub struct Translate<'a> {
+    job: &'a Job,
+    config: Config,
+    teacher: Side,
+    source: Source,
+    /// Checksums of the updates.
+    sums: Vec<String>,
+    /// The updates as one, and the examples behind it.
+    combined: (Vec<f32>, u64),
+}
+
+impl<'a> Translate<'a> {
+    /// Opens what a job needs. Everything that is used is checked before anything is written.
+    pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
+        let config = Config::of_run(args)?.on_device(context, &job.out)?;
+        let student = open_side(&config, Role::Tiny, context.threads)?;
+        let teacher = open_side(&config, Role::Llm, context.threads)?;
+        let open = |path: &PathBuf| open_update(&student, &teacher, path);
+        let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
+        let source = Source::open(&args.run, job.method, &student, &teacher)?;
+        aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
+        let combined = aggregate::combine(&updates, job.combine)?;
+        Ok(Self { job, config, teacher, source, sums, combined })
     }
-    let translated = match &source {
-        Source::Translator(translator) => {
-            dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
+}
+
+impl Stage for Translate<'_> {
+    type Inputs = TranslateInputs;
+    type Output = ();
+
+    fn dir(&self) -> &Path {
+        &self.job.out
+    }
+
+    fn inputs(&self) -> Result<TranslateInputs> {
+        Ok(TranslateInputs {
+            method: self.job.method,
+            combine: self.job.combine,
+            random_student: self.job.random_student,
+            updates: self.sums.clone(),
+            with: self.source.sums(),
+            llm: self.teacher.space.base_model.clone(),
+            device: self.config.device.clone(),
+        })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
+        let Self { job, config, teacher, source, sums, combined: (combined, examples) } = self;
+        let mut combined = combined.clone();
+        if job.random_student {
+            // Other noise for other updates, or all clients would share one draw's luck.
+            let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
+            combined = noise_like(&combined, key);
         }
-        Source::Tuples(tuples) if job.method == Method::Ridge => {
-            baselines::ridge(&All::late(&tuples.store), &combined)?
-        }
-        Source::Tuples(tuples) if job.method == Method::Nearest => {
-            baselines::nearest(&All::of(&tuples.store), &combined)?
-        }
-        Source::Tuples(tuples) => baselines::mean(&All::of(&tuples.store))?,
-    };
-    let update = teacher.update(translated, examples);
-    update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
-    let mut files = teacher.write_peft(&job.out, &update.values)?;
-    update.write(&job.out.join(UPDATE_FILE))?;
-    files.push(UPDATE_FILE.into());
-    output.finish(&files)?;
-    let text = format!("translate: {}, {}", job.method.name(), job.out.display());
-    context.ui.done("translate", &job.out, json!({ "method": job.method }), text);
-    Ok(())
+        let translated = match source {
+            Source::Translator(translator) => {
+                dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
+            }
+            Source::Tuples(tuples) if job.method == Method::Ridge => {
+                baselines::ridge(&All::late(&tuples.store), &combined)?
+            }
+            Source::Tuples(tuples) if job.method == Method::Nearest => {
+                baselines::nearest(&All::of(&tuples.store), &combined)?
+            }
+            Source::Tuples(tuples) => baselines::mean(&All::of(&tuples.store))?,
+        };
+        let update = teacher.update(translated, *examples);
+        update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
+        let mut files = teacher.write_peft(&job.out, &update.values)?;
+        update.write(&job.out.join(UPDATE_FILE))?;
+        files.push(UPDATE_FILE.into());
+        Ok((files, ()))
+    }
+
+    fn tell(&self, context: &Context, (): &()) -> Result<()> {
+        let Job { method, out, .. } = self.job;
+        let text = format!("translate: {}, {}", method.name(), out.display());
+        context.ui.done("translate", out, json!({ "method": method }), text);
+        Ok(())
+    }
 }
 
 /// What is translated with.
@@ -113,10 +149,10 @@ impl Source {
     }
 
     /// Checksums of everything that is used.
-    fn sums(&self) -> Value {
+    fn sums(&self) -> Map<String, Value> {
         match self {
             Self::Translator(translator) => translator.sums.clone(),
-            Self::Tuples(tuples) => json!({ "manifest.json": tuples.manifest }),
+            Self::Tuples(tuples) => Map::from_iter([(MANIFEST.into(), tuples.manifest.clone().into())]),
         }
     }
 

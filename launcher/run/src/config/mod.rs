@@ -31,7 +31,7 @@ pub use preset::Preset;
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
     DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, RANDOM_SUBSETS,
-    Recipe, RougeTokens, TrainConfig, TranslatorConfig, ValidationSplit,
+    ReadingInputs, Recipe, RougeTokens, TrainConfig, TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
 
