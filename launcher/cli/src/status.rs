@@ -311,7 +311,11 @@ impl Row {
                     format!("{}{} ago; ", at(standing), ago(silent))
                 });
                 let when = when.unwrap_or_default();
-                lines.push(format!("{when}run the same command again to go on"));
+                let again = match stages().find(|stage| stage.name == self.stage) {
+                    Some(stage) if !stage.resumes => "run the same command again: it starts over",
+                    _ => "run the same command again to go on",
+                };
+                lines.push(format!("{when}{again}"));
                 lines.extend(self.processes.iter().map(Process::line));
             }
             State::Failed => {

@@ -39,7 +39,7 @@ pub trait Stage {
     const NAME: &'static str = Self::Inputs::STAGE;
     /// Several processes, started by srun or mpirun, do it together.
     const HAS_RANKS: bool = false;
-    /// A signal ends it after its step with a checkpoint, from which the same command resumes.
+    /// What is done so far is kept when it is stopped: the same command goes on from there.
     const RESUMES: bool = false;
 
     /// The directory.

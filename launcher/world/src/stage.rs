@@ -63,6 +63,7 @@ pub struct Making<'a> {
 impl Stage for Making<'_> {
     type Inputs = WorldInputs;
     type Output = ();
+    const RESUMES: bool = true;
 
     fn dir(&self) -> &Path {
         self.dir

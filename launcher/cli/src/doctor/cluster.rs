@@ -1,6 +1,6 @@
 //! GPUs, MPI, their libraries, SLURM.
 
-use super::Check;
+use super::check::Check;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -39,6 +39,7 @@ use crate::cluster::World;
 use crate::failure::{refused, unusable, unusable_with};
 use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use crate::record::make_dir;
+use crate::text::today;
 use anyhow::Result;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_regular_text};
 use std::fmt::Write as _;
@@ -109,8 +110,7 @@ impl Config {
         config = config.with_overrides(&args.set)?;
         config.check()?;
         if config.data.date.is_empty() {
-            config.data.date =
-                before.as_ref().map_or_else(settings::today, |before| before.data.date.clone());
+            config.data.date = before.as_ref().map_or_else(today, |before| before.data.date.clone());
         }
         gradtx_models::ignore_fields(&config.models.ignore_fields);
         if let Some(before) = &before {

@@ -1,5 +1,6 @@
 //! All settings with their defaults, as they stand in a run file.
 
+use crate::text::today;
 use clap::ValueEnum;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
@@ -222,11 +223,6 @@ pub struct ReadingInputs {
     /// What is done with rows that cannot be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_error: Option<OnError>,
-}
-
-/// This day (UTC), as settings have it.
-pub(super) fn today() -> String {
-    chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()).format("%Y-%m-%d").to_string()
 }
 
 /// One path or several.
