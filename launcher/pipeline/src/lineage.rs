@@ -137,9 +137,9 @@ mod tests {
         FinetuneInputs { model: "base".into(), ..FinetuneInputs::default() }
     }
 
-    fn translated(method: Method, random_student: bool, llm: &str) -> TranslateInputs {
+    fn translated(method: &str, random_student: bool, llm: &str) -> TranslateInputs {
         TranslateInputs {
-            method,
+            method: Method::named(method).unwrap(),
             combine: Combine::Mean,
             random_student,
             updates: vec![],
@@ -166,8 +166,8 @@ mod tests {
     fn adapters_are_told_apart_by_their_records() {
         let dir = stage(&finetuned());
         assert_eq!(lineage(dir.path()).unwrap(), Lineage::of_kind(Kind::Finetuned));
-        let dir = stage(&translated(Method::Ridge, true, "base"));
-        let want = Lineage { kind: Kind::Translated, method: Some(Method::Ridge), random_student: true };
+        let dir = stage(&translated("ridge", true, "base"));
+        let want = Lineage { kind: Kind::Translated, method: Method::named("ridge"), random_student: true };
         assert_eq!(lineage(dir.path()).unwrap(), want);
         // A copy is anybody's own.
         let copy = tempfile::tempdir().unwrap();
@@ -192,7 +192,7 @@ mod tests {
             std::fs::write(dir.path().join("adapter").join(file), "another").unwrap();
             refused(dir.path(), &[file, "not what `finetune` wrote"]);
         }
-        let dir = stage(&translated(Method::Mean, false, "other"));
+        let dir = stage(&translated("mean", false, "other"));
         refused(dir.path(), &["another base model", "other", "base"]);
         let path = dir.path().join(RECORD_FILE);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -206,7 +206,8 @@ mod tests {
 
     #[test]
     fn merged_models_keep_their_lineage() {
-        let lineage = Lineage { kind: Kind::Translated, method: Some(Method::Mean), random_student: false };
+        let lineage =
+            Lineage { kind: Kind::Translated, method: Method::named("mean"), random_student: false };
         let dir = stage(&MergeInputs {
             role: Role::Tiny,
             model: "base".into(),

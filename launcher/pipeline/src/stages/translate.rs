@@ -17,7 +17,7 @@ use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_runtime::artifact::{MANIFEST, TupleStore, checksum_file};
-use gradtx_train::baselines::{self, Method, Pairs};
+use gradtx_train::baselines::{Baseline, Method, Pairs};
 use gradtx_train::side::Side;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -103,13 +103,9 @@ impl Stage for Translate<'_> {
             Source::Translator(translator) => {
                 dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
             }
-            Source::Tuples(tuples) if job.method == Method::Ridge => {
-                baselines::ridge(&All::late(&tuples.store), &combined)?
+            Source::Tuples(tuples, baseline) => {
+                baseline.translate(&Snapshots::of(&tuples.store, *baseline), &combined)?
             }
-            Source::Tuples(tuples) if job.method == Method::Nearest => {
-                baselines::nearest(&All::of(&tuples.store), &combined)?
-            }
-            Source::Tuples(tuples) => baselines::mean(&All::of(&tuples.store))?,
         };
         let update = teacher.update(translated, *examples);
         update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
@@ -130,20 +126,18 @@ impl Stage for Translate<'_> {
 /// What is translated with.
 enum Source {
     Translator(Translator),
-    Tuples(Box<Tuples>),
+    Tuples(Box<Tuples>, &'static dyn Baseline),
 }
 
 impl Source {
     /// Opens what a method needs of a run, and verifies all of it.
     fn open(run: &Path, method: Method, student: &Side, teacher: &Side) -> Result<Self> {
-        match method {
-            Method::GradTransformer => {
-                Ok(Self::Translator(open_translator(run, &student.space, &teacher.space)?))
-            }
-            Method::Mean | Method::Nearest | Method::Ridge => {
+        match method.baseline() {
+            None => Ok(Self::Translator(open_translator(run, &student.space, &teacher.space)?)),
+            Some(baseline) => {
                 let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
                 tuples.verify()?;
-                Ok(Self::Tuples(Box::new(tuples)))
+                Ok(Self::Tuples(Box::new(tuples), baseline))
             }
         }
     }
@@ -152,7 +146,7 @@ impl Source {
     fn sums(&self) -> Map<String, Value> {
         match self {
             Self::Translator(translator) => translator.sums.clone(),
-            Self::Tuples(tuples) => Map::from_iter([(MANIFEST.into(), tuples.manifest.clone().into())]),
+            Self::Tuples(tuples, _) => Map::from_iter([(MANIFEST.into(), tuples.manifest.clone().into())]),
         }
     }
 
@@ -160,7 +154,7 @@ impl Source {
     fn students(&self) -> Result<Norms> {
         match self {
             Self::Translator(translator) => Ok(translator.students),
-            Self::Tuples(tuples) => Norms::of(&tuples.store),
+            Self::Tuples(tuples, _) => Norms::of(&tuples.store),
         }
     }
 }
@@ -186,22 +180,18 @@ impl Work for Translation<'_> {
     }
 }
 
-/// All tuples of a store.
-struct All<'a> {
+/// The last snapshots of every pair of a store.
+struct Snapshots<'a> {
     store: &'a TupleStore,
-    /// The last so many snapshots of each pair.
+    /// So many of each pair.
     last: usize,
 }
 
-impl<'a> All<'a> {
-    fn of(store: &'a TupleStore) -> Self {
-        Self { store, last: store.steps() }
-    }
-
-    /// The last two snapshots of each pair: a regression holds all of its tuples in
-    /// memory, and the tuples of one subset are near duplicates.
-    fn late(store: &'a TupleStore) -> Self {
-        Self { store, last: store.steps().min(2) }
+impl<'a> Snapshots<'a> {
+    /// Those that a baseline uses.
+    fn of(store: &'a TupleStore, baseline: &dyn Baseline) -> Self {
+        let last = baseline.snapshots().map_or(store.steps(), |wanted| wanted.min(store.steps()));
+        Self { store, last }
     }
 
     fn read(&self, role: gradtx_runtime::artifact::Role, tuple: usize) -> Result<Vec<f32>> {
@@ -212,7 +202,7 @@ impl<'a> All<'a> {
     }
 }
 
-impl Pairs for All<'_> {
+impl Pairs for Snapshots<'_> {
     fn count(&self) -> usize {
         self.store.pairs() * self.last
     }

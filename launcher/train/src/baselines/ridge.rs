@@ -1,88 +1,36 @@
-//! A sceptic's translators: what a Grad-Transformer must beat to be worth its cost.
-//!
-//! In: pairs of updates (student `[L_S · d_S]`, teacher `[L_T · d_T]`) of shadow subsets,
-//! and a client's student update. Out: a teacher update.
-//!
-//! * [`mean`]: the mean of all shadow teachers, whatever the client sends.
-//! * [`nearest`]: the teacher of the shadow student that points in the most similar
-//!   direction from the mean student.
-//! * [`ridge`]: linear regression with a penalty, in its dual form, for there are far
-//!   fewer pairs than coordinates.
+//! Linear regression with a penalty, in its dual form, for there are far fewer pairs than
+//! coordinates.
 
+use super::baseline::{About, Baseline, Kind, Pairs};
 use anyhow::{Result, ensure};
-use clap::ValueEnum;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
-/// A translator of updates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// The trained Grad-Transformer.
-    GradTransformer,
-    /// The mean of all shadow teachers' updates: a constant.
-    Mean,
-    /// The teacher of the most similar shadow student.
-    Nearest,
-    /// Ridge regression from student to teacher updates.
-    Ridge,
-}
+/// Ridge regression from student to teacher updates.
+pub struct Ridge;
 
-impl Method {
-    /// The name on the command line and in file names.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::GradTransformer => "grad-transformer",
-            Self::Mean => "mean",
-            Self::Nearest => "nearest",
-            Self::Ridge => "ridge",
+impl Baseline for Ridge {
+    fn about(&self) -> &'static About {
+        &About {
+            name: "ridge",
+            help: "Ridge regression from student to teacher updates",
+            label: "ridge regression",
+            kind: Kind::Rival,
+            called: "ridge regression",
+            what: "Ridge regression from student to teacher updates",
+            as_good: "A linear map is enough here: this does not show that translation takes a transformer.",
+            worse: "a linear map is not enough",
         }
     }
-}
 
-/// Pairs of updates, read one at a time: a store may be larger than memory.
-pub trait Pairs: Sync {
-    /// Number of pairs.
-    fn count(&self) -> usize;
-    /// The shadow subset of a pair.
-    fn subset(&self, pair: usize) -> usize;
-    /// A pair's student update.
-    fn student(&self, pair: usize) -> Result<Vec<f32>>;
-    /// A pair's teacher update.
-    fn teacher(&self, pair: usize) -> Result<Vec<f32>>;
-}
+    /// A regression holds all of its tuples in memory, and the tuples of one subset are near
+    /// duplicates.
+    fn snapshots(&self) -> Option<usize> {
+        Some(2)
+    }
 
-/// The mean of all teachers.
-pub fn mean(pairs: &impl Pairs) -> Result<Vec<f32>> {
-    let all: Vec<usize> = (0..pairs.count()).collect();
-    mean_of(&all, |pair| pairs.teacher(pair))
-}
-
-/// The teacher of the student whose difference from the mean student has the largest
-/// cosine with the client's.
-pub fn nearest(pairs: &impl Pairs, client: &[f32]) -> Result<Vec<f32>> {
-    let all: Vec<usize> = (0..pairs.count()).collect();
-    let center = mean_of(&all, |pair| pairs.student(pair))?;
-    let similarity = |pair: usize| -> Result<f64> {
-        let student = pairs.student(pair)?;
-        ensure!(
-            student.len() == client.len(),
-            "the update has {} values, the shadow students have {}",
-            client.len(),
-            student.len()
-        );
-        let (mut dot, mut norm) = (0.0, 0.0);
-        for ((&s, &c), &m) in student.iter().zip(client).zip(&center) {
-            let (s, c) = ((s - m) as f64, (c - m) as f64);
-            dot += s * c;
-            norm += s * s;
-        }
-        Ok(dot / norm.sqrt().max(f64::MIN_POSITIVE))
-    };
-    let scores = all.into_par_iter().map(similarity).collect::<Result<Vec<f64>>>()?;
-    // The first of equals, so that the choice is the same everywhere.
-    let best = (0..scores.len()).reduce(|best, i| if scores[i] > scores[best] { i } else { best });
-    pairs.teacher(best.ok_or_else(|| anyhow::anyhow!("there is no shadow pair"))?)
+    fn translate(&self, pairs: &dyn Pairs, client: &[f32]) -> Result<Vec<f32>> {
+        ridge(pairs, client)
+    }
 }
 
 /// Penalties that are tried, as multiples of the mean squared norm of a student.
@@ -91,7 +39,7 @@ const PENALTIES: [f64; 10] = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0
 const FOLDS: usize = 5;
 
 /// Ridge regression; the penalty is the one with the smallest error on left-out subsets.
-pub fn ridge(pairs: &impl Pairs, client: &[f32]) -> Result<Vec<f32>> {
+fn ridge(pairs: &dyn Pairs, client: &[f32]) -> Result<Vec<f32>> {
     let count = pairs.count();
     ensure!(count > 1, "ridge regression needs at least two shadow pairs, found {count}");
     let students = centered((0..count).map(|i| pairs.student(i)).collect::<Result<_>>()?);
@@ -121,7 +69,7 @@ pub fn ridge(pairs: &impl Pairs, client: &[f32]) -> Result<Vec<f32>> {
 
 /// The error on left-out pairs needs teachers only through their products G: with
 /// M = K_ba (K_aa + λ)⁻¹ it is tr(M G_aa Mᵀ) − 2 tr(M G_ab) + tr(G_bb).
-fn best_penalty(pairs: &impl Pairs, kernel: &[Vec<f64>], products: &[Vec<f64>]) -> Result<f64> {
+fn best_penalty(pairs: &dyn Pairs, kernel: &[Vec<f64>], products: &[Vec<f64>]) -> Result<f64> {
     let error = |&penalty: &f64| -> Result<f64> {
         let mut error = 0.0;
         for fold in 0..FOLDS {
@@ -158,17 +106,6 @@ fn centered(mut rows: Vec<Vec<f32>>) -> Centered {
     let center: Vec<f32> = sum.iter().map(|s| (s / rows.len() as f64) as f32).collect();
     rows.par_iter_mut().for_each(|row| row.iter_mut().zip(&center).for_each(|(x, m)| *x -= m));
     Centered { center, rows }
-}
-
-fn mean_of(items: &[usize], read: impl Fn(usize) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
-    ensure!(!items.is_empty(), "there is no shadow pair");
-    let mut sum: Vec<f64> = vec![];
-    for &item in items {
-        let row = read(item)?;
-        sum.resize(row.len(), 0.0);
-        sum.iter_mut().zip(&row).for_each(|(s, &x)| *s += x as f64);
-    }
-    Ok(sum.into_iter().map(|s| (s / items.len() as f64) as f32).collect())
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
@@ -220,36 +157,8 @@ impl Cholesky {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gradtx_kernels::rng::Stream;
-
-    struct InMemory(Vec<(Vec<f32>, Vec<f32>)>);
-
-    impl Pairs for InMemory {
-        fn count(&self) -> usize {
-            self.0.len()
-        }
-        fn subset(&self, pair: usize) -> usize {
-            pair / 2
-        }
-        fn student(&self, pair: usize) -> Result<Vec<f32>> {
-            Ok(self.0[pair].0.clone())
-        }
-        fn teacher(&self, pair: usize) -> Result<Vec<f32>> {
-            Ok(self.0[pair].1.clone())
-        }
-    }
-
-    /// Teachers are an affine function of students with 3 values each: 40 pairs.
-    fn linear_world() -> (InMemory, impl Fn(&[f32]) -> Vec<f32>) {
-        let rule = |s: &[f32]| vec![2.0 * s[0] - s[2] + 1.0, s[1] + s[2], 0.5, s[0] - 3.0, s[2]];
-        let mut random = Stream::new(4);
-        let pair = |_| {
-            let student: Vec<f32> = (0..3).map(|_| random.normal() as f32).collect();
-            let teacher = rule(&student);
-            (student, teacher)
-        };
-        (InMemory((0..40).map(pair).collect()), rule)
-    }
+    use crate::baselines::baseline::tests::linear_world;
+    use crate::baselines::mean::Mean;
 
     #[test]
     fn ridge_finds_a_linear_rule_and_the_mean_does_not() {
@@ -259,15 +168,6 @@ mod tests {
         let distance =
             |found: Vec<f32>| -> f32 { found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).sum() };
         assert!(distance(ridge(&pairs, &client).unwrap()) < 0.02);
-        assert!(distance(mean(&pairs).unwrap()) > 0.5);
-    }
-
-    #[test]
-    fn nearest_returns_the_teacher_of_a_shadow_student() {
-        let (pairs, _) = linear_world();
-        for (student, teacher) in pairs.0.iter().take(5) {
-            assert_eq!(&nearest(&pairs, student).unwrap(), teacher);
-        }
-        assert!(nearest(&pairs, &[1.0]).is_err());
+        assert!(distance(Mean.translate(&pairs, &client).unwrap()) > 0.5);
     }
 }
