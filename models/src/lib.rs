@@ -3,6 +3,7 @@
 pub mod decoder;
 mod foreign;
 pub mod grad_transformer;
+pub mod linalg;
 pub mod lora;
 pub mod t5;
 

@@ -12,6 +12,7 @@ mod foreign_models;
 mod own_models;
 mod pipeline;
 mod plan;
+mod products;
 mod prompts;
 mod run_directory;
 mod settings_bounds;

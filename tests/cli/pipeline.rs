@@ -76,7 +76,7 @@ fn all_stages(home: &Home) {
     home.done(&["train"]);
     home.done(&FINETUNE);
     home.done(&TRANSLATE);
-    for method in ["mean", "nearest", "ridge"] {
+    for method in ["mean", "nearest", "ridge", "products"] {
         let args = ["translate", "client/update.safetensors", "--method", method, "--out", method];
         home.done(&args);
     }

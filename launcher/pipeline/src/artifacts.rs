@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use gradtx_models::grad_transformer::{GradTransformerConfig, NormalizationMode};
 use gradtx_run::config::Config;
 use gradtx_run::failure::failed;
-use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
+use gradtx_run::paths::{GROUPS_FILE, SHADOW_DIR, SUBSETS_FILE, TRANSLATOR_DIR};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -147,6 +147,39 @@ pub fn open_side(config: &Config, role: Role, threads: usize) -> Result<Side> {
     Ok(side)
 }
 
+impl Tuples {
+    /// Group of every pair, for a store that tells; of stores that older versions made, none.
+    pub fn groups(&self) -> Result<Option<Vec<usize>>> {
+        if !self.made.record.outputs.contains_key(GROUPS_FILE) {
+            return Ok(None);
+        }
+        let all: Vec<usize> = self.list(GROUPS_FILE)?;
+        Ok(Some((0..self.store.pairs()).map(|pair| all[self.store.shadow(pair)]).collect()))
+    }
+
+    /// Rows of the public data that every pair was trained on.
+    pub fn subsets(&self) -> Result<Vec<Vec<usize>>> {
+        let mut all: Vec<Vec<usize>> = self.list(SUBSETS_FILE)?;
+        Ok((0..self.store.pairs()).map(|pair| std::mem::take(&mut all[self.store.shadow(pair)])).collect())
+    }
+
+    /// A finished file of something for every shadow.
+    fn list<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
+        self.made.verify(|file| file == name)?;
+        let path = self.made.dir.join(name);
+        let all: Vec<T> = serde_json::from_value(read_json(&path)?).with_context(|| self.made.path(name))?;
+        let (want, found) = (self.store.manifest().plan.shadows, all.len());
+        match want == found {
+            true => Ok(all),
+            false => {
+                let what =
+                    format!("{}: expected entries of {want} shadows, found {found}", self.made.path(name));
+                Err(failed(what, self.made.again))
+            }
+        }
+    }
+}
+
 /// The spaces of a run's two models, as far as these are where the run says: training needs
 /// tuples, not models, and may be done where these are not.
 pub fn spaces_at_hand(
@@ -248,7 +281,7 @@ fn foreign(
     space: &UpdateSpace,
     path: &Path,
 ) -> anyhow::Error {
-    if teacher.space.expect_same(space, "").is_ok() {
+    if teacher.space.base_model == space.base_model && student.space.base_model != space.base_model {
         return failed(
             format!("{}: an update of the LLM; expected one of the TinyLM (its base model)", shown(path)),
             "translate what `gradtx finetune --model tiny` has written",

@@ -146,6 +146,7 @@ mod tests {
             with: serde_json::Map::new(),
             llm: llm.into(),
             device: DeviceConfig::default(),
+            products: None,
         }
     }
 

@@ -3,8 +3,8 @@
 
 use crate::aggregate::Combine;
 use gradtx_run::config::{
-    AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, ReadingInputs, Recipe, RougeTokens,
-    TrainConfig, TranslatorConfig,
+    AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, PenaltyChoice, PenaltyRule,
+    ReadingInputs, Recipe, RougeTokens, TrainConfig, TranslatorConfig,
 };
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -132,6 +132,33 @@ pub struct TranslateInputs {
     pub llm: String,
     /// The device.
     pub device: DeviceConfig,
+    /// How it was translated by products, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub products: Option<ProductsInputs>,
+}
+
+/// The settings that a translation by products depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProductsInputs {
+    /// Rank of the adapter.
+    pub rank: usize,
+    /// The penalty, or how it is chosen.
+    pub penalty: PenaltyInputs,
+}
+
+/// A penalty or how it is chosen, with what the choice depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PenaltyInputs {
+    /// By the loss on so many examples of every group.
+    ByLoss {
+        /// The loss.
+        by: PenaltyRule,
+        /// Examples of a group.
+        examples: usize,
+    },
+    /// What is set says it all.
+    Choice(PenaltyChoice),
 }
 
 impl Inputs for TranslateInputs {

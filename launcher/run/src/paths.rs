@@ -2,6 +2,12 @@
 
 /// Directory of the tuple store in a run directory.
 pub const SHADOW_DIR: &str = "shadow";
+/// Which rows each shadow subset has, in the directory of the tuple store.
+pub const SUBSETS_FILE: &str = "subsets.json";
+/// Which shadow subsets are of one group, beside it.
+pub const GROUPS_FILE: &str = "groups.json";
+/// Directory of what `translate` by products finds out about a run, in a run directory.
+pub const PRODUCTS_DIR: &str = "products";
 /// Directory of the translator in a run directory.
 pub const TRANSLATOR_DIR: &str = "translator";
 /// File name of an update vector in a stage's directory.

@@ -57,6 +57,24 @@ impl Side {
         Ok(Self { role, dir: dir.to_owned(), model, layout, init, space })
     }
 
+    /// The same model with adapters of another rank and the same α/r, which start from nothing: their
+    /// updates are the factors themselves.
+    pub fn of_rank(&self, rank: usize) -> Result<Self> {
+        let lora = self.layout.lora();
+        let alpha = lora.scale() * rank as f64;
+        let layout = BlockLayout::new(&self.model, &LoraConfig { rank, alpha, ..lora.clone() })?;
+        let init = vec![0.0; layout.total()];
+        let space = UpdateSpace {
+            width: layout.width(),
+            layout: layout.hash(),
+            rank,
+            alpha,
+            init: checksum(&little_endian(&init)),
+            ..self.space.clone()
+        };
+        Ok(Self { role: self.role, dir: self.dir.clone(), model: self.model.clone(), layout, init, space })
+    }
+
     /// What a stage's results depend on: the adapter's form and start, not where its files lie.
     pub fn adapter_inputs(config: &AdapterConfig, sides: &[&Self]) -> AdapterInputs {
         let AdapterConfig { rank, alpha, dropout, targets, start_tiny: _, start_llm: _ } = config.clone();

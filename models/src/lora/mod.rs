@@ -1,5 +1,6 @@
 //! Low-rank adapters: where their values lie, how they start, how they are trained
-//! many at a time, how they are exchanged with PEFT, and how they become part of a model.
+//! many at a time, how their products are summed, how they are exchanged with PEFT, and how they
+//! become part of a model.
 //!
 //! An adapter of a model is one flat matrix `[L, d]`: L blocks, and per block the
 //! A and B of every adapted module in a fixed order. [`BlockLayout`] is the table of
@@ -12,8 +13,10 @@ mod merge;
 mod peft;
 mod peft_config;
 mod peft_targets;
+mod products;
 
 pub use jobs::{JobsStep, LoraJobs};
 pub use layout::{BlockLayout, Factor, Fused, LoraConfig, Module, Slice, initial_adapter};
 pub use merge::merge;
 pub use peft::{PeftAdapter, read_peft, write_peft};
+pub use products::Products;

@@ -1,10 +1,12 @@
 //! `translate`: from clients' updates of the TinyLM to one update of the LLM.
 //!
 //! In: update vectors; with the Grad-Transformer `RUN/translator`, with the translators
-//! of comparison `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM.
+//! of comparison and by products `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM; by
+//! products also `products.json`, and the adapter is of another rank than the shadows'.
 
 use crate::aggregate::{self, Allow, Combine, Norms};
 use crate::artifacts::{Translator, Tuples, open_side, open_translator, open_tuples, open_update};
+use crate::products;
 use crate::records::TranslateInputs;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
@@ -16,11 +18,14 @@ use gradtx_run::dispatch::{Work, dispatch};
 use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
-use gradtx_runtime::artifact::{MANIFEST, TupleStore, checksum_file};
+use gradtx_runtime::artifact::{MANIFEST, TupleStore, UpdateVector, checksum_file, write_json};
 use gradtx_train::baselines::{Baseline, Method, Pairs};
 use gradtx_train::side::Side;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
+
+/// How a translation by products came to be.
+const DETAILS_FILE: &str = "products.json";
 
 /// What to translate, how, to where.
 pub struct Job {
@@ -46,9 +51,12 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 /// A translation that is ready to begin.
 pub struct Translate<'a> {
     job: &'a Job,
+    /// The run directory.
+    run: &'a Path,
     config: Config,
     teacher: Side,
     source: Source,
+    updates: Vec<UpdateVector>,
     /// Checksums of the updates.
     sums: Vec<String>,
     /// The updates as one, and the examples behind it.
@@ -57,7 +65,7 @@ pub struct Translate<'a> {
 
 impl<'a> Translate<'a> {
     /// Opens what a job needs. Everything that is used is checked before anything is written.
-    pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
+    pub fn open(context: &Context, args: &'a RunArgs, job: &'a Job) -> Result<Self> {
         let config = Config::of_run(args)?.on_device(context, &job.out)?;
         let student = open_side(&config, Role::Tiny, context.threads)?;
         let teacher = open_side(&config, Role::Llm, context.threads)?;
@@ -67,7 +75,8 @@ impl<'a> Translate<'a> {
         let source = Source::open(&args.run, job.method, &student, &teacher)?;
         aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
         let combined = aggregate::combine(&updates, job.combine)?;
-        Ok(Self { job, config, teacher, source, sums, combined })
+        let run = &args.run;
+        Ok(Self { job, run, config, teacher, source, updates, sums, combined })
     }
 }
 
@@ -88,28 +97,46 @@ impl Stage for Translate<'_> {
             with: self.source.sums(),
             llm: self.teacher.space.base_model.clone(),
             device: self.config.device.clone(),
+            products: matches!(self.source, Source::Products(_))
+                .then(|| products::Translation::inputs(&self.config)),
         })
     }
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
-        let Self { job, config, teacher, source, sums, combined: (combined, examples) } = self;
+        let Self { job, config, teacher, source, sums, combined: (combined, examples), .. } = self;
         let mut combined = combined.clone();
         if job.random_student {
             // Other noise for other updates, or all clients would share one draw's luck.
             let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
             combined = noise_like(&combined, key);
         }
+        let mut files = vec![];
+        let mut of_rank = None;
         let translated = match source {
             Source::Translator(translator) => {
                 dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
             }
-            Source::Tuples(tuples, baseline) => {
+            Source::Baseline(tuples, baseline) => {
                 baseline.translate(&Snapshots::of(&tuples.store, *baseline), &combined)?
             }
+            Source::Products(tuples) => {
+                // What every client changes is added up, not the factors that it is made of.
+                let clients: Vec<&[f32]> = match job.random_student {
+                    true => vec![&combined],
+                    false => self.updates.iter().map(|update| update.values.as_slice()).collect(),
+                };
+                let work = products::Translation { context, run: self.run, config, teacher, tuples };
+                let (side, factors, details) = work.of(&clients, job.combine)?;
+                write_json(&job.out.join(DETAILS_FILE), &details)?;
+                files.push(DETAILS_FILE.into());
+                of_rank = Some(side);
+                factors
+            }
         };
+        let teacher = of_rank.as_ref().unwrap_or(teacher);
         let update = teacher.update(translated, *examples);
         update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
-        let mut files = teacher.write_peft(&job.out, &update.values)?;
+        files.extend(teacher.write_peft(&job.out, &update.values)?);
         update.write(&job.out.join(UPDATE_FILE))?;
         files.push(UPDATE_FILE.into());
         Ok((files, ()))
@@ -126,27 +153,32 @@ impl Stage for Translate<'_> {
 /// What is translated with.
 enum Source {
     Translator(Translator),
-    Tuples(Box<Tuples>, &'static dyn Baseline),
+    Baseline(Box<Tuples>, &'static dyn Baseline),
+    Products(Box<Tuples>),
 }
 
 impl Source {
     /// Opens what a method needs of a run, and verifies all of it.
     fn open(run: &Path, method: Method, student: &Side, teacher: &Side) -> Result<Self> {
-        match method.baseline() {
-            None => Ok(Self::Translator(open_translator(run, &student.space, &teacher.space)?)),
-            Some(baseline) => {
-                let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
-                tuples.verify()?;
-                Ok(Self::Tuples(Box::new(tuples), baseline))
-            }
-        }
+        let tuples = || {
+            let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
+            tuples.verify()?;
+            Ok::<_, anyhow::Error>(Box::new(tuples))
+        };
+        Ok(match (method, method.baseline()) {
+            (_, Some(baseline)) => Self::Baseline(tuples()?, baseline),
+            (Method::Products, None) => Self::Products(tuples()?),
+            (_, None) => Self::Translator(open_translator(run, &student.space, &teacher.space)?),
+        })
     }
 
     /// Checksums of everything that is used.
     fn sums(&self) -> Map<String, Value> {
         match self {
             Self::Translator(translator) => translator.sums.clone(),
-            Self::Tuples(tuples, _) => Map::from_iter([(MANIFEST.into(), tuples.manifest.clone().into())]),
+            Self::Baseline(tuples, _) | Self::Products(tuples) => {
+                Map::from_iter([(MANIFEST.into(), tuples.manifest.clone().into())])
+            }
         }
     }
 
@@ -154,7 +186,7 @@ impl Source {
     fn students(&self) -> Result<Norms> {
         match self {
             Self::Translator(translator) => Ok(translator.students),
-            Self::Tuples(tuples, _) => Norms::of(&tuples.store),
+            Self::Baseline(tuples, _) | Self::Products(tuples) => Norms::of(&tuples.store),
         }
     }
 }

@@ -4,7 +4,9 @@
 //! sums, products and durations made of them stay numbers. What is outside is a slip of the
 //! keyboard, and is refused before anything is read, planned or made.
 
-use super::{Config, DeviceKind, DtypeKind, RANDOM_SUBSETS, Recipe, TrainConfig, TranslatorConfig};
+use super::{
+    Config, DeviceKind, DtypeKind, PenaltyChoice, RANDOM_SUBSETS, Recipe, TrainConfig, TranslatorConfig,
+};
 use crate::failure::unusable;
 use anyhow::Result;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
@@ -89,6 +91,11 @@ impl Config {
         check_recipe(&mut findings, "finetune.llm", &self.finetune.llm);
         check_translator(&mut findings, &self.translator);
         check_training(&mut findings, &self.train);
+        findings.whole("translate.rank", self.translate.rank, 1..=1024);
+        if let PenaltyChoice::Fixed(penalty) = self.translate.penalty {
+            findings.positive("translate.penalty", penalty, 1e6);
+        }
+        findings.whole("translate.penalty_examples", self.translate.penalty_examples, 1..=MOST_ITEMS);
         findings.whole("evaluate.batch", self.evaluate.batch, 1..=MOST_ITEMS);
         findings.whole("evaluate.max_new_tokens", self.evaluate.max_new_tokens, 1..=MOST_TOKENS);
         match findings.wrong.trim_end() {
@@ -241,6 +248,9 @@ mod tests {
             ("train.validation", &["1", "nan", "-0.1"]),
             ("train.augment_spread", &["-1", "nan", "inf"]),
             ("train.max_norm", &["-1", "nan", "inf"]),
+            ("translate.rank", &["0", "1025"]),
+            ("translate.penalty", &["0", "-1", "nan", "inf"]),
+            ("translate.penalty_examples", &["0"]),
             ("evaluate.max_new_tokens", &["0", "1000000000000"]),
         ] {
             for value in values {
@@ -273,6 +283,8 @@ mod tests {
             "adapter.dropout=0",
             "adapter.alpha=0.5",
             "curate.tiny.max_norm=0",
+            "translate.penalty=0.02",
+            "translate.penalty=\"mse\"",
         ] {
             assert_eq!(said(set), None, "{set}");
         }

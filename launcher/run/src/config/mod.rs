@@ -30,8 +30,9 @@ pub use args::RunArgs;
 pub use preset::Preset;
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
-    DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, RANDOM_SUBSETS,
-    ReadingInputs, Recipe, RougeTokens, TrainConfig, TranslatorConfig, ValidationSplit,
+    DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, PenaltyChoice,
+    PenaltyRule, RANDOM_SUBSETS, ReadingInputs, Recipe, RougeTokens, TrainConfig, TranslateConfig,
+    TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
 

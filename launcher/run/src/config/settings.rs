@@ -34,6 +34,8 @@ pub struct Config {
     pub train: TrainConfig,
     /// Fine-tuning on private data.
     pub finetune: FinetuneConfig,
+    /// Translation by `--method products`.
+    pub translate: TranslateConfig,
     /// Generation and scoring.
     pub evaluate: EvaluateConfig,
 }
@@ -592,6 +594,46 @@ impl Default for FinetuneConfig {
     }
 }
 
+/// Translation by `--method products`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TranslateConfig {
+    /// Rank of the LLM's adapter that a weighted sum of products is read out as.
+    pub rank: usize,
+    /// Penalty of the regression: a number, as a multiple of the mean square of the shadow groups'
+    /// students less their mean; or how one is chosen: `loss`, by the LLM's loss on public examples of
+    /// groups that are left out; `mse`, by the squared error of their products.
+    pub penalty: PenaltyChoice,
+    /// Public examples of a left-out group that the loss is measured on.
+    pub penalty_examples: usize,
+}
+
+impl Default for TranslateConfig {
+    fn default() -> Self {
+        Self { rank: 16, penalty: PenaltyChoice::By(PenaltyRule::Loss), penalty_examples: 24 }
+    }
+}
+
+/// A penalty, or how it is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected \"loss\", \"mse\" or a number")]
+pub enum PenaltyChoice {
+    /// This one.
+    Fixed(f64),
+    /// The best of several, by this measure.
+    By(PenaltyRule),
+}
+
+/// What a penalty is chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PenaltyRule {
+    /// The LLM's loss.
+    Loss,
+    /// The squared error of products.
+    Mse,
+}
+
 /// Generation and scoring.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -667,6 +709,7 @@ impl Default for Config {
             translator: TranslatorConfig::default(),
             train: TrainConfig::default(),
             finetune: FinetuneConfig::default(),
+            translate: TranslateConfig::default(),
             evaluate: EvaluateConfig::default(),
         }
     }

@@ -21,24 +21,27 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// All of them, in the order of tables.
 pub const BASELINES: [&dyn Baseline; 3] = [&mean::Mean, &nearest::Nearest, &ridge::Ridge];
 
-/// A translator of updates: the trained Grad-Transformer, or one of [`BASELINES`].
+/// A translator of updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// The trained Grad-Transformer.
     GradTransformer,
     /// One of [`BASELINES`], by its place among them.
     Baseline(usize),
+    /// See [`crate::products`].
+    Products,
 }
 
 impl Method {
     /// All of them, in the order of tables.
-    pub const ALL: [Self; BASELINES.len() + 1] = {
-        let mut all = [Self::GradTransformer; BASELINES.len() + 1];
+    pub const ALL: [Self; BASELINES.len() + 2] = {
+        let mut all = [Self::GradTransformer; BASELINES.len() + 2];
         let mut i = 0;
         while i < BASELINES.len() {
             all[i + 1] = Self::Baseline(i);
             i += 1;
         }
+        all[i + 1] = Self::Products;
         all
     };
 
@@ -50,19 +53,27 @@ impl Method {
     /// The baseline, if it is one.
     pub fn baseline(self) -> Option<&'static dyn Baseline> {
         match self {
-            Self::GradTransformer => None,
+            Self::GradTransformer | Self::Products => None,
             Self::Baseline(i) => Some(BASELINES[i]),
         }
     }
 
     /// The name on the command line and in file names.
     pub fn name(self) -> &'static str {
-        self.baseline().map_or("grad-transformer", |baseline| baseline.about().name)
+        match self {
+            Self::GradTransformer => "grad-transformer",
+            Self::Baseline(i) => BASELINES[i].about().name,
+            Self::Products => "products",
+        }
     }
 
     /// The name in tables.
     pub fn label(self) -> &'static str {
-        self.baseline().map_or("Grad-Transformer", |baseline| baseline.about().label)
+        match self {
+            Self::GradTransformer => "Grad-Transformer",
+            Self::Baseline(i) => BASELINES[i].about().label,
+            Self::Products => "products",
+        }
     }
 
     /// The place in tables.
@@ -70,6 +81,7 @@ impl Method {
         match self {
             Self::GradTransformer => 0,
             Self::Baseline(i) => i + 1,
+            Self::Products => BASELINES.len() + 1,
         }
     }
 }
@@ -80,7 +92,13 @@ impl ValueEnum for Method {
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        let help = self.baseline().map_or("The trained Grad-Transformer", |baseline| baseline.about().help);
+        let help = match self {
+            Self::GradTransformer => "The trained Grad-Transformer",
+            Self::Baseline(i) => BASELINES[*i].about().help,
+            Self::Products => {
+                "The same regression, of groups of shadows, onto the products of the teachers' adapters"
+            }
+        };
         Some(PossibleValue::new(self.name()).help(help))
     }
 }

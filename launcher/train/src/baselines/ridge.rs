@@ -2,6 +2,8 @@
 //! coordinates.
 
 use super::baseline::{About, Baseline, Kind, Pairs};
+use crate::linalg::cholesky::Cholesky;
+use crate::linalg::gram::{COLUMNS, Gram};
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
@@ -113,45 +115,15 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn gram(rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
-    rows.par_iter().map(|a| rows.iter().map(|b| dot(a, b)).collect()).collect()
-}
-
-/// Lower triangle of a positive definite matrix's Cholesky factor.
-struct Cholesky {
-    rows: Vec<Vec<f64>>,
-}
-
-impl Cholesky {
-    /// Of the part of `matrix` with these indices, plus `penalty` on its diagonal.
-    fn of(matrix: &[Vec<f64>], indices: &[usize], penalty: f64) -> Result<Self> {
-        let mut rows: Vec<Vec<f64>> = Vec::with_capacity(indices.len());
-        for (i, &from) in indices.iter().enumerate() {
-            let mut row: Vec<f64> = Vec::with_capacity(i + 1);
-            for (j, &to) in indices[..i].iter().enumerate() {
-                let sum: f64 = row.iter().zip(&rows[j]).map(|(x, y)| x * y).sum();
-                row.push((matrix[from][to] - sum) / rows[j][j]);
-            }
-            let rest = matrix[from][from] + penalty - row.iter().map(|x| x * x).sum::<f64>();
-            ensure!(rest > 0.0, "the shadow students' products are not positive definite");
-            row.push(rest.sqrt());
-            rows.push(row);
-        }
-        Ok(Self { rows })
+    let width = rows.first().map_or(0, Vec::len);
+    let mut gram = Gram::new(rows.len());
+    for first in (0..width).step_by(COLUMNS) {
+        let last = width.min(first + COLUMNS);
+        let columns: Vec<f64> =
+            rows.iter().flat_map(|row| row[first..last].iter().map(|&x| f64::from(x))).collect();
+        gram.add(&columns, last - first);
     }
-
-    fn solve(&self, right: &[f64]) -> Vec<f64> {
-        let n = self.rows.len();
-        let mut x = right.to_vec();
-        for i in 0..n {
-            let sum: f64 = self.rows[i][..i].iter().zip(&x).map(|(l, x)| l * x).sum();
-            x[i] = (x[i] - sum) / self.rows[i][i];
-        }
-        for i in (0..n).rev() {
-            let sum: f64 = (i + 1..n).map(|j| self.rows[j][i] * x[j]).sum();
-            x[i] = (x[i] - sum) / self.rows[i][i];
-        }
-        x
-    }
+    gram.finish()
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub struct Collection {
     pub public: Data,
     /// Rows of every shadow subset.
     pub subsets: Vec<Vec<usize>>,
+    /// Which subsets are of one group of the public data.
+    pub subset_groups: Vec<usize>,
     /// Tells these settings and inputs from others.
     pub identity: String,
 }

@@ -2,8 +2,9 @@
 //!
 //! In: the public data and both base models. Out, in `RUN/shadow`: a tuple store (see
 //! [`gradtx_runtime::artifact::TupleStore`]), `subsets.json` (which rows each shadow
-//! subset has), `metrics/ROLE-NNNNN.jsonl` (the losses of a group of jobs), and
-//! `throughput-*.jsonl` (tokens per second of every group, and what ranks did with their time).
+//! subset has), `groups.json` (which subsets are of one group), `metrics/ROLE-NNNNN.jsonl` (the
+//! losses of a group of jobs), and `throughput-*.jsonl` (tokens per second of every group, and
+//! what ranks did with their time).
 //!
 //! Jobs run in groups that the configuration fixes: a group shares one packed stream per
 //! step. A group whose files are all there and intact is not run again; otherwise all of
@@ -43,7 +44,7 @@ use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Question, answer, dispatch, memory};
 use gradtx_run::failure::{failed, is_busy, stopped};
 use gradtx_run::interrupt::Patience;
-use gradtx_run::paths::SHADOW_DIR;
+use gradtx_run::paths::{GROUPS_FILE, SHADOW_DIR, SUBSETS_FILE};
 use gradtx_run::progress;
 use gradtx_run::record::{self, RECORD_FILE, State, make_dir};
 use gradtx_run::role::Role;
@@ -67,8 +68,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use worker::Worker;
 
-/// Which rows each shadow subset has.
-const SUBSETS_FILE: &str = "subsets.json";
 /// Directories within a tuple store.
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
 /// For so long a process of several waits for one that has the directory for itself.
@@ -147,6 +146,7 @@ impl<'a> Curation<'a> {
         };
         let collection = Arc::new(Collection {
             subsets: subsets::choose_subsets(&config, &public)?,
+            subset_groups: subsets::groups_of_subsets(&config, &public)?,
             identity: checksum(inputs.value()?.to_string().as_bytes()),
             config,
             curate,
@@ -397,6 +397,7 @@ fn write_start(collection: &Collection) -> Result<()> {
         make_dir(&dir.join(part))?;
     }
     write_json(&dir.join(SUBSETS_FILE), &collection.subsets)?;
+    write_json(&dir.join(GROUPS_FILE), &collection.subset_groups)?;
     for side in &collection.sides {
         write_init(dir, side.role.side(), &side.space, &side.init)?;
     }
@@ -479,7 +480,7 @@ fn last_losses(collection: &Collection, role: Role) -> Result<(usize, f64)> {
 /// there.
 fn result_files(collection: &Collection) -> Vec<String> {
     let none = Path::new("");
-    let mut files = vec![PathBuf::from(MANIFEST), SUBSETS_FILE.into()];
+    let mut files = vec![PathBuf::from(MANIFEST), SUBSETS_FILE.into(), GROUPS_FILE.into()];
     for side in [Role::Tiny, Role::Llm] {
         files.push(init_path(none, side.side()));
         files.extend((0..collection.plan.shadows).map(|shadow| shard_path(none, side.side(), shadow)));

@@ -11,20 +11,7 @@ use gradtx_train::examples::Data;
 /// one group, the groups in turn; with one, each has its own proportions of all groups.
 pub fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
     let curate = &config.curate;
-    let groups: Vec<Vec<usize>> = match curate.group_by.as_str() {
-        RANDOM_SUBSETS => vec![(0..public.records.len()).collect()],
-        column => {
-            let groups = public.groups(column).map_err(|error| {
-                let columns = public.records.first().map(|r| r.extra.keys().cloned().collect::<Vec<_>>());
-                let hint = match columns.filter(|columns| !columns.is_empty()) {
-                    Some(columns) => format!("columns to group by: {}; or \"random\"", columns.join(", ")),
-                    None => "there is no column to group by; set it to \"random\"".into(),
-                };
-                unusable_with(format!("curate.group_by: {error:#}"), Some(hint))
-            })?;
-            groups.into_iter().map(|group| group.rows).collect()
-        }
-    };
+    let groups = rows_by_group(config, public)?;
     let mixed = curate.mixture > 0.0;
     let sizes = groups.iter().map(Vec::len);
     let available = if mixed { sizes.sum() } else { sizes.min().unwrap_or(0) };
@@ -47,6 +34,35 @@ pub fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>>
     (0..curate.subsets).map(subset).collect()
 }
 
+/// Which subsets are of one group: a number for each. Where subsets are mixtures, or drawn from all
+/// rows, each is a group of its own.
+pub fn groups_of_subsets(config: &Config, public: &Data) -> Result<Vec<usize>> {
+    let curate = &config.curate;
+    let groups = match curate.mixture > 0.0 || curate.group_by == RANDOM_SUBSETS {
+        true => curate.subsets,
+        false => rows_by_group(config, public)?.len(),
+    };
+    Ok((0..curate.subsets).map(|k| k % groups).collect())
+}
+
+/// The rows that one subset may hold, by group.
+fn rows_by_group(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
+    match config.curate.group_by.as_str() {
+        RANDOM_SUBSETS => Ok(vec![(0..public.records.len()).collect()]),
+        column => {
+            let groups = public.groups(column).map_err(|error| {
+                let columns = public.records.first().map(|r| r.extra.keys().cloned().collect::<Vec<_>>());
+                let hint = match columns.filter(|columns| !columns.is_empty()) {
+                    Some(columns) => format!("columns to group by: {}; or \"random\"", columns.join(", ")),
+                    None => "there is no column to group by; set it to \"random\"".into(),
+                };
+                unusable_with(format!("curate.group_by: {error:#}"), Some(hint))
+            })?;
+            Ok(groups.into_iter().map(|group| group.rows).collect())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +82,8 @@ mod tests {
         let public = Data::read(&[path], &config.data, "data.public").unwrap();
         let subsets = choose_subsets(&config, &public).unwrap();
         assert_eq!(subsets, choose_subsets(&config, &public).unwrap());
+        let groups = groups_of_subsets(&config, &public).unwrap();
+        assert!((0..12).all(|k| groups[k] == if mixture > 0.0 { k } else { k % 3 }));
         let count = |subset: &Vec<usize>| {
             let mut rows = subset.clone();
             rows.sort_unstable();

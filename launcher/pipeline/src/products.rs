@@ -1,0 +1,219 @@
+//! What `translate --method products` does: [`gradtx_train::products`] on a run's tuple store.
+//!
+//! In: `RUN/shadow`, clients' updates of the TinyLM; where the penalty is chosen by the LLM's loss, the
+//! LLM and the public data. Out: factors of the LLM's adapter of rank `translate.rank`, and
+//! [`Details`]. What depends on the run alone, the penalty, is kept in `RUN/products`.
+
+use crate::aggregate::Combine;
+use crate::artifacts::Tuples;
+use crate::records::{PenaltyInputs, ProductsInputs};
+use anyhow::{Context as _, Result};
+use gradtx_kernels::rng::{Stream, derive, derive_named};
+use gradtx_models::lora::Products;
+use gradtx_run::config::{Config, PenaltyChoice, PenaltyRule};
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::dispatch;
+use gradtx_run::failure::{failed, is_busy};
+use gradtx_run::paths::PRODUCTS_DIR;
+use gradtx_run::record::{self, State};
+use gradtx_runtime::artifact::{Role as Part, read_json, write_json};
+use gradtx_runtime::data::Example;
+use gradtx_train::examples::Data;
+use gradtx_train::products::penalty::{Losses, Penalty, Trial, by_error, by_loss, trials};
+use gradtx_train::products::{Groups, Kernel};
+use gradtx_train::side::Side;
+use serde::Serialize;
+use serde_json::json;
+use std::path::Path;
+
+/// The file of the penalty in its directory.
+const PENALTY_FILE: &str = "penalty.json";
+
+/// How a translation came to be, for anyone to see.
+#[derive(Clone, Debug, Serialize)]
+pub struct Details {
+    /// The penalty, and how it was found.
+    pub penalty: Penalty,
+    /// Rank of the adapter.
+    pub rank: usize,
+    /// Weight of every shadow pair's product.
+    pub weights: Vec<f64>,
+}
+
+/// The translation of a run, opened.
+pub struct Translation<'a> {
+    /// Where messages go.
+    pub context: &'a Context,
+    /// The run directory.
+    pub run: &'a Path,
+    /// Its settings.
+    pub config: &'a Config,
+    /// The LLM, with adapters as the shadows have them.
+    pub teacher: &'a Side,
+    /// The tuple store.
+    pub tuples: &'a Tuples,
+}
+
+impl Translation<'_> {
+    /// The settings that a result depends on, apart from the tuple store.
+    pub fn inputs(config: &Config) -> ProductsInputs {
+        ProductsInputs { rank: config.translate.rank, penalty: choice(config) }
+    }
+
+    /// Translates clients' updates: the LLM with adapters of the new rank, the factors of one, and how they
+    /// came to be. Products of several clients are averaged, or added up.
+    pub fn of(&self, clients: &[&[f32]], combine: Combine) -> Result<(Side, Vec<f32>, Details)> {
+        let store = &self.tuples.store;
+        let groups = Groups::new(&self.groups()?);
+        let kernel = Kernel::read(store, &groups, clients)?;
+        let side = self.teacher.of_rank(self.config.translate.rank)?;
+        let init = store.init(Part::Teacher)?;
+        let products = Products::new(&self.teacher.layout, store.pairs(), |pair, range, out| {
+            store.read_part(Part::Teacher, pair, store.steps() - 1, range.start, out)?;
+            out.iter_mut().zip(&init[range]).for_each(|(value, start)| *value += start);
+            Ok(())
+        })?;
+        let penalty = self.penalty(&groups, &kernel, &products, &side)?;
+        let all: Vec<usize> = (0..groups.count()).collect();
+        let share = match combine {
+            Combine::Mean => 1.0 / clients.len() as f64,
+            Combine::Sum => 1.0,
+        };
+        let mut weights = vec![0.0; store.pairs()];
+        for client in &kernel.clients {
+            let own = groups.spread(&all, &kernel.weights(&all, client, penalty.penalty)?);
+            weights.iter_mut().zip(own).for_each(|(sum, w)| *sum += share * w);
+        }
+        let factors = products.read_out(&weights, &side.layout)?;
+        let details = Details { penalty, rank: side.space.rank, weights };
+        Ok((side, factors, details))
+    }
+
+    /// Group of every pair; in a store that does not tell, each pair is its own.
+    fn groups(&self) -> Result<Vec<usize>> {
+        let store = &self.tuples.store;
+        Ok(self.tuples.groups()?.unwrap_or_else(|| {
+            let what = "translate: warning: an older version of gradtx made these tuples, without the groups of \
+                        shadow subsets: each is taken for a group of its own";
+            self.context.ui.notice(what);
+            (0..store.pairs()).collect()
+        }))
+    }
+
+    fn penalty(&self, groups: &Groups, kernel: &Kernel, products: &Products, side: &Side) -> Result<Penalty> {
+        let rule = match self.config.translate.penalty {
+            PenaltyChoice::Fixed(penalty) => return Ok(Penalty::fixed(penalty, groups.count())),
+            PenaltyChoice::By(rule) => rule,
+        };
+        let dir = self.run.join(PRODUCTS_DIR);
+        let settings = json!({
+            "seed": self.config.seed,
+            "tuples": self.tuples.manifest,
+            "groups": self.tuples.groups()?,
+            "translate": Self::inputs(self.config),
+            "llm": self.teacher.space.base_model,
+        });
+        let choose = || self.choose(rule, groups, kernel, products, side);
+        let output = match record::open(&dir, "penalty", settings) {
+            Ok(State::Open(output)) => output,
+            Ok(State::Finished) => {
+                let path = dir.join(PENALTY_FILE);
+                return serde_json::from_value(read_json(&path)?)
+                    .with_context(|| format!("{}: not a penalty", path.display()));
+            }
+            // Another process is at it, for another client.
+            Err(error) if is_busy(&error) => return choose(),
+            Err(error) => return Err(error),
+        };
+        let found = choose()?;
+        write_json(&dir.join(PENALTY_FILE), &found)?;
+        output.finish(&[PENALTY_FILE.into()])?;
+        Ok(found)
+    }
+
+    fn choose(
+        &self,
+        rule: PenaltyRule,
+        groups: &Groups,
+        kernel: &Kernel,
+        products: &Products,
+        side: &Side,
+    ) -> Result<Penalty> {
+        let trials = trials(kernel, self.config.seed)?;
+        if trials.is_empty() {
+            return Ok(Penalty::fixed(gradtx_train::products::penalty::USUAL, groups.count()));
+        }
+        let found = match rule {
+            PenaltyRule::Mse => by_error(&trials, &groups.means(&products.inner_products())),
+            PenaltyRule::Loss => {
+                let examples = self.examples(groups, &trials)?;
+                let work = Losses {
+                    context: self.context,
+                    side,
+                    products,
+                    groups,
+                    trials: &trials,
+                    examples: &examples,
+                    stream_tokens: self.config.device.stream_tokens,
+                };
+                by_loss(&trials, groups.count(), &dispatch(&self.config.device, self.context, work)?)
+            }
+        };
+        self.context.ui.line(format!(
+            "translate: penalty {}, the best of {} on {} left-out groups of shadows",
+            found.penalty,
+            found.tried.len(),
+            found.left_out
+        ));
+        Ok(found)
+    }
+
+    /// Public examples of the groups that are left out, as the LLM sees them.
+    fn examples(&self, groups: &Groups, trials: &[Trial]) -> Result<Vec<Vec<Example>>> {
+        let config = self.config;
+        let public = Data::read(config.data.public.as_slice(), &config.data, "data.public").map_err(|error| {
+            let hint = "the penalty is chosen on the public data; without it, give --set translate.penalty=0.01 \
+                        to every stage of a new run";
+            failed(format!("{error:#}"), hint)
+        })?;
+        let known = &self.tuples.store.manifest().provenance["data"];
+        if *known != *public.checksum {
+            let what = format!("data.public: is not the data that the tuples were made of ({known})");
+            return Err(failed(what, "give the same files; see `gradtx inspect` of the tuple store"));
+        }
+        let subsets = self.tuples.subsets()?;
+        let prompts = public.prompts(config, self.teacher)?;
+        let key = derive_named(config.seed, "examples of groups");
+        let mut out = vec![vec![]; groups.count()];
+        for (group, examples) in out.iter_mut().enumerate() {
+            if !trials.iter().any(|trial| trial.group == group) {
+                continue;
+            }
+            let mut rows: Vec<usize> =
+                groups.pairs(group).flat_map(|pair| subsets[pair].iter().copied()).collect();
+            rows.sort_unstable();
+            rows.dedup();
+            let order = Stream::new(derive(key, group as u64)).permutation(rows.len());
+            let mut chosen = vec![];
+            for at in order.into_iter().take(config.translate.penalty_examples) {
+                let record = public.records.get(rows[at]).with_context(|| {
+                    format!("row {} of the public data, which a shadow subset lists, is not there", rows[at])
+                })?;
+                chosen.push(record.clone());
+            }
+            *examples = prompts.examples(&chosen, self.context.threads)?.0.examples;
+        }
+        Ok(out)
+    }
+}
+
+/// The choice of the penalty, with what it depends on.
+fn choice(config: &Config) -> PenaltyInputs {
+    let translate = &config.translate;
+    match translate.penalty {
+        PenaltyChoice::By(by @ PenaltyRule::Loss) => {
+            PenaltyInputs::ByLoss { by, examples: translate.penalty_examples }
+        }
+        other => PenaltyInputs::Choice(other),
+    }
+}

@@ -1,0 +1,355 @@
+//! [`Products`]: weighted sums of what adapters do, `W = Σ v_k B_k A_k` for every adapted matrix, and
+//! the adapter of a chosen rank that is nearest to such a sum.
+//!
+//! A sum of the factors themselves would be another thing: the product of `Σ v_k B_k` and `Σ v_k A_k`
+//! also has the terms `B_i A_j`, which pair one adapter's B with another's A.
+//!
+//! With the stacks `[B_1 … B_K] = Q_B R_B` and `[A_1; …; A_K]ᵀ = Q_A R_A`, found once, every sum is
+//! `W = Q_B C Q_Aᵀ` with the core `C = R_B diag(v) R_Aᵀ`, at most K·r on a side. The nearest
+//! matrix of rank ρ (in the Frobenius norm) keeps the ρ largest singular values of the core.
+//! All of it is f64 and runs on the host, adapted matrices side by side.
+
+use super::BlockLayout;
+use crate::linalg::{Qr, SymmetricEigen};
+use gradtx_runtime::{Error, Result};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Singular values below this part of the largest are rounding: squares of them are computed.
+const NEGLIGIBLE: f64 = 1e-7;
+
+/// Adapters of one layout, ready for sums of their products.
+#[derive(Debug)]
+pub struct Products {
+    layout: BlockLayout,
+    adapters: usize,
+    /// By block, then by module.
+    matrices: Vec<Factors>,
+}
+
+/// The stacks of one adapted matrix.
+#[derive(Debug)]
+struct Factors {
+    /// Of `[B_1 … B_K]`, `[out, K·r]`.
+    b: Side,
+    /// Of `[A_1; …; A_K]ᵀ`, `[in, K·r]`.
+    a: Side,
+}
+
+/// A stack, decomposed.
+#[derive(Debug)]
+struct Side {
+    qr: Qr,
+    /// Rᵀ, `[K·r, ρ]`.
+    r: Vec<f64>,
+}
+
+impl Side {
+    fn new(rows: usize, columns: Vec<Vec<f64>>) -> Self {
+        let qr = Qr::new(rows, columns);
+        let (rank, cols) = (qr.rank(), qr.cols());
+        let r = (0..cols).flat_map(|j| (0..rank).map(move |i| (i, j)));
+        Self { r: r.map(|(i, j)| qr.r()[i * cols + j]).collect(), qr }
+    }
+
+    fn rank(&self) -> usize {
+        self.qr.rank()
+    }
+
+    /// Column j of R, as far as it is not 0.
+    fn column(&self, j: usize) -> &[f64] {
+        &self.r[j * self.rank()..][..self.rank().min(j + 1)]
+    }
+}
+
+impl Products {
+    /// Of `adapters` adapters; `read` fills in a range of one adapter's values `[L, d]`: its factors, not
+    /// their change since the start.
+    pub fn new(
+        layout: &BlockLayout,
+        adapters: usize,
+        read: impl Fn(usize, Range<usize>, &mut [f32]) -> Result<()> + Sync,
+    ) -> Result<Self> {
+        if adapters == 0 {
+            return Err(Error::invalid("sum of adapters", "there are none"));
+        }
+        let pairs = layout.slices().len() / 2;
+        let factors = |matrix: usize| {
+            let (block, pair) = (matrix / pairs, &layout.slices()[matrix % pairs * 2..][..2]);
+            let (a, b) = (&pair[0], &pair[1]);
+            let range = layout.range(block, a).start..layout.range(block, b).end;
+            let mut values = vec![0.0f32; range.len()];
+            let ([rank, inputs], [outputs, _]) = (a.shape, b.shape);
+            let (mut of_a, mut of_b) = (vec![], vec![]);
+            for adapter in 0..adapters {
+                read(adapter, range.clone(), &mut values)?;
+                let (a, b) = values.split_at(rank * inputs);
+                of_a.extend(
+                    a.chunks(inputs).map(|row| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
+                );
+                let column = |i: usize| (0..outputs).map(|o| f64::from(b[o * rank + i])).collect::<Vec<_>>();
+                of_b.extend((0..rank).map(column));
+            }
+            Ok(Factors { b: Side::new(outputs, of_b), a: Side::new(inputs, of_a) })
+        };
+        let matrices = (0..layout.blocks() * pairs).into_par_iter().map(factors).collect::<Result<_>>()?;
+        Ok(Self { layout: layout.clone(), adapters, matrices })
+    }
+
+    /// Number of adapters, K.
+    pub fn adapters(&self) -> usize {
+        self.adapters
+    }
+
+    /// The factors `[L, d]`, in `layout`, of the adapter that is nearest to the sum with these weights
+    /// `[K]`. Layouts differ in their rank; α/r must be the same.
+    ///
+    /// # Errors
+    /// When there are not K weights, or the layout is of other matrices.
+    pub fn read_out(&self, weights: &[f64], layout: &BlockLayout) -> Result<Vec<f32>> {
+        let (own, other) = (self.layout.lora(), layout.lora());
+        let same = own.targets == other.targets && self.layout.blocks() == layout.blocks();
+        let same_scale = (own.scale() - other.scale()).abs() <= 1e-9 * own.scale();
+        if !same || !same_scale || weights.len() != self.adapters {
+            let why = format!(
+                "{} weights of {} adapters; α/r {} becomes {}; {} blocks become {}",
+                weights.len(),
+                self.adapters,
+                own.scale(),
+                other.scale(),
+                self.layout.blocks(),
+                layout.blocks()
+            );
+            return Err(Error::invalid("sum of adapters", why));
+        }
+        // One weight for each column of the stacks.
+        let weights: Vec<f64> = weights.iter().flat_map(|&v| vec![v; own.rank]).collect();
+        let read = |factors: &Factors| factors.read_out(&weights, other.rank);
+        let parts = self.matrices.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+        Ok(parts.concat())
+    }
+
+    /// The inner products of what the adapters do, `Σ ⟨B_i A_i, B_j A_j⟩` over all matrices:
+    /// `[K, K]`.
+    pub fn inner_products(&self) -> Vec<Vec<f64>> {
+        let (count, rank) = (self.adapters, self.layout.lora().rank);
+        let inner = |i: usize, j: usize| {
+            let terms =
+                (i * rank..(i + 1) * rank).flat_map(|p| (j * rank..(j + 1) * rank).map(move |q| (p, q)));
+            let of = |side: &Side, p: usize, q: usize| overlap(side.column(p), side.column(q));
+            let matrix =
+                |m: &Factors| terms.clone().map(|(p, q)| of(&m.b, p, q) * of(&m.a, p, q)).sum::<f64>();
+            self.matrices.iter().map(matrix).sum::<f64>()
+        };
+        let half: Vec<Vec<f64>> =
+            (0..count).into_par_iter().map(|i| (0..=i).map(|j| inner(i, j)).collect()).collect();
+        let at = |i: usize, j: usize| if j <= i { half[i][j] } else { half[j][i] };
+        (0..count).map(|i| (0..count).map(|j| at(i, j)).collect()).collect()
+    }
+}
+
+/// The inner product of two vectors as far as both go.
+fn overlap(x: &[f64], y: &[f64]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| x * y).sum()
+}
+
+impl Factors {
+    /// A `[rank, in]`, then B `[out, rank]`, of the nearest product of this rank.
+    fn read_out(&self, weights: &[f64], rank: usize) -> Result<Vec<f32>> {
+        // W Wᵀ or Wᵀ W, whichever is smaller.
+        let is_wide = self.b.rank() <= self.a.rank();
+        let (left, right) = if is_wide { (&self.b, &self.a) } else { (&self.a, &self.b) };
+        let core = core(left, right, weights);
+        let (lefts, rights) = halves(left, right, &core, rank)?;
+        let (of_b, of_a) = if is_wide { (lefts, rights) } else { (rights, lefts) };
+        let mut out: Vec<f32> = of_a.iter().flatten().map(|&x| x as f32).collect();
+        let rows = of_b.first().map_or(0, Vec::len);
+        out.extend((0..rows).flat_map(|row| of_b.iter().map(move |column| column[row] as f32)));
+        Ok(out)
+    }
+}
+
+/// `R_left diag(weights) R_rightᵀ`: rows, each of the right side's rank.
+fn core(left: &Side, right: &Side, weights: &[f64]) -> Vec<Vec<f64>> {
+    let mut core = vec![vec![0.0; right.rank()]; left.rank()];
+    for (j, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+        let right = right.column(j);
+        for (row, &x) in core.iter_mut().zip(left.column(j)) {
+            let x = weight * x;
+            row.iter_mut().zip(right).for_each(|(c, y)| *c += x * y);
+        }
+    }
+    core
+}
+
+/// The columns of the two factors, each with the square roots of the singular values.
+fn halves(
+    left: &Side,
+    right: &Side,
+    core: &[Vec<f64>],
+    rank: usize,
+) -> Result<(Vec<Vec<f64>>, Vec<Vec<f64>>)> {
+    let n = core.len();
+    let mut square = vec![0.0; n * n];
+    for i in 0..n {
+        for j in 0..=i {
+            let value = overlap(&core[i], &core[j]);
+            (square[i * n + j], square[j * n + i]) = (value, value);
+        }
+    }
+    let eigen = SymmetricEigen::largest(n, square, rank)?;
+    let largest = eigen.values.first().copied().unwrap_or(0.0).max(0.0).sqrt();
+    let (mut lefts, mut rights) = (vec![], vec![]);
+    for i in 0..rank {
+        let value = eigen.values.get(i).copied().unwrap_or(0.0).max(0.0).sqrt();
+        // A rank that the sum does not have.
+        let (mut u, mut t) = (vec![0.0; left.rank()], vec![0.0; right.rank()]);
+        if value > NEGLIGIBLE * largest {
+            let half = value.sqrt();
+            u = eigen.vectors[i].iter().map(|x| x * half).collect();
+            for (row, &x) in core.iter().zip(&eigen.vectors[i]) {
+                t.iter_mut().zip(row).for_each(|(t, c)| *t += x / half * c);
+            }
+        }
+        lefts.push(left.qr.apply(&u));
+        rights.push(right.qr.apply(&t));
+    }
+    Ok((lefts, rights))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::DecoderConfig;
+    use crate::lora::{LoraConfig, Module, Slice};
+    use gradtx_kernels::rng::Stream;
+    use std::path::Path;
+
+    fn layout(rank: usize) -> BlockLayout {
+        let text = r#"{"model_type": "llama", "vocab_size": 11, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 64}"#;
+        let model = DecoderConfig::parse(Path::new("config.json"), text).unwrap();
+        let targets = vec![Module::Q, Module::V, Module::Up, Module::Down];
+        BlockLayout::new(
+            &model,
+            &LoraConfig { rank, alpha: 4.0 * rank as f64, targets, ..Default::default() },
+        )
+        .unwrap()
+    }
+
+    fn random(layout: &BlockLayout, adapters: usize) -> Vec<Vec<f32>> {
+        let mut random = Stream::new(5);
+        let adapter = |_| (0..layout.total()).map(|_| random.normal() as f32).collect();
+        (0..adapters).map(adapter).collect()
+    }
+
+    fn products(layout: &BlockLayout, adapters: &[Vec<f32>]) -> Products {
+        Products::new(layout, adapters.len(), |i, range, out| {
+            out.copy_from_slice(&adapters[i][range]);
+            Ok(())
+        })
+        .unwrap()
+    }
+
+    /// All matrices B A of an adapter, one after the other.
+    fn dense(layout: &BlockLayout, values: &[f32]) -> Vec<f64> {
+        let mut out = vec![];
+        for block in 0..layout.blocks() {
+            for pair in layout.slices().chunks(2) {
+                let of = |slice: &Slice| &values[layout.range(block, slice)];
+                let (a, b, [rank, inputs]) = (of(&pair[0]), of(&pair[1]), pair[0].shape);
+                for row in b.chunks(rank) {
+                    for i in 0..inputs {
+                        out.push((0..rank).map(|k| f64::from(row[k]) * f64::from(a[k * inputs + i])).sum());
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn distance(x: &[f64], y: &[f64]) -> f64 {
+        x.iter().zip(y).map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt()
+    }
+
+    #[test]
+    fn a_sum_of_products_is_read_out_exactly_where_the_rank_allows_it() {
+        let small = layout(2);
+        let adapters = random(&small, 3);
+        let weights = [0.7, -0.4, 0.7];
+        let mut want = vec![0.0; dense(&small, &adapters[0]).len()];
+        for (adapter, weight) in adapters.iter().zip(weights) {
+            want.iter_mut().zip(dense(&small, adapter)).for_each(|(w, x)| *w += weight * x);
+        }
+        let all = products(&small, &adapters);
+        let norm = distance(&want, &vec![0.0; want.len()]);
+        for rank in [6, 9] {
+            let found = all.read_out(&weights, &layout(rank)).unwrap();
+            assert!(distance(&dense(&layout(rank), &found), &want) < 1e-6 * norm, "rank {rank}");
+        }
+        // The sums of the factors are something else.
+        let sum: Vec<f32> = (0..small.total())
+            .map(|i| adapters.iter().zip(weights).map(|(a, w)| w as f32 * a[i]).sum())
+            .collect();
+        assert!(distance(&dense(&small, &sum), &want) > 0.5 * norm);
+    }
+
+    #[test]
+    fn what_is_read_out_is_the_nearest_of_its_rank() {
+        let (small, cut) = (layout(2), layout(3));
+        let adapters = random(&small, 12);
+        let weights: Vec<f64> = (0..12).map(|i| 0.3 - 0.05 * i as f64).collect();
+        let all = products(&small, &adapters);
+        // More columns than the matrices have rows: the stacks are cut to those.
+        let whole = dense(&layout(16), &all.read_out(&weights, &layout(16)).unwrap());
+        let best = all.read_out(&weights, &cut).unwrap();
+        let least = distance(&dense(&cut, &best), &whole);
+        // The error is orthogonal to the result, and no small change makes it smaller.
+        let (found, norm) = (dense(&cut, &best), distance(&whole, &vec![0.0; whole.len()]));
+        let kept = distance(&found, &vec![0.0; found.len()]);
+        assert!((kept.powi(2) + least.powi(2) - norm.powi(2)).abs() < 1e-5 * norm.powi(2));
+        let mut random = Stream::new(9);
+        for _ in 0..20 {
+            let changed: Vec<f32> = best.iter().map(|x| x + 0.02 * random.normal() as f32).collect();
+            assert!(distance(&dense(&cut, &changed), &whole) > least);
+        }
+        // The sum of squares of the factors is balanced between A and B.
+        let [a, b] = [0, 1].map(|i| {
+            let range = cut.range(1, &cut.slices()[i]);
+            best[range].iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
+        });
+        assert!((a - b).abs() < 1e-5 * a);
+    }
+
+    #[test]
+    fn inner_products_are_those_of_the_dense_matrices() {
+        let small = layout(2);
+        let adapters = random(&small, 9);
+        let found = products(&small, &adapters).inner_products();
+        let dense: Vec<Vec<f64>> = adapters.iter().map(|a| dense(&small, a)).collect();
+        for i in 0..9 {
+            for j in 0..9 {
+                let want: f64 = dense[i].iter().zip(&dense[j]).map(|(x, y)| x * y).sum();
+                assert!((found[i][j] - want).abs() < 1e-9 * found[i][i], "{i} {j}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_and_layouts_that_do_not_fit_are_errors() {
+        let small = layout(2);
+        let all = products(&small, &random(&small, 2));
+        assert!(all.read_out(&[1.0], &layout(4)).is_err());
+        let mut other = small.lora().clone();
+        other.alpha = 9.0;
+        let text = r#"{"model_type": "llama", "vocab_size": 11, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 64}"#;
+        let model = DecoderConfig::parse(Path::new("config.json"), text).unwrap();
+        assert!(all.read_out(&[1.0, 0.0], &BlockLayout::new(&model, &other).unwrap()).is_err());
+        assert!(Products::new(&small, 0, |_, _, _| Ok(())).is_err());
+        let nothing = all.read_out(&[0.0, 0.0], &layout(4)).unwrap();
+        assert!(nothing.iter().all(|&x| x == 0.0));
+    }
+}
