@@ -17,6 +17,17 @@ DEV float unpack_second(u32 pair) { return __uint_as_float(pair & 0xffff0000u); 
 // Elements in 16 bytes.
 template <class X> constexpr int WIDE = 16 / sizeof(X);
 
+// The elements of 16 bytes.
+DEV void unpack(float (&to)[4], uint4 raw, float) {
+    to[0] = __uint_as_float(raw.x), to[1] = __uint_as_float(raw.y);
+    to[2] = __uint_as_float(raw.z), to[3] = __uint_as_float(raw.w);
+}
+DEV void unpack(float (&to)[8], uint4 raw, bf16) {
+    u32 pairs[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) to[2 * j] = unpack_first(pairs[j]), to[2 * j + 1] = unpack_second(pairs[j]);
+}
+
 DEV bool aligned16(const void* p) { return ((u64)p & 15) == 0; }
 
 // N elements at p, one or whole 16 bytes (p is then aligned).
@@ -181,18 +192,21 @@ template <class X> DEV float dot_row(const float* shared, const X* row, u32 head
 
 // ---- random numbers: Philox 4x32-10, as the host's rng
 
-DEV uint4 philox(u64 key, uint4 counter) {
-    u32 k0 = (u32)key, k1 = (u32)(key >> 32);
+// The factors of its rounds, 64 bits wide as the products are: one instruction gives both halves.
+constexpr u64 PHILOX0 = 0xD2511F53u, PHILOX1 = 0xCD9E8D57u;
+
+// The last ROUNDS rounds, the first of them with these keys.
+template <int ROUNDS> DEV uint4 philox_rounds(u32 k0, u32 k1, uint4 counter) {
 #pragma unroll
-    for (int round = 0; round < 10; round++) {
-        u32 low0 = 0xD2511F53u * counter.x, high0 = __umulhi(0xD2511F53u, counter.x);
-        u32 low1 = 0xCD9E8D57u * counter.z, high1 = __umulhi(0xCD9E8D57u, counter.z);
-        counter = make_uint4(high1 ^ counter.y ^ k0, low1, high0 ^ counter.w ^ k1, low0);
+    for (int round = 0; round < ROUNDS; round++) {
+        u64 first = PHILOX0 * counter.x, second = PHILOX1 * counter.z;
+        counter = make_uint4((u32)(second >> 32) ^ counter.y ^ k0, (u32)second, (u32)(first >> 32) ^ counter.w ^ k1, (u32)first);
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
     return counter;
 }
+DEV uint4 philox(u64 key, uint4 counter) { return philox_rounds<10>((u32)key, (u32)(key >> 32), counter); }
 
 constexpr u32 DROPOUT_STREAM = 0x64726f70u;
 

@@ -54,13 +54,34 @@ template <class X> DEV void copy_strided(X* out, const X* x, u64 rows, u64 cols,
 }
 
 // dst = src, converted.
-template <class To, class From> DEV void cast(To* dst, const From* src, u64 n) {
-    constexpr int STEP = WIDE<To> > WIDE<From> ? WIDE<To> : WIDE<From>;
-    cover_grid<STEP>(n, aligned16(dst) && aligned16(src), [&](auto count, u64 i) {
+DEV void pack(bf16* dst, const float* src, u64 n) {
+    cover_grid<WIDE<bf16>>(n, aligned16(dst) && aligned16(src), [&](auto count, u64 i) {
         float values[decltype(count)::value];
         load(values, src + i);
         store(dst + i, values);
     });
+}
+// Four elements a time, so that a warp writes without gaps; four times that are on their way.
+DEV void unpack_all(float* dst, const bf16* src, u64 n) {
+    constexpr int EACH = 4, BATCH = 4;
+    bool wide = aligned16(dst) && aligned16(src);
+    u64 groups = wide ? n / EACH : 0, step = (u64)gridDim.x * blockDim.x;
+    u64 first = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    for (u64 g = first; g < groups; g += BATCH * step) {
+        uint2 raw[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            if (g + k * step < groups) raw[k] = reinterpret_cast<const uint2*>(src)[g + k * step];
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            if (g + k * step >= groups) continue;
+            float values[EACH] = {unpack_first(raw[k].x), unpack_second(raw[k].x), unpack_first(raw[k].y),
+                                  unpack_second(raw[k].y)};
+            store(dst + (g + k * step) * EACH, values);
+        }
+    }
+    for (u64 i = groups * EACH + first; i < n; i += step) dst[i] = widen(src[i]);
 }
 
 // A bell-shaped number of a random word, as the host's rng has it: of the sum of four bytes, never 0.
@@ -107,9 +128,9 @@ template <class X> DEV void random_rows(X* out, u64 key, float scale, u64 rows, 
 INSTANCES(float, f32)
 INSTANCES(bf16, bf16)
 
-KERNEL LAUNCH_BOUNDS(256) cast_f32_bf16(bf16* dst, const float* src, u64 n) { cast(dst, src, n); }
+KERNEL LAUNCH_BOUNDS(256) cast_f32_bf16(bf16* dst, const float* src, u64 n) { pack(dst, src, n); }
 EXPORT(cast_f32_bf16)
-KERNEL LAUNCH_BOUNDS(256) cast_bf16_f32(float* dst, const bf16* src, u64 n) { cast(dst, src, n); }
+KERNEL LAUNCH_BOUNDS(256) cast_bf16_f32(float* dst, const bf16* src, u64 n) { unpack_all(dst, src, n); }
 EXPORT(cast_bf16_f32)
 
 // Elements of 8 and 16 bytes, which the driver cannot set.

@@ -12,6 +12,7 @@
 constexpr int THREADS = 128;
 constexpr int RANKS = 4;  // ranks that a thread sums at a time
 constexpr int TILE = 64;  // tokens of a tile of dB
+constexpr int BATCH = 8;  // of which so many are on their way at once
 
 // Where the B `[out_len, rank]` of every target is, and the outputs that it belongs to.
 struct Outputs {
@@ -46,14 +47,30 @@ template <class X>
 DEV void weight_tail(X* w, const float* adapters, u64 adapter_stride, u64 w_stride, u32 out_dim, u32 in_dim, u32 width,
                      u32 n_adapters, const Outputs& outputs) {
     u32 units = outputs.targets * outputs.rank;
-    u64 elements = (u64)out_dim * width;
-    for (u64 e = (u64)blockIdx.x * THREADS + threadIdx.x; e < elements; e += (u64)gridDim.x * THREADS) {
-        u32 row = (u32)(e / width), column = (u32)(e % width);
+    auto write = [&](auto count, u32 e) {
+        constexpr int N = decltype(count)::value;
+        u32 row = e / (width / N), column = e % (width / N) * N;
         u32 adapter = column / units, target = column % units / outputs.rank, i = column % outputs.rank;
-        u32 o = row - outputs.start[target];  // beyond all lengths if the row is before
-        bool there = adapter < n_adapters && row >= outputs.start[target] && o < outputs.len[target];
-        const float* b = adapters + adapter * adapter_stride + outputs.b[target];
-        w[row * w_stride + in_dim + column] = narrow<X>(there ? b[(u64)o * outputs.rank + i] : 0.f);
+        float values[N];
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            u32 o = row - outputs.start[target];  // beyond all lengths if the row is before
+            bool there = adapter < n_adapters && row >= outputs.start[target] && o < outputs.len[target];
+            const float* b = adapters + adapter * adapter_stride + outputs.b[target];
+            values[j] = there ? b[(u64)o * outputs.rank + i] : 0.f;
+            if (++i < outputs.rank) continue;
+            i = 0;
+            if (++target == outputs.targets) target = 0, adapter++;
+        }
+        store(w + row * w_stride + in_dim + column, values);
+    };
+    constexpr u32 N = WIDE<X>;
+    bool wide = aligned16(w) && w_stride % N == 0 && in_dim % N == 0 && width % N == 0;
+    u32 first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
+    if (wide) {
+        for (u32 e = first; e < out_dim * (width / N); e += step) write(Count<N>{}, e);
+    } else {
+        for (u32 e = first; e < out_dim * width; e += step) write(Count<1>{}, e);
     }
 }
 
@@ -138,22 +155,32 @@ DEV void gradient_b(float* partial, const X* dy, const X* input, const Stream& s
         }
         __syncthreads();
         float sums[RANKS][N] = {};
-#pragma unroll 4
-        for (u32 t = 0; t < tokens; t++) {
-            float d[N] = {}, factors[RANKS];
-            const X* row = dy + (u64)t * out_dim;
-            if (wide) {
-                load(d, row);
-            } else {
-#pragma unroll
-                for (u32 j = 0; j < N; j++) d[j] = j < valid ? widen(row[j]) : 0.f;
-            }
+        auto add = [&](const float (&d)[N], u32 t) {
+            float factors[RANKS];
             load(factors, s + t * RANKS);
 #pragma unroll
             for (int i = 0; i < RANKS; i++) {
 #pragma unroll
                 for (int j = 0; j < N; j++) sums[i][j] = fmaf(factors[i], d[j], sums[i][j]);
             }
+        };
+        u32 t = 0;
+        for (; wide && t + BATCH <= tokens; t += BATCH) {
+            uint4 raw[BATCH];
+#pragma unroll
+            for (u32 k = 0; k < BATCH; k++) raw[k] = *reinterpret_cast<const uint4*>(dy + (u64)(t + k) * out_dim);
+#pragma unroll
+            for (u32 k = 0; k < BATCH; k++) {
+                float d[N];
+                unpack(d, raw[k], X{});
+                add(d, t + k);
+            }
+        }
+        for (; t < tokens; t++) {
+            float d[N];
+#pragma unroll
+            for (u32 j = 0; j < N; j++) d[j] = j < valid ? widen(dy[(u64)t * out_dim + j]) : 0.f;
+            add(d, t);
         }
 #pragma unroll
         for (u32 j = 0; j < N; j++) {
@@ -165,30 +192,60 @@ DEV void gradient_b(float* partial, const X* dy, const X* input, const Stream& s
     }
 }
 
-// grads[grad_row[segment], …] += Σ partial[tile, e] over the segment's tiles, segments and tiles in order; a
-// thread per element e of a tile's `size`. Elements up to `end` of a target, counted from `first`, go to its
-// offset of a row.
-KERNEL LAUNCH_BOUNDS(THREADS)
+// grads[grad_row[segment], …] += Σ partial[tile, e] over the segment's tiles, segments and tiles in order.
+// Elements up to `end` of a target, counted from `first`, go to its offset of a row. A block has 32 elements
+// e of a tile's `size`; its warps sum up a segment each, and the first of them adds the sums in order.
+constexpr int SUM_WARPS = 8;
+KERNEL LAUNCH_BOUNDS(32 * SUM_WARPS)
     lora_gradient_rows(float* grads, const float* partial, const u32* offsets, const u32* grad_row, u32* fault,
                        u32 segments, u32 tokens, u32 rows, u32 tile_tokens, u64 stride, u64 first, u64 size,
                        PER_TARGET_PARAMETERS(u64, offset), PER_TARGET_PARAMETERS(u64, end)) {
-    u64 e = (u64)blockIdx.x * THREADS + threadIdx.x, element = first + e;
-    if (e >= size) return;
+    SHARED(float, sums, 32 * SUM_WARPS);
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    u64 e = (u64)blockIdx.x * 32 + lane, element = first + e, before = 0;
     PerTarget<u64> offset = PER_TARGET(u64, offset), end = PER_TARGET(u64, end);
     u32 target = 0;
     while (target + 1 < MOST_TARGETS && element >= end[target]) target++;
     grads += offset[target] + element - (target ? end[target - 1] : 0);
     partial += e;
-    for (u32 segment = 0; segment < segments; segment++) {
-        u32 from = offsets[segment], to = offsets[segment + 1], row = grad_row[segment];
-        if (!expect_below(fault, BAD_SEGMENT, from, to) || !expect_below(fault, BAD_SEGMENT, to, tokens + 1ull)) return;
-        u32 tiles = (to - from + tile_tokens - 1) / tile_tokens;
-        float sum = 0.f;
+    float value = 0.f;  // of the row that is added to, by the first warp
+    u32 held = ~0u;     // its number
+    for (u32 base = 0; base < segments; base += 32) {
+        u32 s = base + lane, from = 0, to = 1, row = 0;
+        if (s < segments) from = offsets[s], to = offsets[s + 1], row = grad_row[s];
+        bool valid = from < to && to <= tokens;
+        if (s < segments && !valid) expect_below(fault, BAD_SEGMENT, 1, 0);
+        if (__any_sync(ALL, s < segments && !valid)) return;
+        u32 mine = s < segments ? (to - from + tile_tokens - 1) / tile_tokens : 0, scan = mine;
+#pragma unroll
+        for (u32 d = 1; d < 32; d <<= 1) {
+            u32 below = __shfl_up_sync(ALL, scan, d);
+            if (lane >= d) scan += below;
+        }
+        for (u32 group = 0; group < min(32u, segments - base); group += SUM_WARPS) {
+            u32 tiles = __shfl_sync(ALL, mine, group + warp);
+            const float* of_segment = partial + (before + __shfl_sync(ALL, scan - mine, group + warp)) * size;
+            float sum = 0.f;
+            if (e < size) {
 #pragma unroll 8
-        for (u32 tile = 0; tile < tiles; tile++) sum += partial[tile * size];
-        partial += tiles * size;
-        if (expect_below(fault, BAD_SEGMENT, row, rows)) grads[row * stride] += sum;
+                for (u32 tile = 0; tile < tiles; tile++) sum += of_segment[tile * size];
+            }
+            sums[threadIdx.x] = sum;
+            __syncthreads();
+            for (u32 k = 0; k < SUM_WARPS && base + group + k < segments; k++) {
+                u32 to_row = __shfl_sync(ALL, row, group + k);
+                if (warp > 0 || e >= size || !expect_below(fault, BAD_SEGMENT, to_row, rows)) continue;
+                if (to_row != held) {
+                    if (held < rows) grads[held * stride] = value;
+                    value = grads[to_row * stride], held = to_row;
+                }
+                value += sums[k * 32 + lane];
+            }
+            __syncthreads();
+        }
+        before += __shfl_sync(ALL, scan, 31);
     }
+    if (held < rows) grads[held * stride] = value;
 }
 EXPORT(lora_gradient_rows)
 

@@ -3,19 +3,21 @@
 #include "common.cuh"
 
 constexpr int THREADS = 256;
+constexpr int ROPE_THREADS = 512;
 
-// Rotates q and k of one row, by the angles or back, N pairs at a time; adds the bias before.
+// N pairs of a row's heads, each a value of a head's first half and the one half a head further on: rotates those of
+// q and k by the angles or back, and adds the bias before. Everything that does not depend on the position is asked
+// for before the position is known.
 template <int N, bool BACK, class X>
-DEV void rotate(X* row, const X* bias, const float* cos, const float* sin, u32 rotated_heads, u32 half) {
-    u32 per_head = half / N;
-    for (u32 item = threadIdx.x; item < rotated_heads * per_head; item += blockDim.x) {
-        u32 i = item % per_head * N;
-        u64 at = (u64)(item / per_head) * 2 * half + i;
+DEV void rotate(X* row, const X* bias, const float* cos, const float* sin, const u32* position_of, u32* fault,
+                u32 rotated_heads, u32 all_heads, u32 half, u32 max_positions) {
+    u32 per_head = half / N, items = (BACK || !bias ? rotated_heads : all_heads) * per_head;
+    for (u32 item = threadIdx.x; item < items; item += blockDim.x) {
+        u32 i = item % per_head * N, head = item / per_head;
+        u64 at = (u64)head * 2 * half + i;
         float low[N], high[N], c[N], s[N];
         load(low, row + at);
         load(high, row + at + half);
-        load(c, cos + i);
-        load(s, sin + i);
         if (!BACK && bias) {
             float b[N];
             load(b, bias + at);
@@ -25,11 +27,17 @@ DEV void rotate(X* row, const X* bias, const float* cos, const float* sin, u32 r
 #pragma unroll
             for (int j = 0; j < N; j++) high[j] += b[j];
         }
+        u32 position = *position_of;
+        if (!expect_below(fault, BAD_POSITION, position, max_positions)) return;
+        if (head < rotated_heads) {
+            load(c, cos + (u64)position * half + i);
+            load(s, sin + (u64)position * half + i);
 #pragma unroll
-        for (int j = 0; j < N; j++) {
-            float a = low[j], b = high[j], angle = BACK ? -s[j] : s[j];
-            low[j] = a * c[j] - b * angle;
-            high[j] = b * c[j] + a * angle;
+            for (int j = 0; j < N; j++) {
+                float a = low[j], b = high[j], angle = BACK ? -s[j] : s[j];
+                low[j] = a * c[j] - b * angle;
+                high[j] = b * c[j] + a * angle;
+            }
         }
         store(row + at, low);
         store(row + at + half, high);
@@ -39,31 +47,15 @@ DEV void rotate(X* row, const X* bias, const float* cos, const float* sin, u32 r
 template <class X, bool BACK>
 DEV void rope(X* qkv, const X* bias, const float* cos, const float* sin, const u32* positions, u32* fault, u32 heads,
               u32 kv_heads, u32 head_dim, u32 max_positions) {
-    u32 position = positions[blockIdx.x], half = head_dim / 2, rotated = heads + kv_heads;
-    if (!expect_below(fault, BAD_POSITION, position, max_positions)) return;
-    u32 width = (rotated + kv_heads) * head_dim;
-    X* row = qkv + (u64)blockIdx.x * width;
-    cos += (u64)position * half;
-    sin += (u64)position * half;
+    u32 half = head_dim / 2, rotated = heads + kv_heads, all = rotated + kv_heads;
+    X* row = qkv + (u64)blockIdx.x * all * head_dim;
+    const u32* position = positions + blockIdx.x;
     bool wide = half % WIDE<X> == 0 && aligned16(row) && aligned16(cos) && aligned16(sin) && aligned16(bias);
     if (wide) {
-        rotate<WIDE<X>, BACK>(row, bias, cos, sin, rotated, half);
+        rotate<WIDE<X>, BACK>(row, bias, cos, sin, position, fault, rotated, all, half, max_positions);
     } else {
-        rotate<1, BACK>(row, bias, cos, sin, rotated, half);
+        rotate<1, BACK>(row, bias, cos, sin, position, fault, rotated, all, half, max_positions);
     }
-    if (BACK || !bias) return;
-    u32 start = rotated * head_dim;
-    X* v = row + start;
-    const X* v_bias = bias + start;
-    cover_block<WIDE<X>>(width - start, aligned16(v) && aligned16(v_bias), [&](auto count, u64 i) {
-        constexpr int N = decltype(count)::value;
-        float values[N], b[N];
-        load(values, v + i);
-        load(b, v_bias + i);
-#pragma unroll
-        for (int j = 0; j < N; j++) values[j] += b[j];
-        store(v + i, values);
-    });
 }
 
 // ---- norm of heads: block per token, warp per head; the last warps' turns copy v
@@ -128,13 +120,13 @@ DEV void norm_weight(float* dw, const X* dy, const X* qkv, const float* inv_rms,
 }
 
 #define INSTANCES(X, t)                                                                                              \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
+    KERNEL LAUNCH_BOUNDS(ROPE_THREADS)                                                                               \
         rope_forward_##t(X* qkv, const X* bias, const float* cos, const float* sin, const u32* positions, u32* fault,  \
                          u32 heads, u32 kv_heads, u32 head_dim, u32 max_positions) {                                 \
         rope<X, false>(qkv, bias, cos, sin, positions, fault, heads, kv_heads, head_dim, max_positions);             \
     }                                                                                                                \
     EXPORT(rope_forward_##t)                                                                                         \
-    KERNEL LAUNCH_BOUNDS(THREADS)                                                                                    \
+    KERNEL LAUNCH_BOUNDS(ROPE_THREADS)                                                                               \
         rope_backward_##t(X* dqkv, const float* cos, const float* sin, const u32* positions, u32* fault, u32 heads,   \
                           u32 kv_heads, u32 head_dim, u32 max_positions) {                                           \
         rope<X, true>(dqkv, (const X*)nullptr, cos, sin, positions, fault, heads, kv_heads, head_dim, max_positions); \

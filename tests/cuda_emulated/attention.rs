@@ -30,15 +30,14 @@ impl Packed {
     }
 }
 
-impl Case for Packed {
-    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+impl Packed {
+    fn run_scaled<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs, scale: f64) -> Result<Results> {
         let Self { heads, kv_heads, head_dim, gap, .. } = *self;
         let offsets = self.offsets();
         let tokens = offsets[offsets.len() - 1] as usize;
         let qkv_dims = QkvDims { tokens, heads, kv_heads, head_dim };
         let (width, n) = (heads * head_dim, tokens * qkv_dims.row());
         let o_stride = width + gap;
-        let scale = 1.0 / (head_dim as f64).sqrt();
         let dims = AttentionDims { qkv: qkv_dims, segments: self.lengths.len(), scale, o_stride };
         let offsets = put(d, &offsets)?;
         let qkv = put(d, &inputs.values::<X>("qkv", n + gap))?;
@@ -65,6 +64,21 @@ impl Case for Packed {
         results.take(d, "lse", &lse)?;
         results.take(d, "dqkv", &dqkv)?;
         Ok(results)
+    }
+}
+
+impl Case for Packed {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        self.run_scaled(d, inputs, 1.0 / (self.head_dim as f64).sqrt())
+    }
+}
+
+/// Scores that are turned around, or all the same.
+struct Scaled(Packed, f64);
+
+impl Case for Scaled {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        self.0.run_scaled(d, inputs, self.1)
     }
 }
 
@@ -97,6 +111,15 @@ fn head_size_64() {
 fn head_size_128() {
     for (lengths, heads, kv_heads) in [(&[1u32, 66][..], 2, 1), (&[97], 1, 1), (&[3, 150, 64], 2, 1)] {
         check_packed(Packed { lengths, heads, kv_heads, head_dim: 128, gap: 0 });
+    }
+}
+
+/// The largest score is not the largest before it is scaled.
+#[test]
+fn scales_that_are_not_positive() {
+    for scale in [-0.5, 0.0] {
+        let packed = Packed { lengths: &[70], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+        check(&format!("attention scaled by {scale}"), &Scaled(packed, scale), ATTENTION);
     }
 }
 

@@ -186,14 +186,15 @@ impl Case for Adapted {
     }
 }
 
-/// One segment of one token; several adapters; as many tokens as several rows of a block are for,
-/// and segments of several tiles; more adapters than have columns of their own.
-const STREAMS: [SegmentList; 5] = [
+/// One segment of one token; several adapters; segments of several tiles; more adapters than have
+/// columns of their own; tokens enough for two to a warp.
+const STREAMS: [SegmentList; 6] = [
     &[(1, 0, 0)],
     &[(5, 1, 0), (1, 0, 2), (9, 1, 2)],
     &[(3, 2, 1), (40, 0, 0), (7, 2, 1)],
     &[(37, 1, 0), (1, 3, 1), (66, 0, 1)],
     &[(3, 20, 1), (1, 0, 0), (6, 7, 1)],
+    &[(90, 0, 0), (1, 2, 1), (45, 1, 0)],
 ];
 
 /// A case that takes the fused way.
@@ -211,6 +212,10 @@ fn adapted_layers() {
         fused(2, (64, 48, 3, 3), 0.1),
         Adapted { residual: false, ..fused(1, (33, 70, 8, 2), 0.0) },
         fused(3, (136, 24, 2, 1), 0.5),
+        fused(5, (520, 24, 2, 2), 0.1),
+        fused(2, (776, 40, 1, 2), 0.3),
+        fused(3, (256, 24, 2, 2), 0.0),
+        fused(1, (264, 21, 5, 3), 0.2),
     ];
     for case in cases {
         for norm in [false, true] {
@@ -269,11 +274,16 @@ fn layers_on_devices_with_99_kib_of_shared_memory() {
     let _little = LittleShared::new(99 << 10);
     // Without a norm s is a sum of so many products that its rounding to bf16 shows in dB.
     let wide = Tolerance { bf16: 4e-2, ..LORA };
-    for (in_dim, rank) in [(12_704, 2), (25_400, 2)] {
-        let case = Adapted { segments: &[(2, 0, 0), (1, 1, 0)], ..fused(0, (in_dim, 8, rank, 1), 0.1) };
+    for in_dim in [12_692, 12_704, 25_400] {
+        let case = Adapted { segments: &[(2, 0, 0), (1, 1, 0)], ..fused(0, (in_dim, 8, 2, 1), 0.1) };
         for (norm, tolerance) in [(false, wide), (true, LORA)] {
             check(&format!("lora {in_dim}→8 in 99 KiB, norm {norm}"), &Adapted { norm, ..case }, tolerance);
         }
+    }
+    // Fewer rows on their way than where there is more: in f32, in bf16.
+    for in_dim in [2048, 3584] {
+        let case = Adapted { segments: &[(11, 0, 0), (4, 1, 0)], ..fused(0, (in_dim, 8, 2, 2), 0.1) };
+        check(&format!("lora {in_dim}→8 in 99 KiB"), &case, wide);
     }
 }
 

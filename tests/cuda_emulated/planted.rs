@@ -199,12 +199,21 @@ fn wrong_t5_tiles() {
     }
 }
 
+/// Results that leave before all lanes have put their part into shared memory.
+#[test]
+fn dropped_warp_barrier() {
+    let case = Packed { lengths: &[70], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+    let fault = plant("flash.cu", "    __syncwarp();\n    constexpr int CHUNKS", "    constexpr int CHUNKS");
+    expect_caught(&case, fault, "data race");
+    expect_caught(&case, fault, "relative error");
+}
+
 /// Lanes that take different ways to a collective.
 #[test]
 fn diverged_warp() {
     let fault = in_common(
-        "for (int d = 16; d > 0; d >>= 1) x += __shfl_xor_sync(ALL, x, d);",
-        "for (int d = 16; d > 0; d >>= 1) if (threadIdx.x != 3) x += __shfl_xor_sync(ALL, x, d);",
+        "    x = warp_sum(lane < (int)(blockDim.x >> 5) ?",
+        "    if (threadIdx.x != 3) x = warp_sum(lane < (int)(blockDim.x >> 5) ?",
     );
     expect_caught(&norm(), fault, "not all threads reach");
 }
@@ -217,17 +226,38 @@ fn adapted() -> Adapted {
 /// Columns of other adapters that are not zeroed, and a B behind the rows of another target.
 #[test]
 fn wrong_columns_of_adapters() {
-    let fault = plant("lora_rows.cu", "if (column < own ||", "if (column > own + units &&");
+    let fault = plant("lora_rows.cu", "if (column >= own && column < own", "if (column < own");
     expect_caught(&adapted(), fault, "`y`");
     let fault = plant("lora.cu", "column % units / outputs.rank", "0 * units / outputs.rank");
     expect_caught(&adapted(), fault, "relative error");
 }
 
+/// The same of a rank that the backward kernel for rows in steps does not take.
+fn adapted_of_rank_3() -> Adapted {
+    Adapted { segments: &[(70, 1, 0), (3, 0, 1)], ..fused(0, (40, 24, 3, 2), 0.3) }
+}
+
 /// A mask that counts positions from the tile instead of the segment.
 #[test]
 fn wrong_mask_of_later_tiles() {
-    let fault = plant("lora_rows.cu", "kept_bits<N>(mask, tile.first + t + r,", "kept_bits<N>(mask, t + r,");
+    let fault = plant("lora_rows.cu", "MaskRow::of(key, tile.first + t,", "MaskRow::of(key, t,");
     expect_caught(&adapted(), fault, "`dx`");
+    let fault = plant("lora_rows.cu", "kept_bits<N>(mask, tile.first + t + r,", "kept_bits<N>(mask, t + r,");
+    expect_caught(&adapted_of_rank_3(), fault, "`dx`");
+}
+
+/// Rows of a step that are used before their copies have arrived, sums of the next step that are not waited for,
+/// and a step that is asked for into the place of another.
+#[test]
+fn rows_that_are_still_on_their_way() {
+    let fault = plant("lora_rows.cu", "cp_async_wait<PAIR_STAGES - 1>", "cp_async_wait<PAIR_STAGES>");
+    assert!(!complaints(&adapted(), fault).is_empty());
+    let text = "            stage = next;\n            __syncthreads();\n";
+    let fault = plant("lora_rows.cu", text, "            stage = next;\n");
+    expect_caught(&adapted(), fault, "data race");
+    let text = "pair.ask(t + stages * PAIR_ROWS, stage)";
+    let fault = plant("lora_rows.cu", text, "pair.ask(t + stages * PAIR_ROWS, next)");
+    assert!(!complaints(&adapted(), fault).is_empty());
 }
 
 /// ds that is read before others have put it there.
@@ -241,8 +271,10 @@ fn dropped_barrier_before_ds() {
 /// The norm's backward without what the adapters add to its mean.
 #[test]
 fn mean_without_adapters() {
-    let fault = plant("lora_rows.cu", "w_d_x[r] * scale + ds_dot_s[t + r]", "w_d_x[r] * scale");
+    let fault = plant("lora_rows.cu", "total * inv[r] + shared->ds_dot_s[t + r]", "total * inv[r]");
     assert_eq!(complaints(&adapted(), fault).len(), SCHEDULES.len() + 1);
+    let fault = plant("lora_rows.cu", "w_d_x[r] * scale + ds_dot_s[t + r]", "w_d_x[r] * scale");
+    assert_eq!(complaints(&adapted_of_rank_3(), fault).len(), SCHEDULES.len() + 1);
 }
 
 /// Tiles of a segment that are left out, or added to another segment's row.
@@ -250,6 +282,6 @@ fn mean_without_adapters() {
 fn wrong_sums_of_tiles() {
     let fault = plant("lora.cu", "tile < tiles; tile++", "tile + 1 < tiles; tile++");
     expect_caught(&adapted(), fault, "`grads`");
-    let fault = plant("lora.cu", "        partial += tiles * size;\n", "");
+    let fault = plant("lora.cu", "before + __shfl_sync(ALL, scan - mine, group + warp)", "before");
     expect_caught(&adapted(), fault, "`grads`");
 }

@@ -7,7 +7,9 @@ use crate::error::{Error, Result, expect_at_least, expect_len};
 use crate::ops::{GemmDims, LmHead, LmHeadDims, LmHeadScratch};
 
 const MODULE: &str = "lm_head";
+/// As in `cu/lm_head.cu`.
 const THREADS: usize = 512;
+const LOSS_THREADS: usize = 1024;
 
 impl<X: CudaReal> LmHead<X> for Cuda {
     // Several times as many operations for each byte of W as a device has time for while it reads it.
@@ -49,6 +51,9 @@ impl<X: CudaReal> LmHead<X> for Cuda {
             self.set_bytes(dx.pointer(), 0, dx.len() * size_of::<X>())?;
         }
         let gradient = dx.is_some() || dw.is_some();
+        // As much of a row as shared memory holds, in chunks of 16 bytes, stays there between its two readings.
+        let row = if gradient { vocab * size_of::<X>() / 16 } else { 0 };
+        let kept = row.min(self.most_shared::<X>(MODULE, "cross_entropy")? / 16);
         let (mut loss, fault) = (loss, self.fault_pointer());
         for first in (0..labels).step_by(chunk) {
             let n = chunk.min(labels - first);
@@ -61,9 +66,10 @@ impl<X: CudaReal> LmHead<X> for Cuda {
             let kernel = self.kernel_of::<X>(MODULE, "cross_entropy");
             let kernel = kernel.write(&loss.reborrow().slice(part.clone())).write(&logits);
             let kernel = kernel.read(targets.slice(part.clone())).read(weights.slice(part.clone()));
-            let kernel = kernel.pointer(fault).int(vocab).int(gradient.into());
+            let kernel = kernel.pointer(fault).int(vocab).int(kept).int(gradient.into());
+            let threads = threads_for_row::<X>(vocab, LOSS_THREADS);
             // SAFETY: a row of logits, a target, a weight and a loss per block; targets are checked.
-            unsafe { kernel.run([n, 1, 1], threads_for_row::<X>(vocab, THREADS), 0) }?;
+            unsafe { kernel.run([n, 1, 1], threads, kept * 16) }?;
 
             if let Some(dx) = &dx {
                 let d_rows = d_rows.reborrow().slice(0..n * hidden);

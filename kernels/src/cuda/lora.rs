@@ -7,32 +7,30 @@
 //! more than that share the columns, and have passes of their own over y and dy, as have weights
 //! without room. Which way is taken depends on shapes alone.
 //!
-//! Products with A are fused with the norm and with each other (`cu/lora_rows.cu`), those with B
+//! Products with A are fused with the norm and with each other ([`lora_rows`]), those with B
 //! and the sums of gradients are in `cu/lora.cu`.
 
 use super::launch::Launch;
+use super::lora_rows::{self, NormRows};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_len, expect_rows};
 use crate::ops::{Gemm, GemmDims, LoraDims, LoraLinear, LoraTarget, RmsNorm, RmsNormDims, Segments};
 use crate::rng::drop_threshold;
 
 const MODULE: &str = "lora";
-const ROWS_MODULE: &str = "lora_rows";
 /// Columns behind x, and behind the rows of a frozen weight: 8 adapters of 4 targets at rank 2.
 const ROOM: usize = 64;
-/// Used columns of the room are a multiple of this: the depth of a tensor core's step.
-const DEPTH: usize = 16;
+/// Used columns of the room are a multiple of this: a product over x and them then is as deep as cuBLASLt's
+/// fastest kernels like it. On an H100, 8192×4608×3600 took 8 % longer than ×3584.
+const DEPTH: usize = 64;
 /// As in `cu/lora.cuh`.
 const MOST_TARGETS: usize = 4;
-/// As in `cu/lora.cu`: threads of its kernels, and tokens of a tile of dB.
+/// As in `cu/lora.cu`: threads of its kernels and of the sums of gradients, and tokens of a tile of dB.
 const THREADS: usize = 128;
+const SUM_THREADS: usize = 256;
 const B_TILE: usize = 64;
-/// As in `cu/lora_rows.cu`: threads of its kernels, and tokens of a tile of the backward ones.
-const ROWS_THREADS: usize = 256;
-const A_TILE: usize = 32;
-
 /// Elements from one row of an adapter input to the next.
-fn row_stride(dims: &LoraDims<'_>) -> usize {
+pub(super) fn row_stride(dims: &LoraDims<'_>) -> usize {
     match dims.tail() {
         0 => dims.in_dim,
         tail => (dims.in_dim + tail.max(ROOM)).next_multiple_of(8),
@@ -44,13 +42,6 @@ fn weight_stride(in_dim: usize) -> usize {
     (in_dim + ROOM).next_multiple_of(8)
 }
 
-/// Threads of a block that takes whole rows: as few as take no more rounds than the most would.
-fn row_threads<X>(cols: usize) -> usize {
-    let chunks = cols.div_ceil(16 / size_of::<X>());
-    let rounds = chunks.div_ceil(ROWS_THREADS).max(1);
-    chunks.div_ceil(rounds).next_multiple_of(32).max(32)
-}
-
 /// Rows of a matrix of adapters or gradients.
 fn rows_of(len: usize, dims: &LoraDims<'_>) -> usize {
     len / dims.adapter_stride.max(1)
@@ -58,7 +49,7 @@ fn rows_of(len: usize, dims: &LoraDims<'_>) -> usize {
 
 /// How the columns behind x are used.
 #[derive(Clone, Copy)]
-struct Columns {
+pub(super) struct Columns {
     /// Adapters in the matrix.
     adapters: usize,
     /// From one adapter's to the next one's; 0 where all share them.
@@ -68,7 +59,7 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(adapters: CudaView<'_, f32>, dims: &LoraDims<'_>) -> Self {
+    pub fn new(adapters: CudaView<'_, f32>, dims: &LoraDims<'_>) -> Self {
         let (adapters, tail) = (rows_of(adapters.len(), dims), dims.tail());
         match adapters.saturating_mul(tail) {
             all @ 0..=ROOM => Self { adapters, step: tail, width: all.next_multiple_of(DEPTH) },
@@ -78,7 +69,7 @@ impl Columns {
 }
 
 /// Tiles of at most so many tokens of one segment, at most.
-fn tiles(tile: usize, segments: &Segments<'_, Cuda>, dims: &LoraDims<'_>) -> usize {
+pub(super) fn tiles(tile: usize, segments: &Segments<'_, Cuda>, dims: &LoraDims<'_>) -> usize {
     dims.tokens.div_ceil(tile) + segments.count
 }
 
@@ -125,7 +116,7 @@ fn stride_of_weight(op: &'static str, len: usize, dims: &LoraDims<'_>) -> Result
 
 impl Launch<'_> {
     /// Where tokens and adapters of the stream are, and rows and columns of an adapter input.
-    fn stream(
+    pub(super) fn stream(
         self,
         cuda: &Cuda,
         segments: &Segments<'_, Cuda>,
@@ -137,7 +128,7 @@ impl Launch<'_> {
         launch.int(columns.adapters)
     }
 
-    fn rows(self, dims: &LoraDims<'_>, columns: Columns) -> Self {
+    pub(super) fn rows(self, dims: &LoraDims<'_>, columns: Columns) -> Self {
         self.long(row_stride(dims)).int(dims.in_dim).int(columns.step).int(columns.width)
     }
 
@@ -152,7 +143,7 @@ impl Launch<'_> {
     }
 
     /// A of all targets, the factor of s, and the masks.
-    fn factors(self, adapters: CudaView<'_, f32>, dims: &LoraDims<'_>) -> Self {
+    pub(super) fn factors(self, adapters: CudaView<'_, f32>, dims: &LoraDims<'_>) -> Self {
         let launch = self.read(adapters).long(dims.adapter_stride).long_per_target(dims, |t| t.a_offset);
         let launch = launch.int_per_target(dims, |t| t.site as usize);
         let launch = launch.int(dims.targets.len()).int(dims.rank).float(dims.scale);
@@ -167,30 +158,16 @@ impl Launch<'_> {
 }
 
 /// Sums of a gradient in scratch memory, and where they belong.
-struct Partial {
-    pointer: u64,
+pub(super) struct Partial {
+    pub pointer: u64,
     /// Tokens of a tile.
-    tile: usize,
+    pub tile: usize,
     /// Elements of a tile, beginning with `first` of the gradient.
-    size: usize,
-    first: usize,
-}
-
-/// Views of the rows of a backward kernel: with the norm, or of a layer alone.
-struct NormRows<'a, X> {
-    dx: CudaViewMut<'a, X>,
-    x: CudaView<'a, X>,
-    inv_rms: CudaView<'a, f32>,
-    w_norm: CudaView<'a, X>,
-    dims: RmsNormDims,
+    pub size: usize,
+    pub first: usize,
 }
 
 impl Cuda {
-    /// Rows of x that a block of the forward kernels takes: several share what they read of A.
-    fn rows_per_block(&self, tokens: usize) -> usize {
-        if tokens >= 8 * self.inner.processors { 4 } else { 1 }
-    }
-
     /// Writes B of all adapters behind the rows of `w`, in the columns that are theirs.
     fn lora_weight_tail<X: CudaReal>(
         &self,
@@ -202,7 +179,8 @@ impl Cuda {
         let kernel = self.kernel_of::<X>(MODULE, "lora_weight_tail").pointer(w.pointer()).read(adapters);
         let kernel = kernel.long(dims.adapter_stride).long(weight_stride(dims.in_dim)).int(dims.out_dim);
         let kernel = kernel.int(dims.in_dim).int(columns.width).int(columns.adapters).outputs(dims);
-        let blocks = self.blocks_for(dims.out_dim * columns.width, THREADS);
+        let chunks = (dims.out_dim * columns.width).div_ceil(16 / size_of::<X>());
+        let blocks = self.blocks_for(chunks, THREADS);
         // SAFETY: `w` has room in every row, and by the contract that room is ours to write.
         unsafe { kernel.run([blocks, 1, 1], THREADS, 0) }
     }
@@ -231,7 +209,7 @@ impl Cuda {
 
     /// Adds the sums of all tiles to their gradient rows. `len` is the length of a target's
     /// gradient, `offset` its place.
-    fn lora_add_rows(
+    pub(super) fn lora_add_rows(
         &self,
         grads: &CudaViewMut<'_, f32>,
         partial: Partial,
@@ -248,7 +226,7 @@ impl Cuda {
         let end = |n: usize| dims.targets.iter().take(n + 1).map(&len).sum();
         let kernel = (0..MOST_TARGETS).fold(kernel, |kernel, n| kernel.long(end(n)));
         // SAFETY: the targets lie within a row (`check`), and rows out of range are refused.
-        unsafe { kernel.run([size.div_ceil(THREADS), 1, 1], THREADS, 0) }
+        unsafe { kernel.run([size.div_ceil(32), 1, 1], SUM_THREADS, 0) }
     }
 
     /// `dB += dyᵀ s`.
@@ -274,58 +252,6 @@ impl Cuda {
         unsafe { kernel.run(grid, THREADS, 0) }?;
         let partial = Partial { pointer: scratch.pointer, tile: B_TILE, size, first: 0 };
         self.lora_add_rows(grads, partial, segments, dims, |t| t.b_offset, len)
-    }
-
-    /// The backward of the products with A, alone or with the norm before them.
-    fn lora_by_a_backward<X: CudaReal>(
-        &self,
-        op: &'static str,
-        norm: Option<NormRows<'_, X>>,
-        d_input: &CudaViewMut<'_, X>,
-        grads: &CudaViewMut<'_, f32>,
-        input: CudaView<'_, X>,
-        adapters: CudaView<'_, f32>,
-        segments: &Segments<'_, Self>,
-        dims: &LoraDims<'_>,
-    ) -> Result<()> {
-        let (units, columns) = (dims.tail(), Columns::new(adapters, dims));
-        let float = size_of::<f32>();
-        let ds = A_TILE * units * float;
-        // As many units at a time as a block can sum in shared memory; one launch in practice. Where a
-        // device has too little for a single one, blocks sum in scratch memory, all units at once.
-        let in_shared =
-            self.most_shared::<X>(ROWS_MODULE, op)?.saturating_sub(ds) / (dims.in_dim.max(1) * float);
-        let (name, at_a_time) = match in_shared {
-            0 if norm.is_some() => ("rmsnorm_lora_backward_scratch", units),
-            0 => ("lora_down_backward_scratch", units),
-            n => (op, n),
-        };
-        let tiles = tiles(A_TILE, segments, dims);
-        let scratch = self.workspace(tiles * units.min(at_a_time) * dims.in_dim * float)?;
-        for first in (0..units).step_by(at_a_time) {
-            let count = at_a_time.min(units - first);
-            let kernel = self.kernel_of::<X>(ROWS_MODULE, name);
-            let kernel = match &norm {
-                None => kernel.write(d_input).pointer(scratch.pointer).read(input),
-                Some(norm) => {
-                    let kernel = kernel.write(&norm.dx).write(d_input).pointer(scratch.pointer).read(norm.x);
-                    let kernel = kernel.read(input).read(norm.inv_rms).read(norm.w_norm);
-                    kernel.long(norm.dims.x_stride)
-                }
-            };
-            let kernel = kernel.factors(adapters, dims).int(first).int(count).int((first == 0).into());
-            let kernel = kernel.stream(self, segments, dims, columns).rows(dims, columns);
-            let shared = if in_shared == 0 { ds } else { count * dims.in_dim * float + ds };
-            let threads = row_threads::<X>(dims.in_dim);
-            // SAFETY: the callers have checked lengths; segments and adapters out of range are refused.
-            unsafe { kernel.run([tiles, 1, 1], threads, shared) }?;
-            let size = count * dims.in_dim;
-            let first = first * dims.in_dim;
-            let partial = Partial { pointer: scratch.pointer, tile: A_TILE, size, first };
-            let len = |_: &LoraTarget| dims.rank * dims.in_dim;
-            self.lora_add_rows(grads, partial, segments, dims, |t| t.a_offset, len)?;
-        }
-        Ok(())
     }
 }
 
@@ -357,18 +283,14 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         segments: Segments<'_, Self>,
         dims: LoraDims<'_>,
     ) -> Result<()> {
-        check("lora_down_forward", input.len(), &segments, &dims)?;
+        const OP: &str = "lora_down_forward";
+        check(OP, input.len(), &segments, &dims)?;
         if dims.tail() == 0 {
             return Ok(());
         }
-        let rows = self.rows_per_block(dims.tokens);
-        let name = if rows == 1 { "lora_down_forward_1" } else { "lora_down_forward_4" };
-        let columns = Columns::new(adapters, &dims);
-        let kernel = self.kernel_of::<X>(ROWS_MODULE, name).write(&input).factors(adapters, &dims);
-        let kernel = kernel.stream(self, &segments, &dims, columns).rows(&dims, columns);
-        let threads = row_threads::<X>(dims.in_dim);
-        // SAFETY: checked by `check`; segments and adapters out of range are refused.
-        unsafe { kernel.run([dims.tokens.div_ceil(rows), 1, 1], threads, 0) }
+        let kernel = self.kernel_of::<X>(lora_rows::MODULE, OP).write(&input);
+        // SAFETY: checked by `check`.
+        unsafe { self.run_rows_forward(kernel, adapters, &segments, &dims) }
     }
 
     fn rmsnorm_lora_forward(
@@ -392,16 +314,10 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         expect_len(OP, "inv_rms", inv_rms.len(), norm.rows)?;
         expect_rows(OP, "x", x.len(), norm.rows, norm.cols, norm.x_stride)?;
         expect_len(OP, "w_norm", w_norm.len(), norm.cols)?;
-        let rows = self.rows_per_block(dims.tokens);
-        let name = if rows == 1 { "rmsnorm_lora_forward_1" } else { "rmsnorm_lora_forward_4" };
-        let columns = Columns::new(adapters, &dims);
-        let kernel =
-            self.kernel_of::<X>(ROWS_MODULE, name).write(&input).write(&inv_rms).read(x).read(w_norm);
-        let kernel = kernel.long(norm.x_stride).float(norm.eps).factors(adapters, &dims);
-        let kernel = kernel.stream(self, &segments, &dims, columns).rows(&dims, columns);
-        let threads = row_threads::<X>(dims.in_dim);
-        // SAFETY: the lengths above; segments and adapters out of range are refused.
-        unsafe { kernel.run([dims.tokens.div_ceil(rows), 1, 1], threads, 0) }
+        let kernel = self.kernel_of::<X>(lora_rows::MODULE, OP).write(&input).write(&inv_rms).read(x);
+        let kernel = kernel.read(w_norm).long(norm.x_stride).float(norm.eps);
+        // SAFETY: the lengths above.
+        unsafe { self.run_rows_forward(kernel, adapters, &segments, &dims) }
     }
 
     fn lora_linear_forward(

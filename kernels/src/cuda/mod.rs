@@ -31,6 +31,7 @@ mod library;
 mod limits;
 mod lm_head;
 mod lora;
+mod lora_rows;
 mod memory;
 mod mse;
 mod nccl;

@@ -1,12 +1,20 @@
 //! Rotary embedding and the q/k norm on CUDA: a block per token.
 
+use super::elementwise::threads_for_row;
 use super::rmsnorm::{COLUMN_BLOCK, COLUMN_THREADS};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_len};
 use crate::ops::{Out, QkNorm, QkvDims, Rope};
 
 const MODULE: &str = "rope";
+/// As in `cu/rope.cu`: threads of a block of the norms, and the most of the rotary embedding's.
 const THREADS: usize = 256;
+const ROPE_THREADS: usize = 512;
+
+/// Threads of a token's block: one for every 16 bytes of half a head, so that all are asked for at once.
+fn rope_threads<X: CudaReal>(heads: usize, head_dim: usize) -> usize {
+    threads_for_row::<X>(heads * head_dim / 2, ROPE_THREADS)
+}
 
 /// Fails unless tables of angles and positions fit; the number of positions in the tables.
 fn check_angles(op: &'static str, cos: usize, sin: usize, positions: usize, dims: QkvDims) -> Result<usize> {
@@ -74,8 +82,9 @@ impl<X: CudaReal> Rope<X> for Cuda {
         let kernel = self.kernel_of::<X>(MODULE, OP).write(&qkv).read_if(bias).read(cos).read(sin);
         let kernel = kernel.read(positions).pointer(self.fault_pointer());
         let kernel = kernel.int(dims.heads).int(dims.kv_heads).int(dims.head_dim).int(limit);
+        let heads = dims.heads + if bias.is_some() { 2 } else { 1 } * dims.kv_heads;
         // SAFETY: the lengths above; positions beyond the tables are refused.
-        unsafe { kernel.run([dims.tokens, 1, 1], THREADS, 0) }
+        unsafe { kernel.run([dims.tokens, 1, 1], rope_threads::<X>(heads, dims.head_dim), 0) }
     }
 
     fn rope_backward(
@@ -96,8 +105,9 @@ impl<X: CudaReal> Rope<X> for Cuda {
         let kernel = self.kernel_of::<X>(MODULE, OP).write(&dqkv).read(cos).read(sin);
         let kernel = kernel.read(positions).pointer(self.fault_pointer());
         let kernel = kernel.int(dims.heads).int(dims.kv_heads).int(dims.head_dim).int(limit);
+        let threads = rope_threads::<X>(dims.heads + dims.kv_heads, dims.head_dim);
         // SAFETY: the lengths above; positions beyond the tables are refused.
-        unsafe { kernel.run([dims.tokens, 1, 1], THREADS, 0) }?;
+        unsafe { kernel.run([dims.tokens, 1, 1], threads, 0) }?;
         match &dbias {
             Some(dbias) => self.sum_rows(dbias, dqkv.freeze(), dims.tokens, dims.row(), Out::Add),
             None => Ok(()),

@@ -310,13 +310,15 @@ impl Attention {
         weight_gradient(&queue, grads, &self.kv, dkv, source, kv_dims)?;
         let (w_q, w_kv) = (pass.weight(&self.q), pass.weight(&self.kv));
         pass.dev.linear_backward_input(own.d_normed.view_mut(rows), dq, w_q, q_dims, Out::Assign)?;
-        Ok(match memory {
+        match memory {
             None => {
-                pass.dev.linear_backward_input(own.d_normed.view_mut(rows), dkv, w_kv, kv_dims, Out::Add)?
+                let d_normed = own.d_normed.view_mut(rows);
+                pass.dev.linear_backward_input(d_normed, dkv, w_kv, kv_dims, Out::Add)?;
             }
             Some((_, out)) => {
-                queue.linear_backward_input(d_memory.view_mut(kv_rows), dkv, w_kv, kv_dims, out)?
+                queue.linear_backward_input(d_memory.view_mut(kv_rows), dkv, w_kv, kv_dims, out)?;
             }
-        })
+        }
+        Ok(())
     }
 }
