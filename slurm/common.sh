@@ -6,7 +6,7 @@
 # Environment, all of it optional:
 #   GRADTX           the program (gradtx on the PATH)
 #   GRADTX_MPI       how srun starts MPI: pmix (OpenMPI), pmi2 (MPICH), none
-#   GRADTX_SRUN      more options of srun, e.g. --gpu-bind=none
+#   GRADTX_SRUN      more options of srun, e.g. --cpu-bind=cores
 #   GRADTX_RESTARTS  how often a job may be requeued (20)
 set -euo pipefail
 

@@ -362,7 +362,7 @@ write_table() {
     {
         echo "# GPU check, $(date -u +%F)"
         echo
-        limited 5 "$scratch/table" "$program" bench table "$out" && cat "$scratch/table"
+        limited 5 "$scratch/table" env -C "$out" "$program" bench table results.jsonl && cat "$scratch/table"
         echo
         echo '| part | what | result | seconds | |'
         echo '|---|---|---|---|---|'

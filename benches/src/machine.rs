@@ -4,7 +4,7 @@ use super::measure::rounded;
 use anyhow::Result;
 use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
-use gradtx_runtime::plan::available_memory;
+use gradtx_runtime::plan::{Room, available_memory};
 use serde_json::{Map, Value};
 use std::any::Any;
 
@@ -47,7 +47,15 @@ fn processor() -> String {
     line.and_then(|line| line.split_once(':')).map_or("unknown".into(), |(_, name)| name.trim().into())
 }
 
-/// Bytes that buffers can have.
+/// Memory that buffers can have.
+pub fn room<D: Device>(device: &D) -> Result<Room> {
+    match device.free_memory()? {
+        Some(free) => Ok(Room::Device { free, group: false }),
+        None => Ok(Room::Host(available_memory()?)),
+    }
+}
+
+/// Bytes that nobody has.
 pub fn free_memory<D: Device>(device: &D) -> Result<u64> {
     Ok(device.free_memory()?.map_or_else(available_memory, Ok)?)
 }

@@ -176,8 +176,9 @@ pub fn check_memory<D: Device>(
     asked: usize,
     plan: impl Fn(usize) -> Result<MemoryPlan>,
 ) -> Result<()> {
-    let free = machine::free_memory(device)?;
-    let need = |n: usize| Ok::<u64, anyhow::Error>(plan(n)?.total());
+    let room = machine::room(device)?;
+    let free = room.available();
+    let need = |n: usize| Ok::<u64, anyhow::Error>(room.taken(&plan(n)?));
     let total = need(asked)?;
     if total <= free {
         return Ok(());

@@ -52,10 +52,8 @@ struct Module {
 };
 
 static char contexts[MOST_DEVICES];
-static thread_local void* current_context;
-static std::mutex memory_lock;
-static size_t used;
-static std::unordered_map<Pointer, size_t> sizes;
+static thread_local void* context_of_thread;
+void* current_context() { return context_of_thread; }
 
 // How many devices there are: EMU_DEVICES, or what emu_devices has set for this host thread. All
 // have the same memory, that of the host.
@@ -69,7 +67,7 @@ static int& devices() {
 }
 extern "C" void emu_devices(int count) { devices() = std::clamp(count, 0, MOST_DEVICES); }
 // For other stand-ins: the device of this thread's context.
-extern "C" int emu_current_device() { return static_cast<int>(static_cast<char*>(current_context) - contexts); }
+extern "C" int emu_current_device() { return static_cast<int>(static_cast<char*>(current_context()) - contexts); }
 
 API cuInit(unsigned) { return SUCCESS; }
 API cuDriverGetVersion(int* version) {
@@ -121,46 +119,80 @@ API cuDevicePrimaryCtxRetain(void** context, int device) {
 }
 API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 API cuCtxSetCurrent(void* context) {
-    current_context = context;
+    context_of_thread = context;
     return SUCCESS;
 }
 API cuCtxGetCurrent(void** context) {
-    *context = current_context;
+    *context = current_context();
     return SUCCESS;
 }
+// Memory of a device is given out in pages of 2 MiB. Small allocations share them, and a page that was taken for
+// those stays with the device.
+struct Memory {
+    size_t pages = 0;        // bytes of whole pages
+    size_t small = 0;        // bytes of allocations that share pages,
+    size_t small_pages = 0;  // and of their pages
+    size_t most = 0;         // bytes that were in use at a time
+    std::unordered_map<Pointer, size_t> sizes;
+
+    size_t used() const { return pages + small_pages; }
+};
+constexpr size_t PAGE = 2 << 20, SMALL = 1 << 20, UNIT = 512;
+static std::mutex memory_lock;
+static Memory memories[MOST_DEVICES];
+static Memory& own_memory() { return memories[emu_current_device()]; }
+static size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
 API cuMemAlloc_v2(Pointer* p, size_t bytes) {
     if (bytes == 0) return INVALID_VALUE;
     if (Result result = outside_of_capture()) return result;
     std::lock_guard<std::mutex> held(memory_lock);
-    if (bytes > MEMORY - used) return OUT_OF_MEMORY;
+    Memory& m = own_memory();
+    bool is_small = bytes < SMALL;
+    size_t taken = rounded(bytes, is_small ? UNIT : PAGE);
+    size_t small = m.small + (is_small ? taken : 0), small_pages = std::max(m.small_pages, rounded(small, PAGE));
+    size_t pages = m.pages + (is_small ? 0 : taken);
+    if (bytes > MEMORY || pages + small_pages > MEMORY) return OUT_OF_MEMORY;
     void* memory = emu::guarded_alloc(bytes);
     if (!memory) return OUT_OF_MEMORY;
     *p = reinterpret_cast<Pointer>(memory);
-    sizes[*p] = bytes;
-    used += bytes;
+    m.sizes[*p] = bytes;
+    m.pages = pages, m.small = small, m.small_pages = small_pages;
+    m.most = std::max(m.most, m.used());
     return SUCCESS;
 }
 API cuMemFree_v2(Pointer p) {
-    if (Result result = outside_of_capture()) return result;
+    if (Result result = outside_of_captures_of_context()) return result;
     std::lock_guard<std::mutex> held(memory_lock);
-    auto found = sizes.find(p);
-    if (found == sizes.end()) return INVALID_VALUE;
-    used -= found->second;
-    sizes.erase(found);
+    Memory& m = own_memory();
+    auto found = m.sizes.find(p);
+    if (found == m.sizes.end()) return INVALID_VALUE;
+    bool is_small = found->second < SMALL;
+    (is_small ? m.small : m.pages) -= rounded(found->second, is_small ? UNIT : PAGE);
+    m.sizes.erase(found);
     emu::guarded_free(reinterpret_cast<void*>(p));
     return SUCCESS;
 }
 API cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
     std::lock_guard<std::mutex> held(memory_lock);
     *total = MEMORY;
-    *free_bytes = MEMORY - used;
+    *free_bytes = MEMORY - own_memory().used();
     return SUCCESS;
 }
+// For tests: the most bytes that were in use at a time on the device of this thread's context, from now on or so far.
+extern "C" __attribute__((visibility("default"))) void emu_peak_memory(size_t* bytes, int from_now_on) {
+    std::lock_guard<std::mutex> held(memory_lock);
+    Memory& m = own_memory();
+    if (from_now_on) m.most = m.used();
+    *bytes = m.most;
+}
 API cuMemHostAlloc(void** p, size_t bytes, unsigned) {
+    if (Result result = outside_of_captures_of_context()) return result;
     *p = malloc(bytes);
     return *p ? SUCCESS : OUT_OF_MEMORY;
 }
 API cuMemFreeHost(void* p) {
+    if (Result result = outside_of_captures_of_context()) return result;
     free(p);
     return SUCCESS;
 }
@@ -197,7 +229,8 @@ API cuMemsetD32Async(Pointer to, unsigned value, size_t n, void* stream) { retur
 // An image is a shared object of the host; what is for a real device is refused.
 API cuModuleLoadData(void** module, const void* image) {
     auto* header = static_cast<const Elf64_Ehdr*>(image);
-    if (Result result = outside_of_capture()) return result;
+    if (Result result = outside_of_captures_of_context()) return result;
+    if (reinterpret_cast<uintptr_t>(image) % 16) return INVALID_IMAGE;  // its headers are read where they lie
     if (memcmp(header->e_ident, ELFMAG, SELFMAG) || header->e_machine != EM_X86_64) return INVALID_IMAGE;
     size_t bytes = header->e_shoff + (size_t)header->e_shentsize * header->e_shnum;
     // A file of its own under a name of its own: the loader takes a name it has seen for the same object.
@@ -216,6 +249,7 @@ API cuModuleLoadData(void** module, const void* image) {
     return SUCCESS;
 }
 API cuModuleUnload(void* module) {
+    if (Result result = outside_of_captures_of_context()) return result;
     delete static_cast<Module*>(module);  // the object stays mapped: a fault may still name its code
     return SUCCESS;
 }
@@ -232,6 +266,7 @@ API cuModuleGetFunction(void** function, void* module, const char* name) {
 }
 API cuFuncSetAttribute(void* function, int attribute, int value) {
     constexpr int MAX_DYNAMIC_SHARED = 8;
+    if (Result result = outside_of_captures_of_context()) return result;
     if (attribute != MAX_DYNAMIC_SHARED) return SUCCESS;
     auto* f = static_cast<Function*>(function);
     if (value < 0 || value + (int)f->declared_shared > most_shared()) return INVALID_VALUE;

@@ -30,5 +30,11 @@ Result enqueue(void* stream, bool kernel, std::function<Result()> run);
 // Does all that this thread's streams still have to do.
 Result finish_streams_of_this_thread();
 
-// What no stream of this thread may be recorded over: CAPTURE_UNSUPPORTED if one is, which ends the recording.
+// For calls that no stream of this thread may be captured during: CAPTURE_UNSUPPORTED if one is, and the capture
+// is invalidated.
 Result outside_of_capture();
+// The same for calls that concern the whole context: no stream of it, of any thread.
+Result outside_of_captures_of_context();
+
+// The context of this thread.
+void* current_context();

@@ -1,12 +1,15 @@
 // A stand-in for libnccl.so: the part of its interface that gradtx calls. Ranks are threads of one process,
 // each with a device of the stand-in driver; memory of all devices is the host's. They find each other by
-// the id of their group, and everything that they do together is a meeting: a rank that has to have its
-// part done (streams.cpp says when) waits there for the others. Sums are taken in the order of ranks.
+// the id of their group, and everything that they do together is a meeting: a rank's part of it is done when all
+// ranks have come, and its stream waits there. Sums are taken in the order of ranks; but unless NCCL_NVLS_ENABLE=0,
+// as on machines whose switches add up values, in an order that differs from call to call. To be destroyed together,
+// ranks wait for each other; who aborts waits for nobody, and of the others only those hear of it that wait for him.
 // Operations that do not fit each other, which would hang or destroy memory with NCCL itself, end the group
 // with a sentence; so does a rank that gives up.
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -29,6 +32,7 @@ enum Result : int {
     INVALID_USAGE = 5,
     REMOTE_ERROR = 6,
 };
+constexpr int DRIVER_NOT_READY = 600;
 enum Type : int { UINT8 = 1, FLOAT32 = 7 };
 enum Operator : int { SUM = 0 };
 struct UniqueId { char bytes[128]; };
@@ -58,7 +62,7 @@ struct Meeting {
 };
 
 struct World {
-    int size = 0;
+    int size = 0, closed = 0;
     std::map<int, int> devices;  // of the ranks that have joined
     std::map<uint64_t, Meeting> meetings;
     std::string wrong;  // why nothing more will be done
@@ -82,6 +86,13 @@ static std::condition_variable changed;
 static std::map<std::string, std::shared_ptr<World>> worlds;
 static thread_local std::string last_error;
 static thread_local bool broken = false;
+// What is wrong about a device: ranks with it cannot join, and the others hear of it or do not; or cannot sum.
+enum class Fault { none, join, silent_join, sums };
+static std::map<int, Fault> faults;
+static Fault fault_of(int device) {
+    auto found = faults.find(device);
+    return found == faults.end() ? Fault::none : found->second;
+}
 static thread_local int depth = 0;
 struct Queued { Comm* comm; void* stream; Operation operation; };
 static thread_local std::vector<Queued> queued;
@@ -94,13 +105,16 @@ static Result refuse(Result e, const std::string& why) {
 // One operation of a meeting: `all` has that of every rank.
 static void carry_out(const std::vector<Operation>& all) {
     size_t size = all.size(), bytes = all[0].bytes();
+    static size_t calls;
+    const char* nvls = getenv("NCCL_NVLS_ENABLE");
+    size_t first = nvls && !strcmp(nvls, "0") ? 0 : calls++;
     auto sum = [&](size_t offset) {
         std::vector<float> total(all[0].count);
-        for (size_t rank = 0; rank < size; rank++)
+        for (size_t turn = 0; turn < size; turn++)
             for (size_t i = 0; i < total.size(); i++) {
                 float x;
-                memcpy(&x, all[rank].in + offset + 4 * i, 4);
-                total[i] = rank == 0 ? x : total[i] + x;
+                memcpy(&x, all[(first + turn) % size].in + offset + 4 * i, 4);
+                total[i] = turn == 0 ? x : total[i] + x;
             }
         return total;
     };
@@ -145,26 +159,22 @@ struct Part {
     uint64_t number;
     std::vector<Operation> operations;
 
-    // Waits for the others. Without them nothing is done, and the group has failed.
-    void attend() {
-        std::unique_lock<std::mutex> held(lock);
+    // Comes, if it has not yet, and sees whether all have. When the group has failed, nothing is done.
+    int attend() {
+        std::lock_guard<std::mutex> held(lock);
         World& world = *comm->world;
-        if (comm->left || !world.wrong.empty()) return;
+        if (comm->left || !world.wrong.empty()) return 0;
         Meeting& meeting = world.meetings[number];
-        meeting.brought.emplace(comm->rank, operations);
-        if ((int)meeting.brought.size() == world.size) meet(world, meeting);
-        changed.notify_all();
-        auto decided = [&] { return meeting.done || !world.wrong.empty(); };
-        if (!changed.wait_for(held, PATIENCE, decided)) world.fail(SYSTEM_ERROR, "not all ranks have come");
-        if (meeting.done) comm->outstanding--;
+        bool is_new = meeting.brought.emplace(comm->rank, operations).second;
+        if (is_new && (int)meeting.brought.size() == world.size) meet(world, meeting);
+        if (!meeting.done) return world.wrong.empty() ? DRIVER_NOT_READY : 0;
+        comm->outstanding--;
+        return 0;
     }
 };
 
 static Result put_off(Comm* comm, void* stream, std::vector<Operation> operations) {
-    auto run = [](void* part) {
-        static_cast<Part*>(part)->attend();
-        return 0;
-    };
+    auto run = [](void* part) { return static_cast<Part*>(part)->attend(); };
     auto drop = [](void* part) { delete static_cast<Part*>(part); };
     comm->outstanding++;
     bool fine = emu_enqueue_beside(stream, run, drop, new Part{comm, comm->next++, std::move(operations)}) == 0;
@@ -189,6 +199,7 @@ static Result add(Comm* comm, void* stream, Operation operation) {
     if (comm->device != emu_current_device()) return refuse(INVALID_USAGE, "the thread's device is another one");
     if (operation.root < 0 || operation.root >= world.size) return refuse(INVALID_ARGUMENT, "there is no such root");
     bool sums = scatters || operation.kind == Kind::reduce;
+    if (sums && fault_of(comm->device) == Fault::sums) return refuse(UNHANDLED_CUDA_ERROR, "invalid device ordinal");
     if (operation.type != (sums ? FLOAT32 : UINT8)) return refuse(INVALID_ARGUMENT, "not a type of this stand-in");
     const char *in = operation.in, *out = operation.out;
     if (!emu_is_allocated(in, scatters ? whole : operation.bytes()) || !emu_is_allocated(out, gathers ? whole : operation.bytes()))
@@ -209,6 +220,12 @@ API ncclGetVersion(int* version) {
 // Whether the library fails on this thread.
 extern "C" void emu_break_nccl(int is_broken) { broken = is_broken != 0; }
 
+// What is wrong about a device from now on, as in `Fault`.
+extern "C" void emu_nccl_fault(int device, int fault) {
+    std::lock_guard<std::mutex> held(lock);
+    faults[device] = static_cast<Fault>(fault);
+}
+
 API ncclGetUniqueId(UniqueId* id) {
     static int made;
     std::lock_guard<std::mutex> held(lock);
@@ -223,6 +240,9 @@ API ncclCommInitRank(Comm** comm, int size, UniqueId id, int rank) {
     auto world = place;
     if (world->size == 0) world->size = size;
     int device = emu_current_device();
+    Fault fault = fault_of(device);
+    if (fault == Fault::join) world->fail(UNHANDLED_CUDA_ERROR, "invalid device ordinal");
+    if (fault == Fault::silent_join) return refuse(UNHANDLED_CUDA_ERROR, "invalid device ordinal");
     for (auto [other, its_device] : world->devices)
         if (its_device == device)
             world->fail(INVALID_USAGE, "ranks " + std::to_string(other) + " and " + std::to_string(rank) + " have the same device");
@@ -238,19 +258,25 @@ API ncclCommInitRank(Comm** comm, int size, UniqueId id, int rank) {
     return SUCCESS;
 }
 
-// Ends a rank's membership; its memory stays, for work that was put off may still look at it.
-static Result leave(Comm* comm, bool aborts) {
-    std::lock_guard<std::mutex> held(lock);
-    if (comm->outstanding > 0) {
-        if (!aborts) return refuse(INVALID_USAGE, "destroyed while something is not done");
-        comm->world->fail(REMOTE_ERROR, "rank " + std::to_string(comm->rank) + " has given up");
-    }
+// A rank's membership ends; its memory stays, for work that was put off may still look at it.
+API ncclCommDestroy(Comm* comm) {
+    std::unique_lock<std::mutex> held(lock);
+    World& world = *comm->world;
+    if (comm->outstanding > 0) return refuse(INVALID_USAGE, "destroyed while something is not done");
     comm->left = true;
+    world.closed++;
+    changed.notify_all();
+    auto decided = [&] { return world.closed == world.size || !world.wrong.empty(); };
+    if (!changed.wait_for(held, PATIENCE, decided)) return refuse(SYSTEM_ERROR, "not all ranks have left");
+    return SUCCESS;
+}
+API ncclCommAbort(Comm* comm) {
+    std::lock_guard<std::mutex> held(lock);
+    comm->left = true;
+    if (comm->outstanding > 0) comm->world->fail(REMOTE_ERROR, "rank " + std::to_string(comm->rank) + " has given up");
     changed.notify_all();
     return SUCCESS;
 }
-API ncclCommDestroy(Comm* comm) { return leave(comm, false); }
-API ncclCommAbort(Comm* comm) { return leave(comm, true); }
 API ncclCommGetAsyncError(Comm* comm, Result* error) {
     std::lock_guard<std::mutex> held(lock);
     *error = comm->world->error;

@@ -11,13 +11,18 @@
 // that waits for an event of the capture belongs to it from then on, and becomes a branch of the graph.
 // Branches are late as streams are: by default those beside the first do nothing until it waits for
 // them, with `emu_late_kernels` it is the first.
+//
+// Calls that a capture makes illegal fail and invalidate it: those of the thread that captures that would wait or
+// take memory, and those of any thread that concern the whole context. What is then put into it fails, as on a device.
 #include "driver.h"
 
+#include <atomic>
 #include <chrono>
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -47,7 +52,7 @@ struct Graph {
 struct Capture {
     Graph graph;
     std::vector<Stream*> branches;
-    bool spoiled = false;  // something was asked that no graph can hold
+    std::atomic<bool> spoiled{false};  // something was asked that a capture makes illegal
 };
 
 struct Event {
@@ -57,6 +62,7 @@ struct Event {
 };
 
 struct Stream {
+    void* context = current_context();
     std::recursive_mutex lock;
     std::deque<Operation> waiting;
     bool has_launched = false;
@@ -79,8 +85,12 @@ std::set<Stream*>& own_streams() {
     return streams;
 }
 thread_local Stream* capturing;
+// Those of all threads.
+std::mutex captures_lock;
+std::set<Stream*> captures;
 
-// Does what waits in a stream, in order, all of it or until a mark is passed; the first failure.
+// Does what waits in a stream, in order, all of it or until a mark is passed; the first failure. Stops before
+// an operation that is not ready, for it waits for somebody else: then that is the result.
 Result drain(Stream* s, const Mark* until = nullptr) {
     std::lock_guard<std::recursive_mutex> held(s->lock);
     Result first = SUCCESS;
@@ -88,9 +98,23 @@ Result drain(Stream* s, const Mark* until = nullptr) {
         Operation next = std::move(s->waiting.front());
         s->waiting.pop_front();
         Result result = next();
+        if (result == NOT_READY) {
+            s->waiting.push_front(std::move(next));
+            return first == SUCCESS ? NOT_READY : first;
+        }
         if (first == SUCCESS) first = result;
     }
     return first;
+}
+
+// Asks until it is ready; what nobody makes ready in a minute has failed.
+template <class Ask> Result until_ready(Ask ask) {
+    auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    Result result;
+    while ((result = ask()) == NOT_READY && std::chrono::steady_clock::now() < end) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return result == NOT_READY ? LAUNCH_FAILED : result;
 }
 
 // A launched graph: the nodes of each branch that are still to be done.
@@ -149,21 +173,26 @@ Result pass(const std::shared_ptr<Mark>& mark) { return mark && !mark->done ? dr
 
 Result enqueue(void* stream, bool kernel, Operation run) {
     auto* s = static_cast<Stream*>(stream);
-    if (!s) return NOT_SUPPORTED;  // the default stream has rules of its own
+    if (!s) {  // the default stream has rules of its own
+        Result result = outside_of_captures_of_context();
+        return result ? result : NOT_SUPPORTED;
+    }
     std::lock_guard<std::recursive_mutex> held(s->lock);
     if (s->captured) {
+        if (s->captured->spoiled) return CAPTURE_INVALIDATED;
         s->captured->graph.nodes.push_back({s->branch, std::move(run), 0, false});
         return SUCCESS;
     }
     s->waiting.push_back(std::move(run));
     s->has_launched |= kernel;
-    return s->has_launched == late_kernels() ? SUCCESS : drain(s);
+    Result result = s->has_launched == late_kernels() ? SUCCESS : drain(s);
+    return result == NOT_READY ? SUCCESS : result;
 }
 
 Result finish_streams_of_this_thread() {
     Result first = SUCCESS;
     for (Stream* s : own_streams()) {
-        Result result = drain(s);
+        Result result = until_ready([s] { return drain(s); });
         if (first == SUCCESS) first = result;
     }
     return first;
@@ -173,6 +202,17 @@ Result outside_of_capture() {
     if (!capturing) return SUCCESS;
     capturing->captured->spoiled = true;
     return CAPTURE_UNSUPPORTED;
+}
+
+Result outside_of_captures_of_context() {
+    std::lock_guard<std::mutex> held(captures_lock);
+    Result result = SUCCESS;
+    for (Stream* s : captures) {
+        if (s->context != current_context()) continue;
+        s->captured->spoiled = true;
+        result = CAPTURE_UNSUPPORTED;
+    }
+    return result;
 }
 
 extern "C" __attribute__((visibility("default"))) void emu_late_kernels(int late) { late_kernels() = late != 0; }
@@ -210,17 +250,17 @@ API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 }
 API cuStreamDestroy_v2(void* stream) {
     auto* s = static_cast<Stream*>(stream);
-    Result result = drain(s);
+    Result result = until_ready([s] { return drain(s); });
     own_streams().erase(s);
     delete s;
     return result;
 }
 API cuStreamSynchronize(void* stream) {
     if (Result result = outside_of_capture()) return result;
-    return drain(static_cast<Stream*>(stream));
+    return until_ready([=] { return drain(static_cast<Stream*>(stream)); });
 }
 API cuCtxSynchronize() {
-    if (Result result = outside_of_capture()) return result;
+    if (Result result = outside_of_captures_of_context()) return result;
     return finish_streams_of_this_thread();
 }
 
@@ -236,6 +276,7 @@ API cuEventRecord(void* event, void* stream) {
     auto *e = static_cast<Event*>(event);
     auto *s = static_cast<Stream*>(stream);
     if (s->captured) {
+        if (s->captured->spoiled) return CAPTURE_INVALIDATED;
         Graph& graph = s->captured->graph;
         e->last.reset();
         e->capture = s->captured;
@@ -264,6 +305,7 @@ API cuStreamWaitEvent(void* stream, void* event, unsigned) {
         outside_of_capture();
         return CAPTURE_ISOLATION;
     }
+    if (capture && capture->spoiled) return CAPTURE_INVALIDATED;
     if (capture && !s->captured) {
         s->captured = capture;
         s->branch = capture->branches.size();
@@ -284,7 +326,7 @@ API cuEventQuery(void* event) {
 }
 API cuEventSynchronize(void* event) {
     if (Result result = outside_of_capture()) return result;
-    return pass(static_cast<Event*>(event)->last);
+    return until_ready([=] { return pass(static_cast<Event*>(event)->last); });
 }
 API cuEventElapsedTime(float* milliseconds, void* start, void* end) {
     auto &from = static_cast<Event*>(start)->last, &to = static_cast<Event*>(end)->last;
@@ -301,6 +343,8 @@ API cuStreamBeginCapture_v2(void* stream, int) {
     s->captured->branches.push_back(s);
     s->branch = 0;
     capturing = s;
+    std::lock_guard<std::mutex> held(captures_lock);
+    captures.insert(s);
     return SUCCESS;
 }
 API cuStreamEndCapture(void* stream, void** graph) {
@@ -308,6 +352,10 @@ API cuStreamEndCapture(void* stream, void** graph) {
     if (capturing != s) return INVALID_VALUE;
     capturing = nullptr;
     std::shared_ptr<Capture> capture = s->captured;
+    {
+        std::lock_guard<std::mutex> held(captures_lock);
+        captures.erase(s);
+    }
     for (Stream* branch : capture->branches) branch->captured.reset();
     bool joined = waits_are_forgotten || is_joined(capture->graph);
     bool whole = joined && !capture->spoiled;

@@ -32,9 +32,11 @@ pub enum Candidate {
 ///
 /// What was started goes on until [`Collective::finish_group`]: up to then the values that it
 /// was started with are nobody's to read or write, and buffers with them are not given back.
+///
+/// No operation waits for another rank without end: after a time limit of the library's it fails.
 pub trait Collective: Device {
-    /// One rank's place in a group. Dropped before everything started is finished, it ends the
-    /// group for all ranks, so that nobody waits for this one.
+    /// One rank's place in a group. Dropped instead of closed ([`Collective::close_group`]), as after an
+    /// error, it aborts what was started and waits for nobody.
     type Group: Send + 'static;
 
     /// Whether this device can be in a group.
@@ -44,12 +46,16 @@ pub trait Collective: Device {
     fn new_group(&self) -> Result<Vec<u8>>;
 
     /// Joins a group as `rank` of `size`; returns when all have.
+    ///
+    /// # Errors
+    /// Also on some ranks only: before anybody uses the group, all must know that all have joined.
     fn join_group(&self, id: &[u8], rank: usize, size: usize) -> Result<Self::Group>;
 
     /// Starts sums: `values[shares[r]]` on rank r becomes the sum over all ranks' values there,
     /// once everything asked of the device so far is done. Shares follow each other from 0 and
     /// make up all of `values`. Other ranks' shares stay as they were. The order of additions is
-    /// that of the library: the same for the same ranks on the same machines.
+    /// that of the library: the same in every run of the same library on as many ranks that are
+    /// connected in the same way, and another one elsewhere.
     fn start_sums(
         &self,
         group: &mut Self::Group,
@@ -69,7 +75,13 @@ pub trait Collective: Device {
     /// Returns when everything that was started is done.
     ///
     /// # Errors
-    /// When another rank has left the group, or the way to it is broken. The group is of no use
-    /// then, for any rank.
+    /// When another rank has left the group or does not come within the time limit, or the way to it
+    /// is broken. The group is aborted then, and of no use for any rank.
     fn finish_group(&self, group: &mut Self::Group) -> Result<()>;
+
+    /// Leaves a group after everything was finished on all ranks, which all leave it.
+    ///
+    /// # Errors
+    /// As of [`Self::finish_group`]; nothing that was finished before is lost.
+    fn close_group(&self, group: Self::Group) -> Result<()>;
 }

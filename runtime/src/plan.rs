@@ -55,6 +55,76 @@ pub struct Planned {
     pub shape: Vec<usize>,
     /// Its bytes.
     pub bytes: u64,
+    /// Pieces of memory that it consists of, of the same size.
+    #[serde(skip)]
+    pub pieces: usize,
+}
+
+/// Memory that a plan must fit into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// So many bytes of main memory.
+    Host(u64),
+    /// The memory of a device, of which so many bytes are free. It is given out in pages, and libraries take
+    /// part of it later: code of kernels that is loaded when it is first used, graphs, and, where ranks exchange
+    /// values between devices, their buffers.
+    Device {
+        /// Bytes that nobody has.
+        free: u64,
+        /// Whether ranks exchange values between devices.
+        group: bool,
+    },
+}
+
+impl From<u64> for Room {
+    fn from(bytes: u64) -> Self {
+        Self::Host(bytes)
+    }
+}
+
+impl Room {
+    /// A device's memory is given out in pieces of so many bytes.
+    const PAGE: u64 = 2 << 20;
+    /// Smaller buffers share pages, in units of [`Self::UNIT`].
+    const SMALL: u64 = 1 << 20;
+    const UNIT: u64 = 512;
+    /// Left for libraries and for what no plan knows, beside a share of what is free.
+    const MARGIN: u64 = 1 << 30;
+    const MARGIN_SHARE: u64 = 32;
+    /// Left for the buffers of NCCL.
+    const GROUP: u64 = 3 << 29;
+
+    /// Bytes that the buffers of a plan can have.
+    pub fn available(self) -> u64 {
+        match self {
+            Self::Host(bytes) => bytes,
+            Self::Device { free, group } => {
+                let margin = free / Self::MARGIN_SHARE + Self::MARGIN + if group { Self::GROUP } else { 0 };
+                free.saturating_sub(margin)
+            }
+        }
+    }
+
+    /// Bytes of this memory that a plan takes.
+    pub fn taken(self, plan: &MemoryPlan) -> u64 {
+        if let Self::Host(_) = self {
+            return plan.total();
+        }
+        let (mut pages, mut small) = (0u64, 0u64);
+        for Planned { bytes, pieces, .. } in &plan.entries {
+            let pieces = *pieces as u64;
+            let each = bytes.div_ceil(pieces.max(1));
+            let (sum, unit) =
+                if each < Self::SMALL { (&mut small, Self::UNIT) } else { (&mut pages, Self::PAGE) };
+            *sum = sum.saturating_add(each.div_ceil(unit).saturating_mul(unit).saturating_mul(pieces));
+        }
+        pages.saturating_add(small.div_ceil(Self::PAGE).saturating_mul(Self::PAGE))
+    }
+
+    /// Whether a plan fits.
+    pub fn holds(self, plan: &MemoryPlan) -> bool {
+        self.taken(plan) <= self.available()
+    }
 }
 
 /// All buffers of a job.
@@ -71,9 +141,21 @@ impl MemoryPlan {
 
     /// Adds a buffer of elements of `size` bytes.
     pub fn add(&mut self, purpose: Purpose, name: impl Into<String>, shape: &[usize], size: usize) {
+        self.add_pieces(purpose, name, shape, size, 1);
+    }
+
+    /// The same for one that consists of several pieces of memory of the same size.
+    pub fn add_pieces(
+        &mut self,
+        purpose: Purpose,
+        name: impl Into<String>,
+        shape: &[usize],
+        size: usize,
+        pieces: usize,
+    ) {
         // A plan that no machine can hold is still a plan: it says that it does not fit.
         let bytes = shape.iter().fold(size as u64, |bytes, &n| bytes.saturating_mul(n as u64));
-        self.entries.push(Planned { purpose, name: name.into(), shape: shape.to_vec(), bytes });
+        self.entries.push(Planned { purpose, name: name.into(), shape: shape.to_vec(), bytes, pieces });
     }
 
     /// Adds all buffers of another plan.
@@ -100,9 +182,10 @@ impl MemoryPlan {
         purposes.into_iter().map(|p| (p, of(p))).collect()
     }
 
-    /// Fails unless the plan fits into `available` bytes; names the largest buffers.
-    pub fn check(&self, available: u64) -> Result<()> {
-        if self.total() <= available {
+    /// Fails unless the plan fits into this memory; names the largest buffers.
+    pub fn check(&self, room: impl Into<Room>) -> Result<()> {
+        let room = room.into();
+        if room.holds(self) {
             return Ok(());
         }
         let mut largest: Vec<&Planned> = self.entries.iter().collect();
@@ -112,10 +195,14 @@ impl MemoryPlan {
             .take(3)
             .map(|e| format!("{} {:?} ({})", e.name, e.shape, human_bytes(e.bytes)))
             .collect();
+        let of = match room {
+            Room::Host(_) => String::new(),
+            Room::Device { free, .. } => format!(" of {} that are free on the device", human_bytes(free)),
+        };
         let why = format!(
-            "this job needs {}, {} are available; its largest buffers: {}",
-            human_bytes(self.total()),
-            human_bytes(available),
+            "this job needs {}, {} are available{of}; its largest buffers: {}",
+            human_bytes(room.taken(self)),
+            human_bytes(room.available()),
             named.join(", ")
         );
         Err(Error::invalid("memory plan", why))
@@ -269,6 +356,30 @@ mod tests {
         plan().check(257_286).unwrap();
         let message = plan().check(257_285).unwrap_err().to_string();
         assert!(message.contains("embeddings [1000, 64]") && message.contains("251.26 KiB"), "{message}");
+    }
+
+    /// As measured on an H100: buffers of 128.25, 128.25 and 128 MiB take 388 MiB, and small ones beside them none.
+    #[test]
+    fn a_device_gives_out_pages_and_keeps_a_margin() {
+        let mut plan = MemoryPlan::new();
+        let device = Room::Device { free: 80 << 30, group: false };
+        for cols in [8208, 8208, 8192] {
+            plan.add(Purpose::Activations, "matrix", &[8192, cols], 2);
+        }
+        assert_eq!(device.taken(&plan), 388 << 20);
+        plan.add_pieces(Purpose::Activations, "small", &[100, 10_000], 2, 100);
+        assert_eq!(device.taken(&plan), 390 << 20, "100 pieces of 20,000 bytes share a page");
+        plan.add_pieces(Purpose::Activations, "larger", &[3, 600 << 10], 2, 3);
+        assert_eq!(device.taken(&plan), 396 << 20, "three pieces of 1.2 MiB do not");
+        assert_eq!(Room::Host(0).taken(&plan), plan.total());
+        let group = Room::Device { free: 80 << 30, group: true };
+        assert_eq!(device.available(), (80 << 30) / 32 * 31 - (1 << 30));
+        assert_eq!(device.available() - group.available(), 3 << 29);
+        assert_eq!(Room::Device { free: 100, group: true }.available(), 0);
+        let room = |mebibytes: u64| Room::Device { free: mebibytes << 20, group: false };
+        let message = plan.check(room(1400)).unwrap_err().to_string();
+        assert!(message.contains("396.00 MiB") && message.contains("1.37 GiB that are free"), "{message}");
+        plan.check(room(1600)).unwrap();
     }
 
     #[test]

@@ -119,7 +119,10 @@ fn submissions_and_plans_do_not_leave_gpus_idle() {
     let said = stdout(&submit(&["--device=cpu"]));
     assert!(!said.contains("#SBATCH --gpus"), "{said}");
     match cfg!(feature = "cuda") {
-        true => assert!(stdout(&submit(&["--gpus-per-node=2"])).contains("#SBATCH --gpus-per-task=1")),
+        true => {
+            let said = stdout(&submit(&["--gpus-per-node=2"]));
+            assert!(said.contains("#SBATCH --gpus-per-node=2\n#SBATCH --gpu-bind=none\n"), "{said}");
+        }
         false => {
             refused(&submit(&["--gpus-per-node=2"]), 2, &["without CUDA", "idle"]);
             assert!(!stdout(&submit(&[])).contains("#SBATCH --gpus"));

@@ -11,7 +11,7 @@ use std::process::Command;
 /// The program under test.
 pub const GRADTX: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
 /// What one rank without a GPU of its own asks for, in place of what the scripts suggest.
-pub const SMALL: [&str; 2] = ["--ntasks-per-node=1", "--cpus-per-task=1"];
+pub const SMALL: [&str; 3] = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"];
 
 /// A user's directory.
 pub struct Home {

@@ -42,10 +42,10 @@ fn ask_to_stop(cluster: &Cluster, job: &str) {
 }
 
 #[test]
-fn every_rank_has_its_gpu_its_threads_and_its_log() {
+fn ranks_see_their_node_s_gpus_and_have_threads_and_logs() {
     let (cluster, home) = (cluster(), Home::new());
     let show = home.stand_in(r#"echo "$SLURM_PROCID on $(hostname -s): gpu $CUDA_VISIBLE_DEVICES, $*""#);
-    let options = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=3"];
+    let options = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=3"];
     let job = home.sbatch(&cluster, &options, "curate.sbatch", &["run", "--x", "a b"], &[("GRADTX", &show)]);
     assert_eq!(cluster.ended(&job), "COMPLETED", "{}", home.said(&job));
     let mut places: Vec<String> = (0..4)
@@ -58,10 +58,10 @@ fn every_rank_has_its_gpu_its_threads_and_its_log() {
         .collect();
     places.sort();
     if places[0].starts_with("node1") {
-        assert_eq!(places, ["node1: gpu 0", "node1: gpu 1", "node2: gpu 0", "node2: gpu 1"]);
+        assert_eq!(places, ["node1: gpu 0,1", "node1: gpu 0,1", "node2: gpu 0,1", "node2: gpu 0,1"]);
     } else {
         // Nodes that share this machine's host name.
-        assert_eq!(places.iter().filter(|place| place.ends_with("gpu 0")).count(), 2, "{places:?}");
+        assert!(places.iter().all(|place| place.ends_with("gpu 0,1")), "{places:?}");
     }
     let said = home.said(&job);
     assert_eq!(said.lines().count(), 1, "one line tells how it went: {said}");

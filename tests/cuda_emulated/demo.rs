@@ -85,6 +85,22 @@ fn the_whole_pipeline_agrees_with_the_cpu() {
     made(home, "cpu", &[]);
     made(home, "cuda", &["--device", "cuda"]);
     assert_near("f32", &distances(home, "cuda", "cpu"), 2e-5);
+    // What results depend on beside their settings is in their records, and none of it on a CPU.
+    for stage in
+        ["translator", "shadow", "clients/client-1/finetuned/tiny", "clients/client-1/evaluated/base-llm"]
+    {
+        let computed_on = |name: &str| -> Value {
+            let path = home.join(name).join("run").join(stage).join("record.json");
+            let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            serde_json::from_str::<Value>(&text).unwrap()["computed_on"].clone()
+        };
+        assert!(
+            computed_on("cuda").to_string().contains("matrix products by "),
+            "{stage}: {}",
+            computed_on("cuda")
+        );
+        assert_eq!(computed_on("cpu"), Value::Null, "{stage}");
+    }
     let answers = |name: &str| {
         let path = "run/clients/client-1/evaluated/grad-transformer/predictions.jsonl";
         std::fs::read_to_string(home.join(name).join(path)).unwrap()

@@ -174,6 +174,74 @@ pub fn break_nccl() {
     set(nccl(), b"emu_break_nccl\0", 1);
 }
 
+/// What can be wrong about a device for NCCL, as in `kernels/emu/nccl.cpp`.
+#[derive(Clone, Copy, Debug)]
+pub enum NcclFault {
+    /// Ranks with it cannot join a group, and the others fail too.
+    Join = 1,
+    /// They cannot, and the others wait for them.
+    SilentJoin = 2,
+    /// Sums cannot be started.
+    Sums = 3,
+}
+
+/// From now on that is wrong about a device, in the whole process.
+pub fn plant_nccl_fault(ordinal: usize, fault: NcclFault) {
+    // SAFETY: the function has this type in kernels/emu/nccl.cpp.
+    let set: Symbol<unsafe extern "C" fn(i32, i32)> =
+        unsafe { nccl().get(b"emu_nccl_fault\0") }.expect("the stand-in has it");
+    // SAFETY: takes any device, and the numbers above.
+    unsafe { set(ordinal as i32, fault as i32) };
+}
+
+/// Calls of the driver's that a capture makes illegal in its whole context.
+#[derive(Clone, Copy, Debug)]
+pub enum DriverCall {
+    SynchronizeContext,
+    FreeMemory,
+    FreeHostMemory,
+    LoadModule,
+    CopyOnDefaultStream,
+}
+
+/// Makes one, in this thread's context, past the program's own code; what it returns. Arguments name nothing
+/// that is there.
+pub fn call_driver(call: DriverCall) -> i32 {
+    type OfPointer = unsafe extern "C" fn(usize) -> i32;
+    let of_pointer = |name: &[u8]| {
+        // SAFETY: these functions of the driver's interface take one pointer or address.
+        let function: Symbol<OfPointer> = unsafe { library().get(name) }.expect("the stand-in has it");
+        // SAFETY: the stand-in knows none that is null, and looks for it only where the call is legal.
+        unsafe { function(0) }
+    };
+    match call {
+        DriverCall::SynchronizeContext => {
+            // SAFETY: the function has this type in the driver's interface.
+            let function: Symbol<unsafe extern "C" fn() -> i32> =
+                unsafe { library().get(b"cuCtxSynchronize\0") }.expect("the stand-in has it");
+            // SAFETY: no arguments.
+            unsafe { function() }
+        }
+        DriverCall::FreeMemory => of_pointer(b"cuMemFree_v2\0"),
+        DriverCall::FreeHostMemory => of_pointer(b"cuMemFreeHost\0"),
+        DriverCall::LoadModule => {
+            // SAFETY: the function has this type in the driver's interface.
+            let function: Symbol<unsafe extern "C" fn(*mut usize, *const u8) -> i32> =
+                unsafe { library().get(b"cuModuleLoadData\0") }.expect("the stand-in has it");
+            let mut module = 0;
+            // SAFETY: the image is longer than the header that the stand-in looks at, and no module.
+            unsafe { function(&mut module, [0u8; 64].as_ptr()) }
+        }
+        DriverCall::CopyOnDefaultStream => {
+            // SAFETY: the function has this type in the driver's interface.
+            let function: Symbol<unsafe extern "C" fn(u64, *const u8, usize, usize) -> i32> =
+                unsafe { library().get(b"cuMemcpyHtoDAsync_v2\0") }.expect("the stand-in has it");
+            // SAFETY: nothing is copied.
+            unsafe { function(0, [0u8; 4].as_ptr(), 0, 0) }
+        }
+    }
+}
+
 /// Whether the tests run on this machine's GPU instead of the emulator.
 pub fn on_device() -> bool {
     std::env::var_os("GRADTX_TEST_ON_DEVICE").is_some()
@@ -214,6 +282,24 @@ pub fn late_kernels(late: bool) {
 /// The stand-in for cuBLASLt, or on a machine with a GPU its own.
 pub fn cublaslt() -> CublasLt {
     if on_device() { CublasLt::Find } else { CublasLt::At(emulator_directory().join("libcublasLt.so")) }
+}
+
+/// The most bytes that were in use at a time on this device, by all that is on it in this process; `from_now_on`
+/// forgets what was before.
+pub fn peak_memory(cuda: &Cuda, from_now_on: bool) -> u64 {
+    cuda.memory().expect("its context can be bound");
+    // SAFETY: the function has this type in kernels/emu/driver.cpp.
+    let ask: Symbol<unsafe extern "C" fn(*mut usize, i32)> =
+        unsafe { library().get(b"emu_peak_memory\0") }.expect("the emulator has it");
+    let mut bytes = 0;
+    // SAFETY: one number is written.
+    unsafe { ask(&mut bytes, from_now_on.into()) };
+    bytes as u64
+}
+
+/// The files of the stand-ins for the driver and for cuBLASLt.
+pub fn library_files() -> [PathBuf; 2] {
+    ["libcuda.so", "libcublasLt.so"].map(|name| emulator_directory().join(name))
 }
 
 /// The source of a file with a fault planted in it, at the first such place. Fails if there is none.
@@ -274,7 +360,7 @@ fn modules(variant: Variant) -> PathBuf {
 fn object_name(file: &str) -> String {
     // The stand-in device has this compute capability.
     let architecture = architecture((8, 0));
-    file_name(file.trim_end_matches(".cu"), &architecture).expect("it is in the list of modules")
+    file_name(file.trim_end_matches(".cu"), &architecture, 12).expect("it is in the list of modules")
 }
 
 /// Builds one module unless it is there.

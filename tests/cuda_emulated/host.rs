@@ -1,11 +1,16 @@
 //! The device's own side: memory, views, copies, errors, and numbers that kernels refuse.
 
 use crate::common::*;
-use crate::emulator::{Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels};
+use crate::emulator::{
+    Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels, library_files,
+    on_device,
+};
+use crate::places::program;
 use gradtx_kernels::cuda::cubin::Cubins;
 use gradtx_kernels::cuda::{CublasLt, Cuda, devices};
 use gradtx_kernels::ops::{
-    AdamW, Elementwise, Embedding, Gemm, GemmDims, Out, QkvDims, RmsNorm, RmsNormDims, Rope,
+    AdamW, Elementwise, Embedding, Gemm, GemmDims, Linear, LinearDims, Out, QkvDims, RmsNorm, RmsNormDims,
+    Rope,
 };
 use gradtx_kernels::{Complex64, Device, Error, Result};
 
@@ -421,6 +426,60 @@ fn operations_are_measured_one_by_one() {
     multiply(&cuda).unwrap();
     cuda.start_profile().unwrap();
     assert_eq!(cuda.stop_profile().unwrap(), [], "what ran before is forgotten");
+}
+
+/// An algorithm may depend on the alignment of everything that it is given: the stand-in refuses one that was
+/// asked for with a bias at a rounder address.
+#[test]
+fn products_with_biases_of_other_alignments() {
+    if on_device() && cublaslt().describe().is_err() {
+        return;
+    }
+    let cuda = device_with(Variant { race: false, plant: None }, &cublaslt());
+    let values: Vec<f32> = (0..72).map(|i| (i % 7) as f32).collect();
+    let x = cuda.buffer_from(&values[..64]).unwrap();
+    let w = cuda.buffer_from(&[1.0f32; 64]).unwrap();
+    let biases = cuda.buffer_from(&values).unwrap();
+    let dims = LinearDims::new(8, 8, 8);
+    for first in [0, 1, 2, 4, 0, 3] {
+        let mut y = cuda.zeros::<f32>(64).unwrap();
+        let bias = Some(Cuda::view(&biases, first..first + 8));
+        cuda.linear_forward(Cuda::all_mut(&mut y), Cuda::all(&x), Cuda::all(&w), bias, None, dims).unwrap();
+        let row = |i: usize| values[8 * i..8 * i + 8].iter().sum::<f32>();
+        let expected: Vec<f32> = (0..64).map(|i| row(i / 8) + values[first + i % 8]).collect();
+        assert_eq!(cuda.to_host(Cuda::all(&y)).unwrap(), expected, "a bias at element {first}");
+    }
+}
+
+/// Of several cuBLASLt the first that starts on this driver: one that is too new loads, and refuses.
+#[test]
+fn libraries_are_tried_until_one_starts() {
+    if on_device() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let [driver, too_new, fits] = ["driver", "too-new", "fits"].map(|name| home.path().join(name));
+    let [libcuda, libcublaslt] = library_files();
+    for (directory, file, name) in [
+        (&driver, &libcuda, "libcuda.so"),
+        (&too_new, &libcublaslt, "libcublasLt.so.12"),
+        (&fits, &libcublaslt, "libcublasLt.so.13"),
+    ] {
+        std::fs::create_dir_all(directory).expect("a directory");
+        std::fs::copy(file, directory.join(name)).expect("a library can be copied");
+    }
+    let multiplied_by = |directories: &[&std::path::Path]| {
+        let mut command = std::process::Command::new(program());
+        let list = std::env::join_paths(directories).expect("paths without colons");
+        command.arg("doctor").env("LD_LIBRARY_PATH", &driver).env("GRADTX_CUDA_LIBRARIES", list);
+        let output = command.env_remove("GRADTX_CUBLASLT").output().expect("the program runs");
+        let text = String::from_utf8(output.stdout).expect("text");
+        let line = text.lines().find(|line| line.contains("matrix products by ")).unwrap_or(&text);
+        line.rsplit("matrix products by ").next().unwrap_or_default().to_string()
+    };
+    assert_eq!(multiplied_by(&[&too_new, &fits]), "cuBLASLt 12.4.5");
+    let refused = multiplied_by(&[&too_new]);
+    assert!(refused.starts_with("kernels of our own") && refused.contains("too-new"), "{refused}");
 }
 
 #[test]

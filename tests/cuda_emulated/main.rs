@@ -5,6 +5,7 @@
 
 mod attention;
 mod bench;
+mod captures;
 mod common;
 mod demo;
 mod emulator;
@@ -13,6 +14,7 @@ mod gpu_check;
 mod host;
 mod lora;
 mod matrix;
+mod memory;
 mod models;
 mod nccl;
 mod places;

@@ -68,13 +68,15 @@ fn assert_near(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
     assert!(found <= tolerance, "{what}: distance {found:e}");
 }
 
-fn step(step: u32) -> AdamWStep {
+/// A step of AdamW.
+pub fn step(step: u32) -> AdamWStep {
     AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step }
 }
 
 // ---- decoder
 
-fn config(family: Family, head_dim: usize) -> DecoderConfig {
+/// Sizes of a small decoder.
+pub fn config(family: Family, head_dim: usize) -> DecoderConfig {
     DecoderConfig {
         family,
         vocab: 61,
@@ -97,7 +99,7 @@ fn config(family: Family, head_dim: usize) -> DecoderConfig {
 }
 
 /// Values for every weight, none of them special, that bf16 can hold.
-fn decoder<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Decoder<D, X> {
+pub fn decoder<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Decoder<D, X> {
     let layout = Decoder::<D, X>::layout_of(config);
     let mut values = vec![0.0; layout.total()];
     for param in layout.params() {
@@ -120,7 +122,7 @@ fn tokens(config: &DecoderConfig, len: usize, key: u64) -> Vec<u32> {
 }
 
 /// Segments of two jobs; everything after the first third is trained on.
-fn batch(config: &DecoderConfig) -> PackedBatch {
+pub fn batch(config: &DecoderConfig) -> PackedBatch {
     let mut batch = PackedBatch::default();
     for (i, (len, job)) in [(9, 0), (70, 1), (1, 0), (23, 0)].into_iter().enumerate() {
         let example = Example {

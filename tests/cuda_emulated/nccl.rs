@@ -4,7 +4,8 @@
 //! ranks as there are GPUs.
 
 use crate::emulator::{
-    Order, Schedule, break_nccl, configure, device_of_rank, forget_waits, late_kernels, nccl_file, on_device,
+    NcclFault, Order, Schedule, break_nccl, configure, device_of_rank, forget_waits, late_kernels, nccl_file,
+    on_device, plant_nccl_fault,
 };
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::{Cuda, devices};
@@ -96,6 +97,7 @@ fn exchange<D: Backend<f32>>(device: &D, comm: &Local, bucket: usize) -> Result<
         sums.gather(device, &mut narrow).expect("all ranks send theirs");
     }
     assert!(sums.take_seconds() > 0.0);
+    sums.close(device).expect("all ranks leave");
     found.values = device.to_host(D::all(&values))?;
     found.narrow = device.to_host(D::all(&narrow))?;
     Ok(found)
@@ -195,6 +197,7 @@ where
         ranks.gather_values(&mut model).expect("all ranks are there");
         numbers.extend([agreed.error * scale, norm]);
     }
+    ranks.close(device);
     let mut masters = ranks.masters_on_first(&model, &trainer).expect("masters");
     masters
         .extend(device.to_host(Cuda::all(model.values())).expect("values").iter().map(|x| x.to_f64() as f32));
@@ -228,9 +231,113 @@ fn a_training_is_the_one_through_the_hosts() {
     }
 }
 
+/// Sums of three ranks depend on their order; with the library's settings for this process it is always the same.
+#[test]
+fn sums_have_the_same_bits_in_every_run() {
+    let Some(ranks) = worlds().into_iter().max().filter(|ranks| *ranks > 1) else { return };
+    let run = || {
+        on_ranks(ranks, |comm| exchange(&device_of_rank(comm.rank()), &comm, 200).expect("there is memory"))
+    };
+    let [first, second] = [run(), run()];
+    for (first, second) in first.iter().zip(&second) {
+        assert!(first.sums == second.sums && first.values == second.values && first.narrow == second.narrow);
+    }
+}
+
 /// Faults, which only stand-ins can have.
 mod planted {
     use super::*;
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    /// Runs the test of this name again, in a process of its own with these variables.
+    fn again(test: &str, variables: &[(&str, &str)]) -> (bool, String) {
+        let mut command = Command::new(std::env::current_exe().expect("this program is a file"));
+        command.args(["--exact", test, "--nocapture"]).envs(variables.iter().copied());
+        let output = command.output().expect("this program runs");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// NVLink SHARP, turned on by the user, is left on: then the stand-in adds in another order in every call.
+    #[test]
+    fn what_the_user_sets_is_kept() {
+        let (passed, text) =
+            again("nccl::sums_have_the_same_bits_in_every_run", &[("NCCL_NVLS_ENABLE", "1")]);
+        assert!(!passed && text.contains("first.sums == second.sums"), "{text}");
+    }
+
+    /// What ranks exchange, with devices from this number on; about the second of them this is wrong.
+    fn exchange_with(fault: NcclFault, first: usize) {
+        plant_nccl_fault(first + 1, fault);
+        let own = |comm: Local| exchange(&device_of_rank(first + comm.rank()), &comm, 200).expect("memory");
+        let begin = Instant::now();
+        assert_same(&on_ranks(3, own), &through_hosts(3, 200), false);
+        assert!(begin.elapsed() < Duration::from_secs(40), "{fault:?}: {:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn ranks_of_which_one_cannot_join_exchange_through_hosts() {
+        exchange_with(NcclFault::Join, 3);
+    }
+
+    const LIMIT: (&str, &str) = ("GRADTX_NCCL_TIMEOUT", "2");
+
+    /// Nobody hears of the rank that has failed.
+    #[test]
+    fn waits_end_at_the_time_limit() {
+        if std::env::var_os(LIMIT.0).is_none() {
+            let (passed, text) = again("nccl::planted::waits_end_at_the_time_limit", &[LIMIT]);
+            assert!(passed && text.contains("1 passed"), "{text}");
+            return;
+        }
+        exchange_with(NcclFault::SilentJoin, 3);
+        exchange_with(NcclFault::Sums, 6);
+        let found = on_ranks(2, |comm| {
+            let mut member = join(&comm, comm.rank()).expect("a group");
+            if comm.rank() == 0 {
+                member.start(&[0..2, 2..4]).expect("sums");
+                let why =
+                    member.cuda.finish_group(&mut member.group).expect_err("rank 1 never comes").to_string();
+                let after = member.start(&[0..2, 2..4]).expect_err("it was aborted").to_string();
+                comm.barrier().expect("both are there");
+                return (why, after);
+            }
+            comm.barrier().expect("both are there");
+            Default::default()
+        });
+        let (why, after) = &found[0];
+        assert!(why.contains("within 2 s") && why.contains(LIMIT.0), "{why}");
+        assert!(after.contains("failed before"), "{after}");
+    }
+
+    /// A rank that fails between two exchanges leaves at once, although the others wait for it.
+    #[test]
+    fn a_rank_that_fails_elsewhere_waits_for_nobody() {
+        let found = on_ranks(2, |comm| {
+            let mut member = join(&comm, comm.rank()).expect("a group");
+            member.start(&[0..2, 2..4]).expect("sums");
+            member.cuda.finish_group(&mut member.group).expect("both ranks wait");
+            let begin = Instant::now();
+            if comm.rank() == 1 {
+                drop(member);
+            }
+            comm.barrier().expect("both are there");
+            begin.elapsed()
+        });
+        assert!(found.iter().all(|time| *time < Duration::from_secs(30)), "{found:?}");
+    }
+
+    #[test]
+    fn a_group_is_closed_by_all_ranks() {
+        let found = on_ranks(2, |comm| {
+            let Member { mut group, mut values, cuda, .. } = join(&comm, comm.rank()).expect("a group");
+            cuda.start_sums(&mut group, Cuda::all_mut(&mut values), &[0..2, 2..4]).expect("sums");
+            cuda.close_group(group).expect("both finish and leave");
+            cuda.to_host(Cuda::all(&values)).expect("they can be read")
+        });
+        assert_eq!(found, [[2.0, 4.0, 3.0, 4.0], [1.0, 2.0, 6.0, 8.0]]);
+    }
 
     #[test]
     fn one_rank_without_the_library_and_ranks_that_share_a_device() {

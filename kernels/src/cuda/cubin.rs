@@ -10,8 +10,9 @@
 //! 4. else it is compiled by NVRTC, and put into the directory of 1 or 3.
 //!
 //! The name holds a hash of the source, of all it includes and of the options, so a cubin
-//! can never be out of date. The compiler's version is not part of it: a machine without the
-//! compiler could not know which to ask for, and a cubin of any version is right.
+//! can never be out of date. It also holds the major version of CUDA that the compiler is of: a driver
+//! takes cubins of its own major version and of older ones, but of no newer one. So a cache on a file
+//! system that machines share may be filled by a newer compiler, and each finds what its driver takes.
 //!
 //! Compiling for the device, not for a virtual one (PTX), is deliberate: only then are inline
 //! assembly, registers and shared memory checked before a device is there. Spilled registers
@@ -27,6 +28,9 @@ use std::path::{Path, PathBuf};
 
 /// Architectures that cubins are built for ahead of time: A100 and what runs its code, and H100.
 pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
+
+/// Of the major versions of CUDA whose compilers take these sources.
+const OLDEST_CUDA: i32 = 12;
 
 macro_rules! sources {
     ($($name:literal),*) => {
@@ -100,18 +104,18 @@ fn hash<'a>(parts: impl Iterator<Item = &'a str>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// The file name of a module's cubin for an architecture.
+/// The file name of a module's cubin for an architecture, made by a compiler of this major version of CUDA.
 ///
 /// # Errors
 /// If there is no such module.
-pub fn file_name(module: &str, architecture: &str) -> Result<String> {
+pub fn file_name(module: &str, architecture: &str, cuda: i32) -> Result<String> {
     let options = options(architecture);
     let texts = HEADERS.iter().map(|h| h.1).chain([source(module)?]);
     let hash = hash(texts.chain(options.iter().map(String::as_str)));
-    Ok(format!("{module}.{architecture}.{hash:016x}.cubin"))
+    Ok(format!("{module}.{architecture}.cuda{cuda}.{hash:016x}.cubin"))
 }
 
-/// Compiles a module.
+/// Compiles a module, with the first compiler that there is.
 ///
 /// # Errors
 /// As of the compiler: not found, or the source is refused (a spill is an error).
@@ -124,7 +128,7 @@ pub fn compile(module: &str, architecture: &str) -> Result<Compiled> {
 /// # Errors
 /// As of [`compile`].
 pub fn compile_source(name: &str, source: &str, architecture: &str) -> Result<Compiled> {
-    nvrtc::compile(name, source, HEADERS, &options(architecture))
+    nvrtc::compile(name, source, HEADERS, &options(architecture), None)
 }
 
 /// Compiles a module into a directory, if it is not there; where it is, and what the compiler said.
@@ -133,7 +137,13 @@ pub fn compile_source(name: &str, source: &str, architecture: &str) -> Result<Co
 /// As of [`compile`], and if the file cannot be written.
 pub fn compile_into(directory: &Path, module: &str, architecture: &str) -> Result<(PathBuf, Compiled)> {
     let compiled = compile(module, architecture)?;
-    let path = directory.join(file_name(module, architecture)?);
+    let path = store(directory, module, architecture, &compiled)?;
+    Ok((path, compiled))
+}
+
+/// Puts a module's cubin into a directory; where it is.
+fn store(directory: &Path, module: &str, architecture: &str, compiled: &Compiled) -> Result<PathBuf> {
+    let path = directory.join(file_name(module, architecture, compiled.version.0)?);
     let failed =
         |e: std::io::Error| Error::Driver { what: format!("write {}", path.display()), why: e.to_string() };
     std::fs::create_dir_all(directory).map_err(failed)?;
@@ -142,7 +152,14 @@ pub fn compile_into(directory: &Path, module: &str, architecture: &str) -> Resul
     let mut file = std::fs::File::create(&temporary).map_err(failed)?;
     file.write_all(&compiled.cubin).and_then(|()| file.sync_all()).map_err(failed)?;
     std::fs::rename(&temporary, &path).map_err(failed)?;
-    Ok((path, compiled))
+    Ok(path)
+}
+
+/// A copy of an image that begins at a multiple of 16: the driver reads its headers where they lie.
+pub(super) fn aligned(image: &[u8]) -> Vec<u128> {
+    let mut copy = vec![0u128; image.len().div_ceil(size_of::<u128>())];
+    bytemuck::cast_slice_mut(&mut copy)[..image.len()].copy_from_slice(image);
+    copy
 }
 
 /// Places that a device takes its kernels from.
@@ -172,28 +189,34 @@ impl Cubins {
         Self { embedded: false, named: true, directory: Some(path.to_path_buf()) }
     }
 
-    /// The cubin of a module.
+    /// The cubin of a module, by a compiler of this major version of CUDA (the driver's) or an older one;
+    /// of several the newest.
     ///
     /// # Errors
     /// If it is nowhere and cannot be compiled.
-    pub(super) fn image(&self, module: &str, architecture: &str) -> Result<Cow<'static, [u8]>> {
-        let name = file_name(module, architecture)?;
-        let in_directory = || std::fs::read(self.directory.as_ref()?.join(&name)).ok();
+    pub(super) fn image(&self, module: &str, architecture: &str, driver: i32) -> Result<Cow<'static, [u8]>> {
+        let versions = (OLDEST_CUDA..=driver).rev();
+        let names = versions.map(|cuda| file_name(module, architecture, cuda)).collect::<Result<Vec<_>>>()?;
+        let in_directory = || {
+            let directory = self.directory.as_ref()?;
+            names.iter().find_map(|name| std::fs::read(directory.join(name)).ok())
+        };
         if let Some(cubin) = self.named.then(in_directory).flatten() {
             return Ok(Cow::Owned(cubin));
         }
-        if let Some((_, cubin)) = EMBEDDED.iter().find(|(file, _)| self.embedded && *file == name) {
+        let embedded = |name: &String| EMBEDDED.iter().find(|(file, _)| file == name);
+        if let Some((_, cubin)) = names.iter().filter(|_| self.embedded).find_map(embedded) {
             return Ok(Cow::Borrowed(cubin));
         }
         if let Some(cubin) = in_directory() {
             return Ok(Cow::Owned(cubin));
         }
-        match &self.directory {
-            None => compile(module, architecture).map(|compiled| Cow::Owned(compiled.cubin)),
-            Some(directory) => {
-                compile_into(directory, module, architecture).map(|(_, compiled)| Cow::Owned(compiled.cubin))
-            }
+        let (file, source, options) = (format!("{module}.cu"), source(module)?, options(architecture));
+        let compiled = nvrtc::compile(&file, source, HEADERS, &options, Some(driver))?;
+        if let Some(directory) = &self.directory {
+            store(directory, module, architecture, &compiled)?;
         }
+        Ok(Cow::Owned(compiled.cubin))
     }
 }
 
@@ -203,12 +226,12 @@ mod tests {
 
     #[test]
     fn names_tell_modules_architectures_and_contents_apart() {
-        let name = |module, architecture| file_name(module, architecture).unwrap();
-        assert!(name("rmsnorm", "sm_80").starts_with("rmsnorm.sm_80."));
+        let name = |module, architecture| file_name(module, architecture, 12).unwrap();
+        assert!(name("rmsnorm", "sm_80").starts_with("rmsnorm.sm_80.cuda12."));
         let hash_of = |name: &str| name.rsplit('.').nth(1).map(str::to_string);
         assert_ne!(hash_of(&name("rmsnorm", "sm_80")), hash_of(&name("adamw", "sm_80")));
         assert_ne!(hash_of(&name("rmsnorm", "sm_80")), hash_of(&name("rmsnorm", "sm_90a")));
-        assert!(file_name("nothing", "sm_80").is_err());
+        assert!(file_name("nothing", "sm_80", 12).is_err());
         assert_ne!(hash(["ab", "c"].into_iter()), hash(["a", "bc"].into_iter()));
     }
 
@@ -217,10 +240,35 @@ mod tests {
     fn a_directory_that_is_named_goes_first() {
         let directory = std::env::temp_dir().join(format!("gradtx-cubins-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        std::fs::write(directory.join(file_name("dropout", "sm_80").unwrap()), "named").unwrap();
+        std::fs::write(directory.join(file_name("dropout", "sm_80", 12).unwrap()), "named").unwrap();
         let cubins = Cubins { embedded: true, named: true, directory: Some(directory.clone()) };
-        assert_eq!(*cubins.image("dropout", "sm_80").unwrap(), *b"named");
+        assert_eq!(*cubins.image("dropout", "sm_80", 12).unwrap(), *b"named");
         std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    /// A cache that a newer compiler has filled too, on a machine with an older driver.
+    #[test]
+    fn no_driver_is_given_what_a_newer_compiler_made() {
+        let directory = std::env::temp_dir().join(format!("gradtx-cubins-{}-versions", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        for cuda in [12, 13] {
+            let name = file_name("dropout", "sm_80", cuda).unwrap();
+            std::fs::write(directory.join(name), format!("by {cuda}")).unwrap();
+        }
+        let cubins = Cubins::directory(&directory);
+        let found = |driver| cubins.image("dropout", "sm_80", driver).unwrap().into_owned();
+        assert_eq!([12, 13, 14].map(found), [b"by 12", b"by 13", b"by 13"]);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn images_are_copied_to_where_headers_can_be_read() {
+        let bytes: Vec<u8> = (0..100).collect();
+        for start in [0, 1, 8] {
+            let copy = aligned(&bytes[start..]);
+            assert!(copy.as_ptr().cast::<u8>().align_offset(16) == 0);
+            assert_eq!(bytemuck::cast_slice::<u128, u8>(&copy)[..100 - start], bytes[start..]);
+        }
     }
 
     #[test]

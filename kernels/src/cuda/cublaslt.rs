@@ -5,13 +5,15 @@
 //!
 //! What the library calls a heuristic names its algorithm for a product. It is asked once for
 //! every shape, layout and alignment, and its first answer is taken: nothing is timed, so that
-//! results do not depend on what else the device did meanwhile. Sums are in f32 everywhere, also
-//! where an algorithm splits them, and f32 is never rounded to TF32.
+//! results do not depend on what else the device did meanwhile. They do depend on the device and the
+//! library's version, and a row of a product on how many rows there are, since all of these decide the order of
+//! sums. Sums are in f32 everywhere, also where an algorithm splits them, and f32 is never rounded to TF32.
 //!
 //! The library thinks in columns. Our row-major `C = op(A) op(B)` is its `Cᵀ = op(B)ᵀ op(A)ᵀ`: the
 //! same memory, the operands exchanged, a row of ours a column of its own.
 
 use super::CudaDevice;
+use super::gate;
 use super::library::{candidates, first_usable, loader_says};
 use super::memory::{self, Allocation};
 use super::stream::Stream;
@@ -23,7 +25,7 @@ use std::collections::{HashMap, hash_map::Entry};
 use std::ffi::{CStr, c_int, c_void};
 use std::path::PathBuf;
 use std::ptr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Names that the dynamic loader is asked for: current toolkits, then development links.
 const NAMES: [&str; 3] = ["libcublasLt.so.12", "libcublasLt.so.13", "libcublasLt.so"];
@@ -261,7 +263,8 @@ struct Shape {
     /// Of a, b, start and c.
     strides: [usize; 4],
     alignments: [u32; 4],
-    bias: bool,
+    /// Of the bias; 0 without one.
+    bias_alignment: u32,
     add: bool,
 }
 
@@ -286,7 +289,7 @@ impl Shape {
             transposed: [d.trans_a, d.trans_b],
             strides,
             alignments: [p.a, p.b, start, p.c].map(align),
-            bias: p.bias != 0,
+            bias_alignment: if p.bias == 0 { 0 } else { align(p.bias) },
             add,
         }
     }
@@ -331,7 +334,7 @@ impl Products {
     /// If the library was named and cannot be used, or if there is no memory for it.
     pub fn open(
         which: &CublasLt,
-        stream: &Stream,
+        stream: &Arc<Stream>,
         device: &CudaDevice,
     ) -> Result<std::result::Result<Self, String>> {
         // A library that is newer than the driver loads, and fails here: then the next one is tried.
@@ -364,6 +367,9 @@ impl Products {
     /// which is empty, and the stream must be of this device.
     pub unsafe fn run(&self, stream: sys::CUstream, is_second: bool, product: &Product) -> Result<bool> {
         let shape = Shape::of(product);
+        // The library loads kernels when it is asked for an algorithm, or in its first product.
+        let is_new = !memory::lock(&self.known).plans.contains_key(&shape);
+        let _call = is_new.then(gate::enter);
         let mut known = memory::lock(&self.known);
         let Known { plans, handle } = &mut *known;
         if plans.len() >= MOST_PLANS && !plans.contains_key(&shape) {
@@ -374,7 +380,7 @@ impl Products {
             Entry::Vacant(free) => free.insert(self.plan(handle, &shape, product.bias)?),
         };
         let Some(Plan { desc, layouts, algorithm }) = plan else { return Ok(false) };
-        if shape.bias {
+        if shape.bias_alignment > 0 {
             desc.set(self.api.desc_set, DESC_BIAS_POINTER, product.bias)?;
         }
         let (alpha, beta) = (product.dims.alpha as f32, if shape.add { 1.0f32 } else { 0.0 });
@@ -437,7 +443,7 @@ impl Products {
         let turned = |transposed: bool| if transposed { TRANSPOSE } else { NO_TRANSPOSE };
         desc.set(api.desc_set, DESC_TRANS_A, turned(trans_b))?;
         desc.set(api.desc_set, DESC_TRANS_B, turned(trans_a))?;
-        if shape.bias {
+        if shape.bias_alignment > 0 {
             desc.set(api.desc_set, DESC_EPILOGUE, EPILOGUE_BIAS)?;
             desc.set(api.desc_set, DESC_BIAS_POINTER, bias)?;
         }

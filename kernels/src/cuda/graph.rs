@@ -4,8 +4,10 @@
 //! second time it is captured instead of run, and the graph is launched; from then on a launch is all.
 //! A graph holds addresses. Those of the caller's buffers stay the same by contract; when scratch
 //! memory has moved since, the graph is forgotten and the work starts over.
+//!
+//! While one thread captures, no other makes calls that would invalidate the capture (`gate.rs`).
 
-use super::{Cuda, failed, memory};
+use super::{Cuda, failed, gate, memory};
 use crate::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::sync::atomic::Ordering;
@@ -39,13 +41,15 @@ unsafe impl Send for Executable {}
 
 impl Drop for Executable {
     fn drop(&mut self) {
-        if let Ok(stream) = self.cuda.stream() {
-            // SAFETY: the stream is alive; the graph may still be running on it. Nothing can be done
-            // about a failure.
-            let _ = unsafe { result::stream::synchronize(stream.raw) };
-            // SAFETY: instantiated in this context and destroyed once, when it does not run.
-            let _ = unsafe { result::graph::exec_destroy(self.raw) };
-        }
+        let (raw, cuda) = (self.raw, self.cuda.clone());
+        gate::give_back(move || {
+            if let Ok(stream) = cuda.stream() {
+                // The graph may still be running. Nothing can be done about a failure.
+                let _ = stream.synchronize();
+                // SAFETY: instantiated in this context and destroyed once, when it does not run.
+                let _ = unsafe { result::graph::exec_destroy(raw) };
+            }
+        });
     }
 }
 
@@ -54,18 +58,21 @@ struct Capture<'a> {
     cuda: &'a Cuda,
     stream: sys::CUstream,
     open: bool,
+    /// Until the end, so dropped after it.
+    _alone: gate::Capturing,
 }
 
 impl<'a> Capture<'a> {
     fn begin(cuda: &'a Cuda) -> Result<Self> {
         cuda.refuse_in_graph("replay")?;
         let stream = cuda.stream()?.raw;
-        // Other threads may go on taking memory, on other devices.
+        let alone = gate::Capturing::begin()?;
+        // Other threads may go on with their own streams.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive.
         unsafe { result::stream::begin_capture(stream, mode) }.map_err(failed("begin a graph"))?;
         cuda.inner.capturing.store(true, Ordering::Release);
-        Ok(Self { cuda, stream, open: true })
+        Ok(Self { cuda, stream, open: true, _alone: alone })
     }
 
     fn end(&mut self) -> Result<sys::CUgraph> {

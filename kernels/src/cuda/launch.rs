@@ -1,9 +1,9 @@
 //! Kernels by name, and launches.
 
-use super::cubin::Cubins;
+use super::cubin::{self, Cubins};
 use super::limits::{Limits, Needs};
 use super::profile::Work;
-use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed, memory};
+use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed, gate, memory};
 use crate::{Elem, Error, Result};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -17,6 +17,8 @@ const DECLARED: usize = 1024;
 pub(super) struct Functions {
     cubins: Cubins,
     architecture: String,
+    /// Major version of CUDA that the driver is for.
+    driver: i32,
     loaded: Mutex<Loaded>,
 }
 
@@ -33,9 +35,12 @@ unsafe impl Send for Module {}
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // SAFETY: loaded once; the device binds its context and waits for its kernels before it
-        // drops them. Nothing can be done about a failure.
-        let _ = unsafe { result::module::unload(self.0) };
+        let module = self.0;
+        gate::give_back(move || {
+            // SAFETY: loaded once; the device binds its context and waits for its kernels before it
+            // drops them. Nothing can be done about a failure.
+            let _ = unsafe { result::module::unload(module) };
+        });
     }
 }
 
@@ -51,8 +56,8 @@ pub(super) struct Function {
 unsafe impl Send for Function {}
 
 impl Functions {
-    pub fn new(cubins: Cubins, architecture: String) -> Self {
-        Self { cubins, architecture, loaded: Mutex::default() }
+    pub fn new(cubins: Cubins, architecture: String, driver: i32) -> Self {
+        Self { cubins, architecture, driver, loaded: Mutex::default() }
     }
 
     /// The kernel `{name}_{suffix}` of module `module`.
@@ -63,7 +68,12 @@ impl Functions {
         suffix: &'static str,
         limits: &Limits,
     ) -> Result<Function> {
+        if let Some(function) = memory::lock(&self.loaded).functions.get(&(name, suffix)) {
+            return Ok(*function);
+        }
+        let _call = gate::enter();
         let mut loaded = memory::lock(&self.loaded);
+        // Another thread may have been faster.
         if let Some(function) = loaded.functions.get(&(name, suffix)) {
             return Ok(*function);
         }
@@ -87,6 +97,7 @@ impl Functions {
         if shared <= function.permitted {
             return Ok(());
         }
+        let _call = gate::enter();
         // Another thread may have asked for more since: what is permitted only grows.
         let mut loaded = memory::lock(&self.loaded);
         let held = loaded.functions.get(&(name, suffix));
@@ -111,7 +122,7 @@ impl Functions {
         let handle = match loaded.modules.get(module) {
             Some(module) => module.0,
             None => {
-                let image = self.cubins.image(module, &self.architecture)?;
+                let image = cubin::aligned(&self.cubins.image(module, &self.architecture, self.driver)?);
                 // SAFETY: the image is a whole file made for this architecture; the driver copies it.
                 let handle = unsafe { result::module::load_data(image.as_ptr().cast()) }
                     .map_err(failed(format!("load the kernels of `{module}` for {}", self.architecture)))?;

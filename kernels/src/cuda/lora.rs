@@ -69,8 +69,14 @@ impl Columns {
 }
 
 /// Tiles of at most so many tokens of one segment, at most.
-pub(super) fn tiles(tile: usize, segments: &Segments<'_, Cuda>, dims: &LoraDims<'_>) -> usize {
-    dims.tokens.div_ceil(tile) + segments.count
+pub(super) fn tiles(tile: usize, segments: usize, dims: &LoraDims<'_>) -> usize {
+    dims.tokens.div_ceil(tile) + segments
+}
+
+/// Bytes of the sums of all tiles of dB.
+fn scratch_of_b(segments: usize, dims: &LoraDims<'_>) -> usize {
+    let size: usize = dims.targets.iter().map(|target| target.out_len * dims.rank).sum();
+    tiles(B_TILE, segments, dims) * size * size_of::<f32>()
 }
 
 /// Checks everything that all adapted operations have in common, but for numbers that only the device sees.
@@ -241,8 +247,8 @@ impl Cuda {
     ) -> Result<()> {
         let len = |target: &LoraTarget| target.out_len * dims.rank;
         let size: usize = dims.targets.iter().map(len).sum();
-        let tiles = tiles(B_TILE, segments, dims);
-        let scratch = self.workspace(tiles * size * size_of::<f32>())?;
+        let tiles = tiles(B_TILE, segments.count, dims);
+        let scratch = self.workspace(scratch_of_b(segments.count, dims))?;
         let kernel = self.kernel_of::<X>(MODULE, "lora_gradient_b").pointer(scratch.pointer);
         let kernel = kernel.read(dy).read(input).stream(self, segments, dims, columns).rows(dims, columns);
         let kernel = kernel.int(dims.out_dim).long(size).outputs(dims);
@@ -266,6 +272,16 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
 
     fn lora_weight_stride(in_dim: usize) -> usize {
         weight_stride(in_dim)
+    }
+
+    fn lora_scratch(dims: &LoraDims<'_>, segments: usize) -> usize {
+        match dims.tail() {
+            0 => 0,
+            // All units at a time, which is the most.
+            units => super::workspace_bytes(
+                scratch_of_b(segments, dims).max(lora_rows::scratch_of_a(segments, dims, units)),
+            ),
+        }
     }
 
     fn lora_rows<'a>(input: Self::View<'a, X>, _: &LoraDims<'_>) -> Self::View<'a, X> {

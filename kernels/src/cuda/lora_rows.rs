@@ -26,6 +26,11 @@ fn row_threads<X>(cols: usize) -> usize {
     chunks.div_ceil(rounds).next_multiple_of(32).max(32)
 }
 
+/// Bytes of the sums of all tiles of so many units' dA.
+pub(super) fn scratch_of_a(segments: usize, dims: &LoraDims<'_>, units: usize) -> usize {
+    tiles(A_TILE, segments, dims) * units * dims.in_dim * size_of::<f32>()
+}
+
 const PAIR_KERNEL: &str = "rmsnorm_lora_backward_pair";
 
 /// Threads of a block whose threads have 16 bytes of a row each.
@@ -101,8 +106,8 @@ impl Cuda {
             0 => ("lora_down_backward_scratch", units),
             n => (op, n),
         };
-        let tiles = tiles(A_TILE, segments, dims);
-        let scratch = self.workspace(tiles * units.min(at_a_time) * dims.in_dim * float)?;
+        let tiles = tiles(A_TILE, segments.count, dims);
+        let scratch = self.workspace(scratch_of_a(segments.count, dims, units.min(at_a_time)))?;
         for first in (0..units).step_by(at_a_time) {
             let count = at_a_time.min(units - first);
             let kernel = self.kernel_of::<X>(MODULE, name);
@@ -168,8 +173,8 @@ impl Cuda {
         dims: &LoraDims<'_>,
     ) -> Result<()> {
         let (size, columns) = (dims.tail() * dims.in_dim, Columns::new(adapters, dims));
-        let tiles = tiles(A_TILE, segments, dims);
-        let scratch = self.workspace(tiles * size * size_of::<f32>())?;
+        let tiles = tiles(A_TILE, segments.count, dims);
+        let scratch = self.workspace(scratch_of_a(segments.count, dims, dims.tail()))?;
         let kernel = self.kernel_of::<X>(MODULE, PAIR_KERNEL).write(&norm.dx).read(d_input.freeze());
         let kernel = kernel.pointer(scratch.pointer).read(norm.x).read(input).read(norm.inv_rms);
         let kernel = kernel.read(norm.w_norm).int(norm.dims.x_stride).int(stages).factors(adapters, dims);

@@ -1,7 +1,7 @@
 //! Device memory: allocations, buffers and views; pinned host memory that copies go through.
 
 use super::stream::{Event, Stream};
-use super::{Cuda, CudaDevice, failed};
+use super::{Cuda, CudaDevice, failed, gate};
 use crate::{Elem, Error, Result};
 use cudarc::driver::{CudaContext, result, sys};
 use std::ffi::c_void;
@@ -15,26 +15,27 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Some bytes of device memory; freed when dropped, after the kernels that use them.
+/// Some bytes of device memory; freed when dropped, after what its device's streams still do with them.
 pub(super) struct Allocation {
     pointer: u64,
     bytes: usize,
-    context: Arc<CudaContext>,
+    stream: Arc<Stream>,
 }
 
 impl Allocation {
     /// Memory that holds anything. No bytes take no memory.
-    pub fn new(stream: &Stream, device: &CudaDevice, bytes: usize) -> Result<Self> {
-        let context = Arc::clone(&stream.context);
+    pub fn new(stream: &Arc<Stream>, device: &CudaDevice, bytes: usize) -> Result<Self> {
+        let stream = Arc::clone(stream);
         if bytes == 0 {
-            return Ok(Self { pointer: 0, bytes, context });
+            return Ok(Self { pointer: 0, bytes, stream });
         }
         stream.allocations.fetch_add(1, Ordering::Relaxed);
+        let _call = gate::enter();
         // SAFETY: the context is bound; the memory is given back once, in `drop`.
         match unsafe { result::malloc_sync(bytes) } {
-            Ok(pointer) => Ok(Self { pointer, bytes, context }),
+            Ok(pointer) => Ok(Self { pointer, bytes, stream }),
             Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let free = context.mem_get_info().map_or(0, |(free, _)| free);
+                let free = stream.context.mem_get_info().map_or(0, |(free, _)| free);
                 let device = format!("{} ({free} of {} bytes are free)", device.name, device.memory);
                 Err(Error::OutOfMemory { device, bytes })
             }
@@ -53,12 +54,18 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        if self.bytes > 0 && self.context.bind_to_thread().is_ok() {
-            // Kernels that are still queued may use it. Nothing can be done about a failure.
-            let _ = result::ctx::synchronize();
-            // SAFETY: allocated in this context and freed once, when nothing uses it any more.
-            let _ = unsafe { result::free_sync(self.pointer) };
+        if self.bytes == 0 {
+            return;
         }
+        let (pointer, stream) = (self.pointer, Arc::clone(&self.stream));
+        gate::give_back(move || {
+            if stream.context.bind_to_thread().is_ok() {
+                // What is still queued may use it. Nothing can be done about a failure.
+                let _ = stream.synchronize();
+                // SAFETY: allocated in this context and freed once, when nothing uses it any more.
+                let _ = unsafe { result::free_sync(pointer) };
+            }
+        });
     }
 }
 
@@ -198,6 +205,7 @@ unsafe impl Send for Piece {}
 impl Piece {
     fn new(stream: &Stream) -> Result<Self> {
         let copied = Event::new(stream)?;
+        let _call = gate::enter();
         // SAFETY: the context is bound; the memory is given back once, in `drop`.
         let memory = unsafe { result::malloc_host(PIECE + WORD, 0) }.map_err(failed("pin host memory"))?;
         Ok(Self { memory: memory.cast(), copied, context: Arc::clone(&stream.context) })
@@ -219,11 +227,14 @@ impl Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: allocated in this context and given back once; whoever drops a device waits for
-            // its streams first. Nothing can be done about a failure.
-            let _ = unsafe { result::free_host(self.memory.cast::<c_void>()) };
-        }
+        let (memory, context) = (self.memory, Arc::clone(&self.context));
+        gate::give_back(move || {
+            if context.bind_to_thread().is_ok() {
+                // SAFETY: allocated in this context and given back once; whoever drops a device waits for
+                // its streams first. Nothing can be done about a failure.
+                let _ = unsafe { result::free_host(memory.cast::<c_void>()) };
+            }
+        });
     }
 }
 

@@ -24,6 +24,7 @@ mod dropout;
 mod elementwise;
 mod embedding;
 mod fault;
+mod gate;
 mod gemm;
 mod graph;
 mod launch;
@@ -49,7 +50,7 @@ mod t5_tiles;
 pub use cublaslt::CublasLt;
 pub use graph::CudaGraph;
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
-pub use nccl::{NcclGroup, nccl_version};
+pub use nccl::{NcclGroup, nccl_environment, nccl_version};
 pub use pinned::CudaPinned;
 pub use probe::{CudaDevice, devices};
 pub use profile::OperationTime;
@@ -117,7 +118,7 @@ struct Inner {
     /// Matrix products by the vendor's library, or why they are not.
     products: std::result::Result<cublaslt::Products, String>,
     // Last, so that everything above is given back while the context is alive.
-    stream: Stream,
+    stream: Arc<Stream>,
 }
 
 /// Turns the driver's error into ours.
@@ -151,7 +152,9 @@ impl Cuda {
         let description = found.into_iter().nth(ordinal).ok_or_else(|| {
             unavailable(format!("there is no device {ordinal}; the driver shows {count} of them"))
         })?;
-        check_age(&description).map_err(unavailable)?;
+        let driver = probe::driver_version().map_err(unavailable)?;
+        check_age(driver, &description).map_err(unavailable)?;
+        let _call = gate::enter();
         let context = CudaContext::new(ordinal).map_err(|e| {
             unavailable(format!("device {ordinal} ({}) cannot be used: {e}", description.name))
         })?;
@@ -159,14 +162,14 @@ impl Cuda {
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(failed("count multiprocessors"))?;
         let limits = Limits::of(&context)?;
-        let stream = Stream::new(context)?;
+        let stream = Arc::new(Stream::new(context)?);
         let staging = Mutex::new(Staging::new(&stream)?);
         let staging_beside = Mutex::new(Staging::new(&stream)?);
         let workspace = || Ok(Mutex::new(Allocation::new(&stream, &description, WORKSPACE)?));
         let workspaces = [workspace()?, workspace()?];
         let fault = Allocation::new(&stream, &description, size_of::<u32>())?;
         let products = cublaslt::Products::open(cublaslt, &stream, &description)?;
-        let functions = Functions::new(cubins, cubin::architecture(description.capability));
+        let functions = Functions::new(cubins, cubin::architecture(description.capability), driver / 1000);
         let inner = Inner {
             description,
             processors: processors.max(1) as usize,
@@ -201,6 +204,12 @@ impl Cuda {
         }
     }
 
+    /// What decides the bits of results here beside inputs and this program: the device, and what multiplies matrices.
+    pub fn provenance(&self) -> String {
+        let CudaDevice { name, capability: (major, minor), .. } = self.description();
+        format!("{name} (compute capability {major}.{minor}), matrix products by {}", self.products_by())
+    }
+
     /// Pieces of memory taken from the device so far, whether given back or not. In a loop of steps
     /// this number stands still.
     pub fn allocations(&self) -> u64 {
@@ -212,13 +221,19 @@ impl Cuda {
         self.inner.uploaded.load(Ordering::Relaxed)
     }
 
+    /// Bytes of scratch memory of operations that need two passes: what [`crate::ops::LoraLinear::lora_scratch`]
+    /// says, after such a pass.
+    pub fn scratch(&self) -> usize {
+        memory::lock(&self.inner.workspaces[usize::from(self.is_second)]).bytes()
+    }
+
     /// Bytes of memory that nobody has, and of the whole device.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.stream()?.context.mem_get_info().map_err(failed("tell how much memory is free"))
     }
 
     /// The stream, its context bound to this thread.
-    fn stream(&self) -> Result<&Stream> {
+    fn stream(&self) -> Result<&Arc<Stream>> {
         self.inner.stream.context.bind_to_thread().map_err(failed("bind the device to a thread"))?;
         Ok(&self.inner.stream)
     }
@@ -236,16 +251,25 @@ impl Cuda {
 
     /// Scratch memory of at least this many bytes, for kernels queued while the guard is held.
     fn workspace(&self, bytes: usize) -> Result<Workspace<'_>> {
-        let mut guard = memory::lock(&self.inner.workspaces[usize::from(self.is_second)]);
+        let workspace = &self.inner.workspaces[usize::from(self.is_second)];
+        let mut guard = memory::lock(workspace);
         if guard.bytes() < bytes {
             self.refuse_in_graph("growing scratch memory")?;
+            drop(guard);
+            let _call = gate::enter();
+            guard = memory::lock(workspace);
             let (stream, device) = (self.stream()?, &self.inner.description);
             // Dropping the old one waits for the kernels that still use it, before there are two.
             *guard = Allocation::new(stream, device, 0)?;
-            *guard = Allocation::new(stream, device, bytes.next_power_of_two())?;
+            *guard = Allocation::new(stream, device, workspace_bytes(bytes))?;
         }
         Ok(Workspace { pointer: guard.pointer(), _held: guard })
     }
+}
+
+/// Bytes of scratch memory after an operation that needs so many.
+fn workspace_bytes(needed: usize) -> usize {
+    needed.next_power_of_two().max(WORKSPACE)
 }
 
 /// Scratch memory while operations are queued that use it.
@@ -255,8 +279,7 @@ struct Workspace<'a> {
 }
 
 /// One sentence if the driver or the device is too old.
-fn check_age(device: &CudaDevice) -> std::result::Result<(), String> {
-    let driver = probe::driver_version()?;
+fn check_age(driver: i32, device: &CudaDevice) -> std::result::Result<(), String> {
     if driver < OLDEST_DRIVER {
         let version = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
         let (found, wanted) = (version(driver), version(OLDEST_DRIVER));
@@ -438,11 +461,7 @@ impl Device for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.refuse_in_graph("synchronize")?;
-        let stream = self.stream()?;
-        for raw in stream.all() {
-            // SAFETY: the stream is alive as long as the device.
-            unsafe { result::stream::synchronize(raw) }.map_err(failed("wait for the device"))?;
-        }
+        self.stream()?.synchronize()?;
         self.check_fault()
     }
 }
@@ -451,10 +470,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // What is freed next may still be in use.
         if self.stream.context.bind_to_thread().is_ok() {
-            for raw in self.stream.all() {
-                // SAFETY: the stream is destroyed after this. Nothing can be done about a failure.
-                let _ = unsafe { result::stream::synchronize(raw) };
-            }
+            // Nothing can be done about a failure.
+            let _ = self.stream.synchronize();
         }
     }
 }

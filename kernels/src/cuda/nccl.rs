@@ -7,12 +7,19 @@
 //! has queued so far and for nothing that comes later, so a backward pass goes on meanwhile.
 //! The host waits at the end: whatever is queued after that finds the result.
 //!
+//! A rank that has died, or has failed elsewhere, cannot be told from one that is slow: NCCL waits for it
+//! without end, and says nothing where ranks share a node. So whoever waits does so up to a limit
+//! (`GRADTX_NCCL_TIMEOUT`, in seconds), calls of the library that wait themselves are made on a thread of
+//! their own, and a group that is dropped is aborted: only [`Collective::close_group`] destroys it, which
+//! waits for the others.
+//!
 //! `GRADTX_NCCL` names the library where the dynamic loader would not find it; `off` means that
-//! it is not to be used.
+//! it is not to be used. NVLink SHARP, with which additions have another order in every call, is turned off
+//! unless `NCCL_NVLS_ENABLE` is set ([`nccl_environment`]).
 
 use super::library::{candidates, first_usable};
 use super::stream::{Event, Stream};
-use super::{Cuda, CudaViewMut, failed};
+use super::{Cuda, CudaViewMut, failed, gate};
 use crate::collective::{Candidate, Collective};
 use crate::{Elem, Error, Result};
 use cudarc::driver::{CudaContext, result, sys};
@@ -20,11 +27,20 @@ use libloading::Library;
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};
 use std::ops::Range;
 use std::ptr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 /// Names that the dynamic loader is asked for.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+/// Whether NCCL lets switches add up values (NVLink SHARP).
+const NVLS: &str = "NCCL_NVLS_ENABLE";
+/// Seconds that a rank waits for the others.
+const TIMEOUT: &str = "GRADTX_NCCL_TIMEOUT";
+/// Unless it is set.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+/// The limit, if that is shorter, until the group has worked once: what fails then usually fails on all ranks,
+/// and those that wait for one of them can go on without a group.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(120);
 /// What helps when a group fails.
 const ADVICE: &str = "NCCL_DEBUG=WARN makes NCCL tell more; GRADTX_NCCL=off does without it";
 
@@ -70,9 +86,38 @@ pub fn nccl_version() -> std::result::Result<String, String> {
     nccl()?.version()
 }
 
+/// Sets what NCCL reads from the environment before it is loaded, unless the user has set it. On machines
+/// with NVSwitch NCCL lets the switches add up values, in an order that differs from call to call
+/// (NCCL's issues 1497 and 2360); without that, the same sums have the same bits.
+///
+/// A program calls this before it starts threads, which may read the environment.
+pub fn nccl_environment() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if std::env::var_os(NVLS).is_none() {
+            // SAFETY: Rust's own readers are locked out. The program has no other threads yet; called later,
+            // by way of `nccl`, this may only meet libraries' threads that read the environment just then.
+            unsafe { std::env::set_var(NVLS, "0") };
+        }
+    });
+}
+
+/// The time limit of waits for other ranks.
+fn timeout() -> std::result::Result<Duration, String> {
+    std::env::var(TIMEOUT).map_or(Ok(DEFAULT_TIMEOUT), |text| seconds(&text))
+}
+
+fn seconds(text: &str) -> std::result::Result<Duration, String> {
+    match text.trim().parse::<u32>() {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(format!("{TIMEOUT}={text}: expected a number of seconds")),
+    }
+}
+
 /// The library, which stays: threads of its own outlive the calls that start them.
 fn nccl() -> std::result::Result<&'static Api, String> {
     static NCCL: OnceLock<std::result::Result<Api, String>> = OnceLock::new();
+    nccl_environment();
     NCCL.get_or_init(|| find(std::env::var_os("GRADTX_NCCL"))).as_ref().map_err(String::clone)
 }
 
@@ -177,6 +222,7 @@ struct Beside {
 
 impl Beside {
     fn new(stream: &Stream) -> Result<Self> {
+        let _call = gate::enter();
         // Above the operations: other devices wait for what goes through here.
         let (_, greatest) =
             result::stream::get_priority_range().map_err(failed("tell its streams' priorities"))?;
@@ -188,24 +234,70 @@ impl Beside {
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
-            let _ = unsafe { result::stream::destroy(self.raw) };
-        }
+        let (raw, context) = (self.raw, Arc::clone(&self.context));
+        gate::give_back(move || {
+            if context.bind_to_thread().is_ok() {
+                // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
+                let _ = unsafe { result::stream::destroy(raw) };
+            }
+        });
     }
+}
+
+/// A communicator on its way between threads.
+struct Sent(RawComm);
+// SAFETY: a communicator may be used from any thread, one at a time.
+unsafe impl Send for Sent {}
+
+impl Sent {
+    fn raw(self) -> RawComm {
+        self.0
+    }
+}
+
+/// Does what may wait for other ranks without end on a thread of its own, with the device bound, and gives up
+/// after `limit`; then the thread is left to itself, and `too_late` gets what comes of it in the end.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    what: &str,
+    context: &Arc<CudaContext>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+    too_late: impl FnOnce(T) + Send + 'static,
+) -> Result<T> {
+    let (tell, hear) = mpsc::channel();
+    let context = Arc::clone(context);
+    let run = move || {
+        let done = context.bind_to_thread().map_err(failed("bind the device to a thread"));
+        if let Err(mpsc::SendError(Ok(unheard))) = tell.send(done.and_then(|()| work())) {
+            too_late(unheard);
+        }
+    };
+    let failed = |why: String| Error::Driver { what: what.into(), why };
+    let thread = std::thread::Builder::new().name("nccl".into()).spawn(run);
+    thread.map_err(|e| failed(format!("cannot start a thread: {e}")))?;
+    hear.recv_timeout(limit).unwrap_or_else(|_| Err(failed(not_in_time(limit))))
+}
+
+fn not_in_time(limit: Duration) -> String {
+    let seconds = limit.as_secs();
+    format!("not all ranks came within {seconds} s: one has failed, or {TIMEOUT} is too short. {ADVICE}")
 }
 
 /// One rank's place in a group of GPUs.
 pub struct NcclGroup {
     api: &'static Api,
+    /// Null once it was given back.
     comm: RawComm,
     rank: usize,
     size: usize,
+    /// How long it waits for the other ranks: another limit until something was finished.
+    limit: Duration,
+    has_worked: bool,
     /// What the compute stream had queued when something was started.
     ready: Event,
     /// Everything that was started.
     done: Event,
-    /// Whether something was started and not finished: joining at first.
+    /// Whether something was started and not finished.
     busy: bool,
     stream: Beside,
     /// Keeps the compute stream alive, in which events were recorded.
@@ -222,29 +314,42 @@ impl NcclGroup {
             unavailable(format!("the id of a group has {ID_BYTES} bytes, this one {}", id.len()))
         })?;
         let id = UniqueId(bytes.map(|b| b as c_char));
+        let limit = timeout().map_err(unavailable)?;
         let compute = cuda.stream()?;
-        let mut group = Self {
+        let what = format!("join a group of devices as rank {rank} of {size}");
+        let init = {
+            let what = what.clone();
+            move || {
+                let mut comm = ptr::null_mut();
+                // SAFETY: the context is bound; one pointer is written.
+                let status = unsafe { (api.init_rank)(&mut comm, size as c_int, id, rank as c_int) };
+                api.check(&what, status, ptr::null_mut()).map(|()| Sent(comm))
+            }
+        };
+        // SAFETY: nobody else knows it, and it is given back once. Nothing can be done about a failure.
+        let too_late = |late: Sent| _ = unsafe { (api.abort)(late.raw()) };
+        let comm = within(limit.min(FIRST_TIMEOUT), &what, &compute.context, init, too_late)?.raw();
+        Ok(Self {
             ready: Event::new(compute)?,
             done: Event::new(compute)?,
             stream: Beside::new(compute)?,
             api,
-            comm: ptr::null_mut(),
+            comm,
             rank,
             size,
-            busy: true,
+            limit,
+            has_worked: false,
+            busy: false,
             cuda: cuda.clone(),
-        };
-        // SAFETY: the context is bound; one pointer is written.
-        let status = unsafe { (group.api.init_rank)(&mut group.comm, size as c_int, id, rank as c_int) };
-        let what = format!("join a group of devices as rank {rank} of {size}");
-        group.api.check(&what, status, ptr::null_mut())?;
-        group.busy = false;
-        Ok(group)
+        })
     }
 
     /// Starts operations, as one, after what the compute stream has queued so far.
     fn start(&mut self, what: &str, operations: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         self.cuda.refuse_in_graph("exchange of values between devices")?;
+        if self.comm.is_null() {
+            return Err(Error::Driver { what: what.into(), why: "the group has failed before".into() });
+        }
         self.ready.record(self.cuda.stream()?.raw)?;
         self.ready.hold(self.stream.raw)?;
         self.busy = true;
@@ -256,17 +361,30 @@ impl NcclGroup {
         result.and_then(|()| self.api.check(what, ended, self.comm))
     }
 
-    /// Waits until everything that was started is done, or will never be.
+    /// Waits until everything that was started is done, or will never be; then the group is aborted, so that
+    /// nothing uses memory that may be given back next.
     fn finish(&mut self) -> Result<()> {
+        let finished = self.wait();
+        if finished.is_err() {
+            self.abort();
+        }
+        finished
+    }
+
+    fn wait(&mut self) -> Result<()> {
         if !self.busy {
             return Ok(());
         }
         // Binds the context.
         self.cuda.stream()?;
         self.done.record(self.stream.raw)?;
+        let limit = if self.has_worked { self.limit } else { self.limit.min(FIRST_TIMEOUT) };
         let begin = Instant::now();
         while !self.done.has_passed()? {
             self.check_async()?;
+            if begin.elapsed() > limit {
+                return Err(Error::Driver { what: self.exchange(), why: not_in_time(limit) });
+            }
             // Most waits are short; a long one leaves the core to others.
             match begin.elapsed() < Duration::from_millis(5) {
                 true => std::thread::yield_now(),
@@ -274,8 +392,37 @@ impl NcclGroup {
             }
         }
         self.check_async()?;
-        self.busy = false;
+        (self.busy, self.has_worked) = (false, true);
         Ok(())
+    }
+
+    fn exchange(&self) -> String {
+        format!("exchange values between {} devices (this is rank {})", self.size, self.rank)
+    }
+
+    /// Ends the group without waiting for anybody.
+    fn abort(&mut self) {
+        let comm = std::mem::replace(&mut self.comm, ptr::null_mut());
+        if !comm.is_null() && self.stream.context.bind_to_thread().is_ok() {
+            // SAFETY: the group is alive, and given back once. Nothing can be done about a failure.
+            let _ = unsafe { (self.api.abort)(comm) };
+        }
+    }
+
+    /// Ends the group with all other ranks.
+    fn close(mut self) -> Result<()> {
+        self.finish()?;
+        let (api, comm) = (self.api, Sent(self.comm));
+        if comm.0.is_null() {
+            return Ok(());
+        }
+        let what = "leave a group of devices";
+        let destroy = move || {
+            // SAFETY: the group is alive, and given back once.
+            api.check(what, unsafe { (api.destroy)(comm.raw()) }, ptr::null_mut())
+        };
+        self.comm = ptr::null_mut();
+        within(self.limit, what, &self.stream.context, destroy, drop)
     }
 
     /// What happened to the group on its own.
@@ -283,7 +430,7 @@ impl NcclGroup {
         let mut error = SUCCESS;
         // SAFETY: the group is alive; one number is written.
         let status = unsafe { (self.api.async_error)(self.comm, &mut error) };
-        let what = format!("exchange values between {} devices (this is rank {})", self.size, self.rank);
+        let what = self.exchange();
         self.api.check(&what, status, self.comm)?;
         let error = if error == IN_PROGRESS { SUCCESS } else { error };
         self.api.check(&what, error, self.comm)
@@ -292,13 +439,7 @@ impl NcclGroup {
 
 impl Drop for NcclGroup {
     fn drop(&mut self) {
-        if self.comm.is_null() || self.stream.context.bind_to_thread().is_err() {
-            return;
-        }
-        // Nothing can be done about a failure. Unfinished or in a panic: nobody shall wait for this rank.
-        let give_up = self.busy || std::thread::panicking();
-        // SAFETY: the group is alive, and given back once.
-        let _ = unsafe { if give_up { (self.api.abort)(self.comm) } else { (self.api.destroy)(self.comm) } };
+        self.abort();
     }
 }
 
@@ -406,6 +547,10 @@ impl Collective for Cuda {
     fn finish_group(&self, group: &mut NcclGroup) -> Result<()> {
         group.finish()
     }
+
+    fn close_group(&self, group: NcclGroup) -> Result<()> {
+        group.close()
+    }
 }
 
 #[cfg(test)]
@@ -415,6 +560,15 @@ mod tests {
     #[test]
     fn versions_are_read_in_both_ways() {
         assert_eq!([2804, 2304, 22602, 21805].map(version_text), ["2.8.4", "2.3.4", "2.26.2", "2.18.5"]);
+    }
+
+    #[test]
+    fn a_time_limit_is_a_number_of_seconds() {
+        assert_eq!(seconds(" 90 "), Ok(Duration::from_secs(90)));
+        for text in ["0", "-1", "soon", "1.5", ""] {
+            let why = seconds(text).expect_err("it is no time");
+            assert!(why.contains(TIMEOUT) && why.contains(text), "{why}");
+        }
     }
 
     #[test]

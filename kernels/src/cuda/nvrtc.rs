@@ -50,10 +50,21 @@ pub struct Compiled {
 }
 
 impl Api {
-    fn load() -> Result<Self> {
+    /// The first compiler that is of this major version of CUDA or an older one, where one is given.
+    fn load(newest: Option<i32>) -> Result<Self> {
         let named = std::env::var_os("GRADTX_NVRTC").map(|path| vec![path]);
         let files = named.unwrap_or_else(|| candidates(&NAMES));
-        first_usable(&files, Self::bind).map_err(|why| {
+        let accept = |library| {
+            let api = Self::bind(library)?;
+            let (major, minor) = api.number().map_err(|e| e.to_string())?;
+            match newest.filter(|newest| major > *newest) {
+                None => Ok(api),
+                Some(newest) => {
+                    Err(format!("compiles for CUDA {major}.{minor}, and the driver is for {newest}"))
+                }
+            }
+        };
+        first_usable(&files, accept).map_err(|why| {
             let why = format!("{why}. GRADTX_NVRTC=/path/to/libnvrtc.so.12 names the library");
             Error::Unavailable { what: "the CUDA compiler (NVRTC)", why }
         })
@@ -77,6 +88,14 @@ impl Api {
             error: get(&library, c"nvrtcGetErrorString")?,
             _library: library,
         })
+    }
+
+    /// Version, major and minor.
+    fn number(&self) -> Result<(i32, i32)> {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: two numbers are written.
+        self.check("tell its version", unsafe { (self.version)(&mut major, &mut minor) })?;
+        Ok((major, minor))
     }
 
     /// Fails with the compiler's own words.
@@ -125,15 +144,20 @@ fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|e| Error::Driver { what: "read CUDA source".into(), why: e.to_string() })
 }
 
-/// Compiles `source` (called `name` in messages) with these headers, by name and text.
+/// Compiles `source` (called `name` in messages) with these headers, by name and text. The compiler is the
+/// first that there is, or that is of no newer major version of CUDA than `newest`.
 ///
 /// # Errors
 /// [`Error::Unavailable`] without the compiler; [`Error::Driver`] with its log if it refuses the source.
-pub fn compile(name: &str, source: &str, headers: &[(&str, &str)], options: &[String]) -> Result<Compiled> {
-    let api = Api::load()?;
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: two numbers are written.
-    api.check("tell the compiler's version", unsafe { (api.version)(&mut major, &mut minor) })?;
+pub fn compile(
+    name: &str,
+    source: &str,
+    headers: &[(&str, &str)],
+    options: &[String],
+    newest: Option<i32>,
+) -> Result<Compiled> {
+    let api = Api::load(newest)?;
+    let version = api.number()?;
     let (source, title) = (c_string(source)?, c_string(name)?);
     let texts = headers.iter().map(|h| c_string(h.1)).collect::<Result<Vec<_>>>()?;
     let titles = headers.iter().map(|h| c_string(h.0)).collect::<Result<Vec<_>>>()?;
@@ -158,5 +182,5 @@ pub fn compile(name: &str, source: &str, headers: &[(&str, &str)], options: &[St
         other => other,
     })?;
     let cubin = source.bytes(&format!("assemble {name}"), api.cubin_size, api.cubin)?;
-    Ok(Compiled { cubin, log, version: (major, minor) })
+    Ok(Compiled { cubin, log, version })
 }

@@ -2,7 +2,7 @@
 //! another copy on the host, and without the host waiting.
 
 use super::stream::Event;
-use super::{Cuda, CudaLane, CudaViewMut, failed};
+use super::{Cuda, CudaLane, CudaViewMut, failed, gate};
 use crate::{Elem, Result, error::expect_len};
 use cudarc::driver::result;
 use std::ffi::c_void;
@@ -29,6 +29,7 @@ impl<T: Elem> CudaPinned<T> {
     pub(super) fn new(cuda: &Cuda, len: usize) -> Result<Self> {
         let copied = Event::new(cuda.stream()?)?;
         let bytes = len.saturating_mul(size_of::<T>());
+        let _call = gate::enter();
         // SAFETY: the context is bound; the memory is given back once, in `drop`. No bytes at all
         // cannot be asked for.
         let memory = unsafe { result::malloc_host(bytes.max(1), 0) }
@@ -56,12 +57,15 @@ impl<T: Elem> CudaPinned<T> {
 
 impl<T> Drop for CudaPinned<T> {
     fn drop(&mut self) {
-        if self.cuda.stream().is_ok() {
-            // Nothing can be done about a failure.
-            let _ = self.copied.synchronize();
-            // SAFETY: allocated in this context and given back once; no copy reads it any more.
-            let _ = unsafe { result::free_host(self.memory.cast::<c_void>()) };
-        }
+        let (memory, cuda) = (self.memory.cast::<c_void>(), self.cuda.clone());
+        gate::give_back(move || {
+            if let Ok(stream) = cuda.stream() {
+                // Copies from it may be queued still. Nothing can be done about a failure.
+                let _ = stream.synchronize();
+                // SAFETY: allocated in this context and given back once; no copy reads it any more.
+                let _ = unsafe { result::free_host(memory) };
+            }
+        });
     }
 }
 

@@ -5,7 +5,7 @@
 //! a third, in lanes: a lane is one set of buffers, and its two events say when the operations are
 //! done with them, and when what was uploaded has arrived.
 
-use super::{Cuda, CudaView, CudaViewMut, failed, memory};
+use super::{Cuda, CudaView, CudaViewMut, failed, gate, memory};
 use crate::{Elem, Result, error::expect_len};
 use cudarc::driver::{CudaContext, result, sys};
 use std::sync::Arc;
@@ -32,6 +32,7 @@ unsafe impl Sync for Stream {}
 impl Stream {
     /// New streams; the context is bound.
     pub fn new(context: Arc<CudaContext>) -> Result<Self> {
+        let _call = gate::enter();
         let create = || {
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("create a stream"))
         };
@@ -48,16 +49,29 @@ impl Stream {
     pub fn all(&self) -> [sys::CUstream; 3] {
         [self.copies, self.second, self.raw]
     }
+
+    /// Waits on the host for what all streams have been given so far. The context is bound.
+    pub fn synchronize(&self) -> Result<()> {
+        let wait = |raw| {
+            // SAFETY: the stream is alive.
+            unsafe { result::stream::synchronize(raw) }.map_err(failed("wait for the device"))
+        };
+        // For all of them, also after a failure; the last one says most.
+        self.all().map(wait).into_iter().rev().collect()
+    }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            for raw in self.all() {
-                // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
-                let _ = unsafe { result::stream::destroy(raw) };
+        let (streams, context) = (self.all(), Arc::clone(&self.context));
+        gate::give_back(move || {
+            if context.bind_to_thread().is_ok() {
+                for raw in streams {
+                    // SAFETY: created with this context, and destroyed once. Nothing can be done about a failure.
+                    let _ = unsafe { result::stream::destroy(raw) };
+                }
             }
-        }
+        });
     }
 }
 

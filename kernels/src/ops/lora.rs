@@ -92,6 +92,12 @@ pub trait LoraLinear<X: Real>: Device {
     /// Stride of the rows of x in an adapter input.
     fn lora_row_stride(dims: &LoraDims<'_>) -> usize;
 
+    /// Bytes of its own scratch memory that a device takes for the backward passes of such a layer, on streams of
+    /// so many segments, and then keeps.
+    fn lora_scratch(_dims: &LoraDims<'_>, _segments: usize) -> usize {
+        0
+    }
+
     /// Elements from one row of a frozen weight to the next, as this device is fastest with;
     /// at least `in_dim`.
     fn lora_weight_stride(in_dim: usize) -> usize;

@@ -294,7 +294,11 @@ impl Command {
 
     /// Whether it is done by several processes that know nothing of each other.
     pub fn is_shared(&self) -> bool {
-        matches!(self, Self::Curate(job) if job.array)
+        match self {
+            Self::Curate(job) => job.array,
+            // What each of them sees may differ.
+            other => matches!(other, Self::Doctor { .. }),
+        }
     }
 
     /// Whether it makes something that takes time, and that it can go on with later.

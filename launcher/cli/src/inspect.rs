@@ -402,6 +402,12 @@ impl Report {
                 }
                 self.fact(MADE_BY, format!("{} {}", record.stage, record.version));
                 self.fact("settings", &record.settings);
+                if !record.computed_on.is_empty() {
+                    self.fact(
+                        "computed on",
+                        record.computed_on.iter().cloned().collect::<Vec<_>>().join("; "),
+                    );
+                }
                 if record.outputs.is_empty() {
                     self.problems.push(format!("`{}` has not finished here", record.stage));
                 }

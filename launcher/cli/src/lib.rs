@@ -27,6 +27,8 @@ use std::time::Instant;
 /// Runs the program with these arguments (the first is its name); prints, and tells the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
+    #[cfg(feature = "cuda")]
+    gradtx_kernels::cuda::nccl_environment();
     if args.get(1).is_some_and(|arg| arg == gradtx_runtime::data::SERVER_ARGUMENT) {
         return gradtx_runtime::data::serve();
     }

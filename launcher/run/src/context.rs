@@ -4,6 +4,8 @@ use crate::cluster::World;
 use crate::ui::Ui;
 use gradtx_runtime::comm::Place;
 use gradtx_runtime::plan::MemoryPlan;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What every stage is given.
 #[derive(Clone, Debug)]
@@ -14,13 +16,29 @@ pub struct Context {
     pub threads: usize,
     /// Where this process runs: which of a node's devices is its own.
     pub place: Place,
+    computed_on: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Context {
     /// From the command line; by default as many threads as the world has for each rank.
     pub fn new(threads: Option<usize>, ui: Ui, world: &World) -> Self {
         let place = world.comm().place().clone();
-        Self { ui, threads: threads.unwrap_or(world.threads()).max(1), place }
+        Self { ui, threads: threads.unwrap_or(world.threads()).max(1), place, computed_on: Arc::default() }
+    }
+
+    /// The same with no device noted yet: each stage of a command notes its own.
+    pub fn without_devices(&self) -> Self {
+        Self { computed_on: Arc::default(), ..self.clone() }
+    }
+
+    /// Notes a device or library, other than this program on a CPU, on which the bits of results depend.
+    pub fn note_device(&self, what: String) {
+        self.computed_on.lock().unwrap_or_else(PoisonError::into_inner).insert(what);
+    }
+
+    /// What was noted so far.
+    pub fn computed_on(&self) -> BTreeSet<String> {
+        self.computed_on.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -13,7 +13,7 @@ use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::Backend;
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::comm::Place;
-use gradtx_runtime::plan::available_memory;
+use gradtx_runtime::plan::{Room, available_memory};
 
 #[cfg(feature = "cuda")]
 use {
@@ -49,6 +49,7 @@ pub fn dispatch<W: Work>(settings: &DeviceConfig, context: &Context, work: W) ->
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => {
             let device = cuda(&context.place)?;
+            context.note_device(device.provenance());
             match settings.dtype {
                 DtypeKind::Bf16 => work.run::<bf16, Cuda>(&device),
                 DtypeKind::Auto | DtypeKind::F32 => work.run::<f32, Cuda>(&device),
@@ -71,17 +72,22 @@ pub fn answer<Q: Question>(settings: &DeviceConfig, question: Q) -> Q::Answer {
     }
 }
 
-/// Bytes that this rank can have on a device: what the device has left, or its part of what
+/// Memory that this rank can have on a device: what the device has left, or its part of what
 /// the host has left for the ranks of its node.
-pub fn memory_for<D: Device>(device: &D, place: &Place) -> Result<u64> {
+pub fn memory_for<D: Device>(device: &D, place: &Place) -> Result<Room> {
     match device.free_memory()? {
-        Some(bytes) => Ok(bytes),
-        None => Ok(available_memory()? / place.local_size.max(1) as u64),
+        Some(free) => Ok(Room::Device { free, group: false }),
+        None => Ok(Room::Host(host_memory(place)?)),
     }
 }
 
-/// The same for the device that the settings name.
-pub fn memory(settings: &DeviceConfig, place: &Place) -> Result<u64> {
+/// Bytes of main memory that this rank can have.
+pub fn host_memory(place: &Place) -> Result<u64> {
+    Ok(available_memory()? / place.local_size.max(1) as u64)
+}
+
+/// [`memory_for`] the device that the settings name.
+pub fn memory(settings: &DeviceConfig, place: &Place) -> Result<Room> {
     match take(settings, place)?.settings.kind {
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => memory_for(&cuda(place)?, place),

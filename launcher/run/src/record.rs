@@ -20,7 +20,7 @@ use gradtx_runtime::text::shown;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
@@ -36,6 +36,10 @@ pub struct Record {
     pub version: String,
     /// Settings and inputs that the result depends on.
     pub settings: Value,
+    /// Devices and libraries that computed any of it, in all attempts, where its bits depend on them: none on CPUs.
+    /// Work may go on with others.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub computed_on: BTreeSet<String>,
     /// Checksums of the finished files by their names, relative to the directory and within it;
     /// empty while there is work to do.
     pub outputs: BTreeMap<String, String>,
@@ -75,6 +79,14 @@ pub enum Seat {
 }
 
 impl Seat {
+    /// [`Output::computed_on`], by the host.
+    pub fn computed_on(&mut self, devices: BTreeSet<String>) -> Result<()> {
+        match self {
+            Self::Host(output) => output.computed_on(devices),
+            Self::Guest(_) => Ok(()),
+        }
+    }
+
     /// Ends the work of this rank. The host notes the finished files, as [`Output::finish`] does.
     pub fn finish(self, files: &[String]) -> Result<()> {
         match self {
@@ -128,6 +140,7 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
     sweep(dir, &place)?;
     if let Some(before) = now {
         record.version = before.version;
+        record.computed_on = before.computed_on;
     }
     let output = Output { dir: dir.to_owned(), record, place };
     output.write()?;
@@ -252,6 +265,7 @@ impl Record {
             version: env!("CARGO_PKG_VERSION").into(),
             // As it reads back from its file: numbers may lose their last digit on the way.
             settings: serde_json::from_str(&settings.to_string())?,
+            computed_on: BTreeSet::new(),
             outputs: BTreeMap::new(),
             sizes: BTreeMap::new(),
             xxh3: String::new(),
@@ -327,6 +341,16 @@ impl Output {
     /// everything is done remains.
     pub fn leave(self) {
         self.place.finish();
+    }
+
+    /// Notes on which devices work was done so far, finished or not.
+    pub fn computed_on(&mut self, mut devices: BTreeSet<String>) -> Result<()> {
+        devices.extend(self.record.computed_on.iter().cloned());
+        if devices != self.record.computed_on {
+            self.record.computed_on = devices;
+            self.write()?;
+        }
+        Ok(())
     }
 
     /// Notes that these files, relative to the directory, are the finished result.
@@ -409,6 +433,28 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "the record and the result");
         std::fs::write(dir.path().join("x"), "resulT").unwrap();
         opened(dir.path(), json!({"a": 1}));
+    }
+
+    /// They are no settings: work goes on with others, and the same result stays finished.
+    #[test]
+    fn devices_of_all_attempts_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = || std::fs::read_to_string(dir.path().join(RECORD_FILE)).unwrap();
+        let mut output = opened(dir.path(), json!({"a": 1}));
+        let before = text();
+        output.computed_on(BTreeSet::new()).unwrap();
+        assert_eq!(text(), before, "on a CPU");
+        assert!(!before.contains("computed_on"), "{before}");
+        output.computed_on(["GPU 1".into()].into()).unwrap();
+        // Stopped, and gone on with elsewhere.
+        drop(output);
+        std::fs::write(dir.path().join("x"), "result").unwrap();
+        let mut output = opened(dir.path(), json!({"a": 1}));
+        output.computed_on(["GPU 2".into()].into()).unwrap();
+        output.finish(&["x".into()]).unwrap();
+        let record = read(&dir.path().join(RECORD_FILE)).unwrap();
+        assert_eq!(record.computed_on, ["GPU 1".to_string(), "GPU 2".into()].into());
+        assert!(matches!(open(dir.path(), "test", json!({"a": 1})).unwrap(), State::Finished));
     }
 
     /// A finished directory with a file `sub/x`.

@@ -3,7 +3,7 @@
 //! In: a stage that is ready to work, its arguments checked and everything that it uses opened.
 //! Out: the files of one directory, and the record that makes it repeatable: [`run`] opens the
 //! directory with what the result depends on ([`Inputs`]), leaves alone what is finished and
-//! intact, has the stage make what is missing, and notes the files.
+//! intact, has the stage make what is missing, and notes the files and the devices.
 //!
 //! What a record says of its stage is read as the type that was written: [`Record::inputs`].
 
@@ -64,11 +64,15 @@ pub trait Stage {
 
 /// Does a stage in this process; nothing comes of it if the result was there and intact.
 pub fn run<S: Stage>(context: &Context, stage: &S) -> Result<Option<S::Output>> {
-    let State::Open(output) = record::open(stage.dir(), S::NAME, stage.inputs()?.value()?)? else {
+    let State::Open(mut output) = record::open(stage.dir(), S::NAME, stage.inputs()?.value()?)? else {
         stage.was_finished(context)?;
         return Ok(None);
     };
-    let (files, made) = stage.make(context)?;
+    let context = &context.without_devices();
+    let made = stage.make(context);
+    // Also of an attempt that was stopped, whose checkpoint others may go on with.
+    output.computed_on(context.computed_on())?;
+    let (files, made) = made?;
     output.finish(&files)?;
     stage.tell(context, &made)?;
     Ok(Some(made))
@@ -78,11 +82,14 @@ pub fn run<S: Stage>(context: &Context, stage: &S) -> Result<Option<S::Output>> 
 /// rank 0 returns.
 pub fn run_on_ranks<S: Stage>(context: &Context, comm: &dyn Comm, stage: &S) -> Result<Option<S::Output>> {
     let inputs = stage.inputs()?.value()?;
-    let SharedState::Open(seat) = record::open_for_all(comm, stage.dir(), S::NAME, inputs)? else {
+    let SharedState::Open(mut seat) = record::open_for_all(comm, stage.dir(), S::NAME, inputs)? else {
         stage.was_finished(context)?;
         return Ok(None);
     };
-    let (files, made) = stage.make(context)?;
+    let context = &context.without_devices();
+    let made = stage.make(context);
+    seat.computed_on(context.computed_on())?;
+    let (files, made) = made?;
     seat.finish(&files)?;
     stage.tell(context, &made)?;
     Ok(Some(made))

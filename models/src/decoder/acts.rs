@@ -293,7 +293,15 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
 
     /// The buffers that [`Self::new`] would allocate.
     pub fn plan(config: &DecoderConfig, capacity: BatchCapacity, mode: Mode<'_>) -> MemoryPlan {
-        Plan::new::<D, X>(config, capacity, mode, capacity.tokens).memory::<X>()
+        let mut plan = Plan::new::<D, X>(config, capacity, mode, capacity.tokens).memory::<X>();
+        let dims = |fused| lora_dims(config, mode.adapters(), 0.0, 0, fused, capacity.tokens);
+        let scratch = Fused::ALL.map(|fused| D::lora_scratch(&dims(fused), capacity.segments));
+        // The device's own, which it keeps for all that need some.
+        match scratch.into_iter().max() {
+            Some(bytes @ 1..) if mode.trains() => plan.add(Purpose::Scratch, "sums of adapters", &[bytes], 1),
+            _ => (),
+        }
+        plan
     }
 
     /// As [`Self::new`], where positions go beyond the length of a stream (decoding on a cache).

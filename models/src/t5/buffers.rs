@@ -105,7 +105,7 @@ impl<'a, D: Device> Allocator<'a, D> {
         for Taken { purpose, name, shape: [rows, cols], size, copies } in self.taken {
             let shape = [copies, rows, cols];
             let shape = if copies == 1 { &shape[1..] } else { &shape[..] };
-            plan.add(purpose, name, shape, size);
+            plan.add_pieces(purpose, name, shape, size, copies);
         }
         plan
     }

@@ -4,6 +4,7 @@ use crate::comm::{Collectives, Comm};
 use crate::{Error, Result};
 use gradtx_kernels::Collective;
 use gradtx_kernels::collective::Candidate;
+use std::ops::Range;
 
 /// What a rank says of its device: its name among all devices, and the library; or why not.
 type Said = std::result::Result<(String, String), String>;
@@ -34,11 +35,36 @@ pub(super) fn form<D: Collective>(comm: &dyn Comm, device: &D) -> Result<Option<
     };
     // The hosts have nothing more to tell each other while the devices meet.
     comm.barrier()?;
-    let group = device.join_group(&id, comm.rank(), comm.size())?;
+    let joined = join(device, &id, comm.rank(), comm.size());
+    // What some ranks cannot do none does: a rank that went on alone would wait for ever.
+    let failure = joined.as_ref().err().map(|e| e.to_string());
+    let all = comm.all_gather_bytes(&serde_json::to_vec(&failure).expect("strings are always JSON"))?;
+    let all = all.iter().map(|bytes| read(bytes)).collect::<Result<Vec<Option<String>>>>()?;
+    let failed = all.into_iter().enumerate().find_map(|(rank, failure)| Some((rank, failure?)));
+    let group = match (joined, failed) {
+        (Ok(group), None) => group,
+        (_, Some((rank, why))) => return Ok(through_hosts(comm, &format!("rank {rank}: {why}"))),
+        (Err(e), None) => return Err(e),
+    };
     if let (0, Ok((_, library))) = (comm.rank(), &own) {
         tracing::info!("gradients are summed between the devices of {} ranks by {library}", comm.size());
     }
     Ok(Some(group))
+}
+
+/// Joins a group and sums one value a rank: only then all ways between the devices are known to work, and
+/// sums of gradients cannot be the first to find out.
+fn join<D: Collective>(device: &D, id: &[u8], rank: usize, size: usize) -> Result<D::Group> {
+    let mut group = device.join_group(id, rank, size)?;
+    let mut values = device.buffer_from(&vec![(rank + 1) as f32; size])?;
+    let shares: Vec<Range<usize>> = (0..size).map(|rank| rank..rank + 1).collect();
+    device.start_sums(&mut group, D::all_mut(&mut values), &shares)?;
+    device.finish_group(&mut group)?;
+    let (sum, want) = (device.to_host(D::view(&values, rank..rank + 1))?, (size * (size + 1) / 2) as f32);
+    match sum == [want] {
+        true => Ok(group),
+        false => Err(Error::invalid("sums between devices", format!("found {sum:?}, expected {want}"))),
+    }
 }
 
 fn through_hosts<G>(comm: &dyn Comm, why: &str) -> Option<G> {
@@ -50,7 +76,7 @@ fn through_hosts<G>(comm: &dyn Comm, why: &str) -> Option<G> {
 
 fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes)
-        .map_err(|e| Error::invalid("devices of ranks", format!("a rank told nonsense: {e}")))
+        .map_err(|e| Error::invalid("devices of ranks", format!("malformed message: {e}")))
 }
 
 /// Why the devices cannot be in one group: by rank, one that cannot be in any, libraries that

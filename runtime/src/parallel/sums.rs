@@ -126,6 +126,15 @@ impl<'c, D: Collective> GradientSums<'c, D> {
         Ok(())
     }
 
+    /// Ends what this was made for, after the last step; all ranks must call this. Dropped instead, as after an
+    /// error, it waits for no other rank.
+    pub fn close(self, device: &D) -> Result<()> {
+        match self.way {
+            Way::Host(_) => Ok(()),
+            Way::Devices(group) => Ok(device.close_group(group)?),
+        }
+    }
+
     /// When a wait for communication begins: devices that exchange values compute as well, and
     /// until they have done that nobody waits for communication.
     fn begin_wait(&self, device: &D) -> Result<Instant> {

@@ -1,14 +1,16 @@
 //! GPUs, MPI, their libraries, SLURM.
 
 use super::check::Check;
+use gradtx_runtime::comm::Place;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Looks at what a cluster has.
-pub fn checks() -> Vec<Check> {
+/// Looks at what a cluster has. `place` is this process's.
+pub fn checks(place: &Place) -> Vec<Check> {
     let mut checks = vec![gpus()];
+    checks.extend(gpus_of_rank(place));
     checks.extend(libraries());
     checks.push(nccl());
     checks.push(mpi());
@@ -34,10 +36,62 @@ fn gpus() -> Check {
                 .collect();
             let driver = driver().map_or(String::new(), |driver| format!("; driver {driver}"));
             let names: Vec<String> = devices.iter().map(describe).collect();
-            let products = gradtx_kernels::cuda::CublasLt::standard().describe();
-            let products = products.unwrap_or_else(|why| format!("kernels of our own ({why})"));
-            let text = format!("{}{driver}; matrix products by {products}", names.join(", "));
-            Check::ok("GPU", text).facts(json!(facts))
+            // Of libraries, only those can be used that work with the driver: a device tries them.
+            match gradtx_kernels::cuda::Cuda::new(0) {
+                Ok(cuda) => {
+                    let products = cuda.products_by();
+                    let text = format!("{}{driver}; matrix products by {products}", names.join(", "));
+                    Check::ok("GPU", text).facts(json!(facts))
+                }
+                Err(why) => {
+                    Check::note("GPU", format!("{}{driver}; {why}", names.join(", "))).facts(json!(facts))
+                }
+            }
+        }
+    }
+}
+
+/// Whether this rank sees a GPU for every rank of its node.
+#[cfg(feature = "cuda")]
+fn gpus_of_rank(place: &Place) -> Option<Check> {
+    let ranks = ranks_of_node(place, |name| std::env::var(name).ok());
+    let seen = gradtx_kernels::cuda::devices().map_or(0, |devices| devices.len());
+    hidden_gpus(ranks, seen)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus_of_rank(_: &Place) -> Option<Check> {
+    None
+}
+
+/// Ranks of this node: as they have found each other, or as srun announces them to a program that they start
+/// without MPI.
+#[cfg(feature = "cuda")]
+fn ranks_of_node(place: &Place, get: impl Fn(&str) -> Option<String>) -> usize {
+    // "4", or "4(x2),3" for several nodes, of which SLURM_NODEID is this one's number.
+    let counts = get("SLURM_STEP_TASKS_PER_NODE").unwrap_or_default();
+    let node: usize = get("SLURM_NODEID").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let of_run = |run: &str| -> Option<(usize, usize)> {
+        let (tasks, times) = run.split_once("(x").unwrap_or((run, "1"));
+        Some((tasks.parse().ok()?, times.trim_end_matches(')').parse().ok()?))
+    };
+    let mut nodes = counts.split(',').filter_map(of_run).flat_map(|(tasks, n)| std::iter::repeat_n(tasks, n));
+    place.local_size.max(nodes.nth(node).unwrap_or(1))
+}
+
+#[cfg(feature = "cuda")]
+fn hidden_gpus(ranks: usize, seen: usize) -> Option<Check> {
+    match seen {
+        0 => None,
+        _ if ranks <= 1 || seen >= ranks => None,
+        _ => {
+            let found = format!(
+                "this rank sees {seen} of them, and its node has {ranks} ranks: NCCL cannot exchange values \
+                 between GPUs that are hidden from each other's ranks"
+            );
+            let advice =
+                format!("start ranks with --gpus-per-node={ranks} --gpu-bind=none, not --gpus-per-task");
+            Some(Check::problem("GPUs of ranks", found).advice(advice))
         }
     }
 }
@@ -235,6 +289,36 @@ mod tests {
         std::fs::write(dir.path().join("libnccl.so.2.1"), "").unwrap();
         let found = find_library("libnccl.so", &[dir.path().to_owned()], &cache);
         assert_eq!(found.unwrap(), dir.path().join("libnccl.so.2.1"), "the loader looks there first");
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn hidden_gpus_are_a_problem() {
+        let found = hidden_gpus(4, 1).expect("three are hidden");
+        assert!(found.found.contains("sees 1") && found.found.contains("4 ranks"), "{found:?}");
+        let advice = found.advice.unwrap();
+        assert!(advice.contains("--gpus-per-node=4 --gpu-bind=none"), "{advice}");
+        for (ranks, seen) in [(1, 1), (4, 4), (2, 8), (4, 0)] {
+            assert!(hidden_gpus(ranks, seen).is_none(), "{ranks} ranks, {seen} GPUs");
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn ranks_of_a_node_are_those_that_srun_announces() {
+        let alone = Place { node: "n1".into(), local_rank: 0, local_size: 1 };
+        let ranks = |counts: &str, node: &str| {
+            ranks_of_node(&alone, |name| match name {
+                "SLURM_STEP_TASKS_PER_NODE" => Some(counts.to_string()),
+                "SLURM_NODEID" => Some(node.to_string()),
+                _ => None,
+            })
+        };
+        assert_eq!(
+            [ranks("4(x2),3", "1"), ranks("4(x2),3", "2"), ranks("8", "0"), ranks("x", "0")],
+            [4, 3, 8, 1]
+        );
+        assert_eq!(ranks_of_node(&Place { local_size: 2, ..alone.clone() }, |_| None), 2);
     }
 
     #[test]

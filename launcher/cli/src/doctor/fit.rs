@@ -17,7 +17,7 @@ use gradtx_run::role::Role;
 use gradtx_run::text::counted;
 use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::data::BatchCapacity;
-use gradtx_runtime::plan::{MemoryPlan, human_bytes};
+use gradtx_runtime::plan::{MemoryPlan, Room, human_bytes};
 use gradtx_train::examples::Data;
 use gradtx_train::prompts::Prompts;
 use gradtx_train::side::lora_config;
@@ -291,8 +291,8 @@ fn training(
     Ok(there.fits("train", what, &plan, "train.micro_batch"))
 }
 
-/// The memory of the device that settings name, in bytes; or why there is none.
-struct Memory(std::result::Result<u64, String>);
+/// The memory of the device that settings name; or why there is none.
+struct Memory(std::result::Result<Room, String>);
 
 impl Memory {
     fn of(settings: &DeviceConfig, context: &Context) -> Self {
@@ -301,14 +301,14 @@ impl Memory {
 
     /// Compares a plan with it. `knobs` are the settings that lower the plan.
     fn fits(&self, topic: &str, what: String, plan: &MemoryPlan, knobs: &str) -> Check {
-        let need = plan.total();
+        let room = self.0.as_ref().copied().unwrap_or(Room::Host(0));
+        let (need, available) = (room.taken(plan), room.available());
         let found = format!("{what}: at most {}", human_bytes(need));
         let by_purpose: serde_json::Map<String, serde_json::Value> = plan
             .totals()
             .into_iter()
             .map(|(purpose, bytes)| (json!(purpose).as_str().unwrap_or_default().to_string(), json!(bytes)))
             .collect();
-        let available = *self.0.as_ref().unwrap_or(&0);
         let facts = json!({ "bytes": need, "available": available, "by_purpose": by_purpose });
         let check = match &self.0 {
             Ok(_) if need <= available => Check::ok(topic, found),

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 /// Looks at everything, and prints what was found.
 pub fn run(context: &Context, runs: &[PathBuf], models: &[PathBuf]) -> Result<()> {
     let mut checks = machine::checks(context.threads, runs);
-    checks.extend(cluster::checks());
+    checks.extend(cluster::checks(&context.place));
     for run in runs {
         checks.extend(fit::of_run(context, run));
     }

@@ -126,7 +126,9 @@ impl Batch {
             format!("--time={}", resources.time),
         ];
         if resources.gpus_per_node > 0 {
-            options.push("--gpus-per-task=1".into());
+            // Of the node, and not of each task: NCCL reaches only GPUs that its rank sees.
+            options.push(format!("--gpus-per-node={tasks}"));
+            options.extend(self.has_ranks().then(|| "--gpu-bind=none".into()));
         }
         options.extend(self.array.map(|jobs| format!("--array=0-{}", jobs - 1)));
         options.extend(resources.partition.iter().map(|name| format!("--partition={name}")));
@@ -234,7 +236,8 @@ mod tests {
                 "#SBATCH --ntasks-per-node=4",
                 "#SBATCH --cpus-per-task=8",
                 "#SBATCH --time=1-0",
-                "#SBATCH --gpus-per-task=1",
+                "#SBATCH --gpus-per-node=4",
+                "#SBATCH --gpu-bind=none",
                 "#SBATCH --partition=a100",
                 "#SBATCH --requeue",
                 "#SBATCH --signal=B:USR1@120",
@@ -261,7 +264,26 @@ mod tests {
         let text = rendered(Script::CurateArray, Some(32));
         assert!(text.contains("#SBATCH --array=0-31\n"));
         assert!(text.contains("#SBATCH --ntasks-per-node=1\n"));
+        assert!(text.contains("#SBATCH --gpus-per-node=1\n") && !text.contains("--gpu-bind"), "{text}");
         assert!(text.contains("/logs/%x-%A_%a.log\"\n"));
+    }
+
+    /// A rank that sees only its own GPU cannot exchange values with the others.
+    #[test]
+    fn no_script_hides_gpus_from_ranks() {
+        for script in [Script::Curate, Script::CurateArray, Script::Train, Script::Evaluate] {
+            let text = rendered(script, None);
+            assert!(!text.contains("gpus-per-task"), "{script:?}: {text}");
+        }
+        for shipped in
+            [include_str!("../../../../slurm/curate.sbatch"), include_str!("../../../../slurm/train.sbatch")]
+        {
+            let of = |name: &str| {
+                shipped.lines().find_map(|line| line.strip_prefix(&format!("#SBATCH --{name}=")))
+            };
+            assert_eq!(of("gpus-per-node"), of("ntasks-per-node"), "a GPU for every rank");
+            assert_eq!((of("gpus-per-task"), of("gpu-bind")), (None, Some("none")));
+        }
     }
 
     #[test]

@@ -2,7 +2,10 @@
 //!
 //! In: a model, and jobs of examples in an order of their own. Out: for every job its
 //! losses and the snapshots of its update. The jobs share the packed streams
-//! of an optimizer step; a job's numbers do not depend on which others share it.
+//! of an optimizer step; a job's numbers do not depend on which others share it, up to rounding: in the same bits on
+//! CPUs and where GPUs multiply with kernels of our own, while cuBLASLt chooses how it adds by the length of the whole
+//! stream. The same jobs packed in the same way have the same bits with the same GPU and library, which the record
+//! of a stage names.
 //! [`Watcher`] hears of every step, and may stop the work; [`Aside`] keeps what is done so far.
 
 use crate::examples::Streams;

@@ -22,6 +22,7 @@ pub mod tuples;
 pub mod validate;
 
 use anyhow::Result;
+use gradtx_kernels::collective::Candidate;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{
@@ -30,10 +31,11 @@ use gradtx_models::grad_transformer::{
 use gradtx_models::t5::T5Config;
 use gradtx_run::config::{Config, TranslatorConfig};
 use gradtx_run::context::{Context, totals};
-use gradtx_run::dispatch::{Work, memory_for};
+use gradtx_run::dispatch::{Work, host_memory, memory_for};
 use gradtx_run::interrupt::Patience;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace};
 use gradtx_runtime::comm::Comm;
+use gradtx_runtime::plan::Room;
 use parallel::Ranks;
 use resume::{Best, Checkpoints};
 use std::path::Path;
@@ -109,6 +111,9 @@ impl Work for Train<'_> {
             }
         };
         let mut ranks = Ranks::new(self.comm, device, model.layout(), self.bucket)?;
+        if let (true, Candidate::Able { library, .. }) = (ranks.are_between_devices(), device.candidate()) {
+            self.context.note_device(format!("sums between {} devices by {library}", self.comm.size()));
+        }
         model.set_normalization(self.units(&ranks, sizes(student), sizes(teacher))?)?;
         let micro_batch = train.micro_batch.min(ranks.part(train.batch).len());
         let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
@@ -116,8 +121,18 @@ impl Work for Train<'_> {
         let mut plan =
             Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
         plan.extend(Generator::plan(&model, at_once)?);
-        plan.extend(ranks.plan(X::DTYPE.size()));
-        plan.check(memory_for(device, self.comm.place())?)?;
+        let on_host = ranks.plan(X::DTYPE.size());
+        match memory_for(device, self.comm.place())? {
+            Room::Device { free, .. } => {
+                plan.check(Room::Device { free, group: ranks.are_between_devices() })?;
+                on_host.check(host_memory(self.comm.place())?)?;
+                plan.extend(on_host);
+            }
+            host @ Room::Host(_) => {
+                plan.extend(on_host);
+                plan.check(host)?;
+            }
+        }
         self.context.ui.line(totals("train", &plan));
         let mut trainer = Trainer::of_ranges(&mut model, micro_batch, own)?;
         self.context.ui.line(format!(

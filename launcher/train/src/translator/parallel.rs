@@ -111,13 +111,18 @@ impl<'c, D: Collective> Ranks<'c, D> {
         self.shards.owned(self.comm.rank())
     }
 
+    /// Whether devices exchange values among themselves.
+    pub fn are_between_devices(&self) -> bool {
+        self.sums.as_ref().is_some_and(GradientSums::is_between_devices)
+    }
+
     /// Buffers on the host for the sums and for a checkpoint on its way, in bytes of `value` per
     /// value. What devices exchange among themselves has none.
     pub fn plan(&self, value: usize) -> MemoryPlan {
         let mut plan = MemoryPlan::new();
         let own: usize = self.owned().iter().map(Range::len).sum();
         plan.add(Purpose::Scratch, "a checkpoint being written", &[3, own], 4);
-        if self.sums.as_ref().is_some_and(|sums| !sums.is_between_devices()) {
+        if self.sums.is_some() && !self.are_between_devices() {
             let bucket = self.shards.buckets().iter().map(|b| b.range().len()).max().unwrap_or(0);
             // Filled, sent, and received from all others.
             plan.add(Purpose::Scratch, "gradients between ranks", &[3, bucket], 4);
@@ -210,6 +215,14 @@ impl<'c, D: Collective> Ranks<'c, D> {
         values.resize(count[0] as usize, 0.0);
         self.comm.broadcast(0, &mut values)?;
         Ok(values)
+    }
+
+    /// Ends the exchange of gradients and values after the last step. All ranks must call this. What was
+    /// computed is safe before, so a failure is told, and no error.
+    pub fn close(&mut self, device: &D) {
+        if let Some(Err(error)) = self.sums.take().map(|sums| sums.close(device)) {
+            tracing::warn!("the devices of the ranks did not part in order: {error}");
+        }
     }
 
     /// Seconds spent in communication since this was last asked.

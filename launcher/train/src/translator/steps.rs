@@ -126,6 +126,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         // Nobody writes a checkpoint any more when rank 0 removes them.
         self.checkpoints.wait()?;
         self.ranks.comm().barrier()?;
+        self.ranks.close(self.model.device());
         if self.ranks.is_first() { self.result().map(Some) } else { Ok(None) }
     }
 

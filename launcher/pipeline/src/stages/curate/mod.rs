@@ -56,6 +56,7 @@ use gradtx_runtime::artifact::{
 use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::data::{BatchCapacity, Dataset};
 use gradtx_runtime::metrics::JsonLines;
+use gradtx_runtime::plan::{MemoryPlan, Room};
 use gradtx_train::examples::Data;
 use gradtx_train::lora::schedule::Work;
 use gradtx_train::side::Side;
@@ -238,7 +239,7 @@ fn decided(
             let before = before.and_then(|record| record.inputs::<CurateInputs>(dir).ok().flatten());
             // Processes of an array begin on nodes of their own, and must decide alike.
             let memory = match array {
-                true => u64::MAX,
+                true => Room::Host(u64::MAX),
                 false => memory(&config.device, world.comm().place())?,
             };
             let before = before.map(|inputs| inputs.curate.concurrent);
@@ -252,18 +253,18 @@ fn decided(
 
 /// The most jobs of the larger model that fit into memory together, so that the base model's
 /// weights are read once for all of them.
-fn concurrent(config: &Config, memory: u64, sides: &[&Side; 2]) -> usize {
+fn concurrent(config: &Config, room: Room, sides: &[&Side; 2]) -> usize {
     let tokens = config.device.stream_tokens.max(config.data.max_length);
     let fits = |jobs: &usize| {
         sides.iter().zip([&config.curate.tiny, &config.curate.llm]).all(|(side, recipe)| {
             let capacity = BatchCapacity { tokens, segments: jobs * recipe.batch, labels: tokens };
-            answer(&config.device, Need { side, jobs: *jobs, capacity }) <= memory
+            room.holds(&answer(&config.device, Need { side, jobs: *jobs, capacity }))
         })
     };
     (1..=config.curate.most_at_once()).rev().find(fits).unwrap_or(1)
 }
 
-/// Bytes that a base model and the fine-tuning of so many jobs on it take.
+/// What a base model and the fine-tuning of so many jobs on it take.
 struct Need<'a> {
     side: &'a Side,
     jobs: usize,
@@ -271,12 +272,13 @@ struct Need<'a> {
 }
 
 impl Question for Need<'_> {
-    type Answer = u64;
+    type Answer = MemoryPlan;
 
-    fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> u64 {
+    fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> MemoryPlan {
         let Side { model, layout, .. } = self.side;
-        let jobs = LoraJobs::<D, X>::plan(model, layout, self.jobs, self.capacity);
-        jobs.total() + Decoder::<D, X>::plan(model, false).total()
+        let mut plan = Decoder::<D, X>::plan(model, false);
+        plan.extend(LoraJobs::<D, X>::plan(model, layout, self.jobs, self.capacity));
+        plan
     }
 }
 
