@@ -19,16 +19,21 @@ struct Home {
 impl Home {
     /// With so many shadow subsets of random rows, each a group of its own, and two clients' updates.
     fn new(subsets: &str) -> Self {
+        Self::with(subsets, "")
+    }
+
+    /// The same with more settings.
+    fn with(subsets: &str, more: &str) -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         miniature::write(home.dir.path());
         let settings =
             SETTINGS.replace("group_by = \"task\"", "group_by = \"random\"").replace("subsets = 5", subsets);
-        std::fs::write(home.path("settings.toml"), settings).unwrap();
+        std::fs::write(home.path("settings.toml"), settings + more).unwrap();
         home.done(&["curate"]);
         let rows = std::fs::read_to_string(home.path("private.jsonl")).unwrap();
         let half: Vec<&str> = rows.lines().take(4).collect();
         std::fs::write(home.path("other.jsonl"), half.join("\n")).unwrap();
-        home.done(&["finetune", "--data", "private.jsonl", "--out", "client-1"]);
+        home.done(&["finetune", "--data", "private.jsonl", "--out", "client-1", "--allow-refinement"]);
         home.done(&["finetune", "--data", "other.jsonl", "--out", "client-2"]);
         home
     }
@@ -214,4 +219,114 @@ fn the_penalty_is_what_the_settings_say() {
     let (code, said) = penalty("\"loss\"", "loss");
     assert!(code != Some(0) && said.contains("translate.penalty=0.01"), "{code:?} {said}");
     assert_eq!(penalty("0.01", "without").0, Some(0));
+}
+
+/// Settings with which one round at least trains: untrained models agree on little.
+const REFINE: &str = "\n[refine]\nprompts = 12\nsteps = 3\nbatch = 4\nleast = 2\nsure = 0.0\n";
+
+fn refine<'a>(translated: &'a str, client: &'a str, out: &'a str) -> [&'a str; 6] {
+    ["refine", client, "--translated", translated, "--out", out]
+}
+
+#[test]
+fn a_refined_translation_is_the_translation_and_a_trained_part() {
+    let home = Home::with("subsets = 4", REFINE);
+    home.translate(&["client-1"], "one", &[]);
+    let args = refine("one", "client-1/update.safetensors", "refined");
+    home.done(&args);
+    let found = home.json("refined/refinement.json");
+    let rounds = found["rounds"].as_array().unwrap();
+    assert_eq!((&found["prompts"], rounds.len()), (&12.into(), 2));
+    for round in rounds {
+        let trained = round["trained_on"] != "nothing";
+        assert_eq!(trained, round["loss"].is_number(), "{round}");
+        assert!((round["agreed"].as_f64().unwrap() / 12.0 - round["share"].as_f64().unwrap()).abs() < 1e-12);
+    }
+    assert_ne!(rounds[0]["trained_on"], "nothing", "{found}");
+
+    // The translation's part is what it was; the other has moved from where shadows start.
+    let model = DecoderConfig::read(&home.path("llm")).unwrap();
+    let [before, after] =
+        ["one", "refined"].map(|dir| read_peft(&home.path(dir).join("adapter"), &model).unwrap());
+    assert_eq!((after.layout.lora().rank, after.layout.lora().alpha), (18, 288.0));
+    let mut moved = 0;
+    for block in 0..3 {
+        for (one, all) in before.layout.slices().iter().zip(after.layout.slices()) {
+            let (x, y) = (
+                &before.values[before.layout.range(block, one)],
+                &after.values[after.layout.range(block, all)],
+            );
+            if one.shape[0] == 16 {
+                assert!(y.starts_with(x), "A of the translation");
+            } else {
+                let kept = x.chunks(16).zip(y.chunks(18)).all(|(x, y)| y.starts_with(x));
+                assert!(kept, "B of the translation");
+                moved += y.chunks(18).filter(|row| row[16..].iter().any(|&v| v != 0.0)).count();
+            }
+        }
+    }
+    assert!(moved > 0, "B of the new part starts as zero and is trained");
+    let update = UpdateVector::read(&home.path("refined/update.safetensors")).unwrap();
+    assert_eq!(update.values, after.values);
+
+    // No answer, and no prompt, lies anywhere.
+    let names: Vec<String> = std::fs::read_dir(home.path("refined"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let mut sorted = names.clone();
+    sorted.sort();
+    assert_eq!(sorted, ["adapter", "record.json", "refinement.json", "update.safetensors"]);
+    home.done(&["evaluate", "--data", "private.jsonl", "--adapter", "refined/adapter", "--out", "score"]);
+    let score = home.json("score/score.json");
+    assert_eq!((&score["method"], &score["refined"]), (&"products".into(), &true.into()));
+    let sums = miniature::checksums(&home.path("refined"));
+    home.done(&args);
+    assert_eq!(miniature::checksums(&home.path("refined")), sums, "finished");
+    home.done(&[&refine("one", "client-1/update.safetensors", "again")[..], &["--threads", "3"]].concat());
+    let bytes = |dir: &str| std::fs::read(home.path(dir).join("update.safetensors")).unwrap();
+    assert!(bytes("refined") == bytes("again"), "the same bytes on other threads");
+}
+
+#[test]
+fn refinement_needs_consent_and_the_updates_of_the_translation() {
+    let home = Home::with("subsets = 4", REFINE);
+    home.translate(&["client-1"], "one", &[]);
+    home.translate(&["client-2"], "two", &[]);
+    home.translate(&["client-1"], "noise", &["--random-student"]);
+    let refused = |args: &[&str], words: &[&str]| {
+        let output = home.gradtx(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    };
+    refused(
+        &refine("two", "client-2/update.safetensors", "out"),
+        &["client-2", "has not agreed", "--allow-refinement"],
+    );
+    refused(&refine("one", "client-2/update.safetensors", "out"), &["one", "made of other updates"]);
+    refused(&refine("noise", "client-1/update.safetensors", "out"), &["noise was translated"]);
+    home.done(&refine("one", "client-1/update.safetensors", "out"));
+    refused(
+        &refine("out", "client-1/update.safetensors", "twice"),
+        &["no translation that could be refined"],
+    );
+    assert!(!home.path("twice").exists());
+}
+
+#[test]
+fn where_too_few_answers_agree_nothing_is_trained() {
+    let settings = REFINE.replace("least = 2", "least = 12").replace("sure = 0.0", "sure = 1.0");
+    let home = Home::with("subsets = 4", &settings);
+    home.translate(&["client-1"], "one", &[]);
+    home.done(&refine("one", "client-1/update.safetensors", "refined"));
+    let found = home.json("refined/refinement.json");
+    if found["rounds"][0]["agreed"] != 12 {
+        assert_eq!(found["rounds"][0]["trained_on"], "nothing");
+        let (before, after) = (home.dense("one"), {
+            let update = UpdateVector::read(&home.path("refined/update.safetensors")).unwrap();
+            dense(&home.layout(18), &update.values)
+        });
+        assert!(distance(&before, &after) == 0.0, "the translation as it was");
+    }
 }

@@ -181,17 +181,18 @@ fn segments_do_not_depend_on_their_neighbours() {
     assert!(run(before..all, &[len - 1, after + 1]).unwrap() != alone);
 }
 
-struct Decode {
-    lengths: &'static [u32],
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+pub struct Decode {
+    pub lengths: &'static [u32],
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub capacity: usize,
 }
 
 impl Case for Decode {
     fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
-        let Self { lengths, heads, kv_heads, head_dim } = *self;
-        let (slots, capacity) = (lengths.len() + 2, 45);
+        let Self { lengths, heads, kv_heads, head_dim, capacity } = *self;
+        let slots = lengths.len() + 2;
         let packed = Packed { lengths, heads, kv_heads, head_dim, gap: 0 };
         let offsets = packed.offsets();
         let qkv = QkvDims { tokens: offsets[offsets.len() - 1] as usize, heads, kv_heads, head_dim };
@@ -231,7 +232,21 @@ fn decoding() {
         (&[2, 38], 6, 2, 100),
         (&[9], 3, 1, 160),
     ] {
-        let case = Decode { lengths, heads, kv_heads, head_dim };
+        let case = Decode { lengths, heads, kv_heads, head_dim, capacity: 45 };
         check(&format!("decode {lengths:?}"), &case, ATTENTION);
+    }
+}
+
+/// Groups that fill a tile of heads, or more; rows of one part of keys, of two, and of three.
+#[test]
+fn decoding_in_parts() {
+    for (lengths, heads, kv_heads, head_dim, capacity) in [
+        (&[17u32, 1, 44][..], 14, 2, 128, 45),
+        (&[33, 8], 18, 1, 64, 45),
+        (&[1050, 511, 512], 2, 1, 64, 1060),
+        (&[600], 3, 1, 128, 700),
+    ] {
+        let case = Decode { lengths, heads, kv_heads, head_dim, capacity };
+        check(&format!("decode {lengths:?} of {capacity}, {heads}/{kv_heads} heads"), &case, ATTENTION);
     }
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{CommandFactory, Parser, Subcommand};
 use gradtx_pipeline::aggregate::{Allow, Combine};
-use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, split, train, translate};
+use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
 use gradtx_plan::{plan, sweep};
 use gradtx_run::cluster::World as Ranks;
 use gradtx_run::config::{DeviceKind, DtypeKind, Preset, RunArgs};
@@ -79,6 +79,10 @@ pub enum Command {
         /// Also write the adapter in PEFT form.
         #[arg(long)]
         peft: bool,
+        /// Agree that the provider asks the fine-tuned TinyLM for answers to public prompts, to refine a
+        /// translation with them. Without differential privacy, private texts may come out.
+        #[arg(long)]
+        allow_refinement: bool,
     },
     /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
     Translate {
@@ -107,6 +111,21 @@ pub enum Command {
         /// Accept the same update more than once.
         #[arg(long)]
         allow_duplicates: bool,
+    },
+    /// Train a translation on public prompts that it and the client's TinyLM answer alike.
+    Refine {
+        /// The run and its configuration.
+        #[command(flatten)]
+        run: RunArgs,
+        /// The update vector files that were translated.
+        #[arg(required = true, value_name = "UPDATE")]
+        updates: Vec<PathBuf>,
+        /// Directory of the translation, as `translate --out` made it.
+        #[arg(long, value_name = "DIR")]
+        translated: PathBuf,
+        /// Directory for update.safetensors and adapter/.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
     /// Put an adapter into the weights of its model: a Hugging Face directory.
     Merge {
@@ -240,8 +259,12 @@ impl Command {
             Self::Split(job) => split::run(context, &job),
             Self::Curate(job) => curate::run(context, world, &job),
             Self::Train(run) => train::run(context, world, &run),
-            Self::Finetune { run, data, out, model, peft } => {
-                finetune::run(context, &run, &finetune::Job { data, out, role: model, peft })
+            Self::Finetune { run, data, out, model, peft, allow_refinement } => {
+                let job = finetune::Job { data, out, role: model, peft, allow_refinement };
+                finetune::run(context, &run, &job)
+            }
+            Self::Refine { run, updates, translated, out } => {
+                refine::run(context, &run, &refine::Job { updates, translated, out })
             }
             Self::Translate {
                 run,

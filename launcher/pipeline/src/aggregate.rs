@@ -157,7 +157,7 @@ mod tests {
             alpha: 1.0,
             init: "c".into(),
         };
-        let meta = UpdateMeta { space, examples: u64::MAX / 2, privacy: Privacy::None };
+        let meta = UpdateMeta { space, examples: u64::MAX / 2, privacy: Privacy::None, refinement: false };
         UpdateVector { meta, values: values.into() }
     }
 

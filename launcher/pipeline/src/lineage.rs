@@ -6,7 +6,7 @@
 
 pub use crate::records::{Kind, Lineage};
 
-use crate::records::{FinetuneInputs, MergeInputs, TranslateInputs};
+use crate::records::{FinetuneInputs, MergeInputs, RefineInputs, TranslateInputs};
 use anyhow::Result;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::ADAPTER_DIR;
@@ -49,10 +49,10 @@ pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
 
 impl Lineage {
     /// A model as it was given.
-    pub const BASE: Self = Self { kind: Kind::Base, method: None, random_student: false };
+    pub const BASE: Self = Self { kind: Kind::Base, method: None, random_student: false, refined: false };
 
     fn of_kind(kind: Kind) -> Self {
-        Self { kind, method: None, random_student: false }
+        Self { kind, ..Self::BASE }
     }
 
     /// Of an adapter with these [`adapter_sums`], that is to be used with a model of this
@@ -74,7 +74,10 @@ impl Lineage {
             (Self::of_kind(Kind::Finetuned), made.model)
         } else if let Some(made) = record.inputs::<TranslateInputs>(home)? {
             let (method, random_student) = (Some(made.method), made.random_student);
-            (Self { kind: Kind::Translated, method, random_student }, made.llm)
+            (Self { kind: Kind::Translated, method, random_student, refined: false }, made.llm)
+        } else if let Some(made) = record.inputs::<RefineInputs>(home)? {
+            let lineage = Self { method: made.method, refined: true, ..Self::of_kind(Kind::Translated) };
+            (lineage, made.llm)
         } else {
             return Ok(elsewhere);
         };
@@ -114,10 +117,12 @@ impl Lineage {
 mod tests {
     use super::*;
     use crate::aggregate::Combine;
-    use gradtx_run::config::DeviceConfig;
+    use gradtx_run::config::{DeviceConfig, EvaluateConfig, ReadingInputs, Recipe, RefineConfig};
     use gradtx_run::record::State;
     use gradtx_run::stage::Inputs;
     use gradtx_train::baselines::Method;
+    use gradtx_train::examples::DataInputs;
+    use gradtx_train::side::AdapterInputs;
     use serde::{Deserialize, Serialize};
 
     /// A stage's directory with an adapter in it.
@@ -168,8 +173,27 @@ mod tests {
         let dir = stage(&finetuned());
         assert_eq!(lineage(dir.path()).unwrap(), Lineage::of_kind(Kind::Finetuned));
         let dir = stage(&translated("ridge", true, "base"));
-        let want = Lineage { kind: Kind::Translated, method: Method::named("ridge"), random_student: true };
+        let of_translation = Lineage { kind: Kind::Translated, ..Lineage::BASE };
+        let want = Lineage { method: Method::named("ridge"), random_student: true, ..of_translation };
         assert_eq!(lineage(dir.path()).unwrap(), want);
+        let refined = stage(&RefineInputs {
+            seed: 1,
+            data: DataInputs::default(),
+            max_length: 1,
+            refine: RefineConfig::default(),
+            recipe: Recipe::default(),
+            evaluate: EvaluateConfig::default(),
+            updates: vec![],
+            translated: vec![],
+            method: Some(Method::Products),
+            tiny: "tiny".into(),
+            llm: "base".into(),
+            adapter: AdapterInputs::default(),
+            device: DeviceConfig::default(),
+            reading: ReadingInputs::default(),
+        });
+        let want = Lineage { method: Some(Method::Products), refined: true, ..of_translation };
+        assert_eq!(lineage(refined.path()).unwrap(), want);
         // A copy is anybody's own.
         let copy = tempfile::tempdir().unwrap();
         std::fs::create_dir(copy.path().join("adapter")).unwrap();
@@ -207,8 +231,7 @@ mod tests {
 
     #[test]
     fn merged_models_keep_their_lineage() {
-        let lineage =
-            Lineage { kind: Kind::Translated, method: Method::named("mean"), random_student: false };
+        let lineage = Lineage { kind: Kind::Translated, method: Method::named("mean"), ..Lineage::BASE };
         let dir = stage(&MergeInputs {
             role: Role::Tiny,
             model: "base".into(),

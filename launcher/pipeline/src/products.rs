@@ -15,16 +15,15 @@ use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::{failed, is_busy};
 use gradtx_run::paths::PRODUCTS_DIR;
-use gradtx_run::record::{self, State};
+use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::{Role as Part, read_json, write_json};
 use gradtx_runtime::data::Example;
 use gradtx_train::examples::Data;
-use gradtx_train::products::penalty::{Losses, Penalty, Trial, by_error, by_loss, trials};
+use gradtx_train::products::penalty::{Losses, Penalty, Trial, USUAL, by_error, by_loss, trials};
 use gradtx_train::products::{Groups, Kernel};
 use gradtx_train::side::Side;
-use serde::Serialize;
-use serde_json::json;
-use std::path::Path;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
 /// The file of the penalty in its directory.
 const PENALTY_FILE: &str = "penalty.json";
@@ -106,33 +105,23 @@ impl Translation<'_> {
             PenaltyChoice::By(rule) => rule,
         };
         let dir = self.run.join(PRODUCTS_DIR);
-        let settings = json!({
-            "seed": self.config.seed,
-            "tuples": self.tuples.manifest,
-            "groups": self.tuples.groups()?,
-            "translate": Self::inputs(self.config),
-            "llm": self.teacher.space.base_model,
-        });
-        let choose = || self.choose(rule, groups, kernel, products, side);
-        let output = match record::open(&dir, "penalty", settings) {
-            Ok(State::Open(output)) => output,
-            Ok(State::Finished) => {
-                let path = dir.join(PENALTY_FILE);
-                return serde_json::from_value(read_json(&path)?)
-                    .with_context(|| format!("{}: not a penalty", path.display()));
+        let choice = Choosing { translation: self, dir, rule, groups, kernel, products, side };
+        match stage::run(self.context, &choice) {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => {
+                let path = choice.dir.join(PENALTY_FILE);
+                serde_json::from_value(read_json(&path)?)
+                    .with_context(|| format!("{}: not a penalty", path.display()))
             }
             // Another process is at it, for another client.
-            Err(error) if is_busy(&error) => return choose(),
-            Err(error) => return Err(error),
-        };
-        let found = choose()?;
-        write_json(&dir.join(PENALTY_FILE), &found)?;
-        output.finish(&[PENALTY_FILE.into()])?;
-        Ok(found)
+            Err(error) if is_busy(&error) => self.choose(self.context, rule, groups, kernel, products, side),
+            Err(error) => Err(error),
+        }
     }
 
     fn choose(
         &self,
+        context: &Context,
         rule: PenaltyRule,
         groups: &Groups,
         kernel: &Kernel,
@@ -141,14 +130,14 @@ impl Translation<'_> {
     ) -> Result<Penalty> {
         let trials = trials(kernel, self.config.seed)?;
         if trials.is_empty() {
-            return Ok(Penalty::fixed(gradtx_train::products::penalty::USUAL, groups.count()));
+            return Ok(Penalty::fixed(USUAL, groups.count()));
         }
         let found = match rule {
             PenaltyRule::Mse => by_error(&trials, &groups.means(&products.inner_products())),
             PenaltyRule::Loss => {
                 let examples = self.examples(groups, &trials)?;
                 let work = Losses {
-                    context: self.context,
+                    context,
                     side,
                     products,
                     groups,
@@ -156,10 +145,10 @@ impl Translation<'_> {
                     examples: &examples,
                     stream_tokens: self.config.device.stream_tokens,
                 };
-                by_loss(&trials, groups.count(), &dispatch(&self.config.device, self.context, work)?)
+                by_loss(&trials, groups.count(), &dispatch(&self.config.device, context, work)?)
             }
         };
-        self.context.ui.line(format!(
+        context.ui.line(format!(
             "translate: penalty {}, the best of {} on {} left-out groups of shadows",
             found.penalty,
             found.tried.len(),
@@ -204,6 +193,72 @@ impl Translation<'_> {
             *examples = prompts.examples(&chosen, self.context.threads)?.0.examples;
         }
         Ok(out)
+    }
+}
+
+/// What the penalty of a run depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChosenInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Checksum of the tuple store's manifest.
+    pub tuples: String,
+    /// Group of every shadow pair, where the store tells.
+    pub groups: Option<Vec<usize>>,
+    /// The settings.
+    pub translate: ProductsInputs,
+    /// Fingerprint of the LLM.
+    pub llm: String,
+}
+
+impl Inputs for ChosenInputs {
+    const STAGE: &'static str = "penalty";
+}
+
+/// The choice of a run's penalty.
+pub struct Choosing<'a> {
+    translation: &'a Translation<'a>,
+    dir: PathBuf,
+    rule: PenaltyRule,
+    groups: &'a Groups,
+    kernel: &'a Kernel,
+    products: &'a Products,
+    side: &'a Side,
+}
+
+impl Stage for Choosing<'_> {
+    type Inputs = ChosenInputs;
+    type Output = Penalty;
+
+    fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn inputs(&self) -> Result<ChosenInputs> {
+        let Translation { config, teacher, tuples, .. } = self.translation;
+        Ok(ChosenInputs {
+            seed: config.seed,
+            tuples: tuples.manifest.clone(),
+            groups: tuples.groups()?,
+            translate: Translation::inputs(config),
+            llm: teacher.space.base_model.clone(),
+        })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, Penalty)> {
+        let Self { translation, rule, groups, kernel, products, side, .. } = self;
+        let found = translation.choose(context, *rule, groups, kernel, products, side)?;
+        write_json(&self.dir.join(PENALTY_FILE), &found)?;
+        Ok((vec![PENALTY_FILE.into()], found))
+    }
+
+    /// The choice says what it found.
+    fn tell(&self, _: &Context, _: &Penalty) -> Result<()> {
+        Ok(())
+    }
+
+    fn was_finished(&self, _: &Context) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::aggregate::Combine;
 use gradtx_run::config::{
     AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, PenaltyChoice, PenaltyRule,
-    ReadingInputs, Recipe, RougeTokens, TrainConfig, TranslatorConfig,
+    ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
 };
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -106,6 +106,9 @@ pub struct FinetuneInputs {
     pub model: String,
     /// The adapter is also written in PEFT form.
     pub peft: bool,
+    /// `allowed`, if the client agrees to refinement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refinement: Option<String>,
     /// How rows are read.
     #[serde(flatten)]
     pub reading: ReadingInputs,
@@ -163,6 +166,45 @@ pub enum PenaltyInputs {
 
 impl Inputs for TranslateInputs {
     const STAGE: &'static str = "translate";
+}
+
+/// What a refined translation depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RefineInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The public data.
+    #[serde(flatten)]
+    pub data: DataInputs,
+    /// Longest example in tokens.
+    pub max_length: usize,
+    /// The settings of refinement.
+    pub refine: RefineConfig,
+    /// How the adapter is trained.
+    pub recipe: Recipe,
+    /// How answers are generated and compared.
+    pub evaluate: EvaluateConfig,
+    /// Checksums of the updates.
+    pub updates: Vec<String>,
+    /// Checksums of the translation's adapter.
+    pub translated: Vec<String>,
+    /// The translator.
+    pub method: Option<Method>,
+    /// Fingerprint of the TinyLM.
+    pub tiny: String,
+    /// Fingerprint of the LLM.
+    pub llm: String,
+    /// The adapters of both models.
+    pub adapter: AdapterInputs,
+    /// The device.
+    pub device: DeviceConfig,
+    /// How rows are read.
+    #[serde(flatten)]
+    pub reading: ReadingInputs,
+}
+
+impl Inputs for RefineInputs {
+    const STAGE: &'static str = "refine";
 }
 
 /// What a merged model depends on.
@@ -259,4 +301,7 @@ pub struct Lineage {
     pub method: Option<Method>,
     /// The translator was given noise in the place of an update.
     pub random_student: bool,
+    /// The translation was refined.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refined: bool,
 }

@@ -42,7 +42,7 @@ pub fn row_class(entry: Entry) -> &'static str {
         Entry::Finetuned(role) => class(role),
         Entry::GRAD_TRANSFORMER => "grad",
         Entry::Base(_) | Entry::Adapter(_) => "muted",
-        Entry::Translated { .. } => "rival",
+        Entry::Translated { .. } | Entry::Refined(_) => "rival",
     }
 }
 

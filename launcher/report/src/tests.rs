@@ -157,7 +157,8 @@ impl Files {
             self.record(&dir, "finetune", inputs.value().unwrap());
             let loss = |step: u64| json!({ "step": step, "loss": 1.0 / (step as f64 + client as f64) });
             self.lines(&format!("{dir}/metrics.jsonl"), (1..=30).map(loss));
-            let meta = UpdateMeta { space: space(part), examples: 8, privacy: Privacy::None };
+            let meta =
+                UpdateMeta { space: space(part), examples: 8, privacy: Privacy::None, refinement: false };
             let values = random(meta.space.values(), 7 + client as u64);
             let path = self.run().join(&dir).join("update.safetensors");
             UpdateVector { meta, values }.write(&path).unwrap();
@@ -172,11 +173,13 @@ impl Files {
             Entry::Translated { method, random_student } => {
                 ("translated", "llm", Some(method.name()), random_student)
             }
+            Entry::Refined(method) => ("translated", "llm", Some(method.name()), false),
         };
         let dir = format!("clients/{client}/evaluated/{}", entry.label().replace(' ', "-"));
         let score = json!({
             "examples": 50, "metric": "exact_match", "score": score, "model": model, "kind": kind,
-            "method": method, "random_student": random, "data": format!("test-{client}"),
+            "method": method, "random_student": random, "refined": matches!(entry, Entry::Refined(_)),
+            "data": format!("test-{client}"),
             "data_name": format!("client-{client}/test"),
         });
         self.put(&format!("{dir}/score.json"), &score.to_string());

@@ -85,7 +85,8 @@ impl Side {
     /// An update of this side as an artifact.
     pub fn update(&self, values: Vec<f32>, examples: u64) -> UpdateVector {
         let privacy = gradtx_runtime::artifact::Privacy::None;
-        UpdateVector { meta: UpdateMeta { space: self.space.clone(), examples, privacy }, values }
+        let meta = UpdateMeta { space: self.space.clone(), examples, privacy, refinement: false };
+        UpdateVector { meta, values }
     }
 
     /// Writes the adapter that an update makes, in PEFT form, into `out/adapter`; returns

@@ -7,7 +7,7 @@
 use crate::{World, stage};
 use anyhow::Result;
 use gradtx_pipeline::aggregate::{Allow, Combine};
-use gradtx_pipeline::stages::{curate, evaluate, finetune, train, translate};
+use gradtx_pipeline::stages::{curate, evaluate, finetune, refine, train, translate};
 use gradtx_report::stage as report;
 use gradtx_report::table::{Entry, Table, collect};
 use gradtx_run::cluster;
@@ -26,7 +26,7 @@ fn entries() -> impl Iterator<Item = Entry> {
     [Entry::Base(Role::Tiny), Entry::Base(Role::Llm), Entry::Finetuned(Role::Tiny)]
         .into_iter()
         .chain(Method::ALL.map(Entry::translated))
-        .chain([Entry::RANDOM_STUDENT, Entry::Finetuned(Role::Llm)])
+        .chain([Entry::Refined(Method::Products), Entry::RANDOM_STUDENT, Entry::Finetuned(Role::Llm)])
 }
 
 /// What world, and where.
@@ -89,6 +89,11 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     }
     timed("translate", at);
     let at = Instant::now();
+    for client in &clients {
+        client.refine()?;
+    }
+    timed("refine", at);
+    let at = Instant::now();
     for (entry, client) in entries().flat_map(|entry| clients.iter().map(move |client| (entry, client))) {
         client.evaluate(entry)?;
     }
@@ -133,6 +138,7 @@ impl<'a> Client<'a> {
                 out: self.finetuned(role),
                 role,
                 peft: true,
+                allow_refinement: role == Role::Tiny,
             };
             finetune::run(self.context, self.args, &job)?;
         }
@@ -155,11 +161,24 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
+    fn refine(&self) -> Result<()> {
+        for entry in entries() {
+            let Entry::Refined(method) = entry else { continue };
+            let job = refine::Job {
+                updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],
+                translated: self.translated(Entry::translated(method)),
+                out: self.translated(entry),
+            };
+            refine::run(self.context, self.args, &job)?;
+        }
+        Ok(())
+    }
+
     fn evaluate(&self, entry: Entry) -> Result<()> {
         let (role, adapter) = match entry {
             Entry::Base(role) | Entry::Adapter(role) => (role, None),
             Entry::Finetuned(role) => (role, Some(self.finetuned(role))),
-            Entry::Translated { .. } => (Role::Llm, Some(self.translated(entry))),
+            Entry::Translated { .. } | Entry::Refined(_) => (Role::Llm, Some(self.translated(entry))),
         };
         let job = evaluate::Job {
             data: self.data.join("test.jsonl"),
@@ -180,5 +199,6 @@ fn file_name(entry: Entry) -> String {
         Entry::Adapter(role) => format!("adapter-{}", role.name()),
         Entry::RANDOM_STUDENT => "random-student".into(),
         Entry::Translated { method, .. } => method.name().into(),
+        Entry::Refined(method) => format!("{}-refined", method.name()),
     }
 }

@@ -26,6 +26,8 @@ pub struct LoraJobs<D: Device, X: Real> {
     grads: D::Buf<X::Acc>,
     /// `[L·d]`, the same for every job.
     initial: Vec<f32>,
+    /// `[L·d]`, where some values are not trained.
+    frozen: Option<Vec<bool>>,
     optimizer: FlatAdamW<D, X::Acc>,
     acts: Activations<D, X>,
     batch: DeviceBatch<D, X::Acc>,
@@ -57,6 +59,7 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
             adapters,
             grads: device.zeros(jobs * total)?,
             initial: initial.to_vec(),
+            frozen: None,
             optimizer: FlatAdamW::new(&device, jobs, total)?,
             acts: Activations::new(decoder, capacity, Mode::Adapters(layout))?,
             batch: DeviceBatch::new(&device, capacity)?,
@@ -64,6 +67,16 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
             device,
             jobs,
         })
+    }
+
+    /// The same, of which these values `[L·d]` stay as they are. They are kept so on the host, between the
+    /// steps: for adapters that are trained for a few steps.
+    pub fn with_frozen(self, frozen: Vec<bool>) -> Result<Self> {
+        if frozen.len() != self.layout.total() {
+            let why = format!("{} of a layout of {}", frozen.len(), self.layout.total());
+            return Err(Error::invalid("values that are not trained", why));
+        }
+        Ok(Self { frozen: Some(frozen), ..self })
     }
 
     /// All buffers of these jobs, those of the passes included and the base model left out.
@@ -113,9 +126,30 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
     /// norm before clipping. A job without segments in the step has gradients of 0, yet its
     /// moments and weight decay go on. A norm that is not finite is an error that changes nothing.
     pub fn apply(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
+        let before = match &self.frozen {
+            Some(frozen) => {
+                let mut grads = self.device.to_host(D::all(&self.grads))?;
+                grads.iter_mut().zip(frozen.iter().cycle()).filter(|(_, is)| **is).for_each(|(g, _)| {
+                    *g = X::Acc::zero();
+                });
+                self.device.upload(D::all_mut(&mut self.grads), &grads)?;
+                Some(self.device.to_host(D::all(&self.adapters))?)
+            }
+            None => None,
+        };
         let params = D::all_mut(&mut self.adapters);
         let norms = self.optimizer.step(&self.device, params, D::all(&self.grads), step, max_norm)?;
         self.device.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
+        if let (Some(before), Some(frozen)) = (before, &self.frozen) {
+            // Weight decay moves what has no gradient too.
+            let mut after = self.device.to_host(D::all(&self.adapters))?;
+            for ((value, old), is_frozen) in after.iter_mut().zip(before).zip(frozen.iter().cycle()) {
+                if *is_frozen {
+                    *value = old;
+                }
+            }
+            self.device.upload(D::all_mut(&mut self.adapters), &after)?;
+        }
         Ok(norms)
     }
 

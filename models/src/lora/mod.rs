@@ -14,9 +14,11 @@ mod peft;
 mod peft_config;
 mod peft_targets;
 mod products;
+mod stacked;
 
 pub use jobs::{JobsStep, LoraJobs};
 pub use layout::{BlockLayout, Factor, Fused, LoraConfig, Module, Slice, initial_adapter};
 pub use merge::merge;
 pub use peft::{PeftAdapter, read_peft, write_peft};
 pub use products::Products;
+pub use stacked::Stacked;

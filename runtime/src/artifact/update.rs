@@ -19,6 +19,9 @@ const FORMAT: &str = "gradtx.update";
 /// Version 1 had no checksum.
 const VERSION: &str = "2";
 const TENSOR: &str = "update";
+/// The client's consent to refinement, in the metadata: there only where it is given.
+const REFINEMENT: &str = "refinement";
+const ALLOWED: &str = "allowed";
 /// Checksum of the values and of all other metadata, in the metadata.
 const CHECKSUM: &str = "xxh3";
 /// Bytes of an update at most. LoRA of rank 64 on every matrix of a model of 70 billion
@@ -109,6 +112,9 @@ pub struct UpdateMeta {
     pub examples: u64,
     /// What it reveals.
     pub privacy: Privacy,
+    /// Its client agrees that the model with this update is asked for answers to public prompts, on which
+    /// a translation may be trained.
+    pub refinement: bool,
 }
 
 /// An update and where it comes from.
@@ -141,7 +147,7 @@ impl UpdateVector {
     /// Writes the file, whole or not at all.
     pub fn write(&self, path: &Path) -> Result<()> {
         self.check().map_err(|e| Error::file(path, format!("not written: {e}")))?;
-        let UpdateMeta { space, examples, privacy } = &self.meta;
+        let UpdateMeta { space, examples, privacy, refinement } = &self.meta;
         let shape = vec![space.blocks, space.width];
         let bytes = super::little_endian(&self.values);
         let tensor: NewTensor<'_> = (TENSOR.into(), Dtype::F32, shape, &bytes);
@@ -163,6 +169,9 @@ impl UpdateVector {
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
+        if *refinement {
+            metadata.insert(REFINEMENT.into(), ALLOWED.into());
+        }
         let entries = metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let sum = checksum(entries, [space.blocks, space.width], &bytes);
         metadata.insert(CHECKSUM.into(), sum);
@@ -243,7 +252,8 @@ impl UpdateFile {
             "none" => Privacy::None,
             _ => parsed(path, &metadata, "privacy")?,
         };
-        let meta = UpdateMeta { space, examples: parsed(path, &metadata, "examples")?, privacy };
+        let refinement = metadata.get(REFINEMENT) == Some(&ALLOWED);
+        let meta = UpdateMeta { space, examples: parsed(path, &metadata, "examples")?, privacy, refinement };
         Ok(Self { file, meta })
     }
 
@@ -323,7 +333,8 @@ pub(in crate::artifact) mod tests {
 
     fn sample() -> UpdateVector {
         let values = (0..15).map(|i| (i as f32 - 7.3) * 1e-3).collect();
-        let meta = UpdateMeta { space: space(3, 5), examples: 1024, privacy: Privacy::None };
+        let meta =
+            UpdateMeta { space: space(3, 5), examples: 1024, privacy: Privacy::None, refinement: false };
         UpdateVector { meta, values }
     }
 
@@ -342,8 +353,9 @@ pub(in crate::artifact) mod tests {
     fn reads_back_with_all_it_says() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("u.safetensors");
-        for privacy in [Privacy::None, private()] {
+        for (privacy, refinement) in [(Privacy::None, false), (private(), true)] {
             let mut update = sample();
+            update.meta.refinement = refinement;
             update.meta.privacy = privacy;
             update.write(&path).unwrap();
             assert_eq!(UpdateVector::read(&path).unwrap(), update);

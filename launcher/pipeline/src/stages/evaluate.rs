@@ -205,7 +205,7 @@ impl Stage for Evaluation<'_> {
 }
 
 /// The metric that the settings or the examples ask for.
-fn metric(choice: MetricChoice, records: &[Record]) -> Result<Metric> {
+pub(crate) fn metric(choice: MetricChoice, records: &[Record]) -> Result<Metric> {
     match choice {
         MetricChoice::ExactMatch => Ok(Metric::ExactMatch),
         MetricChoice::Rouge1 => Ok(Metric::Rouge1),
@@ -449,7 +449,7 @@ fn end_texts(tokenizer: &TextTokenizer, stops: &[u32]) -> Result<Vec<String>> {
 }
 
 /// A prediction without what the prompt form itself writes before an answer.
-fn without_prefix<'a>(prediction: &'a str, prefix: &str) -> &'a str {
+pub(crate) fn without_prefix<'a>(prediction: &'a str, prefix: &str) -> &'a str {
     match prefix.trim() {
         "" => prediction,
         prefix => prediction.trim_start().strip_prefix(prefix).unwrap_or(prediction),

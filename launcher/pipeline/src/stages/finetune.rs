@@ -39,6 +39,8 @@ pub struct Job {
     pub role: Role,
     /// Also write the adapter in PEFT form.
     pub peft: bool,
+    /// The client agrees to refinement.
+    pub allow_refinement: bool,
 }
 
 /// Fine-tunes, unless that is done.
@@ -94,6 +96,7 @@ impl Stage for Finetune<'_> {
             device: config.device.clone(),
             model: side.space.base_model.clone(),
             peft: job.peft,
+            refinement: job.allow_refinement.then(|| "allowed".into()),
             reading: config.data.reading_inputs(),
         })
     }
@@ -133,8 +136,11 @@ impl Stage for Finetune<'_> {
         if job.peft {
             files.extend(side.write_peft(&job.out, &trained.updates)?);
         }
-        side.update(trained.updates, examples.examples.len() as u64).write(&job.out.join(UPDATE_FILE))?;
-        Ok((files, trained.losses.last().copied().unwrap_or(f64::NAN)))
+        let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
+        let mut update = side.update(trained.updates, examples.examples.len() as u64);
+        update.meta.refinement = job.allow_refinement;
+        update.write(&job.out.join(UPDATE_FILE))?;
+        Ok((files, loss))
     }
 
     fn tell(&self, context: &Context, loss: &f64) -> Result<()> {

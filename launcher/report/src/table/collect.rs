@@ -24,6 +24,8 @@ struct ScoreFile {
     method: Option<Method>,
     #[serde(default)]
     random_student: bool,
+    #[serde(default)]
+    refined: bool,
     data: String,
     data_name: String,
 }
@@ -37,6 +39,7 @@ impl ScoreFile {
             (Kind::Base, _) => Entry::Base(file.model),
             (Kind::Finetuned, _) => Entry::Finetuned(file.model),
             (Kind::Adapter, _) => Entry::Adapter(file.model),
+            (Kind::Translated, Some(method)) if file.refined => Entry::Refined(method),
             (Kind::Translated, Some(method)) => {
                 Entry::Translated { method, random_student: file.random_student }
             }

@@ -40,6 +40,8 @@ pub enum Entry {
         /// Whether noise was translated.
         random_student: bool,
     },
+    /// The LLM with a translated update that was refined.
+    Refined(Method),
     /// With an adapter that gradtx did not make.
     Adapter(Role),
 }
@@ -68,6 +70,7 @@ impl Entry {
             Self::Translated { method, random_student: true } => {
                 format!("LLM + {}, random student", method.label())
             }
+            Self::Refined(method) => format!("LLM + {}, refined", method.label()),
             Self::Adapter(role) => format!("{} + another adapter", display_name(role)),
         }
     }
@@ -79,10 +82,11 @@ impl Entry {
             Self::Base(role) => role as usize,
             Self::Finetuned(Role::Tiny) => 2,
             Self::Translated { method, random_student } => {
-                3 + method.order() + METHODS * usize::from(random_student)
+                3 + 2 * method.order() + 2 * METHODS * usize::from(random_student)
             }
-            Self::Adapter(role) => 3 + 2 * METHODS + role as usize,
-            Self::Finetuned(Role::Llm) => 5 + 2 * METHODS,
+            Self::Refined(method) => 4 + 2 * method.order(),
+            Self::Adapter(role) => 3 + 4 * METHODS + role as usize,
+            Self::Finetuned(Role::Llm) => 5 + 4 * METHODS,
         }
     }
 }
@@ -151,6 +155,8 @@ fn entry_fields<S: serde::Serializer>(entry: &Entry, to: S) -> std::result::Resu
         model: Role,
         method: Option<Method>,
         random_student: bool,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        refined: bool,
     }
     let (kind, model, method, random_student) = match *entry {
         Entry::Base(role) => (Kind::Base, role, None, false),
@@ -159,8 +165,10 @@ fn entry_fields<S: serde::Serializer>(entry: &Entry, to: S) -> std::result::Resu
         Entry::Translated { method, random_student } => {
             (Kind::Translated, Role::Llm, Some(method), random_student)
         }
+        Entry::Refined(method) => (Kind::Translated, Role::Llm, Some(method), false),
     };
-    Fields { kind, model, method, random_student }.serialize(to)
+    let refined = matches!(entry, Entry::Refined(_));
+    Fields { kind, model, method, random_student, refined }.serialize(to)
 }
 
 /// How two rows differ.
@@ -235,7 +243,8 @@ impl Table {
                 let (mean, interval) = mean_with_interval(&there);
                 (row.mean, row.interval) = (Some(mean), interval);
             }
-            if let (Entry::Translated { .. }, [Some(student), Some(teacher)]) = (row.entry, &ends) {
+            let is_translated = matches!(row.entry, Entry::Translated { .. } | Entry::Refined(_));
+            if let (true, [Some(student), Some(teacher)]) = (is_translated, &ends) {
                 (row.pgr, row.pgr_interval) = pgr(&row.scores, student, teacher);
             }
         }

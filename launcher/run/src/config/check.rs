@@ -96,12 +96,23 @@ impl Config {
             findings.positive("translate.penalty", penalty, 1e6);
         }
         findings.whole("translate.penalty_examples", self.translate.penalty_examples, 1..=MOST_ITEMS);
+        self.check_refinement(&mut findings);
         findings.whole("evaluate.batch", self.evaluate.batch, 1..=MOST_ITEMS);
         findings.whole("evaluate.max_new_tokens", self.evaluate.max_new_tokens, 1..=MOST_TOKENS);
         match findings.wrong.trim_end() {
             "" => Ok(()),
             wrong => Err(unusable(format!("the configuration:\n{wrong}"))),
         }
+    }
+
+    fn check_refinement(&self, findings: &mut Findings) {
+        let refine = &self.refine;
+        findings.whole("refine.rounds", refine.rounds, 1..=100);
+        findings.whole("refine.prompts", refine.prompts, 2..=MOST_ITEMS);
+        findings.whole("refine.steps", refine.steps, 1..=1_000_000);
+        findings.whole("refine.batch", refine.batch, 1..=MOST_ITEMS);
+        findings.whole("refine.least", refine.least, 1..=MOST_ITEMS);
+        findings.real("refine.sure", refine.sure, 0.0..=1.0);
     }
 
     /// Device, data and adapter.
@@ -251,6 +262,9 @@ mod tests {
             ("translate.rank", &["0", "1025"]),
             ("translate.penalty", &["0", "-1", "nan", "inf"]),
             ("translate.penalty_examples", &["0"]),
+            ("refine.rounds", &["0", "1000"]),
+            ("refine.steps", &["0", "4000000000"]),
+            ("refine.sure", &["-0.1", "1.1", "nan"]),
             ("evaluate.max_new_tokens", &["0", "1000000000000"]),
         ] {
             for value in values {

@@ -31,8 +31,8 @@ pub use preset::Preset;
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
     DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, PenaltyChoice,
-    PenaltyRule, RANDOM_SUBSETS, ReadingInputs, Recipe, RougeTokens, TrainConfig, TranslateConfig,
-    TranslatorConfig, ValidationSplit,
+    PenaltyRule, RANDOM_SUBSETS, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig,
+    TranslateConfig, TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
 

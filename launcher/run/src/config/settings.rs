@@ -36,6 +36,8 @@ pub struct Config {
     pub finetune: FinetuneConfig,
     /// Translation by `--method products`.
     pub translate: TranslateConfig,
+    /// Refinement of translations.
+    pub refine: RefineConfig,
     /// Generation and scoring.
     pub evaluate: EvaluateConfig,
 }
@@ -614,6 +616,32 @@ impl Default for TranslateConfig {
     }
 }
 
+/// Refinement of translations on public prompts. The LLM trains as the shadows' does
+/// (`curate.llm`), without dropout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RefineConfig {
+    /// Rounds: answers of both models, training on those that agree.
+    pub rounds: usize,
+    /// Public prompts that are answered.
+    pub prompts: usize,
+    /// Optimizer steps of one round.
+    pub steps: u32,
+    /// Examples of one step, drawn with replacement.
+    pub batch: usize,
+    /// With fewer answers that agree there is no training.
+    pub least: usize,
+    /// Where too few agree, the first round is trained on the half of the TinyLM's answers that it is surest
+    /// of, if their mean probability is at least this; 1 for never.
+    pub sure: f64,
+}
+
+impl Default for RefineConfig {
+    fn default() -> Self {
+        Self { rounds: 2, prompts: 384, steps: 40, batch: 16, least: 16, sure: 0.3 }
+    }
+}
+
 /// A penalty, or how it is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected \"loss\", \"mse\" or a number")]
@@ -710,6 +738,7 @@ impl Default for Config {
             train: TrainConfig::default(),
             finetune: FinetuneConfig::default(),
             translate: TranslateConfig::default(),
+            refine: RefineConfig::default(),
             evaluate: EvaluateConfig::default(),
         }
     }
