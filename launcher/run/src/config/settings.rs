@@ -644,7 +644,7 @@ impl Default for RefineConfig {
 
 /// A penalty, or how it is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected \"loss\", \"mse\" or a number")]
+#[serde(untagged, expecting = "translate.penalty: expected \"loss\", \"mse\" or a number")]
 pub enum PenaltyChoice {
     /// This one.
     Fixed(f64),
