@@ -25,6 +25,7 @@
 //   forward, 64        128              40                830          640 + 128        1          212
 //   dk, dv, 64         256              96               1650         1536 + 128        1          254
 //   dq, 64             192              48               1240          768 + 128        1          254
+#include "packed.cuh"
 #include "flash.cuh"
 
 // Blocks that a multiprocessor holds: a limit for registers.

@@ -1,6 +1,6 @@
 // Tiles of attention through the tensor cores: how they come into shared memory, are multiplied, and leave.
 #pragma once
-#include "packed.cuh"
+#include "common.cuh"
 
 constexpr int THREADS = 128, FORWARD_ROWS = 128, PAD = 8;
 // Rows of a tile that comes in.
