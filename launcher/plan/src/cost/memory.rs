@@ -86,7 +86,7 @@ fn on_device(plan: &MemoryPlan, gpu: Gpu) -> MemoryPlan {
             || size != 4
             || OWN_TYPE.iter().any(|end| entry.name.ends_with(end));
         let size = if keeps { size } else { gpu.element() as usize };
-        out.add(entry.purpose, entry.name.as_str(), &entry.shape, size);
+        out.add_pieces(entry.purpose, entry.name.as_str(), &entry.shape, size, entry.pieces);
     }
     out
 }
@@ -156,7 +156,7 @@ pub fn training(
                 out.add(Purpose::Trained, "masters", &shard, 4);
             }
             (Purpose::Optimizer, _) => out.add(entry.purpose, entry.name.as_str(), &shard, 4),
-            _ => out.add(entry.purpose, entry.name.as_str(), &entry.shape, element(entry)),
+            _ => out.add_pieces(entry.purpose, entry.name.as_str(), &entry.shape, element(entry), entry.pieces),
         }
     }
     Ok((out, model.layout().count()))
