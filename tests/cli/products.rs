@@ -213,7 +213,7 @@ fn the_penalty_is_what_the_settings_say() {
     assert_eq!(mse["penalty"]["tried"].as_array().unwrap().len(), 5);
     assert!(home.dense("fixed") != home.dense("mse"));
     let (code, said) = penalty("\"most\"", "most");
-    assert!(code == Some(2) && said.contains("translate.penalty"), "{code:?} {said}");
+    assert!(code == Some(2) && said.contains("expected \"loss\", \"mse\" or a number"), "{code:?} {said}");
     // Without the public data the loss cannot be had.
     std::fs::rename(home.path("public.jsonl"), home.path("elsewhere")).unwrap();
     let (code, said) = penalty("\"loss\"", "loss");
@@ -222,7 +222,8 @@ fn the_penalty_is_what_the_settings_say() {
 }
 
 /// Settings with which one round at least trains: untrained models agree on little.
-const REFINE: &str = "\n[refine]\nprompts = 12\nsteps = 3\nbatch = 4\nleast = 2\nsure = 0.0\n";
+const REFINE: &str =
+    "max_new_tokens = 12\n[refine]\nprompts = 12\nsteps = 3\nbatch = 4\nleast = 2\nsure = 0.0\n";
 
 fn refine<'a>(translated: &'a str, client: &'a str, out: &'a str) -> [&'a str; 6] {
     ["refine", client, "--translated", translated, "--out", out]
