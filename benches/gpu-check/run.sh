@@ -315,7 +315,7 @@ slowest() {
     local names=()
     mapfile -t names < <(grep '"name":"finetune"' "$results" | tail -n 1 |
         grep -o '"name":"[a-z_0-9]*","calls"' | head -n 5 | cut -d '"' -f 4)
-    [ ${#names[@]} -gt 0 ] || names=(flash_backward_128 flash_forward_128 silu_backward rmsnorm_lora_backward)
+    [ ${#names[@]} -gt 0 ] || names=(flash_backward_128 flash_forward_128_ahead silu_backward rmsnorm_lora_backward)
     printf '%s\n' "${names[@]}"
 }
 

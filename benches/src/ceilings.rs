@@ -6,6 +6,7 @@
 
 use super::counts::Count;
 use super::machine::Machine;
+pub use super::measured::Ceilings;
 use super::options::Common;
 use super::results::{Entry, Results};
 use super::values::random;
@@ -32,15 +33,6 @@ impl Measured for Job {
 
 /// Columns that adapters add to the summed dimension on CUDA, however few they need.
 pub const TAIL: usize = 64;
-
-/// The best rates of this run.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ceilings {
-    /// Operations per second of the large product.
-    pub gemm: f64,
-    /// Bytes read and written per second of the large copy.
-    pub copy: f64,
-}
 
 /// Measures both.
 pub fn measure<X: Real<Acc = f32>, D: Backend<X>>(

@@ -10,17 +10,17 @@
 //! `buckets` is what a training step exchanges: a reduce-scatter of every bucket, all of them
 //! started before the first is waited for, and then an all-gather of every one.
 
-use super::machine;
 use super::measure::Times;
+use super::measure::rounded;
 use super::models::{NamedTranslator, TranslatorArgs};
 use super::options::at_least_one;
-use super::results::rounded;
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_models::grad_transformer::GradTransformer;
 use gradtx_run::cluster::World;
 use gradtx_run::context::Context;
+use gradtx_run::text::today;
 use gradtx_run::ui::{Ui, is_silent};
 use gradtx_runtime::comm::{Collectives, Comm, local};
 use gradtx_runtime::parallel::{BUCKET_BYTES, Shards};
@@ -196,7 +196,7 @@ impl Told<'_> {
                 "median_s": rounded(times.median()), "q1_s": rounded(times.quantile(0.25)),
                 "q3_s": rounded(times.quantile(0.75)), "runs": times.runs(),
                 "gb_per_s": rounded(rate), "wire_gb_per_s": rounded(rate * sent),
-                "version": env!("CARGO_PKG_VERSION"), "date": machine::today(),
+                "version": env!("CARGO_PKG_VERSION"), "date": today(),
             }));
         }
         Ok(())

@@ -135,7 +135,7 @@ impl Job {
         let decoder = model.make::<X, D>(on.device)?;
         let batch = stream(lengths, model.config.vocab, self.jobs);
         let (base, first_step) = frozen_steps(on, results, &decoder, &batch)?;
-        let (adapted, times_of) = self.adapted_steps(on, results, &decoder, layout, &batch)?;
+        let (adapted, times_of, memory) = self.adapted_steps(on, results, &decoder, layout, &batch)?;
         let shares = machine::shares_of_time(on.device, adapted.total());
 
         let work = DecoderWork { model: &model.config, layout, element: size_of::<X>() as f64 };
@@ -158,6 +158,10 @@ impl Job {
         more["overhead"] = rounded(adapted.median() / base.median() - 1.0);
         more["share_of_time"] = shares;
         more["operations"] = times_of;
+        // While there were all buffers.
+        more["peak_memory_bytes"] = json!(memory);
+        let planned = plan::<X, D>(model, layout, self.jobs, capacity_of(&batch));
+        more["planned_memory_bytes"] = json!(machine::room(on.device)?.taken(&planned));
         let jobs = if self.jobs == 1 { String::new() } else { format!(", {} jobs", self.jobs) };
         let entry = Entry::new("finetune", shape + &jobs, Count::flops(flops), adapted);
         results.add(on.device, entry.of(Kind::Lora).with(more))
@@ -170,7 +174,7 @@ impl Job {
         decoder: &Decoder<D, X>,
         layout: &BlockLayout,
         batch: &PackedBatch,
-    ) -> Result<(Times, Value)> {
+    ) -> Result<(Times, Value, Option<u64>)> {
         let room = capacity_of(batch);
         let mut jobs = LoraJobs::new(decoder, layout, self.jobs, &initial_adapter(layout, 2), room)?;
         let mut step = 0;
@@ -183,7 +187,8 @@ impl Job {
             finite(&report.losses)
         };
         let times = measure::step(on.device, results.repeats(), &mut train)?;
-        Ok((times, profile::of_step(on, train)?))
+        let times_of = profile::of_step(on, train)?;
+        Ok((times, times_of, results.used_memory(on.device)))
     }
 }
 

@@ -30,6 +30,7 @@ pub mod generate;
 pub mod kernels;
 pub mod machine;
 pub mod measure;
+mod measured;
 pub mod models;
 pub mod options;
 pub mod profile;
@@ -40,8 +41,9 @@ pub mod translate;
 pub mod tuples;
 pub mod values;
 
+pub(crate) use measured::{Measured, On};
+
 use anyhow::Result;
-use ceilings::Ceilings;
 use clap::Subcommand;
 use gradtx_kernels::{Backend, Real};
 use gradtx_run::cluster::World;
@@ -94,26 +96,6 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
         What::Comm(job) => comm::run(context, world, job),
         What::Table(job) => table::run(context, job),
     }
-}
-
-/// A benchmark that runs on any device.
-trait Measured {
-    /// Measures, and adds lines.
-    fn measure<X: Real<Acc = f32>, D: Backend<X>>(&self, on: &On<'_, D>, results: &mut Results)
-    -> Result<()>;
-}
-
-/// What every benchmark is given.
-struct On<'a, D> {
-    device: &'a D,
-    machine: &'a Machine,
-    ceilings: &'a Ceilings,
-    /// When the command began.
-    started: Instant,
-    /// Whether operations are measured one by one, too.
-    profile: bool,
-    /// Threads of the host.
-    threads: usize,
 }
 
 struct Session<'a, M> {

@@ -1,14 +1,12 @@
 //! Facts about the device that lines of results carry.
 
-use super::profile::Operation;
-use super::results::rounded;
+use super::measure::rounded;
 use anyhow::Result;
 use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_runtime::plan::{Room, available_memory};
 use serde_json::{Map, Value};
 use std::any::Any;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The device of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +72,21 @@ pub fn used_memory<D: Device>(device: &D, before: u64) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|k| k * 1024)
 }
 
+/// Device time of the launches of one name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Operation {
+    /// Its name.
+    pub name: String,
+    /// Launches.
+    pub calls: u64,
+    /// Seconds of the device.
+    pub seconds: f64,
+    /// Floating-point operations, or 0.
+    pub flops: f64,
+    /// Bytes, or 0.
+    pub bytes: f64,
+}
+
 /// What the operations of a step took, the longest first; nothing where the device is a CPU, and then
 /// the step is not run.
 ///
@@ -128,36 +141,9 @@ pub fn shares_of_time<D: Device>(device: &D, seconds: f64) -> Value {
     Value::Object(shares.iter().map(share).collect::<Map<_, _>>())
 }
 
-/// Today, as YYYY-MM-DD in UTC.
-pub fn today() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    date(seconds / 86_400)
-}
-
-/// The date so many days after 1970-01-01. Years are counted from March, so that the leap day
-/// is the last of its year, in eras of 400 years of 146,097 days.
-fn date(days: u64) -> String {
-    let days = days + 719_468; // from 0000-03-01 to 1970-01-01
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153; // 0 is March
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    format!("{:04}-{month:02}-{day:02}", 400 * era + year_of_era + next)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn days_become_dates() {
-        let known = [(0, "1970-01-01"), (59, "1970-03-01"), (11_016, "2000-02-29"), (20_778, "2026-11-21")];
-        for (days, wanted) in known {
-            assert_eq!(date(days), wanted);
-        }
-    }
 
     #[test]
     fn a_cpu_tells_what_it_is() {

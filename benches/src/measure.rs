@@ -6,6 +6,7 @@
 
 use anyhow::Result;
 use gradtx_kernels::Device;
+use serde_json::{Value, json};
 use std::time::Instant;
 
 /// Seconds that a sample of a single operation takes at least.
@@ -112,6 +113,11 @@ pub fn step<D: Device>(device: &D, repeats: Repeats, mut call: impl FnMut() -> R
         }
     }
     Ok(Times::new(samples, 1))
+}
+
+/// Five significant digits.
+pub fn rounded(x: f64) -> Value {
+    json!(format!("{x:.4e}").parse::<f64>().unwrap_or(x))
 }
 
 #[cfg(test)]

@@ -7,34 +7,17 @@
 //! a count have none. On a CPU a line's `share_of_time` says where time goes, and this adds nothing.
 
 use super::On;
-use super::ceilings::Ceilings;
-use super::machine;
-use super::results::rounded;
+use super::machine::{self, Operation};
+use super::measure::rounded;
+use super::measured::Ceilings;
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 use gradtx_kernels::Device;
 use serde_json::{Value, json};
 
-/// Device time of the launches of one name.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Operation {
-    /// Its name.
-    pub name: String,
-    /// Launches.
-    pub calls: u64,
-    /// Seconds of the device.
-    pub seconds: f64,
-    /// Floating-point operations, or 0.
-    pub flops: f64,
-    /// Bytes, or 0.
-    pub bytes: f64,
-}
-
-impl Operation {
-    /// Seconds that it takes at least; 0 where nothing is counted.
-    fn floor(&self, ceilings: &Ceilings) -> f64 {
-        (self.flops / ceilings.gemm).max(self.bytes / ceilings.copy)
-    }
+/// Seconds that an operation takes at least; 0 where nothing is counted.
+fn floor(operation: &Operation, ceilings: &Ceilings) -> f64 {
+    (operation.flops / ceilings.gemm).max(operation.bytes / ceilings.copy)
 }
 
 /// Runs `step` once more and measures its operations, the longest first; null unless `--profile` was
@@ -50,7 +33,7 @@ pub(super) fn of_step<D: Device>(on: &On<'_, D>, step: impl FnOnce() -> Result<(
 fn lines(operations: &[Operation], ceilings: &Ceilings) -> Value {
     let total: f64 = operations.iter().map(|o| o.seconds).sum();
     let line = |o: &Operation| {
-        let floor = o.floor(ceilings);
+        let floor = floor(o, ceilings);
         let mut line = json!({"name": o.name, "calls": o.calls, "seconds": rounded(o.seconds),
             "share_of_time": rounded(o.seconds / total.max(f64::MIN_POSITIVE))});
         if floor > 0.0 {

@@ -1,18 +1,19 @@
 //! Lines of results, as JSON and as a table for people.
 
-use super::ceilings::Ceilings;
 use super::counts::Count;
 use super::machine::{self, Machine};
+pub use super::measure::rounded;
 use super::measure::{Repeats, Times};
+use super::measured::Ceilings;
 use super::options::Common;
 use super::profile;
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use gradtx_kernels::{DType, Device};
 use gradtx_plan::cost::rates::Kind;
-use gradtx_run::text::human_seconds;
+use gradtx_run::text::{human_seconds, today};
 use gradtx_run::ui::{Ui, is_silent};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 
@@ -113,6 +114,11 @@ impl Results {
         self.repeats
     }
 
+    /// Bytes that are in use now; see [`machine::used_memory`].
+    pub fn used_memory<D: Device>(&self, device: &D) -> Option<u64> {
+        machine::used_memory(device, self.free)
+    }
+
     /// A message to people, such as what was chosen in the place of a default.
     pub fn say(&self, text: &str) {
         self.ui.line(text);
@@ -123,7 +129,7 @@ impl Results {
         let Entry { name, times, .. } = &entry;
         let median = times.median();
         ensure!(median.is_finite() && median > 0.0, "{name}: a time of {median} s is none");
-        let line = self.line(&entry, machine::used_memory(device, self.free));
+        let line = self.line(&entry, self.used_memory(device));
         if let Some(out) = &mut self.out {
             writeln!(out, "{line}").context("cannot write the results")?;
         }
@@ -178,7 +184,7 @@ impl Results {
             more.iter().for_each(|(key, value)| put(key, value.clone()));
         }
         put("version", env!("CARGO_PKG_VERSION").into());
-        put("date", machine::today().into());
+        put("date", today().into());
         Value::Object(line)
     }
 
@@ -234,14 +240,10 @@ fn type_name(dtype: DType) -> String {
     format!("{dtype:?}").to_lowercase()
 }
 
-/// Five significant digits.
-pub fn rounded(x: f64) -> Value {
-    json!(format!("{x:.4e}").parse::<f64>().unwrap_or(x))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn numbers_are_short() {

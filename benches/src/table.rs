@@ -92,7 +92,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
 /// The table, on which devices and days it was measured, and where the raw results are.
 fn targets(rows: &[Row], lines: &[Value], files: &[PathBuf]) -> String {
     let places: Vec<String> = files.iter().map(|path| format!("`{}`", path.display())).collect();
-    let places = if places.is_empty() { String::new() } else { format!(" Raw results: {}.", places.join(", ")) };
+    let places =
+        if places.is_empty() { String::new() } else { format!(" Raw results: {}.", places.join(", ")) };
     format!("{}\n\n{}{places}", markdown(rows), measured_on(lines))
 }
 

@@ -64,7 +64,7 @@ impl Store {
         let store = TupleStore::open(dir.path())?;
         let tuples: Vec<Tuple> =
             (0..SHADOWS).flat_map(|pair| (0..steps).map(move |step| (pair, step))).collect();
-        let units = fit(&store, &tuples, NormalizationMode::ScalarCentred)?;
+        let units = fit(&store, &tuples, NormalizationMode::ScalarCentred, &Threads::new(threads)?)?;
         let train = TrainConfig { batch, ..TrainConfig::default() };
         Ok(Self { store, tuples, train, units, threads, _dir: dir })
     }

@@ -222,15 +222,26 @@ DEV void forward_rows(X* input, const Norm<X>& norm, const Factors& f, const Row
 #pragma unroll
                 for (int n = 0; n < PAIR; n++) {
                     if (target + n >= f.targets) continue;
-                    float kept[COUNT][N];
+                    // The first ranks of A are on their way while the masks are drawn.
+                    constexpr int AHEAD = 2;
+                    const float* a = f.row(adapter, target + n, first, in_dim) + c;
+                    float ahead[AHEAD][N], kept[COUNT][N];
+#pragma unroll
+                    for (int i = 0; i < AHEAD; i++) {
+                        if (first + i < f.rank) load(ahead[i], a + (u64)i * in_dim);
+                    }
 #pragma unroll
                     for (int r = 0; r < COUNT; r++) mask[r][n].keep(kept[r], xs[r], (u32)c, f.threshold);
-                    const float* a = f.row(adapter, target + n, first, in_dim) + c;
 #pragma unroll
                     for (int i = 0; i < RANKS; i++) {
                         if (first + i >= f.rank) continue;
                         float as[N];
-                        load(as, a + (u64)i * in_dim);
+                        if (i < AHEAD) {
+#pragma unroll
+                            for (int j = 0; j < N; j++) as[j] = ahead[i < AHEAD ? i : 0][j];
+                        } else {
+                            load(as, a + (u64)i * in_dim);
+                        }
 #pragma unroll
                         for (int r = 0; r < COUNT; r++) {
 #pragma unroll

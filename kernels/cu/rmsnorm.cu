@@ -1,57 +1,31 @@
-// RMS layer norm: forward a warp per row, backward a block per row; the gradient of the weight a block per
-// 32 columns.
+// RMS layer norm, a block per row; the gradient of the weight, a block per 32 columns.
 #include "common.cuh"
 
-constexpr int FORWARD_THREADS = 64;
-constexpr int HELD = 16;  // 16-byte chunks of a row that a lane keeps in registers
-
 template <class X>
-DEV void forward(X* y, float* inv_rms, const X* x, const X* w, u32 rows, u32 cols, u64 x_stride, u64 y_stride,
-                 float eps) {
-    constexpr int N = WIDE<X>;
-    u32 lane = threadIdx.x & 31, row = blockIdx.x * (FORWARD_THREADS / 32) + (threadIdx.x >> 5);
-    if (row >= rows) return;
-    x += row * x_stride;
-    y += row * y_stride;
-    u32 chunks = aligned16(x) && aligned16(y) && aligned16(w) ? cols / N : 0;
-    const uint4* x_chunks = reinterpret_cast<const uint4*>(x);
-    uint4 held[HELD];
+DEV void forward(X* y, float* inv_rms, const X* x, const X* w, u32 cols, u64 x_stride, u64 y_stride, float eps) {
+    x += blockIdx.x * x_stride;
+    y += blockIdx.x * y_stride;
+    bool wide = aligned16(x) && aligned16(y) && aligned16(w);
     float sum = 0.f;
-    auto add = [&](uint4 raw) {
+    cover_block<WIDE<X>>(cols, wide, [&](auto count, u64 i) {
+        constexpr int N = decltype(count)::value;
         float xs[N];
-        unpack(xs, raw, X{});
+        load(xs, x + i);
 #pragma unroll
         for (int j = 0; j < N; j++) sum = fmaf(xs[j], xs[j], sum);
-    };
-#pragma unroll
-    for (u32 k = 0; k < HELD; k++) {
-        u32 c = k * 32 + lane;
-        held[k] = c < chunks ? x_chunks[c] : make_uint4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (u32 k = 0; k < HELD; k++) {
-        if (k * 32 < chunks) add(held[k]);
-    }
-    for (u32 c = HELD * 32 + lane; c < chunks; c += 32) add(x_chunks[c]);
-    for (u32 i = chunks * N + lane; i < cols; i += 32) sum = fmaf(widen(x[i]), widen(x[i]), sum);
-    float inv = 1.f / sqrtf(warp_sum(sum) / cols + eps);
-    if (lane == 0) inv_rms[row] = inv;
-    auto put = [&](uint4 raw, u32 c) {
+    });
+    float inv = 1.f / sqrtf(block_sum(sum) / cols + eps);
+    if (threadIdx.x == 0) inv_rms[blockIdx.x] = inv;
+    // The second reading of the row comes from the cache.
+    cover_block<WIDE<X>>(cols, wide, [&](auto count, u64 i) {
+        constexpr int N = decltype(count)::value;
         float xs[N], ws[N];
-        unpack(xs, raw, X{});
-        load(ws, w + (u64)c * N);
+        load(xs, x + i);
+        load(ws, w + i);
 #pragma unroll
         for (int j = 0; j < N; j++) xs[j] *= inv * ws[j];
-        store(y + (u64)c * N, xs);
-    };
-#pragma unroll
-    for (u32 k = 0; k < HELD; k++) {
-        u32 c = k * 32 + lane;
-        if (c < chunks) put(held[k], c);
-    }
-    // The second reading of longer rows comes from the cache.
-    for (u32 c = HELD * 32 + lane; c < chunks; c += 32) put(x_chunks[c], c);
-    for (u32 i = chunks * N + lane; i < cols; i += 32) y[i] = narrow<X>(widen(x[i]) * (inv * widen(w[i])));
+        store(y + i, xs);
+    });
 }
 
 // dx (=|+=) (w ⊙ dy − x̂ · mean(w ⊙ dy ⊙ x̂)) / rms.
@@ -132,10 +106,9 @@ DEV void backward_weight(float* dw, const X* dy, const X* x, const float* inv_rm
 }
 
 #define INSTANCES(X, t)                                                                                          \
-    KERNEL LAUNCH_BOUNDS(FORWARD_THREADS)                                                                        \
-        rmsnorm_forward_##t(X* y, float* inv_rms, const X* x, const X* w, u32 rows, u32 cols, u64 x_stride,        \
-                            u64 y_stride, float eps) {                                                           \
-        forward(y, inv_rms, x, w, rows, cols, x_stride, y_stride, eps);                                          \
+    KERNEL LAUNCH_BOUNDS(512) rmsnorm_forward_##t(X* y, float* inv_rms, const X* x, const X* w, u32 cols,          \
+                                                  u64 x_stride, u64 y_stride, float eps) {                       \
+        forward(y, inv_rms, x, w, cols, x_stride, y_stride, eps);                                                \
     }                                                                                                            \
     EXPORT(rmsnorm_forward_##t)                                                                                  \
     KERNEL LAUNCH_BOUNDS(512)                                                                                    \

@@ -27,6 +27,8 @@ struct Dropped {
     const u64* keys;
     u32 site, threshold;
     float keep;
+    // Of this block's example.
+    DEV u64 key() const { return threshold ? keys[blockIdx.z] : 0; }
 };
 
 // The row of a tile for a key: within 16, keys 4q, 4q + 1 are in columns 2q, 2q + 1 of the first
@@ -50,43 +52,6 @@ template <int N> DEV float& at(float (&acc)[N][4], int t, int e, int half) {
     return acc[2 * t + (e >> 1)][2 * half + (e & 1)];
 }
 
-// Four of a row's elements from `key` on, those that are there; `wide`: all four are, and aligned.
-DEV void load_four(u32 (&to)[4], const u32* row, u32 key, u32 keys, bool wide) {
-    if (key >= keys) return;
-    if (wide) {
-        uint4 v = *reinterpret_cast<const uint4*>(row + key);
-        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-        return;
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        if (key + e < keys) to[e] = row[key + e];
-    }
-}
-DEV void load_four(u32 (&pairs)[2], const bf16* row, u32 key, u32 keys, bool wide) {
-    if (key >= keys) return;
-    if (wide) {
-        uint2 v = *reinterpret_cast<const uint2*>(row + key);
-        pairs[0] = v.x, pairs[1] = v.y;
-        return;
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        if (key + e < keys) pairs[e >> 1] |= (u32)row[key + e].bits << 16 * (e & 1);
-    }
-}
-DEV void store_four(bf16* row, const float (&from)[4], u32 key, u32 keys, bool wide) {
-    if (key >= keys) return;
-    if (wide) {
-        *reinterpret_cast<uint2*>(row + key) = uint2{pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3])};
-        return;
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        if (key + e < keys) row[key + e] = narrow<bf16>(from[e]);
-    }
-}
-
 // Buckets of a lane's keys, for both its queries; 0 where there are none.
 template <int KT> DEV void load_buckets(u32 (&to)[2][KT][4], const u32* map, const Shape& shape, u32 query) {
     bool wide = shape.keys % 4 == 0 && aligned16(map);
@@ -102,11 +67,10 @@ template <int KT> DEV void load_buckets(u32 (&to)[2][KT][4], const u32* map, con
 }
 
 // Which probabilities are kept: bits 4·t … 4·t + 3 for a lane's keys of tile t.
-template <int KT> DEV void load_kept(u32 (&kept)[2], const Shape& shape, const Dropped& drop, u32 query) {
+template <int KT> DEV void load_kept(u32 (&kept)[2], const Shape& shape, const Dropped& drop, u64 key, u32 query) {
     kept[0] = kept[1] = ALL;
     if (!drop.threshold) return;
     kept[0] = kept[1] = 0;
-    u64 key = drop.keys[blockIdx.z];
 #pragma unroll 1  // instructions have a cache too
     for (u32 t = 0; t < KT; t++) {
         u32 first = first_key(t);
@@ -114,7 +78,8 @@ template <int KT> DEV void load_kept(u32 (&kept)[2], const Shape& shape, const D
         for (int h = 0; h < 2; h++) {
             u32 row = query + 8 * h;
             if (row >= shape.queries || first >= shape.seen(row)) continue;
-            uint4 words = philox(key, make_uint4(blockIdx.y * shape.queries + row, first / 4, drop.site, DROPOUT_STREAM));
+            uint4 counter = make_uint4(blockIdx.y * shape.queries + row, first / 4, drop.site, DROPOUT_STREAM);
+            uint4 words = philox(key, counter);
             u32 bits = (u32)(words.x >= drop.threshold) | (u32)(words.y >= drop.threshold) << 1;
             bits |= (u32)(words.z >= drop.threshold) << 2 | (u32)(words.w >= drop.threshold) << 3;
             kept[h] |= bits << 4 * t;
@@ -242,7 +207,7 @@ DEV void forward(bf16* o, bf16* probs, const bf16* q, const bf16* kv, const bf16
     bf16* keys = queries + rows * LD<D>;
     bf16* values = keys + KT * 16 * LD<D>;
     float* biases = reinterpret_cast<float*>(values + KT * 16 * LD<D>);  // of this head, by bucket
-    u64 width = shape.width();
+    u64 width = shape.width(), key = drop.key();
     const bf16* k = kv + shape.k_start();
     load_rows<false>(queries, q + shape.q_start() + first * width, width, rows, shape.queries - first);
     load_rows<true>(keys, k, 2 * width, KT * 16, shape.keys);
@@ -250,12 +215,19 @@ DEV void forward(bf16* o, bf16* probs, const bf16* q, const bf16* kv, const bf16
     load_rows<true>(values, k + width, 2 * width, KT * 16, shape.keys);
     cp_async_commit();
     u32 mine = first + warp * 16, query = mine + (lane >> 2), found[2][KT][4] = {}, kept[2];
+    // What is loaded here is on its way while the mask is drawn.
+    auto bias = [&](u32 b) { return b < buckets ? widen(table[b * shape.heads + blockIdx.y]) : 0.f; };
+    float first_bias = 0.f;
     if (table) {
-        for (u32 b = threadIdx.x; b < buckets; b += blockDim.x) biases[b] = widen(table[b * shape.heads + blockIdx.y]);
         load_buckets<KT>(found, map, shape, query);
+        first_bias = bias(threadIdx.x);
+    }
+    load_kept<KT>(kept, shape, drop, key, query);
+    if (table) {
+        if (threadIdx.x < buckets) biases[threadIdx.x] = first_bias;
+        for (u32 b = threadIdx.x + blockDim.x; b < buckets; b += blockDim.x) biases[b] = bias(b);
         check_buckets<KT>(fault, found, buckets, shape, query);
     }
-    load_kept<KT>(kept, shape, drop, query);
     cp_async_wait<1>();
     __syncthreads();
     float p[2 * KT][4], acc[D / 8][4];
@@ -278,6 +250,20 @@ DEV void forward(bf16* o, bf16* probs, const bf16* q, const bf16* kv, const bf16
 }
 
 // ---- backward
+
+// Probabilities of a lane's keys, for both its queries; 0 where there are none.
+template <int KT> DEV void load_probs(u32 (&to)[2][KT][2], const bf16* probs, const Shape& shape, u32 query) {
+    bool wide = shape.keys % 4 == 0 && ((u64)probs & 7) == 0;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        u32 row = query + 8 * h;
+#pragma unroll
+        for (int t = 0; t < KT; t++) {
+            to[h][t][0] = to[h][t][1] = 0;
+            if (row < shape.queries) load_four(to[h][t], probs + shape.scores_of(row), first_key(t), shape.keys, wide);
+        }
+    }
+}
 
 // The gradient of the scores, from that of the dropped probabilities, in place; and the dropped
 // probabilities. Both also to shared memory, [queries, keys].
@@ -320,22 +306,71 @@ DEV void score_gradient(float (&ds)[2 * KT][4], bf16* weights, bf16* gradients, 
 
 // Adds the gradients of a thread's scores to its own column of sums by bucket.
 template <int KT>
-DEV void add_to_buckets(float* column, u32 columns, float (&ds)[2 * KT][4], const u32* map, u32 buckets,
+DEV void add_to_buckets(float* column, u32 columns, float (&ds)[2 * KT][4], const u32 (&found)[2][KT][4], u32 buckets,
                         const Shape& shape, u32 query) {
-    u32 found[2][KT][4];
-    load_buckets<KT>(found, map, shape, query);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         u32 row = query + 8 * h;
         u32 seen = row < shape.queries ? shape.seen(row) : 0;
 #pragma unroll
         for (int t = 0; t < KT; t++) {
+            // Four at once: those of the same bucket are added up first, so that none waits for another.
+            bool counts[4];
+            float values[4], sums[4];
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                u32 bucket = found[h][t][e];
-                if (first_key(t) + e < seen && bucket < buckets) column[bucket * columns] += at(ds, t, e, h);
+                counts[e] = first_key(t) + e < seen && found[h][t][e] < buckets;
+                values[e] = at(ds, t, e, h);
+#pragma unroll
+                for (int before = 0; before < e; before++) {
+                    if (counts[e] && counts[before] && found[h][t][e] == found[h][t][before]) {
+                        values[before] += values[e];
+                        counts[e] = false;
+                    }
+                }
+            }
+#pragma unroll
+            for (int e = 0; e < 4; e++) sums[e] = counts[e] ? column[found[h][t][e] * columns] : 0.f;
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                if (counts[e]) column[found[h][t][e] * columns] = sums[e] + values[e];
             }
         }
+    }
+}
+
+// Sums the columns of a warp's threads into its first one, a lane per bucket.
+DEV void sum_columns(float* columns_of_warp, u32 columns, u32 buckets) {
+    u32 lane = threadIdx.x & 31;
+    __syncwarp();
+    for (u32 base = 0; base < buckets; base += 32) {
+        float* row = columns_of_warp + (base + lane) * columns;
+        float sum = 0.f;
+        if (base + lane < buckets) {
+#pragma unroll 8
+            for (u32 k = 0; k < 32; k++) sum += row[(k + lane) & 31];  // each lane another bank
+            row[0] = sum;
+        }
+    }
+}
+
+// dk = dsᵀ q and dv = (dropped p)ᵀ do; a warp takes one of them for 16 keys at a time.
+template <int KT>
+DEV void key_gradients(bf16* dk, bf16* stage, const bf16* weights, const bf16* gradients, const bf16* d_out,
+                       const bf16* queries, const Shape& shape) {
+    u64 width = shape.width();
+    for (u32 item = threadIdx.x / 32; item < 2 * ((shape.keys + 15) / 16); item += blockDim.x / 32) {
+        bool of_values = item & 1;
+        u32 first = item / 2 * 16;
+        float acc[D / 8][4];
+        clear(acc);
+        for (u32 row = 0; row < shape.queries; row += 16) {
+            u32 a[4];
+            fragment_a_trans<KT * 16>(a, of_values ? weights : gradients, row, first);
+            add_product<D>(acc, a, of_values ? d_out : queries, row);
+        }
+        bf16* to = dk + first * 2 * width + (of_values ? width : 0);
+        put_tile(to, 2 * width, shape.keys - first, stage, acc);
     }
 }
 
@@ -346,7 +381,7 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
                   const u32* map, u32 buckets, const Shape& shape, const Dropped& drop) {
     DYNAMIC_SHARED(memory);
     constexpr int KEYS = KT * 16;
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x / 32;
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     u32 tiles = (shape.queries + 15) / 16, rows = tiles * 16, columns = tiles * 32;
     bf16* queries = reinterpret_cast<bf16*>(memory);
     bf16* d_out = queries + rows * LD<D>;
@@ -355,7 +390,7 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
     bf16* weights = values + max((u32)KEYS, rows) * LD<D>;
     bf16* gradients = weights + rows * LD<KEYS>;
     float* sums = reinterpret_cast<float*>(gradients + rows * LD<KEYS>);  // [buckets, columns]
-    u64 width = shape.width();
+    u64 width = shape.width(), key = drop.key();
     const bf16* k = kv + shape.k_start();
     load_rows<false>(d_out, d_o + shape.q_start(), width, rows, shape.queries);
     load_rows<true>(values, k + width, 2 * width, KEYS, shape.keys);
@@ -363,21 +398,15 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
     load_rows<false>(queries, q + shape.q_start(), width, rows, shape.queries);
     load_rows<true>(keys, k, 2 * width, KEYS, shape.keys);
     cp_async_commit();
-    u32 query = warp * 16 + (lane >> 2), p[2][KT][2] = {}, kept[2], a[KT][4];
+    u32 query = warp * 16 + (lane >> 2), p[2][KT][2], kept[2], a[KT][4], found[2][KT][4];
     if (warp < tiles) {
-        bool wide = shape.keys % 4 == 0 && ((u64)probs & 7) == 0;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            u32 row = query + 8 * h;
-#pragma unroll
-            for (int t = 0; t < KT; t++) {
-                if (row < shape.queries) load_four(p[h][t], probs + shape.scores_of(row), first_key(t), shape.keys, wide);
-            }
-        }
+        load_probs<KT>(p, probs, shape, query);
         if (partial) {
+            load_buckets<KT>(found, map, shape, query);
+#pragma unroll 4
             for (u32 b = 0; b < buckets; b++) sums[b * columns + threadIdx.x] = 0.f;
         }
-        load_kept<KT>(kept, shape, drop, query);
+        load_kept<KT>(kept, shape, drop, key, query);
     }
     cp_async_wait<1>();
     __syncthreads();
@@ -385,7 +414,10 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
         float ds[2 * KT][4];
         product_nt<KT>(ds, d_out, warp * 16, values);
         score_gradient<KT>(ds, weights, gradients, p, kept, drop.threshold ? drop.keep : 1.f, query);
-        if (partial) add_to_buckets<KT>(sums + threadIdx.x, columns, ds, map, buckets, shape, query);
+        if (partial) {
+            add_to_buckets<KT>(sums + threadIdx.x, columns, ds, found, buckets, shape, query);
+            sum_columns(sums + warp * 32, columns, buckets);
+        }
 #pragma unroll
         for (int t = 0; t < KT; t++) pack_a(a[t], ds[2 * t], ds[2 * t + 1]);
     }
@@ -399,28 +431,12 @@ DEV void backward(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf
         for (int t = 0; t < KT; t++) add_product<D>(acc, a[t], keys, t * 16);
         put_tile(dq + shape.q_start() + warp * 16 * width, width, shape.queries - warp * 16, stage, acc);
     }
-    // dk and dv of 16 keys each.
-    for (u32 item = warp; item < 2 * ((shape.keys + 15) / 16); item += warps) {
-        bool of_values = item & 1;
-        u32 key = item / 2 * 16;
-        const bf16* left = of_values ? weights : gradients;
-        const bf16* right = of_values ? d_out : queries;
-        float acc[D / 8][4];
-        clear(acc);
-        for (u32 tile = 0; tile < tiles; tile++) {
-            u32 af[4];
-            fragment_a_trans<KEYS>(af, left, tile * 16, key);
-            add_product<D>(acc, af, right, tile * 16);
-        }
-        bf16* to = dkv + shape.k_start() + key * 2 * width + (of_values ? width : 0);
-        put_tile(to, 2 * width, shape.keys - key, stage, acc);
-    }
+    key_gradients<KT>(dkv + shape.k_start(), stage, weights, gradients, d_out, queries, shape);
     if (!partial) return;
-    for (u32 bucket = warp; bucket < buckets; bucket += warps) {
+    for (u32 bucket = threadIdx.x; bucket < buckets; bucket += blockDim.x) {
         float sum = 0.f;
-        for (u32 column = lane; column < columns; column += 32) sum += sums[bucket * columns + column];
-        sum = warp_sum(sum);
-        if (lane == 0) partial[((u64)blockIdx.z * buckets + bucket) * shape.heads + blockIdx.y] = sum;
+        for (u32 tile = 0; tile < tiles; tile++) sum += sums[bucket * columns + tile * 32];
+        partial[((u64)blockIdx.z * buckets + bucket) * shape.heads + blockIdx.y] = sum;
     }
 }
 

@@ -27,6 +27,43 @@ template <int COLS> DEV void fragment_b_trans(u32 (&b)[4], const bf16* tile, u32
     ldmatrix_x4_trans(b, tile + (row + (lane & 15)) * LD<COLS> + col + (lane >> 4) * 8);
 }
 
+// Four of a row's `len` elements, from `first` on, those that are there; `wide`: all four are, and aligned.
+DEV void load_four(u32 (&to)[4], const u32* row, u32 first, u32 len, bool wide) {
+    if (first >= len) return;
+    if (wide) {
+        uint4 v = *reinterpret_cast<const uint4*>(row + first);
+        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        if (first + e < len) to[e] = row[first + e];
+    }
+}
+DEV void load_four(u32 (&pairs)[2], const bf16* row, u32 first, u32 len, bool wide) {
+    if (first >= len) return;
+    if (wide) {
+        uint2 v = *reinterpret_cast<const uint2*>(row + first);
+        pairs[0] = v.x, pairs[1] = v.y;
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        if (first + e < len) pairs[e >> 1] |= (u32)row[first + e].bits << 16 * (e & 1);
+    }
+}
+DEV void store_four(bf16* row, const float (&from)[4], u32 first, u32 len, bool wide) {
+    if (first >= len) return;
+    if (wide) {
+        *reinterpret_cast<uint2*>(row + first) = uint2{pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3])};
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        if (first + e < len) row[first + e] = narrow<bf16>(from[e]);
+    }
+}
+
 template <int N> DEV void clear(float (&acc)[N][4]) {
 #pragma unroll
     for (int i = 0; i < N; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.f;

@@ -6,8 +6,8 @@
 //! same numbers on one rank or on sixty-four. Reference: Salmon et al., "Parallel
 //! random numbers: as easy as 1, 2, 3", SC 2011; checked against its known answers.
 
-const MUL: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+pub(crate) const MUL: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Four random words for a key and a counter.
 #[inline(always)]

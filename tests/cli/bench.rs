@@ -111,6 +111,15 @@ fn everything_is_measured_and_plan_learns_from_it() {
             let share = number(line, "flops") / number(line, "median_s") / 1e12 / gemm;
             assert!((number(line, "share_of_gemm") / share - 1.0).abs() < 1e-3, "{line}");
         }
+        if args[0] == "train" {
+            named(&lines, "train with loading");
+            // Of 2 tuples, to f32 and to bf16, on one thread and on two.
+            let bytes = [4.0 + 4.0, 4.0 + 2.0].map(|each| 2.0 * (3.0 * 10.0 + 4.0 * 12.0) * each);
+            let prepared = lines.iter().filter(|line| line["name"] == "prepare tuples");
+            let found: Vec<_> =
+                prepared.map(|line| (number(line, "bytes"), number(line, "prepare_threads"))).collect();
+            assert_eq!(found, [(bytes[0], 1.0), (bytes[0], 2.0), (bytes[1], 1.0), (bytes[1], 2.0)]);
+        }
         lines.iter().for_each(|line| all += &format!("{line}\n"));
     }
     let mut calibration = Calibration::default();

@@ -1,7 +1,8 @@
 //! Packed attention, its backward pass, and decoding on a cache.
 
 use crate::common::*;
-use crate::emulator::{Order, Schedule, Variant, configure, device};
+use crate::emulator::{Order, Schedule, Variant, configure, device, on_device};
+use crate::lora::LittleShared;
 use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
 use gradtx_kernels::{Backend, Device, Real, Result, bf16};
@@ -114,6 +115,19 @@ fn head_size_128() {
     }
 }
 
+/// On devices with more shared memory than the emulator's, where keys and values come in a step ahead, and with less.
+#[test]
+fn head_size_128_with_other_shared_memory() {
+    if on_device() {
+        return;
+    }
+    for kib in [227, 99] {
+        let _limit = LittleShared::new(kib << 10);
+        let case = Packed { lengths: &[3, 150], heads: 2, kv_heads: 1, head_dim: 128, gap: 0 };
+        check(&format!("attention in {kib} KiB"), &case, ATTENTION);
+    }
+}
+
 /// The largest score is not the largest before it is scaled.
 #[test]
 fn scales_that_are_not_positive() {
@@ -181,17 +195,18 @@ fn segments_do_not_depend_on_their_neighbours() {
     assert!(run(before..all, &[len - 1, after + 1]).unwrap() != alone);
 }
 
-struct Decode {
-    lengths: &'static [u32],
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+pub struct Decode {
+    pub lengths: &'static [u32],
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub capacity: usize,
 }
 
 impl Case for Decode {
     fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
-        let Self { lengths, heads, kv_heads, head_dim } = *self;
-        let (slots, capacity) = (lengths.len() + 2, 45);
+        let Self { lengths, heads, kv_heads, head_dim, capacity } = *self;
+        let slots = lengths.len() + 2;
         let packed = Packed { lengths, heads, kv_heads, head_dim, gap: 0 };
         let offsets = packed.offsets();
         let qkv = QkvDims { tokens: offsets[offsets.len() - 1] as usize, heads, kv_heads, head_dim };
@@ -231,7 +246,21 @@ fn decoding() {
         (&[2, 38], 6, 2, 100),
         (&[9], 3, 1, 160),
     ] {
-        let case = Decode { lengths, heads, kv_heads, head_dim };
+        let case = Decode { lengths, heads, kv_heads, head_dim, capacity: 45 };
         check(&format!("decode {lengths:?}"), &case, ATTENTION);
+    }
+}
+
+/// Groups that fill a tile of heads, or more; rows of one part of keys, of two, and of three.
+#[test]
+fn decoding_in_parts() {
+    for (lengths, heads, kv_heads, head_dim, capacity) in [
+        (&[17u32, 1, 44][..], 14, 2, 128, 45),
+        (&[33, 8], 18, 1, 64, 45),
+        (&[1050, 511, 512], 2, 1, 64, 1060),
+        (&[600], 3, 1, 128, 700),
+    ] {
+        let case = Decode { lengths, heads, kv_heads, head_dim, capacity };
+        check(&format!("decode {lengths:?} of {capacity}, {heads}/{kv_heads} heads"), &case, ATTENTION);
     }
 }

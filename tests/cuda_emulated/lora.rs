@@ -249,10 +249,10 @@ fn wide_layers_of_a_large_rank() {
 }
 
 /// Fewer bytes of shared memory per block than kernels would like, for devices of this thread.
-struct LittleShared;
+pub struct LittleShared;
 
 impl LittleShared {
-    fn new(bytes: usize) -> Self {
+    pub fn new(bytes: usize) -> Self {
         crate::emulator::limit_shared_memory(bytes);
         Self
     }

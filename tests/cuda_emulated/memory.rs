@@ -69,7 +69,7 @@ fn fine_tuning_takes_what_is_planned() {
         return;
     }
     let (cuda, config) = (counted(10), large());
-    let layout = adapters(&config, 8);
+    let layout = adapters(&config, 16);
     let capacity = BatchCapacity { tokens: 1000, segments: 9, labels: 1000 };
     let mut plan = Decoder::<Cuda, f32>::plan(&config, false);
     plan.extend(LoraJobs::<Cuda, f32>::plan(&config, &layout, 2, capacity));

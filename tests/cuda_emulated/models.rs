@@ -9,7 +9,7 @@ use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::{CublasLt, Cuda};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Backend, Real, bf16};
+use gradtx_kernels::{Backend, Device, Real, bf16};
 use gradtx_models::decoder::{
     Continuation, Decoder, DecoderConfig, Family, GenerateLimits, Generator, PretrainStep, Pretrainer,
     Prompt, RopeScaling,
@@ -369,4 +369,38 @@ fn training_and_using_a_grad_transformer() {
     assert_near("losses and norms in bf16", &found[0], &expected[0], 2e-2);
     assert_eq!(translate::<Cuda, bf16>(&cuda, true, &mut || ()), found, "staged tuples are other tuples");
     assert_eq!(translate::<Cpu, f32>(&Cpu::new(1), true, &mut || ()), expected);
+}
+
+/// Translating again and again: to the bit the same from the device's memory of the operations, and never
+/// from that of another model.
+#[test]
+fn repeated_translations() {
+    let cuda = cuda(FORWARD);
+    let config = translator_config();
+    let model = |seed: u64| {
+        let mut model =
+            GradTransformer::<Cuda, f32>::random(&cuda, config.clone(), seed).expect("there is memory");
+        let values: Vec<f32> = to(&random(&format!("translator {seed}"), model.layout().total(), 0.0, 0.2));
+        cuda.upload(Cuda::all_mut(model.values_mut()), &values).expect("as many values as the model has");
+        model
+    };
+    let (one, mut other) = (model(1), model(2));
+    let student: Vec<f32> = to(&random("student", 3 * config.student_len(), 0.0, 1.0));
+    let mut generator = TupleGenerator::new(&one, 2).expect("there is memory");
+    let mut generate = |model: &GradTransformer<Cuda, f32>| {
+        let before = cuda.graph_launches();
+        (generator.generate(model, &student).expect("students fit"), cuda.graph_launches() - before)
+    };
+    // Two sizes of batches, each the students and three blocks.
+    let [first, second, third] = [(); 3].map(|()| generate(&one));
+    assert_eq!([first.1, second.1, third.1], [0, 8, 8]);
+    assert!(second.0 == first.0 && third.0 == first.0, "what is repeated gives something else");
+    let [of_other, again] = [(); 2].map(|()| generate(&other));
+    assert_eq!([of_other.1, again.1], [0, 8]);
+    assert!(of_other.0 == again.0 && of_other.0 != first.0);
+    // The values of the other one in another buffer.
+    let values = cuda.to_host(Cuda::all(one.values())).expect("they are there");
+    *other.values_mut() = cuda.buffer_from(&values).expect("there is memory");
+    assert_eq!(generate(&other), (first.0.clone(), 0));
+    assert_eq!(generate(&one), (first.0, 0));
 }

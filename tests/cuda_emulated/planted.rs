@@ -1,7 +1,7 @@
 //! Negative controls: faults planted into the kernels' sources must be caught by the same checks
 //! that the right kernels pass, each by at least one schedule.
 
-use crate::attention::Packed;
+use crate::attention::{Decode, Packed};
 use crate::common::*;
 use crate::emulator::{Order, Plant, Schedule, Variant, device};
 use crate::lora::{Adapted, fused};
@@ -152,7 +152,7 @@ fn wrong_visibility() {
 /// Tiles that are computed twice, others not at all.
 #[test]
 fn tiles_in_the_wrong_order() {
-    let case = Packed { lengths: &[5, 70, 3], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+    let case = Packed { lengths: &[5, 140, 3], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
     for text in ["    tile -= before;\n", "            before = count;\n"] {
         let fault = Plant { module: "flash.cu", file: "packed.cuh", text, instead: "" };
         assert_eq!(complaints(&case, fault).len(), SCHEDULES.len() + 1, "{text}");
@@ -199,13 +199,41 @@ fn wrong_t5_tiles() {
     }
 }
 
+/// Keys and values that come in where others are still read.
+#[test]
+fn overwritten_stage() {
+    let case = Packed { lengths: &[150], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
+    let fault = plant("flash.cu", "stages + (step + 1) % STAGES", "stages + step % STAGES");
+    expect_caught(&case, fault, "data race");
+    expect_caught(&case, fault, "relative error");
+}
+
 /// Results that leave before all lanes have put their part into shared memory.
 #[test]
 fn dropped_warp_barrier() {
     let case = Packed { lengths: &[70], heads: 1, kv_heads: 1, head_dim: 64, gap: 0 };
-    let fault = plant("flash.cu", "    __syncwarp();\n    constexpr int CHUNKS", "    constexpr int CHUNKS");
+    const TEXT: &str = "    __syncwarp();\n    constexpr int CHUNKS";
+    let instead = "    constexpr int CHUNKS";
+    let fault = Plant { module: "flash.cu", file: "flash.cuh", text: TEXT, instead };
     expect_caught(&case, fault, "data race");
     expect_caught(&case, fault, "relative error");
+}
+
+/// Decoding with the newest key from the cache, which does not have it yet, with parts that are left out or
+/// not weighed, and with a stage that is refilled while it is read.
+#[test]
+fn wrong_decoding() {
+    let case = Decode { lengths: &[523, 70], heads: 2, kv_heads: 1, head_dim: 64, capacity: 530 };
+    let none = plant("decode.cu", "// What a warp has found", "// What a warp has found");
+    assert_eq!(complaints(&case, none), [""; 0]);
+    for (text, instead, words) in [
+        ("key < position ? cached + key * stride : newest", "cached + key * stride", "`o`"),
+        ("part > newest / PART", "part >= max(newest / PART, 1u)", "`k`"),
+        ("float factor = exp2_fast(from[D] - top)", "float factor = 1.f", "`o`"),
+        ("        cp_async_wait<1>();\n", "", "`o`"),
+    ] {
+        expect_caught(&case, plant("decode.cu", text, instead), words);
+    }
 }
 
 /// Lanes that take different ways to a collective.
@@ -223,12 +251,12 @@ fn adapted() -> Adapted {
     Adapted { segments: &[(70, 1, 0), (3, 0, 1)], ..fused(0, (40, 24, 2, 2), 0.3) }
 }
 
-/// Columns of other adapters that are not zeroed, and a B behind the rows of another target.
+/// Columns of other adapters that are not zeroed, and the B of one adapter in the columns of all.
 #[test]
 fn wrong_columns_of_adapters() {
     let fault = plant("lora_rows.cu", "if (column >= own && column < own", "if (column < own");
     expect_caught(&adapted(), fault, "`y`");
-    let fault = plant("lora.cu", "column % units / outputs.rank", "0 * units / outputs.rank");
+    let fault = plant("lora.cu", "target = 0, adapter++;", "target = 0;");
     expect_caught(&adapted(), fault, "relative error");
 }
 
@@ -254,7 +282,8 @@ fn rows_that_are_still_on_their_way() {
     assert!(!complaints(&adapted(), fault).is_empty());
     let text = "            stage = next;\n            __syncthreads();\n";
     let fault = plant("lora_rows.cu", text, "            stage = next;\n");
-    expect_caught(&adapted(), fault, "data race");
+    // Rows of several warps, whose sums belong together.
+    expect_caught(&fused(3, (520, 24, 2, 2), 0.3), fault, "data race");
     let text = "pair.ask(t + stages * PAIR_ROWS, stage)";
     let fault = plant("lora_rows.cu", text, "pair.ask(t + stages * PAIR_ROWS, next)");
     assert!(!complaints(&adapted(), fault).is_empty());

@@ -134,6 +134,27 @@ fn heads_of_64() {
     }
 }
 
+/// Fewer bytes than a block of the backward kernel on the tensor cores needs: plain kernels take over.
+#[test]
+fn heads_of_64_with_little_shared_memory() {
+    if crate::emulator::on_device() {
+        return;
+    }
+    let _little = crate::lora::LittleShared::new(64 << 10);
+    let case = Short {
+        batch: 1,
+        queries: 65,
+        keys: 90,
+        heads: 1,
+        head_dim: 64,
+        causal: false,
+        bias: true,
+        dropout: 0.1,
+        shift: 0,
+    };
+    check("t5 attention with little shared memory", &case, ATTENTION);
+}
+
 #[test]
 fn short_sequences() {
     for (batch, queries, keys, heads, head_dim, causal, bias, dropout) in [

@@ -1,6 +1,6 @@
 //! Attention: packed and causal, to a cache, and T5's over short sequences.
 
-use super::{Bench, Shapes};
+use super::shapes::{Bench, Shapes};
 use crate::counts::{
     attention, attention_backward, causal_pairs, decode_attention, kept_attention_backward, mixed_segments,
 };

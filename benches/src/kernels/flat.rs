@@ -1,6 +1,6 @@
 //! Operations on flat buffers: the optimizer, and update vectors on their way.
 
-use super::{Bench, Shapes};
+use super::shapes::{Bench, Shapes};
 use crate::counts;
 use crate::finetune::STEP;
 use crate::values::random;

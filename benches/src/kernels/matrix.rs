@@ -1,6 +1,6 @@
 //! Matrix products of the models' layers, and the LM head.
 
-use super::{Bench, Shapes};
+use super::shapes::{Bench, Shapes};
 use crate::ceilings::TAIL;
 use crate::counts::product;
 use crate::values::{random, tokens};

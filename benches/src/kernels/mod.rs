@@ -11,21 +11,15 @@ mod attention;
 mod flat;
 mod matrix;
 mod rows;
+mod shapes;
 
-use super::counts::{Count, Sizes};
 use super::models::{NamedDecoder, NamedTranslator, TranslatorArgs, check_memory};
 use super::options::{Common, at_least_one};
-use super::results::{Entry, Results};
-use super::{Measured, On, measure};
+use super::results::Results;
+use super::{Measured, On};
 use anyhow::Result;
-use gradtx_kernels::ops::LmHead;
-use gradtx_kernels::{Backend, Device, Real};
-use gradtx_models::decoder::DecoderConfig;
-use gradtx_models::grad_transformer::GradTransformerConfig;
-use gradtx_models::lora::BlockLayout;
-use gradtx_plan::cost::rates::Kind;
-use gradtx_runtime::plan::{MemoryPlan, Purpose};
-use serde_json::{Value, json};
+use gradtx_kernels::{Backend, Real};
+use shapes::{Bench, Shapes};
 
 /// Which sizes.
 #[derive(Debug, clap::Args)]
@@ -61,109 +55,6 @@ pub struct Job {
     /// Only operations whose names contain this.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-}
-
-/// Sizes of everything that is measured.
-struct Shapes {
-    model: NamedDecoder,
-    layout: BlockLayout,
-    translator: NamedTranslator,
-    tokens: usize,
-    batch: usize,
-    context: usize,
-    values: usize,
-    /// Bytes of an activation.
-    x: usize,
-}
-
-impl Shapes {
-    fn config(&self) -> &DecoderConfig {
-        &self.model.config
-    }
-
-    fn translator(&self) -> &GradTransformerConfig {
-        &self.translator.config
-    }
-
-    /// Rows of the residual stream.
-    fn sizes(&self) -> Sizes {
-        Sizes { tokens: self.tokens, hidden: self.config().hidden, x: self.x }
-    }
-
-    /// The largest buffers that exist at once, roughly: those of the head, the MLP, or AdamW.
-    fn plan<X: Real, D: LmHead<X>>(&self, tokens: usize) -> MemoryPlan {
-        let (c, mut plan) = (self.config(), MemoryPlan::new());
-        let wide = 5 * c.intermediate + 2 * c.hidden;
-        let translator =
-            self.batch * (self.translator().teacher_blocks * self.translator().teacher_width) * 3;
-        plan.add(Purpose::Activations, "activations", &[tokens, wide], self.x);
-        plan.add(Purpose::Activations, "head", &[c.vocab, c.hidden + D::CHUNK], self.x);
-        plan.add(Purpose::Activations, "tuples", &[translator], self.x);
-        plan.add(Purpose::Optimizer, "flat buffers", &[4, self.values], 4);
-        plan
-    }
-}
-
-/// Measures operations and adds their lines.
-struct Bench<'a, D: Device> {
-    device: &'a D,
-    results: &'a mut Results,
-    only: Option<&'a str>,
-}
-
-impl<D: Device> Bench<'_, D> {
-    /// Whether anything of this name is asked for. Ask before buffers are made.
-    fn wants(&self, name: &str) -> bool {
-        self.only.is_none_or(|only| name.contains(only))
-    }
-
-    /// Measures an operation that is bound by memory.
-    fn memory(
-        &mut self,
-        name: &str,
-        shape: impl Into<String>,
-        count: Count,
-        call: impl FnMut() -> gradtx_kernels::Result<()>,
-    ) -> Result<()> {
-        self.measure(name, shape.into(), count, Some(Kind::Memory), Value::Null, call)
-    }
-
-    /// Measures an operation that computes.
-    fn compute(
-        &mut self,
-        name: &str,
-        shape: impl Into<String>,
-        count: Count,
-        more: Value,
-        call: impl FnMut() -> gradtx_kernels::Result<()>,
-    ) -> Result<()> {
-        self.measure(name, shape.into(), count, None, more, call)
-    }
-
-    fn measure(
-        &mut self,
-        name: &str,
-        shape: String,
-        count: Count,
-        work: Option<Kind>,
-        more: Value,
-        mut call: impl FnMut() -> gradtx_kernels::Result<()>,
-    ) -> Result<()> {
-        if !self.wants(name) {
-            return Ok(());
-        }
-        let times = measure::operation(self.device, self.results.repeats(), || Ok(call()?))?;
-        let mut entry = Entry::new(name, shape, count, times).with(with_bench(more));
-        entry.work = work;
-        self.results.add(self.device, entry)
-    }
-}
-
-/// Says which benchmark a line is of.
-fn with_bench(more: Value) -> Value {
-    let mut more = if more.is_object() { more } else { json!({}) };
-    more["bench"] = "kernels".into();
-    more
 }
 
 impl Measured for Job {

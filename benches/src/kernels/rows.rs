@@ -1,6 +1,6 @@
 //! Operations on the rows of a stream: norms, rotation, gates, embedding, dropout.
 
-use super::{Bench, Shapes};
+use super::shapes::{Bench, Shapes};
 use crate::counts::mixed_segments;
 use crate::models::stream;
 use crate::values::{random, tokens};

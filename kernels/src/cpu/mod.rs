@@ -22,6 +22,7 @@ mod math;
 mod matrix;
 mod memory;
 mod mse;
+mod normals;
 mod parallel;
 mod profile;
 mod residual;
@@ -36,6 +37,7 @@ mod t5_attention;
 
 pub use elementwise::narrow;
 pub use memory::CpuBuf;
+pub use normals::add_normals;
 pub use profile::OpTime;
 
 use crate::{Device, Elem, Error, Real, Result, error::expect_len};

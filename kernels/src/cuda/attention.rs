@@ -1,12 +1,12 @@
 //! Packed attention and decoding on CUDA.
 //!
-//! bf16 with head sizes 64 and 128 goes through the tensor cores (`cu/flash.cu`), everything
-//! else through plain kernels (`cu/attention.cu`). How many tiles the segments of a stream
+//! bf16 with head sizes 64 and 128 goes through the tensor cores (`cu/flash.cu`, `cu/decode.cu`),
+//! everything else through plain kernels (`cu/attention.cu`). How many tiles the segments of a stream
 //! have is known to the device alone, so grids have as many blocks as there could be tiles,
 //! and a block without a tile has nothing to do.
 
 use super::launch::Launch;
-use super::{Cuda, CudaReal, CudaView, CudaViewMut};
+use super::{Cuda, CudaReal, CudaView, CudaViewMut, decode};
 use crate::error::{Error, Result, expect_len, expect_rows};
 use crate::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
 
@@ -18,11 +18,10 @@ const MOST_DIM: usize = 256;
 const DECODE_THREADS: usize = 256;
 /// Query heads that a block decodes.
 const DECODE_GROUP: usize = 8;
-/// As in `cu/flash.cu`: threads, rows of a tile forwards and backwards and of what comes in at a time, and
-/// the padding of its rows.
+/// As in `cu/flash.cu`: threads, rows of a tile forwards and of what comes in at a time, and the padding of
+/// its rows.
 const FLASH_THREADS: usize = 128;
 const FORWARD_TILE: usize = 128;
-const TILE: usize = 64;
 const STEP: usize = 64;
 const PAD: usize = 8;
 
@@ -57,6 +56,12 @@ fn flash_names(head_dim: usize) -> Option<[&'static str; 2]> {
     }
 }
 
+/// The forward kernel of head size 128 that loads keys and values a step ahead.
+const FORWARD_AHEAD: &str = "flash_forward_128_ahead";
+/// Bytes of a multiprocessor's shared memory that every block takes beside its own; a multiprocessor has as many
+/// more than a block may have.
+const RESERVED: usize = 1024;
+
 /// The decoding kernel of a head size.
 fn decode_name(head_dim: usize) -> &'static str {
     match head_dim {
@@ -83,6 +88,14 @@ fn shared_rows(rows: usize, head_dim: usize) -> usize {
     rows * (head_dim + PAD) * size_of::<u16>()
 }
 
+/// Rows of a tile backwards, and bytes of shared memory: two stages of two tiles, lse and delta, and the
+/// block's own two tiles where they do not fit into a stage.
+fn backward_tile(head_dim: usize) -> (usize, usize) {
+    let rows = STEP * 128 / head_dim;
+    let stages = 2 * (shared_rows(2 * STEP, head_dim) + 2 * STEP * size_of::<f32>());
+    (rows, stages + if rows > STEP { shared_rows(2 * rows, head_dim) } else { 0 })
+}
+
 /// Pairs of queries and keys, times heads and their size, where all segments are equally long: the host
 /// does not know their lengths. `products` of them are two operations per pair and element.
 fn flops(products: usize, dims: &AttentionDims) -> f64 {
@@ -98,7 +111,7 @@ fn most_tiles(rows: usize, dims: &AttentionDims) -> usize {
 
 impl Launch<'_> {
     /// Heads and their size, as kernels take them.
-    fn heads(self, dims: &QkvDims) -> Self {
+    pub(super) fn heads(self, dims: &QkvDims) -> Self {
         self.int(dims.heads).int(dims.kv_heads).int(dims.head_dim)
     }
 
@@ -128,8 +141,14 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let wide = aligned(&[o.pointer(), qkv.pointer()], &[dims.o_stride]);
         // The kernel takes the largest of the scores before they are scaled.
         if let Some([name, _]) = flash.filter(|_| wide && dims.scale > 0.0) {
+            let ahead = shared_rows(FORWARD_TILE + 4 * STEP, head_dim);
+            let two_fit = 2 * (ahead + RESERVED) <= self.inner.limits.most_shared + RESERVED;
+            let (name, shared) = match head_dim {
+                128 if two_fit => (FORWARD_AHEAD, ahead),
+                128 => (name, shared_rows(FORWARD_TILE + 2 * STEP, head_dim)),
+                _ => (name, ahead),
+            };
             let kernel = self.kernel(FLASH, name).write(&o).write(&lse).read(qkv).read(offsets);
-            let shared = shared_rows(FORWARD_TILE + 2 * STEP, head_dim);
             let grid = [most_tiles(FORWARD_TILE, &dims) * heads, 1, 1];
             let kernel = kernel.flops(flops(2, &dims));
             // SAFETY: the lengths above; segments beyond the stream are refused.
@@ -175,9 +194,8 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
         let wide = aligned(&[d_o.pointer(), qkv.pointer(), dqkv.pointer()], &[dims.o_stride]);
         if let Some([_, name]) = flash.filter(|_| wide) {
-            // Two stages of two tiles, lse and delta.
-            let shared = 2 * (shared_rows(2 * STEP, head_dim) + 2 * STEP * size_of::<f32>());
-            let grid = [most_tiles(TILE, &dims) * (heads + kv_heads), 1, 1];
+            let (rows, shared) = backward_tile(head_dim);
+            let grid = [most_tiles(rows, &dims) * (heads + kv_heads), 1, 1];
             // Blocks of keys and of queries compute the scores and their gradients; then dk and dv, or dq.
             let kernel = kernel_of(FLASH, name, "").flops(flops(7, &dims));
             // SAFETY: the lengths above; segments beyond the stream are refused.
@@ -230,6 +248,12 @@ impl<X: CudaReal> Attention<X> for Cuda {
         check_caches(OP, k_cache.len(), v_cache.len(), &dims)?;
         expect_len(OP, "slot", slot.len(), rows)?;
         expect_len(OP, "position", position.len(), rows)?;
+        let addresses = [o.pointer(), k_cache.pointer(), v_cache.pointer(), qkv.pointer()];
+        if let Some(kernels) = decode::kernels::<X>(self, &dims, &addresses) {
+            let caches = (&k_cache, &v_cache);
+            // SAFETY: the lengths above.
+            return unsafe { self.decode_tiles(kernels, &o, caches, qkv, (slot, position), &dims) };
+        }
         let kernel = self.kernel_of::<X>(PLAIN, "cache_append").write(&k_cache).write(&v_cache).read(qkv);
         let kernel = kernel.read(slot).read(position).pointer(self.fault_pointer()).heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots);

@@ -43,6 +43,7 @@ pub const MODULES: &[(&str, &str)] = sources![
     "activation.cu",
     "adamw.cu",
     "attention.cu",
+    "decode.cu",
     "dropout.cu",
     "elementwise.cu",
     "embedding.cu",
@@ -60,7 +61,8 @@ pub const MODULES: &[(&str, &str)] = sources![
 ];
 
 /// What they may include.
-const HEADERS: &[(&str, &str)] = sources!["gpu.cuh", "common.cuh", "packed.cuh", "lora.cuh", "tiles.cuh"];
+const HEADERS: &[(&str, &str)] =
+    sources!["gpu.cuh", "common.cuh", "packed.cuh", "flash.cuh", "lora.cuh", "tiles.cuh"];
 
 // `EMBEDDED: &[(&str, &[u8])]`, file names and cubins: written by the build script.
 include!(concat!(env!("OUT_DIR"), "/embedded_cubins.rs"));

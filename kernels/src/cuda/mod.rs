@@ -20,6 +20,7 @@ mod adamw;
 mod attention;
 pub mod cubin;
 mod cublaslt;
+mod decode;
 mod dropout;
 mod elementwise;
 mod embedding;

@@ -1,5 +1,4 @@
-//! RMS layer norm on CUDA: forward a warp per row, backward a block per row; the gradient of the weight a
-//! block per 32 columns.
+//! RMS layer norm on CUDA: a block per row; the gradient of the weight a block per 32 columns.
 
 use super::elementwise::threads_for_row;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
@@ -7,8 +6,6 @@ use crate::error::{Result, expect_len, expect_rows};
 use crate::ops::{Out, RmsNorm, RmsNormDims};
 
 const MODULE: &str = "rmsnorm";
-/// Threads of a forward block, a warp per row, and the most of a backward one, as in `cu/rmsnorm.cu`.
-const FORWARD_THREADS: usize = 64;
 const MOST_THREADS: usize = 512;
 /// Columns of a block of a kernel made with `column_sums` (`cu/common.cuh`), and its threads.
 pub(super) const COLUMN_BLOCK: usize = 32;
@@ -30,10 +27,10 @@ impl<X: CudaReal> RmsNorm<X> for Cuda {
         expect_rows(OP, "x", x.len(), rows, cols, x_stride)?;
         expect_len(OP, "w", w.len(), cols)?;
         let kernel = self.kernel_of::<X>(MODULE, OP).write(&y).write(&inv_rms).read(x).read(w);
-        let kernel = kernel.int(rows).int(cols).long(x_stride).long(y_stride).float(eps);
-        let blocks = if cols == 0 { 0 } else { rows.div_ceil(FORWARD_THREADS / 32) };
+        let kernel = kernel.int(cols).long(x_stride).long(y_stride).float(eps);
+        let blocks = if cols == 0 { 0 } else { rows };
         // SAFETY: the lengths above.
-        unsafe { kernel.run([blocks, 1, 1], FORWARD_THREADS, 0) }
+        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }
     }
 
     fn rmsnorm_backward(

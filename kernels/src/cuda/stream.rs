@@ -11,6 +11,10 @@ use cudarc::driver::{CudaContext, result, sys};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Priorities of streams: the lower number goes first. A device that has none takes any as the same.
+const FIRST: i32 = -1;
+const LAST: i32 = 0;
+
 /// The streams, and the context that they belong to.
 pub(super) struct Stream {
     /// Operations, and copies in their order.
@@ -33,13 +37,15 @@ impl Stream {
     /// New streams; the context is bound.
     pub fn new(context: Arc<CudaContext>) -> Result<Self> {
         let _call = gate::enter();
-        let create = || {
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("create a stream"))
+        let create = |priority| {
+            let kind = result::stream::StreamKind::NonBlocking;
+            result::stream::create_with_priority(kind, priority).map_err(failed("create a stream"))
         };
         Ok(Self {
-            raw: create()?,
-            second: create()?,
-            copies: create()?,
+            // Its blocks go before those of the second stream, for which nobody waits so soon.
+            raw: create(FIRST)?,
+            second: create(LAST)?,
+            copies: create(LAST)?,
             allocations: AtomicU64::new(0),
             context,
         })

@@ -71,7 +71,7 @@ impl Plan {
         buckets: Option<usize>,
         addresses: &[u64],
     ) -> Option<Self> {
-        let (most, _, name) = kernels::<X>(dims, addresses)?;
+        let (most, _, name) = kernels::<X>(dims, addresses).filter(|_| buckets != Some(0))?;
         let tiles = dims.queries.div_ceil(TILE);
         let (rows, buckets) = (tiles * TILE, buckets.unwrap_or(0));
         let fits =

@@ -1,14 +1,22 @@
 //! The command line as typed, before anything is checked against files.
 //!
-//! In: the words after `gradtx`. Out: [`Args`], which [`crate::run`] hands to the stage.
+//! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
+//! A new command is a variant here, with its arm in `run`.
 
+use crate::{doctor, inspect, manual, status, submit};
+use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
-use clap::{Parser, Subcommand};
-use gradtx_pipeline::aggregate::Combine;
+use clap::{CommandFactory, Parser, Subcommand};
+use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
+use gradtx_plan::{plan, sweep};
+use gradtx_run::cluster::World as Ranks;
 use gradtx_run::config::{DeviceKind, DtypeKind, Preset, RunArgs};
+use gradtx_run::context::Context;
 use gradtx_run::role::Role;
+use gradtx_run::stage::Stage;
 use gradtx_train::baselines::Method;
-use gradtx_world::World;
+use gradtx_world::{World, demo};
 use std::path::PathBuf;
 
 /// Trains Grad-Transformers: from fine-tuned shadow pairs of a small and a large
@@ -242,12 +250,68 @@ fn seeds() -> RangedU64ValueParser<u64> {
 }
 
 impl Command {
+    /// Does it.
+    pub fn run(self, context: &Context, world: &Ranks) -> Result<()> {
+        match self {
+            Self::World { dir, world, seed, device } => {
+                gradtx_world::stage::run(context, &dir, world, seed, device)
+            }
+            Self::Split(job) => split::run(context, &job),
+            Self::Curate(job) => curate::run(context, world, &job),
+            Self::Train(run) => train::run(context, world, &run),
+            Self::Finetune { run, data, out, model, peft, allow_refinement } => {
+                let job = finetune::Job { data, out, role: model, peft, allow_refinement };
+                finetune::run(context, &run, &job)
+            }
+            Self::Refine { run, updates, translated, out } => {
+                refine::run(context, &run, &refine::Job { updates, translated, out })
+            }
+            Self::Translate {
+                run,
+                updates,
+                out,
+                method,
+                combine,
+                random_student,
+                allow_outliers,
+                allow_duplicates,
+            } => {
+                let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
+                let job = translate::Job { updates, out, method, combine, random_student, allow };
+                translate::run(context, &run, &job)
+            }
+            Self::Merge { run, adapter, out, model } => {
+                merge::run(context, &run, &merge::Job { adapter, out, role: model })
+            }
+            Self::Evaluate { run, data, out, model, base, adapter } => {
+                let job = evaluate::Job { data, out, role: model, base, adapter };
+                evaluate::run(context, &run, &job).map(drop)
+            }
+            Self::Report { run, evaluations, out } => {
+                gradtx_report::stage::run(context, &gradtx_report::stage::Job { run, evaluations, out })
+            }
+            Self::Submit(job) => submit::run(context, &job),
+            Self::Inspect { path } => inspect::run(context, &path),
+            Self::Status { path, verify } => status::run(context, &path, verify),
+            Self::Doctor { run, model } => doctor::run(context, &run, &model),
+            Self::Plan(job) => plan::run(context, &job),
+            Self::Sweep(job) => sweep::run(context, &job),
+            Self::Completions { shell } => manual::completions(Args::command(), shell),
+            Self::Man { dir } => manual::pages(Args::command(), &dir),
+            Self::Bench(job) => gradtx_bench::run(context, world, &job),
+            Self::Demo { dir, world, seed, preset, device, dtype } => {
+                demo::run(context, &demo::Job { dir, world, seed, preset, device, dtype })
+            }
+        }
+    }
+
     /// Whether several processes, started by srun or mpirun, do it together.
     pub fn has_ranks(&self) -> bool {
         match self {
-            Self::Curate(job) => !job.array,
+            Self::Curate(job) => curate::Curation::HAS_RANKS && !job.array,
+            Self::Train(_) => train::Training::HAS_RANKS,
             Self::Bench(job) => matches!(job.what, gradtx_bench::What::Comm(_)),
-            other => matches!(other, Self::Train(_)),
+            _ => false,
         }
     }
 
@@ -280,7 +344,6 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -13,16 +13,12 @@ pub mod slurm;
 pub mod status;
 pub mod submit;
 
-use args::{Args, Command};
+use args::Args;
 use clap::{CommandFactory, FromArgMatches};
-use gradtx_pipeline::aggregate::Allow;
-use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
-use gradtx_plan::{plan, sweep};
 use gradtx_run::cluster::World;
 use gradtx_run::context::Context;
 use gradtx_run::failure::Told;
 use gradtx_run::{cluster, failure, interrupt, progress, ui};
-use gradtx_world::demo;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -67,57 +63,7 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         interrupt::watch(ui);
     }
     let context = Context::new(args.threads, ui.clone(), world);
-    match args.command {
-        Command::World { dir, world, seed, device } => {
-            gradtx_world::stage::run(&context, &dir, world, seed, device)
-        }
-        Command::Split(job) => split::run(&context, &job),
-        Command::Curate(job) => curate::run(&context, world, &job),
-        Command::Train(run) => train::run(&context, world, &run),
-        Command::Finetune { run, data, out, model, peft, allow_refinement } => {
-            let job = finetune::Job { data, out, role: model, peft, allow_refinement };
-            finetune::run(&context, &run, &job)
-        }
-        Command::Refine { run, updates, translated, out } => {
-            refine::run(&context, &run, &refine::Job { updates, translated, out })
-        }
-        Command::Translate {
-            run,
-            updates,
-            out,
-            method,
-            combine,
-            random_student,
-            allow_outliers,
-            allow_duplicates,
-        } => {
-            let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
-            let job = translate::Job { updates, out, method, combine, random_student, allow };
-            translate::run(&context, &run, &job)
-        }
-        Command::Merge { run, adapter, out, model } => {
-            merge::run(&context, &run, &merge::Job { adapter, out, role: model })
-        }
-        Command::Evaluate { run, data, out, model, base, adapter } => {
-            let job = evaluate::Job { data, out, role: model, base, adapter };
-            evaluate::run(&context, &run, &job).map(drop)
-        }
-        Command::Report { run, evaluations, out } => {
-            gradtx_report::stage::run(&context, &gradtx_report::stage::Job { run, evaluations, out })
-        }
-        Command::Submit(job) => submit::run(&context, &job),
-        Command::Inspect { path } => inspect::run(&context, &path),
-        Command::Status { path, verify } => status::run(&context, &path, verify),
-        Command::Doctor { run, model } => doctor::run(&context, &run, &model),
-        Command::Plan(job) => plan::run(&context, &job),
-        Command::Sweep(job) => sweep::run(&context, &job),
-        Command::Completions { shell } => manual::completions(shell),
-        Command::Man { dir } => manual::pages(&dir),
-        Command::Bench(job) => gradtx_bench::run(&context, world, &job),
-        Command::Demo { dir, world, seed, preset, device, dtype } => {
-            demo::run(&context, &demo::Job { dir, world, seed, preset, device, dtype })
-        }
-    }?;
+    args.command.run(&context, world)?;
     context.ui.end(began);
     ui::written()
 }

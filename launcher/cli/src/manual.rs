@@ -1,25 +1,24 @@
 //! `completions` and `man`: the command line's own description, for shells and for `man`.
 //!
-//! In: nothing but [`Args`]. Out: a completion script on standard output, or
+//! In: the command line. Out: a completion script on standard output, or
 //! `gradtx.1` and `gradtx-COMMAND.1` in a directory.
 
-use crate::args::Args;
 use anyhow::{Context as _, Result};
-use clap::CommandFactory;
+use clap::Command;
 use clap_complete::Shell;
 use std::path::Path;
 
 /// Prints a shell's completion script.
-pub fn completions(shell: Shell) -> Result<()> {
+pub fn completions(mut command: Command, shell: Shell) -> Result<()> {
     let mut script = vec![];
-    clap_complete::generate(shell, &mut Args::command(), "gradtx", &mut script);
+    clap_complete::generate(shell, &mut command, "gradtx", &mut script);
     gradtx_run::ui::say(String::from_utf8(script)?.trim_end());
     Ok(())
 }
 
 /// Writes a manual page per command.
-pub fn pages(dir: &Path) -> Result<()> {
+pub fn pages(command: Command, dir: &Path) -> Result<()> {
     gradtx_run::record::make_dir(dir)?;
-    clap_mangen::generate_to(Args::command(), dir)
+    clap_mangen::generate_to(command, dir)
         .with_context(|| format!("{}: cannot write manual pages", dir.display()))
 }

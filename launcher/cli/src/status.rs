@@ -8,12 +8,14 @@
 use crate::inspect;
 use crate::logs::{self, LogEnd};
 use anyhow::Result;
+use gradtx_pipeline::records::CurateInputs;
 use gradtx_run::config::{RUN_FILE, run_dir};
 use gradtx_run::context::Context;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use gradtx_run::progress::{self, Failed, RankStanding, Standing, ago, unix_now};
 use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::stage::Facts;
 use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{Role as Side, shard_path};
 use gradtx_runtime::text::printable_line;
@@ -136,23 +138,16 @@ pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
     Ok(())
 }
 
+/// The stages of the pipeline, in their order.
+fn stages() -> impl Iterator<Item = Facts> {
+    gradtx_world::STAGES.into_iter().chain(gradtx_pipeline::stages::STAGES)
+}
+
 /// The state of every stage's directory below a directory, in the order of the pipeline.
 pub fn look(path: &Path, verify: bool) -> Result<Vec<Row>> {
     let mut rows = vec![];
     walk(path, verify, 0, &mut rows)?;
-    let order = [
-        "world",
-        "pretrain",
-        "curate",
-        "train",
-        "finetune",
-        "penalty",
-        "translate",
-        "refine",
-        "merge",
-        "evaluate",
-    ];
-    let place = |stage: &str| order.iter().position(|s| *s == stage).unwrap_or(order.len());
+    let place = |stage: &str| stages().position(|known| known.name == stage).unwrap_or(usize::MAX);
     rows.sort_by(|a, b| (place(&a.stage), &a.stage, &a.dir).cmp(&(place(&b.stage), &b.stage, &b.dir)));
     Ok(rows)
 }
@@ -262,8 +257,8 @@ impl Row {
 
     /// Counts the shards of a tuple store, both models'.
     fn look_at_pieces(&mut self, record: &Record, verify: bool) {
-        let wanted = record.settings["curate"]["subsets"].as_u64();
-        let (true, Some(total)) = (record.stage == "curate", wanted) else { return };
+        let Ok(Some(inputs)) = record.inputs::<CurateInputs>(&self.dir) else { return };
+        let total = inputs.curate.subsets;
         let entries = std::fs::read_dir(self.dir.join("shards")).into_iter().flatten().flatten();
         let files: BTreeSet<PathBuf> = entries.map(|entry| entry.path()).collect();
         for (name, side) in [("tiny", Side::Student), ("llm", Side::Teacher)] {
@@ -271,7 +266,7 @@ impl Row {
             let is_shard = |path: &&PathBuf| {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let shadow = name.split('.').next().and_then(|number| number.parse::<usize>().ok());
-                shadow.is_some_and(|k| (k as u64) < total && shard_path(&self.dir, side, k) == **path)
+                shadow.is_some_and(|k| k < total && shard_path(&self.dir, side, k) == **path)
             };
             let mut found: Vec<&PathBuf> = files.iter().filter(is_shard).collect();
             if verify {
@@ -282,7 +277,7 @@ impl Row {
                     problem.is_none()
                 });
             }
-            self.parts.push(Part { name, done: found.len(), total: total as usize });
+            self.parts.push(Part { name, done: found.len(), total });
         }
     }
 
@@ -316,7 +311,11 @@ impl Row {
                     format!("{}{} ago; ", at(standing), ago(silent))
                 });
                 let when = when.unwrap_or_default();
-                lines.push(format!("{when}run the same command again to go on"));
+                let again = match stages().find(|stage| stage.name == self.stage) {
+                    Some(stage) if !stage.resumes => "run the same command again: it starts over",
+                    _ => "run the same command again to go on",
+                };
+                lines.push(format!("{when}{again}"));
                 lines.extend(self.processes.iter().map(Process::line));
             }
             State::Failed => {

@@ -9,6 +9,7 @@
 
 use crate::aggregate::Norms;
 use crate::lineage::{Lineage, adapter_sums};
+use crate::records::{CurateInputs, TrainInputs};
 use anyhow::{Context as _, Result};
 use gradtx_models::grad_transformer::{GradTransformerConfig, NormalizationMode};
 use gradtx_run::config::Config;
@@ -16,13 +17,14 @@ use gradtx_run::failure::failed;
 use gradtx_run::paths::{GROUPS_FILE, SHADOW_DIR, SUBSETS_FILE, TRANSLATOR_DIR};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::role::Role;
+use gradtx_run::stage::Inputs;
 use gradtx_runtime::artifact::{
     MANIFEST, Role as Part, TupleStore, UpdateFile, UpdateSpace, UpdateVector, checksum_file, init_path,
     read_json,
 };
 use gradtx_runtime::text::shown;
 use gradtx_train::side::{Side, start_dir};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// What helps against a damaged tuple store.
@@ -58,6 +60,12 @@ impl Finished {
             return Err(failed(what, format!("run `gradtx {stage}` again: it does what is missing")));
         }
         Ok(Self { dir: dir.to_owned(), record, again })
+    }
+
+    /// What the result depends on.
+    fn inputs<I: Inputs>(&self) -> Result<I> {
+        let inputs = self.record.inputs(&self.dir)?;
+        inputs.with_context(|| format!("{}: expected a result of `{}`", shown(&self.dir), I::STAGE))
     }
 
     /// The checksum of a finished file.
@@ -130,6 +138,15 @@ impl Tuples {
     }
 }
 
+/// One of a run's models. The adapter that its training starts from is verified, if a stage wrote it.
+pub fn open_side(config: &Config, role: Role, threads: usize) -> Result<Side> {
+    let side = Side::new(config, role, threads)?;
+    if let Some(start) = start_dir(config, role) {
+        Lineage::of_adapter(start, &adapter_sums(start)?, &side.space.base_model)?;
+    }
+    Ok(side)
+}
+
 impl Tuples {
     /// Group of every pair, for a store that tells; of stores that older versions made, none.
     pub fn groups(&self) -> Result<Option<Vec<usize>>> {
@@ -163,15 +180,6 @@ impl Tuples {
     }
 }
 
-/// One of a run's models. The adapter that its training starts from is verified, if a stage wrote it.
-pub fn open_side(config: &Config, role: Role, threads: usize) -> Result<Side> {
-    let side = Side::new(config, role, threads)?;
-    if let Some(start) = start_dir(config, role) {
-        Lineage::of_adapter(start, &adapter_sums(start)?, &side.space.base_model)?;
-    }
-    Ok(side)
-}
-
 /// The spaces of a run's two models, as far as these are where the run says: training needs
 /// tuples, not models, and may be done where these are not.
 pub fn spaces_at_hand(
@@ -196,7 +204,7 @@ pub struct Translator {
     /// Its directory.
     pub dir: PathBuf,
     /// Checksums of its files and of the manifest that it was trained on.
-    pub sums: Value,
+    pub sums: Map<String, Value>,
     /// Norms of the shadow students that it was trained on.
     pub students: Norms,
 }
@@ -213,7 +221,7 @@ pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace)
         return Err(failed(what, "run `gradtx train` first"));
     }
     let made = Finished::open(&dir, "train", TRAIN_AGAIN)?;
-    let mut sums = serde_json::Map::new();
+    let mut sums = Map::new();
     for name in TRANSLATOR_FILES {
         sums.insert(name.into(), made.sum(name)?.into());
     }
@@ -222,12 +230,12 @@ pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace)
     if mode != NormalizationMode::None {
         sums.insert(STATISTICS.into(), made.sum(STATISTICS)?.into());
     }
-    let settings = &made.record.settings;
-    for (role, expected) in [(Part::Student, student), (Part::Teacher, teacher)] {
-        let trained: UpdateSpace = serde_json::from_value(settings["spaces"][role.name()].clone())
-            .with_context(|| format!("{}: the {role} that it was trained for", made.path(RECORD_FILE)))?;
+    let inputs: TrainInputs = made.inputs()?;
+    for (role, expected, trained) in
+        [(Part::Student, student, &inputs.spaces.student), (Part::Teacher, teacher, &inputs.spaces.teacher)]
+    {
         let what = format!("{}: {role}", shown(&dir));
-        expected.expect_same(&trained, &what).map_err(|e| failed(e.to_string(), OTHER_RUN))?;
+        expected.expect_same(trained, &what).map_err(|e| failed(e.to_string(), OTHER_RUN))?;
         let [blocks, width] = match role {
             Part::Student => [config.student_blocks, config.student_width],
             Part::Teacher => [config.teacher_blocks, config.teacher_width],
@@ -238,15 +246,15 @@ pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace)
         }
     }
     let manifest = run.join(SHADOW_DIR).join(MANIFEST);
-    if manifest.is_file() && settings["tuples"] != *checksum_file(&manifest)? {
+    if manifest.is_file() && inputs.tuples != checksum_file(&manifest)? {
         let what = format!("{}: was trained on other tuples than {}", shown(&dir), shown(&manifest));
         return Err(failed(what, "run `gradtx train` in a directory of its own for these tuples"));
     }
-    sums.insert("tuples".into(), settings["tuples"].clone());
+    sums.insert("tuples".into(), inputs.tuples.into());
     let path = dir.join(TRANSLATOR_FILES[2]);
     let students = serde_json::from_value(read_json(&path)?["students"].clone())
         .with_context(|| format!("{}: norms of the shadow students", shown(&path)))?;
-    Ok(Translator { dir, sums: Value::Object(sums), students })
+    Ok(Translator { dir, sums, students })
 }
 
 /// Opens a client's update of the TinyLM.
@@ -291,15 +299,17 @@ fn foreign(
 /// run has tuples.
 pub fn expect_run_model(run: &Path, role: Role, fingerprint: &str) -> Result<()> {
     let Ok(record) = record::read(&run.join(SHADOW_DIR).join(RECORD_FILE)) else { return Ok(()) };
-    let name = role.name();
-    match record.settings[name].as_str().filter(|known| *known != fingerprint) {
-        None => Ok(()),
-        Some(known) => Err(failed(
-            format!(
-                "models.{name}: not the model that this run's tuples were made with: expected the fingerprint \
-                 {known}, found {fingerprint}"
-            ),
-            "the model is damaged, or was replaced: copy it again; or use a run directory of its own",
-        )),
+    let Some(curated) = record.inputs::<CurateInputs>(&run.join(SHADOW_DIR))? else { return Ok(()) };
+    let (name, known) = (role.name(), curated.model(role));
+    if known == fingerprint {
+        return Ok(());
     }
+    let what = format!(
+        "models.{name}: not the model that this run's tuples were made with: expected the fingerprint \
+         {known}, found {fingerprint}"
+    );
+    Err(failed(
+        what,
+        "the model is damaged, or was replaced: copy it again; or use a run directory of its own",
+    ))
 }

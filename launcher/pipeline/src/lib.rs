@@ -1,11 +1,14 @@
 //! The pipeline: every stage in a file of [`stages`], and what they share.
 //!
-//! [`artifacts`] opens what earlier stages made, [`lineage`] tells how a model came to be,
-//! [`aggregate`] makes one update of several clients', and [`score`] compares answers.
+//! [`records`] has what every result depends on, [`artifacts`] opens what earlier stages made,
+//! [`lineage`] tells how a model came to be, [`aggregate`] makes one update of several clients',
+//! [`products`] translates by products, and [`score`] compares answers.
 
 pub mod aggregate;
 pub mod artifacts;
 pub mod card;
 pub mod lineage;
+pub mod products;
+pub mod records;
 pub mod score;
 pub mod stages;

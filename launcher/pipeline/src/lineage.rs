@@ -4,6 +4,9 @@
 //! In: an adapter directory or a model directory. Out: how it came to be. A report tells
 //! the rows of its table apart by this, so it comes from records, never from names.
 
+pub use crate::records::{Kind, Lineage};
+
+use crate::records::{FinetuneInputs, MergeInputs, RefineInputs, TranslateInputs};
 use anyhow::Result;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::ADAPTER_DIR;
@@ -11,38 +14,7 @@ use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{checksum_file, not_an_adapter};
 use gradtx_runtime::text::shown;
-use gradtx_train::baselines::Method;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::path::Path;
-
-/// How a model came to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// As it was given.
-    Base,
-    /// With an adapter that `finetune` trained.
-    Finetuned,
-    /// With an adapter that `translate` made.
-    Translated,
-    /// With an adapter from elsewhere.
-    Adapter,
-}
-
-/// What was done to a base model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lineage {
-    /// How it came to be.
-    pub kind: Kind,
-    /// The translator, for [`Kind::Translated`].
-    pub method: Option<Method>,
-    /// The translator was given noise in the place of an update.
-    pub random_student: bool,
-    /// The translation was refined.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub refined: bool,
-}
 
 /// Files of a PEFT directory.
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
@@ -98,15 +70,16 @@ impl Lineage {
             return Ok(elsewhere);
         }
         let record = record::read(&path)?;
-        let (lineage, model) = match record.stage.as_str() {
-            "finetune" => (Self::of_kind(Kind::Finetuned), "model"),
-            stage @ ("translate" | "refine") => {
-                let refined = stage == "refine";
-                let method = serde_json::from_value(record.settings["method"].clone()).ok();
-                let random_student = record.settings["random_student"] == Value::Bool(true);
-                (Self { kind: Kind::Translated, method, random_student, refined }, "llm")
-            }
-            _ => return Ok(elsewhere),
+        let (lineage, made_for) = if let Some(made) = record.inputs::<FinetuneInputs>(home)? {
+            (Self::of_kind(Kind::Finetuned), made.model)
+        } else if let Some(made) = record.inputs::<TranslateInputs>(home)? {
+            let (method, random_student) = (Some(made.method), made.random_student);
+            (Self { kind: Kind::Translated, method, random_student, refined: false }, made.llm)
+        } else if let Some(made) = record.inputs::<RefineInputs>(home)? {
+            let lineage = Self { method: made.method, refined: true, ..Self::of_kind(Kind::Translated) };
+            (lineage, made.llm)
+        } else {
+            return Ok(elsewhere);
         };
         for (file, sum) in ADAPTER_FILES.iter().zip(sums) {
             if record.outputs.get(&format!("{ADAPTER_DIR}/{file}")) != Some(sum) {
@@ -116,16 +89,16 @@ impl Lineage {
                 return Err(failed(what, why));
             }
         }
-        match record.settings[model].as_str().filter(|made_for| *made_for != base) {
-            None => Ok(lineage),
-            Some(made_for) => Err(failed(
-                format!(
-                    "{}: an adapter of another base model: made for the fingerprint {made_for}, found {base}",
-                    shown(&dir)
-                ),
-                "use the model that it was made for; or copy the adapter elsewhere to use it as your own",
-            )),
+        if made_for != base {
+            let what = format!(
+                "{}: an adapter of another base model: made for the fingerprint {made_for}, found {base}",
+                shown(&dir)
+            );
+            let why =
+                "use the model that it was made for; or copy the adapter elsewhere to use it as your own";
+            return Err(failed(what, why));
         }
+        Ok(lineage)
     }
 
     /// Of a model directory: what `merge` recorded in it, with the model that it is of; for
@@ -134,25 +107,28 @@ impl Lineage {
     /// # Errors
     /// When a stage made the model, and its files are not what it wrote.
     pub fn of_model(dir: &Path) -> Result<(Option<Role>, Self)> {
-        let merged = verify_model(dir)?.filter(|record| record.stage == "merge");
-        let recorded = merged.and_then(|record| {
-            let lineage = serde_json::from_value(record.settings["lineage"].clone()).ok()?;
-            Some((serde_json::from_value(record.settings["role"].clone()).ok(), lineage))
-        });
-        Ok(recorded.unwrap_or((None, Self::BASE)))
+        let Some(record) = verify_model(dir)? else { return Ok((None, Self::BASE)) };
+        let merged = record.inputs::<MergeInputs>(dir)?;
+        Ok(merged.map_or((None, Self::BASE), |made| (Some(made.role), made.lineage)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aggregate::Combine;
+    use gradtx_run::config::{DeviceConfig, EvaluateConfig, ReadingInputs, Recipe, RefineConfig};
     use gradtx_run::record::State;
-    use serde_json::json;
+    use gradtx_run::stage::Inputs;
+    use gradtx_train::baselines::Method;
+    use gradtx_train::examples::DataInputs;
+    use gradtx_train::side::AdapterInputs;
+    use serde::{Deserialize, Serialize};
 
     /// A stage's directory with an adapter in it.
-    fn stage(name: &str, settings: Value) -> tempfile::TempDir {
+    fn stage<I: Inputs>(inputs: &I) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let State::Open(output) = record::open(dir.path(), name, settings).unwrap() else {
+        let State::Open(output) = record::open(dir.path(), I::STAGE, inputs.value().unwrap()).unwrap() else {
             panic!("a new directory has no result");
         };
         std::fs::create_dir(dir.path().join("adapter")).unwrap();
@@ -162,6 +138,31 @@ mod tests {
         dir
     }
 
+    fn finetuned() -> FinetuneInputs {
+        FinetuneInputs { model: "base".into(), ..FinetuneInputs::default() }
+    }
+
+    fn translated(method: &str, random_student: bool, llm: &str) -> TranslateInputs {
+        TranslateInputs {
+            method: Method::named(method).unwrap(),
+            combine: Combine::Mean,
+            random_student,
+            updates: vec![],
+            with: serde_json::Map::new(),
+            llm: llm.into(),
+            device: DeviceConfig::default(),
+            products: None,
+        }
+    }
+
+    /// A stage that makes base models.
+    #[derive(Serialize, Deserialize)]
+    struct Other {}
+
+    impl Inputs for Other {
+        const STAGE: &'static str = "world";
+    }
+
     fn lineage(dir: &Path) -> Result<Lineage> {
         let adapter = dir.join("adapter");
         Lineage::of_adapter(&adapter, &adapter_sums(&adapter).unwrap(), "base")
@@ -169,14 +170,29 @@ mod tests {
 
     #[test]
     fn adapters_are_told_apart_by_their_records() {
-        let dir = stage("finetune", json!({"model": "base"}));
+        let dir = stage(&finetuned());
         assert_eq!(lineage(dir.path()).unwrap(), Lineage::of_kind(Kind::Finetuned));
-        let dir = stage("translate", json!({"method": "ridge", "random_student": true, "llm": "base"}));
-        let translated = Lineage { kind: Kind::Translated, ..Lineage::BASE };
-        let want = Lineage { method: Some(Method::Ridge), random_student: true, ..translated };
+        let dir = stage(&translated("ridge", true, "base"));
+        let of_translation = Lineage { kind: Kind::Translated, ..Lineage::BASE };
+        let want = Lineage { method: Method::named("ridge"), random_student: true, ..of_translation };
         assert_eq!(lineage(dir.path()).unwrap(), want);
-        let refined = stage("refine", json!({"method": "products", "llm": "base"}));
-        let want = Lineage { method: Some(Method::Products), refined: true, ..translated };
+        let refined = stage(&RefineInputs {
+            seed: 1,
+            data: DataInputs::default(),
+            max_length: 1,
+            refine: RefineConfig::default(),
+            recipe: Recipe::default(),
+            evaluate: EvaluateConfig::default(),
+            updates: vec![],
+            translated: vec![],
+            method: Some(Method::Products),
+            tiny: "tiny".into(),
+            llm: "base".into(),
+            adapter: AdapterInputs::default(),
+            device: DeviceConfig::default(),
+            reading: ReadingInputs::default(),
+        });
+        let want = Lineage { method: Some(Method::Products), refined: true, ..of_translation };
         assert_eq!(lineage(refined.path()).unwrap(), want);
         // A copy is anybody's own.
         let copy = tempfile::tempdir().unwrap();
@@ -197,11 +213,11 @@ mod tests {
             assert!(words.iter().all(|word| message.contains(word)), "{message}");
         };
         for file in ADAPTER_FILES {
-            let dir = stage("finetune", json!({"model": "base"}));
+            let dir = stage(&finetuned());
             std::fs::write(dir.path().join("adapter").join(file), "another").unwrap();
             refused(dir.path(), &[file, "not what `finetune` wrote"]);
         }
-        let dir = stage("translate", json!({"method": "mean", "llm": "other"}));
+        let dir = stage(&translated("mean", false, "other"));
         refused(dir.path(), &["another base model", "other", "base"]);
         let path = dir.path().join(RECORD_FILE);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -209,18 +225,24 @@ mod tests {
         refused(dir.path(), &[RECORD_FILE, "damaged"]);
         // Begun and not finished.
         std::fs::remove_file(&path).unwrap();
-        drop(record::open(dir.path(), "finetune", json!({"model": "base"})).unwrap());
+        drop(record::open(dir.path(), "finetune", finetuned().value().unwrap()).unwrap());
         refused(dir.path(), &["not what `finetune` wrote"]);
     }
 
     #[test]
     fn merged_models_keep_their_lineage() {
-        let lineage = Lineage { kind: Kind::Translated, method: Some(Method::Mean), ..Lineage::BASE };
-        let dir = stage("merge", json!({"role": "tiny", "lineage": lineage}));
+        let lineage = Lineage { kind: Kind::Translated, method: Method::named("mean"), ..Lineage::BASE };
+        let dir = stage(&MergeInputs {
+            role: Role::Tiny,
+            model: "base".into(),
+            lineage,
+            adapter: vec![],
+            stops: None,
+        });
         assert_eq!(Lineage::of_model(dir.path()).unwrap(), (Some(Role::Tiny), lineage));
         std::fs::write(dir.path().join("adapter").join(ADAPTER_FILES[1]), "another").unwrap();
         assert!(Lineage::of_model(dir.path()).unwrap_err().to_string().contains("damaged"));
-        let dir = stage("world", json!({}));
+        let dir = stage(&Other {});
         assert_eq!(Lineage::of_model(dir.path()).unwrap(), (None, Lineage::BASE));
         assert_eq!(Lineage::of_model(&dir.path().join("adapter")).unwrap(), (None, Lineage::BASE));
     }

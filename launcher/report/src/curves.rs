@@ -7,6 +7,7 @@
 use super::Spread;
 use super::source::Source;
 use crate::table::{display_name, natural};
+use gradtx_pipeline::records::FinetuneInputs;
 use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
 use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{Privacy, UpdateVector};
@@ -204,16 +205,15 @@ pub struct Client {
 impl Clients {
     /// From every directory of `finetune`.
     pub fn of(source: &mut Source) -> Self {
-        let places: Vec<_> = source.of_stage("finetune").map(|s| s.dir.clone()).collect();
-        let names: Vec<_> = source.of_stage("finetune").map(|s| s.name.clone()).collect();
-        let settings: Vec<Value> = source.of_stage("finetune").map(|s| s.record.settings.clone()).collect();
-        if places.is_empty() {
+        let found = source.inputs::<FinetuneInputs>();
+        let found: Vec<_> = found.map(|(s, inputs)| (s.dir.clone(), s.name.clone(), inputs)).collect();
+        if found.is_empty() {
             source.missing("No client: run `gradtx finetune`.");
         }
         let (mut each, mut losses) = (vec![], vec![]);
-        for ((dir, name), settings) in places.iter().zip(names).zip(settings) {
+        for (dir, name, inputs) in found {
             let job = column(&source.lines(&dir.join("metrics.jsonl")), "loss");
-            let model = settings["model"].as_str().and_then(|f| source.role_of(f));
+            let model = source.role_of(&inputs.model);
             let update = read_update(source, &dir.join(UPDATE_FILE));
             let steps = job.iter().map(|l| l.0).max().unwrap_or(0);
             let (first, last) = ends(&job, steps);
@@ -221,7 +221,7 @@ impl Clients {
             each.push(Client {
                 name,
                 model,
-                data: settings["data"].as_str().map(String::from),
+                data: Some(inputs.data.data),
                 examples: update.as_ref().map(|u| u.meta.examples),
                 update_norm: update.as_ref().map(|u| square(u).sqrt()),
                 privacy: update.map(|u| u.meta.privacy),

@@ -7,9 +7,8 @@
 
 use crate::table::{Difference, Entry, Row, Table};
 use gradtx_run::role::Role;
-use gradtx_train::baselines::Method;
+use gradtx_train::baselines::{About, Kind, Method};
 use serde::Serialize;
-use std::ops::Range;
 
 /// What a table says.
 #[derive(Debug, Serialize)]
@@ -80,8 +79,9 @@ pub fn of(table: &Table) -> Headline {
         headline.clients = (0..table.data.len()).filter(complete).count();
     }
     headline.text = summary(table, translated, student, teacher, &headline);
-    headline.findings = findings(table, translated);
-    headline.conclusion = conclusion(&headline.findings);
+    let rivals = rivals();
+    headline.findings = findings(&rivals, table, translated);
+    headline.conclusion = conclusion(&rivals, &headline.findings);
     headline
 }
 
@@ -134,54 +134,47 @@ fn summary(
     }
 }
 
-/// A model that stands beside the Grad-Transformer: what it is, and what follows when it
-/// does as well.
+/// A model that stands beside the Grad-Transformer.
 struct Rival {
     entry: Entry,
-    name: &'static str,
-    what: &'static str,
-    verdict: Verdict,
-    follows: &'static str,
-    worse: &'static str,
+    about: &'static About,
 }
 
-const RIVALS: [Rival; 4] = [
-    Rival {
-        entry: Entry::translated(Method::Mean),
-        name: "the mean of the shadow teachers",
-        what: "The mean of the shadow teachers, a constant that knows nothing of the client,",
-        verdict: Verdict::ShowsNothing,
-        follows: "A constant is enough here, so this comparison shows nothing about translation.",
-        worse: "a constant is not enough",
-    },
-    Rival {
-        entry: Entry::RANDOM_STUDENT,
-        name: "a random update",
-        what: "A random update in the place of the client's",
-        verdict: Verdict::ShowsNothing,
-        follows: "What the client sent does not matter here, so this comparison shows nothing about translation.",
-        worse: "the client's update matters",
-    },
-    Rival {
-        entry: Entry::translated(Method::Nearest),
-        name: "the nearest shadow pair",
-        what: "The teacher of the nearest shadow student",
-        verdict: Verdict::NotNeeded,
-        follows: "Looking up a shadow pair is enough here: this does not show that translation takes a \
-                  transformer.",
-        worse: "looking up a shadow pair is not enough",
-    },
-    Rival {
-        entry: Entry::translated(Method::Ridge),
-        name: "ridge regression",
-        what: "Ridge regression from student to teacher updates",
-        verdict: Verdict::NotNeeded,
-        follows: "A linear map is enough here: this does not show that translation takes a transformer.",
-        worse: "a linear map is not enough",
-    },
-];
+/// Noise in the place of the client's update.
+const NOISE: About = About {
+    name: "random-student",
+    help: "",
+    label: "random student",
+    kind: Kind::Control,
+    called: "a random update",
+    what: "A random update in the place of the client's",
+    as_good: "What the client sent does not matter here, so this comparison shows nothing about translation.",
+    worse: "the client's update matters",
+};
 
-fn findings(table: &Table, translated: &Row) -> Vec<Finding> {
+/// All of them: controls, then what translates too.
+fn rivals() -> Vec<Rival> {
+    let noise = [Rival { entry: Entry::RANDOM_STUDENT, about: &NOISE }];
+    let of_kind = |kind| {
+        let baselines =
+            Method::ALL.into_iter().filter_map(|method| Some((method, method.baseline()?.about())));
+        let these = baselines.filter(move |(_, about)| about.kind == kind);
+        these.map(|(method, about)| Rival { entry: Entry::translated(method), about })
+    };
+    of_kind(Kind::Control).chain(noise).chain(of_kind(Kind::Rival)).collect()
+}
+
+impl Rival {
+    /// What follows when it is as good as the Grad-Transformer.
+    fn verdict(&self) -> Verdict {
+        match self.about.kind {
+            Kind::Control => Verdict::ShowsNothing,
+            Kind::Rival => Verdict::NotNeeded,
+        }
+    }
+}
+
+fn findings(rivals: &[Rival], table: &Table, translated: &Row) -> Vec<Finding> {
     let found = |rival: &Rival| {
         let row = table.row(rival.entry);
         let compared = row.and_then(|row| Some((row, table.difference(translated, row)?, row.mean?)));
@@ -194,9 +187,9 @@ fn findings(table: &Table, translated: &Row) -> Vec<Finding> {
             1 => "over the examples of one client".to_string(),
             n => format!("over {n} clients"),
         };
-        let what = format!("{} reaches {mean:.1} %", rival.what);
+        let what = format!("{} reaches {mean:.1} %", rival.about.what);
         if difference.mean - difference.interval > 0.0 {
-            if let (Verdict::ShowsNothing, Some(pgr)) = (rival.verdict, most_of(row, translated)) {
+            if let (Verdict::ShowsNothing, Some(pgr)) = (rival.verdict(), most_of(row, translated)) {
                 let text = format!(
                     "{what}, {:.1} points less ({}, {over}). It already recovers {} % of the gap: little of the \
                      result is translation.",
@@ -210,7 +203,7 @@ fn findings(table: &Table, translated: &Row) -> Vec<Finding> {
                 "{what}, {:.1} points less ({}, {over}): {}.",
                 difference.mean,
                 range(difference),
-                rival.worse
+                rival.about.worse
             );
             return Finding { verdict: Verdict::Supports, text };
         }
@@ -219,33 +212,36 @@ fn findings(table: &Table, translated: &Row) -> Vec<Finding> {
                 "{what}, {:.1} points more than the Grad-Transformer ({}, {over}). {}",
                 -difference.mean,
                 range(Difference { mean: -difference.mean, ..difference }),
-                rival.follows
+                rival.about.as_good
             ),
             false => format!(
                 "{what}, within chance of the Grad-Transformer's {:.1} % (difference {} points, {}, {over}). {}",
                 translated.mean.unwrap_or(f64::NAN),
                 number(difference.mean),
                 range(difference),
-                rival.follows
+                rival.about.as_good
             ),
         };
-        Finding { verdict: rival.verdict, text }
+        Finding { verdict: rival.verdict(), text }
     };
-    RIVALS.iter().map(found).collect()
+    rivals.iter().map(found).collect()
 }
 
-/// What the verdicts on [`RIVALS`], in their order, say together.
-fn conclusion(findings: &[Finding]) -> String {
-    let names = |of: Range<usize>, verdict: Verdict| -> Vec<&str> {
-        of.filter(|&i| findings[i].verdict == verdict).map(|i| RIVALS[i].name).collect()
+/// What the verdicts on all rivals, in their order, say together.
+fn conclusion(rivals: &[Rival], findings: &[Finding]) -> String {
+    let names = |kinds: &[Kind], verdict: Verdict| -> Vec<&str> {
+        let both = rivals.iter().zip(findings);
+        let these =
+            both.filter(|(rival, found)| kinds.contains(&rival.about.kind) && found.verdict == verdict);
+        these.map(|(rival, _)| rival.about.called).collect()
     };
     let verb = |names: &[&str], one: &'static str, many: &'static str| {
         format!("{} {}", listed(names), if names.len() == 1 { one } else { many })
     };
-    let (controls, others) = (0..2, 2..RIVALS.len());
+    let (controls, others) = (&[Kind::Control], &[Kind::Rival]);
     let mut sentences = vec![];
-    let nothing = names(controls.clone(), Verdict::ShowsNothing);
-    let little = names(controls.clone(), Verdict::SaysLittle);
+    let nothing = names(controls, Verdict::ShowsNothing);
+    let little = names(controls, Verdict::SaysLittle);
     let beaten = names(controls, Verdict::Supports);
     if !nothing.is_empty() {
         let who = verb(&nothing, "does", "do");
@@ -257,7 +253,7 @@ fn conclusion(findings: &[Finding]) -> String {
         let who = verb(&beaten, "does", "do");
         sentences.push(format!("{who} worse, so what the client sent matters."));
     }
-    let needless = names(others.clone(), Verdict::NotNeeded);
+    let needless = names(others, Verdict::NotNeeded);
     let beaten = names(others, Verdict::Supports);
     if !needless.is_empty() {
         let who = verb(&needless, "does", "do");
@@ -265,7 +261,7 @@ fn conclusion(findings: &[Finding]) -> String {
     } else if !beaten.is_empty() {
         sentences.push(format!("{} worse too.", verb(&beaten, "does", "do")));
     }
-    let unknown = names(0..RIVALS.len(), Verdict::Unknown);
+    let unknown = names(&[Kind::Control, Kind::Rival], Verdict::Unknown);
     if !unknown.is_empty() {
         sentences.push(format!("There is no score to compare with of {}.", listed(&unknown)));
     }
@@ -332,7 +328,10 @@ mod tests {
 
     const S: Entry = Entry::Finetuned(Role::Tiny);
     const T: Entry = Entry::Finetuned(Role::Llm);
-    const MEAN: Entry = Entry::translated(Method::Mean);
+
+    fn baseline(name: &str) -> Entry {
+        Entry::translated(Method::named(name).unwrap())
+    }
 
     fn said(rows: &[(Entry, &[f64])]) -> Headline {
         of(&Table::of(&world(rows)).0[0])
@@ -348,8 +347,8 @@ mod tests {
             (S, &[0.5, 0.6, 0.4]),
             (T, &[0.98, 0.97, 0.99]),
             (Entry::GRAD_TRANSFORMER, &[0.97, 0.97, 0.98]),
-            (MEAN, &[0.0, 0.02, 0.01]),
-            (Entry::translated(Method::Ridge), &[0.95, 0.99, 0.975]),
+            (baseline("mean"), &[0.0, 0.02, 0.01]),
+            (baseline("ridge"), &[0.95, 0.99, 0.975]),
         ]);
         assert!(said.text.contains("recovers 98.") && said.text.contains("300 test examples of 3 clients"));
         assert_eq!(finding(&said, "constant").verdict, Verdict::Supports);
@@ -371,7 +370,7 @@ mod tests {
             (S, &[0.5, 0.6]),
             (T, &[0.9, 0.9]),
             (Entry::GRAD_TRANSFORMER, &[0.91, 0.89]),
-            (MEAN, &[0.9, 0.91]),
+            (baseline("mean"), &[0.9, 0.91]),
             (Entry::RANDOM_STUDENT, &[0.99, 0.97]),
         ]);
         for what in ["constant", "random update"] {
@@ -393,7 +392,7 @@ mod tests {
             (T, &[0.9, 0.9, 0.9]),
             (Entry::GRAD_TRANSFORMER, &[0.85, 0.86, 0.85]),
             (Entry::RANDOM_STUDENT, &[0.8, 0.81, 0.8]),
-            (MEAN, &[0.1, 0.1, 0.2]),
+            (baseline("mean"), &[0.1, 0.1, 0.2]),
         ]);
         let found = finding(&said, "random update");
         assert_eq!(found.verdict, Verdict::SaysLittle);

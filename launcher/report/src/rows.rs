@@ -4,6 +4,7 @@
 //! Only counts and checksums: no text of an example, and no name of a task either.
 
 use super::source::{Source, last_part};
+use gradtx_pipeline::records::CurateInputs;
 use gradtx_run::config::RANDOM_SUBSETS;
 use gradtx_run::paths::SHADOW_DIR;
 use gradtx_runtime::artifact::read_json;
@@ -128,10 +129,10 @@ fn tasks(source: &mut Source, subsets: &[Vec<usize>]) -> Option<Vec<usize>> {
     if column == RANDOM_SUBSETS {
         return None;
     }
-    let wanted = source.of_stage("curate").next().map(|s| s.record.settings["data"].clone());
+    let wanted = source.inputs::<CurateInputs>().next().map(|(_, inputs)| inputs.data.data);
     let read = Data::read(data.public.as_slice(), &data, "data.public");
     let read = read.map_err(|e| format!("{e:#}")).and_then(|data| {
-        if wanted.is_some_and(|sum| sum != *data.checksum) {
+        if wanted.is_some_and(|sum| sum != data.checksum) {
             return Err("has changed since the tuples were made".into());
         }
         data.groups(&column).map_err(|e| format!("{e:#}"))
@@ -158,13 +159,12 @@ fn tasks(source: &mut Source, subsets: &[Vec<usize>]) -> Option<Vec<usize>> {
 fn shadow_rows(source: &Source, subsets: &[Vec<usize>]) -> ShadowRows {
     let mut times: BTreeMap<usize, usize> = BTreeMap::new();
     subsets.iter().flatten().for_each(|&row| *times.entry(row).or_default() += 1);
-    let curate = source.of_stage("curate").next();
     ShadowRows {
         data: source.config.as_ref().map(|config| {
             let names = config.data.public.as_slice().iter().map(|path| last_part(path));
             names.collect::<Vec<_>>().join(", ")
         }),
-        checksum: curate.and_then(|s| s.record.settings["data"].as_str().map(String::from)),
+        checksum: source.inputs::<CurateInputs>().next().map(|(_, inputs)| inputs.data.data),
         group_by: source.config.as_ref().map(|config| config.curate.group_by.clone()),
         subsets: subsets.len(),
         smallest: subsets.iter().map(Vec::len).min().unwrap_or(0),

@@ -5,10 +5,12 @@
 
 use crate::table::{self, Table};
 use anyhow::{Result, ensure};
+use gradtx_pipeline::records::{CurateInputs, FinetuneInputs};
 use gradtx_run::config::{Config, RUN_FILE};
 use gradtx_run::paths::SHADOW_DIR;
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::role::Role;
+use gradtx_run::stage::Inputs;
 use gradtx_runtime::artifact::{MANIFEST, TupleStore, read_json};
 use gradtx_runtime::metrics::JsonLines;
 use serde::Serialize;
@@ -24,6 +26,21 @@ pub struct Stage {
     pub name: String,
     /// The record.
     pub record: Record,
+}
+
+impl Stage {
+    /// What the result depends on, if it is of that stage.
+    pub fn inputs<I: Inputs>(&self) -> Option<I> {
+        // Records that cannot be read are noted when they are found.
+        self.record.inputs(&self.dir).ok().flatten()
+    }
+}
+
+/// Why the record of a stage that the report reads does not say what it should.
+fn unreadable(record: &Record, dir: &Path) -> Option<String> {
+    let curate = record.inputs::<CurateInputs>(dir).err();
+    let finetune = || record.inputs::<FinetuneInputs>(dir).err();
+    curate.or_else(finetune).map(|error| format!("{error:#}"))
 }
 
 /// Everything that a report is made from.
@@ -116,6 +133,9 @@ impl Source {
                     if record.outputs.is_empty() {
                         self.missing(format!("{name}: `{}` has not finished.", record.stage));
                     }
+                    if let Some(why) = unreadable(&record, &dir) {
+                        self.note(&path, why);
+                    }
                     self.stages.push(Stage { dir, name, record });
                 }
             }
@@ -177,9 +197,9 @@ impl Source {
         table::find(&roots, name)
     }
 
-    /// The directories of a stage.
-    pub fn of_stage<'a>(&'a self, stage: &'a str) -> impl Iterator<Item = &'a Stage> {
-        self.stages.iter().filter(move |s| s.record.stage == stage)
+    /// The directories of a stage, and what their results depend on.
+    pub fn inputs<I: Inputs>(&self) -> impl Iterator<Item = (&Stage, I)> {
+        self.stages.iter().filter_map(|stage| Some((stage, stage.inputs()?)))
     }
 
     /// Records of a JSONL file; a file that cannot be read is noted, one that is not there is empty.
@@ -216,8 +236,7 @@ impl Source {
         if let Some(store) = &self.store {
             return Some(store.space(role.side()).base_model.clone());
         }
-        let curate = self.of_stage("curate").next()?;
-        curate.record.settings[role.name()].as_str().map(String::from)
+        self.inputs::<CurateInputs>().next().map(|(_, inputs)| inputs.model(role).to_string())
     }
 
     /// The model that a fingerprint is of.

@@ -4,11 +4,14 @@ use super::html::page;
 use super::*;
 use crate::table::Entry;
 use gradtx_kernels::rng::Stream;
+use gradtx_pipeline::records::{CurateInputs, FinetuneInputs};
 use gradtx_run::record::{self, State};
+use gradtx_run::stage::Inputs;
 use gradtx_runtime::artifact::{
     Privacy, Role as Part, StoreType, TuplePlan, UpdateMeta, UpdateSpace, UpdateVector, assemble, checksum,
     little_endian, write_init, write_json, write_shard,
 };
+use gradtx_train::examples::DataInputs;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -87,7 +90,11 @@ impl Files {
     fn shadow(&self) {
         let public = self.dir.path().join("public.jsonl");
         let sum = gradtx_runtime::artifact::checksum_file(&public).unwrap();
-        self.record("shadow", "curate", json!({ "data": sum }));
+        let inputs = CurateInputs {
+            data: DataInputs { data: sum, ..DataInputs::default() },
+            ..CurateInputs::default()
+        };
+        self.record("shadow", "curate", inputs.value().unwrap());
         let subsets: Vec<Vec<usize>> = (0..SUBSETS).map(|k| vec![k % 2, k % 2 + 2 * k]).collect();
         self.put("shadow/subsets.json", &json!(subsets).to_string());
         for (role, steps) in [("tiny", 4), ("llm", 3)] {
@@ -142,8 +149,12 @@ impl Files {
     fn client(&self, client: usize) {
         for (role, part) in [("tiny", Part::Student), ("llm", Part::Teacher)] {
             let dir = format!("clients/{client}/{role}");
-            let settings = json!({ "model": space(part).base_model, "data": format!("train-{client}") });
-            self.record(&dir, "finetune", settings);
+            let inputs = FinetuneInputs {
+                model: space(part).base_model,
+                data: DataInputs { data: format!("train-{client}"), ..DataInputs::default() },
+                ..FinetuneInputs::default()
+            };
+            self.record(&dir, "finetune", inputs.value().unwrap());
             let loss = |step: u64| json!({ "step": step, "loss": 1.0 / (step as f64 + client as f64) });
             self.lines(&format!("{dir}/metrics.jsonl"), (1..=30).map(loss));
             let meta =

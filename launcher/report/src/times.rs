@@ -4,14 +4,16 @@
 //! Out: [`Times`].
 
 use super::source::Source;
+use gradtx_pipeline::records::FinetuneInputs;
 use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use gradtx_run::record::RECORD_FILE;
 use gradtx_run::role::Role;
+use gradtx_run::text::utc;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 /// All that was timed or dated.
 #[derive(Debug, Serialize)]
@@ -71,8 +73,8 @@ pub fn of(source: &mut Source) -> Times {
             ("curate".to_string(), Some(role), source.run.join(SHADOW_DIR).join(name))
         })
         .into();
-    for stage in source.stages.iter().filter(|s| !matches!(s.record.stage.as_str(), "curate" | "train")) {
-        let model = stage.record.settings["model"].as_str().and_then(|f| source.role_of(f));
+    for (stage, inputs) in source.inputs::<FinetuneInputs>() {
+        let model = source.role_of(&inputs.model);
         places.push((stage.record.stage.clone(), model, stage.dir.join("throughput.jsonl")));
     }
     let mut rates: Vec<TokenRate> = vec![];
@@ -134,40 +136,10 @@ fn dates(source: &Source) -> Vec<StageDates> {
     rows.into_iter().map(|(_, row)| row).collect()
 }
 
-/// `2026-11-21 02:54:36`, UTC.
-fn utc(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (mut days, second) = (seconds / 86_400, seconds % 86_400);
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let mut month = 0;
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    while days >= lengths[month] {
-        days -= lengths[month];
-        month += 1;
-    }
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!("{year}-{:02}-{:02} {hour:02}:{minute:02}:{:02}", month + 1, days + 1, second % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::time::Duration;
-
-    #[test]
-    fn dates_by_hand() {
-        let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "1970-01-01 00:00:00");
-        assert_eq!(at(951_782_399), "2000-02-28 23:59:59");
-        assert_eq!(at(951_782_400), "2000-02-29 00:00:00");
-        assert_eq!(at(1_735_689_599), "2024-12-31 23:59:59");
-    }
 
     #[test]
     fn measurements_add_up_and_others_are_passed_over() {

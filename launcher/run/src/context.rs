@@ -26,6 +26,11 @@ impl Context {
         Self { ui, threads: threads.unwrap_or(world.threads()).max(1), place, computed_on: Arc::default() }
     }
 
+    /// The same with no device noted yet: each stage of a command notes its own.
+    pub fn without_devices(&self) -> Self {
+        Self { computed_on: Arc::default(), ..self.clone() }
+    }
+
     /// Notes a device or library, other than this program on a CPU, on which the bits of results depend.
     pub fn note_device(&self, what: String) {
         self.computed_on.lock().unwrap_or_else(PoisonError::into_inner).insert(what);

@@ -1,10 +1,11 @@
 //! What every command of gradtx stands on, below training and stages.
 //!
 //! [`config`] has the settings, checked; [`dispatch`] is the one place that chooses device and
-//! element type. [`record`] makes every stage repeatable: finished and intact work is not done
-//! again, and work of another configuration is refused. [`progress`] tells other processes who
-//! works where and how far, [`ui`] tells the person or script that started this one, and
-//! [`cluster`] what the processes of one job are to each other.
+//! element type. [`stage`] is the one way to do a step of the pipeline, and [`record`] makes it
+//! repeatable: finished and intact work is not done again, and work of another configuration
+//! is refused. [`progress`] tells other processes who works where and how far, [`ui`] tells
+//! the person or script that started this one, and [`cluster`] what the processes of one job
+//! are to each other.
 
 pub mod cluster;
 pub mod config;
@@ -17,5 +18,6 @@ pub mod paths;
 pub mod progress;
 pub mod record;
 pub mod role;
+pub mod stage;
 pub mod text;
 pub mod ui;

@@ -6,7 +6,7 @@ pub const SHADOW_DIR: &str = "shadow";
 pub const SUBSETS_FILE: &str = "subsets.json";
 /// Which shadow subsets are of one group, beside it.
 pub const GROUPS_FILE: &str = "groups.json";
-/// Directory of what translation by products finds out about a run, in a run directory.
+/// Directory of what `translate` by products finds out about a run, in a run directory.
 pub const PRODUCTS_DIR: &str = "products";
 /// Directory of the translator in a run directory.
 pub const TRANSLATOR_DIR: &str = "translator";

@@ -1,6 +1,18 @@
-//! How counts and times are written for people, and words for a shell.
+//! How counts, times and dates are written for people, and words for a shell.
 
+use chrono::{DateTime, Utc};
 use std::fmt::Write as _;
+use std::time::SystemTime;
+
+/// `2026-11-21`: this day, UTC.
+pub fn today() -> String {
+    DateTime::<Utc>::from(SystemTime::now()).format("%Y-%m-%d").to_string()
+}
+
+/// `2026-11-21 02:54:36`, UTC.
+pub fn utc(time: SystemTime) -> String {
+    DateTime::<Utc>::from(time).format("%Y-%m-%d %H:%M:%S").to_string()
+}
 
 /// `1 node`, `2 nodes`.
 pub fn counted(count: usize, what: &str) -> String {
@@ -37,4 +49,19 @@ pub fn quoted(word: &str) -> String {
         out
     });
     format!("$'{escaped}'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn dates_by_hand() {
+        let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01 00:00:00");
+        assert_eq!(at(951_782_399), "2000-02-28 23:59:59");
+        assert_eq!(at(951_782_400), "2000-02-29 00:00:00");
+        assert_eq!(at(1_735_689_599), "2024-12-31 23:59:59");
+    }
 }

@@ -4,7 +4,7 @@
 //! for one model, and for every optimizer step of a job the segments of packed streams.
 
 use crate::describe::{self, Facts};
-use crate::prompts::Prompts;
+use crate::prompts::{PromptInputs, Prompts};
 use crate::side::Side;
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
@@ -12,7 +12,10 @@ use gradtx_run::config::{Config, DataConfig, LossNormalization, Recipe};
 use gradtx_run::context::Context;
 use gradtx_run::failure::unusable;
 use gradtx_runtime::artifact::checksum_files;
-use gradtx_runtime::data::{self, Dataset, Example, PackedBatch, Purpose, Record, SegmentInfo, choose};
+use gradtx_runtime::data::{
+    self, Dataset, Example, Format, Instruction, PackedBatch, Purpose, Record, SegmentInfo, choose,
+};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -24,6 +27,19 @@ pub struct Data {
     pub records: Vec<Record>,
     /// What the files were taken for.
     pub facts: Facts,
+}
+
+/// Examples and their form as text, as the records of stages have it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DataInputs {
+    /// Checksum of the files' bytes, one after the other.
+    pub data: String,
+    /// What the columns are.
+    pub format: Format,
+    /// What is put before the prompt.
+    pub instruction: Instruction,
+    /// How a prompt is rendered.
+    pub prompt: PromptInputs,
 }
 
 /// Rows that belong together.
@@ -71,6 +87,16 @@ impl Data {
     /// How one model is asked for these examples.
     pub fn prompts(&self, config: &Config, side: &Side) -> Result<Prompts> {
         Prompts::new(&config.data, &side.dir, &side.model, self.records.first())
+    }
+
+    /// What a stage's results depend on.
+    pub fn inputs(&self, config: &DataConfig, prompts: &[&Prompts]) -> DataInputs {
+        DataInputs {
+            data: self.checksum.clone(),
+            format: config.format,
+            instruction: config.instruction.clone(),
+            prompt: Prompts::inputs(config, prompts),
+        }
     }
 
     /// The examples as one model sees them; says what they are like, for `stage`.

@@ -2,12 +2,15 @@
 //!
 //! [`lora`] trains adapters of a language model, many jobs at once, on the examples that
 //! [`examples`] reads and [`prompts`] makes tokens of. [`translator`] trains the
-//! Grad-Transformer on the updates that came of them. [`baselines`] are what it is compared with.
+//! Grad-Transformer on the updates that came of them. [`products`] translates in
+//! another way, and [`baselines`] are what both are compared with.
 
 pub mod baselines;
 pub mod describe;
 pub mod examples;
+pub mod linalg;
 pub mod lora;
+pub mod products;
 pub mod prompts;
 pub mod side;
 pub mod translator;

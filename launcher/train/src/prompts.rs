@@ -13,7 +13,7 @@ use gradtx_runtime::data::{
     Dataset, PromptCheck, PromptForm, Record, Renderer, TextTokenizer, build_examples, expect_vocabulary,
     prompt_tokens,
 };
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// A model's tokenizer and prompt form, with the model's limits.
@@ -110,13 +110,38 @@ impl Prompts {
     }
 
     /// What a stage's results depend on: the form, and of the rest what is in the texts.
-    pub fn settings(config: &DataConfig, prompts: &[&Self]) -> Value {
-        let date = prompts.iter().find_map(|p| p.date.as_ref());
+    pub fn inputs(config: &DataConfig, prompts: &[&Self]) -> PromptInputs {
+        let date = prompts.iter().find_map(|p| p.date.clone());
         // Since this form ends answers itself, its examples are others than before.
-        let ends = (config.prompt == PromptForm::Plain).then_some("end of text");
+        let ends = (config.prompt == PromptForm::Plain).then(|| "end of text".to_string());
         if config.system.is_empty() && date.is_none() && ends.is_none() {
-            return json!(config.prompt);
+            return PromptInputs::Form(config.prompt);
         }
-        json!({ "form": config.prompt, "system": config.system, "date": date, "ends": ends })
+        PromptInputs::Texts { form: config.prompt, system: config.system.clone(), date, ends }
+    }
+}
+
+/// How prompts are rendered, as the records of stages have it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PromptInputs {
+    /// The form says it all.
+    Form(PromptForm),
+    /// The texts have more in them.
+    Texts {
+        /// The form.
+        form: PromptForm,
+        /// The system message of conversations that have none.
+        system: String,
+        /// The date, where the texts depend on it.
+        date: Option<String>,
+        /// How answers end, where the form does that.
+        ends: Option<String>,
+    },
+}
+
+impl Default for PromptInputs {
+    fn default() -> Self {
+        Self::Form(PromptForm::default())
     }
 }

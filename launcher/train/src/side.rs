@@ -16,7 +16,7 @@ use gradtx_runtime::artifact::{
     TensorSource, UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian, not_a_model,
     public_name,
 };
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// A model and its adapters.
@@ -76,10 +76,10 @@ impl Side {
     }
 
     /// What a stage's results depend on: the adapter's form and start, not where its files lie.
-    pub fn adapter_settings(config: &AdapterConfig, sides: &[&Self]) -> Value {
-        let AdapterConfig { rank, alpha, dropout, targets, start_tiny: _, start_llm: _ } = config;
-        let starts: Vec<&str> = sides.iter().map(|side| side.space.init.as_str()).collect();
-        json!({ "rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets, "init": starts })
+    pub fn adapter_inputs(config: &AdapterConfig, sides: &[&Self]) -> AdapterInputs {
+        let AdapterConfig { rank, alpha, dropout, targets, start_tiny: _, start_llm: _ } = config.clone();
+        let init = sides.iter().map(|side| side.space.init.clone()).collect();
+        AdapterInputs { rank, alpha, dropout, targets, init }
     }
 
     /// An update of this side as an artifact.
@@ -98,6 +98,21 @@ impl Side {
         write_peft(&dir, &self.layout, &adapter, &public_name(&self.dir))?;
         Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
     }
+}
+
+/// An adapter's form and start, as the records of stages have it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AdapterInputs {
+    /// r.
+    pub rank: usize,
+    /// α.
+    pub alpha: f64,
+    /// Dropout on the adapter's input while training.
+    pub dropout: f64,
+    /// Adapted modules.
+    pub targets: Vec<String>,
+    /// Checksums of the adapters that training starts from, one for each model.
+    pub init: Vec<String>,
 }
 
 /// Directory of a model of the run; it is there, and looks like one.

@@ -22,19 +22,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Models of the table.
-const ENTRIES: [Entry; 11] = [
-    Entry::Base(Role::Tiny),
-    Entry::Base(Role::Llm),
-    Entry::Finetuned(Role::Tiny),
-    Entry::GRAD_TRANSFORMER,
-    Entry::translated(Method::Mean),
-    Entry::translated(Method::Nearest),
-    Entry::translated(Method::Ridge),
-    Entry::translated(Method::Products),
-    Entry::Refined(Method::Products),
-    Entry::RANDOM_STUDENT,
-    Entry::Finetuned(Role::Llm),
-];
+fn entries() -> impl Iterator<Item = Entry> {
+    [Entry::Base(Role::Tiny), Entry::Base(Role::Llm), Entry::Finetuned(Role::Tiny)]
+        .into_iter()
+        .chain(Method::ALL.map(Entry::translated))
+        .chain([Entry::Refined(Method::Products), Entry::RANDOM_STUDENT, Entry::Finetuned(Role::Llm)])
+}
 
 /// What world, and where.
 pub struct Job {
@@ -101,8 +94,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     }
     timed("refine", at);
     let at = Instant::now();
-    for (entry, client) in ENTRIES.iter().flat_map(|entry| clients.iter().map(move |client| (*entry, client)))
-    {
+    for (entry, client) in entries().flat_map(|entry| clients.iter().map(move |client| (entry, client))) {
         client.evaluate(entry)?;
     }
     timed("evaluate", at);
@@ -154,7 +146,7 @@ impl<'a> Client<'a> {
     }
 
     fn translate(&self) -> Result<()> {
-        for entry in ENTRIES {
+        for entry in entries() {
             let Entry::Translated { method, random_student } = entry else { continue };
             let job = translate::Job {
                 updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],
@@ -170,7 +162,7 @@ impl<'a> Client<'a> {
     }
 
     fn refine(&self) -> Result<()> {
-        for entry in ENTRIES {
+        for entry in entries() {
             let Entry::Refined(method) = entry else { continue };
             let job = refine::Job {
                 updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],

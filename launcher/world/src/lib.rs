@@ -15,7 +15,11 @@ pub mod tasks;
 pub mod tokenizer;
 
 use clap::ValueEnum;
+use gradtx_run::stage::Facts;
 use serde::{Deserialize, Serialize};
+
+/// What is known of the stages that make a world.
+pub const STAGES: [Facts; 2] = [Facts::of::<stage::Making<'_>>(), Facts::of::<pretrain::BaseModel<'_>>()];
 
 /// Public examples of one task, where there are many.
 const PUBLIC_EXAMPLES: usize = 512;

@@ -26,12 +26,13 @@ use gradtx_run::config::{DeviceConfig, DeviceKind, DtypeKind};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch};
 use gradtx_run::failure::failed;
-use gradtx_run::record::{self, State};
 use gradtx_run::role::Role;
+use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
 use gradtx_runtime::optim::MuonStep;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::io::Write;
 use std::path::Path;
 
@@ -75,14 +76,6 @@ const COOLDOWN: u32 = 60;
 const HIDE: f64 = 0.25;
 const HIDE_BETWEEN: (f64, f64) = (40.0, 90.0);
 
-/// Settings of what is made on a device: the CPU goes without saying.
-pub fn with_device(mut settings: Value, device: DeviceKind) -> Value {
-    if device != DeviceKind::Cpu {
-        settings["device"] = json!(device);
-    }
-    settings
-}
-
 /// Makes a base model of a world in a directory, unless it is there and intact.
 pub fn make(
     context: &Context,
@@ -92,32 +85,80 @@ pub fn make(
     role: Role,
     seed: u64,
 ) -> Result<()> {
-    let settings = with_device(json!({ "role": role, "seed": seed }), device);
-    let State::Open(mut output) = record::open(dir, "pretrain", settings)? else {
-        return Ok(());
-    };
-    let key = derive_named(derive_named(seed, "pretrain"), role.name());
-    let device = DeviceConfig { kind: device, dtype: DtypeKind::F32, ..DeviceConfig::default() };
-    let history = match world {
-        World::Smoke => dispatch(&device, context, Untaught { dir, role, key }),
-        _ => dispatch(&device, context, Pretrain { context, dir, role, key }),
-    }?;
-    output.computed_on(context.computed_on())?;
-    tokenizer::write(dir)?;
-    write_atomic(&dir.join("metrics.jsonl"), |out| {
-        history.iter().try_for_each(|m| {
-            let line = json!({ "step": m.step, "loss": m.loss, "told_exact_match": m.told });
-            writeln!(out, "{line}")
-        })
-    })?;
-    let files = [
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ];
-    output.finish(&files.map(String::from))
+    stage::run(context, &BaseModel { device, dir, world, role, seed }).map(drop)
+}
+
+/// What a base model depends on, beside the world that it lies in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PretrainInputs {
+    /// Which of the two models.
+    pub role: Role,
+    /// Seed of everything in it.
+    pub seed: u64,
+    /// Where it was made: the CPU goes without saying.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceKind>,
+}
+
+impl Inputs for PretrainInputs {
+    const STAGE: &'static str = "pretrain";
+}
+
+/// A base model that is to be made.
+pub struct BaseModel<'a> {
+    device: DeviceKind,
+    dir: &'a Path,
+    world: World,
+    role: Role,
+    seed: u64,
+}
+
+impl Stage for BaseModel<'_> {
+    type Inputs = PretrainInputs;
+    type Output = ();
+
+    fn dir(&self) -> &Path {
+        self.dir
+    }
+
+    fn inputs(&self) -> Result<PretrainInputs> {
+        let device = Some(self.device).filter(|device| *device != DeviceKind::Cpu);
+        Ok(PretrainInputs { role: self.role, seed: self.seed, device })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
+        let &Self { device, dir, world, role, seed } = self;
+        let key = derive_named(derive_named(seed, "pretrain"), role.name());
+        let device = DeviceConfig { kind: device, dtype: DtypeKind::F32, ..DeviceConfig::default() };
+        let history = match world {
+            World::Smoke => dispatch(&device, context, Untaught { dir, role, key }),
+            _ => dispatch(&device, context, Pretrain { context, dir, role, key }),
+        }?;
+        tokenizer::write(dir)?;
+        write_atomic(&dir.join("metrics.jsonl"), |out| {
+            history.iter().try_for_each(|m| {
+                let line = json!({ "step": m.step, "loss": m.loss, "told_exact_match": m.told });
+                writeln!(out, "{line}")
+            })
+        })?;
+        let files = [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ];
+        Ok((files.map(String::from).into(), ()))
+    }
+
+    /// Whoever makes the world says that it is there.
+    fn tell(&self, _: &Context, (): &()) -> Result<()> {
+        Ok(())
+    }
+
+    fn was_finished(&self, _: &Context) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Sizes of a base model.

@@ -19,9 +19,10 @@ use gradtx_run::config::{DeviceConfig, DeviceKind, DtypeKind};
 use gradtx_run::context::Context;
 use gradtx_run::device::take;
 use gradtx_run::paths::RUN_FILE_OF_WORLD;
-use gradtx_run::record::{self, State};
 use gradtx_run::role::Role;
+use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::{write_atomic, write_json};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::HashSet;
 use std::io::Write;
@@ -32,23 +33,66 @@ pub fn run(context: &Context, dir: &Path, world: World, seed: u64, device: Devic
     // A device that is not there must not leave a directory that is bound to it.
     let asked = DeviceConfig { kind: device, dtype: DtypeKind::F32, ..DeviceConfig::default() };
     let device = take(&asked, &context.place)?.settings.kind;
-    let settings = pretrain::with_device(json!({ "world": world, "seed": seed }), device);
-    let State::Open(output) = record::open(dir, "world", settings)? else {
-        context.ui.done("world", dir, json!({}), format!("world: {} is finished", dir.display()));
-        return Ok(());
-    };
-    let key = derive_named(seed, "world");
-    let mut files = write_tasks(dir, world, key)?;
-    let text = world.run_file(seed);
-    write_atomic(&dir.join(RUN_FILE_OF_WORLD), |out| out.write_all(text.as_bytes()))?;
-    files.push(RUN_FILE_OF_WORLD.into());
-    for role in [Role::Tiny, Role::Llm] {
-        pretrain::make(context, device, &dir.join(role.name()), world, role, seed)?;
-        files.push(format!("{}/model.safetensors", role.name()));
+    stage::run(context, &Making { dir, world, seed, device }).map(drop)
+}
+
+/// What a world depends on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorldInputs {
+    /// Which tasks there are.
+    pub world: World,
+    /// Seed of everything in it.
+    pub seed: u64,
+    /// Where its models were made: the CPU goes without saying.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceKind>,
+}
+
+impl Inputs for WorldInputs {
+    const STAGE: &'static str = "world";
+}
+
+/// A world that is to be made.
+pub struct Making<'a> {
+    dir: &'a Path,
+    world: World,
+    seed: u64,
+    device: DeviceKind,
+}
+
+impl Stage for Making<'_> {
+    type Inputs = WorldInputs;
+    type Output = ();
+    const RESUMES: bool = true;
+
+    fn dir(&self) -> &Path {
+        self.dir
     }
-    output.finish(&files)?;
-    context.ui.done("world", dir, json!({ "seed": seed }), format!("world: {}", dir.display()));
-    Ok(())
+
+    fn inputs(&self) -> Result<WorldInputs> {
+        let device = Some(self.device).filter(|device| *device != DeviceKind::Cpu);
+        Ok(WorldInputs { world: self.world, seed: self.seed, device })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
+        let &Self { dir, world, seed, device } = self;
+        let key = derive_named(seed, "world");
+        let mut files = write_tasks(dir, world, key)?;
+        let text = world.run_file(seed);
+        write_atomic(&dir.join(RUN_FILE_OF_WORLD), |out| out.write_all(text.as_bytes()))?;
+        files.push(RUN_FILE_OF_WORLD.into());
+        for role in [Role::Tiny, Role::Llm] {
+            pretrain::make(context, device, &dir.join(role.name()), world, role, seed)?;
+            files.push(format!("{}/model.safetensors", role.name()));
+        }
+        Ok((files, ()))
+    }
+
+    fn tell(&self, context: &Context, (): &()) -> Result<()> {
+        let text = format!("world: {}", self.dir.display());
+        context.ui.done("world", self.dir, json!({ "seed": self.seed }), text);
+        Ok(())
+    }
 }
 
 /// Writes all task files; returns their names.

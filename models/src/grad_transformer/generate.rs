@@ -2,7 +2,8 @@
 //!
 //! The student is encoded once and the cross-attention's keys and values are computed
 //! once; every step then feeds the predicted block back and attends to what the cache
-//! keeps of the blocks before.
+//! keeps of the blocks before. Both are the same operations for every batch of one size, which
+//! the device is asked for once and then repeats.
 
 use super::GradTransformer;
 use crate::t5::buffers::{Allocator, Rows};
@@ -12,6 +13,8 @@ use gradtx_kernels::ops::Backend;
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Buffers of generation for a limited number of students at once.
 pub struct Generator<D: Device, X: Real> {
@@ -26,6 +29,40 @@ pub struct Generator<D: Device, X: Real> {
     blocks: Rows<D, X>,
     /// `[B]`: unused without dropout, but asked for.
     keys: Rows<D, u64>,
+    repeated: Repeated<D>,
+}
+
+/// Operations as the device remembers them, of one model at a time.
+struct Repeated<D: Device> {
+    model: Option<Arc<()>>,
+    /// By students in the batch.
+    batches: HashMap<usize, BatchGraphs<D>>,
+}
+
+/// The operations of a batch.
+struct BatchGraphs<D: Device> {
+    /// Encoding the students.
+    start: D::Graph,
+    /// For each block.
+    blocks: Vec<D::Graph>,
+}
+
+/// Sizes of batches whose operations are remembered.
+const MOST_SIZES: usize = 4;
+
+impl<D: Device> Repeated<D> {
+    /// What is remembered of batches of this size, of a model with so many blocks.
+    fn of(&mut self, model: &Arc<()>, batch: usize, blocks: usize) -> &mut BatchGraphs<D> {
+        let same = self.model.as_ref().is_some_and(|held| Arc::ptr_eq(held, model));
+        if !same || (self.batches.len() >= MOST_SIZES && !self.batches.contains_key(&batch)) {
+            self.batches.clear();
+            self.model = Some(Arc::clone(model));
+        }
+        self.batches.entry(batch).or_insert_with(|| BatchGraphs {
+            start: D::Graph::default(),
+            blocks: (0..blocks).map(|_| D::Graph::default()).collect(),
+        })
+    }
 }
 
 impl<D: Backend<X>, X: Real> Generator<D, X> {
@@ -58,6 +95,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             zero_block: alloc.rows("zero_block", capacity, config.teacher_width)?,
             blocks: alloc.rows("blocks", blocks_t, capacity * config.teacher_width)?,
             keys: alloc.rows("keys", capacity, 1)?,
+            repeated: Repeated { model: None, batches: HashMap::new() },
         })
     }
 
@@ -91,26 +129,33 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         batch: usize,
     ) -> Result<Vec<f32>> {
         let (dev, config) = (&model.dev, &model.config);
-        let Self { student, encoder, cache, zero_block, blocks, keys, .. } = self;
+        let Self { student, encoder, cache, zero_block, blocks, keys, repeated, .. } = self;
+        let graphs = repeated.of(&model.identity, batch, config.teacher_blocks);
         let keys = keys.view(batch);
         let pass = Pass { dev, values: &model.values, keys, batch, dropout: 0.0 };
         let rows = batch * config.student_blocks;
         upload_f32::<D, X>(dev, student.view_mut(rows), students, &mut Vec::new())?;
-        model.input_proj.forward(&pass, encoder.input_mut(batch), student.view(rows), rows)?;
-        model.encoder.forward(&pass, encoder, None)?;
-        model.decoder.start_decoding(&pass, cache, encoder)?;
+        dev.replay::<Error>(&mut graphs.start, &mut || {
+            model.input_proj.forward(&pass, encoder.input_mut(batch), student.view(rows), rows)?;
+            model.encoder.forward(&pass, encoder, None)?;
+            model.decoder.start_decoding(&pass, cache, encoder)
+        })?;
         // A row of `blocks` is as long as for the largest batch.
         let (len, each) = (batch * config.teacher_width, self.capacity * config.teacher_width);
-        for t in 0..config.teacher_blocks {
-            let input = cache.input_mut(batch);
-            if t == 0 && config.start_token.zero_in_generation() {
-                dev.fill(input, X::zero())?;
-            } else {
-                let before = if t == 0 { zero_block.view(batch) } else { blocks.part((t - 1) * each, len) };
-                model.embed_proj.forward(&pass, input, before, batch)?;
-            }
-            model.decoder.decode_step(&pass, cache)?;
-            model.output_proj.forward(&pass, blocks.part_mut(t * each, len), cache.output(batch), batch)?;
+        for (t, graph) in graphs.blocks.iter_mut().enumerate() {
+            dev.replay::<Error>(graph, &mut || {
+                cache.seek(t);
+                let input = cache.input_mut(batch);
+                if t == 0 && config.start_token.zero_in_generation() {
+                    dev.fill(input, X::zero())?;
+                } else {
+                    let before =
+                        if t == 0 { zero_block.view(batch) } else { blocks.part((t - 1) * each, len) };
+                    model.embed_proj.forward(&pass, input, before, batch)?;
+                }
+                model.decoder.decode_step(&pass, cache)?;
+                model.output_proj.forward(&pass, blocks.part_mut(t * each, len), cache.output(batch), batch)
+            })?;
         }
         let mut teachers = vec![0.0; batch * config.teacher_len()];
         for t in 0..config.teacher_blocks {

@@ -22,6 +22,6 @@ pub use acts::{Activations, Tuples};
 pub use config::{GradTransformerConfig, StartToken};
 pub use generate::Generator;
 pub use model::GradTransformer;
-pub use normalize::{Normalization, NormalizationFit, NormalizationMode};
+pub use normalize::{FitPart, Normalization, NormalizationFit, NormalizationMode};
 pub use staged::{Batch, StagedMut, StagedPart, StagedTuples};
 pub use train::{StepReport, Trainer};

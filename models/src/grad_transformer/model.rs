@@ -18,6 +18,7 @@ use gradtx_kernels::{Device, Real};
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A linear layer with bias: weight `[out_dim, in_dim]`, then bias `[out_dim]`.
 pub(super) struct Projection {
@@ -82,6 +83,8 @@ pub struct GradTransformer<D: Device, X: Real> {
     pub(super) decoder: Stack,
     pub(super) output_proj: Projection,
     pub(super) values: D::Buf<X>,
+    /// Another one whenever the values may be another buffer.
+    pub(super) identity: Arc<()>,
     pub(super) normalization: Normalization,
 }
 
@@ -121,6 +124,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
             decoder,
             output_proj,
             values,
+            identity: Arc::default(),
             normalization,
         })
     }
@@ -147,6 +151,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
 
     /// The flat parameters, for writing.
     pub fn values_mut(&mut self) -> &mut D::Buf<X> {
+        self.identity = Arc::default();
         &mut self.values
     }
 

@@ -352,12 +352,14 @@ impl Moments {
             let why = format!("expected {blocks} blocks of {width} values, found {} values", update.len());
             return Err(Error::invalid(format!("{side} update for normalization"), why));
         }
-        for ((&x, mean), squares) in update.iter().zip(&mut self.mean).zip(&mut self.squares) {
-            let before = x as f64 - *mean;
-            *mean += before / count;
-            *squares += before * (x as f64 - *mean);
-        }
+        dispatch(Accumulate { update, mean: &mut self.mean, squares: &mut self.squares, count });
         Ok(())
+    }
+
+    /// Parts of at most `len` coordinates, where `before` updates have been added.
+    fn parts(&mut self, role: Role, len: usize, before: f64) -> impl Iterator<Item = FitPart<'_>> {
+        let parts = self.mean.chunks_mut(len).zip(self.squares.chunks_mut(len)).enumerate();
+        parts.map(move |(i, (mean, squares))| FitPart { role, from: i * len, mean, squares, count: before })
     }
 
     fn finish(&self, side: &str, mode: NormalizationMode, count: f64) -> Result<Statistics> {
@@ -397,6 +399,71 @@ impl Moments {
     }
 }
 
+/// Adds the update that is number `count`, from 1: Welford's recurrence, by coordinate.
+struct Accumulate<'a> {
+    update: &'a [f32],
+    mean: &'a mut [f64],
+    squares: &'a mut [f64],
+    count: f64,
+}
+
+impl Task for Accumulate<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Self { update, mean, squares, count } = self;
+        let n = update.len();
+        let (mean, squares) = (&mut mean[..n], &mut squares[..n]);
+        for i in 0..n {
+            let before = update[i] as f64 - mean[i];
+            mean[i] += before / count;
+            squares[i] += before * (update[i] as f64 - mean[i]);
+        }
+    }
+}
+
+/// Some coordinates of a [`NormalizationFit`], which is shared between threads by them: what becomes
+/// of a coordinate depends on no other.
+pub struct FitPart<'a> {
+    role: Role,
+    from: usize,
+    mean: &'a mut [f64],
+    squares: &'a mut [f64],
+    count: f64,
+}
+
+impl FitPart<'_> {
+    /// Whose updates.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Number of the first coordinate.
+    pub fn from(&self) -> usize {
+        self.from
+    }
+
+    /// Number of coordinates.
+    pub fn len(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.mean.is_empty()
+    }
+
+    /// Adds the values of the next update at these coordinates.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn add(&mut self, values: &[f32]) {
+        assert_eq!(values.len(), self.len(), "a value for every coordinate");
+        self.count += 1.0;
+        dispatch(Accumulate { update: values, mean: self.mean, squares: self.squares, count: self.count });
+    }
+}
+
 /// Fits a [`Normalization`] to tuples, one after the other.
 pub struct NormalizationFit {
     mode: NormalizationMode,
@@ -416,6 +483,15 @@ impl NormalizationFit {
         self.count += 1.0;
         self.student.add("student", student, self.count)?;
         self.teacher.add("teacher", teacher, self.count)
+    }
+
+    /// All coordinates of both sides in parts of at most `len`; the next `tuples` tuples must be
+    /// added to each of them, in their order.
+    pub fn add_in_parts(&mut self, tuples: usize, len: usize) -> Vec<FitPart<'_>> {
+        let before = self.count;
+        self.count += tuples as f64;
+        let student = self.student.parts(Role::Student, len, before);
+        student.chain(self.teacher.parts(Role::Teacher, len, before)).collect()
     }
 
     /// The normalization of everything that was added.
@@ -460,6 +536,29 @@ mod tests {
             fit.add(s, t).unwrap();
         }
         (fit.finish().unwrap(), student, teacher)
+    }
+
+    #[test]
+    fn a_fit_in_parts_is_the_same_to_the_bit() {
+        for (mode, _) in NormalizationMode::ALL {
+            let (whole, student, teacher) = fit(mode);
+            for len in [1, 4, 100] {
+                let mut fit = NormalizationFit::new(mode, STUDENT, TEACHER);
+                for tuples in [0..17, 17..COUNT] {
+                    for mut part in fit.add_in_parts(tuples.len(), len) {
+                        let (all, each) = match part.role() {
+                            Role::Student => (&student, 10),
+                            Role::Teacher => (&teacher, 21),
+                        };
+                        for tuple in tuples.clone() {
+                            let from = tuple * each + part.from();
+                            part.add(&all[from..from + part.len()]);
+                        }
+                    }
+                }
+                assert_eq!(fit.finish().unwrap(), whole, "{mode:?} in parts of {len}");
+            }
+        }
     }
 
     fn mean(x: impl Iterator<Item = f64>) -> f64 {

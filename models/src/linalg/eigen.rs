@@ -125,11 +125,11 @@ fn diagonalise(d: &mut [f64], e: &mut [f64], z: &mut [Vec<f64>]) -> Result<()> {
 /// One implicit QL step on the rows l to m.
 fn ql_step(d: &mut [f64], e: &mut [f64], z: &mut [Vec<f64>], l: usize, m: usize) {
     let g = (d[l + 1] - d[l]) / (2.0 * e[l]);
-    let mut g = d[m] - d[l] + e[l] / (g + g.hypot(1.0).copysign(g));
+    let mut g = d[m] - d[l] + e[l] / (g + length(g, 1.0).copysign(g));
     let (mut sin, mut cos, mut p) = (1.0, 1.0, 0.0);
     for i in (l..m).rev() {
         let (f, b) = (sin * e[i], cos * e[i]);
-        let r = f.hypot(g);
+        let r = length(f, g);
         e[i + 1] = r;
         if r == 0.0 {
             // The matrix falls into two parts here.
@@ -151,6 +151,13 @@ fn ql_step(d: &mut [f64], e: &mut [f64], z: &mut [Vec<f64>], l: usize, m: usize)
     d[l] -= p;
     e[l] = g;
     e[m] = 0.0;
+}
+
+/// `√(a² + b²)` without overflow. The C library's differs in its last bits from
+/// version to version.
+fn length(a: f64, b: f64) -> f64 {
+    let most = a.abs().max(b.abs());
+    if most == 0.0 { 0.0 } else { most * ((a / most).powi(2) + (b / most).powi(2)).sqrt() }
 }
 
 #[cfg(test)]

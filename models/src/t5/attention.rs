@@ -151,7 +151,23 @@ impl Attention {
         }
     }
 
-    /// `out = x + …`; both `[R, d]`. `memory` `[M, d]` is for cross-attention. `next` is the norm of out.
+    /// Keys and values of the memory `[M, d]`, or of n where there is none, in a queue of the pass's
+    /// device.
+    pub(super) fn keys_values<D: Backend<X>, X: Real>(
+        &self,
+        queue: &D,
+        pass: &Pass<'_, D, X>,
+        config: &T5Config,
+        kv_rows: usize,
+        acts: &mut AttentionActs<D, X>,
+        memory: Option<&Rows<D, X>>,
+    ) -> Result<()> {
+        let dims = LinearDims::new(kv_rows, config.d_model, 2 * config.inner());
+        let (source, weight) = (memory.unwrap_or(&acts.normed).view(kv_rows), pass.weight(&self.kv));
+        Ok(queue.linear_forward(acts.kv.view_mut(kv_rows), source, weight, None, None, dims)?)
+    }
+
+    /// `out = x + …`; both `[R, d]`. [`Self::keys_values`] comes before. `next` is the norm of out.
     pub(super) fn forward<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
@@ -160,17 +176,11 @@ impl Attention {
         acts: &mut AttentionActs<D, X>,
         out: D::ViewMut<'_, X>,
         x: D::View<'_, X>,
-        memory: Option<&Rows<D, X>>,
         bias: Option<BucketMap<'_, D, X>>,
         next: NormOut<'_, D, X>,
     ) -> Result<()> {
-        let rows = lens.batch * lens.queries;
-        let kv_rows = lens.batch * lens.keys;
+        let (rows, kv_rows) = (lens.batch * lens.queries, lens.batch * lens.keys);
         self.query(pass, config, rows, acts)?;
-        let source = memory.unwrap_or(&acts.normed).view(kv_rows);
-        let kv_dims = LinearDims::new(kv_rows, config.d_model, 2 * config.inner());
-        let weight = pass.weight(&self.kv);
-        pass.dev.linear_forward(acts.kv.view_mut(kv_rows), source, weight, None, None, kv_dims)?;
         pass.dev.t5_attention_forward(
             acts.o.view_mut(rows),
             acts.probs.view_mut(lens.batch),

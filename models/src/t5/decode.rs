@@ -61,6 +61,11 @@ impl<D: Device, X: Real> DecodeCache<D, X> {
         self.acts.input_mut(batch)
     }
 
+    /// Goes on at a position, behind those that were decoded before it.
+    pub(crate) fn seek(&mut self, position: usize) {
+        self.position = position;
+    }
+
     /// `[B, d]`: the output at the position decoded last.
     pub fn output(&self, batch: usize) -> D::View<'_, X> {
         self.acts.output(batch)

@@ -163,19 +163,48 @@ impl Stack {
         let size = (pass.batch * acts.shape.tokens, self.config.d_model);
         let tokens = acts.shape.tokens;
         pass.drop(acts.input_mut(pass.batch), size, tokens, self.site)?;
+        let memory = memory.map(|m| &m.output);
+        let ahead = self.read_memory(pass, acts, memory)?;
         self.first_norm(pass, acts)?;
         let mut s = 0;
         for b in 0..self.blocks.len() {
             self.self_attention(pass, acts, b, s)?;
             s += 1;
             if self.blocks[b].cross_attention.is_some() {
-                self.cross_attention(pass, acts, memory.map(|m| &m.output), b, s)?;
+                self.cross_attention(pass, acts, memory, ahead.get(b), (b, s))?;
                 s += 1;
             }
             self.feed_forward(pass, acts, b, s)?;
             s += 1;
         }
         pass.drop(acts.output.view_mut(size.0), size, tokens, self.site + 1)
+    }
+
+    /// Where every block has keys and values of its own: those of the memory for all cross-attentions,
+    /// in the device's second queue, with a mark for each block.
+    fn read_memory<D: Backend<X>, X: Real>(
+        &self,
+        pass: &Pass<'_, D, X>,
+        acts: &mut StackActs<D, X>,
+        memory: Option<&Rows<D, X>>,
+    ) -> Result<Vec<D::Mark>> {
+        if memory.is_none() || acts.cross_attention.len() < self.blocks.len() {
+            return Ok(Vec::new());
+        }
+        let (queue, mut start) = (pass.dev.beside(), D::Mark::default());
+        pass.dev.mark(&mut start)?;
+        queue.follow(&start)?;
+        let kv_rows = pass.batch * acts.shape.memory;
+        let mut marks = Vec::with_capacity(self.blocks.len());
+        for (block, own) in self.blocks.iter().zip(&mut acts.cross_attention) {
+            let mut mark = D::Mark::default();
+            if let Some(cross) = &block.cross_attention {
+                cross.keys_values(&queue, pass, &self.config, kv_rows, own, memory)?;
+            }
+            queue.mark(&mut mark)?;
+            marks.push(mark);
+        }
+        Ok(marks)
     }
 
     /// Where the norm goes that block b begins with, or behind the last one the stack's own.
@@ -243,18 +272,20 @@ impl Stack {
         let (x, out) = (x.view(rows), out.view_mut(rows));
         let next = self.norm_after_self_attention(b, cross_attention, feed_forward, rows);
         let bias = Some(self.bias(pass, map.view(lens.keys)));
-        let own = &mut self_attention[b % kept];
-        self.blocks[b].self_attention.forward(pass, &self.config, lens, own, out, x, None, bias, next)
+        let (attention, own) = (&self.blocks[b].self_attention, &mut self_attention[b % kept]);
+        attention.keys_values(pass.dev, pass, &self.config, rows, own, None)?;
+        attention.forward(pass, &self.config, lens, own, out, x, bias, next)
     }
 
-    /// The cross-attention of block b, which is sublayer s.
+    /// The cross-attention of block b, which is sublayer s. Its keys and values are there at the mark, or
+    /// not yet computed.
     fn cross_attention<D: Backend<X>, X: Real>(
         &self,
         pass: &Pass<'_, D, X>,
         acts: &mut StackActs<D, X>,
         memory: Option<&Rows<D, X>>,
-        b: usize,
-        s: usize,
+        ahead: Option<&D::Mark>,
+        (b, s): (usize, usize),
     ) -> Result<()> {
         let lens = Lengths { keys: acts.shape.memory, ..acts.lengths(pass.batch) };
         let rows = pass.batch * lens.queries;
@@ -266,7 +297,11 @@ impl Stack {
         let (x, out) = (x.view(rows), out.view_mut(rows));
         let next = block.feed_forward.norm_out(&self.config, &mut feed_forward[b % kept], rows);
         let own = &mut cross_attention[b % kept];
-        cross.forward(pass, &self.config, lens, own, out, x, memory, None, next)
+        match ahead {
+            Some(mark) => pass.dev.follow(mark)?,
+            None => cross.keys_values(pass.dev, pass, &self.config, lens.batch * lens.keys, own, memory)?,
+        }
+        cross.forward(pass, &self.config, lens, own, out, x, None, next)
     }
 
     /// The feed-forward of block b, which is sublayer s.

@@ -9,7 +9,6 @@
 //! | [`Solo`] | one |
 //! | [`local`] | several, in the threads of one process |
 //! | `Mpi` (feature `mpi`) | several processes, on several nodes |
-//! | [`Fake`] | pretends to be one of many, and counts what they would tell each other |
 //!
 //! **Order of sums.** Element by element, `((x₀ + x₁) + x₂) + …` in the order of ranks,
 //! f32 in f32; bf16 is added in f32 in the same order and rounded once, at the end; u64
@@ -35,7 +34,6 @@
 
 mod agree;
 mod collectives;
-mod fake;
 mod launch;
 mod local;
 #[cfg(feature = "mpi")]
@@ -45,7 +43,6 @@ mod solo;
 
 pub use agree::agree;
 pub use collectives::{Collectives, Pending};
-pub use fake::{Fake, Traffic};
 pub use launch::{Launch, Starter};
 pub use local::{Local, local};
 #[cfg(feature = "mpi")]

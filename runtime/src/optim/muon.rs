@@ -106,11 +106,6 @@ where
         &self.momentum
     }
 
-    /// The momenta, to be filled from a checkpoint.
-    pub fn momentum_mut(&mut self) -> &mut D::Buf<A> {
-        &mut self.momentum
-    }
-
     /// One step on the matrices in `params` with their gradients at the same places in
     /// `grads`. Returns the norm of each matrix's gradient; if one is not finite, fails
     /// and changes nothing.

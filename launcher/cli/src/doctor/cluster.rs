@@ -1,6 +1,6 @@
 //! GPUs, MPI, their libraries, SLURM.
 
-use super::Check;
+use super::check::Check;
 use gradtx_runtime::comm::Place;
 use serde_json::json;
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 //! Data is not read: streams are taken to be as long as the settings allow, so what is said
 //! is the most that a stage can take. Compared with what the device has that the settings name.
 
-use super::Check;
+use super::check::Check;
 use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator};

@@ -1,6 +1,6 @@
 //! The program, and the machine that it runs on.
 
-use super::Check;
+use super::check::Check;
 use gradtx_kernels::cpu::simd;
 use gradtx_run::progress::host_name;
 use gradtx_runtime::plan::{available_memory, human_bytes, memory_limit};

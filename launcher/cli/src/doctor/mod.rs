@@ -1,6 +1,6 @@
 //! `doctor`: what is here, and does the work fit?
 //!
-//! In: this machine; runs and models on request. Out: one [`Check`] per thing looked at:
+//! In: this machine; runs and models on request. Out: one `Check` per thing looked at:
 //! fine, worth a note, or a problem with what to do about it. A problem is what this build,
 //! or a run that was named, asks for and cannot have: only then the command fails.
 //!
@@ -8,73 +8,17 @@
 //! * cluster: GPUs, MPI, their libraries, SLURM.
 //! * fit: the memory plans of a run's stages.
 
+mod check;
 mod cluster;
 mod fit;
 mod machine;
 
 use anyhow::Result;
+use check::{Check, Level};
 use gradtx_run::context::Context;
 use gradtx_run::failure::failed;
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::path::PathBuf;
-
-/// How something stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// As it should be.
-    Ok,
-    /// Worth knowing.
-    Note,
-    /// Something that is asked for cannot work.
-    Problem,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, Serialize)]
-pub struct Check {
-    /// What was looked at.
-    pub topic: String,
-    /// How it stands.
-    pub level: Level,
-    /// What was found.
-    pub found: String,
-    /// What to do about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub advice: Option<String>,
-    /// The same as numbers, for scripts.
-    #[serde(skip_serializing_if = "Value::is_null")]
-    pub facts: Value,
-}
-
-impl Check {
-    fn new(topic: &str, level: Level, found: impl Into<String>) -> Self {
-        Self { topic: topic.into(), level, found: found.into(), advice: None, facts: Value::Null }
-    }
-
-    fn ok(topic: &str, found: impl Into<String>) -> Self {
-        Self::new(topic, Level::Ok, found)
-    }
-
-    fn note(topic: &str, found: impl Into<String>) -> Self {
-        Self::new(topic, Level::Note, found)
-    }
-
-    fn problem(topic: &str, found: impl Into<String>) -> Self {
-        Self::new(topic, Level::Problem, found)
-    }
-
-    fn advice(mut self, advice: impl Into<String>) -> Self {
-        self.advice = Some(advice.into());
-        self
-    }
-
-    fn facts(mut self, facts: Value) -> Self {
-        self.facts = facts;
-        self
-    }
-}
 
 /// Looks at everything, and prints what was found.
 pub fn run(context: &Context, runs: &[PathBuf], models: &[PathBuf]) -> Result<()> {

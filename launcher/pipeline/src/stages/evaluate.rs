@@ -8,6 +8,7 @@
 
 use crate::artifacts::expect_run_model;
 use crate::lineage::{Lineage, adapter_sums};
+use crate::records::EvaluateInputs;
 use crate::score::{exact_match, has_words, rouge1};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
@@ -17,8 +18,8 @@ use gradtx_run::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs}
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch, memory_for};
 use gradtx_run::failure::failed;
-use gradtx_run::record::{self, State};
 use gradtx_run::role::Role;
+use gradtx_run::stage::{self, Stage};
 use gradtx_runtime::artifact::{
     MAX_CONFIG_BYTES, TensorSource, fingerprint, read_text, write_atomic, write_json,
 };
@@ -31,6 +32,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// The answers, a line per example.
+const PREDICTIONS_FILE: &str = "predictions.jsonl";
+/// The score.
+const SCORE_FILE: &str = "score.json";
 
 /// What to evaluate, on what, to where.
 pub struct Job {
@@ -88,77 +94,114 @@ pub struct Score {
 /// Evaluates, unless that is done; returns the score.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
     let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let (role, mut lineage, dir) = match &job.base {
-        None => (job.role, Lineage::BASE, model_dir(&config, job.role)?),
-        Some(base) => {
-            let (recorded, told) = Lineage::of_model(base)?;
-            (recorded.unwrap_or(job.role), told, base.as_path())
-        }
-    };
-    let data = Data::read_for_test(std::slice::from_ref(&job.data), &config.data, "--data")?;
-    let metric = metric(config.evaluate.metric, &data.records)?;
-    let model = DecoderConfig::read(dir)?;
-    model.check_weights(&TensorSource::open(dir)?)?;
-    let prompts = Prompts::new(&config.data, dir, &model, data.records.first())?;
-    let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
-    let weights = fingerprint(dir, context.threads)?;
-    if job.base.is_none() {
-        expect_run_model(&args.run, role, &weights)?;
-    }
-    if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
-        lineage = Lineage::of_adapter(adapter, sums, &weights)?;
-    }
-    let mut settings = json!({
-        "data": data.checksum,
-        "format": config.data.format,
-        "instruction": config.data.instruction,
-        "prompt": Prompts::settings(&config.data, &[&prompts]),
-        "evaluate": settings_of(&config),
-        "role": role,
-        "model": weights,
-        "adapter": sums,
-        "lineage": lineage,
-        "device": config.device,
-    });
-    config.data.add_to(&mut settings);
-    let score_file = job.out.join("score.json");
-    let State::Open(mut output) = record::open(&job.out, "evaluate", settings)? else {
-        let text = read_text(&score_file, MAX_CONFIG_BYTES)?;
-        let score =
-            serde_json::from_str(&text).with_context(|| format!("{}: not a score", score_file.display()))?;
-        let text = format!("evaluate: {} is finished", job.out.display());
-        context.ui.done("evaluate", &job.out, json!(score), text);
+    let stage = Evaluation::open(context, args, &config, job)?;
+    if let Some(score) = stage::run(context, &stage)? {
         return Ok(score);
-    };
-    data.announce(context);
-    prompts.lines().iter().for_each(|line| context.ui.line(format!("evaluate: {line}")));
-    let adapter = job.adapter.as_deref();
-    let work = Evaluate { context, config: &config, dir, model, prompts: &prompts, data: &data, adapter };
-    let answers = dispatch(&config.device, context, work)?;
-    output.computed_on(context.computed_on())?;
-    write_atomic(&job.out.join("predictions.jsonl"), |out| {
-        answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
-    })?;
-    let score = Score::of(&config, metric, &answers, role, lineage, &data.checksum, &job.data);
-    write_json(&score_file, &score)?;
-    output.finish(&["predictions.jsonl".into(), "score.json".into()])?;
-    for warning in score.warnings(&config) {
-        context.ui.notice(&format!("evaluate: warning: {warning}"));
     }
-    let text = format!("evaluate: {}, {}", score.in_words(), job.out.display());
+    let path = job.out.join(SCORE_FILE);
+    let score: Score = serde_json::from_str(&read_text(&path, MAX_CONFIG_BYTES)?)
+        .with_context(|| format!("{}: not a score", path.display()))?;
+    let text = format!("evaluate: {} is finished", job.out.display());
     context.ui.done("evaluate", &job.out, json!(score), text);
     Ok(score)
 }
 
-/// The settings that scores depend on; the tokens of ROUGE-1 where they are not the usual ones.
-fn settings_of(config: &Config) -> serde_json::Value {
-    let mut settings = json!(config.evaluate);
-    if config.evaluate.rouge_tokens == RougeTokens::default()
-        && let Some(entries) = settings.as_object_mut()
-    {
-        entries.remove("rouge_tokens");
+/// An evaluation that is ready to begin.
+pub struct Evaluation<'a> {
+    job: &'a Job,
+    config: &'a Config,
+    role: Role,
+    /// Directory of the model.
+    dir: &'a Path,
+    model: DecoderConfig,
+    /// Fingerprint of the model.
+    weights: String,
+    /// Checksums of the adapter's files.
+    sums: Option<Vec<String>>,
+    lineage: Lineage,
+    data: Data,
+    metric: Metric,
+    prompts: Prompts,
+}
+
+impl<'a> Evaluation<'a> {
+    /// Opens what a job needs.
+    pub fn open(context: &Context, args: &RunArgs, config: &'a Config, job: &'a Job) -> Result<Self> {
+        let (role, mut lineage, dir) = match &job.base {
+            None => (job.role, Lineage::BASE, model_dir(config, job.role)?),
+            Some(base) => {
+                let (recorded, told) = Lineage::of_model(base)?;
+                (recorded.unwrap_or(job.role), told, base.as_path())
+            }
+        };
+        let data = Data::read_for_test(std::slice::from_ref(&job.data), &config.data, "--data")?;
+        let metric = metric(config.evaluate.metric, &data.records)?;
+        let model = DecoderConfig::read(dir)?;
+        model.check_weights(&TensorSource::open(dir)?)?;
+        let prompts = Prompts::new(&config.data, dir, &model, data.records.first())?;
+        let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
+        let weights = fingerprint(dir, context.threads)?;
+        if job.base.is_none() {
+            expect_run_model(&args.run, role, &weights)?;
+        }
+        if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
+            lineage = Lineage::of_adapter(adapter, sums, &weights)?;
+        }
+        Ok(Self { job, config, role, dir, model, weights, sums, lineage, data, metric, prompts })
     }
-    settings
+}
+
+impl Stage for Evaluation<'_> {
+    type Inputs = EvaluateInputs;
+    type Output = Score;
+
+    fn dir(&self) -> &Path {
+        &self.job.out
+    }
+
+    fn inputs(&self) -> Result<EvaluateInputs> {
+        let config = self.config;
+        Ok(EvaluateInputs {
+            data: self.data.inputs(&config.data, &[&self.prompts]),
+            evaluate: (&config.evaluate).into(),
+            role: self.role,
+            model: self.weights.clone(),
+            adapter: self.sums.clone(),
+            lineage: self.lineage,
+            device: config.device.clone(),
+            reading: config.data.reading_inputs(),
+        })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, Score)> {
+        let Self { job, config, dir, data, prompts, .. } = self;
+        data.announce(context);
+        prompts.lines().iter().for_each(|line| context.ui.line(format!("evaluate: {line}")));
+        let (model, adapter) = (self.model.clone(), job.adapter.as_deref());
+        let work = Evaluate { context, config, dir, model, prompts, data, adapter };
+        let answers = dispatch(&config.device, context, work)?;
+        write_atomic(&job.out.join(PREDICTIONS_FILE), |out| {
+            answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
+        })?;
+        let (metric, role, lineage) = (self.metric, self.role, self.lineage);
+        let score = Score::of(config, metric, &answers, role, lineage, &data.checksum, &job.data);
+        write_json(&job.out.join(SCORE_FILE), &score)?;
+        Ok((vec![PREDICTIONS_FILE.into(), SCORE_FILE.into()], score))
+    }
+
+    fn tell(&self, context: &Context, score: &Score) -> Result<()> {
+        for warning in score.warnings(self.config) {
+            context.ui.notice(&format!("evaluate: warning: {warning}"));
+        }
+        let text = format!("evaluate: {}, {}", score.in_words(), self.job.out.display());
+        context.ui.done("evaluate", &self.job.out, json!(score), text);
+        Ok(())
+    }
+
+    /// The score is told with it, by who reads it.
+    fn was_finished(&self, _: &Context) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The metric that the settings or the examples ask for.

@@ -6,16 +6,17 @@
 //! measured against.
 
 use crate::artifacts::{expect_run_model, open_side};
+use crate::records::FinetuneInputs;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
-use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::config::{Config, Recipe, RunArgs};
 use gradtx_run::context::{Context, totals};
 use gradtx_run::dispatch::{Work, dispatch, memory_for};
 use gradtx_run::paths::UPDATE_FILE;
-use gradtx_run::record::{self, State};
 use gradtx_run::role::Role;
+use gradtx_run::stage::{self, Stage};
 use gradtx_run::ui::Progress;
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::Dataset;
@@ -26,7 +27,7 @@ use gradtx_train::prompts::Prompts;
 use gradtx_train::side::Side;
 use serde_json::json;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What to fine-tune, on what, to where.
 pub struct Job {
@@ -44,89 +45,120 @@ pub struct Job {
 
 /// Fine-tunes, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
-    let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let side = open_side(&config, job.role, context.threads)?;
-    expect_run_model(&args.run, job.role, &side.space.base_model)?;
-    let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
-    let prompts = data.prompts(&config, &side)?;
-    let recipe = match job.role {
-        Role::Tiny => &config.finetune.tiny,
-        Role::Llm => &config.finetune.llm,
-    };
-    let mut settings = json!({
-        "seed": config.seed,
-        "data": data.checksum,
-        "format": config.data.format,
-        "instruction": config.data.instruction,
-        "prompt": Prompts::settings(&config.data, &[&prompts]),
-        "max_length": config.data.max_length,
-        "adapter": Side::adapter_settings(&config.adapter, &[&side]),
-        "recipe": recipe,
-        "device": config.device,
-        "model": side.space.base_model,
-        "peft": job.peft,
-    });
-    if job.allow_refinement {
-        settings["refinement"] = json!("allowed");
-    }
-    config.data.add_to(&mut settings);
-    let State::Open(mut output) = record::open(&job.out, "finetune", settings)? else {
-        let text = format!("finetune: {} is finished", job.out.display());
-        context.ui.done("finetune", &job.out, json!({}), text);
-        return Ok(());
-    };
-    data.announce(context);
-    let examples = data.examples(&prompts, &side, context, "finetune")?;
-    // The key is the data's: a client's order does not depend on where its files lie.
-    let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
-    let training = Training {
-        side: &side,
-        recipe,
-        snapshots: Snapshots { count: 1, every: 1 },
-        stream_tokens: config.device.stream_tokens,
-    };
-    let work = Finetune { context, training, examples: &examples, key };
-    let done = dispatch(&config.device, context, work);
-    output.computed_on(context.computed_on())?;
-    let (trained, rate) = done?;
-    // Times differ from run to run, so they stand apart from the losses, which do not.
-    JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
-        "step": recipe.steps,
-        "jobs": 1,
-        "tokens": rate.tokens,
-        "seconds": rate.time.as_secs_f64(),
-        "tokens_per_s": rate.per_second(),
-    }))?;
-
-    let mut files = vec![UPDATE_FILE.to_string(), "metrics.jsonl".into()];
-    write_atomic(&job.out.join("metrics.jsonl"), |out| {
-        trained
-            .losses
-            .iter()
-            .enumerate()
-            .try_for_each(|(step, loss)| writeln!(out, "{}", json!({ "step": step + 1, "loss": loss })))
-    })?;
-    if job.peft {
-        files.extend(side.write_peft(&job.out, &trained.updates)?);
-    }
-    let mut update = side.update(trained.updates, examples.examples.len() as u64);
-    update.meta.refinement = job.allow_refinement;
-    update.write(&job.out.join(UPDATE_FILE))?;
-    output.finish(&files)?;
-    let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
-    let text = format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display());
-    context.ui.done("finetune", &job.out, json!({ "model": job.role, "loss": loss }), text);
-    Ok(())
+    stage::run(context, &Finetune::open(context, args, job)?).map(drop)
 }
 
-struct Finetune<'a> {
+/// Fine-tuning that is ready to begin.
+pub struct Finetune<'a> {
+    job: &'a Job,
+    config: Config,
+    side: Side,
+    data: Data,
+    prompts: Prompts,
+}
+
+impl<'a> Finetune<'a> {
+    /// Opens what a job needs.
+    pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
+        let config = Config::of_run(args)?.on_device(context, &job.out)?;
+        let side = open_side(&config, job.role, context.threads)?;
+        expect_run_model(&args.run, job.role, &side.space.base_model)?;
+        let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
+        let prompts = data.prompts(&config, &side)?;
+        Ok(Self { job, config, side, data, prompts })
+    }
+
+    fn recipe(&self) -> &Recipe {
+        match self.job.role {
+            Role::Tiny => &self.config.finetune.tiny,
+            Role::Llm => &self.config.finetune.llm,
+        }
+    }
+}
+
+impl Stage for Finetune<'_> {
+    type Inputs = FinetuneInputs;
+    /// The loss of the last step.
+    type Output = f64;
+
+    fn dir(&self) -> &Path {
+        &self.job.out
+    }
+
+    fn inputs(&self) -> Result<FinetuneInputs> {
+        let Self { job, config, side, data, prompts } = self;
+        Ok(FinetuneInputs {
+            seed: config.seed,
+            data: data.inputs(&config.data, &[prompts]),
+            max_length: config.data.max_length,
+            adapter: Side::adapter_inputs(&config.adapter, &[side]),
+            recipe: self.recipe().clone(),
+            device: config.device.clone(),
+            model: side.space.base_model.clone(),
+            peft: job.peft,
+            refinement: job.allow_refinement.then(|| "allowed".into()),
+            reading: config.data.reading_inputs(),
+        })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, f64)> {
+        let Self { job, config, side, data, prompts } = self;
+        data.announce(context);
+        let examples = data.examples(prompts, side, context, "finetune")?;
+        // The key is the data's: a client's order does not depend on where its files lie.
+        let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
+        let training = Training {
+            side,
+            recipe: self.recipe(),
+            snapshots: Snapshots { count: 1, every: 1 },
+            stream_tokens: config.device.stream_tokens,
+        };
+        let steps = training.recipe.steps;
+        let work = OneJob { context, training, examples: &examples, key };
+        let (trained, rate) = dispatch(&config.device, context, work)?;
+        // Times differ from run to run, so they stand apart from the losses, which do not.
+        JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
+            "step": steps,
+            "jobs": 1,
+            "tokens": rate.tokens,
+            "seconds": rate.time.as_secs_f64(),
+            "tokens_per_s": rate.per_second(),
+        }))?;
+
+        let mut files = vec![UPDATE_FILE.to_string(), "metrics.jsonl".into()];
+        write_atomic(&job.out.join("metrics.jsonl"), |out| {
+            trained
+                .losses
+                .iter()
+                .enumerate()
+                .try_for_each(|(step, loss)| writeln!(out, "{}", json!({ "step": step + 1, "loss": loss })))
+        })?;
+        if job.peft {
+            files.extend(side.write_peft(&job.out, &trained.updates)?);
+        }
+        let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
+        let mut update = side.update(trained.updates, examples.examples.len() as u64);
+        update.meta.refinement = job.allow_refinement;
+        update.write(&job.out.join(UPDATE_FILE))?;
+        Ok((files, loss))
+    }
+
+    fn tell(&self, context: &Context, loss: &f64) -> Result<()> {
+        let job = self.job;
+        let text = format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display());
+        context.ui.done("finetune", &job.out, json!({ "model": job.role, "loss": loss }), text);
+        Ok(())
+    }
+}
+
+struct OneJob<'a> {
     context: &'a Context,
     training: Training<'a>,
     examples: &'a Dataset,
     key: u64,
 }
 
-impl Work for Finetune<'_> {
+impl Work for OneJob<'_> {
     type Output = (Trained, Rate);
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Trained, Rate)> {

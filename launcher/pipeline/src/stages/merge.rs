@@ -8,14 +8,15 @@
 use crate::artifacts::expect_run_model;
 use crate::card;
 use crate::lineage::{Lineage, adapter_sums};
+use crate::records::MergeInputs;
 use anyhow::Result;
 use gradtx_models::decoder::DecoderConfig;
-use gradtx_models::lora::{merge, read_peft};
+use gradtx_models::lora::{PeftAdapter, merge, read_peft};
 use gradtx_run::config::{Config, RunArgs};
 use gradtx_run::context::Context;
 use gradtx_run::failure::unusable;
-use gradtx_run::record::{self, State};
 use gradtx_run::role::Role;
+use gradtx_run::stage::{self, Stage};
 use gradtx_runtime::artifact::{fingerprint, public_name, read_json, write_json};
 use gradtx_train::prompts::Prompts;
 use gradtx_train::side::model_dir;
@@ -35,51 +36,91 @@ pub struct Job {
 /// Merges, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
     let config = Config::of_run(args)?;
-    let base = model_dir(&config, job.role)?;
-    if is_same_directory(base, &job.out) {
-        let why = "--out: this is the base model's own directory; write to another one";
-        return Err(unusable(format!("{}: {why}", job.out.display())));
+    stage::run(context, &Merge::open(context, args, &config, job)?).map(drop)
+}
+
+/// A merge that is ready to begin.
+pub struct Merge<'a> {
+    job: &'a Job,
+    base: &'a Path,
+    /// Fingerprint of the base model.
+    model: String,
+    adapter: PeftAdapter,
+    /// Checksums of the adapter's files.
+    sums: Vec<String>,
+    lineage: Lineage,
+    stops: Option<Vec<u32>>,
+}
+
+impl<'a> Merge<'a> {
+    /// Opens what a job needs.
+    pub fn open(context: &Context, args: &RunArgs, config: &'a Config, job: &'a Job) -> Result<Self> {
+        let base = model_dir(config, job.role)?;
+        if is_same_directory(base, &job.out) {
+            let why = "--out: this is the base model's own directory; write to another one";
+            return Err(unusable(format!("{}: {why}", job.out.display())));
+        }
+        let adapter = read_peft(&job.adapter, &DecoderConfig::read(base)?)?;
+        let sums = adapter_sums(&job.adapter)?;
+        let stops = added_stops(context, config, base)?;
+        let model = fingerprint(base, context.threads)?;
+        expect_run_model(&args.run, job.role, &model)?;
+        let lineage = Lineage::of_adapter(&job.adapter, &sums, &model)?;
+        Ok(Self { job, base, model, adapter, sums, lineage, stops })
     }
-    let adapter = read_peft(&job.adapter, &DecoderConfig::read(base)?)?;
-    let sums = adapter_sums(&job.adapter)?;
-    let stops = added_stops(context, &config, base)?;
-    let model = fingerprint(base, context.threads)?;
-    expect_run_model(&args.run, job.role, &model)?;
-    let lineage = Lineage::of_adapter(&job.adapter, &sums, &model)?;
-    let mut settings = json!({
-        "role": job.role,
-        "model": model,
-        "lineage": lineage,
-        "adapter": sums,
-    });
-    if let Some(stops) = &stops {
-        settings["stops"] = json!(stops);
+}
+
+impl Stage for Merge<'_> {
+    type Inputs = MergeInputs;
+    type Output = ();
+
+    fn dir(&self) -> &Path {
+        &self.job.out
     }
-    let State::Open(output) = record::open(&job.out, "merge", settings)? else {
-        context.ui.line(format!("merge: {} is finished", job.out.display()));
-        return Ok(());
-    };
-    let last = |name: &str| Path::new(name).file_name().map(|name| name.to_owned());
-    if let Some(made_for) = adapter.base_model.as_deref()
-        && ![last(&public_name(base)).as_deref(), base.file_name()].contains(&last(made_for).as_deref())
-    {
-        context.ui.line(format!(
-            "merge: the adapter names {made_for} as its base model; its shapes fit {}",
-            base.display()
-        ));
+
+    fn inputs(&self) -> Result<MergeInputs> {
+        Ok(MergeInputs {
+            role: self.job.role,
+            model: self.model.clone(),
+            lineage: self.lineage,
+            adapter: self.sums.clone(),
+            stops: self.stops.clone(),
+        })
     }
-    let mut files = merge(base, &adapter, &job.out, context.threads)?;
-    if let Some(stops) = &stops
-        && write_stops(&job.out, stops)?
-    {
-        files.push(GENERATION_CONFIG.into());
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
+        let Self { job, base, adapter, lineage, stops, .. } = self;
+        let last = |name: &str| Path::new(name).file_name().map(|name| name.to_owned());
+        if let Some(made_for) = adapter.base_model.as_deref()
+            && ![last(&public_name(base)).as_deref(), base.file_name()].contains(&last(made_for).as_deref())
+        {
+            context.ui.line(format!(
+                "merge: the adapter names {made_for} as its base model; its shapes fit {}",
+                base.display()
+            ));
+        }
+        let mut files = merge(base, adapter, &job.out, context.threads)?;
+        if let Some(stops) = stops
+            && write_stops(&job.out, stops)?
+        {
+            files.push(GENERATION_CONFIG.into());
+        }
+        files.push(card::write(base, adapter, lineage, &job.out)?);
+        Ok((files, ()))
     }
-    files.push(card::write(base, &adapter, &lineage, &job.out)?);
-    output.finish(&files)?;
-    let blocks = adapter.layout.blocks();
-    let matrices = blocks * adapter.layout.lora().targets.len();
-    context.ui.line(format!("merge: {matrices} matrices of {blocks} blocks, {}", job.out.display()));
-    Ok(())
+
+    fn tell(&self, context: &Context, (): &()) -> Result<()> {
+        let layout = &self.adapter.layout;
+        let (blocks, out) = (layout.blocks(), self.job.out.display());
+        let matrices = blocks * layout.lora().targets.len();
+        context.ui.line(format!("merge: {matrices} matrices of {blocks} blocks, {out}"));
+        Ok(())
+    }
+
+    fn was_finished(&self, context: &Context) -> Result<()> {
+        context.ui.line(format!("merge: {} is finished", self.job.out.display()));
+        Ok(())
+    }
 }
 
 /// The file that says where generation stops.

@@ -19,8 +19,23 @@ pub mod curate;
 pub mod evaluate;
 pub mod finetune;
 pub mod merge;
-pub mod products;
 pub mod refine;
 pub mod split;
 pub mod train;
 pub mod translate;
+
+use crate::products::Choosing;
+use gradtx_run::stage::Facts;
+
+/// What is known of every stage, in the order in which a run goes through them.
+pub const STAGES: [Facts; 9] = [
+    Facts::of::<split::Splitting<'_>>(),
+    Facts::of::<curate::Curation<'_>>(),
+    Facts::of::<train::Training<'_>>(),
+    Facts::of::<finetune::Finetune<'_>>(),
+    Facts::of::<Choosing<'_>>(),
+    Facts::of::<translate::Translate<'_>>(),
+    Facts::of::<refine::Refining<'_>>(),
+    Facts::of::<merge::Merge<'_>>(),
+    Facts::of::<evaluate::Evaluation<'_>>(),
+];

@@ -13,23 +13,22 @@
 
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{derive, derive_named};
-use gradtx_run::config::Config;
+use gradtx_run::config::{Config, DataConfig, ReadingInputs};
 use gradtx_run::context::Context;
 use gradtx_run::failure::{failed, unusable};
-use gradtx_run::record::{self, State};
+use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::{checksum_files, write_atomic};
 use gradtx_runtime::data::split::{Split, even_parts, skewed_parts, two_parts};
-use gradtx_runtime::data::{Content, Purpose, Record, Row, choose, load};
+use gradtx_runtime::data::{Content, Loaded, Purpose, Record, Row, choose, load};
 use gradtx_train::describe::Facts;
 use gradtx_train::examples::{Group, groups};
-use serde::Serialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// What to split, and how.
-#[derive(Clone, Debug, clap::Args, Serialize)]
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct Job {
     /// JSONL, JSON, CSV, TSV or Parquet files, or directories of them.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
@@ -62,7 +61,7 @@ pub struct Job {
     /// Also keep rows with the same prompt and different answers in one place. Exact
     /// duplicates always are.
     #[arg(long)]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub same_prompts: bool,
     /// Run file whose section `[data]` says how the files are read.
     #[arg(long, value_name = "FILE")]
@@ -93,48 +92,106 @@ impl Job {
 
 /// Splits, unless that is done.
 pub fn run(context: &Context, job: &Job) -> Result<()> {
-    job.check()?;
-    let config = Config::for_data(job.config.as_deref(), &job.set)?.data;
-    let chosen = choose(&job.data, config.split, Purpose::Training)?;
-    let source = checksum_files(&chosen.files)?;
-    // Every row is read as an example too, so that what cannot be used is found now, and
-    // before the directory is anyone's.
-    let loaded = load(&chosen.files, &config.reading(), true)?;
-    let facts = Facts::of(&chosen, &loaded, &config);
-    let tasks = groups(&loaded.records, &job.group_by)?;
-    let alike = Alike::of(&loaded.records, job.same_prompts);
-    let lists = lists(job, &tasks, &alike)?;
-    let mut settings = json!({ "data": source, "split": job });
-    config.add_to(&mut settings);
-    let State::Open(output) = record::open(&job.out, "split", settings)? else {
-        context.ui.line(format!("split: {} is finished", job.out.display()));
-        return Ok(());
-    };
-    let numbered = |list: Vec<usize>| list.into_iter().map(|record| loaded.numbers[record]).collect();
-    let mut written = vec!["split.json".to_string()];
-    let mut split = Split {
-        rows: loaded.total,
-        source,
-        seed: job.seed,
-        duplicates: alike.duplicates,
-        lists: BTreeMap::new(),
-    };
-    facts.lines().iter().for_each(|line| context.ui.line(line));
-    for line in summary(&lists, loaded.records.len(), &tasks) {
-        context.ui.line(line);
+    stage::run(context, &Splitting::open(job)?).map(drop)
+}
+
+/// What a split depends on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SplitInputs {
+    /// Checksum of the data set's files.
+    pub data: String,
+    /// How it is split.
+    pub split: Job,
+    /// How rows are read.
+    #[serde(flatten)]
+    pub reading: ReadingInputs,
+}
+
+impl Inputs for SplitInputs {
+    const STAGE: &'static str = "split";
+}
+
+/// A split that is ready to be written.
+pub struct Splitting<'a> {
+    job: &'a Job,
+    config: DataConfig,
+    /// Checksum of the data set's files.
+    source: String,
+    loaded: Loaded,
+    facts: Facts,
+    tasks: Vec<Group>,
+    alike: Alike,
+    lists: BTreeMap<String, Vec<usize>>,
+}
+
+impl<'a> Splitting<'a> {
+    /// Reads the data set and decides who gets what.
+    pub fn open(job: &'a Job) -> Result<Self> {
+        job.check()?;
+        let config = Config::for_data(job.config.as_deref(), &job.set)?.data;
+        let chosen = choose(&job.data, config.split, Purpose::Training)?;
+        let source = checksum_files(&chosen.files)?;
+        // Every row is read as an example too, so that what cannot be used is found now, and
+        // before the directory is anyone's.
+        let loaded = load(&chosen.files, &config.reading(), true)?;
+        let facts = Facts::of(&chosen, &loaded, &config);
+        let tasks = groups(&loaded.records, &job.group_by)?;
+        let alike = Alike::of(&loaded.records, job.same_prompts);
+        let lists = lists(job, &tasks, &alike)?;
+        Ok(Self { job, config, source, loaded, facts, tasks, alike, lists })
     }
-    if let Some(line) = alike.line(&lists) {
-        context.ui.line(line);
+}
+
+impl Stage for Splitting<'_> {
+    type Inputs = SplitInputs;
+    type Output = ();
+
+    fn dir(&self) -> &Path {
+        &self.job.out
     }
-    for (name, list) in lists {
-        let file = format!("{name}.jsonl");
-        write_rows(&job.out.join(&file), &loaded.rows, &list)?;
-        written.push(file);
-        split.lists.insert(name, numbered(list));
+
+    fn inputs(&self) -> Result<SplitInputs> {
+        let (data, split) = (self.source.clone(), self.job.clone());
+        Ok(SplitInputs { data, split, reading: self.config.reading_inputs() })
     }
-    split.write(&job.out.join("split.json"))?;
-    output.finish(&written)?;
-    Ok(())
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
+        let Self { job, loaded, alike, lists, .. } = self;
+        let numbered = |list: &[usize]| list.iter().map(|&record| loaded.numbers[record]).collect();
+        let mut written = vec!["split.json".to_string()];
+        let mut split = Split {
+            rows: loaded.total,
+            source: self.source.clone(),
+            seed: job.seed,
+            duplicates: alike.duplicates,
+            lists: BTreeMap::new(),
+        };
+        self.facts.lines().iter().for_each(|line| context.ui.line(line));
+        for line in summary(lists, loaded.records.len(), &self.tasks) {
+            context.ui.line(line);
+        }
+        if let Some(line) = alike.line(lists) {
+            context.ui.line(line);
+        }
+        for (name, list) in lists {
+            let file = format!("{name}.jsonl");
+            write_rows(&job.out.join(&file), &loaded.rows, list)?;
+            written.push(file);
+            split.lists.insert(name.clone(), numbered(list));
+        }
+        split.write(&job.out.join("split.json"))?;
+        Ok((written, ()))
+    }
+
+    /// The lines about its lists say everything.
+    fn tell(&self, _: &Context, (): &()) -> Result<()> {
+        Ok(())
+    }
+
+    fn was_finished(&self, context: &Context) -> Result<()> {
+        context.ui.line(format!("split: {} is finished", self.job.out.display()));
+        Ok(())
+    }
 }
 
 /// Records that are the same example, which must not stand on two sides of a split.

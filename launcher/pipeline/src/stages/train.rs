@@ -5,6 +5,7 @@
 
 use crate::aggregate::Norms;
 use crate::artifacts::{Tuples, open_tuples, spaces_at_hand};
+use crate::records::{Spaces, TrainInputs};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_run::cluster::World;
@@ -13,14 +14,16 @@ use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::unusable;
 use gradtx_run::paths::TRANSLATOR_DIR;
-use gradtx_run::record::{self, SharedState};
+use gradtx_run::stage::{self, Stage};
 use gradtx_runtime::artifact::{Role, fingerprint, write_json};
+use gradtx_runtime::comm::Comm;
 use gradtx_runtime::parallel::BUCKET_BYTES;
 use gradtx_train::translator::Train;
-use gradtx_train::translator::resume::Checkpoints;
+use gradtx_train::translator::resume::{Best, Checkpoints};
 use gradtx_train::translator::tuples::Split;
+use gradtx_train::translator::validate::Validation;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Trains the translator, unless that is done.
 pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
@@ -29,86 +32,122 @@ pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
 
 /// [`run`], with gradients summed in buckets of at least so many elements.
 pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: usize) -> Result<()> {
-    let dir = args.run.join(TRANSLATOR_DIR);
-    let config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
-    let comm = world.comm();
-    let (ranks, batch) = (comm.size(), config.train.batch);
-    if ranks > batch {
-        return Err(unusable(format!(
-            "train.batch is {batch}: so many ranks at most can share a step, but {ranks} were started"
-        )));
-    }
-    // Rank 0 compares and verifies for all.
-    let mut expected = [None, None];
-    if comm.rank() == 0 {
-        expected =
-            spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
-    }
-    let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
-    let store = &tuples.store;
-    let settings = settings(context, &config, &tuples)?;
-    let SharedState::Open(mut seat) = record::open_for_all(comm, &dir, "train", settings)? else {
+    let stage = Training::open(context, world, args, bucket)?;
+    stage::run_on_ranks(context, world.comm(), &stage).map(drop)
+}
+
+/// A training that is ready to begin, on one of the ranks that share it.
+pub struct Training<'a> {
+    comm: &'a dyn Comm,
+    config: Config,
+    tuples: Tuples,
+    dir: PathBuf,
+    /// Fingerprint of the weights that it starts from.
+    pretrained: Option<String>,
+    /// Elements of a bucket of gradients at least.
+    bucket: usize,
+}
+
+impl<'a> Training<'a> {
+    /// Opens what a run needs. Rank 0 compares and verifies for all.
+    pub fn open(context: &Context, world: &'a World, args: &RunArgs, bucket: usize) -> Result<Self> {
+        let dir = args.run.join(TRANSLATOR_DIR);
+        let config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
+        let comm = world.comm();
+        let (ranks, batch) = (comm.size(), config.train.batch);
+        if ranks > batch {
+            return Err(unusable(format!(
+                "train.batch is {batch}: so many ranks at most can share a step, but {ranks} were started"
+            )));
+        }
+        let mut expected = [None, None];
         if comm.rank() == 0 {
-            // Killed between the last two things that it did.
-            Checkpoints::of(&dir).remove()?;
+            expected =
+                spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
         }
-        context.ui.done("train", &dir, json!({}), format!("train: {} is finished", dir.display()));
-        return Ok(());
-    };
-    if comm.rank() == 0 {
-        tuples.verify()?;
+        let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
+        let pretrained = match config.translator.pretrained.as_path() {
+            path if path.as_os_str().is_empty() => None,
+            path => Some(fingerprint(path, context.threads)?),
+        };
+        Ok(Self { comm, config, tuples, dir, pretrained, bucket })
     }
-    let split = Split::of(store, &config.train, derive_named(config.seed, "validation subsets"))?;
-    let work = Train { context, comm, config: &config, store, split: &split, dir: &dir, bucket };
-    let done = dispatch(&config.device, context, work);
-    // Also of an attempt that was stopped, whose checkpoint others may go on with.
-    seat.computed_on(context.computed_on())?;
-    let found = done?;
-    let mut files = vec![];
-    if let Some((best, validation)) = &found {
-        let report = json!({
-            "best_step": best.step,
-            "best": validation,
-            "held_out": split.describe(store),
-            // What the norms of clients' updates are compared with.
-            "students": Norms::of(store)?,
-        });
-        write_json(&dir.join("validation.json"), &report)?;
-        files.extend(["config.json", "model.safetensors", "metrics.jsonl", "validation.json"]);
-        if dir.join("normalization.safetensors").is_file() {
-            files.push("normalization.safetensors");
+}
+
+impl Stage for Training<'_> {
+    type Inputs = TrainInputs;
+    /// On rank 0 the best step, and its validation.
+    type Output = Option<(Best, Validation)>;
+    const HAS_RANKS: bool = true;
+    const RESUMES: bool = true;
+
+    fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn inputs(&self) -> Result<TrainInputs> {
+        let Self { config, tuples, pretrained, .. } = self;
+        let [student, teacher] = Role::BOTH.map(|role| tuples.store.space(role).clone());
+        Ok(TrainInputs {
+            seed: config.seed,
+            tuples: tuples.manifest.clone(),
+            spaces: Spaces { student, teacher },
+            // Not where the weights lie that it starts from, but which they are.
+            translator: TranslatorConfig { pretrained: PathBuf::new(), ..config.translator.clone() },
+            pretrained: pretrained.clone(),
+            train: config.train.clone(),
+            device: config.device.clone(),
+        })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, Self::Output)> {
+        let Self { comm, config, tuples, dir, bucket, .. } = self;
+        let store = &tuples.store;
+        if comm.rank() == 0 {
+            tuples.verify()?;
         }
+        let split = Split::of(store, &config.train, derive_named(config.seed, "validation subsets"))?;
+        let work = Train { context, comm: *comm, config, store, split: &split, dir, bucket: *bucket };
+        let found = dispatch(&config.device, context, work)?;
+        let mut files = vec![];
+        if let Some((best, validation)) = &found {
+            let report = json!({
+                "best_step": best.step,
+                "best": validation,
+                "held_out": split.describe(store),
+                // What the norms of clients' updates are compared with.
+                "students": Norms::of(store)?,
+            });
+            write_json(&dir.join("validation.json"), &report)?;
+            files.extend(["config.json", "model.safetensors", "metrics.jsonl", "validation.json"]);
+            if dir.join("normalization.safetensors").is_file() {
+                files.push("normalization.safetensors");
+            }
+        }
+        Ok((files.into_iter().map(String::from).collect(), found))
     }
-    seat.finish(&files.into_iter().map(String::from).collect::<Vec<_>>())?;
-    if let Some((best, _)) = found {
-        Checkpoints::of(&dir).remove()?;
+
+    fn tell(&self, context: &Context, found: &Self::Output) -> Result<()> {
+        let Some((best, _)) = found else { return Ok(()) };
+        Checkpoints::of(&self.dir).remove()?;
         let text = format!(
             "train: best relative error of generated updates {:.4}, at step {}, {}",
             best.relative_error,
             best.step,
-            dir.display()
+            self.dir.display()
         );
         let numbers = json!({ "relative_error": best.relative_error, "best_step": best.step });
-        context.ui.done("train", &dir, numbers, text);
+        context.ui.done("train", &self.dir, numbers, text);
+        Ok(())
     }
-    Ok(())
-}
 
-/// What the result depends on.
-fn settings(context: &Context, config: &Config, tuples: &Tuples) -> Result<serde_json::Value> {
-    let pretrained = &config.translator.pretrained;
-    let pretrained = match pretrained.as_os_str().is_empty() {
-        true => None,
-        false => Some(fingerprint(pretrained, context.threads)?),
-    };
-    Ok(json!({
-        "seed": config.seed,
-        "tuples": tuples.manifest,
-        "spaces": { "student": tuples.store.space(Role::Student), "teacher": tuples.store.space(Role::Teacher) },
-        // Not where the weights lie that it starts from, but which they are.
-        "translator": TranslatorConfig { pretrained: PathBuf::new(), ..config.translator.clone() },
-        "pretrained": pretrained,
-        "train": config.train,
-        "device": config.device,
-    }))
+    fn was_finished(&self, context: &Context) -> Result<()> {
+        let dir = &self.dir;
+        if self.comm.rank() == 0 {
+            // Killed between the last two things that it did.
+            Checkpoints::of(dir).remove()?;
+        }
+        context.ui.done("train", dir, json!({}), format!("train: {} is finished", dir.display()));
+        Ok(())
+    }
 }

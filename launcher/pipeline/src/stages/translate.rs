@@ -6,7 +6,8 @@
 
 use crate::aggregate::{self, Allow, Combine, Norms};
 use crate::artifacts::{Translator, Tuples, open_side, open_translator, open_tuples, open_update};
-use crate::stages::products;
+use crate::products;
+use crate::records::TranslateInputs;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
@@ -15,12 +16,12 @@ use gradtx_run::config::{Config, RunArgs};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch};
 use gradtx_run::paths::UPDATE_FILE;
-use gradtx_run::record::{self, State};
 use gradtx_run::role::Role;
-use gradtx_runtime::artifact::{TupleStore, checksum_file, write_json};
-use gradtx_train::baselines::{self, Method, Pairs};
+use gradtx_run::stage::{self, Stage};
+use gradtx_runtime::artifact::{MANIFEST, TupleStore, UpdateVector, checksum_file, write_json};
+use gradtx_train::baselines::{Baseline, Method, Pairs};
 use gradtx_train::side::Side;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// How a translation by products came to be.
@@ -44,107 +45,140 @@ pub struct Job {
 
 /// Translates, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
-    let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let student = open_side(&config, Role::Tiny, context.threads)?;
-    let teacher = open_side(&config, Role::Llm, context.threads)?;
-    // Everything that is used is opened and checked before anything is written.
-    let open = |path: &PathBuf| open_update(&student, &teacher, path);
-    let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
-    let source = Source::open(&args.run, job.method, &student, &teacher)?;
-    aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
-    let (mut combined, examples) = aggregate::combine(&updates, job.combine)?;
-    let mut settings = json!({
-        "method": job.method,
-        "combine": job.combine,
-        "random_student": job.random_student,
-        "updates": sums,
-        "with": source.sums(),
-        "llm": teacher.space.base_model,
-        "device": config.device,
-    });
-    if job.method == Method::Products {
-        settings["products"] = products::Translation::settings(&config);
+    stage::run(context, &Translate::open(context, args, job)?).map(drop)
+}
+
+/// A translation that is ready to begin.
+pub struct Translate<'a> {
+    job: &'a Job,
+    /// The run directory.
+    run: &'a Path,
+    config: Config,
+    teacher: Side,
+    source: Source,
+    updates: Vec<UpdateVector>,
+    /// Checksums of the updates.
+    sums: Vec<String>,
+    /// The updates as one, and the examples behind it.
+    combined: (Vec<f32>, u64),
+}
+
+impl<'a> Translate<'a> {
+    /// Opens what a job needs. Everything that is used is checked before anything is written.
+    pub fn open(context: &Context, args: &'a RunArgs, job: &'a Job) -> Result<Self> {
+        let config = Config::of_run(args)?.on_device(context, &job.out)?;
+        let student = open_side(&config, Role::Tiny, context.threads)?;
+        let teacher = open_side(&config, Role::Llm, context.threads)?;
+        let open = |path: &PathBuf| open_update(&student, &teacher, path);
+        let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
+        let source = Source::open(&args.run, job.method, &student, &teacher)?;
+        aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
+        let combined = aggregate::combine(&updates, job.combine)?;
+        let run = &args.run;
+        Ok(Self { job, run, config, teacher, source, updates, sums, combined })
     }
-    let State::Open(mut output) = record::open(&job.out, "translate", settings)? else {
-        let text = format!("translate: {} is finished", job.out.display());
-        context.ui.done("translate", &job.out, json!({}), text);
-        return Ok(());
-    };
-    if job.random_student {
-        // Other noise for other updates, or all clients would share one draw's luck.
-        let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
-        combined = noise_like(&combined, key);
+}
+
+impl Stage for Translate<'_> {
+    type Inputs = TranslateInputs;
+    type Output = ();
+
+    fn dir(&self) -> &Path {
+        &self.job.out
     }
-    let mut files = vec![];
-    let mut of_rank = None;
-    let translated = match &source {
-        Source::Tuples(tuples) if job.method == Method::Products => {
-            // What every client changes is added up, not the factors that it is made of.
-            let clients: Vec<&[f32]> = match job.random_student {
-                true => vec![&combined],
-                false => updates.iter().map(|update| update.values.as_slice()).collect(),
-            };
-            let work =
-                products::Translation { context, run: &args.run, config: &config, teacher: &teacher, tuples };
-            let (side, factors, details) = work.of(&clients, job.combine)?;
-            write_json(&job.out.join(DETAILS_FILE), &details)?;
-            files.push(DETAILS_FILE.into());
-            of_rank = Some(side);
-            factors
+
+    fn inputs(&self) -> Result<TranslateInputs> {
+        Ok(TranslateInputs {
+            method: self.job.method,
+            combine: self.job.combine,
+            random_student: self.job.random_student,
+            updates: self.sums.clone(),
+            with: self.source.sums(),
+            llm: self.teacher.space.base_model.clone(),
+            device: self.config.device.clone(),
+            products: matches!(self.source, Source::Products(_))
+                .then(|| products::Translation::inputs(&self.config)),
+        })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
+        let Self { job, config, teacher, source, sums, combined: (combined, examples), .. } = self;
+        let mut combined = combined.clone();
+        if job.random_student {
+            // Other noise for other updates, or all clients would share one draw's luck.
+            let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
+            combined = noise_like(&combined, key);
         }
-        Source::Translator(translator) => {
-            let work = Translation { dir: &translator.dir, update: &combined };
-            let translated = dispatch(&config.device, context, work)?;
-            output.computed_on(context.computed_on())?;
-            translated
-        }
-        Source::Tuples(tuples) if job.method == Method::Ridge => {
-            baselines::ridge(&All::late(&tuples.store), &combined)?
-        }
-        Source::Tuples(tuples) if job.method == Method::Nearest => {
-            baselines::nearest(&All::of(&tuples.store), &combined)?
-        }
-        Source::Tuples(tuples) => baselines::mean(&All::of(&tuples.store))?,
-    };
-    let teacher = of_rank.as_ref().unwrap_or(&teacher);
-    let update = teacher.update(translated, examples);
-    update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
-    files.extend(teacher.write_peft(&job.out, &update.values)?);
-    update.write(&job.out.join(UPDATE_FILE))?;
-    files.push(UPDATE_FILE.into());
-    output.finish(&files)?;
-    let text = format!("translate: {}, {}", job.method.name(), job.out.display());
-    context.ui.done("translate", &job.out, json!({ "method": job.method }), text);
-    Ok(())
+        let mut files = vec![];
+        let mut of_rank = None;
+        let translated = match source {
+            Source::Translator(translator) => {
+                dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
+            }
+            Source::Baseline(tuples, baseline) => {
+                baseline.translate(&Snapshots::of(&tuples.store, *baseline), &combined)?
+            }
+            Source::Products(tuples) => {
+                // What every client changes is added up, not the factors that it is made of.
+                let clients: Vec<&[f32]> = match job.random_student {
+                    true => vec![&combined],
+                    false => self.updates.iter().map(|update| update.values.as_slice()).collect(),
+                };
+                let work = products::Translation { context, run: self.run, config, teacher, tuples };
+                let (side, factors, details) = work.of(&clients, job.combine)?;
+                write_json(&job.out.join(DETAILS_FILE), &details)?;
+                files.push(DETAILS_FILE.into());
+                of_rank = Some(side);
+                factors
+            }
+        };
+        let teacher = of_rank.as_ref().unwrap_or(teacher);
+        let update = teacher.update(translated, *examples);
+        update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
+        files.extend(teacher.write_peft(&job.out, &update.values)?);
+        update.write(&job.out.join(UPDATE_FILE))?;
+        files.push(UPDATE_FILE.into());
+        Ok((files, ()))
+    }
+
+    fn tell(&self, context: &Context, (): &()) -> Result<()> {
+        let Job { method, out, .. } = self.job;
+        let text = format!("translate: {}, {}", method.name(), out.display());
+        context.ui.done("translate", out, json!({ "method": method }), text);
+        Ok(())
+    }
 }
 
 /// What is translated with.
 enum Source {
     Translator(Translator),
-    Tuples(Box<Tuples>),
+    Baseline(Box<Tuples>, &'static dyn Baseline),
+    Products(Box<Tuples>),
 }
 
 impl Source {
     /// Opens what a method needs of a run, and verifies all of it.
     fn open(run: &Path, method: Method, student: &Side, teacher: &Side) -> Result<Self> {
-        match method {
-            Method::GradTransformer => {
-                Ok(Self::Translator(open_translator(run, &student.space, &teacher.space)?))
-            }
-            Method::Mean | Method::Nearest | Method::Ridge | Method::Products => {
-                let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
-                tuples.verify()?;
-                Ok(Self::Tuples(Box::new(tuples)))
-            }
-        }
+        let tuples = || {
+            let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
+            tuples.verify()?;
+            Ok::<_, anyhow::Error>(Box::new(tuples))
+        };
+        Ok(match (method, method.baseline()) {
+            (_, Some(baseline)) => Self::Baseline(tuples()?, baseline),
+            (Method::Products, None) => Self::Products(tuples()?),
+            (_, None) => Self::Translator(open_translator(run, &student.space, &teacher.space)?),
+        })
     }
 
     /// Checksums of everything that is used.
-    fn sums(&self) -> Value {
+    fn sums(&self) -> Map<String, Value> {
         match self {
             Self::Translator(translator) => translator.sums.clone(),
-            Self::Tuples(tuples) => json!({ "manifest.json": tuples.manifest }),
+            Self::Baseline(tuples, _) | Self::Products(tuples) => {
+                Map::from_iter([(MANIFEST.into(), tuples.manifest.clone().into())])
+            }
         }
     }
 
@@ -152,7 +186,7 @@ impl Source {
     fn students(&self) -> Result<Norms> {
         match self {
             Self::Translator(translator) => Ok(translator.students),
-            Self::Tuples(tuples) => Norms::of(&tuples.store),
+            Self::Baseline(tuples, _) | Self::Products(tuples) => Norms::of(&tuples.store),
         }
     }
 }
@@ -178,22 +212,18 @@ impl Work for Translation<'_> {
     }
 }
 
-/// All tuples of a store.
-struct All<'a> {
+/// The last snapshots of every pair of a store.
+struct Snapshots<'a> {
     store: &'a TupleStore,
-    /// The last so many snapshots of each pair.
+    /// So many of each pair.
     last: usize,
 }
 
-impl<'a> All<'a> {
-    fn of(store: &'a TupleStore) -> Self {
-        Self { store, last: store.steps() }
-    }
-
-    /// The last two snapshots of each pair: a regression holds all of its tuples in
-    /// memory, and the tuples of one subset are near duplicates.
-    fn late(store: &'a TupleStore) -> Self {
-        Self { store, last: store.steps().min(2) }
+impl<'a> Snapshots<'a> {
+    /// Those that a baseline uses.
+    fn of(store: &'a TupleStore, baseline: &dyn Baseline) -> Self {
+        let last = baseline.snapshots().map_or(store.steps(), |wanted| wanted.min(store.steps()));
+        Self { store, last }
     }
 
     fn read(&self, role: gradtx_runtime::artifact::Role, tuple: usize) -> Result<Vec<f32>> {
@@ -204,7 +234,7 @@ impl<'a> All<'a> {
     }
 }
 
-impl Pairs for All<'_> {
+impl Pairs for Snapshots<'_> {
     fn count(&self) -> usize {
         self.store.pairs() * self.last
     }

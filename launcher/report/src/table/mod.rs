@@ -66,26 +66,27 @@ impl Entry {
             Self::Finetuned(Role::Tiny) => "TinyLM fine-tuned (P_S)".into(),
             Self::Finetuned(Role::Llm) => "LLM fine-tuned (P_T)".into(),
             Self::RANDOM_STUDENT => "LLM + random student".into(),
-            Self::Translated { method, random_student: false } => format!("LLM + {}", method_name(method)),
+            Self::Translated { method, random_student: false } => format!("LLM + {}", method.label()),
             Self::Translated { method, random_student: true } => {
-                format!("LLM + {}, random student", method_name(method))
+                format!("LLM + {}, random student", method.label())
             }
-            Self::Refined(method) => format!("LLM + {}, refined", method_name(method)),
+            Self::Refined(method) => format!("LLM + {}, refined", method.label()),
             Self::Adapter(role) => format!("{} + another adapter", display_name(role)),
         }
     }
 
     /// Place in the table: from what a client has to what only the provider could have.
     fn order(self) -> usize {
+        const METHODS: usize = Method::ALL.len();
         match self {
             Self::Base(role) => role as usize,
             Self::Finetuned(Role::Tiny) => 2,
             Self::Translated { method, random_student } => {
-                3 + 2 * method as usize + 10 * usize::from(random_student)
+                3 + 2 * method.order() + 2 * METHODS * usize::from(random_student)
             }
-            Self::Refined(method) => 4 + 2 * method as usize,
-            Self::Adapter(role) => 23 + role as usize,
-            Self::Finetuned(Role::Llm) => 25,
+            Self::Refined(method) => 4 + 2 * method.order(),
+            Self::Adapter(role) => 3 + 4 * METHODS + role as usize,
+            Self::Finetuned(Role::Llm) => 5 + 4 * METHODS,
         }
     }
 }
@@ -95,16 +96,6 @@ pub fn display_name(role: Role) -> &'static str {
     match role {
         Role::Tiny => "TinyLM",
         Role::Llm => "LLM",
-    }
-}
-
-fn method_name(method: Method) -> &'static str {
-    match method {
-        Method::GradTransformer => "Grad-Transformer",
-        Method::Mean => "mean of teachers",
-        Method::Nearest => "nearest shadow",
-        Method::Ridge => "ridge regression",
-        Method::Products => "products",
     }
 }
 
@@ -441,7 +432,7 @@ pub(crate) mod tests {
 
     #[test]
     fn differences_are_paired_over_clients_or_over_the_examples_of_one() {
-        let mean = Entry::translated(Method::Mean);
+        let mean = Entry::translated(Method::named("mean").unwrap());
         let all = world(&[(Entry::GRAD_TRANSFORMER, &[0.9, 0.5, 0.1]), (mean, &[0.8, 0.4, 0.0])]);
         let table = &Table::of(&all).0[0];
         let of = |table: &Table| {

@@ -31,8 +31,8 @@ pub use preset::Preset;
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
     DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, PenaltyChoice,
-    PenaltyRule, RANDOM_SUBSETS, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslateConfig,
-    TranslatorConfig, ValidationSplit,
+    PenaltyRule, RANDOM_SUBSETS, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig,
+    TranslateConfig, TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
 
@@ -40,6 +40,7 @@ use crate::cluster::World;
 use crate::failure::{refused, unusable, unusable_with};
 use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use crate::record::make_dir;
+use crate::text::today;
 use anyhow::Result;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_regular_text};
 use std::fmt::Write as _;
@@ -110,8 +111,7 @@ impl Config {
         config = config.with_overrides(&args.set)?;
         config.check()?;
         if config.data.date.is_empty() {
-            config.data.date =
-                before.as_ref().map_or_else(settings::today, |before| before.data.date.clone());
+            config.data.date = before.as_ref().map_or_else(today, |before| before.data.date.clone());
         }
         gradtx_models::ignore_fields(&config.models.ignore_fields);
         if let Some(before) = &before {

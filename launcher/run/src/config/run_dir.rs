@@ -4,12 +4,12 @@
 //! what was probably meant, with the exit code of an unusable command line. Only reads.
 
 use super::RUN_FILE;
-use super::suggest::distance;
 use crate::failure::unusable_with;
 use crate::paths::{INDEX_FILE, RUN_FILE_OF_WORLD};
 use crate::record::{self, RECORD_FILE};
 use crate::text::quoted;
 use std::path::{Path, PathBuf};
+use strsim::osa_distance;
 
 /// Runs that are named one by one.
 const LISTED: usize = 5;
@@ -123,7 +123,7 @@ fn similar(path: &Path) -> Option<PathBuf> {
     let wanted = path.file_name()?.to_string_lossy().to_lowercase();
     let near = |run: &PathBuf| {
         let name = run.file_name()?.to_string_lossy().to_lowercase();
-        let far = distance(&wanted, &name);
+        let far = osa_distance(&wanted, &name);
         (far <= (wanted.chars().count() / 3).max(1)).then_some(far)
     };
     runs_below(parent(path)).into_iter().filter_map(|run| Some((near(&run)?, run))).min().and_then(

@@ -1,5 +1,6 @@
 //! All settings with their defaults, as they stand in a run file.
 
+use crate::text::today;
 use clap::ValueEnum;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
@@ -202,25 +203,30 @@ impl DataConfig {
         }
     }
 
-    /// Adds to a stage's settings those that decide which examples a file gives. Only what is
-    /// not as by default: directories of versions that had fewer settings stay valid.
-    pub fn add_to(&self, settings: &mut serde_json::Value) {
+    /// What of it decides which examples a file gives.
+    pub fn reading_inputs(&self) -> ReadingInputs {
         let default = Self::default();
-        for (name, is_default, value) in [
-            ("columns", self.columns == default.columns, serde_json::json!(self.columns)),
-            ("train_on", self.train_on == default.train_on, serde_json::json!(self.train_on)),
-            ("on_error", self.on_error == default.on_error, serde_json::json!(self.on_error)),
-        ] {
-            if !is_default {
-                settings[name] = value;
-            }
+        ReadingInputs {
+            columns: Some(&self.columns).filter(|columns| **columns != default.columns).cloned(),
+            train_on: Some(self.train_on).filter(|train_on| *train_on != default.train_on),
+            on_error: Some(self.on_error).filter(|on_error| *on_error != default.on_error),
         }
     }
 }
 
-/// This day (UTC), as settings have it.
-pub(super) fn today() -> String {
-    chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()).format("%Y-%m-%d").to_string()
+/// Settings that decide which examples a file gives, as the records of stages have them. Only
+/// what is not as by default: directories of versions that had fewer settings stay valid.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReadingInputs {
+    /// Names of columns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Columns>,
+    /// Which answers of a conversation are learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_on: Option<TrainOn>,
+    /// What is done with rows that cannot be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_error: Option<OnError>,
 }
 
 /// One path or several.
@@ -638,7 +644,7 @@ impl Default for RefineConfig {
 
 /// A penalty, or how it is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected \"loss\", \"mse\" or a number")]
+#[serde(untagged, expecting = "translate.penalty: expected \"loss\", \"mse\" or a number")]
 pub enum PenaltyChoice {
     /// This one.
     Fixed(f64),

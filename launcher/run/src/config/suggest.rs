@@ -3,13 +3,14 @@
 //! In: a run file's text or a dotted key, and the table of all settings. Out: the most
 //! similar key, by name or, for a key in the wrong section, by its last part.
 
+use strsim::osa_distance;
 use toml::{Table, Value};
 
 /// The existing key most like `wrong` (dotted), if one is like it at all.
 pub fn similar(wrong: &str, known: &Table) -> Option<String> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
     let keys = all_keys("", known);
-    let whole = keys.iter().map(|key| (distance(wrong, key), key));
+    let whole = keys.iter().map(|key| (osa_distance(wrong, key), key));
     // The right name in another section is a near miss too.
     let moved = keys.iter().filter(|key| last(key) == last(wrong)).map(|key| (1, key));
     let (far, key) = whole.chain(moved).min_by_key(|(far, _)| *far)?;
@@ -54,27 +55,6 @@ fn all_keys(at: &str, table: &Table) -> Vec<String> {
     keys
 }
 
-/// Letters to insert, remove, replace or swap with a neighbour, to make one word the other.
-pub(super) fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for i in 0..=a.len() {
-        for j in 0..=b.len() {
-            rows[i][j] = if i == 0 || j == 0 {
-                i + j
-            } else {
-                let same = (a[i - 1] != b[j - 1]) as usize;
-                let mut least = (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + same);
-                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                    least = least.min(rows[i - 2][j - 2] + 1);
-                }
-                least
-            };
-        }
-    }
-    rows[a.len()][b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,11 +74,5 @@ mod tests {
         assert_eq!(unknown_in(file, &known).as_deref(), Some("curate.tiny.warm_up"));
         assert_eq!(similar("curate.tiny.warm_up").as_deref(), Some("curate.tiny.warmup"));
         assert_eq!(unknown_in("seed = 1\n[curate]\nsubsets = 3\n", &known), None);
-    }
-
-    #[test]
-    fn distances() {
-        let of = |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| distance(a, b)).collect::<Vec<_>>();
-        assert_eq!(of(&[("", "ab"), ("ab", "ab"), ("ab", "ba"), ("kitten", "sitting")]), [2, 0, 1, 3]);
     }
 }

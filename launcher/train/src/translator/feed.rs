@@ -12,6 +12,7 @@ use super::tuples::Source;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Device, Real};
 use gradtx_models::grad_transformer::{GradTransformerConfig, Normalization, StagedTuples};
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
@@ -70,6 +71,14 @@ impl<D: Device, X: Real> Feed<D, X> {
         let builder = std::thread::Builder::new().name("tuples".into());
         builder.spawn_scoped(scope, prepare).context("cannot start a thread that reads tuples")?;
         Ok(Self { prepared, used, next: None, waited: Duration::ZERO })
+    }
+
+    /// The memory on the host for its batches, of so many tuples each.
+    pub fn plan(config: &GradTransformerConfig, tuples: usize) -> MemoryPlan {
+        let mut plan = MemoryPlan::new();
+        let values = config.student_len() + config.teacher_len();
+        plan.add(Purpose::Batch, "tuples being prepared", &[BATCHES, tuples, values], X::DTYPE.size());
+        plan
     }
 
     /// The batch of the next step; [`Self::give_back`] it after the step.

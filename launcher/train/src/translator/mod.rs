@@ -22,6 +22,7 @@ pub mod tuples;
 pub mod validate;
 
 use anyhow::Result;
+use feed::Feed;
 use gradtx_kernels::collective::Candidate;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Collective, Real};
@@ -37,11 +38,12 @@ use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::plan::Room;
 use parallel::Ranks;
+use prepare::Threads;
 use resume::{Best, Checkpoints};
 use std::path::Path;
 use steps::Run;
-use tuples::Split;
-use validate::{Validation, mean_teacher};
+use tuples::{Split, mean_teacher};
+use validate::Validation;
 
 /// Sizes of the translator between two sides, each `[blocks, width]`.
 pub fn model_config(
@@ -114,14 +116,16 @@ impl Work for Train<'_> {
         if let (true, Candidate::Able { library, .. }) = (ranks.are_between_devices(), device.candidate()) {
             self.context.note_device(format!("sums between {} devices by {library}", self.comm.size()));
         }
-        model.set_normalization(self.units(&ranks, sizes(student), sizes(teacher))?)?;
+        let threads = Threads::new(self.context.threads)?;
+        model.set_normalization(self.units(&ranks, &threads, sizes(student), sizes(teacher))?)?;
         let micro_batch = train.micro_batch.min(ranks.part(train.batch).len());
         let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
         let own = ranks.owned();
         let mut plan =
             Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
         plan.extend(Generator::plan(&model, at_once)?);
-        let on_host = ranks.plan(X::DTYPE.size());
+        let mut on_host = ranks.plan(X::DTYPE.size());
+        on_host.extend(Feed::<D, X>::plan(model.config(), ranks.part(train.batch).len()));
         match memory_for(device, self.comm.place())? {
             Room::Device { free, .. } => {
                 plan.check(Room::Device { free, group: ranks.are_between_devices() })?;
@@ -151,7 +155,7 @@ impl Work for Train<'_> {
             train: &self,
             key,
             checkpoints,
-            mean: self.mean(&ranks)?,
+            mean: self.mean(&ranks, &threads)?,
             generator: Generator::new(&model, at_once)?,
             model,
             trainer,
@@ -167,6 +171,7 @@ impl Train<'_> {
     fn units<D: Collective>(
         &self,
         ranks: &Ranks<'_, D>,
+        threads: &Threads,
         student: [usize; 2],
         teacher: [usize; 2],
     ) -> Result<Normalization> {
@@ -174,16 +179,16 @@ impl Train<'_> {
         let mode = NormalizationMode::parse(name).expect("the configuration was checked");
         let mut values = vec![];
         if ranks.is_first() {
-            values = tuples::fit(self.store, &self.split.training, mode)?.values();
+            values = tuples::fit(self.store, &self.split.training, mode, threads)?.values();
         }
         Ok(Normalization::from_values(mode, student, teacher, &ranks.values_of_first(values)?)?)
     }
 
     /// The mean of the training teachers.
-    fn mean<D: Collective>(&self, ranks: &Ranks<'_, D>) -> Result<Vec<f32>> {
+    fn mean<D: Collective>(&self, ranks: &Ranks<'_, D>, threads: &Threads) -> Result<Vec<f32>> {
         let mut mean = vec![];
         if ranks.is_first() {
-            mean = mean_teacher(self.store, &self.split.training)?;
+            mean = mean_teacher(self.store, &self.split.training, threads)?;
         }
         ranks.values_of_first(mean)
     }

@@ -8,15 +8,14 @@
 use super::tuples::{COMBINED, Tuple};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::Real;
-use gradtx_kernels::cpu::narrow;
 use gradtx_kernels::cpu::simd::{Level, Task, dispatch};
-use gradtx_kernels::rng::Stream;
+use gradtx_kernels::cpu::{add_normals, narrow};
 use gradtx_models::grad_transformer::{Normalization, StagedMut};
 use gradtx_runtime::artifact::{Role, TupleStore};
 use rayon::prelude::*;
 
 /// Values that are made at a time. They and all that they are made of fit the fastest cache.
-const PIECE: usize = 2048;
+pub(super) const PIECE: usize = 2048;
 /// Values that a thread takes at a time.
 const SHARE: usize = 1 << 16;
 
@@ -40,7 +39,11 @@ impl Threads {
     }
 
     /// Does `work` for each; the first failure in their order.
-    fn each<P: Send>(&self, parts: Vec<P>, work: impl Fn(P) -> Result<()> + Sync + Send) -> Result<()> {
+    pub(super) fn each<P: Send>(
+        &self,
+        parts: Vec<P>,
+        work: impl Fn(P) -> Result<()> + Sync + Send,
+    ) -> Result<()> {
         let Some(pool) = &self.pool else { return parts.into_iter().try_for_each(work) };
         let done: Vec<Result<()>> = pool.install(|| parts.into_par_iter().map(work).collect());
         done.into_iter().collect()
@@ -119,24 +122,31 @@ impl Making<'_> {
         let read = |(pair, step): Tuple, to: &mut [f32]| self.store.read_part(role, pair, step, from, to);
         match self.recipes[row] {
             Recipe::Plain(tuple) => read(tuple, made)?,
-            Recipe::Combined(parts, weights) => {
-                let mut sum = [0.0; PIECE];
-                let sum = &mut sum[..made.len()];
-                for (i, (part, weight)) in parts.into_iter().zip(weights).enumerate() {
-                    read(part, made)?;
-                    dispatch(AddWeighted { sum, first: i == 0, values: made, weight });
-                }
-                dispatch(Round { to: made, sum });
-            }
+            Recipe::Combined(parts, weights) => combine(made, weights, |k, to| read(parts[k], to))?,
         }
         self.units.apply_part(role, made, from);
         if let (Some(noise), Role::Student) = (self.noise, role) {
             let before = (row * self.store.space(role).values() + from) as u64;
-            let mut numbers = Stream::after_normals(noise.key, noise.first + before);
-            made.iter_mut().for_each(|x| *x += (numbers.normal() * noise.spread) as f32);
+            add_normals(made, noise.key, noise.first + before, noise.spread);
         }
         Ok(())
     }
+}
+
+/// `made` becomes the sum with these weights of what `read` puts in its place one after the other.
+fn combine(
+    made: &mut [f32],
+    weights: [f64; COMBINED],
+    mut read: impl FnMut(usize, &mut [f32]) -> gradtx_runtime::Result<()>,
+) -> Result<()> {
+    let mut sum = [0.0; PIECE];
+    let sum = &mut sum[..made.len()];
+    for (k, weight) in weights.into_iter().enumerate() {
+        read(k, made)?;
+        dispatch(AddWeighted { sum, first: k == 0, values: made, weight });
+    }
+    dispatch(Round { to: made, sum });
+    Ok(())
 }
 
 /// `sum = weight · values`, or `sum += …` after the first.
@@ -173,5 +183,32 @@ impl Task for Round<'_> {
         for (to, &sum) in self.to.iter_mut().zip(self.sum) {
             *to = sum as f32;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_combination_is_affine() {
+        // Rows of two values, the second of which is 1 − 2 · the first.
+        let parts: Vec<f32> = [0.5, -1.0, 3.0].iter().flat_map(|&x| [x, 1.0 - 2.0 * x]).collect();
+        let mut rows = vec![9.0; 4];
+        let combine = |row: &mut [f32], weights| {
+            let read = |k: usize, to: &mut [f32]| {
+                to.copy_from_slice(&parts[2 * k..2 * k + 2]);
+                Ok(())
+            };
+            combine(row, weights, read).unwrap();
+        };
+        combine(&mut rows[2..], [0.25, 1.5, -0.75]);
+        assert_eq!(rows[..2], [9.0, 9.0]);
+        assert!((rows[3] - (1.0 - 2.0 * rows[2])).abs() < 1e-6);
+        combine(&mut rows[2..], [0.25, 1.5, 0.75]);
+        assert!(
+            (rows[3] - (1.0 - 2.0 * rows[2])).abs() > 0.1,
+            "weights that do not sum to one break the rule"
+        );
     }
 }

@@ -5,7 +5,7 @@
 //! A step's tuples depend on the seed and the step alone, and what becomes of each of them on its
 //! place among them: ranks that share a step read their own, and together have all.
 
-use super::prepare::{Making, Noise, Recipe, Threads};
+use super::prepare::{Making, Noise, PIECE, Recipe, Threads};
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{Device, Real};
@@ -73,16 +73,48 @@ impl Split {
     }
 }
 
-/// Statistics of the training tuples in the units that the settings ask for.
-pub fn fit(store: &TupleStore, tuples: &[Tuple], mode: NormalizationMode) -> Result<Normalization> {
+/// Tuples that all threads go through together, so that each is read from the disk at about one time.
+const TOGETHER: usize = 16;
+
+/// Statistics of the training tuples in the units that the settings ask for. Threads share the
+/// coordinates: the numbers do not depend on how many there are.
+pub fn fit(
+    store: &TupleStore,
+    tuples: &[Tuple],
+    mode: NormalizationMode,
+    threads: &Threads,
+) -> Result<Normalization> {
     let (s, t) = (store.space(Role::Student), store.space(Role::Teacher));
     let mut fit = NormalizationFit::new(mode, [s.blocks, s.width], [t.blocks, t.width]);
-    let (mut student, mut teacher) = (vec![0.0; s.values()], vec![0.0; t.values()]);
-    for &(pair, step) in tuples {
-        store.read_pair(pair, step, &mut student, &mut teacher)?;
-        fit.add(&student, &teacher)?;
+    for tuples in tuples.chunks(TOGETHER) {
+        threads.each(fit.add_in_parts(tuples.len(), PIECE), |mut part| {
+            let mut room = [0.0; PIECE];
+            let values = &mut room[..part.len()];
+            for &(pair, step) in tuples {
+                store.read_part(part.role(), pair, step, part.from(), values)?;
+                part.add(values);
+            }
+            Ok(())
+        })?;
     }
     Ok(fit.finish()?)
+}
+
+/// The mean teacher update `[L_T · d_T]` of these tuples.
+pub fn mean_teacher(store: &TupleStore, tuples: &[Tuple], threads: &Threads) -> Result<Vec<f32>> {
+    let mut sum = vec![0.0f64; store.space(Role::Teacher).values()];
+    for tuples in tuples.chunks(TOGETHER) {
+        threads.each(sum.chunks_mut(PIECE).enumerate().collect(), |(i, sum): (usize, &mut [f64])| {
+            let mut room = [0.0; PIECE];
+            let values = &mut room[..sum.len()];
+            for &(pair, step) in tuples {
+                store.read_part(Role::Teacher, pair, step, i * PIECE, values)?;
+                sum.iter_mut().zip(&*values).for_each(|(s, &x)| *s += x as f64);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(sum.into_iter().map(|s| (s / tuples.len().max(1) as f64) as f32).collect())
 }
 
 /// Student and teacher updates, one after the other.
@@ -318,7 +350,7 @@ mod tests {
             (NormalizationMode::Block, 0.6, 0.0),
             (NormalizationMode::Coordinate, 0.5, 0.1),
         ] {
-            let units = fit(&store, &tuples, mode).unwrap();
+            let units = fit(&store, &tuples, mode, &Threads::new(3).unwrap()).unwrap();
             let train = settings(augment, noise);
             let mut source = Source::new(&store, &train, &tuples, 3).unwrap();
             let combined = (0..BATCH).filter(|&i| source.parts(5, i).len() > 1).count();
@@ -347,6 +379,32 @@ mod tests {
             let to = StagedMut { student: &mut other, teacher: &mut teacher, keys: &mut keys };
             source.prepare_values(6, 0..BATCH, &units, &Threads::new(2).unwrap(), to).unwrap();
             assert_ne!(bits(&other), bits(&wanted[0]), "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn statistics_are_the_same_on_any_number_of_threads() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let one_by_one: Vec<Tuple> =
+            (0..SHADOWS).flat_map(|pair| (0..STEPS).map(move |s| (pair, s))).collect();
+        // More than are read together.
+        let tuples = one_by_one.repeat(4);
+        let [s, t] = SHAPES;
+        let mut wanted = NormalizationFit::new(NormalizationMode::Coordinate, s, t);
+        let mut sum = vec![0.0; t[0] * t[1]];
+        let (mut student, mut teacher) = (vec![0.0; s[0] * s[1]], vec![0.0; t[0] * t[1]]);
+        for &(pair, step) in &tuples {
+            store.read_pair(pair, step, &mut student, &mut teacher).unwrap();
+            wanted.add(&student, &teacher).unwrap();
+            sum.iter_mut().zip(&teacher).for_each(|(s, &x): (&mut f64, _)| *s += x as f64);
+        }
+        let wanted = wanted.finish().unwrap();
+        let mean: Vec<f32> = sum.iter().map(|s| (s / tuples.len() as f64) as f32).collect();
+        for threads in [1, 3].map(|count| Threads::new(count).unwrap()) {
+            let found = fit(&store, &tuples, NormalizationMode::Coordinate, &threads).unwrap();
+            assert!(found == wanted);
+            assert!(mean_teacher(&store, &tuples, &threads).unwrap() == mean);
         }
     }
 

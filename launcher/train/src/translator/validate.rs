@@ -8,7 +8,7 @@ use super::tuples::{Tuple, Updates};
 use anyhow::Result;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Generator, GradTransformer};
-use gradtx_runtime::artifact::{Role, TupleStore};
+use gradtx_runtime::artifact::TupleStore;
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::parallel::share;
 use serde::{Deserialize, Serialize};
@@ -26,19 +26,8 @@ pub struct Validation {
     pub relative_error_by_block: Vec<f64>,
 }
 
-/// The mean teacher update `[L_T · d_T]` of these tuples.
-pub fn mean_teacher(store: &TupleStore, tuples: &[Tuple]) -> Result<Vec<f32>> {
-    let mut sum = vec![0.0f64; store.space(Role::Teacher).values()];
-    let mut teacher = vec![0.0; sum.len()];
-    for &(pair, step) in tuples {
-        store.read(Role::Teacher, pair, step, &mut teacher)?;
-        sum.iter_mut().zip(&teacher).for_each(|(s, &x)| *s += x as f64);
-    }
-    Ok(sum.into_iter().map(|s| (s / tuples.len().max(1) as f64) as f32).collect())
-}
-
 /// Measures a translator on tuples, of which each rank generates a part; `mean` is
-/// [`mean_teacher`] of the training tuples. All ranks find the same.
+/// [`mean_teacher`](super::tuples::mean_teacher) of the training tuples. All ranks find the same.
 pub fn validate<X: Real, D: Backend<X>>(
     comm: &dyn Comm,
     model: &GradTransformer<D, X>,

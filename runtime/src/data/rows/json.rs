@@ -3,8 +3,8 @@
 //! sections and questions that DROP is published as.
 
 use super::lenient::{take_marks, with_marks};
+use super::row::{Origin, Row, Sink, Unit, kind};
 use super::source::Source;
-use super::{Origin, Row, Sink, Unit, kind};
 use crate::{Error, Result};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};

@@ -7,6 +7,7 @@
 //! is one, the line or row.
 //!
 //! * [`files`]: the files of a directory, and which split they are.
+//! * row: rows, and where they stand.
 //! * source: opening and decompressing within bounds.
 //! * json, table, parquet: the forms.
 //! * thrift: the headers in Parquet files, checked.
@@ -15,79 +16,20 @@ pub mod files;
 mod json;
 mod lenient;
 mod parquet;
+mod row;
 mod source;
 mod table;
 mod thrift;
 
 pub use files::data_files;
+pub(in crate::data) use row::kind;
+pub use row::{Origin, Row, Sink, Unit};
 pub use source::Budget;
 
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use source::{Form, Source};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// What a record's number counts in its file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Unit {
-    /// Lines of text.
-    #[default]
-    Line,
-    /// Rows of a table, or objects of a list.
-    Row,
-}
-
-/// Where a record stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// The file.
-    pub file: Arc<PathBuf>,
-    /// Its line or row, from 1.
-    pub line: usize,
-    /// Which of the two.
-    pub unit: Unit,
-}
-
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.unit {
-            Unit::Line => write!(f, "{}:{}", self.file.display(), self.line),
-            Unit::Row => write!(f, "{}: row {}", self.file.display(), self.line),
-        }
-    }
-}
-
-impl Origin {
-    /// An error about this record.
-    pub fn error(&self, why: impl Into<String>) -> Error {
-        Error::invalid(self.to_string(), why)
-    }
-}
-
-/// One row as it was read.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    /// Where it stands.
-    pub origin: Origin,
-    /// Its columns, in the file's order.
-    pub columns: Map<String, Value>,
-    /// Columns with values that JSON or Unicode has no place for, and what these are (`NaN`,
-    /// half of a surrogate pair). They may be there, and may not be used.
-    pub unusable: BTreeMap<String, &'static str>,
-}
-
-impl Row {
-    /// A row of columns that are all as they should be.
-    pub fn new(origin: Origin, columns: Map<String, Value>) -> Self {
-        Self { origin, columns, unusable: BTreeMap::new() }
-    }
-}
-
-/// Takes rows one by one. An error that it gets is about one row of a file that can be read
-/// on; one that it returns ends the reading.
-pub type Sink<'a> = dyn FnMut(Result<Row>) -> Result<()> + 'a;
+use std::path::Path;
 
 /// Reads one file. Empty lines are skipped; a file without rows is an error.
 pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
@@ -134,18 +76,6 @@ fn size_of_columns(columns: &Map<String, Value>) -> u64 {
         }
     }
     ROW + columns.iter().map(|(name, value)| name.len() as u64 + ENTRY + of(value)).sum::<u64>()
-}
-
-/// What a JSON value is, in words.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]

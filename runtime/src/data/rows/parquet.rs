@@ -5,8 +5,8 @@
 //! UTF-8. A file is input from outside: whatever is wrong with it ends in one error that
 //! names it, also where the library underneath panics.
 
+use super::row::{Origin, Row, Sink, Unit};
 use super::thrift::structure;
-use super::{Origin, Row, Sink, Unit};
 use crate::artifact::open_file;
 use crate::plan::human_bytes;
 use crate::{Error, Result};

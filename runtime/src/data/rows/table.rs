@@ -1,8 +1,8 @@
 //! Rows of CSV and TSV files. The first line has the names of the columns; every value is
 //! text. Quoted values may hold line breaks, as RFC 4180 has it.
 
+use super::row::{Origin, Row, Sink, Unit};
 use super::source::Source;
-use super::{Origin, Row, Sink, Unit};
 use crate::{Error, Result};
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};

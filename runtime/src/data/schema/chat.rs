@@ -3,7 +3,7 @@
 
 use super::super::rows::kind;
 use super::pairs::{instructed, system};
-use super::{Content, Message, Part, as_text, says_nothing};
+use super::record::{self, Content, Message, Part, as_text, says_nothing};
 use serde_json::{Map, Value};
 
 /// Entries of a message that say nothing to the model.
@@ -151,7 +151,7 @@ fn turn(item: Value) -> Part<Turn> {
         true => ["role", "content"],
         false => ["from", "value"],
     };
-    let role = super::text(&mut item, by).map_err(|why| format!(": {why}"))?;
+    let role = record::text(&mut item, by).map_err(|why| format!(": {why}"))?;
     // Tables have a column for what only some messages have; there it is null or empty.
     let says_more = |(key, value): &(&String, &Value)| {
         key.as_str() != says && !says_nothing(value) && !BOOKKEEPING.contains(&key.as_str())
@@ -191,7 +191,7 @@ fn text_of(parts: Vec<Value>) -> Part<String> {
                 if !matches!(kind.as_str(), "text" | "input_text" | "output_text") {
                     return Err(format!(", part {i} is of the type `{kind}`; only text is supported"));
                 }
-                text += &super::text(&mut part, "text").map_err(|why| format!(", part {i}: {why}"))?;
+                text += &record::text(&mut part, "text").map_err(|why| format!(", part {i}: {why}"))?;
             }
             other => return Err(format!(", part {i} should be an object, found {}", kind(&other))),
         }

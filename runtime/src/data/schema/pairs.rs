@@ -4,7 +4,7 @@
 use super::chat::{Chat, Turn, message, turns};
 use super::forms::CONTEXT;
 use super::reading::Columns;
-use super::{Message, Part, as_text, says_nothing, text};
+use super::record::{Message, Part, as_text, says_nothing, text};
 use serde_json::{Map, Value};
 
 /// Columns with a system message, where there is one.

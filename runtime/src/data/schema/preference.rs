@@ -8,7 +8,7 @@
 use super::chat::{Chat, Turn};
 use super::pairs::{Side, side, system};
 use super::reading::Columns;
-use super::{Part, says_nothing};
+use super::record::{Part, says_nothing};
 use serde_json::{Map, Value};
 
 /// Columns with the prompt beside `chosen` and `rejected`.

@@ -5,7 +5,8 @@
 //! instructions are those of the method's authors, byte for byte.
 
 use super::super::rows::kind;
-use super::{Part, Schema, as_text, text};
+use super::forms::Schema;
+use super::record::{Part, as_text, text};
 use serde_json::{Map, Value};
 
 const STEP_BY_STEP: &str =

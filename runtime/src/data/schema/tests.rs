@@ -1,4 +1,4 @@
-use super::super::rows::Unit;
+use super::super::rows::{Origin, Unit};
 use super::*;
 use std::sync::Arc;
 

@@ -2,8 +2,9 @@
 //!
 //! In: the public data and both base models. Out, in `RUN/shadow`: a tuple store (see
 //! [`gradtx_runtime::artifact::TupleStore`]), `subsets.json` (which rows each shadow
-//! subset has), `groups.json` (which subsets are of one group), `metrics/ROLE-NNNNN.jsonl` (the losses of a group of jobs), and
-//! `throughput-*.jsonl` (tokens per second of every group, and what ranks did with their time).
+//! subset has), `groups.json` (which subsets are of one group), `metrics/ROLE-NNNNN.jsonl` (the
+//! losses of a group of jobs), and `throughput-*.jsonl` (tokens per second of every group, and
+//! what ranks did with their time).
 //!
 //! Jobs run in groups that the configuration fixes: a group shares one packed stream per
 //! step. A group whose files are all there and intact is not run again; otherwise all of
@@ -28,6 +29,7 @@ pub mod subsets;
 pub mod worker;
 
 use crate::artifacts::open_side;
+use crate::records::CurateInputs;
 use anyhow::{Context as _, Result};
 use chief::Chief;
 use claims::{CLAIMS, Claims, Position};
@@ -44,8 +46,9 @@ use gradtx_run::failure::{failed, is_busy, stopped};
 use gradtx_run::interrupt::Patience;
 use gradtx_run::paths::{GROUPS_FILE, SHADOW_DIR, SUBSETS_FILE};
 use gradtx_run::progress;
-use gradtx_run::record::{self, Output, RECORD_FILE, SharedState, State, make_dir};
+use gradtx_run::record::{self, RECORD_FILE, State, make_dir};
 use gradtx_run::role::Role;
+use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::{
     MANIFEST, StoreType, TupleManifest, TuplePlan, assemble, checksum, init_path, shard_path,
     sweep_all_temporary, sweep_temporary, write_init, write_json,
@@ -56,11 +59,10 @@ use gradtx_runtime::metrics::JsonLines;
 use gradtx_runtime::plan::{MemoryPlan, Room};
 use gradtx_train::examples::Data;
 use gradtx_train::lora::schedule::Work;
-use gradtx_train::prompts::Prompts;
 use gradtx_train::side::Side;
 use keeper::{Keeper, gather_left, scratch_dir};
 use office::Office;
-use serde_json::{Value, json};
+use serde_json::json;
 use shift::Shift;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -100,75 +102,123 @@ impl Job {
 /// Collects what is missing of the tuples.
 pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
     let _patience = Patience::begin();
-    let dir = job.run.run.join(SHADOW_DIR);
-    let config = Config::of_ranks(&job.run, world)?.on_device_of_ranks(context, world, &dir)?;
-    let tiny = open_side(&config, Role::Tiny, context.threads)?;
-    let llm = open_side(&config, Role::Llm, context.threads)?;
-    let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
-    let prompts = [public.prompts(&config, &tiny)?, public.prompts(&config, &llm)?];
-    let curate = decided(&config, &dir, world, job.array, &[&tiny, &llm])?;
-    let mut settings = json!({
-        "seed": config.seed,
-        "data": public.checksum,
-        "format": config.data.format,
-        "instruction": config.data.instruction,
-        "prompt": Prompts::settings(&config.data, &prompts.each_ref()),
-        "max_length": config.data.max_length,
-        "adapter": Side::adapter_settings(&config.adapter, &[&tiny, &llm]),
-        "curate": curate,
-        "device": config.device,
-        "tiny": tiny.space.base_model,
-        "llm": llm.space.base_model,
-    });
-    config.data.add_to(&mut settings);
-    let plan = TuplePlan {
-        shadows: curate.subsets,
-        steps: curate.snapshots,
-        dtype: StoreType::F32,
-        student: tiny.space.clone(),
-        teacher: llm.space.clone(),
-    };
-    let collection = Arc::new(Collection {
-        subsets: subsets::choose_subsets(&config, &public)?,
-        subset_groups: subsets::groups_of_subsets(&config, &public)?,
-        identity: checksum(settings.to_string().as_bytes()),
-        config,
-        curate,
-        dir,
-        plan,
-        sides: [tiny, llm],
-        public,
-    });
-    let manifest = match job.array {
-        true => in_array(context, world, job, &collection, &settings)?,
-        false => among_ranks(context, world, job, &collection, &settings)?,
-    };
-    let dir = &collection.dir;
-    match manifest {
-        Outcome::Before => {
-            context.ui.done("curate", dir, json!({}), format!("curate: {} is finished", dir.display()));
-        }
-        Outcome::Now(manifest) => {
-            let (pairs, steps) = (manifest.shards.len(), manifest.plan.steps);
-            let text = format!("curate: {pairs} shadow pairs of {steps} tuples, {}", dir.display());
-            context.ui.done("curate", dir, json!({ "pairs": pairs, "tuples": pairs * steps }), text);
-        }
-        Outcome::Elsewhere => {
-            let text = "curate: this process has nothing left to do; others are still at work";
-            context.ui.done("curate", dir, json!({}), text);
-        }
+    let stage = Curation::open(context, world, job)?;
+    match job.array {
+        true => stage.run_in_array(context),
+        false => stage::run_on_ranks(context, world.comm(), &stage).map(drop),
     }
-    Ok(())
 }
 
-/// How it ended for this process.
-enum Outcome {
-    /// Everything had been there.
-    Before,
-    /// Everything is there now.
-    Now(Box<TupleManifest>),
-    /// Rank 0, or the last of several processes, ends the work.
-    Elsewhere,
+/// A curation that is ready to begin, or to go on, in one of the processes that share it.
+pub struct Curation<'a> {
+    world: &'a World,
+    job: &'a Job,
+    collection: Arc<Collection>,
+    inputs: CurateInputs,
+}
+
+impl<'a> Curation<'a> {
+    /// Opens what a run needs.
+    pub fn open(context: &Context, world: &'a World, job: &'a Job) -> Result<Self> {
+        let dir = job.run.run.join(SHADOW_DIR);
+        let config = Config::of_ranks(&job.run, world)?.on_device_of_ranks(context, world, &dir)?;
+        let tiny = open_side(&config, Role::Tiny, context.threads)?;
+        let llm = open_side(&config, Role::Llm, context.threads)?;
+        let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
+        let prompts = [public.prompts(&config, &tiny)?, public.prompts(&config, &llm)?];
+        let curate = decided(&config, &dir, world, job.array, &[&tiny, &llm])?;
+        let inputs = CurateInputs {
+            seed: config.seed,
+            data: public.inputs(&config.data, &prompts.each_ref()),
+            max_length: config.data.max_length,
+            adapter: Side::adapter_inputs(&config.adapter, &[&tiny, &llm]),
+            curate: curate.clone(),
+            device: config.device.clone(),
+            tiny: tiny.space.base_model.clone(),
+            llm: llm.space.base_model.clone(),
+            reading: config.data.reading_inputs(),
+        };
+        let plan = TuplePlan {
+            shadows: curate.subsets,
+            steps: curate.snapshots,
+            dtype: StoreType::F32,
+            student: tiny.space.clone(),
+            teacher: llm.space.clone(),
+        };
+        let collection = Arc::new(Collection {
+            subsets: subsets::choose_subsets(&config, &public)?,
+            subset_groups: subsets::groups_of_subsets(&config, &public)?,
+            identity: checksum(inputs.value()?.to_string().as_bytes()),
+            config,
+            curate,
+            dir,
+            plan,
+            sides: [tiny, llm],
+            public,
+        });
+        Ok(Self { world, job, collection, inputs })
+    }
+}
+
+impl Stage for Curation<'_> {
+    type Inputs = CurateInputs;
+    /// In the process that ends the work for all.
+    type Output = Option<TupleManifest>;
+    const HAS_RANKS: bool = true;
+    const RESUMES: bool = true;
+
+    fn dir(&self) -> &Path {
+        &self.collection.dir
+    }
+
+    fn inputs(&self) -> Result<CurateInputs> {
+        Ok(self.inputs.clone())
+    }
+
+    /// By the ranks of a world, or one process alone.
+    fn make(&self, context: &Context) -> Result<(Vec<String>, Self::Output)> {
+        let (comm, collection) = (self.world.comm(), &self.collection);
+        if comm.rank() == 0 {
+            prepare(collection)?;
+        }
+        comm.barrier()?;
+        let scratch = match &self.job.scratch {
+            Some(scratch) => {
+                let own = scratch_dir(scratch, collection, &comm.place().local_rank.to_string());
+                gather_left(collection, &own)?;
+                make_dir(&own)?;
+                Some(own)
+            }
+            None => None,
+        };
+        // What was gathered is there for everybody who looks from here on.
+        comm.barrier()?;
+        if let Some(code) = self.work_among_ranks(context, scratch.as_deref())? {
+            return Err(stopped(code));
+        }
+        if comm.rank() != 0 {
+            return Ok((vec![], None));
+        }
+        let manifest = whole(context, collection, &self.inputs)?;
+        Ok((result_files(collection), Some(manifest)))
+    }
+
+    fn tell(&self, context: &Context, manifest: &Self::Output) -> Result<()> {
+        let dir = self.dir();
+        let (numbers, text) = match manifest {
+            Some(manifest) => {
+                let (pairs, steps) = (manifest.shards.len(), manifest.plan.steps);
+                let text = format!("curate: {pairs} shadow pairs of {steps} tuples, {}", dir.display());
+                (json!({ "pairs": pairs, "tuples": pairs * steps }), text)
+            }
+            None => {
+                let text = "curate: this process has nothing left to do; others are still at work";
+                (json!({}), text.into())
+            }
+        };
+        context.ui.done("curate", dir, numbers, text);
+        Ok(())
+    }
 }
 
 /// The settings of curation, with the number of jobs that share a stream: as set; or as it
@@ -184,14 +234,16 @@ fn decided(
     if curate.concurrent == 0 {
         let mut found = [0u64];
         if world.comm().rank() == 0 {
+            // A record that cannot be read is refused when the directory is opened.
             let before = record::read(&dir.join(RECORD_FILE)).ok();
-            let before = before.and_then(|record| record.settings["curate"]["concurrent"].as_u64());
+            let before = before.and_then(|record| record.inputs::<CurateInputs>(dir).ok().flatten());
             // Processes of an array begin on nodes of their own, and must decide alike.
             let memory = match array {
                 true => Room::Host(u64::MAX),
                 false => memory(&config.device, world.comm().place())?,
             };
-            found[0] = before.unwrap_or_else(|| concurrent(config, memory, sides) as u64);
+            let before = before.map(|inputs| inputs.curate.concurrent);
+            found[0] = before.unwrap_or_else(|| concurrent(config, memory, sides)) as u64;
         }
         world.comm().broadcast(0, &mut found)?;
         curate.concurrent = found[0] as usize;
@@ -234,146 +286,100 @@ fn parameters(side: &Side) -> u64 {
     Decoder::<Cpu, f32>::layout_of(&side.model).total() as u64
 }
 
-/// By the ranks of a world, or one process alone.
-fn among_ranks(
-    context: &Context,
-    world: &World,
-    job: &Job,
-    collection: &Arc<Collection>,
-    settings: &Value,
-) -> Result<Outcome> {
-    let (comm, dir) = (world.comm(), &collection.dir);
-    let SharedState::Open(mut seat) = record::open_for_all(world.comm(), dir, "curate", settings.clone())?
-    else {
-        return Ok(Outcome::Before);
-    };
-    if comm.rank() == 0 {
-        prepare(collection)?;
-    }
-    comm.barrier()?;
-    let scratch = match &job.scratch {
-        Some(scratch) => {
-            let own = scratch_dir(scratch, collection, &comm.place().local_rank.to_string());
-            gather_left(collection, &own)?;
-            make_dir(&own)?;
-            Some(own)
-        }
-        None => None,
-    };
-    // What was gathered is there for everybody who looks from here on.
-    comm.barrier()?;
-    let missing = collection.missing(comm, !job.send)?;
-    let (examples, work) = work_of(context, collection, &missing)?;
-    let office: Box<dyn Office + '_> = if comm.rank() == 0 {
-        let keeper = Keeper::start(collection.clone(), scratch.clone())?;
-        Box::new(Chief::new(comm, collection, keeper, &work, &context.ui)?)
-    } else {
-        let keeper = match job.send {
-            true => None,
-            false => Some(Keeper::start(collection.clone(), scratch.clone())?),
+impl Curation<'_> {
+    /// This rank's part of the groups; the exit code, if it was asked to stop before the end.
+    fn work_among_ranks(&self, context: &Context, scratch: Option<&Path>) -> Result<Option<u8>> {
+        let Self { world, job, collection, .. } = self;
+        let comm = world.comm();
+        let missing = collection.missing(comm, !job.send)?;
+        let (examples, work) = work_of(context, collection, &missing)?;
+        let keeper = || Keeper::start(collection.clone(), scratch.map(Path::to_owned));
+        let office: Box<dyn Office + '_> = if comm.rank() == 0 {
+            Box::new(Chief::new(comm, collection, keeper()?, &work, &context.ui)?)
+        } else {
+            let keeper = if job.send { None } else { Some(keeper()?) };
+            Box::new(Worker::new(comm, keeper)?)
         };
-        Box::new(Worker::new(comm, keeper)?)
-    };
-    let sees_store = comm.rank() == 0 || !job.send;
-    let shift = Shift { context, collection, examples: &examples, sees_store, office };
-    let done = dispatch(&collection.config.device, context, shift);
-    seat.computed_on(context.computed_on())?;
-    let asked = done?;
-    forget(scratch.as_deref());
-    if let Some(code) = asked {
-        return Err(stopped(code));
+        let sees_store = comm.rank() == 0 || !job.send;
+        let shift = Shift { context, collection, examples: &examples, sees_store, office };
+        let asked = dispatch(&collection.config.device, context, shift)?;
+        forget(scratch);
+        Ok(asked)
     }
-    let manifest = if comm.rank() == 0 { Some(whole(context, collection, settings)?) } else { None };
-    seat.finish(&if manifest.is_some() { result_files(collection) } else { vec![] })?;
-    Ok(manifest.map_or(Outcome::Elsewhere, |manifest| Outcome::Now(Box::new(manifest))))
-}
 
-/// By one of several processes that share the directory.
-fn in_array(
-    context: &Context,
-    world: &World,
-    job: &Job,
-    collection: &Arc<Collection>,
-    settings: &Value,
-) -> Result<Outcome> {
-    let position = Position::find();
-    let (dir, begun) = (&collection.dir, Instant::now());
-    loop {
-        let output = match record::share(dir, "curate", settings.clone(), &position.name) {
-            Ok(State::Open(output)) => output,
-            Ok(State::Finished) => return Ok(Outcome::Before),
-            // Somebody is alone here: to end the work of all, or to see whether that can be done.
-            Err(error) if is_busy(&error) => {
-                if collection.missing(world.comm(), true)?.is_empty() {
-                    return Ok(Outcome::Elsewhere);
+    /// By one of several processes that share the directory.
+    fn run_in_array(&self, context: &Context) -> Result<()> {
+        let position = Position::find();
+        let (collection, settings, begun) = (&self.collection, self.inputs.value()?, Instant::now());
+        let is_complete = || Ok::<_, anyhow::Error>(collection.missing(self.world.comm(), true)?.is_empty());
+        loop {
+            let output = match record::share(self.dir(), Self::NAME, settings.clone(), &position.name) {
+                Ok(State::Open(output)) => output,
+                Ok(State::Finished) => return self.was_finished(context),
+                // Somebody is alone here: to end the work of all, or to see whether that can be done.
+                Err(error) if is_busy(&error) => {
+                    if is_complete()? {
+                        return self.tell(context, &None);
+                    }
+                    if begun.elapsed() > LONGEST_ALONE {
+                        return Err(error);
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                    continue;
                 }
-                if begun.elapsed() > LONGEST_ALONE {
-                    return Err(error);
-                }
-                std::thread::sleep(Duration::from_millis(200));
-                continue;
+                Err(error) => return Err(error),
+            };
+            if let Some(code) = self.do_unclaimed(context, &position)? {
+                return Err(stopped(code));
             }
-            Err(error) => return Err(error),
-        };
-        let asked = do_unclaimed(context, world, job, collection, &position)?;
-        if let Some(code) = asked {
-            return Err(stopped(code));
-        }
-        output.leave();
-        // Whoever is the last one here is alone.
-        match record::open(dir, "curate", settings.clone()) {
-            // A process that was killed meanwhile has left work to do.
-            Ok(State::Open(output)) if !collection.missing(world.comm(), true)?.is_empty() => output.leave(),
-            Ok(State::Open(output)) => return end_array(context, collection, settings, output),
-            Ok(State::Finished) => return Ok(Outcome::Before),
-            Err(error) if is_busy(&error) => return Ok(Outcome::Elsewhere),
-            Err(error) => return Err(error),
+            output.leave();
+            // Whoever is the last one here is alone.
+            match record::open(self.dir(), Self::NAME, settings.clone()) {
+                // A process that was killed meanwhile has left work to do.
+                Ok(State::Open(output)) if !is_complete()? => output.leave(),
+                Ok(State::Open(output)) => {
+                    let manifest = end_array(context, collection, &self.inputs)?;
+                    output.finish(&result_files(collection))?;
+                    return self.tell(context, &Some(manifest));
+                }
+                Ok(State::Finished) => return self.was_finished(context),
+                Err(error) if is_busy(&error) => return self.tell(context, &None),
+                Err(error) => return Err(error),
+            }
         }
     }
-}
 
-/// Does what no other process does; the exit code, if it was asked to stop before the end.
-fn do_unclaimed(
-    context: &Context,
-    world: &World,
-    job: &Job,
-    collection: &Arc<Collection>,
-    position: &Position,
-) -> Result<Option<u8>> {
-    write_start(collection)?;
-    let scratch = job.scratch.as_ref().map(|scratch| scratch_dir(scratch, collection, &position.name));
-    if let Some(scratch) = &scratch {
-        gather_left(collection, scratch)?;
-        make_dir(scratch)?;
+    /// Does what no other process does; the exit code, if it was asked to stop before the end.
+    fn do_unclaimed(&self, context: &Context, position: &Position) -> Result<Option<u8>> {
+        let Self { world, job, collection, .. } = self;
+        write_start(collection)?;
+        let scratch = job.scratch.as_ref().map(|scratch| scratch_dir(scratch, collection, &position.name));
+        if let Some(scratch) = &scratch {
+            gather_left(collection, scratch)?;
+            make_dir(scratch)?;
+        }
+        let missing = collection.missing(world.comm(), true)?;
+        let (examples, work) = work_of(context, collection, &missing)?;
+        let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
+        let progress = context.ui.progress("curate", steps);
+        let keeper = Keeper::start(collection.clone(), scratch.clone())?;
+        let office = Box::new(Claims::new(collection, keeper, position, work, progress)?);
+        let shift = Shift { context, collection, examples: &examples, sees_store: true, office };
+        let asked = dispatch(&collection.config.device, context, shift)?;
+        forget(scratch.as_deref());
+        Ok(asked)
     }
-    let missing = collection.missing(world.comm(), true)?;
-    let (examples, work) = work_of(context, collection, &missing)?;
-    let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
-    let progress = context.ui.progress("curate", steps);
-    let keeper = Keeper::start(collection.clone(), scratch.clone())?;
-    let office = Box::new(Claims::new(collection, keeper, position, work, progress)?);
-    let shift = Shift { context, collection, examples: &examples, sees_store: true, office };
-    let asked = dispatch(&collection.config.device, context, shift)?;
-    forget(scratch.as_deref());
-    Ok(asked)
 }
 
 /// The last of several processes ends the work for all.
-fn end_array(
-    context: &Context,
-    collection: &Collection,
-    settings: &Value,
-    output: Output,
-) -> Result<Outcome> {
+fn end_array(context: &Context, collection: &Collection, inputs: &CurateInputs) -> Result<TupleManifest> {
     progress::forget_shared(&collection.dir);
     sweep_all_temporary(&collection.dir)?;
     for part in PARTS {
         // Also what was killed while this process worked.
         sweep_all_temporary(&collection.dir.join(part))?;
     }
-    let manifest = whole(context, collection, settings)?;
-    output.finish(&result_files(collection))?;
-    Ok(Outcome::Now(Box::new(manifest)))
+    whole(context, collection, inputs)
 }
 
 /// Brings the directory into the state that work begins from. By one process that is alone there.
@@ -436,8 +442,8 @@ fn forget(scratch: Option<&Path>) {
 }
 
 /// Writes the manifest from what is really there; an error unless that is everything.
-fn whole(context: &Context, collection: &Collection, settings: &Value) -> Result<TupleManifest> {
-    let found = assemble(&collection.dir, &collection.plan, settings.clone())?;
+fn whole(context: &Context, collection: &Collection, inputs: &CurateInputs) -> Result<TupleManifest> {
+    let found = assemble(&collection.dir, &collection.plan, inputs.value()?)?;
     let damaged = found.damaged.first().map(|(shadow, role, why)| format!("shadow {shadow}, {role}: {why}"));
     let missing =
         || found.missing.first().map(|(shadow, role)| format!("shadow {shadow}, {role}: there is no shard"));

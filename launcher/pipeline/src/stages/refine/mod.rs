@@ -18,6 +18,7 @@ mod rounds;
 use crate::aggregate::{self, Combine};
 use crate::artifacts::{expect_run_model, open_side, open_update};
 use crate::lineage::{Kind, Lineage, adapter_sums};
+use crate::records::{RefineInputs, TranslateInputs};
 use crate::stages::evaluate::metric;
 use answers::{Asked, Tiny};
 use anyhow::{Context as _, Result};
@@ -27,8 +28,9 @@ use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::{ADAPTER_DIR, UPDATE_FILE};
-use gradtx_run::record::{self, RECORD_FILE, State};
+use gradtx_run::record::{self, RECORD_FILE};
 use gradtx_run::role::Role;
+use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::{UpdateVector, checksum_file, write_json};
 use gradtx_runtime::text::shown;
 use gradtx_train::examples::Data;
@@ -96,80 +98,111 @@ pub enum TrainedOn {
 
 /// Refines, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
-    let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let student = open_side(&config, Role::Tiny, context.threads)?;
-    let teacher = open_side(&config, Role::Llm, context.threads)?;
-    expect_run_model(&args.run, Role::Tiny, &student.space.base_model)?;
-    let updates: Vec<UpdateVector> =
-        job.updates.iter().map(|path| open_update(&student, &teacher, path)).collect::<Result<_>>()?;
-    let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
-    let translation = Translation::open(&job.translated, &sums, &teacher)?;
-    expect_consent(&job.updates, &updates)?;
-    let (combined, examples) = aggregate::combine(&updates, translation.combine)?;
-    let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
-    let prompts = [public.prompts(&config, &student)?, public.prompts(&config, &teacher)?];
-    let mut settings = json!({
-        "seed": config.seed,
-        "data": public.checksum,
-        "format": config.data.format,
-        "instruction": config.data.instruction,
-        "prompt": Prompts::settings(&config.data, &prompts.each_ref()),
-        "max_length": config.data.max_length,
-        "refine": config.refine,
-        "recipe": config.curate.llm,
-        "evaluate": config.evaluate,
-        "updates": sums,
-        "translated": translation.sums,
-        "method": translation.lineage.method,
-        "tiny": student.space.base_model,
-        "llm": teacher.space.base_model,
-        "adapter": Side::adapter_settings(&config.adapter, &[&student, &teacher]),
-        "device": config.device,
-    });
-    config.data.add_to(&mut settings);
-    let State::Open(mut output) = record::open(&job.out, "refine", settings.clone())? else {
-        let text = format!("refine: {} is finished", job.out.display());
-        context.ui.done("refine", &job.out, json!({}), text);
-        return Ok(());
-    };
-    let tiny: Vec<f32> = student.init.iter().zip(&combined).map(|(start, change)| start + change).collect();
-    let asked = Asked::choose(&config, &public, &prompts)?;
-    let given = Tiny {
-        context,
-        config: &config,
-        side: &student,
-        prompts: &prompts[0],
-        asked: &asked,
-        adapter: &tiny,
-    };
-    let given = dispatch(&config.device, context, given)?;
-    let llm = Llm {
-        context,
-        config: &config,
-        side: &teacher,
-        prompts: &prompts[1],
-        asked: &asked,
-        given: &given,
-        translation: &translation,
-        metric: metric(config.evaluate.metric, &asked.records)?,
-        checkpoint: job.out.join(CHECKPOINT),
-        of: settings,
-    };
-    let (refinement, values, rank) = dispatch(&config.device, context, llm)?;
-    output.computed_on(context.computed_on())?;
-    let side = teacher.of_rank(rank)?;
-    let update = side.update(values, examples);
-    update.check().context("refine: what the training gives")?;
-    let mut files = side.write_peft(&job.out, &update.values)?;
-    update.write(&job.out.join(UPDATE_FILE))?;
-    write_json(&job.out.join(REFINEMENT_FILE), &refinement)?;
-    files.extend([UPDATE_FILE.into(), REFINEMENT_FILE.into()]);
-    output.finish(&files)?;
-    let _ = std::fs::remove_file(job.out.join(CHECKPOINT));
-    let share = refinement.rounds.first().map_or(0.0, |round| round.share);
-    let text = format!("refine: {:.0} % of the answers agree, {}", 100.0 * share, job.out.display());
-    context.ui.done("refine", &job.out, json!(refinement), text);
-    Ok(())
+    stage::run(context, &Refining::open(context, args, job)?).map(drop)
+}
+
+/// A refinement that is ready to begin.
+pub struct Refining<'a> {
+    job: &'a Job,
+    config: Config,
+    student: Side,
+    teacher: Side,
+    /// Checksums of the updates.
+    sums: Vec<String>,
+    translation: Translation,
+    /// The updates as one, and the examples behind it.
+    combined: (Vec<f32>, u64),
+    public: Data,
+    prompts: [Prompts; 2],
+}
+
+impl<'a> Refining<'a> {
+    /// Opens what a job needs.
+    pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
+        let config = Config::of_run(args)?.on_device(context, &job.out)?;
+        let student = open_side(&config, Role::Tiny, context.threads)?;
+        let teacher = open_side(&config, Role::Llm, context.threads)?;
+        expect_run_model(&args.run, Role::Tiny, &student.space.base_model)?;
+        let updates: Vec<UpdateVector> =
+            job.updates.iter().map(|path| open_update(&student, &teacher, path)).collect::<Result<_>>()?;
+        let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
+        let translation = Translation::open(&job.translated, &sums, &teacher)?;
+        expect_consent(&job.updates, &updates)?;
+        let combined = aggregate::combine(&updates, translation.combine)?;
+        let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
+        let prompts = [public.prompts(&config, &student)?, public.prompts(&config, &teacher)?];
+        Ok(Self { job, config, student, teacher, sums, translation, combined, public, prompts })
+    }
+}
+
+impl Stage for Refining<'_> {
+    type Inputs = RefineInputs;
+    type Output = Refinement;
+    const RESUMES: bool = true;
+
+    fn dir(&self) -> &Path {
+        &self.job.out
+    }
+
+    fn inputs(&self) -> Result<RefineInputs> {
+        let Self { config, student, teacher, translation, .. } = self;
+        Ok(RefineInputs {
+            seed: config.seed,
+            data: self.public.inputs(&config.data, &self.prompts.each_ref()),
+            max_length: config.data.max_length,
+            refine: config.refine.clone(),
+            recipe: config.curate.llm.clone(),
+            evaluate: config.evaluate.clone(),
+            updates: self.sums.clone(),
+            translated: translation.sums.clone(),
+            method: translation.lineage.method,
+            tiny: student.space.base_model.clone(),
+            llm: teacher.space.base_model.clone(),
+            adapter: Side::adapter_inputs(&config.adapter, &[student, teacher]),
+            device: config.device.clone(),
+            reading: config.data.reading_inputs(),
+        })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, Refinement)> {
+        let Self { job, config, student, teacher, prompts, combined: (combined, examples), .. } = self;
+        let tiny: Vec<f32> =
+            student.init.iter().zip(combined).map(|(start, change)| start + change).collect();
+        let asked = Asked::choose(config, &self.public, prompts)?;
+        let given =
+            Tiny { context, config, side: student, prompts: &prompts[0], asked: &asked, adapter: &tiny };
+        let given = dispatch(&config.device, context, given)?;
+        let llm = Llm {
+            context,
+            config,
+            side: teacher,
+            prompts: &prompts[1],
+            asked: &asked,
+            given: &given,
+            translation: &self.translation,
+            metric: metric(config.evaluate.metric, &asked.records)?,
+            checkpoint: job.out.join(CHECKPOINT),
+            of: self.inputs()?.value()?,
+        };
+        let (refinement, values, rank) = dispatch(&config.device, context, llm)?;
+        let side = teacher.of_rank(rank)?;
+        let update = side.update(values, *examples);
+        update.check().context("refine: what the training gives")?;
+        let mut files = side.write_peft(&job.out, &update.values)?;
+        update.write(&job.out.join(UPDATE_FILE))?;
+        write_json(&job.out.join(REFINEMENT_FILE), &refinement)?;
+        files.extend([UPDATE_FILE.into(), REFINEMENT_FILE.into()]);
+        Ok((files, refinement))
+    }
+
+    fn tell(&self, context: &Context, refinement: &Refinement) -> Result<()> {
+        let out = &self.job.out;
+        let _ = std::fs::remove_file(out.join(CHECKPOINT));
+        let share = refinement.rounds.first().map_or(0.0, |round| round.share);
+        let text = format!("refine: {:.0} % of the answers agree, {}", 100.0 * share, out.display());
+        context.ui.done("refine", out, json!(refinement), text);
+        Ok(())
+    }
 }
 
 /// Fails, naming the file, unless every client has agreed.
@@ -208,12 +241,13 @@ impl Translation {
         if lineage.random_student {
             return refuse("noise was translated here: there is no client whose answers could agree");
         }
-        let settings = record::read(&dir.join(RECORD_FILE))?.settings;
-        if settings["updates"] != json!(updates) {
+        let Some(made) = record::read(&dir.join(RECORD_FILE))?.inputs::<TranslateInputs>(dir)? else {
+            return refuse("is no translation that could be refined");
+        };
+        if made.updates != updates {
             return refuse("was made of other updates than these");
         }
-        let combine = serde_json::from_value(settings["combine"].clone())
-            .with_context(|| format!("{}: how updates were combined", shown(dir)))?;
+        let combine = made.combine;
         let adapter = read_peft(&adapter, &teacher.model)?;
         Ok(Self { lineage, combine, sums, layout: adapter.layout, values: adapter.values })
     }

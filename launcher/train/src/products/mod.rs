@@ -10,8 +10,10 @@
 //! have in common (their start, too) stays whole. Each of the n_t shadows of a group has
 //! `v_k = w_t / n_t`. It is ridge regression of group means; only what is added up differs.
 
-use super::Cholesky;
-use super::gram::{COLUMNS, Gram};
+pub mod penalty;
+
+use crate::linalg::cholesky::Cholesky;
+use crate::linalg::gram::{COLUMNS, Gram};
 use anyhow::{Result, ensure};
 use gradtx_runtime::artifact::{Role, TupleStore};
 use std::collections::BTreeMap;
@@ -96,7 +98,7 @@ impl Kernel {
             let len = range.len();
             let mut columns = vec![0.0f64; rows * len];
             for (pair, &group) in groups.of.iter().enumerate() {
-                store.read_part(Role::Student, pair, store.steps() - 1, first, &mut part[..len])?;
+                store.read_part(Role::Student, pair, store.steps() - 1, range.start, &mut part[..len])?;
                 let mean = &mut columns[group * len..(group + 1) * len];
                 let share = 1.0 / groups.sizes[group] as f64;
                 mean.iter_mut().zip(&part).for_each(|(m, &x)| *m += share * f64::from(x));

@@ -1,4 +1,4 @@
-//! What `translate --method products` does: [`gradtx_train::baselines::products`] on a run's tuple store.
+//! What `translate --method products` does: [`gradtx_train::products`] on a run's tuple store.
 //!
 //! In: `RUN/shadow`, clients' updates of the TinyLM; where the penalty is chosen by the LLM's loss, the
 //! LLM and the public data. Out: factors of the LLM's adapter of rank `translate.rank`, and
@@ -6,6 +6,7 @@
 
 use crate::aggregate::Combine;
 use crate::artifacts::Tuples;
+use crate::records::{PenaltyInputs, ProductsInputs};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_models::lora::Products;
@@ -14,16 +15,15 @@ use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::{failed, is_busy};
 use gradtx_run::paths::PRODUCTS_DIR;
-use gradtx_run::record::{self, State};
+use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::{Role as Part, read_json, write_json};
 use gradtx_runtime::data::Example;
-use gradtx_train::baselines::penalty::{Losses, Penalty, Trial, USUAL, by_error, by_loss, trials};
-use gradtx_train::baselines::products::{Groups, Kernel};
 use gradtx_train::examples::Data;
+use gradtx_train::products::penalty::{Losses, Penalty, Trial, USUAL, by_error, by_loss, trials};
+use gradtx_train::products::{Groups, Kernel};
 use gradtx_train::side::Side;
-use serde::Serialize;
-use serde_json::{Value, json};
-use std::path::Path;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
 /// The file of the penalty in its directory.
 const PENALTY_FILE: &str = "penalty.json";
@@ -55,8 +55,8 @@ pub struct Translation<'a> {
 
 impl Translation<'_> {
     /// The settings that a result depends on, apart from the tuple store.
-    pub fn settings(config: &Config) -> Value {
-        json!({ "rank": config.translate.rank, "penalty": choice(config) })
+    pub fn inputs(config: &Config) -> ProductsInputs {
+        ProductsInputs { rank: config.translate.rank, penalty: choice(config) }
     }
 
     /// Translates clients' updates: the LLM with adapters of the new rank, the factors of one, and how they
@@ -105,33 +105,23 @@ impl Translation<'_> {
             PenaltyChoice::By(rule) => rule,
         };
         let dir = self.run.join(PRODUCTS_DIR);
-        let settings = json!({
-            "seed": self.config.seed,
-            "tuples": self.tuples.manifest,
-            "groups": self.tuples.groups()?,
-            "translate": Self::settings(self.config),
-            "llm": self.teacher.space.base_model,
-        });
-        let choose = || self.choose(rule, groups, kernel, products, side);
-        let output = match record::open(&dir, "penalty", settings) {
-            Ok(State::Open(output)) => output,
-            Ok(State::Finished) => {
-                let path = dir.join(PENALTY_FILE);
-                return serde_json::from_value(read_json(&path)?)
-                    .with_context(|| format!("{}: not a penalty", path.display()));
+        let choice = Choosing { translation: self, dir, rule, groups, kernel, products, side };
+        match stage::run(self.context, &choice) {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => {
+                let path = choice.dir.join(PENALTY_FILE);
+                serde_json::from_value(read_json(&path)?)
+                    .with_context(|| format!("{}: not a penalty", path.display()))
             }
             // Another process is at it, for another client.
-            Err(error) if is_busy(&error) => return choose(),
-            Err(error) => return Err(error),
-        };
-        let found = choose()?;
-        write_json(&dir.join(PENALTY_FILE), &found)?;
-        output.finish(&[PENALTY_FILE.into()])?;
-        Ok(found)
+            Err(error) if is_busy(&error) => self.choose(self.context, rule, groups, kernel, products, side),
+            Err(error) => Err(error),
+        }
     }
 
     fn choose(
         &self,
+        context: &Context,
         rule: PenaltyRule,
         groups: &Groups,
         kernel: &Kernel,
@@ -147,7 +137,7 @@ impl Translation<'_> {
             PenaltyRule::Loss => {
                 let examples = self.examples(groups, &trials)?;
                 let work = Losses {
-                    context: self.context,
+                    context,
                     side,
                     products,
                     groups,
@@ -155,10 +145,10 @@ impl Translation<'_> {
                     examples: &examples,
                     stream_tokens: self.config.device.stream_tokens,
                 };
-                by_loss(&trials, groups.count(), &dispatch(&self.config.device, self.context, work)?)
+                by_loss(&trials, groups.count(), &dispatch(&self.config.device, context, work)?)
             }
         };
-        self.context.ui.line(format!(
+        context.ui.line(format!(
             "translate: penalty {}, the best of {} on {} left-out groups of shadows",
             found.penalty,
             found.tried.len(),
@@ -206,13 +196,79 @@ impl Translation<'_> {
     }
 }
 
+/// What the penalty of a run depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChosenInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Checksum of the tuple store's manifest.
+    pub tuples: String,
+    /// Group of every shadow pair, where the store tells.
+    pub groups: Option<Vec<usize>>,
+    /// The settings.
+    pub translate: ProductsInputs,
+    /// Fingerprint of the LLM.
+    pub llm: String,
+}
+
+impl Inputs for ChosenInputs {
+    const STAGE: &'static str = "penalty";
+}
+
+/// The choice of a run's penalty.
+pub struct Choosing<'a> {
+    translation: &'a Translation<'a>,
+    dir: PathBuf,
+    rule: PenaltyRule,
+    groups: &'a Groups,
+    kernel: &'a Kernel,
+    products: &'a Products,
+    side: &'a Side,
+}
+
+impl Stage for Choosing<'_> {
+    type Inputs = ChosenInputs;
+    type Output = Penalty;
+
+    fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn inputs(&self) -> Result<ChosenInputs> {
+        let Translation { config, teacher, tuples, .. } = self.translation;
+        Ok(ChosenInputs {
+            seed: config.seed,
+            tuples: tuples.manifest.clone(),
+            groups: tuples.groups()?,
+            translate: Translation::inputs(config),
+            llm: teacher.space.base_model.clone(),
+        })
+    }
+
+    fn make(&self, context: &Context) -> Result<(Vec<String>, Penalty)> {
+        let Self { translation, rule, groups, kernel, products, side, .. } = self;
+        let found = translation.choose(context, *rule, groups, kernel, products, side)?;
+        write_json(&self.dir.join(PENALTY_FILE), &found)?;
+        Ok((vec![PENALTY_FILE.into()], found))
+    }
+
+    /// The choice says what it found.
+    fn tell(&self, _: &Context, _: &Penalty) -> Result<()> {
+        Ok(())
+    }
+
+    fn was_finished(&self, _: &Context) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// The choice of the penalty, with what it depends on.
-fn choice(config: &Config) -> Value {
+fn choice(config: &Config) -> PenaltyInputs {
     let translate = &config.translate;
     match translate.penalty {
-        PenaltyChoice::By(PenaltyRule::Loss) => {
-            json!({ "by": PenaltyRule::Loss, "examples": translate.penalty_examples })
+        PenaltyChoice::By(by @ PenaltyRule::Loss) => {
+            PenaltyInputs::ByLoss { by, examples: translate.penalty_examples }
         }
-        other => json!(other),
+        other => PenaltyInputs::Choice(other),
     }
 }

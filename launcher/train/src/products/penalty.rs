@@ -1,11 +1,11 @@
-//! The penalty of the regression in [`super::products`]: fixed, or chosen by what it does to groups
+//! The penalty of the regression in [`super`]: fixed, or chosen by what it does to groups
 //! of shadows that are left out.
 //!
 //! In: the shadow pairs' products, and for the choice by loss the LLM and public examples of every
 //! group. Out: the penalty, and what every candidate reached. It depends on the run alone, not on a
 //! client, so it is chosen once, and kept in the run directory.
 
-use super::products::{Centred, Groups, Kernel};
+use super::{Centred, Groups, Kernel};
 use crate::examples::Streams;
 use crate::side::Side;
 use anyhow::Result;

@@ -1,0 +1,307 @@
+//! What stages record that later ones and reports read: the inputs of each, as the type that
+//! was written. The fields and their order are those of `settings` in record.json.
+
+use crate::aggregate::Combine;
+use gradtx_run::config::{
+    AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, PenaltyChoice, PenaltyRule,
+    ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
+};
+use gradtx_run::role::Role;
+use gradtx_run::stage::Inputs;
+use gradtx_runtime::artifact::UpdateSpace;
+use gradtx_train::baselines::Method;
+use gradtx_train::examples::DataInputs;
+use gradtx_train::side::AdapterInputs;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// What a tuple store depends on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CurateInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The public data.
+    #[serde(flatten)]
+    pub data: DataInputs,
+    /// Longest example in tokens.
+    pub max_length: usize,
+    /// The adapters of both models.
+    pub adapter: AdapterInputs,
+    /// The settings, with the number of jobs that share a stream as it was decided.
+    pub curate: CurateConfig,
+    /// The device.
+    pub device: DeviceConfig,
+    /// Fingerprint of the TinyLM.
+    pub tiny: String,
+    /// Fingerprint of the LLM.
+    pub llm: String,
+    /// How rows are read.
+    #[serde(flatten)]
+    pub reading: ReadingInputs,
+}
+
+impl Inputs for CurateInputs {
+    const STAGE: &'static str = "curate";
+}
+
+impl CurateInputs {
+    /// Fingerprint of a model.
+    pub fn model(&self, role: Role) -> &str {
+        match role {
+            Role::Tiny => &self.tiny,
+            Role::Llm => &self.llm,
+        }
+    }
+}
+
+/// What a translator depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Checksum of the tuple store's manifest.
+    pub tuples: String,
+    /// Of the tuples.
+    pub spaces: Spaces,
+    /// The settings of its shape; not where the weights lie that it starts from.
+    pub translator: TranslatorConfig,
+    /// Fingerprint of the weights that it starts from.
+    pub pretrained: Option<String>,
+    /// The settings of training.
+    pub train: TrainConfig,
+    /// The device.
+    pub device: DeviceConfig,
+}
+
+impl Inputs for TrainInputs {
+    const STAGE: &'static str = "train";
+}
+
+/// The spaces of both sides of a tuple.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spaces {
+    /// Of the TinyLM's updates.
+    pub student: UpdateSpace,
+    /// Of the LLM's updates.
+    pub teacher: UpdateSpace,
+}
+
+/// What a client's update depends on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FinetuneInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The private data.
+    #[serde(flatten)]
+    pub data: DataInputs,
+    /// Longest example in tokens.
+    pub max_length: usize,
+    /// The adapter.
+    pub adapter: AdapterInputs,
+    /// How it is trained.
+    pub recipe: Recipe,
+    /// The device.
+    pub device: DeviceConfig,
+    /// Fingerprint of the base model.
+    pub model: String,
+    /// The adapter is also written in PEFT form.
+    pub peft: bool,
+    /// `allowed`, if the client agrees to refinement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refinement: Option<String>,
+    /// How rows are read.
+    #[serde(flatten)]
+    pub reading: ReadingInputs,
+}
+
+impl Inputs for FinetuneInputs {
+    const STAGE: &'static str = "finetune";
+}
+
+/// What a translated update depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TranslateInputs {
+    /// The translator.
+    pub method: Method,
+    /// How several updates became one.
+    pub combine: Combine,
+    /// Noise was put in the place of the update.
+    pub random_student: bool,
+    /// Checksums of the updates.
+    pub updates: Vec<String>,
+    /// Checksums of what it was translated with, by file.
+    pub with: Map<String, Value>,
+    /// Fingerprint of the LLM.
+    pub llm: String,
+    /// The device.
+    pub device: DeviceConfig,
+    /// How it was translated by products, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub products: Option<ProductsInputs>,
+}
+
+/// The settings that a translation by products depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProductsInputs {
+    /// Rank of the adapter.
+    pub rank: usize,
+    /// The penalty, or how it is chosen.
+    pub penalty: PenaltyInputs,
+}
+
+/// A penalty or how it is chosen, with what the choice depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PenaltyInputs {
+    /// By the loss on so many examples of every group.
+    ByLoss {
+        /// The loss.
+        by: PenaltyRule,
+        /// Examples of a group.
+        examples: usize,
+    },
+    /// What is set says it all.
+    Choice(PenaltyChoice),
+}
+
+impl Inputs for TranslateInputs {
+    const STAGE: &'static str = "translate";
+}
+
+/// What a refined translation depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RefineInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The public data.
+    #[serde(flatten)]
+    pub data: DataInputs,
+    /// Longest example in tokens.
+    pub max_length: usize,
+    /// The settings of refinement.
+    pub refine: RefineConfig,
+    /// How the adapter is trained.
+    pub recipe: Recipe,
+    /// How answers are generated and compared.
+    pub evaluate: EvaluateConfig,
+    /// Checksums of the updates.
+    pub updates: Vec<String>,
+    /// Checksums of the translation's adapter.
+    pub translated: Vec<String>,
+    /// The translator.
+    pub method: Option<Method>,
+    /// Fingerprint of the TinyLM.
+    pub tiny: String,
+    /// Fingerprint of the LLM.
+    pub llm: String,
+    /// The adapters of both models.
+    pub adapter: AdapterInputs,
+    /// The device.
+    pub device: DeviceConfig,
+    /// How rows are read.
+    #[serde(flatten)]
+    pub reading: ReadingInputs,
+}
+
+impl Inputs for RefineInputs {
+    const STAGE: &'static str = "refine";
+}
+
+/// What a merged model depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergeInputs {
+    /// Which of the two models.
+    pub role: Role,
+    /// Fingerprint of the base model.
+    pub model: String,
+    /// How the adapter came to be.
+    pub lineage: Lineage,
+    /// Checksums of the adapter's files.
+    pub adapter: Vec<String>,
+    /// Tokens that end answers, where the model's own files do not name them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stops: Option<Vec<u32>>,
+}
+
+impl Inputs for MergeInputs {
+    const STAGE: &'static str = "merge";
+}
+
+/// What a score depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluateInputs {
+    /// The test data.
+    #[serde(flatten)]
+    pub data: DataInputs,
+    /// How answers are generated and scored.
+    pub evaluate: ScoringInputs,
+    /// Which of the two models.
+    pub role: Role,
+    /// Fingerprint of the model.
+    pub model: String,
+    /// Checksums of the adapter's files.
+    pub adapter: Option<Vec<String>>,
+    /// How the model came to be.
+    pub lineage: Lineage,
+    /// The device.
+    pub device: DeviceConfig,
+    /// How rows are read.
+    #[serde(flatten)]
+    pub reading: ReadingInputs,
+}
+
+impl Inputs for EvaluateInputs {
+    const STAGE: &'static str = "evaluate";
+}
+
+/// The settings that scores depend on; the tokens of ROUGE-1 where they are not the usual ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScoringInputs {
+    /// Which number is the score.
+    pub metric: MetricChoice,
+    /// Which part of a text is the answer.
+    pub answer: AnswerForm,
+    /// What ROUGE-1 takes for a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rouge_tokens: Option<RougeTokens>,
+    /// Examples generated at once.
+    pub batch: usize,
+    /// Most tokens generated for one example.
+    pub max_new_tokens: usize,
+}
+
+impl From<&EvaluateConfig> for ScoringInputs {
+    fn from(config: &EvaluateConfig) -> Self {
+        let &EvaluateConfig { metric, answer, rouge_tokens, max_new_tokens, batch } = config;
+        let rouge_tokens = Some(rouge_tokens).filter(|tokens| *tokens != RougeTokens::default());
+        Self { metric, answer, rouge_tokens, batch, max_new_tokens }
+    }
+}
+
+/// How a model came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// As it was given.
+    Base,
+    /// With an adapter that `finetune` trained.
+    Finetuned,
+    /// With an adapter that `translate` made.
+    Translated,
+    /// With an adapter from elsewhere.
+    Adapter,
+}
+
+/// What was done to a base model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// How it came to be.
+    pub kind: Kind,
+    /// The translator, for [`Kind::Translated`].
+    pub method: Option<Method>,
+    /// The translator was given noise in the place of an update.
+    pub random_student: bool,
+    /// The translation was refined.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refined: bool,
+}
