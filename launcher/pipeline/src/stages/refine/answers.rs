@@ -1,0 +1,220 @@
+//! What is asked, and what both models answer.
+//!
+//! In: public prompts, a model, an adapter. Out: answers, and for the TinyLM how sure it is of each. They
+//! stay in this process.
+
+use crate::stages::evaluate::without_prefix;
+use anyhow::Result;
+use gradtx_kernels::rng::{Stream, derive_named};
+use gradtx_kernels::{Backend, Real};
+use gradtx_models::decoder::{
+    Activations, AdapterView, Continuation, Decoder, GenerateLimits, Generator, Mode, Prompt,
+};
+use gradtx_run::config::{Config, Recipe};
+use gradtx_run::context::Context;
+use gradtx_run::dispatch::{Work, memory_for};
+use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, PackedBatch, Record};
+use gradtx_train::examples::{Data, Streams};
+use gradtx_train::prompts::Prompts;
+use gradtx_train::side::Side;
+
+/// The prompts, for both models.
+pub(super) struct Asked {
+    pub(super) records: Vec<Record>,
+    pub(super) tiny: Vec<Vec<u32>>,
+    pub(super) llm: Vec<Vec<u32>>,
+}
+
+impl Asked {
+    pub(super) fn choose(config: &Config, public: &Data, prompts: &[Prompts; 2]) -> Result<Self> {
+        let key = derive_named(config.seed, "prompts of refinement");
+        let order = Stream::new(key).permutation(public.records.len());
+        let chosen = order.into_iter().take(config.refine.prompts);
+        let records: Vec<Record> = chosen.map(|row| public.records[row].clone()).collect();
+        let tokens =
+            |prompts: &Prompts| records.iter().map(|r| prompts.prompt(r)).collect::<Result<Vec<_>>>();
+        Ok(Self { tiny: tokens(&prompts[0])?, llm: tokens(&prompts[1])?, records })
+    }
+}
+
+/// An answer, which never leaves this process.
+#[derive(Clone, Default)]
+pub(super) struct Answer {
+    pub(super) tokens: Vec<u32>,
+    /// Without what the prompt form writes before an answer.
+    pub(super) text: String,
+    /// It ended by itself.
+    pub(super) ended: bool,
+}
+
+/// Room for answers to these prompts.
+pub(super) fn limits(config: &Config, prompts: &Prompts, tokens: &[Vec<u32>]) -> GenerateLimits {
+    let settings = &config.evaluate;
+    let longest = tokens.iter().map(Vec::len).max().unwrap_or(1);
+    GenerateLimits {
+        rows: settings.batch.min(tokens.len()),
+        prompt_tokens: longest.max(config.device.stream_tokens.min(longest * settings.batch)),
+        context: (longest + settings.max_new_tokens).min(prompts.context()),
+    }
+}
+
+/// Answers all prompts with an adapter.
+pub(super) fn answers<X: Real<Acc = f32>, D: Backend<X>>(
+    decoder: &Decoder<D, X>,
+    config: &Config,
+    prompts: &Prompts,
+    tokens: &[Vec<u32>],
+    view: AdapterView<'_, D, f32>,
+) -> Result<Vec<Answer>> {
+    let limits = limits(config, prompts, tokens);
+    let mut generator = Generator::new(decoder, limits, Some(view.layout))?.within(prompts.context());
+    let asked: Vec<Prompt> =
+        tokens.iter().map(|tokens| Prompt { tokens: tokens.clone(), adapter: Some(0) }).collect();
+    let (most, stops) = (config.evaluate.max_new_tokens, prompts.check.stops());
+    let tokenizer = &prompts.tokenizer;
+    let prefix = tokenizer.decode(&tokenizer.encode(prompts.check.prefix())?.ids, true)?;
+    let found = generator.generate(decoder, Some(view), &asked, most, stops)?;
+    let answer = |Continuation { tokens, ended }| {
+        let text = tokenizer.decode(&tokens, true)?;
+        Ok(Answer { text: without_prefix(&text, &prefix).to_string(), tokens, ended })
+    };
+    found.into_iter().map(answer).collect()
+}
+
+/// The token that ends an answer in training examples.
+pub(super) fn end_token(prompts: &Prompts, record: &Record) -> Result<Option<u32>> {
+    let (data, _) = prompts.examples(std::slice::from_ref(record), 1)?;
+    let last = data.examples.first().and_then(|example| {
+        let trained = example.tokens.iter().zip(&example.trained).filter(|(_, is_trained)| **is_trained);
+        trained.map(|(&token, _)| token).find(|token| prompts.check.stops().contains(token))
+    });
+    Ok(last.or(prompts.check.stops().first().copied()))
+}
+
+/// A prompt with an answer to be learned.
+pub(super) fn example(prompt: &[u32], answer: &[u32], end: Option<u32>) -> Example {
+    let tokens: Vec<u32> = prompt.iter().chain(answer).copied().chain(end).collect();
+    let trained = (0..tokens.len()).map(|i| i >= prompt.len()).collect();
+    Example { tokens, trained }
+}
+
+/// What the TinyLM answers, and how sure it is.
+pub(super) struct Given {
+    pub(super) answers: Vec<Answer>,
+    /// Probability of every answer; 0 of those that did not end.
+    pub(super) probability: Vec<f64>,
+}
+
+impl Given {
+    /// The half of the ended answers that the TinyLM is surest of, in the prompts' order, and their mean
+    /// probability.
+    pub(super) fn surest(&self) -> (Vec<usize>, f64) {
+        let mut ended: Vec<usize> = (0..self.answers.len()).filter(|&i| self.answers[i].ended).collect();
+        ended.sort_by(|&i, &j| self.probability[j].total_cmp(&self.probability[i]).then(i.cmp(&j)));
+        ended.truncate(ended.len().div_ceil(2));
+        ended.sort_unstable();
+        let sum = ended.iter().fold(0.0, |sum, &i| sum + self.probability[i]);
+        let mean = sum / ended.len().max(1) as f64;
+        (ended, mean)
+    }
+}
+
+pub(super) struct Tiny<'a> {
+    pub(super) context: &'a Context,
+    pub(super) config: &'a Config,
+    pub(super) side: &'a Side,
+    pub(super) prompts: &'a Prompts,
+    pub(super) asked: &'a Asked,
+    pub(super) adapter: &'a [f32],
+}
+
+impl Work for Tiny<'_> {
+    type Output = Given;
+
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Given> {
+        let Self { config, side, prompts, asked, .. } = self;
+        let mut plan = Decoder::<D, X>::plan(&side.model, false);
+        let limits = limits(config, prompts, &asked.tiny);
+        plan.extend(Generator::<D, X>::plan(&side.model, limits, Some(&side.layout)));
+        plan.check(memory_for(device, &self.context.place)?)?;
+        let decoder = Decoder::<D, X>::load(device, &side.dir)?;
+        let values = device.buffer_from(self.adapter)?;
+        let view = AdapterView { values: &values, layout: &side.layout, dropout: 0.0 };
+        let answers = answers(&decoder, config, prompts, &asked.tiny, view)?;
+        let end = end_token(prompts, &asked.records[0])?;
+        let examples: Vec<Example> =
+            asked.tiny.iter().zip(&answers).map(|(prompt, a)| example(prompt, &a.tokens, end)).collect();
+        let mut probability = probabilities(&decoder, view, &examples, config.device.stream_tokens)?;
+        for (p, answer) in probability.iter_mut().zip(&answers) {
+            *p *= f64::from(u8::from(answer.ended));
+        }
+        Ok(Given { answers, probability })
+    }
+}
+
+/// The probability of the answer of every example.
+fn probabilities<X: Real<Acc = f32>, D: Backend<X>>(
+    decoder: &Decoder<D, X>,
+    view: AdapterView<'_, D, f32>,
+    examples: &[Example],
+    stream_tokens: usize,
+) -> Result<Vec<f64>> {
+    let mut streams = Streams::new(stream_tokens);
+    let recipe = Recipe::default();
+    let all: Vec<&Example> = examples.iter().collect();
+    streams.push_step(&all, &recipe, 0, 0, 0);
+    let streams = streams.finish();
+    let capacity = capacity(&streams);
+    let device = decoder.device();
+    let mut acts = Activations::new(decoder, capacity, Mode::Inference(Some(view.layout)))?;
+    let mut batch = DeviceBatch::new(device, capacity)?;
+    let mut sums = vec![];
+    for stream in &streams {
+        batch.load(device, stream)?;
+        decoder.loss(&mut acts, &batch, Some(view))?;
+        let losses = device.to_host(acts.losses())?;
+        let first = sums.len();
+        sums.resize(first + stream.segments(), 0.0f64);
+        for (segment, loss) in stream.label_segment.iter().zip(losses) {
+            sums[first + *segment as usize] += f64::from(loss);
+        }
+    }
+    Ok(sums.into_iter().map(|sum| (-sum).exp()).collect())
+}
+
+/// Room for the largest of these streams.
+pub(super) fn capacity(streams: &[PackedBatch]) -> BatchCapacity {
+    let mut capacity = BatchCapacity::default();
+    for stream in streams {
+        capacity.tokens = capacity.tokens.max(stream.len());
+        capacity.segments = capacity.segments.max(stream.segments());
+        capacity.labels = capacity.labels.max(stream.labels());
+    }
+    capacity
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_surest_half_is_of_those_that_ended() {
+        let answer = |ended| Answer { ended, ..Answer::default() };
+        let given = Given {
+            answers: [true, false, true, true, true, true].map(answer).to_vec(),
+            probability: vec![0.2, 0.0, 0.9, 0.4, 0.9, 0.1],
+        };
+        let (surest, mean) = given.surest();
+        assert_eq!(surest, [2, 3, 4]);
+        assert!((mean - (0.9 + 0.9 + 0.4) / 3.0).abs() < 1e-12);
+        let nothing = Given { answers: vec![answer(false); 3], probability: vec![0.0; 3] };
+        assert_eq!(nothing.surest(), (vec![], 0.0));
+    }
+
+    #[test]
+    fn examples_train_on_the_answer_and_its_end() {
+        let found = example(&[1, 2], &[5, 6], Some(9));
+        assert_eq!(found.tokens, [1, 2, 5, 6, 9]);
+        assert_eq!(found.trained, [false, false, true, true, true]);
+    }
+}
