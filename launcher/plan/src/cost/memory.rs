@@ -156,7 +156,9 @@ pub fn training(
                 out.add(Purpose::Trained, "masters", &shard, 4);
             }
             (Purpose::Optimizer, _) => out.add(entry.purpose, entry.name.as_str(), &shard, 4),
-            _ => out.add_pieces(entry.purpose, entry.name.as_str(), &entry.shape, element(entry), entry.pieces),
+            _ => {
+                out.add_pieces(entry.purpose, entry.name.as_str(), &entry.shape, element(entry), entry.pieces)
+            }
         }
     }
     Ok((out, model.layout().count()))
