@@ -180,8 +180,9 @@ fn target(files: &Files, from: &Module, path: &[String]) -> Option<(Module, Stri
         at.pop();
         rest = &rest[1..];
     }
-    let is_child =
-        |at: &Module, name: &String| files.contains_key(&[at.as_slice(), &[name.clone()]].concat());
+    let is_child = |at: &Module, name: &String| {
+        files.contains_key(&[at.as_slice(), std::slice::from_ref(name)].concat())
+    };
     if rest.len() == path.len() && !is_child(&at, &path[0]) {
         return None;
     }

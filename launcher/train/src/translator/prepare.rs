@@ -194,7 +194,7 @@ mod tests {
     fn a_combination_is_affine() {
         // Rows of two values, the second of which is 1 − 2 · the first.
         let parts: Vec<f32> = [0.5, -1.0, 3.0].iter().flat_map(|&x| [x, 1.0 - 2.0 * x]).collect();
-        let mut rows = vec![9.0; 4];
+        let mut rows = [9.0; 4];
         let combine = |row: &mut [f32], weights| {
             let read = |k: usize, to: &mut [f32]| {
                 to.copy_from_slice(&parts[2 * k..2 * k + 2]);
