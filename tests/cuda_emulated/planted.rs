@@ -283,7 +283,7 @@ fn rows_that_are_still_on_their_way() {
     let text = "            stage = next;\n            __syncthreads();\n";
     let fault = plant("lora_rows.cu", text, "            stage = next;\n");
     // Rows of several warps, whose sums belong together.
-    expect_caught(&fused(3, (520, 24, 2, 2), 0.3), fault, "data race");
+    expect_caught(&fused(3, (520, 24, 2, 2), 0.3), fault, "that nobody has written");
     let text = "pair.ask(t + stages * PAIR_ROWS, stage)";
     let fault = plant("lora_rows.cu", text, "pair.ask(t + stages * PAIR_ROWS, next)");
     assert!(!complaints(&adapted(), fault).is_empty());
