@@ -90,7 +90,7 @@ fn hidden_gpus(ranks: usize, seen: usize) -> Option<Check> {
                  between GPUs that are hidden from each other's ranks"
             );
             let advice =
-                format!("start ranks with --gpus-per-node={ranks} --gpu-bind=none, not --gpus-per-task");
+                format!("start ranks with --gpus-per-node={ranks}, not --gpus-per-task or --gpu-bind");
             Some(Check::problem("GPUs of ranks", found).advice(advice))
         }
     }
@@ -297,7 +297,7 @@ mod tests {
         let found = hidden_gpus(4, 1).expect("three are hidden");
         assert!(found.found.contains("sees 1") && found.found.contains("4 ranks"), "{found:?}");
         let advice = found.advice.unwrap();
-        assert!(advice.contains("--gpus-per-node=4 --gpu-bind=none"), "{advice}");
+        assert!(advice.contains("--gpus-per-node=4, not --gpus-per-task"), "{advice}");
         for (ranks, seen) in [(1, 1), (4, 4), (2, 8), (4, 0)] {
             assert!(hidden_gpus(ranks, seen).is_none(), "{ranks} ranks, {seen} GPUs");
         }

@@ -128,7 +128,6 @@ impl Batch {
         if resources.gpus_per_node > 0 {
             // Of the node, and not of each task: NCCL reaches only GPUs that its rank sees.
             options.push(format!("--gpus-per-node={tasks}"));
-            options.extend(self.has_ranks().then(|| "--gpu-bind=none".into()));
         }
         options.extend(self.array.map(|jobs| format!("--array=0-{}", jobs - 1)));
         options.extend(resources.partition.iter().map(|name| format!("--partition={name}")));
@@ -237,7 +236,6 @@ mod tests {
                 "#SBATCH --cpus-per-task=8",
                 "#SBATCH --time=1-0",
                 "#SBATCH --gpus-per-node=4",
-                "#SBATCH --gpu-bind=none",
                 "#SBATCH --partition=a100",
                 "#SBATCH --requeue",
                 "#SBATCH --signal=B:USR1@120",
@@ -282,7 +280,8 @@ mod tests {
                 shipped.lines().find_map(|line| line.strip_prefix(&format!("#SBATCH --{name}=")))
             };
             assert_eq!(of("gpus-per-node"), of("ntasks-per-node"), "a GPU for every rank");
-            assert_eq!((of("gpus-per-task"), of("gpu-bind")), (None, Some("none")));
+            // Without a binding CUDA_VISIBLE_DEVICES has all GPUs of the job's node; `none` leaves it empty (SLURM 22.05).
+            assert_eq!((of("gpus-per-task"), of("gpu-bind")), (None, None));
         }
     }
 
