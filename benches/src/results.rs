@@ -28,7 +28,7 @@ pub struct Entry {
     pub shape: String,
     /// What it takes; nothing where neither operations nor bytes tell anything.
     pub count: Count,
-    /// Which rate of [`gradtx_plan::cost`] it tells.
+    /// Which rate of [`gradtx_plan::cost`] it measures.
     pub work: Option<Kind>,
     /// How long it takes.
     pub times: Times,

@@ -188,7 +188,7 @@ mod tests {
 
     /// Where the error allowed for covers whole numbers of f32, the library is asked.
     #[test]
-    fn doubts_are_told() {
+    fn doubtful_values_are_marked() {
         let mut products = [0.0; GROUP];
         let mut doubts = 0;
         for first in (0..1 << 17).step_by(GROUP) {

@@ -1,4 +1,4 @@
-//! [`Check`]: one thing that `doctor` looked at.
+//! [`Check`]: one thing that `doctor` checks.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -15,10 +15,10 @@ pub enum Level {
     Problem,
 }
 
-/// One thing that was looked at.
+/// One thing that was checked.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub topic: String,
     /// How it stands.
     pub level: Level,

@@ -1,6 +1,6 @@
 //! `doctor`: what is here, and does the work fit?
 //!
-//! In: this machine; runs and models on request. Out: one `Check` per thing looked at:
+//! In: this machine; runs and models on request. Out: one `Check` per thing:
 //! fine, worth a note, or a problem with what to do about it. A problem is what this build,
 //! or a run that was named, asks for and cannot have: only then the command fails.
 //!

@@ -190,7 +190,7 @@ impl Llm<'_> {
             Ok(saved) if saved.state()["of"] == self.of => saved,
             Ok(_) => return Ok(None),
             Err(error) => {
-                tracing::warn!("{error}; the refinement begins anew");
+                tracing::warn!("{error}; the refinement starts over");
                 return Ok(None);
             }
         };
