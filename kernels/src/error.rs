@@ -42,6 +42,14 @@ pub enum Error {
         /// What is missing or too old.
         why: String,
     },
+    /// Arguments that are not those of a kernel: a mistake of this program.
+    #[error("launch of `{kernel}`: {why}")]
+    Launch {
+        /// The kernel.
+        kernel: String,
+        /// Which argument, what was expected and what was found.
+        why: String,
+    },
     /// The device's driver or compiler refused something.
     #[error("the device could not {what}: {why}")]
     Driver {

@@ -24,11 +24,12 @@ impl AdamW<f32> for Cuda {
         expect_len(OP, "g", g.len(), rows * len)?;
         let parts = len.div_ceil(LEAST_SHARE).clamp(1, PARTIAL_SUMS);
         let scratch = self.workspace(rows * parts * size_of::<f32>())?;
-        let kernel = self.kernel(MODULE, "sum_squares_partial").pointer(scratch.pointer).read(g).long(len);
+        let kernel =
+            self.kernel(MODULE, "sum_squares_partial").address::<f32>(scratch.pointer).read(g).long(len);
         // SAFETY: g holds `rows` rows of `len`, and the scratch memory `parts` sums for each.
         unsafe { kernel.run([parts, rows, 1], THREADS, 0) }?;
         let kernel =
-            self.kernel(MODULE, "sum_squares_final").write(&sums).pointer(scratch.pointer).int(parts);
+            self.kernel(MODULE, "sum_squares_final").write(&sums).address::<f32>(scratch.pointer).int(parts);
         // SAFETY: as above, and `sums` holds one per row.
         unsafe { kernel.run([rows, 1, 1], THREADS, 0) }
     }

@@ -116,8 +116,8 @@ impl Launch<'_> {
     }
 
     /// Everything of [`AttentionDims`], after the pointers.
-    fn attention(self, cuda: &Cuda, dims: &AttentionDims) -> Self {
-        let launch = self.pointer(cuda.fault_pointer()).int(dims.qkv.tokens).int(dims.segments);
+    fn attention(self, dims: &AttentionDims) -> Self {
+        let launch = self.fault().int(dims.qkv.tokens).int(dims.segments);
         launch.heads(&dims.qkv).long(dims.o_stride).float(dims.scale)
     }
 }
@@ -152,11 +152,11 @@ impl<X: CudaReal> Attention<X> for Cuda {
             let grid = [most_tiles(FORWARD_TILE, &dims) * heads, 1, 1];
             let kernel = kernel.flops(flops(2, &dims));
             // SAFETY: the lengths above; segments beyond the stream are refused.
-            return unsafe { kernel.attention(self, &dims).run(grid, FLASH_THREADS, shared) };
+            return unsafe { kernel.attention(&dims).run(grid, FLASH_THREADS, shared) };
         }
         let kernel = self.kernel_of::<X>(PLAIN, OP).write(&o).write(&lse).read(qkv).read(offsets);
         // SAFETY: as above.
-        unsafe { kernel.attention(self, &dims).run([tokens, heads, 1], PLAIN_THREADS, 0) }
+        unsafe { kernel.attention(&dims).run([tokens, heads, 1], PLAIN_THREADS, 0) }
     }
 
     fn attention_backward(
@@ -189,7 +189,7 @@ impl<X: CudaReal> Attention<X> for Cuda {
         let kernel_of = |module: &'static str, name: &'static str, suffix: &'static str| {
             let kernel =
                 self.kernel_typed(module, name, suffix).write(&dqkv).read(delta.freeze()).read(d_o).read(lse);
-            kernel.read(qkv).read(offsets).attention(self, &dims)
+            kernel.read(qkv).read(offsets).attention(&dims)
         };
         let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
         let wide = aligned(&[d_o.pointer(), qkv.pointer(), dqkv.pointer()], &[dims.o_stride]);
@@ -223,7 +223,7 @@ impl<X: CudaReal> Attention<X> for Cuda {
         expect_len(OP, "offsets", offsets.len(), slot.len() + 1)?;
         check_caches(OP, k_cache.len(), v_cache.len(), &dims)?;
         let kernel = self.kernel_of::<X>(PLAIN, OP).write(&k_cache).write(&v_cache).read(qkv);
-        let kernel = kernel.read(offsets).read(slot).pointer(self.fault_pointer());
+        let kernel = kernel.read(offsets).read(slot).fault();
         let kernel = kernel.int(dims.qkv.tokens).int(slot.len()).heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots);
         let kernel = kernel.moves(moved::<X>(&dims.qkv));
@@ -255,7 +255,7 @@ impl<X: CudaReal> Attention<X> for Cuda {
             return unsafe { self.decode_tiles(kernels, &o, caches, qkv, (slot, position), &dims) };
         }
         let kernel = self.kernel_of::<X>(PLAIN, "cache_append").write(&k_cache).write(&v_cache).read(qkv);
-        let kernel = kernel.read(slot).read(position).pointer(self.fault_pointer()).heads(&dims.qkv);
+        let kernel = kernel.read(slot).read(position).fault().heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots);
         let kernel = kernel.moves(moved::<X>(&dims.qkv));
         // SAFETY: the lengths above; slots and positions out of range are refused.

@@ -104,7 +104,7 @@ impl Cuda {
             _ => (Choice::tensor_cores(dims, self.inner.processors), "bf16"),
         };
         let kernel = self.kernel_typed(MODULE, choice.name, suffix).write(c).read(a).read(b).read_if(bias);
-        let kernel = kernel.pointer(start.0).long(dims.a_stride).long(dims.b_stride).long(dims.c_stride);
+        let kernel = kernel.address::<C>(start.0).long(dims.a_stride).long(dims.b_stride).long(dims.c_stride);
         let kernel = kernel.long(start.1).int(dims.m).int(dims.n).int(dims.k).float(dims.alpha);
         let grid = [dims.n.div_ceil(choice.tile), dims.m.div_ceil(choice.tile), 1];
         let kernel = kernel.work(work_of::<X, C>(dims));

@@ -54,7 +54,7 @@ impl<X: CudaReal> LmHead<X> for Cuda {
         // As much of a row as shared memory holds, in chunks of 16 bytes, stays there between its two readings.
         let row = if gradient { vocab * size_of::<X>() / 16 } else { 0 };
         let kept = row.min(self.most_shared::<X>(MODULE, "cross_entropy")? / 16);
-        let (mut loss, fault) = (loss, self.fault_pointer());
+        let mut loss = loss;
         for first in (0..labels).step_by(chunk) {
             let n = chunk.min(labels - first);
             let part = first..first + n;
@@ -66,7 +66,7 @@ impl<X: CudaReal> LmHead<X> for Cuda {
             let kernel = self.kernel_of::<X>(MODULE, "cross_entropy");
             let kernel = kernel.write(&loss.reborrow().slice(part.clone())).write(&logits);
             let kernel = kernel.read(targets.slice(part.clone())).read(weights.slice(part.clone()));
-            let kernel = kernel.pointer(fault).int(vocab).int(kept).int(gradient.into());
+            let kernel = kernel.fault().int(vocab).int(kept).int(gradient.into());
             let threads = threads_for_row::<X>(vocab, LOSS_THREADS);
             // SAFETY: a row of logits, a target, a weight and a loss per block; targets are checked.
             unsafe { kernel.run([n, 1, 1], threads, kept * 16) }?;
@@ -76,7 +76,7 @@ impl<X: CudaReal> LmHead<X> for Cuda {
                 let dims = GemmDims::new(n, hidden, vocab, false, false);
                 self.gemm_into(OP, &d_rows, logits.freeze(), w, dims)?;
                 let kernel = self.kernel_of::<X>(MODULE, "scatter_rows").write(dx).read(d_rows.freeze());
-                let kernel = kernel.read(rows.slice(part)).pointer(fault).int(hidden).int(tokens);
+                let kernel = kernel.read(rows.slice(part)).fault().int(hidden).int(tokens);
                 // SAFETY: `n` rows of d_rows and numbers; numbers beyond dx are refused.
                 unsafe { kernel.run([n, 1, 1], threads_for_row::<X>(hidden, THREADS), 0) }?;
             }

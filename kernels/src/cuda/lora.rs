@@ -122,15 +122,9 @@ fn stride_of_weight(op: &'static str, len: usize, dims: &LoraDims<'_>) -> Result
 
 impl Launch<'_> {
     /// Where tokens and adapters of the stream are, and rows and columns of an adapter input.
-    pub(super) fn stream(
-        self,
-        cuda: &Cuda,
-        segments: &Segments<'_, Cuda>,
-        dims: &LoraDims<'_>,
-        columns: Columns,
-    ) -> Self {
+    pub(super) fn stream(self, segments: &Segments<'_, Cuda>, dims: &LoraDims<'_>, columns: Columns) -> Self {
         let launch = self.read(segments.offsets).read(segments.adapter).read(segments.keys);
-        let launch = launch.pointer(cuda.fault_pointer()).int(segments.count).int(dims.tokens);
+        let launch = launch.fault().int(segments.count).int(dims.tokens);
         launch.int(columns.adapters)
     }
 
@@ -182,7 +176,7 @@ impl Cuda {
         dims: &LoraDims<'_>,
         columns: Columns,
     ) -> Result<()> {
-        let kernel = self.kernel_of::<X>(MODULE, "lora_weight_tail").pointer(w.pointer()).read(adapters);
+        let kernel = self.kernel_of::<X>(MODULE, "lora_weight_tail").address::<X>(w.pointer()).read(adapters);
         let kernel = kernel.long(dims.adapter_stride).long(weight_stride(dims.in_dim)).int(dims.out_dim);
         let kernel = kernel.int(dims.in_dim).int(columns.width).int(columns.adapters).outputs(dims);
         let chunks = (dims.out_dim * columns.width).div_ceil(16 / size_of::<X>());
@@ -203,8 +197,8 @@ impl Cuda {
         let columns = Columns::new(adapters, dims);
         for (n, target) in dims.targets.iter().enumerate() {
             let (to, from) = pointers(target);
-            let kernel = self.kernel_of::<X>(MODULE, name).pointer(to).pointer(from).read(adapters);
-            let kernel = kernel.stream(self, segments, dims, columns).long(dims.adapter_stride);
+            let kernel = self.kernel_of::<X>(MODULE, name).address::<X>(to).address::<X>(from).read(adapters);
+            let kernel = kernel.stream(segments, dims, columns).long(dims.adapter_stride);
             let kernel = kernel.long(target.b_offset).rows(dims, columns).int(dims.out_dim);
             let kernel = kernel.int(target.out_len).int(dims.rank).int(n * dims.rank);
             // SAFETY: checked by `check` and the callers; segments and adapters out of range are refused.
@@ -225,8 +219,8 @@ impl Cuda {
         len: impl Fn(&LoraTarget) -> usize,
     ) -> Result<()> {
         let Partial { pointer, tile, size, first } = partial;
-        let kernel = self.kernel(MODULE, "lora_gradient_rows").write(grads).pointer(pointer);
-        let kernel = kernel.read(segments.offsets).read(segments.grad_row).pointer(self.fault_pointer());
+        let kernel = self.kernel(MODULE, "lora_gradient_rows").write(grads).address::<f32>(pointer);
+        let kernel = kernel.read(segments.offsets).read(segments.grad_row).fault();
         let kernel = kernel.int(segments.count).int(dims.tokens).int(rows_of(grads.len(), dims)).int(tile);
         let kernel = kernel.long(dims.adapter_stride).long(first).long(size).long_per_target(dims, offset);
         let end = |n: usize| dims.targets.iter().take(n + 1).map(&len).sum();
@@ -249,8 +243,8 @@ impl Cuda {
         let size: usize = dims.targets.iter().map(len).sum();
         let tiles = tiles(B_TILE, segments.count, dims);
         let scratch = self.workspace(scratch_of_b(segments.count, dims))?;
-        let kernel = self.kernel_of::<X>(MODULE, "lora_gradient_b").pointer(scratch.pointer);
-        let kernel = kernel.read(dy).read(input).stream(self, segments, dims, columns).rows(dims, columns);
+        let kernel = self.kernel_of::<X>(MODULE, "lora_gradient_b").address::<f32>(scratch.pointer);
+        let kernel = kernel.read(dy).read(input).stream(segments, dims, columns).rows(dims, columns);
         let kernel = kernel.int(dims.out_dim).long(size).outputs(dims);
         let longest = dims.targets.iter().map(|t| t.out_len).max().unwrap_or(0);
         let grid = [tiles, longest.div_ceil(THREADS * 16 / size_of::<X>()), dims.targets.len()];

@@ -44,6 +44,7 @@ mod profile;
 mod residual;
 mod rmsnorm;
 mod rope;
+pub mod signature;
 mod stream;
 mod t5_attention;
 mod t5_tiles;

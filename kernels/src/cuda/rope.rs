@@ -80,7 +80,7 @@ impl<X: CudaReal> Rope<X> for Cuda {
         }
         let limit = check_angles(OP, cos.len(), sin.len(), positions.len(), dims)?;
         let kernel = self.kernel_of::<X>(MODULE, OP).write(&qkv).read_if(bias).read(cos).read(sin);
-        let kernel = kernel.read(positions).pointer(self.fault_pointer());
+        let kernel = kernel.read(positions).fault();
         let kernel = kernel.int(dims.heads).int(dims.kv_heads).int(dims.head_dim).int(limit);
         let heads = dims.heads + if bias.is_some() { 2 } else { 1 } * dims.kv_heads;
         // SAFETY: the lengths above; positions beyond the tables are refused.
@@ -103,7 +103,7 @@ impl<X: CudaReal> Rope<X> for Cuda {
         }
         let limit = check_angles(OP, cos.len(), sin.len(), positions.len(), dims)?;
         let kernel = self.kernel_of::<X>(MODULE, OP).write(&dqkv).read(cos).read(sin);
-        let kernel = kernel.read(positions).pointer(self.fault_pointer());
+        let kernel = kernel.read(positions).fault();
         let kernel = kernel.int(dims.heads).int(dims.kv_heads).int(dims.head_dim).int(limit);
         let threads = rope_threads::<X>(dims.heads + dims.kv_heads, dims.head_dim);
         // SAFETY: the lengths above; positions beyond the tables are refused.

@@ -101,7 +101,7 @@ impl<X: CudaReal> T5Attention<X> for Cuda {
         let kernel = plan.as_ref().map_or_else(|| self.kernel_of::<X>(MODULE, OP), |plan| plan.kernel(self));
         let kernel = kernel.write(&o).write(&probs).read(q).read(kv);
         let kernel = kernel.read_if(bias.map(|b| b.table)).read_if(bias.map(|b| b.map));
-        let kernel = kernel.pointer(self.fault_pointer()).int(bias.map_or(0, |b| b.buckets));
+        let kernel = kernel.fault().int(bias.map_or(0, |b| b.buckets));
         if let Some(plan) = plan {
             // SAFETY: the lengths above; buckets beyond the table are refused.
             return unsafe { plan.run(kernel.t5_tiled_shape(&dims).t5_drop(keys, &dims)) };
@@ -151,7 +151,7 @@ impl<X: CudaReal> T5Attention<X> for Cuda {
         let buckets = table.map(|(_, bias)| bias.buckets);
         if let Some(plan) = Plan::backward::<X>(self, &dims, buckets, &addresses) {
             let partial = if table.is_some() { d_scores.pointer() } else { 0 };
-            let kernel = plan.kernel(self).write(&dq).write(&dkv).pointer(partial);
+            let kernel = plan.kernel(self).write(&dq).write(&dkv).address::<f32>(partial);
             let kernel = kernel.read(d_o).read(probs).read(q).read(kv);
             let kernel = kernel.read_if(table.map(|(_, bias)| bias.map)).int(buckets.unwrap_or(0));
             // SAFETY: the lengths above; the plan has made sure that sums fit into `d_scores`.

@@ -115,7 +115,8 @@ impl Cuda {
         batch: usize,
     ) -> crate::Result<()> {
         let size = d_table.len();
-        let kernel = self.kernel(MODULE, "t5_table_sum").write(d_table).pointer(partial).int(batch).int(size);
+        let kernel =
+            self.kernel(MODULE, "t5_table_sum").write(d_table).address::<f32>(partial).int(batch).int(size);
         let kernel = kernel.moves((batch + 2) * size * size_of::<f32>());
         // SAFETY: the caller's.
         unsafe { kernel.run([size.div_ceil(COLUMN_BLOCK), 1, 1], COLUMN_BLOCK * COLUMN_BLOCK, 0) }
