@@ -2,9 +2,9 @@
 
 use super::elementwise::threads_for_row;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::Result;
 use crate::error::{expect_len, expect_rows};
 use crate::ops::{DropoutDims, GatedActivation, GatedDims, GatedKind};
+use crate::{Result, View, ViewMut};
 
 const MODULE: &str = "activation";
 const MAX_THREADS: usize = 256;

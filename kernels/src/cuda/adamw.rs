@@ -3,6 +3,7 @@
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_len};
 use crate::ops::{AdamW, AdamWCast, AdamWStep};
+use crate::{View, ViewMut};
 
 const MODULE: &str = "adamw";
 const THREADS: usize = 256;

@@ -9,6 +9,7 @@ use super::launch::Launch;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut, decode};
 use crate::error::{Error, Result, expect_len, expect_rows};
 use crate::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
+use crate::{View, ViewMut};
 
 const PLAIN: &str = "attention";
 const FLASH: &str = "flash";

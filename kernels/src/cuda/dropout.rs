@@ -6,6 +6,7 @@ use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_len};
 use crate::ops::{Dropout, DropoutDims};
 use crate::rng::drop_threshold;
+use crate::{View, ViewMut};
 
 const MAX_THREADS: usize = 256;
 

@@ -5,7 +5,7 @@ use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed};
 use crate::error::{Error, Result, expect_len, expect_rows};
 use crate::ops::{Cast, Elementwise, RandomRows, StridedRows};
 use crate::rng::BELL_SPREAD;
-use crate::{Elem, bf16};
+use crate::{Elem, View, ViewMut, bf16};
 use cudarc::driver::sys;
 
 const MODULE: &str = "elementwise";

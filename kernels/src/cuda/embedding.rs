@@ -2,9 +2,9 @@
 
 use super::elementwise::table_rows;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::Result;
 use crate::error::expect_len;
 use crate::ops::Embedding;
+use crate::{Result, View, ViewMut};
 
 const THREADS: usize = 128;
 

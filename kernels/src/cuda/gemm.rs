@@ -6,6 +6,7 @@ use super::profile::Work;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_at_least, expect_len, expect_rows};
 use crate::ops::{Gemm, GemmDims, Linear, LinearDims, Out};
+use crate::{View, ViewMut};
 
 const MODULE: &str = "gemm";
 /// As in `cu/gemm.cu`: depth and number of the stages of a tile, and padding of its rows.

@@ -5,7 +5,7 @@ use super::limits::{Limits, Needs};
 use super::profile::Work;
 use super::signature::{self, Kind, Signature};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed, gate, memory};
-use crate::{Elem, Error, Result};
+use crate::{Elem, Error, Result, View, ViewMut};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};

@@ -5,6 +5,7 @@ use super::elementwise::threads_for_row;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_at_least, expect_len};
 use crate::ops::{GemmDims, LmHead, LmHeadDims, LmHeadScratch};
+use crate::{View, ViewMut};
 
 const MODULE: &str = "lm_head";
 /// As in `cu/lm_head.cu`.

@@ -16,6 +16,7 @@ use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_len, expect_rows};
 use crate::ops::{Gemm, GemmDims, LoraDims, LoraLinear, LoraTarget, RmsNorm, RmsNormDims, Segments};
 use crate::rng::drop_threshold;
+use crate::{View, ViewMut};
 
 const MODULE: &str = "lora";
 /// Columns behind x, and behind the rows of a frozen weight: 8 adapters of 4 targets at rank 2.

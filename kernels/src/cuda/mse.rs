@@ -2,9 +2,9 @@
 
 use super::elementwise::threads_for_row;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::Result;
 use crate::error::expect_len;
 use crate::ops::{Mse, MseDims};
+use crate::{Result, View, ViewMut};
 
 const MAX_THREADS: usize = 512;
 

@@ -2,9 +2,9 @@
 
 use super::elementwise::threads_for_row;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::Result;
 use crate::error::expect_len;
 use crate::ops::{Out, ResidualNorm, ResidualNormDims};
+use crate::{Result, View, ViewMut};
 
 const MODULE: &str = "residual";
 const MAX_THREADS: usize = 512;

@@ -4,6 +4,7 @@ use super::elementwise::threads_for_row;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Result, expect_len, expect_rows};
 use crate::ops::{Out, RmsNorm, RmsNormDims};
+use crate::{View, ViewMut};
 
 const MODULE: &str = "rmsnorm";
 const MAX_THREADS: usize = 512;

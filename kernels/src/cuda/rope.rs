@@ -5,6 +5,7 @@ use super::rmsnorm::{COLUMN_BLOCK, COLUMN_THREADS};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_len};
 use crate::ops::{Out, QkNorm, QkvDims, Rope};
+use crate::{View, ViewMut};
 
 const MODULE: &str = "rope";
 /// As in `cu/rope.cu`: threads of a block of the norms, and the most of the rotary embedding's.

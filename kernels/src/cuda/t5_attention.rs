@@ -10,6 +10,7 @@ use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_at_least, expect_len};
 use crate::ops::{BucketMap, T5Attention, T5AttentionDims};
 use crate::rng::drop_threshold;
+use crate::{View, ViewMut};
 
 const MODULE: &str = "t5_attention";
 /// As in `cu/t5_attention.cu`: threads, and rows of a block.

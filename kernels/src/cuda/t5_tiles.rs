@@ -2,6 +2,7 @@
 
 use super::launch::Launch;
 use super::{Cuda, CudaReal};
+use crate::ViewMut;
 use crate::ops::T5AttentionDims;
 
 /// As in `cu/t5_tiles.cu`: the size of heads, rows of a tile, the most tiles of queries in a block, the

@@ -7,7 +7,7 @@ use gradtx_kernels::ops::{
     AttentionDims, DecodeDims, Elementwise, Embedding, GatedActivation, GatedDims, GatedKind, Gemm, GemmDims,
     LmHead, LmHeadDims, LmHeadScratch, LoraDims, QkvDims, RmsNormDims, Segments,
 };
-use gradtx_kernels::{Backend, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Real, View, ViewMut};
 use gradtx_runtime::Result;
 use gradtx_runtime::data::DeviceBatch;
 
@@ -81,7 +81,7 @@ impl<'a, D: Device, A: Real> Pass<'a, D, A> {
     where
         'a: 'b,
     {
-        self.adapters.map_or(D::all(nothing), |a| D::all(a.values))
+        self.adapters.map_or(nothing.all(), |a| a.values.all())
     }
 }
 
@@ -114,9 +114,9 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let mut logits = Vec::with_capacity(rows.len() * self.config.vocab);
         for chunk in rows.chunks(acts.chunk) {
             let on_device = self.device.buffer_from(chunk)?;
-            self.row_logits(acts, pass.tokens, D::all(&on_device))?;
+            self.row_logits(acts, pass.tokens, on_device.all())?;
             let len = chunk.len() * self.config.vocab;
-            logits.extend(self.device.to_host(D::view(&acts.head_logits, 0..len))?);
+            logits.extend(self.device.to_host(acts.head_logits.view(0..len))?);
         }
         Ok(logits)
     }
@@ -204,8 +204,8 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         device.rope_forward(
             rotated.get_mut(block, len),
             places.qkv_bias.as_ref().map(|bias| self.weights(bias)),
-            D::all(&acts.rope.cos),
-            D::all(&acts.rope.sin),
+            acts.rope.cos.all(),
+            acts.rope.sin.all(),
             pass.batch.positions(),
             qkv,
         )?;
@@ -230,7 +230,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let cached = cache.as_mut().map(|cache| {
             let len = cache.slots * cache.capacity * self.config.kv_dim();
             let part = block * len..(block + 1) * len;
-            let (k, v) = (D::view_mut(cache.k, part.clone()), D::view_mut(cache.v, part));
+            let (k, v) = (cache.k.view_mut(part.clone()), cache.v.view_mut(part));
             let (capacity, slots) = (cache.capacity, cache.slots);
             (k, v, cache.slot, DecodeDims { qkv, capacity, slots, scale: self.scale() }, cache.action)
         });
@@ -332,8 +332,8 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     pub(super) fn final_norm(&self, acts: &mut Activations<D, X>, tokens: usize) -> Result<()> {
         let len = tokens * self.config.hidden;
         self.device.rmsnorm_forward(
-            D::view_mut(&mut acts.last, 0..len),
-            D::view_mut(&mut acts.last_inv_rms, 0..tokens),
+            acts.last.view_mut(0..len),
+            acts.last_inv_rms.view_mut(0..tokens),
             acts.x.get(self.config.layers, len),
             self.weights(&self.places.final_norm),
             self.norm_dims(tokens),
@@ -352,16 +352,16 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     ) -> Result<()> {
         let (tokens, labels, hidden) = (batch.used().tokens, batch.used().labels, self.config.hidden);
         acts.labels = labels;
-        let (rows, d_rows) = D::split_mut(D::all_mut(&mut acts.head_rows), acts.chunk * hidden);
-        let scratch = LmHeadScratch { logits: D::all_mut(&mut acts.head_logits), rows, d_rows };
+        let (rows, d_rows) = acts.head_rows.all_mut().split_at_mut(acts.chunk * hidden);
+        let scratch = LmHeadScratch { logits: acts.head_logits.all_mut(), rows, d_rows };
         let dims = LmHeadDims { tokens, labels, hidden, vocab: self.config.vocab, chunk: acts.chunk };
         LmHead::<X>::lm_head_loss(
             &self.device,
-            D::view_mut(&mut acts.losses, 0..labels),
-            gradient.then(|| D::view_mut(&mut acts.d_proj, 0..tokens * hidden)),
+            acts.losses.view_mut(0..labels),
+            gradient.then(|| acts.d_proj.view_mut(0..tokens * hidden)),
             d_head,
             scratch,
-            D::view(&acts.last, 0..tokens * hidden),
+            acts.last.view(0..tokens * hidden),
             self.weights(&self.places.head),
             batch.label_rows(),
             batch.targets(),
@@ -379,21 +379,21 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         rows: D::View<'_, u32>,
     ) -> Result<()> {
         let (device, hidden, vocab) = (&self.device, self.config.hidden, self.config.vocab);
-        let count = D::view_len(rows);
+        let count = rows.len();
         let x = acts.x.get(self.config.layers, tokens * hidden);
-        let gathered = D::view_mut(&mut acts.head_rows, 0..count * hidden);
+        let gathered = acts.head_rows.view_mut(0..count * hidden);
         Elementwise::<X>::gather_rows(device, gathered, x, rows, hidden)?;
         device.rmsnorm_forward(
-            D::view_mut(&mut acts.last, 0..count * hidden),
-            D::view_mut(&mut acts.last_inv_rms, 0..count),
-            D::view(&acts.head_rows, 0..count * hidden),
+            acts.last.view_mut(0..count * hidden),
+            acts.last_inv_rms.view_mut(0..count),
+            acts.head_rows.view(0..count * hidden),
             self.weights(&self.places.final_norm),
             self.norm_dims(count),
         )?;
         Gemm::<X>::gemm(
             device,
-            D::view_mut(&mut acts.head_logits, 0..count * vocab),
-            D::view(&acts.last, 0..count * hidden),
+            acts.head_logits.view_mut(0..count * vocab),
+            acts.last.view(0..count * hidden),
             self.weights(&self.places.head),
             GemmDims::new(count, vocab, hidden, false, true),
         )?;

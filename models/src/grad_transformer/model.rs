@@ -14,7 +14,7 @@ use super::acts::{Activations, Inputs};
 use super::{Batch, GradTransformerConfig, Normalization};
 use crate::t5::{Grads, Pass, Side, Stack};
 use gradtx_kernels::ops::{Backend, Linear, LinearDims, MseDims, Out};
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::{Device, Real, ViewMut};
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;
@@ -65,7 +65,7 @@ impl Projection {
         rows: usize,
     ) -> Result<()> {
         let (queue, out) = (grads.queue(pass.dev)?, grads.out);
-        let (dw, dbias) = D::split_mut(grads.at(&self.range), self.weight().len());
+        let (dw, dbias) = grads.at(&self.range).split_at_mut(self.weight().len());
         Linear::<X>::linear_backward_weight(&queue, dw, Some(dbias), dy, x, self.dims(rows), out)?;
         grads.asked(&self.range);
         Ok(())
@@ -209,7 +209,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
         let (tokens, width) = (self.config.teacher_blocks, self.config.t5.d_model);
         for example in 0..batch {
             let start = example * tokens * width;
-            let row = D::slice_mut(D::reborrow(&mut x), start..start + width);
+            let row = x.reborrow().slice(start..start + width);
             self.dev.fill(row, X::zero())?;
         }
         Ok(())

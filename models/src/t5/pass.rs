@@ -3,7 +3,7 @@
 use gradtx_kernels::ops::{
     Backend, DropoutDims, Linear, LinearDims, Out, ResidualNorm, ResidualNormDims, RmsNorm, RmsNormDims,
 };
-use gradtx_kernels::{Device, Elem, Real};
+use gradtx_kernels::{Buffer, Device, Elem, Real, ViewMut};
 use gradtx_runtime::Result;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -43,7 +43,7 @@ pub(super) struct NormOut<'a, D: Device, X: Real> {
 impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
     /// Parameters of a range of the flat buffer.
     pub(crate) fn weight(&self, range: &Range<usize>) -> D::View<'_, X> {
-        D::view(self.values, range.clone())
+        self.values.view(range.clone())
     }
 
     /// The dropout at a place of the model, of rows of which `tokens` are an example's.
@@ -95,10 +95,10 @@ impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
     ) -> Result<()> {
         let (w, size) = (self.weight(weight), (dims.rows, dims.out_dim));
         if self.dropout == 0.0 {
-            self.dev.linear_forward(D::reborrow(&mut out), x, w, None, Some(residual), dims)?;
-            return self.norm(next, D::freeze(&out), size);
+            self.dev.linear_forward(out.reborrow(), x, w, None, Some(residual), dims)?;
+            return self.norm(next, out.freeze(), size);
         }
-        self.dev.linear_forward(D::reborrow(&mut out), x, w, None, None, dims)?;
+        self.dev.linear_forward(out.reborrow(), x, w, None, None, dims)?;
         let NormOut { weight, normed, inv_rms, eps } = next;
         let dims = ResidualNormDims { drop: self.drop_dims(size, place), eps };
         let w = self.weight(weight);
@@ -141,7 +141,7 @@ impl<'a, D: Device, X: Real> Grads<'a, D, X> {
 
     /// The gradients of a range.
     pub(crate) fn at(&mut self, range: &Range<usize>) -> D::ViewMut<'_, X::Acc> {
-        D::view_mut(self.buf, range.clone())
+        self.buf.view_mut(range.clone())
     }
 
     /// Where gradients of weights are computed, after everything that was asked of `dev` so far.
@@ -167,7 +167,7 @@ impl<'a, D: Device, X: Real> Grads<'a, D, X> {
         let Some(last) = self.waiting.iter().rposition(|(end, _)| *end == Some(set)) else { return Ok(()) };
         dev.follow(&self.ends[set])?;
         for (_, range) in self.waiting.drain(..=last) {
-            (self.on_ready)(range, D::all_mut(self.buf))?;
+            (self.on_ready)(range, self.buf.all_mut())?;
         }
         Ok(())
     }
