@@ -3,7 +3,10 @@
 use crate::common::*;
 use crate::emulator::{Order, Schedule, Variant, configure, device, on_device};
 use crate::lora::LittleShared;
-use gradtx_kernels::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
+use gradtx_kernels::ops::{
+    Attention, AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, CacheStore, DecodeDims,
+    QkvDims,
+};
 use gradtx_kernels::{Backend, Buffer, Device, Real, Result, bf16};
 use std::ops::Range;
 
@@ -44,12 +47,27 @@ impl Packed {
         let qkv_view = || qkv.view(gap..n + gap);
         let mut o = put(d, &spread(&nan::<X>(tokens * width), width, o_stride))?;
         let mut lse = put(d, &nan::<X::Acc>(heads * tokens))?;
-        d.attention_forward(o.all_mut(), lse.all_mut(), qkv_view(), offsets.all(), dims)?;
+        d.attention_forward(AttentionForward {
+            o: o.all_mut(),
+            lse: lse.all_mut(),
+            qkv: qkv_view(),
+            offsets: offsets.all(),
+            dims,
+        })?;
         let d_o = put(d, &spread(&inputs.values::<X>("d_o", tokens * width), width, o_stride))?;
         let (mut dqkv, mut delta) = (put(d, &nan::<X>(n))?, put(d, &nan::<X::Acc>(heads * tokens))?);
         let (to, scratch) = (dqkv.all_mut(), delta.all_mut());
         let (o_view, lse_view) = (o.all(), lse.all());
-        d.attention_backward(to, scratch, d_o.all(), o_view, lse_view, qkv_view(), offsets.all(), dims)?;
+        d.attention_backward(AttentionBackward {
+            dqkv: to,
+            delta: scratch,
+            d_o: d_o.all(),
+            o: o_view,
+            lse: lse_view,
+            qkv: qkv_view(),
+            offsets: offsets.all(),
+            dims,
+        })?;
         let mut results = Results::default();
         results.take_rows(d, "o", &o, width, o_stride)?;
         results.take(d, "lse", &lse)?;
@@ -168,10 +186,19 @@ fn segments_do_not_depend_on_their_neighbours() {
         let (mut o, mut dqkv) = (cuda.zeros::<bf16>(tokens * width)?, cuda.zeros::<bf16>(tokens * row)?);
         let [mut lse, mut delta] = [cuda.zeros::<f32>(heads * tokens)?, cuda.zeros::<f32>(heads * tokens)?];
         let (qkv, offsets) = (qkv.all(), offsets.all());
-        cuda.attention_forward(o.all_mut(), lse.all_mut(), qkv, offsets, dims)?;
+        cuda.attention_forward(AttentionForward { o: o.all_mut(), lse: lse.all_mut(), qkv, offsets, dims })?;
         let (to, scratch) = (dqkv.all_mut(), delta.all_mut());
         let (o_view, lse_view) = (o.all(), lse.all());
-        cuda.attention_backward(to, scratch, d_o.all(), o_view, lse_view, qkv, offsets, dims)?;
+        cuda.attention_backward(AttentionBackward {
+            dqkv: to,
+            delta: scratch,
+            d_o: d_o.all(),
+            o: o_view,
+            lse: lse_view,
+            qkv,
+            offsets,
+            dims,
+        })?;
         let first = before - stream.start;
         let part = |values: Vec<bf16>, each: usize| values[first * each..(first + len) * each].to_vec();
         let lse = cuda.to_host(lse.all())?;
@@ -210,7 +237,14 @@ impl Case for Decode {
         let (offsets, slot) = (put(d, &offsets)?, put(d, &slot)?);
         let prompts = put(d, &inputs.values::<X>("prompts", qkv.tokens * qkv.row()))?;
         let (k_to, v_to) = (k.all_mut(), v.all_mut());
-        d.cache_store(k_to, v_to, prompts.all(), offsets.all(), slot.all(), dims)?;
+        d.cache_store(CacheStore {
+            k_cache: k_to,
+            v_cache: v_to,
+            qkv: prompts.all(),
+            offsets: offsets.all(),
+            slot: slot.all(),
+            dims,
+        })?;
         let rows = QkvDims { tokens: lengths.len(), ..qkv };
         let position = put(d, lengths)?;
         let next = put(d, &inputs.values::<X>("next", rows.tokens * rows.row()))?;
@@ -218,7 +252,15 @@ impl Case for Decode {
         let (k_to, v_to) = (k.all_mut(), v.all_mut());
         let dims = DecodeDims { qkv: rows, ..dims };
         let (slot, position) = (slot.all(), position.all());
-        d.attention_decode(o.all_mut(), k_to, v_to, next.all(), slot, position, dims)?;
+        d.attention_decode(AttentionDecode {
+            o: o.all_mut(),
+            k_cache: k_to,
+            v_cache: v_to,
+            qkv: next.all(),
+            slot,
+            position,
+            dims,
+        })?;
         let mut results = Results::default();
         for (name, buf) in [("k", &k), ("v", &v), ("o", &o)] {
             results.take(d, name, buf)?;

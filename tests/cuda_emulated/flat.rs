@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::cuda::Cuda;
-use gradtx_kernels::ops::{AdamWStep, Elementwise, RandomRows, StridedRows};
+use gradtx_kernels::ops::{AdamWStep, AdamWUpdate, Elementwise, RandomRows, StridedRows};
 use gradtx_kernels::{Backend, Buffer, Real, Result};
 
 /// Sums, differences and casts of `n` elements, `offset` elements into their buffers.
@@ -165,10 +165,10 @@ impl Case for Optimizer {
             let step = AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, step };
             let (p, m, v) = (p.all_mut(), m.all_mut(), v.all_mut());
             match step.step {
-                1 => d.adamw(p, m, v, g.all(), scale.all(), rows, len, step)?,
+                1 => d.adamw(AdamWUpdate { p, m, v, g: g.all(), scale: scale.all(), rows, len, step })?,
                 _ => {
                     let (y, scale) = (y.all_mut(), scale.all());
-                    d.adamw_cast(y, p, m, v, g.all(), scale, rows, len, step)?;
+                    d.adamw_cast(y, AdamWUpdate { p, m, v, g: g.all(), scale, rows, len, step })?;
                 }
             }
         }
@@ -185,7 +185,7 @@ impl Case for Optimizer {
             let (p, m, v) = (p.all_mut(), m.all_mut(), v.all_mut());
             let step =
                 AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, step: 3 };
-            d.adamw_cast(y, p, m, v, g.all(), refused, rows, len, step)?;
+            d.adamw_cast(y, AdamWUpdate { p, m, v, g: g.all(), scale: refused, rows, len, step })?;
         }
         for (name, buf) in [("sums", &sums), ("scale", &scale), ("p", &p), ("m", &m), ("v", &v)] {
             results.take(d, name, buf)?;

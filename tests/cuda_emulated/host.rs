@@ -9,8 +9,8 @@ use crate::places::program;
 use gradtx_kernels::cuda::cubin::Cubins;
 use gradtx_kernels::cuda::{CublasLt, Cuda, devices};
 use gradtx_kernels::ops::{
-    AdamW, Elementwise, Embedding, Gemm, GemmDims, Linear, LinearDims, Out, QkvDims, RmsNorm, RmsNormDims,
-    Rope,
+    AdamW, Elementwise, Embedding, Gemm, GemmDims, Linear, LinearDims, LinearForward, Out, QkvDims, RmsNorm,
+    RmsNormDims, RmsNormForward, Rope, RopeForward,
 };
 use gradtx_kernels::{Buffer, Complex64, Device, Error, Result, View, ViewMut};
 
@@ -113,7 +113,15 @@ fn numbers_out_of_range() {
     let mut qkv = cuda.buffer_from(&[1.0f32; 6]).unwrap();
     let (angles, positions) = (cuda.zeros::<f32>(4).unwrap(), cuda.buffer_from(&[4u32]).unwrap());
     let angles = angles.all();
-    cuda.rope_forward(qkv.all_mut(), None, angles, angles, positions.all(), dims).unwrap();
+    cuda.rope_forward(RopeForward {
+        qkv: qkv.all_mut(),
+        bias: None,
+        cos: angles,
+        sin: angles,
+        positions: positions.all(),
+        dims,
+    })
+    .unwrap();
     let why = cuda.to_host(qkv.all()).unwrap_err().to_string();
     assert!(why.contains("position"), "{why}");
     assert_eq!(cuda.to_host(qkv.all()).unwrap(), [1.0; 6], "it is told once");
@@ -138,7 +146,13 @@ fn wrong_shapes_are_refused_before_anything_runs() {
     let dims = RmsNormDims::new(2, 5, 1e-6);
     let w = x.view(0..5);
     let inv = short.all_mut();
-    assert!(refused(cuda.rmsnorm_forward(y.all_mut(), inv, x.all(), w, dims)));
+    assert!(refused(cuda.rmsnorm_forward(RmsNormForward {
+        y: y.all_mut(),
+        inv_rms: inv,
+        x: x.all(),
+        w,
+        dims
+    })));
     let dims = GemmDims::new(2, 5, 3, false, true);
     assert!(refused(cuda.gemm(y.all_mut(), x.all(), x.all(), dims)));
     let overlapping = GemmDims { c_stride: 4, ..GemmDims::new(2, 5, 1, false, true) };
@@ -439,7 +453,15 @@ fn products_with_biases_of_other_alignments() {
     for first in [0, 1, 2, 4, 0, 3] {
         let mut y = cuda.zeros::<f32>(64).unwrap();
         let bias = Some(biases.view(first..first + 8));
-        cuda.linear_forward(y.all_mut(), x.all(), w.all(), bias, None, dims).unwrap();
+        cuda.linear_forward(LinearForward {
+            y: y.all_mut(),
+            x: x.all(),
+            w: w.all(),
+            bias,
+            residual: None,
+            dims,
+        })
+        .unwrap();
         let row = |i: usize| values[8 * i..8 * i + 8].iter().sum::<f32>();
         let expected: Vec<f32> = (0..64).map(|i| row(i / 8) + values[first + i % 8]).collect();
         assert_eq!(cuda.to_host(y.all()).unwrap(), expected, "a bias at element {first}");

@@ -1,7 +1,10 @@
 //! Adapted layers: every piece, with several adapters, gradient rows and targets in one stream.
 
 use crate::common::*;
-use gradtx_kernels::ops::{LoraDims, LoraTarget, RmsNormDims, Segments};
+use gradtx_kernels::ops::{
+    LoraDims, LoraDownBackward, LoraLinearBackward, LoraLinearForward, LoraTarget, RmsNormDims,
+    RmsNormLoraBackward, RmsNormLoraForward, Segments,
+};
 use gradtx_kernels::{Backend, Buffer, Device, Real, Result, ViewMut};
 
 /// s and ds are rounded to bf16 on the way.
@@ -142,32 +145,75 @@ impl Case for Adapted {
         let (segments, adapters) = (stream.view(), adapters.all());
         if self.norm {
             let (to, inv_to) = (input.all_mut(), inv.all_mut());
-            d.rmsnorm_lora_forward(to, inv_to, x.all(), w_norm.all(), adapters, segments, norm, dims)?;
+            d.rmsnorm_lora_forward(RmsNormLoraForward {
+                input: to,
+                inv_rms: inv_to,
+                x: x.all(),
+                w_norm: w_norm.all(),
+                adapters,
+                segments,
+                norm,
+                dims,
+            })?;
         } else {
             d.lora_down_forward(input.all_mut(), adapters, segments, dims)?;
         }
         let mut y = put(d, &nan::<X>(tokens * out_dim))?;
         let residual = self.residual.then(|| residual.all());
-        d.lora_linear_forward(y.all_mut(), input.all(), w.all(), residual, adapters, segments, dims)?;
+        d.lora_linear_forward(LoraLinearForward {
+            y: y.all_mut(),
+            input: input.all(),
+            w: w.all(),
+            residual,
+            adapters,
+            segments,
+            dims,
+        })?;
 
         let dy = put(d, &inputs.values::<X>("dy", tokens * out_dim))?;
         let mut grads = put(d, &inputs.sums::<X::Acc>("grads", grad_rows * adapter_stride))?;
         let mut d_input = put(d, &nan::<X>(D::lora_input_len(&dims)))?;
         let (to, grads_to, dy) = (d_input.all_mut(), grads.all_mut(), dy.all());
-        d.lora_linear_backward(to, grads_to, dy, input.all(), w.all(), adapters, segments, dims)?;
+        d.lora_linear_backward(LoraLinearBackward {
+            d_input: to,
+            grads: grads_to,
+            dy,
+            input: input.all(),
+            w: w.all(),
+            adapters,
+            segments,
+            dims,
+        })?;
         let mut results = Results::default();
         if self.norm {
             let mut dx = put(d, &inputs.values::<X>("dx", tokens * in_dim))?;
             let (dx_to, d_to, grads_to) = (dx.all_mut(), d_input.all_mut(), grads.all_mut());
             let (x, inv, w_norm) = (x.all(), inv.all(), w_norm.all());
             let input = input.all();
-            d.rmsnorm_lora_backward(
-                dx_to, d_to, grads_to, x, input, inv, w_norm, adapters, segments, norm, dims,
-            )?;
+            d.rmsnorm_lora_backward(RmsNormLoraBackward {
+                dx: dx_to,
+                d_input: d_to,
+                grads: grads_to,
+                x,
+                input,
+                inv_rms: inv,
+                w_norm,
+                adapters,
+                segments,
+                norm,
+                dims,
+            })?;
             results.take(d, "dx", &dx)?;
         } else {
             let (d_to, grads_to) = (d_input.all_mut(), grads.all_mut());
-            d.lora_down_backward(d_to, grads_to, input.all(), adapters, segments, dims)?;
+            d.lora_down_backward(LoraDownBackward {
+                d_input: d_to,
+                grads: grads_to,
+                input: input.all(),
+                adapters,
+                segments,
+                dims,
+            })?;
             results.add("rows of d_input", rows_of(d, &d_input, &dims)?);
         }
         results.add("rows of input", rows_of(d, &input, &dims)?);
@@ -340,18 +386,28 @@ fn gradient_rows_do_not_depend_on_the_stream() {
         cuda.lora_down_forward(input.all_mut(), adapters, all, dims).unwrap();
         LoraLinear::<f32>::lora_linear_backward(
             &cuda,
-            to,
-            grads_to,
-            dy.all(),
-            input.all(),
-            w.all(),
-            adapters,
-            all,
-            dims,
+            LoraLinearBackward {
+                d_input: to,
+                grads: grads_to,
+                dy: dy.all(),
+                input: input.all(),
+                w: w.all(),
+                adapters,
+                segments: all,
+                dims,
+            },
         )
         .unwrap();
         let (to, grads_to) = (d_input.all_mut(), grads.all_mut());
-        cuda.lora_down_backward(to, grads_to, input.all(), adapters, all, dims).unwrap();
+        cuda.lora_down_backward(LoraDownBackward {
+            d_input: to,
+            grads: grads_to,
+            input: input.all(),
+            adapters,
+            segments: all,
+            dims,
+        })
+        .unwrap();
         let row = grads.view(adapter_stride..2 * adapter_stride);
         cuda.to_host(row).unwrap().into_iter().map(f32::to_bits).collect()
     };

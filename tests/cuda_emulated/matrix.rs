@@ -1,7 +1,10 @@
 //! Matrix products, linear layers and the LM head.
 
 use crate::common::*;
-use gradtx_kernels::ops::{GemmDims, LinearDims, LmHeadDims, LmHeadScratch, Out};
+use gradtx_kernels::ops::{
+    GemmDims, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward, LmHeadDims, LmHeadLoss,
+    LmHeadScratch, Out,
+};
 use gradtx_kernels::{Backend, Buffer, Real, Result};
 
 /// A product whose result is rounded once; in bf16 the sum before it is in f32.
@@ -79,13 +82,26 @@ impl Case for Layer {
         let residual = put(d, &inputs.values::<X>("residual", rows * out_dim))?;
         let mut y = put(d, &nan::<X>(rows * out_dim))?;
         let (bias, residual) = (self.bias.then(|| bias.all()), self.residual.then(|| residual.all()));
-        d.linear_forward(y.all_mut(), x.all(), w.all(), bias, residual, self.dims)?;
+        d.linear_forward(LinearForward {
+            y: y.all_mut(),
+            x: x.all(),
+            w: w.all(),
+            bias,
+            residual,
+            dims: self.dims,
+        })?;
 
         let dy = put(d, &inputs.values::<X>("dy", rows * out_dim))?;
         let old =
             if self.out == Out::Add { inputs.values::<X>("dx", rows * in_dim) } else { nan(rows * in_dim) };
         let mut dx = put(d, &spread(&old, in_dim, x_stride))?;
-        d.linear_backward_input(dx.all_mut(), dy.all(), w.all(), self.dims, self.out)?;
+        d.linear_backward_input(LinearBackwardInput {
+            dx: dx.all_mut(),
+            dy: dy.all(),
+            w: w.all(),
+            dims: self.dims,
+            out: self.out,
+        })?;
         let old = |name: &str, len: usize| -> Vec<X::Acc> {
             if self.out == Out::Add { inputs.sums(name, len) } else { nan(len) }
         };
@@ -94,7 +110,14 @@ impl Case for Layer {
             put(d, &if self.bias { old("dbias", out_dim) } else { vec![X::Acc::zero(); out_dim] })?;
         let dbias_view = self.bias.then(|| dbias.all_mut());
         let (dy, x) = (dy.all(), x.all());
-        d.linear_backward_weight(dw.all_mut(), dbias_view, dy, x, self.dims, self.out)?;
+        d.linear_backward_weight(LinearBackwardWeight {
+            dw: dw.all_mut(),
+            dbias: dbias_view,
+            dy,
+            x,
+            dims: self.dims,
+            out: self.out,
+        })?;
         let mut results = Results::default();
         results.take(d, "y", &y)?;
         results.take_rows(d, "dx", &dx, in_dim, x_stride)?;
@@ -148,7 +171,18 @@ impl Case for Head {
         let (rows, targets, weights) = (rows.all(), targets.all(), weights.all());
         let (x, w, dims) = (x.all(), w.all(), self.dims);
         let loss_view = loss.all_mut();
-        d.lm_head_loss(loss_view, dx_to, dw_to, scratch, x, w, rows, targets, weights, dims)?;
+        d.lm_head_loss(LmHeadLoss {
+            loss: loss_view,
+            dx: dx_to,
+            dw: dw_to,
+            scratch,
+            x,
+            w,
+            rows,
+            targets,
+            weights,
+            dims,
+        })?;
         let mut results = Results::default();
         results.take(d, "loss", &loss)?;
         if self.gradient {

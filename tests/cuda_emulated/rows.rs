@@ -1,7 +1,10 @@
 //! Operations on rows: activations, dropout, embedding, squared error, rotary embedding, q/k norm.
 
 use crate::common::*;
-use gradtx_kernels::ops::{DropoutDims, GatedDims, GatedKind, MseDims, QkvDims};
+use gradtx_kernels::ops::{
+    DropoutDims, GatedDims, GatedDropoutBackward, GatedDropoutForward, GatedKind, MseDims, QkNormBackward,
+    QkNormForward, QkvDims, RopeBackward, RopeForward, SquaredError,
+};
 use gradtx_kernels::{Backend, Buffer, Real, Result};
 
 struct Gated {
@@ -55,11 +58,24 @@ impl Case for GatedDrop {
         let keys = put(d, &keys)?;
         let gate_up = put(d, &inputs.values::<X>("gate_up", 2 * rows * cols))?;
         let mut h = put(d, &spread(&nan::<X>(rows * cols), cols, h_stride))?;
-        d.gated_dropout_forward(h.all_mut(), gate_up.all(), keys.all(), dims, drop)?;
+        d.gated_dropout_forward(GatedDropoutForward {
+            h: h.all_mut(),
+            gate_up: gate_up.all(),
+            keys: keys.all(),
+            dims,
+            drop,
+        })?;
         let dh = put(d, &spread(&inputs.values::<X>("dh", rows * cols), cols, h_stride))?;
         let mut d_gate_up = put(d, &nan::<X>(2 * rows * cols))?;
         let to = d_gate_up.all_mut();
-        d.gated_dropout_backward(to, dh.all(), gate_up.all(), keys.all(), dims, drop)?;
+        d.gated_dropout_backward(GatedDropoutBackward {
+            d_gate_up: to,
+            dh: dh.all(),
+            gate_up: gate_up.all(),
+            keys: keys.all(),
+            dims,
+            drop,
+        })?;
         let mut results = Results::default();
         results.take_rows(d, "h", &h, cols, h_stride)?;
         results.take(d, "d_gate_up", &d_gate_up)?;
@@ -151,7 +167,13 @@ impl Case for Squares {
         let mut d_pred = put(d, &nan::<X>(rows * cols))?;
         let dims = MseDims { rows, cols, grad_scale: 0.37 };
         let gradient = self.gradient.then(|| d_pred.all_mut());
-        d.mse(sums.all_mut(), gradient, pred.all(), target.all(), dims)?;
+        d.mse(SquaredError {
+            sums: sums.all_mut(),
+            d_pred: gradient,
+            pred: pred.all(),
+            target: target.all(),
+            dims,
+        })?;
         let mut results = Results::default();
         results.take(d, "sums", &sums)?;
         if self.gradient {
@@ -188,11 +210,25 @@ impl Case for Rotary {
         let mut qkv = put(d, &inputs.values::<X>("qkv", tokens * row))?;
         let bias_view = self.bias.then(|| bias.all());
         let positions = positions.all();
-        d.rope_forward(qkv.all_mut(), bias_view, cos.all(), sin.all(), positions, self.dims)?;
+        d.rope_forward(RopeForward {
+            qkv: qkv.all_mut(),
+            bias: bias_view,
+            cos: cos.all(),
+            sin: sin.all(),
+            positions,
+            dims: self.dims,
+        })?;
         let mut dqkv = put(d, &inputs.values::<X>("dqkv", tokens * row))?;
         let mut dbias = put(d, &inputs.sums::<X::Acc>("dbias", row))?;
         let dbias_view = self.bias.then(|| dbias.all_mut());
-        d.rope_backward(dqkv.all_mut(), dbias_view, cos.all(), sin.all(), positions, self.dims)?;
+        d.rope_backward(RopeBackward {
+            dqkv: dqkv.all_mut(),
+            dbias: dbias_view,
+            cos: cos.all(),
+            sin: sin.all(),
+            positions,
+            dims: self.dims,
+        })?;
         let mut results = Results::default();
         results.take(d, "qkv", &qkv)?;
         results.take(d, "dqkv", &dqkv)?;
@@ -226,14 +262,31 @@ impl Case for HeadNorm {
         let (mut y, mut inv) = (put(d, &nan::<X>(n))?, put(d, &nan::<X::Acc>(normed))?);
         let weights = (w_q.all(), w_k.all());
         let (to, inv_to) = (y.all_mut(), inv.all_mut());
-        d.qk_norm_forward(to, inv_to, qkv.all(), weights.0, weights.1, self.dims, 1e-6)?;
+        d.qk_norm_forward(QkNormForward {
+            y: to,
+            inv_rms: inv_to,
+            qkv: qkv.all(),
+            w_q: weights.0,
+            w_k: weights.1,
+            dims: self.dims,
+            eps: 1e-6,
+        })?;
         let dy = put(d, &inputs.values::<X>("dy", n))?;
         let mut dqkv = put(d, &nan::<X>(n))?;
         let mut dw_q = put(d, &inputs.sums::<X::Acc>("dw_q", head_dim))?;
         let mut dw_k = put(d, &inputs.sums::<X::Acc>("dw_k", head_dim))?;
         let dw = Some((dw_q.all_mut(), dw_k.all_mut()));
         let (dy, inv_view) = (dy.all(), inv.all());
-        d.qk_norm_backward(dqkv.all_mut(), dw, dy, qkv.all(), inv_view, weights.0, weights.1, self.dims)?;
+        d.qk_norm_backward(QkNormBackward {
+            dqkv: dqkv.all_mut(),
+            dw,
+            dy,
+            qkv: qkv.all(),
+            inv_rms: inv_view,
+            w_q: weights.0,
+            w_k: weights.1,
+            dims: self.dims,
+        })?;
         let mut results = Results::default();
         results.take(d, "y", &y)?;
         results.take(d, "dqkv", &dqkv)?;

@@ -1,7 +1,7 @@
 //! T5 attention: bias, mask, dropout, cross-attention and caches.
 
 use crate::common::*;
-use gradtx_kernels::ops::{BucketMap, T5AttentionDims};
+use gradtx_kernels::ops::{BucketMap, T5AttentionBackward, T5AttentionDims, T5AttentionForward};
 use gradtx_kernels::{Backend, Buffer, Real, Result};
 
 /// Probabilities and score gradients are kept in bf16, and gradients of the table are sums
@@ -50,7 +50,15 @@ impl Case for Short {
         let bias = || self.bias.then(bias);
         let (mut o, mut probs) = (put(d, &nan::<X>(n_q))?, put(d, &nan::<X>(n_p))?);
         let (o_to, p_to) = (o.all_mut(), probs.all_mut());
-        d.t5_attention_forward(o_to, p_to, q(), kv.all(), bias(), seeds.all(), dims)?;
+        d.t5_attention_forward(T5AttentionForward {
+            o: o_to,
+            probs: p_to,
+            q: q(),
+            kv: kv.all(),
+            bias: bias(),
+            keys: seeds.all(),
+            dims,
+        })?;
 
         let d_o = put(d, &inputs.values::<X>("d_o", n_q))?;
         let (mut dq, mut dkv) = (put(d, &nan::<X>(n_q))?, put(d, &nan::<X>(n_kv))?);
@@ -59,7 +67,19 @@ impl Case for Short {
         let table_to = self.bias.then(|| d_table.all_mut());
         let (dq_to, dkv_to, scratch) = (dq.all_mut(), dkv.all_mut(), d_scores.all_mut());
         let (d_o, p, q, kv) = (d_o.all(), probs.all(), q(), kv.all());
-        d.t5_attention_backward(dq_to, dkv_to, table_to, scratch, d_o, p, q, kv, bias(), seeds.all(), dims)?;
+        d.t5_attention_backward(T5AttentionBackward {
+            dq: dq_to,
+            dkv: dkv_to,
+            d_table: table_to,
+            d_scores: scratch,
+            d_o,
+            probs: p,
+            q,
+            kv,
+            bias: bias(),
+            keys: seeds.all(),
+            dims,
+        })?;
 
         // One more query on a cache with room for other keys.
         let rows = keys + 3;
@@ -69,7 +89,15 @@ impl Case for Short {
         let (mut o_step, mut p_step) =
             (put(d, &nan::<X>(batch * width))?, put(d, &nan::<X>(batch * heads * keys))?);
         let (o_to, p_to) = (o_step.all_mut(), p_step.all_mut());
-        d.t5_attention_forward(o_to, p_to, one.all(), cache.all(), None, seeds.all(), step)?;
+        d.t5_attention_forward(T5AttentionForward {
+            o: o_to,
+            probs: p_to,
+            q: one.all(),
+            kv: cache.all(),
+            bias: None,
+            keys: seeds.all(),
+            dims: step,
+        })?;
         let mut results = Results::default();
         let named = [("o", &o), ("probs", &probs), ("dq", &dq), ("dkv", &dkv), ("o_step", &o_step)];
         for (name, buf) in named {

@@ -7,7 +7,8 @@ use crate::counts::{
 use crate::values::random;
 use anyhow::Result;
 use gradtx_kernels::ops::{
-    Attention, AttentionDims, Backend, BucketMap, DecodeDims, QkvDims, T5AttentionDims,
+    Attention, AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, Backend, BucketMap,
+    DecodeDims, QkvDims, T5AttentionBackward, T5AttentionDims, T5AttentionForward,
 };
 use gradtx_kernels::{Buffer, Real};
 use gradtx_models::t5::bucket_map;
@@ -69,12 +70,18 @@ fn packed<X: Real<Acc = f32>, D: Backend<X>>(
     let more = json!({"head_dim": head_dim, "tokens": t});
     bench.compute("attention forward", shape.as_str(), attention(pairs, width), more.clone(), || {
         let (o, lse) = (o.all_mut(), lse.all_mut());
-        Attention::<X>::attention_forward(device, o, lse, qkv.all(), offsets.all(), dims)
+        Attention::<X>::attention_forward(
+            device,
+            AttentionForward { o, lse, qkv: qkv.all(), offsets: offsets.all(), dims },
+        )
     })?;
     bench.compute("attention backward", shape, attention_backward(pairs, width), more, || {
         let (dqkv, delta) = (dqkv.all_mut(), delta.all_mut());
         let (d_o, o, lse, qkv) = (d_o.all(), o.all(), lse.all(), qkv.all());
-        Attention::<X>::attention_backward(device, dqkv, delta, d_o, o, lse, qkv, offsets.all(), dims)
+        Attention::<X>::attention_backward(
+            device,
+            AttentionBackward { dqkv, delta, d_o, o, lse, qkv, offsets: offsets.all(), dims },
+        )
     })
 }
 
@@ -97,7 +104,15 @@ fn decode<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &
     let shape = format!("{rows} rows, {context} tokens each");
     bench.compute("attention decode", shape, count, Value::Null, || {
         let (o, k, v) = (o.all_mut(), k.all_mut(), v.all_mut());
-        device.attention_decode(o, k, v, qkv.all(), slot.all(), position.all(), dims)
+        device.attention_decode(AttentionDecode {
+            o,
+            k_cache: k,
+            v_cache: v,
+            qkv: qkv.all(),
+            slot: slot.all(),
+            position: position.all(),
+            dims,
+        })
     })
 }
 
@@ -147,13 +162,33 @@ fn t5<X: Real<Acc = f32>, D: Backend<X>>(
     let shape = format!("{batch}x{queries}x{keys}, {heads} heads of {}", config.d_kv);
     bench.compute(&forward, shape.as_str(), attention(pairs, inner), Value::Null, || {
         let (o, probs) = (o.all_mut(), probs.all_mut());
-        device.t5_attention_forward(o, probs, q.all(), kv.all(), bias(), random_keys.all(), dims)
+        device.t5_attention_forward(T5AttentionForward {
+            o,
+            probs,
+            q: q.all(),
+            kv: kv.all(),
+            bias: bias(),
+            keys: random_keys.all(),
+            dims,
+        })
     })?;
     bench.compute(&backward, shape, kept_attention_backward(pairs, inner), Value::Null, || {
         let (dq, dkv) = (dq.all_mut(), dkv.all_mut());
         let d_table = biased.then(|| d_table.all_mut());
         let (d_scores, d_o, probs) = (d_scores.all_mut(), d_o.all(), probs.all());
         let (q, kv, random_keys) = (q.all(), kv.all(), random_keys.all());
-        device.t5_attention_backward(dq, dkv, d_table, d_scores, d_o, probs, q, kv, bias(), random_keys, dims)
+        device.t5_attention_backward(T5AttentionBackward {
+            dq,
+            dkv,
+            d_table,
+            d_scores,
+            d_o,
+            probs,
+            q,
+            kv,
+            bias: bias(),
+            keys: random_keys,
+            dims,
+        })
     })
 }

@@ -5,7 +5,7 @@ use crate::counts;
 use crate::finetune::STEP;
 use crate::values::random;
 use anyhow::Result;
-use gradtx_kernels::ops::{AdamWCast, Backend, Cast, Elementwise, Mse, MseDims};
+use gradtx_kernels::ops::{AdamWCast, AdamWUpdate, Backend, Cast, Elementwise, Mse, MseDims, SquaredError};
 use gradtx_kernels::{Buffer, Elem, Real};
 
 pub(super) fn measure<X: Real<Acc = f32>, D: Backend<X>>(
@@ -35,7 +35,7 @@ fn optimizer<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes
     let shape = format!("{n} values");
     bench.memory("adamw", shape.as_str(), counts::adamw(n), || {
         let (p, m, v) = (p.all_mut(), m.all_mut(), v.all_mut());
-        device.adamw(p, m, v, g.all(), scale.all(), 1, n, STEP)
+        device.adamw(AdamWUpdate { p, m, v, g: g.all(), scale: scale.all(), rows: 1, len: n, step: STEP })
     })?;
     if X::DTYPE != f32::DTYPE {
         let mut y = device.zeros::<X>(n)?;
@@ -44,7 +44,11 @@ fn optimizer<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes
         bench.memory("adamw with a copy", shape.as_str(), count, || {
             let (y, p) = (y.all_mut(), p.all_mut());
             let (m, v) = (m.all_mut(), v.all_mut());
-            AdamWCast::<X>::adamw_cast(device, y, p, m, v, g.all(), scale.all(), 1, n, STEP)
+            AdamWCast::<X>::adamw_cast(
+                device,
+                y,
+                AdamWUpdate { p, m, v, g: g.all(), scale: scale.all(), rows: 1, len: n, step: STEP },
+            )
         })?;
     }
     bench.memory("sum of squares", shape, counts::sum_squares(n), || {
@@ -91,6 +95,6 @@ fn squared_error<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, sh
     let dims = MseDims { rows, cols, grad_scale: 2.0 / n as f64 };
     bench.memory("squared error", format!("{rows}x{cols}"), counts::squared_error(n, shapes.x), || {
         let (sums, d_pred) = (sums.all_mut(), Some(d_pred.all_mut()));
-        Mse::<X>::mse(device, sums, d_pred, pred.all(), target.all(), dims)
+        Mse::<X>::mse(device, SquaredError { sums, d_pred, pred: pred.all(), target: target.all(), dims })
     })
 }

@@ -6,7 +6,8 @@ use crate::counts::product;
 use crate::values::{random, tokens};
 use anyhow::Result;
 use gradtx_kernels::ops::{
-    Backend, Gemm, GemmDims, Linear, LinearDims, LmHead, LmHeadDims, LmHeadScratch, Out,
+    Backend, Gemm, GemmDims, Linear, LinearBackwardWeight, LinearDims, LmHead, LmHeadDims, LmHeadLoss,
+    LmHeadScratch, Out,
 };
 use gradtx_kernels::{Buffer, Real};
 use gradtx_models::lora::Projection;
@@ -102,12 +103,14 @@ fn translator<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shape
         bench.compute(&name, shape, product(n, k, m), json!({"translator": true}), || {
             Linear::<X>::linear_backward_weight(
                 device,
-                dw.all_mut(),
-                None,
-                dy.all(),
-                x.all(),
-                dims,
-                Out::Assign,
+                LinearBackwardWeight {
+                    dw: dw.all_mut(),
+                    dbias: None,
+                    dy: dy.all(),
+                    x: x.all(),
+                    dims,
+                    out: Out::Assign,
+                },
             )
         })?;
     }
@@ -138,6 +141,17 @@ fn head<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &Sh
             LmHeadScratch { logits: logits.all_mut(), rows: some.all_mut(), d_rows: d_some.all_mut() };
         let (loss, dx) = (loss.all_mut(), Some(dx.all_mut()));
         let (x, w, rows, targets) = (x.all(), w.all(), rows.all(), targets.all());
-        device.lm_head_loss(loss, dx, None, scratch, x, w, rows, targets, weights.all(), dims)
+        device.lm_head_loss(LmHeadLoss {
+            loss,
+            dx,
+            dw: None,
+            scratch,
+            x,
+            w,
+            rows,
+            targets,
+            weights: weights.all(),
+            dims,
+        })
     })
 }

@@ -6,7 +6,8 @@ use crate::models::stream;
 use crate::values::{random, tokens};
 use anyhow::Result;
 use gradtx_kernels::ops::{
-    Backend, DropoutDims, GatedDims, GatedKind, LoraDims, Out, QkvDims, RmsNorm, RmsNormDims,
+    Backend, DropoutDims, GatedDims, GatedKind, LoraDims, Out, QkvDims, RmsNorm, RmsNormBackward,
+    RmsNormDims, RmsNormForward, RmsNormLoraBackward, RmsNormLoraForward, RopeBackward, RopeForward,
 };
 use gradtx_kernels::{Buffer, Real};
 use gradtx_models::lora::{Projection, initial_adapter};
@@ -39,12 +40,15 @@ fn norms<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &S
     let shape = format!("{t}x{h}");
     bench.memory("rmsnorm forward", shape.as_str(), shapes.sizes().norm(), || {
         let (y, inv_rms) = (y.all_mut(), inv_rms.all_mut());
-        RmsNorm::<X>::rmsnorm_forward(device, y, inv_rms, x.all(), w.all(), dims)
+        RmsNorm::<X>::rmsnorm_forward(device, RmsNormForward { y, inv_rms, x: x.all(), w: w.all(), dims })
     })?;
     bench.memory("rmsnorm backward", shape, shapes.sizes().norm_backward(), || {
         let (dx, dy) = (y.all_mut(), dy.all());
         let (x, inv_rms, w) = (x.all(), inv_rms.all(), w.all());
-        RmsNorm::<X>::rmsnorm_backward(device, dx, None, dy, x, inv_rms, w, dims, Out::Add)
+        RmsNorm::<X>::rmsnorm_backward(
+            device,
+            RmsNormBackward { dx, dw: None, dy, x, inv_rms, w, dims, out: Out::Add },
+        )
     })
 }
 
@@ -87,7 +91,16 @@ fn adapted_norms<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, sh
         || {
             let (input, inv_rms) = (input.all_mut(), inv_rms.all_mut());
             let (x, w, adapters) = (x.all(), w.all(), adapters.all());
-            device.rmsnorm_lora_forward(input, inv_rms, x, w, adapters, batch.segments(), norm, dims)
+            device.rmsnorm_lora_forward(RmsNormLoraForward {
+                input,
+                inv_rms,
+                x,
+                w_norm: w,
+                adapters,
+                segments: batch.segments(),
+                norm,
+                dims,
+            })
         },
     )?;
     bench.memory(
@@ -98,9 +111,19 @@ fn adapted_norms<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, sh
             let (dx, d_input, grads) = (dx.all_mut(), d_input.all_mut(), grads.all_mut());
             let (x, input, inv_rms, w) = (x.all(), input.all(), inv_rms.all(), w.all());
             let (adapters, segments) = (adapters.all(), batch.segments());
-            device.rmsnorm_lora_backward(
-                dx, d_input, grads, x, input, inv_rms, w, adapters, segments, norm, dims,
-            )
+            device.rmsnorm_lora_backward(RmsNormLoraBackward {
+                dx,
+                d_input,
+                grads,
+                x,
+                input,
+                inv_rms,
+                w_norm: w,
+                adapters,
+                segments,
+                norm,
+                dims,
+            })
         },
     )
 }
@@ -125,11 +148,18 @@ fn rotation<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes:
     let v = config.kv_dim();
     bench.memory("rope forward", shape.as_str(), shapes.sizes().rotation(row), || {
         let (cos, sin, positions) = (cos.all(), sin.all(), positions.all());
-        device.rope_forward(qkv.all_mut(), Some(bias.all()), cos, sin, positions, dims)
+        device.rope_forward(RopeForward {
+            qkv: qkv.all_mut(),
+            bias: Some(bias.all()),
+            cos,
+            sin,
+            positions,
+            dims,
+        })
     })?;
     bench.memory("rope backward", shape, shapes.sizes().rotation_backward(row, v), || {
         let (cos, sin, positions) = (cos.all(), sin.all(), positions.all());
-        device.rope_backward(qkv.all_mut(), None, cos, sin, positions, dims)
+        device.rope_backward(RopeBackward { dqkv: qkv.all_mut(), dbias: None, cos, sin, positions, dims })
     })
 }
 

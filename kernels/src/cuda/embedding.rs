@@ -32,7 +32,7 @@ impl<X: CudaReal> Embedding<X> for Cuda {
         let kernel = self.kernel_of::<X>("embedding", OP).write(&d_table).read(dx).read(ids);
         let kernel = kernel.fault().int(ids.len()).int(dim).int(vocab);
         let kernel = kernel.moves(ids.len() * dim * (size_of::<X>() + 2 * size_of::<f32>()));
-        // SAFETY: the lengths above; ids beyond the table are refused.
+        // SAFETY: the lengths checked above; ids beyond the table are refused.
         unsafe { kernel.run([ids.len(), 1, 1], THREADS, 0) }
     }
 }

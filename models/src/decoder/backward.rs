@@ -9,7 +9,9 @@ use super::forward::Pass;
 use super::{Activations, AdapterView, Decoder};
 use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{
-    AttentionDims, Embedding, GatedActivation, Linear, LinearDims, LoraDims, Out, RmsNormDims,
+    AttentionBackward, AttentionDims, Embedding, GatedActivation, Linear, LinearBackwardWeight, LinearDims,
+    LoraDims, LoraDownBackward, LoraLinearBackward, Out, QkNormBackward, RmsNormBackward, RmsNormDims,
+    RmsNormLoraBackward, RopeBackward,
 };
 use gradtx_kernels::{Backend, Buffer, Device, Real, ViewMut};
 use gradtx_runtime::Result;
@@ -115,16 +117,16 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         d_weight: Option<D::ViewMut<'_, X::Acc>>,
     ) -> Result<()> {
         let len = tokens * self.config.hidden;
-        self.device.rmsnorm_backward(
-            acts.d_x.view_mut(0..len),
-            d_weight,
-            acts.d_proj.view(0..len),
-            acts.x.get(self.config.layers, len),
-            acts.last_inv_rms.view(0..tokens),
-            self.weights(&self.places.final_norm),
-            self.norm_dims(tokens),
-            Out::Assign,
-        )?;
+        self.device.rmsnorm_backward(RmsNormBackward {
+            dx: acts.d_x.view_mut(0..len),
+            dw: d_weight,
+            dy: acts.d_proj.view(0..len),
+            x: acts.x.get(self.config.layers, len),
+            inv_rms: acts.last_inv_rms.view(0..tokens),
+            w: self.weights(&self.places.final_norm),
+            dims: self.norm_dims(tokens),
+            out: Out::Assign,
+        })?;
         Ok(())
     }
 
@@ -166,21 +168,24 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         dims: LoraDims<'_>,
         grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
-        self.device.lora_linear_backward(
-            parts.d_input,
-            grads.adapter_rows(),
-            parts.dy,
-            parts.input,
-            self.weights(weight),
-            parts.adapters,
-            pass.segments,
+        self.device.lora_linear_backward(LoraLinearBackward {
+            d_input: parts.d_input,
+            grads: grads.adapter_rows(),
+            dy: parts.dy,
+            input: parts.input,
+            w: self.weights(weight),
+            adapters: parts.adapters,
+            segments: pass.segments,
             dims,
-        )?;
+        })?;
         if let Some(dw) = grads.param(weight) {
             let x_stride = D::lora_row_stride(&dims);
             let linear = LinearDims { x_stride, ..LinearDims::new(dims.tokens, dims.in_dim, dims.out_dim) };
             let x = D::lora_rows(parts.input, &dims);
-            Linear::<X>::linear_backward_weight(&self.device, dw, None, parts.dy, x, linear, Out::Add)?;
+            Linear::<X>::linear_backward_weight(
+                &self.device,
+                LinearBackwardWeight { dw, dbias: None, dy: parts.dy, x, dims: linear, out: Out::Add },
+            )?;
         }
         Ok(())
     }
@@ -204,14 +209,14 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
             adapters: pass.values(&acts.nothing),
         };
         self.product_backward(parts, pass, self.places.blocks[block].matrix(fused), dims, grads)?;
-        self.device.lora_down_backward(
-            acts.d_input.view_mut(0..input_len),
-            grads.adapter_rows(),
-            acts.inputs[fused as usize].get(block, input_len),
-            pass.values(&acts.nothing),
-            pass.segments,
+        self.device.lora_down_backward(LoraDownBackward {
+            d_input: acts.d_input.view_mut(0..input_len),
+            grads: grads.adapter_rows(),
+            input: acts.inputs[fused as usize].get(block, input_len),
+            adapters: pass.values(&acts.nothing),
+            segments: pass.segments,
             dims,
-        )?;
+        })?;
         Ok(())
     }
 
@@ -260,29 +265,29 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let qkv = self.qkv_dims(tokens);
         let len = tokens * qkv.row();
         let rotated = if places.qk_norm.is_some() { &acts.qkv_normed } else { &acts.qkv };
-        device.attention_backward(
-            acts.d_qkv.view_mut(0..len),
-            acts.delta.view_mut(0..tokens * qkv.heads),
-            D::lora_rows(acts.d_input.view(0..input_len), &dims),
-            D::lora_rows(acts.inputs[Projection::O as usize].get(block, input_len), &dims),
-            acts.lse.get(block, tokens * qkv.heads),
-            rotated.get(block, len),
-            pass.segments.offsets,
-            AttentionDims {
+        device.attention_backward(AttentionBackward {
+            dqkv: acts.d_qkv.view_mut(0..len),
+            delta: acts.delta.view_mut(0..tokens * qkv.heads),
+            d_o: D::lora_rows(acts.d_input.view(0..input_len), &dims),
+            o: D::lora_rows(acts.inputs[Projection::O as usize].get(block, input_len), &dims),
+            lse: acts.lse.get(block, tokens * qkv.heads),
+            qkv: rotated.get(block, len),
+            offsets: pass.segments.offsets,
+            dims: AttentionDims {
                 qkv,
                 segments: pass.segments.count,
                 scale: self.scale(),
                 o_stride: D::lora_row_stride(&dims),
             },
-        )?;
-        device.rope_backward(
-            acts.d_qkv.view_mut(0..len),
-            places.qkv_bias.as_ref().and_then(|bias| grads.param(bias)),
-            acts.rope.cos.all(),
-            acts.rope.sin.all(),
-            pass.batch.positions(),
-            qkv,
-        )?;
+        })?;
+        device.rope_backward(RopeBackward {
+            dqkv: acts.d_qkv.view_mut(0..len),
+            dbias: places.qkv_bias.as_ref().and_then(|bias| grads.param(bias)),
+            cos: acts.rope.cos.all(),
+            sin: acts.rope.sin.all(),
+            positions: pass.batch.positions(),
+            dims: qkv,
+        })?;
         let Some([w_q, w_k]) = &places.qk_norm else { return Ok(()) };
         // The two weights are neighbours in the layout, up to alignment.
         let offset = w_k.start - w_q.start;
@@ -290,16 +295,16 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
             let (q, k) = both.split_at_mut(offset);
             (q.slice(0..w_q.len()), k)
         });
-        device.qk_norm_backward(
-            acts.d_proj.view_mut(0..len),
+        device.qk_norm_backward(QkNormBackward {
+            dqkv: acts.d_proj.view_mut(0..len),
             dw,
-            acts.d_qkv.view(0..len),
-            acts.qkv.get(block, len),
-            acts.qk_inv_rms.get(block, tokens * (qkv.heads + qkv.kv_heads)),
-            self.weights(w_q),
-            self.weights(w_k),
-            qkv,
-        )?;
+            dy: acts.d_qkv.view(0..len),
+            qkv: acts.qkv.get(block, len),
+            inv_rms: acts.qk_inv_rms.get(block, tokens * (qkv.heads + qkv.kv_heads)),
+            w_q: self.weights(w_q),
+            w_k: self.weights(w_k),
+            dims: qkv,
+        })?;
         Ok(())
     }
 
@@ -348,22 +353,31 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
             let dy = D::lora_rows(acts.d_input.view(0..input_len), &dims);
             let norm = RmsNormDims { y_stride: D::lora_row_stride(&dims), ..norm };
             let w = self.weights(weight);
-            device.rmsnorm_backward(d_x, Some(dw), dy, x, inv_rms, w, norm, Out::Add)?;
+            device.rmsnorm_backward(RmsNormBackward {
+                dx: d_x,
+                dw: Some(dw),
+                dy,
+                x,
+                inv_rms,
+                w,
+                dims: norm,
+                out: Out::Add,
+            })?;
             return Ok(());
         }
-        device.rmsnorm_lora_backward(
-            d_x,
-            acts.d_input.view_mut(0..input_len),
-            grads.adapter_rows(),
+        device.rmsnorm_lora_backward(RmsNormLoraBackward {
+            dx: d_x,
+            d_input: acts.d_input.view_mut(0..input_len),
+            grads: grads.adapter_rows(),
             x,
-            acts.inputs[fused as usize].get(block, input_len),
+            input: acts.inputs[fused as usize].get(block, input_len),
             inv_rms,
-            self.weights(weight),
-            pass.values(&acts.nothing),
-            pass.segments,
+            w_norm: self.weights(weight),
+            adapters: pass.values(&acts.nothing),
+            segments: pass.segments,
             norm,
             dims,
-        )?;
+        })?;
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! What all parts of one forward or backward pass share.
 
 use gradtx_kernels::ops::{
-    Backend, DropoutDims, Linear, LinearDims, Out, ResidualNorm, ResidualNormDims, RmsNorm, RmsNormDims,
+    Backend, DropoutDims, Linear, LinearBackwardWeight, LinearDims, LinearForward, Out, ResidualNorm,
+    ResidualNormDims, ResidualNormForward, RmsNorm, RmsNormDims, RmsNormForward,
 };
 use gradtx_kernels::{Buffer, Device, Elem, Real, ViewMut};
 use gradtx_runtime::Result;
@@ -78,7 +79,10 @@ impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
     ) -> Result<()> {
         let dims = RmsNormDims::new(rows, cols, to.eps);
         let weight = self.weight(to.weight);
-        Ok(RmsNorm::<X>::rmsnorm_forward(self.dev, to.normed, to.inv_rms, x, weight, dims)?)
+        Ok(RmsNorm::<X>::rmsnorm_forward(
+            self.dev,
+            RmsNormForward { y: to.normed, inv_rms: to.inv_rms, x, w: weight, dims },
+        )?)
     }
 
     /// The end of a sublayer, and the norm of what comes next:
@@ -95,15 +99,30 @@ impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
     ) -> Result<()> {
         let (w, size) = (self.weight(weight), (dims.rows, dims.out_dim));
         if self.dropout == 0.0 {
-            self.dev.linear_forward(out.reborrow(), x, w, None, Some(residual), dims)?;
+            self.dev.linear_forward(LinearForward {
+                y: out.reborrow(),
+                x,
+                w,
+                bias: None,
+                residual: Some(residual),
+                dims,
+            })?;
             return self.norm(next, out.freeze(), size);
         }
-        self.dev.linear_forward(out.reborrow(), x, w, None, None, dims)?;
+        self.dev.linear_forward(LinearForward {
+            y: out.reborrow(),
+            x,
+            w,
+            bias: None,
+            residual: None,
+            dims,
+        })?;
         let NormOut { weight, normed, inv_rms, eps } = next;
         let dims = ResidualNormDims { drop: self.drop_dims(size, place), eps };
         let w = self.weight(weight);
         Ok(ResidualNorm::<X>::residual_norm_forward(
-            self.dev, out, normed, inv_rms, residual, w, self.keys, dims,
+            self.dev,
+            ResidualNormForward { sum: out, y: normed, inv_rms, residual, w, keys: self.keys, dims },
         )?)
     }
 }
@@ -193,5 +212,8 @@ pub(super) fn weight_gradient<D: Backend<X>, X: Real>(
     dims: LinearDims,
 ) -> Result<()> {
     let out = grads.out;
-    Ok(Linear::<X>::linear_backward_weight(queue, grads.at(weight), None, dy, x, dims, out)?)
+    Ok(Linear::<X>::linear_backward_weight(
+        queue,
+        LinearBackwardWeight { dw: grads.at(weight), dbias: None, dy, x, dims, out },
+    )?)
 }

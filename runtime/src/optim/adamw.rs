@@ -7,6 +7,7 @@
 
 use super::finite_norms;
 use crate::{Error, Result};
+use gradtx_kernels::ops::AdamWUpdate;
 use gradtx_kernels::{Buffer, View, ViewMut};
 use gradtx_kernels::{
     Device, Real,
@@ -152,14 +153,16 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         for Part { all, state, params: place } in self.parts(params.freeze().len()) {
             device.adamw_cast(
                 values.reborrow().slice(all.clone()),
-                params.reborrow().slice(place),
-                self.m.view_mut(state.clone()),
-                self.v.view_mut(state),
-                grads.slice(all.clone()),
-                self.scale.all(),
-                self.rows,
-                all.len() / self.rows,
-                step,
+                AdamWUpdate {
+                    p: params.reborrow().slice(place),
+                    m: self.m.view_mut(state.clone()),
+                    v: self.v.view_mut(state),
+                    g: grads.slice(all.clone()),
+                    scale: self.scale.all(),
+                    rows: self.rows,
+                    len: all.len() / self.rows,
+                    step,
+                },
             )?;
         }
         Ok(norm)
@@ -205,16 +208,16 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     ) -> Result<()> {
         self.scales(device, max_norm)?;
         for Part { all, state, params: place } in self.parts(params.freeze().len()) {
-            device.adamw(
-                params.reborrow().slice(place),
-                self.m.view_mut(state.clone()),
-                self.v.view_mut(state),
-                grads.slice(all.clone()),
-                self.scale.all(),
-                self.rows,
-                all.len() / self.rows,
+            device.adamw(AdamWUpdate {
+                p: params.reborrow().slice(place),
+                m: self.m.view_mut(state.clone()),
+                v: self.v.view_mut(state),
+                g: grads.slice(all.clone()),
+                scale: self.scale.all(),
+                rows: self.rows,
+                len: all.len() / self.rows,
                 step,
-            )?;
+            })?;
         }
         Ok(())
     }
