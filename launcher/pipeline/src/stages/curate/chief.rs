@@ -54,7 +54,7 @@ impl<'a> Chief<'a> {
         ui: &Ui,
     ) -> Result<Self> {
         let size = comm.size();
-        let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
+        let steps = work.iter().map(|w| collection.recipe(w.side).max_steps as u64).sum();
         let mut chief = Self {
             comm,
             collection,
@@ -137,7 +137,7 @@ impl<'a> Chief<'a> {
     /// A rank has trained a group.
     fn note(&mut self, rank: usize, done: &Done) -> Result<()> {
         let Done { work, jobs, .. } = *done;
-        self.done.0 += self.collection.recipe(work.side).steps as u64;
+        self.done.0 += self.collection.recipe(work.side).max_steps as u64;
         self.done.1 += work.cost;
         let standing = &mut self.standings[rank];
         (standing.done, standing.total, standing.cost) = (0, 0, 0.0);

@@ -101,7 +101,7 @@ impl Shift<'_> {
         let jobs = collection.jobs(examples.expect("a model with work has examples"), &group);
         let training = collection.training(work.side);
         let rate = Rate { tokens: 0, time: Default::default() };
-        let now = Now { work, jobs: jobs.len(), done: 0, steps: training.recipe.steps, rate };
+        let now = Now { work, jobs: jobs.len(), done: 0, steps: training.recipe.max_steps, rate };
         let mut told = Telling { office: &mut *self.office, now };
         let aside = self.sees_store.then(|| collection.aside(work.side, &group));
         let trained = training
