@@ -173,7 +173,8 @@ fn what_cannot_be_planned_is_said() {
     assert!(said.contains("TOO MUCH") && said.contains("device.max_tokens_per_microbatch = "), "{said}");
 }
 
-const SWEEP: &str = "[[sweep]]\nbase = \"run.toml\"\ntrain.learning_rate = [2e-5, 4e-5]\ncurate.num_subsets = [60, 30]\n";
+const SWEEP: &str =
+    "[[sweep]]\nbase = \"run.toml\"\ntrain.learning_rate = [2e-5, 4e-5]\ncurate.num_subsets = [60, 30]\n";
 
 #[test]
 fn a_sweep_is_written_once_listed_planned_and_followed() {
@@ -215,7 +216,7 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
             .contains("learning_rate=0.00002,num_subsets=60  curate: 2 of 60 shards of tiny, 0 of 60 of llm"),
         "{status}"
     );
-    assert_eq!(status.lines().filter(|line| line.ends_with("not begun")).count(), 3);
+    assert_eq!(status.lines().filter(|line| line.ends_with("not started")).count(), 3);
 
     let plan = ["plan", "--sweep", "s.toml", "--gpu", "h100", "--tokens-per-example", "240"];
     let said = home.ok(&plan);

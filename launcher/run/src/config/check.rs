@@ -15,21 +15,21 @@ use std::fmt::{Display, Write as _};
 use std::ops::RangeInclusive;
 
 /// Steps of a training; at a millisecond each, more than eleven days.
-const MOST_STEPS: u64 = 1_000_000_000;
+const MAX_STEPS: u64 = 1_000_000_000;
 /// Examples, subsets, tuples: of anything that is counted one by one.
-const MOST_ITEMS: u64 = 1_000_000_000;
+const MAX_ITEMS: u64 = 1_000_000_000;
 /// Tokens of a stream, of an example, of an answer.
-const MOST_TOKENS: u64 = 16 << 20;
+const MAX_TOKENS: u64 = 16 << 20;
 /// Shadow subsets; each is a pair of files.
-const MOST_SUBSETS: u64 = 100_000;
+const MAX_SUBSETS: u64 = 100_000;
 /// Tuples of a step, in which some hundred thousand values each are held at once.
-const MOST_TUPLES: u64 = 1_000_000;
+const MAX_TUPLES: u64 = 1_000_000;
 /// Minutes of a year.
-const MOST_MINUTES: f64 = 525_600.0;
+const MAX_MINUTES: f64 = 525_600.0;
 /// Above this nothing is learned from a step.
-const MOST_RATE: f64 = 1000.0;
+const MAX_RATE: f64 = 1000.0;
 /// Real numbers beyond this overflow f32 once they are squared.
-const MOST_REAL: f64 = 1e18;
+const MAX_REAL: f64 = 1e18;
 
 /// Collects what is wrong, a line each.
 #[derive(Default)]
@@ -95,14 +95,14 @@ impl Config {
         if let PenaltyChoice::Fixed(penalty) = self.translate.penalty {
             findings.positive("translate.penalty", penalty, 1e6);
         }
-        findings.whole("translate.penalty_examples", self.translate.penalty_examples, 1..=MOST_ITEMS);
+        findings.whole("translate.penalty_examples", self.translate.penalty_examples, 1..=MAX_ITEMS);
         self.check_refinement(&mut findings);
         findings.whole(
             "evaluate.per_device_eval_batch_size",
             self.evaluate.per_device_eval_batch_size,
-            1..=MOST_ITEMS,
+            1..=MAX_ITEMS,
         );
-        findings.whole("evaluate.max_new_tokens", self.evaluate.max_new_tokens, 1..=MOST_TOKENS);
+        findings.whole("evaluate.max_new_tokens", self.evaluate.max_new_tokens, 1..=MAX_TOKENS);
         match findings.wrong.trim_end() {
             "" => Ok(()),
             wrong => Err(unusable(format!("the configuration:\n{wrong}"))),
@@ -112,10 +112,10 @@ impl Config {
     fn check_refinement(&self, findings: &mut Findings) {
         let refine = &self.refine;
         findings.whole("refine.num_rounds", refine.num_rounds, 1..=100);
-        findings.whole("refine.num_prompts", refine.num_prompts, 2..=MOST_ITEMS);
+        findings.whole("refine.num_prompts", refine.num_prompts, 2..=MAX_ITEMS);
         findings.whole("refine.steps_per_round", refine.steps_per_round, 1..=1_000_000);
-        findings.whole("refine.global_batch_size", refine.global_batch_size, 1..=MOST_ITEMS);
-        findings.whole("refine.min_agreements", refine.min_agreements, 1..=MOST_ITEMS);
+        findings.whole("refine.global_batch_size", refine.global_batch_size, 1..=MAX_ITEMS);
+        findings.whole("refine.min_agreements", refine.min_agreements, 1..=MAX_ITEMS);
         findings.real("refine.min_confidence", refine.min_confidence, 0.0..=1.0);
     }
 
@@ -126,8 +126,8 @@ impl Config {
             device.kind != DeviceKind::Cpu || device.dtype != DtypeKind::Bf16,
             "device.dtype: the CPU computes in f32; bf16 is for device.kind = \"cuda\"",
         );
-        findings.whole("device.max_tokens_per_microbatch", device.max_tokens_per_microbatch, 1..=MOST_TOKENS);
-        findings.whole("data.max_length", self.data.max_length, 2..=MOST_TOKENS);
+        findings.whole("device.max_tokens_per_microbatch", device.max_tokens_per_microbatch, 1..=MAX_TOKENS);
+        findings.whole("data.max_length", self.data.max_length, 2..=MAX_TOKENS);
         findings.expect(
             self.data.date.is_empty()
                 || chrono::NaiveDate::parse_from_str(&self.data.date, "%Y-%m-%d").is_ok(),
@@ -145,12 +145,12 @@ impl Config {
 
     fn check_curation(&self, findings: &mut Findings) {
         let curate = &self.curate;
-        findings.whole("curate.num_subsets", curate.num_subsets, 1..=MOST_SUBSETS);
-        findings.whole("curate.examples_per_subset", curate.examples_per_subset, 1..=MOST_ITEMS);
-        findings.whole("curate.num_snapshots", curate.num_snapshots, 1..=MOST_STEPS);
-        findings.whole("curate.snapshot_steps", curate.snapshot_steps, 1..=MOST_STEPS);
+        findings.whole("curate.num_subsets", curate.num_subsets, 1..=MAX_SUBSETS);
+        findings.whole("curate.examples_per_subset", curate.examples_per_subset, 1..=MAX_ITEMS);
+        findings.whole("curate.num_snapshots", curate.num_snapshots, 1..=MAX_STEPS);
+        findings.whole("curate.snapshot_steps", curate.snapshot_steps, 1..=MAX_STEPS);
         findings.whole("curate.jobs_per_batch", curate.jobs_per_batch, 0..=4096);
-        findings.real("curate.save_minutes", curate.save_minutes, 0.0..=MOST_MINUTES);
+        findings.real("curate.save_minutes", curate.save_minutes, 0.0..=MAX_MINUTES);
         findings.real("curate.dirichlet_alpha", curate.dirichlet_alpha, 0.0..=1e9);
         findings.expect(
             curate.dirichlet_alpha == 0.0 || curate.group_by != RANDOM_SUBSETS,
@@ -171,8 +171,8 @@ impl Config {
 }
 
 fn check_recipe(findings: &mut Findings, name: &str, recipe: &Recipe) {
-    findings.whole(format_args!("{name}.max_steps"), recipe.max_steps, 1..=MOST_STEPS);
-    findings.whole(format_args!("{name}.global_batch_size"), recipe.global_batch_size, 1..=MOST_ITEMS);
+    findings.whole(format_args!("{name}.max_steps"), recipe.max_steps, 1..=MAX_STEPS);
+    findings.whole(format_args!("{name}.global_batch_size"), recipe.global_batch_size, 1..=MAX_ITEMS);
     findings.part(format_args!("{name}.adam_beta1"), recipe.adam_beta1);
     findings.part(format_args!("{name}.adam_beta2"), recipe.adam_beta2);
     let Recipe {
@@ -194,11 +194,11 @@ fn check_recipe(findings: &mut Findings, name: &str, recipe: &Recipe) {
 }
 
 fn check_optimizer(findings: &mut Findings, name: &str, [lr, eps, weight_decay, max_norm]: [f64; 4]) {
-    findings.positive(format_args!("{name}.learning_rate"), lr, MOST_RATE);
+    findings.positive(format_args!("{name}.learning_rate"), lr, MAX_RATE);
     // ε divides where a gradient is zero.
     findings.positive(format_args!("{name}.adam_epsilon"), eps, 1.0);
-    findings.real(format_args!("{name}.weight_decay"), weight_decay, 0.0..=MOST_RATE);
-    findings.real(format_args!("{name}.max_grad_norm"), max_norm, 0.0..=MOST_REAL);
+    findings.real(format_args!("{name}.weight_decay"), weight_decay, 0.0..=MAX_RATE);
+    findings.real(format_args!("{name}.max_grad_norm"), max_norm, 0.0..=MAX_REAL);
 }
 
 fn check_schedule(findings: &mut Findings, name: &str, decay: Decay, [steps, warmup]: [u32; 2], end: f64) {
@@ -234,8 +234,8 @@ fn check_translator(findings: &mut Findings, translator: &TranslatorConfig) {
 }
 
 fn check_training(findings: &mut Findings, train: &TrainConfig) {
-    findings.whole("train.max_steps", train.max_steps, 1..=MOST_STEPS);
-    findings.whole("train.global_batch_size", train.global_batch_size, 1..=MOST_TUPLES);
+    findings.whole("train.max_steps", train.max_steps, 1..=MAX_STEPS);
+    findings.whole("train.global_batch_size", train.global_batch_size, 1..=MAX_TUPLES);
     findings.expect(
         train.per_device_train_batch_size > 0
             && train.global_batch_size.is_multiple_of(train.per_device_train_batch_size.max(1)),
@@ -262,10 +262,10 @@ fn check_training(findings: &mut Findings, train: &TrainConfig) {
     );
     findings.part("train.val_set_size", train.val_set_size);
     findings.whole("train.eval_steps", train.eval_steps, 1..=u32::MAX.into());
-    findings.real("train.save_minutes", train.save_minutes, 0.0..=MOST_MINUTES);
+    findings.real("train.save_minutes", train.save_minutes, 0.0..=MAX_MINUTES);
     findings.real("train.mixup_prob", train.mixup_prob, 0.0..=1.0);
-    findings.real("train.mixup_std", train.mixup_std, 0.0..=MOST_RATE);
-    findings.real("train.input_noise_std", train.input_noise_std, 0.0..=MOST_RATE);
+    findings.real("train.mixup_std", train.mixup_std, 0.0..=MAX_RATE);
+    findings.real("train.input_noise_std", train.input_noise_std, 0.0..=MAX_RATE);
 }
 
 #[cfg(test)]
