@@ -103,7 +103,7 @@ fn texts(home: &Path) {
                     {{ '<|im_start|>assistant\n' }}{%- endif %}";
     // The world's models know none of the words in rows.
     let rows = "[models]\ntiny = \"model\"\nllm = \"llm\"\n[data]\npublic = \"one.jsonl\"\nmax_length = 4096\n\
-                [adapter]\nrank = 2\ntargets = [\"q_proj\"]\n[finetune]\ntiny.max_steps = 1\ntiny.global_batch_size = 1\n";
+                [lora]\nr = 2\ntarget_modules = [\"q_proj\"]\n[finetune]\ntiny.max_steps = 1\ntiny.global_batch_size = 1\n";
     let files = [
         ("rows.toml", rows.into()),
         ("world/sweep.toml", sweep.into()),
