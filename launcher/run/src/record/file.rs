@@ -24,7 +24,7 @@ pub struct Record {
     /// Settings and inputs that the result depends on.
     pub settings: Value,
     /// Devices and libraries that computed any of it, in all attempts, where its bits depend on them: none on CPUs.
-    /// Work may go on with others.
+    /// Work may continue with others.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub computed_on: BTreeSet<String>,
     /// Checksums of the finished files by their names, relative to the directory and within it;

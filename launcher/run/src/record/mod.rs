@@ -21,7 +21,7 @@ pub use diff::diff;
 pub use file::{RECORD_FILE, Record, read};
 
 use crate::failure::refused;
-use crate::progress::{Guest, LOCK_FILE, Place};
+use crate::progress::{DirLock, Guest, LOCK_FILE};
 use anyhow::{Context, Result, bail};
 use gradtx_runtime::artifact::{checksum_file, sweep_temporary, sweep_tree};
 use gradtx_runtime::comm::Comm;
@@ -42,32 +42,32 @@ pub enum State {
 pub enum SharedState {
     /// The result is there and intact.
     Finished,
-    /// There is work to do; [`Seat::finish`] ends it.
-    Open(Seat),
+    /// There is work to do; [`StageHandle::finish`] ends it.
+    Open(StageHandle),
 }
 
 /// What a rank is in a directory that several work in.
-pub enum Seat {
+pub enum StageHandle {
     /// Rank 0, which has the directory open.
-    Host(Output),
+    Leader(Output),
     /// Any other.
-    Guest(Guest),
+    Follower(Guest),
 }
 
-impl Seat {
+impl StageHandle {
     /// [`Output::computed_on`], by the host.
     pub fn computed_on(&mut self, devices: BTreeSet<String>) -> Result<()> {
         match self {
-            Self::Host(output) => output.computed_on(devices),
-            Self::Guest(_) => Ok(()),
+            Self::Leader(output) => output.computed_on(devices),
+            Self::Follower(_) => Ok(()),
         }
     }
 
     /// Ends the work of this rank. The host notes the finished files, as [`Output::finish`] does.
     pub fn finish(self, files: &[String]) -> Result<()> {
         match self {
-            Self::Host(output) => output.finish(files)?,
-            Self::Guest(guest) => guest.finish(),
+            Self::Leader(output) => output.finish(files)?,
+            Self::Follower(guest) => guest.finish(),
         }
         Ok(())
     }
@@ -77,7 +77,7 @@ impl Seat {
 pub struct Output {
     dir: PathBuf,
     record: Box<Record>,
-    place: Place,
+    place: DirLock,
 }
 
 /// Makes a directory, unless it is there.
@@ -98,7 +98,7 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
         // Killed when nothing was left to do but to leave. A process that is about to do so still
         // has the lock, and where nothing can be written, nothing needs to be tidied.
         if dir.join(LOCK_FILE).exists()
-            && let Ok(place) = Place::open(dir, stage)
+            && let Ok(place) = DirLock::open(dir, stage)
         {
             place.finish();
         }
@@ -106,7 +106,7 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
         let _ = sweep_temporary(dir);
         return Ok(State::Finished);
     }
-    let place = Place::open(dir, stage)?;
+    let place = DirLock::open(dir, stage)?;
     // Another process may have finished here just before the place was ours.
     let now = read_same(dir, &record)?;
     if now != before && now.as_ref().is_some_and(|now| now.is_whole(dir)) {
@@ -126,7 +126,7 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
 /// Removes the temporary files of processes before this one: all of them where the lock says
 /// that nobody else is here, otherwise those that are older than this process. Directories
 /// within that are another stage's are its own business.
-fn sweep(dir: &Path, place: &Place) -> Result<()> {
+fn sweep(dir: &Path, place: &DirLock) -> Result<()> {
     let is_other = |dir: &Path| [RECORD_FILE, LOCK_FILE].iter().any(|name| dir.join(name).exists());
     match place.is_alone() {
         true => sweep_tree(dir, &is_other)?,
@@ -152,14 +152,14 @@ pub fn open_for_all(comm: &dyn Comm, dir: &Path, stage: &str, settings: Value) -
     let mut is_open = vec![matches!(state, Some(State::Open(_))) as u8];
     comm.broadcast_bytes(0, &mut is_open)?;
     Ok(match state {
-        Some(State::Open(output)) => SharedState::Open(Seat::Host(output)),
-        None if is_open == [1] => SharedState::Open(Seat::Guest(Guest::of(dir, stage))),
+        Some(State::Open(output)) => SharedState::Open(StageHandle::Leader(output)),
+        None if is_open == [1] => SharedState::Open(StageHandle::Follower(Guest::of(dir, stage))),
         _ => SharedState::Finished,
     })
 }
 
 /// Opens a stage's directory beside other processes that do the same work there, and that
-/// know by themselves who does what. `name` tells this one from the others.
+/// know by themselves who does what. `name` gives this one from the others.
 pub fn share(dir: &Path, stage: &str, settings: Value, name: &str) -> Result<State> {
     make_dir(dir)?;
     let record = Record::new(stage, &settings)?;
@@ -167,8 +167,8 @@ pub fn share(dir: &Path, stage: &str, settings: Value, name: &str) -> Result<Sta
     if before.as_ref().is_some_and(|before| before.is_whole(dir)) {
         return Ok(State::Finished);
     }
-    let place = Place::share(dir, stage, name)?;
-    // Others may have begun, and written the same.
+    let place = DirLock::share(dir, stage, name)?;
+    // Others may have started, and written the same.
     if before.is_none() {
         record.write(dir)?;
     }
@@ -191,7 +191,7 @@ fn read_same(dir: &Path, wanted: &Record) -> Result<Option<Record>> {
     }
     lines += &diff(&before.settings, &wanted.settings);
     let what = format!("{}: holds a result of other settings or inputs", shown(dir));
-    Err(refused(what, lines, "write to another directory, or remove this one to make it anew"))
+    Err(refused(what, lines, "write to another directory, or remove this one to start over"))
 }
 
 impl Output {
@@ -234,4 +234,3 @@ impl Output {
         self.record.write(&self.dir)
     }
 }
-

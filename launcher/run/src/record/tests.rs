@@ -26,7 +26,7 @@ fn finished_work_is_recognised_and_damage_reopens_it() {
     opened(dir.path(), json!({"a": 1}));
 }
 
-/// They are no settings: work goes on with others, and the same result stays finished.
+/// They are no settings: work continues with others, and the same result stays finished.
 #[test]
 fn devices_of_all_attempts_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -37,7 +37,7 @@ fn devices_of_all_attempts_are_named() {
     assert_eq!(text(), before, "on a CPU");
     assert!(!before.contains("computed_on"), "{before}");
     output.computed_on(["GPU 1".into()].into()).unwrap();
-    // Stopped, and gone on with elsewhere.
+    // Stopped, and resumed elsewhere.
     drop(output);
     std::fs::write(dir.path().join("x"), "result").unwrap();
     let mut output = opened(dir.path(), json!({"a": 1}));
