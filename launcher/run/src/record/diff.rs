@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 
 /// The leaves of two JSON values that differ, as lines `- key = before` and `+ key = now`.
 pub fn diff(before: &Value, now: &Value) -> String {
-    let (mut a, mut b) = (BTreeMap::new(), BTreeMap::new());
-    leaves("", before, &mut a);
-    leaves("", now, &mut b);
+    let (a, b) = (leaves(before), leaves(now));
     let mut lines = String::new();
     let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
     keys.sort();
@@ -22,12 +20,19 @@ pub fn diff(before: &Value, now: &Value) -> String {
     lines
 }
 
-fn leaves(at: &str, value: &Value, out: &mut BTreeMap<String, String>) {
+/// The leaves of a JSON value, by their dotted keys.
+pub fn leaves(value: &Value) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    collect("", value, &mut out);
+    out
+}
+
+fn collect(at: &str, value: &Value, out: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(entries) => {
             for (key, inner) in entries {
                 let key = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
-                leaves(&key, inner, out);
+                collect(&key, inner, out);
             }
         }
         other => {

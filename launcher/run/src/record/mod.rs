@@ -17,7 +17,7 @@ mod file;
 #[cfg(test)]
 mod tests;
 
-pub use diff::diff;
+pub use diff::{diff, leaves};
 pub use file::{RECORD_FILE, Record, read};
 
 use crate::failure::refused;
@@ -29,6 +29,9 @@ use gradtx_runtime::text::shown;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+/// What to do where a directory holds a result of other settings, unless its stage knows better.
+pub const OTHER_SETTINGS: &str = "write to another directory, or remove this one to start over";
 
 /// Whether there is work to do.
 pub enum State {
@@ -191,7 +194,7 @@ fn read_same(dir: &Path, wanted: &Record) -> Result<Option<Record>> {
     }
     lines += &diff(&before.settings, &wanted.settings);
     let what = format!("{}: holds a result of other settings or inputs", shown(dir));
-    Err(refused(what, lines, "write to another directory, or remove this one to start over"))
+    Err(refused(what, lines, OTHER_SETTINGS))
 }
 
 impl Output {
