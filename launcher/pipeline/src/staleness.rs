@@ -64,8 +64,8 @@ impl Run<'_> {
     fn curate(&self, made: CurateInputs) -> CurateInputs {
         let config = self.config;
         let mut curate = config.curate.clone();
-        if curate.concurrent == 0 {
-            curate.concurrent = made.curate.concurrent;
+        if curate.jobs_per_batch == 0 {
+            curate.jobs_per_batch = made.curate.jobs_per_batch;
         }
         CurateInputs {
             seed: config.seed,
@@ -84,7 +84,7 @@ impl Run<'_> {
         TrainInputs {
             seed: config.seed,
             tuples: self.sum_of(&ReuseConfig::tuples_dir, MANIFEST).unwrap_or(made.tuples),
-            translator: TranslatorConfig { pretrained: PathBuf::new(), ..config.translator.clone() },
+            translator: TranslatorConfig { pretrained_path: PathBuf::new(), ..config.translator.clone() },
             train: config.train.clone(),
             device: device(made.device, config),
             ..made
@@ -164,11 +164,11 @@ impl Run<'_> {
 
 /// The form of an adapter as the settings have it, with the same start.
 fn adapter(made: AdapterInputs, config: &Config) -> AdapterInputs {
-    AdapterInputs { init: made.init, ..ModelSpec::adapter_inputs(&config.adapter, &[]) }
+    AdapterInputs { init: made.init, ..ModelSpec::adapter_inputs(&config.lora, &[]) }
 }
 
 /// The device of a result with what of the settings changes it on the same device: every stage may
 /// have a device of its own.
 fn device(made: DeviceConfig, config: &Config) -> DeviceConfig {
-    DeviceConfig { stream_tokens: config.device.stream_tokens, ..made }
+    DeviceConfig { max_tokens_per_microbatch: config.device.max_tokens_per_microbatch, ..made }
 }

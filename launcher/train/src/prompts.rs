@@ -139,10 +139,10 @@ impl PromptInputs {
     fn of(config: &DataConfig, date: Option<String>) -> Self {
         // Since this form ends answers itself, its examples are others than before.
         let ends = (config.prompt == PromptForm::Plain).then(|| "end of text".to_string());
-        if config.system.is_empty() && date.is_none() && ends.is_none() {
+        if config.system_prompt.is_empty() && date.is_none() && ends.is_none() {
             return Self::Form(config.prompt);
         }
-        Self::Texts { form: config.prompt, system: config.system.clone(), date, ends }
+        Self::Texts { form: config.prompt, system: config.system_prompt.clone(), date, ends }
     }
 
     /// The same texts with these settings.

@@ -146,9 +146,9 @@ fn effective(dir: &Path) -> Result<Config> {
     if let Some(made) = inputs::<TrainInputs>(&config.reuse.translator_dir(dir)) {
         config.train = made.train;
         // Where the weights lie that it started from is not recorded.
-        let pretrained = std::mem::take(&mut config.translator.pretrained);
+        let pretrained = std::mem::take(&mut config.translator.pretrained_path);
         config.translator = made.translator;
-        config.translator.pretrained = pretrained;
+        config.translator.pretrained_path = pretrained;
     }
     Ok(config)
 }

@@ -29,7 +29,7 @@ pub struct RunArgs {
     /// as `--set reuse.translator=…`.
     #[arg(long, value_name = "RUN")]
     pub translator: Option<PathBuf>,
-    /// Override one setting, e.g. `--set train.lr=0.002`; repeatable.
+    /// Override one setting, e.g. `--set train.learning_rate=0.002`; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }

@@ -28,7 +28,7 @@ impl Config {
             models: self.models.clone(),
             device: self.device.clone(),
             data: self.data.clone(),
-            adapter: self.adapter.clone(),
+            lora: self.lora.clone(),
             ..Self::default()
         }
     }
