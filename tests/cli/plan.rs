@@ -204,7 +204,10 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
 
     // Files as the stages leave them.
     let curation = index["curations"][0]["name"].as_str().unwrap();
-    assert_eq!(index["curations"][0]["runs"], json!(["learning_rate=0.00002,num_subsets=60", "learning_rate=0.00004,num_subsets=60"]));
+    assert_eq!(
+        index["curations"][0]["runs"],
+        json!(["learning_rate=0.00002,num_subsets=60", "learning_rate=0.00004,num_subsets=60"])
+    );
     let shards = home.path("runs/curations").join(curation).join("shadow/shards");
     std::fs::create_dir_all(&shards).unwrap();
     for name in ["00000.student.safetensors", "00001.student.safetensors", ".tmp.student.safetensors"] {
@@ -218,7 +221,10 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
             .contains("learning_rate=0.00002,num_subsets=60  curate: 2 of 60 shards of tiny, 0 of 60 of llm"),
         "{status}"
     );
-    assert!(status.contains("learning_rate=0.00004,num_subsets=60  curate: 2 of 60 shards of tiny"), "{status}");
+    assert!(
+        status.contains("learning_rate=0.00004,num_subsets=60  curate: 2 of 60 shards of tiny"),
+        "{status}"
+    );
     assert_eq!(status.lines().filter(|line| line.ends_with("not started")).count(), 2);
 
     let plan = ["plan", "--sweep", "s.toml", "--gpu", "h100", "--tokens-per-example", "240"];

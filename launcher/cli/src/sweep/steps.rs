@@ -112,8 +112,18 @@ impl Client<'_> {
         let (run, model) = (self.run, role.name());
         let out = self.dir("finetuned", model);
         let place = run.join(&out);
-        let words: Words<'_> =
-            &[&"finetune", &"--run", &run, &"--data", &data, &"--model", &model, &"--peft", &"--out", &place];
+        let words: Words<'_> = &[
+            &"finetune",
+            &"--run",
+            &run,
+            &"--data",
+            &data,
+            &"--model",
+            &model,
+            &"--save-adapter",
+            &"--out",
+            &place,
+        ];
         let step = Step::new(format!("{}: finetune {model}", self.name()), &out, words);
         let base = self.score(&format!("base-{model}"), role, None);
         let finetuned = self.score(&format!("finetuned-{model}"), role, Some(&out));
