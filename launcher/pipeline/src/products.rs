@@ -1,7 +1,7 @@
 //! What `translate --method products` does: [`gradtx_train::products`] on a run's tuple store.
 //!
 //! In: `RUN/shadow`, clients' updates of the TinyLM; where the penalty is chosen by the LLM's loss, the
-//! LLM and the public data. Out: factors of the LLM's adapter of rank `translate.rank`, and
+//! LLM and the public data. Out: factors of the LLM's adapter of rank `translate.lora_r`, and
 //! [`Details`]. What depends on the run alone, the penalty, is kept in `RUN/products`.
 
 use crate::aggregate::Combine;
@@ -16,6 +16,7 @@ use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::{failed, is_busy};
 use gradtx_run::paths::PRODUCTS_DIR;
 use gradtx_run::stage::{self, Inputs, Stage};
+use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{Role as Part, read_json, write_json};
 use gradtx_runtime::data::Example;
 use gradtx_train::examples::Data;
@@ -56,7 +57,7 @@ pub struct Translation<'a> {
 impl Translation<'_> {
     /// The settings that a result depends on, apart from the tuple store.
     pub fn inputs(config: &Config) -> ProductsInputs {
-        ProductsInputs { rank: config.translate.rank, penalty: choice(config) }
+        ProductsInputs { lora_r: config.translate.lora_r, penalty: choice(config) }
     }
 
     /// Translates clients' updates: the LLM with adapters of the new rank, the factors of one, and how they
@@ -65,7 +66,7 @@ impl Translation<'_> {
         let store = &self.tuples.store;
         let groups = Groups::new(&self.groups()?);
         let kernel = Kernel::read(store, &groups, clients)?;
-        let side = self.teacher.of_rank(self.config.translate.rank)?;
+        let side = self.teacher.of_rank(self.config.translate.lora_r)?;
         let init = store.init(Part::Teacher)?;
         let products = Products::new(&self.teacher.layout, store.pairs(), |pair, range, out| {
             store.read_part(Part::Teacher, pair, store.steps() - 1, range.start, out)?;
@@ -149,7 +150,7 @@ impl Translation<'_> {
                     groups,
                     trials: &trials,
                     examples: &examples,
-                    stream_tokens: self.config.device.stream_tokens,
+                    stream_tokens: self.config.device.max_tokens_per_microbatch,
                 };
                 by_loss(&trials, groups.count(), &dispatch(&self.config.device, context, work)?)
             }
@@ -166,11 +167,12 @@ impl Translation<'_> {
     /// Public examples of the groups that are left out, as the LLM sees them.
     fn examples(&self, groups: &Groups, trials: &[Trial]) -> Result<Vec<Vec<Example>>> {
         let config = self.config;
-        let public = Data::read(config.data.public.as_slice(), &config.data, "data.public").map_err(|error| {
-            let hint = "the penalty is chosen on the public data; without it, give --set translate.penalty=0.01 \
-                        to every stage of a new run";
-            failed(format!("{error:#}"), hint)
-        })?;
+        let public =
+            Data::read(config.data.public.as_slice(), &config.data, "data.public").map_err(|error| {
+                let hint =
+                    "the penalty is chosen on the public data; without it, give --set translate.penalty=0.01";
+                failed(format!("{error:#}"), hint)
+            })?;
         let known = &self.tuples.store.manifest().provenance["data"];
         if *known != *public.checksum {
             let what = format!("data.public: is not the data that the tuples were made of ({known})");
@@ -238,6 +240,10 @@ impl Stage for Choosing<'_> {
 
     fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    fn advice(&self) -> String {
+        format!("remove {} to choose the penalty again", quoted(&self.dir.to_string_lossy()))
     }
 
     fn inputs(&self) -> Result<ChosenInputs> {

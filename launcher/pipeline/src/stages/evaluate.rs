@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits, Generator, Prompt};
 use gradtx_models::lora::{PeftAdapter, read_peft};
-use gradtx_run::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs};
+use gradtx_run::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch, memory_for};
 use gradtx_run::failure::failed;
@@ -93,8 +93,9 @@ pub struct Score {
 
 /// Evaluates, unless that is done; returns the score.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
-    let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let stage = Evaluation::open(context, args, &config, job)?;
+    let settings = RunSettings::open(args)?;
+    let config = settings.config().clone().on_device(context, &job.out)?;
+    let stage = Evaluation::open(context, &settings, &config, job)?;
     if let Some(score) = stage::run(context, &stage)? {
         return Ok(score);
     }
@@ -109,6 +110,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
 /// An evaluation that is ready to begin.
 pub struct Evaluation<'a> {
     job: &'a Job,
+    settings: &'a RunSettings,
+    /// The settings on this device.
     config: &'a Config,
     role: Role,
     /// Directory of the model.
@@ -126,7 +129,12 @@ pub struct Evaluation<'a> {
 
 impl<'a> Evaluation<'a> {
     /// Opens what a job needs.
-    pub fn open(context: &Context, args: &RunArgs, config: &'a Config, job: &'a Job) -> Result<Self> {
+    pub fn open(
+        context: &Context,
+        settings: &'a RunSettings,
+        config: &'a Config,
+        job: &'a Job,
+    ) -> Result<Self> {
         let (role, mut lineage, dir) = match &job.base {
             None => (job.role, Lineage::BASE, model_dir(config, job.role)?),
             Some(base) => {
@@ -142,12 +150,12 @@ impl<'a> Evaluation<'a> {
         let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
         let weights = fingerprint(dir, context.threads)?;
         if job.base.is_none() {
-            expect_run_model(&args.run, role, &weights)?;
+            expect_run_model(settings, role, &weights)?;
         }
         if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
             lineage = Lineage::of_adapter(adapter, sums, &weights)?;
         }
-        Ok(Self { job, config, role, dir, model, weights, sums, lineage, data, metric, prompts })
+        Ok(Self { job, settings, config, role, dir, model, weights, sums, lineage, data, metric, prompts })
     }
 }
 
@@ -157,6 +165,10 @@ impl Stage for Evaluation<'_> {
 
     fn dir(&self) -> &Path {
         &self.job.out
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(self.settings)
     }
 
     fn inputs(&self) -> Result<EvaluateInputs> {
@@ -253,7 +265,7 @@ impl Score {
         let right = answers.iter().filter(|a| a.right).count();
         let rouge1 = answers.iter().map(|a| a.rouge1).sum::<f64>() / answers.len() as f64;
         let wordless = |text: fn(&Answer) -> &str| {
-            answers.iter().filter(|a| !has_words(text(a), config.evaluate.rouge_tokens)).count()
+            answers.iter().filter(|a| !has_words(text(a), config.evaluate.rouge_tokenizer)).count()
         };
         Self {
             examples: answers.len(),
@@ -266,10 +278,10 @@ impl Score {
             rouge1,
             right,
             ended: part(answers.iter().filter(|a| a.ended).count()),
-            rouge_tokens: config.evaluate.rouge_tokens,
+            rouge_tokens: config.evaluate.rouge_tokenizer,
             wordless_references: wordless(|a| &a.reference),
             wordless_predictions: wordless(|a| &a.prediction),
-            answer: config.evaluate.answer,
+            answer: config.evaluate.answer_extraction,
             model: role,
             lineage,
             data: checksum.into(),
@@ -305,7 +317,7 @@ impl Score {
         if self.metric == Metric::Rouge1 && self.wordless_references > 0 {
             let hint = match self.rouge_tokens {
                 RougeTokens::RougeScore => {
-                    "; evaluate.rouge_tokens = \"unicode\" sees the letters of every script"
+                    "; evaluate.rouge_tokenizer = \"unicode\" sees the letters of every script"
                 }
                 RougeTokens::Unicode => "",
             };
@@ -374,8 +386,9 @@ impl Work for Evaluate<'_> {
         let ends = end_texts(tokenizer, stops)?;
         let prefix = tokenizer.decode(&tokenizer.encode(self.prompts.check.prefix())?.ids, true)?;
         // By parts, to have something to report; slots of a part fill up as others end.
-        for (part, records) in
-            prompts.chunks(8 * settings.batch).zip(self.data.records.chunks(8 * settings.batch))
+        for (part, records) in prompts
+            .chunks(8 * settings.per_device_eval_batch_size)
+            .zip(self.data.records.chunks(8 * settings.per_device_eval_batch_size))
         {
             let max_new = settings.max_new_tokens;
             for (found, record) in
@@ -386,8 +399,8 @@ impl Work for Evaluate<'_> {
                 let answer = without_prefix(&prediction, &prefix);
                 answers.push(Answer {
                     line: record.origin.line,
-                    right: exact_match(answer, &reference, settings.answer),
-                    rouge1: rouge1(answer, &reference, settings.rouge_tokens),
+                    right: exact_match(answer, &reference, settings.answer_extraction),
+                    rouge1: rouge1(answer, &reference, settings.rouge_tokenizer),
                     prediction,
                     reference,
                     ended: found.ended,
@@ -421,8 +434,13 @@ impl Evaluate<'_> {
         let settings = &self.config.evaluate;
         let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(1);
         GenerateLimits {
-            rows: settings.batch.min(prompts.len()),
-            prompt_tokens: longest.max(self.config.device.stream_tokens.min(longest * settings.batch)),
+            rows: settings.per_device_eval_batch_size.min(prompts.len()),
+            prompt_tokens: longest.max(
+                self.config
+                    .device
+                    .max_tokens_per_microbatch
+                    .min(longest * settings.per_device_eval_batch_size),
+            ),
             context: (longest + settings.max_new_tokens).min(self.prompts.context()),
         }
     }

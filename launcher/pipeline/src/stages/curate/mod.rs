@@ -39,7 +39,7 @@ use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::MultiLora;
 use gradtx_run::cluster::World;
-use gradtx_run::config::{Config, CurateConfig, RunArgs};
+use gradtx_run::config::{Config, CurateConfig, RunArgs, RunSettings, is_reused};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Question, answer, dispatch, memory};
 use gradtx_run::failure::{failed, is_busy, stopped};
@@ -49,6 +49,7 @@ use gradtx_run::progress;
 use gradtx_run::record::{self, RECORD_FILE, State, make_dir};
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Inputs, Stage};
+use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{
     MANIFEST, StoreType, TupleManifest, TuplePlan, assemble, checksum, init_path, shard_path,
     sweep_all_temporary, sweep_temporary, write_init, write_json,
@@ -113,6 +114,7 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
 pub struct Curation<'a> {
     world: &'a World,
     job: &'a Job,
+    settings: RunSettings,
     collection: Arc<Collection>,
     inputs: CurateInputs,
 }
@@ -121,7 +123,12 @@ impl<'a> Curation<'a> {
     /// Opens what a run needs.
     pub fn open(context: &Context, world: &'a World, job: &'a Job) -> Result<Self> {
         let dir = job.run.run.join(SHADOW_DIR);
-        let config = Config::of_ranks(&job.run, world)?.on_device_of_ranks(context, world, &dir)?;
+        let settings = RunSettings::open_on_ranks(&job.run, world)?;
+        let other = &settings.config().reuse.tuples;
+        if !other.as_os_str().is_empty() {
+            return Err(is_reused(&job.run.run, other, "tuples", Self::NAME));
+        }
+        let config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
         let tiny = open_side(&config, Role::Tiny, context.threads)?;
         let llm = open_side(&config, Role::Llm, context.threads)?;
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
@@ -131,7 +138,7 @@ impl<'a> Curation<'a> {
             seed: config.seed,
             data: public.inputs(&config.data, &prompts.each_ref()),
             max_length: config.data.max_length,
-            adapter: ModelSpec::adapter_inputs(&config.adapter, &[&tiny, &llm]),
+            adapter: ModelSpec::adapter_inputs(&config.lora, &[&tiny, &llm]),
             curate: curate.clone(),
             device: config.device.clone(),
             tiny: tiny.space.base_model.clone(),
@@ -139,8 +146,8 @@ impl<'a> Curation<'a> {
             reading: config.data.reading_inputs(),
         };
         let plan = TuplePlan {
-            shadows: curate.subsets,
-            steps: curate.snapshots,
+            shadows: curate.num_subsets,
+            steps: curate.num_snapshots,
             dtype: StoreType::F32,
             student: tiny.space.clone(),
             teacher: llm.space.clone(),
@@ -156,7 +163,7 @@ impl<'a> Curation<'a> {
             sides: [tiny, llm],
             public,
         });
-        Ok(Self { world, job, collection, inputs })
+        Ok(Self { world, job, settings, collection, inputs })
     }
 }
 
@@ -169,6 +176,15 @@ impl Stage for Curation<'_> {
 
     fn dir(&self) -> &Path {
         &self.collection.dir
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(&self.settings)
+    }
+
+    fn advice(&self) -> String {
+        let dir = quoted(&self.dir().to_string_lossy());
+        format!("to keep it, begin another run with the other settings; or remove {dir} to curate again")
     }
 
     fn inputs(&self) -> Result<CurateInputs> {
@@ -231,7 +247,7 @@ fn decided(
     sides: &[&ModelSpec; 2],
 ) -> Result<CurateConfig> {
     let mut curate = config.curate.clone();
-    if curate.concurrent == 0 {
+    if curate.jobs_per_batch == 0 {
         let mut found = [0u64];
         if world.comm().rank() == 0 {
             // A record that cannot be read is refused when the directory is opened.
@@ -242,11 +258,11 @@ fn decided(
                 true => Room::Host(u64::MAX),
                 false => memory(&config.device, world.comm().place())?,
             };
-            let before = before.map(|inputs| inputs.curate.concurrent);
+            let before = before.map(|inputs| inputs.curate.jobs_per_batch);
             found[0] = before.unwrap_or_else(|| concurrent(config, memory, sides)) as u64;
         }
         world.comm().broadcast(0, &mut found)?;
-        curate.concurrent = found[0] as usize;
+        curate.jobs_per_batch = found[0] as usize;
     }
     Ok(curate)
 }
@@ -254,10 +270,11 @@ fn decided(
 /// The most jobs of the larger model that fit into memory together, so that the base model's
 /// weights are read once for all of them.
 fn concurrent(config: &Config, room: Room, sides: &[&ModelSpec; 2]) -> usize {
-    let tokens = config.device.stream_tokens.max(config.data.max_length);
+    let tokens = config.device.max_tokens_per_microbatch.max(config.data.max_length);
     let fits = |jobs: &usize| {
         sides.iter().zip([&config.curate.tiny, &config.curate.llm]).all(|(side, recipe)| {
-            let capacity = BatchCapacity { tokens, segments: jobs * recipe.batch, labels: tokens };
+            let capacity =
+                BatchCapacity { tokens, segments: jobs * recipe.global_batch_size, labels: tokens };
             room.holds(&answer(&config.device, Need { side, jobs: *jobs, capacity }))
         })
     };
@@ -314,8 +331,14 @@ impl Curation<'_> {
         let is_complete = || Ok::<_, anyhow::Error>(collection.missing(self.world.comm(), true)?.is_empty());
         loop {
             let output = match record::share(self.dir(), Self::NAME, settings.clone(), &position.name) {
-                Ok(State::Open(output)) => output,
-                Ok(State::Finished) => return self.was_finished(context),
+                Ok(State::Open(output)) => {
+                    self.settings.store(&context.ui)?;
+                    output
+                }
+                Ok(State::Finished) => {
+                    self.settings.store(&context.ui)?;
+                    return self.was_finished(context);
+                }
                 // Somebody is alone here: to end the work of all, or to see whether that can be done.
                 Err(error) if is_busy(&error) => {
                     if is_complete()? {
@@ -360,7 +383,7 @@ impl Curation<'_> {
         }
         let missing = collection.missing(world.comm(), true)?;
         let (examples, work) = work_of(context, collection, &missing)?;
-        let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
+        let steps = work.iter().map(|w| collection.recipe(w.side).max_steps as u64).sum();
         let progress = context.ui.progress("curate", steps);
         let shard_writer = ShardWriter::start(collection.clone(), scratch.clone())?;
         let source = Box::new(FileLocks::new(collection, shard_writer, position, work, progress)?);
@@ -472,7 +495,7 @@ fn last_losses(collection: &Collection, role: Role) -> Result<(usize, f64)> {
     let mut last = vec![];
     for group in collection.groups() {
         let lines = JsonLines::read(&Collection::metrics_file(&collection.dir, role, &group))?;
-        let steps = collection.recipe(role).steps;
+        let steps = collection.recipe(role).max_steps;
         last.extend(lines.iter().filter(|l| l["step"] == steps).filter_map(|l| l["loss"].as_f64()));
     }
     Ok((last.len(), last.iter().sum::<f64>() / last.len().max(1) as f64))
