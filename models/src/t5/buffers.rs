@@ -1,6 +1,6 @@
 //! Named activation buffers: allocated once, and listed for the memory plan.
 
-use gradtx_kernels::{Buffer, Device, Elem};
+use gradtx_kernels::{AsyncCopy, Buffer, Device, Elem};
 use gradtx_runtime::Result;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 
@@ -57,9 +57,12 @@ impl<'a, D: Device> Allocator<'a, D> {
         Self { dev, dry, purpose, taken: Vec::new() }
     }
 
-    /// A lane for uploads into some of the buffers.
-    pub(crate) fn lane(&self) -> Result<D::Lane> {
-        Ok(self.dev.lane()?)
+    /// A stream of copies into and from some of the buffers.
+    pub(crate) fn copy_stream(&self) -> Result<D::CopyStream>
+    where
+        D: AsyncCopy,
+    {
+        Ok(self.dev.copy_stream()?)
     }
 
     /// Sets what the next buffers are for; returns what the last ones were for.
