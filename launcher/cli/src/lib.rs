@@ -5,7 +5,8 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
-pub mod doctor;
+pub mod cross_validate;
+mod doctor;
 pub mod inspect;
 pub mod logs;
 pub mod manual;

@@ -8,13 +8,14 @@
 //! into the settings of what is made from it.
 
 use crate::aggregate::Norms;
+use crate::fold::Fold;
 use crate::lineage::{Lineage, adapter_sums};
 use crate::records::{CurateInputs, TrainInputs};
 use anyhow::{Context as _, Result};
 use gradtx_models::grad_transformer::{GradTransformerConfig, NormalizationMode};
 use gradtx_run::config::Config;
 use gradtx_run::failure::failed;
-use gradtx_run::paths::{GROUPS_FILE, SHADOW_DIR, SUBSETS_FILE, TRANSLATOR_DIR};
+use gradtx_run::paths::{GROUPS_FILE, SHADOW_DIR, SUBSETS_FILE};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -128,6 +129,12 @@ pub fn open_tuples(run: &Path, expected: [Option<&UpdateSpace>; 2]) -> Result<Tu
 }
 
 impl Tuples {
+    /// The same without the shadow pairs of a fold.
+    pub fn without(mut self, fold: Option<&Fold>) -> Self {
+        self.store = self.store.without(&Fold::held_out(fold));
+        self
+    }
+
     /// Reads every shard and initial adapter. Fails unless all are what `curate` wrote.
     pub fn verify(&self) -> Result<()> {
         let inits = Part::BOTH.map(|role| init_path(Path::new(""), role).to_string_lossy().into_owned());
@@ -213,9 +220,14 @@ pub struct Translator {
 const TRANSLATOR_FILES: [&str; 3] = ["config.json", "model.safetensors", "validation.json"];
 const STATISTICS: &str = "normalization.safetensors";
 
-/// Opens the translator of a run.
-pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace) -> Result<Translator> {
-    let dir = run.join(TRANSLATOR_DIR);
+/// Opens the translator of a run, or of a fold.
+pub fn open_translator(
+    run: &Path,
+    fold: Option<&Fold>,
+    student: &UpdateSpace,
+    teacher: &UpdateSpace,
+) -> Result<Translator> {
+    let dir = Fold::translator_dir(fold, run);
     if !dir.join(TRANSLATOR_FILES[1]).is_file() {
         let what = format!("{}: there is no translator", shown(&dir));
         return Err(failed(what, "run `gradtx train` first"));
@@ -231,6 +243,10 @@ pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace)
         sums.insert(STATISTICS.into(), made.sum(STATISTICS)?.into());
     }
     let inputs: TrainInputs = made.inputs()?;
+    if inputs.held_out != Fold::held_out(fold) {
+        let what = format!("{}: was trained with other shadow pairs left out", shown(&dir));
+        return Err(failed(what, TRAIN_AGAIN));
+    }
     for (role, expected, trained) in
         [(Part::Student, student, &inputs.spaces.student), (Part::Teacher, teacher, &inputs.spaces.teacher)]
     {

@@ -17,6 +17,7 @@
 //! | [`times`] | throughput and dates |
 //! | [`svg`], [`figures`], [`html`] | the page |
 
+pub mod cross_validation;
 pub mod curves;
 pub mod figures;
 pub mod headline;

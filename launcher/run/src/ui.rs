@@ -92,6 +92,11 @@ impl Ui {
         }
     }
 
+    /// The same for stages of which only warnings and errors are wanted: a command that runs hundreds.
+    pub fn for_many(&self) -> Self {
+        Self { quiet: true, json: false, command: "".into(), ..self.clone() }
+    }
+
     /// Whether the output is JSON.
     pub fn is_json(&self) -> bool {
         self.json

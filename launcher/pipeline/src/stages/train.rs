@@ -5,6 +5,7 @@
 
 use crate::aggregate::Norms;
 use crate::artifacts::{Tuples, open_tuples, spaces_at_hand};
+use crate::fold::Fold;
 use crate::records::{Spaces, TrainInputs};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
@@ -13,7 +14,6 @@ use gradtx_run::config::{Config, RunArgs, TranslatorConfig};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::unusable;
-use gradtx_run::paths::TRANSLATOR_DIR;
 use gradtx_run::stage::{self, Stage};
 use gradtx_runtime::artifact::{Role, fingerprint, write_json};
 use gradtx_runtime::comm::Comm;
@@ -32,8 +32,15 @@ pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
 
 /// [`run`], with gradients summed in buckets of at least so many elements.
 pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: usize) -> Result<()> {
-    let stage = Training::open(context, world, args, bucket)?;
+    let stage = Training::open(context, world, args, bucket, None)?;
     stage::run_on_ranks(context, world.comm(), &stage).map(drop)
+}
+
+/// Trains the translator of a fold, unless that is done.
+pub fn run_fold(context: &Context, args: &RunArgs, fold: &Fold) -> Result<()> {
+    let alone = World::alone();
+    let stage = Training::open(context, &alone, args, BUCKET_BYTES / size_of::<f32>(), Some(fold))?;
+    stage::run_on_ranks(context, alone.comm(), &stage).map(drop)
 }
 
 /// A training that is ready to begin, on one of the ranks that share it.
@@ -46,12 +53,20 @@ pub struct Training<'a> {
     pretrained: Option<String>,
     /// Elements of a bucket of gradients at least.
     bucket: usize,
+    /// Shadow pairs that are left out.
+    held_out: Vec<usize>,
 }
 
 impl<'a> Training<'a> {
     /// Opens what a run needs. Rank 0 compares and verifies for all.
-    pub fn open(context: &Context, world: &'a World, args: &RunArgs, bucket: usize) -> Result<Self> {
-        let dir = args.run.join(TRANSLATOR_DIR);
+    pub fn open(
+        context: &Context,
+        world: &'a World,
+        args: &RunArgs,
+        bucket: usize,
+        fold: Option<&Fold>,
+    ) -> Result<Self> {
+        let dir = Fold::translator_dir(fold, &args.run);
         let config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
         let comm = world.comm();
         let (ranks, batch) = (comm.size(), config.train.batch);
@@ -65,12 +80,12 @@ impl<'a> Training<'a> {
             expected =
                 spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
         }
-        let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
+        let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?.without(fold);
         let pretrained = match config.translator.pretrained.as_path() {
             path if path.as_os_str().is_empty() => None,
             path => Some(fingerprint(path, context.threads)?),
         };
-        Ok(Self { comm, config, tuples, dir, pretrained, bucket })
+        Ok(Self { comm, config, tuples, dir, pretrained, bucket, held_out: Fold::held_out(fold) })
     }
 }
 
@@ -92,6 +107,7 @@ impl Stage for Training<'_> {
             seed: config.seed,
             tuples: tuples.manifest.clone(),
             spaces: Spaces { student, teacher },
+            held_out: self.held_out.clone(),
             // Not where the weights lie that it starts from, but which they are.
             translator: TranslatorConfig { pretrained: PathBuf::new(), ..config.translator.clone() },
             pretrained: pretrained.clone(),

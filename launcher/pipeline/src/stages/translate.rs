@@ -6,6 +6,7 @@
 
 use crate::aggregate::{self, Allow, Combine, Norms};
 use crate::artifacts::{Translator, Tuples, open_side, open_translator, open_tuples, open_update};
+use crate::fold::Fold;
 use crate::products;
 use crate::records::TranslateInputs;
 use anyhow::{Context as _, Result};
@@ -25,7 +26,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// How a translation by products came to be.
-const DETAILS_FILE: &str = "products.json";
+pub const DETAILS_FILE: &str = "products.json";
 
 /// What to translate, how, to where.
 pub struct Job {
@@ -41,6 +42,8 @@ pub struct Job {
     pub random_student: bool,
     /// What of unusual updates is accepted.
     pub allow: Allow,
+    /// Shadow pairs that the translator must not have seen.
+    pub fold: Option<Fold>,
 }
 
 /// Translates, unless that is done.
@@ -72,7 +75,7 @@ impl<'a> Translate<'a> {
         let open = |path: &PathBuf| open_update(&student, &teacher, path);
         let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;
         let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
-        let source = Source::open(&args.run, job.method, &student, &teacher)?;
+        let source = Source::open(&args.run, job, &student, &teacher)?;
         aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
         let combined = aggregate::combine(&updates, job.combine)?;
         let run = &args.run;
@@ -97,6 +100,7 @@ impl Stage for Translate<'_> {
             with: self.source.sums(),
             llm: self.teacher.space.base_model.clone(),
             device: self.config.device.clone(),
+            held_out: Fold::held_out(self.job.fold.as_ref()),
             products: matches!(self.source, Source::Products(_))
                 .then(|| products::Translation::inputs(&self.config)),
         })
@@ -125,7 +129,14 @@ impl Stage for Translate<'_> {
                     true => vec![&combined],
                     false => self.updates.iter().map(|update| update.values.as_slice()).collect(),
                 };
-                let work = products::Translation { context, run: self.run, config, teacher, tuples };
+                let work = products::Translation {
+                    context,
+                    run: self.run,
+                    fold: job.fold.as_ref(),
+                    config,
+                    teacher,
+                    tuples,
+                };
                 let (side, factors, details) = work.of(&clients, job.combine)?;
                 write_json(&job.out.join(DETAILS_FILE), &details)?;
                 files.push(DETAILS_FILE.into());
@@ -159,16 +170,18 @@ enum Source {
 
 impl Source {
     /// Opens what a method needs of a run, and verifies all of it.
-    fn open(run: &Path, method: Method, student: &ModelSpec, teacher: &ModelSpec) -> Result<Self> {
+    fn open(run: &Path, job: &Job, student: &ModelSpec, teacher: &ModelSpec) -> Result<Self> {
+        let (method, fold) = (job.method, job.fold.as_ref());
         let tuples = || {
             let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
+            let tuples = tuples.without(fold);
             tuples.verify()?;
             Ok::<_, anyhow::Error>(Box::new(tuples))
         };
         Ok(match (method, method.baseline()) {
             (_, Some(baseline)) => Self::Baseline(tuples()?, baseline),
             (Method::Products, None) => Self::Products(tuples()?),
-            (_, None) => Self::Translator(open_translator(run, &student.space, &teacher.space)?),
+            (_, None) => Self::Translator(open_translator(run, fold, &student.space, &teacher.space)?),
         })
     }
 
