@@ -80,9 +80,9 @@ fn every_group_is_held_out_once() {
         "--set",
         "translate.penalty=0.01",
         "--set",
-        "refine.prompts=6",
+        "refine.num_prompts=6",
         "--set",
-        "refine.least=1",
+        "refine.min_agreements=1",
     ];
     let text = home.done(&args);
     assert!(text.contains("LLM + products, refined") && text.contains("less ridge"), "{text}");
@@ -99,7 +99,8 @@ fn every_group_is_held_out_once() {
         let (fold, shadow) = (client["fold"].as_u64().unwrap(), client["shadow"].as_u64().unwrap() as usize);
         let dir = format!("run/cross-validation/fold-{fold}/shadow-{shadow:05}");
         let others: &[usize] = if shadow == 0 { &[1, 3] } else { &[0, 2, 4] };
-        let found = UpdateVector::read(&home.path(&format!("{dir}/translated/mean/update.safetensors"))).unwrap();
+        let found =
+            UpdateVector::read(&home.path(&format!("{dir}/translated/mean/update.safetensors"))).unwrap();
         let close = |want: Vec<f32>| found.values.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-6);
         assert!(close(mean(&store, others)) && !close(mean(&store, &[0, 1, 2, 3, 4])), "{dir}");
         let record = home.json(&format!("{dir}/translated/products/record.json"));

@@ -115,7 +115,7 @@ fn held_out(context: &Context, job: &Job, kind: DeviceKind) -> Result<()> {
         examples: job.world.public_tests(),
     };
     for (seed, dir) in seed_dirs(&job.dir, job.seed, job.seeds) {
-        let set = if job.quick { vec!["curate.subsets=72".to_string()] } else { vec![] };
+        let set = if job.quick { vec!["curate.num_subsets=72".to_string()] } else { vec![] };
         let args = prepare(context, job, seed, &dir, kind, set, &mut |_, _| ())?;
         let data = Some(dir.join("world").join(TEST_FILE));
         homes.push(report_of(context, &args, &cross_validation::Job { data, ..validation.clone() })?);

@@ -135,7 +135,7 @@ impl<'a> Validation<'a> {
         let units = units(config, &tuples, &public, job)?;
         let folds = folds(units, job.folds, config.seed)?;
         let silent = context.with_ui(context.ui.for_many());
-        let trained_on = config.curate.examples;
+        let trained_on = config.curate.examples_per_subset;
         Ok(Self { context, silent, args, job, home, tuples, models, test, trained_on, folds })
     }
 
@@ -259,7 +259,7 @@ fn units(config: &Config, tuples: &Tuples, public: &Data, job: &Job) -> Result<V
     };
     let subsets = tuples.subsets()?;
     let column = config.curate.group_by.as_str();
-    let by_column = (column != gradtx_run::config::RANDOM_SUBSETS && config.curate.mixture == 0.0)
+    let by_column = (column != gradtx_run::config::RANDOM_SUBSETS && config.curate.dirichlet_alpha == 0.0)
         .then(|| public.groups(column))
         .transpose()?;
     let tests = match &job.data {

@@ -37,7 +37,7 @@ impl Asked {
         let key = derive_named(config.seed, "prompts of refinement");
         let order = Stream::new(key).permutation(public.records.len());
         let held_out: HashSet<usize> = fold.iter().flat_map(|fold| fold.rows.iter().copied()).collect();
-        let chosen = order.into_iter().filter(|row| !held_out.contains(row)).take(config.refine.prompts);
+        let chosen = order.into_iter().filter(|row| !held_out.contains(row)).take(config.refine.num_prompts);
         let records: Vec<Record> = chosen.map(|row| public.records[row].clone()).collect();
         let tokens =
             |prompts: &Prompts| records.iter().map(|r| prompts.prompt(r)).collect::<Result<Vec<_>>>();
@@ -60,8 +60,9 @@ pub(super) fn limits(config: &Config, prompts: &Prompts, tokens: &[Vec<u32>]) ->
     let settings = &config.evaluate;
     let longest = tokens.iter().map(Vec::len).max().unwrap_or(1);
     GenerateLimits {
-        rows: settings.batch.min(tokens.len()),
-        prompt_tokens: longest.max(config.device.stream_tokens.min(longest * settings.batch)),
+        rows: settings.per_device_eval_batch_size.min(tokens.len()),
+        prompt_tokens: longest
+            .max(config.device.max_tokens_per_microbatch.min(longest * settings.per_device_eval_batch_size)),
         context: (longest + settings.max_new_tokens).min(prompts.context()),
     }
 }
@@ -152,7 +153,8 @@ impl Work for Tiny<'_> {
         let end = end_token(prompts, &asked.records[0])?;
         let examples: Vec<Example> =
             asked.tiny.iter().zip(&answers).map(|(prompt, a)| example(prompt, &a.tokens, end)).collect();
-        let mut probability = probabilities(&decoder, view, &examples, config.device.stream_tokens)?;
+        let mut probability =
+            probabilities(&decoder, view, &examples, config.device.max_tokens_per_microbatch)?;
         for (p, answer) in probability.iter_mut().zip(&answers) {
             *p *= f64::from(u8::from(answer.ended));
         }
