@@ -17,6 +17,8 @@ impl Home {
     fn new() -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         miniature::write(home.dir.path());
+        let more = "[translate]\npenalty = 0.01\n[refine]\nnum_prompts = 6\nmin_agreements = 1\n";
+        std::fs::write(home.path("settings.toml"), miniature::SETTINGS.to_string() + more).unwrap();
         home
     }
 
@@ -77,12 +79,6 @@ fn every_group_is_held_out_once() {
         "products",
         "--examples",
         "3",
-        "--set",
-        "translate.penalty=0.01",
-        "--set",
-        "refine.num_prompts=6",
-        "--set",
-        "refine.min_agreements=1",
     ];
     let text = home.done(&args);
     assert!(text.contains("LLM + products, refined") && text.contains("less ridge"), "{text}");
