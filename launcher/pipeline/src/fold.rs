@@ -20,17 +20,13 @@ impl Fold {
         fold.map_or(vec![], |fold| fold.held_out.clone())
     }
 
-    fn home<'a>(fold: Option<&'a Self>, run: &'a Path) -> &'a Path {
-        fold.map_or(run, |fold| &fold.dir)
+    /// Directory of its Grad-Transformer.
+    pub fn translator_dir(&self) -> PathBuf {
+        self.dir.join(TRANSLATOR_DIR)
     }
 
-    /// Directory of the Grad-Transformer: the run's own, or the fold's.
-    pub fn translator_dir(fold: Option<&Self>, run: &Path) -> PathBuf {
-        Self::home(fold, run).join(TRANSLATOR_DIR)
-    }
-
-    /// Directory of the penalty of [`crate::products`].
+    /// Directory of the penalty of [`crate::products`]: the run's own, or the fold's.
     pub fn products_dir(fold: Option<&Self>, run: &Path) -> PathBuf {
-        Self::home(fold, run).join(PRODUCTS_DIR)
+        fold.map_or(run, |fold| &fold.dir).join(PRODUCTS_DIR)
     }
 }

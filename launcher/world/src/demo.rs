@@ -92,6 +92,8 @@ fn prepare(
         preset: job.preset,
         device: Some(job.device),
         dtype: Some(job.dtype),
+        tuples: None,
+        translator: None,
         set,
     };
     let at = Instant::now();

@@ -23,7 +23,7 @@ use crate::stages::{refine, train, translate};
 use anyhow::{Context as _, Result};
 use client::ShadowClient;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
-use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::config::{Config, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::failure::{failed, unusable};
 use gradtx_run::paths::{ADAPTER_DIR, UPDATE_FILE};
@@ -83,8 +83,8 @@ pub struct Client {
 /// Runs what is missing; returns the directory of the results.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<PathBuf> {
     let home = args.run.join(CROSS_VALIDATION_DIR);
-    let config = Config::of_run(args)?.on_device(context, &home)?;
-    let validation = Validation::open(context, args, &config, job, &home)?;
+    let mut settings = RunSettings::open(args)?;
+    let validation = Validation::open(context, args, &mut settings, job, &home)?;
     let clients = validation.run()?;
     write_json(&home.join(CLIENTS_FILE), &json!(clients))?;
     Ok(home)
@@ -118,14 +118,15 @@ impl<'a> Validation<'a> {
     fn open(
         context: &'a Context,
         args: &'a RunArgs,
-        config: &Config,
+        settings: &mut RunSettings,
         job: &'a Job,
         home: &'a Path,
     ) -> Result<Self> {
+        let config = &settings.config().clone().on_device(context, home)?;
         let models = [Role::Tiny, Role::Llm].map(|role| open_side(config, role, context.threads));
         let [tiny, llm] = models;
         let models = [tiny?, llm?];
-        let tuples = open_tuples(&args.run, [Some(&models[0].space), Some(&models[1].space)])?;
+        let tuples = open_tuples(settings, [Some(&models[0].space), Some(&models[1].space)])?;
         tuples.verify()?;
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
         let test = match &job.data {
