@@ -28,6 +28,7 @@ mod pretrain;
 mod rope;
 mod weights;
 
+pub(crate) use acts::planned;
 pub use acts::{Activations, Mode};
 pub use backward::{Gradients, OnReady};
 pub use config::{DecoderConfig, Family};

@@ -6,13 +6,11 @@
 //! values are their nearest ones. AdamW on everything, or Muon on the matrices inside
 //! the blocks and AdamW on embedding, head, norms and biases.
 
-use super::weights::is_hidden_matrix;
-use super::{Activations, Decoder, DecoderConfig, Gradients, Mode};
+use super::{Activations, Decoder, Gradients, Mode};
 use gradtx_kernels::ops::{AdamWStep, Cast};
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::optim::{FlatAdamW, Matrix, Muon, MuonStep};
-use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 use std::any::{Any, TypeId};
 use std::ops::Range;
@@ -75,29 +73,6 @@ impl<D: Backend<X>, X: Real> Pretrainer<D, X> {
         })
     }
 
-    /// All buffers of training, those of the passes included and the values left out.
-    pub fn plan(config: &DecoderConfig, muon: bool, capacity: BatchCapacity) -> MemoryPlan {
-        let mut plan = MemoryPlan::new();
-        let layout = Decoder::<D, X>::layout_of(config);
-        let size = size_of::<X::Acc>();
-        plan.add(Purpose::Gradients, "gradients", &[layout.total()], size);
-        if TypeId::of::<X>() != TypeId::of::<X::Acc>() {
-            plan.add(Purpose::Trained, "masters", &[layout.total()], size);
-        }
-        if muon {
-            let matrices: Vec<_> = layout.params().iter().filter(|p| is_hidden_matrix(p)).collect();
-            let held: usize = matrices.iter().map(|p| p.len()).sum();
-            let largest = matrices.iter().map(|p| p.len()).max().unwrap_or(0);
-            plan.add(Purpose::Optimizer, "Muon's momentum", &[held], size);
-            plan.add(Purpose::Optimizer, "AdamW's moments", &[2, layout.total() - held], size);
-            plan.add(Purpose::Scratch, "Muon's largest matrix", &[2, largest], size);
-        } else {
-            plan.add(Purpose::Optimizer, "AdamW's moments", &[2, layout.total()], size);
-        }
-        plan.extend(Activations::<D, X>::plan(config, capacity, Mode::AllParameters));
-        plan
-    }
-
     /// One optimizer step on one stream: weighted loss and gradient norm before the update.
     pub fn train_step(
         &mut self,
@@ -114,13 +89,6 @@ impl<D: Backend<X>, X: Real> Pretrainer<D, X> {
         self.batch.load(&self.device, batch)?;
         let grads = Gradients::All(D::all_mut(&mut self.grads));
         decoder.loss_and_gradient(&mut self.acts, &self.batch, None, grads, &mut |_, _| Ok(()))?;
-        self.weighted_loss(batch)
-    }
-
-    /// Weighted loss of a stream, without gradients.
-    pub fn evaluate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<f64> {
-        self.batch.load(&self.device, batch)?;
-        decoder.loss(&mut self.acts, &self.batch, None)?;
         self.weighted_loss(batch)
     }
 
@@ -161,13 +129,6 @@ impl<D: Backend<X>, X: Real> Pretrainer<D, X> {
     /// Gradients that were accumulated, in the order of the decoder's layout.
     pub fn gradients(&self) -> &D::Buf<X::Acc> {
         &self.grads
-    }
-
-    /// The optimizers' state and the masters, for checkpoints.
-    pub fn state(
-        &mut self,
-    ) -> (&mut FlatAdamW<D, X::Acc>, Option<&mut Muon<D, X::Acc>>, Option<&mut D::Buf<X::Acc>>) {
-        (&mut self.adamw, self.muon.as_mut(), self.masters.as_mut())
     }
 }
 

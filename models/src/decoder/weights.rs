@@ -13,10 +13,11 @@
 //!
 //! [`lora_weight_stride`]: gradtx_kernels::ops::LoraLinear::lora_weight_stride
 
-use super::DecoderConfig;
+use super::{DecoderConfig, planned};
 use crate::lora::Fused;
 use gradtx_kernels::{Backend, Device, Real, bf16, rng};
 use gradtx_runtime::artifact::{NewTensor, TensorSource, write_atomic, write_tensors};
+use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::params::{Param, ParamLayout};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -204,13 +205,23 @@ impl<D: Device, X: Real> Decoder<D, X> {
 impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// The weights' buffer, for a memory plan; frozen unless all parameters are trained.
     pub fn plan(config: &DecoderConfig, trained: bool) -> MemoryPlan {
-        let mut plan = MemoryPlan::new();
         let (purpose, stride): (_, RowStride) = match trained {
             true => (Purpose::Trained, contiguous),
             false => (Purpose::Frozen, D::lora_weight_stride),
         };
-        plan.add(purpose, "decoder", &[places(config, stride).0.total()], size_of::<X>());
-        plan
+        planned(|alloc| {
+            alloc.set_purpose(purpose);
+            Self::allocate(alloc, &places(config, stride).0)
+        })
+    }
+
+    /// The values of a decoder whose tensors lie like this, all zero.
+    fn allocate(alloc: &mut Allocator<'_, D>, stored: &ParamLayout) -> Result<D::Buf<X>> {
+        alloc.buffer("decoder", &[stored.total()])
+    }
+
+    fn zeros(device: &D, stored: &ParamLayout) -> Result<D::Buf<X>> {
+        Self::allocate(&mut Allocator::new(device, Purpose::Frozen), stored)
     }
 
     /// Reads a model directory: `config.json` and (sharded) safetensors in bf16, f16 or f32.
@@ -271,7 +282,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         values: impl Fn(&Param) -> Result<Vec<X>>,
     ) -> Result<Self> {
         let (stored, _) = places(config, stride);
-        let mut buf = device.zeros(stored.total())?;
+        let mut buf = Self::zeros(device, &stored)?;
         for (param, place) in Self::layout_of(config).params().iter().zip(stored.params()) {
             let mut host = values(param)?;
             if let (&[rows, cols], &[_, stride]) = (&param.shape[..], &place.shape[..])
@@ -300,7 +311,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         mut fill: impl FnMut(&Param, D::ViewMut<'_, X>, usize) -> Result<()>,
     ) -> Result<Self> {
         let (stored, _) = places(config, D::lora_weight_stride);
-        let mut buf = device.zeros(stored.total())?;
+        let mut buf = Self::zeros(device, &stored)?;
         for (param, place) in Self::layout_of(config).params().iter().zip(stored.params()) {
             let stride = place.shape.last().copied().unwrap_or(1);
             fill(param, D::view_mut(&mut buf, place.range()), stride)?;
@@ -310,7 +321,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
 
     /// A copy with weights of its own.
     pub fn duplicate(&self) -> Result<Self> {
-        let mut values = self.device.zeros(D::len(&self.values))?;
+        let mut values = Self::zeros(&self.device, &self.stored)?;
         self.device.copy(D::all_mut(&mut values), D::all(&self.values))?;
         let (device, config) = (self.device.clone(), self.config.clone());
         let (layout, stored, places) = (self.layout.clone(), self.stored.clone(), self.places.clone());
@@ -378,7 +389,7 @@ impl<D: Device, X: Real> Decoder<D, X> {
 }
 
 /// A two-dimensional parameter that is neither embedding nor head.
-pub(super) fn is_hidden_matrix(param: &Param) -> bool {
+fn is_hidden_matrix(param: &Param) -> bool {
     param.shape.len() == 2 && ![EMBEDDING, HEAD].contains(&param.name.as_str())
 }
 

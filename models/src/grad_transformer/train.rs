@@ -18,6 +18,7 @@ use crate::t5::{Grads, OnReady, weights};
 use gradtx_kernels::ops::{AdamWStep, Backend, Cast, Out};
 use gradtx_kernels::{Device, Elem, Real};
 use gradtx_runtime::Result;
+use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::optim::FlatAdamW;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use std::any::Any;
@@ -98,51 +99,52 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         micro_batch: usize,
         own: Vec<Range<usize>>,
     ) -> Result<Self> {
-        let dev = model.dev.clone();
-        let total = model.layout.total();
-        let masters = match own_masters::<D, X>(&mut model.values) {
-            Some(_) => None,
-            None => {
-                let mut masters = dev.zeros(own.iter().map(Range::len).sum())?;
-                for (range, place) in places(&own) {
-                    let values = D::view(&model.values, range);
-                    <D as Cast<X, X::Acc>>::cast(&dev, D::view_mut(&mut masters, place), values)?;
-                }
-                Some(masters)
+        let mut alloc = Allocator::new(&model.dev, Purpose::Trained);
+        let mut trainer = Self::allocate(&mut alloc, model, micro_batch, own)?;
+        if let Some(masters) = &mut trainer.masters {
+            for (range, place) in places(&trainer.own) {
+                let values = D::view(&model.values, range);
+                <D as Cast<X, X::Acc>>::cast(&model.dev, D::view_mut(masters, place), values)?;
             }
-        };
-        Ok(Self {
-            acts: Activations::new(model, micro_batch)?,
-            graphs: HashMap::new(),
-            grads: dev.zeros(total)?,
-            masters,
-            optimizer: FlatAdamW::over_ranges(&dev, total, own.clone())?,
-            own,
-        })
+        }
+        Ok(trainer)
     }
 
-    /// The buffers that training takes, the model's own values included, without taking them.
+    /// The buffers that training takes, the model's own values included.
     pub fn plan(model: &GradTransformer<D, X>, micro_batch: usize) -> Result<MemoryPlan> {
-        Self::plan_of_ranges(model, micro_batch, model.layout.total())
+        let all = 0..model.layout.total();
+        Self::plan_of_ranges(model, micro_batch, vec![all])
     }
 
-    /// The same for a trainer whose own ranges have so many elements.
+    /// The same for a trainer of these ranges.
     pub fn plan_of_ranges(
         model: &GradTransformer<D, X>,
         micro_batch: usize,
-        own: usize,
+        own: Vec<Range<usize>>,
     ) -> Result<MemoryPlan> {
-        let (shape, acc) = ([model.layout.total()], X::Acc::DTYPE.size());
-        let mut plan = MemoryPlan::new();
-        plan.add(Purpose::Trained, "values", &shape, X::DTYPE.size());
-        if X::DTYPE != X::Acc::DTYPE {
-            plan.add(Purpose::Trained, "masters", &[own], acc);
-        }
-        plan.add(Purpose::Gradients, "gradients", &shape, acc);
-        plan.add(Purpose::Optimizer, "first moments", &[own], acc);
-        plan.add(Purpose::Optimizer, "second moments", &[own], acc);
-        plan.extend(Activations::plan(model, micro_batch)?);
-        Ok(plan)
+        Allocator::plan(Purpose::Trained, |alloc| {
+            model.allocate_values(alloc)?;
+            Self::allocate(alloc, model, micro_batch, own)
+        })
+    }
+
+    fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        model: &GradTransformer<D, X>,
+        micro_batch: usize,
+        own: Vec<Range<usize>>,
+    ) -> Result<Self> {
+        let total = model.layout.total();
+        alloc.set_purpose(Purpose::Trained);
+        let masters = match X::DTYPE == X::Acc::DTYPE {
+            true => None,
+            false => Some(alloc.buffer("masters", &[own.iter().map(Range::len).sum()])?),
+        };
+        alloc.set_purpose(Purpose::Gradients);
+        let grads = alloc.buffer("gradients", &[total])?;
+        let optimizer = FlatAdamW::allocate_ranges(alloc, total, own.clone())?;
+        let acts = Activations::allocate(alloc, model, micro_batch)?;
+        Ok(Self { acts, graphs: HashMap::new(), grads, masters, optimizer, own })
     }
 
     /// The optimizer, for checkpoints.

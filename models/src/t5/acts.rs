@@ -6,11 +6,11 @@
 use super::T5Config;
 use super::attention::{AttentionActs, Lengths};
 use super::buckets::bucket_map;
-use super::buffers::{Allocator, Rows};
 use super::feed_forward::FeedForwardActs;
 use super::stack::{Side, Stack};
 use gradtx_kernels::{Device, Real};
-use gradtx_runtime::plan::{MemoryPlan, Purpose};
+use gradtx_runtime::buffers::{Allocator, Rows};
+use gradtx_runtime::plan::Purpose;
 use gradtx_runtime::{Error, Result};
 
 /// What a forward pass keeps.
@@ -109,14 +109,7 @@ impl<D: Device, X: Real> Scratch<D, X> {
 impl<D: Device, X: Real> StackActs<D, X> {
     /// Takes memory for a stack.
     pub fn new(dev: &D, stack: &Stack, shape: StackShape, keep: Keep) -> Result<Self> {
-        Self::allocate(&mut Allocator::new(dev, false, Purpose::Activations), stack, shape, keep)
-    }
-
-    /// The buffers that [`Self::new`] would take, without taking them.
-    pub fn plan(dev: &D, stack: &Stack, shape: StackShape, keep: Keep) -> Result<MemoryPlan> {
-        let mut alloc = Allocator::new(dev, true, Purpose::Activations);
-        Self::allocate(&mut alloc, stack, shape, keep)?;
-        Ok(alloc.into_plan())
+        Self::allocate(&mut Allocator::new(dev, Purpose::Activations), stack, shape, keep)
     }
 
     pub(crate) fn allocate(
@@ -151,12 +144,9 @@ impl<D: Device, X: Real> StackActs<D, X> {
             feed_forward: Vec::with_capacity(blocks),
             inv_rms: alloc.rows(format!("{name}.final.inv_rms"), rows, 1)?,
             output: alloc.rows(format!("{name}.output"), rows, d)?,
-            map: alloc.filled(
-                format!("{name}.buckets"),
-                keys,
-                keys,
-                &bucket_map(config, stack.side == Side::Encoder, keys, keys),
-            )?,
+            map: alloc.filled_rows(format!("{name}.buckets"), keys, keys, || {
+                bucket_map(config, stack.side == Side::Encoder, keys, keys)
+            })?,
             scratch: None,
         };
         for _ in 0..streams {

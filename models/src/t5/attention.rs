@@ -9,11 +9,11 @@
 
 use super::T5Config;
 use super::acts::Scratch;
-use super::buffers::{Allocator, Rows};
 use super::pass::{Grads, NormOut, Pass, weight_gradient};
 use gradtx_kernels::ops::{Backend, BucketMap, LinearDims, Out, T5AttentionDims};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
+use gradtx_runtime::buffers::{Allocator, Rows};
 use gradtx_runtime::params::ParamLayout;
 use std::ops::Range;
 

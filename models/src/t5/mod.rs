@@ -14,7 +14,6 @@ mod acts;
 mod attention;
 mod backward;
 mod buckets;
-pub(crate) mod buffers;
 mod config;
 mod decode;
 mod feed_forward;

@@ -121,8 +121,7 @@ impl Work for Train<'_> {
         let micro_batch = train.micro_batch.min(ranks.part(train.batch).len());
         let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
         let own = ranks.owned();
-        let mut plan =
-            Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
+        let mut plan = Trainer::plan_of_ranges(&model, micro_batch, own.clone())?;
         plan.extend(Generator::plan(&model, at_once)?);
         let mut on_host = ranks.plan(X::DTYPE.size());
         on_host.extend(Feed::<D, X>::plan(model.config(), ranks.part(train.batch).len()));
