@@ -9,7 +9,7 @@ use super::backward::Gradients;
 use super::forward::AdapterView;
 use super::rope::RopeTables;
 use super::{Decoder, DecoderConfig};
-use crate::lora::{BlockLayout, Fused};
+use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{LmHead, LoraDims};
 use gradtx_kernels::{Backend, Device, Elem, Real};
 use gradtx_runtime::buffers::Allocator;
@@ -43,7 +43,7 @@ impl<'a> Mode<'a> {
     }
 
     /// Backward reads the input of this product.
-    pub(super) fn keeps_input(self, fused: Fused) -> bool {
+    pub(super) fn keeps_input(self, fused: Projection) -> bool {
         match self {
             Self::Inference(_) => false,
             Self::Adapters(layout) => !layout.targets(0, fused).is_empty(),
@@ -108,7 +108,7 @@ pub(super) fn lora_dims<'a>(
     layout: Option<&'a BlockLayout>,
     dropout: f64,
     block: usize,
-    fused: Fused,
+    fused: Projection,
     tokens: usize,
 ) -> LoraDims<'a> {
     let (in_dim, out_dim) = fused.dims(config);
@@ -164,7 +164,7 @@ pub struct Activations<D: Device, X: Real> {
     /// The largest adapter input, for gradients of any.
     pub(super) d_input: D::Buf<X>,
     /// `[T, max(R, 2F, H)]` gradient of a product's output.
-    pub(super) d_wide: D::Buf<X>,
+    pub(super) d_proj: D::Buf<X>,
     /// `[T, R]`
     pub(super) d_qkv: D::Buf<X>,
     /// `[heads, T]`
@@ -203,13 +203,13 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         let kept = |is_kept: bool| is_kept.then_some(config.layers);
         let all = kept(trains);
         // o is read by attention's own backward, whether o_proj is adapted or not.
-        let keeps = |fused| kept(mode.keeps_input(fused) || (trains && fused == Fused::O));
+        let keeps = |fused| kept(mode.keeps_input(fused) || (trains && fused == Projection::O));
         let mut input = |name, fused| PerBlock::allocate(alloc, name, keeps(fused), &[input_len(fused)]);
         let inputs = [
-            input("qkv_input", Fused::Qkv)?,
-            input("o_input", Fused::O)?,
-            input("gate_up_input", Fused::GateUp)?,
-            input("down_input", Fused::Down)?,
+            input("qkv_input", Projection::Qkv)?,
+            input("o_input", Projection::O)?,
+            input("gate_up_input", Projection::GateUp)?,
+            input("down_input", Projection::Down)?,
         ];
         let (normed, norms) = match config.family.qk_norm() {
             true => (r, config.heads + config.kv_heads),
@@ -229,7 +229,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         let chunk = head_chunk::<D, X>(room);
         let rows = t.max(chunk);
         let t_if = if trains { t } else { 0 };
-        let widest = if trains { Fused::ALL.map(input_len).into_iter().max().unwrap_or(0) } else { 0 };
+        let widest = if trains { Projection::ALL.map(input_len).into_iter().max().unwrap_or(0) } else { 0 };
         let acts = Self {
             capacity: room,
             trains,
@@ -250,7 +250,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             losses: alloc.buffer("losses", &[room.labels])?,
             d_x: alloc.buffer("d_x", &[t_if, h])?,
             d_input: alloc.buffer("d_input", &[widest])?,
-            d_wide: alloc.buffer("d_wide", &[t_if, r.max(2 * f).max(h)])?,
+            d_proj: alloc.buffer("d_proj", &[t_if, r.max(2 * f).max(h)])?,
             d_qkv: alloc.buffer("d_qkv", &[t_if, r])?,
             delta: alloc.buffer("delta", &[config.heads, t_if])?,
             rope: RopeTables::allocate(alloc, config, positions)?,
@@ -259,7 +259,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             labels: 0,
         };
         if trains {
-            let scratch = Fused::ALL.map(|fused| D::lora_scratch(&dims(fused), room.segments));
+            let scratch = Projection::ALL.map(|fused| D::lora_scratch(&dims(fused), room.segments));
             alloc.operation_scratch("sums of adapters", scratch.into_iter().max().unwrap_or(0));
         }
         alloc.set_purpose(before);
