@@ -79,7 +79,7 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         let held = [rows, ranges.iter().map(Range::len).sum()];
         let held = if rows == 1 { &held[1..] } else { &held[..] };
         let (m, v) = (alloc.buffer("first moments", held)?, alloc.buffer("second moments", held)?);
-        alloc.set_purpose(Purpose::Scratch);
+        alloc.set_purpose(Purpose::Gradients);
         let sums = alloc.buffer("gradient norm sums", &[rows.max(ranges.len())])?;
         let scale = alloc.buffer("gradient clip scale", &[rows])?;
         alloc.set_purpose(before);
