@@ -7,9 +7,10 @@
 //! ignored gives a model that runs and is wrong.
 
 use super::Decoder;
-use super::config_fields::Fields;
+use super::config_fields::HARMLESS;
 use super::rope::RopeScaling;
 use super::weights::HEAD;
+use crate::fields::Fields;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, TensorSource, not_a_model, read_text};
 use gradtx_runtime::{Error, Result};
@@ -121,12 +122,7 @@ impl DecoderConfig {
 
     /// Reads the text of a `config.json`; `path` is for messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        let value: Value =
-            serde_json::from_str(text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
-        let Value::Object(map) = value else {
-            return Err(Error::file(path, "expected a JSON object"));
-        };
-        let mut fields = Fields::new(path, map);
+        let mut fields = Fields::parse(path, text, "model")?;
         let family = fields.family()?;
         fields.check_neutral()?;
         let hidden = fields.size("hidden_size")?;
@@ -159,7 +155,7 @@ impl DecoderConfig {
             heads,
             kv_heads,
             head_dim,
-            norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6),
+            norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta,
             rope_scaling,
             max_positions,
@@ -169,7 +165,7 @@ impl DecoderConfig {
             eos: fields.ids("eos_token_id")?,
             pad: fields.ids("pad_token_id")?.first().copied(),
         };
-        fields.finish()?;
+        fields.finish(HARMLESS)?;
         config.check().map_err(|why| Error::file(path, why))?;
         Ok(config)
     }

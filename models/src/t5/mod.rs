@@ -17,7 +17,6 @@ mod buckets;
 mod config;
 mod decode;
 mod feed_forward;
-pub(crate) mod fields;
 mod pass;
 mod stack;
 pub mod weights;
