@@ -9,10 +9,11 @@
 use super::{Activations, Decoder, Gradients, Mode};
 use gradtx_kernels::ops::{AdamWStep, Cast};
 use gradtx_kernels::{Backend, Device, Real};
+use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
-use gradtx_runtime::optim::{FlatAdamW, Matrix, Muon, MuonStep};
+use gradtx_runtime::optim::{FlatAdamW, Matrix, Muon, MuonStep, ParamStore, Trained};
+use gradtx_runtime::plan::Purpose;
 use gradtx_runtime::{Error, Result};
-use std::any::{Any, TypeId};
 use std::ops::Range;
 
 /// Numbers of one step of pretraining.
@@ -31,10 +32,7 @@ pub struct FullTrainer<D: Device, X: Real> {
     device: D,
     acts: Activations<D, X>,
     batch: DeviceBatch<D, X::Acc>,
-    /// As the decoder's values.
-    grads: D::Buf<X::Acc>,
-    /// As the decoder's values, unless those are accumulators themselves.
-    masters: Option<D::Buf<X::Acc>>,
+    params: ParamStore<D, X>,
     adamw: FlatAdamW<D, X::Acc>,
     muon: Option<Muon<D, X::Acc>>,
 }
@@ -45,13 +43,6 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
         decoder.expect_trainable()?;
         let device = decoder.device().clone();
         let total = decoder.layout().total();
-        let masters = if TypeId::of::<X>() == TypeId::of::<X::Acc>() {
-            None
-        } else {
-            let mut masters = device.zeros(total)?;
-            Cast::<X, X::Acc>::cast(&device, D::all_mut(&mut masters), D::all(decoder.values()))?;
-            Some(masters)
-        };
         let matrices: Vec<Matrix> = decoder
             .hidden_matrices()
             .map(|p| Matrix { name: p.name.clone(), offset: p.offset, rows: p.shape[0], cols: p.shape[1] })
@@ -62,11 +53,14 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
         } else {
             (FlatAdamW::new(&device, 1, total)?, None)
         };
+        let all = 0..total;
+        let mut params =
+            ParamStore::allocate(&mut Allocator::new(&device, Purpose::Trained), total, vec![all])?;
+        params.take_masters(&device, decoder.values())?;
         Ok(Self {
             acts: Activations::new(decoder, capacity, Mode::AllParameters)?,
             batch: DeviceBatch::new(&device, capacity)?,
-            grads: device.zeros(total)?,
-            masters,
+            params,
             adamw,
             muon,
             device,
@@ -87,38 +81,34 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
     /// Adds a stream's gradients to those of the step; returns its weighted loss.
     pub fn accumulate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<f64> {
         self.batch.load(&self.device, batch)?;
-        let grads = Gradients::All(D::all_mut(&mut self.grads));
+        let grads = Gradients::All(D::all_mut(self.params.gradients_mut()));
         decoder.loss_and_gradient(&mut self.acts, &self.batch, None, grads, &mut |_, _| Ok(()))?;
         self.weighted_loss(batch)
     }
 
     /// Applies the gradients of the step and forgets them; returns their norm.
     pub fn apply(&mut self, decoder: &mut Decoder<D, X>, step: PretrainStep) -> Result<f64> {
-        let (device, grads) = (&self.device, D::all(&self.grads));
-        let params = match &mut self.masters {
-            Some(masters) => masters,
-            None => (decoder.values_mut() as &mut dyn Any)
-                .downcast_mut::<D::Buf<X::Acc>>()
-                .expect("without masters, values are accumulators"),
-        };
-        let mut norms = self.adamw.step(device, D::all_mut(params), grads, step.adamw, step.max_norm)?;
-        match (&mut self.muon, step.muon) {
-            (None, None) => {}
-            (Some(muon), Some(numbers)) => {
-                norms.extend(muon.step(device, D::all_mut(params), grads, numbers)?);
-            }
-            _ => {
-                return Err(Error::invalid(
-                    "step of pretraining",
-                    "Muon's numbers are given exactly with Muon",
-                ));
-            }
+        if self.muon.is_some() != step.muon.is_some() {
+            return Err(Error::invalid("step of pretraining", "Muon's numbers are given exactly with Muon"));
         }
-        if let Some(masters) = &self.masters {
-            Cast::<X::Acc, X>::cast(device, D::all_mut(decoder.values_mut()), D::all(masters))?;
-        }
-        device.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
+        let norms = self.update(decoder, step)?;
+        self.device.fill(D::all_mut(self.params.gradients_mut()), X::Acc::zero())?;
         Ok(norms.iter().map(|n| n * n).sum::<f64>().sqrt())
+    }
+
+    /// One step of the optimizers; returns the norms of their gradients.
+    fn update(&mut self, decoder: &mut Decoder<D, X>, step: PretrainStep) -> Result<Vec<f64>> {
+        let device = &self.device;
+        let Trained { mut params, values, grads } = self.params.trained(decoder.values_mut());
+        let mut norms =
+            self.adamw.step(device, D::reborrow(&mut params), grads, step.adamw, step.max_norm)?;
+        if let (Some(muon), Some(numbers)) = (&mut self.muon, step.muon) {
+            norms.extend(muon.step(device, D::reborrow(&mut params), grads, numbers)?);
+        }
+        if let Some(values) = values {
+            Cast::<X::Acc, X>::cast(device, values, D::freeze(&params))?;
+        }
+        Ok(norms)
     }
 
     fn weighted_loss(&self, batch: &PackedBatch) -> Result<f64> {
@@ -128,7 +118,7 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
 
     /// Gradients that were accumulated, in the order of the decoder's layout.
     pub fn gradients(&self) -> &D::Buf<X::Acc> {
-        &self.grads
+        self.params.gradients()
     }
 }
 

@@ -8,10 +8,12 @@
 mod adamw;
 mod muon;
 mod schedule;
+mod store;
 
 pub use adamw::FlatAdamW;
 pub use muon::{Matrix, Muon, MuonStep};
 pub use schedule::{Decay, Schedule};
+pub use store::{ParamStore, Trained};
 
 use crate::{Error, Result};
 
