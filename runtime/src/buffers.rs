@@ -35,6 +35,17 @@ impl<'a, D: Device> Allocator<'a, D> {
         Ok(planner.plan)
     }
 
+    /// [`Self::plan`], where `allocate` goes by sizes alone and so cannot fail.
+    ///
+    /// # Panics
+    /// If it fails all the same.
+    pub fn plan_sizes<T>(
+        purpose: Purpose,
+        allocate: impl FnOnce(&mut Allocator<'_, D>) -> Result<T>,
+    ) -> MemoryPlan {
+        Self::plan(purpose, allocate).expect("planning asks no device for memory")
+    }
+
     /// Sets what the next buffers are for; returns what the last ones were for.
     pub fn set_purpose(&mut self, purpose: Purpose) -> Purpose {
         std::mem::replace(&mut self.purpose, purpose)

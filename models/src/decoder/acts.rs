@@ -5,12 +5,11 @@
 //! products need no input kept, so training q and v adapters keeps neither the MLP's
 //! normalised input nor its hidden row.
 
-use super::backward::Gradients;
-use super::forward::AdapterView;
+use super::adapters::lora_dims;
 use super::rope::RopeTables;
-use super::{Decoder, DecoderConfig};
+use super::{AdapterView, Decoder, DecoderConfig};
 use crate::lora::{BlockLayout, Projection};
-use gradtx_kernels::ops::{LmHead, LoraDims};
+use gradtx_kernels::ops::LmHead;
 use gradtx_kernels::{Backend, Device, Elem, Real};
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::data::BatchCapacity;
@@ -92,43 +91,15 @@ impl<D: Device, T: Elem> PerBlock<D, T> {
     }
 }
 
-/// The plan of buffers that depend on sizes alone.
-pub(crate) fn planned<D: Device, T>(allocate: impl FnOnce(&mut Allocator<'_, D>) -> Result<T>) -> MemoryPlan {
-    Allocator::plan(Purpose::Activations, allocate).expect("planning asks no device for memory")
-}
-
 /// Labels of a chunk of the head.
 fn head_chunk<D: LmHead<X>, X: Real>(room: BatchCapacity) -> usize {
     room.labels.clamp(1, D::CHUNK)
 }
 
-/// Shapes of an adapted product of one block.
-pub(super) fn lora_dims<'a>(
-    config: &DecoderConfig,
-    layout: Option<&'a BlockLayout>,
-    dropout: f64,
-    block: usize,
-    fused: Projection,
-    tokens: usize,
-) -> LoraDims<'a> {
-    let (in_dim, out_dim) = fused.dims(config);
-    let none: &[_] = &[];
-    LoraDims {
-        tokens,
-        in_dim,
-        out_dim,
-        rank: layout.map_or(1, |l| l.lora().rank),
-        scale: layout.map_or(0.0, |l| l.lora().scale()),
-        dropout,
-        adapter_stride: layout.map_or(0, BlockLayout::total),
-        targets: layout.map_or(none, |l| l.targets(block, fused)),
-    }
-}
-
 /// Buffers of a forward and backward pass. Shapes are for a full stream of T tokens.
 pub struct Activations<D: Device, X: Real> {
     pub(super) capacity: BatchCapacity,
-    trains: bool,
+    pub(super) trains: bool,
     /// Hash of the adapters' layout, if there are adapters.
     pub(super) layout: Option<String>,
     /// `[L + 1][T, H]` residual stream before each block, and after the last.
@@ -185,7 +156,9 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
 
     /// The buffers that [`Self::new`] takes.
     pub fn plan(config: &DecoderConfig, capacity: BatchCapacity, mode: Mode<'_>) -> MemoryPlan {
-        planned(|alloc| Self::allocate(alloc, config, capacity, mode, capacity.tokens))
+        Allocator::plan_sizes(Purpose::Activations, |alloc| {
+            Self::allocate(alloc, config, capacity, mode, capacity.tokens)
+        })
     }
 
     /// The same with an allocator, where positions may go beyond the length of a stream (decoding on a cache).
@@ -230,6 +203,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         let rows = t.max(chunk);
         let t_if = if trains { t } else { 0 };
         let widest = if trains { Projection::ALL.map(input_len).into_iter().max().unwrap_or(0) } else { 0 };
+        let rope = (config.rope_theta, config.rope_scaling);
         let acts = Self {
             capacity: room,
             trains,
@@ -253,7 +227,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             d_proj: alloc.buffer("d_proj", &[t_if, r.max(2 * f).max(h)])?,
             d_qkv: alloc.buffer("d_qkv", &[t_if, r])?,
             delta: alloc.buffer("delta", &[config.heads, t_if])?,
-            rope: RopeTables::allocate(alloc, config, positions)?,
+            rope: RopeTables::allocate(alloc, config.head_dim, rope, positions)?,
             nothing: D::Buf::default(),
             chunk,
             labels: 0,
@@ -290,15 +264,5 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
                 format!("their layout is {given}, the activations were allocated for {here:?}"),
             )),
         }
-    }
-
-    /// Fails unless the mode of these buffers is the one that such gradients need.
-    pub(super) fn check_gradients(&self, grads: &Gradients<'_, D, X::Acc>, adapters: bool) -> Result<()> {
-        let wants_adapters = matches!(grads, Gradients::Adapters(_));
-        if self.trains && wants_adapters == self.layout.is_some() && wants_adapters == adapters {
-            return Ok(());
-        }
-        let why = "they need activations of the matching mode, and adapters exactly when the base is frozen";
-        Err(Error::invalid("gradients", why))
     }
 }

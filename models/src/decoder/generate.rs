@@ -8,7 +8,7 @@
 //! keeps the rows of a product independent of each other (the CPU does, to the bit).
 
 use super::forward::{Cache, CacheAction, Pass};
-use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode, planned};
+use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
 use gradtx_kernels::ops::LmHead;
 use gradtx_kernels::{Backend, Device, Real};
@@ -129,7 +129,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
 
     /// The cache and the buffers of the passes.
     pub fn plan(config: &DecoderConfig, limits: GenerateLimits, layout: Option<&BlockLayout>) -> MemoryPlan {
-        planned(|alloc| Self::allocate(alloc, config, limits, layout))
+        Allocator::plan_sizes(Purpose::Activations, |alloc| Self::allocate(alloc, config, limits, layout))
     }
 
     /// Continues every prompt until one of `ends` or `max_new` tokens.

@@ -4,7 +4,6 @@
 //! Pair i of D/2 turns by `position · θ^(−2i/D)`. Scalings stretch this for contexts
 //! longer than a model was first trained on. Everything is computed in f64.
 
-use super::DecoderConfig;
 use crate::foreign::shown;
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
@@ -253,16 +252,17 @@ pub(super) struct RopeTables<D: Device, A: Real> {
 }
 
 impl<D: Device, A: Real> RopeTables<D, A> {
-    /// Tables for positions `0..positions`.
+    /// Tables for positions `0..positions`, of base θ and its scaling.
     pub(super) fn allocate(
         alloc: &mut Allocator<'_, D>,
-        config: &DecoderConfig,
+        head_dim: usize,
+        (theta, scaling): (f64, RopeScaling),
         positions: usize,
     ) -> Result<Self> {
-        let half = config.head_dim / 2;
-        let exponent = |i: usize| 2.0 * i as f64 / config.head_dim as f64;
-        let mut frequencies: Vec<f64> = (0..half).map(|i| config.rope_theta.powf(-exponent(i))).collect();
-        let factor = config.rope_scaling.apply(&mut frequencies, config.rope_theta);
+        let half = head_dim / 2;
+        let exponent = |i: usize| 2.0 * i as f64 / head_dim as f64;
+        let mut frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-exponent(i))).collect();
+        let factor = scaling.apply(&mut frequencies, theta);
         let mut table = |name: &str, function: fn(f64) -> f64| {
             alloc.filled(name, &[positions, half], || {
                 let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));

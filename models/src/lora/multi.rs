@@ -7,7 +7,7 @@
 //! gradients are summed over a job's own segments in order.
 
 use super::BlockLayout;
-use crate::decoder::{Activations, AdapterView, Decoder, DecoderConfig, Gradients, Mode, planned};
+use crate::decoder::{Activations, AdapterView, Decoder, DecoderConfig, Gradients, Mode};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::{Backend, Device, Real};
 use gradtx_runtime::buffers::Allocator;
@@ -105,7 +105,9 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
         jobs: usize,
         capacity: BatchCapacity,
     ) -> MemoryPlan {
-        planned(|alloc| Buffers::<D, X>::allocate(alloc, config, layout, jobs, capacity))
+        Allocator::plan_sizes(Purpose::Trained, |alloc| {
+            Buffers::<D, X>::allocate(alloc, config, layout, jobs, capacity)
+        })
     }
 
     /// One optimizer step on one stream: loss of every job, gradients, clipping of every

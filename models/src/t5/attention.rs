@@ -8,8 +8,8 @@
 //! d model width, I = H·D width of all heads.
 
 use super::T5Config;
-use super::acts::Scratch;
 use super::pass::{Grads, NormOut, Pass, weight_gradient};
+use super::scratch::Scratch;
 use gradtx_kernels::ops::{Backend, BucketMap, LinearDims, Out, T5AttentionDims};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;

@@ -8,9 +8,10 @@
 //! Shapes: B examples, C positions at most, K positions of the memory, d model width,
 //! I = H·D width of all heads.
 
-use super::acts::{Keep, StackActs, StackShape, pair_mut};
+use super::acts::{Keep, StackActs, pair_mut};
 use super::attention::Lengths;
 use super::pass::Pass;
+use super::scratch::StackShape;
 use super::stack::{Side, Stack};
 use gradtx_kernels::ops::{Backend, Gemm, GemmDims, LinearDims};
 use gradtx_kernels::{Device, Real};

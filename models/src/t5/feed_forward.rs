@@ -4,8 +4,8 @@
 //! Shapes: R = B·T rows, d model width, F hidden width.
 
 use super::T5Config;
-use super::acts::Scratch;
 use super::pass::{Grads, NormOut, Pass, weight_gradient};
+use super::scratch::Scratch;
 use gradtx_kernels::ops::{Backend, GatedDims, GatedKind, LinearDims, Out};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;

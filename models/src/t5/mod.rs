@@ -18,13 +18,15 @@ mod config;
 mod decode;
 mod feed_forward;
 mod pass;
+mod scratch;
 mod stack;
 pub mod weights;
 
-pub use acts::{Keep, StackActs, StackShape};
+pub use acts::{Keep, StackActs};
 pub use buckets::bucket_map;
 pub(crate) use config::MAX_PARAMETERS;
 pub use config::T5Config;
 pub use decode::DecodeCache;
 pub use pass::{Grads, OnReady, Pass};
+pub use scratch::StackShape;
 pub use stack::{Side, Stack};
