@@ -12,6 +12,7 @@
 //!
 //! * settings: the settings and their defaults.
 //! * args: where a run and its settings are, as typed.
+//! * optimizer: the settings of an optimizer, as trainers take them.
 //! * preset: settings with a name.
 //! * check: what values they may have.
 //! * aliases: what settings are called elsewhere.
@@ -22,6 +23,7 @@
 mod aliases;
 mod args;
 mod check;
+mod optimizer;
 mod preset;
 pub mod run_dir;
 mod settings;
