@@ -6,7 +6,7 @@
 
 use crate::Result;
 use crate::plan::{MemoryPlan, Purpose};
-use gradtx_kernels::{Device, Elem};
+use gradtx_kernels::{Buffer, Device, Elem};
 
 /// Takes buffers from a device, or plans them.
 pub struct Allocator<'a, D: Device> {
@@ -76,7 +76,7 @@ impl<'a, D: Device> Allocator<'a, D> {
     ) -> Result<D::Buf<T>> {
         let mut buffer = self.buffer(name, shape)?;
         if let Some(device) = self.device {
-            device.upload(D::all_mut(&mut buffer), &values())?;
+            device.upload(buffer.all_mut(), &values())?;
         }
         Ok(buffer)
     }
@@ -128,12 +128,12 @@ impl<D: Device, T: Elem> Rows<D, T> {
 
     /// `len` values from the value at `start`.
     pub fn part(&self, start: usize, len: usize) -> D::View<'_, T> {
-        D::view(&self.buf, start..start + len)
+        self.buf.view(start..start + len)
     }
 
     /// `len` values from the value at `start`, for writing.
     pub fn part_mut(&mut self, start: usize, len: usize) -> D::ViewMut<'_, T> {
-        D::view_mut(&mut self.buf, start..start + len)
+        self.buf.view_mut(start..start + len)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use super::{Activations, Decoder, Gradients, Mode};
 use gradtx_kernels::ops::{AdamWStep, Cast};
-use gradtx_kernels::{Backend, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Real, ViewMut};
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::optim::{FlatAdamW, Matrix, Muon, MuonStep, ParamStore, Trained};
@@ -81,7 +81,7 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
     /// Adds a stream's gradients to those of the step; returns its weighted loss.
     pub fn accumulate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<f64> {
         self.batch.load(&self.device, batch)?;
-        let grads = Gradients::All(D::all_mut(self.params.gradients_mut()));
+        let grads = Gradients::All(self.params.gradients_mut().all_mut());
         decoder.loss_and_gradient(&mut self.acts, &self.batch, None, grads, &mut |_, _| Ok(()))?;
         self.weighted_loss(batch)
     }
@@ -92,7 +92,7 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
             return Err(Error::invalid("step of pretraining", "Muon's numbers are given exactly with Muon"));
         }
         let norms = self.update(decoder, step)?;
-        self.device.fill(D::all_mut(self.params.gradients_mut()), X::Acc::zero())?;
+        self.device.fill(self.params.gradients_mut().all_mut(), X::Acc::zero())?;
         Ok(norms.iter().map(|n| n * n).sum::<f64>().sqrt())
     }
 
@@ -100,13 +100,12 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
     fn update(&mut self, decoder: &mut Decoder<D, X>, step: PretrainStep) -> Result<Vec<f64>> {
         let device = &self.device;
         let Trained { mut params, values, grads } = self.params.trained(decoder.values_mut());
-        let mut norms =
-            self.adamw.step(device, D::reborrow(&mut params), grads, step.adamw, step.max_norm)?;
+        let mut norms = self.adamw.step(device, params.reborrow(), grads, step.adamw, step.max_norm)?;
         if let (Some(muon), Some(numbers)) = (&mut self.muon, step.muon) {
-            norms.extend(muon.step(device, D::reborrow(&mut params), grads, numbers)?);
+            norms.extend(muon.step(device, params.reborrow(), grads, numbers)?);
         }
         if let Some(values) = values {
-            Cast::<X::Acc, X>::cast(device, values, D::freeze(&params))?;
+            Cast::<X::Acc, X>::cast(device, values, params.freeze())?;
         }
         Ok(norms)
     }

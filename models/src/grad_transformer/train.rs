@@ -13,7 +13,7 @@
 use super::{Activations, Batch, GradTransformer};
 use crate::t5::{Grads, OnReady};
 use gradtx_kernels::ops::{AdamWStep, Backend, Out};
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::{Buffer, Device, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::optim::{FlatAdamW, ParamStore, Trained};
@@ -246,7 +246,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
 
     /// Sum of squares of the gradients of the own ranges.
     pub fn sum_squares(&mut self, dev: &D) -> Result<f64> {
-        self.optimizer.sum_squares(dev, D::all(self.params.gradients()))
+        self.optimizer.sum_squares(dev, self.params.gradients().all())
     }
 
     /// One AdamW step on the own ranges with the gradients there, which are clipped by the norm
@@ -283,8 +283,8 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         let sum = self.gradients_alone(model, tuples, scale)?;
         let mut squares = dev.zeros::<X::Acc>(1)?;
         let grads = self.params.gradients();
-        dev.sum_squares(D::all_mut(&mut squares), D::all(grads), 1, D::len(grads))?;
-        Ok(sum.is_finite() && dev.to_host(D::all(&squares))?[0].to_f64().is_finite())
+        dev.sum_squares(squares.all_mut(), grads.all(), 1, grads.len())?;
+        Ok(sum.is_finite() && dev.to_host(squares.all())?[0].to_f64().is_finite())
     }
 
     /// A whole step on one rank.

@@ -9,7 +9,7 @@
 use super::BlockLayout;
 use crate::decoder::{Activations, AdapterView, Decoder, DecoderConfig, Gradients, Mode};
 use gradtx_kernels::ops::AdamWStep;
-use gradtx_kernels::{Backend, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Real};
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::optim::FlatAdamW;
@@ -81,7 +81,7 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
         let one: Vec<X::Acc> = initial.iter().map(|&x| X::Acc::from_f64(x as f64)).collect();
         let total = layout.total();
         for job in 0..jobs {
-            let adapter = D::view_mut(&mut buffers.adapters, job * total..(job + 1) * total);
+            let adapter = buffers.adapters.view_mut(job * total..(job + 1) * total);
             device.upload(adapter, &one)?;
         }
         let (initial, layout) = (initial.to_vec(), layout.clone());
@@ -130,7 +130,7 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
         self.buffers.batch.load(&self.device, batch)?;
         let dropout = self.layout.lora().dropout;
         let view = AdapterView { values: &self.buffers.adapters, layout: &self.layout, dropout };
-        let grads = Gradients::Adapters(D::all_mut(&mut self.buffers.grads));
+        let grads = Gradients::Adapters(self.buffers.grads.all_mut());
         decoder.loss_and_gradient(
             &mut self.buffers.acts,
             &self.buffers.batch,
@@ -147,28 +147,28 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
     pub fn apply(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
         let before = match &self.frozen {
             Some(frozen) => {
-                let mut grads = self.device.to_host(D::all(&self.buffers.grads))?;
+                let mut grads = self.device.to_host(self.buffers.grads.all())?;
                 grads.iter_mut().zip(frozen.iter().cycle()).filter(|(_, is)| **is).for_each(|(g, _)| {
                     *g = X::Acc::zero();
                 });
-                self.device.upload(D::all_mut(&mut self.buffers.grads), &grads)?;
-                Some(self.device.to_host(D::all(&self.buffers.adapters))?)
+                self.device.upload(self.buffers.grads.all_mut(), &grads)?;
+                Some(self.device.to_host(self.buffers.adapters.all())?)
             }
             None => None,
         };
-        let params = D::all_mut(&mut self.buffers.adapters);
+        let params = self.buffers.adapters.all_mut();
         let norms =
-            self.buffers.optimizer.step(&self.device, params, D::all(&self.buffers.grads), step, max_norm)?;
-        self.device.fill(D::all_mut(&mut self.buffers.grads), X::Acc::zero())?;
+            self.buffers.optimizer.step(&self.device, params, self.buffers.grads.all(), step, max_norm)?;
+        self.device.fill(self.buffers.grads.all_mut(), X::Acc::zero())?;
         if let (Some(before), Some(frozen)) = (before, &self.frozen) {
             // Weight decay moves what has no gradient too.
-            let mut after = self.device.to_host(D::all(&self.buffers.adapters))?;
+            let mut after = self.device.to_host(self.buffers.adapters.all())?;
             for ((value, old), is_frozen) in after.iter_mut().zip(before).zip(frozen.iter().cycle()) {
                 if *is_frozen {
                     *value = old;
                 }
             }
-            self.device.upload(D::all_mut(&mut self.buffers.adapters), &after)?;
+            self.device.upload(self.buffers.adapters.all_mut(), &after)?;
         }
         Ok(norms)
     }
@@ -227,7 +227,7 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
     /// One job's adapter, `[L, d]`.
     pub fn adapter(&self, job: usize) -> Result<Vec<f32>> {
         let total = self.layout.total();
-        let values = self.device.to_host(D::view(&self.buffers.adapters, job * total..(job + 1) * total))?;
+        let values = self.device.to_host(self.buffers.adapters.view(job * total..(job + 1) * total))?;
         Ok(values.iter().map(|x| x.to_f64() as f32).collect())
     }
 

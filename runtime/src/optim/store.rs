@@ -10,7 +10,7 @@ use crate::buffers::Allocator;
 use crate::plan::Purpose;
 use gradtx_kernels::cpu::narrow;
 use gradtx_kernels::ops::Cast;
-use gradtx_kernels::{Device, Elem, Real};
+use gradtx_kernels::{Buffer, Device, Elem, Real};
 use std::ops::Range;
 
 /// Gradients of all parameters of a model, and masters of those that are updated here.
@@ -58,11 +58,7 @@ impl<D: Device, X: Real> ParamStore<D, X> {
     {
         if !Self::values_are_masters() {
             for (range, place) in places(&self.own) {
-                Cast::<X, X::Acc>::cast(
-                    device,
-                    D::view_mut(&mut self.masters, place),
-                    D::view(values, range),
-                )?;
+                Cast::<X, X::Acc>::cast(device, self.masters.view_mut(place), values.view(range))?;
             }
         }
         Ok(())
@@ -80,23 +76,21 @@ impl<D: Device, X: Real> ParamStore<D, X> {
 
     /// What an optimizer works on, of a model with these values.
     pub fn trained<'a>(&'a mut self, values: &'a mut D::Buf<X>) -> Trained<'a, D, X> {
-        let grads = D::all(&self.grads);
+        let grads = self.grads.all();
         match X::accumulators::<D>(values) {
-            Ok(values) => Trained { params: D::all_mut(values), values: None, grads },
-            Err(values) => {
-                Trained { params: D::all_mut(&mut self.masters), values: Some(D::all_mut(values)), grads }
-            }
+            Ok(values) => Trained { params: values.all_mut(), values: None, grads },
+            Err(values) => Trained { params: self.masters.all_mut(), values: Some(values.all_mut()), grads },
         }
     }
 
     /// Master values of the own ranges on the host, one after the other, of a model with these values.
     pub fn master_values(&self, device: &D, values: &D::Buf<X>) -> Result<Vec<f32>> {
         if !Self::values_are_masters() {
-            return Ok(to_f32(&device.to_host(D::all(&self.masters))?).collect());
+            return Ok(to_f32(&device.to_host(self.masters.all())?).collect());
         }
         let mut all = Vec::with_capacity(self.own.iter().map(Range::len).sum());
         for range in &self.own {
-            all.extend(to_f32(&device.to_host(D::view(values, range.clone()))?));
+            all.extend(to_f32(&device.to_host(values.view(range.clone()))?));
         }
         Ok(all)
     }
@@ -104,10 +98,10 @@ impl<D: Device, X: Real> ParamStore<D, X> {
     /// Sets master values of the own ranges, and the model's values there with them.
     pub fn set_master_values(&mut self, device: &D, values: &mut D::Buf<X>, masters: &[f32]) -> Result<()> {
         if !Self::values_are_masters() {
-            device.upload(D::all_mut(&mut self.masters), &nearest::<X::Acc>(masters))?;
+            device.upload(self.masters.all_mut(), &nearest::<X::Acc>(masters))?;
         }
         for (range, place) in places(&self.own) {
-            device.upload(D::view_mut(values, range), &nearest::<X>(&masters[place]))?;
+            device.upload(values.view_mut(range), &nearest::<X>(&masters[place]))?;
         }
         Ok(())
     }
