@@ -14,8 +14,8 @@ use std::path::Path;
 /// Packages whose files are looked at.
 const PACKAGES: [&str; 11] = [
     "kernels",
-    "models",
     "runtime",
+    "models",
     "launcher/run",
     "launcher/train",
     "launcher/plan",

@@ -4,11 +4,19 @@
 //! other, beside the operations.
 
 use super::{Batch, GradTransformer, GradTransformerConfig};
+<<<<<<< HEAD
 use crate::t5::buffers::{Allocator, Rows};
 use crate::t5::weights::upload_f32_async;
 use crate::t5::{Keep, StackActs, StackShape};
 use gradtx_kernels::ops::{Backend, Elementwise, StridedRows};
 use gradtx_kernels::{AsyncCopy, CopyStream, Real};
+=======
+use crate::t5::weights::upload_f32_in;
+use crate::t5::{Keep, StackActs, StackShape};
+use gradtx_kernels::ops::{Backend, Elementwise, StridedRows};
+use gradtx_kernels::{Device, Real};
+use gradtx_runtime::buffers::{Allocator, Rows};
+>>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
@@ -78,6 +86,7 @@ pub(super) struct Inputs<D: AsyncCopy, X: Real> {
 impl<D: Backend<X>, X: Real> Inputs<D, X> {
     fn allocate(
         alloc: &mut Allocator<'_, D>,
+        dev: &D,
         config: &GradTransformerConfig,
         capacity: usize,
     ) -> Result<Self> {
@@ -87,7 +96,11 @@ impl<D: Backend<X>, X: Real> Inputs<D, X> {
             shifted: alloc.rows("shifted", rows_t, config.teacher_width)?,
             target: alloc.rows("target", rows_t, config.teacher_width)?,
             keys: alloc.rows("keys", capacity, 1)?,
+<<<<<<< HEAD
             copies: alloc.copy_stream()?,
+=======
+            lane: dev.lane()?,
+>>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
         })
     }
 
@@ -152,17 +165,16 @@ pub struct Activations<D: AsyncCopy, X: Real> {
 impl<D: Backend<X>, X: Real> Activations<D, X> {
     /// Takes memory for batches of at most `capacity` tuples.
     pub fn new(model: &GradTransformer<D, X>, capacity: usize) -> Result<Self> {
-        Self::allocate(&mut Allocator::new(&model.dev, false, Purpose::Batch), model, capacity)
+        Self::allocate(&mut Allocator::new(&model.dev, Purpose::Batch), model, capacity)
     }
 
-    /// The buffers that [`Self::new`] would take, without taking them.
+    /// The buffers that [`Self::new`] takes.
     pub fn plan(model: &GradTransformer<D, X>, capacity: usize) -> Result<MemoryPlan> {
-        let mut alloc = Allocator::new(&model.dev, true, Purpose::Batch);
-        Self::allocate(&mut alloc, model, capacity)?;
-        Ok(alloc.into_plan())
+        Allocator::plan(Purpose::Batch, |alloc| Self::allocate(alloc, model, capacity))
     }
 
-    fn allocate(
+    /// [`Self::new`] with an allocator.
+    pub(super) fn allocate(
         alloc: &mut Allocator<'_, D>,
         model: &GradTransformer<D, X>,
         capacity: usize,
@@ -172,7 +184,9 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         let (rows_t, width_t) = (capacity * blocks_t, config.teacher_width);
         let encoder = StackShape { batch: capacity, tokens: blocks_s, memory: 0 };
         let decoder = StackShape { batch: capacity, tokens: blocks_t, memory: blocks_s };
-        let inputs = [Inputs::allocate(alloc, config, capacity)?, Inputs::allocate(alloc, config, capacity)?];
+        alloc.set_purpose(Purpose::Batch);
+        let mut inputs = || Inputs::allocate(alloc, &model.dev, config, capacity);
+        let inputs = [inputs()?, inputs()?];
         alloc.set_purpose(Purpose::Activations);
         Ok(Self {
             capacity,
@@ -185,7 +199,11 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             pred: alloc.rows("pred", rows_t, width_t)?,
             d_pred: alloc.rows("d_pred", rows_t, width_t)?,
             sums: alloc.rows("sums", rows_t, 1)?,
+<<<<<<< HEAD
             sums_copies: alloc.copy_stream()?,
+=======
+            sums_lane: model.dev.lane()?,
+>>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
             stage: vec![],
         })
     }
