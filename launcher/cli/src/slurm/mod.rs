@@ -77,7 +77,10 @@ pub fn dependency_option(after: &[Dependency], name: impl Fn(usize) -> String) -
 ///
 /// # Errors
 /// If a script cannot be written, or sbatch refuses one.
-pub fn submit_all(batches: &[Batch], mut submitted: impl FnMut(&Batch, &SubmittedJob)) -> Result<Vec<String>> {
+pub fn submit_all(
+    batches: &[Batch],
+    mut submitted: impl FnMut(&Batch, &SubmittedJob),
+) -> Result<Vec<String>> {
     queue::find_sbatch()?;
     for batch in batches {
         for dir in ["slurm", "logs"].map(|name| batch.run.join(name)) {

@@ -268,7 +268,8 @@ impl Resolved {
         let options: JobOptions = Value::Table(table).try_into()?;
         if !ranks && options.nodes.is_some_and(|nodes| nodes != 1) {
             let origin = &origins["nodes"][0];
-            let what = format!("{origin}: nodes of the job {}: expected 1, since it is one process", kind.name());
+            let what =
+                format!("{origin}: nodes of the job {}: expected 1, since it is one process", kind.name());
             return Err(unusable(what));
         }
         Ok(Self { options, origins })
@@ -346,7 +347,8 @@ mod tests {
 
     #[test]
     fn the_report_takes_no_gpus_and_no_nodes_from_what_is_for_all() {
-        let all = options("nodes = 8\ngres = 'gpu:a100:4'\nexclusive = true\nsbatch = ['--gpus=3', '--qos=x']");
+        let all =
+            options("nodes = 8\ngres = 'gpu:a100:4'\nexclusive = true\nsbatch = ['--gpus=3', '--qos=x']");
         let places = [
             (Origin::Default, options("nodes = 1\ngpus_per_node = 0")),
             (profile(None), all.clone()),
@@ -354,10 +356,16 @@ mod tests {
         ];
         let found = Resolved::new(JobKind::Report, false, &places).unwrap();
         assert_eq!((found.gpus().per_node, found.options.nodes), (0, Some(1)));
-        assert_eq!((found.options.exclusive, &found.options.sbatch[..]), (None, &["--qos=x".to_string()][..]));
+        assert_eq!(
+            (found.options.exclusive, &found.options.sbatch[..]),
+            (None, &["--qos=x".to_string()][..])
+        );
         let own = [(profile(Some(JobKind::Report)), options("nodes = 2"))];
         let message = Resolved::new(JobKind::Report, false, &own).unwrap_err().to_string();
-        assert_eq!(message, "cluster.toml [report]: nodes of the job report: expected 1, since it is one process");
+        assert_eq!(
+            message,
+            "cluster.toml [report]: nodes of the job report: expected 1, since it is one process"
+        );
     }
 
     #[test]

@@ -136,14 +136,14 @@ impl Profile {
 
     fn check(&self) -> Result<()> {
         let file = &self.file;
-        for (section, options) in [("job", &self.job)]
-            .into_iter()
-            .chain(JobKind::ALL.map(|kind| (kind.name(), self.of(kind))))
+        for (section, options) in
+            [("job", &self.job)].into_iter().chain(JobKind::ALL.map(|kind| (kind.name(), self.of(kind))))
         {
             options.check(&|key| format!("{file}: [{section}] {key}"))?;
         }
         if let Some(line) = self.setup.iter().find(|line| line.chars().any(|c| c.is_control() && c != '\t')) {
-            let what = format!("{file}: setup: expected lines of bash, one each, found `{}`", line.escape_debug());
+            let what =
+                format!("{file}: setup: expected lines of bash, one each, found `{}`", line.escape_debug());
             return Err(unusable(what));
         }
         for (name, value) in &self.environment {
@@ -177,7 +177,9 @@ impl Container {
     pub fn check(&self, label: &str) -> Result<()> {
         let word = |key: &str, text: &str| match !text.is_empty() && !text.chars().any(char::is_control) {
             true => Ok(()),
-            false => Err(unusable(format!("{label} {key}: expected a word, found `{}`", text.escape_debug()))),
+            false => {
+                Err(unusable(format!("{label} {key}: expected a word, found `{}`", text.escape_debug())))
+            }
         };
         word("image", &self.image)?;
         word("program", &self.program)?;
@@ -267,7 +269,7 @@ mod tests {
     }
 
     fn error(text: &str) -> String {
-        format!("{:?}", gradtx_run::failure::Told::from(&read(text).unwrap_err()))
+        format!("{:?}", gradtx_run::failure::ErrorReport::from(&read(text).unwrap_err()))
     }
 
     #[test]

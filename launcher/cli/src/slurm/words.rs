@@ -70,7 +70,9 @@ pub fn check_memory(option: &str, memory: &str) -> Result<()> {
     let number = memory.strip_suffix(['K', 'M', 'G', 'T']).unwrap_or(memory);
     match (1..=9).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit()) {
         true => Ok(()),
-        false => Err(refused(option, memory, "megabytes, or a number with K, M, G or T, e.g. 480G; 0 for all")),
+        false => {
+            Err(refused(option, memory, "megabytes, or a number with K, M, G or T, e.g. 480G; 0 for all"))
+        }
     }
 }
 

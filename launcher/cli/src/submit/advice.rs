@@ -39,13 +39,17 @@ pub struct Advice {
 /// If the kind of GPU is unknown, or the plan cannot be made.
 pub fn find(context: &Context, job: &Job, site: &Profile, config: &Config, asked: &Asked) -> Result<Advice> {
     let (curate, train) = (asked.of(JobKind::Curate), asked.of(JobKind::Train));
-    let ranks: Vec<&Resolved> = [curate.filter(|_| job.cluster.array.is_none()), train].into_iter().flatten().collect();
+    let ranks: Vec<&Resolved> =
+        [curate.filter(|_| job.cluster.array.is_none()), train].into_iter().flatten().collect();
     let Some(most) = ranks.iter().copied().max_by_key(|asked| asked.options.nodes) else {
         return Ok(Advice::default());
     };
     let Some(gpu) = gpu(job, site, most)? else {
         return Ok(Advice {
-            lines: vec!["nodes are as asked for; with --gpu KIND, or `gpu` in a profile, gradtx plan chooses them".into()],
+            lines: vec![
+                "nodes are as asked for; with --gpu KIND, or `gpu` in a profile, gradtx plan chooses them"
+                    .into(),
+            ],
             ..Advice::default()
         });
     };
@@ -118,7 +122,8 @@ fn is_set(args: &RunArgs) -> Result<bool> {
         return Ok(true);
     }
     let name = format!("{section}.{key}");
-    let typed = args.set.iter().any(|entry| entry.split('=').next().is_some_and(|typed| typed.trim() == name));
+    let typed =
+        args.set.iter().any(|entry| entry.split('=').next().is_some_and(|typed| typed.trim() == name));
     let Some(file) = args.config.as_ref().filter(|_| !typed) else { return Ok(typed) };
     let table: toml::Table = read_regular_text(file, MAX_CONFIG_BYTES)?.parse()?;
     Ok(table.get(section).and_then(|section| section.get(key)).is_some())

@@ -27,9 +27,9 @@ impl<T: FromStr> FromStr for Scoped<T> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let scoped = JobKind::ALL.into_iter().find_map(|kind| {
-            Some((kind, text.strip_prefix(kind.name())?.strip_prefix('=')?))
-        });
+        let scoped = JobKind::ALL
+            .into_iter()
+            .find_map(|kind| Some((kind, text.strip_prefix(kind.name())?.strip_prefix('=')?)));
         let (kind, rest) = scoped.map_or((None, text), |(kind, rest)| (Some(kind), rest));
         match rest.parse() {
             Ok(value) => Ok(Self { kind, value }),
@@ -54,8 +54,9 @@ impl FromStr for ArraySize {
         let number = |text: &str| text.parse().ok().filter(|n| (1..=1_000_000).contains(n));
         let found = match text.split_once('%') {
             None => number(text).map(|jobs| Self { jobs, limit: None }),
-            Some((jobs, limit)) => number(jobs)
-                .and_then(|jobs| number(limit).map(|limit| Self { jobs, limit: Some(limit) })),
+            Some((jobs, limit)) => {
+                number(jobs).and_then(|jobs| number(limit).map(|limit| Self { jobs, limit: Some(limit) }))
+            }
         };
         found.ok_or_else(|| "expected a number of jobs, or JOBS%AT_ONCE, e.g. 32%8".into())
     }
@@ -117,7 +118,9 @@ pub enum Stage {
 /// What jobs ask SLURM for. `[JOB=]` before a value: `curate=`, `train=`, `evaluate=` or `report=`
 /// restricts it to one job.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[command(next_help_heading = "Cluster (VALUE for all jobs, or JOB=VALUE with curate, train, evaluate, report)")]
+#[command(
+    next_help_heading = "Cluster (VALUE for all jobs, or JOB=VALUE with curate, train, evaluate, report)"
+)]
 pub struct ClusterArgs {
     /// Site profile: a file (TOML), the name of one in ~/.config/gradtx, or `none` (default:
     /// GRADTX_PROFILE, or `cluster` if there is one).
@@ -299,7 +302,9 @@ impl ClusterArgs {
                 container.check("--container")?;
             }
             None if !self.mount.is_empty() || self.container_runtime.is_some() => {
-                return Err(unusable("--mount and --container-runtime: expected a container (--container IMAGE)"));
+                return Err(unusable(
+                    "--mount and --container-runtime: expected a container (--container IMAGE)",
+                ));
             }
             None => {}
         }

@@ -13,7 +13,7 @@ use gradtx_run::config::{Config, DeviceKind};
 use gradtx_run::failure::{failed, unusable, unusable_with};
 use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
 use gradtx_run::role::Role;
-use gradtx_train::side::model_dir;
+use gradtx_train::model_spec::model_dir;
 use std::path::Path;
 
 /// Whether the program that the jobs run can use GPUs: this one, unless the environment or a

@@ -34,7 +34,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let (clients, config) = check::check(job)?;
     let run = std::path::absolute(&job.run.run)?;
     words::check_path("--run", &run)?;
-    let program = std::env::current_exe().context("cannot tell which program this is")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     words::check_path("the program", &program)?;
     let site = job.cluster.site()?;
     let mut chain = Chain { run, program, stage: job.stage, array: None, clients, needed: vec![] };
@@ -94,12 +94,13 @@ fn refuse_twice(run: &Path, batches: &[Batch]) -> Result<()> {
         let hint = "see whether they are in the queue; if not, submit with --again";
         failed(format!("{what}; {error:#}"), hint)
     })?;
-    let Some((job, found)) = same.iter().find_map(|job| {
-        Some((job, queued.iter().find(|queued| queued.id == job.id)?))
-    }) else {
+    let Some((job, found)) =
+        same.iter().find_map(|job| Some((job, queued.iter().find(|queued| queued.id == job.id)?)))
+    else {
         return Ok(());
     };
     let what = format!("{}: {} is in the queue already: {}", run.display(), job.title(), found.state);
-    let hint = format!("gradtx status {shown} shows it, gradtx cancel {shown} ends it; --again submits another");
+    let hint =
+        format!("gradtx status {shown} shows it, gradtx cancel {shown} ends it; --again submits another");
     Err(busy(what, hint))
 }

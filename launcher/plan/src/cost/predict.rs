@@ -16,7 +16,7 @@ use gradtx_models::grad_transformer::GradTransformerConfig;
 use gradtx_run::config::{Config, Recipe, ValidationSplit};
 use gradtx_run::role::Role;
 use gradtx_runtime::plan::human_bytes;
-use gradtx_train::lora::schedule::{Work, groups};
+use gradtx_train::lora::schedule::{JobGroup, groups};
 use gradtx_train::translator::model_config;
 use gradtx_train::translator::validate::AT_ONCE;
 use std::ops::Range;
@@ -99,14 +99,14 @@ pub(super) struct Planner<'a> {
 
 /// Groups of shadow jobs with their costs in seconds.
 pub(super) struct GroupedWork {
-    work: Vec<Work>,
+    work: Vec<JobGroup>,
     /// Jobs of a group.
     pub(super) concurrent: usize,
 }
 
 /// All tokens and operations of a model's shadow jobs, and the groups with their seconds.
 struct SideWork {
-    work: Vec<Work>,
+    work: Vec<JobGroup>,
     tokens: f64,
     flops: f64,
 }
@@ -165,7 +165,7 @@ impl Planner<'_> {
             let cost = self.finetuning(side, recipe, jobs.len(), &mean);
             found.tokens += mean.tokens * jobs.len() as f64 * recipe.batch as f64 * recipe.steps as f64;
             found.flops += cost.flops;
-            found.work.push(Work { side, group, cost: self.rates.seconds(Kind::Lora, cost) });
+            found.work.push(JobGroup { side, group, cost: self.rates.seconds(Kind::Lora, cost) });
         }
         found
     }
@@ -312,7 +312,7 @@ impl Planner<'_> {
         TranslatorWork { config: shape, values: parameters as f64, element }
     }
 
-    /// An optimizer step: gradients are reduced and scattered while backward goes on, every
+    /// An optimizer step: gradients are reduced and scattered while backward continues, every
     /// rank updates its shard, and values are gathered.
     pub(super) fn training_step(&self, work: &TranslatorWork<'_>, cluster: Cluster) -> Training {
         let train = &self.question.config.train;

@@ -17,11 +17,11 @@ use std::fmt::Write as _;
 /// Idle shares above this are worth a word.
 const IDLE: f64 = 0.1;
 /// Shadow jobs that are played through, in all that is tried.
-const MOST_PLAYED: usize = 200_000;
+const MAX_PLAYED: usize = 200_000;
 /// What is slower than the fastest by at most this share is as good, and may need fewer nodes.
 const AS_GOOD: f64 = 0.02;
 /// Jobs that share a stream, where the settings leave it open.
-const MOST_AT_ONCE: usize = 8;
+const MAX_AT_ONCE: usize = 8;
 
 impl Planner<'_> {
     /// The shortest way to the end on at most the question's nodes.
@@ -56,13 +56,13 @@ impl Planner<'_> {
     fn fastest_curation(&self) -> Option<(usize, usize, Curation)> {
         let Cluster { nodes, gpus_per_node, .. } = self.question.cluster;
         let subsets = self.question.config.curate.subsets;
-        let most = MOST_AT_ONCE.max(self.at_once()).min(subsets);
-        let sizes: Vec<GroupedWork> = steps_down(most, MOST_PLAYED / subsets.max(1))
+        let most = MAX_AT_ONCE.max(self.at_once()).min(subsets);
+        let sizes: Vec<GroupedWork> = steps_down(most, MAX_PLAYED / subsets.max(1))
             .into_iter()
             .filter(|&concurrent| self.fits(concurrent))
             .map(|concurrent| self.work(concurrent))
             .collect();
-        let tries = MOST_PLAYED / (subsets * sizes.len()).max(1);
+        let tries = MAX_PLAYED / (subsets * sizes.len()).max(1);
         let mut found: Vec<(usize, usize, Curation)> = vec![];
         for nodes in steps_down(nodes, tries) {
             for grouped in &sizes {
@@ -129,7 +129,7 @@ impl Planner<'_> {
             curation.groups,
         );
         let subsets = self.question.config.curate.subsets;
-        let better = steps_down(self.at_once(), MOST_PLAYED / subsets.max(1))
+        let better = steps_down(self.at_once(), MAX_PLAYED / subsets.max(1))
             .into_iter()
             .skip(1)
             .map(|concurrent| (concurrent, self.curation(ranks, &self.work(concurrent))))
