@@ -5,7 +5,10 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+pub mod cancel;
 pub mod doctor;
+pub mod environment;
+pub mod help;
 pub mod inspect;
 pub mod logs;
 pub mod manual;
@@ -14,7 +17,7 @@ pub mod status;
 pub mod submit;
 
 use args::Args;
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 use gradtx_run::cluster::World;
 use gradtx_run::context::Context;
 use gradtx_run::failure::ErrorReport;
@@ -33,7 +36,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return gradtx_runtime::data::serve();
     }
     gradtx_runtime::data::isolate();
-    let parsed = Args::command().try_get_matches_from(&args).and_then(|matches| {
+    let parsed = help::command().try_get_matches_from(&args).and_then(|matches| {
         let command = matches.subcommand_name().unwrap_or_default().to_string();
         Ok((Args::from_arg_matches(&matches)?, command))
     });
