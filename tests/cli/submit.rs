@@ -50,7 +50,7 @@ fn what_must_fail_is_refused_before_anything_is_written() {
     let home = Home::new();
     home.refused(&["--stage=train"], "no tuple store");
     home.refused(&["--stage=evaluate", "--client=it's ada"], "no trained translator");
-    home.refused(&["--stage=curate", "--set", "train.lr=-1"], "train.lr");
+    home.refused(&["--stage=curate", "--set", "train.learning_rate=-1"], "train.learning_rate");
     home.refused(&["--stage=curate", "--set", "models.llm=nowhere"], "models.llm");
     home.refused(&["--stage=curate", "--set", "data.public=nowhere"], "data.public");
     home.refused(&["--stage=train", "--array=4"], "only curation runs as an array");
@@ -410,7 +410,7 @@ fn the_plan_chooses_nodes_where_the_kind_of_gpu_is_known() {
     // Without a number of jobs per stream, which is then chosen too.
     let settings = std::fs::read_to_string(home.path("settings.toml")).unwrap();
     let settings: String =
-        settings.lines().filter(|line| !line.starts_with("concurrent = ")).map(|line| format!("{line}\n")).collect();
+        settings.lines().filter(|line| !line.starts_with("jobs_per_batch = ")).map(|line| format!("{line}\n")).collect();
     std::fs::write(home.path("settings.toml"), &settings).unwrap();
     let asked = ["--gpu=h100", "--nodes=4", "--gpus-per-node=2"];
     let said = ok(&home, &[&PIPELINE[..], &asked, &["--dry-run"]].concat());
@@ -423,7 +423,7 @@ fn the_plan_chooses_nodes_where_the_kind_of_gpu_is_known() {
     assert!(!home.path("run").exists());
     ok(&home, &[&PIPELINE[..], &asked].concat());
     let stored = std::fs::read_to_string(home.path("run/run.toml")).unwrap();
-    assert!(stored.contains("concurrent = 1\n"), "five jobs on eight ranks do not share streams: {stored}");
+    assert!(stored.contains("jobs_per_batch = 1\n"), "five jobs on eight ranks do not share streams: {stored}");
     let said = ok(&Home::new(), &[&PIPELINE[..], &["--nodes=4", "--dry-run"]].concat());
     assert!(said.contains("# nodes are as asked for; with --gpu KIND"), "{said}");
 }

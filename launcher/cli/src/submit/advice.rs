@@ -18,7 +18,7 @@ use gradtx_run::failure::unusable;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_regular_text};
 
 /// The setting that a recommendation may fill in.
-const CONCURRENT: [&str; 2] = ["curate", "concurrent"];
+const JOBS_PER_BATCH: [&str; 2] = ["curate", "jobs_per_batch"];
 
 /// What to change, and what to say about it.
 #[derive(Clone, Debug, Default)]
@@ -68,9 +68,9 @@ pub fn find(context: &Context, job: &Job, site: &Profile, config: &Config, asked
     if free(train) {
         advice.train = Some((best.train_nodes as u32, best.train_gpus_per_node as u32));
     }
-    if has_ranks && best.curate_concurrent != config.curate.concurrent && !is_set(&job.run)? {
+    if has_ranks && best.curate_concurrent != config.curate.jobs_per_batch && !is_set(&job.run)? {
         advice.concurrent = Some(best.curate_concurrent);
-        let [section, key] = CONCURRENT;
+        let [section, key] = JOBS_PER_BATCH;
         advice.lines.push(format!(
             "{section}.{key} = {} is stored in the run; set it in the run file to keep another",
             best.curate_concurrent
@@ -116,7 +116,7 @@ fn planned(context: &Context, config: &Config, asked: &Resolved, gpu: Gpu) -> Re
 
 /// Whether somebody has set how many shadow jobs share a stream.
 fn is_set(args: &RunArgs) -> Result<bool> {
-    let [section, key] = CONCURRENT;
+    let [section, key] = JOBS_PER_BATCH;
     let stored = args.run.join(RUN_FILE);
     if stored.is_file() {
         return Ok(true);
@@ -145,7 +145,7 @@ impl Advice {
     /// The run's arguments with the settings that were filled in.
     pub fn settings(&self, args: &RunArgs) -> RunArgs {
         let mut args = args.clone();
-        args.set.extend(self.concurrent.map(|jobs| format!("{}={jobs}", CONCURRENT.join("."))));
+        args.set.extend(self.concurrent.map(|jobs| format!("{}={jobs}", JOBS_PER_BATCH.join("."))));
         args
     }
 }

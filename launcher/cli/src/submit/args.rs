@@ -137,7 +137,7 @@ pub struct ClusterArgs {
     /// The same with a type, as some sites want it: gpu:a100:4.
     #[arg(long, value_name = "[JOB=]gpu:TYPE:G")]
     pub gres: Vec<Scoped<String>>,
-    /// What the GPUs are: nodes, and curate.concurrent where it is not set, are then chosen as
+    /// What the GPUs are: nodes, and curate.jobs_per_batch where it is not set, are then chosen as
     /// `gradtx plan` recommends.
     #[arg(long, value_enum)]
     pub gpu: Option<Gpu>,

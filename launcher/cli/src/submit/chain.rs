@@ -96,9 +96,9 @@ pub fn directories(config: &Config) -> Vec<PathBuf> {
     let dirs = [
         &config.models.tiny,
         &config.models.llm,
-        &config.adapter.start_tiny,
-        &config.adapter.start_llm,
-        &config.translator.pretrained,
+        &config.lora.init_adapter_tiny,
+        &config.lora.init_adapter_llm,
+        &config.translator.pretrained_path,
     ];
     let dirs = dirs.into_iter().filter(|dir| !dir.as_os_str().is_empty()).cloned();
     files.chain(dirs).collect::<BTreeSet<PathBuf>>().into_iter().collect()

@@ -55,7 +55,7 @@ impl Planner<'_> {
     /// Nodes, jobs that share a stream, and how curation then goes.
     fn fastest_curation(&self) -> Option<(usize, usize, Curation)> {
         let Cluster { nodes, gpus_per_node, .. } = self.question.cluster;
-        let subsets = self.question.config.curate.subsets;
+        let subsets = self.question.config.curate.num_subsets;
         let most = MAX_AT_ONCE.max(self.at_once()).min(subsets);
         let sizes: Vec<GroupedWork> = steps_down(most, MAX_PLAYED / subsets.max(1))
             .into_iter()
@@ -82,8 +82,8 @@ impl Planner<'_> {
         [Role::Tiny, Role::Llm].into_iter().all(|side| {
             let streams = Streams {
                 jobs,
-                batch: self.recipe(side).batch,
-                stream_tokens: config.device.stream_tokens,
+                batch: self.recipe(side).global_batch_size,
+                stream_tokens: config.device.max_tokens_per_microbatch,
                 longest: self.lengths(side).longest().min(config.data.max_length),
             };
             let plan = memory::finetuning(self.model(side), streams, self.gpu());
@@ -128,7 +128,7 @@ impl Planner<'_> {
             100.0 * curation.idle_share,
             curation.groups,
         );
-        let subsets = self.question.config.curate.subsets;
+        let subsets = self.question.config.curate.num_subsets;
         let better = steps_down(self.at_once(), MAX_PLAYED / subsets.max(1))
             .into_iter()
             .skip(1)
@@ -136,7 +136,7 @@ impl Planner<'_> {
             .find(|(_, c)| c.idle_share <= IDLE);
         let _ = match better {
             Some((concurrent, c)) => {
-                write!(said, "; with curate.concurrent = {concurrent} {:.0} %", 100.0 * c.idle_share)
+                write!(said, "; with curate.jobs_per_batch = {concurrent} {:.0} %", 100.0 * c.idle_share)
             }
             None => write!(said, "; fewer ranks would do"),
         };
