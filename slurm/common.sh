@@ -39,7 +39,7 @@ launcher=(${LAUNCHER[@]+"${LAUNCHER[@]}"})
 
 # describe: the first line of the job's log: program and version, nodes, GPUs and driver, settings.
 describe() {
-    local version gpus settings=''
+    local version gpus settings='' nodes=${SLURM_JOB_NUM_NODES:-1}
     if [ -n "${CONTAINER:-}" ] && [ ${#launcher[@]} = 0 ]; then
         version="$GRADTX in a container"
     else
@@ -48,8 +48,9 @@ describe() {
     gpus=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | sort | uniq -c |
         sed -E 's/^ *([0-9]+) (.*), ([^,]*)$/\1 x \2, driver \3/' | paste -sd';') || true
     [ ! -f "$RUN/run.toml" ] || settings=", settings $(sha256sum <"$RUN/run.toml" | cut -c1-12)"
-    echo "$SLURM_JOB_NAME $job: $version on $SLURM_JOB_NODELIST (nodes: ${SLURM_JOB_NUM_NODES:-1}, tasks:" \
-        "${SLURM_NTASKS:-1}); ${gpus:-no GPU}$settings; started $(date -u '+%Y-%m-%d %H:%M:%S') UTC"
+    echo "$SLURM_JOB_NAME $job: $version on $SLURM_JOB_NODELIST (nodes: $nodes, tasks:" \
+        "${SLURM_NTASKS:-$((nodes * ${SLURM_NTASKS_PER_NODE:-1}))}); ${gpus:-no GPU}$settings;" \
+        "started $(date -u '+%Y-%m-%d %H:%M:%S') UTC"
 }
 
 # ranks STAGE …: the stage on all ranks of the job; fails as it fails. Curation writes to the

@@ -264,7 +264,8 @@ fn odd_names_that_are_plain_arrive_as_they_are() {
         let known = |word: &String| allowed.iter().any(|start| word.starts_with(start));
         assert!(options.iter().all(known), "{run}: {options:?}");
         let log = options.iter().find_map(|word| word.strip_prefix("--output=")).unwrap();
-        let wanted = format!("{}/logs/gradtx-curate-%j.log", home.path(run).display().to_string().replace('%', "%%"));
+        let wanted =
+            format!("{}/logs/gradtx-curate-%j.log", home.path(run).display().to_string().replace('%', "%%"));
         assert_eq!(log, wanted);
         // The script itself, in an empty directory: it does what it should, and nothing that a name says.
         let place = home.path("place");
@@ -307,7 +308,14 @@ fn gradtx(home: &Home, words: &[&str]) -> Output {
         .unwrap()
 }
 
-const PIPELINE: [&str; 6] = ["submit", "--run=run", "--config=settings.toml", "--stage=pipeline", "--client=it's ada", "--device=auto"];
+const PIPELINE: [&str; 6] = [
+    "submit",
+    "--run=run",
+    "--config=settings.toml",
+    "--stage=pipeline",
+    "--client=it's ada",
+    "--device=auto",
+];
 
 /// What a command prints when it succeeds.
 fn ok(home: &Home, words: &[&str]) -> String {
@@ -353,7 +361,8 @@ fn home_with_profile() -> Home {
 #[test]
 fn a_site_profile_is_what_jobs_ask_for_unless_the_command_line_says_otherwise() {
     let home = home_with_profile();
-    let told = ["--dry-run", "--nodes=curate=8", "--mem=64G", "--sbatch=train=--spread-job", "--nodes=train=3"];
+    let told =
+        ["--dry-run", "--nodes=curate=8", "--mem=64G", "--sbatch=train=--spread-job", "--nodes=train=3"];
     let said = ok(&home, &[&PIPELINE[..], &told].concat());
     let scripts = scripts(&said);
     let options: Vec<Vec<String>> = scripts.iter().map(|(_, text)| options_of(text)).collect();
@@ -364,7 +373,11 @@ fn a_site_profile_is_what_jobs_ask_for_unless_the_command_line_says_otherwise() 
     }
     assert!(has(0, "--nodes=8") && has(1, "--nodes=3") && has(2, "--nodes=1") && has(3, "--nodes=1"));
     assert!(has(0, "--gres=gpu:a100:4") && has(1, "--gres=gpu:a100:4") && has(2, "--gres=gpu:a100:1"));
-    assert!(options[3].iter().all(|option| !option.contains("gpu:")), "the report has no GPU: {:?}", options[3]);
+    assert!(
+        options[3].iter().all(|option| !option.contains("gpu:")),
+        "the report has no GPU: {:?}",
+        options[3]
+    );
     assert!(has(2, "--partition=gpu") && has(3, "--partition=cpu"));
     assert!(has(1, "--spread-job") && !has(0, "--spread-job"));
     assert!(has(2, "--array=0-0%3") && has(2, "--time=2:00:00") && has(3, "--time=01:00:00"));
@@ -388,7 +401,11 @@ fn a_profile_that_cannot_be_used_is_refused() {
     let home = home_with_profile();
     let curate = ["submit", "--run=run", "--config=settings.toml", "--stage=curate", "--dry-run"];
     let said = refused(&home, &[&curate[..], &["--profile=elsewhere"]].concat(), 2);
-    assert!(said.contains("--profile elsewhere: no such profile") && said.contains(".config/gradtx/elsewhere.toml"), "{said}");
+    assert!(
+        said.contains("--profile elsewhere: no such profile")
+            && said.contains(".config/gradtx/elsewhere.toml"),
+        "{said}"
+    );
     std::fs::write(home.path("mine.toml"), "[job]\npartion = 'gpu'\n").unwrap();
     let said = refused(&home, &[&curate[..], &["--profile=mine.toml"]].concat(), 2);
     assert!(said.contains("mine.toml") && said.contains("did you mean `job.partition`?"), "{said}");
@@ -396,7 +413,10 @@ fn a_profile_that_cannot_be_used_is_refused() {
     let said = refused(&home, &[&curate[..], &["--profile=mine.toml", "--device=auto"]].concat(), 2);
     assert!(said.contains("mine.toml: gpu: expected one of a100-40g"), "{said}");
     let said = refused(&home, &[&curate[..], &["--device=cpu"]].concat(), 2);
-    assert!(said.contains("gres gpu:a100:4 (") && said.contains("cluster.toml [job]") && said.contains("idle"), "{said}");
+    assert!(
+        said.contains("gres gpu:a100:4 (") && said.contains("cluster.toml [job]") && said.contains("idle"),
+        "{said}"
+    );
     let said = refused(&home, &[&curate[..], &["--sbatch=--array=0-31%8"]].concat(), 2);
     assert!(said.contains("--array is not passed on") && said.contains("--array-limit"), "{said}");
     let said = refused(&home, &[&curate[..], &["--mount=/scratch"]].concat(), 2);
@@ -409,8 +429,11 @@ fn the_plan_chooses_nodes_where_the_kind_of_gpu_is_known() {
     let home = Home::new();
     // Without a number of jobs per stream, which is then chosen too.
     let settings = std::fs::read_to_string(home.path("settings.toml")).unwrap();
-    let settings: String =
-        settings.lines().filter(|line| !line.starts_with("jobs_per_batch = ")).map(|line| format!("{line}\n")).collect();
+    let settings: String = settings
+        .lines()
+        .filter(|line| !line.starts_with("jobs_per_batch = "))
+        .map(|line| format!("{line}\n"))
+        .collect();
     std::fs::write(home.path("settings.toml"), &settings).unwrap();
     let asked = ["--gpu=h100", "--nodes=4", "--gpus-per-node=2"];
     let said = ok(&home, &[&PIPELINE[..], &asked, &["--dry-run"]].concat());
@@ -423,7 +446,10 @@ fn the_plan_chooses_nodes_where_the_kind_of_gpu_is_known() {
     assert!(!home.path("run").exists());
     ok(&home, &[&PIPELINE[..], &asked].concat());
     let stored = std::fs::read_to_string(home.path("run/run.toml")).unwrap();
-    assert!(stored.contains("jobs_per_batch = 1\n"), "five jobs on eight ranks do not share streams: {stored}");
+    assert!(
+        stored.contains("jobs_per_batch = 1\n"),
+        "five jobs on eight ranks do not share streams: {stored}"
+    );
     let said = ok(&Home::new(), &[&PIPELINE[..], &["--nodes=4", "--dry-run"]].concat());
     assert!(said.contains("# nodes are as asked for; with --gpu KIND"), "{said}");
 }
@@ -437,9 +463,13 @@ fn jobs_are_found_again_and_not_submitted_twice() {
     assert!(said.contains("job 7: gradtx-curate-run") && said.contains("watch: gradtx status run"), "{said}");
     let kept: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(home.path("run/slurm/jobs.json")).unwrap()).unwrap();
-    let ids: Vec<&str> = kept["jobs"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap()).collect();
+    let ids: Vec<&str> =
+        kept["jobs"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["7", "8", "9", "10"]);
-    assert_eq!((kept["jobs"][2]["kind"].as_str(), kept["jobs"][2]["array"].as_u64()), (Some("evaluate"), Some(1)));
+    assert_eq!(
+        (kept["jobs"][2]["kind"].as_str(), kept["jobs"][2]["array"].as_u64()),
+        (Some("evaluate"), Some(1))
+    );
 
     let queue = "7|RUNNING|None|2026-11-27T15:00:00|node[1-2]\n8|PENDING|Dependency|N/A|\n9|PENDING|Dependency|N/A|\n\
                  10|PENDING|Dependency|N/A|\n99|PENDING|Resources|N/A|\n";
@@ -460,7 +490,10 @@ fn jobs_are_found_again_and_not_submitted_twice() {
 
     let curate = ["submit", "--run=run", "--stage=curate"];
     let twice = refused(&home, &curate, 4);
-    assert!(twice.contains("job 7 (curate) is in the queue already: RUNNING") && twice.contains("--again"), "{twice}");
+    assert!(
+        twice.contains("job 7 (curate) is in the queue already: RUNNING") && twice.contains("--again"),
+        "{twice}"
+    );
     assert!(ok(&home, &[&curate[..], &["--again"]].concat()).contains("job 11: "));
 
     let cancelled = ok(&home, &["cancel", "run", "evaluate", "report"]);
@@ -471,7 +504,8 @@ fn jobs_are_found_again_and_not_submitted_twice() {
     assert!(ok(&home, &curate).contains("job 12: "), "those before have ended");
     // A squeue that fails hides nothing, and is said.
     let squeue = home.path("bin/squeue");
-    std::fs::write(&squeue, "#!/bin/bash\necho 'slurm_load_jobs error: Unable to contact' >&2\nexit 1\n").unwrap();
+    std::fs::write(&squeue, "#!/bin/bash\necho 'slurm_load_jobs error: Unable to contact' >&2\nexit 1\n")
+        .unwrap();
     let run = |words: &[&str]| {
         let path = format!("{}:/usr/bin:/bin", home.path("bin").display());
         let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
@@ -483,7 +517,10 @@ fn jobs_are_found_again_and_not_submitted_twice() {
     assert!(String::from_utf8_lossy(&status.stderr).contains("Unable to contact"), "{status:?}");
     let again = run(&curate);
     let said = String::from_utf8_lossy(&again.stderr);
-    assert!(!again.status.success() && said.contains("were submitted before: 7") && said.contains("--again"), "{said}");
+    assert!(
+        !again.status.success() && said.contains("were submitted before: 7") && said.contains("--again"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -492,7 +529,8 @@ fn a_chain_that_sbatch_refuses_halfway_is_taken_back() {
     sandbox(&home);
     let path = format!("{}:/usr/bin:/bin", home.path("bin").display());
     let text = std::fs::read_to_string(home.path("bin/sbatch")).unwrap();
-    let text = text.replace("echo $((n + 7))", "[ $n -lt 2 ] || { echo 'invalid qos' >&2; exit 1; }\necho $((n + 7))");
+    let text = text
+        .replace("echo $((n + 7))", "[ $n -lt 2 ] || { echo 'invalid qos' >&2; exit 1; }\necho $((n + 7))");
     std::fs::write(home.path("bin/sbatch"), text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
     command.args(PIPELINE).current_dir(home.dir.path()).env("PATH", path).env("HOME", home.dir.path());
@@ -553,9 +591,12 @@ fn shellcheck_finds_nothing_in_generated_scripts() {
     let home = home_with_profile();
     let whole = concat!(env!("CARGO_MANIFEST_DIR"), "/../slurm/cluster.toml");
     let profile = format!("--profile={whole}");
-    let pyxis = ["--container=/images/x.sqsh", "--container-runtime=pyxis", "--array=16%4", "--nodes=curate=1"];
+    let pyxis =
+        ["--container=/images/x.sqsh", "--container-runtime=pyxis", "--array=16%4", "--nodes=curate=1"];
     // The example's GPUs are planned for; the miniature's data can be counted.
-    for more in [&[][..], &["--array=16%4", "--nodes=curate=1"], &[&pyxis[..], &[&profile]].concat()[..], &[&profile]] {
+    for more in
+        [&[][..], &["--array=16%4", "--nodes=curate=1"], &[&pyxis[..], &[&profile]].concat()[..], &[&profile]]
+    {
         let said = ok(&home, &[&PIPELINE[..], more, &["--dry-run"]].concat());
         for (path, text) in scripts(&said) {
             let file = home.path("script");
@@ -599,7 +640,12 @@ fn a_job_begins_with_a_line_about_its_place_and_starts_its_container() {
     let said = String::from_utf8(ran.stdout).unwrap();
     assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
     let first = said.lines().next().unwrap();
-    for wanted in ["gradtx-curate-run 7: gradtx 9.8.7 on node[1-2]", "2 x NVIDIA A100, driver 550.54", "settings ", "started 2"] {
+    for wanted in [
+        "gradtx-curate-run 7: gradtx 9.8.7 on node[1-2]",
+        "2 x NVIDIA A100, driver 550.54",
+        "settings ",
+        "started 2",
+    ] {
         assert!(first.contains(wanted), "no `{wanted}` in: {first}");
     }
     assert!(said.lines().last().unwrap().contains("done"), "{said}");
@@ -609,7 +655,10 @@ fn a_job_begins_with_a_line_about_its_place_and_starts_its_container() {
     assert!(words[..at].contains(&"--cpu-bind=cores"), "{seen}");
     let binds = words[at + 4].split(',').collect::<Vec<_>>();
     assert_eq!(words[at + 1..at + 4], ["exec", "--nv", "--bind"]);
-    assert!(binds.contains(&home.dir.path().to_str().unwrap()), "the directory of data, models and run: {binds:?}");
+    assert!(
+        binds.contains(&home.dir.path().to_str().unwrap()),
+        "the directory of data, models and run: {binds:?}"
+    );
     assert_eq!(words[at + 5..at + 8], ["/images/gradtx.sif", "gradtx", "curate"]);
 }
 

@@ -17,8 +17,19 @@ pub const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Pipeline",
         &[
-            "init", "split", "preview", "curate", "train", "finetune", "translate", "refine", "merge", "evaluate",
-            "report", "generate", "convert",
+            "init",
+            "split",
+            "preview",
+            "curate",
+            "train",
+            "finetune",
+            "translate",
+            "refine",
+            "merge",
+            "evaluate",
+            "report",
+            "generate",
+            "convert",
         ],
     ),
     ("Inspect", &["status", "inspect", "diff", "compare", "doctor"]),
@@ -55,8 +66,10 @@ pub fn grouped(command: &Command) -> Vec<(&'static str, Vec<(String, String)>)> 
         _ => command.find_subcommand(name).and_then(Command::get_about).map(ToString::to_string),
     };
     let entry = |name: &str| about(name).map(|about| (name.to_string(), about));
-    let mut groups: Vec<(&str, Vec<(String, String)>)> =
-        GROUPS.iter().map(|(title, names)| (*title, names.iter().filter_map(|name| entry(name)).collect())).collect();
+    let mut groups: Vec<(&str, Vec<(String, String)>)> = GROUPS
+        .iter()
+        .map(|(title, names)| (*title, names.iter().filter_map(|name| entry(name)).collect()))
+        .collect();
     let known = |name: &str| GROUPS.iter().any(|(_, names)| names.contains(&name));
     let others = command.get_subcommands().map(Command::get_name).filter(|name| !known(name));
     let others: Vec<(String, String)> = others.filter_map(entry).collect();
@@ -131,9 +144,20 @@ mod tests {
     #[test]
     fn help_has_groups_environment_examples_and_exit_codes_in_narrow_lines() {
         let help = command().render_long_help().to_string();
-        let titles = ["Pipeline:", "Inspect:", "Cluster:", "Tools:", "Options:", "Environment:", "Exit codes:", "Examples:"];
-        let places: Vec<usize> =
-            titles.iter().map(|title| help.find(&format!("{title}\n")).unwrap_or_else(|| panic!("{title}: {help}"))).collect();
+        let titles = [
+            "Pipeline:",
+            "Inspect:",
+            "Cluster:",
+            "Tools:",
+            "Options:",
+            "Environment:",
+            "Exit codes:",
+            "Examples:",
+        ];
+        let places: Vec<usize> = titles
+            .iter()
+            .map(|title| help.find(&format!("{title}\n")).unwrap_or_else(|| panic!("{title}: {help}")))
+            .collect();
         assert!(places.is_sorted(), "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= WIDTH), "{help}");
         for variable in VARIABLES {

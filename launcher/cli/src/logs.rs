@@ -114,7 +114,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         shown.push((path.clone(), length, lines));
     }
     if context.ui.is_json() {
-        let files: Vec<_> = shown.iter().map(|(path, _, lines)| json!({ "path": path, "lines": lines })).collect();
+        let files: Vec<_> =
+            shown.iter().map(|(path, _, lines)| json!({ "path": path, "lines": lines })).collect();
         context.ui.result_object("logs", json!({ "files": files }));
         return Ok(());
     }
@@ -281,7 +282,10 @@ mod tests {
         assert_eq!(names(None, 0), ["gradtx-train-8.log", "gradtx-train-8-r1.0.log"]);
         assert_eq!(names(None, 1), ["gradtx-train-8.log", "gradtx-train-8-r1.1.log"]);
         assert_eq!(names(Some(JobKind::Curate), 0), ["gradtx-curate-7.log", "gradtx-curate-7.0.log"]);
-        assert_eq!(names(Some(JobKind::Evaluate), 0), ["gradtx-evaluate-9_3.log", "gradtx-evaluate-9_3.0.log"]);
+        assert_eq!(
+            names(Some(JobKind::Evaluate), 0),
+            ["gradtx-evaluate-9_3.log", "gradtx-evaluate-9_3.0.log"]
+        );
         assert_eq!(names(Some(JobKind::Report), 0), [""; 0]);
     }
 }

@@ -74,7 +74,11 @@ fn roff(text: &str) -> String {
 }
 
 /// The words after a command's name: options with their values, those that may be left out in brackets.
-fn synopsis(command: &Command, bold: &dyn Fn(&str) -> String, italic: &dyn Fn(&str) -> String) -> Vec<String> {
+fn synopsis(
+    command: &Command,
+    bold: &dyn Fn(&str) -> String,
+    italic: &dyn Fn(&str) -> String,
+) -> Vec<String> {
     let word = |arg: &Arg| {
         let values: Vec<String> = match arg.get_action().takes_values() {
             true => arg.get_value_names().unwrap_or_default().iter().map(|name| italic(name)).collect(),
@@ -112,7 +116,11 @@ pub fn markdown(mut command: Command) -> String {
     for (title, commands) in help::grouped(&command) {
         let _ = write!(text, "\n**{title}**\n\n| command | |\n|---|---|\n");
         for (name, about) in commands {
-            let link = if name == "help" { format!("`gradtx {name}`") } else { format!("[`gradtx {name}`](#gradtx-{name})") };
+            let link = if name == "help" {
+                format!("`gradtx {name}`")
+            } else {
+                format!("[`gradtx {name}`](#gradtx-{name})")
+            };
             let _ = writeln!(text, "| {link} | {} |", cell(&about));
         }
     }
@@ -120,7 +128,10 @@ pub fn markdown(mut command: Command) -> String {
     for (code, meaning) in EXIT_CODES {
         let _ = writeln!(text, "| {code} | {} |", cell(meaning));
     }
-    let _ = write!(text, "\n## Environment variables\n\nWithout a variable, what is in brackets holds.\n\n| variable | meaning |\n|---|---|\n");
+    let _ = write!(
+        text,
+        "\n## Environment variables\n\nWithout a variable, what is in brackets holds.\n\n| variable | meaning |\n|---|---|\n"
+    );
     for variable in VARIABLES {
         let _ = writeln!(text, "| `{}` | {} |", variable.name, cell(variable.meaning));
     }
@@ -138,7 +149,9 @@ fn section(text: &mut String, command: &Command) {
     let plain = |text: &str| text.to_string();
     let words = synopsis(command, &plain, &plain);
     // Those of every command are listed once.
-    let own = |word: &String| !["[--threads N]", "[--quiet]", "[--json]", "[--help]", "[--verbose]"].contains(&word.as_str());
+    let own = |word: &String| {
+        !["[--threads N]", "[--quiet]", "[--json]", "[--help]", "[--verbose]"].contains(&word.as_str())
+    };
     let words: Vec<String> = words.into_iter().filter(own).collect();
     let name = command.get_bin_name().unwrap_or(command.get_name());
     let _ = write!(text, "\n## gradtx {}\n\n{}\n\n```text\n{name}", command.get_name(), about.trim());
@@ -165,7 +178,8 @@ fn options(text: &mut String, command: &Command, own: bool) {
     let listed = |arg: &&Arg| !arg.is_hide_set() && arg.get_id() != "help" && !(own && arg.is_global_set());
     for arg in command.get_arguments().filter(listed) {
         let values = arg.get_value_names().unwrap_or_default().join(" ");
-        let names = [arg.get_short().map(|c| format!("-{c}")), arg.get_long().map(|name| format!("--{name}"))];
+        let names =
+            [arg.get_short().map(|c| format!("-{c}")), arg.get_long().map(|name| format!("--{name}"))];
         let mut names = names.into_iter().flatten().collect::<Vec<_>>().join(", ");
         if arg.get_action().takes_values() {
             names = format!("{names} {values}").trim().to_string();
@@ -177,8 +191,12 @@ fn options(text: &mut String, command: &Command, own: bool) {
 
 /// The values that an option may have, and its default.
 fn choices(arg: &Arg) -> String {
-    let possible: Vec<String> =
-        arg.get_possible_values().iter().filter(|v| !v.is_hide_set()).map(|v| format!("`{}`", v.get_name())).collect();
+    let possible: Vec<String> = arg
+        .get_possible_values()
+        .iter()
+        .filter(|v| !v.is_hide_set())
+        .map(|v| format!("`{}`", v.get_name()))
+        .collect();
     let takes = arg.get_action().takes_values();
     let mut parts = vec![];
     if takes && !possible.is_empty() {
@@ -210,7 +228,10 @@ mod tests {
         }
         let written = std::fs::read_to_string(&path).unwrap_or_default();
         let differs = text.lines().zip(written.lines()).find(|(a, b)| a != b);
-        assert!(text == written, "docs/cli.md: UPDATE_DOCS=1 cargo test -p gradtx manual; first: {differs:?}");
+        assert!(
+            text == written,
+            "docs/cli.md: UPDATE_DOCS=1 cargo test -p gradtx manual; first: {differs:?}"
+        );
     }
 
     #[test]
@@ -227,7 +248,12 @@ mod tests {
             text[start..].lines().nth(1).unwrap().to_string()
         };
         let train = synopsis("train");
-        assert!(train.starts_with("\\fBgradtx train\\fR \\fB\\-\\-run\\fR \\fIDIR\\fR [\\fB\\-\\-config\\fR \\fIFILE\\fR]"), "{train}");
+        assert!(
+            train.starts_with(
+                "\\fBgradtx train\\fR \\fB\\-\\-run\\fR \\fIDIR\\fR [\\fB\\-\\-config\\fR \\fIFILE\\fR]"
+            ),
+            "{train}"
+        );
         assert!(synopsis("inspect").contains("\\fIPATH\\fR"), "{}", synopsis("inspect"));
         assert!(text("train").contains(".SH OPTIONS"));
     }

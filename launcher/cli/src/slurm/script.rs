@@ -244,8 +244,14 @@ impl Container {
     }
 }
 
+/// Elements of an array in bash.
 fn shell_words(words: &[String]) -> String {
-    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    // In quotes also where a comma could be taken for what separates elements.
+    let one = |word: &String| match quoted(word) {
+        plain if plain == *word && plain.contains(',') => format!("'{plain}'"),
+        quoted => quoted,
+    };
+    words.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
 /// A text as it stands between the shell's double quotes.
@@ -421,7 +427,7 @@ mod tests {
                 "export A='it'\\''s'",
                 "export GRADTX_MPI=\"${GRADTX_MPI:-pmi2}\"",
                 "CONTAINER=1",
-                "LAUNCHER=(apptainer exec --nv --bind /models/7b,/scratch --cleanenv '/images/gradtx 1.sif')",
+                "LAUNCHER=(apptainer exec --nv --bind '/models/7b,/scratch' --cleanenv '/images/gradtx 1.sif')",
                 "SRUN_OPTIONS=(--x)",
             ]
         );
@@ -434,7 +440,7 @@ mod tests {
         assert!(
             text.contains(
                 "SRUN_OPTIONS=(--x '--container-image=/images/gradtx 1.sif' \
-                 --container-mounts=/models/7b:/models/7b,/scratch:/scratch --cleanenv)\n"
+                 '--container-mounts=/models/7b:/models/7b,/scratch:/scratch' --cleanenv)\n"
             ) && !text.contains("LAUNCHER=("),
             "{text}"
         );

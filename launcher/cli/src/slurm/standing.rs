@@ -45,7 +45,8 @@ impl JobStatus {
             _ => format!("{count} {state}"),
         };
         let states: Vec<String> = states.iter().map(one).collect();
-        let start = self.queued.iter().filter(|job| job.state == "PENDING").find_map(|job| job.start.as_ref());
+        let start =
+            self.queued.iter().filter(|job| job.state == "PENDING").find_map(|job| job.start.as_ref());
         let start = start.map_or(String::new(), |at| format!(", expected to start {at}"));
         format!("{}: {}{start}", self.title, states.join(", "))
     }
