@@ -6,6 +6,8 @@
 
 pub mod args;
 pub mod cancel;
+pub mod compare;
+pub mod cross_validate;
 pub mod doctor;
 pub mod environment;
 mod flags;
@@ -16,6 +18,7 @@ pub mod manual;
 pub mod slurm;
 pub mod status;
 pub mod submit;
+pub mod sweep;
 
 use args::Args;
 use clap::FromArgMatches;

@@ -30,6 +30,16 @@ pub struct Chain {
     pub clients: Vec<String>,
     /// Directories beside the run's that the jobs read: see [`directories`].
     pub needed: Vec<PathBuf>,
+    /// Jobs that the pipeline does without, since their results are another run's.
+    pub reused: Vec<JobKind>,
+}
+
+/// The jobs whose results a run takes from another one.
+pub fn reused(config: &Config) -> Vec<JobKind> {
+    let set = |dir: &Path| !dir.as_os_str().is_empty();
+    let (tuples, translator) = (set(&config.reuse.tuples), set(&config.reuse.translator));
+    let curate = (tuples || translator).then_some(JobKind::Curate);
+    curate.into_iter().chain(translator.then_some(JobKind::Train)).collect()
 }
 
 /// What each kind of job asks for.
@@ -99,6 +109,8 @@ pub fn directories(config: &Config) -> Vec<PathBuf> {
         &config.lora.init_adapter_tiny,
         &config.lora.init_adapter_llm,
         &config.translator.pretrained_path,
+        &config.reuse.tuples,
+        &config.reuse.translator,
     ];
     let dirs = dirs.into_iter().filter(|dir| !dir.as_os_str().is_empty()).cloned();
     files.chain(dirs).collect::<BTreeSet<PathBuf>>().into_iter().collect()
@@ -116,7 +128,10 @@ impl Chain {
             Stage::Curate => vec![curate],
             Stage::Train => vec![train],
             Stage::Evaluate => scores.collect(),
-            Stage::Pipeline => [curate, train].into_iter().chain(scores).collect(),
+            Stage::Pipeline => {
+                let made = [curate, train].into_iter().filter(|(kind, _)| !self.reused.contains(kind));
+                made.chain(scores).collect()
+            }
         }
     }
 

@@ -9,9 +9,9 @@ use crate::slurm::options::{JobKind, Resolved};
 use crate::slurm::words;
 use anyhow::{Context as _, Result};
 use gradtx_models::decoder::DecoderConfig;
-use gradtx_run::config::{Config, DeviceKind};
+use gradtx_run::config::{Config, DeviceKind, RunSettings, is_reused};
 use gradtx_run::failure::{failed, unusable, unusable_with};
-use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_train::model_spec::model_dir;
 use std::path::Path;
@@ -30,29 +30,38 @@ pub fn computes_on_gpus(in_container: bool) -> bool {
 /// At the first thing that the jobs would fail of.
 pub fn check(job: &Job) -> Result<(Vec<String>, Config)> {
     job.cluster.check()?;
-    let (config, _) = Config::resolve(&job.run)?;
+    let settings = RunSettings::open(&job.run)?;
+    let config = settings.config().clone();
     if job.cluster.array.is_some() && !matches!(job.stage, Stage::Curate | Stage::Pipeline) {
         return Err(unusable("--array: only curation runs as an array"));
     }
     if !job.client.is_empty() && !matches!(job.stage, Stage::Evaluate | Stage::Pipeline) {
         return Err(unusable("--client: only for the stages evaluate and pipeline"));
     }
+    let reuse = &config.reuse;
+    for (stage, other, what, name) in
+        [(Stage::Curate, &reuse.tuples, "tuples", "curate"), (Stage::Train, &reuse.translator, "translator", "train")]
+    {
+        if job.stage == stage && !other.as_os_str().is_empty() {
+            return Err(is_reused(&job.run.run, other, what, name));
+        }
+    }
     check_model(&config, Role::Tiny)?;
     check_model(&config, Role::Llm)?;
     if matches!(job.stage, Stage::Curate | Stage::Pipeline) {
         check_data(&config)?;
     }
-    check_inputs(job)?;
+    check_inputs(job, &settings)?;
     let clients = job.client.iter().map(|dir| check_client(dir)).collect::<Result<_>>()?;
     Ok((clients, config))
 }
 
 /// Checks that what the first job reads is there.
-fn check_inputs(job: &Job) -> Result<()> {
+fn check_inputs(job: &Job, settings: &RunSettings) -> Result<()> {
     let missing = match job.stage {
-        Stage::Train => Some((job.run.run.join(SHADOW_DIR).join("manifest.json"), "tuple store", "curate")),
+        Stage::Train => Some((settings.tuples_dir().join("manifest.json"), "tuple store", "curate")),
         Stage::Evaluate if !job.client.is_empty() => {
-            Some((job.run.run.join(TRANSLATOR_DIR).join("validation.json"), "trained translator", "train"))
+            Some((settings.translator_dir().join("validation.json"), "trained translator", "train"))
         }
         _ => None,
     };

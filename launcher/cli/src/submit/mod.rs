@@ -19,7 +19,7 @@ pub use chain::{Asked, Chain};
 
 use crate::slurm::{self, Batch, JobKind, Jobs, SubmittedJob, dependency_option, queue, words};
 use anyhow::{Context as _, Result};
-use gradtx_run::config::Config;
+use gradtx_run::config::RunSettings;
 use gradtx_run::context::Context;
 use gradtx_run::failure::{busy, failed};
 use gradtx_run::text::quoted;
@@ -37,9 +37,15 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let program = std::env::current_exe().context("cannot find the path of this program")?;
     words::check_path("the program", &program)?;
     let site = job.cluster.site()?;
-    let mut chain = Chain { run, program, stage: job.stage, array: None, clients, needed: vec![] };
-    chain.array = job.cluster.array.map(|array| array.jobs);
-    chain.needed = chain::directories(&config);
+    let chain = Chain {
+        run,
+        program,
+        stage: job.stage,
+        array: job.cluster.array.map(|array| array.jobs),
+        clients,
+        needed: chain::directories(&config),
+        reused: chain::reused(&config),
+    };
     let mut asked = Asked::resolve(&chain, &job.cluster, &site, &config)?;
     let advice = advice::find(context, job, &site, &config, &asked)?;
     advice.apply(&mut asked);
@@ -53,8 +59,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         refuse_twice(&chain.run, &batches)?;
     }
     advice.lines.iter().for_each(|line| context.ui.line(line.clone()));
-    // From here on the run has this configuration: the jobs read it, and no other is accepted.
-    Config::of_run(&advice.settings(&job.run))?;
+    // The jobs read them there.
+    RunSettings::open(&advice.settings(&job.run))?.store(&context.ui)?;
     let ids = slurm::submit_all(&batches, |batch, submitted| {
         let (title, place) = (&submitted.id, batch.place());
         context.ui.result(format!("job {title}: {}, {}", batch.name(), place.display()));
