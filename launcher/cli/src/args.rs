@@ -3,10 +3,10 @@
 //! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
 //! A new command is a variant here, with its arm in `run`.
 
-use crate::{compare, cross_validate, doctor, inspect, manual, status, submit, sweep};
+use crate::{cancel, compare, cross_validate, doctor, help, inspect, logs, manual, status, submit, sweep};
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use gradtx_pipeline::aggregate::{Allow, Combine};
 use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
 use gradtx_plan::plan;
@@ -23,7 +23,6 @@ use std::path::PathBuf;
 /// language model to a translator of the small one's updates into the large one's.
 #[derive(Debug, Parser)]
 #[command(name = "gradtx", version, max_term_width = 100)]
-#[command(after_help = gradtx_run::failure::exit_codes())]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -182,6 +181,10 @@ pub enum Command {
     },
     /// Submit stages to SLURM as batch jobs, after a look at everything that they need.
     Submit(crate::submit::Job),
+    /// Show the last lines of the logs of a run's batch jobs, or follow them.
+    Logs(crate::logs::Job),
+    /// Cancel the batch jobs of a run that are in SLURM's queue.
+    Cancel(crate::cancel::Job),
     /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
     Inspect {
         /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
@@ -307,14 +310,16 @@ impl Command {
                 &gradtx_report::stage::Job { run, evaluations: scores, out },
             ),
             Self::Submit(job) => submit::run(context, &job),
+            Self::Logs(job) => logs::run(context, &job),
+            Self::Cancel(job) => cancel::run(context, &job),
             Self::Inspect { path } => inspect::run(context, &path),
             Self::Status { path, verify } => status::run(context, &path, verify),
             Self::Doctor { run, model } => doctor::run(context, &run, &model),
             Self::Plan(job) => plan::run(context, &job),
             Self::Sweep(job) => sweep::run(context, &job),
             Self::Compare(job) => compare::run(context, &job),
-            Self::Completions { shell } => manual::completions(Args::command(), shell),
-            Self::Man { dir } => manual::pages(Args::command(), &dir),
+            Self::Completions { shell } => manual::completions(help::command(), shell),
+            Self::Man { dir } => manual::pages(help::command(), &dir),
             Self::Bench(job) => gradtx_bench::run(context, world, &job),
             Self::Demo { dir, world, seed, preset, device, dtype, seeds, quick } => {
                 demo::run(context, &demo::Job { dir, world, seed, preset, device, dtype, seeds, quick })
@@ -356,17 +361,9 @@ impl Command {
                 | Self::Plan(_)
                 | Self::Compare(_)
                 | Self::Submit(_)
+                | Self::Logs(_)
+                | Self::Cancel(_)
                 | Self::Bench(_)
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
     }
 }

@@ -5,10 +5,13 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+pub mod cancel;
 pub mod compare;
 pub mod cross_validate;
 pub mod doctor;
+pub mod environment;
 mod flags;
+pub mod help;
 pub mod inspect;
 pub mod logs;
 pub mod manual;
@@ -18,7 +21,7 @@ pub mod submit;
 pub mod sweep;
 
 use args::Args;
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 use gradtx_run::cluster::World;
 use gradtx_run::context::Context;
 use gradtx_run::failure::ErrorReport;
@@ -37,7 +40,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return gradtx_runtime::data::serve();
     }
     gradtx_runtime::data::isolate();
-    let parsed = Args::command().try_get_matches_from(&args).and_then(|matches| {
+    let parsed = help::command().try_get_matches_from(&args).and_then(|matches| {
         let command = matches.subcommand_name().unwrap_or_default().to_string();
         Ok((Args::from_arg_matches(&matches)?, command))
     });
@@ -45,7 +48,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => {
             let typed: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-            let error = flags::with_new_name(error, &Args::command(), &typed);
+            let error = flags::with_new_name(error, &help::command(), &typed);
             return ExitCode::from(not_parsed(&error, &args));
         }
     };
