@@ -9,6 +9,7 @@
 //! * [`comm`]: what ranks tell each other.
 //! * [`parallel`]: what each rank of a data-parallel training owns and adds up.
 //! * [`metrics`]: what a run tells about itself.
+//! * [`tensorboard`]: the same for TensorBoard.
 //! * [`text`]: text of files, made fit for a terminal.
 
 pub mod artifact;
@@ -21,6 +22,7 @@ pub mod optim;
 pub mod parallel;
 pub mod params;
 pub mod plan;
+pub mod tensorboard;
 pub mod text;
 
 pub use error::{Error, Result};

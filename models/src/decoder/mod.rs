@@ -26,13 +26,15 @@ mod forward;
 mod generate;
 mod pretrain;
 mod rope;
+mod sampling;
 mod weights;
 
 pub use acts::{Activations, Mode};
 pub use backward::{Gradients, OnReady};
 pub use config::{DecoderConfig, Family};
 pub use forward::AdapterView;
-pub use generate::{Continuation, GenerateLimits, Generator, Prompt};
+pub use generate::{Continuation, Decoding, GenerateLimits, Generator, Prompt};
 pub use pretrain::{PretrainStep, Pretrainer};
 pub use rope::RopeScaling;
+pub use sampling::Sampling;
 pub use weights::{Decoder, InitialWeights};

@@ -18,15 +18,14 @@ use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_run::ui::Progress;
-use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
 use gradtx_train::examples::Data;
-use gradtx_train::lora::trainer::{self, Snapshots, Trained, Training, Watcher};
+use gradtx_train::lora::trainer::{self, Snapshots, Step, Trained, Training, Watcher};
 use gradtx_train::prompts::Prompts;
 use gradtx_train::side::Side;
+use gradtx_train::step_log::{METRICS_FILE, StepLog};
 use serde_json::json;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// What to fine-tune, on what, to where.
@@ -114,7 +113,7 @@ impl Stage for Finetune<'_> {
             stream_tokens: config.device.stream_tokens,
         };
         let steps = training.recipe.steps;
-        let work = OneJob { context, training, examples: &examples, key };
+        let work = OneJob { context, training, examples: &examples, key, out: &job.out };
         let (trained, rate) = dispatch(&config.device, context, work)?;
         // Times differ from run to run, so they stand apart from the losses, which do not.
         JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
@@ -125,14 +124,7 @@ impl Stage for Finetune<'_> {
             "tokens_per_s": rate.per_second(),
         }))?;
 
-        let mut files = vec![UPDATE_FILE.to_string(), "metrics.jsonl".into()];
-        write_atomic(&job.out.join("metrics.jsonl"), |out| {
-            trained
-                .losses
-                .iter()
-                .enumerate()
-                .try_for_each(|(step, loss)| writeln!(out, "{}", json!({ "step": step + 1, "loss": loss })))
-        })?;
+        let mut files = vec![UPDATE_FILE.to_string(), METRICS_FILE.into()];
         if job.peft {
             files.extend(side.write_peft(&job.out, &trained.updates)?);
         }
@@ -156,6 +148,8 @@ struct OneJob<'a> {
     training: Training<'a>,
     examples: &'a Dataset,
     key: u64,
+    /// Directory of the metrics.
+    out: &'a Path,
 }
 
 impl Work for OneJob<'_> {
@@ -169,19 +163,36 @@ impl Work for OneJob<'_> {
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;
         self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
         self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
-        let mut progress = Watched(self.context.ui.progress("finetune", recipe.steps as u64));
-        let done = self.training.run(&decoder, &jobs, None, &mut progress)?;
+        let mut watched = Watched {
+            progress: self.context.ui.progress("finetune", recipe.steps as u64),
+            log: StepLog::resume(self.out, 0, "tokens", plan.total())?,
+            recipe,
+            examples: self.examples.examples.len(),
+        };
+        let done = self.training.run(&decoder, &jobs, None, &mut watched)?;
+        watched.log.sync()?;
         let (trained, rate) = done.expect("nobody stopped it");
         Ok((trained.into_iter().next().expect("one job gives one result"), rate))
     }
 }
 
-/// Shows every step.
-struct Watched(Progress);
+/// Shows every step, and writes it down.
+struct Watched<'a> {
+    progress: Progress,
+    log: StepLog,
+    recipe: &'a Recipe,
+    /// Examples of the job.
+    examples: usize,
+}
 
-impl Watcher for Watched {
-    fn step(&mut self, done: u32, rate: Rate) -> Result<bool> {
-        self.0.set(done as u64, format!("{:.0} tokens/s", rate.per_second()));
+impl Watcher for Watched<'_> {
+    fn step(&mut self, step: &Step<'_>) -> Result<bool> {
+        let job = &step.jobs[0];
+        let tokens = job.tokens.last().copied().unwrap_or_default();
+        let line = job.line(step.done as usize - 1, self.recipe, self.examples);
+        self.log.write(&line, tokens)?;
+        let message = format!("loss {:.4}, {:.0} tokens/s", step.loss(), step.rate.per_second());
+        self.progress.set(step.done as u64, message);
         Ok(true)
     }
 }

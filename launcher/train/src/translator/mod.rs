@@ -161,6 +161,7 @@ impl Work for Train<'_> {
             trainer,
             ranks,
             progress: progress.unwrap_or_default(),
+            bytes: plan.total(),
         };
         run.finish()
     }

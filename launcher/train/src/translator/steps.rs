@@ -11,6 +11,7 @@ use super::parallel::{Agreed, Ranks, Word};
 use super::resume::{Best, Checkpoints, Progress};
 use super::tuples::{Source, Tuple};
 use super::validate::{Validation, validate};
+use crate::step_log::StepLog;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::{Backend, Real};
@@ -23,7 +24,7 @@ use gradtx_runtime::artifact::TupleStore;
 use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::metrics::JsonLines;
 use gradtx_runtime::optim::Schedule;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
 
 /// How often rank 0 shows how far all are.
@@ -42,12 +43,14 @@ pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
     pub mean: Vec<f32>,
     pub checkpoints: Checkpoints,
     pub progress: Progress,
+    /// Bytes that the training allocates.
+    pub bytes: u64,
 }
 
 /// What is told while it goes: by rank 0 in files, and to whoever watches.
 struct Journal {
-    /// Metrics and throughput; on rank 0 only.
-    files: Option<[JsonLines; 2]>,
+    /// Metrics, and throughput between validations; on rank 0 only.
+    files: Option<(StepLog, JsonLines)>,
     bar: ui::Progress,
     /// All ranks, as rank 0 shows them.
     standings: Vec<RankStanding>,
@@ -74,8 +77,9 @@ impl Journal {
         }
     }
 
-    fn write(&mut self, metrics: &Value) -> Result<()> {
-        self.files.as_mut().map_or(Ok(()), |[file, _]| Ok(file.write(metrics)?))
+    /// Writes the line of a step of so many tuples.
+    fn write(&mut self, metrics: &Map<String, Value>, tuples: usize) -> Result<()> {
+        self.files.as_mut().map_or(Ok(()), |(log, _)| log.write(metrics, tuples as u64))
     }
 
     /// Where the time of the steps since the last such line went.
@@ -83,12 +87,12 @@ impl Journal {
         let (rate, seconds) = (self.rate(done, train), std::mem::take(&mut self.times).told());
         let ranks = self.standings.len();
         let line = json!({ "step": done, "tuples_per_s": rate, "ranks": ranks, "seconds": seconds });
-        self.files.as_mut().map_or(Ok(()), |[_, file]| Ok(file.write(&line)?))
+        self.files.as_mut().map_or(Ok(()), |(_, file)| Ok(file.write(&line)?))
     }
 
     /// Waits until the metrics are on the disk.
     fn sync(&self) -> Result<()> {
-        self.files.as_ref().map_or(Ok(()), |[metrics, _]| Ok(metrics.sync()?))
+        self.files.as_ref().map_or(Ok(()), |(log, _)| log.sync())
     }
 }
 
@@ -162,10 +166,11 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     fn journal(&self) -> Result<Journal> {
         let Train { context, config, dir, .. } = *self.train;
         let begun = self.progress.steps;
-        let open = |name| JsonLines::resume(&dir.join(name), begun as u64 + 1);
+        let first = begun as u64 + 1;
         let mut files = None;
         if self.ranks.is_first() {
-            files = Some([open("metrics.jsonl")?, open("throughput.jsonl")?]);
+            let log = StepLog::resume(dir, first, "tuples", self.bytes)?;
+            files = Some((log, JsonLines::resume(&dir.join("throughput.jsonl"), first)?));
         }
         Ok(Journal {
             files,
@@ -182,15 +187,21 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         let Train { context, config, .. } = *self.train;
         let (train, done) = (&config.train, self.progress.steps);
         journal.show(done, train, report.loss);
-        let mut line = json!({ "step": done, "loss": report.loss, "grad_norm": report.grad_norm });
+        let mut line = Map::from_iter([
+            ("step".into(), json!(done)),
+            ("loss".into(), json!(report.loss)),
+            ("grad_norm".into(), json!(report.grad_norm)),
+            ("learning_rate".into(), json!(optimizer_step(train, done - 1).lr)),
+            ("epoch".into(), json!(f64::from(done) * train.batch as f64 / self.train.split.training.len() as f64)),
+        ]);
         if done.is_multiple_of(train.validate_every) || done == train.steps {
             let validation = self.validate()?;
-            line["validation"] = json!(validation);
+            line.insert("validation".into(), json!(validation));
             journal.write_throughput(done, train)?;
             let (loss, error) = (report.loss, validation.relative_error);
             context.ui.line(format!("train: step {done}, loss {loss:.4}, validation {error:.4}"));
         }
-        journal.write(&line)
+        journal.write(&line, train.batch)
     }
 
     /// All ranks, as rank 0 shows them.

@@ -157,6 +157,11 @@ impl<'a> Chief<'a> {
         let seconds = self.began.elapsed().as_secs_f64();
         // By cost, not by steps: the two models' steps are not alike.
         let left = (cost > 0.0).then(|| (self.cost - cost).max(0.0) * seconds / cost);
+        let losses: Vec<f64> = self.standings.iter().filter(|s| s.rate > 0.0).filter_map(|s| s.loss).collect();
+        let loss = match losses.len() {
+            0 => String::new(),
+            n => format!("loss {:.4}, ", losses.iter().sum::<f64>() / n as f64),
+        };
         let who = match self.comm.size() {
             1 => self.standings[0].part.clone(),
             size => format!("{size} ranks"),
@@ -172,7 +177,7 @@ impl<'a> Chief<'a> {
         if let Some(desk) = progress::current() {
             desk.set_ranks(&self.standings);
         }
-        self.progress.set_with(steps.min(self.steps), left, format!("{who}, {rate:.0} tokens/s"));
+        self.progress.set_with(steps.min(self.steps), left, format!("{who}, {loss}{rate:.0} tokens/s"));
     }
 
     /// What every rank's time was spent with, to a file and in a line. Rank 0's own work ended

@@ -17,7 +17,7 @@ use gradtx_train::lora::checkpoint::Aside;
 use gradtx_train::lora::schedule::{self, Work};
 use gradtx_train::lora::trainer::{Job, Snapshots, Trained, Training};
 use gradtx_train::side::Side;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -144,8 +144,11 @@ impl Collection {
         make_dir(&dir.join("metrics"))?;
         write_atomic(&path, |out| {
             for (shadow, job) in group.clone().zip(jobs) {
-                for (step, loss) in job.losses.iter().enumerate() {
-                    writeln!(out, "{}", json!({ "subset": shadow, "step": step + 1, "loss": loss }))?;
+                for step in 0..job.losses.len() {
+                    let subset = ("subset".to_string(), json!(shadow));
+                    let numbers = job.line(step, self.recipe(work.side), self.subsets[shadow].len());
+                    let line: Map<String, Value> = std::iter::once(subset).chain(numbers).collect();
+                    writeln!(out, "{}", json!(line))?;
                 }
             }
             Ok(())

@@ -12,7 +12,7 @@ use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::Rate;
-use gradtx_train::lora::trainer::{Training, Watcher};
+use gradtx_train::lora::trainer::{Step, Training, Watcher};
 use std::time::Instant;
 
 /// One process's part of the work.
@@ -101,7 +101,7 @@ impl Shift<'_> {
         let jobs = collection.jobs(examples.expect("a model with work has examples"), &group);
         let training = collection.training(work.side);
         let rate = Rate { tokens: 0, time: Default::default() };
-        let now = Now { work, jobs: jobs.len(), done: 0, steps: training.recipe.steps, rate };
+        let now = Now { work, jobs: jobs.len(), done: 0, steps: training.recipe.steps, rate, loss: None };
         let mut told = Telling { office: &mut *self.office, now };
         let aside = self.sees_store.then(|| collection.aside(work.side, &group));
         let trained = training
@@ -128,8 +128,8 @@ impl Watcher for Telling<'_> {
         self.office.between()
     }
 
-    fn step(&mut self, done: u32, rate: Rate) -> Result<bool> {
-        self.now = Now { done, rate, ..self.now };
+    fn step(&mut self, step: &Step<'_>) -> Result<bool> {
+        self.now = Now { done: step.done, rate: step.rate, loss: Some(step.loss()), ..self.now };
         self.office.step(&self.now)
     }
 }
