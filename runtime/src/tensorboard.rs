@@ -37,17 +37,26 @@ impl EventFile {
         let mut kept = vec![];
         for path in &earlier {
             let bytes = read_regular(path, MAX_LINES_BYTES)?;
-            kept.extend(records(&bytes).filter(|event| step_of(event).is_some_and(|of| of < step)).flat_map(framed));
+            kept.extend(
+                records(&bytes).filter(|event| step_of(event).is_some_and(|of| of < step)).flat_map(framed),
+            );
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let host: String = host.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        let name = format!("events.out.{MARK}.{:010}.{host}.{}.{:09}", now.as_secs(), std::process::id(), now.subsec_nanos());
+        let name = format!(
+            "events.out.{MARK}.{:010}.{host}.{}.{:09}",
+            now.as_secs(),
+            std::process::id(),
+            now.subsec_nanos()
+        );
         let path = dir.join(name);
         let version = framed(&event(now.as_secs_f64(), 0, 3, FILE_VERSION.as_bytes()));
         write_atomic(&path, |out| out.write_all(&version).and_then(|()| out.write_all(&kept)))?;
         for old in earlier {
             match std::fs::remove_file(&old) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &old, e)),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &old, e));
+                }
                 _ => {}
             }
         }
@@ -203,7 +212,9 @@ mod tests {
         bytes[at] ^= 1;
         assert_eq!(records(&bytes).filter_map(step_of).collect::<Vec<_>>(), [1, 2]);
         // A length that no file has.
-        let huge = [u64::MAX.to_le_bytes().to_vec(), masked_crc(&u64::MAX.to_le_bytes()).to_le_bytes().to_vec()].concat();
+        let huge =
+            [u64::MAX.to_le_bytes().to_vec(), masked_crc(&u64::MAX.to_le_bytes()).to_le_bytes().to_vec()]
+                .concat();
         assert_eq!(records(&huge).count(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! The figures of the page: a drawing, a title, and a caption that tells what one sees.
+//! The figures of the page: a drawing, a title, and a caption that says what one sees.
 //!
 //! In: parts of a [`super::Report`]. Out: [`Figure`]s; parts that are not there give none.
 

@@ -55,7 +55,7 @@ pub struct Side {
     pub values: usize,
     /// Bytes of all updates.
     pub bytes: u64,
-    /// Optimizer step of each snapshot, where the settings tell.
+    /// Optimizer step of each snapshot, where the settings report.
     pub steps: Vec<u64>,
     /// Subsets that norms were taken of.
     pub norm_subsets: usize,

@@ -39,7 +39,7 @@ pub struct StepLog {
 
 impl StepLog {
     /// Opens the files of `dir` after the lines of the steps before `step`, counted from 1; with
-    /// `step` 0, begins anew. `device_bytes` is what the memory plan allocates.
+    /// `step` 0, begins again. `device_bytes` is what the memory plan allocates.
     pub fn resume(dir: &Path, step: u64, unit: &'static str, device_bytes: u64) -> Result<Self> {
         Ok(Self {
             metrics: JsonLines::resume(&dir.join(METRICS_FILE), step)?,
@@ -115,7 +115,8 @@ mod tests {
         (4..=6).for_each(|step| log.write(&line(step), 100).unwrap());
         log.sync().unwrap();
         let read = |name: &str| JsonLines::read(&dir.path().join(name)).unwrap();
-        let steps = |name: &str| read(name).iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>();
+        let steps =
+            |name: &str| read(name).iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>();
         assert_eq!(steps(METRICS_FILE), [1, 2, 3, 4, 5, 6]);
         assert_eq!(steps(STEP_TIMES_FILE), [1, 2, 3, 4, 5, 6]);
         assert_eq!(read(METRICS_FILE)[5], Value::Object(line(6)));

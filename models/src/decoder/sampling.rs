@@ -70,6 +70,10 @@ mod tests {
             Sampling { temperature: 1.0, top_p: 1.0, seed }.draw(&logits, prompt, position)
         };
         assert_eq!(draw(1, 2, 3), draw(1, 2, 3));
-        assert!(draw(1, 2, 3) != draw(1, 2, 4) && draw(1, 2, 3) != draw(1, 3, 3) && draw(1, 2, 3) != draw(2, 2, 3));
+        assert!(
+            draw(1, 2, 3) != draw(1, 2, 4)
+                && draw(1, 2, 3) != draw(1, 3, 3)
+                && draw(1, 2, 3) != draw(2, 2, 3)
+        );
     }
 }

@@ -21,9 +21,9 @@ use gradtx_run::ui::Progress;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
 use gradtx_train::examples::Data;
-use gradtx_train::lora::trainer::{self, Snapshots, Step, Trained, Training, Watcher};
+use gradtx_train::lora::trainer::{self, Callback, JobResult, LoraTrainer, Snapshots, Step};
+use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::prompts::Prompts;
-use gradtx_train::side::Side;
 use gradtx_train::step_log::{METRICS_FILE, StepLog};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 pub struct Finetune<'a> {
     job: &'a Job,
     config: Config,
-    side: Side,
+    side: ModelSpec,
     data: Data,
     prompts: Prompts,
 }
@@ -90,7 +90,7 @@ impl Stage for Finetune<'_> {
             seed: config.seed,
             data: data.inputs(&config.data, &[prompts]),
             max_length: config.data.max_length,
-            adapter: Side::adapter_inputs(&config.adapter, &[side]),
+            adapter: ModelSpec::adapter_inputs(&config.adapter, &[side]),
             recipe: self.recipe().clone(),
             device: config.device.clone(),
             model: side.space.base_model.clone(),
@@ -106,7 +106,7 @@ impl Stage for Finetune<'_> {
         let examples = data.examples(prompts, side, context, "finetune")?;
         // The key is the data's: a client's order does not depend on where its files lie.
         let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
-        let training = Training {
+        let training = LoraTrainer {
             side,
             recipe: self.recipe(),
             snapshots: Snapshots { count: 1, every: 1 },
@@ -135,7 +135,7 @@ impl Stage for Finetune<'_> {
         Ok((files, loss))
     }
 
-    fn tell(&self, context: &Context, loss: &f64) -> Result<()> {
+    fn report(&self, context: &Context, loss: &f64) -> Result<()> {
         let job = self.job;
         let text = format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display());
         context.ui.done("finetune", &job.out, json!({ "model": job.role, "loss": loss }), text);
@@ -145,7 +145,7 @@ impl Stage for Finetune<'_> {
 
 struct OneJob<'a> {
     context: &'a Context,
-    training: Training<'a>,
+    training: LoraTrainer<'a>,
     examples: &'a Dataset,
     key: u64,
     /// Directory of the metrics.
@@ -153,17 +153,17 @@ struct OneJob<'a> {
 }
 
 impl Work for OneJob<'_> {
-    type Output = (Trained, Rate);
+    type Output = (JobResult, Rate);
 
-    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Trained, Rate)> {
-        let Training { side, recipe, .. } = self.training;
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(JobResult, Rate)> {
+        let LoraTrainer { side, recipe, .. } = self.training;
         let jobs = [trainer::Job { examples: self.examples.examples.iter().collect(), key: self.key }];
         let (plan, packing) = self.training.plan::<X, D>(&jobs)?;
         plan.check(memory_for(device, &self.context.place)?)?;
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;
         self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
         self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
-        let mut watched = Watched {
+        let mut watched = ShowSteps {
             progress: self.context.ui.progress("finetune", recipe.steps as u64),
             log: StepLog::resume(self.out, 0, "tokens", plan.total())?,
             recipe,
@@ -177,7 +177,7 @@ impl Work for OneJob<'_> {
 }
 
 /// Shows every step, and writes it down.
-struct Watched<'a> {
+struct ShowSteps<'a> {
     progress: Progress,
     log: StepLog,
     recipe: &'a Recipe,
@@ -185,7 +185,7 @@ struct Watched<'a> {
     examples: usize,
 }
 
-impl Watcher for Watched<'_> {
+impl Callback for ShowSteps<'_> {
     fn step(&mut self, step: &Step<'_>) -> Result<bool> {
         let job = &step.jobs[0];
         let tokens = job.tokens.last().copied().unwrap_or_default();

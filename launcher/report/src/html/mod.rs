@@ -126,7 +126,7 @@ fn model_fact(label: &str, model: &Model) -> Option<String> {
     Some(format!("{label} <b>{}</b>{}", escape(name), escape(&size)))
 }
 
-/// The first characters of a checksum: enough for a reader to tell two apart.
+/// The first characters of a checksum: enough for a reader to distinguish two.
 fn short(checksum: &str) -> &str {
     checksum.char_indices().nth(10).map_or(checksum, |(at, _)| &checksum[..at])
 }

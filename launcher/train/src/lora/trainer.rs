@@ -6,16 +6,16 @@
 //! CPUs and where GPUs multiply with kernels of our own, while cuBLASLt chooses how it adds by the length of the whole
 //! stream. The same jobs packed in the same way have the same bits with the same GPU and library, which the record
 //! of a stage names.
-//! [`Watcher`] hears of every step, and may stop the work; [`Aside`] keeps what is done so far.
+//! [`Callback`] hears of every step, and may stop the work; [`JobCheckpoint`] keeps what is done so far.
 
 use crate::examples::Streams;
-use crate::lora::checkpoint::Aside;
-use crate::side::Side;
+use crate::lora::checkpoint::JobCheckpoint;
+use crate::model_spec::ModelSpec;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
-use gradtx_models::lora::LoraJobs;
+use gradtx_models::lora::MultiLora;
 use gradtx_run::config::Recipe;
 use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
 use gradtx_runtime::metrics::{Rate, TokenMeter};
@@ -51,7 +51,7 @@ impl Snapshots {
 
 /// What came of a job.
 #[derive(Clone, Debug, Default)]
-pub struct Trained {
+pub struct JobResult {
     /// Loss of every optimizer step, averaged as the recipe says.
     pub losses: Vec<f64>,
     /// Norm of the gradient of every optimizer step, before clipping.
@@ -62,7 +62,7 @@ pub struct Trained {
     pub updates: Vec<f32>,
 }
 
-impl Trained {
+impl JobResult {
     /// The metrics of a step, counted from 0 and done, for a job of so many examples.
     pub fn line(&self, step: usize, recipe: &Recipe, examples: usize) -> Map<String, Value> {
         let done = step + 1;
@@ -79,9 +79,9 @@ impl Trained {
 
 /// How jobs of one model are trained.
 #[derive(Clone, Copy)]
-pub struct Training<'a> {
+pub struct LoraTrainer<'a> {
     /// The model and its adapters.
-    pub side: &'a Side,
+    pub side: &'a ModelSpec,
     /// The recipe of every job.
     pub recipe: &'a Recipe,
     /// What is kept.
@@ -91,13 +91,13 @@ pub struct Training<'a> {
 }
 
 /// Who hears how far a training is.
-pub trait Watcher {
+pub trait Callback {
     /// Between the streams of a step: time to look after other things for a moment.
     fn between(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// After an optimizer step. Whether to go on.
+    /// After an optimizer step. Whether to continue.
     fn step(&mut self, step: &Step<'_>) -> Result<bool>;
 }
 
@@ -106,7 +106,7 @@ pub struct Step<'a> {
     /// Steps that are done.
     pub done: u32,
     /// What came of every job so far.
-    pub jobs: &'a [Trained],
+    pub jobs: &'a [JobResult],
     /// Tokens since this process began, and their time.
     pub rate: Rate,
 }
@@ -139,13 +139,13 @@ impl fmt::Display for Packing {
     }
 }
 
-impl Training<'_> {
+impl LoraTrainer<'_> {
     /// The base model and every buffer of training these jobs together, and how well their
     /// streams are filled.
     pub fn plan<X: Real<Acc = f32>, D: Backend<X>>(&self, jobs: &[Job<'_>]) -> Result<(MemoryPlan, Packing)> {
         let packing = self.packing(&mut self.orders(jobs)?, jobs);
         let mut plan = Decoder::<D, X>::plan(&self.side.model, false);
-        plan.extend(LoraJobs::<D, X>::plan(
+        plan.extend(MultiLora::<D, X>::plan(
             &self.side.model,
             &self.side.layout,
             jobs.len(),
@@ -166,41 +166,43 @@ impl Training<'_> {
         Ok(tokens)
     }
 
-    /// Trains jobs together, and tells what came of them and how fast it went; nothing when
-    /// the watcher stopped it. Begins with what `aside` has, and leaves there what is done
+    /// Trains jobs together, and returns what came of them and how fast it went; nothing when
+    /// the callback stopped it. Begins with what `checkpoint` has, and leaves there what is done
     /// so far: now and then, and when it is stopped.
     pub fn run<X: Real<Acc = f32>, D: Backend<X>>(
         &self,
         decoder: &Decoder<D, X>,
         jobs: &[Job<'_>],
-        aside: Option<&Aside>,
-        watcher: &mut dyn Watcher,
-    ) -> Result<Option<(Vec<Trained>, Rate)>> {
+        checkpoint: Option<&JobCheckpoint>,
+        callback: &mut dyn Callback,
+    ) -> Result<Option<(Vec<JobResult>, Rate)>> {
         let mut orders = self.orders(jobs)?;
         let capacity = self.packing(&mut orders, jobs).capacity;
         let (layout, init) = (&self.side.layout, &self.side.init);
-        let mut adapters = LoraJobs::new(decoder, layout, jobs.len(), init, capacity)?;
-        let mut trained = vec![Trained::default(); jobs.len()];
+        let mut adapters = MultiLora::new(decoder, layout, jobs.len(), init, capacity)?;
+        let mut trained = vec![JobResult::default(); jobs.len()];
         let steps = self.recipe.steps;
-        let begun = match aside {
-            Some(aside) => aside.restore(decoder.device(), &mut adapters, &mut trained)?,
+        let started = match checkpoint {
+            Some(checkpoint) => checkpoint.restore(decoder.device(), &mut adapters, &mut trained)?,
             None => 0,
         };
-        for step in 0..begun {
+        for step in 0..started {
             count_tokens(&mut orders, jobs, step, &mut trained);
         }
         let (mut meter, mut saved) = (TokenMeter::start(), Instant::now());
-        for step in begun..steps {
+        for step in started..steps {
             let mut losses = vec![0.0; jobs.len()];
             for stream in self.streams(&mut orders, jobs, step) {
                 let part = adapters.accumulate(decoder, &stream)?;
                 meter.add(stream.len());
                 losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
-                watcher.between()?;
+                callback.between()?;
             }
             let norms = adapters.apply(self.recipe.step(step), self.recipe.clip())?;
             count_tokens(&mut orders, jobs, step, &mut trained);
-            for (job, (result, (loss, norm))) in trained.iter_mut().zip(losses.into_iter().zip(norms)).enumerate() {
+            for (job, (result, (loss, norm))) in
+                trained.iter_mut().zip(losses.into_iter().zip(norms)).enumerate()
+            {
                 result.losses.push(loss);
                 result.grad_norms.push(norm);
                 if self.snapshots.at(step, steps) {
@@ -208,13 +210,13 @@ impl Training<'_> {
                 }
             }
             let done = step + 1;
-            let goes_on = watcher.step(&Step { done, jobs: &trained, rate: meter.total() })?;
-            let due = |aside: &&Aside| !goes_on || saved.elapsed() >= aside.every;
-            if let Some(aside) = aside.filter(due).filter(|_| done < steps) {
-                aside.save(decoder.device(), &mut adapters, done, &trained)?;
+            let continues = callback.step(&Step { done, jobs: &trained, rate: meter.total() })?;
+            let due = |checkpoint: &&JobCheckpoint| !continues || saved.elapsed() >= checkpoint.every;
+            if let Some(checkpoint) = checkpoint.filter(due).filter(|_| done < steps) {
+                checkpoint.save(decoder.device(), &mut adapters, done, &trained)?;
                 saved = Instant::now();
             }
-            if !goes_on && done < steps {
+            if !continues && done < steps {
                 return Ok(None);
             }
         }
@@ -256,7 +258,7 @@ impl Training<'_> {
 }
 
 /// Adds the tokens of a step to what is known of every job.
-fn count_tokens(orders: &mut [Order], jobs: &[Job<'_>], step: u32, trained: &mut [Trained]) {
+fn count_tokens(orders: &mut [Order], jobs: &[Job<'_>], step: u32, trained: &mut [JobResult]) {
     for ((order, job), trained) in orders.iter_mut().zip(jobs).zip(trained) {
         let examples = order.step(step as usize);
         trained.tokens.push(examples.iter().map(|&i| job.examples[i].tokens.len() as u64).sum());
@@ -270,11 +272,11 @@ mod tests {
     #[test]
     fn a_line_of_metrics_has_what_a_run_is_watched_by() {
         let recipe = Recipe { steps: 2, batch: 4, warmup: 2, lr: 0.5, ..Recipe::default() };
-        let trained = Trained {
+        let trained = JobResult {
             losses: vec![2.0, 1.0],
             grad_norms: vec![0.25, 0.125],
             tokens: vec![40, 44],
-            ..Trained::default()
+            ..JobResult::default()
         };
         let lines = [0, 1].map(|step| Value::Object(trained.line(step, &recipe, 16)));
         let first = json!({ "step": 1, "loss": 2.0, "grad_norm": 0.25, "learning_rate": recipe.step(0).lr,
