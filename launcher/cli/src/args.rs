@@ -84,6 +84,14 @@ pub enum Command {
         #[arg(long)]
         allow_refinement: bool,
     },
+    /// Show what examples become: text, tokens, which of them are trained on, and statistics.
+    Preview(crate::preview::Job),
+    /// Generate from a prompt, for a file of examples, or in a chat.
+    Generate(crate::generate::Job),
+    /// Turn a PEFT adapter into an update vector, or an update vector into a PEFT adapter.
+    Convert(crate::convert::Job),
+    /// Compare two update vectors or two adapters.
+    Diff(crate::diff::Job),
     /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
     Translate {
         /// The run and its configuration.
@@ -290,6 +298,10 @@ impl Command {
             Self::Report { run, evaluations, out } => {
                 gradtx_report::stage::run(context, &gradtx_report::stage::Job { run, evaluations, out })
             }
+            Self::Preview(job) => crate::preview::run(context, &job),
+            Self::Generate(job) => crate::generate::run(context, &job),
+            Self::Convert(job) => crate::convert::run(context, &job),
+            Self::Diff(job) => crate::diff::run(context, &job),
             Self::Submit(job) => submit::run(context, &job),
             Self::Inspect { path } => inspect::run(context, &path),
             Self::Status { path, verify } => status::run(context, &path, verify),
@@ -336,6 +348,10 @@ impl Command {
                 | Self::Plan(_)
                 | Self::Sweep(_)
                 | Self::Submit(_)
+                | Self::Preview(_)
+                | Self::Generate(_)
+                | Self::Convert(_)
+                | Self::Diff(_)
                 | Self::Bench(_)
         )
     }

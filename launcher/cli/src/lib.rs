@@ -5,10 +5,15 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+pub mod convert;
+pub mod diff;
 pub mod doctor;
+pub mod generate;
 pub mod inspect;
 pub mod logs;
 pub mod manual;
+pub mod model_args;
+pub mod preview;
 pub mod slurm;
 pub mod status;
 pub mod submit;

@@ -124,6 +124,7 @@ impl Config {
         );
         findings.whole("device.stream_tokens", device.stream_tokens, 1..=MAX_TOKENS);
         findings.whole("data.max_length", self.data.max_length, 2..=MAX_TOKENS);
+        findings.real("data.max_lost_labels", self.data.max_lost_labels, 0.0..=1.0);
         findings.expect(
             self.data.date.is_empty()
                 || chrono::NaiveDate::parse_from_str(&self.data.date, "%Y-%m-%d").is_ok(),
@@ -255,6 +256,7 @@ mod tests {
             ("adapter.dropout", &["1", "-0.1", "nan"]),
             ("device.stream_tokens", &["0", "9223372036854775807"]),
             ("data.max_length", &["0", "1", "9223372036854775807"]),
+            ("data.max_lost_labels", &["-0.1", "1.5", "nan"]),
             ("train.steps", &["0", "4000000000"]),
             ("train.validation", &["1", "nan", "-0.1"]),
             ("train.augment_spread", &["-1", "nan", "inf"]),
