@@ -20,3 +20,4 @@ mod split;
 mod submit;
 mod surface;
 mod two_hosts;
+mod using;

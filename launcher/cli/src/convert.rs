@@ -7,6 +7,7 @@
 use crate::model_args::{Model, ModelArgs, spec_of_update};
 use anyhow::Result;
 use gradtx_models::lora::{BlockLayout, LoraConfig, write_peft};
+use gradtx_pipeline::card::{Made, write_for_adapter};
 use gradtx_run::context::Context;
 use gradtx_run::failure::{failed, unusable_with};
 use gradtx_run::record::make_dir;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 /// Turn a PEFT adapter into an update vector, or an update vector into a PEFT adapter.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
 pub struct Job {
     /// The model that they are of.
     #[command(flatten)]
@@ -27,19 +29,16 @@ pub struct Job {
     #[arg(long, value_name = "DIR")]
     pub init: Option<PathBuf>,
     /// PEFT adapter directory to turn into an update vector.
-    #[arg(long, value_name = "DIR", conflicts_with = "update", required_unless_present = "update")]
+    #[arg(long, value_name = "DIR", group = "what", requires = "examples")]
     pub adapter: Option<PathBuf>,
     /// Update vector file to turn into a PEFT adapter directory.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "what")]
     pub update: Option<PathBuf>,
+    /// Write the adapter that the run's training starts from, for a client that trains with another program.
+    #[arg(long, group = "what")]
+    pub initial: bool,
     /// Examples that the adapter was trained on, as the update vector states them.
-    #[arg(
-        long,
-        value_name = "N",
-        requires = "adapter",
-        conflicts_with = "update",
-        required_unless_present = "update"
-    )]
+    #[arg(long, value_name = "N", requires = "adapter")]
     pub examples: Option<u64>,
     /// File of the update vector, or directory of the adapter.
     #[arg(long, value_name = "PATH")]
@@ -57,8 +56,11 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let (text, numbers) = match (&job.adapter, &job.update) {
         (Some(adapter), _) => to_update(context, job, &model, &spec, adapter)?,
         (None, Some(update)) => to_adapter(&model, spec, update, &job.out)?,
-        // The parser asks for one of them.
-        (None, None) => return Err(unusable_with("expected --adapter or --update", None)),
+        (None, None) => {
+            let made =
+                Made { how: "is where training starts from: it does nothing yet".into(), settings: vec![] };
+            write_adapter(&model, &spec, &spec.init, made, &job.out)?
+        }
     };
     if !context.ui.is_json() {
         context.ui.line(format!("convert: {text}, {}", shown(&job.out)));
@@ -98,8 +100,21 @@ fn to_adapter(
     let update = file.read()?;
     let values: Vec<f32> =
         spec.init.iter().zip(&update.values).map(|(start, change)| start + change).collect();
+    let examples = ("examples", update.meta.examples.to_string());
+    let made = Made { how: "was made of an update vector".into(), settings: vec![examples] };
+    write_adapter(model, &spec, &values, made, out)
+}
+
+fn write_adapter(
+    model: &Model,
+    spec: &ModelSpec,
+    values: &[f32],
+    made: Made,
+    out: &Path,
+) -> Result<(String, serde_json::Value)> {
     make_dir(out)?;
-    write_peft(out, &spec.layout, &values, &public_name(&model.dir))?;
+    write_peft(out, &spec.layout, values, &public_name(&model.dir))?;
+    write_for_adapter(&model.dir, spec.layout.lora(), &made, out)?;
     let text = format!("a PEFT adapter of {}", described(spec.layout.lora()));
     Ok((
         text,

@@ -40,6 +40,9 @@ pub struct Record {
     /// Work may continue with others.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub computed_on: BTreeSet<String>,
+    /// What was assumed about data and models where nothing was set, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<String>,
     /// Checksums of the finished files by their names, relative to the directory and within it;
     /// empty while there is work to do.
     pub outputs: BTreeMap<String, String>,
@@ -83,6 +86,14 @@ impl StageHandle {
     pub fn computed_on(&mut self, devices: BTreeSet<String>) -> Result<()> {
         match self {
             Self::Leader(output) => output.computed_on(devices),
+            Self::Follower(_) => Ok(()),
+        }
+    }
+
+    /// [`Output::assume`], by the host.
+    pub fn assume(&mut self, lines: Vec<String>) -> Result<()> {
+        match self {
+            Self::Leader(output) => output.assume(lines),
             Self::Follower(_) => Ok(()),
         }
     }
@@ -266,6 +277,7 @@ impl Record {
             // As it reads back from its file: numbers may lose their last digit on the way.
             settings: serde_json::from_str(&settings.to_string())?,
             computed_on: BTreeSet::new(),
+            assumed: vec![],
             outputs: BTreeMap::new(),
             sizes: BTreeMap::new(),
             xxh3: String::new(),
@@ -348,6 +360,15 @@ impl Output {
         devices.extend(self.record.computed_on.iter().cloned());
         if devices != self.record.computed_on {
             self.record.computed_on = devices;
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// Notes what was assumed about data and models.
+    pub fn assume(&mut self, lines: Vec<String>) -> Result<()> {
+        if lines != self.record.assumed {
+            self.record.assumed = lines;
             self.write()?;
         }
         Ok(())

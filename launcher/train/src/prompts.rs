@@ -70,6 +70,14 @@ impl Prompts {
         lines
     }
 
+    /// What is assumed of a model that is trained: [`Self::lines`], and where examples are cut.
+    pub fn assumed(&self) -> Vec<String> {
+        let (limit, set_by) = self.limit();
+        let mut lines = self.lines();
+        lines.push(format!("limit: examples are cut at {limit} tokens ({set_by})"));
+        lines
+    }
+
     /// The form, resolved.
     pub fn form(&self) -> PromptForm {
         self.renderer.form()

@@ -6,6 +6,7 @@
 //! measured against.
 
 use crate::artifacts::{expect_run_model, open_side};
+use crate::card::{self, Made};
 use crate::records::FinetuneInputs;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
@@ -100,9 +101,13 @@ impl Stage for Finetune<'_> {
         })
     }
 
+    fn assumed(&self) -> Vec<String> {
+        self.data.assumed(&[(self.job.role, &self.prompts)])
+    }
+
     fn make(&self, context: &Context) -> Result<(Vec<String>, f64)> {
         let Self { job, config, side, data, prompts } = self;
-        data.announce(context);
+        data.announce_left_out(context);
         let examples = data.examples(prompts, side, context, "finetune")?;
         // The key is the data's: a client's order does not depend on where its files lie.
         let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
@@ -127,6 +132,8 @@ impl Stage for Finetune<'_> {
         let mut files = vec![UPDATE_FILE.to_string(), METRICS_FILE.into()];
         if job.peft {
             files.extend(side.write_peft(&job.out, &trained.updates)?);
+            let made = made_of(self.recipe(), examples.examples.len());
+            files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
         }
         let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
         let mut update = side.update(trained.updates, examples.examples.len() as u64);
@@ -140,6 +147,18 @@ impl Stage for Finetune<'_> {
         let text = format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display());
         context.ui.done("finetune", &job.out, json!({ "model": job.role, "loss": loss }), text);
         Ok(())
+    }
+}
+
+/// What the card of the adapter says.
+fn made_of(recipe: &Recipe, examples: usize) -> Made {
+    Made {
+        how: format!("was trained on {examples} examples of one owner"),
+        settings: vec![
+            ("optimizer steps", recipe.steps.to_string()),
+            ("examples of a step", recipe.batch.to_string()),
+            ("learning rate", format!("{:e}", recipe.lr)),
+        ],
     }
 }
 
