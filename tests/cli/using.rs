@@ -20,9 +20,9 @@ fn made() -> &'static Path {
         miniature::write(home.path());
         let run = ["--run", "run", "--config", "settings.toml"];
         for more in [
-            &["finetune", "--data", "private.jsonl", "--out", "client", "--peft"][..],
-            &["finetune", "--data", "public.jsonl", "--out", "other", "--peft"],
-            &["finetune", "--data", "private.jsonl", "--out", "large", "--peft", "--model", "llm"],
+            &["finetune", "--data", "private.jsonl", "--out", "client", "--save-adapter"][..],
+            &["finetune", "--data", "public.jsonl", "--out", "other", "--save-adapter"],
+            &["finetune", "--data", "private.jsonl", "--out", "large", "--save-adapter", "--model", "llm"],
             &["curate"],
         ] {
             done(home.path(), &[&more[..1], &run, &more[1..]].concat());

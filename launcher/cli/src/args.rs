@@ -34,6 +34,9 @@ pub struct Args {
     /// Print results and errors only.
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Print details too: memory tables, packing statistics, log messages; -vv for debug messages.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
     /// Print one JSON object per line: messages, progress, a result per stage; errors on stderr.
     #[arg(long, global = true)]
     pub json: bool,
@@ -70,7 +73,7 @@ pub enum Command {
         /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
-        /// Directory for update.safetensors, metrics and, with --peft, adapter/.
+        /// Directory for update.safetensors, metrics and, with --save-adapter, adapter/.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// Which of the two models.
@@ -78,7 +81,7 @@ pub enum Command {
         model: Role,
         /// Also write the adapter in PEFT form.
         #[arg(long)]
-        peft: bool,
+        save_adapter: bool,
         /// Agree that the provider asks the fine-tuned TinyLM for answers to public prompts, to refine a
         /// translation with them. Without differential privacy, private texts may come out.
         #[arg(long)]
@@ -112,8 +115,8 @@ pub enum Command {
         /// Put noise of the same size in the place of the update: the control that shows
         /// whether a translator looks at its input at all.
         #[arg(long)]
-        random_student: bool,
-        /// Accept updates whose norm is far from those of the shadow students.
+        random_update: bool,
+        /// Accept updates whose norm is far from those of the shadow updates.
         #[arg(long)]
         allow_outliers: bool,
         /// Accept the same update more than once.
@@ -178,7 +181,7 @@ pub enum Command {
         run: PathBuf,
         /// Another directory with results of `evaluate` and `finetune`; repeatable.
         #[arg(long, value_name = "DIR")]
-        evaluations: Vec<PathBuf>,
+        scores: Vec<PathBuf>,
         /// The page (default: report.html in the run directory); report.json goes beside it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
@@ -267,8 +270,8 @@ impl Command {
             Self::Split(job) => split::run(context, &job),
             Self::Curate(job) => curate::run(context, world, &job),
             Self::Train(run) => train::run(context, world, &run),
-            Self::Finetune { run, data, out, model, peft, allow_refinement } => {
-                let job = finetune::Job { data, out, role: model, peft, allow_refinement };
+            Self::Finetune { run, data, out, model, save_adapter, allow_refinement } => {
+                let job = finetune::Job { data, out, role: model, peft: save_adapter, allow_refinement };
                 finetune::run(context, &run, &job)
             }
             Self::Refine { run, updates, translated, out } => {
@@ -280,12 +283,13 @@ impl Command {
                 out,
                 method,
                 combine,
-                random_student,
+                random_update,
                 allow_outliers,
                 allow_duplicates,
             } => {
                 let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
-                let job = translate::Job { updates, out, method, combine, random_student, allow };
+                let job =
+                    translate::Job { updates, out, method, combine, random_student: random_update, allow };
                 translate::run(context, &run, &job)
             }
             Self::Merge { run, adapter, out, model } => {
@@ -295,9 +299,10 @@ impl Command {
                 let job = evaluate::Job { data, out, role: model, base, adapter };
                 evaluate::run(context, &run, &job).map(drop)
             }
-            Self::Report { run, evaluations, out } => {
-                gradtx_report::stage::run(context, &gradtx_report::stage::Job { run, evaluations, out })
-            }
+            Self::Report { run, scores, out } => gradtx_report::stage::run(
+                context,
+                &gradtx_report::stage::Job { run, evaluations: scores, out },
+            ),
             Self::Preview(job) => crate::preview::run(context, &job),
             Self::Generate(job) => crate::generate::run(context, &job),
             Self::Convert(job) => crate::convert::run(context, &job),

@@ -115,13 +115,13 @@ impl Model {
             Some(dir) => {
                 let start = read_peft(dir, &self.decoder)?;
                 let LoraConfig { rank, alpha, dropout, targets } = start.layout.lora().clone();
-                config.adapter.rank = rank;
-                config.adapter.alpha = alpha;
-                config.adapter.dropout = dropout;
-                config.adapter.targets = targets.iter().map(|target| target.name().into()).collect();
+                config.lora.r = rank;
+                config.lora.lora_alpha = alpha;
+                config.lora.lora_dropout = dropout;
+                config.lora.target_modules = targets.iter().map(|target| target.name().into()).collect();
                 match role {
-                    Role::Tiny => config.adapter.start_tiny = dir.to_owned(),
-                    Role::Llm => config.adapter.start_llm = dir.to_owned(),
+                    Role::Tiny => config.lora.init_adapter_tiny = dir.to_owned(),
+                    Role::Llm => config.lora.init_adapter_llm = dir.to_owned(),
                 }
             }
             None if self.role.is_none() => {

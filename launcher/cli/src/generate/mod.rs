@@ -59,7 +59,7 @@ pub struct Job {
     /// File of examples (JSONL, JSON, CSV, TSV or Parquet): an answer for each.
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// System message; the same as `--set data.system=…`.
+    /// System message; the same as `--set data.system_prompt=…`.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
     /// New tokens of an answer at most.
@@ -90,7 +90,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let sampling = job.sampling()?;
     let mut model = job.model.resolve(Role::Llm)?;
     if let Some(system) = &job.system {
-        model.config.data.system.clone_from(system);
+        model.config.data.system_prompt.clone_from(system);
     }
     model.config.device.kind = job.device.unwrap_or(model.config.device.kind);
     model.config.device.dtype = job.dtype.unwrap_or(model.config.device.dtype);
@@ -223,8 +223,8 @@ impl Answering<'_> {
             let context = self.job.context.min(most);
             return GenerateLimits { rows: 1, prompt_tokens: context, context };
         };
-        let rows = self.model.config.evaluate.batch.min(prompts.len());
-        let stream = self.model.config.device.stream_tokens.min(longest * rows);
+        let rows = self.model.config.evaluate.per_device_eval_batch_size.min(prompts.len());
+        let stream = self.model.config.device.max_tokens_per_microbatch.min(longest * rows);
         GenerateLimits {
             rows,
             prompt_tokens: longest.max(stream),
@@ -290,7 +290,7 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Session<'_, D, X> {
     /// An answer for every example, in order.
     fn all(&mut self, records: &[Record]) -> Result<()> {
         let Answering { context, prompts, model, .. } = *self.of;
-        for part in records.chunks(8 * model.config.evaluate.batch) {
+        for part in records.chunks(8 * model.config.evaluate.per_device_eval_batch_size) {
             let asked = part.iter().map(|record| Ok(self.prompt(prompts.prompt(record)?)));
             let asked = asked.collect::<Result<Vec<_>>>()?;
             let found = self.continued(&asked, &mut |_, _| {})?;

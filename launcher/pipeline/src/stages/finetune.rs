@@ -13,7 +13,7 @@ use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_run::config::{Config, Recipe, RunArgs};
-use gradtx_run::context::{Context, totals};
+use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch, memory_for};
 use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
@@ -91,7 +91,7 @@ impl Stage for Finetune<'_> {
             seed: config.seed,
             data: data.inputs(&config.data, &[prompts]),
             max_length: config.data.max_length,
-            adapter: ModelSpec::adapter_inputs(&config.adapter, &[side]),
+            adapter: ModelSpec::adapter_inputs(&config.lora, &[side]),
             recipe: self.recipe().clone(),
             device: config.device.clone(),
             model: side.space.base_model.clone(),
@@ -115,9 +115,9 @@ impl Stage for Finetune<'_> {
             side,
             recipe: self.recipe(),
             snapshots: Snapshots { count: 1, every: 1 },
-            stream_tokens: config.device.stream_tokens,
+            stream_tokens: config.device.max_tokens_per_microbatch,
         };
-        let steps = training.recipe.steps;
+        let steps = training.recipe.max_steps;
         let work = OneJob { context, training, examples: &examples, key, out: &job.out };
         let (trained, rate) = dispatch(&config.device, context, work)?;
         // Times differ from run to run, so they stand apart from the losses, which do not.
@@ -155,9 +155,9 @@ fn made_of(recipe: &Recipe, examples: usize) -> Made {
     Made {
         how: format!("was trained on {examples} examples of one owner"),
         settings: vec![
-            ("optimizer steps", recipe.steps.to_string()),
-            ("examples of a step", recipe.batch.to_string()),
-            ("learning rate", format!("{:e}", recipe.lr)),
+            ("optimizer steps", recipe.max_steps.to_string()),
+            ("examples of a step", recipe.global_batch_size.to_string()),
+            ("learning rate", format!("{:e}", recipe.learning_rate)),
         ],
     }
 }
@@ -180,10 +180,10 @@ impl Work for OneJob<'_> {
         let (plan, packing) = self.training.plan::<X, D>(&jobs)?;
         plan.check(memory_for(device, &self.context.place)?)?;
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;
-        self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
-        self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
+        self.context.ui.detail(format!("finetune {}: {packing}", side.role.name()));
+        self.context.show_plan(&format!("finetune {}", side.role.name()), &plan);
         let mut watched = ShowSteps {
-            progress: self.context.ui.progress("finetune", recipe.steps as u64),
+            progress: self.context.ui.progress("finetune", recipe.max_steps as u64),
             log: StepLog::resume(self.out, 0, "tokens", plan.total())?,
             recipe,
             examples: self.examples.examples.len(),

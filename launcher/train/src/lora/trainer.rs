@@ -71,7 +71,7 @@ impl JobResult {
             ("loss".into(), json!(self.losses[step])),
             ("grad_norm".into(), json!(self.grad_norms[step])),
             ("learning_rate".into(), json!(recipe.step(step as u32).lr)),
-            ("epoch".into(), json!((done * recipe.batch) as f64 / examples.max(1) as f64)),
+            ("epoch".into(), json!((done * recipe.global_batch_size) as f64 / examples.max(1) as f64)),
             ("tokens".into(), json!(self.tokens[..done].iter().sum::<u64>())),
         ])
     }
@@ -158,7 +158,7 @@ impl LoraTrainer<'_> {
     pub fn tokens(&self, jobs: &[Job<'_>]) -> Result<u64> {
         let mut tokens = 0;
         for (job, order) in jobs.iter().zip(&mut self.orders(jobs)?) {
-            for step in 0..self.recipe.steps {
+            for step in 0..self.recipe.max_steps {
                 let examples = order.step(step as usize);
                 tokens += examples.iter().map(|&i| job.examples[i].tokens.len() as u64).sum::<u64>();
             }
@@ -181,7 +181,7 @@ impl LoraTrainer<'_> {
         let (layout, init) = (&self.side.layout, &self.side.init);
         let mut adapters = MultiLora::new(decoder, layout, jobs.len(), init, capacity)?;
         let mut trained = vec![JobResult::default(); jobs.len()];
-        let steps = self.recipe.steps;
+        let steps = self.recipe.max_steps;
         let started = match checkpoint {
             Some(checkpoint) => checkpoint.restore(decoder.device(), &mut adapters, &mut trained)?,
             None => 0,
@@ -224,7 +224,7 @@ impl LoraTrainer<'_> {
     }
 
     fn orders(&self, jobs: &[Job<'_>]) -> Result<Vec<Order>> {
-        let batch = self.recipe.batch;
+        let batch = self.recipe.global_batch_size;
         let order = |job: &Job<'_>| Order::new(job.examples.len(), batch, derive_named(job.key, "order"));
         Ok(jobs.iter().map(order).collect::<gradtx_runtime::Result<_>>()?)
     }
@@ -243,7 +243,7 @@ impl LoraTrainer<'_> {
     /// The streams of all steps, counted.
     fn packing(&self, orders: &mut [Order], jobs: &[Job<'_>]) -> Packing {
         let mut packing = Packing { limit: self.stream_tokens, ..Packing::default() };
-        for step in 0..self.recipe.steps {
+        for step in 0..self.recipe.max_steps {
             for stream in self.streams(orders, jobs, step) {
                 let room = &mut packing.capacity;
                 room.tokens = room.tokens.max(stream.len());
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_line_of_metrics_has_what_a_run_is_watched_by() {
-        let recipe = Recipe { steps: 2, batch: 4, warmup: 2, lr: 0.5, ..Recipe::default() };
+        let recipe = Recipe { max_steps: 2, global_batch_size: 4, warmup_steps: 2, learning_rate: 0.5, ..Recipe::default() };
         let trained = JobResult {
             losses: vec![2.0, 1.0],
             grad_norms: vec![0.25, 0.125],

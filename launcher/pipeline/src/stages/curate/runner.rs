@@ -6,7 +6,7 @@ use super::job_source::{JobProgress, JobSource, Task, TimeBreakdown};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
-use gradtx_run::context::{Context, totals};
+use gradtx_run::context::Context;
 use gradtx_run::dispatch::{self, memory_for};
 use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
@@ -81,8 +81,8 @@ impl GroupRunner<'_> {
         let group = self.collection.groups()[task.work.group].clone();
         let (plan, packing) = training.plan::<X, D>(&self.collection.jobs(examples, &group))?;
         plan.check(memory_for(device, &self.context.place)?)?;
-        self.context.ui.line(format!("curate {name}: subsets {group:?} in {packing}"));
-        self.context.ui.line(totals(&format!("curate {name}"), &plan));
+        self.context.ui.detail(format!("curate {name}: subsets {group:?} in {packing}"));
+        self.context.show_plan(&format!("curate {name}"), &plan);
         Ok(())
     }
 
@@ -102,7 +102,7 @@ impl GroupRunner<'_> {
         let training = collection.training(work.side);
         let rate = Rate { tokens: 0, time: Default::default() };
         let now =
-            JobProgress { work, jobs: jobs.len(), done: 0, steps: training.recipe.steps, rate, loss: None };
+            JobProgress { work, jobs: jobs.len(), done: 0, steps: training.recipe.max_steps, rate, loss: None };
         let mut told = ReportSteps { source: &mut *self.source, now };
         let checkpoint = self.sees_store.then(|| collection.checkpoint(work.side, &group));
         let trained = training
