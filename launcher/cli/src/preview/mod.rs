@@ -78,8 +78,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let record = &data.records[index];
     let Some(model) = model else { return rows_only(context, job, &data, record) };
     let prompts = Prompts::new(&config.data, &model.dir, &model.decoder, Some(record))?;
-    let mut assumed = data.facts.lines();
-    assumed.extend(prompts.lines());
+    let mut assumed = data.assumed(&[(model.role.unwrap_or(Role::Tiny), &prompts)]);
+    assumed.extend(data.facts.left_out());
     let statistics = Statistics::of(&data.records, &prompts, config.data.max_lost_labels, context.threads)?;
     let view = View::new(&prompts, record, index, data.records.len())?;
     if let Some(out) = &job.out {

@@ -271,7 +271,13 @@ mod tests {
 
     #[test]
     fn a_line_of_metrics_has_what_a_run_is_watched_by() {
-        let recipe = Recipe { max_steps: 2, global_batch_size: 4, warmup_steps: 2, learning_rate: 0.5, ..Recipe::default() };
+        let recipe = Recipe {
+            max_steps: 2,
+            global_batch_size: 4,
+            warmup_steps: 2,
+            learning_rate: 0.5,
+            ..Recipe::default()
+        };
         let trained = JobResult {
             losses: vec![2.0, 1.0],
             grad_norms: vec![0.25, 0.125],

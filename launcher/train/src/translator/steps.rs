@@ -190,15 +190,13 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         let Train { context, config, .. } = *self.train;
         let (train, done) = (&config.train, self.progress.steps);
         journal.show(done, train, report.loss);
+        let tuples = f64::from(done) * train.global_batch_size as f64;
         let mut line = Map::from_iter([
             ("step".into(), json!(done)),
             ("loss".into(), json!(report.loss)),
             ("grad_norm".into(), json!(report.grad_norm)),
             ("learning_rate".into(), json!(optimizer_step(train, done - 1).lr)),
-            (
-                "epoch".into(),
-                json!(f64::from(done) * train.global_batch_size as f64 / self.train.split.training.len() as f64),
-            ),
+            ("epoch".into(), json!(tuples / self.train.split.training.len() as f64)),
         ]);
         if done.is_multiple_of(train.eval_steps) || done == train.max_steps {
             let validation = self.validate()?;

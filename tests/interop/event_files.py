@@ -1,6 +1,6 @@
 """Opens the event files of a finished stage with TensorBoard's own reader.
 
-    python tests/interop/tensorboard.py DIR...
+    python tests/interop/event_files.py DIR...
 
 DIR is the directory of `finetune --out` or RUN/translator, with metrics.jsonl, throughput-steps.jsonl
 and an event file. Every number of both files must be a scalar of the same step, as a 32-bit number, and
