@@ -19,5 +19,6 @@ mod settings_bounds;
 mod split;
 mod submit;
 mod surface;
+mod sweeps;
 mod two_hosts;
 mod using;

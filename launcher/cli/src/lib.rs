@@ -5,6 +5,7 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+pub mod compare;
 pub mod convert;
 pub mod diff;
 pub mod doctor;
@@ -18,6 +19,7 @@ pub mod preview;
 pub mod slurm;
 pub mod status;
 pub mod submit;
+pub mod sweep;
 
 use args::Args;
 use clap::{CommandFactory, FromArgMatches};
