@@ -3,9 +3,9 @@
 use super::launch::Launch;
 use super::lora::{Columns, Partial, row_stride, tiles};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
+use crate::ViewMut;
 use crate::error::Result;
 use crate::ops::{LoraDims, LoraTarget, RmsNormDims, Segments};
-use crate::ViewMut;
 
 pub(super) const MODULE: &str = "lora_rows";
 /// As in the kernels: threads of the forward ones, and the most of the backward ones; tokens of their tiles.

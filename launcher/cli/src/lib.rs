@@ -7,6 +7,7 @@
 pub mod args;
 pub mod compare;
 pub mod convert;
+pub mod cross_validate;
 pub mod diff;
 pub mod doctor;
 mod flags;

@@ -11,6 +11,7 @@
 //!
 //! * settings: the settings and their defaults.
 //! * args: where a run and its settings are, as typed.
+//! * optimizer: the settings of an optimizer, as trainers take them.
 //! * preset: settings with a name.
 //! * check: what values they may have.
 //! * aliases: what settings are called elsewhere.
@@ -24,6 +25,7 @@
 mod aliases;
 mod args;
 mod check;
+mod optimizer;
 mod preset;
 mod reuse;
 pub mod run_dir;

@@ -70,7 +70,7 @@ impl JobResult {
             ("step".into(), json!(done)),
             ("loss".into(), json!(self.losses[step])),
             ("grad_norm".into(), json!(self.grad_norms[step])),
-            ("learning_rate".into(), json!(recipe.step(step as u32).lr)),
+            ("learning_rate".into(), json!(recipe.optimizer().step(step as u32).lr)),
             ("epoch".into(), json!((done * recipe.global_batch_size) as f64 / examples.max(1) as f64)),
             ("tokens".into(), json!(self.tokens[..done].iter().sum::<u64>())),
         ])
@@ -181,7 +181,7 @@ impl LoraTrainer<'_> {
         let (layout, init) = (&self.side.layout, &self.side.init);
         let mut adapters = MultiLora::new(decoder, layout, jobs.len(), init, capacity)?;
         let mut trained = vec![JobResult::default(); jobs.len()];
-        let steps = self.recipe.max_steps;
+        let (steps, optimizer) = (self.recipe.max_steps, self.recipe.optimizer());
         let started = match checkpoint {
             Some(checkpoint) => checkpoint.restore(decoder.device(), &mut adapters, &mut trained)?,
             None => 0,
@@ -198,7 +198,7 @@ impl LoraTrainer<'_> {
                 losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
                 callback.between()?;
             }
-            let norms = adapters.apply(self.recipe.step(step), self.recipe.clip())?;
+            let norms = adapters.apply(optimizer.step(step), optimizer.max_grad_norm)?;
             count_tokens(&mut orders, jobs, step, &mut trained);
             for (job, (result, (loss, norm))) in
                 trained.iter_mut().zip(losses.into_iter().zip(norms)).enumerate()
@@ -285,11 +285,11 @@ mod tests {
             ..JobResult::default()
         };
         let lines = [0, 1].map(|step| Value::Object(trained.line(step, &recipe, 16)));
-        let first = json!({ "step": 1, "loss": 2.0, "grad_norm": 0.25, "learning_rate": recipe.step(0).lr,
+        let first = json!({ "step": 1, "loss": 2.0, "grad_norm": 0.25, "learning_rate": recipe.optimizer().step(0).lr,
             "epoch": 0.25, "tokens": 40 });
         assert_eq!(lines[0], first);
         assert_eq!((&lines[1]["tokens"], &lines[1]["epoch"]), (&json!(84), &json!(0.5)));
-        assert_ne!(recipe.step(0).lr, recipe.step(1).lr);
+        assert_ne!(recipe.optimizer().step(0).lr, recipe.optimizer().step(1).lr);
     }
 
     #[test]
