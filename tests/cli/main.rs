@@ -23,3 +23,4 @@ mod submit;
 mod surface;
 mod sweeps;
 mod two_hosts;
+mod using;

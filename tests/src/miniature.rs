@@ -118,7 +118,9 @@ pub fn checksums(dir: &Path) -> BTreeMap<PathBuf, String> {
     fn walk(dir: &Path, out: &mut BTreeMap<PathBuf, String>) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            let of_times = path.file_name().unwrap().to_string_lossy().starts_with("throughput");
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            // Events for TensorBoard have the time of each step.
+            let of_times = name.starts_with("throughput") || name.contains(gradtx_runtime::tensorboard::MARK);
             if path.is_dir() {
                 walk(&path, out);
             } else if !of_times {

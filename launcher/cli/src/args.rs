@@ -86,6 +86,14 @@ pub enum Command {
         #[arg(long)]
         allow_refinement: bool,
     },
+    /// Show what examples become: text, tokens, which of them are trained on, and statistics.
+    Preview(crate::preview::Job),
+    /// Generate from a prompt, for a file of examples, or in a chat.
+    Generate(crate::generate::Job),
+    /// Turn a PEFT adapter into an update vector, or an update vector into a PEFT adapter.
+    Convert(crate::convert::Job),
+    /// Compare two update vectors or two adapters.
+    Diff(crate::diff::Job),
     /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
     Translate {
         /// The run and its configuration.
@@ -309,6 +317,10 @@ impl Command {
                 context,
                 &gradtx_report::stage::Job { run, evaluations: scores, out },
             ),
+            Self::Preview(job) => crate::preview::run(context, &job),
+            Self::Generate(job) => crate::generate::run(context, &job),
+            Self::Convert(job) => crate::convert::run(context, &job),
+            Self::Diff(job) => crate::diff::run(context, &job),
             Self::Submit(job) => submit::run(context, &job),
             Self::Logs(job) => logs::run(context, &job),
             Self::Cancel(job) => cancel::run(context, &job),
@@ -363,6 +375,10 @@ impl Command {
                 | Self::Submit(_)
                 | Self::Logs(_)
                 | Self::Cancel(_)
+                | Self::Preview(_)
+                | Self::Generate(_)
+                | Self::Convert(_)
+                | Self::Diff(_)
                 | Self::Bench(_)
         )
     }

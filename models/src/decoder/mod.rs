@@ -29,6 +29,7 @@ mod generate;
 mod layout;
 mod pretrain;
 mod rope;
+mod sampling;
 mod weights;
 
 pub use acts::{Activations, Mode};
@@ -36,7 +37,8 @@ pub use adapters::AdapterView;
 pub use backward::{Gradients, OnReady};
 pub use config::DecoderConfig;
 pub use family::Family;
-pub use generate::{Continuation, GenerateLimits, Generator, Prompt};
+pub use generate::{Continuation, Decoding, GenerateLimits, Generator, Prompt};
 pub use pretrain::{FullTrainer, PretrainStep};
 pub use rope::RopeScaling;
+pub use sampling::Sampling;
 pub use weights::{Decoder, InitialWeights};
