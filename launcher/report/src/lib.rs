@@ -89,7 +89,7 @@ impl Report {
         }
         let rows = rows::Rows::of(&mut source);
         let shadow = curves::Shadow::of(&mut source);
-        let tuples = tuples::of(&mut source, rows.groups.as_deref());
+        let tuples = tuples::of(&mut source, rows.groups.as_deref(), &rows.tasks);
         let translator = curves::Translator::of(&mut source);
         let clients = curves::Clients::of(&mut source);
         let times = times::of(&mut source);

@@ -43,8 +43,9 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     // What a killed report left half written; who may not remove it may still write beside it.
     let _ =
         sweep_temporary(data.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")));
+    let text = html::page(&report)?;
     write_json(&data, &report)?;
-    write_atomic(&page, |out| out.write_all(html::page(&report).as_bytes()))?;
+    write_atomic(&page, |out| out.write_all(text.as_bytes()))?;
     for scores in &report.scores {
         context.ui.result(scores.table.text());
         context.ui.result(&scores.headline.text);
