@@ -45,7 +45,7 @@ ranks() {
     tasks "$GRADTX" "$stage" ${threads[@]+"${threads[@]}"} "$@"
 }
 
-# tasks COMMAND …: the command on all ranks of the job. A step that has begun is only ever
+# tasks COMMAND …: the command on all ranks of the job. A step that has started is only ever
 # asked to stop; where there was a request already, none begins.
 tasks() {
     local rc
@@ -66,7 +66,7 @@ tasks() {
 
 # SLURM's signal before the time limit (--signal=B:USR1@…) reaches this shell alone, which passes
 # it on; when SLURM ends a job, the ranks get SIGTERM themselves. To the ranks both are the same
-# request: finish the step, put the work aside, exit with STOPPED. A second one ends them at once.
+# request: finish the step, write a checkpoint, exit with STOPPED. A second one ends them at once.
 readonly STOPPED=75 ANSWER='stopping at the end of this step'
 asked='' interrupted='' step=''
 ask() {

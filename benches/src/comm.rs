@@ -1,7 +1,7 @@
 //! `bench comm`: sums and gathers of the translator's gradient buckets between ranks.
 //!
 //! Under `srun` or `mpirun` the ranks are the processes that were started, also on several nodes;
-//! started alone they are threads of this process (`--ranks 1,2,4`), of which one tells nothing
+//! started alone they are threads of this process (`--ranks 1,2,4`), of which one means nothing
 //! but the cost of a call.
 //!
 //! `bytes` is the whole vector, f32; a call takes as long as its slowest rank. `gb_per_s` is bytes
@@ -54,12 +54,12 @@ pub struct Job {
     out: Option<PathBuf>,
 }
 
-/// Measures; rank 0 tells.
+/// Measures; rank 0 gives.
 pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
     at_least_one("--runs", job.runs)?;
     job.ranks.iter().chain(&job.bytes).try_for_each(|&n| at_least_one("--ranks and --bytes", n))?;
     let translator = NamedTranslator::find(&job.sizes, true)?;
-    let outline = GradTransformer::<Cpu, f32>::outline(&Cpu::new(1), translator.config.clone())?;
+    let outline = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), translator.config.clone())?;
     let mut lines = vec![];
     if world.comm().size() > 1 {
         lines = measure(world.comm(), "mpi", job, outline.layout())?;

@@ -28,9 +28,9 @@
 /// What a piece of work takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Count {
-    /// Operations; 0 where their rate tells nothing.
+    /// Operations; 0 where their rate means nothing.
     pub flops: f64,
-    /// Bytes; 0 where their rate tells nothing.
+    /// Bytes; 0 where their rate means nothing.
     pub bytes: f64,
 }
 

@@ -24,7 +24,7 @@ use anyhow::{Result, ensure};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Activations, AdapterView, Decoder, Gradients, Mode};
-use gradtx_models::lora::{BlockLayout, LoraJobs, initial_adapter};
+use gradtx_models::lora::{BlockLayout, MultiLora, initial_adapter};
 use gradtx_plan::cost::rates::Kind;
 use gradtx_plan::cost::tokens::Lengths;
 use gradtx_plan::cost::work::{Cost, DecoderWork};
@@ -118,7 +118,7 @@ fn plan<X: Real<Acc = f32>, D: Backend<X>>(
     capacity: BatchCapacity,
 ) -> MemoryPlan {
     let mut plan = Decoder::<D, X>::plan(&model.config, false);
-    plan.extend(LoraJobs::<D, X>::plan(&model.config, layout, jobs, capacity));
+    plan.extend(MultiLora::<D, X>::plan(&model.config, layout, jobs, capacity));
     plan
 }
 
@@ -176,7 +176,7 @@ impl Job {
         batch: &PackedBatch,
     ) -> Result<(Times, Value, Option<u64>)> {
         let room = capacity_of(batch);
-        let mut jobs = LoraJobs::new(decoder, layout, self.jobs, &initial_adapter(layout, 2), room)?;
+        let mut jobs = MultiLora::new(decoder, layout, self.jobs, &initial_adapter(layout, 2), room)?;
         let mut step = 0;
         let mut train = || {
             step += 1;

@@ -1,4 +1,4 @@
-//! Time of work on a device: samples, and what they tell together.
+//! Time of work on a device: samples, and what they report together.
 //!
 //! Work is queued, and the device waited for once per sample. A sample of a single operation
 //! is many calls back to back, so that neither the wait nor the launch of a call counts; a
@@ -12,7 +12,7 @@ use std::time::Instant;
 /// Seconds that a sample of a single operation takes at least.
 const SAMPLE: f64 = 0.02;
 /// Calls of a sample at most.
-const MOST_CALLS: usize = 1000;
+const MAX_CALLS: usize = 1000;
 
 /// Samples and warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,10 +89,10 @@ pub fn operation<D: Device>(
         device.synchronize()?;
         Ok(begin.elapsed().as_secs_f64())
     };
-    // The first call may compile, and the second tells how long one takes.
+    // The first call may compile, and the second says how long one takes.
     sample(1)?;
     let one = sample(1)?;
-    let calls = ((SAMPLE / one.max(1e-9)).ceil() as usize).clamp(1, MOST_CALLS);
+    let calls = ((SAMPLE / one.max(1e-9)).ceil() as usize).clamp(1, MAX_CALLS);
     for _ in 0..repeats.warmup {
         sample(calls)?;
     }

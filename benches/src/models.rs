@@ -136,7 +136,7 @@ impl NamedTranslator {
 
     /// The model with random values; norms are ones.
     pub fn make<X: Real<Acc = f32>, D: Backend<X>>(&self, device: &D) -> Result<GradTransformer<D, X>> {
-        let mut model = GradTransformer::outline(device, self.config.clone())?;
+        let mut model = GradTransformer::meta(device, self.config.clone())?;
         let mut values = device.zeros::<X>(model.layout().total())?;
         fill::<D, X>(device, D::all_mut(&mut values), SPREAD, 2)?;
         norms_to_one::<X, D>(device, &mut values, model.layout())?;

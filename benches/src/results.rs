@@ -26,7 +26,7 @@ pub struct Entry {
     pub name: String,
     /// Its sizes, for people.
     pub shape: String,
-    /// What it takes; nothing where neither operations nor bytes tell anything.
+    /// What it takes; nothing where neither operations nor bytes report anything.
     pub count: Count,
     /// Which rate of [`gradtx_plan::cost`] it measures.
     pub work: Option<Kind>,
@@ -104,7 +104,7 @@ impl Results {
         Ok(Self { ui, machine, dtype, repeats, ceilings, out, table, profiles, free })
     }
 
-    /// From now on lines tell their shares of these.
+    /// From now on lines report their shares of these.
     pub fn hold_against(&mut self, ceilings: &Ceilings) {
         self.ceilings = Some(*ceilings);
     }

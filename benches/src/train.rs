@@ -4,7 +4,7 @@
 //! Two lines: `train`, with the batch on the device already, which is the arithmetic; and `train
 //! with loading`, the trainer's own step as `gradtx train` does it, by the same code, where the
 //! next tuples are read from a store on the disk, prepared and uploaded meanwhile. The first is held
-//! against the targets, and its line says how its time divides. Two more lines tell what preparing
+//! against the targets, and its line says how its time divides. Two more lines report what preparing
 //! the tuples of a step takes by itself ([`tuples`]).
 //!
 //! **Operations**, by [`TranslatorWork::training`]: 6 per value and block that it multiplies, 4
@@ -28,8 +28,8 @@ use gradtx_plan::cost::rates::Kind;
 use gradtx_plan::cost::work::TranslatorWork;
 use gradtx_runtime::comm::Solo;
 use gradtx_runtime::parallel::BUCKET_BYTES;
-use gradtx_train::translator::feed::{Feed, Part};
-use gradtx_train::translator::parallel::Ranks;
+use gradtx_train::translator::data_parallel::DataParallel;
+use gradtx_train::translator::prefetch::{Part, Prefetcher};
 use gradtx_train::translator::steps::gradients;
 use serde_json::json;
 
@@ -65,7 +65,7 @@ impl Measured for Job {
         }
         let batch = self.batch.unwrap_or(if is_cpu { 8 } else { 32 });
         at_least_one("--batch", batch)?;
-        let outline = GradTransformer::<D, X>::outline(on.device, translator.config.clone())?;
+        let outline = GradTransformer::<D, X>::meta(on.device, translator.config.clone())?;
         check_memory(on.device, &translator.name, "--batch", batch, |n| {
             let mut plan = Trainer::plan(&outline, n)?;
             // The resident batch has activations of its own.
@@ -140,7 +140,7 @@ fn steps<X: Real<Acc = f32>, D: Backend<X>>(
 /// two run as they are, and the next two are captured.
 const FIRST_STEPS: usize = 4;
 
-/// The step of `gradtx train`, with its own feed of tuples from the disk.
+/// The step of `gradtx train`, with its own prefetcher of tuples from the disk.
 fn with_loading<X: Real<Acc = f32>, D: Backend<X>>(
     on: &On<'_, D>,
     repeats: Repeats,
@@ -151,21 +151,21 @@ fn with_loading<X: Real<Acc = f32>, D: Backend<X>>(
     let (config, batch) = (model.config().clone(), store.batch());
     let scale = 1.0 / (batch * config.teacher_len()) as f64;
     let solo = Solo::default();
-    let mut ranks = Ranks::new(&solo, on.device, model.layout(), BUCKET_BYTES / size_of::<f32>())?;
+    let mut ranks = DataParallel::new(&solo, on.device, model.layout(), BUCKET_BYTES / size_of::<f32>())?;
     let part = Part { steps: 0..u32::MAX, own: 0..batch };
     let repeats = Repeats { warmup: repeats.warmup + FIRST_STEPS, ..repeats };
     std::thread::scope(|scope| {
         let (units, source) = (store.units().clone(), store.source()?);
-        let mut feed = Feed::start(scope, on.device, &config, units, source, part, on.threads)?;
+        let mut prefetcher = Prefetcher::start(scope, on.device, &config, units, source, part, on.threads)?;
         let mut step = 0;
         measure::step(on.device, repeats, || {
             step += 1;
-            let tuples = feed.next_step()?;
-            let loss = gradients(&mut ranks, model, trainer, &tuples, &mut feed, scale)? * scale;
+            let tuples = prefetcher.next_step()?;
+            let loss = gradients(&mut ranks, model, trainer, &tuples, &mut prefetcher, scale)? * scale;
             ensure!(loss.is_finite(), "the loss is {loss}");
             let squares = trainer.sum_squares(on.device)?;
             trainer.apply(model, AdamWStep { step, ..STEP }, Some(1.0), squares)?;
-            feed.give_back(tuples);
+            prefetcher.give_back(tuples);
             Ok(())
         })
     })

@@ -39,7 +39,7 @@ impl Measured for Job {
         at_least_one("--batch", self.batch)?;
         let translator = NamedTranslator::find(&self.sizes, on.machine.is_cpu())?;
         let config = &translator.config;
-        let outline = GradTransformer::<D, X>::outline(on.device, config.clone())?;
+        let outline = GradTransformer::<D, X>::meta(on.device, config.clone())?;
         check_memory(on.device, &translator.name, "--batch", self.batch, |n| {
             let mut plan = Generator::plan(&outline, n)?;
             plan.add(Purpose::Frozen, "values", &[outline.layout().total()], size_of::<X>());

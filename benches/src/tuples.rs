@@ -1,6 +1,6 @@
 //! Tuples on the disk for benchmarks, and what it takes to prepare those of a step.
 //!
-//! The lines `prepare tuples` tell how long the threads of the host need to read a batch of tuples
+//! The lines `prepare tuples` report how long the threads of the host need to read a batch of tuples
 //! from a store, take it into the model's units and round it to a type, as `gradtx train` does while
 //! a step runs; `ns_per_value` is one thread's time for a value.
 //!
@@ -18,7 +18,7 @@ use gradtx_runtime::artifact::{
     Role, TuplePlan, TupleStore, UpdateSpace, assemble, checksum, little_endian, write_init, write_shard,
 };
 use gradtx_train::translator::prepare::Threads;
-use gradtx_train::translator::tuples::{Source, Tuple, fit};
+use gradtx_train::translator::tuples::{Tuple, TupleSampler, fit};
 use serde_json::{Value, json};
 
 /// Shadow pairs of the store.
@@ -80,8 +80,8 @@ impl Store {
     }
 
     /// Gives the tuples of every step.
-    pub fn source(&self) -> Result<Source<'_>> {
-        Source::new(&self.store, &self.train, &self.tuples, 1)
+    pub fn source(&self) -> Result<TupleSampler<'_>> {
+        TupleSampler::new(&self.store, &self.train, &self.tuples, 1)
     }
 
     /// Adds lines about preparing the tuples of a step as values of type `T`: on one thread, and on

@@ -2,7 +2,7 @@
 //!
 //! In: a buffer on every rank's device, cut into one share per rank. Out: the sums of all
 //! ranks' values, each share on the device of the rank that owns it; or the shares of all, on
-//! every device. Both go on beside what the device computes meanwhile.
+//! every device. Both continue beside what the device computes meanwhile.
 //!
 //! A group is made once: every rank's device says whether it can be in one ([`Candidate`]),
 //! the ranks come to the same answer, one makes an id, all join with it. Devices without such
@@ -30,7 +30,7 @@ pub enum Candidate {
 /// Devices that may be in a group. All ranks of a group do the same operations in the same
 /// order, with the same shares.
 ///
-/// What was started goes on until [`Collective::finish_group`]: up to then the values that it
+/// What was started continues until [`Collective::finish_group`]: up to then the values that it
 /// was started with are nobody's to read or write, and buffers with them are not given back.
 ///
 /// No operation waits for another rank without end: after a time limit of the library's it fails.
@@ -42,7 +42,7 @@ pub trait Collective: Device {
     /// Whether this device can be in a group.
     fn candidate(&self) -> Candidate;
 
-    /// The id of a new group, which one rank makes and tells all.
+    /// The id of a new group, which one rank makes and gives all.
     fn new_group(&self) -> Result<Vec<u8>>;
 
     /// Joins a group as `rank` of `size`; returns when all have.

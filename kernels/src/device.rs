@@ -17,7 +17,7 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// Write access to part of a buffer.
     type ViewMut<'a, T: Elem>: Send;
 
-    /// A lane for uploads that go on beside operations; see [`Self::upload_in`].
+    /// A lane for uploads that continue beside operations; see [`Self::upload_in`].
     type Lane: Send;
     /// Host memory that copies to this device can start from; see [`Self::upload_pinned`].
     type Pinned<T: Elem>: Send + Sync + 'static;

@@ -1,4 +1,4 @@
-//! Checkpoints: everything needed to go on bit-identically.
+//! Checkpoints: everything needed to continue bit-identically.
 //!
 //! [`Checkpoint`] is a file: safetensors of named flat buffers (parameters, moments,
 //! counters), with the rest of the state as JSON in its metadata and a checksum over all of

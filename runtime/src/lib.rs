@@ -2,13 +2,13 @@
 //!
 //! * [`data`]: from files of examples to packed token streams on a device.
 //! * [`artifact`]: what is on disk, read by memory map and written atomically.
-//! * [`checkpoint`]: everything needed to go on bit-identically.
+//! * [`checkpoint`]: everything needed to continue bit-identically.
 //! * [`params`]: names, shapes and places of parameters in one flat buffer.
 //! * [`plan`]: every buffer's shape and bytes, before the first step.
 //! * [`optim`]: optimizers over flat buffers, and learning-rate schedules.
-//! * [`comm`]: what ranks tell each other.
+//! * [`comm`]: what ranks exchange.
 //! * [`parallel`]: what each rank of a data-parallel training owns and adds up.
-//! * [`metrics`]: what a run tells about itself.
+//! * [`metrics`]: what a run reports itself.
 //! * [`text`]: text of files, made fit for a terminal.
 
 pub mod artifact;

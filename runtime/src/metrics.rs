@@ -1,7 +1,7 @@
-//! What a run tells about itself while it runs: JSON lines, and tokens per second.
+//! What a run reports itself while it runs: JSON lines, and tokens per second.
 //!
 //! One record per line with a `step`, flushed at once, so that a file can be followed
-//! and survives a crash up to the last whole line. A run that goes on from a
+//! and survives a crash up to the last whole line. A run that continues from a
 //! checkpoint first drops the records after it, so no step stands there twice.
 
 use crate::artifact::{MAX_LINES_BYTES, read_regular, write_atomic};
@@ -23,7 +23,7 @@ pub struct JsonLines {
 impl JsonLines {
     /// Opens a file for appending after the records of the steps before `step`
     /// (counted as the records count them); records of later steps, records without
-    /// one and an unfinished last line are dropped. With `step` 0, begins anew.
+    /// one and an unfinished last line are dropped. With `step` 0, begins again.
     pub fn resume(path: &Path, step: u64) -> Result<Self> {
         let kept = match path.try_exists().map_err(|e| Error::io("read", path, e))? {
             true => keep_before(&read_regular(path, MAX_LINES_BYTES)?, step),

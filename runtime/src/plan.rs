@@ -293,7 +293,7 @@ pub fn memory_limit() -> Option<MemoryLimit> {
 }
 
 /// The memory directories of a process's groups and of the groups above them. Within a
-/// container the path that the kernel tells may not be there; the root is then the group's own.
+/// container the path that the kernel gives may not be there; the root is then the group's own.
 fn group_dirs(groups: &str, root: &Path) -> Vec<PathBuf> {
     let mut dirs = vec![];
     for line in groups.lines() {

@@ -7,7 +7,9 @@
 mod contract;
 
 use gradtx_runtime::Result;
-use gradtx_runtime::comm::{Collectives, Comm, Goal, Kind, Local, Message, Place, Reduction, Solo, local};
+use gradtx_runtime::comm::{
+    Collective, Collectives, Comm, Kind, Local, Message, RankInfo, Reduction, Solo, local,
+};
 use half::bf16;
 
 /// Runs `work` on every rank, each in a thread; returns what they returned, by rank.
@@ -115,20 +117,20 @@ impl Comm for Broken {
         self.comm.size()
     }
 
-    fn place(&self) -> &Place {
+    fn place(&self) -> &RankInfo {
         self.comm.place()
     }
 
     fn start_sum<'c>(
         &'c self,
-        goal: Goal,
+        collective: Collective,
         kind: Kind,
         values: &[u8],
         lengths: &[usize],
     ) -> Result<Box<dyn Reduction + 'c>> {
         let all = |values: &[u8]| self.comm.all_gather_bytes(values);
-        Ok(match (self.fault, goal, kind) {
-            (Fault::Order, Goal::All, Kind::F32) => {
+        Ok(match (self.fault, collective, kind) {
+            (Fault::Order, Collective::AllReduce, Kind::F32) => {
                 let mut sum = vec![0f32; values.len() / 4];
                 for part in all(values)?.iter().rev() {
                     let part = part.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
@@ -136,7 +138,7 @@ impl Comm for Broken {
                 }
                 Box::new(There(sum.iter().flat_map(|x| x.to_le_bytes()).collect()))
             }
-            (Fault::Rounding, Goal::All, Kind::Bf16) => {
+            (Fault::Rounding, Collective::AllReduce, Kind::Bf16) => {
                 let mut sum = vec![bf16::ZERO; values.len() / 2];
                 for part in all(values)? {
                     let part = part.chunks_exact(2).map(|x| bf16::from_le_bytes(x.try_into().unwrap()));
@@ -144,12 +146,14 @@ impl Comm for Broken {
                 }
                 Box::new(There(sum.iter().flat_map(|x| x.to_le_bytes()).collect()))
             }
-            (Fault::Share, Goal::Share, Kind::U64) if lengths.iter().all(|&l| l == lengths[0] && l > 0) => {
+            (Fault::Share, Collective::ReduceScatter, Kind::U64)
+                if lengths.iter().all(|&l| l == lengths[0] && l > 0) =>
+            {
                 let mut sum = values.to_vec();
                 self.comm.sum_all(kind, &mut sum)?;
                 Box::new(There(sum[..lengths[0]].to_vec()))
             }
-            _ => self.comm.start_sum(goal, kind, values, lengths)?,
+            _ => self.comm.start_sum(collective, kind, values, lengths)?,
         })
     }
 

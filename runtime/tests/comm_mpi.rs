@@ -1,8 +1,8 @@
-//! Ranks under MPI keep the contract of `Comm`, and end together when one cannot go on.
+//! Ranks under MPI keep the contract of `Comm`, and end together when one cannot continue.
 //!
 //! Started by `cargo test --features mpi`, this program starts itself again under
 //! `mpirun`; there, each process plays its part of a scene. With GRADTX_TEST_LARGE set, more
-//! is moved than MPI's 32-bit counts can tell, which takes 10 GiB of memory.
+//! is moved than MPI's 32-bit counts can report, which takes 10 GiB of memory.
 
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used)]

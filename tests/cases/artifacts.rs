@@ -138,7 +138,7 @@ fn a_damaged_merged_model() {
     case.run(&format!("{evaluate} --out o")).refused();
 }
 
-/// A training on damaged tuples that had begun before the damage.
+/// A training on damaged tuples that had started before the damage.
 #[test]
 fn flipped_tuples_are_not_trained_on() {
     for file in

@@ -163,7 +163,7 @@ fn entries_that_are_off_or_bookkeeping() {
     }
 }
 
-/// An entry that may change the result is an error that says how to go on all the same.
+/// An entry that may change the result is an error that says how to continue all the same.
 #[test]
 fn entries_that_may_matter() {
     let case = Case::new();

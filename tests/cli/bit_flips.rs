@@ -146,7 +146,7 @@ impl Home {
         (output, made)
     }
 
-    /// Checksums of a result, without the record, which tells what it was made from. Of a
+    /// Checksums of a result, without the record, which says what it was made from. Of a
     /// report, the scores: it has dates too.
     fn made(&self, next: Next) -> BTreeMap<PathBuf, String> {
         if next == Next::Report {

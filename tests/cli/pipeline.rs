@@ -220,7 +220,7 @@ fn long_training() -> String {
 }
 
 #[test]
-fn a_killed_training_goes_on_and_ends_with_the_same_bytes() {
+fn a_killed_training_resumes_and_ends_with_the_same_bytes() {
     let home = Home::new();
     std::fs::write(home.path("settings.toml"), long_training()).unwrap();
     home.done(&["curate"]);

@@ -209,7 +209,7 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
         status.contains("lr=0.00002,subsets=60  curate: 2 of 60 shards of tiny, 0 of 60 of llm"),
         "{status}"
     );
-    assert_eq!(status.lines().filter(|line| line.ends_with("not begun")).count(), 3);
+    assert_eq!(status.lines().filter(|line| line.ends_with("not started")).count(), 3);
 
     let plan = ["plan", "--sweep", "s.toml", "--gpu", "h100", "--tokens-per-example", "240"];
     let said = home.ok(&plan);

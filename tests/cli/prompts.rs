@@ -315,9 +315,9 @@ fn templates_that_never_end_are_errors() {
     let home = Home::new("7");
     for (i, template) in templates.iter().enumerate() {
         home.write("model/chat_template.jinja", template);
-        let begun = Instant::now();
+        let started = Instant::now();
         let said = home.run(&format!("evaluate --run r --config run.toml --data one.jsonl --out s{i}"));
-        assert!(begun.elapsed() < Duration::from_secs(60), "{template:.80}");
+        assert!(started.elapsed() < Duration::from_secs(60), "{template:.80}");
         let fine = said.code == Some(0);
         assert!(fine || said.code == Some(1) || said.code == Some(2), "{template:.80}: {:?}", said.code);
         assert!(!fine || i >= 14, "{template:.80} ends with a text");

@@ -255,7 +255,7 @@ fn checkpointed(home: &Path) -> u64 {
     entries.filter_map(step).max().unwrap_or(0)
 }
 
-/// The last step that the metrics tell of.
+/// The last step that the metrics report of.
 fn steps_told(home: &Path) -> u64 {
     let text = std::fs::read_to_string(home.join("run/translator/metrics.jsonl")).unwrap_or_default();
     let steps = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?["step"].as_u64());

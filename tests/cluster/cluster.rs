@@ -115,10 +115,10 @@ impl Cluster {
         text.lines().map(|line| (field(line, "JobState="), field(line, "Reason="))).collect()
     }
 
-    /// Waits until a job has ended, and all jobs of it if it is an array; tells in what state.
+    /// Waits until a job has ended, and all jobs of it if it is an array; gives in what state.
     /// A requeued job would wait for two minutes before it starts; here it does not.
     pub fn ended(&self, job: &str) -> String {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut pending = Instant::now();
         loop {
             let states = self.states(job);
@@ -137,7 +137,7 @@ impl Cluster {
                 let update = ["update", &format!("JobId={job}"), "StartTime=now"];
                 let _ = self.command("scontrol").args(update).output();
             }
-            assert!(begun.elapsed() < PATIENCE, "job {job}: still {states:?}\n{}", self.log());
+            assert!(started.elapsed() < PATIENCE, "job {job}: still {states:?}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -156,9 +156,14 @@ impl Cluster {
 
     /// The same; `why` adds to the message if it never is.
     pub fn until_or(&self, what: &str, mut is_so: impl FnMut() -> bool, why: impl Fn() -> String) {
-        let begun = Instant::now();
+        let started = Instant::now();
         while !is_so() {
-            assert!(begun.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}: {}\n{}", why(), self.log());
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{what}: not after {PATIENCE:?}: {}\n{}",
+                why(),
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -67,7 +67,7 @@ impl Home {
         assert!(output.status.success(), "{stage}: {}", both(&output));
     }
 
-    /// Writes a shell script that stands in for the program, and tells its path.
+    /// Writes a shell script that stands in for the program, and returns its path.
     pub fn stand_in(&self, text: &str) -> PathBuf {
         let path = self.path("stand-in");
         std::fs::write(&path, format!("#!/bin/bash\n{text}\n")).unwrap();
@@ -107,7 +107,7 @@ impl Home {
         self.read(&self.path("run/logs"), which)
     }
 
-    /// The same, if it has begun to say anything.
+    /// The same, if it has started to say anything.
     pub fn find_log(&self, which: &str) -> Option<String> {
         let mut paths = std::fs::read_dir(self.path("run/logs")).ok()?.flatten().map(|entry| entry.path());
         let path = paths.find(|path| path.to_string_lossy().ends_with(which))?;

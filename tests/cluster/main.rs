@@ -97,7 +97,7 @@ fn a_job_that_is_asked_to_stop_comes_back() {
 #[test]
 fn ranks_that_have_answered_are_not_asked_again() {
     let (cluster, home) = (cluster(), Home::new());
-    // A second signal would end it without what it puts aside for longer than the script waits.
+    // A second signal would end it without its checkpoint for longer than the script waits.
     let program = home.stand_in(
         r#"
 if [ -n "${SLURM_RESTART_COUNT:-}" ]; then exit 0; fi
@@ -244,7 +244,7 @@ fn a_training_survives_the_crash_of_its_node() {
     });
 }
 
-/// Ids that pipeline.sh or `gradtx submit` tell, a job per line.
+/// Ids that pipeline.sh or `gradtx submit` report, a job per line.
 fn ids(said: &str) -> Vec<String> {
     let of_line = |line: &str| {
         let line = line.strip_prefix("job ").unwrap_or(line);

@@ -43,7 +43,7 @@ impl Home {
         command
     }
 
-    /// Files of a run, by their place in it, without what tells of times.
+    /// Files of a run, by their place in it, without what reports times.
     fn files(&self, run: &str) -> Vec<(PathBuf, String)> {
         let dir = self.path(run);
         let sums = checksums(&dir);
@@ -163,8 +163,8 @@ fn what_a_killed_process_of_several_had_is_done_by_the_next() {
     let long = [&LONG[..], &["--array"]].concat();
     let start = || home.alone("curate", "run", &long).spawn().unwrap();
     let (mut first, second) = (start(), start());
-    let begun = || home.status("run")["processes"].as_array().is_some_and(|all| all.len() == 2);
-    wait_until(begun);
+    let started = || home.status("run")["processes"].as_array().is_some_and(|all| all.len() == 2);
+    wait_until(started);
     // Alone would be somebody else's business.
     let refused = end_of(home.alone("curate", "run", &LONG));
     assert_eq!(refused.code, Some(4), "{refused:?}");
@@ -236,7 +236,7 @@ fn what_is_wrong_on_one_rank_ends_all() {
     // Other settings.
     let end = two(&["--set", "curate.llm.lr=0.5"]);
     one_error(&end, 3, &["rank 1 of 3 on ", "- curate.llm.lr = 0.02", "+ curate.llm.lr = 0.5"]);
-    assert!(!home.path("run/shadow").exists(), "nothing is begun before all agree");
+    assert!(!home.path("run/shadow").exists(), "nothing is started before all agree");
     // A directory that cannot be written to, and one that is full.
     let end = end_of(home.ranks(3, "curate", "/sys/run", &[]));
     one_error(&end, 1, &["rank 0 of 3 on ", "/sys/run"]);

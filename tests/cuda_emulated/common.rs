@@ -214,7 +214,7 @@ pub fn check_with_library(name: &str, case: &impl Case, tolerance: Tolerance) {
         return; // A machine may have a GPU and no cuBLASLt.
     }
     let cuda = device_with(Variant { race: false, plant: None }, &cublaslt());
-    assert!(cuda.products_by().starts_with("cuBLASLt 1"), "{}", cuda.products_by());
+    assert!(cuda.gemm_backend().starts_with("cuBLASLt 1"), "{}", cuda.gemm_backend());
     check_on(&format!("{name} by cuBLASLt"), case, &cuda, SCHEDULES[0], tolerance);
 }
 

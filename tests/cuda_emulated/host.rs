@@ -97,7 +97,7 @@ fn views_end_where_buffers_do() {
 }
 
 /// Ids, targets and positions that are out of range are refused by the kernel, and reported by the
-/// next wait; then the device goes on.
+/// next wait; then the device continues.
 #[test]
 fn numbers_out_of_range() {
     let cuda = plain();
@@ -348,7 +348,7 @@ fn downloads_beside_operations() {
     }
 }
 
-/// What a graph cannot hold is an error, and the device goes on.
+/// What a graph cannot hold is an error, and the device continues.
 #[test]
 fn work_that_cannot_be_repeated() {
     let cuda = plain();
@@ -358,7 +358,7 @@ fn work_that_cannot_be_repeated() {
         cuda.replay::<Error>(&mut graph, &mut work).expect("the first time anything goes");
         let why = cuda.replay::<Error>(&mut graph, &mut work).unwrap_err().to_string();
         assert!(why.contains(what) && why.contains("replayed as a graph"), "{why}");
-        cuda.replay::<Error>(&mut graph, &mut work).expect("then it begins anew");
+        cuda.replay::<Error>(&mut graph, &mut work).expect("then it begins again");
     }
     refused(&cuda, "upload", || cuda.upload(Cuda::all_mut(&mut x), &[2.0; 8]));
     refused(&cuda, "download", || cuda.to_host(Cuda::all(&x)).map(drop));
@@ -485,10 +485,10 @@ fn libraries_are_tried_until_one_starts() {
 #[test]
 fn which_library_multiplies() {
     let cuda = plain();
-    assert_eq!(cuda.products_by(), "kernels of our own (cuBLASLt is turned off)");
+    assert_eq!(cuda.gemm_backend(), "kernels of our own (cuBLASLt is turned off)");
     if !crate::emulator::on_device() {
         let with = device_with(Variant { race: false, plant: None }, &cublaslt());
-        assert_eq!(with.products_by(), "cuBLASLt 12.4.5");
+        assert_eq!(with.gemm_backend(), "cuBLASLt 12.4.5");
         assert_eq!(cublaslt().describe(), Ok("cuBLASLt 12.4.5".into()));
     }
     let nowhere = CublasLt::At("/nowhere/libcublasLt.so".into());

@@ -9,7 +9,7 @@ use gradtx_models::decoder::{Decoder, DecoderConfig, Family, GenerateLimits, Gen
 use gradtx_models::grad_transformer::{
     Generator as TupleGenerator, GradTransformer, GradTransformerConfig, StartToken, Trainer,
 };
-use gradtx_models::lora::{BlockLayout, LoraConfig, LoraJobs, Module};
+use gradtx_models::lora::{BlockLayout, LoraConfig, Module, MultiLora};
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Room};
@@ -72,14 +72,15 @@ fn fine_tuning_takes_what_is_planned() {
     let layout = adapters(&config, 16);
     let capacity = BatchCapacity { tokens: 1000, segments: 9, labels: 1000 };
     let mut plan = Decoder::<Cuda, f32>::plan(&config, false);
-    plan.extend(LoraJobs::<Cuda, f32>::plan(&config, &layout, 2, capacity));
+    plan.extend(MultiLora::<Cuda, f32>::plan(&config, &layout, 2, capacity));
     let later = scratch(&plan);
     assert!(later >= PAGE, "{later} bytes of scratch memory");
     expect_planned("fine-tuning", &cuda, &plan, later, || {
         let model =
             Decoder::<Cuda, f32>::frozen_with(&cuda, &config, |_, _, _| Ok(())).expect("there is memory");
         drop(
-            LoraJobs::new(&model, &layout, 2, &vec![0.0; layout.total()], capacity).expect("there is memory"),
+            MultiLora::new(&model, &layout, 2, &vec![0.0; layout.total()], capacity)
+                .expect("there is memory"),
         );
         Ok(())
     });
@@ -97,12 +98,12 @@ fn a_step_of_fine_tuning_takes_the_scratch_memory_that_is_planned() {
         let (layout, batch) = (adapters(&config, rank), batch(&config));
         let capacity =
             BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
-        let mut jobs =
-            LoraJobs::new(&model, &layout, 2, &vec![0.1; layout.total()], capacity).expect("there is memory");
+        let mut jobs = MultiLora::new(&model, &layout, 2, &vec![0.1; layout.total()], capacity)
+            .expect("there is memory");
         for number in 1..=2 {
             jobs.train_step(&model, &batch, step(number), Some(0.5)).expect("the step is possible");
         }
-        let planned = scratch(&LoraJobs::<Cuda, f32>::plan(&config, &layout, 2, capacity));
+        let planned = scratch(&MultiLora::<Cuda, f32>::plan(&config, &layout, 2, capacity));
         assert_eq!(cuda.scratch() as u64, planned, "rank {rank}");
     }
     assert!(cuda.scratch() > before);
@@ -144,7 +145,7 @@ fn training_a_translator_takes_what_is_planned() {
             ..T5Config::preset("small").expect("it is known")
         },
     };
-    let outline = GradTransformer::<Cuda, f32>::outline(&cuda, config.clone()).expect("it can be described");
+    let outline = GradTransformer::<Cuda, f32>::meta(&cuda, config.clone()).expect("it can be described");
     let mut plan = Trainer::plan(&outline, 40).expect("it can be planned");
     plan.extend(TupleGenerator::plan(&outline, 20).expect("it can be planned"));
     expect_planned("a translator", &cuda, &plan, 0, || {

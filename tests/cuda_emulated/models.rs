@@ -11,14 +11,14 @@ use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Device, Real, bf16};
 use gradtx_models::decoder::{
-    Continuation, Decoder, DecoderConfig, Family, GenerateLimits, Generator, PretrainStep, Pretrainer,
+    Continuation, Decoder, DecoderConfig, Family, FullTrainer, GenerateLimits, Generator, PretrainStep,
     Prompt, RopeScaling,
 };
 use gradtx_models::grad_transformer::{
     Batch, Generator as TupleGenerator, GradTransformer, GradTransformerConfig, StagedTuples, StartToken,
     Trainer, Tuples,
 };
-use gradtx_models::lora::{BlockLayout, LoraConfig, LoraJobs, Module};
+use gradtx_models::lora::{BlockLayout, LoraConfig, Module, MultiLora};
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
 
@@ -152,7 +152,7 @@ fn fine_tune<D: Backend<X>, X: Real>(
     let initial: Vec<f32> = to(&random("initial", layout.total(), 0.0, 0.2));
     let batch = batch(config);
     let capacity = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
-    let mut jobs = LoraJobs::new(&model, &layout, 2, &initial, capacity).expect("there is memory");
+    let mut jobs = MultiLora::new(&model, &layout, 2, &initial, capacity).expect("there is memory");
     let mut numbers = Vec::new();
     for t in 1..=2 {
         let report = jobs.train_step(&model, &batch, step(t), Some(0.5)).expect("the step is possible");
@@ -200,7 +200,7 @@ fn pretrain<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> [Vec<
         };
         assert_eq!(values(&frozen), values(&model), "{}", param.name);
     }
-    let mut pretrainer = Pretrainer::new(&model, false, capacity).expect("there is memory");
+    let mut pretrainer = FullTrainer::new(&model, false, capacity).expect("there is memory");
     let numbers = PretrainStep { adamw: step(1), max_norm: Some(1.0), muon: None };
     let (loss, norm) = pretrainer.train_step(&mut model, &batch, numbers).expect("the step is possible");
     let embedding = model.tensor(&model.layout().params()[0]).expect("it has this tensor");
@@ -217,7 +217,7 @@ fn training_all_parameters() {
     assert_near("embedding", &found[1], &expected[1], 1e-3);
     let frozen = decoder::<Cuda, f32>(&cuda(FORWARD), &config);
     let capacity = BatchCapacity { tokens: 1, segments: 1, labels: 1 };
-    let refusal = Pretrainer::new(&frozen, false, capacity).err().expect("its rows have room").to_string();
+    let refusal = FullTrainer::new(&frozen, false, capacity).err().expect("its rows have room").to_string();
     assert!(refusal.contains("frozen"), "{refusal}");
     let plan = |trained| Decoder::<Cuda, f32>::plan(&config, trained).total();
     assert!(plan(false) > plan(true), "the room is counted");

@@ -1,4 +1,4 @@
-//! Values between the devices of several ranks. Ranks are threads of this process, each with a
+//! Values between the devices of several ranks. DataParallel are threads of this process, each with a
 //! device of its own; NCCL is the stand-in of `kernels/emu/nccl.cpp`. Either what devices exchange
 //! is late, or the kernels before it are. On a machine with GPUs it is NCCL itself, with as many
 //! ranks as there are GPUs.
@@ -17,7 +17,7 @@ use gradtx_models::t5::T5Config;
 use gradtx_runtime::comm::{Comm, Local, local};
 use gradtx_runtime::parallel::{GradientSums, Shards};
 use gradtx_runtime::params::ParamLayout;
-use gradtx_train::translator::parallel::{Ranks, Word};
+use gradtx_train::translator::data_parallel::{DataParallel, LocalStep};
 use std::ops::Range;
 
 /// What every rank of `ranks` does, on a thread of its own.
@@ -174,7 +174,7 @@ where
 {
     let config = translator_config();
     let mut model = GradTransformer::<Cuda, X>::random(device, config.clone(), 1).expect("memory");
-    let mut ranks = Ranks::new(comm, device, model.layout(), 5000).expect("all ranks are there");
+    let mut ranks = DataParallel::new(comm, device, model.layout(), 5000).expect("all ranks are there");
     // Through the host, buckets take memory there.
     let between_devices = !format!("{:?}", ranks.plan(4)).contains("between ranks");
     let student = random("student", 5 * config.student_len());
@@ -189,8 +189,8 @@ where
         let error = ranks.gradients(&model, &mut trainer, tuples, scale).expect("gradients");
         ranks.finish_gradients(&model, &mut trainer).expect("all ranks are there");
         let squares = trainer.sum_squares(device).expect("squares");
-        let word = Word { error, squares, asked: None, due: false, written: 0 };
-        let agreed = ranks.exchange(word).expect("all ranks are there");
+        let local = LocalStep { error, squares, asked: None, due: false, written: 0 };
+        let agreed = ranks.exchange(local).expect("all ranks are there");
         let step =
             AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: number };
         let norm = trainer.apply(&mut model, step, Some(1.0), agreed.squares).expect("finite");

@@ -1,5 +1,5 @@
 //! `.ci/setup` on pretended machines: what it finds is what the build would use, what is missing
-//! is named with its packages before anything is compiled, and the build goes on where it can.
+//! is named with its packages before anything is compiled, and the build continues where it can.
 //! Real root directories: `make fresh`.
 
 #![allow(clippy::unwrap_used)]

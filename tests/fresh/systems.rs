@@ -55,7 +55,7 @@ fn environments_of_a_user_are_named_too() {
 }
 
 #[test]
-fn a_user_without_sudo_goes_on_without_mpi() {
+fn a_user_without_sudo_resumes_without_mpi() {
     let machine = Machine::new();
     machine.plain_user();
     apt(&machine, KNOWN, "");

@@ -151,7 +151,7 @@ fn read(job: &Job, bytes: &[u8]) -> &'static str {
 fn command(home: &Path, target: &Target, bytes: &[u8]) -> ExitCode {
     for dir in target.fresh {
         let _ = std::fs::remove_dir_all(dir);
-        // A translator is trained anew, not repaired.
+        // A translator is trained again, not repaired.
         if *dir != "run/translator" {
             home::copy(&home.join(dir), Path::new(dir));
         }

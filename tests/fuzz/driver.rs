@@ -113,7 +113,7 @@ fn follow(child: &mut Child, limit: Duration, errors: &Path) -> Vec<(usize, Verd
                 verdicts.push((index, Verdict::Hang));
                 return verdicts;
             }
-            // It has not begun yet: the machine is busy.
+            // It has not started yet: the machine is busy.
             (Err(RecvTimeoutError::Timeout), None) => {}
             (Err(RecvTimeoutError::Disconnected), current) => {
                 let status = child.wait().unwrap();

@@ -14,7 +14,7 @@ pub struct Target {
     pub place: &'static str,
     /// The command; empty: the input is the command.
     pub command: &'static str,
-    /// Directories that are made anew before each input.
+    /// Directories that are made again before each input.
     pub fresh: &'static [&'static str],
     /// Inputs of it among a hundred of an average target.
     pub share: usize,

@@ -205,13 +205,13 @@ fn paths(text: &str) -> Vec<(bool, Vec<String>)> {
     let mut is_passed = false;
     while let Some(start) = rest.find(|c: char| c.is_alphanumeric() || c == '_') {
         let before = rest[..start].trim_end();
-        // A new statement, or a path that goes on from a value or a type.
+        // A new statement, or a path that continues from a value or a type.
         if before.ends_with([';', '}']) && !before.ends_with("::{") {
             is_passed = false;
         }
         rest = &rest[start..];
         let (tree, left) = tree(rest);
-        let goes_on = before.ends_with("::") || before.ends_with('.') || before.ends_with('>');
+        let continues = before.ends_with("::") || before.ends_with('.') || before.ends_with('>');
         match tree.as_slice() {
             [one] if one.len() == 1 && one[0] == "use" => {}
             [one] if one.len() == 1 && one[0] == "pub" => {
@@ -221,7 +221,7 @@ fn paths(text: &str) -> Vec<(bool, Vec<String>)> {
                 is_passed = rest.trim_start().starts_with("use");
                 continue;
             }
-            all if !goes_on => {
+            all if !continues => {
                 found.extend(all.iter().filter(|p| p.len() > 1).map(|p| (is_passed, p.clone())))
             }
             _ => {}

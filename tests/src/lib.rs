@@ -16,7 +16,7 @@ pub fn fixture(name: &str) -> PathBuf {
 /// Copies the files of a directory (not its subdirectories) into a new one.
 ///
 /// # Panics
-/// When a file cannot be copied: a test cannot go on.
+/// When a file cannot be copied: a test cannot continue.
 pub fn copy_files(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a test's directory can be made");
     for entry in std::fs::read_dir(from).expect("the fixture is there") {

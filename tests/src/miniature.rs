@@ -67,7 +67,7 @@ batch = 3
 /// Writes `tiny/`, `llm/`, `public.jsonl`, `private.jsonl` and `settings.toml` to a directory.
 ///
 /// # Panics
-/// When a file cannot be written: a test cannot go on.
+/// When a file cannot be written: a test cannot continue.
 pub fn write(home: &Path) {
     for (name, hidden, layers) in [("tiny", 8, 2), ("llm", 16, 3)] {
         let dir = home.join(name);
@@ -113,7 +113,7 @@ pub fn write(home: &Path) {
 /// Checksums of all files below a directory, except for those of times.
 ///
 /// # Panics
-/// When a file cannot be read: a test cannot go on.
+/// When a file cannot be read: a test cannot continue.
 pub fn checksums(dir: &Path) -> BTreeMap<PathBuf, String> {
     fn walk(dir: &Path, out: &mut BTreeMap<PathBuf, String>) {
         for entry in std::fs::read_dir(dir).unwrap() {

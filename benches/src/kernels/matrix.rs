@@ -9,7 +9,7 @@ use gradtx_kernels::Real;
 use gradtx_kernels::ops::{
     Backend, Gemm, GemmDims, Linear, LinearDims, LmHead, LmHeadDims, LmHeadScratch, Out,
 };
-use gradtx_models::lora::Fused;
+use gradtx_models::lora::Projection;
 use gradtx_plan::cost::rates::Kind;
 use serde_json::{Value, json};
 
@@ -18,9 +18,12 @@ pub(super) fn measure<X: Real<Acc = f32>, D: Backend<X>>(
     shapes: &Shapes,
 ) -> Result<()> {
     let t = shapes.tokens;
-    for (name, fused) in
-        [("qkv", Fused::Qkv), ("o", Fused::O), ("gate and up", Fused::GateUp), ("down", Fused::Down)]
-    {
+    for (name, fused) in [
+        ("qkv", Projection::Qkv),
+        ("o", Projection::O),
+        ("gate and up", Projection::GateUp),
+        ("down", Projection::Down),
+    ] {
         let (inputs, outputs) = fused.dims(shapes.config());
         let tail = if shapes.layout.targets(0, fused).is_empty() { 0 } else { TAIL };
         forward::<X, D>(bench, name, t, outputs, inputs)?;

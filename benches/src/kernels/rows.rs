@@ -9,7 +9,7 @@ use gradtx_kernels::Real;
 use gradtx_kernels::ops::{
     Backend, DropoutDims, GatedDims, GatedKind, LoraDims, Out, QkvDims, RmsNorm, RmsNormDims,
 };
-use gradtx_models::lora::{Fused, initial_adapter};
+use gradtx_models::lora::{Projection, initial_adapter};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch};
 
 pub(super) fn measure<X: Real<Acc = f32>, D: Backend<X>>(
@@ -64,7 +64,7 @@ fn adapted_norms<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, sh
         scale: lora.scale(),
         dropout: lora.dropout,
         adapter_stride: layout.total(),
-        targets: layout.targets(0, Fused::Qkv),
+        targets: layout.targets(0, Projection::Qkv),
     };
     let packed = stream(&mixed_segments(t), config.vocab, 1);
     let room = BatchCapacity { tokens: t, segments: packed.segments(), labels: packed.labels() };

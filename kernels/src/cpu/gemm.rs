@@ -11,7 +11,7 @@
 //!
 //! Every element of C is a sum over k in order, in chunks that depend on k only. The
 //! library would choose other chunks, or other kernels that sum in another order, for
-//! small matrices; [`library`] tells how that is kept from happening.
+//! small matrices; [`library`] says how that is kept from happening.
 
 use super::Cpu;
 #[cfg(target_arch = "x86_64")]

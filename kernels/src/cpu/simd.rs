@@ -8,7 +8,7 @@
 //! `map` over an array or the `sum` of an iterator, stays in baseline code and is many
 //! times slower.
 //!
-//! [`Level::FMA`] tells the body whether fused multiply-add is an instruction. Where
+//! [`Level::FMA`] gives the body whether fused multiply-add is an instruction. Where
 //! it is not, `mul_add` would be a library call: use [`CpuReal::madd`], which asks.
 //!
 //! Sums keep [`LANES`] partial sums in fixed places and add them as a tree, so the
@@ -24,7 +24,7 @@ pub const LANES: usize = 32;
 
 /// An instruction set that loop bodies are compiled for.
 pub trait Level: Copy + Send + Sync + 'static {
-    /// Fused multiply-add is an instruction.
+    /// Projection multiply-add is an instruction.
     const FMA: bool;
 }
 

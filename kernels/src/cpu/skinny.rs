@@ -11,7 +11,7 @@ use crate::ops::{GemmDims, Out};
 use std::arch::x86_64::*;
 
 /// Most rows of x that are faster here.
-const MOST_ROWS: usize = 4;
+const MAX_ROWS: usize = 4;
 /// Outputs that are computed together: two vectors, to hide the latency of one's additions.
 const OUTPUTS: usize = 16;
 /// Values of k per transposed square.
@@ -19,7 +19,7 @@ const SQUARE: usize = 8;
 
 /// Whether [`product`] does this product, on this processor.
 pub(super) fn fits(dims: &GemmDims) -> bool {
-    dims.m <= MOST_ROWS
+    dims.m <= MAX_ROWS
         && dims.n >= OUTPUTS
         && !dims.trans_a
         && dims.trans_b

@@ -7,7 +7,7 @@ use crate::error::{expect_len, expect_rows};
 use crate::ops::{DropoutDims, GatedActivation, GatedDims, GatedKind};
 
 const MODULE: &str = "activation";
-const MOST_THREADS: usize = 256;
+const MAX_THREADS: usize = 256;
 
 /// Names of the kernels without and with dropout of h.
 fn names(kind: GatedKind, silu: [&'static str; 2], gelu: [&'static str; 2]) -> [&'static str; 2] {
@@ -38,7 +38,7 @@ impl Cuda {
         }
         let blocks = if cols == 0 { 0 } else { rows };
         // SAFETY: the lengths above; the callers have checked the dropout.
-        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }
+        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MAX_THREADS), 0) }
     }
 
     fn run_gated_backward<X: CudaReal>(
@@ -66,7 +66,7 @@ impl Cuda {
         }
         let blocks = if cols == 0 { 0 } else { rows };
         // SAFETY: the lengths above; the callers have checked the dropout.
-        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }
+        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MAX_THREADS), 0) }
     }
 }
 

@@ -9,7 +9,7 @@ const THREADS: usize = 256;
 /// Partial sums of a row. Fixed, so that a norm's bits do not depend on the device.
 const PARTIAL_SUMS: usize = 512;
 /// Elements that are worth a block of their own.
-const LEAST_SHARE: usize = 4096;
+const MIN_SHARE: usize = 4096;
 
 impl AdamW<f32> for Cuda {
     fn sum_squares(
@@ -22,7 +22,7 @@ impl AdamW<f32> for Cuda {
         const OP: &str = "sum_squares";
         expect_len(OP, "sums", sums.len(), rows)?;
         expect_len(OP, "g", g.len(), rows * len)?;
-        let parts = len.div_ceil(LEAST_SHARE).clamp(1, PARTIAL_SUMS);
+        let parts = len.div_ceil(MIN_SHARE).clamp(1, PARTIAL_SUMS);
         let scratch = self.workspace(rows * parts * size_of::<f32>())?;
         let kernel = self.kernel(MODULE, "sum_squares_partial").pointer(scratch.pointer).read(g).long(len);
         // SAFETY: g holds `rows` rows of `len`, and the scratch memory `parts` sums for each.

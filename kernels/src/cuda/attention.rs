@@ -14,7 +14,7 @@ const PLAIN: &str = "attention";
 const FLASH: &str = "flash";
 /// As in `cu/attention.cu`.
 const PLAIN_THREADS: usize = 128;
-const MOST_DIM: usize = 256;
+const MAX_DIM: usize = 256;
 const DECODE_THREADS: usize = 256;
 /// Query heads that a block decodes.
 const DECODE_GROUP: usize = 8;
@@ -28,7 +28,7 @@ const PAD: usize = 8;
 /// Fails unless heads can be grouped and qkv has its rows.
 fn check_qkv(op: &'static str, qkv: usize, dims: &QkvDims) -> Result<()> {
     let QkvDims { heads, kv_heads, head_dim, .. } = *dims;
-    if kv_heads == 0 || head_dim == 0 || head_dim > MOST_DIM || !heads.is_multiple_of(kv_heads) {
+    if kv_heads == 0 || head_dim == 0 || head_dim > MAX_DIM || !heads.is_multiple_of(kv_heads) {
         let why = format!("{heads} heads of {head_dim} on {kv_heads} key/value heads");
         return Err(Error::Unsupported { op, why });
     }

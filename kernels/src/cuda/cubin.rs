@@ -100,7 +100,7 @@ fn source(module: &str) -> Result<&'static str> {
     }
 }
 
-/// FNV-1a, 64 bits: tells versions of our own sources apart.
+/// FNV-1a, 64 bits: distinguishes versions of our own sources.
 fn hash<'a>(parts: impl Iterator<Item = &'a str>) -> u64 {
     let bytes = parts.flat_map(|part| part.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3))

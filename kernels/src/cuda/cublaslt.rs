@@ -32,9 +32,9 @@ const NAMES: [&str; 3] = ["libcublasLt.so.12", "libcublasLt.so.13", "libcublasLt
 /// Scratch memory for the library, as much as it wants on Hopper.
 const WORKSPACE: usize = 32 << 20;
 /// Shapes that are remembered. Packed streams differ in length from step to step.
-const MOST_PLANS: usize = 4096;
+const MAX_PLANS: usize = 4096;
 /// Beyond, the alignment of an address decides nothing.
-const MOST_ALIGNMENT: u32 = 256;
+const MAX_ALIGNMENT: u32 = 256;
 
 type Status = c_int;
 type Object = *mut c_void;
@@ -271,7 +271,7 @@ struct Shape {
 impl Shape {
     fn of(p: &Product) -> Self {
         let d = &p.dims;
-        let align = |address: u64| 1 << address.trailing_zeros().min(MOST_ALIGNMENT.trailing_zeros());
+        let align = |address: u64| 1 << address.trailing_zeros().min(MAX_ALIGNMENT.trailing_zeros());
         let add = p.start != 0;
         let (start, start_stride) = if add { (p.start, p.start_stride) } else { (p.c, d.c_stride) };
         let cols = |transposed: bool, rows: usize, cols: usize| if transposed { rows } else { cols };
@@ -372,7 +372,7 @@ impl Products {
         let _call = is_new.then(gate::enter);
         let mut known = memory::lock(&self.known);
         let Known { plans, handle } = &mut *known;
-        if plans.len() >= MOST_PLANS && !plans.contains_key(&shape) {
+        if plans.len() >= MAX_PLANS && !plans.contains_key(&shape) {
             plans.clear();
         }
         let plan = match plans.entry(shape) {

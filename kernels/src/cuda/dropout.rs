@@ -7,7 +7,7 @@ use crate::error::{Error, Result, expect_len};
 use crate::ops::{Dropout, DropoutDims};
 use crate::rng::drop_threshold;
 
-const MOST_THREADS: usize = 256;
+const MAX_THREADS: usize = 256;
 
 impl<'a> Launch<'a> {
     /// The arguments of a dropout mask over rows: `DROP_MASK_PARAMETERS` of `cu/common.cuh`.
@@ -37,6 +37,6 @@ impl<X: CudaReal> Dropout<X> for Cuda {
         }
         let kernel = self.kernel_of::<X>(OP, OP).write(&x).int(cols).drop_mask(keys, &dims);
         // SAFETY: the lengths above.
-        unsafe { kernel.run([rows, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }
+        unsafe { kernel.run([rows, 1, 1], threads_for_row::<X>(cols, MAX_THREADS), 0) }
     }
 }

@@ -11,7 +11,7 @@ use cudarc::driver::sys;
 const MODULE: &str = "elementwise";
 const THREADS: usize = 256;
 /// Blocks in the second dimension of a grid at most.
-const MOST_ROWS: usize = 65_535;
+const MAX_ROWS: usize = 65_535;
 
 /// Threads for a row of `cols` elements of `X`, 16 bytes each: whole warps, at most `most`.
 pub(super) fn threads_for_row<X: Elem>(cols: usize, most: usize) -> usize {
@@ -137,7 +137,7 @@ impl<X: CudaReal> Elementwise<X> for Cuda {
         let kernel = kernel.long(rows).long(cols).long(out_stride).long(x_stride);
         let kernel = kernel.moves(2 * rows * cols * size_of::<X>());
         // SAFETY: both views have all rows.
-        unsafe { kernel.run([self.flat_blocks::<X>(cols), rows.min(MOST_ROWS), 1], THREADS, 0) }
+        unsafe { kernel.run([self.flat_blocks::<X>(cols), rows.min(MAX_ROWS), 1], THREADS, 0) }
     }
 
     fn random_rows(&self, out: CudaViewMut<'_, X>, rows: RandomRows) -> Result<()> {

@@ -67,7 +67,7 @@ impl<'a> Capture<'a> {
         cuda.refuse_in_graph("replay")?;
         let stream = cuda.stream()?.raw;
         let alone = gate::Capturing::begin()?;
-        // Other threads may go on with their own streams.
+        // Other threads may continue with their own streams.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive.
         unsafe { result::stream::begin_capture(stream, mode) }.map_err(failed("begin a graph"))?;

@@ -24,7 +24,7 @@ const ROOM: usize = 64;
 /// of x and room an H100 takes 7 % longer than with 3,584; with 3,600 it took 8 %.)
 const DEPTH: usize = 64;
 /// As in `cu/lora.cuh`.
-const MOST_TARGETS: usize = 4;
+const MAX_TARGETS: usize = 4;
 /// As in `cu/lora.cu`: threads of its kernels and of the sums of gradients, and tokens of a tile of dB.
 const THREADS: usize = 128;
 const SUM_THREADS: usize = 256;
@@ -94,8 +94,8 @@ fn check(op: &'static str, input: usize, segments: &Segments<'_, Cuda>, dims: &L
             return unsupported(format!("target {n} reaches beyond the adapter row or the outputs"));
         }
     }
-    if dims.targets.len() > MOST_TARGETS {
-        return unsupported(format!("{} targets, at most {MOST_TARGETS} are possible", dims.targets.len()));
+    if dims.targets.len() > MAX_TARGETS {
+        return unsupported(format!("{} targets, at most {MAX_TARGETS} are possible", dims.targets.len()));
     }
     super::dropout::check_probability(op, dims.dropout)
 }
@@ -140,12 +140,12 @@ impl Launch<'_> {
 
     /// A `u64` for every target.
     fn long_per_target(self, dims: &LoraDims<'_>, of: impl Fn(&LoraTarget) -> usize) -> Self {
-        (0..MOST_TARGETS).fold(self, |launch, n| launch.long(dims.targets.get(n).map_or(0, &of)))
+        (0..MAX_TARGETS).fold(self, |launch, n| launch.long(dims.targets.get(n).map_or(0, &of)))
     }
 
     /// A `u32` for every target.
     fn int_per_target(self, dims: &LoraDims<'_>, of: impl Fn(&LoraTarget) -> usize) -> Self {
-        (0..MOST_TARGETS).fold(self, |launch, n| launch.int(dims.targets.get(n).map_or(0, &of)))
+        (0..MAX_TARGETS).fold(self, |launch, n| launch.int(dims.targets.get(n).map_or(0, &of)))
     }
 
     /// A of all targets, the factor of s, and the masks.
@@ -230,7 +230,7 @@ impl Cuda {
         let kernel = kernel.int(segments.count).int(dims.tokens).int(rows_of(grads.len(), dims)).int(tile);
         let kernel = kernel.long(dims.adapter_stride).long(first).long(size).long_per_target(dims, offset);
         let end = |n: usize| dims.targets.iter().take(n + 1).map(&len).sum();
-        let kernel = (0..MOST_TARGETS).fold(kernel, |kernel, n| kernel.long(end(n)));
+        let kernel = (0..MAX_TARGETS).fold(kernel, |kernel, n| kernel.long(end(n)));
         // SAFETY: the targets lie within a row (`check`), and rows out of range are refused.
         unsafe { kernel.run([size.div_ceil(32), 1, 1], SUM_THREADS, 0) }
     }

@@ -72,7 +72,7 @@ use stream::Stream;
 /// Oldest driver whose cubins these are: CUDA 12.0.
 const OLDEST_DRIVER: i32 = 12_000;
 /// Least compute capability: bf16 tensor cores and asynchronous copies.
-const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+const MIN_CAPABILITY: (i32, i32) = (8, 0);
 /// Bytes of scratch memory from the start: partial sums of a few rows.
 const WORKSPACE: usize = 4 << 10;
 
@@ -198,7 +198,7 @@ impl Cuda {
     }
 
     /// What multiplies matrices here, as a person would say it.
-    pub fn products_by(&self) -> String {
+    pub fn gemm_backend(&self) -> String {
         match &self.inner.products {
             Ok(library) => library.description(),
             Err(why) => format!("kernels of our own ({why})"),
@@ -208,7 +208,7 @@ impl Cuda {
     /// What decides the bits of results here beside inputs and this program: the device, and what multiplies matrices.
     pub fn provenance(&self) -> String {
         let CudaDevice { name, capability: (major, minor), .. } = self.description();
-        format!("{name} (compute capability {major}.{minor}), matrix products by {}", self.products_by())
+        format!("{name} (compute capability {major}.{minor}), matrix products by {}", self.gemm_backend())
     }
 
     /// Pieces of memory taken from the device so far, whether given back or not. In a loop of steps
@@ -288,8 +288,8 @@ fn check_age(driver: i32, device: &CudaDevice) -> std::result::Result<(), String
             "the driver is too old: it is for CUDA {found}, and {wanted} or newer is needed"
         ));
     }
-    if device.capability < LEAST_CAPABILITY {
-        let ((major, minor), (least, _)) = (device.capability, LEAST_CAPABILITY);
+    if device.capability < MIN_CAPABILITY {
+        let ((major, minor), (least, _)) = (device.capability, MIN_CAPABILITY);
         let name = &device.name;
         return Err(format!(
             "{name} is too old: compute capability {major}.{minor}, at least {least}.0 is needed"

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::error::expect_len;
 use crate::ops::{Mse, MseDims};
 
-const MOST_THREADS: usize = 512;
+const MAX_THREADS: usize = 512;
 
 impl<X: CudaReal> Mse<X> for Cuda {
     fn mse(
@@ -28,6 +28,6 @@ impl<X: CudaReal> Mse<X> for Cuda {
         let kernel = self.kernel_of::<X>(OP, OP).write(&sums).write_if(&d_pred).read(pred).read(target);
         let kernel = kernel.int(cols).float(grad_scale);
         // SAFETY: the lengths above.
-        unsafe { kernel.run([rows, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }
+        unsafe { kernel.run([rows, 1, 1], threads_for_row::<X>(cols, MAX_THREADS), 0) }
     }
 }

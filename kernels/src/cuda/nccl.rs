@@ -4,7 +4,7 @@
 //! other ranks' shares in it ([`Collective`]).
 //!
 //! What ranks do together goes on a stream of its own, which waits for what the compute stream
-//! has queued so far and for nothing that comes later, so a backward pass goes on meanwhile.
+//! has queued so far and for nothing that comes later, so a backward pass continues meanwhile.
 //! The host waits at the end: whatever is queued after that finds the result.
 //!
 //! A rank that has died, or has failed elsewhere, cannot be told from one that is slow: NCCL waits for it
@@ -39,10 +39,10 @@ const TIMEOUT: &str = "GRADTX_NCCL_TIMEOUT";
 /// Unless it is set.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 /// The limit, if that is shorter, until the group has worked once: what fails then usually fails on all ranks,
-/// and those that wait for one of them can go on without a group.
+/// and those that wait for one of them can continue without a group.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(120);
 /// What helps when a group fails.
-const ADVICE: &str = "NCCL_DEBUG=WARN makes NCCL tell more; GRADTX_NCCL=off does without it";
+const ADVICE: &str = "NCCL_DEBUG=WARN makes NCCL print more; GRADTX_NCCL=off does without it";
 
 /// Bytes of the id of a group.
 const ID_BYTES: usize = 128;
@@ -163,7 +163,7 @@ impl Api {
         let status = unsafe { (self.version)(&mut code) };
         match status {
             SUCCESS => Ok(version_text(code)),
-            _ => Err(format!("NCCL cannot tell its version: {}", self.sentence(status, ptr::null_mut()))),
+            _ => Err(format!("NCCL does not give its version: {}", self.sentence(status, ptr::null_mut()))),
         }
     }
 
@@ -198,7 +198,7 @@ fn version_text(code: c_int) -> String {
     format!("{major}.{minor}.{}", code % 100)
 }
 
-/// What tells this device from those of other machines and from others of this one: the machine's
+/// What gives this device from those of other machines and from others of this one: the machine's
 /// number since it was started, and the device's place on its bus. Parts of one GPU have one place.
 fn place_of(cuda: &Cuda) -> Result<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
@@ -356,7 +356,7 @@ impl NcclGroup {
         // SAFETY: no arguments.
         self.api.check(what, unsafe { (self.api.group_start)() }, self.comm)?;
         let result = operations(self);
-        // SAFETY: as above; ends what was begun, also after a failure.
+        // SAFETY: as above; ends what was started, also after a failure.
         let ended = unsafe { (self.api.group_end)() };
         result.and_then(|()| self.api.check(what, ended, self.comm))
     }

@@ -37,7 +37,7 @@ pub(super) fn driver_version() -> std::result::Result<i32, String> {
     let mut version = 0;
     // SAFETY: writes one number; the driver's library is there, for it has shown a device.
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };
-    status.result().map_err(|e| format!("the CUDA driver cannot tell its version: {e}"))?;
+    status.result().map_err(|e| format!("the CUDA driver does not give its version: {e}"))?;
     Ok(version)
 }
 

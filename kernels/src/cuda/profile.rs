@@ -2,7 +2,7 @@
 //!
 //! The device takes an event's time when everything before it is done, so a span holds its kernel
 //! and, where the host is slower than the device, the time until the launch arrives. Graphs are not
-//! used meanwhile: their launches cannot be told apart.
+//! used meanwhile: their launches cannot be distinguished.
 
 use super::stream::Event;
 use super::{Cuda, memory};

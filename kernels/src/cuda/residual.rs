@@ -7,7 +7,7 @@ use crate::error::expect_len;
 use crate::ops::{Out, ResidualNorm, ResidualNormDims};
 
 const MODULE: &str = "residual";
-const MOST_THREADS: usize = 512;
+const MAX_THREADS: usize = 512;
 
 impl<X: CudaReal> ResidualNorm<X> for Cuda {
     fn residual_norm_forward(
@@ -30,7 +30,7 @@ impl<X: CudaReal> ResidualNorm<X> for Cuda {
         let kernel = self.kernel_of::<X>(MODULE, OP).write(&sum).write(&y).write(&inv_rms).read(residual);
         let kernel = kernel.read(w).int(cols).float(dims.eps).drop_mask(keys, &dims.drop);
         // SAFETY: the lengths above; without dropout no key is read.
-        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }
+        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MAX_THREADS), 0) }
     }
 
     fn residual_norm_backward(
@@ -57,6 +57,6 @@ impl<X: CudaReal> ResidualNorm<X> for Cuda {
         let kernel = kernel.read(inv_rms).read(w).int(cols).int((out == Out::Add).into());
         let kernel = kernel.drop_mask(keys, &dims.drop);
         // SAFETY: as above.
-        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }
+        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MAX_THREADS), 0) }
     }
 }

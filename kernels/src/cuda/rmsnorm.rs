@@ -6,7 +6,7 @@ use crate::error::{Result, expect_len, expect_rows};
 use crate::ops::{Out, RmsNorm, RmsNormDims};
 
 const MODULE: &str = "rmsnorm";
-const MOST_THREADS: usize = 512;
+const MAX_THREADS: usize = 512;
 /// Columns of a block of a kernel made with `column_sums` (`cu/common.cuh`), and its threads.
 pub(super) const COLUMN_BLOCK: usize = 32;
 pub(super) const COLUMN_THREADS: usize = COLUMN_BLOCK * COLUMN_BLOCK;
@@ -30,7 +30,7 @@ impl<X: CudaReal> RmsNorm<X> for Cuda {
         let kernel = kernel.int(cols).long(x_stride).long(y_stride).float(eps);
         let blocks = if cols == 0 { 0 } else { rows };
         // SAFETY: the lengths above.
-        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }
+        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MAX_THREADS), 0) }
     }
 
     fn rmsnorm_backward(
@@ -58,7 +58,7 @@ impl<X: CudaReal> RmsNorm<X> for Cuda {
         let kernel = kernel.int(cols).long(x_stride).long(y_stride).int((out == Out::Add).into());
         let blocks = if cols == 0 { 0 } else { rows };
         // SAFETY: the lengths above.
-        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MOST_THREADS), 0) }?;
+        unsafe { kernel.run([blocks, 1, 1], threads_for_row::<X>(cols, MAX_THREADS), 0) }?;
         match dw {
             Some(dw) => self.rmsnorm_backward_weight(dw, dy, x, inv_rms, dims, Out::Add),
             None => Ok(()),

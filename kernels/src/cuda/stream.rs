@@ -168,7 +168,7 @@ pub struct CudaMark {
 
 impl Cuda {
     /// The stream that this handle's operations go through. While a profile is taken that is the first
-    /// one, so that nothing goes on beside what is measured.
+    /// one, so that nothing continues beside what is measured.
     pub(super) fn queue(&self) -> Result<sys::CUstream> {
         let stream = self.stream()?;
         Ok(if self.is_second && !self.inner.profile.is_on() { stream.second } else { stream.raw })

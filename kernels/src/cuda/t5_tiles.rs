@@ -9,7 +9,7 @@ use crate::ops::T5AttentionDims;
 const MODULE: &str = "t5_tiles";
 const HEAD_DIM: usize = 64;
 const TILE: usize = 16;
-const MOST_TILES: usize = 6;
+const MAX_TILES: usize = 6;
 const PAD: usize = 8;
 const COLUMN_BLOCK: usize = 32;
 
@@ -56,7 +56,7 @@ impl Plan {
         let (most, name, _) = kernels::<X>(dims, addresses).filter(|_| buckets != Some(0))?;
         // A second warp helps a single tile of queries to load keys and values.
         let tiles = dims.queries.div_ceil(TILE);
-        let warps = tiles.clamp(2, MOST_TILES);
+        let warps = tiles.clamp(2, MAX_TILES);
         let biases = buckets.unwrap_or(0) * size_of::<f32>();
         let shared = rows_of(HEAD_DIM, warps * TILE + 2 * most) + biases;
         let grid = [tiles.div_ceil(warps), dims.heads, dims.batch];
@@ -75,7 +75,7 @@ impl Plan {
         let tiles = dims.queries.div_ceil(TILE);
         let (rows, buckets) = (tiles * TILE, buckets.unwrap_or(0));
         let fits =
-            tiles <= MOST_TILES && buckets * size_of::<f32>() <= dims.queries * dims.keys * size_of::<X>();
+            tiles <= MAX_TILES && buckets * size_of::<f32>() <= dims.queries * dims.keys * size_of::<X>();
         let sums = buckets * tiles * 32 * size_of::<f32>();
         let shared = rows_of(HEAD_DIM, 2 * rows + most + rows.max(most)) + rows_of(most, 2 * rows) + sums;
         let threads = tiles.max(dims.keys.div_ceil(TILE)) * 32;

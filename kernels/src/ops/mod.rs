@@ -12,7 +12,7 @@
 //! [`Real::Acc`]).
 //!
 //! The packed token stream. A batch is one stream of `T` tokens without padding,
-//! cut into segments; a segment is one example. [`Segments`] tells for each where
+//! cut into segments; a segment is one example. [`Segments`] gives for each where
 //! it begins, which adapter it uses, into which gradient row it is summed, and the
 //! key of its random numbers. Attention never crosses a segment.
 

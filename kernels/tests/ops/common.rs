@@ -5,7 +5,7 @@
 //! `L = Σ c ⊙ outputs` with random `c`, and inputs `x + i·h·v`, `Im L / h` is the
 //! derivative of L along v without cancellation: h is so small that its square
 //! vanishes. It must equal `Σ gradient · v` of the backward pass to rounding.
-//! The same [`OpCase`] then tells whether `f32` agrees with `f64`, and whether the
+//! The same [`OpCase`] then says whether `f32` agrees with `f64`, and whether the
 //! number of threads changes a bit.
 
 use gradtx_kernels::cpu::{Cpu, CpuReal};

@@ -324,7 +324,7 @@ impl Command {
         }
     }
 
-    /// Whether it makes something that takes time, and that it can go on with later.
+    /// Whether it makes something that takes time, and that it can continue with later.
     pub fn works(&self) -> bool {
         !matches!(
             self,

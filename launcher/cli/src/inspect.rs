@@ -100,7 +100,7 @@ struct Walk {
 /// Directories are entered this deep.
 const DEEPEST: usize = 12;
 /// Entries of directories that are looked at.
-const MOST_ENTRIES: usize = 100_000;
+const MAX_ENTRIES: usize = 100_000;
 
 fn look_at(path: &Path, walk: &mut Walk) -> Report {
     let has = |name: &str| path.join(name).is_file();
@@ -338,10 +338,7 @@ fn sorted_entries(dir: &Path, walk: &mut Walk) -> Result<Vec<PathBuf>> {
         entries.push(entry.with_context(list)?.path());
         walk.entries += 1;
         let dir = shown(dir);
-        ensure!(
-            walk.entries <= MOST_ENTRIES,
-            "{dir}: more than {MOST_ENTRIES} entries: not looked at further"
-        );
+        ensure!(walk.entries <= MAX_ENTRIES, "{dir}: more than {MAX_ENTRIES} entries: not looked at further");
     }
     entries.sort();
     Ok(entries)
@@ -445,7 +442,7 @@ impl Report {
     /// What to do about damage.
     fn hint(&self) -> &'static str {
         if self.is_made_here() || matches!(&*self.kind, "tuple store" | "checkpoint" | "run directory") {
-            return "the stage that made it makes it anew when it is run again";
+            return "the stage that wrote it rebuilds it when it is run again";
         }
         match &*self.kind {
             "update vector" => {

@@ -17,14 +17,14 @@ use args::Args;
 use clap::{CommandFactory, FromArgMatches};
 use gradtx_run::cluster::World;
 use gradtx_run::context::Context;
-use gradtx_run::failure::Told;
+use gradtx_run::failure::ErrorReport;
 use gradtx_run::{cluster, failure, interrupt, progress, ui};
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Runs the program with these arguments (the first is its name); prints, and tells the exit code.
+/// Runs the program with these arguments (the first is its name); prints, and returns the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     #[cfg(feature = "cuda")]
@@ -43,10 +43,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let ui = ui::Ui::new(&command, args.quiet, args.json);
     let report = |error: &anyhow::Error| {
-        let told = Told::from(error);
-        progress::note_failure(&told);
-        told.print(ui.is_json());
-        told.code
+        let error_report = ErrorReport::from(error);
+        progress::note_failure(&error_report);
+        error_report.print(ui.is_json());
+        error_report.code
     };
     let (has_ranks, is_shared) = (args.command.has_ranks(), args.command.is_shared());
     let work = |world: &World| work(args, &ui, world);
@@ -68,7 +68,7 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
     ui::written()
 }
 
-/// Prints what the parser says of a command line, and tells the exit code.
+/// Prints what the parser says of a command line, and returns the exit code.
 fn not_parsed(error: &clap::Error, args: &[OsString]) -> u8 {
     // Help and version are "errors" of the parser that belong on stdout.
     if !error.use_stderr() {
@@ -76,9 +76,10 @@ fn not_parsed(error: &clap::Error, args: &[OsString]) -> u8 {
         return match printed {
             // A reader that has seen enough (`gradtx --help | head`) is no error.
             Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-                let told = Told::from(&anyhow::Error::from(e).context("standard output: cannot write"));
-                told.print(args.iter().any(|arg| arg == "--json"));
-                told.code
+                let error_report =
+                    ErrorReport::from(&anyhow::Error::from(e).context("standard output: cannot write"));
+                error_report.print(args.iter().any(|arg| arg == "--json"));
+                error_report.code
             }
             Ok(()) | Err(_) => failure::DONE,
         };
@@ -87,9 +88,9 @@ fn not_parsed(error: &clap::Error, args: &[OsString]) -> u8 {
         let text = error.render().to_string();
         let what = text.split("\n\nUsage:").next().unwrap_or_default();
         let message = what.trim().trim_start_matches("error: ").to_string();
-        Told { message, hint: None, code: failure::UNUSABLE }.print(true);
+        ErrorReport { message, hint: None, code: failure::UNUSABLE }.print(true);
     } else {
-        // To a standard error that is closed nothing can be said; the code tells.
+        // To a standard error that is closed nothing can be written; the exit code remains.
         let _ = error.print();
     }
     failure::UNUSABLE

@@ -13,7 +13,7 @@ use gradtx_run::config::{RUN_FILE, run_dir};
 use gradtx_run::context::Context;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
-use gradtx_run::progress::{self, Failed, RankStanding, Standing, ago, unix_now};
+use gradtx_run::progress::{self, Failed, RankProgress, StageProgress, ago, unix_now};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::stage::Facts;
 use gradtx_run::text::quoted;
@@ -50,7 +50,7 @@ impl State {
             Self::Running => "running",
             Self::Stopped => "stopped",
             Self::Failed => "FAILED",
-            Self::NotBegun => "not begun",
+            Self::NotBegun => "not started",
         }
     }
 }
@@ -74,7 +74,7 @@ pub struct Process {
     /// Whether it is still at work.
     pub alive: bool,
     /// How far it is, or was when it went.
-    pub progress: Standing,
+    pub progress: StageProgress,
 }
 
 /// A stage's directory.
@@ -91,7 +91,7 @@ pub struct Row {
     pub parts: Vec<Part>,
     /// How far the process is, or was when it went.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub progress: Option<Standing>,
+    pub progress: Option<StageProgress>,
     /// Processes that share the directory and the work, by name; those that are gone included.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<Process>,
@@ -112,7 +112,7 @@ pub struct Row {
 /// Directories this deep are looked into.
 const DEEPEST: usize = 8;
 /// Ranks that are listed one by one.
-const MOST_RANKS: usize = 16;
+const MAX_RANKS: usize = 16;
 /// More finished directories of one stage than this are one line of text.
 const LISTED: usize = 4;
 
@@ -212,7 +212,7 @@ impl Row {
         };
         let unfinished = record.as_ref().is_none_or(|record| record.outputs.is_empty());
         if unfinished && row.progress.is_none() {
-            // It may have begun between the two looks.
+            // It may have started between the two looks.
             row.progress = progress::read(dir);
         }
         row.processes = progress::read_shared(dir)
@@ -220,12 +220,12 @@ impl Row {
             .map(|(name, progress)| Process { name, alive: progress.is_alive(), progress })
             .collect();
         row.failed = progress::read_failed(dir).filter(|_| unfinished);
-        if let Some(standing) = &row.progress {
-            row.stage.clone_from(&standing.stage);
+        if let Some(state) = &row.progress {
+            row.stage.clone_from(&state.stage);
         } else if let Some(failed) = &row.failed {
-            row.stage.clone_from(&failed.standing.stage);
+            row.stage.clone_from(&failed.state.stage);
         }
-        let alive = row.progress.as_ref().is_some_and(Standing::is_alive)
+        let alive = row.progress.as_ref().is_some_and(StageProgress::is_alive)
             || row.processes.iter().any(|process| process.alive);
         if let Some(record) = &record {
             row.stage.clone_from(&record.stage);
@@ -242,12 +242,12 @@ impl Row {
             (false, true) => State::Stopped,
         };
         if matches!(row.state, State::Failed | State::Stopped) {
-            let failed = row.failed.as_ref().map(|failed| &failed.standing);
-            let began = failed.or(row.progress.as_ref()).map(|standing| standing.started);
+            let failed = row.failed.as_ref().map(|failed| &failed.state);
+            let began = failed.or(row.progress.as_ref()).map(|state| state.started);
             row.log = began.and_then(|began| logs::newest(dir.parent()?, began));
         }
         match row.state {
-            State::Running => row.seconds_left = row.progress.as_ref().and_then(Standing::seconds_left),
+            State::Running => row.seconds_left = row.progress.as_ref().and_then(StageProgress::seconds_left),
             // Of a process that was killed after its last write.
             State::Finished => row.progress = None,
             _ => {}
@@ -287,7 +287,7 @@ impl Row {
         let parts: Vec<String> =
             self.parts.iter().map(|p| format!("{} of {} shards of {}", p.done, p.total, p.name)).collect();
         let mut lines = if parts.is_empty() { vec![] } else { vec![parts.join(", ")] };
-        let at = |standing: &Standing| standing.steps().map_or(String::new(), |steps| format!("{steps}, "));
+        let at = |state: &StageProgress| state.steps().map_or(String::new(), |steps| format!("{steps}, "));
         match self.state {
             State::Finished => {}
             State::NotBegun => {
@@ -296,31 +296,31 @@ impl Row {
             }
             State::Running => {
                 lines.extend(self.processes.iter().map(Process::line));
-                if let Some(standing) = &self.progress {
-                    lines.extend(speed(standing));
-                    let (began, step) = (ago(now - standing.started), ago(now - standing.advanced));
-                    let step = standing.steps().map_or(String::new(), |_| format!(", last step {step} ago"));
-                    let (pid, host) = (standing.pid, &standing.host);
-                    lines.push(format!("process {pid} on {host}, begun {began} ago{step}"));
-                    lines.extend(ranks(standing, now));
+                if let Some(state) = &self.progress {
+                    lines.extend(speed(state));
+                    let (began, step) = (ago(now - state.started), ago(now - state.advanced));
+                    let step = state.steps().map_or(String::new(), |_| format!(", last step {step} ago"));
+                    let (pid, host) = (state.pid, &state.host);
+                    lines.push(format!("process {pid} on {host}, started {began} ago{step}"));
+                    lines.extend(ranks(state, now));
                 }
             }
             State::Stopped => {
-                let when = self.progress.as_ref().map(|standing| {
-                    let silent = now - standing.updated;
-                    format!("{}{} ago; ", at(standing), ago(silent))
+                let when = self.progress.as_ref().map(|state| {
+                    let silent = now - state.updated;
+                    format!("{}{} ago; ", at(state), ago(silent))
                 });
                 let when = when.unwrap_or_default();
                 let again = match stages().find(|stage| stage.name == self.stage) {
                     Some(stage) if !stage.resumes => "run the same command again: it starts over",
-                    _ => "run the same command again to go on",
+                    _ => "run the same command again to resume",
                 };
                 lines.push(format!("{when}{again}"));
                 lines.extend(self.processes.iter().map(Process::line));
             }
             State::Failed => {
-                if let Some(Failed { standing, error, at: when }) = &self.failed {
-                    lines.push(format!("{}{} ago:", at(standing), ago(now - when)));
+                if let Some(Failed { state, error, at: when }) = &self.failed {
+                    lines.push(format!("{}{} ago:", at(state), ago(now - when)));
                     lines.extend(error.message.lines().map(String::from));
                     lines.extend(error.hint.iter().map(|hint| format!("hint: {hint}")));
                 }
@@ -330,7 +330,7 @@ impl Row {
                 if self.damaged.len() > LISTED {
                     lines.push(format!("and {} more", self.damaged.len() - LISTED));
                 }
-                lines.push("run the same command again to make anew what is damaged".into());
+                lines.push("run the same command again to rebuild what is damaged".into());
             }
         }
         if let Some(LogEnd { path, lines: last }) = &self.log {
@@ -346,7 +346,7 @@ impl Process {
     fn line(&self) -> String {
         let Self { name, alive, progress } = self;
         let what = match alive {
-            true => speed(progress).unwrap_or_else(|| "has just begun".into()),
+            true => speed(progress).unwrap_or_else(|| "has just started".into()),
             false => format!("gone {} ago", ago(unix_now() - progress.updated)),
         };
         format!("process {name} (pid {} on {}): {what}", progress.pid, progress.host)
@@ -354,12 +354,12 @@ impl Process {
 }
 
 /// A line for every rank, or for the first and the silent ones of many.
-fn ranks(standing: &Standing, now: f64) -> Vec<String> {
-    let silent = |rank: &RankStanding| now - rank.updated > progress::SILENCE;
-    let line = |rank: &RankStanding| {
-        let RankStanding { rank: number, node, part, done, total, groups, rate, unit, updated, .. } = rank;
+fn ranks(state: &StageProgress, now: f64) -> Vec<String> {
+    let silent = |rank: &RankProgress| now - rank.updated > progress::SILENCE;
+    let line = |rank: &RankProgress| {
+        let RankProgress { rank: number, node, part, done, total, groups, rate, unit, updated, .. } = rank;
         let at = match (part.as_str(), total) {
-            ("", _) => "has not begun".to_string(),
+            ("", _) => "has not started".to_string(),
             (progress::NO_MORE, _) => "has nothing left to do".into(),
             (_, 0) => "between two groups".into(),
             _ => format!("{part}, step {done} of {total}, {rate:.0} {unit}/s"),
@@ -368,37 +368,37 @@ fn ranks(standing: &Standing, now: f64) -> Vec<String> {
         let groups = if *groups > 0 { format!("; {groups} groups done") } else { String::new() };
         format!("rank {number} on {node}: {at}{groups}{told}")
     };
-    let all = &standing.ranks;
+    let all = &state.ranks;
     let quiet = all.iter().filter(|rank| silent(rank)).count();
     let mut lines: Vec<String> = all
         .iter()
         .enumerate()
-        .filter(|(i, rank)| *i < MOST_RANKS || silent(rank))
+        .filter(|(i, rank)| *i < MAX_RANKS || silent(rank))
         .map(|(_, r)| line(r))
         .collect();
     if !all.is_empty() {
-        lines.insert(0, format!("{} of {} ranks have told something lately", all.len() - quiet, all.len()));
+        lines.insert(0, format!("{} of {} ranks reporting", all.len() - quiet, all.len()));
     }
     lines
 }
 
 /// `step 130 of 400 (32 %), 2.1 steps/s, 2 min left; loss 0.1`
-fn speed(standing: &Standing) -> Option<String> {
-    let mut text = standing.steps()?;
-    if let Some(percent) = (100 * standing.done).checked_div(standing.total) {
+fn speed(state: &StageProgress) -> Option<String> {
+    let mut text = state.steps()?;
+    if let Some(percent) = (100 * state.done).checked_div(state.total) {
         text += &format!(" ({percent} %)");
     }
-    if let Some(rate) = standing.rate.filter(|rate| *rate > 0.0) {
+    if let Some(rate) = state.rate.filter(|rate| *rate > 0.0) {
         text += &match rate >= 1.0 {
             true => format!(", {rate:.1} steps/s"),
             false => format!(", {:.1} s a step", 1.0 / rate),
         };
     }
-    if let Some(left) = standing.seconds_left() {
+    if let Some(left) = state.seconds_left() {
         text += &format!(", {} left", ago(left));
     }
-    if !standing.message.is_empty() {
-        text += &format!("; {}", standing.message);
+    if !state.message.is_empty() {
+        text += &format!("; {}", state.message);
     }
     Some(text)
 }

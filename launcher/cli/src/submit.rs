@@ -15,7 +15,7 @@ use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
 use gradtx_run::role::Role;
 use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::write_atomic;
-use gradtx_train::side::model_dir;
+use gradtx_train::model_spec::model_dir;
 use std::path::{Path, PathBuf};
 
 /// GPUs of a node where nothing is said about them.
@@ -50,7 +50,7 @@ pub struct Job {
     /// Curate by an array of this many jobs with a GPU each, instead of by ranks.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub array: Option<u32>,
-    /// Time limit of a job; one that reaches it is requeued and goes on.
+    /// Time limit of a job; one that reaches it is requeued and continues.
     #[arg(long, default_value = "12:00:00", value_name = "TIME")]
     pub time: String,
     /// Partition.
@@ -89,7 +89,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let (clients, device) = check(job)?;
     let run = std::path::absolute(&job.run.run)?;
     words::check_path("--run", &run)?;
-    let program = std::env::current_exe().context("cannot tell which program this is")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     words::check_path("the program", &program)?;
     let resources = job.resources(device);
     let batches = job.batches(&clients);

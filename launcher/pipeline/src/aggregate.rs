@@ -143,7 +143,7 @@ pub fn combine(updates: &[UpdateVector], how: Combine) -> Result<(Vec<f32>, u64)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gradtx_run::failure::Told;
+    use gradtx_run::failure::ErrorReport;
     use gradtx_runtime::artifact::{Privacy, UpdateMeta, UpdateSpace};
 
     fn update(values: [f32; 4]) -> UpdateVector {
@@ -168,8 +168,9 @@ mod tests {
         let files = ["a", "b", "c"].map(PathBuf::from);
         let with = |last: [f32; 4]| [update([1.0; 4]), update([0.5; 4]), update(last)];
         let refused = |updates: &[UpdateVector], words: &[&str], allow: Allow| {
-            let told = Told::from(&check(&files, updates, &NORMS, Allow::default()).unwrap_err());
-            let said = told.message + &told.hint.unwrap_or_default();
+            let error_report =
+                ErrorReport::from(&check(&files, updates, &NORMS, Allow::default()).unwrap_err());
+            let said = error_report.message + &error_report.hint.unwrap_or_default();
             assert!(words.iter().all(|word| said.contains(word)), "{said}");
             check(&files, updates, &NORMS, allow).unwrap();
         };

@@ -23,7 +23,7 @@ use gradtx_runtime::artifact::{
     read_json,
 };
 use gradtx_runtime::text::shown;
-use gradtx_train::side::{Side, start_dir};
+use gradtx_train::model_spec::{ModelSpec, start_dir};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -139,8 +139,8 @@ impl Tuples {
 }
 
 /// One of a run's models. The adapter that its training starts from is verified, if a stage wrote it.
-pub fn open_side(config: &Config, role: Role, threads: usize) -> Result<Side> {
-    let side = Side::new(config, role, threads)?;
+pub fn open_side(config: &Config, role: Role, threads: usize) -> Result<ModelSpec> {
+    let side = ModelSpec::new(config, role, threads)?;
     if let Some(start) = start_dir(config, role) {
         Lineage::of_adapter(start, &adapter_sums(start)?, &side.space.base_model)?;
     }
@@ -148,7 +148,7 @@ pub fn open_side(config: &Config, role: Role, threads: usize) -> Result<Side> {
 }
 
 impl Tuples {
-    /// Group of every pair, for a store that tells; of stores that older versions made, none.
+    /// Group of every pair, for a store that gives; of stores that older versions made, none.
     pub fn groups(&self) -> Result<Option<Vec<usize>>> {
         if !self.made.record.outputs.contains_key(GROUPS_FILE) {
             return Ok(None);
@@ -258,7 +258,7 @@ pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace)
 }
 
 /// Opens a client's update of the TinyLM.
-pub fn open_update(student: &Side, teacher: &Side, path: &Path) -> Result<UpdateVector> {
+pub fn open_update(student: &ModelSpec, teacher: &ModelSpec, path: &Path) -> Result<UpdateVector> {
     let file = UpdateFile::open(path)?;
     let space = file.meta().space.clone();
     let same = student.space.expect_same(&space, &shown(path));
@@ -276,8 +276,8 @@ pub fn open_update(student: &Side, teacher: &Side, path: &Path) -> Result<Update
 /// Why an update of another space cannot be used, and who can help.
 fn foreign(
     different: &str,
-    student: &Side,
-    teacher: &Side,
+    student: &ModelSpec,
+    teacher: &ModelSpec,
     space: &UpdateSpace,
     path: &Path,
 ) -> anyhow::Error {

@@ -1,7 +1,7 @@
 //! The pipeline: every stage in a file of [`stages`], and what they share.
 //!
 //! [`records`] has what every result depends on, [`artifacts`] opens what earlier stages made,
-//! [`lineage`] tells how a model came to be, [`aggregate`] makes one update of several clients',
+//! [`lineage`] says how a model came to be, [`aggregate`] makes one update of several clients',
 //! [`products`] translates by products, and [`score`] compares answers.
 
 pub mod aggregate;

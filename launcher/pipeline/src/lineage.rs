@@ -1,7 +1,7 @@
 //! [`Lineage`]: what was done to a base model to get the model that is evaluated or
-//! merged, as the records of earlier stages tell it.
+//! merged, as the records of earlier stages report it.
 //!
-//! In: an adapter directory or a model directory. Out: how it came to be. A report tells
+//! In: an adapter directory or a model directory. Out: how it came to be. A report gives
 //! the rows of its table apart by this, so it comes from records, never from names.
 
 pub use crate::records::{Kind, Lineage};
@@ -122,7 +122,7 @@ mod tests {
     use gradtx_run::stage::Inputs;
     use gradtx_train::baselines::Method;
     use gradtx_train::examples::DataInputs;
-    use gradtx_train::side::AdapterInputs;
+    use gradtx_train::model_spec::AdapterInputs;
     use serde::{Deserialize, Serialize};
 
     /// A stage's directory with an adapter in it.

@@ -19,9 +19,9 @@ use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::{Role as Part, read_json, write_json};
 use gradtx_runtime::data::Example;
 use gradtx_train::examples::Data;
+use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::products::penalty::{Losses, Penalty, Trial, USUAL, by_error, by_loss, trials};
 use gradtx_train::products::{Groups, Kernel};
-use gradtx_train::side::Side;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -48,7 +48,7 @@ pub struct Translation<'a> {
     /// Its settings.
     pub config: &'a Config,
     /// The LLM, with adapters as the shadows have them.
-    pub teacher: &'a Side,
+    pub teacher: &'a ModelSpec,
     /// The tuple store.
     pub tuples: &'a Tuples,
 }
@@ -61,7 +61,7 @@ impl Translation<'_> {
 
     /// Translates clients' updates: the LLM with adapters of the new rank, the factors of one, and how they
     /// came to be. Products of several clients are averaged, or added up.
-    pub fn of(&self, clients: &[&[f32]], combine: Combine) -> Result<(Side, Vec<f32>, Details)> {
+    pub fn of(&self, clients: &[&[f32]], combine: Combine) -> Result<(ModelSpec, Vec<f32>, Details)> {
         let store = &self.tuples.store;
         let groups = Groups::new(&self.groups()?);
         let kernel = Kernel::read(store, &groups, clients)?;
@@ -99,7 +99,13 @@ impl Translation<'_> {
         }))
     }
 
-    fn penalty(&self, groups: &Groups, kernel: &Kernel, products: &Products, side: &Side) -> Result<Penalty> {
+    fn penalty(
+        &self,
+        groups: &Groups,
+        kernel: &Kernel,
+        products: &Products,
+        side: &ModelSpec,
+    ) -> Result<Penalty> {
         let rule = match self.config.translate.penalty {
             PenaltyChoice::Fixed(penalty) => return Ok(Penalty::fixed(penalty, groups.count())),
             PenaltyChoice::By(rule) => rule,
@@ -126,7 +132,7 @@ impl Translation<'_> {
         groups: &Groups,
         kernel: &Kernel,
         products: &Products,
-        side: &Side,
+        side: &ModelSpec,
     ) -> Result<Penalty> {
         let trials = trials(kernel, self.config.seed)?;
         if trials.is_empty() {
@@ -203,7 +209,7 @@ pub struct ChosenInputs {
     pub seed: u64,
     /// Checksum of the tuple store's manifest.
     pub tuples: String,
-    /// Group of every shadow pair, where the store tells.
+    /// Group of every shadow pair, where the store gives.
     pub groups: Option<Vec<usize>>,
     /// The settings.
     pub translate: ProductsInputs,
@@ -223,7 +229,7 @@ pub struct Choosing<'a> {
     groups: &'a Groups,
     kernel: &'a Kernel,
     products: &'a Products,
-    side: &'a Side,
+    side: &'a ModelSpec,
 }
 
 impl Stage for Choosing<'_> {
@@ -253,7 +259,7 @@ impl Stage for Choosing<'_> {
     }
 
     /// The choice says what it found.
-    fn tell(&self, _: &Context, _: &Penalty) -> Result<()> {
+    fn report(&self, _: &Context, _: &Penalty) -> Result<()> {
         Ok(())
     }
 

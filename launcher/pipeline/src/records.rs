@@ -11,7 +11,7 @@ use gradtx_run::stage::Inputs;
 use gradtx_runtime::artifact::UpdateSpace;
 use gradtx_train::baselines::Method;
 use gradtx_train::examples::DataInputs;
-use gradtx_train::side::AdapterInputs;
+use gradtx_train::model_spec::AdapterInputs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 

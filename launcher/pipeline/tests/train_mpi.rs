@@ -12,7 +12,7 @@ use gradtx_pipeline::stages::train;
 use gradtx_run::cluster::{self, World};
 use gradtx_run::config::RunArgs;
 use gradtx_run::context::Context;
-use gradtx_run::failure::Told;
+use gradtx_run::failure::WorkerMessage;
 use gradtx_run::ui::Ui;
 use gradtx_run::{interrupt, record};
 use gradtx_runtime::artifact::{
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 fn be_a_rank(run: &Path) -> u8 {
     let ui = Ui::new("train", false, false);
     let report = |error: &anyhow::Error| {
-        let told = Told::from(error);
+        let told = WorkerMessage::from(error);
         told.print(false);
         told.code
     };
@@ -302,7 +302,7 @@ fn killed_ranks_lose_little(home: &Home, alone: &Trained, four: &Trained) {
         assert!(newest.step >= least && newest.parts == 4, "{newest:?}");
     }
     let before = saved(&home.checkpoints("killed")).unwrap().pop().unwrap();
-    // Others go on from there, too.
+    // Others continue from there, too.
     copy_run(home, "killed", "fewer");
     copy_run(home, "killed", "one");
     copy_run(home, "killed", "damaged");

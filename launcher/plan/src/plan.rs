@@ -29,9 +29,9 @@ use std::rc::Rc;
 const RESULTS: &str = "benches/results";
 
 /// Ranks of a cluster that is planned for.
-const MOST_RANKS: u32 = 1_000_000;
+const MAX_RANKS: u32 = 1_000_000;
 /// Tokens of an example.
-const MOST_TOKENS: i64 = 16 << 20;
+const MAX_TOKENS: i64 = 16 << 20;
 
 /// What to plan, for which machines.
 #[derive(Debug, clap::Args)]
@@ -65,7 +65,7 @@ pub struct Job {
     #[arg(long, value_name = "FILE")]
     pub calibrate: Vec<PathBuf>,
     /// Tokens of an example, instead of counting them in the public data.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=MOST_TOKENS))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=MAX_TOKENS))]
     pub tokens_per_example: Option<u32>,
     /// How many of these are trained on (default: four of ten).
     #[arg(long, value_name = "N", requires = "tokens_per_example")]
@@ -122,9 +122,9 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn new(context: &'a Context, job: &'a Job) -> Result<Self> {
         let ranks = job.nodes.saturating_mul(job.gpus_per_node);
-        if ranks > MOST_RANKS {
+        if ranks > MAX_RANKS {
             let what = format!("--nodes {} --gpus-per-node {}", job.nodes, job.gpus_per_node);
-            return Err(unusable(format!("{what}: expected at most {MOST_RANKS} ranks, found {ranks}")));
+            return Err(unusable(format!("{what}: expected at most {MAX_RANKS} ranks, found {ranks}")));
         }
         let per_node = job.gpus_per_node as usize;
         let cluster = Cluster {

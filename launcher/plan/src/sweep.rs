@@ -24,15 +24,15 @@ pub struct Job {
     /// Directory for the runs' directories.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Only tell which runs there would be.
+    /// Only report which runs there would be.
     #[arg(long, conflicts_with = "status")]
     pub list: bool,
-    /// Only tell how far each run is.
+    /// Only report how far each run is.
     #[arg(long)]
     pub status: bool,
 }
 
-/// Writes the runs' directories, or tells about them.
+/// Writes the runs' directories, or reports them.
 pub fn run(context: &Context, job: &Job) -> Result<()> {
     let runs = read_sweep(&job.file)?;
     if job.list {
@@ -59,7 +59,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let written = new.iter().filter(|new| **new).count();
     let (out, next) = (job.out.display(), quoted(&job.out.join("NAME").to_string_lossy()));
     context.ui.line(format!(
-        "sweep: {} in {out}, {written} new; go on with gradtx curate --run {next}",
+        "sweep: {} in {out}, {written} new; continue with gradtx curate --run {next}",
         counted(runs.len(), "run")
     ));
     Ok(())
@@ -90,7 +90,7 @@ fn standing(dir: &Path, config: &Config) -> String {
         Err(_) => return "has other settings than the sweep file now".into(),
     }
     let curated = match finished(&dir.join(SHADOW_DIR)) {
-        None => return "not begun".into(),
+        None => return "not started".into(),
         Some(true) => "curate finished".to_string(),
         Some(false) => {
             let [tiny, llm] = shards(&dir.join(SHADOW_DIR).join("shards"));
@@ -114,7 +114,7 @@ fn standing(dir: &Path, config: &Config) -> String {
     }
 }
 
-/// Whether the stage of a directory is finished; `None` before it has begun.
+/// Whether the stage of a directory is finished; `None` before it has started.
 fn finished(dir: &Path) -> Option<bool> {
     let record = record::read(&dir.join(RECORD_FILE)).ok()?;
     Some(!record.outputs.is_empty())

@@ -1,4 +1,4 @@
-//! The figures of the page: a drawing, a title, and a caption that tells what one sees.
+//! The figures of the page: a drawing, a title, and a caption that says what one sees.
 //!
 //! In: parts of a [`super::Report`]. Out: [`Figure`]s; parts that are not there give none.
 
@@ -170,7 +170,9 @@ fn gap_row(
             hover(&format!("95 % interval: {} to {}", fixed(mean - half, 1), fixed(mean + half, 1)))
         );
     }
-    for (&score, data) in row.scores.iter().zip(data).filter_map(|(score, data)| Some((score.as_ref()?, data))) {
+    for (&score, data) in
+        row.scores.iter().zip(data).filter_map(|(score, data)| Some((score.as_ref()?, data)))
+    {
         let _ = write!(
             out,
             "<circle class=\"one {class}\" cx=\"{:.1}\" cy=\"{y}\" r=\"2.6\">{}</circle>",
@@ -285,7 +287,8 @@ fn job_losses(
         }
         for (role, jobs) in &jobs {
             let line = jobs.at.iter().zip(&jobs.loss);
-            let medians: Vec<(f64, f64)> = line.filter_map(|(&x, s)| s.map(|s| (x as f64, s.median))).collect();
+            let medians: Vec<(f64, f64)> =
+                line.filter_map(|(&x, s)| s.map(|s| (x as f64, s.median))).collect();
             plot.values(display_name(*role), medians.iter().copied());
             plot.line(class(*role), medians);
             if let Some(last) = jobs.loss.iter().rev().flatten().next() {

@@ -210,7 +210,7 @@ impl Files {
 /// What a page must be, whatever is on it.
 fn check_page(report: &Report) -> String {
     let page = page(report).unwrap();
-    // A note about a file may tell that it found NaN there.
+    // A note about a file may report that it found NaN there.
     let told = page.split("What could not be used").next().unwrap();
     assert!(!told.contains("NaN") && !told.contains("inf<"), "what is no number is on the page");
     for wrong in ["<script", "http://", "https://", "src=", SECRET] {

@@ -55,7 +55,7 @@ pub struct Side {
     pub values: usize,
     /// Bytes of all updates.
     pub bytes: u64,
-    /// Optimizer step of each snapshot, where the settings tell.
+    /// Optimizer step of each snapshot, where the settings report.
     pub steps: Vec<u64>,
     /// Subsets that norms were taken of.
     pub norm_subsets: usize,
@@ -166,12 +166,7 @@ struct Compared<'a> {
     names: &'a [String],
 }
 
-fn measure(
-    store: &TupleStore,
-    role: Role,
-    compared: &Compared,
-    steps: Vec<u64>,
-) -> Result<(Side, Products)> {
+fn measure(store: &TupleStore, role: Role, compared: &Compared, steps: Vec<u64>) -> Result<(Side, Products)> {
     let space = store.space(role.side());
     let (values, snapshots) = (space.values(), store.steps());
     let read = |pair: usize, snapshot: usize| -> Result<Vec<f32>> {

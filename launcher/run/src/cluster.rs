@@ -14,7 +14,7 @@
 //! directory is full, the lowest of them speaks. A panic ends all ranks with code 101, a
 //! kill with the starter's code (mpirun: 137).
 
-use crate::failure::{self, Told, unusable_with};
+use crate::failure::{self, ErrorReport, unusable_with};
 use crate::ui;
 use anyhow::{Context, Result};
 use gradtx_runtime::artifact::checksum_file;
@@ -40,7 +40,7 @@ pub struct World {
 }
 
 /// Runs `work` in the world that this process was started in; returns the exit code. An
-/// error is given to `report`, on one rank only, which prints it and tells its exit code.
+/// error is given to `report`, on one rank only, which prints it and gives its exit code.
 ///
 /// All ranks must run the same program: that is compared first.
 pub fn run(report: impl Fn(&anyhow::Error) -> u8, work: impl FnOnce(&World) -> Result<()>) -> u8 {
@@ -82,7 +82,7 @@ fn same_program(world: &World) -> Result<()> {
     if world.comm().size() == 1 {
         return Ok(());
     }
-    let path = std::env::current_exe().context("cannot tell which program this is")?;
+    let path = std::env::current_exe().context("cannot find the path of this program")?;
     let build = checksum_file(&path)?;
     world.agree("program", &format!("version {}, checksum {build}", env!("CARGO_PKG_VERSION")))
 }
@@ -112,7 +112,7 @@ impl World {
         Ok(Self { comm, threads, ended: false })
     }
 
-    /// What this rank tells the others with.
+    /// What this rank gives the others with.
     pub fn comm(&self) -> &dyn Comm {
         &*self.comm
     }
@@ -135,12 +135,12 @@ impl World {
         self.ended = true;
         let Err(mut error) = done else { return failure::DONE };
         let comm = self.comm();
-        let told = Told::from(&error);
+        let error_report = ErrorReport::from(&error);
         if comm.size() == 1 {
             return report(&error);
         }
-        if told.was_asked_for() {
-            let code = if comm.rank() == 0 { report(&error) } else { told.code };
+        if error_report.was_asked_for() {
+            let code = if comm.rank() == 0 { report(&error) } else { error_report.code };
             // Some starters end all processes once one has ended like this: rank 0 speaks first.
             // If that fails, nobody is left to be waited for.
             let _ = comm.barrier();
@@ -271,9 +271,13 @@ mod tests {
         // With any way in which srun starts MPI, and by whoever else.
         for by in [Starter::Hydra, Starter::Flux] {
             let error = connect(Some(Launch { by, rank: 0, size: 2 })).err().unwrap();
-            let told = Told::from(&error);
-            assert!(told.message.starts_with(&format!("{by} started 2 processes")), "{}", told.message);
-            assert!(told.hint.unwrap().contains(by.advice()));
+            let error_report = ErrorReport::from(&error);
+            assert!(
+                error_report.message.starts_with(&format!("{by} started 2 processes")),
+                "{}",
+                error_report.message
+            );
+            assert!(error_report.hint.unwrap().contains(by.advice()));
         }
     }
 

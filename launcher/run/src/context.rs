@@ -2,7 +2,7 @@
 
 use crate::cluster::World;
 use crate::ui::Ui;
-use gradtx_runtime::comm::Place;
+use gradtx_runtime::comm::RankInfo;
 use gradtx_runtime::plan::MemoryPlan;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ pub struct Context {
     /// Threads of the CPU.
     pub threads: usize,
     /// Where this process runs: which of a node's devices is its own.
-    pub place: Place,
+    pub place: RankInfo,
     computed_on: Arc<Mutex<BTreeSet<String>>>,
 }
 

@@ -5,7 +5,7 @@
 //! computes with and records. run.toml keeps `auto`: the next stage may run on another node.
 //!
 //! `auto` takes a GPU where this rank can use one, and the CPU where there is none. It does not
-//! pass over GPUs that a job was given, nor go on with a directory on another kind of device.
+//! pass over GPUs that a job was given, nor continue with a directory on another kind of device.
 
 use crate::cluster::World;
 use crate::config::{Config, DeviceConfig, DeviceKind, DtypeKind};
@@ -14,7 +14,7 @@ use crate::failure::{refused, unusable_with};
 use crate::record::{self, RECORD_FILE};
 use crate::text::counted;
 use anyhow::Result;
-use gradtx_runtime::comm::Place;
+use gradtx_runtime::comm::RankInfo;
 use std::path::Path;
 
 /// Where SLURM says which GPUs a job has.
@@ -41,7 +41,7 @@ type Found = std::result::Result<String, String>;
 /// # Errors
 /// If the settings name a device that is not there; if `auto` finds GPUs that it cannot use
 /// although they are there for this process.
-pub fn take(settings: &DeviceConfig, place: &Place) -> Result<Taken> {
+pub fn take(settings: &DeviceConfig, place: &RankInfo) -> Result<Taken> {
     let found = match settings.kind {
         // Whatever is wrong about GPUs, they are not asked for.
         DeviceKind::Cpu => find(place).unwrap_or_else(|error| Err(error.to_string())),
@@ -109,7 +109,7 @@ fn no_gpu(why: &str) -> anyhow::Error {
 }
 
 #[cfg(feature = "cuda")]
-fn find(place: &Place) -> Result<Found> {
+fn find(place: &RankInfo) -> Result<Found> {
     match gradtx_kernels::cuda::devices() {
         Err(why) => Ok(Err(why)),
         Ok(devices) => {
@@ -121,14 +121,14 @@ fn find(place: &Place) -> Result<Found> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn find(_: &Place) -> Result<Found> {
+fn find(_: &RankInfo) -> Result<Found> {
     Ok(Err("this program was built without CUDA".into()))
 }
 
 /// Which of `shown` devices is the one of a rank; or why none is.
 #[cfg(feature = "cuda")]
-pub(crate) fn ordinal(place: &Place, shown: usize) -> std::result::Result<usize, String> {
-    let Place { node, local_rank, local_size } = place;
+pub(crate) fn ordinal(place: &RankInfo, shown: usize) -> std::result::Result<usize, String> {
+    let RankInfo { node, local_rank, local_size } = place;
     match shown {
         // SLURM binds ranks to GPUs: each sees its own as the first.
         1 => Ok(0),
@@ -139,7 +139,7 @@ pub(crate) fn ordinal(place: &Place, shown: usize) -> std::result::Result<usize,
     }
 }
 
-/// What a stage's directory was begun on.
+/// What a stage's directory was started on.
 struct Begun {
     kind: DeviceKind,
     dtype: DtypeKind,
@@ -157,26 +157,26 @@ impl Begun {
 
 impl Config {
     /// With the device that a stage computes on, which it says in one line. `dir` is the stage's
-    /// directory: one that is finished needs no device, and one that was begun needs the same.
+    /// directory: one that is finished needs no device, and one that was started needs the same.
     ///
     /// # Errors
-    /// Those of [`take`]; and if the directory was begun on another kind of device.
+    /// Those of [`take`]; and if the directory was started on another kind of device.
     pub fn on_device(self, context: &Context, dir: &Path) -> Result<Self> {
-        let begun = Begun::of(dir);
+        let started = Begun::of(dir);
         let is_open = |asked: &DeviceConfig| {
-            let same_kind = |begun: &&Begun| asked.kind == DeviceKind::Auto || asked.kind == begun.kind;
-            let same_type = |begun: &&Begun| asked.dtype == DtypeKind::Auto || asked.dtype == begun.dtype;
-            begun.as_ref().filter(same_kind).filter(same_type)
+            let same_kind = |started: &&Begun| asked.kind == DeviceKind::Auto || asked.kind == started.kind;
+            let same_type = |started: &&Begun| asked.dtype == DtypeKind::Auto || asked.dtype == started.dtype;
+            started.as_ref().filter(same_kind).filter(same_type)
         };
         let device = match is_open(&self.device) {
             Some(Begun { kind, dtype, is_finished: true }) => {
                 DeviceConfig { kind: *kind, dtype: *dtype, ..self.device.clone() }
             }
-            begun => {
+            started => {
                 let taken =
-                    take(&self.device, &context.place).map_err(|error| begun_on(begun, dir, error))?;
-                if let Some(begun) = begun {
-                    begun.check_same(&taken, dir)?;
+                    take(&self.device, &context.place).map_err(|error| begun_on(started, dir, error))?;
+                if let Some(started) = started {
+                    started.check_same(&taken, dir)?;
                 }
                 taken.say(context);
                 taken.settings
@@ -215,7 +215,7 @@ impl Taken {
 }
 
 impl Begun {
-    /// Fails if a stage would go on with a directory on another device: its numbers would be of two.
+    /// Fails if a stage would continue with a directory on another device: its numbers would be of two.
     fn check_same(&self, taken: &Taken, dir: &Path) -> Result<()> {
         let now = &taken.settings;
         if (self.kind, self.dtype) == (now.kind, now.dtype) {
@@ -241,8 +241,8 @@ impl Begun {
 }
 
 /// The error about a missing device, with what the directory needs it for.
-fn begun_on(begun: Option<&Begun>, dir: &Path, error: anyhow::Error) -> anyhow::Error {
-    match begun {
+fn begun_on(started: Option<&Begun>, dir: &Path, error: anyhow::Error) -> anyhow::Error {
+    match started {
         Some(Begun { kind, .. }) => error.context(format!("{}: began on {}", dir.display(), kind.name())),
         None => error,
     }
@@ -255,8 +255,8 @@ mod tests {
     use serde_json::json;
 
     #[cfg(not(feature = "cuda"))]
-    fn place() -> Place {
-        Place { node: "n1".into(), local_rank: 0, local_size: 1 }
+    fn place() -> RankInfo {
+        RankInfo { node: "n1".into(), local_rank: 0, local_size: 1 }
     }
 
     fn settings(kind: DeviceKind, dtype: DtypeKind) -> DeviceConfig {
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_goes_on_where_it_began() {
+    fn a_directory_resumes_where_it_began() {
         let dir = tempfile::tempdir().unwrap();
         let record = |files: &[String]| {
             let device = settings(DeviceKind::Cuda, DtypeKind::Bf16);
@@ -309,20 +309,20 @@ mod tests {
             }
             Begun::of(dir.path()).unwrap()
         };
-        let begun = record(&[]);
+        let started = record(&[]);
         let here = cpu(&settings(DeviceKind::Auto, DtypeKind::Auto), "no driver");
-        let message = begun.check_same(&here, dir.path()).unwrap_err().to_string();
+        let message = started.check_same(&here, dir.path()).unwrap_err().to_string();
         assert!(message.contains("- device.kind = cuda\n  + device.kind = cpu"), "{message}");
-        begun.check_same(&gpu(&settings(DeviceKind::Auto, DtypeKind::Auto), "x"), dir.path()).unwrap();
+        started.check_same(&gpu(&settings(DeviceKind::Auto, DtypeKind::Auto), "x"), dir.path()).unwrap();
         std::fs::write(dir.path().join("a"), "b").unwrap();
-        assert!(!begun.is_finished && record(&["a".into()]).is_finished);
+        assert!(!started.is_finished && record(&["a".into()]).is_finished);
         assert!(Begun::of(Path::new("nowhere")).is_none());
     }
 
     #[cfg(feature = "cuda")]
     #[test]
     fn a_rank_has_the_gpu_of_its_number_or_the_only_one_that_it_sees() {
-        let place = |local_rank| Place { node: "n1".into(), local_rank, local_size: 4 };
+        let place = |local_rank| RankInfo { node: "n1".into(), local_rank, local_size: 4 };
         assert_eq!(ordinal(&place(3), 1), Ok(0));
         assert_eq!(ordinal(&place(3), 4), Ok(3));
         assert_eq!(ordinal(&place(1), 8), Ok(1));

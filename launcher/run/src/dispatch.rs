@@ -12,7 +12,7 @@ use anyhow::Result;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::Backend;
 use gradtx_kernels::{Device, Real};
-use gradtx_runtime::comm::Place;
+use gradtx_runtime::comm::RankInfo;
 use gradtx_runtime::plan::{Room, available_memory};
 
 #[cfg(feature = "cuda")]
@@ -74,7 +74,7 @@ pub fn answer<Q: Question>(settings: &DeviceConfig, question: Q) -> Q::Answer {
 
 /// Memory that this rank can have on a device: what the device has left, or its part of what
 /// the host has left for the ranks of its node.
-pub fn memory_for<D: Device>(device: &D, place: &Place) -> Result<Room> {
+pub fn memory_for<D: Device>(device: &D, place: &RankInfo) -> Result<Room> {
     match device.free_memory()? {
         Some(free) => Ok(Room::Device { free, group: false }),
         None => Ok(Room::Host(host_memory(place)?)),
@@ -82,12 +82,12 @@ pub fn memory_for<D: Device>(device: &D, place: &Place) -> Result<Room> {
 }
 
 /// Bytes of main memory that this rank can have.
-pub fn host_memory(place: &Place) -> Result<u64> {
+pub fn host_memory(place: &RankInfo) -> Result<u64> {
     Ok(available_memory()? / place.local_size.max(1) as u64)
 }
 
 /// [`memory_for`] the device that the settings name.
-pub fn memory(settings: &DeviceConfig, place: &Place) -> Result<Room> {
+pub fn memory(settings: &DeviceConfig, place: &RankInfo) -> Result<Room> {
     match take(settings, place)?.settings.kind {
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => memory_for(&cuda(place)?, place),
@@ -97,8 +97,8 @@ pub fn memory(settings: &DeviceConfig, place: &Place) -> Result<Room> {
 
 /// The GPU of the rank at this place.
 #[cfg(feature = "cuda")]
-fn cuda(place: &Place) -> Result<Cuda> {
-    let hint = || Some("`gradtx doctor` tells what is here; `--device cpu` works everywhere".into());
+fn cuda(place: &RankInfo) -> Result<Cuda> {
+    let hint = || Some("`gradtx doctor` lists what is here; `--device cpu` works everywhere".into());
     let found = gradtx_kernels::cuda::devices().map_err(|why| unusable_with(why, hint()))?;
     let ordinal = ordinal(place, found.len()).map_err(|why| unusable_with(why, hint()))?;
     Cuda::new(ordinal).map_err(|e| unusable_with(e.to_string(), hint()))

@@ -18,27 +18,27 @@ pub const FAILED: u8 = 1;
 pub const UNUSABLE: u8 = 2;
 /// The directory holds results of another configuration.
 pub const REFUSED: u8 = 3;
-/// Another process is at work in the directory.
+/// Another process is working in the directory.
 pub const BUSY: u8 = 4;
-/// Stopped because a signal asked for it; the same command goes on. (`EX_TEMPFAIL` of
+/// Stopped because a signal asked for it; the same command resumes. (`EX_TEMPFAIL` of
 /// sysexits.h: what batch scripts take for "again".)
 pub const STOPPED: u8 = 75;
 /// Interrupted by Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
-/// Ended by SIGTERM where nothing could be put aside first.
+/// Ended by SIGTERM where nothing could be checkpointed first.
 pub const TERMINATED: u8 = 143;
 
 /// Every exit code and what it means.
 pub const EXIT_CODES: [(u8, &str); 9] = [
     (DONE, "done"),
-    (FAILED, "failed; inspect: damaged; doctor: something that is asked for cannot work here"),
+    (FAILED, "failed; inspect: damaged; doctor: a check failed"),
     (UNUSABLE, "the command line or the configuration cannot be used"),
     (REFUSED, "refused: the directory holds results of other settings or inputs"),
-    (BUSY, "another process is at work in that directory"),
-    (STOPPED, "stopped by SIGTERM or SIGUSR1 at a step's end; the same command goes on"),
+    (BUSY, "another process is working in that directory"),
+    (STOPPED, "stopped by SIGTERM or SIGUSR1 at a step's end; the same command resumes"),
     (101, "a bug in gradtx; what is finished is safe"),
-    (INTERRUPTED, "interrupted (Ctrl-C); the same command goes on"),
-    (TERMINATED, "terminated (SIGTERM) at once; the same command goes on"),
+    (INTERRUPTED, "interrupted (Ctrl-C); the same command resumes"),
+    (TERMINATED, "terminated (SIGTERM) at once; the same command resumes"),
 ];
 
 /// The list of exit codes for `--help`.
@@ -87,9 +87,9 @@ pub fn busy(what: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     Failure { code: BUSY, what: what.into(), hint: Some(hint.into()) }.into()
 }
 
-/// The end of a stage that was asked to stop, and that has put its work aside.
+/// The end of a stage that was asked to stop, and that has written its checkpoint.
 pub fn stopped(code: u8) -> anyhow::Error {
-    let hint = "everything up to here is kept: run the same command again to go on";
+    let hint = "everything up to here is kept: run the same command again to resume";
     Failure { code, what: "stopped as asked".into(), hint: Some(hint.into()) }.into()
 }
 
@@ -103,9 +103,9 @@ pub fn failed(what: impl Into<String>, hint: impl Into<String>) -> anyhow::Error
     Failure { code: FAILED, what: what.into(), hint: Some(hint.into()) }.into()
 }
 
-/// An error as it is told: to a person, to a script, and in `failed.json`.
+/// An error as it is reported: to a person, to a script, and in `failed.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct ErrorReport {
     /// What happened, with its causes.
     pub message: String,
     /// What to do about it.
@@ -115,7 +115,7 @@ pub struct Told {
     pub code: u8,
 }
 
-impl From<&anyhow::Error> for Told {
+impl From<&anyhow::Error> for ErrorReport {
     fn from(error: &anyhow::Error) -> Self {
         // A cause is left out where the message before it ends with it already.
         let mut message = String::new();
@@ -146,7 +146,7 @@ fn hint_of_system(error: &anyhow::Error) -> Option<String> {
     let kind = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>())?.kind();
     let hint = match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            "make room, or raise the limit; what is finished is safe, and the same command goes on"
+            "make room, or raise the limit; what is finished is safe, and the same command resumes"
         }
         ErrorKind::PermissionDenied => "look at owner and mode of it and of the directories above it",
         ErrorKind::ReadOnlyFilesystem => "choose a directory on a file system that can be written to",
@@ -155,7 +155,7 @@ fn hint_of_system(error: &anyhow::Error) -> Option<String> {
     Some(hint.into())
 }
 
-impl Told {
+impl ErrorReport {
     /// Whether nothing went wrong: somebody asked for the end.
     pub fn was_asked_for(&self) -> bool {
         matches!(self.code, STOPPED | INTERRUPTED | TERMINATED)
@@ -174,7 +174,7 @@ impl Told {
             (false, Some(hint)) => format!("{error}{message}\nhint: {hint}\n"),
             (false, None) => format!("{error}{message}\n"),
         };
-        // To a standard error that is closed nothing can be said; the code tells.
+        // To a standard error that is closed nothing can be written; the exit code remains.
         let _ = std::io::stderr().write_all(printable(&text).as_bytes());
     }
 }
@@ -188,14 +188,21 @@ mod tests {
     fn causes_are_told_once_and_the_system_gets_a_hint() {
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = Err::<(), _>(full).context("metrics.jsonl: cannot write").context("train").unwrap_err();
-        let told = Told::from(&error);
-        assert!(told.message.starts_with("train: metrics.jsonl: cannot write: "), "{}", told.message);
-        assert!(told.hint.unwrap().contains("make room"));
-        assert_eq!(told.code, FAILED);
+        let error_report = ErrorReport::from(&error);
+        assert!(
+            error_report.message.starts_with("train: metrics.jsonl: cannot write: "),
+            "{}",
+            error_report.message
+        );
+        assert!(error_report.hint.unwrap().contains("make room"));
+        assert_eq!(error_report.code, FAILED);
         let missing =
             anyhow::Error::from(std::io::Error::from_raw_os_error(2)).context("a.json: cannot read");
-        assert_eq!(Told::from(&missing).message, "a.json: cannot read: No such file or directory");
+        assert_eq!(ErrorReport::from(&missing).message, "a.json: cannot read: No such file or directory");
         let error = failed("x: y", "do z").context("x: y");
-        assert_eq!(Told::from(&error), Told { message: "x: y".into(), hint: Some("do z".into()), code: 1 });
+        assert_eq!(
+            ErrorReport::from(&error),
+            ErrorReport { message: "x: y".into(), hint: Some("do z".into()), code: 1 }
+        );
     }
 }

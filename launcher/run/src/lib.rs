@@ -3,7 +3,7 @@
 //! [`config`] has the settings, checked; [`dispatch`] is the one place that chooses device and
 //! element type. [`stage`] is the one way to do a step of the pipeline, and [`record`] makes it
 //! repeatable: finished and intact work is not done again, and work of another configuration
-//! is refused. [`progress`] tells other processes who works where and how far, [`ui`] tells
+//! is refused. [`progress`] gives other processes who works where and how far, [`ui`] gives
 //! the person or script that started this one, and [`cluster`] what the processes of one job
 //! are to each other.
 

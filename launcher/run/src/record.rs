@@ -10,7 +10,7 @@
 //! For ranks that work together in one directory, rank 0 opens it ([`open_for_all`]).
 
 use crate::failure::{failed, refused};
-use crate::progress::{Guest, LOCK_FILE, Place};
+use crate::progress::{DirLock, Guest, LOCK_FILE};
 use anyhow::{Context, Result, bail};
 use gradtx_runtime::artifact::{
     MAX_CONFIG_BYTES, checksum, checksum_file, read_text, sweep_temporary, sweep_tree, write_atomic,
@@ -37,7 +37,7 @@ pub struct Record {
     /// Settings and inputs that the result depends on.
     pub settings: Value,
     /// Devices and libraries that computed any of it, in all attempts, where its bits depend on them: none on CPUs.
-    /// Work may go on with others.
+    /// Work may continue with others.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub computed_on: BTreeSet<String>,
     /// Checksums of the finished files by their names, relative to the directory and within it;
@@ -66,32 +66,32 @@ pub enum State {
 pub enum SharedState {
     /// The result is there and intact.
     Finished,
-    /// There is work to do; [`Seat::finish`] ends it.
-    Open(Seat),
+    /// There is work to do; [`StageHandle::finish`] ends it.
+    Open(StageHandle),
 }
 
 /// What a rank is in a directory that several work in.
-pub enum Seat {
+pub enum StageHandle {
     /// Rank 0, which has the directory open.
-    Host(Output),
+    Leader(Output),
     /// Any other.
-    Guest(Guest),
+    Follower(Guest),
 }
 
-impl Seat {
+impl StageHandle {
     /// [`Output::computed_on`], by the host.
     pub fn computed_on(&mut self, devices: BTreeSet<String>) -> Result<()> {
         match self {
-            Self::Host(output) => output.computed_on(devices),
-            Self::Guest(_) => Ok(()),
+            Self::Leader(output) => output.computed_on(devices),
+            Self::Follower(_) => Ok(()),
         }
     }
 
     /// Ends the work of this rank. The host notes the finished files, as [`Output::finish`] does.
     pub fn finish(self, files: &[String]) -> Result<()> {
         match self {
-            Self::Host(output) => output.finish(files)?,
-            Self::Guest(guest) => guest.finish(),
+            Self::Leader(output) => output.finish(files)?,
+            Self::Follower(guest) => guest.finish(),
         }
         Ok(())
     }
@@ -101,7 +101,7 @@ impl Seat {
 pub struct Output {
     dir: PathBuf,
     record: Box<Record>,
-    place: Place,
+    place: DirLock,
 }
 
 /// Makes a directory, unless it is there.
@@ -122,7 +122,7 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
         // Killed when nothing was left to do but to leave. A process that is about to do so still
         // has the lock, and where nothing can be written, nothing needs to be tidied.
         if dir.join(LOCK_FILE).exists()
-            && let Ok(place) = Place::open(dir, stage)
+            && let Ok(place) = DirLock::open(dir, stage)
         {
             place.finish();
         }
@@ -130,7 +130,7 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
         let _ = sweep_temporary(dir);
         return Ok(State::Finished);
     }
-    let place = Place::open(dir, stage)?;
+    let place = DirLock::open(dir, stage)?;
     // Another process may have finished here just before the place was ours.
     let now = read_same(dir, &record)?;
     if now != before && now.as_ref().is_some_and(|now| now.is_whole(dir)) {
@@ -150,7 +150,7 @@ pub fn open(dir: &Path, stage: &str, settings: Value) -> Result<State> {
 /// Removes the temporary files of processes before this one: all of them where the lock says
 /// that nobody else is here, otherwise those that are older than this process. Directories
 /// within that are another stage's are its own business.
-fn sweep(dir: &Path, place: &Place) -> Result<()> {
+fn sweep(dir: &Path, place: &DirLock) -> Result<()> {
     let is_other = |dir: &Path| [RECORD_FILE, LOCK_FILE].iter().any(|name| dir.join(name).exists());
     match place.is_alone() {
         true => sweep_tree(dir, &is_other)?,
@@ -176,14 +176,14 @@ pub fn open_for_all(comm: &dyn Comm, dir: &Path, stage: &str, settings: Value) -
     let mut is_open = vec![matches!(state, Some(State::Open(_))) as u8];
     comm.broadcast_bytes(0, &mut is_open)?;
     Ok(match state {
-        Some(State::Open(output)) => SharedState::Open(Seat::Host(output)),
-        None if is_open == [1] => SharedState::Open(Seat::Guest(Guest::of(dir, stage))),
+        Some(State::Open(output)) => SharedState::Open(StageHandle::Leader(output)),
+        None if is_open == [1] => SharedState::Open(StageHandle::Follower(Guest::of(dir, stage))),
         _ => SharedState::Finished,
     })
 }
 
 /// Opens a stage's directory beside other processes that do the same work there, and that
-/// know by themselves who does what. `name` tells this one from the others.
+/// know by themselves who does what. `name` gives this one from the others.
 pub fn share(dir: &Path, stage: &str, settings: Value, name: &str) -> Result<State> {
     make_dir(dir)?;
     let record = Record::new(stage, &settings)?;
@@ -191,8 +191,8 @@ pub fn share(dir: &Path, stage: &str, settings: Value, name: &str) -> Result<Sta
     if before.as_ref().is_some_and(|before| before.is_whole(dir)) {
         return Ok(State::Finished);
     }
-    let place = Place::share(dir, stage, name)?;
-    // Others may have begun, and written the same.
+    let place = DirLock::share(dir, stage, name)?;
+    // Others may have started, and written the same.
     if before.is_none() {
         record.write(dir)?;
     }
@@ -215,7 +215,7 @@ fn read_same(dir: &Path, wanted: &Record) -> Result<Option<Record>> {
     }
     lines += &diff(&before.settings, &wanted.settings);
     let what = format!("{}: holds a result of other settings or inputs", shown(dir));
-    Err(refused(what, lines, "write to another directory, or remove this one to make it anew"))
+    Err(refused(what, lines, "write to another directory, or remove this one to start over"))
 }
 
 /// Reads a record.
@@ -435,7 +435,7 @@ mod tests {
         opened(dir.path(), json!({"a": 1}));
     }
 
-    /// They are no settings: work goes on with others, and the same result stays finished.
+    /// They are no settings: work continues with others, and the same result stays finished.
     #[test]
     fn devices_of_all_attempts_are_named() {
         let dir = tempfile::tempdir().unwrap();
@@ -446,7 +446,7 @@ mod tests {
         assert_eq!(text(), before, "on a CPU");
         assert!(!before.contains("computed_on"), "{before}");
         output.computed_on(["GPU 1".into()].into()).unwrap();
-        // Stopped, and gone on with elsewhere.
+        // Stopped, and resumed elsewhere.
         drop(output);
         std::fs::write(dir.path().join("x"), "result").unwrap();
         let mut output = opened(dir.path(), json!({"a": 1}));

@@ -39,7 +39,7 @@ pub trait Stage {
     const NAME: &'static str = Self::Inputs::STAGE;
     /// Several processes, started by srun or mpirun, do it together.
     const HAS_RANKS: bool = false;
-    /// What is done so far is kept when it is stopped: the same command goes on from there.
+    /// What is done so far is kept when it is stopped: the same command resumes from there.
     const RESUMES: bool = false;
 
     /// The directory.
@@ -52,7 +52,7 @@ pub trait Stage {
     fn make(&self, context: &Context) -> Result<(Vec<String>, Self::Output)>;
 
     /// Says what came of it, once the record is written.
-    fn tell(&self, context: &Context, output: &Self::Output) -> Result<()>;
+    fn report(&self, context: &Context, output: &Self::Output) -> Result<()>;
 
     /// Says that the result was there before.
     fn was_finished(&self, context: &Context) -> Result<()> {
@@ -70,11 +70,11 @@ pub fn run<S: Stage>(context: &Context, stage: &S) -> Result<Option<S::Output>> 
     };
     let context = &context.without_devices();
     let made = stage.make(context);
-    // Also of an attempt that was stopped, whose checkpoint others may go on with.
+    // Also of an attempt that was stopped, whose checkpoint others may continue with.
     output.computed_on(context.computed_on())?;
     let (files, made) = made?;
     output.finish(&files)?;
-    stage.tell(context, &made)?;
+    stage.report(context, &made)?;
     Ok(Some(made))
 }
 
@@ -82,16 +82,16 @@ pub fn run<S: Stage>(context: &Context, stage: &S) -> Result<Option<S::Output>> 
 /// rank 0 returns.
 pub fn run_on_ranks<S: Stage>(context: &Context, comm: &dyn Comm, stage: &S) -> Result<Option<S::Output>> {
     let inputs = stage.inputs()?.value()?;
-    let SharedState::Open(mut seat) = record::open_for_all(comm, stage.dir(), S::NAME, inputs)? else {
+    let SharedState::Open(mut handle) = record::open_for_all(comm, stage.dir(), S::NAME, inputs)? else {
         stage.was_finished(context)?;
         return Ok(None);
     };
     let context = &context.without_devices();
     let made = stage.make(context);
-    seat.computed_on(context.computed_on())?;
+    handle.computed_on(context.computed_on())?;
     let (files, made) = made?;
-    seat.finish(&files)?;
-    stage.tell(context, &made)?;
+    handle.finish(&files)?;
+    stage.report(context, &made)?;
     Ok(Some(made))
 }
 
@@ -182,7 +182,7 @@ mod tests {
             Ok((vec!["n".into()], 3))
         }
 
-        fn tell(&self, _: &Context, _: &u64) -> Result<()> {
+        fn report(&self, _: &Context, _: &u64) -> Result<()> {
             Ok(())
         }
     }

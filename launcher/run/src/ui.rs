@@ -1,7 +1,7 @@
 //! What a person or a script sees while a stage works.
 //!
 //! In: messages, steps and results of the stages. Out, on standard output: lines; with
-//! `--json` one object per line instead, told apart by `event`:
+//! `--json` one object per line instead, distinguished by `event`:
 //!
 //! * `{"event": "message", "stage", "message"}`
 //! * `{"event": "progress", "stage", "part", "done", "total", "rate", "seconds_left", "message"}`,
@@ -12,7 +12,7 @@
 //! Bars only on a terminal, on standard error. `--quiet` leaves results (and errors).
 //! Progress also goes into the stage's directory: see [`crate::progress`].
 
-use crate::progress::{self, Desk, Standing, ago};
+use crate::progress::{self, ProgressWriter, StageProgress, ago};
 use crate::record;
 use anyhow::Result;
 use gradtx_runtime::text::{printable, printable_line};
@@ -119,7 +119,7 @@ impl Ui {
     pub fn result(&self, text: impl AsRef<str>) {
         let text = text.as_ref();
         if self.json {
-            let stage = progress::current().map_or(self.command.to_string(), |d| d.standing().stage);
+            let stage = progress::current().map_or(self.command.to_string(), |d| d.state().stage);
             say(&json!({ "event": "message", "stage": stage, "message": text }).to_string());
         } else {
             self.bars.suspend(|| say(text));
@@ -164,7 +164,7 @@ impl Ui {
     }
 
     /// The command has ended well. Every command ends with a result, also one that has
-    /// nothing to tell but that.
+    /// nothing to report but that.
     pub fn end(&self, began: Instant) {
         if self.results.load(Ordering::Relaxed) == 0 {
             self.result_object(&self.command, json!({ "seconds": began.elapsed().as_secs_f64() }));
@@ -183,14 +183,14 @@ impl Ui {
 
     /// Progress of `len` steps of which `done` were done by a process before this one.
     pub fn progress_from(&self, what: &str, done: u64, len: u64) -> Progress {
-        let desk = progress::current();
-        if let Some(desk) = &desk {
-            desk.begin(what, done, len);
+        let output = progress::current();
+        if let Some(output) = &output {
+            output.begin(what, done, len);
         }
         let bar = (self.terminal && !self.quiet && !self.json).then(|| self.bar(what, done, len));
         let now = Instant::now();
-        let standing = Standing { part: what.into(), done, total: len, ..Standing::default() };
-        Progress { ui: self.clone(), bar, desk, standing, base: done, started: now, said: now }
+        let state = StageProgress { part: what.into(), done, total: len, ..StageProgress::default() };
+        Progress { ui: self.clone(), bar, output, state, base: done, started: now, said: now }
     }
 
     fn bar(&self, what: &str, done: u64, len: u64) -> ProgressBar {
@@ -209,8 +209,8 @@ pub struct Progress {
     ui: Ui,
     bar: Option<ProgressBar>,
     /// Where people look from elsewhere; none outside of a stage's directory.
-    desk: Option<Arc<Desk>>,
-    standing: Standing,
+    output: Option<Arc<ProgressWriter>>,
+    state: StageProgress,
     /// Steps done before this process.
     base: u64,
     started: Instant,
@@ -230,9 +230,9 @@ impl Progress {
     /// The same, with the seconds that are left where steps alone do not tell.
     pub fn set_with(&mut self, done: u64, left: Option<f64>, message: impl Into<String>) {
         let message = message.into();
-        self.standing.left = left;
-        if let Some(desk) = &self.desk {
-            desk.set(done, left, &message);
+        self.state.left = left;
+        if let Some(output) = &self.output {
+            output.set(done, left, &message);
         }
         let every = if self.ui.json { OBJECT_EVERY } else { LINE_EVERY };
         match &self.bar {
@@ -250,12 +250,12 @@ impl Progress {
 
     fn say(&mut self, done: u64, message: String) {
         let seconds = self.started.elapsed().as_secs_f64();
-        let standing = &mut self.standing;
-        (standing.done, standing.message) = (done, message);
-        standing.rate = Some(done.saturating_sub(self.base) as f64 / seconds);
-        let (left, Standing { part, total, message, rate, .. }) = (standing.seconds_left(), standing);
+        let state = &mut self.state;
+        (state.done, state.message) = (done, message);
+        state.rate = Some(done.saturating_sub(self.base) as f64 / seconds);
+        let (left, StageProgress { part, total, message, rate, .. }) = (state.seconds_left(), state);
         if self.ui.json {
-            let stage = self.desk.as_ref().map_or(self.ui.command.to_string(), |d| d.standing().stage);
+            let stage = self.output.as_ref().map_or(self.ui.command.to_string(), |d| d.state().stage);
             let event = json!({
                 "event": "progress", "stage": stage, "part": part, "done": done, "total": total,
                 "rate": rate, "seconds_left": left, "message": message,

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 use gradtx_run::cluster::{self, World};
-use gradtx_run::failure::{Told, unusable};
+use gradtx_run::failure::{ErrorReport, unusable};
 use gradtx_run::ui::Ui;
 use std::io::Write;
 use std::path::Path;
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 
 /// Says what went wrong; the exit code.
 fn report(error: &anyhow::Error) -> u8 {
-    let told = Told::from(error);
+    let told = ErrorReport::from(error);
     told.print(false);
     told.code
 }

@@ -4,8 +4,8 @@
 //! for one model, and for every optimizer step of a job the segments of packed streams.
 
 use crate::describe::{self, Facts};
+use crate::model_spec::ModelSpec;
 use crate::prompts::{PromptInputs, Prompts};
-use crate::side::Side;
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_run::config::{Config, DataConfig, LossNormalization, Recipe};
@@ -85,7 +85,7 @@ impl Data {
     }
 
     /// How one model is asked for these examples.
-    pub fn prompts(&self, config: &Config, side: &Side) -> Result<Prompts> {
+    pub fn prompts(&self, config: &Config, side: &ModelSpec) -> Result<Prompts> {
         Prompts::new(&config.data, &side.dir, &side.model, self.records.first())
     }
 
@@ -103,7 +103,7 @@ impl Data {
     pub fn examples(
         &self,
         prompts: &Prompts,
-        side: &Side,
+        side: &ModelSpec,
         context: &Context,
         stage: &str,
     ) -> Result<Dataset> {

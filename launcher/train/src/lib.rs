@@ -10,7 +10,7 @@ pub mod describe;
 pub mod examples;
 pub mod linalg;
 pub mod lora;
+pub mod model_spec;
 pub mod products;
 pub mod prompts;
-pub mod side;
 pub mod translator;

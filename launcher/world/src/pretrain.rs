@@ -19,7 +19,7 @@ use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{
-    Decoder, DecoderConfig, Family, GenerateLimits, Generator, InitialWeights, PretrainStep, Pretrainer,
+    Decoder, DecoderConfig, Family, FullTrainer, GenerateLimits, Generator, InitialWeights, PretrainStep,
     Prompt, RopeScaling,
 };
 use gradtx_run::config::{DeviceConfig, DeviceKind, DtypeKind};
@@ -63,7 +63,7 @@ const BATCH: usize = 128;
 /// Examples of one measurement.
 const MEASURED: usize = 400;
 /// Steps after which pretraining is given up.
-const MOST_STEPS: u32 = 800;
+const MAX_STEPS: u32 = 800;
 /// Learning rate of AdamW.
 const ADAMW_LR: f64 = 5e-3;
 /// Learning rate of Muon.
@@ -152,7 +152,7 @@ impl Stage for BaseModel<'_> {
     }
 
     /// Whoever makes the world says that it is there.
-    fn tell(&self, _: &Context, (): &()) -> Result<()> {
+    fn report(&self, _: &Context, (): &()) -> Result<()> {
         Ok(())
     }
 
@@ -215,13 +215,13 @@ impl Work for Pretrain<'_> {
         let decoder = Decoder::<D, X>::random(device, &config, &initial, derive_named(self.key, "weights"))?;
         let mut decoder = decoder.trainable()?;
         let capacity = BatchCapacity { tokens: BATCH * LONGEST, segments: BATCH, labels: BATCH * LONGEST };
-        let mut pretrainer = Pretrainer::new(&decoder, true, capacity)?;
+        let mut pretrainer = FullTrainer::new(&decoder, true, capacity)?;
         let mut exam = Exam::new(&decoder, derive_named(self.key, "exam"))?;
         let mut history: Vec<Measured> = vec![];
         let mut cooling: Option<u32> = None;
         let what = format!("pretrain {}", self.role.name());
-        let mut progress = self.context.ui.progress(&what, MOST_STEPS as u64);
-        for step in 0..MOST_STEPS {
+        let mut progress = self.context.ui.progress(&what, MAX_STEPS as u64);
+        for step in 0..MAX_STEPS {
             let batch = batch_of(self.key, step, BATCH);
             let (loss, _) = pretrainer.train_step(&mut decoder, &batch, numbers(step, cooling))?;
             let last = history.last().map_or(0.0, |m| m.told);
@@ -283,7 +283,7 @@ impl Work for Untaught<'_> {
         let mut decoder = decoder.trainable()?;
         let tokens = EXAMPLES * LONGEST;
         let capacity = BatchCapacity { tokens, segments: EXAMPLES, labels: tokens };
-        let mut pretrainer = Pretrainer::new(&decoder, true, capacity)?;
+        let mut pretrainer = FullTrainer::new(&decoder, true, capacity)?;
         let mut history = vec![];
         for step in 0..2 {
             let batch = batch_of(self.key, step, EXAMPLES);

@@ -88,7 +88,7 @@ impl Stage for Making<'_> {
         Ok((files, ()))
     }
 
-    fn tell(&self, context: &Context, (): &()) -> Result<()> {
+    fn report(&self, context: &Context, (): &()) -> Result<()> {
         let text = format!("world: {}", self.dir.display());
         context.ui.done("world", self.dir, json!({ "seed": self.seed }), text);
         Ok(())

@@ -9,7 +9,7 @@ use super::backward::Gradients;
 use super::forward::AdapterView;
 use super::rope::RopeTables;
 use super::{Decoder, DecoderConfig};
-use crate::lora::{BlockLayout, Fused};
+use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{LmHead, LoraDims};
 use gradtx_kernels::{Backend, Device, Elem, Real};
 use gradtx_runtime::data::BatchCapacity;
@@ -42,7 +42,7 @@ impl<'a> Mode<'a> {
     }
 
     /// Backward reads the input of this product.
-    pub(super) fn keeps_input(self, fused: Fused) -> bool {
+    pub(super) fn keeps_input(self, fused: Projection) -> bool {
         match self {
             Self::Inference(_) => false,
             Self::Adapters(layout) => !layout.targets(0, fused).is_empty(),
@@ -145,12 +145,12 @@ impl Plan {
         let all = copies(trains);
         let input_len = |fused| D::lora_input_len(&lora_dims(config, mode.adapters(), 0.0, 0, fused, t));
         let names = ["qkv_input", "o_input", "gate_up_input", "down_input"];
-        let input = |fused: Fused| {
+        let input = |fused: Projection| {
             // o is read by attention's own backward, whether o_proj is adapted or not.
-            let kept = mode.keeps_input(fused) || (trains && fused == Fused::O);
+            let kept = mode.keeps_input(fused) || (trains && fused == Projection::O);
             Planned::block(names[fused as usize], &[input_len(fused)], copies(kept))
         };
-        let widest = Fused::ALL.map(input_len).into_iter().max().unwrap_or(0);
+        let widest = Projection::ALL.map(input_len).into_iter().max().unwrap_or(0);
         let (normed, norms) = match config.family.qk_norm() {
             true => (r, config.heads + config.kv_heads),
             false => (0, 0),
@@ -162,7 +162,7 @@ impl Plan {
         Self {
             // One more than blocks: the input of each, and the output of the last.
             x: Planned::block("x", &[t, h], if trains { config.layers + 1 } else { 1 }),
-            inputs: Fused::ALL.map(input),
+            inputs: Projection::ALL.map(input),
             inv_rms: ["attention_inv_rms", "mlp_inv_rms"].map(|n| Planned::block(n, &[t], all).statistic()),
             qkv: Planned::block("qkv", &[t, r], all),
             qkv_normed: Planned::block("qkv_normed", &[t, normed], all),
@@ -180,7 +180,7 @@ impl Plan {
             gradients: [
                 scratch("d_x", &[t_if, h]),
                 scratch("d_input", &[if trains { widest } else { 0 }]),
-                scratch("d_wide", &[t_if, r.max(2 * f).max(h)]),
+                scratch("d_proj", &[t_if, r.max(2 * f).max(h)]),
                 scratch("d_qkv", &[t_if, r]),
                 scratch("delta", &[config.heads, t_if]).statistic(),
             ],
@@ -217,7 +217,7 @@ pub(super) fn lora_dims<'a>(
     layout: Option<&'a BlockLayout>,
     dropout: f64,
     block: usize,
-    fused: Fused,
+    fused: Projection,
     tokens: usize,
 ) -> LoraDims<'a> {
     let (in_dim, out_dim) = fused.dims(config);
@@ -273,7 +273,7 @@ pub struct Activations<D: Device, X: Real> {
     /// The largest adapter input, for gradients of any.
     pub(super) d_input: D::Buf<X>,
     /// `[T, max(R, 2F, H)]` gradient of a product's output.
-    pub(super) d_wide: D::Buf<X>,
+    pub(super) d_proj: D::Buf<X>,
     /// `[T, R]`
     pub(super) d_qkv: D::Buf<X>,
     /// `[heads, T]`
@@ -295,7 +295,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
     pub fn plan(config: &DecoderConfig, capacity: BatchCapacity, mode: Mode<'_>) -> MemoryPlan {
         let mut plan = Plan::new::<D, X>(config, capacity, mode, capacity.tokens).memory::<X>();
         let dims = |fused| lora_dims(config, mode.adapters(), 0.0, 0, fused, capacity.tokens);
-        let scratch = Fused::ALL.map(|fused| D::lora_scratch(&dims(fused), capacity.segments));
+        let scratch = Projection::ALL.map(|fused| D::lora_scratch(&dims(fused), capacity.segments));
         // The device's own, which it keeps for all that need some.
         match scratch.into_iter().max() {
             Some(bytes @ 1..) if mode.trains() => plan.add(Purpose::Scratch, "sums of adapters", &[bytes], 1),
@@ -338,7 +338,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             losses: one_acc(&plan.last[4])?,
             d_x: one(&plan.gradients[0])?,
             d_input: one(&plan.gradients[1])?,
-            d_wide: one(&plan.gradients[2])?,
+            d_proj: one(&plan.gradients[2])?,
             d_qkv: one(&plan.gradients[3])?,
             delta: one_acc(&plan.gradients[4])?,
             rope: RopeTables::new(device, config, positions)?,

@@ -7,7 +7,7 @@
 
 use super::forward::Pass;
 use super::{Activations, AdapterView, Decoder};
-use crate::lora::{BlockLayout, Fused};
+use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{
     AttentionDims, Embedding, GatedActivation, Linear, LinearDims, LoraDims, Out, RmsNormDims,
 };
@@ -118,7 +118,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         self.device.rmsnorm_backward(
             D::view_mut(&mut acts.d_x, 0..len),
             d_weight,
-            D::view(&acts.d_wide, 0..len),
+            D::view(&acts.d_proj, 0..len),
             acts.x.get(self.config.layers, len),
             D::view(&acts.last_inv_rms, 0..tokens),
             self.weights(&self.places.final_norm),
@@ -138,19 +138,19 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
         let adapted =
-            |layout: &BlockLayout| Fused::ALL.into_iter().find(|&f| !layout.targets(0, f).is_empty());
+            |layout: &BlockLayout| Projection::ALL.into_iter().find(|&f| !layout.targets(0, f).is_empty());
         let first =
-            pass.adapters.filter(|_| block == 0).and_then(|a| adapted(a.layout)).unwrap_or(Fused::Qkv);
-        self.residual_product_backward(acts, pass, block, Fused::Down, grads)?;
-        if first == Fused::Down {
+            pass.adapters.filter(|_| block == 0).and_then(|a| adapted(a.layout)).unwrap_or(Projection::Qkv);
+        self.residual_product_backward(acts, pass, block, Projection::Down, grads)?;
+        if first == Projection::Down {
             return Ok(());
         }
         self.gate_up_backward(acts, pass, block, grads)?;
-        if first == Fused::GateUp {
+        if first == Projection::GateUp {
             return Ok(());
         }
-        self.residual_product_backward(acts, pass, block, Fused::O, grads)?;
-        if first == Fused::O {
+        self.residual_product_backward(acts, pass, block, Projection::O, grads)?;
+        if first == Projection::O {
             return Ok(());
         }
         self.attention_backward(acts, pass, block, grads)?;
@@ -192,7 +192,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         acts: &mut Activations<D, X>,
         pass: &Pass<'_, D, X::Acc>,
         block: usize,
-        fused: Fused,
+        fused: Projection,
         grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
         let dims = pass.lora(self, block, fused);
@@ -224,12 +224,12 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         block: usize,
         grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
-        let down = pass.lora(self, block, Fused::Down);
-        let dims = pass.lora(self, block, Fused::GateUp);
+        let down = pass.lora(self, block, Projection::Down);
+        let dims = pass.lora(self, block, Projection::GateUp);
         let wide = pass.tokens * dims.out_dim;
         GatedActivation::<X>::gated_backward(
             &self.device,
-            D::view_mut(&mut acts.d_wide, 0..wide),
+            D::view_mut(&mut acts.d_proj, 0..wide),
             D::lora_rows(D::view(&acts.d_input, 0..D::lora_input_len(&down)), &down),
             acts.gate_up.get(block, wide),
             self.gated_dims(pass.tokens, &down),
@@ -237,16 +237,16 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let input_len = D::lora_input_len(&dims);
         let parts = Product {
             d_input: D::view_mut(&mut acts.d_input, 0..input_len),
-            dy: D::view(&acts.d_wide, 0..wide),
-            input: acts.inputs[Fused::GateUp as usize].get(block, input_len),
+            dy: D::view(&acts.d_proj, 0..wide),
+            input: acts.inputs[Projection::GateUp as usize].get(block, input_len),
             adapters: pass.values(&acts.nothing),
         };
         let places = &self.places.blocks[block];
-        self.product_backward(parts, pass, places.matrix(Fused::GateUp), dims, grads)?;
-        self.norm_backward(acts, pass, block, Fused::GateUp, grads)
+        self.product_backward(parts, pass, places.matrix(Projection::GateUp), dims, grads)?;
+        self.norm_backward(acts, pass, block, Projection::GateUp, grads)
     }
 
-    /// `d_input` of o_proj → `d_qkv` before bias, norm and rotation; with a q/k norm in `d_wide`.
+    /// `d_input` of o_proj → `d_qkv` before bias, norm and rotation; with a q/k norm in `d_proj`.
     fn attention_backward(
         &self,
         acts: &mut Activations<D, X>,
@@ -255,7 +255,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
         let (device, places, tokens) = (&self.device, &self.places.blocks[block], pass.tokens);
-        let dims = pass.lora(self, block, Fused::O);
+        let dims = pass.lora(self, block, Projection::O);
         let input_len = D::lora_input_len(&dims);
         let qkv = self.qkv_dims(tokens);
         let len = tokens * qkv.row();
@@ -264,7 +264,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
             D::view_mut(&mut acts.d_qkv, 0..len),
             D::view_mut(&mut acts.delta, 0..tokens * qkv.heads),
             D::lora_rows(D::view(&acts.d_input, 0..input_len), &dims),
-            D::lora_rows(acts.inputs[Fused::O as usize].get(block, input_len), &dims),
+            D::lora_rows(acts.inputs[Projection::O as usize].get(block, input_len), &dims),
             acts.lse.get(block, tokens * qkv.heads),
             rotated.get(block, len),
             pass.segments.offsets,
@@ -291,7 +291,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
             (D::slice_mut(q, 0..w_q.len()), k)
         });
         device.qk_norm_backward(
-            D::view_mut(&mut acts.d_wide, 0..len),
+            D::view_mut(&mut acts.d_proj, 0..len),
             dw,
             D::view(&acts.d_qkv, 0..len),
             acts.qkv.get(block, len),
@@ -312,17 +312,17 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
         let places = &self.places.blocks[block];
-        let dims = pass.lora(self, block, Fused::Qkv);
+        let dims = pass.lora(self, block, Projection::Qkv);
         let input_len = D::lora_input_len(&dims);
-        let dy = if places.qk_norm.is_some() { &acts.d_wide } else { &acts.d_qkv };
+        let dy = if places.qk_norm.is_some() { &acts.d_proj } else { &acts.d_qkv };
         let parts = Product {
             d_input: D::view_mut(&mut acts.d_input, 0..input_len),
             dy: D::view(dy, 0..pass.tokens * dims.out_dim),
-            input: acts.inputs[Fused::Qkv as usize].get(block, input_len),
+            input: acts.inputs[Projection::Qkv as usize].get(block, input_len),
             adapters: pass.values(&acts.nothing),
         };
-        self.product_backward(parts, pass, places.matrix(Fused::Qkv), dims, grads)?;
-        self.norm_backward(acts, pass, block, Fused::Qkv, grads)
+        self.product_backward(parts, pass, places.matrix(Projection::Qkv), dims, grads)?;
+        self.norm_backward(acts, pass, block, Projection::Qkv, grads)
     }
 
     /// The norm before q, k, v or before gate and up: `d_x +=`, from `d_input`.
@@ -331,12 +331,12 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         acts: &mut Activations<D, X>,
         pass: &Pass<'_, D, X::Acc>,
         block: usize,
-        fused: Fused,
+        fused: Projection,
         grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
         let (device, places, tokens) = (&self.device, &self.places.blocks[block], pass.tokens);
         let (x, inv_rms, weight) = match fused {
-            Fused::Qkv => (&acts.x, &acts.inv_rms[0], &places.attention_norm),
+            Projection::Qkv => (&acts.x, &acts.inv_rms[0], &places.attention_norm),
             _ => (&acts.x_mid, &acts.inv_rms[1], &places.mlp_norm),
         };
         let dims = pass.lora(self, block, fused);

@@ -2,7 +2,7 @@
 
 use super::acts::lora_dims;
 use super::{Activations, Decoder};
-use crate::lora::{BlockLayout, Fused};
+use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{
     AttentionDims, DecodeDims, Elementwise, Embedding, GatedActivation, GatedDims, GatedKind, Gemm, GemmDims,
     LmHead, LmHeadDims, LmHeadScratch, LoraDims, QkvDims, RmsNormDims, Segments,
@@ -70,7 +70,7 @@ impl<'a, D: Device, A: Real> Pass<'a, D, A> {
         &self,
         decoder: &Decoder<D, X>,
         block: usize,
-        fused: Fused,
+        fused: Projection,
     ) -> LoraDims<'a> {
         let (layout, dropout) = self.adapters.map_or((None, 0.0), |a| (Some(a.layout), a.dropout));
         lora_dims(&decoder.config, layout, dropout, block, fused, self.tokens)
@@ -162,10 +162,10 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         block: usize,
     ) -> Result<()> {
         let (device, places, tokens) = (&self.device, &self.places.blocks[block], pass.tokens);
-        let dims = pass.lora(self, block, Fused::Qkv);
+        let dims = pass.lora(self, block, Projection::Qkv);
         let input_len = D::lora_input_len(&dims);
         device.rmsnorm_lora_forward(
-            acts.inputs[Fused::Qkv as usize].get_mut(block, input_len),
+            acts.inputs[Projection::Qkv as usize].get_mut(block, input_len),
             acts.inv_rms[0].get_mut(block, tokens),
             acts.x.get(block, tokens * self.config.hidden),
             self.weights(&places.attention_norm),
@@ -178,8 +178,8 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let len = tokens * qkv.row();
         device.lora_linear_forward(
             acts.qkv.get_mut(block, len),
-            acts.inputs[Fused::Qkv as usize].get(block, input_len),
-            self.weights(places.matrix(Fused::Qkv)),
+            acts.inputs[Projection::Qkv as usize].get(block, input_len),
+            self.weights(places.matrix(Projection::Qkv)),
             None,
             pass.values(&acts.nothing),
             pass.segments,
@@ -221,11 +221,11 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         cache: &mut Option<Cache<'_, D, X>>,
     ) -> Result<()> {
         let (device, tokens) = (&self.device, pass.tokens);
-        let dims = pass.lora(self, block, Fused::O);
+        let dims = pass.lora(self, block, Projection::O);
         let qkv = self.qkv_dims(tokens);
         let rotated = if self.config.family.qk_norm() { &acts.qkv_normed } else { &acts.qkv };
         let rotated = rotated.get(block, tokens * qkv.row());
-        let o_input = acts.inputs[Fused::O as usize].get_mut(block, D::lora_input_len(&dims));
+        let o_input = acts.inputs[Projection::O as usize].get_mut(block, D::lora_input_len(&dims));
         let o = D::lora_rows_mut(o_input, &dims);
         let cached = cache.as_mut().map(|cache| {
             let len = cache.slots * cache.capacity * self.config.kv_dim();
@@ -260,15 +260,15 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         block: usize,
     ) -> Result<()> {
         let (device, len) = (&self.device, pass.tokens * self.config.hidden);
-        let dims = pass.lora(self, block, Fused::O);
-        let input = &mut acts.inputs[Fused::O as usize];
+        let dims = pass.lora(self, block, Projection::O);
+        let input = &mut acts.inputs[Projection::O as usize];
         let input_len = D::lora_input_len(&dims);
         let values = pass.values(&acts.nothing);
         device.lora_down_forward(input.get_mut(block, input_len), values, pass.segments, dims)?;
         device.lora_linear_forward(
             acts.x_mid.get_mut(block, len),
             input.get(block, input_len),
-            self.weights(self.places.blocks[block].matrix(Fused::O)),
+            self.weights(self.places.blocks[block].matrix(Projection::O)),
             Some(acts.x.get(block, len)),
             values,
             pass.segments,
@@ -283,7 +283,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let len = tokens * self.config.hidden;
         let values = pass.values(&acts.nothing);
         let [_, _, up_input, down_input] = &mut acts.inputs;
-        let dims = pass.lora(self, block, Fused::GateUp);
+        let dims = pass.lora(self, block, Projection::GateUp);
         let input_len = D::lora_input_len(&dims);
         device.rmsnorm_lora_forward(
             up_input.get_mut(block, input_len),
@@ -298,14 +298,14 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         device.lora_linear_forward(
             acts.gate_up.get_mut(block, tokens * dims.out_dim),
             up_input.get(block, input_len),
-            self.weights(places.matrix(Fused::GateUp)),
+            self.weights(places.matrix(Projection::GateUp)),
             None,
             values,
             pass.segments,
             dims,
         )?;
         let gate_up = acts.gate_up.get(block, tokens * dims.out_dim);
-        let dims = pass.lora(self, block, Fused::Down);
+        let dims = pass.lora(self, block, Projection::Down);
         let input_len = D::lora_input_len(&dims);
         let rows = D::lora_rows_mut(down_input.get_mut(block, input_len), &dims);
         let gated = self.gated_dims(tokens, &dims);
@@ -314,7 +314,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         device.lora_linear_forward(
             acts.x.get_mut(block + 1, len),
             down_input.get(block, input_len),
-            self.weights(places.matrix(Fused::Down)),
+            self.weights(places.matrix(Projection::Down)),
             Some(acts.x_mid.get(block, len)),
             values,
             pass.segments,
@@ -342,7 +342,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     }
 
     /// Loss of every label; with `gradient`, also its gradient in the head's input
-    /// (`d_wide` `[T, H]` `=`), and in the head itself where `d_head` is given.
+    /// (`d_proj` `[T, H]` `=`), and in the head itself where `d_head` is given.
     pub(super) fn head_loss(
         &self,
         acts: &mut Activations<D, X>,
@@ -358,7 +358,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         LmHead::<X>::lm_head_loss(
             &self.device,
             D::view_mut(&mut acts.losses, 0..labels),
-            gradient.then(|| D::view_mut(&mut acts.d_wide, 0..tokens * hidden)),
+            gradient.then(|| D::view_mut(&mut acts.d_proj, 0..tokens * hidden)),
             d_head,
             scratch,
             D::view(&acts.last, 0..tokens * hidden),

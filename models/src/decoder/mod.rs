@@ -6,7 +6,7 @@
 //! * [`Decoder::loss`] and [`Decoder::loss_and_gradient`]: the passes, over a packed
 //!   token stream.
 //! * [`Generator`]: greedy decoding with a key/value cache.
-//! * [`Pretrainer`]: training of all parameters.
+//! * [`FullTrainer`]: training of all parameters.
 //!
 //! Shapes: T tokens of the stream, S segments, M labels, H hidden, Q = heads · D,
 //! R = Q + 2 · kv_heads · D (a fused q, k, v row), F intermediate, V vocabulary.
@@ -33,6 +33,6 @@ pub use backward::{Gradients, OnReady};
 pub use config::{DecoderConfig, Family};
 pub use forward::AdapterView;
 pub use generate::{Continuation, GenerateLimits, Generator, Prompt};
-pub use pretrain::{PretrainStep, Pretrainer};
+pub use pretrain::{FullTrainer, PretrainStep};
 pub use rope::RopeScaling;
 pub use weights::{Decoder, InitialWeights};

@@ -1,4 +1,4 @@
-//! [`Pretrainer`]: training of all parameters of a decoder, for small models made from
+//! [`FullTrainer`]: training of all parameters of a decoder, for small models made from
 //! nothing and for full fine-tuning.
 //!
 //! In: packed streams. The decoder's own values are updated in place; where they are
@@ -29,7 +29,7 @@ pub struct PretrainStep {
 }
 
 /// State of training all parameters.
-pub struct Pretrainer<D: Device, X: Real> {
+pub struct FullTrainer<D: Device, X: Real> {
     device: D,
     acts: Activations<D, X>,
     batch: DeviceBatch<D, X::Acc>,
@@ -41,7 +41,7 @@ pub struct Pretrainer<D: Device, X: Real> {
     muon: Option<Muon<D, X::Acc>>,
 }
 
-impl<D: Backend<X>, X: Real> Pretrainer<D, X> {
+impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
     /// For this decoder, which must be trainable, with room for streams up to `capacity`.
     pub fn new(decoder: &Decoder<D, X>, muon: bool, capacity: BatchCapacity) -> Result<Self> {
         decoder.expect_trainable()?;

@@ -14,7 +14,7 @@
 //! [`lora_weight_stride`]: gradtx_kernels::ops::LoraLinear::lora_weight_stride
 
 use super::DecoderConfig;
-use crate::lora::Fused;
+use crate::lora::Projection;
 use gradtx_kernels::{Backend, Device, Real, bf16, rng};
 use gradtx_runtime::artifact::{NewTensor, TensorSource, write_atomic, write_tensors};
 use gradtx_runtime::params::{Param, ParamLayout};
@@ -40,7 +40,7 @@ pub(super) struct BlockPlaces {
     pub(super) qk_norm: Option<[Range<usize>; 2]>,
     /// `[H]`
     pub(super) mlp_norm: Range<usize>,
-    /// `[R, H]`, `[H, Q]`, `[2F, H]`, `[H, F]`, perhaps with room behind each row: by [`Fused`].
+    /// `[R, H]`, `[H, Q]`, `[2F, H]`, `[H, F]`, perhaps with room behind each row: by [`Projection`].
     pub(super) matrices: [Range<usize>; 4],
 }
 
@@ -59,11 +59,11 @@ pub(super) struct Places {
 impl BlockPlaces {
     /// All weights of the block: they follow each other.
     pub(super) fn all(&self) -> Range<usize> {
-        self.attention_norm.start..self.matrices[Fused::Down as usize].end
+        self.attention_norm.start..self.matrices[Projection::Down as usize].end
     }
 
     /// The weights of a (fused) product.
-    pub(super) fn matrix(&self, fused: Fused) -> &Range<usize> {
+    pub(super) fn matrix(&self, fused: Projection) -> &Range<usize> {
         &self.matrices[fused as usize]
     }
 }

@@ -68,7 +68,7 @@ pub struct GradTransformerConfig {
 }
 
 impl GradTransformerConfig {
-    /// Reads a translator's `config.json`; also tells how its updates are normalised.
+    /// Reads a translator's `config.json`; also says how its updates are normalised.
     ///
     /// # Errors
     /// Names the field that is missing, unknown, or has a value that is not supported.

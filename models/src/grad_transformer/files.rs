@@ -33,7 +33,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
         if found != config.t5 {
             return Err(Error::file(&path, format!("expected a T5 of {:?}, found {found:?}", config.t5)));
         }
-        let mut model = Self::outline(dev, config)?;
+        let mut model = Self::meta(dev, config)?;
         let source = TensorSource::open(dir)?;
         weights::check_shapes(&model.layout, T5, &source)?;
         model.values = dev.zeros(model.layout.total())?;
@@ -64,7 +64,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     /// Names the field or tensor that is missing, unknown, of the wrong shape or not finite.
     pub fn load(dev: &D, dir: &Path) -> Result<Self> {
         let (config, mode) = GradTransformerConfig::open(&dir.join("config.json"))?;
-        let mut model = Self::outline(dev, config)?;
+        let mut model = Self::meta(dev, config)?;
         let source = TensorSource::open(dir)?;
         weights::check_shapes(&model.layout, "", &source)?;
         model.values = dev.zeros(model.layout.total())?;

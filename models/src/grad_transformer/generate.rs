@@ -48,13 +48,13 @@ struct BatchGraphs<D: Device> {
 }
 
 /// Sizes of batches whose operations are remembered.
-const MOST_SIZES: usize = 4;
+const MAX_SIZES: usize = 4;
 
 impl<D: Device> Repeated<D> {
     /// What is remembered of batches of this size, of a model with so many blocks.
     fn of(&mut self, model: &Arc<()>, batch: usize, blocks: usize) -> &mut BatchGraphs<D> {
         let same = self.model.as_ref().is_some_and(|held| Arc::ptr_eq(held, model));
-        if !same || (self.batches.len() >= MOST_SIZES && !self.batches.contains_key(&batch)) {
+        if !same || (self.batches.len() >= MAX_SIZES && !self.batches.contains_key(&batch)) {
             self.batches.clear();
             self.model = Some(Arc::clone(model));
         }

@@ -91,7 +91,7 @@ pub struct GradTransformer<D: Device, X: Real> {
 impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     /// A model whose parameters are all zero, to be filled.
     pub(super) fn empty(dev: &D, config: GradTransformerConfig) -> Result<Self> {
-        let mut model = Self::outline(dev, config)?;
+        let mut model = Self::meta(dev, config)?;
         model.values = dev.zeros(model.layout.total())?;
         Ok(model)
     }
@@ -100,7 +100,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     ///
     /// # Errors
     /// Names the size that no model can have.
-    pub fn outline(dev: &D, config: GradTransformerConfig) -> Result<Self> {
+    pub fn meta(dev: &D, config: GradTransformerConfig) -> Result<Self> {
         config.check_sizes().map_err(|(name, why)| Error::invalid(format!("translator: {name}"), why))?;
         let mut layout = ParamLayout::new();
         let d = config.t5.d_model;

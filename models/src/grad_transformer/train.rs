@@ -24,7 +24,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// What a step tells.
+/// What a step gives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
     /// Mean squared error over all elements, before the update.
@@ -68,7 +68,7 @@ struct Passes<D: Device> {
 }
 
 /// Kinds of micro-batches whose passes are remembered.
-const MOST_GRAPHS: usize = 16;
+const MAX_GRAPHS: usize = 16;
 
 /// The values themselves as accumulators, where the two types are the same.
 fn own_masters<D: Device, X: Real>(values: &mut D::Buf<X>) -> Option<&mut D::Buf<X::Acc>> {
@@ -273,7 +273,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         let (acts, buf, dev) = (&mut self.acts, &mut self.grads, &model.dev);
         let (inputs, first) = (acts.current, out == Out::Assign);
         let kind = Repeated { batch: tuples.len(), inputs, scale: scale.to_bits(), first };
-        if self.graphs.len() >= MOST_GRAPHS && !self.graphs.contains_key(&kind) {
+        if self.graphs.len() >= MAX_GRAPHS && !self.graphs.contains_key(&kind) {
             self.graphs.clear();
         }
         let new = || Passes { forward: D::Graph::default(), backward: D::Graph::default() };

@@ -8,7 +8,7 @@ use super::{axpy, dot};
 use gradtx_runtime::{Error, Result};
 
 /// QL steps for one eigenvalue at most; two are usual.
-const MOST_STEPS: usize = 60;
+const MAX_STEPS: usize = 60;
 
 /// All eigenvalues and eigenvectors.
 #[derive(Clone, Debug)]
@@ -113,7 +113,7 @@ fn diagonalise(d: &mut [f64], e: &mut [f64], z: &mut [Vec<f64>]) -> Result<()> {
                 break;
             }
             steps += 1;
-            if steps > MOST_STEPS || !norm.is_finite() {
+            if steps > MAX_STEPS || !norm.is_finite() {
                 return Err(Error::invalid("eigenvalues of a symmetric matrix", "they do not converge"));
             }
             ql_step(d, e, z, l, m);

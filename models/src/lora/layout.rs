@@ -25,14 +25,14 @@ pub enum Module {
 /// The product that a module is computed in: q, k and v are one, and so are gate and up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Fused {
+pub enum Projection {
     Qkv,
     O,
     GateUp,
     Down,
 }
 
-impl Fused {
+impl Projection {
     /// All of them, in the order of a forward pass.
     pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
@@ -76,12 +76,12 @@ impl Module {
     }
 
     /// The product that it is part of.
-    pub fn fused(self) -> Fused {
+    pub fn fused(self) -> Projection {
         match self {
-            Self::Q | Self::K | Self::V => Fused::Qkv,
-            Self::O => Fused::O,
-            Self::Gate | Self::Up => Fused::GateUp,
-            Self::Down => Fused::Down,
+            Self::Q | Self::K | Self::V => Projection::Qkv,
+            Self::O => Projection::O,
+            Self::Gate | Self::Up => Projection::GateUp,
+            Self::Down => Projection::Down,
         }
     }
 
@@ -192,7 +192,7 @@ pub struct BlockLayout {
     blocks: usize,
     width: usize,
     slices: Vec<Slice>,
-    /// By block, then by [`Fused`].
+    /// By block, then by [`Projection`].
     targets: Vec<[Vec<LoraTarget>; 4]>,
 }
 
@@ -225,7 +225,7 @@ impl BlockLayout {
             }
         }
         let block = |layer: usize| {
-            Fused::ALL.map(|fused| {
+            Projection::ALL.map(|fused| {
                 let pairs = slices.chunks_exact(2).filter(|pair| pair[0].module.fused() == fused);
                 pairs.map(|pair| target(model, layer, width, &pair[0], &pair[1])).collect()
             })
@@ -266,7 +266,7 @@ impl BlockLayout {
     }
 
     /// The adapted ranges of one product of one block.
-    pub fn targets(&self, block: usize, fused: Fused) -> &[LoraTarget] {
+    pub fn targets(&self, block: usize, fused: Projection) -> &[LoraTarget] {
         &self.targets[block][fused as usize]
     }
 
@@ -363,7 +363,7 @@ mod tests {
         let model = model(16, 3, 4, 2);
         let layout = BlockLayout::without_targets(&model);
         assert_eq!((layout.blocks(), layout.width(), layout.total()), (3, 0, 0));
-        assert!((0..3).all(|block| Fused::ALL.iter().all(|&f| layout.targets(block, f).is_empty())));
+        assert!((0..3).all(|block| Projection::ALL.iter().all(|&f| layout.targets(block, f).is_empty())));
         assert!(BlockLayout::new(&model, &LoraConfig { targets: vec![], ..Default::default() }).is_err());
     }
 
@@ -385,12 +385,12 @@ mod tests {
         assert_eq!(shapes, want);
         let ends: Vec<_> = layout.slices().iter().map(|s| s.range.end).collect();
         assert_eq!(ends, [32, 64, 96, 112, 160, 192]);
-        let qkv = layout.targets(2, Fused::Qkv);
+        let qkv = layout.targets(2, Projection::Qkv);
         assert_eq!(qkv.len(), 2);
         assert_eq!((qkv[1].a_offset, qkv[1].b_offset), (2 * 192 + 64, 2 * 192 + 96));
         assert_eq!((qkv[1].out_start, qkv[1].out_len, qkv[1].site), (16, 8, 15));
-        assert!(layout.targets(0, Fused::O).is_empty());
-        assert_eq!(layout.targets(1, Fused::Down).len(), 1);
+        assert!(layout.targets(0, Projection::O).is_empty());
+        assert_eq!(layout.targets(1, Projection::Down).len(), 1);
     }
 
     #[test]

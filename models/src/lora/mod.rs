@@ -7,18 +7,18 @@
 //! places; what moves through the pipeline (adapters, gradients, moments, update
 //! vectors) are rows of that shape.
 
-mod jobs;
 mod layout;
 mod merge;
+mod multi;
 mod peft;
 mod peft_config;
 mod peft_targets;
 mod products;
 mod stacked;
 
-pub use jobs::{JobsStep, LoraJobs};
-pub use layout::{BlockLayout, Factor, Fused, LoraConfig, Module, Slice, initial_adapter};
+pub use layout::{BlockLayout, Factor, LoraConfig, Module, Projection, Slice, initial_adapter};
 pub use merge::merge;
+pub use multi::{JobsStep, MultiLora};
 pub use peft::{PeftAdapter, read_peft, write_peft};
 pub use products::Products;
 pub use stacked::Stacked;

@@ -4,7 +4,7 @@
 //! Settings that change what an adapter means and that are not computed (magnitudes, trained
 //! biases, ranks of single modules, ...) are errors that name file, field and value; so are
 //! settings that nobody here knows, unless they are off. What only says how an adapter was
-//! begun or trained is left unread.
+//! started or trained is left unread.
 
 use super::peft_targets::{Adapted, adapted_modules, scale_of_all};
 use super::{LoraConfig, layout::MAX_ALPHA};

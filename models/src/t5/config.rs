@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// Fields without influence on the two stacks: token ids, file formats, the token
 /// embedding and the head (which are not used here), other heads, and what only
-/// tells other programs how to call the model.
+/// gives other programs how to call the model.
 const HARMLESS: [&str; 22] = [
     "_name_or_path",
     "architectures",

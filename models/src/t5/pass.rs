@@ -108,7 +108,7 @@ impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
     }
 }
 
-/// Flat gradients of a backward pass, which tells when a part of them is final.
+/// Flat gradients of a backward pass, which says when a part of them is final.
 ///
 /// Those of weights are computed in the device's second queue, beside the pass itself, which needs
 /// none of them. What they are computed from lies in two sets of buffers, used in turns: before the

@@ -6,9 +6,9 @@ use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::decoder::{
-    Activations, Decoder, GenerateLimits, Generator, Gradients, Mode, PretrainStep, Pretrainer, Prompt,
+    Activations, Decoder, FullTrainer, GenerateLimits, Generator, Gradients, Mode, PretrainStep, Prompt,
 };
-use gradtx_models::lora::{LoraJobs, PeftAdapter, read_peft, write_peft};
+use gradtx_models::lora::{MultiLora, PeftAdapter, read_peft, write_peft};
 use gradtx_runtime::artifact::TensorFile;
 use gradtx_runtime::data::{Example, PackedBatch, SegmentInfo};
 
@@ -120,7 +120,7 @@ fn check_base(name: &str) {
     if golden.names_of("train_losses").is_empty() {
         return;
     }
-    let mut trainer = Pretrainer::new(&model, false, golden.capacity()).unwrap();
+    let mut trainer = FullTrainer::new(&model, false, golden.capacity()).unwrap();
     let mut losses = Vec::new();
     for step in 0..10 {
         let numbers = PretrainStep { adamw: adamw(1e-3, step + 1), max_norm: Some(1.0), muon: None };
@@ -195,7 +195,7 @@ fn qwen2_with_an_adapter() {
         assert_near(named(&peft, &grads, &name), &golden.floats(&tensor), TOLERANCE, &tensor);
     }
 
-    let mut jobs = LoraJobs::new(&model, &peft.layout, 1, &peft.values, golden.capacity()).unwrap();
+    let mut jobs = MultiLora::new(&model, &peft.layout, 1, &peft.values, golden.capacity()).unwrap();
     let mut losses = Vec::new();
     for step in 0..10 {
         let batch = golden.stream(4 * step as usize..4 * step as usize + 4);

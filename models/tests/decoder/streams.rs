@@ -5,7 +5,7 @@ use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::decoder::{Activations, Decoder, Family, Gradients, Mode};
-use gradtx_models::lora::{LoraConfig, LoraJobs, Module, PeftAdapter, initial_adapter, merge};
+use gradtx_models::lora::{LoraConfig, Module, MultiLora, PeftAdapter, initial_adapter, merge};
 use gradtx_runtime::data::{BatchCapacity, PackedBatch, SegmentInfo};
 
 const LENGTHS: [usize; 5] = [5, 1, 123, 17, 5];
@@ -85,7 +85,7 @@ fn train(threads: usize, only: Option<u32>) -> Vec<(Vec<u32>, Vec<u64>)> {
     let initial = initial_adapter(&layout, 9);
     let capacity = BatchCapacity { tokens: 400, segments: 12, labels: 400 };
     let count = if only.is_some() { 1 } else { 3 };
-    let mut jobs = LoraJobs::new(&model, &layout, count, &initial, capacity).unwrap();
+    let mut jobs = MultiLora::new(&model, &layout, count, &initial, capacity).unwrap();
     let mut losses = vec![Vec::new(); count];
     for step in 0..3u32 {
         let mut batch = PackedBatch::default();

@@ -3,7 +3,7 @@
 use crate::common::*;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::AdamWStep;
-use gradtx_models::decoder::{Decoder, Family, InitialWeights, PretrainStep, Pretrainer};
+use gradtx_models::decoder::{Decoder, Family, FullTrainer, InitialWeights, PretrainStep};
 use gradtx_runtime::optim::MuonStep;
 
 fn step(step: u32, muon: bool) -> PretrainStep {
@@ -19,7 +19,7 @@ fn losses(muon: bool, steps: u32) -> Vec<f64> {
     let mut model = Decoder::<Cpu, f32>::random(&cpu, &config, &initial, 4).unwrap();
     let batch = batch(&config, &[12, 7, 9], &[0; 3], 3);
     let scale = 1.0 / batch.weights.iter().sum::<f64>();
-    let mut trainer = Pretrainer::new(&model, muon, capacity(&batch)).unwrap();
+    let mut trainer = FullTrainer::new(&model, muon, capacity(&batch)).unwrap();
     let run = |t| scale * trainer.train_step(&mut model, &batch, step(t, muon)).unwrap().0;
     (1..=steps).map(run).collect()
 }
@@ -56,9 +56,9 @@ fn accumulated_streams_equal_one_stream() {
     both.targets.extend(&b.targets);
     both.weights.extend(&b.weights);
     both.label_segment.extend(b.label_segment.iter().map(|s| s + 2));
-    let mut trainer = Pretrainer::new(&one, false, capacity(&both)).unwrap();
+    let mut trainer = FullTrainer::new(&one, false, capacity(&both)).unwrap();
     let (loss, norm) = trainer.train_step(&mut one, &both, step(1, false)).unwrap();
-    let mut trainer = Pretrainer::new(&parts, false, capacity(&both)).unwrap();
+    let mut trainer = FullTrainer::new(&parts, false, capacity(&both)).unwrap();
     let sum = trainer.accumulate(&parts, &a).unwrap() + trainer.accumulate(&parts, &b).unwrap();
     let norm_of_parts = trainer.apply(&mut parts, step(1, false)).unwrap();
     assert!((loss - sum).abs() <= 1e-6 * loss && (norm - norm_of_parts).abs() <= 1e-5 * norm);

@@ -104,7 +104,7 @@ fn sweep_older(dir: &Path, limit: SystemTime) -> Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// When this process started, up to two seconds early: the kernel tells the time of
+/// When this process started, up to two seconds early: the kernel gives the time of
 /// boot in whole seconds, and the start in ticks (of 10 ms) after it.
 fn process_start() -> std::io::Result<SystemTime> {
     let odd = || std::io::Error::other("unexpected content of a file under /proc");

@@ -226,7 +226,7 @@ impl UpdateFile {
         if version != VERSION {
             let why = format!(
                 "update vector of version {version}; this program reads version {VERSION}; \
-                 `gradtx finetune` or `translate` makes it anew"
+                 `gradtx finetune` or `translate` makes it again"
             );
             return Err(Error::file(path, why));
         }
@@ -457,7 +457,7 @@ pub(in crate::artifact) mod tests {
         let path = dir.path().join("u.safetensors");
         sample().write(&path).unwrap();
         for (from, to, say) in
-            [(r#""xxh3""#, r#""xxh4""#, "xxh3"), (r#""version":"2""#, r#""version":"1""#, "makes it anew")]
+            [(r#""xxh3""#, r#""xxh4""#, "xxh3"), (r#""version":"2""#, r#""version":"1""#, "makes it again")]
         {
             let mut bytes = std::fs::read(&path).unwrap();
             let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();

@@ -46,7 +46,7 @@ pub fn part_path(dir: &Path, saved: Saved, part: usize) -> PathBuf {
     })
 }
 
-/// The checkpoint and the part that a file's name tells.
+/// The checkpoint and the part that a file's name gives.
 fn parse(name: &str) -> Option<(Saved, usize)> {
     let name = name.strip_prefix("step-")?.strip_suffix(".safetensors")?;
     let Some((step, part)) = name.split_once('.') else {
@@ -56,7 +56,7 @@ fn parse(name: &str) -> Option<(Saved, usize)> {
     Some((Saved { step: step.parse().ok()?, parts: parts.parse().ok()? }, part.parse().ok()?))
 }
 
-/// Files of checkpoints in a directory, by what their names tell.
+/// Files of checkpoints in a directory, by what their names report.
 fn files(dir: &Path) -> Result<Vec<(Saved, usize, PathBuf)>> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,

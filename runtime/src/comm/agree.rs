@@ -12,7 +12,7 @@ pub fn agree(comm: &dyn Comm, name: &str, value: &str) -> Result<()> {
     for (rank, bytes) in comm.all_gather_bytes(&own)?.iter().enumerate() {
         let read = serde_json::from_slice::<(String, String)>(bytes);
         let (node, value) =
-            read.map_err(|e| Error::invalid(name, format!("rank {rank} told nonsense: {e}")))?;
+            read.map_err(|e| Error::invalid(name, format!("rank {rank} sent a malformed message: {e}")))?;
         by_value.entry(value).or_default().push((rank, node));
     }
     if by_value.len() <= 1 {
@@ -47,7 +47,7 @@ fn whose(ranks: &[(usize, String)]) -> String {
             _ => format!("{a}-{b}"),
         })
         .collect();
-    let more = nodes.len().saturating_sub(MOST_NODES);
+    let more = nodes.len().saturating_sub(MAX_NODES);
     let mut nodes = nodes[..nodes.len() - more].join(", ");
     if more > 0 {
         nodes += &format!(" and {more} more");
@@ -57,7 +57,7 @@ fn whose(ranks: &[(usize, String)]) -> String {
 }
 
 /// Nodes that a message names.
-const MOST_NODES: usize = 4;
+const MAX_NODES: usize = 4;
 
 #[cfg(test)]
 mod tests {

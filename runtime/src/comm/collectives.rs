@@ -1,6 +1,6 @@
 //! The operations of a [`Comm`] with types.
 
-use super::{Comm, Goal, Number, Reduction};
+use super::{Collective, Comm, Number, Reduction};
 use crate::Result;
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use std::marker::PhantomData;
@@ -30,14 +30,15 @@ pub trait Collectives: Comm {
 
     /// Starts an all-reduce. `values` may change once this returns: they are copied.
     fn start_all_reduce_sum<T: Number>(&self, values: &[T]) -> Result<Pending<'_, T>> {
-        let sum = self.start_sum(Goal::All, T::KIND, cast_slice(values), &[])?;
+        let sum = self.start_sum(Collective::AllReduce, T::KIND, cast_slice(values), &[])?;
         Ok(Pending { sum, of: PhantomData })
     }
 
     /// Starts a reduce-scatter of shares of any lengths, in elements, by rank. `values` may
     /// change once this returns: they are copied.
     fn start_reduce_scatter_sum<T: Number>(&self, values: &[T], lengths: &[usize]) -> Result<Pending<'_, T>> {
-        let sum = self.start_sum(Goal::Share, T::KIND, cast_slice(values), &bytes_of::<T>(lengths))?;
+        let sum =
+            self.start_sum(Collective::ReduceScatter, T::KIND, cast_slice(values), &bytes_of::<T>(lengths))?;
         Ok(Pending { sum, of: PhantomData })
     }
 

@@ -123,7 +123,7 @@ impl Launch {
 
     /// Fails if srun started several processes without a way for MPI to find the others, as
     /// with `--mpi=none`: Open MPI would end each of them with a page of its own, and any other
-    /// take each for a whole job. `is_set` tells whether there is a variable whose name begins so.
+    /// take each for a whole job. `is_set` says whether there is a variable whose name begins so.
     pub fn check_wires(&self, is_set: impl Fn(&str) -> bool) -> Result<()> {
         if self.by != Starter::Srun || self.size == 1 || is_set("PMI") || is_set("PALS_") {
             return Ok(());

@@ -7,8 +7,8 @@
 
 use super::number::{Scratch, sum_in_order};
 use super::{
-    Comm, Goal, Kind, Message, Place, Reduction, expect_length, expect_parts, expect_peer, expect_root,
-    ranges,
+    Collective, Comm, Kind, Message, RankInfo, Reduction, expect_length, expect_parts, expect_peer,
+    expect_root, ranges,
 };
 use crate::{Error, Result};
 use std::cell::Cell;
@@ -66,7 +66,7 @@ impl Hall {
 pub struct Local {
     rank: usize,
     size: usize,
-    place: Place,
+    place: RankInfo,
     hall: Arc<Hall>,
     /// Number of the meeting that this rank goes to next.
     next: Cell<u64>,
@@ -76,8 +76,13 @@ pub struct Local {
 pub fn local(size: usize) -> Vec<Local> {
     let state = State { gone: vec![false; size], ..State::default() };
     let hall = Arc::new(Hall { state: Mutex::new(state), changed: Condvar::new() });
-    let one =
-        |rank| Local { rank, size, place: Place::here(rank, size), hall: hall.clone(), next: Cell::new(0) };
+    let one = |rank| Local {
+        rank,
+        size,
+        place: RankInfo::here(rank, size),
+        hall: hall.clone(),
+        next: Cell::new(0),
+    };
     (0..size).map(one).collect()
 }
 
@@ -194,20 +199,22 @@ impl Comm for Local {
         self.size
     }
 
-    fn place(&self) -> &Place {
+    fn place(&self) -> &RankInfo {
         &self.place
     }
 
     fn start_sum<'c>(
         &'c self,
-        goal: Goal,
+        collective: Collective,
         kind: Kind,
         values: &[u8],
         lengths: &[usize],
     ) -> Result<Box<dyn Reduction + 'c>> {
-        let (operation, part) = match goal {
-            Goal::All => (format!("all-reduce of {} bytes of {kind:?}", values.len()), 0..values.len()),
-            Goal::Share => {
+        let (operation, part) = match collective {
+            Collective::AllReduce => {
+                (format!("all-reduce of {} bytes of {kind:?}", values.len()), 0..values.len())
+            }
+            Collective::ReduceScatter => {
                 let own = lengths.get(self.rank).copied().unwrap_or(0);
                 expect_parts("reduce-scatter", values.len(), lengths, self.rank, self.size, own)?;
                 let operation = format!("reduce-scatter of {lengths:?} bytes of {kind:?}");
@@ -219,7 +226,7 @@ impl Comm for Local {
 
     fn sum_share(&self, kind: Kind, values: &[u8], lengths: &[usize], out: &mut [u8]) -> Result<()> {
         expect_parts("reduce-scatter", values.len(), lengths, self.rank, self.size, out.len())?;
-        self.start_sum(Goal::Share, kind, values, lengths)?.wait(out)
+        self.start_sum(Collective::ReduceScatter, kind, values, lengths)?.wait(out)
     }
 
     fn gather_all(&self, part: &[u8], lengths: &[usize], out: &mut [u8]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! [`Comm`]: what ranks tell each other.
+//! [`Comm`]: what ranks exchange.
 //!
 //! In: numbers and bytes of every rank. Out: sums, and the same numbers and bytes on
 //! other ranks. [`Comm`] is what an implementation provides, in bytes, and can be used
@@ -56,7 +56,7 @@ use std::time::{Duration, Instant};
 
 /// Where a rank runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RankInfo {
     /// Name of the node, as SLURM or the system calls it.
     pub node: String,
     /// This rank among those of its node, from 0: which GPU is its own.
@@ -65,7 +65,7 @@ pub struct Place {
     pub local_size: usize,
 }
 
-impl Place {
+impl RankInfo {
     /// One of `size` ranks that all are in this process.
     fn here(rank: usize, size: usize) -> Self {
         Self::among(&vec![this_node(); size], rank)
@@ -97,14 +97,14 @@ pub struct Message {
 
 /// What a sum is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goal {
+pub enum Collective {
     /// The whole sum, on every rank.
-    All,
+    AllReduce,
     /// On every rank its share of the sum.
-    Share,
+    ReduceScatter,
 }
 
-/// A sum that was started. Dropped before its end, it goes on, and its result is lost.
+/// A sum that was started. Dropped before its end, it continues, and its result is lost.
 pub trait Reduction {
     /// Moves it on without waiting; whether it is done.
     fn poll(&mut self) -> Result<bool>;
@@ -124,27 +124,27 @@ pub trait Comm {
     fn size(&self) -> usize;
 
     /// Where this rank runs.
-    fn place(&self) -> &Place;
+    fn place(&self) -> &RankInfo;
 
     /// Starts a sum of all ranks' `values`. `lengths` are the bytes of every rank's share of
-    /// them, in the order of ranks; they count for [`Goal::Share`] only. `values` may change
+    /// them, in the order of ranks; they count for [`Collective::ReduceScatter`] only. `values` may change
     /// once this returns.
     fn start_sum<'c>(
         &'c self,
-        goal: Goal,
+        collective: Collective,
         kind: Kind,
         values: &[u8],
         lengths: &[usize],
     ) -> Result<Box<dyn Reduction + 'c>>;
 
-    /// [`Goal::All`], in place; needs less memory than a started sum where values are many.
+    /// [`Collective::AllReduce`], in place; needs less memory than a started sum where values are many.
     fn sum_all(&self, kind: Kind, values: &mut [u8]) -> Result<()> {
-        self.start_sum(Goal::All, kind, values, &[])?.wait(values)
+        self.start_sum(Collective::AllReduce, kind, values, &[])?.wait(values)
     }
 
-    /// [`Goal::Share`]; needs less memory than a started sum where values are many.
+    /// [`Collective::ReduceScatter`]; needs less memory than a started sum where values are many.
     fn sum_share(&self, kind: Kind, values: &[u8], lengths: &[usize], out: &mut [u8]) -> Result<()> {
-        self.start_sum(Goal::Share, kind, values, lengths)?.wait(out)
+        self.start_sum(Collective::ReduceScatter, kind, values, lengths)?.wait(out)
     }
 
     /// `out` = the parts of all ranks, in their order; rank r's has `lengths[r]` bytes.
@@ -276,7 +276,7 @@ mod tests {
     fn ranks_of_a_node_are_numbered() {
         let nodes = ["a", "b", "a", "b", "b"].map(String::from);
         let local = |rank| {
-            let Place { node, local_rank, local_size } = Place::among(&nodes, rank);
+            let RankInfo { node, local_rank, local_size } = RankInfo::among(&nodes, rank);
             (node, local_rank, local_size)
         };
         assert_eq!(local(2), ("a".into(), 1, 2));

@@ -1,19 +1,20 @@
 //! One rank: every operation is already done, or a copy.
 
 use super::{
-    Comm, Goal, Kind, Message, Place, Reduction, expect_length, expect_parts, expect_peer, expect_root,
+    Collective, Comm, Kind, Message, RankInfo, Reduction, expect_length, expect_parts, expect_peer,
+    expect_root,
 };
 use crate::Result;
 
 /// The only rank.
 #[derive(Clone, Debug)]
 pub struct Solo {
-    place: Place,
+    place: RankInfo,
 }
 
 impl Default for Solo {
     fn default() -> Self {
-        Self { place: Place::here(0, 1) }
+        Self { place: RankInfo::here(0, 1) }
     }
 }
 
@@ -41,18 +42,18 @@ impl Comm for Solo {
         1
     }
 
-    fn place(&self) -> &Place {
+    fn place(&self) -> &RankInfo {
         &self.place
     }
 
     fn start_sum<'c>(
         &'c self,
-        goal: Goal,
+        collective: Collective,
         _kind: Kind,
         values: &[u8],
         lengths: &[usize],
     ) -> Result<Box<dyn Reduction + 'c>> {
-        if goal == Goal::Share {
+        if collective == Collective::ReduceScatter {
             expect_parts("reduce-scatter", values.len(), lengths, 0, 1, values.len())?;
         }
         Ok(Box::new(Copied(values.to_vec())))

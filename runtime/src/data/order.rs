@@ -7,7 +7,7 @@ use gradtx_kernels::rng::{Stream, derive};
 /// other, cut into steps of `batch` examples. A step may end one epoch and begin the
 /// next, so every example is seen equally often.
 ///
-/// A step's examples depend on the key and on the step only: a job that goes on after
+/// A step's examples depend on the key and on the step only: a job that continues after
 /// a crash, or on another rank, sees what it would have seen.
 #[derive(Clone, Debug)]
 pub struct Order {

@@ -33,7 +33,7 @@ pub(super) fn form<D: Collective>(comm: &dyn Comm, device: &D) -> Result<Option<
         Ok(id) => id,
         Err(why) => return Ok(through_hosts(comm, &why)),
     };
-    // The hosts have nothing more to tell each other while the devices meet.
+    // The hosts have nothing more to exchange while the devices meet.
     comm.barrier()?;
     let joined = join(device, &id, comm.rank(), comm.size());
     // What some ranks cannot do none does: a rank that went on alone would wait for ever.

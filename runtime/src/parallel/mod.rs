@@ -1,5 +1,5 @@
 //! Data-parallel training: what every rank owns, and how gradients are added up while the
-//! backward pass goes on.
+//! backward pass continues.
 //!
 //! In: a [`ParamLayout`], the number of ranks, and the gradients of a backward pass as they
 //! become final. Out: on every rank the sum over all ranks of the gradients that it owns;
@@ -142,7 +142,7 @@ fn used_in(params: &[Range<usize>], range: &Range<usize>) -> usize {
     within.map(|param| overlap(param, range).len()).sum()
 }
 
-/// Which gradients are final, as a backward pass tells.
+/// Which gradients are final, as a backward pass gives.
 #[derive(Clone, Debug)]
 struct Readiness {
     /// Parameters' elements of each bucket that are not final yet.

@@ -177,7 +177,7 @@ fn started(comm: &dyn Comm, key: u64) {
     assert!(wrong.wait(&mut [0.0; 2]).is_err(), "three sums do not go into two places");
 }
 
-/// What `from` tells `to` in message `number`.
+/// What `from` gives `to` in message `number`.
 fn letter(key: u64, from: usize, to: usize, number: usize) -> Vec<u8> {
     let n = [0, 1, 37, 5000][number % 4] + from;
     cast_slice::<u64, u8>(&numbers(derive(key, number as u64), 100 * from + to, n)).to_vec()

@@ -1,14 +1,14 @@
 //! GPUs, MPI, their libraries, SLURM.
 
 use super::check::Check;
-use gradtx_runtime::comm::Place;
+use gradtx_runtime::comm::RankInfo;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Looks at what a cluster has. `place` is this process's.
-pub fn checks(place: &Place) -> Vec<Check> {
+pub fn checks(place: &RankInfo) -> Vec<Check> {
     let mut checks = vec![gpus()];
     checks.extend(gpus_of_rank(place));
     checks.extend(libraries());
@@ -39,7 +39,7 @@ fn gpus() -> Check {
             // Of libraries, only those can be used that work with the driver: a device tries them.
             match gradtx_kernels::cuda::Cuda::new(0) {
                 Ok(cuda) => {
-                    let products = cuda.products_by();
+                    let products = cuda.gemm_backend();
                     let text = format!("{}{driver}; matrix products by {products}", names.join(", "));
                     Check::ok("GPU", text).facts(json!(facts))
                 }
@@ -53,21 +53,21 @@ fn gpus() -> Check {
 
 /// Whether this rank sees a GPU for every rank of its node.
 #[cfg(feature = "cuda")]
-fn gpus_of_rank(place: &Place) -> Option<Check> {
+fn gpus_of_rank(place: &RankInfo) -> Option<Check> {
     let ranks = ranks_of_node(place, |name| std::env::var(name).ok());
     let seen = gradtx_kernels::cuda::devices().map_or(0, |devices| devices.len());
     hidden_gpus(ranks, seen)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpus_of_rank(_: &Place) -> Option<Check> {
+fn gpus_of_rank(_: &RankInfo) -> Option<Check> {
     None
 }
 
 /// Ranks of this node: as they have found each other, or as srun announces them to a program that they start
 /// without MPI.
 #[cfg(feature = "cuda")]
-fn ranks_of_node(place: &Place, get: impl Fn(&str) -> Option<String>) -> usize {
+fn ranks_of_node(place: &RankInfo, get: impl Fn(&str) -> Option<String>) -> usize {
     // "4", or "4(x2),3" for several nodes, of which SLURM_NODEID is this one's number.
     let counts = get("SLURM_STEP_TASKS_PER_NODE").unwrap_or_default();
     let node: usize = get("SLURM_NODEID").and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -306,7 +306,7 @@ mod tests {
     #[cfg(feature = "cuda")]
     #[test]
     fn ranks_of_a_node_are_those_that_srun_announces() {
-        let alone = Place { node: "n1".into(), local_rank: 0, local_size: 1 };
+        let alone = RankInfo { node: "n1".into(), local_rank: 0, local_size: 1 };
         let ranks = |counts: &str, node: &str| {
             ranks_of_node(&alone, |name| match name {
                 "SLURM_STEP_TASKS_PER_NODE" => Some(counts.to_string()),
@@ -318,7 +318,7 @@ mod tests {
             [ranks("4(x2),3", "1"), ranks("4(x2),3", "2"), ranks("8", "0"), ranks("x", "0")],
             [4, 3, 8, 1]
         );
-        assert_eq!(ranks_of_node(&Place { local_size: 2, ..alone.clone() }, |_| None), 2);
+        assert_eq!(ranks_of_node(&RankInfo { local_size: 2, ..alone.clone() }, |_| None), 2);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, Trainer};
-use gradtx_models::lora::{BlockLayout, LoraJobs};
+use gradtx_models::lora::{BlockLayout, MultiLora};
 use gradtx_run::config::{Config, DeviceConfig, DeviceKind, DtypeKind, RUN_FILE, run_dir};
 use gradtx_run::context::Context;
 use gradtx_run::device::take;
@@ -19,8 +19,8 @@ use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Room, human_bytes};
 use gradtx_train::examples::Data;
+use gradtx_train::model_spec::lora_config;
 use gradtx_train::prompts::Prompts;
-use gradtx_train::side::lora_config;
 use gradtx_train::translator::model_config;
 use serde_json::json;
 use std::path::Path;
@@ -236,7 +236,7 @@ impl Question for Finetuning<'_> {
     fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> MemoryPlan {
         let Model { config, layout } = self.model;
         let mut plan = Decoder::<D, X>::plan(config, false);
-        plan.extend(LoraJobs::<D, X>::plan(config, layout, self.jobs, self.capacity));
+        plan.extend(MultiLora::<D, X>::plan(config, layout, self.jobs, self.capacity));
         plan
     }
 }
@@ -269,7 +269,7 @@ impl Work for TrainingOf {
     type Output = (usize, MemoryPlan);
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Self::Output> {
-        let model = GradTransformer::<D, X>::outline(device, self.shape)?;
+        let model = GradTransformer::<D, X>::meta(device, self.shape)?;
         Ok((model.layout().count(), Trainer::plan(&model, self.micro_batch)?))
     }
 }

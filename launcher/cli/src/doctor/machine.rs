@@ -127,7 +127,7 @@ fn disk(path: &Path) -> Check {
     };
     let (free, total) = match rustix::fs::statvfs(dir) {
         Ok(stat) => (stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize),
-        Err(error) => return Check::problem(&topic, format!("cannot be looked at: {error}")),
+        Err(error) => return Check::problem(&topic, format!("cannot be read: {error}")),
     };
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let kind = file_system(&mounts, dir).unwrap_or("unknown").to_string();
@@ -137,7 +137,8 @@ fn disk(path: &Path) -> Check {
         Check::problem(&topic, format!("{found}; this user may not write to {}", dir.display()))
             .advice("choose another directory, or ask for the permission")
     } else if free < LITTLE {
-        Check::note(&topic, found).advice("a full disk ends a stage; it goes on once there is room")
+        Check::note(&topic, found)
+            .advice("a full disk ends a stage; the same command resumes it once there is room")
     } else if SHARED.contains(&kind.as_str()) {
         Check::note(&topic, found).advice(
             "a file system of several hosts: start a stage on one of them only, for its locks may be local",

@@ -38,8 +38,8 @@ pub fn run(context: &Context, runs: &[PathBuf], models: &[PathBuf]) -> Result<()
     }
     match problems {
         0 => Ok(()),
-        1 => Err(failed("one thing that is asked for cannot work here", "see `PROBLEM` above")),
-        n => Err(failed(format!("{n} things that are asked for cannot work here"), "see `PROBLEM` above")),
+        1 => Err(failed("1 check failed", "see `PROBLEM` above")),
+        n => Err(failed(format!("{n} checks failed"), "see `PROBLEM` above")),
     }
 }
 

@@ -160,7 +160,7 @@ pub fn sbatch_arguments(script: &Path, after: Option<&str>) -> Vec<String> {
     arguments
 }
 
-/// Submits a script; tells the job's id.
+/// Submits a script; returns the job's id.
 pub fn sbatch(script: &Path, after: Option<&str>) -> Result<String> {
     let output = Command::new(SBATCH).args(sbatch_arguments(script, after)).output();
     let output = output.with_context(|| format!("{SBATCH}: cannot run"))?;

@@ -26,8 +26,8 @@ use gradtx_runtime::artifact::{
 use gradtx_runtime::data::{Metric, Record, TextTokenizer};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_train::examples::Data;
+use gradtx_train::model_spec::model_dir;
 use gradtx_train::prompts::Prompts;
-use gradtx_train::side::model_dir;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::io::Write;
@@ -189,7 +189,7 @@ impl Stage for Evaluation<'_> {
         Ok((vec![PREDICTIONS_FILE.into(), SCORE_FILE.into()], score))
     }
 
-    fn tell(&self, context: &Context, score: &Score) -> Result<()> {
+    fn report(&self, context: &Context, score: &Score) -> Result<()> {
         for warning in score.warnings(self.config) {
             context.ui.notice(&format!("evaluate: warning: {warning}"));
         }
@@ -198,7 +198,7 @@ impl Stage for Evaluation<'_> {
         Ok(())
     }
 
-    /// The score is told with it, by who reads it.
+    /// The score is reported with it, by who reads it.
     fn was_finished(&self, _: &Context) -> Result<()> {
         Ok(())
     }
@@ -229,7 +229,7 @@ pub(crate) fn metric(choice: MetricChoice, records: &[Record]) -> Result<Metric>
     }
 }
 
-/// `client-1/test` for `…/client-1/test.jsonl`: tells clients and parts apart, and keeps
+/// `client-1/test` for `…/client-1/test.jsonl`: distinguishes clients and parts, and keeps
 /// what lies above them out of results.
 fn name_of(path: &Path) -> String {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());

@@ -22,9 +22,9 @@ use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
 use gradtx_train::examples::Data;
-use gradtx_train::lora::trainer::{self, Snapshots, Trained, Training, Watcher};
+use gradtx_train::lora::trainer::{self, Callback, JobResult, LoraTrainer, Snapshots};
+use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::prompts::Prompts;
-use gradtx_train::side::Side;
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 pub struct Finetune<'a> {
     job: &'a Job,
     config: Config,
-    side: Side,
+    side: ModelSpec,
     data: Data,
     prompts: Prompts,
 }
@@ -91,7 +91,7 @@ impl Stage for Finetune<'_> {
             seed: config.seed,
             data: data.inputs(&config.data, &[prompts]),
             max_length: config.data.max_length,
-            adapter: Side::adapter_inputs(&config.adapter, &[side]),
+            adapter: ModelSpec::adapter_inputs(&config.adapter, &[side]),
             recipe: self.recipe().clone(),
             device: config.device.clone(),
             model: side.space.base_model.clone(),
@@ -107,7 +107,7 @@ impl Stage for Finetune<'_> {
         let examples = data.examples(prompts, side, context, "finetune")?;
         // The key is the data's: a client's order does not depend on where its files lie.
         let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
-        let training = Training {
+        let training = LoraTrainer {
             side,
             recipe: self.recipe(),
             snapshots: Snapshots { count: 1, every: 1 },
@@ -143,7 +143,7 @@ impl Stage for Finetune<'_> {
         Ok((files, loss))
     }
 
-    fn tell(&self, context: &Context, loss: &f64) -> Result<()> {
+    fn report(&self, context: &Context, loss: &f64) -> Result<()> {
         let job = self.job;
         let text = format!("finetune {}: loss {loss:.4}, {}", job.role.name(), job.out.display());
         context.ui.done("finetune", &job.out, json!({ "model": job.role, "loss": loss }), text);
@@ -153,23 +153,23 @@ impl Stage for Finetune<'_> {
 
 struct OneJob<'a> {
     context: &'a Context,
-    training: Training<'a>,
+    training: LoraTrainer<'a>,
     examples: &'a Dataset,
     key: u64,
 }
 
 impl Work for OneJob<'_> {
-    type Output = (Trained, Rate);
+    type Output = (JobResult, Rate);
 
-    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(Trained, Rate)> {
-        let Training { side, recipe, .. } = self.training;
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<(JobResult, Rate)> {
+        let LoraTrainer { side, recipe, .. } = self.training;
         let jobs = [trainer::Job { examples: self.examples.examples.iter().collect(), key: self.key }];
         let (plan, packing) = self.training.plan::<X, D>(&jobs)?;
         plan.check(memory_for(device, &self.context.place)?)?;
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;
         self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
         self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
-        let mut progress = Watched(self.context.ui.progress("finetune", recipe.steps as u64));
+        let mut progress = ShowSteps(self.context.ui.progress("finetune", recipe.steps as u64));
         let done = self.training.run(&decoder, &jobs, None, &mut progress)?;
         let (trained, rate) = done.expect("nobody stopped it");
         Ok((trained.into_iter().next().expect("one job gives one result"), rate))
@@ -177,9 +177,9 @@ impl Work for OneJob<'_> {
 }
 
 /// Shows every step.
-struct Watched(Progress);
+struct ShowSteps(Progress);
 
-impl Watcher for Watched {
+impl Callback for ShowSteps {
     fn step(&mut self, done: u32, rate: Rate) -> Result<bool> {
         self.0.set(done as u64, format!("{:.0} tokens/s", rate.per_second()));
         Ok(true)

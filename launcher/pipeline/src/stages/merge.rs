@@ -18,8 +18,8 @@ use gradtx_run::failure::unusable;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_runtime::artifact::{fingerprint, public_name, read_json, write_json};
+use gradtx_train::model_spec::model_dir;
 use gradtx_train::prompts::Prompts;
-use gradtx_train::side::model_dir;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -109,7 +109,7 @@ impl Stage for Merge<'_> {
         Ok((files, ()))
     }
 
-    fn tell(&self, context: &Context, (): &()) -> Result<()> {
+    fn report(&self, context: &Context, (): &()) -> Result<()> {
         let layout = &self.adapter.layout;
         let (blocks, out) = (layout.blocks(), self.job.out.display());
         let matrices = blocks * layout.lora().targets.len();

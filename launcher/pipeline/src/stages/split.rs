@@ -55,7 +55,7 @@ pub struct Job {
     /// clients get the same mixture and equally many rows.
     #[arg(long, value_name = "ALPHA")]
     pub dirichlet: Option<f64>,
-    /// Column that tells tasks apart; "task" also stands for the kind of data set.
+    /// Column that distinguishes tasks; "task" also stands for the kind of data set.
     #[arg(long, default_value = "task", value_name = "COLUMN")]
     pub group_by: String,
     /// Also keep rows with the same prompt and different answers in one place. Exact
@@ -184,7 +184,7 @@ impl Stage for Splitting<'_> {
     }
 
     /// The lines about its lists say everything.
-    fn tell(&self, _: &Context, (): &()) -> Result<()> {
+    fn report(&self, _: &Context, (): &()) -> Result<()> {
         Ok(())
     }
 
@@ -307,7 +307,7 @@ fn write_rows(path: &Path, rows: &[Row], list: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// Tasks told of one list; further ones are counted.
+/// Tasks reported of one list; further ones are counted.
 const TASKS_TOLD: usize = 8;
 
 /// A line per list: how many rows of which task.

@@ -127,7 +127,7 @@ impl Stage for Training<'_> {
         Ok((files.into_iter().map(String::from).collect(), found))
     }
 
-    fn tell(&self, context: &Context, found: &Self::Output) -> Result<()> {
+    fn report(&self, context: &Context, found: &Self::Output) -> Result<()> {
         let Some((best, _)) = found else { return Ok(()) };
         Checkpoints::of(&self.dir).remove()?;
         let text = format!(

@@ -20,7 +20,7 @@ use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_runtime::artifact::{MANIFEST, TupleStore, UpdateVector, checksum_file, write_json};
 use gradtx_train::baselines::{Baseline, Method, Pairs};
-use gradtx_train::side::Side;
+use gradtx_train::model_spec::ModelSpec;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -54,7 +54,7 @@ pub struct Translate<'a> {
     /// The run directory.
     run: &'a Path,
     config: Config,
-    teacher: Side,
+    teacher: ModelSpec,
     source: Source,
     updates: Vec<UpdateVector>,
     /// Checksums of the updates.
@@ -142,7 +142,7 @@ impl Stage for Translate<'_> {
         Ok((files, ()))
     }
 
-    fn tell(&self, context: &Context, (): &()) -> Result<()> {
+    fn report(&self, context: &Context, (): &()) -> Result<()> {
         let Job { method, out, .. } = self.job;
         let text = format!("translate: {}, {}", method.name(), out.display());
         context.ui.done("translate", out, json!({ "method": method }), text);
@@ -159,7 +159,7 @@ enum Source {
 
 impl Source {
     /// Opens what a method needs of a run, and verifies all of it.
-    fn open(run: &Path, method: Method, student: &Side, teacher: &Side) -> Result<Self> {
+    fn open(run: &Path, method: Method, student: &ModelSpec, teacher: &ModelSpec) -> Result<Self> {
         let tuples = || {
             let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
             tuples.verify()?;

@@ -7,7 +7,7 @@
 //! instead, are understood too. Lines of others (`"who"` is not `gradtx`) and lines about
 //! other things are passed over.
 //!
-//! Where several lines tell one rate, the median holds.
+//! Where several lines report one rate, the median holds.
 
 use super::device::{Cluster, Gpu, Hardware};
 use super::rates::Kind;
@@ -115,7 +115,7 @@ fn measured(text: &str, from: &str) -> Result<Vec<Measured>> {
     Ok(found)
 }
 
-/// What a line tells, for all threads together.
+/// What a line gives, for all threads together.
 fn rate(line: &Value, gpu: Gpu) -> Option<(Kind, f64)> {
     let Some(work) = line["work"].as_str() else { return of_steps(line) };
     let kind = Kind::ALL.into_iter().find(|kind| kind.name() == work)?;
@@ -129,7 +129,7 @@ fn rate(line: &Value, gpu: Gpu) -> Option<(Kind, f64)> {
     Some((kind, line["tflops"].as_f64().map(|t| t * 1e12).or_else(share)?))
 }
 
-/// What a line of the step benchmarks tells: `gemm …`, `lora MODEL EXAMPLESxTOKENS packed`,
+/// What a line of the step benchmarks gives: `gemm …`, `lora MODEL EXAMPLESxTOKENS packed`,
 /// `translator flan-t5-SIZE BLOCKSxWIDTH-BLOCKSxWIDTH batch N`.
 fn of_steps(line: &Value) -> Option<(Kind, f64)> {
     let words: Vec<&str> = line["name"].as_str()?.split(' ').collect();
@@ -179,7 +179,7 @@ fn translator_flops(
         start_token,
         t5,
     };
-    let model = GradTransformer::<Cpu, f32>::outline(&Cpu::new(1), config.clone()).ok()?;
+    let model = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), config.clone()).ok()?;
     let work = TranslatorWork { config: &config, values: model.layout().count() as f64, element: 4.0 };
     Some(work.training(batch as f64).flops)
 }

@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator};
 use gradtx_models::grad_transformer::{self, GradTransformer, GradTransformerConfig, Trainer};
-use gradtx_models::lora::{BlockLayout, LoraJobs};
+use gradtx_models::lora::{BlockLayout, MultiLora};
 use gradtx_run::config::{AdapterConfig, EvaluateConfig};
 use gradtx_run::role::Role;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Planned, Purpose};
-use gradtx_train::side::lora_config;
+use gradtx_train::model_spec::lora_config;
 use serde::{Serialize, Serializer};
 use std::ops::Range;
 use std::path::Path;
@@ -111,7 +111,7 @@ pub fn finetuning(model: &Model, streams: Streams, gpu: Gpu) -> MemoryPlan {
     let tokens = stream_tokens.max(longest).min(examples.saturating_mul(longest));
     let capacity = BatchCapacity { tokens, segments: examples.min(tokens), labels: tokens };
     let mut plan = Decoder::<Cpu, f32>::plan(&model.config, false);
-    plan.extend(LoraJobs::<Cpu, f32>::plan(&model.config, &model.layout, jobs, capacity));
+    plan.extend(MultiLora::<Cpu, f32>::plan(&model.config, &model.layout, jobs, capacity));
     on_device(&plan, gpu)
 }
 
@@ -135,7 +135,7 @@ pub fn generating(
 
 /// The translator in training: `micro_batch` tuples at once, validation of `validated` at
 /// once, and an optimizer whose moments (and masters) are spread over `shards` ranks.
-/// Also tells how many parameters there are.
+/// Also says how many parameters there are.
 pub fn training(
     config: &GradTransformerConfig,
     micro_batch: usize,
@@ -143,7 +143,7 @@ pub fn training(
     shards: usize,
     gpu: Gpu,
 ) -> Result<(MemoryPlan, usize)> {
-    let model = GradTransformer::<Cpu, f32>::outline(&Cpu::new(1), config.clone())?;
+    let model = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), config.clone())?;
     let mut plan = Trainer::plan(&model, micro_batch)?;
     plan.extend(grad_transformer::Generator::plan(&model, validated.max(1))?);
     let values = model.layout().total();
@@ -166,7 +166,7 @@ pub fn training(
 
 /// The translator and one update on its way through it.
 pub fn translating(config: &GradTransformerConfig, gpu: Gpu) -> Result<MemoryPlan> {
-    let model = GradTransformer::<Cpu, f32>::outline(&Cpu::new(1), config.clone())?;
+    let model = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), config.clone())?;
     let mut plan = MemoryPlan::new();
     plan.add(Purpose::Frozen, "values", &[model.layout().total()], size_of::<f32>());
     plan.extend(grad_transformer::Generator::plan(&model, 1)?);
@@ -253,7 +253,7 @@ mod tests {
         let has = |plan: &MemoryPlan, name: &str| plan.entries().iter().any(|e| e.name == name);
         assert!(has(&one, "masters") && !has(&need(1, Gpu::Cpu), "masters"));
         // On the CPU the plan is the trainer's own.
-        let model = GradTransformer::<Cpu, f32>::outline(&Cpu::new(1), config.clone()).unwrap();
+        let model = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), config.clone()).unwrap();
         let mut own = Trainer::plan(&model, 4).unwrap();
         own.extend(grad_transformer::Generator::plan(&model, 8).unwrap());
         assert_eq!(need(1, Gpu::Cpu), own);

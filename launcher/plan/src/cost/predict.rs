@@ -16,7 +16,7 @@ use gradtx_run::config::{Config, Recipe, ValidationSplit};
 use gradtx_run::role::Role;
 use gradtx_run::text::counted;
 use gradtx_runtime::plan::human_bytes;
-use gradtx_train::lora::schedule::{Work, groups};
+use gradtx_train::lora::schedule::{JobGroup, groups};
 use gradtx_train::translator::model_config;
 use gradtx_train::translator::validate::AT_ONCE;
 use std::fmt::Write as _;
@@ -45,7 +45,7 @@ pub struct Question<'a> {
 /// Idle shares above this are worth a word.
 const IDLE: f64 = 0.1;
 /// Shadow jobs times sizes of groups up to which every size is tried.
-const MOST_PLAYED: usize = 100_000;
+const MAX_PLAYED: usize = 100_000;
 /// Gradients are reduced in pieces of this many bytes.
 const BUCKET: f64 = (16 << 20) as f64;
 
@@ -102,7 +102,7 @@ struct Planner<'a> {
 
 /// All tokens and operations of a model's shadow jobs, and the groups with their seconds.
 struct SideWork {
-    work: Vec<Work>,
+    work: Vec<JobGroup>,
     tokens: f64,
     flops: f64,
 }
@@ -161,7 +161,7 @@ impl Planner<'_> {
             let cost = self.finetuning(side, recipe, jobs.len(), &mean);
             found.tokens += mean.tokens * jobs.len() as f64 * recipe.batch as f64 * recipe.steps as f64;
             found.flops += cost.flops;
-            found.work.push(Work { side, group, cost: self.rates.seconds(Kind::Lora, cost) });
+            found.work.push(JobGroup { side, group, cost: self.rates.seconds(Kind::Lora, cost) });
         }
         found
     }
@@ -257,7 +257,7 @@ impl Planner<'_> {
         );
         let (most, subsets) = (config.curate.most_at_once(), config.curate.subsets);
         // Each is played through, so of very many only every half.
-        let fewer = |n: &usize| if most * subsets <= MOST_PLAYED { n - 1 } else { n / 2 };
+        let fewer = |n: &usize| if most * subsets <= MAX_PLAYED { n - 1 } else { n / 2 };
         let smaller = std::iter::successors(Some(most), |n| (*n > 1).then(|| fewer(n)))
             .skip(1)
             .map(|concurrent| (concurrent, self.curation(concurrent).0));
@@ -316,7 +316,7 @@ impl Planner<'_> {
         Ok((stage, step))
     }
 
-    /// An optimizer step: gradients are reduced and scattered while backward goes on, every
+    /// An optimizer step: gradients are reduced and scattered while backward continues, every
     /// rank updates its shard, and values are gathered.
     fn training_step(&self, work: &TranslatorWork<'_>, cluster: Cluster) -> Training {
         let train = &self.question.config.train;

@@ -5,7 +5,7 @@
 //! run: a rank that is free asks for the next group.
 
 use gradtx_run::role::Role;
-use gradtx_train::lora::schedule::{Scheduler, Work};
+use gradtx_train::lora::schedule::{JobGroup, Scheduler};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -17,7 +17,7 @@ pub struct Rank {
     /// Seconds of these in which it loaded models.
     pub loading: f64,
     /// The groups that it did, in order.
-    pub done: Vec<Work>,
+    pub done: Vec<JobGroup>,
     resident: Option<Role>,
 }
 
@@ -48,7 +48,7 @@ impl Outcome {
 }
 
 /// Plays the groups through; at least one rank. `load` is a model's loading time in seconds.
-pub fn simulate(work: &[Work], ranks: usize, load: impl Fn(Role) -> f64) -> Outcome {
+pub fn simulate(work: &[JobGroup], ranks: usize, load: impl Fn(Role) -> f64) -> Outcome {
     let mut scheduler = Scheduler::new(work.iter().copied());
     let mut ranks = vec![Rank::default(); ranks.max(1)];
     // Of several that are free at once, the first one asks first. Bits of times, none of which is
@@ -75,8 +75,8 @@ pub fn simulate(work: &[Work], ranks: usize, load: impl Fn(Role) -> f64) -> Outc
 mod tests {
     use super::*;
 
-    fn work(side: Role, costs: &[f64]) -> Vec<Work> {
-        costs.iter().enumerate().map(|(group, &cost)| Work { side, group, cost }).collect()
+    fn work(side: Role, costs: &[f64]) -> Vec<JobGroup> {
+        costs.iter().enumerate().map(|(group, &cost)| JobGroup { side, group, cost }).collect()
     }
 
     #[test]

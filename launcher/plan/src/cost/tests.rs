@@ -82,7 +82,7 @@ fn published_case(tokens: usize, labels: usize) -> Case {
 }
 
 /// The published code reaches about 5 % of the peak in fine-tuning and 3 % in training: that
-/// is what one of its micro-steps and one of its translator's steps tell. Given these two
+/// is what one of its micro-steps and one of its translator's steps report. Given these two
 /// numbers, all fifteen published times must come out within a factor of 2.5, and within a
 /// factor of 1.5 on average.
 #[test]

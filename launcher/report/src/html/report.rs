@@ -96,8 +96,10 @@ pub fn page(report: &Report) -> Result<String> {
 fn facts(report: &Report) -> Vec<Fact> {
     let run = &report.run;
     let fact = |label, value: String| Fact { label, value, note: String::new() };
-    let mut facts: Vec<Fact> =
-        [("TinyLM", &run.tiny), ("LLM", &run.llm)].into_iter().filter_map(|(l, m)| model_fact(l, m)).collect();
+    let mut facts: Vec<Fact> = [("TinyLM", &run.tiny), ("LLM", &run.llm)]
+        .into_iter()
+        .filter_map(|(l, m)| model_fact(l, m))
+        .collect();
     facts.extend(run.seed.map(|seed| fact("seed", seed.to_string())));
     if !run.versions.is_empty() {
         facts.push(fact("gradtx", run.versions.join(", ")));
@@ -199,9 +201,10 @@ fn fine_tuning(report: &Report) -> Option<Part> {
             .flatten()
             .map(|jobs| jobs.not_finite)
             .sum();
-    let mut intro = "Shadow pairs learn on public data and give the tuples; clients learn on their own data and \
+    let mut intro =
+        "Shadow pairs learn on public data and give the tuples; clients learn on their own data and \
                      send one update."
-        .to_string();
+            .to_string();
     if not_finite > 0 {
         let _ = write!(intro, " {} not a number and left out.", were(not_finite));
     }
@@ -253,5 +256,10 @@ fn times(report: &Report) -> Option<Part> {
 
 fn provenance(report: &Report) -> Option<Part> {
     let blocks = vec![Block::table(tables::models(report)), tables::settings(report)];
-    Part::of("provenance", "Provenance", "What would have to be the same to get the same bytes again.", blocks)
+    Part::of(
+        "provenance",
+        "Provenance",
+        "What would have to be the same to get the same bytes again.",
+        blocks,
+    )
 }

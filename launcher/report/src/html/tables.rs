@@ -30,7 +30,7 @@ fn optional<T>(value: Option<T>, text: impl Fn(T) -> String) -> Cell {
     value.map_or(NONE.into(), |value| text(value).into())
 }
 
-/// The first characters of a checksum: enough for a reader to tell two apart.
+/// The first characters of a checksum: enough for a reader to distinguish two.
 pub fn short(checksum: &str) -> &str {
     checksum.char_indices().nth(10).map_or(checksum, |(at, _)| &checksum[..at])
 }
@@ -87,9 +87,10 @@ fn column_names(names: Vec<&str>) -> Vec<String> {
 
 /// What every client sent.
 pub fn clients(clients: &Clients) -> Table {
-    let mut caption = "Loss is the mean over the first and the last twentieth of the steps. Only the TinyLM's \
+    let mut caption =
+        "Loss is the mean over the first and the last twentieth of the steps. Only the TinyLM's \
                        update leaves a client; the LLM's is what P_T is measured with."
-        .to_string();
+            .to_string();
     if clients.each.len() > CLIENTS {
         let _ = write!(caption, " The first {CLIENTS} of {}; report.json has all.", clients.each.len());
     }
@@ -279,8 +280,7 @@ pub fn rates(times: &Times) -> Table {
 
 /// When the stages were finished.
 pub fn dates(times: &Times) -> Table {
-    let mut table =
-        Table::new(&["stage", "results", "first finished, UTC", "last finished, UTC"], &[], "");
+    let mut table = Table::new(&["stage", "results", "first finished, UTC", "last finished, UTC"], &[], "");
     for StageDates { stage, finished, first, last } in &times.stages {
         let cells = [stage.clone(), grouped(*finished as u64), first.clone(), last.clone()];
         table.push("", cells.map(Cell::from).into());

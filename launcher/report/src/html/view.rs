@@ -148,7 +148,8 @@ pub struct Cell {
 impl Table {
     /// A table with these columns; those of `left` hold words.
     pub fn new<S: AsRef<str>>(head: &[S], left: &[usize], caption: impl Into<String>) -> Self {
-        let column = |(i, title): (usize, &S)| Column { title: title.as_ref().into(), left: left.contains(&i) };
+        let column =
+            |(i, title): (usize, &S)| Column { title: title.as_ref().into(), left: left.contains(&i) };
         Self { head: head.iter().enumerate().map(column).collect(), rows: vec![], caption: caption.into() }
     }
 

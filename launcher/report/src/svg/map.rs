@@ -193,7 +193,8 @@ mod tests {
         let names = vec!["copy".to_string(), "reverse everything".to_string()];
         let rows = MapRows { starts: vec![2], names, ..MapRows::default() };
         let text = map("m", "", "", &cells, &rows);
-        for part in ["<title>copy: 0.75</title>", "<title>copy, reverse everything: 0.00</title>", ">reverse ever…<"]
+        for part in
+            ["<title>copy: 0.75</title>", "<title>copy, reverse everything: 0.00</title>", ">reverse ever…<"]
         {
             assert!(text.contains(part), "{part}: {text}");
         }

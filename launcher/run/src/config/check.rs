@@ -15,21 +15,21 @@ use std::fmt::{Display, Write as _};
 use std::ops::RangeInclusive;
 
 /// Steps of a training; at a millisecond each, more than eleven days.
-const MOST_STEPS: u64 = 1_000_000_000;
+const MAX_STEPS: u64 = 1_000_000_000;
 /// Examples, subsets, tuples: of anything that is counted one by one.
-const MOST_ITEMS: u64 = 1_000_000_000;
+const MAX_ITEMS: u64 = 1_000_000_000;
 /// Tokens of a stream, of an example, of an answer.
-const MOST_TOKENS: u64 = 16 << 20;
+const MAX_TOKENS: u64 = 16 << 20;
 /// Shadow subsets; each is a pair of files.
-const MOST_SUBSETS: u64 = 100_000;
+const MAX_SUBSETS: u64 = 100_000;
 /// Tuples of a step, in which some hundred thousand values each are held at once.
-const MOST_TUPLES: u64 = 1_000_000;
+const MAX_TUPLES: u64 = 1_000_000;
 /// Minutes of a year.
-const MOST_MINUTES: f64 = 525_600.0;
+const MAX_MINUTES: f64 = 525_600.0;
 /// Above this nothing is learned from a step.
-const MOST_RATE: f64 = 1000.0;
+const MAX_RATE: f64 = 1000.0;
 /// Real numbers beyond this overflow f32 once they are squared.
-const MOST_REAL: f64 = 1e18;
+const MAX_REAL: f64 = 1e18;
 
 /// Collects what is wrong, a line each.
 #[derive(Default)]
@@ -95,10 +95,10 @@ impl Config {
         if let PenaltyChoice::Fixed(penalty) = self.translate.penalty {
             findings.positive("translate.penalty", penalty, 1e6);
         }
-        findings.whole("translate.penalty_examples", self.translate.penalty_examples, 1..=MOST_ITEMS);
+        findings.whole("translate.penalty_examples", self.translate.penalty_examples, 1..=MAX_ITEMS);
         self.check_refinement(&mut findings);
-        findings.whole("evaluate.batch", self.evaluate.batch, 1..=MOST_ITEMS);
-        findings.whole("evaluate.max_new_tokens", self.evaluate.max_new_tokens, 1..=MOST_TOKENS);
+        findings.whole("evaluate.batch", self.evaluate.batch, 1..=MAX_ITEMS);
+        findings.whole("evaluate.max_new_tokens", self.evaluate.max_new_tokens, 1..=MAX_TOKENS);
         match findings.wrong.trim_end() {
             "" => Ok(()),
             wrong => Err(unusable(format!("the configuration:\n{wrong}"))),
@@ -108,10 +108,10 @@ impl Config {
     fn check_refinement(&self, findings: &mut Findings) {
         let refine = &self.refine;
         findings.whole("refine.rounds", refine.rounds, 1..=100);
-        findings.whole("refine.prompts", refine.prompts, 2..=MOST_ITEMS);
+        findings.whole("refine.prompts", refine.prompts, 2..=MAX_ITEMS);
         findings.whole("refine.steps", refine.steps, 1..=1_000_000);
-        findings.whole("refine.batch", refine.batch, 1..=MOST_ITEMS);
-        findings.whole("refine.least", refine.least, 1..=MOST_ITEMS);
+        findings.whole("refine.batch", refine.batch, 1..=MAX_ITEMS);
+        findings.whole("refine.least", refine.least, 1..=MAX_ITEMS);
         findings.real("refine.sure", refine.sure, 0.0..=1.0);
     }
 
@@ -122,8 +122,8 @@ impl Config {
             device.kind != DeviceKind::Cpu || device.dtype != DtypeKind::Bf16,
             "device.dtype: the CPU computes in f32; bf16 is for device.kind = \"cuda\"",
         );
-        findings.whole("device.stream_tokens", device.stream_tokens, 1..=MOST_TOKENS);
-        findings.whole("data.max_length", self.data.max_length, 2..=MOST_TOKENS);
+        findings.whole("device.stream_tokens", device.stream_tokens, 1..=MAX_TOKENS);
+        findings.whole("data.max_length", self.data.max_length, 2..=MAX_TOKENS);
         findings.expect(
             self.data.date.is_empty()
                 || chrono::NaiveDate::parse_from_str(&self.data.date, "%Y-%m-%d").is_ok(),
@@ -140,12 +140,12 @@ impl Config {
 
     fn check_curation(&self, findings: &mut Findings) {
         let curate = &self.curate;
-        findings.whole("curate.subsets", curate.subsets, 1..=MOST_SUBSETS);
-        findings.whole("curate.examples", curate.examples, 1..=MOST_ITEMS);
-        findings.whole("curate.snapshots", curate.snapshots, 1..=MOST_STEPS);
-        findings.whole("curate.every", curate.every, 1..=MOST_STEPS);
+        findings.whole("curate.subsets", curate.subsets, 1..=MAX_SUBSETS);
+        findings.whole("curate.examples", curate.examples, 1..=MAX_ITEMS);
+        findings.whole("curate.snapshots", curate.snapshots, 1..=MAX_STEPS);
+        findings.whole("curate.every", curate.every, 1..=MAX_STEPS);
         findings.whole("curate.concurrent", curate.concurrent, 0..=4096);
-        findings.real("curate.checkpoint_minutes", curate.checkpoint_minutes, 0.0..=MOST_MINUTES);
+        findings.real("curate.checkpoint_minutes", curate.checkpoint_minutes, 0.0..=MAX_MINUTES);
         findings.real("curate.mixture", curate.mixture, 0.0..=1e9);
         findings.expect(
             curate.mixture == 0.0 || curate.group_by != RANDOM_SUBSETS,
@@ -162,8 +162,8 @@ impl Config {
 }
 
 fn check_recipe(findings: &mut Findings, name: &str, recipe: &Recipe) {
-    findings.whole(format_args!("{name}.steps"), recipe.steps, 1..=MOST_STEPS);
-    findings.whole(format_args!("{name}.batch"), recipe.batch, 1..=MOST_ITEMS);
+    findings.whole(format_args!("{name}.steps"), recipe.steps, 1..=MAX_STEPS);
+    findings.whole(format_args!("{name}.batch"), recipe.batch, 1..=MAX_ITEMS);
     findings.part(format_args!("{name}.beta1"), recipe.beta1);
     findings.part(format_args!("{name}.beta2"), recipe.beta2);
     let Recipe { lr, eps, weight_decay, max_norm, final_fraction, .. } = *recipe;
@@ -172,11 +172,11 @@ fn check_recipe(findings: &mut Findings, name: &str, recipe: &Recipe) {
 }
 
 fn check_optimizer(findings: &mut Findings, name: &str, [lr, eps, weight_decay, max_norm]: [f64; 4]) {
-    findings.positive(format_args!("{name}.lr"), lr, MOST_RATE);
+    findings.positive(format_args!("{name}.lr"), lr, MAX_RATE);
     // ε divides where a gradient is zero.
     findings.positive(format_args!("{name}.eps"), eps, 1.0);
-    findings.real(format_args!("{name}.weight_decay"), weight_decay, 0.0..=MOST_RATE);
-    findings.real(format_args!("{name}.max_norm"), max_norm, 0.0..=MOST_REAL);
+    findings.real(format_args!("{name}.weight_decay"), weight_decay, 0.0..=MAX_RATE);
+    findings.real(format_args!("{name}.max_norm"), max_norm, 0.0..=MAX_REAL);
 }
 
 fn check_schedule(findings: &mut Findings, name: &str, decay: Decay, [steps, warmup]: [u32; 2], end: f64) {
@@ -210,8 +210,8 @@ fn check_translator(findings: &mut Findings, translator: &TranslatorConfig) {
 }
 
 fn check_training(findings: &mut Findings, train: &TrainConfig) {
-    findings.whole("train.steps", train.steps, 1..=MOST_STEPS);
-    findings.whole("train.batch", train.batch, 1..=MOST_TUPLES);
+    findings.whole("train.steps", train.steps, 1..=MAX_STEPS);
+    findings.whole("train.batch", train.batch, 1..=MAX_TUPLES);
     findings.expect(
         train.micro_batch > 0 && train.batch.is_multiple_of(train.micro_batch.max(1)),
         format_args!("train.micro_batch = {}: expected a divisor of train.batch", train.micro_batch),
@@ -221,10 +221,10 @@ fn check_training(findings: &mut Findings, train: &TrainConfig) {
     check_schedule(findings, "train", train.decay, [train.steps, train.warmup], final_fraction);
     findings.part("train.validation", train.validation);
     findings.whole("train.validate_every", train.validate_every, 1..=u32::MAX.into());
-    findings.real("train.checkpoint_minutes", train.checkpoint_minutes, 0.0..=MOST_MINUTES);
+    findings.real("train.checkpoint_minutes", train.checkpoint_minutes, 0.0..=MAX_MINUTES);
     findings.real("train.augment", train.augment, 0.0..=1.0);
-    findings.real("train.augment_spread", train.augment_spread, 0.0..=MOST_RATE);
-    findings.real("train.student_noise", train.student_noise, 0.0..=MOST_RATE);
+    findings.real("train.augment_spread", train.augment_spread, 0.0..=MAX_RATE);
+    findings.real("train.student_noise", train.student_noise, 0.0..=MAX_RATE);
 }
 
 #[cfg(test)]

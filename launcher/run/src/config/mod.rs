@@ -272,7 +272,7 @@ impl Config {
             return Ok(false);
         }
         let what = format!("{}: this run has another configuration", stored.display());
-        let hint = "remove the run's directory to make it anew, or give the sweep another directory";
+        let hint = "remove the run's directory to start over, or give the sweep another directory";
         Err(refused(what, diff(&before.table(), &self.table()), hint))
     }
 

@@ -78,7 +78,7 @@ impl Default for DeviceConfig {
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// A GPU where this rank can use one, else the processor; the stage says what it takes, and
-    /// goes on with it later.
+    /// continues with it later.
     #[default]
     Auto,
     /// The host's processor.
@@ -311,7 +311,7 @@ pub struct Recipe {
     pub batch: usize,
     /// Learning rate after warm-up.
     pub lr: f64,
-    /// How it goes on from there.
+    /// How it continues from there.
     pub decay: Decay,
     /// Steps of linear warm-up.
     pub warmup: u32,
@@ -401,7 +401,7 @@ pub struct CurateConfig {
     pub examples: usize,
     /// Which examples a subset may hold: "random", any of the public data; or the name of
     /// a column of the data: rows with one value of it, each value in turn. "task" also
-    /// tells data sets without such a column apart.
+    /// distinguishes data sets without such a column.
     pub group_by: String,
     /// 0: a subset holds one group only. α > 0: it holds all groups, in proportions drawn
     /// for each subset from Dirichlet(α).
@@ -413,7 +413,7 @@ pub struct CurateConfig {
     /// Jobs of one model that share a packed stream. 0: as many as fit into memory and into
     /// one stream, decided when the first process begins, and kept from then on.
     pub concurrent: usize,
-    /// Minutes from one putting aside of a group of jobs on its way to the next; 0: after
+    /// Minutes between two checkpoints of a group of jobs; 0: after
     /// every step.
     pub checkpoint_minutes: f64,
     /// Fine-tuning of the TinyLM.
@@ -426,12 +426,12 @@ pub struct CurateConfig {
 pub const RANDOM_SUBSETS: &str = "random";
 
 /// More jobs than this share no stream, unless the settings say so.
-const MOST_AT_ONCE: usize = 8;
+const MAX_AT_ONCE: usize = 8;
 
 impl CurateConfig {
     /// Jobs that share a packed stream, at most: as set, or what may be decided where it is not.
     pub fn most_at_once(&self) -> usize {
-        let set = if self.concurrent == 0 { MOST_AT_ONCE } else { self.concurrent };
+        let set = if self.concurrent == 0 { MAX_AT_ONCE } else { self.concurrent };
         set.min(self.subsets)
     }
 }
@@ -513,7 +513,7 @@ pub struct TrainConfig {
     pub micro_batch: usize,
     /// Learning rate after warm-up.
     pub lr: f64,
-    /// How it goes on from there.
+    /// How it continues from there.
     pub decay: Decay,
     /// Steps of linear warm-up.
     pub warmup: u32,
@@ -527,7 +527,7 @@ pub struct TrainConfig {
     pub max_norm: f64,
     /// Part that is held out for validation.
     pub validation: f64,
-    /// Part of what: `subset`, of the shadow subsets, which tells how well unseen updates are
+    /// Part of what: `subset`, of the shadow subsets, which says how well unseen updates are
     /// translated; `tuple`, of the tuples, near duplicates of which are then trained on.
     pub validation_by: ValidationSplit,
     /// Steps from one validation to the next.

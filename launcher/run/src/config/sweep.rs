@@ -15,7 +15,7 @@
 //! ]
 //! ```
 //!
-//! Out: a [`SweptRun`] for each combination, with a name that tells what is varied, such as
+//! Out: a [`SweptRun`] for each combination, with a name that says what is varied, such as
 //! `lr=0.00002,models=3b-7b`. Names are the same every time, differ also for file systems
 //! that ignore case, and have no characters that a shell or a file system takes amiss.
 //! Paths are relative to the sweep file, those in a base file to that file.
@@ -73,7 +73,7 @@ const MOST: usize = 10_000;
 ///
 /// # Errors
 /// Names the file and the table for unknown keys and sections, values of a wrong type or
-/// out of range, two runs with the same settings, and names that cannot be told apart.
+/// out of range, two runs with the same settings, and names that cannot be distinguished.
 pub fn read_sweep(path: &Path) -> Result<Vec<SweptRun>> {
     let shown = path.display();
     let text = read_regular_text(path, MAX_CONFIG_BYTES)?;
@@ -90,7 +90,7 @@ pub fn read_sweep(path: &Path) -> Result<Vec<SweptRun>> {
             return Err(unusable(format!("{place}: more than {MOST} runs")));
         }
     }
-    tell_apart(&runs).map_err(|why| unusable(format!("{shown}: {why}")))?;
+    distinguish(&runs).map_err(|why| unusable(format!("{shown}: {why}")))?;
     Ok(runs)
 }
 
@@ -210,7 +210,7 @@ fn labels(values: &[Value]) -> Result<Vec<String>> {
     if let Some(twice) = values.iter().enumerate().find(|(i, v)| values[..*i].contains(v)) {
         anyhow::bail!("the value {} is listed twice", twice.1);
     }
-    // As many last parts of paths as it takes to tell them apart.
+    // As many last parts of paths as it takes to distinguish them.
     let mut found = vec![];
     for parts in 1..=4 {
         found = values.iter().map(|value| label(value, parts)).collect::<Result<Vec<_>>>()?;
@@ -222,7 +222,7 @@ fn labels(values: &[Value]) -> Result<Vec<String>> {
         format!("{label}-{:04x}", derive_named(0, &value.to_string()) & 0xffff)
     };
     let numbered: Vec<String> = values.iter().zip(found).map(numbered).collect();
-    anyhow::ensure!(distinct(&numbered), "its values cannot be told apart; give them names");
+    anyhow::ensure!(distinct(&numbered), "its values are ambiguous; give them names");
     Ok(numbered)
 }
 
@@ -270,7 +270,7 @@ fn checked_name(name: &str) -> Result<&str> {
     Ok(name)
 }
 
-/// The last parts of keys, as few as it takes to tell them apart.
+/// The last parts of keys, as few as it takes to distinguish them.
 fn short_keys(keys: Vec<&str>) -> Vec<String> {
     let last = |key: &str, parts: usize| {
         let all: Vec<&str> = key.split('.').collect();
@@ -297,7 +297,7 @@ fn shortened(name: String) -> String {
 }
 
 /// Fails if two runs have one name, or are the same run.
-fn tell_apart(runs: &[SweptRun]) -> std::result::Result<(), String> {
+fn distinguish(runs: &[SweptRun]) -> std::result::Result<(), String> {
     let mut names: HashMap<String, &SweptRun> = HashMap::new();
     let mut configs: HashMap<String, &SweptRun> = HashMap::new();
     for run in runs {
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_values_are_told_apart() {
+    fn keys_and_values_are_distinguished() {
         let two = format!("{BASE}train.lr = [0.1, 1]\ncurate.tiny.lr = [0.5]\ncurate.llm.lr = [0.25]\n");
         assert_eq!(names(&two)[0], "llm.lr=0.25,tiny.lr=0.5,train.lr=0.1");
         let paths = format!("{BASE}data.public = [\"gsm8k/public.jsonl\", \"drop/public.jsonl\"]\n");

@@ -10,7 +10,7 @@
 //! A claim that was made by a process that is gone is replaced by the claim of the next number,
 //! so that of several starters again one succeeds.
 
-use super::standing::{SILENCE, Standing, host_name, read_shared, start_of};
+use super::state::{SILENCE, StageProgress, host_name, read_shared, start_of};
 use super::{PROGRESS_FILE, read};
 use anyhow::{Context, Result};
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, MAX_LINES_BYTES, read_regular};
@@ -66,7 +66,7 @@ impl Drop for Claim {
     }
 }
 
-/// Claims a directory; `None` where another process is at work in it.
+/// Claims a directory; `None` where another process is working in it.
 ///
 /// # Errors
 /// If nothing can be written there.
@@ -160,14 +160,14 @@ enum Sign {
     File(PathBuf),
 }
 
-/// Whether a process is at work in a directory; with `shared` also one that shares it with others.
+/// Whether a process is working in a directory; with `shared` also one that shares it with others.
 fn is_held(dir: &Path, claims: &BTreeMap<u64, Vec<u8>>, shared: bool) -> Result<bool> {
     let mut signs: Vec<Sign> = claims.iter().map(|(n, text)| of_claim(dir, *n, text)).collect();
-    let standing = read(dir).map(|standing| of_standing(&standing, dir.join(PROGRESS_FILE)));
-    signs.extend(standing);
+    let state = read(dir).map(|state| of_state(&state, dir.join(PROGRESS_FILE)));
+    signs.extend(state);
     if shared {
         let named = read_shared(dir).into_iter();
-        signs.extend(named.map(|(name, at)| of_standing(&at, dir.join(format!("progress.{name}.json")))));
+        signs.extend(named.map(|(name, at)| of_state(&at, dir.join(format!("progress.{name}.json")))));
     }
     if signs.iter().any(|sign| matches!(sign, Sign::Alive)) {
         return Ok(true);
@@ -195,11 +195,11 @@ fn of_claim(dir: &Path, number: u64, text: &[u8]) -> Sign {
 }
 
 /// Of a process that may hold the directory by a lock, which this machine does not see.
-fn of_standing(standing: &Standing, file: PathBuf) -> Sign {
-    match standing.host == host_name() {
+fn of_state(state: &StageProgress, file: PathBuf) -> Sign {
+    match state.host == host_name() {
         // This process works there no more: it would have a claim.
-        true if standing.pid == std::process::id() => Sign::Gone,
-        true if standing.is_alive() => Sign::Alive,
+        true if state.pid == std::process::id() => Sign::Gone,
+        true if state.is_alive() => Sign::Alive,
         true => Sign::Gone,
         false => Sign::File(file),
     }
@@ -306,10 +306,10 @@ mod tests {
         create(dir.path(), &path, &elsewhere()).unwrap();
         age(&path, 1000);
         // Its own clock is an hour ahead.
-        let ahead = Standing {
+        let ahead = StageProgress {
             host: "elsewhere".into(),
             updated: super::super::unix_now() + 3600.0,
-            ..Standing::new("x")
+            ..StageProgress::new("x")
         };
         let progress = dir.path().join(PROGRESS_FILE);
         std::fs::write(&progress, serde_json::to_string(&ahead).unwrap()).unwrap();

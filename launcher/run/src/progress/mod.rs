@@ -6,27 +6,27 @@
 //! * `.lock`, on which this process holds an advisory lock, so that no second one works in
 //!   the same directory. The lock vanishes with the process, however that ends. Where the file
 //!   system has no locks, `.claim-N` takes its place; see `claim`.
-//! * `progress.json`, a [`Standing`]: replaced about once a second while steps are made, and
+//! * `progress.json`, a [`StageProgress`]: replaced about once a second while steps are made, and
 //!   at least every five seconds as a sign of life, by a thread of its own.
-//!   It is rank 0's, which tells of the other ranks too. Processes that share a directory
+//!   It is rank 0's, which reports the other ranks too. Processes that share a directory
 //!   without being ranks of one world write `progress.NAME.json`.
 //! * `failed.json`, a [`Failed`]: the error that ended the last attempt. Removed when the
-//!   work goes on.
+//!   work continues.
 //!
 //! Nothing of this stays in the directory of a finished stage. After a kill `progress.json`
-//! stays, and tells where the work stopped.
+//! stays, and says where the work stopped.
 
 mod claim;
-mod desk;
-mod standing;
+mod state;
+mod writer;
 
-pub use desk::Desk;
-pub use standing::{
-    Failed, NO_MORE, RankStanding, SILENCE, Standing, ago, forget_shared, host_name, read, read_failed,
+pub use state::{
+    Failed, NO_MORE, RankProgress, SILENCE, StageProgress, ago, forget_shared, host_name, read, read_failed,
     read_shared, unix_now,
 };
+pub use writer::ProgressWriter;
 
-use crate::failure::{self, Told};
+use crate::failure::{self, ErrorReport};
 use anyhow::{Context, Result};
 use claim::Claim;
 use gradtx_runtime::artifact::write_json;
@@ -46,8 +46,8 @@ pub const FAILED_FILE: &str = "failed.json";
 pub const LOCK_FILE: &str = ".lock";
 
 /// A directory while this process works in it.
-pub struct Place {
-    desk: Arc<Desk>,
+pub struct DirLock {
+    output: Arc<ProgressWriter>,
     writer: Option<JoinHandle<()>>,
     hold: Hold,
     began: Instant,
@@ -66,46 +66,46 @@ enum Hold {
 
 /// What this thread works at. Stages run one at a time, on one thread, some within others.
 #[derive(Default)]
-struct Here {
+struct ActiveStages {
     /// The directories, innermost last.
-    open: Vec<Arc<Desk>>,
+    open: Vec<Arc<ProgressWriter>>,
     /// Directories that were left unfinished, and how far they were.
-    left: Vec<(PathBuf, Standing)>,
+    left: Vec<(PathBuf, StageProgress)>,
     /// Directories that were finished, and the seconds it took.
     finished: Vec<(PathBuf, f64)>,
 }
 
 thread_local! {
-    static HERE: RefCell<Here> = RefCell::default();
+    static ACTIVE: RefCell<ActiveStages> = RefCell::default();
 }
 
 /// The directory that this thread works in, the innermost of several.
-pub fn current() -> Option<Arc<Desk>> {
-    HERE.with_borrow(|here| here.open.last().cloned())
+pub fn current() -> Option<Arc<ProgressWriter>> {
+    ACTIVE.with_borrow(|active| active.open.last().cloned())
 }
 
 /// The seconds that this process worked in a directory that it finished; nothing where
 /// there was nothing to do.
 pub fn seconds_in(dir: &Path) -> Option<f64> {
-    HERE.with_borrow(|here| here.finished.iter().rfind(|(d, _)| d == dir).map(|(_, seconds)| *seconds))
+    ACTIVE.with_borrow(|active| active.finished.iter().rfind(|(d, _)| d == dir).map(|(_, seconds)| *seconds))
 }
 
 /// Writes `failed.json` into the directories that were left unfinished because of an error.
-pub fn note_failure(error: &Told) {
+pub fn note_failure(error: &ErrorReport) {
     if error.was_asked_for() {
         return;
     }
-    for (dir, standing) in HERE.with_borrow_mut(|here| std::mem::take(&mut here.left)) {
-        let failed = Failed { standing, error: error.clone(), at: unix_now() };
-        // Removed first, for on a full disk that makes the room. What fails here is not told:
+    for (dir, state) in ACTIVE.with_borrow_mut(|active| std::mem::take(&mut active.left)) {
+        let failed = Failed { state, error: error.clone(), at: unix_now() };
+        // Removed first, for on a full disk that makes the room. What fails here is not reported:
         // the error itself is, and would say the same.
         let _ = std::fs::remove_file(dir.join(PROGRESS_FILE));
         let _ = write_json(&dir.join(FAILED_FILE), &failed);
     }
 }
 
-impl Place {
-    /// Begins work in a directory. Fails if another process is at work there.
+impl DirLock {
+    /// Begins work in a directory. Fails if another process is working there.
     pub fn open(dir: &Path, stage: &str) -> Result<Self> {
         Self::begin(dir, stage, hold(dir, false)?, PROGRESS_FILE.into())
     }
@@ -122,16 +122,16 @@ impl Place {
             Hold::Claim(claim) => Some(claim.path().to_owned()),
             Hold::Lock(_) | Hold::Nothing => None,
         };
-        let desk = Arc::new(Desk::new(dir, file, claim, Standing::new(stage)));
-        desk.write();
-        let shared = desk.clone();
+        let output = Arc::new(ProgressWriter::new(dir, file, claim, StageProgress::new(stage)));
+        output.write();
+        let shared = output.clone();
         let writer = std::thread::Builder::new().name("progress".into()).spawn(move || shared.keep_writing());
-        HERE.with_borrow_mut(|here| {
-            here.left.retain(|(left, _)| left != dir);
-            here.open.push(desk.clone());
+        ACTIVE.with_borrow_mut(|active| {
+            active.left.retain(|(left, _)| left != dir);
+            active.open.push(output.clone());
         });
-        // Without the thread nobody can watch, and the work goes on.
-        Ok(Self { desk, writer: writer.ok(), hold, began: Instant::now(), finished: false })
+        // Without the thread nobody can watch, and the work continues.
+        Ok(Self { output, writer: writer.ok(), hold, began: Instant::now(), finished: false })
     }
 
     /// Whether a lock keeps all other processes from this directory.
@@ -145,18 +145,18 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for DirLock {
     fn drop(&mut self) {
-        self.desk.close();
+        self.output.close();
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
-        let standing = self.desk.standing();
-        let dir = self.desk.dir().to_owned();
+        let state = self.output.state();
+        let dir = self.output.dir().to_owned();
         if self.finished {
-            let _ = std::fs::remove_file(self.desk.file());
+            let _ = std::fs::remove_file(self.output.file());
         } else {
-            self.desk.write();
+            self.output.write();
         }
         // Removed by whoever has it alone, so that nobody else can hold the one that goes.
         let is_alone = match &self.hold {
@@ -167,39 +167,39 @@ impl Drop for Place {
             let _ = std::fs::remove_file(dir.join(LOCK_FILE));
         }
         let seconds = self.began.elapsed().as_secs_f64();
-        HERE.with_borrow_mut(|here| {
-            here.open.retain(|desk| !Arc::ptr_eq(desk, &self.desk));
+        ACTIVE.with_borrow_mut(|active| {
+            active.open.retain(|output| !Arc::ptr_eq(output, &self.output));
             match self.finished {
-                true => here.finished.push((dir, seconds)),
-                false => here.left.push((dir, standing)),
+                true => active.finished.push((dir, seconds)),
+                false => active.left.push((dir, state)),
             }
         });
     }
 }
 
 /// A directory in which this process works for another one, rank 0, that holds it. If this
-/// one fails, `failed.json` tells so there.
+/// one fails, `failed.json` gives so there.
 pub struct Guest {
     /// Nothing once it is finished.
-    here: Option<Box<(PathBuf, Standing)>>,
+    active: Option<Box<(PathBuf, StageProgress)>>,
 }
 
 impl Guest {
     /// In this directory, at this stage.
     pub fn of(dir: &Path, stage: &str) -> Self {
-        Self { here: Some(Box::new((dir.to_owned(), Standing::new(stage)))) }
+        Self { active: Some(Box::new((dir.to_owned(), StageProgress::new(stage)))) }
     }
 
     /// The work is done.
     pub fn finish(mut self) {
-        self.here = None;
+        self.active = None;
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        if let Some(left) = self.here.take() {
-            HERE.with_borrow_mut(|here| here.left.push(*left));
+        if let Some(left) = self.active.take() {
+            ACTIVE.with_borrow_mut(|active| active.left.push(*left));
         }
     }
 }
@@ -239,7 +239,7 @@ fn busy(dir: &Path) -> anyhow::Error {
     let who = match read(dir) {
         Some(found) => {
             let ago = ago(unix_now() - found.started);
-            format!("process {} on {} (`{}`, begun {ago} ago)", found.pid, found.host, found.stage)
+            format!("process {} on {} (`{}`, started {ago} ago)", found.pid, found.host, found.stage)
         }
         None => "another process".into(),
     };
@@ -263,40 +263,40 @@ mod tests {
     #[test]
     fn one_process_at_a_time_and_nothing_is_left_of_a_finished_stage() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::open(dir.path(), "train").unwrap();
+        let place = DirLock::open(dir.path(), "train").unwrap();
         assert_eq!(names(dir.path()), [LOCK_FILE, PROGRESS_FILE]);
-        let error = Place::open(dir.path(), "train").err().unwrap();
+        let error = DirLock::open(dir.path(), "train").err().unwrap();
         let message = error.to_string();
         assert!(message.contains(&format!("process {}", std::process::id())), "{message}");
-        assert_eq!(Told::from(&error).code, failure::BUSY);
+        assert_eq!(ErrorReport::from(&error).code, failure::BUSY);
         place.finish();
         assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
         assert!(seconds_in(dir.path()).is_some());
-        Place::open(dir.path(), "train").unwrap();
+        DirLock::open(dir.path(), "train").unwrap();
     }
 
     #[test]
     fn steps_are_told_and_what_is_left_says_where_it_stopped() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::open(dir.path(), "train").unwrap();
-        let desk = current().unwrap();
-        desk.begin("train", 100, 400);
-        desk.set(130, None, "loss 0.5");
-        let standing = desk.standing();
-        assert!(standing.rate.unwrap() > 30.0, "counted from step 100, not from 0: {standing:?}");
-        assert!(standing.is_alive());
+        let place = DirLock::open(dir.path(), "train").unwrap();
+        let output = current().unwrap();
+        output.begin("train", 100, 400);
+        output.set(130, None, "loss 0.5");
+        let state = output.state();
+        assert!(state.rate.unwrap() > 30.0, "counted from step 100, not from 0: {state:?}");
+        assert!(state.is_alive());
         drop(place);
         assert!(current().is_none());
         let found = read(dir.path()).unwrap();
         assert_eq!((found.steps().as_deref(), &*found.message), (Some("step 130 of 400"), "loss 0.5"));
-        let part = Standing { part: "curate llm".into(), stage: "curate".into(), ..found };
+        let part = StageProgress { part: "curate llm".into(), stage: "curate".into(), ..found };
         assert_eq!(part.steps().as_deref(), Some("llm, step 130 of 400"));
 
-        note_failure(&Told { message: "no more paper".into(), hint: None, code: 1 });
+        note_failure(&ErrorReport { message: "no more paper".into(), hint: None, code: 1 });
         assert_eq!(names(dir.path()), [FAILED_FILE]);
         let failed = read_failed(dir.path()).unwrap();
-        assert_eq!((failed.standing.done, failed.error.message.as_str()), (130, "no more paper"));
-        Place::open(dir.path(), "train").unwrap().finish();
+        assert_eq!((failed.state.done, failed.error.message.as_str()), (130, "no more paper"));
+        DirLock::open(dir.path(), "train").unwrap().finish();
         assert!(names(dir.path()).is_empty(), "going on removes what failed before");
     }
 
@@ -305,11 +305,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("inner");
         std::fs::create_dir(&inner).unwrap();
-        let outer_place = Place::open(dir.path(), "world").unwrap();
-        let inner_place = Place::open(&inner, "pretrain").unwrap();
-        assert_eq!(current().unwrap().standing().stage, "pretrain");
+        let outer_place = DirLock::open(dir.path(), "world").unwrap();
+        let inner_place = DirLock::open(&inner, "pretrain").unwrap();
+        assert_eq!(current().unwrap().state().stage, "pretrain");
         inner_place.finish();
-        assert_eq!(current().unwrap().standing().stage, "world");
+        assert_eq!(current().unwrap().state().stage, "world");
         outer_place.finish();
     }
 }

@@ -1,36 +1,36 @@
-//! [`Aside`]: a group of shadow jobs that was stopped on its way, to be gone on with later.
+//! [`JobCheckpoint`]: a group of shadow jobs that was stopped on its way, to be resumed later.
 //!
 //! In: adapters, their moments, and what the jobs have given so far. Out: one checkpoint file,
 //! and from it the same again, bit by bit. Which examples a step has, and dropout, are
 //! functions of the step, so nothing else is needed.
 
-use crate::lora::trainer::Trained;
+use crate::lora::trainer::JobResult;
 use anyhow::Result;
 use gradtx_kernels::{Backend, Real};
-use gradtx_models::lora::LoraJobs;
+use gradtx_models::lora::MultiLora;
 use gradtx_runtime::checkpoint::{self, Checkpoint, Values};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where a group's work is put aside.
-pub struct Aside {
+/// Where a group's work is checkpointed.
+pub struct JobCheckpoint {
     /// The file.
     pub path: PathBuf,
-    /// What the work is, settings and inputs: work of anything else is not gone on with.
+    /// What the work is, settings and inputs: work of anything else is not resumed.
     pub of: Value,
     /// How often, beside when it is stopped.
     pub every: Duration,
 }
 
-impl Aside {
+impl JobCheckpoint {
     /// Writes the state after `steps` steps.
     pub fn save<X: Real<Acc = f32>, D: Backend<X>>(
         &self,
         device: &D,
-        adapters: &mut LoraJobs<D, X>,
+        adapters: &mut MultiLora<D, X>,
         steps: u32,
-        trained: &[Trained],
+        trained: &[JobResult],
     ) -> Result<()> {
         let mut values = vec![];
         for job in 0..adapters.jobs() {
@@ -52,13 +52,13 @@ impl Aside {
         Ok(checkpoint::save(&self.path, &buffers, &state)?)
     }
 
-    /// Fills in what was put aside, and tells how many steps were done; none if there is
-    /// nothing, or nothing that can be used: then the group begins anew.
+    /// Fills in what the checkpoint holds, and returns how many steps were done; none if there is
+    /// nothing, or nothing that can be used: then the group begins again.
     pub fn restore<X: Real<Acc = f32>, D: Backend<X>>(
         &self,
         device: &D,
-        adapters: &mut LoraJobs<D, X>,
-        trained: &mut [Trained],
+        adapters: &mut MultiLora<D, X>,
+        trained: &mut [JobResult],
     ) -> Result<u32> {
         if !self.path.is_file() {
             return Ok(0);
@@ -67,7 +67,7 @@ impl Aside {
             Ok(saved) if saved.state()["of"] == self.of => saved,
             Ok(_) => return Ok(0),
             Err(error) => {
-                tracing::warn!("{error}; these jobs begin anew");
+                tracing::warn!("{error}; these jobs start over");
                 return Ok(0);
             }
         };
@@ -77,7 +77,7 @@ impl Aside {
         // What is there, before room is made for what is claimed.
         let (Some(steps), Some(updates)) = (steps, updates) else { return Ok(0) };
         if (steps.checked_mul(jobs as u64), updates) != (Some(found.0 as u64), found.1 as u64) {
-            tracing::warn!("{}: of other sizes than it says; these jobs begin anew", self.path.display());
+            tracing::warn!("{}: of other sizes than it says; these jobs start over", self.path.display());
             return Ok(0);
         }
         let mut values = vec![0.0; D::len(adapters.adapters_mut())];

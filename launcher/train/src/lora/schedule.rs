@@ -19,7 +19,7 @@ use std::ops::Range;
 
 /// A group of shadow jobs of one model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Work {
+pub struct JobGroup {
     /// The model.
     pub side: Role,
     /// Number of the group among those of its model.
@@ -32,23 +32,24 @@ pub struct Work {
 #[derive(Clone, Debug, Default)]
 pub struct Scheduler {
     /// Longest first.
-    tiny: VecDeque<Work>,
+    tiny: VecDeque<JobGroup>,
     /// Longest first.
-    llm: VecDeque<Work>,
+    llm: VecDeque<JobGroup>,
 }
 
 impl Scheduler {
     /// All of these are to be done. Groups of one cost go in the order of their numbers.
-    pub fn new(work: impl IntoIterator<Item = Work>) -> Self {
-        let mut work: Vec<Work> = work.into_iter().collect();
+    pub fn new(work: impl IntoIterator<Item = JobGroup>) -> Self {
+        let mut work: Vec<JobGroup> = work.into_iter().collect();
         work.sort_by(|a, b| b.cost.total_cmp(&a.cost).then(a.group.cmp(&b.group)));
-        let (tiny, llm): (Vec<Work>, Vec<Work>) = work.into_iter().partition(|w| w.side == Role::Tiny);
+        let (tiny, llm): (Vec<JobGroup>, Vec<JobGroup>) =
+            work.into_iter().partition(|w| w.side == Role::Tiny);
         Self { tiny: tiny.into(), llm: llm.into() }
     }
 
     /// What a rank should do next that holds this base model, or none yet. `None` when
     /// everything has been handed out.
-    pub fn next(&mut self, resident: Option<Role>) -> Option<Work> {
+    pub fn next(&mut self, resident: Option<Role>) -> Option<JobGroup> {
         let side = resident.filter(|&side| !self.of(side).is_empty()).or_else(|| self.longest())?;
         self.of(side).pop_front()
     }
@@ -58,7 +59,7 @@ impl Scheduler {
         self.tiny.len() + self.llm.len()
     }
 
-    fn of(&mut self, side: Role) -> &mut VecDeque<Work> {
+    fn of(&mut self, side: Role) -> &mut VecDeque<JobGroup> {
         match side {
             Role::Tiny => &mut self.tiny,
             Role::Llm => &mut self.llm,
@@ -86,15 +87,15 @@ mod tests {
     use super::*;
     use Role::{Llm, Tiny};
 
-    fn work(side: Role, costs: &[f64]) -> Vec<Work> {
-        costs.iter().enumerate().map(|(group, &cost)| Work { side, group, cost }).collect()
+    fn work(side: Role, costs: &[f64]) -> Vec<JobGroup> {
+        costs.iter().enumerate().map(|(group, &cost)| JobGroup { side, group, cost }).collect()
     }
 
     fn scheduler(tiny: &[f64], llm: &[f64]) -> Scheduler {
         Scheduler::new(work(Tiny, tiny).into_iter().chain(work(Llm, llm)))
     }
 
-    fn named(work: Option<Work>) -> Option<(Role, usize)> {
+    fn named(work: Option<JobGroup>) -> Option<(Role, usize)> {
         work.map(|w| (w.side, w.group))
     }
 
@@ -125,7 +126,7 @@ mod tests {
     fn every_group_is_handed_out_once_whatever_was_typed_in_first() {
         let costs = [3.5, 0.0, 2.0, 2.0, 8.25];
         let forward = work(Tiny, &costs).into_iter().chain(work(Llm, &costs));
-        let mut backward: Vec<Work> = forward.clone().collect();
+        let mut backward: Vec<JobGroup> = forward.clone().collect();
         backward.reverse();
         let (mut a, mut b) = (Scheduler::new(forward), Scheduler::new(backward));
         let mut seen = vec![];

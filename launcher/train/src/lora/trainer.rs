@@ -6,16 +6,16 @@
 //! CPUs and where GPUs multiply with kernels of our own, while cuBLASLt chooses how it adds by the length of the whole
 //! stream. The same jobs packed in the same way have the same bits with the same GPU and library, which the record
 //! of a stage names.
-//! [`Watcher`] hears of every step, and may stop the work; [`Aside`] keeps what is done so far.
+//! [`Callback`] hears of every step, and may stop the work; [`JobCheckpoint`] keeps what is done so far.
 
 use crate::examples::Streams;
-use crate::lora::checkpoint::Aside;
-use crate::side::Side;
+use crate::lora::checkpoint::JobCheckpoint;
+use crate::model_spec::ModelSpec;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
-use gradtx_models::lora::LoraJobs;
+use gradtx_models::lora::MultiLora;
 use gradtx_run::config::Recipe;
 use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
 use gradtx_runtime::metrics::{Rate, TokenMeter};
@@ -50,7 +50,7 @@ impl Snapshots {
 
 /// What came of a job.
 #[derive(Clone, Debug, Default)]
-pub struct Trained {
+pub struct JobResult {
     /// Loss of every optimizer step, averaged as the recipe says.
     pub losses: Vec<f64>,
     /// `[snapshots, L, d]`
@@ -59,9 +59,9 @@ pub struct Trained {
 
 /// How jobs of one model are trained.
 #[derive(Clone, Copy)]
-pub struct Training<'a> {
+pub struct LoraTrainer<'a> {
     /// The model and its adapters.
-    pub side: &'a Side,
+    pub side: &'a ModelSpec,
     /// The recipe of every job.
     pub recipe: &'a Recipe,
     /// What is kept.
@@ -71,13 +71,13 @@ pub struct Training<'a> {
 }
 
 /// Who hears how far a training is.
-pub trait Watcher {
+pub trait Callback {
     /// Between the streams of a step: time to look after other things for a moment.
     fn between(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// After so many steps, and at such a rate so far. Whether to go on.
+    /// After so many steps, and at such a rate so far. Whether to continue.
     fn step(&mut self, done: u32, rate: Rate) -> Result<bool>;
 }
 
@@ -101,13 +101,13 @@ impl fmt::Display for Packing {
     }
 }
 
-impl Training<'_> {
+impl LoraTrainer<'_> {
     /// The base model and every buffer of training these jobs together, and how well their
     /// streams are filled.
     pub fn plan<X: Real<Acc = f32>, D: Backend<X>>(&self, jobs: &[Job<'_>]) -> Result<(MemoryPlan, Packing)> {
         let packing = self.packing(&mut self.orders(jobs)?, jobs);
         let mut plan = Decoder::<D, X>::plan(&self.side.model, false);
-        plan.extend(LoraJobs::<D, X>::plan(
+        plan.extend(MultiLora::<D, X>::plan(
             &self.side.model,
             &self.side.layout,
             jobs.len(),
@@ -128,34 +128,34 @@ impl Training<'_> {
         Ok(tokens)
     }
 
-    /// Trains jobs together, and tells what came of them and how fast it went; nothing when
-    /// the watcher stopped it. Begins with what `aside` has, and leaves there what is done
+    /// Trains jobs together, and returns what came of them and how fast it went; nothing when
+    /// the callback stopped it. Begins with what `checkpoint` has, and leaves there what is done
     /// so far: now and then, and when it is stopped.
     pub fn run<X: Real<Acc = f32>, D: Backend<X>>(
         &self,
         decoder: &Decoder<D, X>,
         jobs: &[Job<'_>],
-        aside: Option<&Aside>,
-        watcher: &mut dyn Watcher,
-    ) -> Result<Option<(Vec<Trained>, Rate)>> {
+        checkpoint: Option<&JobCheckpoint>,
+        callback: &mut dyn Callback,
+    ) -> Result<Option<(Vec<JobResult>, Rate)>> {
         let mut orders = self.orders(jobs)?;
         let capacity = self.packing(&mut orders, jobs).capacity;
         let (layout, init) = (&self.side.layout, &self.side.init);
-        let mut adapters = LoraJobs::new(decoder, layout, jobs.len(), init, capacity)?;
-        let mut trained = vec![Trained::default(); jobs.len()];
+        let mut adapters = MultiLora::new(decoder, layout, jobs.len(), init, capacity)?;
+        let mut trained = vec![JobResult::default(); jobs.len()];
         let steps = self.recipe.steps;
-        let begun = match aside {
-            Some(aside) => aside.restore(decoder.device(), &mut adapters, &mut trained)?,
+        let started = match checkpoint {
+            Some(checkpoint) => checkpoint.restore(decoder.device(), &mut adapters, &mut trained)?,
             None => 0,
         };
         let (mut meter, mut saved) = (TokenMeter::start(), Instant::now());
-        for step in begun..steps {
+        for step in started..steps {
             let mut losses = vec![0.0; jobs.len()];
             for stream in self.streams(&mut orders, jobs, step) {
                 let part = adapters.accumulate(decoder, &stream)?;
                 meter.add(stream.len());
                 losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
-                watcher.between()?;
+                callback.between()?;
             }
             adapters.apply(self.recipe.step(step), self.recipe.clip())?;
             for (job, (result, loss)) in trained.iter_mut().zip(losses).enumerate() {
@@ -165,13 +165,13 @@ impl Training<'_> {
                 }
             }
             let done = step + 1;
-            let goes_on = watcher.step(done, meter.total())?;
-            let due = |aside: &&Aside| !goes_on || saved.elapsed() >= aside.every;
-            if let Some(aside) = aside.filter(due).filter(|_| done < steps) {
-                aside.save(decoder.device(), &mut adapters, done, &trained)?;
+            let continues = callback.step(done, meter.total())?;
+            let due = |checkpoint: &&JobCheckpoint| !continues || saved.elapsed() >= checkpoint.every;
+            if let Some(checkpoint) = checkpoint.filter(due).filter(|_| done < steps) {
+                checkpoint.save(decoder.device(), &mut adapters, done, &trained)?;
                 saved = Instant::now();
             }
-            if !goes_on && done < steps {
+            if !continues && done < steps {
                 return Ok(None);
             }
         }

@@ -7,7 +7,7 @@
 
 use super::{Centred, Groups, Kernel};
 use crate::examples::Streams;
-use crate::side::Side;
+use crate::model_spec::ModelSpec;
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
@@ -27,9 +27,9 @@ pub const USUAL: f64 = 0.01;
 /// Parts of the groups, of which one at a time is left out.
 const FOLDS: usize = 3;
 /// Groups that are left out at most: the cost of the choice does not grow with the run.
-const MOST_LEFT_OUT: usize = 32;
+const MAX_LEFT_OUT: usize = 32;
 /// With fewer groups, what is left of them when a fold is gone says nothing.
-const FEWEST_GROUPS: usize = 4;
+const MIN_GROUPS: usize = 4;
 
 /// A penalty and how it was found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,11 +91,11 @@ pub struct Trial {
 /// Nothing where there are too few groups.
 pub fn trials(kernel: &Kernel, seed: u64) -> Result<Vec<Trial>> {
     let count = kernel.groups.len();
-    if count < FEWEST_GROUPS {
+    if count < MIN_GROUPS {
         return Ok(vec![]);
     }
     let order = Stream::new(derive_named(seed, "folds of groups")).permutation(count);
-    let chosen = &order[..count.min(MOST_LEFT_OUT)];
+    let chosen = &order[..count.min(MAX_LEFT_OUT)];
     let mut trials = vec![];
     for fold in 0..FOLDS {
         let of_fold = |place: &usize| place % FOLDS == fold;
@@ -141,7 +141,7 @@ pub struct Losses<'a> {
     /// Where messages go.
     pub context: &'a Context,
     /// The LLM, with adapters of the rank that is read out.
-    pub side: &'a Side,
+    pub side: &'a ModelSpec,
     /// The shadow teachers.
     pub products: &'a Products,
     /// Which shadow is of which group.
@@ -230,7 +230,7 @@ mod tests {
                 assert!((trial.weights.iter().sum::<f64>() - 1.0).abs() < 1e-12);
             }
         }
-        assert_eq!(super::trials(&circle(100), 1).unwrap().len(), MOST_LEFT_OUT * CANDIDATES.len());
+        assert_eq!(super::trials(&circle(100), 1).unwrap().len(), MAX_LEFT_OUT * CANDIDATES.len());
         assert!(super::trials(&circle(3), 1).unwrap().is_empty());
     }
 

@@ -4,17 +4,17 @@
 //! validation error, its normalisation, `metrics.jsonl` (every step's loss, written as it
 //! goes), and `throughput.jsonl` (tuples per second).
 //!
-//! Ranks share every step: each reads and computes a part of its tuples, and updates a part
-//! of the parameters. [`tuples`] tells which tuples a step has, [`prepare`] makes their values,
-//! [`feed`] has that done ahead, [`steps`] goes through the steps, [`parallel`] adds up over
+//! DataParallel share every step: each reads and computes a part of its tuples, and updates a part
+//! of the parameters. [`tuples`] says which tuples a step has, [`prepare`] makes their values,
+//! [`prefetcher`] has that done ahead, [`steps`] goes through the steps, [`parallel`] adds up over
 //! ranks, [`mod@validate`] measures generated updates, and [`resume`] keeps checkpoints. Only
 //! rank 0 writes files, except for checkpoints, of which every rank writes its part.
 //!
 //! Validation splits by shadow subset unless told otherwise: the tuples of one subset are
 //! near duplicates. Its error is relative: 1 is what the mean of the teachers reaches.
 
-pub mod feed;
-pub mod parallel;
+pub mod data_parallel;
+pub mod prefetch;
 pub mod prepare;
 pub mod resume;
 pub mod steps;
@@ -22,7 +22,7 @@ pub mod tuples;
 pub mod validate;
 
 use anyhow::Result;
-use feed::Feed;
+use data_parallel::DataParallel;
 use gradtx_kernels::collective::Candidate;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Collective, Real};
@@ -33,11 +33,11 @@ use gradtx_models::t5::T5Config;
 use gradtx_run::config::{Config, TranslatorConfig};
 use gradtx_run::context::{Context, totals};
 use gradtx_run::dispatch::{Work, host_memory, memory_for};
-use gradtx_run::interrupt::Patience;
+use gradtx_run::interrupt::ShutdownGuard;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::plan::Room;
-use parallel::Ranks;
+use prefetch::Prefetcher;
 use prepare::Threads;
 use resume::{Best, Checkpoints};
 use std::path::Path;
@@ -112,7 +112,7 @@ impl Work for Train<'_> {
                 GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?
             }
         };
-        let mut ranks = Ranks::new(self.comm, device, model.layout(), self.bucket)?;
+        let mut ranks = DataParallel::new(self.comm, device, model.layout(), self.bucket)?;
         if let (true, Candidate::Able { library, .. }) = (ranks.are_between_devices(), device.candidate()) {
             self.context.note_device(format!("sums between {} devices by {library}", self.comm.size()));
         }
@@ -125,7 +125,7 @@ impl Work for Train<'_> {
             Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
         plan.extend(Generator::plan(&model, at_once)?);
         let mut on_host = ranks.plan(X::DTYPE.size());
-        on_host.extend(Feed::<D, X>::plan(model.config(), ranks.part(train.batch).len()));
+        on_host.extend(Prefetcher::<D, X>::plan(model.config(), ranks.part(train.batch).len()));
         match memory_for(device, self.comm.place())? {
             Room::Device { free, .. } => {
                 plan.check(Room::Device { free, group: ranks.are_between_devices() })?;
@@ -145,7 +145,7 @@ impl Work for Train<'_> {
             self.split.training.len(),
             self.split.validation.len(),
         ));
-        let _patience = Patience::begin();
+        let _patience = ShutdownGuard::begin();
         let mut checkpoints = Checkpoints::of(self.dir);
         let progress = checkpoints.restore(&mut ranks, &mut model, &mut trainer)?;
         if let Some(progress) = &progress {
@@ -170,7 +170,7 @@ impl Train<'_> {
     /// Statistics of the training tuples: rank 0 reads them all, for all.
     fn units<D: Collective>(
         &self,
-        ranks: &Ranks<'_, D>,
+        ranks: &DataParallel<'_, D>,
         threads: &Threads,
         student: [usize; 2],
         teacher: [usize; 2],
@@ -185,7 +185,7 @@ impl Train<'_> {
     }
 
     /// The mean of the training teachers.
-    fn mean<D: Collective>(&self, ranks: &Ranks<'_, D>, threads: &Threads) -> Result<Vec<f32>> {
+    fn mean<D: Collective>(&self, ranks: &DataParallel<'_, D>, threads: &Threads) -> Result<Vec<f32>> {
         let mut mean = vec![];
         if ranks.is_first() {
             mean = mean_teacher(self.store, &self.split.training, threads)?;

@@ -9,13 +9,13 @@
 //! ```
 //!
 //! Batches, augmentation and dropout are functions of the step, so nothing else is needed.
-//! Every rank copies what it owns, and a thread writes it while training goes on. A
+//! Every rank copies what it owns, and a thread writes it while training continues. A
 //! checkpoint counts once all its parts are there; it then stands after everything that it
 //! refers to: the best translator and the metrics of its step, which rank 0 writes before it
 //! begins with its part. Nothing is removed that the newest two of them refer to. Another
-//! number of ranks can go on.
+//! number of ranks can continue.
 
-use super::parallel::Ranks;
+use super::data_parallel::DataParallel;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{GradTransformer, Trainer};
@@ -32,7 +32,7 @@ use std::thread::JoinHandle;
 
 /// Directory of the checkpoints in a translator directory.
 const CHECKPOINTS: &str = "checkpoints";
-/// Whole checkpoints kept: one to go on from, and one in case it is damaged.
+/// Whole checkpoints kept: one to continue from, and one in case it is damaged.
 const KEPT: usize = 2;
 /// Names of the flat buffers in a checkpoint.
 const BUFFERS: [&str; 3] = ["masters", "first_moments", "second_moments"];
@@ -92,7 +92,7 @@ impl Checkpoints {
     /// written is waited for: there is memory for one.
     pub fn start<X: Real<Acc = f32>, D: Backend<X>>(
         &mut self,
-        ranks: &Ranks<'_, D>,
+        ranks: &DataParallel<'_, D>,
         model: &GradTransformer<D, X>,
         trainer: &Trainer<D, X>,
         progress: &Progress,
@@ -213,11 +213,11 @@ impl Checkpoints {
     }
 
     /// Fills model and trainer from the newest checkpoint that is whole and whose best
-    /// translator is there; tells where to go on. All ranks find the same. What is not
+    /// translator is there; returns where to continue. All ranks find the same. What is not
     /// needed any more, of this and of earlier attempts, is removed.
     pub fn restore<X: Real<Acc = f32>, D: Backend<X>>(
         &mut self,
-        ranks: &mut Ranks<'_, D>,
+        ranks: &mut DataParallel<'_, D>,
         model: &mut GradTransformer<D, X>,
         trainer: &mut Trainer<D, X>,
     ) -> Result<Option<Progress>> {
@@ -247,7 +247,7 @@ impl Checkpoints {
                 break;
             }
         }
-        // With all of them damaged, training begins anew: that takes time, but no result.
+        // With all of them damaged, training begins again: that takes time, but no result.
         if found.is_none() && !list.is_empty() {
             tracing::warn!("{}: no checkpoint is whole; training starts over", shown(&self.dir));
         }
@@ -265,7 +265,7 @@ impl Checkpoints {
     }
 
     /// What rank 0 sees: a shared directory need not look the same from everywhere.
-    fn list<D: Collective>(&self, ranks: &Ranks<'_, D>) -> Result<Vec<Saved>> {
+    fn list<D: Collective>(&self, ranks: &DataParallel<'_, D>) -> Result<Vec<Saved>> {
         let mut list = vec![];
         if ranks.is_first() {
             list = serde_json::to_vec(&checkpoint::saved(&self.dir)?)?;

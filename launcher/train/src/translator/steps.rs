@@ -1,15 +1,15 @@
 //! `Run`: a training from its first step, or its last checkpoint, to its end.
 //!
 //! A step: this rank's part of the tuples → gradients, summed over ranks → all ranks tell each
-//! other their [`Word`] → this rank updates what it owns → all values come to all. What
-//! decides how it goes on (validation, early stop, checkpoint, a signal) is the same on all
+//! other their [`LocalStep`] → this rank updates what it owns → all values come to all. What
+//! decides how it continues (validation, early stop, checkpoint, a signal) is the same on all
 //! ranks, so they stay together. Only rank 0 writes metrics.
 
 use super::Train;
-use super::feed::{Feed, Part};
-use super::parallel::{Agreed, Ranks, Word};
+use super::data_parallel::{DataParallel, GlobalStep, LocalStep};
+use super::prefetch::{Part, Prefetcher};
 use super::resume::{Best, Checkpoints, Progress};
-use super::tuples::{Source, Tuple};
+use super::tuples::{Tuple, TupleSampler};
 use super::validate::{Validation, validate};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::ops::AdamWStep;
@@ -17,7 +17,7 @@ use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Batch, Generator, GradTransformer, StagedTuples, StepReport, Trainer};
 use gradtx_run::config::TrainConfig;
 use gradtx_run::failure::{failed, stopped};
-use gradtx_run::progress::{self, RankStanding};
+use gradtx_run::progress::{self, RankProgress};
 use gradtx_run::{interrupt, ui};
 use gradtx_runtime::artifact::TupleStore;
 use gradtx_runtime::comm::Collectives;
@@ -32,7 +32,7 @@ const SHOW_EVERY: Duration = Duration::from_millis(500);
 /// A training on its way, on this rank.
 pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
     // First, so that on a failure it ends what the devices exchange before their memory goes.
-    pub ranks: Ranks<'a, D>,
+    pub ranks: DataParallel<'a, D>,
     pub train: &'a Train<'a>,
     pub key: u64,
     pub model: GradTransformer<D, X>,
@@ -44,23 +44,23 @@ pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
     pub progress: Progress,
 }
 
-/// What is told while it goes: by rank 0 in files, and to whoever watches.
+/// What is reported while it goes: by rank 0 in files, and to whoever watches.
 struct Journal {
     /// Metrics and throughput; on rank 0 only.
     files: Option<[JsonLines; 2]>,
     bar: ui::Progress,
     /// All ranks, as rank 0 shows them.
-    standings: Vec<RankStanding>,
+    rank_states: Vec<RankProgress>,
     shown: Instant,
     /// Steps that were done when this process began, and when that was.
-    begun: (u32, Instant),
+    started: (u32, Instant),
     times: Times,
 }
 
 impl Journal {
     /// Tuples per second since this process began.
     fn rate(&self, done: u32, train: &TrainConfig) -> f64 {
-        let (before, since) = self.begun;
+        let (before, since) = self.started;
         ((done - before) as usize * train.batch) as f64 / since.elapsed().as_secs_f64()
     }
 
@@ -70,7 +70,7 @@ impl Journal {
         self.bar.set(done as u64, format!("loss {loss:.4}, {rate:.0} tuples/s"));
         if self.shown.elapsed() >= SHOW_EVERY {
             self.shown = Instant::now();
-            show(&mut self.standings, done, train, rate);
+            show(&mut self.rank_states, done, train, rate);
         }
     }
 
@@ -81,7 +81,7 @@ impl Journal {
     /// Where the time of the steps since the last such line went.
     fn write_throughput(&mut self, done: u32, train: &TrainConfig) -> Result<()> {
         let (rate, seconds) = (self.rate(done, train), std::mem::take(&mut self.times).told());
-        let ranks = self.standings.len();
+        let ranks = self.rank_states.len();
         let line = json!({ "step": done, "tuples_per_s": rate, "ranks": ranks, "seconds": seconds });
         self.files.as_mut().map_or(Ok(()), |[_, file]| Ok(file.write(&line)?))
     }
@@ -120,8 +120,8 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         std::thread::scope(|scope| {
             let (device, config) = (self.model.device().clone(), self.model.config().clone());
             let units = self.model.normalization().clone();
-            let mut feed = Feed::start(scope, &device, &config, units, source, part, threads)?;
-            self.all_steps(&mut feed)
+            let mut prefetcher = Prefetcher::start(scope, &device, &config, units, source, part, threads)?;
+            self.all_steps(&mut prefetcher)
         })?;
         // Nobody writes a checkpoint any more when rank 0 removes them.
         self.checkpoints.wait()?;
@@ -130,19 +130,19 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         if self.ranks.is_first() { self.result().map(Some) } else { Ok(None) }
     }
 
-    fn source(&self) -> Result<Source<'a>> {
+    fn source(&self) -> Result<TupleSampler<'a>> {
         let Train { store, config, split, .. } = *self.train;
-        Source::new(store, &config.train, &split.training, self.key)
+        TupleSampler::new(store, &config.train, &split.training, self.key)
     }
 
-    fn all_steps(&mut self, feed: &mut Feed<D, X>) -> Result<()> {
+    fn all_steps(&mut self, prefetcher: &mut Prefetcher<D, X>) -> Result<()> {
         let train = &self.train.config.train;
         let mut journal = self.journal()?;
         let mut saved = Instant::now();
         let every = Duration::try_from_secs_f64(60.0 * train.checkpoint_minutes).unwrap_or(Duration::MAX);
         while !self.has_ended() {
             let due = saved.elapsed() >= every;
-            let (report, agreed) = self.timed_step(feed, due, &mut journal.times)?;
+            let (report, agreed) = self.timed_step(prefetcher, due, &mut journal.times)?;
             self.progress.steps += 1;
             self.tell(&mut journal, report)?;
             if (agreed.due || agreed.asked.is_some()) && !self.has_ended() {
@@ -161,18 +161,18 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
 
     fn journal(&self) -> Result<Journal> {
         let Train { context, config, dir, .. } = *self.train;
-        let begun = self.progress.steps;
-        let open = |name| JsonLines::resume(&dir.join(name), begun as u64 + 1);
+        let started = self.progress.steps;
+        let open = |name| JsonLines::resume(&dir.join(name), started as u64 + 1);
         let mut files = None;
         if self.ranks.is_first() {
             files = Some([open("metrics.jsonl")?, open("throughput.jsonl")?]);
         }
         Ok(Journal {
             files,
-            bar: context.ui.progress_from("train", begun as u64, config.train.steps as u64),
-            standings: self.standings()?,
+            bar: context.ui.progress_from("train", started as u64, config.train.steps as u64),
+            rank_states: self.rank_states()?,
             shown: Instant::now(),
-            begun: (begun, Instant::now()),
+            started: (started, Instant::now()),
             times: Times::default(),
         })
     }
@@ -194,34 +194,34 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     }
 
     /// All ranks, as rank 0 shows them.
-    fn standings(&self) -> Result<Vec<RankStanding>> {
+    fn rank_states(&self) -> Result<Vec<RankProgress>> {
         let comm = self.ranks.comm();
         let own = (&comm.place().node, std::process::id());
         let all = comm.all_gather_bytes(&serde_json::to_vec(&own)?)?;
-        let standing = |(rank, bytes): (usize, &Vec<u8>)| -> Result<RankStanding> {
+        let state = |(rank, bytes): (usize, &Vec<u8>)| -> Result<RankProgress> {
             let (node, pid) = serde_json::from_slice(bytes)?;
-            Ok(RankStanding { rank, node, pid, ..RankStanding::default() })
+            Ok(RankProgress { rank, node, pid, ..RankProgress::default() })
         };
-        all.iter().enumerate().map(standing).collect()
+        all.iter().enumerate().map(state).collect()
     }
 
     /// The next step; `due` if it is time for a checkpoint.
     fn timed_step(
         &mut self,
-        feed: &mut Feed<D, X>,
+        prefetcher: &mut Prefetcher<D, X>,
         due: bool,
         times: &mut Times,
-    ) -> Result<(StepReport, Agreed)> {
+    ) -> Result<(StepReport, GlobalStep)> {
         // What was communicated for other purposes does not count.
         self.ranks.take_seconds();
         let begin = Instant::now();
-        let batch = feed.next_step()?;
-        let found = self.step(&batch, feed, due)?;
-        feed.give_back(batch);
+        let batch = prefetcher.next_step()?;
+        let found = self.step(&batch, prefetcher, due)?;
+        prefetcher.give_back(batch);
         times.steps += 1;
         times.all += begin.elapsed();
         times.communication += self.ranks.take_seconds();
-        times.data += feed.take_seconds();
+        times.data += prefetcher.take_seconds();
         let written = found.1.written;
         if self.ranks.is_first() {
             self.checkpoints.complete(written, &self.progress)?;
@@ -233,16 +233,16 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     fn step(
         &mut self,
         batch: &StagedTuples<D, X>,
-        feed: &mut Feed<D, X>,
+        prefetcher: &mut Prefetcher<D, X>,
         due: bool,
-    ) -> Result<(StepReport, Agreed)> {
+    ) -> Result<(StepReport, GlobalStep)> {
         let train = &self.train.config.train;
         let step = self.progress.steps;
         let scale = 1.0 / (train.batch * self.model.config().teacher_len()) as f64;
-        let error = gradients(&mut self.ranks, &self.model, &mut self.trainer, batch, feed, scale)?;
+        let error = gradients(&mut self.ranks, &self.model, &mut self.trainer, batch, prefetcher, scale)?;
         let squares = self.trainer.sum_squares(self.model.device())?;
-        let (asked, written) = (interrupt::asked(), self.checkpoints.written()?);
-        let agreed = self.ranks.exchange(Word { error, squares, asked, due, written })?;
+        let (asked, written) = (interrupt::stop_requested(), self.checkpoints.written()?);
+        let agreed = self.ranks.exchange(LocalStep { error, squares, asked, due, written })?;
         // As a number of the accumulators' type, which clipping computes in.
         if !((agreed.squares as f32).is_finite() && agreed.error.is_finite()) {
             return Err(self.not_finite(batch.into(), scale, agreed)?);
@@ -256,7 +256,12 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
 
     /// The error about a step whose gradient is not finite, the same on all ranks. Each tries
     /// its tuples one by one, to name the one that is to blame; if none is alone, all are named.
-    fn not_finite(&mut self, tuples: Batch<'_, D, X>, scale: f64, agreed: Agreed) -> Result<anyhow::Error> {
+    fn not_finite(
+        &mut self,
+        tuples: Batch<'_, D, X>,
+        scale: f64,
+        agreed: GlobalStep,
+    ) -> Result<anyhow::Error> {
         let Train { store, config, .. } = *self.train;
         let (step, batch) = (self.progress.steps, config.train.batch);
         let mut source = self.source()?;
@@ -323,7 +328,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         self.progress.steps >= train.steps || patience
     }
 
-    /// On rank 0: puts the best translator into its place; tells its step and validation.
+    /// On rank 0: puts the best translator into its place; returns its step and validation.
     fn result(self) -> Result<(Best, Validation)> {
         let Some(best) = self.progress.best else {
             return Err(failed("train: no validation gave a number", "try a smaller train.lr"));
@@ -338,15 +343,15 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
 /// The gradients of a step, summed over ranks, from this rank's tuples. Meanwhile those of the next
 /// step go to the device, if they are ready. Returns the sum of squared errors of this rank's.
 pub fn gradients<D: Backend<X>, X: Real<Acc = f32>>(
-    ranks: &mut Ranks<'_, D>,
+    ranks: &mut DataParallel<'_, D>,
     model: &GradTransformer<D, X>,
     trainer: &mut Trainer<D, X>,
     batch: &StagedTuples<D, X>,
-    feed: &mut Feed<D, X>,
+    prefetcher: &mut Prefetcher<D, X>,
     scale: f64,
 ) -> Result<f64> {
     let error = ranks.gradients(model, trainer, batch, scale)?;
-    if let Some(next) = feed.ahead() {
+    if let Some(next) = prefetcher.ahead() {
         trainer.load_ahead(model, next)?;
     }
     ranks.finish_gradients(model, trainer)?;
@@ -354,15 +359,15 @@ pub fn gradients<D: Backend<X>, X: Real<Acc = f32>>(
 }
 
 /// Shows that all ranks have done their part of a step: without any of them it would not be done.
-fn show(standings: &mut [RankStanding], done: u32, train: &TrainConfig, rate: f64) {
-    let share = rate / standings.len() as f64;
-    for standing in standings.iter_mut() {
-        (standing.part, standing.unit) = ("train".into(), "tuples".into());
-        (standing.done, standing.total) = (done.into(), train.steps.into());
-        (standing.rate, standing.updated) = (share, progress::unix_now());
+fn show(rank_states: &mut [RankProgress], done: u32, train: &TrainConfig, rate: f64) {
+    let share = rate / rank_states.len() as f64;
+    for state in rank_states.iter_mut() {
+        (state.part, state.unit) = ("train".into(), "tuples".into());
+        (state.done, state.total) = (done.into(), train.steps.into());
+        (state.rate, state.updated) = (share, progress::unix_now());
     }
-    if let Some(desk) = progress::current() {
-        desk.set_ranks(standings);
+    if let Some(output) = progress::current() {
+        output.set_ranks(rank_states);
     }
 }
 

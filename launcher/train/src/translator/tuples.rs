@@ -1,7 +1,7 @@
 //! The tuples of a step: which ones, read from the store, and mixed where that is asked for.
 //!
 //! In: the tuple store and the settings. Out: [`Split`], the tuples for training and those
-//! for validation, and [`Source`], which prepares the student and teacher updates of a step.
+//! for validation, and [`TupleSampler`], which prepares the student and teacher updates of a step.
 //! A step's tuples depend on the seed and the step alone, and what becomes of each of them on its
 //! place among them: ranks that share a step read their own, and together have all.
 
@@ -119,14 +119,14 @@ pub fn mean_teacher(store: &TupleStore, tuples: &[Tuple], threads: &Threads) -> 
 
 /// Student and teacher updates, one after the other.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Updates {
+pub struct TupleBatch {
     /// `[n, L_S, d_S]`
     pub students: Vec<f32>,
     /// `[n, L_T, d_T]`
     pub teachers: Vec<f32>,
 }
 
-impl Updates {
+impl TupleBatch {
     /// Reads tuples as they are in the store.
     pub fn read(store: &TupleStore, tuples: &[Tuple]) -> Result<Self> {
         let (s, t) = (store.space(Role::Student).values(), store.space(Role::Teacher).values());
@@ -145,7 +145,7 @@ impl Updates {
 pub(super) const COMBINED: usize = 3;
 
 /// Gives the tuples of every step.
-pub struct Source<'a> {
+pub struct TupleSampler<'a> {
     store: &'a TupleStore,
     train: &'a TrainConfig,
     tuples: &'a [Tuple],
@@ -153,7 +153,7 @@ pub struct Source<'a> {
     key: u64,
 }
 
-impl<'a> Source<'a> {
+impl<'a> TupleSampler<'a> {
     /// Of these tuples, in an order of the key.
     pub fn new(store: &'a TupleStore, train: &'a TrainConfig, tuples: &'a [Tuple], key: u64) -> Result<Self> {
         let order = Order::new(tuples.len(), train.batch, derive_named(key, "order"))?;
@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn prepared<X: Real>(
-        source: &mut Source<'_>,
+        source: &mut TupleSampler<'_>,
         own: Range<usize>,
         units: &Normalization,
         threads: usize,
@@ -301,7 +301,7 @@ mod tests {
     }
 
     /// What a step's tuples are by their definition, one value after the other.
-    fn by_definition(source: &mut Source<'_>, units: &Normalization) -> [Vec<f32>; 2] {
+    fn by_definition(source: &mut TupleSampler<'_>, units: &Normalization) -> [Vec<f32>; 2] {
         let (store, train) = (source.store, source.train);
         let mut sides = [vec![], vec![]];
         for i in 0..BATCH {
@@ -352,7 +352,7 @@ mod tests {
         ] {
             let units = fit(&store, &tuples, mode, &Threads::new(3).unwrap()).unwrap();
             let train = settings(augment, noise);
-            let mut source = Source::new(&store, &train, &tuples, 3).unwrap();
+            let mut source = TupleSampler::new(&store, &train, &tuples, 3).unwrap();
             let combined = (0..BATCH).filter(|&i| source.parts(5, i).len() > 1).count();
             assert!(
                 (1..BATCH).contains(&combined) || augment == 0.0,
@@ -420,7 +420,7 @@ mod tests {
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
         std::fs::write(&path, bytes).unwrap();
-        let mut source = Source::new(&store, &train, &tuples, 3).unwrap();
+        let mut source = TupleSampler::new(&store, &train, &tuples, 3).unwrap();
         let [s, t] = SHAPES.map(|[blocks, width]| blocks * width);
         let (mut student, mut teacher, mut keys) = (vec![0.0f32; s], vec![0.0f32; t], vec![0]);
         let to = StagedMut { student: &mut student, teacher: &mut teacher, keys: &mut keys };

@@ -1,10 +1,10 @@
 //! How far generated updates are from those of shadow subsets that were held out.
 //!
-//! In: a translator and tuples. Out: [`Validation`]. Updates are generated as in use,
-//! every block from blocks that were generated before it. Ranks share the tuples, and add
+//! In: a translator and tuples. Out: [`Validation`]. TupleBatch are generated as in use,
+//! every block from blocks that were generated before it. DataParallel share the tuples, and add
 //! their errors in the tuples' order.
 
-use super::tuples::{Tuple, Updates};
+use super::tuples::{Tuple, TupleBatch};
 use anyhow::Result;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Generator, GradTransformer};
@@ -41,7 +41,7 @@ pub fn validate<X: Real, D: Backend<X>>(
         (0..comm.size()).map(|rank| share(rank, comm.size(), tuples.len())).collect();
     let mut own = vec![];
     for part in tuples[parts[comm.rank()].clone()].chunks(AT_ONCE) {
-        let updates = Updates::read(store, part)?;
+        let updates = TupleBatch::read(store, part)?;
         let generated = generator.translate(model, &updates.students)?;
         for (found, wanted) in generated.chunks(mean.len()).zip(updates.teachers.chunks(mean.len())) {
             own.extend(distances(found, wanted, blocks));

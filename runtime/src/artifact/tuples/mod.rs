@@ -272,7 +272,7 @@ impl TupleStore {
         &self.manifest
     }
 
-    /// Shadow pairs in the store. `pair` arguments count these; [`Self::shadow`] tells
+    /// Shadow pairs in the store. `pair` arguments count these; [`Self::shadow`] gives
     /// the shadow index.
     pub fn pairs(&self) -> usize {
         self.files.len()

@@ -1,4 +1,4 @@
-//! How a job ends when one of its ranks cannot go on.
+//! How a job ends when one of its ranks cannot continue.
 
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::Communicator;

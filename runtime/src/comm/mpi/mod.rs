@@ -19,7 +19,8 @@ mod requests;
 mod sum;
 
 use super::{
-    Collectives, Comm, Goal, Idle, Kind, Launch, Message, Place, Reduction, expect_parts, expect_root, ranges,
+    Collective, Collectives, Comm, Idle, Kind, Launch, Message, RankInfo, Reduction, expect_parts,
+    expect_root, ranges,
 };
 use crate::{Error, Result};
 use mail::Mail;
@@ -51,7 +52,7 @@ pub struct Mpi {
     sums: Sums,
     mail: Mail,
     limits: Limits,
-    place: Place,
+    place: RankInfo,
     // Dropped last: fields are dropped in order.
     _universe: Universe,
 }
@@ -85,12 +86,12 @@ impl Mpi {
             sums: Sums::default(),
             mail: Mail::new(world.duplicate(), LIMITS.message),
             limits: LIMITS,
-            place: Place::among(&vec![String::new(); size], rank),
+            place: RankInfo::among(&vec![String::new(); size], rank),
             _universe: universe,
         };
         let nodes = mpi.all_gather_bytes(node_name().as_bytes())?;
         let nodes: Vec<String> = nodes.iter().map(|n| String::from_utf8_lossy(n).into_owned()).collect();
-        mpi.place = Place::among(&nodes, rank);
+        mpi.place = RankInfo::among(&nodes, rank);
         abort::on_panic(format!("rank {rank} of {size} on {}", mpi.place.node));
         Ok(mpi)
     }
@@ -154,27 +155,27 @@ impl Comm for Mpi {
         self.wire.size
     }
 
-    fn place(&self) -> &Place {
+    fn place(&self) -> &RankInfo {
         &self.place
     }
 
     fn start_sum<'c>(
         &'c self,
-        goal: Goal,
+        collective: Collective,
         kind: Kind,
         values: &[u8],
         lengths: &[usize],
     ) -> Result<Box<dyn Reduction + 'c>> {
-        let shares = match goal {
-            Goal::All => even_shares(values.len(), kind, self.size()),
-            Goal::Share => {
+        let shares = match collective {
+            Collective::AllReduce => even_shares(values.len(), kind, self.size()),
+            Collective::ReduceScatter => {
                 let own = lengths.get(self.rank()).copied().unwrap_or(0);
                 expect_parts("reduce-scatter", values.len(), lengths, self.rank(), self.size(), own)?;
                 lengths.to_vec()
             }
         };
         let parts = ranges(&shares).into_iter().map(|range| &values[range]);
-        let sum = self.sums.start(&self.wire, goal, kind, parts);
+        let sum = self.sums.start(&self.wire, collective, kind, parts);
         Ok(Box::new(sum::Started { mpi: self, sum }))
     }
 
@@ -184,7 +185,7 @@ impl Comm for Mpi {
         for piece in values.chunks_mut(self.limits.piece * size) {
             let shares = ranges(&even_shares(piece.len(), kind, size));
             let parts = shares.into_iter().map(|range| &piece[range]);
-            let sum = self.sums.start(&self.wire, Goal::All, kind, parts);
+            let sum = self.sums.start(&self.wire, Collective::AllReduce, kind, parts);
             // While one piece is added up, the next one is on its way.
             if let Some((sum, out)) = before.replace((sum::Started { mpi: self, sum }, piece)) {
                 Box::new(sum).wait(out)?;
@@ -203,7 +204,7 @@ impl Comm for Mpi {
                 let from = (share.start + start).min(share.end);
                 &values[from..(from + self.limits.piece).min(share.end)]
             };
-            let sum = self.sums.start(&self.wire, Goal::Share, kind, shares.iter().map(piece));
+            let sum = self.sums.start(&self.wire, Collective::ReduceScatter, kind, shares.iter().map(piece));
             let (own, after) = rest.split_at_mut(piece(&shares[self.rank()]).len());
             rest = after;
             if let Some((sum, out)) = before.replace((sum::Started { mpi: self, sum }, own)) {

@@ -4,7 +4,7 @@
 use super::requests::{Requests, Wire};
 use super::{Idle, Mpi};
 use crate::comm::number::{Scratch, sum_in_order};
-use crate::comm::{Goal, Kind, Reduction, expect_length, ranges};
+use crate::comm::{Collective, Kind, Reduction, expect_length, ranges};
 use crate::{Error, Result};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 /// One sum.
 pub(super) struct Sum {
-    goal: Goal,
+    collective: Collective,
     kind: Kind,
     /// Of every rank, in bytes of `whole`.
     shares: Vec<Range<usize>>,
@@ -57,7 +57,7 @@ impl Sums {
     pub fn start<'a>(
         &self,
         wire: &Wire,
-        goal: Goal,
+        collective: Collective,
         kind: Kind,
         parts: impl Iterator<Item = &'a [u8]> + Clone,
     ) -> Rc<RefCell<Sum>> {
@@ -69,7 +69,7 @@ impl Sums {
             whole.bytes_mut()[share.clone()].copy_from_slice(part);
         }
         let mut sum = Sum {
-            goal,
+            collective,
             kind,
             whole,
             incoming: self.scratch(own.len() * wire.size),
@@ -169,7 +169,7 @@ impl Sum {
             self.stage = match self.stage {
                 Stage::Bringing => {
                     self.add(wire);
-                    if self.goal == Goal::All {
+                    if self.collective == Collective::AllReduce {
                         self.hand(wire);
                         Stage::Handing
                     } else {
@@ -212,9 +212,9 @@ impl Reduction for Started<'_> {
             idle.pause();
         }
         let mut sum = self.sum.borrow_mut();
-        let result = match sum.goal {
-            Goal::All => sum.whole.bytes(),
-            Goal::Share => sum.share.bytes(),
+        let result = match sum.collective {
+            Collective::AllReduce => sum.whole.bytes(),
+            Collective::ReduceScatter => sum.share.bytes(),
         };
         expect_length("sum", out.len(), result.len())?;
         out.copy_from_slice(result);

@@ -2,7 +2,7 @@
 //!
 //! In: JSON lines, a JSON list of objects, CSV, TSV or Parquet, as people download them;
 //! text files also compressed by gzip or zstd. What a file is, its content says: the name
-//! chooses which files of a directory are data ([`files`]) and tells CSV from TSV. What the
+//! chooses which files of a directory are data ([`files`]) and gives CSV from TSV. What the
 //! columns mean is the schema module's matter. Every error names the file and, where there
 //! is one, the line or row.
 //!

@@ -182,8 +182,8 @@ thread_local! {
     static SILENT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs something whose panic is caught and told as an error, so that it need not be
-/// told by the panic hook as well. Panics of other threads are told as ever.
+/// Runs something whose panic is caught and reported as an error, so that it need not be
+/// reported by the panic hook as well. Panics of other threads are reported as ever.
 fn without_panic_message<T>(run: impl FnOnce() -> T) -> T {
     struct Loud;
     impl Drop for Loud {

@@ -13,10 +13,10 @@ use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
 use gradtx_train::examples::Data;
-use gradtx_train::lora::checkpoint::Aside;
-use gradtx_train::lora::schedule::{self, Work};
-use gradtx_train::lora::trainer::{Job, Snapshots, Trained, Training};
-use gradtx_train::side::Side;
+use gradtx_train::lora::checkpoint::JobCheckpoint;
+use gradtx_train::lora::schedule::{self, JobGroup};
+use gradtx_train::lora::trainer::{Job, JobResult, LoraTrainer, Snapshots};
+use gradtx_train::model_spec::ModelSpec;
 use serde_json::json;
 use std::fs::File;
 use std::io::Write;
@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Directory of groups that were stopped on their way.
-pub const ASIDE: &str = "checkpoints";
+pub const CHECKPOINTS: &str = "checkpoints";
 
 /// All shadow jobs of both models.
 pub struct Collection {
@@ -38,7 +38,7 @@ pub struct Collection {
     /// What it will hold.
     pub plan: TuplePlan,
     /// TinyLM and LLM.
-    pub sides: [Side; 2],
+    pub sides: [ModelSpec; 2],
     /// What subsets are drawn from.
     pub public: Data,
     /// Rows of every shadow subset.
@@ -52,16 +52,16 @@ pub struct Collection {
 /// A group of jobs that is trained, and not yet written.
 pub struct Finished {
     /// Which group.
-    pub work: Work,
+    pub work: JobGroup,
     /// What came of each job.
-    pub jobs: Vec<Trained>,
+    pub jobs: Vec<JobResult>,
     /// What keeps other processes from doing the same, until this is written.
     pub claim: Option<File>,
 }
 
 impl Collection {
     /// One of the models.
-    pub fn side(&self, role: Role) -> &Side {
+    pub fn side(&self, role: Role) -> &ModelSpec {
         &self.sides[role as usize]
     }
 
@@ -74,8 +74,8 @@ impl Collection {
     }
 
     /// The same as [`gradtx_train::lora::trainer`] has it.
-    pub fn training(&self, role: Role) -> Training<'_> {
-        Training {
+    pub fn training(&self, role: Role) -> LoraTrainer<'_> {
+        LoraTrainer {
             side: self.side(role),
             recipe: self.recipe(role),
             snapshots: Snapshots { count: self.plan.steps, every: self.curate.every },
@@ -126,11 +126,11 @@ impl Collection {
         Self::metrics_file(dir, role, group).is_file() && group.clone().all(whole)
     }
 
-    /// Where a group is put aside when it is stopped.
-    pub fn aside(&self, role: Role, group: &Range<usize>) -> Aside {
+    /// Where a group is checkpointed when it is stopped.
+    pub fn checkpoint(&self, role: Role, group: &Range<usize>) -> JobCheckpoint {
         let minutes = self.curate.checkpoint_minutes;
-        Aside {
-            path: self.dir.join(ASIDE).join(format!("{}-{:05}.safetensors", role.name(), group.start)),
+        JobCheckpoint {
+            path: self.dir.join(CHECKPOINTS).join(format!("{}-{:05}.safetensors", role.name(), group.start)),
             of: json!({ "model": role, "jobs": [group.start, group.end], "settings": self.identity }),
             every: Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX),
         }
@@ -157,7 +157,7 @@ impl Collection {
     }
 
     /// Copies a group's files from one directory to another, and removes them there.
-    pub fn gather(&self, from: &Path, to: &Path, work: &Work) -> Result<()> {
+    pub fn gather(&self, from: &Path, to: &Path, work: &JobGroup) -> Result<()> {
         let group = self.groups()[work.group].clone();
         let metrics = Self::metrics_file(Path::new(""), work.side, &group);
         let shard = |k| gradtx_runtime::artifact::shard_path(Path::new(""), work.side.side(), k);
@@ -196,7 +196,7 @@ impl Throughput {
     pub fn write(
         &mut self,
         collection: &Collection,
-        work: &Work,
+        work: &JobGroup,
         jobs: usize,
         rate: Rate,
         rank: usize,

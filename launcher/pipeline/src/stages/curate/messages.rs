@@ -1,45 +1,45 @@
-//! What ranks say to each other while rank 0 ([`super::chief`]) hands out work to the others
+//! What ranks say to each other while rank 0 ([`super::coordinator`]) hands out work to the others
 //! ([`super::worker`]): messages, each with a tag of its own.
 //!
 //! | tag | from, to | content |
 //! |---|---|---|
-//! | `ASK` | worker, chief | the model that it holds, as JSON |
-//! | `GIVE` | chief, worker | a group, or nothing any more, as JSON |
-//! | `TELL` | worker, chief | `Told` as JSON: how far it is, about once a second; that a group is trained |
-//! | `SHARD` | worker, chief | what came of a group, where the chief writes for all |
+//! | `REQUEST` | worker, coordinator | the model that it holds, as JSON |
+//! | `ASSIGN` | coordinator, worker | a group, or nothing any more, as JSON |
+//! | `REPORT` | worker, coordinator | `WorkerMessage` as JSON: how far it is, about once a second; that a group is trained |
+//! | `SHARD` | worker, coordinator | what came of a group, where the coordinator writes for all |
 //! | `STOP` | both ways | the exit code of the end that somebody asked for |
-//! | `END` | worker, chief | everything of it is written; what its time was spent with |
+//! | `END` | worker, coordinator | everything of it is written; what its time was times with |
 //!
 //! Point-to-point messages, not one-sided ones: a window's owner has to look after it just as
 //! often, and a message says more.
 
 use super::collection::Finished;
-use super::office::{Now, Spent};
+use super::job_source::{JobProgress, TimeBreakdown};
 use anyhow::{Context as _, Result};
-use gradtx_run::progress::{self, RankStanding};
+use gradtx_run::progress::{self, RankProgress};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::metrics::Rate;
-use gradtx_train::lora::schedule::Work;
-use gradtx_train::lora::trainer::Trained;
+use gradtx_train::lora::schedule::JobGroup;
+use gradtx_train::lora::trainer::JobResult;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-pub(super) const ASK: u8 = 1;
-pub(super) const GIVE: u8 = 2;
-pub(super) const TELL: u8 = 3;
+pub(super) const REQUEST: u8 = 1;
+pub(super) const ASSIGN: u8 = 2;
+pub(super) const REPORT: u8 = 3;
 pub(super) const SHARD: u8 = 4;
 pub(super) const STOP: u8 = 5;
 pub(super) const END: u8 = 6;
 
 /// A pause between looks while there is nothing to do.
-pub(super) const NAP: Duration = Duration::from_micros(200);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_micros(200);
 
-/// What a worker tells, in the order in which it happens.
+/// What a worker gives, in the order in which it happens.
 #[derive(Serialize, Deserialize)]
-pub(super) enum Told {
+pub(super) enum WorkerMessage {
     /// How far it is.
-    Standing(RankStanding),
+    StageProgress(RankProgress),
     /// A group is trained.
     Done(Done),
 }
@@ -47,15 +47,15 @@ pub(super) enum Told {
 /// What is said of a finished group.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Done {
-    pub(super) work: Work,
+    pub(super) work: JobGroup,
     pub(super) jobs: usize,
     tokens: u64,
     seconds: f64,
 }
 
 impl Done {
-    pub(super) fn of(now: &Now) -> Self {
-        let Now { work, jobs, rate, .. } = *now;
+    pub(super) fn of(now: &JobProgress) -> Self {
+        let JobProgress { work, jobs, rate, .. } = *now;
         Self { work, jobs, tokens: rate.tokens, seconds: rate.time.as_secs_f64() }
     }
 
@@ -66,7 +66,7 @@ impl Done {
 
 /// What is said at the end.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
-pub(super) struct Ended {
+pub(super) struct WorkerSummary {
     pub(super) unfinished: bool,
     pub(super) groups: usize,
     /// Groups whose results rank 0 has to write.
@@ -77,31 +77,31 @@ pub(super) struct Ended {
     pub(super) waiting_s: f64,
 }
 
-impl Ended {
-    pub(super) fn new(unfinished: bool, spent: Spent, sent: usize) -> Self {
+impl WorkerSummary {
+    pub(super) fn new(unfinished: bool, times: TimeBreakdown, sent: usize) -> Self {
         Self {
             unfinished,
-            groups: spent.groups,
+            groups: times.groups,
             sent,
-            training_s: spent.training.as_secs_f64(),
-            delivering_s: spent.delivering.as_secs_f64(),
-            loading_s: spent.loading.as_secs_f64(),
-            waiting_s: spent.waiting.as_secs_f64(),
+            training_s: times.training.as_secs_f64(),
+            delivering_s: times.delivering.as_secs_f64(),
+            loading_s: times.loading.as_secs_f64(),
+            waiting_s: times.waiting.as_secs_f64(),
         }
     }
 }
 
-pub(super) fn say(comm: &dyn Comm, to: usize, tag: u8, what: &impl Serialize) -> Result<()> {
+pub(super) fn send_json(comm: &dyn Comm, to: usize, tag: u8, what: &impl Serialize) -> Result<()> {
     Ok(comm.send(to, tag, &serde_json::to_vec(what)?)?)
 }
 
-pub(super) fn read<T: DeserializeOwned>(from: usize, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).with_context(|| format!("rank {from} sent what nobody understands"))
+pub(super) fn recv_json<T: DeserializeOwned>(from: usize, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).with_context(|| format!("rank {from} sent a malformed message"))
 }
 
 /// How far a rank is, as rank 0 shows it.
-pub(super) fn standing(comm: &dyn Comm, now: Option<&Now>, before: &RankStanding) -> RankStanding {
-    let mut told = RankStanding {
+pub(super) fn state(comm: &dyn Comm, now: Option<&JobProgress>, before: &RankProgress) -> RankProgress {
+    let mut told = RankProgress {
         rank: comm.rank(),
         node: comm.place().node.clone(),
         pid: std::process::id(),
@@ -120,7 +120,7 @@ pub(super) fn standing(comm: &dyn Comm, now: Option<&Now>, before: &RankStanding
 /// What came of a group, as bytes: a line of JSON, and the updates of every job.
 pub(super) fn pack(finished: &Finished) -> Result<Vec<u8>> {
     // Losses as bits, since decimal numbers may lose their last one.
-    let bits = |t: &Trained| -> Vec<u64> { t.losses.iter().map(|loss| loss.to_bits()).collect() };
+    let bits = |t: &JobResult| -> Vec<u64> { t.losses.iter().map(|loss| loss.to_bits()).collect() };
     let losses: Vec<Vec<u64>> = finished.jobs.iter().map(bits).collect();
     let mut bytes = serde_json::to_vec(&(finished.work, losses))?;
     bytes.push(b'\n');
@@ -132,13 +132,13 @@ pub(super) fn pack(finished: &Finished) -> Result<Vec<u8>> {
 
 pub(super) fn unpack(from: usize, bytes: &[u8]) -> Result<Finished> {
     let end = bytes.iter().position(|&b| b == b'\n').unwrap_or(bytes.len());
-    let (work, losses): (Work, Vec<Vec<u64>>) = read(from, &bytes[..end])?;
+    let (work, losses): (JobGroup, Vec<Vec<u64>>) = recv_json(from, &bytes[..end])?;
     let values: Vec<f32> = bytes[(end + 1).min(bytes.len())..]
         .chunks_exact(size_of::<f32>())
         .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
         .collect();
     let each = values.len() / losses.len().max(1);
-    let job = |(losses, updates): (Vec<u64>, &[f32])| Trained {
+    let job = |(losses, updates): (Vec<u64>, &[f32])| JobResult {
         losses: losses.into_iter().map(f64::from_bits).collect(),
         updates: updates.to_vec(),
     };
@@ -154,9 +154,9 @@ mod tests {
 
     #[test]
     fn what_came_of_a_group_can_be_sent() {
-        let work = Work { side: Role::Llm, group: 3, cost: 0.25 };
+        let work = JobGroup { side: Role::Llm, group: 3, cost: 0.25 };
         let job =
-            |x: f64| Trained { losses: vec![x, 0.1 + x], updates: vec![x as f32, -1.5, f32::MIN_POSITIVE] };
+            |x: f64| JobResult { losses: vec![x, 0.1 + x], updates: vec![x as f32, -1.5, f32::MIN_POSITIVE] };
         let sent = Finished { work, jobs: vec![job(0.3), job(1.0 / 3.0)], claim: None };
         let got = unpack(1, &pack(&sent).unwrap()).unwrap();
         assert_eq!(got.work, work);

@@ -14,36 +14,36 @@
 //! |---|---|
 //! | [`subsets`] | which rows every shadow subset has |
 //! | [`collection`] | what is to be collected, and what of it is there |
-//! | [`shift`] | what one process does: group after group |
-//! | [`office`] | where it gets groups from: among ranks [`chief`] and [`worker`], without MPI [`claims`] |
-//! | [`keeper`] | writes what is finished, meanwhile |
+//! | [`runner`] | what one process does: group after group |
+//! | [`source`] | where it gets groups from: among ranks [`coordinator`] and [`worker`], without MPI [`file_locks`] |
+//! | [`shard_writer`] | writes what is finished, meanwhile |
 
-pub mod chief;
-pub mod claims;
 pub mod collection;
-pub mod keeper;
+pub mod coordinator;
+pub mod file_locks;
+pub mod job_source;
 pub mod messages;
-pub mod office;
-pub mod shift;
+pub mod runner;
+pub mod shard_writer;
 pub mod subsets;
 pub mod worker;
 
 use crate::artifacts::open_side;
 use crate::records::CurateInputs;
 use anyhow::{Context as _, Result};
-use chief::Chief;
-use claims::{CLAIMS, Claims, Position};
-use collection::{ASIDE, Collection};
+use collection::{CHECKPOINTS, Collection};
+use coordinator::Coordinator;
+use file_locks::{CLAIMS, FileLocks, Position};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
-use gradtx_models::lora::LoraJobs;
+use gradtx_models::lora::MultiLora;
 use gradtx_run::cluster::World;
 use gradtx_run::config::{Config, CurateConfig, RunArgs};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Question, answer, dispatch, memory};
 use gradtx_run::failure::{failed, is_busy, stopped};
-use gradtx_run::interrupt::Patience;
+use gradtx_run::interrupt::ShutdownGuard;
 use gradtx_run::paths::{GROUPS_FILE, SHADOW_DIR, SUBSETS_FILE};
 use gradtx_run::progress;
 use gradtx_run::record::{self, RECORD_FILE, State, make_dir};
@@ -58,12 +58,12 @@ use gradtx_runtime::data::{BatchCapacity, Dataset};
 use gradtx_runtime::metrics::JsonLines;
 use gradtx_runtime::plan::{MemoryPlan, Room};
 use gradtx_train::examples::Data;
-use gradtx_train::lora::schedule::Work;
-use gradtx_train::side::Side;
-use keeper::{Keeper, gather_left, scratch_dir};
-use office::Office;
+use gradtx_train::lora::schedule::JobGroup;
+use gradtx_train::model_spec::ModelSpec;
+use job_source::JobSource;
+use runner::GroupRunner;
 use serde_json::json;
-use shift::Shift;
+use shard_writer::{ShardWriter, gather_left, scratch_dir};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ use worker::Worker;
 /// Directories within a tuple store.
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
 /// For so long a process of several waits for one that has the directory for itself.
-const LONGEST_ALONE: Duration = Duration::from_secs(60);
+const MAX_ALONE: Duration = Duration::from_secs(60);
 
 /// What is to be collected, and by whom.
 #[derive(Debug, Clone, clap::Args)]
@@ -101,7 +101,7 @@ impl Job {
 
 /// Collects what is missing of the tuples.
 pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
-    let _patience = Patience::begin();
+    let _patience = ShutdownGuard::begin();
     let stage = Curation::open(context, world, job)?;
     match job.array {
         true => stage.run_in_array(context),
@@ -109,7 +109,7 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
     }
 }
 
-/// A curation that is ready to begin, or to go on, in one of the processes that share it.
+/// A curation that is ready to begin, or to continue, in one of the processes that share it.
 pub struct Curation<'a> {
     world: &'a World,
     job: &'a Job,
@@ -131,7 +131,7 @@ impl<'a> Curation<'a> {
             seed: config.seed,
             data: public.inputs(&config.data, &prompts.each_ref()),
             max_length: config.data.max_length,
-            adapter: Side::adapter_inputs(&config.adapter, &[&tiny, &llm]),
+            adapter: ModelSpec::adapter_inputs(&config.adapter, &[&tiny, &llm]),
             curate: curate.clone(),
             device: config.device.clone(),
             tiny: tiny.space.base_model.clone(),
@@ -203,7 +203,7 @@ impl Stage for Curation<'_> {
         Ok((result_files(collection), Some(manifest)))
     }
 
-    fn tell(&self, context: &Context, manifest: &Self::Output) -> Result<()> {
+    fn report(&self, context: &Context, manifest: &Self::Output) -> Result<()> {
         let dir = self.dir();
         let (numbers, text) = match manifest {
             Some(manifest) => {
@@ -212,7 +212,7 @@ impl Stage for Curation<'_> {
                 (json!({ "pairs": pairs, "tuples": pairs * steps }), text)
             }
             None => {
-                let text = "curate: this process has nothing left to do; others are still at work";
+                let text = "curate: this process has nothing left to do; others are still working";
                 (json!({}), text.into())
             }
         };
@@ -228,7 +228,7 @@ fn decided(
     dir: &Path,
     world: &World,
     array: bool,
-    sides: &[&Side; 2],
+    sides: &[&ModelSpec; 2],
 ) -> Result<CurateConfig> {
     let mut curate = config.curate.clone();
     if curate.concurrent == 0 {
@@ -253,7 +253,7 @@ fn decided(
 
 /// The most jobs of the larger model that fit into memory together, so that the base model's
 /// weights are read once for all of them.
-fn concurrent(config: &Config, room: Room, sides: &[&Side; 2]) -> usize {
+fn concurrent(config: &Config, room: Room, sides: &[&ModelSpec; 2]) -> usize {
     let tokens = config.device.stream_tokens.max(config.data.max_length);
     let fits = |jobs: &usize| {
         sides.iter().zip([&config.curate.tiny, &config.curate.llm]).all(|(side, recipe)| {
@@ -266,7 +266,7 @@ fn concurrent(config: &Config, room: Room, sides: &[&Side; 2]) -> usize {
 
 /// What a base model and the fine-tuning of so many jobs on it take.
 struct Need<'a> {
-    side: &'a Side,
+    side: &'a ModelSpec,
     jobs: usize,
     capacity: BatchCapacity,
 }
@@ -275,14 +275,14 @@ impl Question for Need<'_> {
     type Answer = MemoryPlan;
 
     fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> MemoryPlan {
-        let Side { model, layout, .. } = self.side;
+        let ModelSpec { model, layout, .. } = self.side;
         let mut plan = Decoder::<D, X>::plan(model, false);
-        plan.extend(LoraJobs::<D, X>::plan(model, layout, self.jobs, self.capacity));
+        plan.extend(MultiLora::<D, X>::plan(model, layout, self.jobs, self.capacity));
         plan
     }
 }
 
-fn parameters(side: &Side) -> u64 {
+fn parameters(side: &ModelSpec) -> u64 {
     Decoder::<Cpu, f32>::layout_of(&side.model).total() as u64
 }
 
@@ -293,16 +293,16 @@ impl Curation<'_> {
         let comm = world.comm();
         let missing = collection.missing(comm, !job.send)?;
         let (examples, work) = work_of(context, collection, &missing)?;
-        let keeper = || Keeper::start(collection.clone(), scratch.map(Path::to_owned));
-        let office: Box<dyn Office + '_> = if comm.rank() == 0 {
-            Box::new(Chief::new(comm, collection, keeper()?, &work, &context.ui)?)
+        let shard_writer = || ShardWriter::start(collection.clone(), scratch.map(Path::to_owned));
+        let source: Box<dyn JobSource + '_> = if comm.rank() == 0 {
+            Box::new(Coordinator::new(comm, collection, shard_writer()?, &work, &context.ui)?)
         } else {
-            let keeper = if job.send { None } else { Some(keeper()?) };
-            Box::new(Worker::new(comm, keeper)?)
+            let shard_writer = if job.send { None } else { Some(shard_writer()?) };
+            Box::new(Worker::new(comm, shard_writer)?)
         };
         let sees_store = comm.rank() == 0 || !job.send;
-        let shift = Shift { context, collection, examples: &examples, sees_store, office };
-        let asked = dispatch(&collection.config.device, context, shift)?;
+        let runner = GroupRunner { context, collection, examples: &examples, sees_store, source };
+        let asked = dispatch(&collection.config.device, context, runner)?;
         forget(scratch);
         Ok(asked)
     }
@@ -310,7 +310,7 @@ impl Curation<'_> {
     /// By one of several processes that share the directory.
     fn run_in_array(&self, context: &Context) -> Result<()> {
         let position = Position::find();
-        let (collection, settings, begun) = (&self.collection, self.inputs.value()?, Instant::now());
+        let (collection, settings, started) = (&self.collection, self.inputs.value()?, Instant::now());
         let is_complete = || Ok::<_, anyhow::Error>(collection.missing(self.world.comm(), true)?.is_empty());
         loop {
             let output = match record::share(self.dir(), Self::NAME, settings.clone(), &position.name) {
@@ -319,9 +319,9 @@ impl Curation<'_> {
                 // Somebody is alone here: to end the work of all, or to see whether that can be done.
                 Err(error) if is_busy(&error) => {
                     if is_complete()? {
-                        return self.tell(context, &None);
+                        return self.report(context, &None);
                     }
-                    if begun.elapsed() > LONGEST_ALONE {
+                    if started.elapsed() > MAX_ALONE {
                         return Err(error);
                     }
                     std::thread::sleep(Duration::from_millis(200));
@@ -340,10 +340,10 @@ impl Curation<'_> {
                 Ok(State::Open(output)) => {
                     let manifest = end_array(context, collection, &self.inputs)?;
                     output.finish(&result_files(collection))?;
-                    return self.tell(context, &Some(manifest));
+                    return self.report(context, &Some(manifest));
                 }
                 Ok(State::Finished) => return self.was_finished(context),
-                Err(error) if is_busy(&error) => return self.tell(context, &None),
+                Err(error) if is_busy(&error) => return self.report(context, &None),
                 Err(error) => return Err(error),
             }
         }
@@ -362,10 +362,10 @@ impl Curation<'_> {
         let (examples, work) = work_of(context, collection, &missing)?;
         let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
         let progress = context.ui.progress("curate", steps);
-        let keeper = Keeper::start(collection.clone(), scratch.clone())?;
-        let office = Box::new(Claims::new(collection, keeper, position, work, progress)?);
-        let shift = Shift { context, collection, examples: &examples, sees_store: true, office };
-        let asked = dispatch(&collection.config.device, context, shift)?;
+        let shard_writer = ShardWriter::start(collection.clone(), scratch.clone())?;
+        let source = Box::new(FileLocks::new(collection, shard_writer, position, work, progress)?);
+        let runner = GroupRunner { context, collection, examples: &examples, sees_store: true, source };
+        let asked = dispatch(&collection.config.device, context, runner)?;
         forget(scratch.as_deref());
         Ok(asked)
     }
@@ -386,7 +386,7 @@ fn end_array(context: &Context, collection: &Collection, inputs: &CurateInputs) 
 fn prepare(collection: &Collection) -> Result<()> {
     progress::forget_shared(&collection.dir);
     write_start(collection)?;
-    for part in PARTS.iter().chain(&[ASIDE]) {
+    for part in PARTS.iter().chain(&[CHECKPOINTS]) {
         sweep_temporary(&collection.dir.join(part))?;
     }
     Ok(())
@@ -395,7 +395,7 @@ fn prepare(collection: &Collection) -> Result<()> {
 /// Writes what every process would write alike.
 fn write_start(collection: &Collection) -> Result<()> {
     let dir = &collection.dir;
-    for part in PARTS.iter().chain(&[ASIDE]) {
+    for part in PARTS.iter().chain(&[CHECKPOINTS]) {
         make_dir(&dir.join(part))?;
     }
     write_json(&dir.join(SUBSETS_FILE), &collection.subsets)?;
@@ -412,7 +412,7 @@ fn work_of(
     context: &Context,
     collection: &Collection,
     missing: &[(Role, usize)],
-) -> Result<([Option<Dataset>; 2], Vec<Work>)> {
+) -> Result<([Option<Dataset>; 2], Vec<JobGroup>)> {
     collection.public.announce(context);
     let mut examples = [None, None];
     for side in &collection.sides {
@@ -428,7 +428,7 @@ fn work_of(
         let examples = examples[side as usize].as_ref().expect("just read");
         let tokens = collection.training(side).tokens(&collection.jobs(examples, &groups[group]))?;
         let cost = tokens as f64 * parameters(collection.side(side)) as f64;
-        work.push(Work { side, group, cost });
+        work.push(JobGroup { side, group, cost });
     }
     Ok((examples, work))
 }
@@ -450,7 +450,7 @@ fn whole(context: &Context, collection: &Collection, inputs: &CurateInputs) -> R
     if let Some(problem) = damaged.or_else(missing) {
         return Err(failed(problem, "run `gradtx curate` again: it does what is missing"));
     }
-    for name in [ASIDE, CLAIMS] {
+    for name in [CHECKPOINTS, CLAIMS] {
         match std::fs::remove_dir_all(collection.dir.join(name)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(e)

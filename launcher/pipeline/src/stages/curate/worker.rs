@@ -3,48 +3,51 @@
 //! [`super::messages`].
 
 use super::collection::Finished;
-use super::keeper::Keeper;
-use super::messages::{ASK, Done, END, Ended, GIVE, NAP, SHARD, STOP, TELL, Told, pack, read, say, standing};
-use super::office::{Now, Office, Spent, Task};
+use super::job_source::{JobProgress, JobSource, Task, TimeBreakdown};
+use super::messages::{
+    ASSIGN, Done, END, POLL_INTERVAL, REPORT, REQUEST, SHARD, STOP, WorkerMessage, WorkerSummary, pack,
+    recv_json, send_json, state,
+};
+use super::shard_writer::ShardWriter;
 use anyhow::Result;
 use gradtx_run::interrupt;
-use gradtx_run::progress::RankStanding;
+use gradtx_run::progress::RankProgress;
 use gradtx_run::role::Role;
 use gradtx_runtime::comm::Comm;
-use gradtx_train::lora::schedule::Work;
+use gradtx_train::lora::schedule::JobGroup;
 use std::time::{Duration, Instant};
 
 /// It asks for its next group when so many steps of this one are left.
 const AHEAD: u32 = 2;
-/// How often it tells how far it is.
+/// How often it says how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Any rank but the first.
 pub struct Worker<'a> {
     comm: &'a dyn Comm,
     /// None where rank 0 writes for all.
-    keeper: Option<Keeper>,
+    shard_writer: Option<ShardWriter>,
     sent: usize,
     /// Whether an answer is under way.
     asked: bool,
     stop: Option<u8>,
-    standing: RankStanding,
+    state: RankProgress,
     told: Instant,
 }
 
 impl<'a> Worker<'a> {
-    /// With a keeper, unless rank 0 is to write for it.
-    pub fn new(comm: &'a dyn Comm, keeper: Option<Keeper>) -> Result<Self> {
+    /// With a shard_writer, unless rank 0 is to write for it.
+    pub fn new(comm: &'a dyn Comm, shard_writer: Option<ShardWriter>) -> Result<Self> {
         let mut worker = Self {
             comm,
-            keeper,
+            shard_writer,
             sent: 0,
             asked: false,
             stop: None,
-            standing: standing(comm, None, &RankStanding::default()),
+            state: state(comm, None, &RankProgress::default()),
             told: Instant::now(),
         };
-        say(comm, 0, TELL, &Told::Standing(worker.standing.clone()))?;
+        send_json(comm, 0, REPORT, &WorkerMessage::StageProgress(worker.state.clone()))?;
         worker.ask(None)?;
         comm.barrier()?;
         Ok(worker)
@@ -52,7 +55,7 @@ impl<'a> Worker<'a> {
 
     fn ask(&mut self, resident: Option<Role>) -> Result<()> {
         if !self.asked {
-            say(self.comm, 0, ASK, &resident)?;
+            send_json(self.comm, 0, REQUEST, &resident)?;
             self.asked = true;
         }
         Ok(())
@@ -61,7 +64,7 @@ impl<'a> Worker<'a> {
     /// Whether somebody wants the end.
     fn should_stop(&mut self) -> Result<bool> {
         if self.stop.is_none()
-            && let Some(code) = interrupt::asked()
+            && let Some(code) = interrupt::stop_requested()
         {
             self.stop = Some(code);
             self.comm.send(0, STOP, &[code])?;
@@ -73,19 +76,19 @@ impl<'a> Worker<'a> {
     }
 }
 
-impl Office for Worker<'_> {
+impl JobSource for Worker<'_> {
     fn next(&mut self, resident: Option<Role>) -> Result<Option<Task>> {
         self.ask(resident)?;
         loop {
-            if let Some(message) = self.comm.try_receive(Some(0), GIVE)? {
+            if let Some(message) = self.comm.try_receive(Some(0), ASSIGN)? {
                 self.asked = false;
-                let work: Option<Work> = read(0, &message.bytes)?;
+                let work: Option<JobGroup> = recv_json(0, &message.bytes)?;
                 return Ok(work.map(|work| Task { work, claim: None }));
             }
             if self.should_stop()? {
                 return Ok(None);
             }
-            std::thread::sleep(NAP);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -93,11 +96,11 @@ impl Office for Worker<'_> {
         Ok(self.comm.poll()?)
     }
 
-    fn step(&mut self, now: &Now) -> Result<bool> {
+    fn step(&mut self, now: &JobProgress) -> Result<bool> {
         if self.told.elapsed() >= TELL_EVERY {
             self.told = Instant::now();
-            self.standing = standing(self.comm, Some(now), &self.standing);
-            say(self.comm, 0, TELL, &Told::Standing(self.standing.clone()))?;
+            self.state = state(self.comm, Some(now), &self.state);
+            send_json(self.comm, 0, REPORT, &WorkerMessage::StageProgress(self.state.clone()))?;
         }
         let go_on = !self.should_stop()?;
         if go_on && now.done + AHEAD >= now.steps {
@@ -106,10 +109,10 @@ impl Office for Worker<'_> {
         Ok(go_on)
     }
 
-    fn deliver(&mut self, finished: Finished, now: &Now) -> Result<()> {
-        say(self.comm, 0, TELL, &Told::Done(Done::of(now)))?;
-        match &mut self.keeper {
-            Some(keeper) => keeper.give(finished),
+    fn deliver(&mut self, finished: Finished, now: &JobProgress) -> Result<()> {
+        send_json(self.comm, 0, REPORT, &WorkerMessage::Done(Done::of(now)))?;
+        match &mut self.shard_writer {
+            Some(shard_writer) => shard_writer.give(finished),
             None => {
                 self.sent += 1;
                 Ok(self.comm.send(0, SHARD, &pack(&finished)?)?)
@@ -117,12 +120,12 @@ impl Office for Worker<'_> {
         }
     }
 
-    fn end(self: Box<Self>, unfinished: bool, spent: Spent) -> Result<Option<u8>> {
-        let Self { comm, keeper, sent, asked, .. } = *self;
-        keeper.map_or(Ok(()), Keeper::end)?;
+    fn end(self: Box<Self>, unfinished: bool, times: TimeBreakdown) -> Result<Option<u8>> {
+        let Self { comm, shard_writer, sent, asked, .. } = *self;
+        shard_writer.map_or(Ok(()), ShardWriter::end)?;
         // What it asked for and did not wait for may be a group that nobody does now.
         let unfinished = unfinished || asked;
-        say(comm, 0, END, &Ended::new(unfinished, spent, sent))?;
+        send_json(comm, 0, END, &WorkerSummary::new(unfinished, times, sent))?;
         let mut code = vec![];
         comm.broadcast_bytes(0, &mut code)?;
         Ok(code.first().copied().filter(|&code| code != 0))

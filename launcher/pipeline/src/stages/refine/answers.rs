@@ -15,8 +15,8 @@ use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, memory_for};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, PackedBatch, Record};
 use gradtx_train::examples::{Data, Streams};
+use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::prompts::Prompts;
-use gradtx_train::side::Side;
 
 /// The prompts, for both models.
 pub(super) struct Asked {
@@ -122,7 +122,7 @@ impl Given {
 pub(super) struct Tiny<'a> {
     pub(super) context: &'a Context,
     pub(super) config: &'a Config,
-    pub(super) side: &'a Side,
+    pub(super) side: &'a ModelSpec,
     pub(super) prompts: &'a Prompts,
     pub(super) asked: &'a Asked,
     pub(super) adapter: &'a [f32],

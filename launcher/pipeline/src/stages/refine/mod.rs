@@ -34,8 +34,8 @@ use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::{UpdateVector, checksum_file, write_json};
 use gradtx_runtime::text::shown;
 use gradtx_train::examples::Data;
+use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::prompts::Prompts;
-use gradtx_train::side::Side;
 use rounds::Llm;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -105,8 +105,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 pub struct Refining<'a> {
     job: &'a Job,
     config: Config,
-    student: Side,
-    teacher: Side,
+    student: ModelSpec,
+    teacher: ModelSpec,
     /// Checksums of the updates.
     sums: Vec<String>,
     translation: Translation,
@@ -158,7 +158,7 @@ impl Stage for Refining<'_> {
             method: translation.lineage.method,
             tiny: student.space.base_model.clone(),
             llm: teacher.space.base_model.clone(),
-            adapter: Side::adapter_inputs(&config.adapter, &[student, teacher]),
+            adapter: ModelSpec::adapter_inputs(&config.adapter, &[student, teacher]),
             device: config.device.clone(),
             reading: config.data.reading_inputs(),
         })
@@ -195,7 +195,7 @@ impl Stage for Refining<'_> {
         Ok((files, refinement))
     }
 
-    fn tell(&self, context: &Context, refinement: &Refinement) -> Result<()> {
+    fn report(&self, context: &Context, refinement: &Refinement) -> Result<()> {
         let out = &self.job.out;
         let _ = std::fs::remove_file(out.join(CHECKPOINT));
         let share = refinement.rounds.first().map_or(0.0, |round| round.share);
@@ -227,7 +227,7 @@ struct Translation {
 }
 
 impl Translation {
-    fn open(dir: &Path, updates: &[String], teacher: &Side) -> Result<Self> {
+    fn open(dir: &Path, updates: &[String], teacher: &ModelSpec) -> Result<Self> {
         let adapter = dir.join(ADAPTER_DIR);
         let sums = adapter_sums(&adapter)?;
         let lineage = Lineage::of_adapter(&adapter, &sums, &teacher.space.base_model)?;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{AdapterView, Decoder, Generator};
-use gradtx_models::lora::{BlockLayout, Factor, LoraJobs, Stacked};
+use gradtx_models::lora::{BlockLayout, Factor, MultiLora, Stacked};
 use gradtx_run::config::{Config, Recipe, RefineConfig};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, memory_for};
@@ -17,8 +17,8 @@ use gradtx_runtime::checkpoint::{self, Checkpoint, Values};
 use gradtx_runtime::data::{BatchCapacity, Example, Metric, PackedBatch};
 use gradtx_runtime::plan::Room;
 use gradtx_train::examples::Streams;
+use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::prompts::Prompts;
-use gradtx_train::side::Side;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ const DOUBTFUL: f64 = 0.1;
 pub(super) struct Llm<'a> {
     pub(super) context: &'a Context,
     pub(super) config: &'a Config,
-    pub(super) side: &'a Side,
+    pub(super) side: &'a ModelSpec,
     pub(super) prompts: &'a Prompts,
     pub(super) asked: &'a Asked,
     pub(super) given: &'a Given,
@@ -55,10 +55,10 @@ impl Work for Llm<'_> {
         let decoder = Decoder::<D, X>::load(device, &self.side.dir)?;
         let (surest, sure) = self.given.surest();
         let answered = self.given.answers.iter().filter(|a| a.ended).count();
-        let begun = Refinement { prompts: self.asked.llm.len(), answered, sure, rounds: vec![] };
-        let (mut refinement, mut values) = match self.restore(&begun, layout)? {
+        let started = Refinement { prompts: self.asked.llm.len(), answered, sure, rounds: vec![] };
+        let (mut refinement, mut values) = match self.restore(&started, layout)? {
             Some(restored) => restored,
-            None => (begun, whole.join([&self.translation.values, &self.fresh()])),
+            None => (started, whole.join([&self.translation.values, &self.fresh()])),
         };
         let end = end_token(self.prompts, &self.asked.records[0])?;
         for round in refinement.rounds.len()..self.config.refine.rounds {
@@ -182,7 +182,7 @@ impl Llm<'_> {
     }
 
     /// What an earlier process has done, if it is of the same work.
-    fn restore(&self, begun: &Refinement, layout: &BlockLayout) -> Result<Option<(Refinement, Vec<f32>)>> {
+    fn restore(&self, started: &Refinement, layout: &BlockLayout) -> Result<Option<(Refinement, Vec<f32>)>> {
         if !self.checkpoint.is_file() {
             return Ok(None);
         }
@@ -195,7 +195,7 @@ impl Llm<'_> {
             }
         };
         let found = serde_json::from_value::<Refinement>(saved.state()["refinement"].clone());
-        let is_same = |found: &Refinement| Refinement { rounds: vec![], ..found.clone() } == *begun;
+        let is_same = |found: &Refinement| Refinement { rounds: vec![], ..found.clone() } == *started;
         match found.ok().filter(is_same) {
             Some(found) if saved.len_of("adapter")? == layout.total() => {
                 let mut values = vec![0.0; layout.total()];
@@ -239,7 +239,7 @@ impl Training<'_> {
         whole: &Stacked,
         values: &[f32],
         memory: Room,
-    ) -> Result<LoraJobs<D, X>> {
+    ) -> Result<MultiLora<D, X>> {
         let recipe = self.recipe();
         let mut room = BatchCapacity::default();
         for step in 0..recipe.steps {
@@ -249,16 +249,16 @@ impl Training<'_> {
             room.labels = room.labels.max(own.labels);
         }
         let mut plan = Decoder::<D, X>::plan(decoder.config(), false);
-        plan.extend(LoraJobs::<D, X>::plan(decoder.config(), whole.layout(), 1, room));
+        plan.extend(MultiLora::<D, X>::plan(decoder.config(), whole.layout(), 1, room));
         plan.check(memory)?;
-        Ok(LoraJobs::new(decoder, whole.layout(), 1, values, room)?.with_frozen(whole.is_first())?)
+        Ok(MultiLora::new(decoder, whole.layout(), 1, values, room)?.with_frozen(whole.is_first())?)
     }
 
     /// Trains, and gives the adapter and the loss of the last step.
     fn run<X: Real<Acc = f32>, D: Backend<X>>(
         &self,
         decoder: &Decoder<D, X>,
-        mut jobs: LoraJobs<D, X>,
+        mut jobs: MultiLora<D, X>,
     ) -> Result<(Vec<f32>, Option<f64>)> {
         let recipe = self.recipe();
         let mut last = 0.0;

@@ -1,10 +1,10 @@
-//! [`Ranks`]: one training on several ranks.
+//! [`DataParallel`]: one training on several ranks.
 //!
 //! Rank r of n has a part of every step's tuples, and owns a part of the parameters (see
-//! [`gradtx_runtime::parallel`]). In every step its gradients go into the sums, it tells all
-//! others a [`Word`], and what all agree on comes out ([`Agreed`]); then it updates what it
+//! [`gradtx_runtime::parallel`]). In every step its gradients go into the sums, it gives all
+//! others a [`LocalStep`], and what all agree on comes out ([`GlobalStep`]); then it updates what it
 //! owns and gets the rest. Sums and values may go from device to device: that is over, on every
-//! rank's host, before ranks tell each other anything else. One rank alone does nothing of this
+//! rank's host, before ranks exchange anything else. One rank alone does nothing of this
 //! that costs time.
 
 use anyhow::Result;
@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 /// This rank and the others in a training.
-pub struct Ranks<'c, D: Collective> {
+pub struct DataParallel<'c, D: Collective> {
     comm: &'c dyn Comm,
     shards: Shards,
     /// None for one rank: its gradients are the sums.
@@ -27,9 +27,9 @@ pub struct Ranks<'c, D: Collective> {
     seconds: f64,
 }
 
-/// What a rank tells all others between gradients and update.
+/// What a rank gives all others between gradients and update.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Word {
+pub struct LocalStep {
     /// Sum of squared errors of its tuples.
     pub error: f64,
     /// Sum of squares of the gradients that it owns, summed over ranks.
@@ -44,7 +44,7 @@ pub struct Word {
 
 /// The same on all ranks, in the same bits.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Agreed {
+pub struct GlobalStep {
     /// Sum of squared errors of all tuples of the step.
     pub error: f64,
     /// Sum of squares of the whole gradient.
@@ -59,7 +59,7 @@ pub struct Agreed {
 
 const WORDS: usize = 5;
 
-impl Word {
+impl LocalStep {
     fn numbers(self) -> [u64; WORDS] {
         let asked = self.asked.unwrap_or(0);
         [self.error.to_bits(), self.squares.to_bits(), asked.into(), self.due.into(), self.written]
@@ -67,10 +67,10 @@ impl Word {
 }
 
 /// Sums are taken in the order of ranks.
-fn agree(words: &[u64]) -> Agreed {
+fn agree(words: &[u64]) -> GlobalStep {
     let of = |i: usize| words.iter().skip(i).step_by(WORDS).copied();
     let sum = |i: usize| of(i).map(f64::from_bits).sum();
-    Agreed {
+    GlobalStep {
         error: sum(0),
         squares: sum(1),
         asked: of(2).max().filter(|code| *code > 0).map(|code| code as u8),
@@ -79,7 +79,7 @@ fn agree(words: &[u64]) -> Agreed {
     }
 }
 
-impl<'c, D: Collective> Ranks<'c, D> {
+impl<'c, D: Collective> DataParallel<'c, D> {
     /// For a model's parameters, in buckets of at least `bucket` elements. All ranks must call
     /// this.
     pub fn new(comm: &'c dyn Comm, device: &D, layout: &ParamLayout, bucket: usize) -> Result<Self> {
@@ -91,7 +91,7 @@ impl<'c, D: Collective> Ranks<'c, D> {
         Ok(Self { comm, shards, sums, seconds: 0.0 })
     }
 
-    /// What the ranks tell each other with.
+    /// What the ranks exchange with.
     pub fn comm(&self) -> &'c dyn Comm {
         self.comm
     }
@@ -168,11 +168,11 @@ impl<'c, D: Collective> Ranks<'c, D> {
         }
     }
 
-    /// Every rank tells its word, and all come to the same.
-    pub fn exchange(&mut self, word: Word) -> Result<Agreed> {
+    /// Every rank gives its local, and all come to the same.
+    pub fn exchange(&mut self, local: LocalStep) -> Result<GlobalStep> {
         let begin = Instant::now();
         let mut all = vec![0; WORDS * self.comm.size()];
-        self.comm.all_gather(&word.numbers(), &mut all)?;
+        self.comm.all_gather(&local.numbers(), &mut all)?;
         self.seconds += begin.elapsed().as_secs_f64();
         Ok(agree(&all))
     }
@@ -218,7 +218,7 @@ impl<'c, D: Collective> Ranks<'c, D> {
     }
 
     /// Ends the exchange of gradients and values after the last step. All ranks must call this. What was
-    /// computed is safe before, so a failure is told, and no error.
+    /// computed is safe before, so a failure is reported, and no error.
     pub fn close(&mut self, device: &D) {
         if let Some(Err(error)) = self.sums.take().map(|sums| sums.close(device)) {
             tracing::warn!("the devices of the ranks did not part in order: {error}");
@@ -241,23 +241,23 @@ mod tests {
     #[test]
     fn ranks_agree_on_sums_and_on_the_most_urgent() {
         let words = [
-            Word { error: 1e16, squares: 0.25, asked: None, due: true, written: 40 },
-            Word { error: 1.0, squares: 0.5, asked: Some(75), due: false, written: 30 },
-            Word { error: -1e16, squares: 4.0, asked: None, due: false, written: 40 },
+            LocalStep { error: 1e16, squares: 0.25, asked: None, due: true, written: 40 },
+            LocalStep { error: 1.0, squares: 0.5, asked: Some(75), due: false, written: 30 },
+            LocalStep { error: -1e16, squares: 4.0, asked: None, due: false, written: 40 },
         ];
         let mut layout = ParamLayout::new();
         layout.push([("w", vec![100])]);
-        let found: Vec<Agreed> = std::thread::scope(|scope| {
+        let found: Vec<GlobalStep> = std::thread::scope(|scope| {
             let exchange = |comm: gradtx_runtime::comm::Local| {
-                let mut ranks = Ranks::new(&comm, &Cpu::new(1), &layout, 10).unwrap();
+                let mut ranks = DataParallel::new(&comm, &Cpu::new(1), &layout, 10).unwrap();
                 ranks.exchange(words[comm.rank()]).unwrap()
             };
             let ranks: Vec<_> = local(3).into_iter().map(|c| scope.spawn(move || exchange(c))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         });
-        let want = Agreed { error: 0.0, squares: 4.75, asked: Some(75), due: true, written: 30 };
+        let want = GlobalStep { error: 0.0, squares: 4.75, asked: Some(75), due: true, written: 30 };
         assert_eq!(found, [want; 3], "1e16 + 1 is 1e16, from the left");
-        let nan = Word { squares: f64::NAN, asked: None, due: false, ..words[1] };
+        let nan = LocalStep { squares: f64::NAN, asked: None, due: false, ..words[1] };
         let mut numbers = words[0].numbers().to_vec();
         numbers.extend(nan.numbers());
         let agreed = agree(&numbers);

@@ -1,4 +1,4 @@
-//! [`Side`]: one of the two models together with the space that its updates live in.
+//! [`ModelSpec`]: one of the two models together with the space that its updates live in.
 //!
 //! In: the settings and a model directory. Out: adapter layout, initial adapter, and the
 //! [`UpdateSpace`] that goes into every artifact. No weights are read here except for
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// A model and its adapters.
-pub struct Side {
+pub struct ModelSpec {
     /// Which of the two.
     pub role: Role,
     /// Its directory.
@@ -35,7 +35,7 @@ pub struct Side {
     pub space: UpdateSpace,
 }
 
-impl Side {
+impl ModelSpec {
     /// One side of a run.
     pub fn new(config: &Config, role: Role, threads: usize) -> Result<Self> {
         let dir = model_dir(config, role)?;

@@ -1,7 +1,7 @@
-//! [`Standing`]: how far a process is, as it says in a file.
+//! [`StageProgress`]: how far a process is, as it says in a file.
 
 use super::{FAILED_FILE, PROGRESS_FILE};
-use crate::failure::Told;
+use crate::failure::ErrorReport;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_file};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -12,7 +12,7 @@ pub const SILENCE: f64 = 60.0;
 
 /// The content of progress.json. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct StageProgress {
     /// The stage.
     pub stage: String,
     /// The part of it that is worked at; empty before the first.
@@ -30,7 +30,7 @@ pub struct Standing {
     pub left: Option<f64>,
     /// The ranks that work together here; none where one process works.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ranks: Vec<RankStanding>,
+    pub ranks: Vec<RankProgress>,
     /// When this process began.
     pub started: f64,
     /// When `done` last grew.
@@ -54,7 +54,7 @@ pub const NO_MORE: &str = "nothing";
 
 /// How far one of several ranks is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RankStanding {
+pub struct RankProgress {
     /// The rank.
     pub rank: usize,
     /// Its node.
@@ -75,7 +75,7 @@ pub struct RankStanding {
     pub rate: f64,
     /// in these: tokens, tuples.
     pub unit: String,
-    /// When it told this.
+    /// When it reported this.
     pub updated: f64,
 }
 
@@ -84,14 +84,14 @@ pub struct RankStanding {
 pub struct Failed {
     /// Where.
     #[serde(flatten)]
-    pub standing: Standing,
+    pub state: StageProgress,
     /// Why.
-    pub error: Told,
+    pub error: ErrorReport,
     /// When, in seconds since 1970.
     pub at: f64,
 }
 
-impl Standing {
+impl StageProgress {
     pub(super) fn new(stage: &str) -> Self {
         let now = unix_now();
         let pid = std::process::id();
@@ -160,15 +160,15 @@ pub(super) fn start_of(pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// What the processes say that share a directory, by name; see [`super::Place::share`].
-pub fn read_shared(dir: &Path) -> Vec<(String, Standing)> {
+/// What the processes say that share a directory, by name; see [`super::DirLock::share`].
+pub fn read_shared(dir: &Path) -> Vec<(String, StageProgress)> {
     let Ok(entries) = std::fs::read_dir(dir) else { return vec![] };
     let read = |entry: std::fs::DirEntry| {
         let file = entry.file_name().into_string().ok()?;
         let name = file.strip_prefix("progress.")?.strip_suffix(".json")?.to_string();
-        Some((name, read_standing(&entry.path())?))
+        Some((name, read_state(&entry.path())?))
     };
-    let mut found: Vec<(String, Standing)> = entries.flatten().filter_map(read).collect();
+    let mut found: Vec<(String, StageProgress)> = entries.flatten().filter_map(read).collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
 }
@@ -188,15 +188,15 @@ fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
 
 /// Reads progress.json of a directory; nothing when it is not there or not readable, for
 /// it may be replaced or removed at any moment.
-pub fn read(dir: &Path) -> Option<Standing> {
-    read_standing(&dir.join(PROGRESS_FILE))
+pub fn read(dir: &Path) -> Option<StageProgress> {
+    read_state(&dir.join(PROGRESS_FILE))
 }
 
-fn read_standing(path: &Path) -> Option<Standing> {
+fn read_state(path: &Path) -> Option<StageProgress> {
     let written = std::fs::metadata(path).and_then(|found| found.modified()).ok();
     let written = written.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-    let standing: Standing = parse(path)?;
-    Some(Standing { written: written.map_or(0.0, |since| since.as_secs_f64()), ..standing })
+    let state: StageProgress = parse(path)?;
+    Some(StageProgress { written: written.map_or(0.0, |since| since.as_secs_f64()), ..state })
 }
 
 /// Reads failed.json of a directory.
@@ -223,26 +223,26 @@ mod tests {
     #[test]
     fn the_dead_and_the_silent_are_not_alive() {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
-        let mut standing = Standing { pid: child.id(), ..Standing::new("train") };
-        standing.pid_started = start_of(child.id()).unwrap();
-        assert!(standing.is_alive());
-        standing.pid_started -= 1;
-        assert!(!standing.is_alive(), "another process has that number now");
-        standing.pid_started += 1;
+        let mut state = StageProgress { pid: child.id(), ..StageProgress::new("train") };
+        state.pid_started = start_of(child.id()).unwrap();
+        assert!(state.is_alive());
+        state.pid_started -= 1;
+        assert!(!state.is_alive(), "another process has that number now");
+        state.pid_started += 1;
         child.kill().unwrap();
         while start_of(child.id()).is_some() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(!standing.is_alive(), "ended, though its parent has not asked");
+        assert!(!state.is_alive(), "ended, though its parent has not asked");
         child.wait().unwrap();
-        standing.host = "elsewhere".into();
-        assert!(standing.is_alive(), "wrote a moment ago");
-        standing.updated -= 2.0 * SILENCE;
-        assert!(!standing.is_alive());
-        standing.updated = unix_now() + 3600.0;
-        assert!(!standing.is_alive(), "a clock that is ahead is no sign of life");
-        standing.written = unix_now();
-        assert!(standing.is_alive(), "the file system has just seen it");
+        state.host = "elsewhere".into();
+        assert!(state.is_alive(), "wrote a moment ago");
+        state.updated -= 2.0 * SILENCE;
+        assert!(!state.is_alive());
+        state.updated = unix_now() + 3600.0;
+        assert!(!state.is_alive(), "a clock that is ahead is no sign of life");
+        state.written = unix_now();
+        assert!(state.is_alive(), "the file system has just seen it");
     }
 
     #[test]

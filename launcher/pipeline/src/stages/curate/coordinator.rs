@@ -1,20 +1,21 @@
-//! [`Chief`]: rank 0, which hands out the work, on demand, while it works too; also a process
+//! [`Coordinator`]: rank 0, which hands out the work, on demand, while it works too; also a process
 //! alone. What is said is in [`super::messages`].
 
 use super::collection::{Collection, Finished, Throughput};
-use super::keeper::Keeper;
+use super::job_source::{JobProgress, JobSource, Task, TimeBreakdown};
 use super::messages::{
-    ASK, Done, END, Ended, GIVE, NAP, SHARD, STOP, TELL, Told, read, say, standing, unpack,
+    ASSIGN, Done, END, POLL_INTERVAL, REPORT, REQUEST, SHARD, STOP, WorkerMessage, WorkerSummary, recv_json,
+    send_json, state, unpack,
 };
-use super::office::{Now, Office, Spent, Task};
+use super::shard_writer::ShardWriter;
 use anyhow::Result;
 use gradtx_run::interrupt;
-use gradtx_run::progress::{self, RankStanding};
+use gradtx_run::progress::{self, RankProgress};
 use gradtx_run::role::Role;
 use gradtx_run::ui::{Progress, Ui};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::metrics::JsonLines;
-use gradtx_train::lora::schedule::{Scheduler, Work};
+use gradtx_train::lora::schedule::{JobGroup, Scheduler};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -22,10 +23,10 @@ use std::time::{Duration, Instant};
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 
 /// Rank 0, or a process alone.
-pub struct Chief<'a> {
+pub struct Coordinator<'a> {
     comm: &'a dyn Comm,
     collection: &'a Collection,
-    keeper: Keeper,
+    shard_writer: ShardWriter,
     throughput: Throughput,
     scheduler: Scheduler,
     progress: Progress,
@@ -37,28 +38,28 @@ pub struct Chief<'a> {
     done: (u64, f64),
     shown: Instant,
     /// Every rank's.
-    standings: Vec<RankStanding>,
-    ended: Vec<Option<(Ended, Instant)>>,
+    rank_states: Vec<RankProgress>,
+    ended: Vec<Option<(WorkerSummary, Instant)>>,
     received: Vec<usize>,
     stop: Option<u8>,
     ui: Ui,
 }
 
-impl<'a> Chief<'a> {
+impl<'a> Coordinator<'a> {
     /// With this work to hand out.
     pub fn new(
         comm: &'a dyn Comm,
         collection: &'a Collection,
-        keeper: Keeper,
-        work: &[Work],
+        shard_writer: ShardWriter,
+        work: &[JobGroup],
         ui: &Ui,
     ) -> Result<Self> {
         let size = comm.size();
         let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
-        let mut chief = Self {
+        let mut coordinator = Self {
             comm,
             collection,
-            keeper,
+            shard_writer,
             throughput: Throughput::new(".jsonl"),
             scheduler: Scheduler::new(work.iter().copied()),
             progress: ui.progress("curate", steps),
@@ -67,7 +68,7 @@ impl<'a> Chief<'a> {
             began: Instant::now(),
             done: (0, 0.0),
             shown: Instant::now(),
-            standings: (0..size).map(|rank| RankStanding { rank, ..RankStanding::default() }).collect(),
+            rank_states: (0..size).map(|rank| RankProgress { rank, ..RankProgress::default() }).collect(),
             ended: vec![None; size],
             received: vec![0; size],
             stop: None,
@@ -76,38 +77,38 @@ impl<'a> Chief<'a> {
         // Everybody's first question has been sent by now, and is answered before rank 0 loads
         // a model, which takes a while.
         comm.barrier()?;
-        chief.serve()?;
-        Ok(chief)
+        coordinator.serve()?;
+        Ok(coordinator)
     }
 
     /// Answers what has come.
     fn serve(&mut self) -> Result<()> {
-        if let Some(code) = interrupt::asked() {
+        if let Some(code) = interrupt::stop_requested() {
             self.stop_all(code)?;
         }
         while let Some(message) = self.comm.try_receive(None, STOP)? {
             self.stop_all(message.bytes.first().copied().unwrap_or(gradtx_run::failure::STOPPED))?;
         }
-        while let Some(message) = self.comm.try_receive(None, TELL)? {
-            match read(message.from, &message.bytes)? {
-                Told::Standing(standing) => {
-                    let groups = self.standings[message.from].groups;
-                    self.standings[message.from] = RankStanding { groups, ..standing };
+        while let Some(message) = self.comm.try_receive(None, REPORT)? {
+            match recv_json(message.from, &message.bytes)? {
+                WorkerMessage::StageProgress(state) => {
+                    let groups = self.rank_states[message.from].groups;
+                    self.rank_states[message.from] = RankProgress { groups, ..state };
                 }
-                Told::Done(done) => self.note(message.from, &done)?,
+                WorkerMessage::Done(done) => self.note(message.from, &done)?,
             }
         }
         while let Some(message) = self.comm.try_receive(None, SHARD)? {
             self.received[message.from] += 1;
-            self.keeper.give(unpack(message.from, &message.bytes)?)?;
+            self.shard_writer.give(unpack(message.from, &message.bytes)?)?;
         }
-        while let Some(message) = self.comm.try_receive(None, ASK)? {
-            let resident: Option<Role> = read(message.from, &message.bytes)?;
+        while let Some(message) = self.comm.try_receive(None, REQUEST)? {
+            let resident: Option<Role> = recv_json(message.from, &message.bytes)?;
             let work = self.hand_out(message.from, resident);
-            say(self.comm, message.from, GIVE, &work)?;
+            send_json(self.comm, message.from, ASSIGN, &work)?;
         }
         while let Some(message) = self.comm.try_receive(None, END)? {
-            self.ended[message.from] = Some((read(message.from, &message.bytes)?, Instant::now()));
+            self.ended[message.from] = Some((recv_json(message.from, &message.bytes)?, Instant::now()));
         }
         if self.shown.elapsed() >= SHOW_EVERY {
             self.show();
@@ -116,7 +117,7 @@ impl<'a> Chief<'a> {
         Ok(())
     }
 
-    fn hand_out(&mut self, to: usize, resident: Option<Role>) -> Option<Work> {
+    fn hand_out(&mut self, to: usize, resident: Option<Role>) -> Option<JobGroup> {
         let work = if self.stop.is_none() { self.scheduler.next(resident) } else { None };
         if let Some(work) = work {
             tracing::info!("{} group {} goes to rank {to}", work.side.name(), work.group);
@@ -139,9 +140,9 @@ impl<'a> Chief<'a> {
         let Done { work, jobs, .. } = *done;
         self.done.0 += self.collection.recipe(work.side).steps as u64;
         self.done.1 += work.cost;
-        let standing = &mut self.standings[rank];
-        (standing.done, standing.total, standing.cost) = (0, 0, 0.0);
-        standing.groups += 1;
+        let state = &mut self.rank_states[rank];
+        (state.done, state.total, state.cost) = (0, 0, 0.0);
+        state.groups += 1;
         self.throughput.write(self.collection, &work, jobs, done.rate(), rank)
     }
 
@@ -149,46 +150,46 @@ impl<'a> Chief<'a> {
     fn show(&mut self) {
         let (mut steps, mut cost) = self.done;
         let mut rate = 0.0;
-        for standing in &self.standings {
-            steps += standing.done;
-            rate += standing.rate;
-            cost += standing.cost * standing.done as f64 / standing.total.max(1) as f64;
+        for state in &self.rank_states {
+            steps += state.done;
+            rate += state.rate;
+            cost += state.cost * state.done as f64 / state.total.max(1) as f64;
         }
         let seconds = self.began.elapsed().as_secs_f64();
         // By cost, not by steps: the two models' steps are not alike.
         let left = (cost > 0.0).then(|| (self.cost - cost).max(0.0) * seconds / cost);
         let who = match self.comm.size() {
-            1 => self.standings[0].part.clone(),
+            1 => self.rank_states[0].part.clone(),
             size => format!("{size} ranks"),
         };
-        // Rank 0 is here, and whoever has ended has nothing more to tell.
+        // Rank 0 is here, and whoever has ended has nothing more to report.
         let now = progress::unix_now();
-        self.standings[0].updated = now;
-        for (standing, ended) in self.standings.iter_mut().zip(&self.ended) {
+        self.rank_states[0].updated = now;
+        for (state, ended) in self.rank_states.iter_mut().zip(&self.ended) {
             if ended.is_some() {
-                (standing.part, standing.rate, standing.updated) = (progress::NO_MORE.into(), 0.0, now);
+                (state.part, state.rate, state.updated) = (progress::NO_MORE.into(), 0.0, now);
             }
         }
-        if let Some(desk) = progress::current() {
-            desk.set_ranks(&self.standings);
+        if let Some(output) = progress::current() {
+            output.set_ranks(&self.rank_states);
         }
         self.progress.set_with(steps.min(self.steps), left, format!("{who}, {rate:.0} tokens/s"));
     }
 
-    /// What every rank's time was spent with, to a file and in a line. Rank 0's own work ended
+    /// What every rank's time was times with, to a file and in a line. Rank 0's own work ended
     /// at `own_end`.
-    fn account(&self, own: Ended, own_end: Instant) -> Result<()> {
+    fn account(&self, own: WorkerSummary, own_end: Instant) -> Result<()> {
         let end = Instant::now();
         let wall = (end - self.began).as_secs_f64().max(1e-9);
         let mut file = JsonLines::resume(&self.collection.dir.join("throughput-ranks.jsonl"), u64::MAX)?;
-        let mut sums = Ended::default();
+        let mut sums = WorkerSummary::default();
         for (rank, ended) in self.ended.iter().enumerate() {
             let (ended, at) = ended.unwrap_or((own, own_end));
             let tail = (end - at).as_secs_f64();
             file.write(&json!({
                 "step": 0,
                 "rank": rank,
-                "node": if rank == 0 { &self.comm.place().node } else { &self.standings[rank].node },
+                "node": if rank == 0 { &self.comm.place().node } else { &self.rank_states[rank].node },
                 "groups": ended.groups,
                 "wall_s": wall,
                 "training_s": ended.training_s,
@@ -220,7 +221,7 @@ impl<'a> Chief<'a> {
     }
 }
 
-impl Office for Chief<'_> {
+impl JobSource for Coordinator<'_> {
     fn next(&mut self, resident: Option<Role>) -> Result<Option<Task>> {
         self.serve()?;
         Ok(self.hand_out(0, resident).map(|work| Task { work, claim: None }))
@@ -230,19 +231,19 @@ impl Office for Chief<'_> {
         self.serve()
     }
 
-    fn step(&mut self, now: &Now) -> Result<bool> {
-        self.standings[0] = standing(self.comm, Some(now), &self.standings[0]);
+    fn step(&mut self, now: &JobProgress) -> Result<bool> {
+        self.rank_states[0] = state(self.comm, Some(now), &self.rank_states[0]);
         self.serve()?;
         Ok(self.stop.is_none())
     }
 
-    fn deliver(&mut self, finished: Finished, now: &Now) -> Result<()> {
+    fn deliver(&mut self, finished: Finished, now: &JobProgress) -> Result<()> {
         self.note(0, &Done::of(now))?;
-        self.keeper.give(finished)
+        self.shard_writer.give(finished)
     }
 
-    fn end(mut self: Box<Self>, mut unfinished: bool, spent: Spent) -> Result<Option<u8>> {
-        let (own, own_end) = (Ended::new(unfinished, spent, 0), Instant::now());
+    fn end(mut self: Box<Self>, mut unfinished: bool, times: TimeBreakdown) -> Result<Option<u8>> {
+        let (own, own_end) = (WorkerSummary::new(unfinished, times, 0), Instant::now());
         let everybody = 1..self.comm.size();
         loop {
             self.serve()?;
@@ -251,13 +252,13 @@ impl Office for Chief<'_> {
             if everybody.clone().all(has_ended) {
                 break;
             }
-            std::thread::sleep(NAP);
+            std::thread::sleep(POLL_INTERVAL);
         }
         self.account(own, own_end)?;
         unfinished |= self.ended.iter().flatten().any(|(ended, _)| ended.unfinished);
         unfinished |= self.scheduler.waiting() > 0;
         let code = self.stop.filter(|_| unfinished);
-        self.keeper.end()?;
+        self.shard_writer.end()?;
         self.comm.broadcast_bytes(0, &mut vec![code.unwrap_or(0)])?;
         Ok(code)
     }

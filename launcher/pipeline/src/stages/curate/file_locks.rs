@@ -1,26 +1,26 @@
-//! [`Claims`]: work among processes that know of each other only through the run directory.
+//! [`FileLocks`]: work among processes that know of each other only through the run directory.
 //!
 //! In: the groups that are missing. Out: groups that nobody else works at, one after the
-//! other. A process takes a group by locking its file in `claims/`; the lock goes with the
+//! other. A process takes a group by locking its file in `file_locks/`; the lock goes with the
 //! process, so what a killed one had is free at once. Every process begins at another place
 //! of the list, so that they meet late, and where a file system has no locks each does its
 //! own share first. Should two do the same there, they write the same bytes.
 
 use super::collection::{Collection, Finished, Throughput};
-use super::keeper::Keeper;
-use super::office::{Now, Office, Spent, Task};
+use super::job_source::{JobProgress, JobSource, Task, TimeBreakdown};
+use super::shard_writer::ShardWriter;
 use anyhow::{Context as _, Result};
 use gradtx_run::interrupt;
 use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
 use gradtx_run::ui::Progress;
-use gradtx_train::lora::schedule::Work;
+use gradtx_train::lora::schedule::JobGroup;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::PathBuf;
 
 /// Directory of the lock files.
-pub const CLAIMS: &str = "claims";
+pub const CLAIMS: &str = "file_locks";
 
 /// Which of how many processes this one is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Position {
 }
 
 /// The groups in the order in which a process looks at them: its own share first.
-pub fn order(mut work: Vec<Work>, position: &Position) -> VecDeque<Work> {
+pub fn order(mut work: Vec<JobGroup>, position: &Position) -> VecDeque<JobGroup> {
     work.sort_by(|a, b| {
         b.cost.total_cmp(&a.cost).then((a.side as usize, a.group).cmp(&(b.side as usize, b.group)))
     });
@@ -70,35 +70,43 @@ pub fn order(mut work: Vec<Work>, position: &Position) -> VecDeque<Work> {
 }
 
 /// One of several processes.
-pub struct Claims<'a> {
+pub struct FileLocks<'a> {
     collection: &'a Collection,
-    keeper: Keeper,
+    shard_writer: ShardWriter,
     /// Files of its own, since several processes do not write in turn.
     throughput: Throughput,
     position: usize,
-    waiting: VecDeque<Work>,
+    waiting: VecDeque<JobGroup>,
     progress: Progress,
     /// Steps of the groups that this process finished.
     steps: u64,
 }
 
-impl<'a> Claims<'a> {
+impl<'a> FileLocks<'a> {
     /// With these groups missing when it began.
     pub fn new(
         collection: &'a Collection,
-        keeper: Keeper,
+        shard_writer: ShardWriter,
         position: &Position,
-        work: Vec<Work>,
+        work: Vec<JobGroup>,
         progress: Progress,
     ) -> Result<Self> {
         make_dir(&collection.dir.join(CLAIMS))?;
         let waiting = order(work, position);
         let throughput = Throughput::new(format!(".{}.jsonl", position.name));
-        Ok(Self { collection, keeper, throughput, position: position.index, waiting, progress, steps: 0 })
+        Ok(Self {
+            collection,
+            shard_writer,
+            throughput,
+            position: position.index,
+            waiting,
+            progress,
+            steps: 0,
+        })
     }
 
     /// Tries to take a group; the lock on success.
-    fn claim(&self, work: &Work) -> Result<Option<Task>> {
+    fn claim(&self, work: &JobGroup) -> Result<Option<Task>> {
         let name = format!("{}-{:05}.lock", work.side.name(), work.group);
         let path: PathBuf = self.collection.dir.join(CLAIMS).join(name);
         let opened = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
@@ -115,15 +123,15 @@ impl<'a> Claims<'a> {
     }
 }
 
-impl Office for Claims<'_> {
+impl JobSource for FileLocks<'_> {
     fn next(&mut self, resident: Option<Role>) -> Result<Option<Task>> {
         // First what needs no other model.
-        let (same, other): (VecDeque<Work>, VecDeque<Work>) = std::mem::take(&mut self.waiting)
+        let (same, other): (VecDeque<JobGroup>, VecDeque<JobGroup>) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|work| resident.is_none_or(|side| side == work.side));
-        let mut waiting: VecDeque<Work> = same.into_iter().chain(other).collect();
+        let mut waiting: VecDeque<JobGroup> = same.into_iter().chain(other).collect();
         let mut found = None;
-        while found.is_none() && interrupt::asked().is_none() {
+        while found.is_none() && interrupt::stop_requested().is_none() {
             let Some(work) = waiting.pop_front() else { break };
             found = self.claim(&work)?;
         }
@@ -135,7 +143,7 @@ impl Office for Claims<'_> {
         Ok(())
     }
 
-    fn step(&mut self, now: &Now) -> Result<bool> {
+    fn step(&mut self, now: &JobProgress) -> Result<bool> {
         let message = format!(
             "{} group {}, step {} of {}, {:.0} tokens/s",
             now.work.side.name(),
@@ -145,19 +153,19 @@ impl Office for Claims<'_> {
             now.rate.per_second()
         );
         self.progress.set(self.steps + now.done as u64, message);
-        Ok(interrupt::asked().is_none())
+        Ok(interrupt::stop_requested().is_none())
     }
 
-    fn deliver(&mut self, finished: Finished, now: &Now) -> Result<()> {
+    fn deliver(&mut self, finished: Finished, now: &JobProgress) -> Result<()> {
         self.steps += now.steps as u64;
         self.throughput.write(self.collection, &now.work, now.jobs, now.rate, self.position)?;
-        self.keeper.give(finished)
+        self.shard_writer.give(finished)
     }
 
-    fn end(self: Box<Self>, unfinished: bool, _: Spent) -> Result<Option<u8>> {
+    fn end(self: Box<Self>, unfinished: bool, _: TimeBreakdown) -> Result<Option<u8>> {
         let left = unfinished || !self.waiting.is_empty();
-        self.keeper.end()?;
-        Ok(interrupt::asked().filter(|_| left))
+        self.shard_writer.end()?;
+        Ok(interrupt::stop_requested().filter(|_| left))
     }
 }
 
@@ -193,8 +201,8 @@ mod tests {
 
     #[test]
     fn everybody_looks_at_everything_and_begins_elsewhere() {
-        let work: Vec<Work> =
-            (0..7).map(|group| Work { side: Role::Llm, group, cost: 10.0 - group as f64 }).collect();
+        let work: Vec<JobGroup> =
+            (0..7).map(|group| JobGroup { side: Role::Llm, group, cost: 10.0 - group as f64 }).collect();
         let mut first = vec![];
         for index in 0..3 {
             let position = Position { index, count: 3, name: String::new() };

@@ -1,8 +1,8 @@
-//! [`Desk`]: what a stage says of its steps, and the thread that writes it down.
+//! [`ProgressWriter`]: what a stage says of its steps, and the thread that writes it down.
 
 use super::claim;
-use super::standing::{RankStanding, Standing, unix_now};
-use crate::failure::{self, Told};
+use super::state::{RankProgress, StageProgress, unix_now};
+use crate::failure::{self, ErrorReport};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ const WRITE_EVERY: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What a stage's thread and the writing thread share.
-pub struct Desk {
+pub struct ProgressWriter {
     dir: PathBuf,
     /// Name of the progress file.
     file: String,
@@ -27,17 +27,17 @@ pub struct Desk {
 }
 
 struct Inner {
-    standing: Standing,
+    state: StageProgress,
     /// Steps at the beginning of the part, and when that was: what the rate is counted from.
     base: (u64, Instant),
     changed: bool,
     closed: bool,
 }
 
-impl Desk {
-    pub(super) fn new(dir: &Path, file: String, claim: Option<PathBuf>, standing: Standing) -> Self {
+impl ProgressWriter {
+    pub(super) fn new(dir: &Path, file: String, claim: Option<PathBuf>, state: StageProgress) -> Self {
         let base = (0, Instant::now());
-        let inner = Mutex::new(Inner { standing, base, changed: false, closed: false });
+        let inner = Mutex::new(Inner { state, base, changed: false, closed: false });
         Self { dir: dir.to_owned(), file, claim, inner, wake: Condvar::new() }
     }
 
@@ -59,7 +59,7 @@ impl Desk {
 
     /// Writes how far the work is now.
     pub(super) fn write(&self) {
-        write(&self.dir, &self.file, &self.standing());
+        write(&self.dir, &self.file, &self.state());
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -72,10 +72,10 @@ impl Desk {
         let mut inner = self.lock();
         inner.base = (done, Instant::now());
         inner.changed = true;
-        let standing = &mut inner.standing;
-        (standing.part, standing.message) = (part.into(), String::new());
-        (standing.done, standing.total, standing.rate) = (done, total, None);
-        standing.advanced = unix_now();
+        let state = &mut inner.state;
+        (state.part, state.message) = (part.into(), String::new());
+        (state.done, state.total, state.rate) = (done, total, None);
+        state.advanced = unix_now();
     }
 
     /// `done` steps of the part are done.
@@ -84,23 +84,23 @@ impl Desk {
         let (base, since) = inner.base;
         let seconds = since.elapsed().as_secs_f64();
         inner.changed = true;
-        let standing = &mut inner.standing;
-        standing.rate = (done > base && seconds > 0.0).then(|| (done - base) as f64 / seconds);
-        (standing.done, standing.left) = (done, left);
-        standing.message = message.into();
-        standing.advanced = unix_now();
+        let state = &mut inner.state;
+        state.rate = (done > base && seconds > 0.0).then(|| (done - base) as f64 / seconds);
+        (state.done, state.left) = (done, left);
+        state.message = message.into();
+        state.advanced = unix_now();
     }
 
     /// How far every rank is.
-    pub fn set_ranks(&self, ranks: &[RankStanding]) {
+    pub fn set_ranks(&self, ranks: &[RankProgress]) {
         if ranks.len() > 1 {
-            self.lock().standing.ranks = ranks.to_vec();
+            self.lock().state.ranks = ranks.to_vec();
         }
     }
 
     /// How far the work is now.
-    pub fn standing(&self) -> Standing {
-        self.lock().standing.clone()
+    pub fn state(&self) -> StageProgress {
+        self.lock().state.clone()
     }
 
     /// Shows other machines that the claim is held, also where the disk is full. Ends the process
@@ -111,7 +111,7 @@ impl Desk {
             let dir = self.dir.display();
             let message = format!("{dir}: another process has taken this directory over");
             let hint = "this one was silent for too long, e.g. suspended; what is finished is safe";
-            Told { message, hint: Some(hint.into()), code: failure::BUSY }.print(false);
+            ErrorReport { message, hint: Some(hint.into()), code: failure::BUSY }.print(false);
             signal_hook::low_level::exit(failure::BUSY.into());
         }
         // What fails here is not shown: the work does not depend on it.
@@ -119,7 +119,7 @@ impl Desk {
             File::options().append(true).open(claim).and_then(|file| file.set_modified(SystemTime::now()));
     }
 
-    /// Writes until the desk is closed.
+    /// Writes until the output is closed.
     pub(super) fn keep_writing(&self) {
         let mut written = Instant::now();
         let mut inner = self.lock();
@@ -128,10 +128,10 @@ impl Desk {
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
             if !inner.closed && (inner.changed || written.elapsed() >= HEARTBEAT) {
                 inner.changed = false;
-                inner.standing.updated = unix_now();
-                let standing = inner.standing.clone();
+                inner.state.updated = unix_now();
+                let state = inner.state.clone();
                 drop(inner);
-                write(&self.dir, &self.file, &standing);
+                write(&self.dir, &self.file, &state);
                 self.renew_claim();
                 written = Instant::now();
                 inner = self.lock();
@@ -141,10 +141,10 @@ impl Desk {
 }
 
 /// Replaces progress.json. Not synced, and an error is no error: a full disk must not end
-/// the work by way of the file that tells about it.
-fn write(dir: &Path, file: &str, standing: &Standing) {
+/// the work by way of the file that reports it.
+fn write(dir: &Path, file: &str, state: &StageProgress) {
     let temporary = dir.join(format!("{TEMPORARY}{file}.tmp"));
-    let text = serde_json::to_string(standing).expect("numbers and texts can be put into JSON");
+    let text = serde_json::to_string(state).expect("numbers and texts can be put into JSON");
     let written =
         std::fs::write(&temporary, text + "\n").and_then(|()| std::fs::rename(&temporary, dir.join(file)));
     if written.is_err() {

@@ -1,4 +1,4 @@
-//! [`Keeper`]: writes what is finished, on a thread of its own, while the next group is trained.
+//! [`ShardWriter`]: writes what is finished, on a thread of its own, while the next group is trained.
 //!
 //! In: finished groups. Out: their files in the tuple store, by way of a scratch directory if
 //! there is one: a node's own disk takes the shard at once, and the shared file system gets
@@ -8,7 +8,7 @@ use super::collection::{Collection, Finished};
 use anyhow::{Context as _, Result, bail};
 use gradtx_run::role::Role;
 use gradtx_runtime::artifact::sweep_tree;
-use gradtx_train::lora::schedule::Work;
+use gradtx_train::lora::schedule::JobGroup;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -18,14 +18,14 @@ use std::thread::JoinHandle;
 const WAITING: usize = 2;
 
 /// A thread that writes. When it is dropped, what it was given is still written.
-pub struct Keeper {
+pub struct ShardWriter {
     /// None at the end.
     brought: Option<SyncSender<Finished>>,
     /// None once it has failed.
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-impl Keeper {
+impl ShardWriter {
     /// Starts the thread.
     pub fn start(collection: Arc<Collection>, scratch: Option<PathBuf>) -> Result<Self> {
         let (brought, wanted) = sync_channel(WAITING);
@@ -60,7 +60,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for ShardWriter {
     fn drop(&mut self) {
         self.brought = None;
         if let Some(Ok(Err(error))) = self.thread.take().map(JoinHandle::join) {
@@ -71,7 +71,7 @@ impl Drop for Keeper {
 
 fn keep(collection: &Collection, scratch: Option<&Path>, wanted: &Receiver<Finished>) -> Result<()> {
     for finished in wanted {
-        let Work { side, group, .. } = finished.work;
+        let JobGroup { side, group, .. } = finished.work;
         match scratch {
             Some(scratch) => {
                 collection.write(scratch, &finished)?;
@@ -79,11 +79,11 @@ fn keep(collection: &Collection, scratch: Option<&Path>, wanted: &Receiver<Finis
             }
             None => collection.write(&collection.dir, &finished)?,
         }
-        // Only now: until here it is what a kill would leave to go on from.
-        let aside = collection.aside(side, &collection.groups()[group]).path;
-        match std::fs::remove_file(&aside) {
+        // Only now: until here it is what a kill would leave to continue from.
+        let checkpoint = collection.checkpoint(side, &collection.groups()[group]).path;
+        match std::fs::remove_file(&checkpoint) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("{}: cannot remove", aside.display()));
+                return Err(e).with_context(|| format!("{}: cannot remove", checkpoint.display()));
             }
             _ => tracing::debug!("{} group {group}: written", side.name()),
         }
@@ -108,7 +108,7 @@ pub fn gather_left(collection: &Collection, scratch: &Path) -> Result<()> {
     for side in [Role::Llm, Role::Tiny] {
         for (number, group) in groups.iter().enumerate() {
             if collection.is_done(scratch, side, group) {
-                collection.gather(scratch, &collection.dir, &Work { side, group: number, cost: 0.0 })?;
+                collection.gather(scratch, &collection.dir, &JobGroup { side, group: number, cost: 0.0 })?;
                 tracing::info!("{} group {number}: was in {}", side.name(), scratch.display());
             }
         }

@@ -1,6 +1,6 @@
-//! [`Feed`]: the tuples of the next steps are prepared while a step runs.
+//! [`Prefetcher`]: the tuples of the next steps are prepared while a step runs.
 //!
-//! In: a [`Source`] and the part of every step's tuples that is this rank's. Out: the steps'
+//! In: a [`TupleSampler`] and the part of every step's tuples that is this rank's. Out: the steps'
 //! batches in their order, and how long was waited for them.
 //!
 //! There are [`BATCHES`] of them, in memory that is taken once and goes round: one is trained on, the
@@ -8,7 +8,7 @@
 //! thread that trains touches no value.
 
 use super::prepare::Threads;
-use super::tuples::Source;
+use super::tuples::TupleSampler;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Device, Real};
 use gradtx_models::grad_transformer::{GradTransformerConfig, Normalization, StagedTuples};
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub const BATCHES: usize = 4;
 
 /// Gives the batches of one step after the other.
-pub struct Feed<D: Device, X: Real> {
+pub struct Prefetcher<D: Device, X: Real> {
     prepared: Receiver<Result<StagedTuples<D, X>>>,
     used: Sender<StagedTuples<D, X>>,
     /// What was prepared of the next step, if it was there early.
@@ -30,7 +30,7 @@ pub struct Feed<D: Device, X: Real> {
     waited: Duration,
 }
 
-/// What a feed prepares.
+/// What a prefetcher prepares.
 pub struct Part {
     /// The steps, in order.
     pub steps: Range<u32>,
@@ -38,15 +38,15 @@ pub struct Part {
     pub own: Range<usize>,
 }
 
-impl<D: Device, X: Real> Feed<D, X> {
+impl<D: Device, X: Real> Prefetcher<D, X> {
     /// Prepares batches for a model of this shape and these units on `threads` threads, beside the
-    /// caller. It ends when the feed is dropped, at the latest after the batches that it holds.
+    /// caller. It ends when the prefetcher is dropped, at the latest after the batches that it holds.
     pub fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         device: &D,
         config: &GradTransformerConfig,
         units: Normalization,
-        mut source: Source<'scope>,
+        mut source: TupleSampler<'scope>,
         part: Part,
         threads: usize,
     ) -> Result<Self> {

@@ -1,8 +1,8 @@
-//! [`Shift`]: what one process does: takes groups from its office and trains them, one after
+//! [`GroupRunner`]: what one process does: takes groups from its source and trains them, one after
 //! the other, with one base model loaded at a time.
 
-use super::collection::{ASIDE, Collection, Finished};
-use super::office::{Now, Office, Spent, Task};
+use super::collection::{CHECKPOINTS, Collection, Finished};
+use super::job_source::{JobProgress, JobSource, Task, TimeBreakdown};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
@@ -12,37 +12,37 @@ use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::Rate;
-use gradtx_train::lora::trainer::{Training, Watcher};
+use gradtx_train::lora::trainer::{Callback, LoraTrainer};
 use std::time::Instant;
 
 /// One process's part of the work.
-pub struct Shift<'a> {
+pub struct GroupRunner<'a> {
     /// Where messages go.
     pub context: &'a Context,
     /// What is collected.
     pub collection: &'a Collection,
     /// The examples as each model sees them, where that model has work.
     pub examples: &'a [Option<Dataset>; 2],
-    /// Whether this process sees the store, and can put work aside there.
+    /// Whether this process sees the store, and can write checkpoints there.
     pub sees_store: bool,
     /// Where the work comes from.
-    pub office: Box<dyn Office + 'a>,
+    pub source: Box<dyn JobSource + 'a>,
 }
 
-impl dispatch::Work for Shift<'_> {
+impl dispatch::Work for GroupRunner<'_> {
     /// The exit code, if it was asked to stop before everything was done.
     type Output = Option<u8>;
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(mut self, device: &D) -> Result<Option<u8>> {
         if self.sees_store {
-            make_dir(&self.collection.dir.join(ASIDE))?;
+            make_dir(&self.collection.dir.join(CHECKPOINTS))?;
         }
         let mut resident: Option<(Role, Decoder<D, X>)> = None;
-        let (mut spent, mut unfinished) = (Spent::default(), false);
+        let (mut times, mut unfinished) = (TimeBreakdown::default(), false);
         loop {
             let at = Instant::now();
-            let task = self.office.next(resident.as_ref().map(|(role, _)| *role))?;
-            spent.waiting += at.elapsed();
+            let task = self.source.next(resident.as_ref().map(|(role, _)| *role))?;
+            times.waiting += at.elapsed();
             let Some(task) = task else { break };
             let role = task.work.side;
             let at = Instant::now();
@@ -55,21 +55,21 @@ impl dispatch::Work for Shift<'_> {
                     Decoder::load(device, &self.collection.side(role).dir)?
                 }
             };
-            spent.loading += at.elapsed();
-            unfinished = !self.train(&decoder, task, &mut spent)?;
+            times.loading += at.elapsed();
+            unfinished = !self.train(&decoder, task, &mut times)?;
             if unfinished {
                 break;
             }
-            spent.groups += 1;
+            times.groups += 1;
             resident = Some((role, decoder));
         }
         drop(resident);
-        self.office.end(unfinished, spent)
+        self.source.end(unfinished, times)
     }
 }
 
-impl Shift<'_> {
-    fn training(&self, role: Role) -> (Training<'_>, &Dataset) {
+impl GroupRunner<'_> {
+    fn training(&self, role: Role) -> (LoraTrainer<'_>, &Dataset) {
         let examples = self.examples[role as usize].as_ref();
         (self.collection.training(role), examples.expect("a model with work has examples"))
     }
@@ -91,7 +91,7 @@ impl Shift<'_> {
         &mut self,
         decoder: &Decoder<D, X>,
         task: Task,
-        spent: &mut Spent,
+        times: &mut TimeBreakdown,
     ) -> Result<bool> {
         let begin = Instant::now();
         let Task { work, claim } = task;
@@ -101,35 +101,35 @@ impl Shift<'_> {
         let jobs = collection.jobs(examples.expect("a model with work has examples"), &group);
         let training = collection.training(work.side);
         let rate = Rate { tokens: 0, time: Default::default() };
-        let now = Now { work, jobs: jobs.len(), done: 0, steps: training.recipe.steps, rate };
-        let mut told = Telling { office: &mut *self.office, now };
-        let aside = self.sees_store.then(|| collection.aside(work.side, &group));
+        let now = JobProgress { work, jobs: jobs.len(), done: 0, steps: training.recipe.steps, rate };
+        let mut told = ReportSteps { source: &mut *self.source, now };
+        let checkpoint = self.sees_store.then(|| collection.checkpoint(work.side, &group));
         let trained = training
-            .run(decoder, &jobs, aside.as_ref(), &mut told)
+            .run(decoder, &jobs, checkpoint.as_ref(), &mut told)
             .with_context(|| format!("curate {}: subsets {group:?}", work.side.name()))?;
-        spent.training += begin.elapsed();
+        times.training += begin.elapsed();
         let Some((jobs, rate)) = trained else { return Ok(false) };
-        let now = Now { done: now.steps, rate, ..now };
+        let now = JobProgress { done: now.steps, rate, ..now };
         let begin = Instant::now();
-        self.office.deliver(Finished { work, jobs, claim }, &now)?;
-        spent.delivering += begin.elapsed();
+        self.source.deliver(Finished { work, jobs, claim }, &now)?;
+        times.delivering += begin.elapsed();
         Ok(true)
     }
 }
 
 /// Passes on how far a group is.
-struct Telling<'o> {
-    office: &'o mut dyn Office,
-    now: Now,
+struct ReportSteps<'o> {
+    source: &'o mut dyn JobSource,
+    now: JobProgress,
 }
 
-impl Watcher for Telling<'_> {
+impl Callback for ReportSteps<'_> {
     fn between(&mut self) -> Result<()> {
-        self.office.between()
+        self.source.between()
     }
 
     fn step(&mut self, done: u32, rate: Rate) -> Result<bool> {
-        self.now = Now { done, rate, ..self.now };
-        self.office.step(&self.now)
+        self.now = JobProgress { done, rate, ..self.now };
+        self.source.step(&self.now)
     }
 }

@@ -1,4 +1,4 @@
-//! [`LoraJobs`]: several adapters trained at once beside one frozen base model.
+//! [`MultiLora`]: several adapters trained at once beside one frozen base model.
 //!
 //! In: packed streams whose segments name their job. Out: every job's adapter, and its
 //! change since the start (the update vector). Adapters, gradients and moments are
@@ -16,7 +16,7 @@ use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
 /// Adapters in training: one row each for values, gradients and moments.
-pub struct LoraJobs<D: Device, X: Real> {
+pub struct MultiLora<D: Device, X: Real> {
     device: D,
     layout: BlockLayout,
     jobs: usize,
@@ -33,7 +33,7 @@ pub struct LoraJobs<D: Device, X: Real> {
     batch: DeviceBatch<D, X::Acc>,
 }
 
-impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
+impl<D: Backend<X>, X: Real> MultiLora<D, X> {
     /// `jobs` adapters that all start as `initial` `[L·d]`, and buffers for streams up to
     /// `capacity`.
     pub fn new(
@@ -124,7 +124,7 @@ impl<D: Backend<X>, X: Real> LoraJobs<D, X> {
 
     /// Applies the gradients of the step and forgets them; returns every job's gradient
     /// norm before clipping. A job without segments in the step has gradients of 0, yet its
-    /// moments and weight decay go on. A norm that is not finite is an error that changes nothing.
+    /// moments and weight decay continue. A norm that is not finite is an error that changes nothing.
     pub fn apply(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
         let before = match &self.frozen {
             Some(frozen) => {
