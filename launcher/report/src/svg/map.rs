@@ -143,13 +143,12 @@ fn readings(parts: &[Part], cells: &[Vec<f64>]) -> String {
             }
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             let names = if i == j { a.name.clone() } else { format!("{}, {}", a.name, b.name) };
+            let (width, height) = (b.to - b.from, a.to - a.from);
             let _ = write!(
                 out,
-                "<path d=\"M{} {}h{}v{}h-{0}z\">{}</path>",
+                "<path d=\"M{} {}h{width}v{height}h-{width}z\">{}</path>",
                 b.from,
                 a.from,
-                b.to - b.from,
-                a.to - a.from,
                 hover(&format!("{names}: {}", fixed(mean, 2)))
             );
         }
