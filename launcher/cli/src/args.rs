@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{CommandFactory, Parser, Subcommand};
 use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::default_out;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
 use gradtx_plan::{plan, sweep};
 use gradtx_run::cluster::World as Ranks;
@@ -17,6 +18,7 @@ use gradtx_run::role::Role;
 use gradtx_run::stage::Stage;
 use gradtx_train::baselines::Method;
 use gradtx_world::{World, demo};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Trains Grad-Transformers: from fine-tuned shadow pairs of a small and a large
@@ -70,9 +72,10 @@ pub enum Command {
         /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
-        /// Directory for update.safetensors, metrics and, with --peft, adapter/.
+        /// Directory for update.safetensors, metrics and, with --peft, adapter/
+        /// (default: RUN/clients/NAME/finetuned/MODEL, with NAME from the data's path).
         #[arg(long, value_name = "DIR")]
-        out: PathBuf,
+        out: Option<PathBuf>,
         /// Which of the two models.
         #[arg(long, value_enum, default_value_t = Role::Tiny)]
         model: Role,
@@ -92,9 +95,10 @@ pub enum Command {
         /// Update vector files; several are combined first.
         #[arg(required = true, value_name = "UPDATE")]
         updates: Vec<PathBuf>,
-        /// Directory for update.safetensors and adapter/.
+        /// Directory for update.safetensors and adapter/
+        /// (default: RUN/clients/NAME/translated/METHOD, with NAME from the update's path).
         #[arg(long, value_name = "DIR")]
-        out: PathBuf,
+        out: Option<PathBuf>,
         /// The translator.
         #[arg(long, value_enum, default_value_t = Method::GradTransformer)]
         method: Method,
@@ -123,9 +127,10 @@ pub enum Command {
         /// Directory of the translation, as `translate --out` made it.
         #[arg(long, value_name = "DIR")]
         translated: PathBuf,
-        /// Directory for update.safetensors and adapter/.
+        /// Directory for update.safetensors and adapter/ (default: that of --translated with
+        /// `-refined` after its name).
         #[arg(long, value_name = "DIR")]
-        out: PathBuf,
+        out: Option<PathBuf>,
     },
     /// Put an adapter into the weights of its model: a Hugging Face directory.
     Merge {
@@ -150,9 +155,10 @@ pub enum Command {
         /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
-        /// Directory for predictions.jsonl and score.json.
+        /// Directory for predictions.jsonl and score.json
+        /// (default: RUN/clients/NAME/evaluated/WHAT, with NAME from the data's path).
         #[arg(long, value_name = "DIR")]
-        out: PathBuf,
+        out: Option<PathBuf>,
         /// Which of the two models.
         #[arg(long, value_enum, default_value_t = Role::Llm)]
         model: Role,
@@ -174,6 +180,13 @@ pub enum Command {
         /// The page (default: report.html in the run directory); report.json goes beside it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Also write the tables and curves as CSV files to this directory.
+        #[arg(long, value_name = "DIR")]
+        csv: Option<PathBuf>,
+        /// Also write a page of examples with all models' answers, at most N of each file of test
+        /// data. It holds private texts.
+        #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "100")]
+        predictions: Option<NonZeroUsize>,
     },
     /// Submit stages to SLURM as batch jobs, after a look at everything that they need.
     Submit(crate::submit::Job),
@@ -260,10 +273,12 @@ impl Command {
             Self::Curate(job) => curate::run(context, world, &job),
             Self::Train(run) => train::run(context, world, &run),
             Self::Finetune { run, data, out, model, peft, allow_refinement } => {
+                let out = out.unwrap_or_else(|| default_out::finetuned(&run.run, &data, model));
                 let job = finetune::Job { data, out, role: model, peft, allow_refinement };
                 finetune::run(context, &run, &job)
             }
             Self::Refine { run, updates, translated, out } => {
+                let out = out.unwrap_or_else(|| default_out::refined(&translated));
                 refine::run(context, &run, &refine::Job { updates, translated, out })
             }
             Self::Translate {
@@ -277,6 +292,8 @@ impl Command {
                 allow_duplicates,
             } => {
                 let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
+                let translated = || default_out::translated(&run.run, &updates, method, random_student);
+                let out = out.unwrap_or_else(translated);
                 let job = translate::Job { updates, out, method, combine, random_student, allow };
                 translate::run(context, &run, &job)
             }
@@ -284,11 +301,15 @@ impl Command {
                 merge::run(context, &run, &merge::Job { adapter, out, role: model })
             }
             Self::Evaluate { run, data, out, model, base, adapter } => {
+                let (base_dir, adapter_dir) = (base.as_deref(), adapter.as_deref());
+                let evaluated = || default_out::evaluated(&run.run, &data, model, base_dir, adapter_dir);
+                let out = out.unwrap_or_else(evaluated);
                 let job = evaluate::Job { data, out, role: model, base, adapter };
                 evaluate::run(context, &run, &job).map(drop)
             }
-            Self::Report { run, evaluations, out } => {
-                gradtx_report::stage::run(context, &gradtx_report::stage::Job { run, evaluations, out })
+            Self::Report { run, evaluations, out, csv, predictions } => {
+                let job = gradtx_report::stage::Job { run, evaluations, out, csv, predictions };
+                gradtx_report::stage::run(context, &job)
             }
             Self::Submit(job) => submit::run(context, &job),
             Self::Inspect { path } => inspect::run(context, &path),
@@ -302,6 +323,21 @@ impl Command {
             Self::Demo { dir, world, seed, preset, device, dtype } => {
                 demo::run(context, &demo::Job { dir, world, seed, preset, device, dtype })
             }
+        }
+    }
+
+    /// The run directory that it works on, if it makes results of a run.
+    pub fn run_dir(&self) -> Option<PathBuf> {
+        match self {
+            Self::Curate(job) => Some(job.run.run.clone()),
+            Self::Train(run)
+            | Self::Finetune { run, .. }
+            | Self::Translate { run, .. }
+            | Self::Refine { run, .. }
+            | Self::Merge { run, .. }
+            | Self::Evaluate { run, .. } => Some(run.run.clone()),
+            Self::Demo { dir, .. } => Some(dir.join(demo::RUN_DIR)),
+            _ => None,
         }
     }
 

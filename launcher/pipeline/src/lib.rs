@@ -7,6 +7,7 @@
 pub mod aggregate;
 pub mod artifacts;
 pub mod card;
+pub mod default_out;
 pub mod lineage;
 pub mod products;
 pub mod records;

@@ -5,6 +5,7 @@
 use super::curves::{Client, Clients, JobLosses, Series, Shadow, Translator};
 use super::headline::count;
 use super::svg::{Axis, MapRows, Plot, Scale, WIDTH, drawing, escape, fixed, hover, map, significant};
+use super::times::{RateSeries, Times};
 use super::tuples::{Cosines, Side, Tuples};
 use super::{Scores, Spread};
 use crate::table::{Entry, Row, TestData, display_name};
@@ -257,18 +258,17 @@ fn job_losses(
     };
     for (role, jobs) in &jobs {
         if let (Some(first), Some(last)) = (jobs.first, jobs.last) {
+            let (from, to) = (significant(first.median), significant(last.median));
+            let fell = match jobs.improved {
+                _ if from == to => "it hardly changed".to_string(),
+                n if n == jobs.jobs => "the loss of all fell".into(),
+                n => format!("the loss of {n} of {} fell", jobs.jobs),
+            };
             let _ = write!(
                 caption,
-                " {}: {} from {} to {} in the median; the loss of {} fell.",
+                " {}: {} from {from} to {to} in the median; {fell}.",
                 display_name(*role),
                 count(jobs.jobs, "job"),
-                significant(first.median),
-                significant(last.median),
-                if jobs.improved == jobs.jobs {
-                    "all".into()
-                } else {
-                    format!("{} of {}", jobs.improved, jobs.jobs)
-                }
             );
         }
     }
@@ -309,6 +309,13 @@ pub fn translator(training: &Translator) -> Vec<Figure> {
     let x = || step_axis([training.steps]);
     figures.extend(line_figure("translator-loss", "Training loss", "squared error", x(), &training.loss));
     figures.extend(validation(training, x()));
+    figures.extend(line_figure(
+        "translator-rate",
+        "Learning rate",
+        "learning rate",
+        x(),
+        &training.learning_rate,
+    ));
     figures.extend(by_block(training));
     figures.extend(line_figure(
         "translator-gradient",
@@ -516,4 +523,71 @@ fn cosine_map(role: Role, cosines: &Cosines, tasks: Option<usize>) -> Figure {
     Figure::of(&format!("Similar {who}"), caption, |title, description| {
         map(&format!("cosines-{who}"), title, description, &cosines.map, &rows)
     })
+}
+
+/// Learning rates of shadow jobs and clients, where they were written down.
+pub fn learning_rates(shadow: &Shadow, clients: &Clients) -> Option<Figure> {
+    let of = |jobs: &Option<JobLosses>| jobs.as_ref().map(|jobs| jobs.learning_rate.clone());
+    let lines: Vec<(Role, bool, Series)> = [
+        (Role::Tiny, true, of(&shadow.tiny)),
+        (Role::Llm, true, of(&shadow.llm)),
+        (Role::Tiny, false, of(&clients.tiny)),
+        (Role::Llm, false, of(&clients.llm)),
+    ]
+    .into_iter()
+    .filter_map(|(role, is_shadow, rates)| Some((role, is_shadow, rates.filter(|r| !r.steps.is_empty())?)))
+    .collect();
+    let steps = lines.iter().filter_map(|(_, _, rates)| rates.steps.last().copied()).max()?;
+    let values: Vec<f64> = lines.iter().flat_map(|(_, _, rates)| rates.values.iter().flatten().copied()).collect();
+    let y = Axis::log_if_wide("learning rate", &values);
+    let caption = "Thick: shadow jobs. Thin: clients, where their schedule is another.".to_string();
+    Some(Figure::of("Learning rate", caption, |title, description| {
+        let mut plot = Plot::new("learning-rate", title, description, step_axis([steps]), y);
+        for (role, is_shadow, rates) in &lines {
+            let thin = if *is_shadow { "" } else { "thin " };
+            let name = format!("{}, {}", display_name(*role), if *is_shadow { "shadow" } else { "client" });
+            plot.line(&format!("{thin}{}", class(*role)), points(rates));
+            plot.values(&name, points(rates));
+            if let (true, Some((_, last))) = (*is_shadow, points(rates).last()) {
+                plot.end(class(*role), last, display_name(*role));
+            }
+        }
+        plot.finish()
+    }))
+}
+
+/// Throughput while the stages worked.
+pub fn throughput(times: &Times) -> Vec<Figure> {
+    let of = |stage: &str| times.rates.iter().filter(|rates| rates.stage == stage).collect::<Vec<_>>();
+    [("curate", "Throughput of curation"), ("train", "Throughput of the translator's training")]
+        .into_iter()
+        .filter_map(|(stage, title)| rate_figure(stage, title, &of(stage)))
+        .collect()
+}
+
+fn rate_figure(stage: &str, title: &str, rates: &[&RateSeries]) -> Option<Figure> {
+    let first = rates.first()?;
+    let values: Vec<f64> = rates.iter().flat_map(|r| r.per_s.values.iter().flatten().copied()).collect();
+    let last = rates.iter().filter_map(|r| r.per_s.steps.last().copied()).max()?;
+    let y = Axis::log_if_wide(&format!("{} per second", first.unit), &values);
+    let (label, caption) = match first.of.as_str() {
+        "group" => ("group of jobs", "Of every group of jobs that were trained together, in the order in which they ended."),
+        _ => ("optimizer step", "Of the steps, as they were measured."),
+    };
+    let x = Axis::exact(label, 0.0, last.max(1) as f64);
+    Some(Figure::of(title, caption.into(), |title, description| {
+        let mut plot = Plot::new(&format!("throughput-{stage}"), title, description, x, y);
+        for series in rates {
+            let (class, name) = match series.model {
+                Some(role) => (class(role), display_name(role)),
+                None => ("grad", "training"),
+            };
+            plot.line(class, points(&series.per_s));
+            plot.values(name, points(&series.per_s));
+            if let Some((_, value)) = points(&series.per_s).last() {
+                plot.end(class, value, name);
+            }
+        }
+        plot.finish()
+    }))
 }

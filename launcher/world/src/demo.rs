@@ -21,6 +21,9 @@ use gradtx_train::baselines::Method;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+/// The run in the demo's directory.
+pub const RUN_DIR: &str = "run";
+
 /// Models of the table.
 fn entries() -> impl Iterator<Item = Entry> {
     [Entry::Base(Role::Tiny), Entry::Base(Role::Llm), Entry::Finetuned(Role::Tiny)]
@@ -54,7 +57,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let taken = take(&place, &context.place)?;
     taken.say(context);
     let started = Instant::now();
-    let (world_dir, run_dir) = (dir.join("world"), dir.join("run"));
+    let (world_dir, run_dir) = (dir.join("world"), dir.join(RUN_DIR));
     let mut times: Vec<(&str, f64)> = vec![];
     let mut timed = |name, from: Instant| times.push((name, from.elapsed().as_secs_f64()));
 
@@ -102,7 +105,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     // The page has times on it; the table alone is the same in every run.
     let (tables, _) = Table::of(&collect(&[&run_dir]).0);
     write_json(&run_dir.join("table.json"), &tables)?;
-    report::run(context, &report::Job { run: run_dir, evaluations: vec![], out: None })?;
+    report::run(context, &report::Job::of(run_dir))?;
     let times: Vec<String> = times.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect();
     let total = started.elapsed().as_secs_f64();
     context.ui.result(format!("Time: {}; {total:.1} s in all.", times.join(", ")));

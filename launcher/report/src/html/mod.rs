@@ -9,12 +9,13 @@
 //! | `environment` | the templates, and how values become text |
 //! | `view` | what templates show: parts, tables, figures |
 //! | `report`, `tables` | the page of a report |
-//! | `comparison` | the page of a comparison of runs |
 //! | `predictions` | the page of predictions |
 
 mod environment;
+mod predictions;
 mod report;
 mod tables;
 mod view;
 
+pub use predictions::page as predictions_page;
 pub use report::page;

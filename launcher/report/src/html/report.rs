@@ -67,6 +67,7 @@ pub fn page(report: &Report) -> Result<String> {
             fine_tuning(report),
             translator(report),
             tuples(report),
+            refinements(report),
             tables::rows(report),
             times(report),
             provenance(report),
@@ -158,11 +159,6 @@ fn tiles(scores: &Scores) -> Vec<Tile> {
 /// A part for every metric.
 fn results(scores: &[Scores]) -> impl Iterator<Item = Option<Part>> {
     scores.iter().enumerate().map(|(i, scores)| {
-        let finding = |finding: &crate::headline::Finding| {
-            let (class, title) = verdict(finding.verdict);
-            Finding { class, title, text: finding.text.clone() }
-        };
-        let findings = scores.headline.findings.iter().map(finding).collect();
         let (title, intro) = match i {
             0 => (
                 "Result".into(),
@@ -175,11 +171,30 @@ fn results(scores: &[Scores]) -> impl Iterator<Item = Option<Part>> {
                 format!("{} {}", scores.headline.text, scores.headline.conclusion),
             ),
         };
-        let figure = figures::gap(&format!("gap-{i}"), scores);
+        let (figure, findings) = (figures::gap(&format!("gap-{i}"), scores), findings(&scores.headline));
         let blocks =
             vec![Some(Block::Findings { figure, findings }), Block::table(tables::scores(scores))];
         Part::of(&format!("result-{i}"), &title, intro, blocks)
     })
+}
+
+/// What follows from the rows beside the Grad-Transformer; those without a score in one finding.
+fn findings(headline: &Headline) -> Vec<Finding> {
+    let (unknown, known): (Vec<_>, Vec<_>) =
+        headline.findings.iter().partition(|finding| finding.verdict == Verdict::Unknown);
+    let shown = |finding: &crate::headline::Finding| {
+        let (class, title) = verdict(finding.verdict);
+        Finding { class, title, text: finding.text.clone() }
+    };
+    let mut findings: Vec<Finding> = known.into_iter().map(shown).collect();
+    let names: Vec<&str> =
+        unknown.iter().map(|finding| finding.text.split(": ").next().unwrap_or_default()).collect();
+    if !names.is_empty() {
+        let (class, title) = verdict(Verdict::Unknown);
+        let text = format!("No score to compare with: {}.", names.join(", "));
+        findings.push(Finding { class, title, text });
+    }
+    findings
 }
 
 fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
@@ -188,13 +203,20 @@ fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
         Verdict::SaysLittle => ("shows_nothing", "This comparison shows little"),
         Verdict::NotNeeded => ("not_needed", "A simpler translator does as well"),
         Verdict::ShowsNothing => ("shows_nothing", "This comparison shows nothing"),
-        Verdict::Unknown => ("unknown", "Not known"),
+        Verdict::Unknown => ("unknown", "Not compared"),
     }
 }
 
 fn fine_tuning(report: &Report) -> Option<Part> {
     let figures: Vec<Figure> =
-        [figures::shadow(&report.shadow), figures::clients(&report.clients)].into_iter().flatten().collect();
+        [
+            figures::shadow(&report.shadow),
+            figures::clients(&report.clients),
+            figures::learning_rates(&report.shadow, &report.clients),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
     let not_finite: usize =
         [&report.shadow.tiny, &report.shadow.llm, &report.clients.tiny, &report.clients.llm]
             .into_iter()
@@ -249,13 +271,28 @@ fn tuples(report: &Report) -> Option<Part> {
     Part::of("updates", "Update vectors", intro, blocks)
 }
 
+fn refinements(report: &Report) -> Option<Part> {
+    let intro = "A translation is refined on public prompts that it and the client's TinyLM answer alike. The \
+                 share of answers that agree shows how far the translation follows the client.";
+    Part::of("refinement", "Refinement", intro, vec![Block::table(tables::refinements(report))])
+}
+
 fn times(report: &Report) -> Option<Part> {
-    let blocks = vec![Block::table(tables::rates(&report.times)), Block::table(tables::dates(&report.times))];
+    let blocks = vec![
+        Block::table(tables::rates(&report.times)),
+        Block::figures(figures::throughput(&report.times)),
+        Block::table(tables::dates(&report.times)),
+    ];
     Part::of("time", "Time", "As measured on the machine that ran each stage.", blocks)
 }
 
 fn provenance(report: &Report) -> Option<Part> {
-    let blocks = vec![Block::table(tables::models(report)), tables::settings(report)];
+    let blocks = vec![
+        Block::table(tables::models(report)),
+        Block::table(tables::devices(report)),
+        tables::commands(&report.times),
+        tables::settings(report),
+    ];
     Part::of(
         "provenance",
         "Provenance",

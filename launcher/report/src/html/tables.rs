@@ -9,15 +9,21 @@ use crate::table::{Row, display_name};
 use crate::times::{StageDates, Times, TokenRate};
 use crate::tuples::{Side, Tuples};
 use crate::{Report, Scores, Spread};
+use gradtx_pipeline::stages::refine::TrainedOn;
+use gradtx_run::command_log::LoggedCommand;
 use gradtx_run::role::Role;
+use gradtx_run::text::{human_seconds, quoted};
 use gradtx_runtime::artifact::Privacy;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// Clients that get a column of their own.
 const COLUMNS: usize = 10;
 /// Clients that get a row of their own.
 const CLIENTS: usize = 40;
+/// Commands that are shown without being asked for.
+const COMMANDS: usize = 12;
 /// What stands where there is no number.
 const NONE: &str = "–";
 
@@ -295,6 +301,80 @@ pub fn models(report: &Report) -> Table {
         if let Some(fingerprint) = &model.fingerprint {
             let name = model.name.as_deref().unwrap_or(NONE);
             table.push(class(role), vec![display_name(role).into(), name.into(), Cell::code(fingerprint)]);
+        }
+    }
+    table
+}
+
+/// What each stage was computed on, and by which versions.
+pub fn devices(report: &Report) -> Table {
+    let head = ["stage", "results", "gradtx", "device", "where its bits depend on it"];
+    let mut table = Table::new(&head, &[2, 3, 4], "");
+    for stage in &report.run.stages {
+        let list = |items: &BTreeSet<String>| items.iter().cloned().collect::<Vec<_>>().join(", ");
+        let cells = [
+            stage.stage.clone(),
+            grouped(stage.results as u64),
+            list(&stage.versions),
+            list(&stage.devices),
+            list(&stage.computed_on),
+        ];
+        table.push("", cells.map(Cell::from).into());
+    }
+    table
+}
+
+/// The commands that worked on the run.
+pub fn commands(times: &Times) -> Option<Block> {
+    let head = ["started, UTC", "took", "host", "ranks × threads", "gradtx", "exit code", "command"];
+    let caption = "From commands.jsonl of the run directory; of absolute paths only the last part.";
+    let mut table = Table::new(&head, &[2, 4, 6], caption);
+    for LoggedCommand { started, seconds, command, host, ranks, threads, version, slurm_job, exit_code } in
+        &times.commands
+    {
+        let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+        let job = slurm_job.as_ref().map_or(String::new(), |job| format!(", SLURM job {job}"));
+        let cells = vec![
+            started.clone().into(),
+            human_seconds(*seconds).into(),
+            format!("{host}{job}").into(),
+            format!("{ranks} × {threads}").into(),
+            version.clone().into(),
+            exit_code.to_string().into(),
+            Cell::code(words.join(" ")),
+        ];
+        table.push("", cells);
+    }
+    match table.rows.len() {
+        0..=COMMANDS => Block::table(table),
+        n => Some(Block::Details { summary: format!("All {n} commands"), table }),
+    }
+}
+
+/// How refinements went, a row for each round.
+pub fn refinements(report: &Report) -> Table {
+    let head = ["refined", "translator", "round", "prompts", "answered", "agreed", "share", "trained on", "last loss"];
+    let caption = "Answered: prompts of which the TinyLM ended its answer. Share: answers that agree, of all prompts.";
+    let mut table = Table::new(&head, &[1, 7], caption);
+    for refinement in &report.refinements {
+        for (i, round) in refinement.rounds.iter().enumerate() {
+            let trained_on = match round.trained_on {
+                TrainedOn::Agreed => "answers that agree",
+                TrainedOn::Surest => "the TinyLM's surest answers",
+                TrainedOn::Nothing => "nothing: too few agree",
+            };
+            let cells = vec![
+                Cell::code(&refinement.name),
+                refinement.method.map_or(NONE, |method| method.label()).into(),
+                (i + 1).to_string().into(),
+                grouped(refinement.prompts as u64).into(),
+                grouped(refinement.answered as u64).into(),
+                grouped(round.agreed as u64).into(),
+                format!("{} %", fixed(100.0 * round.share, 1)).into(),
+                trained_on.into(),
+                optional(round.loss, significant),
+            ];
+            table.push("", cells);
         }
     }
     table
