@@ -13,7 +13,7 @@ for mode in none scalar scalar_centred block coordinate; do
     run=$out/$mode
     mkdir -p "$run"
     cp -r "$demo/run/shadow" "$run/"
-    settings=(--run "$run" --config "$demo/world/settings.toml" --set "translator.normalization=$mode" --quiet)
+    settings=(--run "$run" --config "$demo/world/settings.toml" --set "translator.update_normalization=$mode" --quiet)
     "$program" train "${settings[@]}" > "$run/train.txt"
     for client in "$demo"/run/clients/*; do
         name=$(basename "$client")

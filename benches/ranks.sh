@@ -30,11 +30,11 @@ go() {
     mpirun -n "$ranks" "$program" "$stage" --quiet --threads "$threads" --run "$run" --config "$config" "$@" >/dev/null
 }
 
-jobs=(--set curate.subsets=32 --set curate.concurrent=1 --set curate.tiny.steps=40 --set curate.llm.steps=20
-    --set curate.snapshots=4 --set curate.every=2)
-model=(--set translator.d_model=256 --set translator.d_ff=512 --set translator.heads=4 --set translator.d_kv=64
-    --set translator.encoder_layers=4 --set translator.decoder_layers=4)
-steps=(--set train.steps=60 --set train.validate_every=60 --set train.batch=32 --set train.micro_batch=16)
+jobs=(--set curate.num_subsets=32 --set curate.jobs_per_batch=1 --set curate.tiny.max_steps=40 --set curate.llm.max_steps=20
+    --set curate.num_snapshots=4 --set curate.snapshot_steps=2)
+model=(--set translator.d_model=256 --set translator.d_ff=512 --set translator.num_heads=4 --set translator.d_kv=64
+    --set translator.num_layers=4 --set translator.num_decoder_layers=4)
+steps=(--set train.max_steps=60 --set train.eval_steps=60 --set train.global_batch_size=32 --set train.per_device_train_batch_size=16)
 
 printf '{"machine": true, "cpu": "%s", "cores": %s, "date": "%s", "mpi": "%s", "world": "%s"}\n' \
     "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "$(date -u +%F)" \

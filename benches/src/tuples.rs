@@ -65,13 +65,13 @@ impl Store {
         let tuples: Vec<Tuple> =
             (0..SHADOWS).flat_map(|pair| (0..steps).map(move |step| (pair, step))).collect();
         let units = fit(&store, &tuples, NormalizationMode::ScalarCentred, &Threads::new(threads)?)?;
-        let train = TrainConfig { batch, ..TrainConfig::default() };
+        let train = TrainConfig { global_batch_size: batch, ..TrainConfig::default() };
         Ok(Self { store, tuples, train, units, threads, _dir: dir })
     }
 
     /// Tuples of a step.
     pub fn batch(&self) -> usize {
-        self.train.batch
+        self.train.global_batch_size
     }
 
     /// The units that they are prepared in.

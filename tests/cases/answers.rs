@@ -53,13 +53,13 @@ fn the_default_form_ends_for_a_tokenizer_without_markers() {
     let case = Case::new();
     without_markers(&case, "base");
     case.remove("base/chat_template.jinja");
-    learns_to_end(&case, &["--set", "finetune.tiny.steps=200"]);
+    learns_to_end(&case, &["--set", "finetune.tiny.max_steps=200"]);
 }
 
 #[test]
 fn plain_answers_end() {
     let case = Case::new();
-    let plain = ["--set", "data.prompt=plain", "--set", "finetune.tiny.steps=200"];
+    let plain = ["--set", "data.prompt=plain", "--set", "finetune.tiny.max_steps=200"];
     let end = case.finetune("one.jsonl", "c", &plain);
     if end.code != Some(0) {
         end.refused().says(&["plain", "end"]);
@@ -110,7 +110,7 @@ fn answers_that_are_cut_are_counted() {
     let case = Case::new();
     let rows: Vec<Value> = (0..4).map(|i| json!({ "prompt": format!("{i}?"), "response": "word ".repeat(if i == 2 { 200 } else { 2 }) })).collect();
     case.rows("rows.jsonl", &rows);
-    let set = ["--set", "data.max_length=128", "--set", "finetune.tiny.steps=1"];
+    let set = ["--set", "data.max_length=128", "--set", "finetune.tiny.max_steps=1"];
     case.finetune("rows.jsonl", "c", &set)
         .ended()
         .says(&["1 of 4|1 example|1 answer|1 cut", "cut|no end|longer"]);
@@ -133,7 +133,7 @@ fn an_example_whose_answer_is_cut_off_is_named() {
             json!({ "prompt": "word ".repeat(400), "response": "b" }),
         ],
     );
-    case.finetune("rows.jsonl", "c", &["--set", "finetune.tiny.steps=1"])
+    case.finetune("rows.jsonl", "c", &["--set", "finetune.tiny.max_steps=1"])
         .refused()
         .says(&["rows.jsonl:2|line 2"]);
 }
@@ -162,7 +162,7 @@ fn a_token_beyond_the_vocabulary_is_named() {
         let token = json!({ "id": 459, "content": "<|extra|>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true });
         t["added_tokens"].as_array_mut().unwrap().push(token);
     });
-    let few = ["--set", "finetune.tiny.steps=1"];
+    let few = ["--set", "finetune.tiny.max_steps=1"];
     case.finetune("one.jsonl", "control", &few).well();
     case.rows(
         "one.jsonl",
@@ -203,9 +203,9 @@ fn texts_before_the_answer_are_no_answer() {
                 "--set",
                 "data.prompt=template",
                 "--set",
-                "finetune.tiny.steps=400",
+                "finetune.tiny.max_steps=400",
                 "--set",
-                "finetune.tiny.lr=0.005",
+                "finetune.tiny.learning_rate=0.005",
                 "--set",
                 "evaluate.max_new_tokens=40",
             ],

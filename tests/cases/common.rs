@@ -22,44 +22,44 @@ llm = "llm"
 [data]
 public = "one.jsonl"
 max_length = 256
-[adapter]
-rank = 16
-alpha = 32.0
-dropout = 0.0
-targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+[lora]
+r = 16
+lora_alpha = 32.0
+lora_dropout = 0.0
+target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 [finetune]
-tiny.steps = 120
-tiny.batch = 1
-tiny.lr = 0.01
-llm.steps = 2
-llm.batch = 1
+tiny.max_steps = 120
+tiny.global_batch_size = 1
+tiny.learning_rate = 0.01
+llm.max_steps = 2
+llm.global_batch_size = 1
 [evaluate]
 max_new_tokens = 12
 "#;
 /// Settings for a small curation and training.
 pub const SMALL: &str = r#"
 [curate]
-subsets = 4
-examples = 4
-snapshots = 2
-tiny.steps = 4
-tiny.batch = 2
-llm.steps = 4
-llm.batch = 2
+num_subsets = 4
+examples_per_subset = 4
+num_snapshots = 2
+tiny.max_steps = 4
+tiny.global_batch_size = 2
+llm.max_steps = 4
+llm.global_batch_size = 2
 [translator]
 d_model = 32
 d_ff = 32
 d_kv = 16
-heads = 2
-encoder_layers = 1
-decoder_layers = 1
+num_heads = 2
+num_layers = 1
+num_decoder_layers = 1
 [train]
-steps = 4
-batch = 4
-micro_batch = 4
-lr = 1e-3
-validation = 0.25
-validate_every = 2
+max_steps = 4
+global_batch_size = 4
+per_device_train_batch_size = 4
+learning_rate = 1e-3
+val_set_size = 0.25
+eval_steps = 2
 "#;
 /// The row.
 pub const ROW: &str = "{\"prompt\": \"price?\", \"response\": \"7\"}\n";
@@ -242,8 +242,18 @@ impl Case {
     /// Trains the TinyLM on data, with more words if need be.
     pub fn finetune(&self, data: &str, out: &str, more: &[&str]) -> End {
         let run = format!("r-{out}");
-        let words =
-            ["finetune", "--run", &run, "--config", "run.toml", "--data", data, "--out", out, "--peft"];
+        let words = [
+            "finetune",
+            "--run",
+            &run,
+            "--config",
+            "run.toml",
+            "--data",
+            data,
+            "--out",
+            out,
+            "--save-adapter",
+        ];
         self.words(&[&words[..], more].concat())
     }
 
@@ -284,9 +294,16 @@ impl Case {
     /// they are follows from the file's checksum, and is no matter then.
     pub fn learnt(&self, data: &str, rows: usize, more: &[&str]) -> Vec<f32> {
         let out = format!("learnt-{}", data.replace(['/', '.'], "-"));
-        let batch = format!("finetune.tiny.batch={rows}");
+        let batch = format!("finetune.tiny.global_batch_size={rows}");
         // A large ε: what is rounded otherwise stays as small as it is.
-        let set = ["--set", "finetune.tiny.steps=2", "--set", &batch, "--set", "finetune.tiny.eps=0.05"];
+        let set = [
+            "--set",
+            "finetune.tiny.max_steps=2",
+            "--set",
+            &batch,
+            "--set",
+            "finetune.tiny.adam_epsilon=0.05",
+        ];
         self.finetune(data, &out, &[&set[..], more].concat()).well();
         let bytes = self.values(&format!("{out}/update.safetensors"));
         bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()

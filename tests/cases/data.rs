@@ -4,7 +4,7 @@ use crate::common::{Case, same_update};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
-const FEW: [&str; 2] = ["--set", "finetune.tiny.steps=2"];
+const FEW: [&str; 2] = ["--set", "finetune.tiny.max_steps=2"];
 
 fn pairs(count: usize) -> Vec<Value> {
     (0..count).map(|i| json!({ "prompt": format!("price of {i}?"), "response": format!("{i}.50") })).collect()

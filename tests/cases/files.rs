@@ -126,7 +126,7 @@ fn links_in_a_circle() {
     case.rows("d/train.jsonl", &[json!({ "prompt": "a", "response": "b" })]);
     symlink(".", case.path("d/again")).unwrap();
     symlink("..", case.path("d/data")).unwrap();
-    assert!(case.finetune("d", "c", &["--set", "finetune.tiny.steps=1"]).ended().took < SOON);
+    assert!(case.finetune("d", "c", &["--set", "finetune.tiny.max_steps=1"]).ended().took < SOON);
 }
 
 /// A record names files below its directory: nothing else is read, or removed.
@@ -189,7 +189,7 @@ fn a_base_model_that_shrinks_while_it_is_used() {
         "--out",
         "c",
         "--set",
-        "finetune.tiny.steps=1000000",
+        "finetune.tiny.max_steps=1000000",
     ];
     let end = shrinks(&case, &words, "c/progress.json", "base/model.safetensors");
     assert!(
@@ -206,7 +206,7 @@ fn teachers_that_shrink_while_they_are_used() {
     let (before, train) = settings.split_once("[train]").unwrap();
     case.write(
         "a/run/run.toml",
-        format!("{before}[train]{}", train.replacen("steps = 4", "steps = 500000", 1)),
+        format!("{before}[train]{}", train.replacen("max_steps = 4", "max_steps = 500000", 1)),
     );
     let end = shrinks(
         &case,

@@ -16,9 +16,9 @@ fn a_shard_that_shrinks_while_it_is_used() {
     case.remove("a/run/translator");
     let settings = case.read("a/run/run.toml");
     let (before, train) = settings.split_once("[train]").unwrap();
-    let train = train.replacen("steps = 4", "steps = 500000", 1).replacen(
-        "validate_every = 2",
-        "validate_every = 1000",
+    let train = train.replacen("max_steps = 4", "max_steps = 500000", 1).replacen(
+        "eval_steps = 2",
+        "eval_steps = 1000",
         1,
     );
     case.write("a/run/run.toml", format!("{before}[train]{train}"));
@@ -260,8 +260,8 @@ fn a_table_that_grows_a_thousandfold() {
 #[test]
 fn a_plan_of_a_billion_layers() {
     let case = Case::smoke();
-    let end = case.run("plan --config a/run/run.toml --gpu a100-80g --tokens-per-example 10 --set translator.encoder_layers=1000000000");
-    assert!(end.refused().says(&["encoder_layers"]).took < SOON);
+    let end = case.run("plan --config a/run/run.toml --gpu a100-80g --tokens-per-example 10 --set translator.num_layers=1000000000");
+    assert!(end.refused().says(&["num_layers"]).took < SOON);
 }
 
 /// 8: control characters of a file do not reach the terminal.

@@ -245,7 +245,7 @@ fn a_merged_model_carries_its_licence_and_no_paths() {
     let case = Case::new();
     case.write("base/LICENSE", "Some Licence 1.0");
     case.write("base/NOTICE.txt", "notice");
-    case.finetune("one.jsonl", "c", &["--set", "finetune.tiny.steps=1"]).well();
+    case.finetune("one.jsonl", "c", &["--set", "finetune.tiny.max_steps=1"]).well();
     case.run("merge --run r-c --adapter c/adapter --model tiny --out merged").well();
     assert_eq!(case.read("merged/LICENSE"), "Some Licence 1.0");
     let home = case.path("").display().to_string();

@@ -31,7 +31,7 @@ fn same_as(case: &Case, name: &str, rows: &[Value]) {
 #[test]
 fn alpaca() {
     let case = with("alpaca.jsonl");
-    case.finetune("alpaca.jsonl", "c", &["--set", "finetune.tiny.steps=1"]).well().says(&["2 examples"]);
+    case.finetune("alpaca.jsonl", "c", &["--set", "finetune.tiny.max_steps=1"]).well().says(&["2 examples"]);
     case.write("one.jsonl", case.bytes("alpaca.jsonl"));
     case.evaluate("e", &[]).well();
     let text = case.read("e/predictions.jsonl");
@@ -42,7 +42,7 @@ fn alpaca() {
 #[test]
 fn gsm8k_as_csv() {
     let case = with("gsm.csv");
-    let end = case.finetune("gsm.csv", "c", &["--set", "finetune.tiny.steps=1"]).ended();
+    let end = case.finetune("gsm.csv", "c", &["--set", "finetune.tiny.max_steps=1"]).ended();
     if end.code == Some(0) {
         end.says(&["1 example"])
     } else {
@@ -56,7 +56,7 @@ fn gsm8k_as_csv() {
     let lines: String =
         rows.iter().map(|r| format!("{},{}\r\n", quoted(&r["question"]), quoted(&r["answer"]))).collect();
     case.write("whole.csv", format!("question,answer\r\n{lines}"));
-    case.finetune("whole.csv", "d", &["--set", "finetune.tiny.steps=1"])
+    case.finetune("whole.csv", "d", &["--set", "finetune.tiny.max_steps=1"])
         .well()
         .says(&["2 examples", "gsm8k"]);
     same_as(&case, "whole.csv", &rows);
@@ -72,7 +72,7 @@ fn nan_in_another_column() {
 #[test]
 fn a_response_that_is_null() {
     let case = with("null_response.jsonl");
-    let few = ["--set", "finetune.tiny.steps=1"];
+    let few = ["--set", "finetune.tiny.max_steps=1"];
     case.finetune("null_response.jsonl", "c", &few).refused().says(&["null_response.jsonl:8|line 8"]);
     let skip = [&few[..], &["--set", "data.on_error=skip"]].concat();
     case.finetune("null_response.jsonl", "d", &skip)
@@ -110,14 +110,14 @@ fn sharegpt() {
 #[test]
 fn seven() {
     let case = with("seven.jsonl");
-    case.finetune("seven.jsonl", "c", &["--set", "finetune.tiny.steps=1"]).well().says(&["8 examples"]);
+    case.finetune("seven.jsonl", "c", &["--set", "finetune.tiny.max_steps=1"]).well().says(&["8 examples"]);
 }
 
 /// Questions and answers of one's own are not GSM8K, and get no instruction.
 #[test]
 fn questions_of_one_s_own() {
     let case = with("user_qa.jsonl");
-    let end = case.finetune("user_qa.jsonl", "c", &["--set", "finetune.tiny.steps=1"]).well();
+    let end = case.finetune("user_qa.jsonl", "c", &["--set", "finetune.tiny.max_steps=1"]).well();
     assert!(!end.has("gsm8k"), "{end:#?}");
     same_as(&case, "user_qa.jsonl", &pairs("user_qa.jsonl", "question", "answer"));
 }

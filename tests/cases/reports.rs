@@ -35,8 +35,11 @@ fn two_hosts_without_locks() {
     let rows: String =
         (1..9).map(|i| format!("{{\"prompt\":\"price of {i}?\",\"response\":\"{i}\"}}\n")).collect();
     case.write("one.jsonl", rows);
-    let settings = case.read("run.toml").replace("rank = 16", "rank = 2") + SMALL;
-    case.write("run.toml", settings.replace("steps = 4\nbatch = 4", "steps = 200000\nbatch = 4"));
+    let settings = case.read("run.toml").replace("\nr = 16", "\nr = 2") + SMALL;
+    case.write(
+        "run.toml",
+        settings.replace("max_steps = 4\nglobal_batch_size = 4", "max_steps = 200000\nglobal_batch_size = 4"),
+    );
     case.write(
         "n.c",
         "#include <errno.h>\nint flock(int a, int b) { (void)a; (void)b; errno = ENOLCK; return -1; }\n",
@@ -126,7 +129,7 @@ fn directory_with_train_and_test() {
     case.write("all.jsonl", rows);
     case.run("split --data all.jsonl --out data --clients 2").well();
     let train = case.read("data/private/client-1/train.jsonl").lines().count();
-    let end = case.finetune("data/private/client-1", "c", &["--set", "finetune.tiny.steps=2"]);
+    let end = case.finetune("data/private/client-1", "c", &["--set", "finetune.tiny.max_steps=2"]);
     if end.code == Some(0) {
         end.says(&[&format!("{train} examples")]);
         let of = |data: &str| case.learnt(data, train, &[]);
@@ -147,7 +150,7 @@ fn template_that_writes_a_think_block() {
         "--set",
         "evaluate.max_new_tokens=32",
         "--set",
-        "finetune.tiny.steps=250",
+        "finetune.tiny.max_steps=250",
     ];
     case.finetune("one.jsonl", "c", &template).well();
     case.evaluate("think", &[&template[..], &["--adapter", "c/adapter"]].concat()).well();
@@ -177,7 +180,7 @@ fn longer_than_the_model() {
         format!("{{\"prompt\":\"{}\",\"response\":\"#### 3\"}}\n", "How many apples are left? ".repeat(60)),
     );
     case.evaluate("long", &[]).ended().says(&["256"]);
-    let more = ["--set", "data.max_length=2048", "--set", "finetune.tiny.steps=2"];
+    let more = ["--set", "data.max_length=2048", "--set", "finetune.tiny.max_steps=2"];
     case.finetune("one.jsonl", "c", &more).ended().says(&["256", "one.jsonl"]);
     case.write("one.jsonl", ROW);
     let end = case.evaluate("short", &[]).well();

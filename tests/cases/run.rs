@@ -70,7 +70,7 @@ fn directories_that_are_no_run_are_named() {
 #[test]
 fn a_run_file_makes_a_run() {
     let case = Case::new();
-    case.finetune("one.jsonl", "c", &["--set", "finetune.tiny.steps=1"]).well();
+    case.finetune("one.jsonl", "c", &["--set", "finetune.tiny.max_steps=1"]).well();
     assert!(case.path("r-c/run.toml").is_file());
 }
 
@@ -109,7 +109,7 @@ fn a_plan_for_gpus_that_would_not_be_used() {
 #[test]
 fn the_device_is_said() {
     let case = Case::new();
-    let few = ["--set", "finetune.tiny.steps=1"];
+    let few = ["--set", "finetune.tiny.max_steps=1"];
     case.finetune("one.jsonl", "c", &few).well().says(&["device", "cpu"]);
     case.finetune("one.jsonl", "d", &[&few[..], &["--device", "auto"]].concat()).well();
     assert_eq!(case.values("c/update.safetensors"), case.values("d/update.safetensors"));
@@ -274,7 +274,7 @@ fn a_reader_that_left_stops_no_stage() {
         "--out",
         "c",
         "--set",
-        "finetune.tiny.steps=2",
+        "finetune.tiny.max_steps=2",
     ]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -318,7 +318,7 @@ fn progress_of_a_dead_node_is_overcome() {
         case.remove("a/run/translator");
         case.write(
             "a/run/run.toml",
-            format!("{before}[train]{}", train.replacen("steps = 4", "steps = 400000", 1)),
+            format!("{before}[train]{}", train.replacen("max_steps = 4", "max_steps = 400000", 1)),
         );
         let mut first = { first }.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let progress = "a/run/translator/progress.json";

@@ -38,7 +38,7 @@ fn made(other: bool) -> &'static Home {
         }
         home.done(&["curate"]);
         home.done(&["train"]);
-        home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--peft"]);
+        home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--save-adapter"]);
         home
     })
 }
@@ -198,7 +198,7 @@ fn an_adapter_is_its_stages_or_ones_own() {
     home.refused(&adapter("client/adapter"), &["adapter_model.safetensors", "copy the adapter elsewhere"]);
     home.refused(&["merge", "--adapter", "client/adapter", "--model", "tiny", "--out", "x"], &["not what"]);
     // To start from it is a use too.
-    let start = ["--set", "adapter.start_tiny=client/adapter", "--set", "adapter.rank=2"];
+    let start = ["--set", "lora.init_adapter_tiny=client/adapter", "--set", "lora.r=2"];
     let curate = ["curate", "--run", "other", "--config", "settings.toml"];
     let output = program(home.dir.path(), &[&curate[..], &start].concat());
     assert!(
@@ -358,7 +358,7 @@ fn control_characters_do_not_reach_the_terminal() {
         vec!["translate", "update", "--run", "run", "--out", name],
         vec!["--json", "inspect", name],
         vec!["train", "--run", "new", "--config", "bad.toml"],
-        vec!["report", "--run", "run", "--evaluations", "client", "--evaluations", name],
+        vec!["report", "--run", "run", "--scores", "client", "--scores", name],
     ] {
         let output = program(home.dir.path(), &args);
         for (stream, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {

@@ -74,7 +74,7 @@ impl Next {
                 vec!["evaluate", "--data", "private.jsonl", "--base", "merged", "--out", "out"]
             }
             Self::Merge => vec!["merge", "--adapter", "translated/adapter", "--out", "out"],
-            Self::Report => vec!["report", "--evaluations", "score", "--out", "out/report.html"],
+            Self::Report => vec!["report", "--scores", "score", "--out", "out/report.html"],
         }
     }
 
@@ -118,13 +118,12 @@ impl Home {
         std::fs::create_dir(dir).unwrap();
         miniature::write(dir);
         // Many checkpoints, for the test that kills it on its way.
-        let settings =
-            SETTINGS.replace("steps = 6\nbatch = 4", "steps = 60\ncheckpoint_minutes = 0\nbatch = 4");
+        let settings = SETTINGS.replace("max_steps = 6\nglobal", "max_steps = 60\nsave_minutes = 0\nglobal");
         assert_ne!(settings, SETTINGS);
         std::fs::write(home.path("settings.toml"), settings).unwrap();
         home.done(&["curate"]);
         home.done(&["train"]);
-        home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--peft"]);
+        home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--save-adapter"]);
         home.done(&["translate", "client/update.safetensors", "--out", "translated"]);
         home.done(&["merge", "--adapter", "translated/adapter", "--out", "merged"]);
         let adapter = ["--adapter", "translated/adapter", "--out", "score"];

@@ -138,13 +138,23 @@ fn what_cannot_be_learned_is_refused_and_named() {
     let table = "prompt,completion,label\np,c,true\nq,d,false\nr,e,true\ns,f,true\n";
     write(dir, "kto.csv", table);
     let words = ["3 examples", "1 rows with disliked answers are left out"];
-    let args = ["split", "--data", "kto.csv", "--out", "kto", "--public", "0.34", "--train", "0.5"];
+    let args = [
+        "split",
+        "--data",
+        "kto.csv",
+        "--out",
+        "kto",
+        "--public-fraction",
+        "0.34",
+        "--train-fraction",
+        "0.5",
+    ];
     ends(dir, &args, 0, &words);
     write(dir, "numbers.csv", &table.replace("true", "1").replace("false", "0"));
     ends(dir, &["split", "--data", "numbers.csv", "--out", "n"], 1, &["`label`", "data.columns.label"]);
     ends(
         dir,
-        &["split", "--data", "kto.csv", "--out", "n", "--set", "train.lr=1"],
+        &["split", "--data", "kto.csv", "--out", "n", "--set", "train.learning_rate=1"],
         2,
         &["only settings of [data]"],
     );

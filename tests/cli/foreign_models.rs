@@ -24,7 +24,7 @@ impl Home {
         copy_files(&fixture("qwen2_text/adapter"), &home.path("adapter"));
         std::fs::write(home.path("one.jsonl"), "{\"prompt\": \"price?\", \"response\": \"7\"}\n").unwrap();
         let settings = "[models]\ntiny = \"base\"\nllm = \"base\"\n[data]\npublic = \"one.jsonl\"\nmax_length = 128\n\
-            prompt = \"chatml\"\n[finetune]\ntiny.steps = 2\n[evaluate]\nmax_new_tokens = 12\n";
+            prompt = \"chatml\"\n[finetune]\ntiny.max_steps = 2\n[evaluate]\nmax_new_tokens = 12\n";
         std::fs::write(home.path("settings.toml"), settings).unwrap();
         home
     }
@@ -230,7 +230,7 @@ fn merged_models_carry_licence_and_card_and_no_path() {
         "client",
         "--threads",
         "1",
-        "--peft",
+        "--save-adapter",
     ];
     let output = home.gradtx(&finetune);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
@@ -284,7 +284,7 @@ fn a_shard_that_shrinks_while_it_is_mapped_is_named() {
     for line in text.lines() {
         section = if line.starts_with('[') { line } else { section };
         let key = line.split(" = ").next().unwrap();
-        let is_length = section == "[train]" && ["steps", "validate_every"].contains(&key);
+        let is_length = section == "[train]" && ["max_steps", "eval_steps"].contains(&key);
         longer += &if is_length { format!("{key} = 1000000\n") } else { format!("{line}\n") };
     }
     std::fs::write(run.join("run.toml"), longer).unwrap();

@@ -68,7 +68,7 @@ impl Home {
     }
 }
 
-const FINETUNE: [&str; 6] = ["finetune", "--data", "private.jsonl", "--out", "client", "--peft"];
+const FINETUNE: [&str; 6] = ["finetune", "--data", "private.jsonl", "--out", "client", "--save-adapter"];
 const TRANSLATE: [&str; 4] = ["translate", "client/update.safetensors", "--out", "translated"];
 
 fn all_stages(home: &Home) {
@@ -107,7 +107,7 @@ fn all_stages_from_file_to_file() {
     all_stages(&home);
     assert_eq!(home.sums(""), before);
     let other = Home::new();
-    std::fs::write(other.path("settings.toml"), SETTINGS.replace("concurrent = 2", "concurrent = 4"))
+    std::fs::write(other.path("settings.toml"), SETTINGS.replace("jobs_per_batch = 2", "jobs_per_batch = 4"))
         .unwrap();
     other.done(&["curate", "--threads", "3"]);
     let shards = |home: &Home| home.sums("run/shadow/shards").into_values().collect::<Vec<_>>();
@@ -151,9 +151,9 @@ fn what_does_not_belong_together_is_refused() {
     home.refused(&FINETUNE, 3, &["- data = ", "+ data = ", "hint:"]);
     // Another configuration for the run.
     home.refused(
-        &["curate", "--set", "curate.tiny.lr=0.5"],
+        &["curate", "--set", "curate.tiny.learning_rate=0.5"],
         3,
-        &["- curate.tiny.lr = 0.02", "+ curate.tiny.lr = 0.5"],
+        &["- curate.tiny.learning_rate = 0.02", "+ curate.tiny.learning_rate = 0.5"],
     );
 }
 
@@ -214,9 +214,12 @@ fn a_process_that_comes_to_an_array_as_another_ends_it_has_nothing_to_do() {
 
 /// Settings of a training that takes a while, with a checkpoint after every step.
 fn long_training() -> String {
-    let steps = SETTINGS.replace("steps = 6\nbatch = 4\nmicro_batch = 2\n", "steps = 120\nbatch = 4\nmicro_batch = 2\ncheckpoint_minutes = 0\naugment = 0.5\nstudent_noise = 0.1\n");
+    let steps = SETTINGS.replace(
+        "max_steps = 6\nglobal_batch_size = 4\n",
+        "max_steps = 120\nglobal_batch_size = 4\nsave_minutes = 0\nmixup_prob = 0.5\ninput_noise_std = 0.1\n",
+    );
     assert_ne!(steps, SETTINGS);
-    steps.replace("validate_every = 3", "validate_every = 10")
+    steps.replace("eval_steps = 3", "eval_steps = 10")
 }
 
 #[test]
@@ -277,9 +280,10 @@ fn a_checkpoint_without_the_translator_that_it_refers_to_is_not_believed() {
 #[test]
 fn a_training_killed_after_a_better_translator_and_before_its_checkpoint_goes_on() {
     let home = Home::new();
-    let settings = long_training().replace("checkpoint_minutes = 0", "checkpoint_minutes = 0.003");
-    let settings = settings.replace("validate_every = 10", "validate_every = 1");
-    std::fs::write(home.path("settings.toml"), settings.replace("steps = 120", "steps = 300")).unwrap();
+    let settings = long_training().replace("save_minutes = 0", "save_minutes = 0.003");
+    let settings = settings.replace("eval_steps = 10", "eval_steps = 1");
+    std::fs::write(home.path("settings.toml"), settings.replace("max_steps = 120", "max_steps = 300"))
+        .unwrap();
     home.done(&["curate"]);
     home.done(&["train"]);
     let undisturbed = home.sums("run/translator");
@@ -311,8 +315,11 @@ fn a_training_killed_after_a_better_translator_and_before_its_checkpoint_goes_on
 #[test]
 fn training_stops_when_validation_no_longer_improves() {
     let home = Home::new();
-    let settings = long_training().replace("lr = 0.01\nvalidation", "lr = 0.5\npatience = 2\nvalidation");
-    std::fs::write(home.path("settings.toml"), settings.replace("checkpoint_minutes = 0", "")).unwrap();
+    let settings = long_training().replace(
+        "learning_rate = 0.01\nval_set",
+        "learning_rate = 0.5\nearly_stopping_patience = 2\nval_set",
+    );
+    std::fs::write(home.path("settings.toml"), settings.replace("save_minutes = 0", "")).unwrap();
     home.done(&["curate"]);
     home.done(&["train"]);
     let text = std::fs::read_to_string(home.path("run/translator/metrics.jsonl")).unwrap();

@@ -105,7 +105,7 @@ fn a_cluster_is_planned_in_under_a_second_without_weights_or_data() {
     assert_eq!(before.len(), 3, "planning writes nothing");
     let p = home.json(&[&args[..], &["--json"]].concat());
     assert_eq!((p["ranks"].as_u64(), p["curation"]["groups"].as_u64()), (Some(64), Some(76)));
-    let set = ["--json", "--set", "curate.concurrent=4"];
+    let set = ["--json", "--set", "curate.jobs_per_batch=4"];
     assert!(wait_free(&home.json(&[&args[..], &set].concat())) < wait_free(&p));
 }
 
@@ -168,12 +168,13 @@ fn what_cannot_be_planned_is_said() {
     assert_eq!(home.gradtx(&[&PLAN[..], &["--gpu", "tpu"]].concat()).status.code(), Some(2));
     let labels = [&PLAN[..], &["--gpu", "h100", "--labels-per-example", "240"]].concat();
     assert!(home.refused(&labels, 2).contains("fewer than the 240"));
-    let large = ["--gpu", "a100-40g", "--set", "device.stream_tokens=65536"];
+    let large = ["--gpu", "a100-40g", "--set", "device.max_tokens_per_microbatch=65536"];
     let said = home.ok(&[&PLAN[..], &large].concat());
-    assert!(said.contains("TOO MUCH") && said.contains("device.stream_tokens = "), "{said}");
+    assert!(said.contains("TOO MUCH") && said.contains("device.max_tokens_per_microbatch = "), "{said}");
 }
 
-const SWEEP: &str = "[[sweep]]\nbase = \"run.toml\"\ntrain.lr = [2e-5, 4e-5]\ncurate.subsets = [60, 30]\n";
+const SWEEP: &str =
+    "[[sweep]]\nbase = \"run.toml\"\ntrain.learning_rate = [2e-5, 4e-5]\ncurate.num_subsets = [60, 30]\n";
 
 #[test]
 fn a_sweep_is_written_once_listed_planned_and_followed() {
@@ -182,22 +183,27 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
     let sweep = |more: &[&str]| home.ok(&[&["sweep", "s.toml", "--out", "runs"], more].concat());
     let listed = sweep(&["--list"]);
     assert_eq!(listed.lines().count(), 4);
-    assert!(listed.contains("lr=0.00002,subsets=60  curate.subsets = 60, train.lr = 0.00002"), "{listed}");
+    assert!(
+        listed.contains(
+            "learning_rate=0.00002,num_subsets=60  curate.num_subsets = 60, train.learning_rate = 0.00002"
+        ),
+        "{listed}"
+    );
     assert!(!home.path("runs").exists(), "a list writes nothing");
     assert!(sweep(&["--status"]).lines().all(|line| line.ends_with("not written")));
 
     assert!(sweep(&[]).contains("4 runs in runs, 4 new"));
-    let file = home.path("runs/lr=0.00004,subsets=30/run.toml");
+    let file = home.path("runs/learning_rate=0.00004,num_subsets=30/run.toml");
     let written = std::fs::read_to_string(&file).unwrap();
-    assert!(written.contains("subsets = 30") && written.contains("lr = 0.00004"), "{written}");
+    assert!(written.contains("num_subsets = 30") && written.contains("learning_rate = 0.00004"), "{written}");
     let index: Value =
         serde_json::from_str(&std::fs::read_to_string(home.path("runs/sweep.json")).unwrap()).unwrap();
-    assert_eq!(index["runs"][3]["name"], "lr=0.00004,subsets=30");
-    assert_eq!(index["runs"][3]["settings"]["curate.subsets"], 30);
+    assert_eq!(index["runs"][3]["name"], "learning_rate=0.00004,num_subsets=30");
+    assert_eq!(index["runs"][3]["settings"]["curate.num_subsets"], 30);
     assert!(sweep(&[]).contains("0 new"));
 
     // Files as the stages leave them.
-    let shards = home.path("runs/lr=0.00002,subsets=60/shadow/shards");
+    let shards = home.path("runs/learning_rate=0.00002,num_subsets=60/shadow/shards");
     std::fs::create_dir_all(&shards).unwrap();
     for name in ["00000.student.safetensors", "00001.student.safetensors", ".tmp.student.safetensors"] {
         std::fs::write(shards.join(name), "").unwrap();
@@ -206,14 +212,15 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
     std::fs::write(shards.parent().unwrap().join("record.json"), record.to_string()).unwrap();
     let status = sweep(&["--status"]);
     assert!(
-        status.contains("lr=0.00002,subsets=60  curate: 2 of 60 shards of tiny, 0 of 60 of llm"),
+        status
+            .contains("learning_rate=0.00002,num_subsets=60  curate: 2 of 60 shards of tiny, 0 of 60 of llm"),
         "{status}"
     );
     assert_eq!(status.lines().filter(|line| line.ends_with("not started")).count(), 3);
 
     let plan = ["plan", "--sweep", "s.toml", "--gpu", "h100", "--tokens-per-example", "240"];
     let said = home.ok(&plan);
-    assert!(said.contains("4 runs: ") && said.contains("lr=0.00004,subsets=30"), "{said}");
+    assert!(said.contains("4 runs: ") && said.contains("learning_rate=0.00004,num_subsets=30"), "{said}");
     let p = home.json(&[&plan[..], &["--json"]].concat());
     let hours = |i: usize| p["runs"][i]["prediction"]["gpu_hours"].as_f64().unwrap();
     let sum: f64 = (0..4).map(hours).sum();
@@ -228,16 +235,17 @@ fn a_sweep_that_changed_is_refused_before_anything_is_written() {
     std::fs::write(home.path("s.toml"), SWEEP).unwrap();
     home.ok(&["sweep", "s.toml", "--out", "runs"]);
     // Other names: new runs beside the old ones.
-    std::fs::write(home.path("s.toml"), format!("{SWEEP}evaluate.batch = [8, 16]\n")).unwrap();
+    std::fs::write(home.path("s.toml"), format!("{SWEEP}evaluate.per_device_eval_batch_size = [8, 16]\n"))
+        .unwrap();
     home.ok(&["sweep", "s.toml", "--out", "runs"]);
-    assert!(home.path("runs/batch=8,lr=0.00002,subsets=30").is_dir());
+    assert!(home.path("runs/learning_rate=0.00002,num_subsets=30,per_device_eval_batch_size=8").is_dir());
     std::fs::write(home.path("s.toml"), SWEEP.replace("[60, 30]", "[60, 30, 10]") + "seed = 5\n").unwrap();
     let said = home.refused(&["sweep", "s.toml", "--out", "runs"], 3);
     assert!(said.contains("- seed = 1") && said.contains("+ seed = 5") && said.contains("hint:"), "{said}");
-    assert!(!home.path("runs/lr=0.00002,subsets=10").exists());
+    assert!(!home.path("runs/learning_rate=0.00002,num_subsets=10").exists());
     let said = home.ok(&["sweep", "s.toml", "--out", "runs", "--status"]);
     assert!(said.contains("other settings"), "{said}");
-    std::fs::write(home.path("s.toml"), SWEEP.replace("train.lr", "train.learning_rate")).unwrap();
+    std::fs::write(home.path("s.toml"), SWEEP.replace("train.learning_rate", "train.learning_rat")).unwrap();
     let said = home.refused(&["sweep", "s.toml", "--out", "runs"], 2);
-    assert!(said.contains("s.toml: sweep 1") && said.contains("learning_rate"), "{said}");
+    assert!(said.contains("s.toml: sweep 1") && said.contains("learning_rat`"), "{said}");
 }

@@ -26,12 +26,13 @@ impl Home {
     fn with(subsets: &str, more: &str) -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         miniature::write(home.dir.path());
-        let settings =
-            SETTINGS.replace("group_by = \"task\"", "group_by = \"random\"").replace("subsets = 5", subsets);
+        let settings = SETTINGS
+            .replace("group_by = \"task\"", "group_by = \"random\"")
+            .replace("num_subsets = 5", subsets);
         // Clients that learn to end their answers, and have room to do so.
         let settings = settings
             .replace("max_new_tokens = 4", "max_new_tokens = 12")
-            .replace("[finetune.tiny]\nsteps = 3", "[finetune.tiny]\nsteps = 150");
+            .replace("[finetune.tiny]\nmax_steps = 3", "[finetune.tiny]\nmax_steps = 150");
         std::fs::write(home.path("settings.toml"), settings + more).unwrap();
         home.done(&["curate"]);
         let rows = std::fs::read_to_string(home.path("private.jsonl")).unwrap();
@@ -107,7 +108,7 @@ fn distance(x: &[f64], y: &[f64]) -> f64 {
 
 #[test]
 fn the_adapter_does_what_the_weighted_products_do() {
-    let home = Home::new("subsets = 6");
+    let home = Home::new("num_subsets = 6");
     home.translate(&["client-1"], "one", &[]);
     let details = home.json("one/products.json");
     let weights: Vec<f64> = serde_json::from_value(details["weights"].clone()).unwrap();
@@ -138,7 +139,7 @@ fn the_adapter_does_what_the_weighted_products_do() {
 
 #[test]
 fn every_stage_takes_an_adapter_of_another_rank() {
-    let home = Home::new("subsets = 4");
+    let home = Home::new("num_subsets = 4");
     home.translate(&["client-1"], "one", &["--threads", "3"]);
     let adapter =
         read_peft(&home.path("one/adapter"), &DecoderConfig::read(&home.path("llm")).unwrap()).unwrap();
@@ -158,7 +159,7 @@ fn every_stage_takes_an_adapter_of_another_rank() {
     let before = miniature::checksums(&home.path("one"));
     home.translate(&["client-1"], "one", &[]);
     assert_eq!(miniature::checksums(&home.path("one")), before);
-    let other = Home::new("subsets = 4");
+    let other = Home::new("num_subsets = 4");
     other.translate(&["client-1"], "one", &["--threads", "1"]);
     let bytes = |home: &Home, name: &str| std::fs::read(home.path(name)).unwrap();
     for name in ["one/adapter/adapter_model.safetensors", "one/products.json", "run/products/penalty.json"] {
@@ -173,7 +174,7 @@ fn every_stage_takes_an_adapter_of_another_rank() {
 
 #[test]
 fn products_of_several_clients_are_averaged_or_added_up() {
-    let home = Home::new("subsets = 5");
+    let home = Home::new("num_subsets = 5");
     let clients = ["client-1", "client-2"];
     home.translate(&clients[..1], "one", &[]);
     home.translate(&clients[1..], "two", &[]);
@@ -189,7 +190,7 @@ fn products_of_several_clients_are_averaged_or_added_up() {
 
 #[test]
 fn the_penalty_is_what_the_settings_say() {
-    let home = Home::new("subsets = 6");
+    let home = Home::new("num_subsets = 6");
     let penalty = |choice: &str, out: &str| {
         let settings = std::fs::read_to_string(home.path("settings.toml")).unwrap();
         let text = format!("{settings}\n[translate]\npenalty = {choice}\n");
@@ -226,7 +227,7 @@ fn the_penalty_is_what_the_settings_say() {
 }
 
 /// Settings with which one round at least trains: untrained models agree on little.
-const REFINE: &str = "\n[refine]\nprompts = 12\nsteps = 3\nbatch = 4\nleast = 2\nsure = 0.0\n";
+const REFINE: &str = "\n[refine]\nnum_prompts = 12\nsteps_per_round = 3\nglobal_batch_size = 4\nmin_agreements = 2\nmin_confidence = 0.0\n";
 
 fn refine<'a>(translated: &'a str, client: &'a str, out: &'a str) -> [&'a str; 6] {
     ["refine", client, "--translated", translated, "--out", out]
@@ -234,7 +235,7 @@ fn refine<'a>(translated: &'a str, client: &'a str, out: &'a str) -> [&'a str; 6
 
 #[test]
 fn a_refined_translation_is_the_translation_and_a_trained_part() {
-    let home = Home::with("subsets = 4", REFINE);
+    let home = Home::with("num_subsets = 4", REFINE);
     home.translate(&["client-1"], "one", &[]);
     let args = refine("one", "client-1/update.safetensors", "refined");
     home.done(&args);
@@ -294,10 +295,10 @@ fn a_refined_translation_is_the_translation_and_a_trained_part() {
 
 #[test]
 fn refinement_needs_consent_and_the_updates_of_the_translation() {
-    let home = Home::with("subsets = 4", REFINE);
+    let home = Home::with("num_subsets = 4", REFINE);
     home.translate(&["client-1"], "one", &[]);
     home.translate(&["client-2"], "two", &[]);
-    home.translate(&["client-1"], "noise", &["--random-student"]);
+    home.translate(&["client-1"], "noise", &["--random-update"]);
     let refused = |args: &[&str], words: &[&str]| {
         let output = home.gradtx(args);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -320,8 +321,10 @@ fn refinement_needs_consent_and_the_updates_of_the_translation() {
 
 #[test]
 fn where_too_few_answers_agree_nothing_is_trained() {
-    let settings = REFINE.replace("least = 2", "least = 12").replace("sure = 0.0", "sure = 1.0");
-    let home = Home::with("subsets = 4", &settings);
+    let settings = REFINE
+        .replace("min_agreements = 2", "min_agreements = 12")
+        .replace("min_confidence = 0.0", "min_confidence = 1.0");
+    let home = Home::with("num_subsets = 4", &settings);
     home.translate(&["client-1"], "one", &[]);
     home.done(&refine("one", "client-1/update.safetensors", "refined"));
     let found = home.json("refined/refinement.json");

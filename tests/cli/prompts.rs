@@ -16,20 +16,20 @@ llm = "model"
 [data]
 public = "one.jsonl"
 max_length = 256
-[adapter]
-rank = 16
-alpha = 32.0
-dropout = 0.0
-targets = ["q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"]
+[lora]
+r = 16
+lora_alpha = 32.0
+lora_dropout = 0.0
+target_modules = ["q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"]
 [curate]
-subsets = 1
-examples = 1
-snapshots = 1
-tiny.steps = 1
-llm.steps = 1
+num_subsets = 1
+examples_per_subset = 1
+num_snapshots = 1
+tiny.max_steps = 1
+llm.max_steps = 1
 [finetune]
-tiny.steps = 250
-tiny.lr = 0.005
+tiny.max_steps = 250
+tiny.learning_rate = 0.005
 [evaluate]
 max_new_tokens = 12
 "#;
@@ -94,8 +94,9 @@ impl Home {
 
     /// Trains on the example and evaluates it; the score and what was said.
     fn trained(&self, set: &str) -> (Value, Said) {
-        let said =
-            self.run(&format!("finetune --run f --config run.toml {set} --data one.jsonl --out c --peft"));
+        let said = self.run(&format!(
+            "finetune --run f --config run.toml {set} --data one.jsonl --out c --save-adapter"
+        ));
         assert_eq!(said.code, Some(0), "{}", said.err);
         let said =
             self.run("evaluate --run f --data one.jsonl --model tiny --adapter c/adapter --out scores");
@@ -129,8 +130,9 @@ fn a_base_model_learns_to_end_its_answers_as_a_chat_model_does() {
 #[test]
 fn a_merged_chat_model_keeps_its_generation_settings() {
     let home = Home::new("7");
-    let set = "--set finetune.tiny.steps=1";
-    let said = home.run(&format!("finetune --run f --config run.toml {set} --data one.jsonl --out c --peft"));
+    let set = "--set finetune.tiny.max_steps=1";
+    let said = home
+        .run(&format!("finetune --run f --config run.toml {set} --data one.jsonl --out c --save-adapter"));
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert_eq!(home.run("merge --run f --adapter c/adapter --model tiny --out merged").code, Some(0));
     let read = |name: &str| std::fs::read(home.path(name)).unwrap();
@@ -174,7 +176,7 @@ fn what_the_template_writes_before_an_answer_is_no_part_of_it() {
         ('<think></think>' if m.role == 'assistant' else '') + m.content + '<|im_end|>\n' }}{%- endfor %}\
         {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}";
     home.write("model/chat_template.jinja", template);
-    let set = "--set finetune.tiny.steps=400 --set evaluate.max_new_tokens=32";
+    let set = "--set finetune.tiny.max_steps=400 --set evaluate.max_new_tokens=32";
     let (score, said) = home.trained(set);
     assert_eq!((&score["right"], &score["rouge1"]), (&json!(1), &json!(1.0)), "{}", said.out);
     let predictions = std::fs::read_to_string(home.path("scores/predictions.jsonl")).unwrap();
@@ -193,7 +195,7 @@ fn a_score_that_sees_no_word_says_so() {
         said.err
     );
     let home = Home::new("三");
-    let (score, said) = home.trained("--set evaluate.metric=rouge1 --set evaluate.rouge_tokens=unicode");
+    let (score, said) = home.trained("--set evaluate.metric=rouge1 --set evaluate.rouge_tokenizer=unicode");
     assert_eq!((&score["score"], &score["wordless_references"]), (&json!(1.0), &json!(0)));
     assert!(!said.err.contains("warning"), "{}", said.err);
 }
@@ -216,7 +218,7 @@ fn what_is_longer_than_the_model_is_named_by_every_stage() {
     home.write("one.jsonl", &format!("{}\n{}\n", json!({"prompt": "a", "response": "b"}), long(90)));
     let said = home.run("evaluate --run e --config run.toml --data one.jsonl --out s");
     said.fails_with(&["one.jsonl:2", "256 positions"]);
-    let set = "--config run.toml --set data.max_length=2048 --set finetune.tiny.steps=2";
+    let set = "--config run.toml --set data.max_length=2048 --set finetune.tiny.max_steps=2";
     let said = home.run(&format!("finetune --run f {set} --data one.jsonl --out c"));
     said.fails_with(&["one.jsonl:2", "cut at 256"]);
     home.run("curate --run g --config run.toml").fails_with(&["one.jsonl:2"]);
@@ -250,7 +252,7 @@ fn tokens_that_the_model_has_no_row_for_are_named() {
         home.write("one.jsonl", &json!({"prompt": prompt, "response": "7"}).to_string());
         home.run(command)
     };
-    let set = "--config run.toml --set finetune.tiny.steps=1";
+    let set = "--config run.toml --set finetune.tiny.max_steps=1";
     let words = ["one.jsonl:1", "<extra>", "vocabulary of 459"];
     home_says("a <extra>", &format!("finetune --run f {set} --data one.jsonl --out c")).fails_with(&words);
     home_says("a <extra>", &format!("evaluate --run e {set} --data one.jsonl --out s")).fails_with(&words);

@@ -32,7 +32,7 @@ impl Home {
         vec![
             vec!["curate", "--run", run],
             vec!["train", "--run", run],
-            vec!["train", "--run", run, "--set", "train.lr=0.1"],
+            vec!["train", "--run", run, "--set", "train.learning_rate=0.1"],
             vec!["finetune", "--run", run, "--data", data, "--out", "out"],
             vec!["evaluate", "--run", run, "--data", data, "--out", "out"],
             vec!["translate", "--run", run, "update.safetensors", "--out", "out"],
@@ -70,10 +70,13 @@ fn a_typo_makes_no_run_and_the_one_that_was_meant_is_named() {
 fn directories_of_other_kinds_are_called_by_their_names() {
     let home = Home::new();
     std::fs::create_dir(home.path("empty")).unwrap();
-    std::fs::write(home.path("sweep.toml"), "[[sweep]]\nbase = \"settings.toml\"\ntrain.lr = [0.1, 0.2]\n")
-        .unwrap();
+    std::fs::write(
+        home.path("sweep.toml"),
+        "[[sweep]]\nbase = \"settings.toml\"\ntrain.learning_rate = [0.1, 0.2]\n",
+    )
+    .unwrap();
     assert!(home.gradtx(&["sweep", "sweep.toml", "--out", "sweep"]).status.success());
-    home.refuses("sweep", &["directory of a sweep", "lr=0.1"]);
+    home.refuses("sweep", &["directory of a sweep", "learning_rate=0.1"]);
     home.refuses("tiny", &["model directory", "models.tiny"]);
     home.refuses("settings.toml", &["is a file"]);
     home.refuses("empty", &["empty directory", "--config FILE"]);

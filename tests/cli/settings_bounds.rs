@@ -27,12 +27,12 @@ const PLAN: [&str; 7] = ["plan", "--config", "settings.toml", "--gpu", "h100", "
 fn every_command_refuses_what_is_out_of_bounds() {
     let home = home();
     for (key, value) in [
-        ("translator.encoder_layers", "1000000000"),
-        ("curate.subsets", "1000000000000"),
-        ("train.lr", "nan"),
-        ("train.checkpoint_minutes", "-5"),
-        ("adapter.dropout", "1.0"),
-        ("finetune.tiny.warmup", "1000000"),
+        ("translator.num_layers", "1000000000"),
+        ("curate.num_subsets", "1000000000000"),
+        ("train.learning_rate", "nan"),
+        ("train.save_minutes", "-5"),
+        ("lora.lora_dropout", "1.0"),
+        ("finetune.tiny.warmup_steps", "1000000"),
     ] {
         let set = format!("{key}={value}");
         for args in [
@@ -88,7 +88,7 @@ fn options_have_bounds_too() {
     let many: Vec<String> = (0..10_000).map(|i| i.to_string()).collect();
     let many = many.join(", ");
     let sweep = format!(
-        "[[sweep]]\nbase = \"settings.toml\"\nseed = [{many}]\ntrain.steps = [{many}]\nadapter.rank = [{many}]\n"
+        "[[sweep]]\nbase = \"settings.toml\"\nseed = [{many}]\ntrain.max_steps = [{many}]\nlora.r = [{many}]\n"
     );
     std::fs::write(home.path().join("sweep.toml"), sweep).unwrap();
     let output = gradtx(&home, &["sweep", "sweep.toml", "--out", "out"]);
@@ -101,11 +101,11 @@ fn options_have_bounds_too() {
 fn what_is_large_and_allowed_is_planned_in_time() {
     let home = home();
     for set in [
-        "curate.subsets=100000",
-        "curate.tiny.batch=1000000000",
-        "translator.encoder_layers=1000",
+        "curate.num_subsets=100000",
+        "curate.tiny.global_batch_size=1000000000",
+        "translator.num_layers=1000",
         "evaluate.max_new_tokens=16777216",
-        "device.stream_tokens=16777216",
+        "device.max_tokens_per_microbatch=16777216",
     ] {
         let output =
             gradtx(&home, &[&PLAN[..], &["--nodes", "1000", "--gpus-per-node", "8", "--set", set]].concat());

@@ -92,8 +92,8 @@ fn what_cannot_be_split_is_said() {
     let dir = tempfile::tempdir().unwrap();
     data(dir.path());
     for (args, code, word) in [
-        (&["--data", "gsm8k.jsonl", "--public", "1"][..], 2, "--public"),
-        (&["--data", "gsm8k.jsonl", "--train", "0"], 2, "--train"),
+        (&["--data", "gsm8k.jsonl", "--public-fraction", "1"][..], 2, "--public-fraction"),
+        (&["--data", "gsm8k.jsonl", "--train-fraction", "0"], 2, "--train-fraction"),
         (&["--data", "gsm8k.jsonl", "--dirichlet=-1"], 2, "--dirichlet"),
         (&["--data", "gsm8k.jsonl", "--clients", "40"], 1, "client 1 would have"),
         (&["--data", "gsm8k.jsonl", "--group-by", "subject"], 1, "no column `subject`"),

@@ -47,7 +47,7 @@ fn what_must_fail_is_refused_before_anything_is_written() {
     let home = Home::new();
     home.refused(&["--stage=train"], "no tuple store");
     home.refused(&["--stage=evaluate", "--client=it's ada"], "no trained translator");
-    home.refused(&["--stage=curate", "--set", "train.lr=-1"], "train.lr");
+    home.refused(&["--stage=curate", "--set", "train.learning_rate=-1"], "train.learning_rate");
     home.refused(&["--stage=curate", "--set", "models.llm=nowhere"], "models.llm");
     home.refused(&["--stage=curate", "--set", "data.public=nowhere"], "data.public");
     home.refused(&["--stage=train", "--array=4"], "only curation runs as an array");

@@ -23,33 +23,33 @@ instruction = "none"
 prompt = "template"
 max_length = 64
 [curate]
-subsets = 3
-examples = 4
-snapshots = 4
-concurrent = 2
+num_subsets = 3
+examples_per_subset = 4
+num_snapshots = 4
+jobs_per_batch = 2
 [curate.tiny]
-steps = 4
-batch = 2
+max_steps = 4
+global_batch_size = 2
 [curate.llm]
-steps = 4
-batch = 2
+max_steps = 4
+global_batch_size = 2
 [finetune.tiny]
-steps = 2
-batch = 2
+max_steps = 2
+global_batch_size = 2
 [translator]
 d_model = 16
 d_ff = 24
 d_kv = 8
-heads = 2
-encoder_layers = 1
-decoder_layers = 1
+num_heads = 2
+num_layers = 1
+num_decoder_layers = 1
 [evaluate]
 max_new_tokens = 4
-batch = 3
+per_device_eval_batch_size = 3
 "#;
 
 /// More steps than a test takes.
-const LONG: [&str; 2] = ["--set", "curate.tiny.steps=30000"];
+const LONG: [&str; 2] = ["--set", "curate.tiny.max_steps=30000"];
 
 /// A directory with a tiny model, data and a run file.
 struct Home {
@@ -311,16 +311,16 @@ fn mistakes_in_settings_are_named_with_what_was_meant() {
         must_say(&home, &args, 2, &[&[set.split_once('=').map_or(set, |(k, _)| k)], words].concat());
         assert!(!home.path("x").exists(), "nothing is stored of {set}");
     };
-    curate("curate.subset=3", &["hint: did you mean `curate.subsets`?"]);
-    curate("rank=3", &["hint: did you mean `adapter.rank`?"]);
-    curate("train.flavour=3", &["expected one of", "micro_batch"]);
-    curate("train=3", &["`train` is a section", "micro_batch"]);
-    curate("curate.subsets=many", &["\"many\"", "a whole number"]);
-    curate("curate.subsets=-3", &["-3", "a whole number"]);
+    curate("curate.subset=3", &["hint: did you mean `curate.num_subsets`?"]);
+    curate("rank=3", &["hint: did you mean `lora.r`?"]);
+    curate("train.flavour=3", &["expected one of", "per_device_train_batch_size"]);
+    curate("train=3", &["`train` is a section", "per_device_train_batch_size"]);
+    curate("curate.num_subsets=many", &["\"many\"", "a whole number"]);
+    curate("curate.num_subsets=-3", &["-3", "a whole number"]);
     curate("nonsense", &["KEY=VALUE"]);
     home.write("typo.toml", "[curate]\nsubset = 3\n");
     let args = ["curate", "--run", "x", "--config", "typo.toml"];
-    must_say(&home, &args, 2, &["typo.toml", "line 2", "hint: did you mean `curate.subsets`?"]);
+    must_say(&home, &args, 2, &["typo.toml", "line 2", "hint: did you mean `curate.num_subsets`?"]);
     must_say(
         &home,
         &["train", "--run", "x", "--config", "none.toml"],
@@ -352,11 +352,16 @@ fn mistakes_in_files_are_named_with_what_was_expected() {
     curate("e", "data.public=none.jsonl", 1, &["none.jsonl", "No such file"]);
     curate("f", "data.public=empty", 1, &["empty", "irectory"]);
     curate("g", "curate.group_by=tsk", 2, &["curate.group_by", "tsk", "hint:", "task"]);
-    curate("h", "curate.examples=900", 2, &["curate.examples", "900", "public.jsonl", "8"]);
+    curate(
+        "h",
+        "curate.examples_per_subset=900",
+        2,
+        &["curate.examples_per_subset", "900", "public.jsonl", "8"],
+    );
     curate("file/x", "seed=1", 1, &["file/x", "file is a file"]);
     // A mistake that is stored can be taken back while nothing is made; a path at any time.
-    curate("i", "adapter.targets=[\"nope\"]", 1, &["nope"]);
-    curate("i", "adapter.targets=[\"q_proj\"]", 3, &["- adapter.targets", "remove its run.toml"]);
+    curate("i", "lora.target_modules=[\"nope\"]", 1, &["nope"]);
+    curate("i", "lora.target_modules=[\"q_proj\"]", 3, &["- lora.target_modules", "remove its run.toml"]);
     let corrected = ["curate", "--run", "a", "--config", "settings.toml", "--set", "models.tiny=model"];
     assert!(home.gradtx(&corrected).status.success());
 
@@ -399,12 +404,14 @@ fn the_doctor_says_what_fits() {
     assert!(train["facts"]["bytes"].as_u64().unwrap() > 1000, "{train}");
     assert!(checks.iter().any(|check| check["topic"] == "fine-tune model"));
 
-    home.write("large.toml", &SETTINGS.replace("batch = 3\n", "batch = 300000000\n"));
+    home.write("large.toml", &SETTINGS.replace("batch_size = 3\n", "batch_size = 300000000\n"));
     let large = home.gradtx(&["doctor", "--run", "large.toml"]);
     assert_eq!(large.status.code(), Some(1));
     let said = stdout(&large);
     assert!(
-        said.contains("PROBLEM") && said.contains("evaluate llm") && said.contains("evaluate.batch"),
+        said.contains("PROBLEM")
+            && said.contains("evaluate llm")
+            && said.contains("evaluate.per_device_eval_batch_size"),
         "{said}"
     );
     assert_eq!(home.gradtx(&["doctor", "--model", "nowhere"]).status.code(), Some(1));

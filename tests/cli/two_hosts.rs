@@ -38,7 +38,7 @@ impl Home {
     /// A fine-tuning of many steps or a few.
     fn finetune(&self, steps: u32) -> Command {
         let mut command = Command::new(PROGRAM);
-        let set = format!("finetune.tiny.steps={steps}");
+        let set = format!("finetune.tiny.max_steps={steps}");
         command.args(["finetune", "--run", "run", "--config", "settings.toml", "--data", "private.jsonl"]);
         command.args(["--out", "out", "--threads", "1", "--set", &set]).current_dir(self.dir.path());
         command.env("LD_PRELOAD", self.path("no_locks.so"));

@@ -26,15 +26,15 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
 const TRAINING_RANKS: usize = 2;
 /// Long enough to be killed a dozen times, and short enough to come to an end in between.
 const SETTINGS: [&str; 9] = [
-    "curate.subsets=12",
-    "curate.tiny.steps=3000",
-    "curate.llm.steps=2000",
-    "curate.checkpoint_minutes=0.005",
-    "train.steps=30000",
-    "train.batch=8",
-    "train.micro_batch=4",
-    "train.validate_every=2500",
-    "train.checkpoint_minutes=0.005",
+    "curate.num_subsets=12",
+    "curate.tiny.max_steps=3000",
+    "curate.llm.max_steps=2000",
+    "curate.save_minutes=0.005",
+    "train.max_steps=30000",
+    "train.global_batch_size=8",
+    "train.per_device_train_batch_size=4",
+    "train.eval_steps=2500",
+    "train.save_minutes=0.005",
 ];
 
 fn main() {

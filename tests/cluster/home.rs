@@ -40,10 +40,10 @@ impl Home {
     /// With a training of so many steps and a checkpoint after each.
     pub fn with_long_training(steps: u32) -> Self {
         let home = Self::new();
-        let long = format!("steps = {steps}\nbatch = 4\nmicro_batch = 2\ncheckpoint_minutes = 0\n");
-        let settings = SETTINGS.replace("steps = 6\nbatch = 4\nmicro_batch = 2\n", &long);
-        let settings = settings.replace("validate_every = 3", "validate_every = 100");
-        assert!(settings.contains("checkpoint_minutes") && settings.contains("validate_every = 100"));
+        let long = format!("max_steps = {steps}\nglobal_batch_size = 4\nsave_minutes = 0\n");
+        let settings = SETTINGS.replace("max_steps = 6\nglobal_batch_size = 4\n", &long);
+        let settings = settings.replace("eval_steps = 3", "eval_steps = 100");
+        assert!(settings.contains("save_minutes") && settings.contains("eval_steps = 100"));
         std::fs::write(home.path("settings.toml"), settings).unwrap();
         home
     }

@@ -14,7 +14,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
 /// A world that fails must end within this time, `mpirun`'s start included.
 const SOON: Duration = Duration::from_secs(20);
 /// Settings with which curation takes so long that it can be stopped on its way.
-const LONG: [&str; 4] = ["--set", "curate.tiny.steps=3000", "--set", "curate.llm.steps=2000"];
+const LONG: [&str; 4] = ["--set", "curate.tiny.max_steps=3000", "--set", "curate.llm.max_steps=2000"];
 
 struct Home(tempfile::TempDir);
 
@@ -105,18 +105,18 @@ fn any_number_of_ranks_gives_the_same_bytes() {
     assert_eq!(home.files("run-2-0"), wanted);
     assert!(!home.path("elsewhere").exists());
     // The comparison sees what it should see.
-    end_of(home.alone("curate", "other", &["--set", "curate.tiny.lr=0.03"])).well();
+    end_of(home.alone("curate", "other", &["--set", "curate.tiny.learning_rate=0.03"])).well();
     assert_ne!(home.files("other"), wanted);
 }
 
 #[test]
 fn how_many_jobs_share_a_stream_is_decided_once() {
     let home = Home::new();
-    let decide = ["--set", "curate.concurrent=0"];
+    let decide = ["--set", "curate.jobs_per_batch=0"];
     end_of(home.ranks(3, "curate", "run", &decide)).well();
     let record = std::fs::read_to_string(home.path("run/shadow/record.json")).unwrap();
     let record: Value = serde_json::from_str(&record).unwrap();
-    assert_eq!(record["settings"]["curate"]["concurrent"], 5, "all that there are");
+    assert_eq!(record["settings"]["curate"]["jobs_per_batch"], 5, "all that there are");
     let before = home.files("run");
     std::fs::remove_file(home.path("run/shadow/shards/00003.student.safetensors")).unwrap();
     end_of(home.alone("curate", "run", &decide)).well();
@@ -234,13 +234,22 @@ fn what_is_wrong_on_one_rank_ends_all() {
     let end = two(&["--set", "models.llm=tiny"]);
     one_error(&end, 3, &["rank 1 of 3 on ", "other inputs than rank 0", "llm = "]);
     // Other settings.
-    let end = two(&["--set", "curate.llm.lr=0.5"]);
-    one_error(&end, 3, &["rank 1 of 3 on ", "- curate.llm.lr = 0.02", "+ curate.llm.lr = 0.5"]);
+    let end = two(&["--set", "curate.llm.learning_rate=0.5"]);
+    one_error(
+        &end,
+        3,
+        &["rank 1 of 3 on ", "- curate.llm.learning_rate = 0.02", "+ curate.llm.learning_rate = 0.5"],
+    );
     assert!(!home.path("run/shadow").exists(), "nothing is started before all agree");
     // A directory that cannot be written to, and one that is full.
     let end = end_of(home.ranks(3, "curate", "/sys/run", &[]));
     one_error(&end, 1, &["rank 0 of 3 on ", "/sys/run"]);
-    let large = ["curate.snapshots=40", "curate.every=1", "curate.tiny.steps=40", "curate.llm.steps=40"];
+    let large = [
+        "curate.num_snapshots=40",
+        "curate.snapshot_steps=1",
+        "curate.tiny.max_steps=40",
+        "curate.llm.max_steps=40",
+    ];
     let large = large.map(|set| ["--set", set]).concat();
     // Shards are larger than 4 KiB; the record and the error are not.
     let line = format!("ulimit -f 8; exec {}", words("curate", "full", &large).join(" "));

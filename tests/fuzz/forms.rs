@@ -353,7 +353,7 @@ const WORDS: [&str; 40] = [
     "model",
     "adapter",
     "world/settings.toml",
-    "train.lr=nan",
+    "train.learning_rate=nan",
     "seed=-1",
     "=",
     "0",

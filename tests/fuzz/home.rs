@@ -90,7 +90,7 @@ fn sharded(home: &Path) {
 
 /// Small files, one of each kind that nothing above has made.
 fn texts(home: &Path) {
-    let sweep = "[[sweep]]\nbase = \"settings.toml\"\nname = \"a\"\ntrain.lr = [1e-3, 2e-3]\ntrain.steps = 4\n\
+    let sweep = "[[sweep]]\nbase = \"settings.toml\"\nname = \"a\"\ntrain.learning_rate = [1e-3, 2e-3]\ntrain.max_steps = 4\n\
                  [[sweep]]\nbase = \"settings.toml\"\npreset = \"paper\"\nseed = [1, 2]\n";
     let failed =
         json!({ "message": "x: y", "hint": "z", "code": 1, "stage": "train", "time": 1_700_000_000 });
@@ -103,7 +103,7 @@ fn texts(home: &Path) {
                     {{ '<|im_start|>assistant\n' }}{%- endif %}";
     // The world's models know none of the words in rows.
     let rows = "[models]\ntiny = \"model\"\nllm = \"llm\"\n[data]\npublic = \"one.jsonl\"\nmax_length = 4096\n\
-                [adapter]\nrank = 2\ntargets = [\"q_proj\"]\n[finetune]\ntiny.steps = 1\ntiny.batch = 1\n";
+                [lora]\nr = 2\ntarget_modules = [\"q_proj\"]\n[finetune]\ntiny.max_steps = 1\ntiny.global_batch_size = 1\n";
     let files = [
         ("rows.toml", rows.into()),
         ("world/sweep.toml", sweep.into()),
@@ -137,8 +137,8 @@ fn interrupted(home: &Path) {
         let file = home.join("half/run.toml");
         let text = std::fs::read_to_string(&file).unwrap();
         let (before, train) = text.split_once("[train]").unwrap();
-        let train = train.replacen("steps = 4", &format!("steps = {steps}"), 1);
-        let train = train.replacen("checkpoint_minutes = 10.0", "checkpoint_minutes = 0.0", 1);
+        let train = train.replacen("max_steps = 4", &format!("max_steps = {steps}"), 1);
+        let train = train.replacen("save_minutes = 10.0", "save_minutes = 0.0", 1);
         std::fs::write(&file, format!("{before}[train]{train}")).unwrap();
         let mut training = command(home, "train --run half").spawn().unwrap();
         let checkpoints = home.join("half/translator/checkpoints");

@@ -360,7 +360,7 @@ pub const TARGETS: &[Target] = &[
         Json,
         &["split/split.json"],
         "split/split.json",
-        "report --run run --evaluations split --out out.html",
+        "report --run run --scores split --out out.html",
     ),
     target("jsonl-split", JsonLines, ROWS, "d.jsonl", "split --data d.jsonl --out out --clients 1")
         .share(250),

@@ -23,46 +23,46 @@ instruction = "none"
 prompt = "template"
 max_length = 64
 [curate]
-subsets = 5
-examples = 6
+num_subsets = 5
+examples_per_subset = 6
 group_by = "task"
-snapshots = 2
-every = 2
-concurrent = 2
+num_snapshots = 2
+snapshot_steps = 2
+jobs_per_batch = 2
 [curate.tiny]
-steps = 4
-batch = 3
-lr = 0.02
+max_steps = 4
+global_batch_size = 3
+learning_rate = 0.02
 [curate.llm]
-steps = 3
-batch = 3
-lr = 0.02
+max_steps = 3
+global_batch_size = 3
+learning_rate = 0.02
 [translator]
 d_model = 16
 d_ff = 24
 d_kv = 8
-heads = 2
-encoder_layers = 1
-decoder_layers = 1
+num_heads = 2
+num_layers = 1
+num_decoder_layers = 1
 [train]
-steps = 6
-batch = 4
-micro_batch = 2
-lr = 0.01
-validation = 0.2
-validate_every = 3
+max_steps = 6
+global_batch_size = 4
+per_device_train_batch_size = 2
+learning_rate = 0.01
+val_set_size = 0.2
+eval_steps = 3
 [finetune.tiny]
-steps = 3
-batch = 4
-lr = 0.02
+max_steps = 3
+global_batch_size = 4
+learning_rate = 0.02
 [finetune.llm]
-steps = 3
-batch = 4
-lr = 0.02
+max_steps = 3
+global_batch_size = 4
+learning_rate = 0.02
 [evaluate]
-answer = "whole"
+answer_extraction = "whole"
 max_new_tokens = 4
-batch = 3
+per_device_eval_batch_size = 3
 "#;
 
 /// Writes `tiny/`, `llm/`, `public.jsonl`, `private.jsonl` and `settings.toml` to a directory.

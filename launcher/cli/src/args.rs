@@ -36,6 +36,9 @@ pub struct Args {
     /// Print results and errors only.
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Print details too: memory tables, packing statistics, log messages; -vv for debug messages.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
     /// Print one JSON object per line: messages, progress, a result per stage; errors on stderr.
     #[arg(long, global = true)]
     pub json: bool,
@@ -72,7 +75,7 @@ pub enum Command {
         /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
-        /// Directory for update.safetensors, metrics and, with --peft, adapter/
+        /// Directory for update.safetensors, metrics and, with --save-adapter, adapter/
         /// (default: RUN/clients/NAME/finetuned/MODEL, with NAME from the data's path).
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
@@ -81,7 +84,7 @@ pub enum Command {
         model: Role,
         /// Also write the adapter in PEFT form.
         #[arg(long)]
-        peft: bool,
+        save_adapter: bool,
         /// Agree that the provider asks the fine-tuned TinyLM for answers to public prompts, to refine a
         /// translation with them. Without differential privacy, private texts may come out.
         #[arg(long)]
@@ -108,8 +111,8 @@ pub enum Command {
         /// Put noise of the same size in the place of the update: the control that shows
         /// whether a translator looks at its input at all.
         #[arg(long)]
-        random_student: bool,
-        /// Accept updates whose norm is far from those of the shadow students.
+        random_update: bool,
+        /// Accept updates whose norm is far from those of the shadow updates.
         #[arg(long)]
         allow_outliers: bool,
         /// Accept the same update more than once.
@@ -176,7 +179,7 @@ pub enum Command {
         run: PathBuf,
         /// Another directory with results of `evaluate` and `finetune`; repeatable.
         #[arg(long, value_name = "DIR")]
-        evaluations: Vec<PathBuf>,
+        scores: Vec<PathBuf>,
         /// The page (default: report.html in the run directory); report.json goes beside it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
@@ -272,9 +275,9 @@ impl Command {
             Self::Split(job) => split::run(context, &job),
             Self::Curate(job) => curate::run(context, world, &job),
             Self::Train(run) => train::run(context, world, &run),
-            Self::Finetune { run, data, out, model, peft, allow_refinement } => {
+            Self::Finetune { run, data, out, model, save_adapter, allow_refinement } => {
                 let out = out.unwrap_or_else(|| default_out::finetuned(&run.run, &data, model));
-                let job = finetune::Job { data, out, role: model, peft, allow_refinement };
+                let job = finetune::Job { data, out, role: model, peft: save_adapter, allow_refinement };
                 finetune::run(context, &run, &job)
             }
             Self::Refine { run, updates, translated, out } => {
@@ -287,14 +290,15 @@ impl Command {
                 out,
                 method,
                 combine,
-                random_student,
+                random_update,
                 allow_outliers,
                 allow_duplicates,
             } => {
                 let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
-                let translated = || default_out::translated(&run.run, &updates, method, random_student);
+                let translated = || default_out::translated(&run.run, &updates, method, random_update);
                 let out = out.unwrap_or_else(translated);
-                let job = translate::Job { updates, out, method, combine, random_student, allow };
+                let job =
+                    translate::Job { updates, out, method, combine, random_student: random_update, allow };
                 translate::run(context, &run, &job)
             }
             Self::Merge { run, adapter, out, model } => {
@@ -307,8 +311,8 @@ impl Command {
                 let job = evaluate::Job { data, out, role: model, base, adapter };
                 evaluate::run(context, &run, &job).map(drop)
             }
-            Self::Report { run, evaluations, out, csv, predictions } => {
-                let job = gradtx_report::stage::Job { run, evaluations, out, csv, predictions };
+            Self::Report { run, scores, out, csv, predictions } => {
+                let job = gradtx_report::stage::Job { run, evaluations: scores, out, csv, predictions };
                 gradtx_report::stage::run(context, &job)
             }
             Self::Submit(job) => submit::run(context, &job),

@@ -6,6 +6,7 @@
 
 pub mod args;
 pub mod doctor;
+mod flags;
 pub mod inspect;
 pub mod logs;
 pub mod manual;
@@ -41,9 +42,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     });
     let (args, command) = match parsed {
         Ok(parsed) => parsed,
-        Err(error) => return ExitCode::from(not_parsed(&error, &args)),
+        Err(error) => {
+            let typed: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+            let error = flags::with_new_name(error, &Args::command(), &typed);
+            return ExitCode::from(not_parsed(&error, &args));
+        }
     };
-    let ui = ui::Ui::new(&command, args.quiet, args.json);
+    let ui = ui::Ui::new(&command, args.quiet, args.json).with_details(args.verbose > 0);
+    cluster::set_verbosity(args.verbose);
     let report = |error: &anyhow::Error| {
         let error_report = ErrorReport::from(error);
         progress::note_failure(&error_report);

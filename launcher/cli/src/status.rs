@@ -258,7 +258,7 @@ impl Row {
     /// Counts the shards of a tuple store, both models'.
     fn look_at_pieces(&mut self, record: &Record, verify: bool) {
         let Ok(Some(inputs)) = record.inputs::<CurateInputs>(&self.dir) else { return };
-        let total = inputs.curate.subsets;
+        let total = inputs.curate.num_subsets;
         let entries = std::fs::read_dir(self.dir.join("shards")).into_iter().flatten().flatten();
         let files: BTreeSet<PathBuf> = entries.map(|entry| entry.path()).collect();
         for (name, side) in [("tiny", Side::Student), ("llm", Side::Teacher)] {

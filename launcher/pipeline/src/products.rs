@@ -1,7 +1,7 @@
 //! What `translate --method products` does: [`gradtx_train::products`] on a run's tuple store.
 //!
 //! In: `RUN/shadow`, clients' updates of the TinyLM; where the penalty is chosen by the LLM's loss, the
-//! LLM and the public data. Out: factors of the LLM's adapter of rank `translate.rank`, and
+//! LLM and the public data. Out: factors of the LLM's adapter of rank `translate.lora_r`, and
 //! [`Details`]. What depends on the run alone, the penalty, is kept in `RUN/products`.
 
 use crate::aggregate::Combine;
@@ -56,7 +56,7 @@ pub struct Translation<'a> {
 impl Translation<'_> {
     /// The settings that a result depends on, apart from the tuple store.
     pub fn inputs(config: &Config) -> ProductsInputs {
-        ProductsInputs { rank: config.translate.rank, penalty: choice(config) }
+        ProductsInputs { lora_r: config.translate.lora_r, penalty: choice(config) }
     }
 
     /// Translates clients' updates: the LLM with adapters of the new rank, the factors of one, and how they
@@ -65,7 +65,7 @@ impl Translation<'_> {
         let store = &self.tuples.store;
         let groups = Groups::new(&self.groups()?);
         let kernel = Kernel::read(store, &groups, clients)?;
-        let side = self.teacher.of_rank(self.config.translate.rank)?;
+        let side = self.teacher.of_rank(self.config.translate.lora_r)?;
         let init = store.init(Part::Teacher)?;
         let products = Products::new(&self.teacher.layout, store.pairs(), |pair, range, out| {
             store.read_part(Part::Teacher, pair, store.steps() - 1, range.start, out)?;
@@ -149,7 +149,7 @@ impl Translation<'_> {
                     groups,
                     trials: &trials,
                     examples: &examples,
-                    stream_tokens: self.config.device.stream_tokens,
+                    stream_tokens: self.config.device.max_tokens_per_microbatch,
                 };
                 by_loss(&trials, groups.count(), &dispatch(&self.config.device, context, work)?)
             }

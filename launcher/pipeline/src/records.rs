@@ -26,6 +26,7 @@ pub struct CurateInputs {
     /// Longest example in tokens.
     pub max_length: usize,
     /// The adapters of both models.
+    #[serde(rename = "lora")]
     pub adapter: AdapterInputs,
     /// The settings, with the number of jobs that share a stream as it was decided.
     pub curate: CurateConfig,
@@ -97,6 +98,7 @@ pub struct FinetuneInputs {
     /// Longest example in tokens.
     pub max_length: usize,
     /// The adapter.
+    #[serde(rename = "lora")]
     pub adapter: AdapterInputs,
     /// How it is trained.
     pub recipe: Recipe,
@@ -144,7 +146,7 @@ pub struct TranslateInputs {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProductsInputs {
     /// Rank of the adapter.
-    pub rank: usize,
+    pub lora_r: usize,
     /// The penalty, or how it is chosen.
     pub penalty: PenaltyInputs,
 }
@@ -195,6 +197,7 @@ pub struct RefineInputs {
     /// Fingerprint of the LLM.
     pub llm: String,
     /// The adapters of both models.
+    #[serde(rename = "lora")]
     pub adapter: AdapterInputs,
     /// The device.
     pub device: DeviceConfig,
@@ -260,21 +263,27 @@ pub struct ScoringInputs {
     /// Which number is the score.
     pub metric: MetricChoice,
     /// Which part of a text is the answer.
-    pub answer: AnswerForm,
+    pub answer_extraction: AnswerForm,
     /// What ROUGE-1 takes for a word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rouge_tokens: Option<RougeTokens>,
+    pub rouge_tokenizer: Option<RougeTokens>,
     /// Examples generated at once.
-    pub batch: usize,
+    pub per_device_eval_batch_size: usize,
     /// Most tokens generated for one example.
     pub max_new_tokens: usize,
 }
 
 impl From<&EvaluateConfig> for ScoringInputs {
     fn from(config: &EvaluateConfig) -> Self {
-        let &EvaluateConfig { metric, answer, rouge_tokens, max_new_tokens, batch } = config;
-        let rouge_tokens = Some(rouge_tokens).filter(|tokens| *tokens != RougeTokens::default());
-        Self { metric, answer, rouge_tokens, batch, max_new_tokens }
+        let &EvaluateConfig {
+            metric,
+            answer_extraction,
+            rouge_tokenizer,
+            max_new_tokens,
+            per_device_eval_batch_size,
+        } = config;
+        let rouge_tokenizer = Some(rouge_tokenizer).filter(|tokenizer| *tokenizer != RougeTokens::default());
+        Self { metric, answer_extraction, rouge_tokenizer, per_device_eval_batch_size, max_new_tokens }
     }
 }
 

@@ -42,20 +42,20 @@ seed = 5
 d_model = 16
 d_ff = 24
 d_kv = 8
-heads = 2
-encoder_layers = 2
-decoder_layers = 1
-dropout = 0.1
+num_heads = 2
+num_layers = 2
+num_decoder_layers = 1
+dropout_rate = 0.1
 [train]
-steps = 40
-batch = 6
-micro_batch = 2
-lr = 0.01
-validation = 0.3
-validate_every = 4
-checkpoint_minutes = 0
-augment = 0.4
-student_noise = 0.1
+max_steps = 40
+global_batch_size = 6
+per_device_train_batch_size = 2
+learning_rate = 0.01
+val_set_size = 0.3
+eval_steps = 4
+save_minutes = 0
+mixup_prob = 0.4
+input_noise_std = 0.1
 "#;
 
 fn main() -> ExitCode {
@@ -334,7 +334,7 @@ fn copy_run(home: &Home, from: &str, to: &str) {
 
 fn a_signal_stops_all_ranks(home: &Home, four: &Trained) {
     // Only one rank is asked, and no checkpoint is due for long.
-    let output = home.train("stopped", 4, Some("-USR1 2 0"), &["train.checkpoint_minutes=100"]);
+    let output = home.train("stopped", 4, Some("-USR1 2 0"), &["train.save_minutes=100"]);
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(75), "{output:?}");
     assert_eq!(err.matches("stopped as asked").count(), 1, "{err}");
@@ -342,7 +342,7 @@ fn a_signal_stops_all_ranks(home: &Home, four: &Trained) {
     assert!(matches!(list[..], [Saved { step: 10.., parts: 4 }]), "{list:?}");
     let lines = std::fs::read_to_string(home.dir.path().join("stopped/translator/metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count() as u64, list[0].step, "the metrics are as far as the checkpoint");
-    let output = home.train("stopped", 4, None, &["train.checkpoint_minutes=100"]);
+    let output = home.train("stopped", 4, None, &["train.save_minutes=100"]);
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let stopped = Trained { dir: home.dir.path().join("stopped/translator"), said };
@@ -359,12 +359,12 @@ fn failures(alone: &Trained) {
     let bad = (0..7).find(|shadow| held_out.iter().all(|tuple| tuple[0] != *shadow)).unwrap();
     let home = Home::new(Some((bad, 1)));
     let tuple = format!(", tuple {bad}/1: gradient");
-    let raw = ["translator.normalization=none", "train.augment=0.0"];
-    let few = ["train.batch=2"];
+    let raw = ["translator.update_normalization=none", "train.mixup_prob=0.0"];
+    let few = ["train.global_batch_size=2"];
     for (name, ranks, set, code, words) in [
         ("bad", 4, &raw[..], 1, [&*tuple, "nothing was updated"]),
         ("bad alone", 1, &raw[..], 1, [&*tuple, "nothing was updated"]),
-        ("too many", 3, &few[..], 2, ["train.batch is 2", "3 were started"]),
+        ("too many", 3, &few[..], 2, ["train.global_batch_size is 2", "3 were started"]),
     ] {
         let begin = Instant::now();
         let output = home.train(name, ranks, None, set);

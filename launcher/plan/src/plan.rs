@@ -48,7 +48,7 @@ pub struct Job {
     /// Settings that take the place of the run file's, before --set.
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
-    /// Override one setting, e.g. `--set train.lr=0.002`; repeatable.
+    /// Override one setting, e.g. `--set train.learning_rate=0.002`; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Nodes.
@@ -247,7 +247,7 @@ fn directory(config: &Config, role: Role) -> Result<&Path> {
 }
 
 fn model(config: &Config, role: Role) -> Result<Model> {
-    Model::read(directory(config, role)?, role, &config.adapter)
+    Model::read(directory(config, role)?, role, &config.lora)
 }
 
 /// A number of three digits with the SI prefix for its size.

@@ -94,7 +94,7 @@ fn standing(dir: &Path, config: &Config) -> String {
         Some(true) => "curate finished".to_string(),
         Some(false) => {
             let [tiny, llm] = shards(&dir.join(SHADOW_DIR).join("shards"));
-            let all = config.curate.subsets;
+            let all = config.curate.num_subsets;
             return format!("curate: {tiny} of {all} shards of tiny, {llm} of {all} of llm");
         }
     };
@@ -104,7 +104,7 @@ fn standing(dir: &Path, config: &Config) -> String {
         Some(false) => {
             let lines = JsonLines::read(&translator.join("metrics.jsonl")).unwrap_or_default();
             let step = lines.last().and_then(|line| line["step"].as_u64()).unwrap_or(0);
-            format!("{curated}, train: step {step} of {}", config.train.steps)
+            format!("{curated}, train: step {step} of {}", config.train.max_steps)
         }
         Some(true) => {
             let validation = read_json(&translator.join("validation.json")).unwrap_or_default();

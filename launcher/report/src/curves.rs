@@ -144,7 +144,7 @@ impl Shadow {
     pub fn of(source: &mut Source) -> Self {
         let [tiny, llm] = [Role::Tiny, Role::Llm].map(|role| {
             let (jobs, rates) = shadow_jobs(source, role);
-            let planned = source.config.as_ref().map(|config| config.curate.subsets);
+            let planned = source.config.as_ref().map(|config| config.curate.num_subsets);
             if let Some(planned) = planned.filter(|&planned| jobs.len() < planned) {
                 let done = jobs.len();
                 source.missing(format!(
@@ -313,7 +313,7 @@ impl Translator {
         let error = |v: &Validation| v.relative_error.unwrap_or(f64::INFINITY);
         Some(Self {
             steps,
-            planned: source.config.as_ref().map(|config| config.train.steps as u64),
+            planned: source.config.as_ref().map(|config| config.train.max_steps as u64),
             best: measured.min_by(|a, b| error(a).total_cmp(&error(b))).cloned(),
             validations,
             not_finite: loss.iter().filter(|l| !l.1.is_finite()).count(),

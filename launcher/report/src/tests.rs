@@ -81,9 +81,9 @@ impl Files {
         self.put(
             "run.toml",
             &format!(
-                "seed = 7\n[data]\npublic = {public:?}\n[curate]\nsubsets = {SUBSETS}\nexamples = 2\n\
-                 group_by = \"task\"\nsnapshots = 2\n[curate.tiny]\nsteps = 4\n[curate.llm]\nsteps = 3\n\
-                 [train]\nsteps = 9\n"
+                "seed = 7\n[data]\npublic = {public:?}\n[curate]\nnum_subsets = {SUBSETS}\nexamples_per_subset = 2\n\
+                 group_by = \"task\"\nnum_snapshots = 2\n[curate.tiny]\nmax_steps = 4\n[curate.llm]\nmax_steps = 3\n\
+                 [train]\nmax_steps = 9\n"
             ),
         );
     }

@@ -182,7 +182,7 @@ fn tuple_rate(source: &mut Source) -> Option<TupleRate> {
     let lines = source.lines(&source.run.join(TRANSLATOR_DIR).join("throughput.jsonl"));
     let last = lines.last()?;
     let rate = last["tuples_per_s"].as_f64().filter(|rate| *rate > 0.0)?;
-    let batch = source.config.as_ref().map(|config| config.train.batch as f64);
+    let batch = source.config.as_ref().map(|config| config.train.global_batch_size as f64);
     let seconds = last["step"].as_f64().zip(batch).map(|(steps, batch)| steps * batch / rate);
     Some(TupleRate { tuples_per_s: rate, seconds })
 }

@@ -138,8 +138,8 @@ fn snapshot_steps(source: &Source, store: &TupleStore, role: Role) -> Vec<u64> {
         Role::Tiny => &config.curate.tiny,
         Role::Llm => &config.curate.llm,
     };
-    let back = |snapshot: usize| (store.steps() - 1 - snapshot) as u64 * config.curate.every as u64;
-    (0..store.steps()).filter_map(|s| (recipe.steps as u64).checked_sub(back(s))).collect()
+    let back = |snapshot: usize| (store.steps() - 1 - snapshot) as u64 * config.curate.snapshot_steps as u64;
+    (0..store.steps()).filter_map(|s| (recipe.max_steps as u64).checked_sub(back(s))).collect()
 }
 
 /// `count` of `all`, evenly spaced, the first among them.

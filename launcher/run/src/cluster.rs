@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 use gradtx_runtime::artifact::checksum_file;
 use gradtx_runtime::comm::{Collectives, Comm, Launch, Solo, agree};
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
@@ -215,10 +216,25 @@ fn threads(comm: &dyn Comm) -> Result<usize> {
     Ok((allowed / sharing.max(1)).max(1))
 }
 
-/// Logs to standard error what the environment asks for, warnings if it asks for nothing;
-/// every line begins with `prefix`.
+/// How often `--verbose` was given.
+static VERBOSITY: AtomicU8 = AtomicU8::new(0);
+
+/// Sets what is logged where the environment does not say: 0 warnings, 1 messages, 2 and more debug
+/// messages too. To be called before the world starts.
+pub fn set_verbosity(verbosity: u8) {
+    VERBOSITY.store(verbosity, Ordering::Relaxed);
+}
+
+/// Logs to standard error what the environment asks for, or else what `--verbose` asks for; every line
+/// begins with `prefix`.
 pub fn log(prefix: String) {
-    let level = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
+    let level = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| {
+        EnvFilter::new(match VERBOSITY.load(Ordering::Relaxed) {
+            0 => "warn",
+            1 => "info",
+            _ => "debug",
+        })
+    });
     let writer = move || Prefixed { prefix: prefix.clone(), out: io::stderr() };
     // A second call in one process keeps the first one's log.
     let _ = tracing_subscriber::fmt().with_env_filter(level).with_writer(writer).try_init();

@@ -73,6 +73,7 @@ pub struct Ui {
     command: Arc<str>,
     quiet: bool,
     json: bool,
+    details: bool,
     terminal: bool,
     bars: MultiProgress,
     /// Result objects printed so far.
@@ -86,10 +87,21 @@ impl Ui {
             command: command.into(),
             quiet,
             json,
+            details: false,
             terminal: std::io::stderr().is_terminal(),
             bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
             results: Arc::default(),
         }
+    }
+
+    /// The same with [`Self::detail`] printed, if `details` (`--verbose`).
+    pub fn with_details(self, details: bool) -> Self {
+        Self { details, ..self }
+    }
+
+    /// Whether details are printed.
+    pub fn has_details(&self) -> bool {
+        self.details
     }
 
     /// Whether the output is JSON.
@@ -101,6 +113,14 @@ impl Ui {
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.quiet {
             self.result(text);
+        }
+    }
+
+    /// Lines for those who want to know how something is done, such as a memory table; only with
+    /// `--verbose`.
+    pub fn detail(&self, text: impl AsRef<str>) {
+        if self.details {
+            self.line(text);
         }
     }
 

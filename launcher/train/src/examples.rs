@@ -182,7 +182,7 @@ impl Streams {
         let key = derive(derive_named(key, "dropout"), step as u64);
         let all: usize = examples.iter().map(|e| e.labels()).sum();
         for (i, example) in examples.iter().enumerate() {
-            let weight = match recipe.normalization {
+            let weight = match recipe.loss_reduction {
                 LossNormalization::Sequence => 1.0 / (example.labels().max(1) * examples.len()) as f64,
                 LossNormalization::Token => 1.0 / all.max(1) as f64,
             };
@@ -254,7 +254,7 @@ mod tests {
         for (normalization, first) in
             [(LossNormalization::Sequence, 1.0 / 3.0), (LossNormalization::Token, 1.0 / 7.0)]
         {
-            let recipe = Recipe { normalization, ..Recipe::default() };
+            let recipe = Recipe { loss_reduction: normalization, ..Recipe::default() };
             for (limit, count) in [(100, 1), (14, 2), (1, 3)] {
                 let mut streams = Streams::new(limit);
                 streams.push_step(&examples, &recipe, 0, 7, 0);

@@ -41,7 +41,7 @@ impl ModelSpec {
         let dir = model_dir(config, role)?;
         let model = DecoderConfig::read(dir)?;
         model.check_weights(&TensorSource::open(dir)?)?;
-        let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)?;
+        let layout = BlockLayout::new(&model, &lora_config(&config.lora)?)?;
         let base_model = fingerprint(dir, threads)?;
         let init = initial(config, role, &model, &layout)?;
         let space = UpdateSpace {
@@ -50,8 +50,8 @@ impl ModelSpec {
             layout: layout.hash(),
             base_model,
             targets: layout.lora().targets.iter().map(|t| t.name().to_string()).collect(),
-            rank: config.adapter.rank,
-            alpha: config.adapter.alpha,
+            rank: config.lora.r,
+            alpha: config.lora.lora_alpha,
             init: checksum(&little_endian(&init)),
         };
         Ok(Self { role, dir: dir.to_owned(), model, layout, init, space })
@@ -77,9 +77,9 @@ impl ModelSpec {
 
     /// What a stage's results depend on: the adapter's form and start, not where its files lie.
     pub fn adapter_inputs(config: &AdapterConfig, sides: &[&Self]) -> AdapterInputs {
-        let AdapterConfig { rank, alpha, dropout, targets, start_tiny: _, start_llm: _ } = config.clone();
+        let AdapterConfig { r, lora_alpha, lora_dropout, ref target_modules, .. } = *config;
         let init = sides.iter().map(|side| side.space.init.clone()).collect();
-        AdapterInputs { rank, alpha, dropout, targets, init }
+        AdapterInputs { r, lora_alpha, lora_dropout, target_modules: target_modules.clone(), init }
     }
 
     /// An update of this side as an artifact.
@@ -104,13 +104,13 @@ impl ModelSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AdapterInputs {
     /// r.
-    pub rank: usize,
+    pub r: usize,
     /// α.
-    pub alpha: f64,
+    pub lora_alpha: f64,
     /// Dropout on the adapter's input while training.
-    pub dropout: f64,
+    pub lora_dropout: f64,
     /// Adapted modules.
-    pub targets: Vec<String>,
+    pub target_modules: Vec<String>,
     /// Checksums of the adapters that training starts from, one for each model.
     pub init: Vec<String>,
 }
@@ -155,8 +155,8 @@ fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLay
 /// The PEFT directory that a model's training starts from; none if its adapter is drawn.
 pub fn start_dir(config: &Config, role: Role) -> Option<&Path> {
     let dir = match role {
-        Role::Tiny => &config.adapter.start_tiny,
-        Role::Llm => &config.adapter.start_llm,
+        Role::Tiny => &config.lora.init_adapter_tiny,
+        Role::Llm => &config.lora.init_adapter_llm,
     };
     Some(dir.as_path()).filter(|dir| !dir.as_os_str().is_empty())
 }
@@ -164,9 +164,9 @@ pub fn start_dir(config: &Config, role: Role) -> Option<&Path> {
 /// The adapter settings as the models know them.
 pub fn lora_config(adapter: &AdapterConfig) -> Result<LoraConfig> {
     Ok(LoraConfig {
-        rank: adapter.rank,
-        alpha: adapter.alpha,
-        dropout: adapter.dropout,
-        targets: LoraConfig::targets_from_names(&adapter.targets)?,
+        rank: adapter.r,
+        alpha: adapter.lora_alpha,
+        dropout: adapter.lora_dropout,
+        targets: LoraConfig::targets_from_names(&adapter.target_modules)?,
     })
 }

@@ -114,10 +114,10 @@ impl Prompts {
         let date = prompts.iter().find_map(|p| p.date.clone());
         // Since this form ends answers itself, its examples are others than before.
         let ends = (config.prompt == PromptForm::Plain).then(|| "end of text".to_string());
-        if config.system.is_empty() && date.is_none() && ends.is_none() {
+        if config.system_prompt.is_empty() && date.is_none() && ends.is_none() {
             return PromptInputs::Form(config.prompt);
         }
-        PromptInputs::Texts { form: config.prompt, system: config.system.clone(), date, ends }
+        PromptInputs::Texts { form: config.prompt, system: config.system_prompt.clone(), date, ends }
     }
 }
 

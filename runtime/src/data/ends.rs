@@ -157,7 +157,7 @@ impl PromptCheck {
         if prompt.contains(CHATML_SYSTEM) && !model_type.starts_with("qwen") {
             self.notes.push(format!(
                 "the prompt begins with \"{CHATML_SYSTEM}\", and this model is of the type {model_type}; \
-                 data.system sets another system message, or \"none\""
+                 data.system_prompt sets another system message, or \"none\""
             ));
         }
     }
@@ -472,6 +472,6 @@ mod tests {
         let renderer = Renderer::new(PromptForm::ChatMl, &tokenizer).unwrap();
         assert!(PromptCheck::new(&renderer, &tokenizer, "qwen2", None).unwrap().notes().is_empty());
         let plain = PromptSettings { form: PromptForm::Plain, system: "x".into(), date: String::new() };
-        assert!(model.check(plain).unwrap_err().to_string().contains("data.system"));
+        assert!(model.check(plain).unwrap_err().to_string().contains("data.system_prompt"));
     }
 }

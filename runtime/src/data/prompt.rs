@@ -135,7 +135,7 @@ impl Renderer {
             ("" | NO_SYSTEM, _) => None,
             (_, Form::Plain(_)) => {
                 let why = "the plain prompt form has no place for it; leave it empty, or set data.prompt";
-                return Err(Error::invalid("data.system", why));
+                return Err(Error::invalid("data.system_prompt", why));
             }
             _ => Some(system),
         };

@@ -60,17 +60,17 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
                 let name = role.name();
                 let jobs = config.curate.most_at_once();
                 let recipe = if role == Role::Tiny { &config.curate.tiny } else { &config.curate.llm };
-                let plan = model.finetuning(&config, jobs, recipe.batch);
+                let plan = model.finetuning(&config, jobs, recipe.global_batch_size);
                 checks.push(there.fits(
                     &format!("curate {name}"),
                     format!("{jobs} jobs at once"),
                     &plan,
-                    "device.stream_tokens or curate.concurrent",
+                    "device.max_tokens_per_microbatch or curate.jobs_per_batch",
                 ));
                 let recipe = if role == Role::Tiny { &config.finetune.tiny } else { &config.finetune.llm };
-                let plan = model.finetuning(&config, 1, recipe.batch);
+                let plan = model.finetuning(&config, 1, recipe.global_batch_size);
                 let topic = format!("finetune {name}");
-                checks.push(there.fits(&topic, "one job".into(), &plan, "device.stream_tokens"));
+                checks.push(there.fits(&topic, "one job".into(), &plan, "device.max_tokens_per_microbatch"));
                 checks.push(model.generating(&config, &there, &format!("evaluate {name}")));
                 layouts.push([model.layout.blocks(), model.layout.width()]);
                 checks.push(prompt(&config, dir, &model.config, name));
@@ -172,11 +172,11 @@ pub fn of_model(context: &Context, dir: &Path) -> Vec<Check> {
         ],
         Ok(model) => {
             let recipe = &config.finetune.tiny;
-            let plan = model.finetuning(&config, 1, recipe.batch);
-            let what = format!("one adapter, streams of {} tokens", config.device.stream_tokens);
+            let plan = model.finetuning(&config, 1, recipe.global_batch_size);
+            let what = format!("one adapter, streams of {} tokens", config.device.max_tokens_per_microbatch);
             vec![
                 prompt(&config, dir, &model.config, &name.to_string()),
-                there.fits(&format!("fine-tune {name}"), what, &plan, "device.stream_tokens"),
+                there.fits(&format!("fine-tune {name}"), what, &plan, "device.max_tokens_per_microbatch"),
                 model.generating(&config, &there, &format!("generate {name}")),
             ]
         }
@@ -194,7 +194,7 @@ impl Model {
         ensure!(!dir.as_os_str().is_empty(), "not set; expected a model directory");
         let model = DecoderConfig::read(dir)?;
         model.check_weights(&TensorSource::open(dir)?)?;
-        let layout = BlockLayout::new(&model, &lora_config(&config.adapter)?)
+        let layout = BlockLayout::new(&model, &lora_config(&config.lora)?)
             .with_context(|| format!("{}: cannot hold the adapters", dir.display()))?;
         Ok(Self { config: model, layout })
     }
@@ -202,7 +202,7 @@ impl Model {
     /// Fine-tuning of adapters on streams as long as they may be, with a label on every token.
     fn finetuning(&self, config: &Config, jobs: usize, batch: usize) -> MemoryPlan {
         let segments = jobs.saturating_mul(batch);
-        let tokens = config.device.stream_tokens.max(config.data.max_length);
+        let tokens = config.device.max_tokens_per_microbatch.max(config.data.max_length);
         let tokens = tokens.min(segments.saturating_mul(config.data.max_length));
         let capacity = BatchCapacity { tokens, segments: segments.min(tokens), labels: tokens };
         answer(&config.device, Finetuning { model: self, jobs, capacity })
@@ -212,14 +212,19 @@ impl Model {
     fn generating(&self, config: &Config, there: &Memory, topic: &str) -> Check {
         let (longest, settings) = (config.data.max_length, &config.evaluate);
         let limits = GenerateLimits {
-            rows: settings.batch,
-            prompt_tokens: longest
-                .max(config.device.stream_tokens.min(longest.saturating_mul(settings.batch))),
+            rows: settings.per_device_eval_batch_size,
+            prompt_tokens: longest.max(
+                config
+                    .device
+                    .max_tokens_per_microbatch
+                    .min(longest.saturating_mul(settings.per_device_eval_batch_size)),
+            ),
             context: longest + settings.max_new_tokens,
         };
         let plan = answer(&config.device, Generating { model: self, limits });
-        let what = format!("{} prompts of up to {longest} tokens at once", settings.batch);
-        there.fits(topic, what, &plan, "evaluate.batch or evaluate.max_new_tokens")
+        let what =
+            format!("{} prompts of up to {longest} tokens at once", settings.per_device_eval_batch_size);
+        there.fits(topic, what, &plan, "evaluate.per_device_eval_batch_size or evaluate.max_new_tokens")
     }
 }
 
@@ -282,13 +287,13 @@ fn training(
     [student, teacher]: [[usize; 2]; 2],
 ) -> Result<Check> {
     let shape = model_config(&config.translator, student, teacher)?;
-    let micro_batch = config.train.micro_batch;
+    let micro_batch = config.train.per_device_train_batch_size;
     let (parameters, plan) = dispatch(&config.device, context, TrainingOf { shape, micro_batch })?;
     let what = format!(
         "{parameters} parameters, {micro_batch} tuples at once, [{}, {}] to [{}, {}]",
         student[0], student[1], teacher[0], teacher[1]
     );
-    Ok(there.fits("train", what, &plan, "train.micro_batch"))
+    Ok(there.fits("train", what, &plan, "train.per_device_train_batch_size"))
 }
 
 /// The memory of the device that settings name; or why there is none.

@@ -253,7 +253,7 @@ impl Score {
         let right = answers.iter().filter(|a| a.right).count();
         let rouge1 = answers.iter().map(|a| a.rouge1).sum::<f64>() / answers.len() as f64;
         let wordless = |text: fn(&Answer) -> &str| {
-            answers.iter().filter(|a| !has_words(text(a), config.evaluate.rouge_tokens)).count()
+            answers.iter().filter(|a| !has_words(text(a), config.evaluate.rouge_tokenizer)).count()
         };
         Self {
             examples: answers.len(),
@@ -266,10 +266,10 @@ impl Score {
             rouge1,
             right,
             ended: part(answers.iter().filter(|a| a.ended).count()),
-            rouge_tokens: config.evaluate.rouge_tokens,
+            rouge_tokens: config.evaluate.rouge_tokenizer,
             wordless_references: wordless(|a| &a.reference),
             wordless_predictions: wordless(|a| &a.prediction),
-            answer: config.evaluate.answer,
+            answer: config.evaluate.answer_extraction,
             model: role,
             lineage,
             data: checksum.into(),
@@ -305,7 +305,7 @@ impl Score {
         if self.metric == Metric::Rouge1 && self.wordless_references > 0 {
             let hint = match self.rouge_tokens {
                 RougeTokens::RougeScore => {
-                    "; evaluate.rouge_tokens = \"unicode\" sees the letters of every script"
+                    "; evaluate.rouge_tokenizer = \"unicode\" sees the letters of every script"
                 }
                 RougeTokens::Unicode => "",
             };
@@ -376,8 +376,9 @@ impl Work for Evaluate<'_> {
         let ends = end_texts(tokenizer, stops)?;
         let prefix = tokenizer.decode(&tokenizer.encode(self.prompts.check.prefix())?.ids, true)?;
         // By parts, to have something to report; slots of a part fill up as others end.
-        for (part, records) in
-            prompts.chunks(8 * settings.batch).zip(self.data.records.chunks(8 * settings.batch))
+        for (part, records) in prompts
+            .chunks(8 * settings.per_device_eval_batch_size)
+            .zip(self.data.records.chunks(8 * settings.per_device_eval_batch_size))
         {
             let max_new = settings.max_new_tokens;
             let generated = generator.generate(&decoder, view, part, max_new, stops)?;
@@ -388,8 +389,8 @@ impl Work for Evaluate<'_> {
                 answers.push(Answer {
                     line: record.origin.line,
                     prompt: tokenizer.decode(&asked.tokens, false)?,
-                    right: exact_match(answer, &reference, settings.answer),
-                    rouge1: rouge1(answer, &reference, settings.rouge_tokens),
+                    right: exact_match(answer, &reference, settings.answer_extraction),
+                    rouge1: rouge1(answer, &reference, settings.rouge_tokenizer),
                     prediction,
                     reference,
                     ended: found.ended,
@@ -423,8 +424,13 @@ impl Evaluate<'_> {
         let settings = &self.config.evaluate;
         let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(1);
         GenerateLimits {
-            rows: settings.batch.min(prompts.len()),
-            prompt_tokens: longest.max(self.config.device.stream_tokens.min(longest * settings.batch)),
+            rows: settings.per_device_eval_batch_size.min(prompts.len()),
+            prompt_tokens: longest.max(
+                self.config
+                    .device
+                    .max_tokens_per_microbatch
+                    .min(longest * settings.per_device_eval_batch_size),
+            ),
             context: (longest + settings.max_new_tokens).min(self.prompts.context()),
         }
     }

@@ -91,7 +91,7 @@ impl Stage for Finetune<'_> {
             seed: config.seed,
             data: data.inputs(&config.data, &[prompts]),
             max_length: config.data.max_length,
-            adapter: ModelSpec::adapter_inputs(&config.adapter, &[side]),
+            adapter: ModelSpec::adapter_inputs(&config.lora, &[side]),
             recipe: self.recipe().clone(),
             device: config.device.clone(),
             model: side.space.base_model.clone(),
@@ -111,9 +111,9 @@ impl Stage for Finetune<'_> {
             side,
             recipe: self.recipe(),
             snapshots: Snapshots { count: 1, every: 1 },
-            stream_tokens: config.device.stream_tokens,
+            stream_tokens: config.device.max_tokens_per_microbatch,
         };
-        let steps = training.recipe.steps;
+        let steps = training.recipe.max_steps;
         let work = OneJob { context, training, examples: &examples, key };
         let (trained, rate) = dispatch(&config.device, context, work)?;
         // Times differ from run to run, so they stand apart from the losses, which do not.
@@ -169,7 +169,7 @@ impl Work for OneJob<'_> {
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;
         self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
         self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
-        let mut progress = ShowSteps(self.context.ui.progress("finetune", recipe.steps as u64));
+        let mut progress = ShowSteps(self.context.ui.progress("finetune", recipe.max_steps as u64));
         let done = self.training.run(&decoder, &jobs, None, &mut progress)?;
         let (trained, rate) = done.expect("nobody stopped it");
         Ok((trained.into_iter().next().expect("one job gives one result"), rate))

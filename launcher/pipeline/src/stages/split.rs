@@ -42,14 +42,14 @@ pub struct Job {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// The provider's part of the rows; 0 for none.
-    #[arg(long, default_value_t = 0.5, value_name = "PART")]
-    pub public: f64,
+    #[arg(long, default_value_t = 0.5, value_name = "FRACTION")]
+    pub public_fraction: f64,
     /// Clients that share the rest.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub clients: usize,
     /// The part of a client's rows that it trains on; the others test.
-    #[arg(long, default_value_t = 0.9, value_name = "PART")]
-    pub train: f64,
+    #[arg(long, default_value_t = 0.9, value_name = "FRACTION")]
+    pub train_fraction: f64,
     /// Divide each task's private rows among the clients by proportions drawn from
     /// Dirichlet(ALPHA): the smaller it is, the more the clients differ. Without it, all
     /// clients get the same mixture and equally many rows.
@@ -75,12 +75,12 @@ pub struct Job {
 
 impl Job {
     fn check(&self) -> Result<()> {
-        let wrong = if !(0.0..1.0).contains(&self.public) {
-            "--public: expected 0 ≤ part < 1"
+        let wrong = if !(0.0..1.0).contains(&self.public_fraction) {
+            "--public-fraction: expected 0 ≤ fraction < 1"
         } else if self.clients == 0 {
             "--clients: expected at least 1"
-        } else if !(self.train > 0.0 && self.train < 1.0) {
-            "--train: expected 0 < part < 1"
+        } else if !(self.train_fraction > 0.0 && self.train_fraction < 1.0) {
+            "--train-fraction: expected 0 < fraction < 1"
         } else if self.dirichlet.is_some_and(|alpha| !(alpha > 0.0 && alpha.is_finite())) {
             "--dirichlet: expected a positive number"
         } else {
@@ -255,7 +255,7 @@ impl Alike {
 fn lists(job: &Job, tasks: &[Group], alike: &Alike) -> Result<BTreeMap<String, Vec<usize>>> {
     let key = derive_named(job.seed, "split");
     let all = alike.representatives();
-    let (public, private) = two_parts(&all, job.public, derive_named(key, "public"));
+    let (public, private) = two_parts(&all, job.public_fraction, derive_named(key, "public"));
     let key_of_clients = derive_named(key, "clients");
     let clients = match job.dirichlet {
         None => even_parts(&private, job.clients, key_of_clients),
@@ -271,7 +271,8 @@ fn lists(job: &Job, tasks: &[Group], alike: &Alike) -> Result<BTreeMap<String, V
         lists.insert("public".to_string(), alike.all_of(&public));
     }
     for (c, rows) in clients.iter().enumerate() {
-        let (train, test) = two_parts(rows, job.train, derive(derive_named(key, "train and test"), c as u64));
+        let (train, test) =
+            two_parts(rows, job.train_fraction, derive(derive_named(key, "train and test"), c as u64));
         if train.is_empty() || test.is_empty() {
             let client = c + 1;
             let mut what = format!(
@@ -342,9 +343,9 @@ mod tests {
             data: vec![],
             out: PathBuf::new(),
             seed: 3,
-            public: 0.5,
+            public_fraction: 0.5,
             clients,
-            train: 0.9,
+            train_fraction: 0.9,
             dirichlet,
             group_by: "task".into(),
             same_prompts: false,

@@ -54,10 +54,10 @@ impl<'a> Training<'a> {
         let dir = args.run.join(TRANSLATOR_DIR);
         let config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
         let comm = world.comm();
-        let (ranks, batch) = (comm.size(), config.train.batch);
+        let (ranks, batch) = (comm.size(), config.train.global_batch_size);
         if ranks > batch {
             return Err(unusable(format!(
-                "train.batch is {batch}: so many ranks at most can share a step, but {ranks} were started"
+                "train.global_batch_size is {batch}: so many ranks at most can share a step, but {ranks} were started"
             )));
         }
         let mut expected = [None, None];
@@ -66,7 +66,7 @@ impl<'a> Training<'a> {
                 spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
         }
         let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
-        let pretrained = match config.translator.pretrained.as_path() {
+        let pretrained = match config.translator.pretrained_path.as_path() {
             path if path.as_os_str().is_empty() => None,
             path => Some(fingerprint(path, context.threads)?),
         };
@@ -93,7 +93,7 @@ impl Stage for Training<'_> {
             tuples: tuples.manifest.clone(),
             spaces: Spaces { student, teacher },
             // Not where the weights lie that it starts from, but which they are.
-            translator: TranslatorConfig { pretrained: PathBuf::new(), ..config.translator.clone() },
+            translator: TranslatorConfig { pretrained_path: PathBuf::new(), ..config.translator.clone() },
             pretrained: pretrained.clone(),
             train: config.train.clone(),
             device: config.device.clone(),

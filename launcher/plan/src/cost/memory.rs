@@ -124,8 +124,9 @@ pub fn generating(
     gpu: Gpu,
 ) -> MemoryPlan {
     let limits = GenerateLimits {
-        rows: settings.batch,
-        prompt_tokens: longest.max(stream_tokens.min(longest.saturating_mul(settings.batch))),
+        rows: settings.per_device_eval_batch_size,
+        prompt_tokens: longest
+            .max(stream_tokens.min(longest.saturating_mul(settings.per_device_eval_batch_size))),
         context: longest + settings.max_new_tokens,
     };
     let mut plan = Decoder::<Cpu, f32>::plan(&model.config, false);

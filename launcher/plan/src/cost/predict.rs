@@ -148,18 +148,21 @@ impl Planner<'_> {
 
     /// Fine-tuning of several jobs together.
     fn finetuning(&self, side: Role, recipe: &Recipe, jobs: usize, mean: &Mean) -> Cost {
-        let stream_tokens = self.question.config.device.stream_tokens;
-        self.decoder(side).finetuning(mean, jobs as f64 * recipe.batch as f64, stream_tokens)
-            * recipe.steps as f64
+        let stream_tokens = self.question.config.device.max_tokens_per_microbatch;
+        self.decoder(side).finetuning(mean, jobs as f64 * recipe.global_batch_size as f64, stream_tokens)
+            * recipe.max_steps as f64
     }
 
     fn side_work(&self, side: Role, concurrent: usize) -> SideWork {
         let recipe = self.recipe(side);
         let mut found = SideWork { work: vec![], tokens: 0.0, flops: 0.0 };
-        for (group, jobs) in groups(self.question.config.curate.subsets, concurrent).into_iter().enumerate() {
+        for (group, jobs) in
+            groups(self.question.config.curate.num_subsets, concurrent).into_iter().enumerate()
+        {
             let mean = self.mean(side, jobs.clone());
             let cost = self.finetuning(side, recipe, jobs.len(), &mean);
-            found.tokens += mean.tokens * jobs.len() as f64 * recipe.batch as f64 * recipe.steps as f64;
+            found.tokens +=
+                mean.tokens * jobs.len() as f64 * recipe.global_batch_size as f64 * recipe.max_steps as f64;
             found.flops += cost.flops;
             found.work.push(JobGroup { side, group, cost: self.rates.seconds(Kind::Lora, cost) });
         }
@@ -175,7 +178,7 @@ impl Planner<'_> {
         let jobs = config.curate.most_at_once();
         Stage {
             ranks: cluster.ranks(),
-            steps: config.curate.subsets as f64 * recipe.steps as f64,
+            steps: config.curate.num_subsets as f64 * recipe.max_steps as f64,
             tokens: found.tokens,
             flops: found.flops,
             seconds: busy / cluster.ranks() as f64,
@@ -199,8 +202,8 @@ impl Planner<'_> {
         let config = self.question.config;
         let given = Streams {
             jobs,
-            batch: recipe.batch,
-            stream_tokens: config.device.stream_tokens,
+            batch: recipe.global_batch_size,
+            stream_tokens: config.device.max_tokens_per_microbatch,
             longest: self.lengths(side).longest().min(config.data.max_length),
         };
         let need = |streams| {
@@ -213,8 +216,8 @@ impl Planner<'_> {
             });
             let fewer = largest(1..jobs, |jobs| need(Streams { jobs, ..given }).fits());
             let mut help = vec![];
-            help.extend(shorter.map(|n| format!("device.stream_tokens = {n}")));
-            help.extend(fewer.map(|n| format!("curate.concurrent = {n}")));
+            help.extend(shorter.map(|n| format!("device.max_tokens_per_microbatch = {n}")));
+            help.extend(fewer.map(|n| format!("curate.jobs_per_batch = {n}")));
             warnings.push(too_much(name, &found, &help));
         }
         found
@@ -224,7 +227,7 @@ impl Planner<'_> {
         let Question { config, cluster, models, .. } = self.question;
         let work = [Role::Tiny, Role::Llm].map(|side| self.side_work(side, concurrent).work).concat();
         let outcome = simulate(&work, cluster.ranks(), |side| self.rates.load(self.decoder(side).bytes()));
-        let members = groups(config.curate.subsets, concurrent);
+        let members = groups(config.curate.num_subsets, concurrent);
         let jobs = outcome.ranks.iter().map(|r| r.done.iter().map(|w| members[w.group].len()).sum());
         let jobs: Vec<usize> = jobs.collect();
         let fewest_most = [jobs.iter().min(), jobs.iter().max()].map(|n| n.copied().unwrap_or(0));
@@ -236,10 +239,10 @@ impl Planner<'_> {
             idle_share: outcome.idle_share(),
             loading_share: outcome.loading() / (seconds * cluster.ranks() as f64).max(f64::MIN_POSITIVE),
             jobs_per_rank: fewest_most,
-            disk: [config.curate.snapshots, config.curate.subsets]
+            disk: [config.curate.num_snapshots, config.curate.num_subsets]
                 .iter()
                 .fold(4 * values as u64, |bytes, &n| bytes.saturating_mul(n as u64)),
-            files: 2 * config.curate.subsets,
+            files: 2 * config.curate.num_subsets,
         };
         (curation, outcome)
     }
@@ -255,7 +258,7 @@ impl Planner<'_> {
             curation.groups,
             outcome.ranks.len()
         );
-        let (most, subsets) = (config.curate.most_at_once(), config.curate.subsets);
+        let (most, subsets) = (config.curate.most_at_once(), config.curate.num_subsets);
         // Each is played through, so of very many only every half.
         let fewer = |n: &usize| if most * subsets <= MAX_PLAYED { n - 1 } else { n / 2 };
         let smaller = std::iter::successors(Some(most), |n| (*n > 1).then(|| fewer(n)))
@@ -264,7 +267,7 @@ impl Planner<'_> {
         let better = smaller.into_iter().find(|(_, c)| c.idle_share <= IDLE);
         let _ = match better {
             Some((concurrent, c)) => {
-                write!(said, "; with curate.concurrent = {concurrent} {:.0} %", 100.0 * c.idle_share)
+                write!(said, "; with curate.jobs_per_batch = {concurrent} {:.0} %", 100.0 * c.idle_share)
             }
             None => write!(said, "; fewer ranks would do"),
         };
@@ -277,7 +280,7 @@ impl Planner<'_> {
         let [student, teacher] = [&models[0], &models[1]].map(|m| [m.layout.blocks(), m.layout.width()]);
         let shape = model_config(&config.translator, student, teacher)?;
         let ranks = cluster.ranks();
-        let micro = train.micro_batch.min(train.batch.div_ceil(ranks));
+        let micro = train.per_device_train_batch_size.min(train.global_batch_size.div_ceil(ranks));
         let held = self.held_out();
         let (plan, parameters) = memory::training(&shape, micro, held.min(AT_ONCE), ranks, self.gpu())?;
         let memory = Memory::of(&plan, self.question.memory);
@@ -286,8 +289,10 @@ impl Planner<'_> {
                 let plan = memory::training(&shape, micro, held.min(AT_ONCE), ranks, self.gpu());
                 plan.is_ok_and(|(plan, _)| Memory::of(&plan, self.question.memory).fits())
             };
-            let help: Vec<String> =
-                largest(1..micro, fits).map(|n| format!("train.micro_batch = {n}")).into_iter().collect();
+            let help: Vec<String> = largest(1..micro, fits)
+                .map(|n| format!("train.per_device_train_batch_size = {n}"))
+                .into_iter()
+                .collect();
             warnings.push(too_much("train", &memory, &help));
         }
         let element = self.gpu().element() as f64;
@@ -297,16 +302,16 @@ impl Planner<'_> {
         let at_once = held.clamp(1, AT_ONCE) as f64;
         let validation =
             self.rates.seconds(Kind::Translator, work.generating(at_once)) * (held as f64 / at_once).ceil();
-        let validations = (train.steps as f64 / train.validate_every as f64).ceil();
-        let steps = train.steps as f64;
+        let validations = (train.max_steps as f64 / train.eval_steps as f64).ceil();
+        let steps = train.max_steps as f64;
         let seconds = steps * step.seconds() + validations * validation;
         let blocks = (shape.student_blocks + shape.teacher_blocks) as f64;
         let stage = Stage {
             name: "train".into(),
             ranks,
             steps,
-            tokens: steps * train.batch as f64 * blocks,
-            flops: steps * work.training(train.batch as f64).flops,
+            tokens: steps * train.global_batch_size as f64 * blocks,
+            flops: steps * work.training(train.global_batch_size as f64).flops,
             seconds,
             gpu_hours: seconds * ranks as f64 / 3600.0,
             memory,
@@ -321,8 +326,8 @@ impl Planner<'_> {
     fn training_step(&self, work: &TranslatorWork<'_>, cluster: Cluster) -> Training {
         let train = &self.question.config.train;
         let ranks = cluster.ranks();
-        let local = train.batch.div_ceil(ranks);
-        let micro = train.micro_batch.min(local);
+        let local = train.global_batch_size.div_ceil(ranks);
+        let micro = train.per_device_train_batch_size.min(local);
         let rate = |kind, cost| self.rates.seconds(kind, cost);
         let parts = local.div_ceil(micro);
         let compute = rate(Kind::Translator, work.training(local as f64 / parts as f64)) * parts as f64;
@@ -369,10 +374,10 @@ impl Planner<'_> {
     /// Tuples that validation holds out.
     fn held_out(&self) -> usize {
         let Config { curate, train, .. } = self.question.config;
-        let part = |count: usize| (count as f64 * train.validation).ceil() as usize;
-        match train.validation_by {
-            ValidationSplit::Subset => part(curate.subsets) * curate.snapshots,
-            ValidationSplit::Tuple => part(curate.subsets * curate.snapshots),
+        let part = |count: usize| (count as f64 * train.val_set_size).ceil() as usize;
+        match train.val_split_by {
+            ValidationSplit::Subset => part(curate.num_subsets) * curate.num_snapshots,
+            ValidationSplit::Tuple => part(curate.num_subsets * curate.num_snapshots),
         }
     }
 
@@ -384,8 +389,8 @@ impl Planner<'_> {
         let name = format!("client finetune {}", side.name());
         let memory = self.streams_memory(&name, side, recipe, 1, warnings);
         let seconds = self.rates.seconds(Kind::Lora, cost) + self.rates.load(self.decoder(side).bytes());
-        let steps = recipe.steps as f64;
-        let tokens = steps * recipe.batch as f64 * mean.tokens;
+        let steps = recipe.max_steps as f64;
+        let tokens = steps * recipe.global_batch_size as f64 * mean.tokens;
         let stage = self.client(name, Kind::Lora, steps, tokens, cost, seconds, memory);
         Stage { needed: side == Role::Tiny, ..stage }
     }
@@ -412,7 +417,7 @@ impl Planner<'_> {
         let (prompt, examples) = (lengths.prompt(), *test_examples as f64);
         // Answers are taken to be as long as those of the public data.
         let new = lengths.mean(None).labels.clamp(1.0, settings.max_new_tokens as f64);
-        let rows = (settings.batch as f64).min(examples.max(1.0));
+        let rows = (settings.per_device_eval_batch_size as f64).min(examples.max(1.0));
         let read = decoder.reading(&prompt, examples);
         // Rows that end leave their place to the next example.
         let decode = decoder.decoding(rows, prompt.tokens + new / 2.0) * (examples * new / rows);
@@ -420,17 +425,20 @@ impl Planner<'_> {
             + self.rates.seconds(Kind::Generate, decode)
             + self.rates.load(decoder.bytes());
         let longest = lengths.longest().min(config.data.max_length);
-        let stream = config.device.stream_tokens;
+        let stream = config.device.max_tokens_per_microbatch;
         let plan = memory::generating(self.model(side), settings, longest, stream, self.gpu());
         let memory = Memory::of(&plan, self.question.memory);
         if !memory.fits() {
             let fits = |batch| {
-                let settings = gradtx_run::config::EvaluateConfig { batch, ..settings.clone() };
+                let settings = gradtx_run::config::EvaluateConfig {
+                    per_device_eval_batch_size: batch,
+                    ..settings.clone()
+                };
                 let plan = memory::generating(self.model(side), &settings, longest, stream, self.gpu());
                 Memory::of(&plan, self.question.memory).fits()
             };
-            let help: Vec<String> = largest(1..settings.batch, fits)
-                .map(|n| format!("evaluate.batch = {n}"))
+            let help: Vec<String> = largest(1..settings.per_device_eval_batch_size, fits)
+                .map(|n| format!("evaluate.per_device_eval_batch_size = {n}"))
                 .into_iter()
                 .collect();
             warnings.push(too_much("client evaluate llm", &memory, &help));

@@ -33,9 +33,8 @@ impl Case {
     }
 
     fn predict(&self) -> Prediction {
-        let model = |i: usize, role| {
-            Model::new(published(self.models[i]).unwrap(), role, &self.config.adapter).unwrap()
-        };
+        let model =
+            |i: usize, role| Model::new(published(self.models[i]).unwrap(), role, &self.config.lora).unwrap();
         let rates = Rates::new(&self.cluster, &self.calibration);
         let question = Question {
             config: &self.config,
@@ -72,12 +71,12 @@ const STAGES: [&str; 5] =
 fn published_case(tokens: usize, labels: usize) -> Case {
     let mut case = Case::new(Gpu::A100x80, 1, 1);
     case.lengths = Lengths::uniform(tokens, labels);
-    case.config.curate.subsets = 1;
-    case.config.curate.concurrent = 1;
-    case.config.device.stream_tokens = 1;
+    case.config.curate.num_subsets = 1;
+    case.config.curate.jobs_per_batch = 1;
+    case.config.device.max_tokens_per_microbatch = 1;
     // 57,000 tuples for training, batches of 32; validation is not in the published times.
-    case.config.train.steps = 57_000 * 30 / 32;
-    case.config.train.validate_every = u32::MAX;
+    case.config.train.max_steps = 57_000 * 30 / 32;
+    case.config.train.eval_steps = u32::MAX;
     case
 }
 
@@ -109,7 +108,7 @@ fn published_times_come_out_with_the_published_code_s_utilisation() {
 fn ours_is_faster_than_what_was_published() {
     for (name, tokens, labels, measured) in PUBLISHED {
         let mut case = published_case(tokens, labels);
-        case.config.device.stream_tokens = 8192;
+        case.config.device.max_tokens_per_microbatch = 8192;
         let found = case.predict();
         assert!(found.stages.iter().all(|s| s.basis == Basis::Assumed));
         for (stage, measured) in STAGES.iter().zip(measured) {
@@ -131,7 +130,7 @@ fn sixty_four_ranks_and_three_hundred_pairs_are_planned_in_under_a_second() {
     assert!(fewest >= 1 && most <= 24, "{fewest} {most}");
     // 76 groups on 64 ranks leave many of them waiting, which is said with what would help.
     assert!(found.curation.idle_share > 0.1);
-    assert!(found.warnings.iter().any(|w| w.contains("curate.concurrent = ")), "{:?}", found.warnings);
+    assert!(found.warnings.iter().any(|w| w.contains("curate.jobs_per_batch = ")), "{:?}", found.warnings);
     // One tuple per rank, and gradients that cross nodes: training wants fewer ranks.
     assert!(
         found.warnings.iter().any(|w| w.starts_with("train") && w.contains("fewer")),
@@ -162,8 +161,8 @@ fn more_ranks_take_less_time_and_not_fewer_gpu_hours() {
 #[test]
 fn what_does_not_fit_is_said_with_what_would() {
     let mut case = Case::new(Gpu::A100x40, 1, 1);
-    case.config.device.stream_tokens = 65_536;
-    case.config.curate.concurrent = 64;
+    case.config.device.max_tokens_per_microbatch = 65_536;
+    case.config.curate.jobs_per_batch = 64;
     let found = case.predict();
     let warning = found.warnings.iter().find(|w| w.starts_with("curate llm")).expect("it does not fit");
     let after = |key: &str| -> usize {
@@ -172,15 +171,15 @@ fn what_does_not_fit_is_said_with_what_would() {
     };
     let fits = |p: &Prediction| p.stages[1].memory.fits();
     assert!(!fits(&found));
-    let stream_tokens = after("device.stream_tokens = ");
-    case.config.device.stream_tokens = stream_tokens;
+    let stream_tokens = after("device.max_tokens_per_microbatch = ");
+    case.config.device.max_tokens_per_microbatch = stream_tokens;
     assert!(fits(&case.predict()), "{warning}");
-    case.config.device.stream_tokens = stream_tokens + 1;
+    case.config.device.max_tokens_per_microbatch = stream_tokens + 1;
     assert!(!fits(&case.predict()), "{warning}");
-    case.config.device.stream_tokens = 65_536;
-    case.config.curate.concurrent = after("curate.concurrent = ");
+    case.config.device.max_tokens_per_microbatch = 65_536;
+    case.config.curate.jobs_per_batch = after("curate.jobs_per_batch = ");
     assert!(fits(&case.predict()), "{warning}");
-    case.config.curate.concurrent += 1;
+    case.config.curate.jobs_per_batch += 1;
     assert!(!fits(&case.predict()), "{warning}");
 
     let mut case = Case::new(Gpu::A100x40, 1, 1);
@@ -196,8 +195,8 @@ fn subsets_of_groups_cost_what_their_groups_do() {
     let rows = |n: usize, tokens: usize| vec![(tokens, tokens / 4); n];
     let mut case = Case::new(Gpu::H100, 1, 2);
     case.lengths = Lengths::of_rows([rows(10, 100), rows(10, 400)].concat());
-    case.config.curate.subsets = 4;
-    case.config.curate.concurrent = 1;
+    case.config.curate.num_subsets = 4;
+    case.config.curate.jobs_per_batch = 1;
     let mixed = minutes(&case.predict(), "curate llm");
     case.groups = vec![(0..10).collect(), (10..20).collect()];
     let grouped = minutes(&case.predict(), "curate llm");

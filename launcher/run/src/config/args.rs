@@ -21,7 +21,7 @@ pub struct RunArgs {
     /// Type of activations and frozen weights; the same as `--set device.dtype=…`.
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeKind>,
-    /// Override one setting, e.g. `--set train.lr=0.002`; repeatable.
+    /// Override one setting, e.g. `--set train.learning_rate=0.002`; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }

@@ -91,13 +91,17 @@ impl Config {
         check_recipe(&mut findings, "finetune.llm", &self.finetune.llm);
         check_translator(&mut findings, &self.translator);
         check_training(&mut findings, &self.train);
-        findings.whole("translate.rank", self.translate.rank, 1..=1024);
+        findings.whole("translate.lora_r", self.translate.lora_r, 1..=1024);
         if let PenaltyChoice::Fixed(penalty) = self.translate.penalty {
             findings.positive("translate.penalty", penalty, 1e6);
         }
         findings.whole("translate.penalty_examples", self.translate.penalty_examples, 1..=MAX_ITEMS);
         self.check_refinement(&mut findings);
-        findings.whole("evaluate.batch", self.evaluate.batch, 1..=MAX_ITEMS);
+        findings.whole(
+            "evaluate.per_device_eval_batch_size",
+            self.evaluate.per_device_eval_batch_size,
+            1..=MAX_ITEMS,
+        );
         findings.whole("evaluate.max_new_tokens", self.evaluate.max_new_tokens, 1..=MAX_TOKENS);
         match findings.wrong.trim_end() {
             "" => Ok(()),
@@ -107,22 +111,22 @@ impl Config {
 
     fn check_refinement(&self, findings: &mut Findings) {
         let refine = &self.refine;
-        findings.whole("refine.rounds", refine.rounds, 1..=100);
-        findings.whole("refine.prompts", refine.prompts, 2..=MAX_ITEMS);
-        findings.whole("refine.steps", refine.steps, 1..=1_000_000);
-        findings.whole("refine.batch", refine.batch, 1..=MAX_ITEMS);
-        findings.whole("refine.least", refine.least, 1..=MAX_ITEMS);
-        findings.real("refine.sure", refine.sure, 0.0..=1.0);
+        findings.whole("refine.num_rounds", refine.num_rounds, 1..=100);
+        findings.whole("refine.num_prompts", refine.num_prompts, 2..=MAX_ITEMS);
+        findings.whole("refine.steps_per_round", refine.steps_per_round, 1..=1_000_000);
+        findings.whole("refine.global_batch_size", refine.global_batch_size, 1..=MAX_ITEMS);
+        findings.whole("refine.min_agreements", refine.min_agreements, 1..=MAX_ITEMS);
+        findings.real("refine.min_confidence", refine.min_confidence, 0.0..=1.0);
     }
 
     /// Device, data and adapter.
     fn check_places(&self, findings: &mut Findings) {
-        let Self { device, adapter, .. } = self;
+        let Self { device, lora: adapter, .. } = self;
         findings.expect(
             device.kind != DeviceKind::Cpu || device.dtype != DtypeKind::Bf16,
             "device.dtype: the CPU computes in f32; bf16 is for device.kind = \"cuda\"",
         );
-        findings.whole("device.stream_tokens", device.stream_tokens, 1..=MAX_TOKENS);
+        findings.whole("device.max_tokens_per_microbatch", device.max_tokens_per_microbatch, 1..=MAX_TOKENS);
         findings.whole("data.max_length", self.data.max_length, 2..=MAX_TOKENS);
         findings.expect(
             self.data.date.is_empty()
@@ -132,58 +136,78 @@ impl Config {
         if let Err(why) = self.data.columns.check() {
             findings.expect(false, format_args!("data.columns: {why}"));
         }
-        findings.whole("adapter.rank", adapter.rank, 1..=65_536);
-        findings.positive("adapter.alpha", adapter.alpha, 1e6);
-        findings.part("adapter.dropout", adapter.dropout);
-        findings.expect(!adapter.targets.is_empty(), "adapter.targets: expected at least one module");
+        findings.whole("lora.r", adapter.r, 1..=65_536);
+        findings.positive("lora.lora_alpha", adapter.lora_alpha, 1e6);
+        findings.part("lora.lora_dropout", adapter.lora_dropout);
+        findings
+            .expect(!adapter.target_modules.is_empty(), "lora.target_modules: expected at least one module");
     }
 
     fn check_curation(&self, findings: &mut Findings) {
         let curate = &self.curate;
-        findings.whole("curate.subsets", curate.subsets, 1..=MAX_SUBSETS);
-        findings.whole("curate.examples", curate.examples, 1..=MAX_ITEMS);
-        findings.whole("curate.snapshots", curate.snapshots, 1..=MAX_STEPS);
-        findings.whole("curate.every", curate.every, 1..=MAX_STEPS);
-        findings.whole("curate.concurrent", curate.concurrent, 0..=4096);
-        findings.real("curate.checkpoint_minutes", curate.checkpoint_minutes, 0.0..=MAX_MINUTES);
-        findings.real("curate.mixture", curate.mixture, 0.0..=1e9);
+        findings.whole("curate.num_subsets", curate.num_subsets, 1..=MAX_SUBSETS);
+        findings.whole("curate.examples_per_subset", curate.examples_per_subset, 1..=MAX_ITEMS);
+        findings.whole("curate.num_snapshots", curate.num_snapshots, 1..=MAX_STEPS);
+        findings.whole("curate.snapshot_steps", curate.snapshot_steps, 1..=MAX_STEPS);
+        findings.whole("curate.jobs_per_batch", curate.jobs_per_batch, 0..=4096);
+        findings.real("curate.save_minutes", curate.save_minutes, 0.0..=MAX_MINUTES);
+        findings.real("curate.dirichlet_alpha", curate.dirichlet_alpha, 0.0..=1e9);
         findings.expect(
-            curate.mixture == 0.0 || curate.group_by != RANDOM_SUBSETS,
-            "curate.mixture: needs groups to mix; set curate.group_by to a column, such as task",
+            curate.dirichlet_alpha == 0.0 || curate.group_by != RANDOM_SUBSETS,
+            "curate.dirichlet_alpha: needs groups to mix; set curate.group_by to a column, such as task",
         );
-        let back = (curate.snapshots as u64).saturating_sub(1).saturating_mul(curate.every.into());
+        let back =
+            (curate.num_snapshots as u64).saturating_sub(1).saturating_mul(curate.snapshot_steps.into());
         let collected = back.saturating_add(1);
         for (name, recipe) in [("curate.tiny", &curate.tiny), ("curate.llm", &curate.llm)] {
-            let what = format!("{name}.steps = {}: the snapshots reach {collected} steps back", recipe.steps);
-            findings.expect(u64::from(recipe.steps) >= collected, what);
+            let what = format!(
+                "{name}.max_steps = {}: the snapshots reach {collected} steps back",
+                recipe.max_steps
+            );
+            findings.expect(u64::from(recipe.max_steps) >= collected, what);
             check_recipe(findings, name, recipe);
         }
     }
 }
 
 fn check_recipe(findings: &mut Findings, name: &str, recipe: &Recipe) {
-    findings.whole(format_args!("{name}.steps"), recipe.steps, 1..=MAX_STEPS);
-    findings.whole(format_args!("{name}.batch"), recipe.batch, 1..=MAX_ITEMS);
-    findings.part(format_args!("{name}.beta1"), recipe.beta1);
-    findings.part(format_args!("{name}.beta2"), recipe.beta2);
-    let Recipe { lr, eps, weight_decay, max_norm, final_fraction, .. } = *recipe;
+    findings.whole(format_args!("{name}.max_steps"), recipe.max_steps, 1..=MAX_STEPS);
+    findings.whole(format_args!("{name}.global_batch_size"), recipe.global_batch_size, 1..=MAX_ITEMS);
+    findings.part(format_args!("{name}.adam_beta1"), recipe.adam_beta1);
+    findings.part(format_args!("{name}.adam_beta2"), recipe.adam_beta2);
+    let Recipe {
+        learning_rate: lr,
+        adam_epsilon: eps,
+        weight_decay,
+        max_grad_norm: max_norm,
+        min_lr_rate: final_fraction,
+        ..
+    } = *recipe;
     check_optimizer(findings, name, [lr, eps, weight_decay, max_norm]);
-    check_schedule(findings, name, recipe.decay, [recipe.steps, recipe.warmup], final_fraction);
+    check_schedule(
+        findings,
+        name,
+        recipe.lr_scheduler_type,
+        [recipe.max_steps, recipe.warmup_steps],
+        final_fraction,
+    );
 }
 
 fn check_optimizer(findings: &mut Findings, name: &str, [lr, eps, weight_decay, max_norm]: [f64; 4]) {
-    findings.positive(format_args!("{name}.lr"), lr, MAX_RATE);
+    findings.positive(format_args!("{name}.learning_rate"), lr, MAX_RATE);
     // ε divides where a gradient is zero.
-    findings.positive(format_args!("{name}.eps"), eps, 1.0);
+    findings.positive(format_args!("{name}.adam_epsilon"), eps, 1.0);
     findings.real(format_args!("{name}.weight_decay"), weight_decay, 0.0..=MAX_RATE);
-    findings.real(format_args!("{name}.max_norm"), max_norm, 0.0..=MAX_REAL);
+    findings.real(format_args!("{name}.max_grad_norm"), max_norm, 0.0..=MAX_REAL);
 }
 
 fn check_schedule(findings: &mut Findings, name: &str, decay: Decay, [steps, warmup]: [u32; 2], end: f64) {
-    let what = format_args!("{name}.warmup = {warmup}: expected at most the {steps} steps of {name}.steps");
+    let what = format_args!(
+        "{name}.warmup_steps = {warmup}: expected at most the {steps} steps of {name}.max_steps"
+    );
     findings.expect(warmup <= steps, what);
     if decay != Decay::Constant {
-        findings.real(format_args!("{name}.final_fraction"), end, 0.0..=1.0);
+        findings.real(format_args!("{name}.min_lr_rate"), end, 0.0..=1.0);
     }
 }
 
@@ -192,39 +216,56 @@ fn check_translator(findings: &mut Findings, translator: &TranslatorConfig) {
         ("d_model", translator.d_model, 65_536),
         ("d_ff", translator.d_ff, 1 << 20),
         ("d_kv", translator.d_kv, 4096),
-        ("heads", translator.heads, 4096),
-        ("encoder_layers", translator.encoder_layers, 1000),
-        ("decoder_layers", translator.decoder_layers, 1000),
+        ("num_heads", translator.num_heads, 4096),
+        ("num_layers", translator.num_layers, 1000),
+        ("num_decoder_layers", translator.num_decoder_layers, 1000),
     ] {
         findings.whole(format_args!("translator.{name}"), value, 1..=most);
     }
-    findings.part("translator.dropout", translator.dropout);
+    findings.part("translator.dropout_rate", translator.dropout_rate);
     findings.expect(
-        StartToken::parse(&translator.start).is_some(),
-        "translator.start: expected embedded, released or zero",
+        StartToken::parse(&translator.decoder_start).is_some(),
+        "translator.decoder_start: expected embedded, released or zero",
     );
     findings.expect(
-        NormalizationMode::parse(&translator.normalization).is_some(),
-        "translator.normalization: expected none, scalar, scalar_centred, block or coordinate",
+        NormalizationMode::parse(&translator.update_normalization).is_some(),
+        "translator.update_normalization: expected none, scalar, scalar_centred, block or coordinate",
     );
 }
 
 fn check_training(findings: &mut Findings, train: &TrainConfig) {
-    findings.whole("train.steps", train.steps, 1..=MAX_STEPS);
-    findings.whole("train.batch", train.batch, 1..=MAX_TUPLES);
+    findings.whole("train.max_steps", train.max_steps, 1..=MAX_STEPS);
+    findings.whole("train.global_batch_size", train.global_batch_size, 1..=MAX_TUPLES);
     findings.expect(
-        train.micro_batch > 0 && train.batch.is_multiple_of(train.micro_batch.max(1)),
-        format_args!("train.micro_batch = {}: expected a divisor of train.batch", train.micro_batch),
+        train.per_device_train_batch_size > 0
+            && train.global_batch_size.is_multiple_of(train.per_device_train_batch_size.max(1)),
+        format_args!(
+            "train.per_device_train_batch_size = {}: expected a divisor of train.global_batch_size",
+            train.per_device_train_batch_size
+        ),
     );
-    let TrainConfig { lr, eps, weight_decay, max_norm, final_fraction, .. } = *train;
+    let TrainConfig {
+        learning_rate: lr,
+        adam_epsilon: eps,
+        weight_decay,
+        max_grad_norm: max_norm,
+        min_lr_rate: final_fraction,
+        ..
+    } = *train;
     check_optimizer(findings, "train", [lr, eps, weight_decay, max_norm]);
-    check_schedule(findings, "train", train.decay, [train.steps, train.warmup], final_fraction);
-    findings.part("train.validation", train.validation);
-    findings.whole("train.validate_every", train.validate_every, 1..=u32::MAX.into());
-    findings.real("train.checkpoint_minutes", train.checkpoint_minutes, 0.0..=MAX_MINUTES);
-    findings.real("train.augment", train.augment, 0.0..=1.0);
-    findings.real("train.augment_spread", train.augment_spread, 0.0..=MAX_RATE);
-    findings.real("train.student_noise", train.student_noise, 0.0..=MAX_RATE);
+    check_schedule(
+        findings,
+        "train",
+        train.lr_scheduler_type,
+        [train.max_steps, train.warmup_steps],
+        final_fraction,
+    );
+    findings.part("train.val_set_size", train.val_set_size);
+    findings.whole("train.eval_steps", train.eval_steps, 1..=u32::MAX.into());
+    findings.real("train.save_minutes", train.save_minutes, 0.0..=MAX_MINUTES);
+    findings.real("train.mixup_prob", train.mixup_prob, 0.0..=1.0);
+    findings.real("train.mixup_std", train.mixup_std, 0.0..=MAX_RATE);
+    findings.real("train.input_noise_std", train.input_noise_std, 0.0..=MAX_RATE);
 }
 
 #[cfg(test)]
@@ -240,31 +281,31 @@ mod tests {
     #[test]
     fn absurd_values_are_refused_with_key_value_and_range() {
         for (key, values) in [
-            ("translator.encoder_layers", &["0", "1000000000", "9223372036854775807"][..]),
+            ("translator.num_layers", &["0", "1000000000", "9223372036854775807"][..]),
             ("translator.d_ff", &["0", "1000000000000"]),
-            ("curate.subsets", &["0", "1000000000000"]),
-            ("curate.checkpoint_minutes", &["-1", "nan", "inf", "1e300"]),
-            ("curate.tiny.lr", &["0", "-1e-4", "nan", "inf", "1e300"]),
-            ("curate.llm.beta1", &["1", "-0.1", "nan"]),
-            ("curate.llm.eps", &["0", "-1", "nan"]),
-            ("curate.llm.warmup", &["88", "4294967295"]),
-            ("finetune.llm.batch", &["0", "9223372036854775807"]),
+            ("curate.num_subsets", &["0", "1000000000000"]),
+            ("curate.save_minutes", &["-1", "nan", "inf", "1e300"]),
+            ("curate.tiny.learning_rate", &["0", "-1e-4", "nan", "inf", "1e300"]),
+            ("curate.llm.adam_beta1", &["1", "-0.1", "nan"]),
+            ("curate.llm.adam_epsilon", &["0", "-1", "nan"]),
+            ("curate.llm.warmup_steps", &["88", "4294967295"]),
+            ("finetune.llm.global_batch_size", &["0", "9223372036854775807"]),
             ("finetune.tiny.weight_decay", &["-1", "nan", "inf"]),
-            ("adapter.rank", &["0", "9223372036854775807"]),
-            ("adapter.alpha", &["0", "-16", "nan", "inf", "1e300"]),
-            ("adapter.dropout", &["1", "-0.1", "nan"]),
-            ("device.stream_tokens", &["0", "9223372036854775807"]),
+            ("lora.r", &["0", "9223372036854775807"]),
+            ("lora.lora_alpha", &["0", "-16", "nan", "inf", "1e300"]),
+            ("lora.lora_dropout", &["1", "-0.1", "nan"]),
+            ("device.max_tokens_per_microbatch", &["0", "9223372036854775807"]),
             ("data.max_length", &["0", "1", "9223372036854775807"]),
-            ("train.steps", &["0", "4000000000"]),
-            ("train.validation", &["1", "nan", "-0.1"]),
-            ("train.augment_spread", &["-1", "nan", "inf"]),
-            ("train.max_norm", &["-1", "nan", "inf"]),
-            ("translate.rank", &["0", "1025"]),
+            ("train.max_steps", &["0", "4000000000"]),
+            ("train.val_set_size", &["1", "nan", "-0.1"]),
+            ("train.mixup_std", &["-1", "nan", "inf"]),
+            ("train.max_grad_norm", &["-1", "nan", "inf"]),
+            ("translate.lora_r", &["0", "1025"]),
             ("translate.penalty", &["0", "-1", "nan", "inf"]),
             ("translate.penalty_examples", &["0"]),
-            ("refine.rounds", &["0", "1000"]),
-            ("refine.steps", &["0", "4000000000"]),
-            ("refine.sure", &["-0.1", "1.1", "nan"]),
+            ("refine.num_rounds", &["0", "1000"]),
+            ("refine.steps_per_round", &["0", "4000000000"]),
+            ("refine.min_confidence", &["-0.1", "1.1", "nan"]),
             ("evaluate.max_new_tokens", &["0", "1000000000000"]),
         ] {
             for value in values {
@@ -277,7 +318,9 @@ mod tests {
 
     #[test]
     fn numbers_that_toml_or_the_setting_cannot_hold_are_refused() {
-        for set in ["seed=-1", "seed=9223372036854775808", "curate.every=-1", "train.steps=5000000000"] {
+        for set in
+            ["seed=-1", "seed=9223372036854775808", "curate.snapshot_steps=-1", "train.max_steps=5000000000"]
+        {
             let said = said(set).unwrap_or_else(|| panic!("{set} is accepted"));
             assert!(said.contains(set.split('=').next().unwrap()), "{set}: {said}");
         }
@@ -287,16 +330,16 @@ mod tests {
     fn what_may_run_is_accepted() {
         for set in [
             "seed=9223372036854775807",
-            "translator.encoder_layers=48",
-            "curate.subsets=10000",
+            "translator.num_layers=48",
+            "curate.num_subsets=10000",
             "data.max_length=1048576",
-            "train.validation=0",
-            "train.checkpoint_minutes=0",
-            "curate.llm.warmup=87",
-            "train.decay=\"constant\"",
-            "adapter.dropout=0",
-            "adapter.alpha=0.5",
-            "curate.tiny.max_norm=0",
+            "train.val_set_size=0",
+            "train.save_minutes=0",
+            "curate.llm.warmup_steps=87",
+            "train.lr_scheduler_type=\"constant\"",
+            "lora.lora_dropout=0",
+            "lora.lora_alpha=0.5",
+            "curate.tiny.max_grad_norm=0",
             "translate.penalty=0.02",
             "translate.penalty=\"mse\"",
         ] {

@@ -14,10 +14,12 @@
 //! * args: where a run and its settings are, as typed.
 //! * preset: settings with a name.
 //! * check: what values they may have.
+//! * aliases: what settings are called elsewhere.
 //! * suggest: what a mistyped key may have meant.
 //! * run_dir: what a directory is that was named as a run and is none.
 //! * sweep: many run files from one.
 
+mod aliases;
 mod args;
 mod check;
 mod preset;
@@ -147,7 +149,7 @@ impl Config {
         })?;
         let mut config: Self = toml::from_str(&text).map_err(|e| {
             let known = Self::default().table();
-            let hint = suggest::unknown_in(&text, &known).and_then(|key| suggest::hint(&key, &known));
+            let hint = suggest::hint_for_file(&text, &known);
             unusable_with(format!("{}: {}", path.display(), plain(&e)), hint)
         })?;
         let file = std::path::absolute(path)?;
@@ -198,9 +200,9 @@ impl Config {
         [
             &mut self.models.tiny,
             &mut self.models.llm,
-            &mut self.adapter.start_tiny,
-            &mut self.adapter.start_llm,
-            &mut self.translator.pretrained,
+            &mut self.lora.init_adapter_tiny,
+            &mut self.lora.init_adapter_llm,
+            &mut self.translator.pretrained_path,
         ]
         .into_iter()
         .chain(self.data.public.as_mut_slice())
@@ -237,9 +239,9 @@ impl Config {
                 .ok()
                 .and_then(|mut t| t.remove("v"))
                 .unwrap_or_else(|| Value::String(value.into()));
-            let known = table.clone();
+            let hint = suggest::hint(key, Some(&value), &table).filter(|_| !suggest::exists(key, &table));
             assign(&mut table, key, value)
-                .map_err(|why| unusable_with(format!("--set {entry}: {why}"), suggest::hint(key, &known)))?;
+                .map_err(|why| unusable_with(format!("--set {entry}: {why}"), hint))?;
         }
         let sets = set.join(" ");
         let mut config: Self = Value::Table(table)
@@ -385,7 +387,7 @@ mod tests {
             let message = Config::read(&path).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
         }
-        let set = ["curate.mixture=0.5".to_string()];
+        let set = ["curate.dirichlet_alpha=0.5".to_string()];
         let message = Config::default().with_overrides(&set).unwrap().check().unwrap_err().to_string();
         assert!(message.contains("curate.group_by"), "{message}");
     }

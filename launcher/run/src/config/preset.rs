@@ -27,14 +27,14 @@ impl Config {
 
     /// Sizes, rates and steps stay: their defaults are the paper's already.
     fn as_in_the_paper(&mut self) {
-        self.translator.normalization = NormalizationMode::None.name().into();
-        self.translator.start = StartToken::Released.name().into();
-        self.train.augment = 0.0;
-        self.train.student_noise = 0.0;
-        self.train.validation_by = ValidationSplit::Tuple;
+        self.translator.update_normalization = NormalizationMode::None.name().into();
+        self.translator.decoder_start = StartToken::Released.name().into();
+        self.train.mixup_prob = 0.0;
+        self.train.input_noise_std = 0.0;
+        self.train.val_split_by = ValidationSplit::Tuple;
         let recipes: [&mut Recipe; 4] =
             [&mut self.curate.tiny, &mut self.curate.llm, &mut self.finetune.tiny, &mut self.finetune.llm];
-        recipes.into_iter().for_each(|recipe| recipe.eps = USUAL_EPSILON);
+        recipes.into_iter().for_each(|recipe| recipe.adam_epsilon = USUAL_EPSILON);
     }
 }
 
@@ -49,7 +49,10 @@ mod tests {
         let differs = super::super::diff(&ours.table(), &paper.table());
         let keys: Vec<&str> = differs.lines().filter_map(|l| l.trim().strip_prefix("- ")).collect();
         let names: Vec<&str> = keys.iter().filter_map(|k| k.split(" = ").next()).collect();
-        assert_eq!(names, ["train.validation_by", "translator.normalization", "translator.start"]);
+        assert_eq!(
+            names,
+            ["train.val_split_by", "translator.decoder_start", "translator.update_normalization"]
+        );
         paper.check().unwrap();
     }
 }

@@ -25,7 +25,7 @@ pub struct Config {
     /// The provider's public data, and how examples become tokens.
     pub data: DataConfig,
     /// The adapter of both models.
-    pub adapter: AdapterConfig,
+    pub lora: AdapterConfig,
     /// Shadow fine-tuning.
     pub curate: CurateConfig,
     /// The translator.
@@ -64,12 +64,12 @@ pub struct DeviceConfig {
     /// Type of activations and frozen weights.
     pub dtype: DtypeKind,
     /// Most tokens of one packed stream: an optimizer step of more is computed in several.
-    pub stream_tokens: usize,
+    pub max_tokens_per_microbatch: usize,
 }
 
 impl Default for DeviceConfig {
     fn default() -> Self {
-        Self { kind: DeviceKind::Auto, dtype: DtypeKind::Auto, stream_tokens: 8192 }
+        Self { kind: DeviceKind::Auto, dtype: DtypeKind::Auto, max_tokens_per_microbatch: 8192 }
     }
 }
 
@@ -155,7 +155,7 @@ pub struct DataConfig {
     pub prompt: PromptForm,
     /// System message of conversations that have none. Empty: what the form puts there
     /// itself (ChatML: `You are Qwen, …`); `none`: no message.
-    pub system: String,
+    pub system_prompt: String,
     /// The date that chat templates take for today, `2026-11-27`. Empty: the day on which the
     /// run is made (UTC), which is kept in its run.toml.
     pub date: String,
@@ -172,7 +172,7 @@ impl Default for DataConfig {
             format: Format::default(),
             instruction: Instruction::Published,
             prompt: PromptForm::Auto,
-            system: String::new(),
+            system_prompt: String::new(),
             date: String::new(),
             split: SplitChoice::Auto,
             train_on: TrainOn::Last,
@@ -188,7 +188,7 @@ impl DataConfig {
     /// How records become text. Where no run has been made yet, the date is this day's.
     pub fn prompting(&self) -> PromptSettings {
         let date = if self.date.is_empty() { today() } else { self.date.clone() };
-        PromptSettings { form: self.prompt, system: self.system.clone(), date }
+        PromptSettings { form: self.prompt, system: self.system_prompt.clone(), date }
     }
 
     /// How rows become records.
@@ -275,28 +275,28 @@ impl std::fmt::Display for DataPaths {
 #[serde(deny_unknown_fields, default)]
 pub struct AdapterConfig {
     /// r.
-    pub rank: usize,
+    pub r: usize,
     /// α: the adapter's output is scaled by α/r.
-    pub alpha: f64,
+    pub lora_alpha: f64,
     /// Dropout on the adapter's input while training.
-    pub dropout: f64,
+    pub lora_dropout: f64,
     /// Adapted modules.
-    pub targets: Vec<String>,
+    pub target_modules: Vec<String>,
     /// PEFT directory of the adapter that the TinyLM starts from; empty for one drawn from the seed.
-    pub start_tiny: PathBuf,
+    pub init_adapter_tiny: PathBuf,
     /// The same for the LLM.
-    pub start_llm: PathBuf,
+    pub init_adapter_llm: PathBuf,
 }
 
 impl Default for AdapterConfig {
     fn default() -> Self {
         Self {
-            rank: 2,
-            alpha: 32.0,
-            dropout: 0.05,
-            targets: vec!["q_proj".into(), "v_proj".into()],
-            start_tiny: PathBuf::new(),
-            start_llm: PathBuf::new(),
+            r: 2,
+            lora_alpha: 32.0,
+            lora_dropout: 0.05,
+            target_modules: vec!["q_proj".into(), "v_proj".into()],
+            init_adapter_tiny: PathBuf::new(),
+            init_adapter_llm: PathBuf::new(),
         }
     }
 }
@@ -306,46 +306,46 @@ impl Default for AdapterConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
     /// Optimizer steps.
-    pub steps: u32,
+    pub max_steps: u32,
     /// Examples of one optimizer step.
-    pub batch: usize,
+    pub global_batch_size: usize,
     /// Learning rate after warm-up.
-    pub lr: f64,
+    pub learning_rate: f64,
     /// How it continues from there.
-    pub decay: Decay,
+    pub lr_scheduler_type: Decay,
     /// Steps of linear warm-up.
-    pub warmup: u32,
+    pub warmup_steps: u32,
     /// Learning rate at the end of a linear or cosine decay, as a fraction.
-    pub final_fraction: f64,
+    pub min_lr_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// β₁ of AdamW.
-    pub beta1: f64,
+    pub adam_beta1: f64,
     /// β₂ of AdamW.
-    pub beta2: f64,
+    pub adam_beta2: f64,
     /// ε of AdamW.
-    pub eps: f64,
+    pub adam_epsilon: f64,
     /// Norm that a job's gradient is clipped to; 0 for no clipping.
-    pub max_norm: f64,
+    pub max_grad_norm: f64,
     /// How the losses of a step's tokens are averaged.
-    pub normalization: LossNormalization,
+    pub loss_reduction: LossNormalization,
 }
 
 impl Default for Recipe {
     fn default() -> Self {
         Self {
-            steps: 137,
-            batch: 16,
-            lr: 1e-4,
-            decay: Decay::Constant,
-            warmup: 0,
-            final_fraction: 0.0,
+            max_steps: 137,
+            global_batch_size: 16,
+            learning_rate: 1e-4,
+            lr_scheduler_type: Decay::Constant,
+            warmup_steps: 0,
+            min_lr_rate: 0.0,
             weight_decay: 0.01,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            max_norm: 1.0,
-            normalization: LossNormalization::Sequence,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            loss_reduction: LossNormalization::Sequence,
         }
     }
 }
@@ -354,12 +354,12 @@ impl Recipe {
     /// The learning rate over the steps.
     pub fn schedule(&self) -> Schedule {
         Schedule {
-            peak: self.lr,
-            decay: self.decay,
-            warmup: self.warmup as u64,
+            peak: self.learning_rate,
+            decay: self.lr_scheduler_type,
+            warmup: self.warmup_steps as u64,
             hold: 0,
-            steps: self.steps as u64,
-            final_fraction: self.final_fraction,
+            steps: self.max_steps as u64,
+            final_fraction: self.min_lr_rate,
         }
     }
 
@@ -367,9 +367,9 @@ impl Recipe {
     pub fn step(&self, step: u32) -> AdamWStep {
         AdamWStep {
             lr: self.schedule().lr(step as u64),
-            beta1: self.beta1,
-            beta2: self.beta2,
-            eps: self.eps,
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_epsilon,
             weight_decay: self.weight_decay,
             step: step + 1,
         }
@@ -377,7 +377,7 @@ impl Recipe {
 
     /// Clipping norm, if there is clipping.
     pub fn clip(&self) -> Option<f64> {
-        (self.max_norm > 0.0).then_some(self.max_norm)
+        (self.max_grad_norm > 0.0).then_some(self.max_grad_norm)
     }
 }
 
@@ -396,26 +396,26 @@ pub enum LossNormalization {
 #[serde(deny_unknown_fields, default)]
 pub struct CurateConfig {
     /// Shadow subsets, K.
-    pub subsets: usize,
+    pub num_subsets: usize,
     /// Examples of one subset.
-    pub examples: usize,
+    pub examples_per_subset: usize,
     /// Which examples a subset may hold: "random", any of the public data; or the name of
     /// a column of the data: rows with one value of it, each value in turn. "task" also
     /// distinguishes data sets without such a column.
     pub group_by: String,
     /// 0: a subset holds one group only. α > 0: it holds all groups, in proportions drawn
     /// for each subset from Dirichlet(α).
-    pub mixture: f64,
+    pub dirichlet_alpha: f64,
     /// Snapshots of each job's update, i.e. tuples of one subset.
-    pub snapshots: usize,
+    pub num_snapshots: usize,
     /// Optimizer steps from one snapshot to the next; the last is of the last step.
-    pub every: u32,
+    pub snapshot_steps: u32,
     /// Jobs of one model that share a packed stream. 0: as many as fit into memory and into
     /// one stream, decided when the first process begins, and kept from then on.
-    pub concurrent: usize,
+    pub jobs_per_batch: usize,
     /// Minutes between two checkpoints of a group of jobs; 0: after
     /// every step.
-    pub checkpoint_minutes: f64,
+    pub save_minutes: f64,
     /// Fine-tuning of the TinyLM.
     pub tiny: Recipe,
     /// Fine-tuning of the LLM.
@@ -431,24 +431,24 @@ const MAX_AT_ONCE: usize = 8;
 impl CurateConfig {
     /// Jobs that share a packed stream, at most: as set, or what may be decided where it is not.
     pub fn most_at_once(&self) -> usize {
-        let set = if self.concurrent == 0 { MAX_AT_ONCE } else { self.concurrent };
-        set.min(self.subsets)
+        let set = if self.jobs_per_batch == 0 { MAX_AT_ONCE } else { self.jobs_per_batch };
+        set.min(self.num_subsets)
     }
 }
 
 impl Default for CurateConfig {
     fn default() -> Self {
         Self {
-            subsets: 300,
-            examples: 1024,
+            num_subsets: 300,
+            examples_per_subset: 1024,
             group_by: RANDOM_SUBSETS.into(),
-            mixture: 0.0,
-            snapshots: 13,
-            every: 1,
-            concurrent: 8,
-            checkpoint_minutes: 10.0,
+            dirichlet_alpha: 0.0,
+            num_snapshots: 13,
+            snapshot_steps: 1,
+            jobs_per_batch: 8,
+            save_minutes: 10.0,
             tiny: Recipe::default(),
-            llm: Recipe { steps: 87, ..Recipe::default() },
+            llm: Recipe { max_steps: 87, ..Recipe::default() },
         }
     }
 }
@@ -459,7 +459,7 @@ impl Default for CurateConfig {
 pub struct TranslatorConfig {
     /// Directory of a T5 v1.1 checkpoint to start from; its shape replaces the one given
     /// here. Empty: random weights of this shape.
-    pub pretrained: PathBuf,
+    pub pretrained_path: PathBuf,
     /// Width.
     pub d_model: usize,
     /// Width of the feed-forward layers.
@@ -467,36 +467,36 @@ pub struct TranslatorConfig {
     /// Width of a head.
     pub d_kv: usize,
     /// Heads.
-    pub heads: usize,
+    pub num_heads: usize,
     /// Layers of the encoder.
-    pub encoder_layers: usize,
+    pub num_layers: usize,
     /// Layers of the decoder.
-    pub decoder_layers: usize,
+    pub num_decoder_layers: usize,
     /// Dropout.
-    pub dropout: f64,
+    pub dropout_rate: f64,
     /// What the decoder starts from: `embedded`, the embedding of a zero block; `released`,
     /// that in training and a zero vector in generation, as the method's published code
     /// does; `zero`, a zero vector in both.
-    pub start: String,
+    pub decoder_start: String,
     /// Units of the updates inside the translator: `none`; `scalar`, divided by one number;
     /// less their mean, and divided by one number (`scalar_centred`), one for each block
     /// (`block`), or one for each coordinate (`coordinate`).
-    pub normalization: String,
+    pub update_normalization: String,
 }
 
 impl Default for TranslatorConfig {
     fn default() -> Self {
         Self {
-            pretrained: PathBuf::new(),
+            pretrained_path: PathBuf::new(),
             d_model: 1024,
             d_ff: 2816,
             d_kv: 64,
-            heads: 16,
-            encoder_layers: 24,
-            decoder_layers: 24,
-            dropout: 0.1,
-            start: StartToken::Embedded.name().into(),
-            normalization: NormalizationMode::ScalarCentred.name().into(),
+            num_heads: 16,
+            num_layers: 24,
+            num_decoder_layers: 24,
+            dropout_rate: 0.1,
+            decoder_start: StartToken::Embedded.name().into(),
+            update_normalization: NormalizationMode::ScalarCentred.name().into(),
         }
     }
 }
@@ -506,42 +506,42 @@ impl Default for TranslatorConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Optimizer steps.
-    pub steps: u32,
+    pub max_steps: u32,
     /// Tuples of one step.
-    pub batch: usize,
+    pub global_batch_size: usize,
     /// Tuples computed at once.
-    pub micro_batch: usize,
+    pub per_device_train_batch_size: usize,
     /// Learning rate after warm-up.
-    pub lr: f64,
+    pub learning_rate: f64,
     /// How it continues from there.
-    pub decay: Decay,
+    pub lr_scheduler_type: Decay,
     /// Steps of linear warm-up.
-    pub warmup: u32,
+    pub warmup_steps: u32,
     /// Learning rate at the end of a linear or cosine decay, as a fraction.
-    pub final_fraction: f64,
+    pub min_lr_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// ε of AdamW.
-    pub eps: f64,
+    pub adam_epsilon: f64,
     /// Norm that the gradient is clipped to; 0 for no clipping.
-    pub max_norm: f64,
+    pub max_grad_norm: f64,
     /// Part that is held out for validation.
-    pub validation: f64,
+    pub val_set_size: f64,
     /// Part of what: `subset`, of the shadow subsets, which says how well unseen updates are
     /// translated; `tuple`, of the tuples, near duplicates of which are then trained on.
-    pub validation_by: ValidationSplit,
+    pub val_split_by: ValidationSplit,
     /// Steps from one validation to the next.
-    pub validate_every: u32,
+    pub eval_steps: u32,
     /// Validations without a smaller error after which training stops; 0 for never.
-    pub patience: u32,
+    pub early_stopping_patience: u32,
     /// Minutes from one checkpoint to the next; 0 for one after every step.
-    pub checkpoint_minutes: f64,
+    pub save_minutes: f64,
     /// Share of a step's tuples that are affine combinations of three.
-    pub augment: f64,
+    pub mixup_prob: f64,
     /// Standard deviation of the weights of combinations.
-    pub augment_spread: f64,
+    pub mixup_std: f64,
     /// Standard deviation of noise on the students, in the translator's units.
-    pub student_noise: f64,
+    pub input_noise_std: f64,
 }
 
 /// What validation holds out a part of.
@@ -557,24 +557,24 @@ pub enum ValidationSplit {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            steps: 3656,
-            batch: 32,
-            micro_batch: 32,
-            lr: 4e-5,
-            decay: Decay::Constant,
-            warmup: 0,
-            final_fraction: 0.0,
+            max_steps: 3656,
+            global_batch_size: 32,
+            per_device_train_batch_size: 32,
+            learning_rate: 4e-5,
+            lr_scheduler_type: Decay::Constant,
+            warmup_steps: 0,
+            min_lr_rate: 0.0,
             weight_decay: 0.0,
-            eps: 1e-8,
-            max_norm: 1.0,
-            validation: 0.05,
-            validation_by: ValidationSplit::Subset,
-            validate_every: 122,
-            patience: 0,
-            checkpoint_minutes: 10.0,
-            augment: 0.0,
-            augment_spread: 0.6,
-            student_noise: 0.0,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            val_set_size: 0.05,
+            val_split_by: ValidationSplit::Subset,
+            eval_steps: 122,
+            early_stopping_patience: 0,
+            save_minutes: 10.0,
+            mixup_prob: 0.0,
+            mixup_std: 0.6,
+            input_noise_std: 0.0,
         }
     }
 }
@@ -591,7 +591,12 @@ pub struct FinetuneConfig {
 
 impl Default for FinetuneConfig {
     fn default() -> Self {
-        let client = Recipe { steps: 1250, lr: 4e-5, decay: Decay::Linear, ..Recipe::default() };
+        let client = Recipe {
+            max_steps: 1250,
+            learning_rate: 4e-5,
+            lr_scheduler_type: Decay::Linear,
+            ..Recipe::default()
+        };
         Self { tiny: client.clone(), llm: client }
     }
 }
@@ -601,7 +606,7 @@ impl Default for FinetuneConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct TranslateConfig {
     /// Rank of the LLM's adapter that a weighted sum of products is read out as.
-    pub rank: usize,
+    pub lora_r: usize,
     /// Penalty of the regression: a number, as a multiple of the mean square of the shadow groups'
     /// students less their mean; or how one is chosen: `loss`, by the LLM's loss on public examples of
     /// groups that are left out; `mse`, by the squared error of their products.
@@ -612,7 +617,7 @@ pub struct TranslateConfig {
 
 impl Default for TranslateConfig {
     fn default() -> Self {
-        Self { rank: 16, penalty: PenaltyChoice::By(PenaltyRule::Loss), penalty_examples: 24 }
+        Self { lora_r: 16, penalty: PenaltyChoice::By(PenaltyRule::Loss), penalty_examples: 24 }
     }
 }
 
@@ -622,23 +627,30 @@ impl Default for TranslateConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct RefineConfig {
     /// Rounds: answers of both models, training on those that agree.
-    pub rounds: usize,
+    pub num_rounds: usize,
     /// Public prompts that are answered.
-    pub prompts: usize,
+    pub num_prompts: usize,
     /// Optimizer steps of one round.
-    pub steps: u32,
+    pub steps_per_round: u32,
     /// Examples of one step, drawn with replacement.
-    pub batch: usize,
+    pub global_batch_size: usize,
     /// With fewer answers that agree there is no training.
-    pub least: usize,
+    pub min_agreements: usize,
     /// Where too few agree, the first round is trained on the half of the TinyLM's answers that it is surest
     /// of, if their mean probability is at least this; 1 for never.
-    pub sure: f64,
+    pub min_confidence: f64,
 }
 
 impl Default for RefineConfig {
     fn default() -> Self {
-        Self { rounds: 2, prompts: 384, steps: 40, batch: 16, least: 16, sure: 0.3 }
+        Self {
+            num_rounds: 2,
+            num_prompts: 384,
+            steps_per_round: 40,
+            global_batch_size: 16,
+            min_agreements: 16,
+            min_confidence: 0.3,
+        }
     }
 }
 
@@ -669,25 +681,25 @@ pub struct EvaluateConfig {
     /// Which number is the score; both are always computed.
     pub metric: MetricChoice,
     /// Which part of a text is the answer.
-    pub answer: AnswerForm,
+    pub answer_extraction: AnswerForm,
     /// What ROUGE-1 takes for a word: `rouge_score`, runs of a–z and 0–9, as the Python
     /// package does; `unicode`, runs of letters and digits of any script, and single
     /// characters of scripts that put no spaces between words.
-    pub rouge_tokens: RougeTokens,
+    pub rouge_tokenizer: RougeTokens,
     /// Most tokens generated for one example.
     pub max_new_tokens: usize,
     /// Examples generated at once.
-    pub batch: usize,
+    pub per_device_eval_batch_size: usize,
 }
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
         Self {
             metric: MetricChoice::Auto,
-            answer: AnswerForm::AfterHashes,
-            rouge_tokens: RougeTokens::default(),
+            answer_extraction: AnswerForm::AfterHashes,
+            rouge_tokenizer: RougeTokens::default(),
             max_new_tokens: 512,
-            batch: 32,
+            per_device_eval_batch_size: 32,
         }
     }
 }
@@ -732,7 +744,7 @@ impl Default for Config {
             models: Models::default(),
             device: DeviceConfig::default(),
             data: DataConfig::default(),
-            adapter: AdapterConfig::default(),
+            lora: AdapterConfig::default(),
             curate: CurateConfig::default(),
             translator: TranslatorConfig::default(),
             train: TrainConfig::default(),

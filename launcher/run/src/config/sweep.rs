@@ -8,7 +8,7 @@
 //! ```toml
 //! [[sweep]]
 //! base = "run.toml"
-//! train.lr = [2e-5, 4e-5]
+//! train.learning_rate = [2e-5, 4e-5]
 //! models = [
 //!     { name = "3b-7b", tiny = "/models/3b", llm = "/models/7b" },
 //!     { name = "7b-14b", tiny = "/models/7b", llm = "/models/14b" },
@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Out: a [`SweptRun`] for each combination, with a name that says what is varied, such as
-//! `lr=0.00002,models=3b-7b`. Names are the same every time, differ also for file systems
+//! `learning_rate=0.00002,models=3b-7b`. Names are the same every time, differ also for file systems
 //! that ignore case, and have no characters that a shell or a file system takes amiss.
 //! Paths are relative to the sweep file, those in a base file to that file.
 
@@ -338,26 +338,29 @@ mod tests {
     #[test]
     fn every_combination_has_a_run_with_a_readable_name() {
         let text = format!(
-            "{BASE}curate.subsets = 50\ntrain.lr = [1e-3, 2e-5]\n\
+            "{BASE}curate.num_subsets = 50\ntrain.learning_rate = [1e-3, 2e-5]\n\
              models = [{{ name = \"3b-7b\", tiny = \"m/3b\", llm = \"m/7b\" }}, {{ tiny = \"/m/7b\", llm = \"/m/14b\" }}]\n"
         );
         let runs = read(&text).unwrap();
         let names: Vec<&str> = runs.iter().map(|r| r.name.as_str()).collect();
         let want = [
-            "lr=0.001,models=3b-7b",
-            "lr=0.00002,models=3b-7b",
-            "lr=0.001,models=14b+7b",
-            "lr=0.00002,models=14b+7b",
+            "learning_rate=0.001,models=3b-7b",
+            "learning_rate=0.00002,models=3b-7b",
+            "learning_rate=0.001,models=14b+7b",
+            "learning_rate=0.00002,models=14b+7b",
         ];
         assert_eq!(names, want);
         let [first, .., last] = &runs[..] else { panic!("four runs") };
-        assert_eq!((first.config.seed, first.config.curate.subsets, first.config.train.lr), (7, 50, 1e-3));
+        assert_eq!(
+            (first.config.seed, first.config.curate.num_subsets, first.config.train.learning_rate),
+            (7, 50, 1e-3)
+        );
         assert!(first.config.models.tiny.is_absolute() && first.config.models.tiny.ends_with("m/3b"));
         assert_eq!(last.config.models.llm, PathBuf::from("/m/14b"));
         // A base file's paths are relative to the base file.
         assert!(first.config.table()["data"]["public"].as_str().unwrap().ends_with("base/p.jsonl"));
         let keys: Vec<&str> = first.settings.iter().map(|(key, _)| key.as_str()).collect();
-        assert_eq!(keys, ["models", "train.lr"]);
+        assert_eq!(keys, ["models", "train.learning_rate"]);
         assert_eq!(
             read(&text).unwrap().iter().map(|r| &r.name).collect::<Vec<_>>(),
             runs.iter().map(|r| &r.name).collect::<Vec<_>>()
@@ -366,12 +369,14 @@ mod tests {
 
     #[test]
     fn keys_and_values_are_distinguished() {
-        let two = format!("{BASE}train.lr = [0.1, 1]\ncurate.tiny.lr = [0.5]\ncurate.llm.lr = [0.25]\n");
-        assert_eq!(names(&two)[0], "llm.lr=0.25,tiny.lr=0.5,train.lr=0.1");
+        let two = format!(
+            "{BASE}train.learning_rate = [0.1, 1]\ncurate.tiny.learning_rate = [0.5]\ncurate.llm.learning_rate = [0.25]\n"
+        );
+        assert_eq!(names(&two)[0], "llm.learning_rate=0.25,tiny.learning_rate=0.5,train.learning_rate=0.1");
         let paths = format!("{BASE}data.public = [\"gsm8k/public.jsonl\", \"drop/public.jsonl\"]\n");
         assert_eq!(names(&paths), ["public=gsm8k-public", "public=drop-public"]);
-        let lists = format!("{BASE}adapter.targets = [[\"q_proj\"], [\"q_proj\", \"v_proj\"]]\n");
-        assert_eq!(names(&lists), ["targets=q_proj", "targets=q_proj+v_proj"]);
+        let lists = format!("{BASE}lora.target_modules = [[\"q_proj\"], [\"q_proj\", \"v_proj\"]]\n");
+        assert_eq!(names(&lists), ["target_modules=q_proj", "target_modules=q_proj+v_proj"]);
         let odd = format!("{BASE}curate.group_by = [\"a b\", \"a?b\", \"A-B\"]\n");
         let odd = names(&odd);
         assert!(
@@ -390,7 +395,7 @@ mod tests {
             format!("{BASE}name = \"paper\"\npreset = \"paper\"\n{BASE}name = \"ours\"\nseed = [1, 2]\n");
         assert_eq!(names(&named), ["paper", "ours,seed=1", "ours,seed=2"]);
         let runs = read(&named).unwrap();
-        assert_eq!((runs[0].config.translator.normalization.as_str(), runs[2].entry), ("none", 2));
+        assert_eq!((runs[0].config.translator.update_normalization.as_str(), runs[2].entry), ("none", 2));
     }
 
     #[test]
@@ -405,17 +410,17 @@ mod tests {
     fn what_is_wrong_is_named_with_its_sweep() {
         let cases = [
             (
-                format!("{BASE}name = \"b\"\ntrain.learning_rate = [1, 2]\n"),
-                vec!["sweep 1 (`b`)", "learning_rate"],
+                format!("{BASE}name = \"b\"\ntrain.learning_rat = [1, 2]\n"),
+                vec!["sweep 1 (`b`)", "learning_rat"],
             ),
             (format!("{BASE}{BASE}seed = [2]\ntrian.lr = 0.1\n"), vec!["sweep 2", "trian"]),
             (format!("{BASE}models = [{{ tinny = \"x\" }}]\n"), vec!["sweep 1", "tinny"]),
-            (format!("{BASE}train.lr = [0.1, \"fast\"]\n"), vec!["sweep 1", "fast"]),
-            (format!("{BASE}train.lr = [0.1, -1]\n"), vec!["sweep 1", "train.lr"]),
-            (format!("{BASE}train.lr = []\n"), vec!["train.lr", "none"]),
-            (format!("{BASE}train.lr = [0.1, 0.1]\n"), vec!["train.lr", "twice"]),
-            (format!("{BASE}train.lr = [1, 1.0]\n"), vec!["same settings"]),
-            (format!("{BASE}adapter.targets = [\"q_proj\"]\n"), vec!["list of lists"]),
+            (format!("{BASE}train.learning_rate = [0.1, \"fast\"]\n"), vec!["sweep 1", "fast"]),
+            (format!("{BASE}train.learning_rate = [0.1, -1]\n"), vec!["sweep 1", "train.learning_rate"]),
+            (format!("{BASE}train.learning_rate = []\n"), vec!["train.learning_rate", "none"]),
+            (format!("{BASE}train.learning_rate = [0.1, 0.1]\n"), vec!["train.learning_rate", "twice"]),
+            (format!("{BASE}train.learning_rate = [1, 1.0]\n"), vec!["same settings"]),
+            (format!("{BASE}lora.target_modules = [\"q_proj\"]\n"), vec!["list of lists"]),
             (format!("{BASE}name = \"a/b\"\n"), vec!["a/b", "letters"]),
             (format!("{BASE}preset = \"mine\"\n"), vec!["preset"]),
             (format!("{BASE}{BASE}"), vec!["sweeps 1 and 2", "`name`"]),
@@ -436,7 +441,7 @@ mod tests {
     fn too_many_combinations_are_refused_before_they_are_made() {
         let many: Vec<String> = (0..200).map(|i| i.to_string()).collect();
         let many = many.join(", ");
-        let text = format!("{BASE}seed = [{many}]\ntrain.steps = [{many}]\ncurate.subsets = [{many}]\n");
+        let text = format!("{BASE}seed = [{many}]\ntrain.max_steps = [{many}]\ncurate.num_subsets = [{many}]\n");
         assert!(read(&text).unwrap_err().contains("8000000"));
     }
 }

@@ -120,7 +120,7 @@ impl LoraTrainer<'_> {
     pub fn tokens(&self, jobs: &[Job<'_>]) -> Result<u64> {
         let mut tokens = 0;
         for (job, order) in jobs.iter().zip(&mut self.orders(jobs)?) {
-            for step in 0..self.recipe.steps {
+            for step in 0..self.recipe.max_steps {
                 let examples = order.step(step as usize);
                 tokens += examples.iter().map(|&i| job.examples[i].tokens.len() as u64).sum::<u64>();
             }
@@ -143,7 +143,7 @@ impl LoraTrainer<'_> {
         let (layout, init) = (&self.side.layout, &self.side.init);
         let mut adapters = MultiLora::new(decoder, layout, jobs.len(), init, capacity)?;
         let mut trained = vec![JobResult::default(); jobs.len()];
-        let steps = self.recipe.steps;
+        let steps = self.recipe.max_steps;
         let started = match checkpoint {
             Some(checkpoint) => checkpoint.restore(decoder.device(), &mut adapters, &mut trained)?,
             None => 0,
@@ -179,7 +179,7 @@ impl LoraTrainer<'_> {
     }
 
     fn orders(&self, jobs: &[Job<'_>]) -> Result<Vec<Order>> {
-        let batch = self.recipe.batch;
+        let batch = self.recipe.global_batch_size;
         let order = |job: &Job<'_>| Order::new(job.examples.len(), batch, derive_named(job.key, "order"));
         Ok(jobs.iter().map(order).collect::<gradtx_runtime::Result<_>>()?)
     }
@@ -198,7 +198,7 @@ impl LoraTrainer<'_> {
     /// The streams of all steps, counted.
     fn packing(&self, orders: &mut [Order], jobs: &[Job<'_>]) -> Packing {
         let mut packing = Packing { limit: self.stream_tokens, ..Packing::default() };
-        for step in 0..self.recipe.steps {
+        for step in 0..self.recipe.max_steps {
             for stream in self.streams(orders, jobs, step) {
                 let room = &mut packing.capacity;
                 room.tokens = room.tokens.max(stream.len());

@@ -157,7 +157,7 @@ pub struct Losses<'a> {
 impl Losses<'_> {
     /// A group's examples; the loss is the mean over them of each one's mean over its answer.
     fn streams(&self, group: usize) -> Vec<PackedBatch> {
-        let recipe = Recipe { normalization: LossNormalization::Sequence, ..Recipe::default() };
+        let recipe = Recipe { loss_reduction: LossNormalization::Sequence, ..Recipe::default() };
         let mut streams = Streams::new(self.stream_tokens);
         let examples: Vec<&Example> = self.examples[group].iter().collect();
         streams.push_step(&examples, &recipe, 0, 0, 0);

@@ -51,29 +51,29 @@ pub fn model_config(
     student: [usize; 2],
     teacher: [usize; 2],
 ) -> Result<GradTransformerConfig> {
-    let t5 = if settings.pretrained.as_os_str().is_empty() {
+    let t5 = if settings.pretrained_path.as_os_str().is_empty() {
         T5Config {
             d_model: settings.d_model,
             d_kv: settings.d_kv,
             d_ff: settings.d_ff,
-            num_layers: settings.encoder_layers,
-            num_decoder_layers: settings.decoder_layers,
-            num_heads: settings.heads,
+            num_layers: settings.num_layers,
+            num_decoder_layers: settings.num_decoder_layers,
+            num_heads: settings.num_heads,
             relative_attention_num_buckets: 32,
             relative_attention_max_distance: 128,
             layer_norm_epsilon: 1e-6,
-            dropout_rate: settings.dropout,
+            dropout_rate: settings.dropout_rate,
         }
     } else {
-        let published = T5Config::open(&settings.pretrained.join("config.json"))?;
-        T5Config { dropout_rate: settings.dropout, ..published }
+        let published = T5Config::open(&settings.pretrained_path.join("config.json"))?;
+        T5Config { dropout_rate: settings.dropout_rate, ..published }
     };
     Ok(GradTransformerConfig {
         student_blocks: student[0],
         student_width: student[1],
         teacher_blocks: teacher[0],
         teacher_width: teacher[1],
-        start_token: StartToken::parse(&settings.start).expect("the configuration was checked"),
+        start_token: StartToken::parse(&settings.decoder_start).expect("the configuration was checked"),
         t5,
     })
 }
@@ -106,11 +106,14 @@ impl Work for Train<'_> {
         let sizes = |space: &UpdateSpace| [space.blocks, space.width];
         let shape = model_config(settings, sizes(student), sizes(teacher))?;
         let key = derive_named(self.config.seed, "translator");
-        let mut model = match settings.pretrained.as_os_str().is_empty() {
+        let mut model = match settings.pretrained_path.as_os_str().is_empty() {
             true => GradTransformer::<D, X>::random(device, shape, derive_named(key, "weights"))?,
-            false => {
-                GradTransformer::from_t5(device, shape, &settings.pretrained, derive_named(key, "weights"))?
-            }
+            false => GradTransformer::from_t5(
+                device,
+                shape,
+                &settings.pretrained_path,
+                derive_named(key, "weights"),
+            )?,
         };
         let mut ranks = DataParallel::new(self.comm, device, model.layout(), self.bucket)?;
         if let (true, Candidate::Able { library, .. }) = (ranks.are_between_devices(), device.candidate()) {
@@ -118,14 +121,14 @@ impl Work for Train<'_> {
         }
         let threads = Threads::new(self.context.threads)?;
         model.set_normalization(self.units(&ranks, &threads, sizes(student), sizes(teacher))?)?;
-        let micro_batch = train.micro_batch.min(ranks.part(train.batch).len());
+        let micro_batch = train.per_device_train_batch_size.min(ranks.part(train.global_batch_size).len());
         let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
         let own = ranks.owned();
         let mut plan =
             Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
         plan.extend(Generator::plan(&model, at_once)?);
         let mut on_host = ranks.plan(X::DTYPE.size());
-        on_host.extend(Prefetcher::<D, X>::plan(model.config(), ranks.part(train.batch).len()));
+        on_host.extend(Prefetcher::<D, X>::plan(model.config(), ranks.part(train.global_batch_size).len()));
         match memory_for(device, self.comm.place())? {
             Room::Device { free, .. } => {
                 plan.check(Room::Device { free, group: ranks.are_between_devices() })?;
@@ -175,7 +178,7 @@ impl Train<'_> {
         student: [usize; 2],
         teacher: [usize; 2],
     ) -> Result<Normalization> {
-        let name = &self.config.translator.normalization;
+        let name = &self.config.translator.update_normalization;
         let mode = NormalizationMode::parse(name).expect("the configuration was checked");
         let mut values = vec![];
         if ranks.is_first() {

@@ -61,7 +61,7 @@ impl Journal {
     /// Tuples per second since this process began.
     fn rate(&self, done: u32, train: &TrainConfig) -> f64 {
         let (before, since) = self.started;
-        ((done - before) as usize * train.batch) as f64 / since.elapsed().as_secs_f64()
+        ((done - before) as usize * train.global_batch_size) as f64 / since.elapsed().as_secs_f64()
     }
 
     /// Shows that a step is done.
@@ -115,7 +115,10 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     pub fn finish(mut self) -> Result<Option<(Best, Validation)>> {
         let train = &self.train.config.train;
         let source = self.source()?;
-        let part = Part { steps: self.progress.steps..train.steps, own: self.ranks.part(train.batch) };
+        let part = Part {
+            steps: self.progress.steps..train.max_steps,
+            own: self.ranks.part(train.global_batch_size),
+        };
         let threads = self.train.context.threads;
         std::thread::scope(|scope| {
             let (device, config) = (self.model.device().clone(), self.model.config().clone());
@@ -139,7 +142,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         let train = &self.train.config.train;
         let mut journal = self.journal()?;
         let mut saved = Instant::now();
-        let every = Duration::try_from_secs_f64(60.0 * train.checkpoint_minutes).unwrap_or(Duration::MAX);
+        let every = Duration::try_from_secs_f64(60.0 * train.save_minutes).unwrap_or(Duration::MAX);
         while !self.has_ended() {
             let due = saved.elapsed() >= every;
             let (report, agreed) = self.timed_step(prefetcher, due, &mut journal.times)?;
@@ -169,7 +172,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         }
         Ok(Journal {
             files,
-            bar: context.ui.progress_from("train", started as u64, config.train.steps as u64),
+            bar: context.ui.progress_from("train", started as u64, config.train.max_steps as u64),
             rank_states: self.rank_states()?,
             shown: Instant::now(),
             started: (started, Instant::now()),
@@ -183,7 +186,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         let (train, done) = (&config.train, self.progress.steps);
         journal.show(done, train, report.loss);
         let mut line = json!({ "step": done, "loss": report.loss, "grad_norm": report.grad_norm });
-        if done.is_multiple_of(train.validate_every) || done == train.steps {
+        if done.is_multiple_of(train.eval_steps) || done == train.max_steps {
             let validation = self.validate()?;
             line["validation"] = json!(validation);
             journal.write_throughput(done, train)?;
@@ -238,7 +241,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     ) -> Result<(StepReport, GlobalStep)> {
         let train = &self.train.config.train;
         let step = self.progress.steps;
-        let scale = 1.0 / (train.batch * self.model.config().teacher_len()) as f64;
+        let scale = 1.0 / (train.global_batch_size * self.model.config().teacher_len()) as f64;
         let error = gradients(&mut self.ranks, &self.model, &mut self.trainer, batch, prefetcher, scale)?;
         let squares = self.trainer.sum_squares(self.model.device())?;
         let (asked, written) = (interrupt::stop_requested(), self.checkpoints.written()?);
@@ -247,7 +250,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         if !((agreed.squares as f32).is_finite() && agreed.error.is_finite()) {
             return Err(self.not_finite(batch.into(), scale, agreed)?);
         }
-        let clip = (train.max_norm > 0.0).then_some(train.max_norm);
+        let clip = (train.max_grad_norm > 0.0).then_some(train.max_grad_norm);
         let grad_norm =
             self.trainer.apply(&mut self.model, optimizer_step(train, step), clip, agreed.squares)?;
         self.ranks.gather_values(&mut self.model)?;
@@ -263,7 +266,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         agreed: GlobalStep,
     ) -> Result<anyhow::Error> {
         let Train { store, config, .. } = *self.train;
-        let (step, batch) = (self.progress.steps, config.train.batch);
+        let (step, batch) = (self.progress.steps, config.train.global_batch_size);
         let mut source = self.source()?;
         let mut names = vec![];
         for (row, i) in self.ranks.part(batch).enumerate() {
@@ -287,7 +290,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
             agreed.squares.sqrt(),
             agreed.error * scale
         );
-        Ok(failed(what, "look at these shadow subsets; or try a smaller train.lr, or other units"))
+        Ok(failed(what, "look at these shadow subsets; or try a smaller train.learning_rate, or other units"))
     }
 
     /// Validates, and keeps the model if it is the best so far.
@@ -324,14 +327,15 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     /// All steps are done, or validations have not become better for long enough.
     fn has_ended(&self) -> bool {
         let train = &self.train.config.train;
-        let patience = train.patience > 0 && self.progress.since_best >= train.patience;
-        self.progress.steps >= train.steps || patience
+        let patience =
+            train.early_stopping_patience > 0 && self.progress.since_best >= train.early_stopping_patience;
+        self.progress.steps >= train.max_steps || patience
     }
 
     /// On rank 0: puts the best translator into its place; returns its step and validation.
     fn result(self) -> Result<(Best, Validation)> {
         let Some(best) = self.progress.best else {
-            return Err(failed("train: no validation gave a number", "try a smaller train.lr"));
+            return Err(failed("train: no validation gave a number", "try a smaller train.learning_rate"));
         };
         self.checkpoints.place_best(&best)?;
         let validation = serde_json::from_str(&best.validation)
@@ -363,7 +367,7 @@ fn show(rank_states: &mut [RankProgress], done: u32, train: &TrainConfig, rate: 
     let share = rate / rank_states.len() as f64;
     for state in rank_states.iter_mut() {
         (state.part, state.unit) = ("train".into(), "tuples".into());
-        (state.done, state.total) = (done.into(), train.steps.into());
+        (state.done, state.total) = (done.into(), train.max_steps.into());
         (state.rate, state.updated) = (share, progress::unix_now());
     }
     if let Some(output) = progress::current() {
@@ -381,18 +385,18 @@ fn name(store: &TupleStore, parts: &[Tuple]) -> String {
 
 fn optimizer_step(train: &TrainConfig, step: u32) -> AdamWStep {
     let schedule = Schedule {
-        peak: train.lr,
-        decay: train.decay,
-        warmup: train.warmup as u64,
+        peak: train.learning_rate,
+        decay: train.lr_scheduler_type,
+        warmup: train.warmup_steps as u64,
         hold: 0,
-        steps: train.steps as u64,
-        final_fraction: train.final_fraction,
+        steps: train.max_steps as u64,
+        final_fraction: train.min_lr_rate,
     };
     AdamWStep {
         lr: schedule.lr(step as u64),
         beta1: 0.9,
         beta2: 0.999,
-        eps: train.eps,
+        eps: train.adam_epsilon,
         weight_decay: train.weight_decay,
         step: step + 1,
     }

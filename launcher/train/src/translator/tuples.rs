@@ -36,8 +36,8 @@ impl Split {
         let tuples = |pairs: &[usize]| -> Vec<Tuple> {
             pairs.iter().flat_map(|&pair| (0..store.steps()).map(move |step| (pair, step))).collect()
         };
-        let part = |count: usize| (count as f64 * train.validation).ceil() as usize;
-        let (what, all, held) = match train.validation_by {
+        let part = |count: usize| (count as f64 * train.val_set_size).ceil() as usize;
+        let (what, all, held) = match train.val_split_by {
             ValidationSplit::Subset => ("shadow subset", store.pairs(), part(store.pairs())),
             ValidationSplit::Tuple => {
                 let count = store.pairs() * store.steps();
@@ -46,7 +46,7 @@ impl Split {
         };
         if held == 0 || held >= all {
             return Err(unusable(format!(
-                "train.validation: at least one {what} must be held out, and one left; {held} of {all} are \
+                "train.val_set_size: at least one {what} must be held out, and one left; {held} of {all} are \
                  asked for"
             )));
         }
@@ -54,7 +54,7 @@ impl Split {
         let mut validation = training.split_off(all - held);
         training.sort_unstable();
         validation.sort_unstable();
-        Ok(match train.validation_by {
+        Ok(match train.val_split_by {
             ValidationSplit::Subset => Self { training: tuples(&training), validation: tuples(&validation) },
             ValidationSplit::Tuple => {
                 let tuple = |i: usize| (i / store.steps(), i % store.steps());
@@ -156,7 +156,7 @@ pub struct TupleSampler<'a> {
 impl<'a> TupleSampler<'a> {
     /// Of these tuples, in an order of the key.
     pub fn new(store: &'a TupleStore, train: &'a TrainConfig, tuples: &'a [Tuple], key: u64) -> Result<Self> {
-        let order = Order::new(tuples.len(), train.batch, derive_named(key, "order"))?;
+        let order = Order::new(tuples.len(), train.global_batch_size, derive_named(key, "order"))?;
         Ok(Self { store, train, tuples, order, key })
     }
 
@@ -168,11 +168,11 @@ impl<'a> TupleSampler<'a> {
     /// Makes the updates of tuples `own` of a step, in these units, and the keys of their dropout
     /// masks; `to` has room for as many.
     ///
-    /// With `train.augment`, so large a share of them is replaced by affine combinations
-    /// of three: with normal weights `w` of spread `train.augment_spread`, the first
+    /// With `train.mixup_prob`, so large a share of them is replaced by affine combinations
+    /// of three: with normal weights `w` of spread `train.mixup_std`, the first
     /// raised by `1 − Σw`, so that the weights sum to one. If the relation between student
     /// and teacher updates is affine, combinations obey it too, and teach it where no
-    /// shadow subset is. `train.student_noise` adds normal noise to the students.
+    /// shadow subset is. `train.input_noise_std` adds normal noise to the students.
     pub fn prepare<D: Device, X: Real>(
         &mut self,
         step: u32,
@@ -203,10 +203,10 @@ impl<'a> TupleSampler<'a> {
             .collect();
         let dropout = derive(derive_named(self.key, "dropout"), step as u64);
         to.keys.iter_mut().zip(own.clone()).for_each(|(key, i)| *key = derive(dropout, i as u64));
-        let noise = (self.train.student_noise > 0.0).then(|| Noise {
+        let noise = (self.train.input_noise_std > 0.0).then(|| Noise {
             key: derive(derive_named(self.key, "student noise"), step as u64),
             first: (own.start * self.store.space(Role::Student).values()) as u64,
-            spread: self.train.student_noise,
+            spread: self.train.input_noise_std,
         });
         Making { store: self.store, units, recipes: &recipes, noise }.fill(to, threads)
     }
@@ -220,12 +220,12 @@ impl<'a> TupleSampler<'a> {
     /// What tuple i of a step, which is `first`, is perhaps replaced by: a combination of itself
     /// and two others, with these weights.
     fn combination(&self, step: u32, i: usize, first: Tuple) -> Option<([Tuple; COMBINED], [f64; COMBINED])> {
-        if self.train.augment == 0.0 {
+        if self.train.mixup_prob == 0.0 {
             return None;
         }
         let key = derive(derive(derive_named(self.key, "augment"), step as u64), i as u64);
         let mut random = Stream::new(key);
-        if random.uniform() >= self.train.augment {
+        if random.uniform() >= self.train.mixup_prob {
             return None;
         }
         let mut parts = [first; COMBINED];
@@ -233,7 +233,7 @@ impl<'a> TupleSampler<'a> {
             *part = self.tuples[random.below(self.tuples.len())];
         }
         let mut weights = [0.0f64; COMBINED];
-        weights.iter_mut().for_each(|w| *w = random.normal() * self.train.augment_spread);
+        weights.iter_mut().for_each(|w| *w = random.normal() * self.train.mixup_std);
         weights[0] += 1.0 - weights.iter().sum::<f64>();
         Some((parts, weights))
     }
@@ -282,7 +282,12 @@ mod tests {
     }
 
     fn settings(augment: f64, student_noise: f64) -> TrainConfig {
-        TrainConfig { batch: BATCH, augment, student_noise, ..TrainConfig::default() }
+        TrainConfig {
+            global_batch_size: BATCH,
+            mixup_prob: augment,
+            input_noise_std: student_noise,
+            ..TrainConfig::default()
+        }
     }
 
     fn prepared<X: Real>(
@@ -330,8 +335,8 @@ mod tests {
         }
         let key = derive(derive_named(source.key, "student noise"), 5);
         let mut noise = Stream::new(key);
-        if train.student_noise > 0.0 {
-            sides[0].iter_mut().for_each(|x| *x += (noise.normal() * train.student_noise) as f32);
+        if train.input_noise_std > 0.0 {
+            sides[0].iter_mut().for_each(|x| *x += (noise.normal() * train.input_noise_std) as f32);
         }
         sides
     }
@@ -413,7 +418,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let tuples = [(1, 1)];
-        let train = TrainConfig { batch: 1, ..settings(0.0, 0.0) };
+        let train = TrainConfig { global_batch_size: 1, ..settings(0.0, 0.0) };
         let units = Normalization::none(SHAPES[0], SHAPES[1]);
         let path = gradtx_runtime::artifact::shard_path(dir.path(), Role::Student, 1);
         let mut bytes = std::fs::read(&path).unwrap();

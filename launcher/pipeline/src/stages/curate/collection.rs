@@ -78,14 +78,14 @@ impl Collection {
         LoraTrainer {
             side: self.side(role),
             recipe: self.recipe(role),
-            snapshots: Snapshots { count: self.plan.steps, every: self.curate.every },
-            stream_tokens: self.config.device.stream_tokens,
+            snapshots: Snapshots { count: self.plan.steps, every: self.curate.snapshot_steps },
+            stream_tokens: self.config.device.max_tokens_per_microbatch,
         }
     }
 
     /// The shadow jobs of every group; they are the same for both models.
     pub fn groups(&self) -> Vec<Range<usize>> {
-        schedule::groups(self.subsets.len(), self.curate.concurrent)
+        schedule::groups(self.subsets.len(), self.curate.jobs_per_batch)
     }
 
     /// The groups of both models of which something is missing in the store, the same on all
@@ -128,7 +128,7 @@ impl Collection {
 
     /// Where a group is checkpointed when it is stopped.
     pub fn checkpoint(&self, role: Role, group: &Range<usize>) -> JobCheckpoint {
-        let minutes = self.curate.checkpoint_minutes;
+        let minutes = self.curate.save_minutes;
         JobCheckpoint {
             path: self.dir.join(CHECKPOINTS).join(format!("{}-{:05}.safetensors", role.name(), group.start)),
             of: json!({ "model": role, "jobs": [group.start, group.end], "settings": self.identity }),
@@ -207,7 +207,7 @@ impl Throughput {
             *file = Some(JsonLines::resume(&collection.dir.join(name), u64::MAX)?);
         }
         let line = json!({
-            "step": collection.recipe(work.side).steps,
+            "step": collection.recipe(work.side).max_steps,
             "group": work.group,
             "jobs": jobs,
             "tokens": rate.tokens,

@@ -55,7 +55,7 @@ impl<'a> Coordinator<'a> {
         ui: &Ui,
     ) -> Result<Self> {
         let size = comm.size();
-        let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
+        let steps = work.iter().map(|w| collection.recipe(w.side).max_steps as u64).sum();
         let mut coordinator = Self {
             comm,
             collection,
@@ -138,7 +138,7 @@ impl<'a> Coordinator<'a> {
     /// A rank has trained a group.
     fn note(&mut self, rank: usize, done: &Done) -> Result<()> {
         let Done { work, jobs, .. } = *done;
-        self.done.0 += self.collection.recipe(work.side).steps as u64;
+        self.done.0 += self.collection.recipe(work.side).max_steps as u64;
         self.done.1 += work.cost;
         let state = &mut self.rank_states[rank];
         (state.done, state.total, state.cost) = (0, 0, 0.0);

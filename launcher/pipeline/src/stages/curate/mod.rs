@@ -131,7 +131,7 @@ impl<'a> Curation<'a> {
             seed: config.seed,
             data: public.inputs(&config.data, &prompts.each_ref()),
             max_length: config.data.max_length,
-            adapter: ModelSpec::adapter_inputs(&config.adapter, &[&tiny, &llm]),
+            adapter: ModelSpec::adapter_inputs(&config.lora, &[&tiny, &llm]),
             curate: curate.clone(),
             device: config.device.clone(),
             tiny: tiny.space.base_model.clone(),
@@ -139,8 +139,8 @@ impl<'a> Curation<'a> {
             reading: config.data.reading_inputs(),
         };
         let plan = TuplePlan {
-            shadows: curate.subsets,
-            steps: curate.snapshots,
+            shadows: curate.num_subsets,
+            steps: curate.num_snapshots,
             dtype: StoreType::F32,
             student: tiny.space.clone(),
             teacher: llm.space.clone(),
@@ -231,7 +231,7 @@ fn decided(
     sides: &[&ModelSpec; 2],
 ) -> Result<CurateConfig> {
     let mut curate = config.curate.clone();
-    if curate.concurrent == 0 {
+    if curate.jobs_per_batch == 0 {
         let mut found = [0u64];
         if world.comm().rank() == 0 {
             // A record that cannot be read is refused when the directory is opened.
@@ -242,11 +242,11 @@ fn decided(
                 true => Room::Host(u64::MAX),
                 false => memory(&config.device, world.comm().place())?,
             };
-            let before = before.map(|inputs| inputs.curate.concurrent);
+            let before = before.map(|inputs| inputs.curate.jobs_per_batch);
             found[0] = before.unwrap_or_else(|| concurrent(config, memory, sides)) as u64;
         }
         world.comm().broadcast(0, &mut found)?;
-        curate.concurrent = found[0] as usize;
+        curate.jobs_per_batch = found[0] as usize;
     }
     Ok(curate)
 }
@@ -254,10 +254,11 @@ fn decided(
 /// The most jobs of the larger model that fit into memory together, so that the base model's
 /// weights are read once for all of them.
 fn concurrent(config: &Config, room: Room, sides: &[&ModelSpec; 2]) -> usize {
-    let tokens = config.device.stream_tokens.max(config.data.max_length);
+    let tokens = config.device.max_tokens_per_microbatch.max(config.data.max_length);
     let fits = |jobs: &usize| {
         sides.iter().zip([&config.curate.tiny, &config.curate.llm]).all(|(side, recipe)| {
-            let capacity = BatchCapacity { tokens, segments: jobs * recipe.batch, labels: tokens };
+            let capacity =
+                BatchCapacity { tokens, segments: jobs * recipe.global_batch_size, labels: tokens };
             room.holds(&answer(&config.device, Need { side, jobs: *jobs, capacity }))
         })
     };
@@ -360,7 +361,7 @@ impl Curation<'_> {
         }
         let missing = collection.missing(world.comm(), true)?;
         let (examples, work) = work_of(context, collection, &missing)?;
-        let steps = work.iter().map(|w| collection.recipe(w.side).steps as u64).sum();
+        let steps = work.iter().map(|w| collection.recipe(w.side).max_steps as u64).sum();
         let progress = context.ui.progress("curate", steps);
         let shard_writer = ShardWriter::start(collection.clone(), scratch.clone())?;
         let source = Box::new(FileLocks::new(collection, shard_writer, position, work, progress)?);
@@ -472,7 +473,7 @@ fn last_losses(collection: &Collection, role: Role) -> Result<(usize, f64)> {
     let mut last = vec![];
     for group in collection.groups() {
         let lines = JsonLines::read(&Collection::metrics_file(&collection.dir, role, &group))?;
-        let steps = collection.recipe(role).steps;
+        let steps = collection.recipe(role).max_steps;
         last.extend(lines.iter().filter(|l| l["step"] == steps).filter_map(|l| l["loss"].as_f64()));
     }
     Ok((last.len(), last.iter().sum::<f64>() / last.len().max(1) as f64))

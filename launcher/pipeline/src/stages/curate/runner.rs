@@ -101,7 +101,7 @@ impl GroupRunner<'_> {
         let jobs = collection.jobs(examples.expect("a model with work has examples"), &group);
         let training = collection.training(work.side);
         let rate = Rate { tokens: 0, time: Default::default() };
-        let now = JobProgress { work, jobs: jobs.len(), done: 0, steps: training.recipe.steps, rate };
+        let now = JobProgress { work, jobs: jobs.len(), done: 0, steps: training.recipe.max_steps, rate };
         let mut told = ReportSteps { source: &mut *self.source, now };
         let checkpoint = self.sees_store.then(|| collection.checkpoint(work.side, &group));
         let trained = training

@@ -12,37 +12,37 @@ use gradtx_train::examples::Data;
 pub fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
     let curate = &config.curate;
     let groups = rows_by_group(config, public)?;
-    let mixed = curate.mixture > 0.0;
+    let mixed = curate.dirichlet_alpha > 0.0;
     let sizes = groups.iter().map(Vec::len);
     let available = if mixed { sizes.sum() } else { sizes.min().unwrap_or(0) };
-    if available < curate.examples {
+    if available < curate.examples_per_subset {
         return Err(unusable(format!(
-            "curate.examples: {} examples of one subset, but {} has only {available} to choose from",
-            curate.examples, config.data.public
+            "curate.examples_per_subset: {} examples of one subset, but {} has only {available} to choose from",
+            curate.examples_per_subset, config.data.public
         )));
     }
     let key = derive_named(config.seed, "shadow subsets");
     let subset = |k: usize| {
         let key = derive(key, k as u64);
         if mixed {
-            return Ok(mixed_subset(&groups, curate.examples, curate.mixture, key)?);
+            return Ok(mixed_subset(&groups, curate.examples_per_subset, curate.dirichlet_alpha, key)?);
         }
         let group = &groups[k % groups.len()];
         let order = Stream::new(key).permutation(group.len());
-        Ok(order[..curate.examples].iter().map(|&i| group[i]).collect())
+        Ok(order[..curate.examples_per_subset].iter().map(|&i| group[i]).collect())
     };
-    (0..curate.subsets).map(subset).collect()
+    (0..curate.num_subsets).map(subset).collect()
 }
 
 /// Which subsets are of one group: a number for each. Where subsets are mixtures, or drawn from all
 /// rows, each is a group of its own.
 pub fn groups_of_subsets(config: &Config, public: &Data) -> Result<Vec<usize>> {
     let curate = &config.curate;
-    let groups = match curate.mixture > 0.0 || curate.group_by == RANDOM_SUBSETS {
-        true => curate.subsets,
+    let groups = match curate.dirichlet_alpha > 0.0 || curate.group_by == RANDOM_SUBSETS {
+        true => curate.num_subsets,
         false => rows_by_group(config, public)?.len(),
     };
-    Ok((0..curate.subsets).map(|k| k % groups).collect())
+    Ok((0..curate.num_subsets).map(|k| k % groups).collect())
 }
 
 /// The rows that one subset may hold, by group.
@@ -75,10 +75,10 @@ mod tests {
         let row = |i: usize| json!({ "prompt": "p", "response": "r", "task": i % 3 }).to_string() + "\n";
         std::fs::write(&path, (0..90).map(row).collect::<String>()).unwrap();
         let mut config = Config::default();
-        config.curate.subsets = 12;
-        config.curate.examples = 24;
+        config.curate.num_subsets = 12;
+        config.curate.examples_per_subset = 24;
         config.curate.group_by = "task".into();
-        config.curate.mixture = mixture;
+        config.curate.dirichlet_alpha = mixture;
         let public = Data::read(&[path], &config.data, "data.public").unwrap();
         let subsets = choose_subsets(&config, &public).unwrap();
         assert_eq!(subsets, choose_subsets(&config, &public).unwrap());

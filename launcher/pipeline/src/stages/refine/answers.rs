@@ -29,7 +29,7 @@ impl Asked {
     pub(super) fn choose(config: &Config, public: &Data, prompts: &[Prompts; 2]) -> Result<Self> {
         let key = derive_named(config.seed, "prompts of refinement");
         let order = Stream::new(key).permutation(public.records.len());
-        let chosen = order.into_iter().take(config.refine.prompts);
+        let chosen = order.into_iter().take(config.refine.num_prompts);
         let records: Vec<Record> = chosen.map(|row| public.records[row].clone()).collect();
         let tokens =
             |prompts: &Prompts| records.iter().map(|r| prompts.prompt(r)).collect::<Result<Vec<_>>>();
@@ -52,8 +52,9 @@ pub(super) fn limits(config: &Config, prompts: &Prompts, tokens: &[Vec<u32>]) ->
     let settings = &config.evaluate;
     let longest = tokens.iter().map(Vec::len).max().unwrap_or(1);
     GenerateLimits {
-        rows: settings.batch.min(tokens.len()),
-        prompt_tokens: longest.max(config.device.stream_tokens.min(longest * settings.batch)),
+        rows: settings.per_device_eval_batch_size.min(tokens.len()),
+        prompt_tokens: longest
+            .max(config.device.max_tokens_per_microbatch.min(longest * settings.per_device_eval_batch_size)),
         context: (longest + settings.max_new_tokens).min(prompts.context()),
     }
 }
@@ -144,7 +145,8 @@ impl Work for Tiny<'_> {
         let end = end_token(prompts, &asked.records[0])?;
         let examples: Vec<Example> =
             asked.tiny.iter().zip(&answers).map(|(prompt, a)| example(prompt, &a.tokens, end)).collect();
-        let mut probability = probabilities(&decoder, view, &examples, config.device.stream_tokens)?;
+        let mut probability =
+            probabilities(&decoder, view, &examples, config.device.max_tokens_per_microbatch)?;
         for (p, answer) in probability.iter_mut().zip(&answers) {
             *p *= f64::from(u8::from(answer.ended));
         }

@@ -158,7 +158,7 @@ impl Stage for Refining<'_> {
             method: translation.lineage.method,
             tiny: student.space.base_model.clone(),
             llm: teacher.space.base_model.clone(),
-            adapter: ModelSpec::adapter_inputs(&config.adapter, &[student, teacher]),
+            adapter: ModelSpec::adapter_inputs(&config.lora, &[student, teacher]),
             device: config.device.clone(),
             reading: config.data.reading_inputs(),
         })

@@ -61,7 +61,7 @@ impl Work for Llm<'_> {
             None => (started, whole.join([&self.translation.values, &self.fresh()])),
         };
         let end = end_token(self.prompts, &self.asked.records[0])?;
-        for round in refinement.rounds.len()..self.config.refine.rounds {
+        for round in refinement.rounds.len()..self.config.refine.num_rounds {
             let on_device = device.buffer_from(&values)?;
             let view = AdapterView { values: &on_device, layout, dropout: 0.0 };
             let own = answers(&decoder, self.config, self.prompts, &self.asked.llm, view)?;
@@ -104,7 +104,7 @@ impl Llm<'_> {
         let given = &self.given.answers;
         let both: Vec<usize> = (0..own.len()).filter(|&i| own[i].ended && given[i].ended).collect();
         if self.metric == Metric::Rouge1 {
-            let alike = |i: usize| rouge1(&own[i].text, &given[i].text, evaluate.rouge_tokens);
+            let alike = |i: usize| rouge1(&own[i].text, &given[i].text, evaluate.rouge_tokenizer);
             let mut both: Vec<(f64, usize)> = both.into_iter().map(|i| (alike(i), i)).collect();
             both.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             both.truncate(both.len().div_ceil(2));
@@ -114,14 +114,14 @@ impl Llm<'_> {
             return chosen;
         }
         let is_same = |i: &usize| {
-            !answer(&own[*i].text, evaluate.answer).trim().is_empty()
-                && exact_match(&given[*i].text, &own[*i].text, evaluate.answer)
+            !answer(&own[*i].text, evaluate.answer_extraction).trim().is_empty()
+                && exact_match(&given[*i].text, &own[*i].text, evaluate.answer_extraction)
         };
         both.into_iter().filter(is_same).collect()
     }
 
     fn choose(&self, round: usize, agreed: &[usize], (surest, sure): (&[usize], f64)) -> TrainedOn {
-        let RefineConfig { least, sure: enough, .. } = self.config.refine;
+        let RefineConfig { min_agreements: least, min_confidence: enough, .. } = self.config.refine;
         match agreed.len() >= least {
             true => TrainedOn::Agreed,
             false if round == 0 && sure >= enough && surest.len() >= least => TrainedOn::Surest,
@@ -160,7 +160,10 @@ impl Llm<'_> {
             TrainedOn::Agreed => "trained on them".to_string(),
             TrainedOn::Surest => "too few: trained on the answers that the TinyLM is surest of".to_string(),
             TrainedOn::Nothing => {
-                format!("fewer than refine.least = {}: not trained", self.config.refine.least)
+                format!(
+                    "fewer than refine.min_agreements = {}: not trained",
+                    self.config.refine.min_agreements
+                )
             }
         };
         let all = refinement.prompts;
@@ -217,17 +220,23 @@ struct Training<'a> {
 impl Training<'_> {
     /// As the shadows of the LLM are trained, over the steps of a round.
     fn recipe(&self) -> Recipe {
-        let RefineConfig { steps, batch, .. } = self.config.refine;
+        let RefineConfig { steps_per_round: steps, global_batch_size: batch, .. } = self.config.refine;
         let of_shadows = &self.config.curate.llm;
-        Recipe { steps, batch, warmup: of_shadows.warmup.min(steps), ..of_shadows.clone() }
+        Recipe {
+            max_steps: steps,
+            global_batch_size: batch,
+            warmup_steps: of_shadows.warmup_steps.min(steps),
+            ..of_shadows.clone()
+        }
     }
 
     /// The packed streams of a step; its examples are drawn with replacement.
     fn streams(&self, recipe: &Recipe, step: u32) -> Vec<PackedBatch> {
         let mut random = Stream::new(derive(derive_named(self.key, "examples"), u64::from(step)));
-        let drawn: Vec<&Example> =
-            (0..recipe.batch).map(|_| &self.examples[random.below(self.examples.len())]).collect();
-        let mut streams = Streams::new(self.config.device.stream_tokens);
+        let drawn: Vec<&Example> = (0..recipe.global_batch_size)
+            .map(|_| &self.examples[random.below(self.examples.len())])
+            .collect();
+        let mut streams = Streams::new(self.config.device.max_tokens_per_microbatch);
         streams.push_step(&drawn, recipe, 0, self.key, step);
         streams.finish()
     }
@@ -242,7 +251,7 @@ impl Training<'_> {
     ) -> Result<MultiLora<D, X>> {
         let recipe = self.recipe();
         let mut room = BatchCapacity::default();
-        for step in 0..recipe.steps {
+        for step in 0..recipe.max_steps {
             let own = capacity(&self.streams(&recipe, step));
             room.tokens = room.tokens.max(own.tokens);
             room.segments = room.segments.max(own.segments);
@@ -262,7 +271,7 @@ impl Training<'_> {
     ) -> Result<(Vec<f32>, Option<f64>)> {
         let recipe = self.recipe();
         let mut last = 0.0;
-        for step in 0..recipe.steps {
+        for step in 0..recipe.max_steps {
             last = 0.0;
             for stream in self.streams(&recipe, step) {
                 last += jobs.accumulate(decoder, &stream)?.iter().sum::<f64>();
@@ -283,7 +292,10 @@ mod tests {
         let examples: Vec<Example> = (0..50).map(|i| example(&[i, i], &[i], None)).collect();
         let training = Training { config: &config, examples: &examples, key: 3 };
         let recipe = training.recipe();
-        assert_eq!((recipe.steps, recipe.batch, recipe.lr), (40, 16, config.curate.llm.lr));
+        assert_eq!(
+            (recipe.max_steps, recipe.global_batch_size, recipe.learning_rate),
+            (40, 16, config.curate.llm.learning_rate)
+        );
         let [first, again, second] = [0, 0, 1].map(|step| training.streams(&recipe, step));
         assert_eq!(first, again);
         assert_ne!(first, second);

@@ -1,0 +1,56 @@
+//! Options that had other names.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, Error};
+
+/// Before, now.
+const RENAMED: [(&str, &str); 6] = [
+    ("public", "public-fraction"),
+    ("train", "train-fraction"),
+    ("peft", "save-adapter"),
+    ("random-student", "random-update"),
+    ("evaluations", "scores"),
+    ("extra", "sbatch"),
+];
+
+/// The error of an option that the command has under another name, with that name.
+pub(crate) fn with_new_name(mut error: Error, program: &Command, typed: &[String]) -> Error {
+    let wrong = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(wrong))) => wrong.clone(),
+        _ => return error,
+    };
+    let command = typed.iter().find_map(|word| program.find_subcommand(word));
+    let has = |name: &str| command.is_some_and(|c| c.get_arguments().any(|arg| arg.get_long() == Some(name)));
+    let before = wrong.trim_start_matches('-').split('=').next().unwrap_or_default();
+    if let Some((_, now)) = RENAMED.iter().find(|(name, now)| *name == before && has(now)) {
+        error.insert(ContextKind::SuggestedArg, ContextValue::String(format!("--{now}")));
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Args;
+    use clap::CommandFactory;
+
+    fn said(words: &[&str]) -> String {
+        let typed: Vec<String> = words.iter().map(|word| word.to_string()).collect();
+        let error = Args::command().try_get_matches_from(words).unwrap_err();
+        with_new_name(error, &Args::command(), &typed).to_string()
+    }
+
+    #[test]
+    fn an_option_of_an_earlier_version_is_answered_with_its_name() {
+        for (words, now) in [
+            (&["gradtx", "split", "--public", "0.5"][..], "'--public-fraction'"),
+            (&["gradtx", "finetune", "--peft"], "'--save-adapter'"),
+            (&["gradtx", "report", "--run", "r", "--evaluations=d"], "'--scores'"),
+            (&["gradtx", "translate", "u", "--random-student"], "'--random-update'"),
+        ] {
+            let said = said(words);
+            assert!(said.contains("unexpected argument") && said.contains(now), "{said}");
+        }
+        assert!(!said(&["gradtx", "merge", "--peft"]).contains("--save-adapter"), "merge has none");
+    }
+}
