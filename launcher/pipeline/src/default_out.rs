@@ -97,7 +97,8 @@ fn name_of_data(data: &Path) -> String {
 fn name_of_update(run: &Path, update: &Path) -> String {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
     if let Ok(rest) = absolute(update).strip_prefix(absolute(run).join(CLIENTS_DIR))
-        && let (Some(Component::Normal(name)), true) = (rest.components().next(), rest.components().count() > 1)
+        && let (Some(Component::Normal(name)), true) =
+            (rest.components().next(), rest.components().count() > 1)
     {
         return name.to_string_lossy().into_owned();
     }

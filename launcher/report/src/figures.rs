@@ -417,7 +417,8 @@ fn norms(tuples: &Tuples, sides: &[(Role, &Side)]) -> Option<Figure> {
     let step = |side: &Side, i: usize| if by_step { side.steps[i] as f64 } else { i as f64 + 1.0 };
     let label = if by_step { "optimizer step" } else { "snapshot" };
     let all = sides.iter().flat_map(|(_, side)| (0..tuples.snapshots).map(|i| step(side, i)));
-    let x = Axis::linear(label, all);
+    let mut x = Axis::linear(label, all);
+    x.whole_ticks();
     let y = Axis::log_if_wide("norm of the update", &values);
     let caption = format!(
         "Euclidean norm of the updates at the {}: median and middle 80 % over {}.",
@@ -538,7 +539,8 @@ pub fn learning_rates(shadow: &Shadow, clients: &Clients) -> Option<Figure> {
     .filter_map(|(role, is_shadow, rates)| Some((role, is_shadow, rates.filter(|r| !r.steps.is_empty())?)))
     .collect();
     let steps = lines.iter().filter_map(|(_, _, rates)| rates.steps.last().copied()).max()?;
-    let values: Vec<f64> = lines.iter().flat_map(|(_, _, rates)| rates.values.iter().flatten().copied()).collect();
+    let values: Vec<f64> =
+        lines.iter().flat_map(|(_, _, rates)| rates.values.iter().flatten().copied()).collect();
     let y = Axis::log_if_wide("learning rate", &values);
     let caption = "Thick: shadow jobs. Thin: clients, where their schedule is another.".to_string();
     Some(Figure::of("Learning rate", caption, |title, description| {
@@ -571,7 +573,10 @@ fn rate_figure(stage: &str, title: &str, rates: &[&RateSeries]) -> Option<Figure
     let last = rates.iter().filter_map(|r| r.per_s.steps.last().copied()).max()?;
     let y = Axis::log_if_wide(&format!("{} per second", first.unit), &values);
     let (label, caption) = match first.of.as_str() {
-        "group" => ("group of jobs", "Of every group of jobs that were trained together, in the order in which they ended."),
+        "group" => (
+            "group of jobs",
+            "Of every group of jobs that were trained together, in the order in which they ended.",
+        ),
         _ => ("optimizer step", "Of the steps, as they were measured."),
     };
     let x = Axis::exact(label, 0.0, last.max(1) as f64);

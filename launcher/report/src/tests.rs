@@ -449,7 +449,9 @@ fn refinements_commands_and_learning_rates_are_shown() {
     );
     let inputs = serde_json::from_value::<RefineInputs>(refine_inputs()).unwrap();
     let dir = files.run().join("clients/1/refined");
-    let State::Open(output) = record::open(&dir, "refine", inputs.value().unwrap()).unwrap() else { panic!() };
+    let State::Open(output) = record::open(&dir, "refine", inputs.value().unwrap()).unwrap() else {
+        panic!()
+    };
     output.finish(&[REFINEMENT_FILE.into()]).unwrap();
     let report = files.report();
     assert_eq!(report.notes, [""; 0]);

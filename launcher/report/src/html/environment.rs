@@ -29,6 +29,7 @@ pub fn render(name: &str, view: &impl Serialize) -> Result<String> {
     environment.set_lstrip_blocks(true);
     environment.set_formatter(write_value);
     environment.add_filter("typeset", typeset);
+    environment.add_filter("breakable", breakable);
     environment.add_filter("drawing", |svg: String| Value::from_safe_string(svg));
     for (name, text) in TEMPLATES {
         environment.add_template(name, text)?;
@@ -45,6 +46,11 @@ fn write_value(out: &mut Output, state: &State, value: &Value) -> Result<(), Err
         }
         _ => escape_formatter(out, state, value),
     }
+}
+
+/// A path, escaped, that may be broken into lines after its slashes.
+fn breakable(path: &str) -> Value {
+    Value::from_safe_string(escape(path).replace('/', "/<wbr>"))
 }
 
 /// Sentences, escaped and set as print sets them: curly apostrophes, subscripts, numbers
@@ -78,6 +84,11 @@ mod tests {
         let text = |text: &str| typeset(text).to_string();
         assert_eq!(text("P_S isn't <b> 5 %"), "P<sub>S</sub> isn’t &lt;b&gt; 5\u{a0}%");
         assert_eq!(text("run `gradtx <x>`, not `this"), "run <code>gradtx &lt;x&gt;</code>, not `this");
+    }
+
+    #[test]
+    fn paths_may_break_after_slashes() {
+        assert_eq!(breakable("a/<b>/c").to_string(), "a/<wbr>&lt;b&gt;/<wbr>c");
     }
 
     #[test]

@@ -57,7 +57,10 @@ pub fn page(predictions: &Predictions) -> Result<String> {
     let sets: Vec<SetView> = predictions.sets.iter().enumerate().map(|(i, set)| of_set(i, set)).collect();
     let contents = sets.iter().map(|set| Entry { id: set.id.clone(), title: set.title.into() }).collect();
     let title = &predictions.run;
-    render("predictions.html", &View { title, kind: "predictions", contents, sets, notes: &predictions.notes })
+    render(
+        "predictions.html",
+        &View { title, kind: "predictions", contents, sets, notes: &predictions.notes },
+    )
 }
 
 fn of_set(i: usize, set: &TestSet) -> SetView<'_> {

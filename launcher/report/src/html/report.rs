@@ -208,15 +208,14 @@ fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
 }
 
 fn fine_tuning(report: &Report) -> Option<Part> {
-    let figures: Vec<Figure> =
-        [
-            figures::shadow(&report.shadow),
-            figures::clients(&report.clients),
-            figures::learning_rates(&report.shadow, &report.clients),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+    let figures: Vec<Figure> = [
+        figures::shadow(&report.shadow),
+        figures::clients(&report.clients),
+        figures::learning_rates(&report.shadow, &report.clients),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let not_finite: usize =
         [&report.shadow.tiny, &report.shadow.llm, &report.clients.tiny, &report.clients.llm]
             .into_iter()

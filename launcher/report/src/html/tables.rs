@@ -353,8 +353,19 @@ pub fn commands(times: &Times) -> Option<Block> {
 
 /// How refinements went, a row for each round.
 pub fn refinements(report: &Report) -> Table {
-    let head = ["refined", "translator", "round", "prompts", "answered", "agreed", "share", "trained on", "last loss"];
-    let caption = "Answered: prompts of which the TinyLM ended its answer. Share: answers that agree, of all prompts.";
+    let head = [
+        "refined",
+        "translator",
+        "round",
+        "prompts",
+        "answered",
+        "agreed",
+        "share",
+        "trained on",
+        "last loss",
+    ];
+    let caption =
+        "Answered: prompts of which the TinyLM ended its answer. Share: answers that agree, of all prompts.";
     let mut table = Table::new(&head, &[1, 7], caption);
     for refinement in &report.refinements {
         for (i, round) in refinement.rounds.iter().enumerate() {

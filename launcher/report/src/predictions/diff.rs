@@ -84,12 +84,10 @@ mod tests {
         use Change::{Extra, Missing, Same};
         let piece = |change, text: &str| (change, text.to_string());
         assert_eq!(found("a b c", "a b c"), [piece(Same, "a b c")]);
-        assert_eq!(found("a x c", "a b c"), [
-            piece(Same, "a "),
-            piece(Extra, "x "),
-            piece(Missing, "b "),
-            piece(Same, "c")
-        ]);
+        assert_eq!(
+            found("a x c", "a b c"),
+            [piece(Same, "a "), piece(Extra, "x "), piece(Missing, "b "), piece(Same, "c")]
+        );
         assert_eq!(found("", "b"), [piece(Missing, "b")]);
         assert_eq!(found("b", ""), [piece(Extra, "b")]);
         assert!(found("", "").is_empty());
