@@ -15,12 +15,8 @@ use super::sampling::Sampling;
 use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
 use gradtx_kernels::ops::LmHead;
-<<<<<<< HEAD
 use gradtx_kernels::{Backend, Buffer, GraphCapture, Real, View};
-=======
-use gradtx_kernels::{Backend, Buffer, Device, Real, View};
 use gradtx_runtime::buffers::Allocator;
->>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};

@@ -4,19 +4,11 @@
 //! other, beside the operations.
 
 use super::{Batch, GradTransformer, GradTransformerConfig};
-<<<<<<< HEAD
-use crate::t5::buffers::{Allocator, Rows};
 use crate::t5::weights::upload_f32_async;
 use crate::t5::{Keep, StackActs, StackShape};
 use gradtx_kernels::ops::{Backend, Elementwise, StridedRows};
 use gradtx_kernels::{AsyncCopy, CopyStream, Real};
-=======
-use crate::t5::weights::upload_f32_in;
-use crate::t5::{Keep, StackActs, StackShape};
-use gradtx_kernels::ops::{Backend, Elementwise, StridedRows};
-use gradtx_kernels::{Device, Real};
 use gradtx_runtime::buffers::{Allocator, Rows};
->>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
@@ -96,11 +88,7 @@ impl<D: Backend<X>, X: Real> Inputs<D, X> {
             shifted: alloc.rows("shifted", rows_t, config.teacher_width)?,
             target: alloc.rows("target", rows_t, config.teacher_width)?,
             keys: alloc.rows("keys", capacity, 1)?,
-<<<<<<< HEAD
-            copies: alloc.copy_stream()?,
-=======
-            lane: dev.lane()?,
->>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
+            copies: dev.copy_stream()?,
         })
     }
 
@@ -199,11 +187,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             pred: alloc.rows("pred", rows_t, width_t)?,
             d_pred: alloc.rows("d_pred", rows_t, width_t)?,
             sums: alloc.rows("sums", rows_t, 1)?,
-<<<<<<< HEAD
-            sums_copies: alloc.copy_stream()?,
-=======
-            sums_lane: model.dev.lane()?,
->>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
+            sums_copies: model.dev.copy_stream()?,
             stage: vec![],
         })
     }

@@ -9,12 +9,8 @@ use super::GradTransformer;
 use crate::t5::weights::upload_f32;
 use crate::t5::{DecodeCache, Keep, Pass, StackActs, StackShape};
 use gradtx_kernels::ops::Backend;
-<<<<<<< HEAD
 use gradtx_kernels::{GraphCapture, Real};
-=======
-use gradtx_kernels::{Device, Real};
 use gradtx_runtime::buffers::{Allocator, Rows};
->>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 use std::collections::HashMap;

@@ -17,12 +17,8 @@ use gradtx_kernels::ops::{
     Backend, Linear, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward, MseDims, Out,
     SquaredError,
 };
-<<<<<<< HEAD
 use gradtx_kernels::{CopyStream, Device, Real, ViewMut};
-=======
-use gradtx_kernels::{Device, Real, ViewMut};
 use gradtx_runtime::buffers::Allocator;
->>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};

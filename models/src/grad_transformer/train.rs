@@ -11,15 +11,9 @@
 //! keeps masters and moments of those, and updates those ([`ParamStore`]).
 
 use super::{Activations, Batch, GradTransformer};
-<<<<<<< HEAD
-use crate::t5::{Grads, OnReady, weights};
-use gradtx_kernels::ops::{AdamWStep, Backend, Cast, Out};
-use gradtx_kernels::{AsyncCopy, Buffer, Device, Elem, GraphCapture, Real};
-=======
 use crate::t5::{Grads, OnReady};
 use gradtx_kernels::ops::{AdamWStep, Backend, Out};
-use gradtx_kernels::{Buffer, Device, Real};
->>>>>>> 211b3aa667bc6848ff80855836b39796d7dc9a27
+use gradtx_kernels::{AsyncCopy, Buffer, GraphCapture, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::optim::{FlatAdamW, ParamStore, Trained};
