@@ -1,5 +1,6 @@
 //! All settings with their defaults, as they stand in a run file.
 
+use super::ReuseConfig;
 use crate::text::today;
 use clap::ValueEnum;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
@@ -39,6 +40,8 @@ pub struct Config {
     pub refine: RefineConfig,
     /// Generation and scoring.
     pub evaluate: EvaluateConfig,
+    /// Results of other runs, used in the place of this run's own.
+    pub reuse: ReuseConfig,
 }
 
 /// Directories of the base models, in Hugging Face form.
@@ -720,6 +723,7 @@ impl Default for Config {
             translate: TranslateConfig::default(),
             refine: RefineConfig::default(),
             evaluate: EvaluateConfig::default(),
+            reuse: ReuseConfig::default(),
         }
     }
 }

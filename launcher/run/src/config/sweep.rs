@@ -441,7 +441,8 @@ mod tests {
     fn too_many_combinations_are_refused_before_they_are_made() {
         let many: Vec<String> = (0..200).map(|i| i.to_string()).collect();
         let many = many.join(", ");
-        let text = format!("{BASE}seed = [{many}]\ntrain.max_steps = [{many}]\ncurate.num_subsets = [{many}]\n");
+        let text =
+            format!("{BASE}seed = [{many}]\ntrain.max_steps = [{many}]\ncurate.num_subsets = [{many}]\n");
         assert!(read(&text).unwrap_err().contains("8000000"));
     }
 }
