@@ -6,6 +6,7 @@
 
 pub mod args;
 pub mod compare;
+pub mod cross_validate;
 pub mod doctor;
 mod flags;
 pub mod inspect;
