@@ -10,7 +10,7 @@
 //! What a sequence becomes does not depend on its companions, as far as the device
 //! keeps the rows of a product independent of each other (the CPU does, to the bit).
 
-use super::forward::{Cache, CacheAction, Pass};
+use super::pass::{Cache, CacheAction, Pass};
 use super::sampling::Sampling;
 use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
