@@ -3,14 +3,14 @@
 //! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
 //! A new command is a variant here, with its arm in `run`.
 
-use crate::{doctor, inspect, manual, status, submit};
+use crate::{compare, cross_validate, doctor, inspect, manual, status, submit, sweep};
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{CommandFactory, Parser, Subcommand};
 use gradtx_pipeline::aggregate::{Allow, Combine};
 use gradtx_pipeline::default_out;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
-use gradtx_plan::{plan, sweep};
+use gradtx_plan::plan;
 use gradtx_run::cluster::World as Ranks;
 use gradtx_run::config::{DeviceKind, DtypeKind, Preset, RunArgs};
 use gradtx_run::context::Context;
@@ -135,6 +135,8 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+    /// Compare translators on held-out groups of shadows, before the first client comes.
+    CrossValidate(cross_validate::Job),
     /// Put an adapter into the weights of its model: a Hugging Face directory.
     Merge {
         /// The run and its configuration.
@@ -229,7 +231,9 @@ pub enum Command {
     /// Tell what a run will take on given machines: memory, time and GPU hours of every stage.
     Plan(gradtx_plan::plan::Job),
     /// Write run directories for every combination of listed settings.
-    Sweep(gradtx_plan::sweep::Job),
+    Sweep(sweep::Job),
+    /// Compare runs: the settings that differ, scores, and what the runs took.
+    Compare(compare::Job),
     /// Measure what this device reaches: operations, steps, generation, communication.
     Bench(gradtx_bench::Job),
     /// The whole job on a miniature world, ending with a table of scores.
@@ -252,6 +256,12 @@ pub enum Command {
         /// Type of activations and frozen weights.
         #[arg(long, value_enum, default_value_t = DtypeKind::F32)]
         dtype: DtypeKind,
+        /// So many seeds, from --seed on, each in a directory of its own.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<u64>::new().range(1..=1000))]
+        seeds: u64,
+        /// In world held-out: fewer shadows, one fold of tasks, no Grad-Transformer.
+        #[arg(long)]
+        quick: bool,
     },
 }
 
@@ -282,7 +292,7 @@ impl Command {
             }
             Self::Refine { run, updates, translated, out } => {
                 let out = out.unwrap_or_else(|| default_out::refined(&translated));
-                refine::run(context, &run, &refine::Job { updates, translated, out })
+                refine::run(context, &run, &refine::Job { updates, translated, out, fold: None })
             }
             Self::Translate {
                 run,
@@ -295,12 +305,13 @@ impl Command {
                 allow_duplicates,
             } => {
                 let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
-                let translated = || default_out::translated(&run.run, &updates, method, random_update);
+                let random_student = random_update;
+                let translated = || default_out::translated(&run.run, &updates, method, random_student);
                 let out = out.unwrap_or_else(translated);
-                let job =
-                    translate::Job { updates, out, method, combine, random_student: random_update, allow };
+                let job = translate::Job { updates, out, method, combine, random_student, allow, fold: None };
                 translate::run(context, &run, &job)
             }
+            Self::CrossValidate(job) => cross_validate::run(context, &job),
             Self::Merge { run, adapter, out, model } => {
                 merge::run(context, &run, &merge::Job { adapter, out, role: model })
             }
@@ -308,7 +319,7 @@ impl Command {
                 let (base_dir, adapter_dir) = (base.as_deref(), adapter.as_deref());
                 let evaluated = || default_out::evaluated(&run.run, &data, model, base_dir, adapter_dir);
                 let out = out.unwrap_or_else(evaluated);
-                let job = evaluate::Job { data, out, role: model, base, adapter };
+                let job = evaluate::Job { data: vec![data], out, role: model, base, adapter, part: None };
                 evaluate::run(context, &run, &job).map(drop)
             }
             Self::Report { run, scores, out, csv, predictions } => {
@@ -321,11 +332,12 @@ impl Command {
             Self::Doctor { run, model } => doctor::run(context, &run, &model),
             Self::Plan(job) => plan::run(context, &job),
             Self::Sweep(job) => sweep::run(context, &job),
+            Self::Compare(job) => compare::run(context, &job),
             Self::Completions { shell } => manual::completions(Args::command(), shell),
             Self::Man { dir } => manual::pages(Args::command(), &dir),
             Self::Bench(job) => gradtx_bench::run(context, world, &job),
-            Self::Demo { dir, world, seed, preset, device, dtype } => {
-                demo::run(context, &demo::Job { dir, world, seed, preset, device, dtype })
+            Self::Demo { dir, world, seed, preset, device, dtype, seeds, quick } => {
+                demo::run(context, &demo::Job { dir, world, seed, preset, device, dtype, seeds, quick })
             }
         }
     }
@@ -366,6 +378,9 @@ impl Command {
 
     /// Whether it makes something that takes time, and that it can continue with later.
     pub fn works(&self) -> bool {
+        if let Self::Sweep(job) = self {
+            return job.run;
+        }
         !matches!(
             self,
             Self::Inspect { .. }
@@ -374,7 +389,7 @@ impl Command {
                 | Self::Completions { .. }
                 | Self::Man { .. }
                 | Self::Plan(_)
-                | Self::Sweep(_)
+                | Self::Compare(_)
                 | Self::Submit(_)
                 | Self::Bench(_)
         )

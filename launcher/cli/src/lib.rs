@@ -5,6 +5,8 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+pub mod compare;
+pub mod cross_validate;
 pub mod doctor;
 mod flags;
 pub mod inspect;
@@ -13,6 +15,7 @@ pub mod manual;
 pub mod slurm;
 pub mod status;
 pub mod submit;
+pub mod sweep;
 
 use args::Args;
 use clap::{CommandFactory, FromArgMatches};

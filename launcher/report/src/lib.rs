@@ -20,6 +20,9 @@
 //! | [`csv`] | the same as CSV files |
 //! | [`predictions`] | the examples with all answers, for a page of its own |
 
+pub mod comparison;
+pub mod cost;
+pub mod cross_validation;
 pub mod csv;
 pub mod curves;
 pub mod figures;

@@ -94,6 +94,11 @@ impl Ui {
         }
     }
 
+    /// The same for stages of which only warnings and errors are wanted: a command that runs hundreds.
+    pub fn for_many(&self) -> Self {
+        Self { quiet: true, json: false, command: "".into(), ..self.clone() }
+    }
+
     /// The same with [`Self::detail`] printed, if `details` (`--verbose`).
     pub fn with_details(self, details: bool) -> Self {
         Self { details, ..self }
@@ -107,6 +112,11 @@ impl Ui {
     /// Whether the output is JSON.
     pub fn is_json(&self) -> bool {
         self.json
+    }
+
+    /// Whether only results and errors are printed.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// A line about what is being done; nothing with `--quiet`.

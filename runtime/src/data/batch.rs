@@ -8,8 +8,10 @@
 //! mean over examples of each one's token mean ("sequence" normalisation); with
 //! 1 / (labels of the step) it is the token mean.
 
+use crate::buffers::Allocator;
+use crate::plan::Purpose;
 use crate::{Error, Result};
-use gradtx_kernels::{Device, Elem, Real, ops::Segments};
+use gradtx_kernels::{Buffer, Device, Elem, Real, ops::Segments};
 use std::ops::Range;
 
 /// One tokenized example: which of its tokens are trained on.
@@ -189,8 +191,8 @@ struct Held<D: Device, T: Elem> {
 }
 
 impl<D: Device, T: Elem> Held<D, T> {
-    fn new(device: &D, len: usize) -> Result<Self> {
-        Ok(Self { there: device.zeros(len)?, values: vec![] })
+    fn allocate(alloc: &mut Allocator<'_, D>, name: &str, len: usize) -> Result<Self> {
+        Ok(Self { there: alloc.buffer(name, &[len])?, values: vec![] })
     }
 
     fn set(&mut self, device: &D, values: impl ExactSizeIterator<Item = T> + Clone) -> Result<()> {
@@ -200,7 +202,7 @@ impl<D: Device, T: Elem> Held<D, T> {
         // Should the copy fail, what is there is unknown.
         self.values.clear();
         let new: Vec<T> = values.collect();
-        device.upload(D::view_mut(&mut self.there, 0..new.len()), &new)?;
+        device.upload(self.there.view_mut(0..new.len()), &new)?;
         self.values = new;
         Ok(())
     }
@@ -209,19 +211,26 @@ impl<D: Device, T: Elem> Held<D, T> {
 impl<D: Device, A: Real> DeviceBatch<D, A> {
     /// Empty, with room for `capacity`.
     pub fn new(device: &D, capacity: BatchCapacity) -> Result<Self> {
+        Self::allocate(&mut Allocator::new(device, Purpose::Batch), capacity)
+    }
+
+    /// [`Self::new`] with an allocator.
+    pub fn allocate(alloc: &mut Allocator<'_, D>, capacity: BatchCapacity) -> Result<Self> {
+        let before = alloc.set_purpose(Purpose::Batch);
         let BatchCapacity { tokens, segments, labels } = capacity;
         let room =
             places([tokens, tokens, segments + 1, segments, segments, labels, labels, segments, segments]);
-        let numbers = device.zeros(room[ARRAYS - 1].end)?;
-        Ok(Self {
+        let batch = Self {
             capacity,
             used: BatchCapacity::default(),
-            numbers,
+            numbers: alloc.buffer("tokens", &[room[ARRAYS - 1].end])?,
             places: places([0; ARRAYS]),
             packed: vec![],
-            keys: Held::new(device, segments)?,
-            weights: Held::new(device, labels)?,
-        })
+            keys: Held::allocate(alloc, "segment keys", segments)?,
+            weights: Held::allocate(alloc, "label weights", labels)?,
+        };
+        alloc.set_purpose(before);
+        Ok(batch)
     }
 
     /// Copies a batch to the device.
@@ -265,7 +274,7 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
         for (place, array) in self.places.iter().zip(arrays) {
             self.packed[place.clone()].copy_from_slice(array);
         }
-        device.upload(D::view_mut(&mut self.numbers, 0..self.packed.len()), &self.packed)?;
+        device.upload(self.numbers.view_mut(0..self.packed.len()), &self.packed)?;
         self.keys.set(device, batch.keys.iter().copied())?;
         self.weights.set(device, batch.weights.iter().map(|&w| A::from_f64(w)))?;
         self.used = want;
@@ -273,7 +282,7 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
     }
 
     fn array(&self, array: Array) -> D::View<'_, u32> {
-        D::view(&self.numbers, self.places[array as usize].clone())
+        self.numbers.view(self.places[array as usize].clone())
     }
 
     /// Tokens, segments and labels of the batch that was loaded last.
@@ -303,7 +312,7 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
             offsets: self.array(Array::Offsets),
             adapter: self.array(Array::Adapter),
             grad_row: self.array(Array::GradRow),
-            keys: D::view(&self.keys.there, 0..count),
+            keys: self.keys.there.view(0..count),
             count,
         }
     }
@@ -320,7 +329,7 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
 
     /// `[M]` label weights.
     pub fn weights(&self) -> D::View<'_, A> {
-        D::view(&self.weights.there, 0..self.used.labels)
+        self.weights.there.view(0..self.used.labels)
     }
 
     /// The cache's slots that came with the batch.

@@ -6,7 +6,11 @@
 //! ranks take the rest. The equations are in the contract [`gradtx_kernels::ops::AdamW`].
 
 use super::finite_norms;
+use crate::buffers::Allocator;
+use crate::plan::Purpose;
 use crate::{Error, Result};
+use gradtx_kernels::ops::AdamWUpdate;
+use gradtx_kernels::{Buffer, View, ViewMut};
 use gradtx_kernels::{
     Device, Real,
     ops::{AdamW, AdamWCast, AdamWStep},
@@ -38,11 +42,25 @@ struct Part {
 impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     /// For `rows` independent rows of `len` values. Moments start at 0.
     pub fn new(device: &D, rows: usize, len: usize) -> Result<Self> {
-        Self::with_ranges(device, rows, len, std::iter::once(0..len).collect())
+        Self::allocate(&mut Allocator::new(device, Purpose::Optimizer), rows, len)
     }
 
     /// For these ranges of a buffer of `len` values, as one model. They must not overlap.
-    pub fn over_ranges(device: &D, len: usize, mut ranges: Vec<Range<usize>>) -> Result<Self> {
+    pub fn over_ranges(device: &D, len: usize, ranges: Vec<Range<usize>>) -> Result<Self> {
+        Self::allocate_ranges(&mut Allocator::new(device, Purpose::Optimizer), len, ranges)
+    }
+
+    /// [`Self::new`] with an allocator.
+    pub fn allocate(alloc: &mut Allocator<'_, D>, rows: usize, len: usize) -> Result<Self> {
+        Self::with_ranges(alloc, rows, len, std::iter::once(0..len).collect())
+    }
+
+    /// [`Self::over_ranges`] with an allocator.
+    pub fn allocate_ranges(
+        alloc: &mut Allocator<'_, D>,
+        len: usize,
+        mut ranges: Vec<Range<usize>>,
+    ) -> Result<Self> {
         ranges.retain(|r| !r.is_empty());
         ranges.sort_by_key(|r| r.start);
         let apart = ranges.windows(2).all(|w| w[0].end <= w[1].start);
@@ -50,25 +68,29 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
             let why = format!("they overlap or end after element {len}: {ranges:?}");
             return Err(Error::invalid("ranges for AdamW", why));
         }
-        Self::with_ranges(device, 1, len, ranges)
+        Self::with_ranges(alloc, 1, len, ranges)
     }
 
-    fn with_ranges(device: &D, rows: usize, len: usize, ranges: Vec<Range<usize>>) -> Result<Self> {
-        let held: usize = rows * ranges.iter().map(Range::len).sum::<usize>();
-        Ok(Self {
-            m: device.zeros(held)?,
-            v: device.zeros(held)?,
-            sums: device.zeros(rows.max(ranges.len()))?,
-            scale: device.zeros(rows)?,
-            rows,
-            len,
-            ranges,
-        })
+    fn with_ranges(
+        alloc: &mut Allocator<'_, D>,
+        rows: usize,
+        len: usize,
+        ranges: Vec<Range<usize>>,
+    ) -> Result<Self> {
+        let before = alloc.set_purpose(Purpose::Optimizer);
+        let held = [rows, ranges.iter().map(Range::len).sum()];
+        let held = if rows == 1 { &held[1..] } else { &held[..] };
+        let (m, v) = (alloc.buffer("first moments", held)?, alloc.buffer("second moments", held)?);
+        alloc.set_purpose(Purpose::Gradients);
+        let sums = alloc.buffer("gradient norm sums", &[rows.max(ranges.len())])?;
+        let scale = alloc.buffer("gradient clip scale", &[rows])?;
+        alloc.set_purpose(before);
+        Ok(Self { m, v, sums, scale, rows, len, ranges })
     }
 
     /// Elements of each moment.
     pub fn state_len(&self) -> usize {
-        D::len(&self.m)
+        self.m.len()
     }
 
     /// First and second moments.
@@ -96,13 +118,13 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         let name = |row: usize| if rows == 1 { "the model".into() } else { format!("row {row}") };
         if self.is_whole() {
             // Norm and clipping stay on the device: the step itself refuses what is not finite.
-            device.sum_squares(D::view_mut(&mut self.sums, 0..rows), grads, rows, self.len)?;
+            device.sum_squares(self.sums.view_mut(0..rows), grads, rows, self.len)?;
             self.update(device, params, grads, step, max_norm)?;
-            return finite_norms(&device.to_host(D::view(&self.sums, 0..rows))?, at, name);
+            return finite_norms(&device.to_host(self.sums.view(0..rows))?, at, name);
         }
         let sums = self.sums_of_squares(device, grads)?;
         let total = A::from_f64(sums.iter().map(|s| s.to_f64()).sum());
-        device.upload(D::view_mut(&mut self.sums, 0..1), &[total])?;
+        device.upload(self.sums.view_mut(0..1), &[total])?;
         let norms = finite_norms(&[total], at, name)?;
         self.update(device, params, grads, step, max_norm)?;
         Ok(norms)
@@ -148,17 +170,19 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     {
         let norm = self.take_sum(device, step, sum_squares)?;
         self.scales(device, max_norm)?;
-        for Part { all, state, params: place } in self.parts(D::view_len(D::freeze(&params))) {
+        for Part { all, state, params: place } in self.parts(params.freeze().len()) {
             device.adamw_cast(
-                D::slice_mut(D::reborrow(&mut values), all.clone()),
-                D::slice_mut(D::reborrow(&mut params), place),
-                D::view_mut(&mut self.m, state.clone()),
-                D::view_mut(&mut self.v, state),
-                D::slice(grads, all.clone()),
-                D::all(&self.scale),
-                self.rows,
-                all.len() / self.rows,
-                step,
+                values.reborrow().slice(all.clone()),
+                AdamWUpdate {
+                    p: params.reborrow().slice(place),
+                    m: self.m.view_mut(state.clone()),
+                    v: self.v.view_mut(state),
+                    g: grads.slice(all.clone()),
+                    scale: self.scale.all(),
+                    rows: self.rows,
+                    len: all.len() / self.rows,
+                    step,
+                },
             )?;
         }
         Ok(norm)
@@ -169,20 +193,20 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     fn take_sum(&mut self, device: &D, step: AdamWStep, sum_squares: f64) -> Result<f64> {
         let sum = A::from_f64(sum_squares);
         let norms = finite_norms(&[sum], format!("step {}", step.step), |_| "the model".into())?;
-        device.upload(D::view_mut(&mut self.sums, 0..1), &[sum])?;
+        device.upload(self.sums.view_mut(0..1), &[sum])?;
         Ok(norms[0])
     }
 
     /// Each row's clip factor, from `sums`.
     fn scales(&mut self, device: &D, max_norm: Option<f64>) -> Result<()> {
-        let sums = D::view(&self.sums, 0..self.rows);
+        let sums = self.sums.view(0..self.rows);
         let most = max_norm.unwrap_or(f64::INFINITY);
-        Ok(device.clip_scale(D::all_mut(&mut self.scale), sums, self.rows, most)?)
+        Ok(device.clip_scale(self.scale.all_mut(), sums, self.rows, most)?)
     }
 
     /// What one call of the operation takes, for parameters of this length.
     fn parts(&self, params: usize) -> Vec<Part> {
-        let ranges_alone = params == D::len(&self.m);
+        let ranges_alone = params == self.m.len();
         let mut end = 0;
         let part = |range: &Range<usize>| {
             let all = if self.rows == 1 { range.clone() } else { 0..self.rows * self.len };
@@ -203,17 +227,17 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         max_norm: Option<f64>,
     ) -> Result<()> {
         self.scales(device, max_norm)?;
-        for Part { all, state, params: place } in self.parts(D::view_len(D::freeze(&params))) {
-            device.adamw(
-                D::slice_mut(D::reborrow(&mut params), place),
-                D::view_mut(&mut self.m, state.clone()),
-                D::view_mut(&mut self.v, state),
-                D::slice(grads, all.clone()),
-                D::all(&self.scale),
-                self.rows,
-                all.len() / self.rows,
+        for Part { all, state, params: place } in self.parts(params.freeze().len()) {
+            device.adamw(AdamWUpdate {
+                p: params.reborrow().slice(place),
+                m: self.m.view_mut(state.clone()),
+                v: self.v.view_mut(state),
+                g: grads.slice(all.clone()),
+                scale: self.scale.all(),
+                rows: self.rows,
+                len: all.len() / self.rows,
                 step,
-            )?;
+            })?;
         }
         Ok(())
     }
@@ -226,15 +250,15 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     /// Of each row, or of each range; also left in `sums`.
     fn sums_of_squares(&mut self, device: &D, grads: D::View<'_, A>) -> Result<Vec<A>> {
         if self.is_whole() {
-            let sums = D::view_mut(&mut self.sums, 0..self.rows);
+            let sums = self.sums.view_mut(0..self.rows);
             device.sum_squares(sums, grads, self.rows, self.len)?;
-            return Ok(device.to_host(D::view(&self.sums, 0..self.rows))?);
+            return Ok(device.to_host(self.sums.view(0..self.rows))?);
         }
         for (i, range) in self.ranges.iter().enumerate() {
-            let sum = D::view_mut(&mut self.sums, i..i + 1);
-            device.sum_squares(sum, D::slice(grads, range.clone()), 1, range.len())?;
+            let sum = self.sums.view_mut(i..i + 1);
+            device.sum_squares(sum, grads.slice(range.clone()), 1, range.len())?;
         }
-        Ok(device.to_host(D::view(&self.sums, 0..self.ranges.len()))?)
+        Ok(device.to_host(self.sums.view(0..self.ranges.len()))?)
     }
 }
 

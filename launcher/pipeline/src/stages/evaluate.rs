@@ -14,16 +14,16 @@ use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits, Generator, Prompt};
 use gradtx_models::lora::{PeftAdapter, read_peft};
-use gradtx_run::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs};
+use gradtx_run::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch, memory_for};
 use gradtx_run::failure::failed;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_runtime::artifact::{
-    MAX_CONFIG_BYTES, TensorSource, fingerprint, read_text, write_atomic, write_json,
+    MAX_CONFIG_BYTES, TensorSource, checksum, fingerprint, read_text, write_atomic, write_json,
 };
-use gradtx_runtime::data::{Metric, Record, TextTokenizer};
+use gradtx_runtime::data::{Metric, Purpose as Split, Record, TextTokenizer};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_train::examples::Data;
 use gradtx_train::model_spec::model_dir;
@@ -40,8 +40,8 @@ const SCORE_FILE: &str = "score.json";
 
 /// What to evaluate, on what, to where.
 pub struct Job {
-    /// File of examples.
-    pub data: PathBuf,
+    /// Files of examples.
+    pub data: Vec<PathBuf>,
     /// Directory of the results.
     pub out: PathBuf,
     /// Which model.
@@ -50,6 +50,28 @@ pub struct Job {
     pub base: Option<PathBuf>,
     /// PEFT adapter directory.
     pub adapter: Option<PathBuf>,
+    /// These examples of the file alone.
+    pub part: Option<Part>,
+}
+
+/// Some examples of a file, with a name of their own.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// What they are, such as a task.
+    pub name: String,
+    /// Their numbers, from 0.
+    pub rows: Vec<usize>,
+    /// Which split they are numbered in, where files have several.
+    pub purpose: Split,
+}
+
+impl Part {
+    /// These examples alone. Their checksum is of the file and of which they are.
+    fn of(&self, data: Data) -> Data {
+        let records = self.rows.iter().map(|&row| data.records[row].clone()).collect();
+        let checksum = checksum(format!("{} {:?}", data.checksum, self.rows).as_bytes());
+        Data { checksum, records, ..data }
+    }
 }
 
 /// The content of score.json.
@@ -91,10 +113,21 @@ pub struct Score {
     pub data_name: String,
 }
 
+impl Job {
+    /// A short name of the examples.
+    fn name(&self) -> String {
+        match (&self.part, self.data.first()) {
+            (Some(part), _) => part.name.clone(),
+            (None, first) => first.map_or_else(String::new, |path| name_of(path)),
+        }
+    }
+}
+
 /// Evaluates, unless that is done; returns the score.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
-    let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let stage = Evaluation::open(context, args, &config, job)?;
+    let settings = RunSettings::open(args)?;
+    let config = settings.config().clone().on_device(context, &job.out)?;
+    let stage = Evaluation::open(context, &settings, &config, job)?;
     if let Some(score) = stage::run(context, &stage)? {
         return Ok(score);
     }
@@ -109,6 +142,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
 /// An evaluation that is ready to begin.
 pub struct Evaluation<'a> {
     job: &'a Job,
+    settings: &'a RunSettings,
+    /// The settings on this device.
     config: &'a Config,
     role: Role,
     /// Directory of the model.
@@ -126,7 +161,12 @@ pub struct Evaluation<'a> {
 
 impl<'a> Evaluation<'a> {
     /// Opens what a job needs.
-    pub fn open(context: &Context, args: &RunArgs, config: &'a Config, job: &'a Job) -> Result<Self> {
+    pub fn open(
+        context: &Context,
+        settings: &'a RunSettings,
+        config: &'a Config,
+        job: &'a Job,
+    ) -> Result<Self> {
         let (role, mut lineage, dir) = match &job.base {
             None => (job.role, Lineage::BASE, model_dir(config, job.role)?),
             Some(base) => {
@@ -134,7 +174,10 @@ impl<'a> Evaluation<'a> {
                 (recorded.unwrap_or(job.role), told, base.as_path())
             }
         };
-        let data = Data::read_for_test(std::slice::from_ref(&job.data), &config.data, "--data")?;
+        let data = match &job.part {
+            Some(part) => part.of(Data::read_as(&job.data, &config.data, "--data", part.purpose)?),
+            None => Data::read_for_test(&job.data, &config.data, "--data")?,
+        };
         let metric = metric(config.evaluate.metric, &data.records)?;
         let model = DecoderConfig::read(dir)?;
         model.check_weights(&TensorSource::open(dir)?)?;
@@ -142,12 +185,12 @@ impl<'a> Evaluation<'a> {
         let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
         let weights = fingerprint(dir, context.threads)?;
         if job.base.is_none() {
-            expect_run_model(&args.run, role, &weights)?;
+            expect_run_model(settings, role, &weights)?;
         }
         if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
             lineage = Lineage::of_adapter(adapter, sums, &weights)?;
         }
-        Ok(Self { job, config, role, dir, model, weights, sums, lineage, data, metric, prompts })
+        Ok(Self { job, settings, config, role, dir, model, weights, sums, lineage, data, metric, prompts })
     }
 }
 
@@ -157,6 +200,10 @@ impl Stage for Evaluation<'_> {
 
     fn dir(&self) -> &Path {
         &self.job.out
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(self.settings)
     }
 
     fn inputs(&self) -> Result<EvaluateInputs> {
@@ -184,7 +231,7 @@ impl Stage for Evaluation<'_> {
             answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
         })?;
         let (metric, role, lineage) = (self.metric, self.role, self.lineage);
-        let score = Score::of(config, metric, &answers, role, lineage, &data.checksum, &job.data);
+        let score = Score::of(config, metric, &answers, role, lineage, &data.checksum, job.name());
         write_json(&job.out.join(SCORE_FILE), &score)?;
         Ok((vec![PREDICTIONS_FILE.into(), SCORE_FILE.into()], score))
     }
@@ -247,7 +294,7 @@ impl Score {
         role: Role,
         lineage: Lineage,
         checksum: &str,
-        path: &Path,
+        name: String,
     ) -> Self {
         let part = |count: usize| count as f64 / answers.len() as f64;
         let right = answers.iter().filter(|a| a.right).count();
@@ -273,7 +320,7 @@ impl Score {
             model: role,
             lineage,
             data: checksum.into(),
-            data_name: name_of(path),
+            data_name: name,
         }
     }
 
@@ -527,7 +574,7 @@ mod tests {
         for (metric, name, want) in
             [(Metric::ExactMatch, "exact_match", 0.25), (Metric::Rouge1, "rouge1", 0.4)]
         {
-            let score = json!(Score::of(&config, metric, &answers, Role::Tiny, lineage, "c", path));
+            let score = json!(Score::of(&config, metric, &answers, Role::Tiny, lineage, "c", name_of(path)));
             assert_eq!((&score["metric"], &score["score"]), (&json!(name), &json!(want)));
             assert_eq!(
                 (&score["right"], &score["model"], &score["kind"]),

@@ -4,17 +4,19 @@
 //! and `validation.json` (what was held out, and what it measured).
 
 use crate::aggregate::Norms;
-use crate::artifacts::{Tuples, open_tuples, spaces_at_hand};
+use crate::artifacts::{Tuples, open_tuples, spaces_at_hand, warn_of_changes};
+use crate::fold::Fold;
 use crate::records::{Spaces, TrainInputs};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_run::cluster::World;
-use gradtx_run::config::{Config, RunArgs, TranslatorConfig};
+use gradtx_run::config::{Config, RunArgs, RunSettings, TranslatorConfig, is_reused};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::unusable;
 use gradtx_run::paths::TRANSLATOR_DIR;
 use gradtx_run::stage::{self, Stage};
+use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{Role, fingerprint, write_json};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::parallel::BUCKET_BYTES;
@@ -32,13 +34,22 @@ pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
 
 /// [`run`], with gradients summed in buckets of at least so many elements.
 pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: usize) -> Result<()> {
-    let stage = Training::open(context, world, args, bucket)?;
+    let stage = Training::open(context, world, args, bucket, None)?;
     stage::run_on_ranks(context, world.comm(), &stage).map(drop)
+}
+
+/// Trains the translator of a fold, unless that is done.
+pub fn run_fold(context: &Context, args: &RunArgs, fold: &Fold) -> Result<()> {
+    let alone = World::alone();
+    let stage = Training::open(context, &alone, args, BUCKET_BYTES / size_of::<f32>(), Some(fold))?;
+    stage::run_on_ranks(context, alone.comm(), &stage).map(drop)
 }
 
 /// A training that is ready to begin, on one of the ranks that share it.
 pub struct Training<'a> {
     comm: &'a dyn Comm,
+    settings: RunSettings,
+    /// The settings on this device.
     config: Config,
     tuples: Tuples,
     dir: PathBuf,
@@ -46,13 +57,26 @@ pub struct Training<'a> {
     pretrained: Option<String>,
     /// Elements of a bucket of gradients at least.
     bucket: usize,
+    /// Shadow pairs that are left out.
+    held_out: Vec<usize>,
 }
 
 impl<'a> Training<'a> {
     /// Opens what a run needs. Rank 0 compares and verifies for all.
-    pub fn open(context: &Context, world: &'a World, args: &RunArgs, bucket: usize) -> Result<Self> {
-        let dir = args.run.join(TRANSLATOR_DIR);
-        let config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
+    pub fn open(
+        context: &Context,
+        world: &'a World,
+        args: &RunArgs,
+        bucket: usize,
+        fold: Option<&Fold>,
+    ) -> Result<Self> {
+        let dir = fold.map_or_else(|| args.run.join(TRANSLATOR_DIR), Fold::translator_dir);
+        let mut settings = RunSettings::open_on_ranks(args, world)?;
+        let other = &settings.config().reuse.translator;
+        if fold.is_none() && !other.as_os_str().is_empty() {
+            return Err(is_reused(&args.run, other, "translator", Self::NAME));
+        }
+        let config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
         let comm = world.comm();
         let (ranks, batch) = (comm.size(), config.train.global_batch_size);
         if ranks > batch {
@@ -65,12 +89,16 @@ impl<'a> Training<'a> {
             expected =
                 spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
         }
-        let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
+        if comm.rank() == 0 {
+            warn_of_changes(context, &settings, Self::NAME)?;
+        }
+        let tuples = open_tuples(&mut settings, expected.each_ref().map(Option::as_ref))?.without(fold);
         let pretrained = match config.translator.pretrained_path.as_path() {
             path if path.as_os_str().is_empty() => None,
             path => Some(fingerprint(path, context.threads)?),
         };
-        Ok(Self { comm, config, tuples, dir, pretrained, bucket })
+        let held_out = Fold::held_out(fold);
+        Ok(Self { comm, settings, config, tuples, dir, pretrained, bucket, held_out })
     }
 }
 
@@ -85,6 +113,19 @@ impl Stage for Training<'_> {
         &self.dir
     }
 
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(&self.settings)
+    }
+
+    fn advice(&self) -> String {
+        let [run, tuples, dir] =
+            [self.settings.run(), self.tuples.run(), &self.dir].map(|path| quoted(&path.to_string_lossy()));
+        format!(
+            "to keep it, train on the same tuples in another run: gradtx train --run OTHER --tuples {tuples} with \
+             the settings to change; or remove {dir} and run gradtx train --run {run} again"
+        )
+    }
+
     fn inputs(&self) -> Result<TrainInputs> {
         let Self { config, tuples, pretrained, .. } = self;
         let [student, teacher] = Role::BOTH.map(|role| tuples.store.space(role).clone());
@@ -92,6 +133,7 @@ impl Stage for Training<'_> {
             seed: config.seed,
             tuples: tuples.manifest.clone(),
             spaces: Spaces { student, teacher },
+            held_out: self.held_out.clone(),
             // Not where the weights lie that it starts from, but which they are.
             translator: TranslatorConfig { pretrained_path: PathBuf::new(), ..config.translator.clone() },
             pretrained: pretrained.clone(),

@@ -1,13 +1,13 @@
 //! All settings with their defaults, as they stand in a run file.
 
+use super::ReuseConfig;
 use crate::text::today;
 use clap::ValueEnum;
-use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::grad_transformer::{NormalizationMode, StartToken};
 use gradtx_runtime::data::{
     Columns, Format, Instruction, OnError, PromptForm, PromptSettings, Reading, SplitChoice, TrainOn,
 };
-use gradtx_runtime::optim::{Decay, Schedule};
+use gradtx_runtime::optim::Decay;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -40,6 +40,8 @@ pub struct Config {
     pub refine: RefineConfig,
     /// Generation and scoring.
     pub evaluate: EvaluateConfig,
+    /// Results of other runs, used in the place of this run's own.
+    pub reuse: ReuseConfig,
 }
 
 /// Directories of the base models, in Hugging Face form.
@@ -347,37 +349,6 @@ impl Default for Recipe {
             max_grad_norm: 1.0,
             loss_reduction: LossNormalization::Sequence,
         }
-    }
-}
-
-impl Recipe {
-    /// The learning rate over the steps.
-    pub fn schedule(&self) -> Schedule {
-        Schedule {
-            peak: self.learning_rate,
-            decay: self.lr_scheduler_type,
-            warmup: self.warmup_steps as u64,
-            hold: 0,
-            steps: self.max_steps as u64,
-            final_fraction: self.min_lr_rate,
-        }
-    }
-
-    /// The numbers of an optimizer step, counted from 0.
-    pub fn step(&self, step: u32) -> AdamWStep {
-        AdamWStep {
-            lr: self.schedule().lr(step as u64),
-            beta1: self.adam_beta1,
-            beta2: self.adam_beta2,
-            eps: self.adam_epsilon,
-            weight_decay: self.weight_decay,
-            step: step + 1,
-        }
-    }
-
-    /// Clipping norm, if there is clipping.
-    pub fn clip(&self) -> Option<f64> {
-        (self.max_grad_norm > 0.0).then_some(self.max_grad_norm)
     }
 }
 
@@ -752,6 +723,7 @@ impl Default for Config {
             translate: TranslateConfig::default(),
             refine: RefineConfig::default(),
             evaluate: EvaluateConfig::default(),
+            reuse: ReuseConfig::default(),
         }
     }
 }

@@ -17,13 +17,14 @@ mod rounds;
 
 use crate::aggregate::{self, Combine};
 use crate::artifacts::{expect_run_model, open_side, open_update};
+use crate::fold::Fold;
 use crate::lineage::{Kind, Lineage, adapter_sums};
 use crate::records::{RefineInputs, TranslateInputs};
 use crate::stages::evaluate::metric;
 use answers::{Asked, Tiny};
 use anyhow::{Context as _, Result};
 use gradtx_models::lora::{BlockLayout, read_peft};
-use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::config::{Config, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::failed;
@@ -54,6 +55,8 @@ pub struct Job {
     pub translated: PathBuf,
     /// Directory of the results.
     pub out: PathBuf,
+    /// Shadow pairs whose prompts are not asked.
+    pub fold: Option<Fold>,
 }
 
 /// How a refinement went.
@@ -104,6 +107,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 /// A refinement that is ready to begin.
 pub struct Refining<'a> {
     job: &'a Job,
+    settings: RunSettings,
+    /// The settings on this device.
     config: Config,
     student: ModelSpec,
     teacher: ModelSpec,
@@ -119,10 +124,11 @@ pub struct Refining<'a> {
 impl<'a> Refining<'a> {
     /// Opens what a job needs.
     pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
-        let config = Config::of_run(args)?.on_device(context, &job.out)?;
+        let settings = RunSettings::open(args)?;
+        let config = settings.config().clone().on_device(context, &job.out)?;
         let student = open_side(&config, Role::Tiny, context.threads)?;
         let teacher = open_side(&config, Role::Llm, context.threads)?;
-        expect_run_model(&args.run, Role::Tiny, &student.space.base_model)?;
+        expect_run_model(&settings, Role::Tiny, &student.space.base_model)?;
         let updates: Vec<UpdateVector> =
             job.updates.iter().map(|path| open_update(&student, &teacher, path)).collect::<Result<_>>()?;
         let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
@@ -131,7 +137,7 @@ impl<'a> Refining<'a> {
         let combined = aggregate::combine(&updates, translation.combine)?;
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
         let prompts = [public.prompts(&config, &student)?, public.prompts(&config, &teacher)?];
-        Ok(Self { job, config, student, teacher, sums, translation, combined, public, prompts })
+        Ok(Self { job, settings, config, student, teacher, sums, translation, combined, public, prompts })
     }
 }
 
@@ -142,6 +148,10 @@ impl Stage for Refining<'_> {
 
     fn dir(&self) -> &Path {
         &self.job.out
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(&self.settings)
     }
 
     fn inputs(&self) -> Result<RefineInputs> {
@@ -155,6 +165,7 @@ impl Stage for Refining<'_> {
             evaluate: config.evaluate.clone(),
             updates: self.sums.clone(),
             translated: translation.sums.clone(),
+            held_out: Fold::held_out(self.job.fold.as_ref()),
             method: translation.lineage.method,
             tiny: student.space.base_model.clone(),
             llm: teacher.space.base_model.clone(),
@@ -168,7 +179,7 @@ impl Stage for Refining<'_> {
         let Self { job, config, student, teacher, prompts, combined: (combined, examples), .. } = self;
         let tiny: Vec<f32> =
             student.init.iter().zip(combined).map(|(start, change)| start + change).collect();
-        let asked = Asked::choose(config, &self.public, prompts)?;
+        let asked = Asked::choose(config, &self.public, prompts, job.fold.as_ref())?;
         let given =
             Tiny { context, config, side: student, prompts: &prompts[0], asked: &asked, adapter: &tiny };
         let given = dispatch(&config.device, context, given)?;
