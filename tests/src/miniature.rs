@@ -120,7 +120,10 @@ pub fn checksums(dir: &Path) -> BTreeMap<PathBuf, String> {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let of_times = name.starts_with("throughput") || name == COMMANDS_FILE;
+            // Events for TensorBoard and the list of commands have times.
+            let of_times = name.starts_with("throughput")
+                || name.contains(gradtx_runtime::tensorboard::MARK)
+                || name == COMMANDS_FILE;
             if path.is_dir() {
                 walk(&path, out);
             } else if !of_times {

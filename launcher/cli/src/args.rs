@@ -3,10 +3,10 @@
 //! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
 //! A new command is a variant here, with its arm in `run`.
 
-use crate::{compare, cross_validate, doctor, inspect, manual, status, submit, sweep};
+use crate::{cancel, compare, cross_validate, doctor, help, inspect, logs, manual, status, submit, sweep};
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use gradtx_pipeline::aggregate::{Allow, Combine};
 use gradtx_pipeline::default_out;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
@@ -25,7 +25,6 @@ use std::path::PathBuf;
 /// language model to a translator of the small one's updates into the large one's.
 #[derive(Debug, Parser)]
 #[command(name = "gradtx", version, max_term_width = 100)]
-#[command(after_help = gradtx_run::failure::exit_codes())]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -90,6 +89,14 @@ pub enum Command {
         #[arg(long)]
         allow_refinement: bool,
     },
+    /// Show what examples become: text, tokens, which of them are trained on, and statistics.
+    Preview(crate::preview::Job),
+    /// Generate from a prompt, for a file of examples, or in a chat.
+    Generate(crate::generate::Job),
+    /// Turn a PEFT adapter into an update vector, or an update vector into a PEFT adapter.
+    Convert(crate::convert::Job),
+    /// Compare two update vectors or two adapters.
+    Diff(crate::diff::Job),
     /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
     Translate {
         /// The run and its configuration.
@@ -195,6 +202,10 @@ pub enum Command {
     },
     /// Submit stages to SLURM as batch jobs, after a look at everything that they need.
     Submit(crate::submit::Job),
+    /// Show the last lines of the logs of a run's batch jobs, or follow them.
+    Logs(crate::logs::Job),
+    /// Cancel the batch jobs of a run that are in SLURM's queue.
+    Cancel(crate::cancel::Job),
     /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
     Inspect {
         /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
@@ -326,15 +337,21 @@ impl Command {
                 let job = gradtx_report::stage::Job { run, evaluations: scores, out, csv, predictions };
                 gradtx_report::stage::run(context, &job)
             }
+            Self::Preview(job) => crate::preview::run(context, &job),
+            Self::Generate(job) => crate::generate::run(context, &job),
+            Self::Convert(job) => crate::convert::run(context, &job),
+            Self::Diff(job) => crate::diff::run(context, &job),
             Self::Submit(job) => submit::run(context, &job),
+            Self::Logs(job) => logs::run(context, &job),
+            Self::Cancel(job) => cancel::run(context, &job),
             Self::Inspect { path } => inspect::run(context, &path),
             Self::Status { path, verify } => status::run(context, &path, verify),
             Self::Doctor { run, model } => doctor::run(context, &run, &model),
             Self::Plan(job) => plan::run(context, &job),
             Self::Sweep(job) => sweep::run(context, &job),
             Self::Compare(job) => compare::run(context, &job),
-            Self::Completions { shell } => manual::completions(Args::command(), shell),
-            Self::Man { dir } => manual::pages(Args::command(), &dir),
+            Self::Completions { shell } => manual::completions(help::command(), shell),
+            Self::Man { dir } => manual::pages(help::command(), &dir),
             Self::Bench(job) => gradtx_bench::run(context, world, &job),
             Self::Demo { dir, world, seed, preset, device, dtype, seeds, quick } => {
                 demo::run(context, &demo::Job { dir, world, seed, preset, device, dtype, seeds, quick })
@@ -391,17 +408,13 @@ impl Command {
                 | Self::Plan(_)
                 | Self::Compare(_)
                 | Self::Submit(_)
+                | Self::Logs(_)
+                | Self::Cancel(_)
+                | Self::Preview(_)
+                | Self::Generate(_)
+                | Self::Convert(_)
+                | Self::Diff(_)
                 | Self::Bench(_)
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
     }
 }

@@ -5,20 +5,28 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+pub mod cancel;
 pub mod compare;
+pub mod convert;
 pub mod cross_validate;
+pub mod diff;
 pub mod doctor;
+pub mod environment;
 mod flags;
+pub mod generate;
+pub mod help;
 pub mod inspect;
 pub mod logs;
 pub mod manual;
+pub mod model_args;
+pub mod preview;
 pub mod slurm;
 pub mod status;
 pub mod submit;
 pub mod sweep;
 
 use args::Args;
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 use gradtx_run::cluster::World;
 use gradtx_run::command_log::LoggedCommand;
 use gradtx_run::config::RUN_FILE;
@@ -39,7 +47,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return gradtx_runtime::data::serve();
     }
     gradtx_runtime::data::isolate();
-    let parsed = Args::command().try_get_matches_from(&args).and_then(|matches| {
+    let parsed = help::command().try_get_matches_from(&args).and_then(|matches| {
         let command = matches.subcommand_name().unwrap_or_default().to_string();
         Ok((Args::from_arg_matches(&matches)?, command))
     });
@@ -47,7 +55,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => {
             let typed: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-            let error = flags::with_new_name(error, &Args::command(), &typed);
+            let error = flags::with_new_name(error, &help::command(), &typed);
             return ExitCode::from(not_parsed(&error, &args));
         }
     };

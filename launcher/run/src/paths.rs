@@ -18,8 +18,6 @@ pub const UPDATE_FILE: &str = "update.safetensors";
 pub const ADAPTER_DIR: &str = "adapter";
 /// Directory of the shared curations of a sweep, in its directory.
 pub const CURATIONS_DIR: &str = "curations";
-/// Directory of results about clients in a run directory.
-pub const CLIENTS_DIR: &str = "clients";
 /// Name of the list of runs.
 pub const INDEX_FILE: &str = "sweep.json";
 /// The run file in the world's directory.

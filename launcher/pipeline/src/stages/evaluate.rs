@@ -220,10 +220,20 @@ impl Stage for Evaluation<'_> {
         })
     }
 
+    fn assumed(&self) -> Vec<String> {
+        let (context, most) = (self.prompts.context(), self.config.evaluate.max_new_tokens);
+        let mut lines = vec![self.data.facts.line()];
+        lines.extend(self.prompts.lines());
+        lines.push(format!(
+            "limit: answers of {most} tokens (evaluate.max_new_tokens), {context} with the prompt"
+        ));
+        lines.push(format!("score: {}", self.metric.label()));
+        lines
+    }
+
     fn make(&self, context: &Context) -> Result<(Vec<String>, Score)> {
         let Self { job, config, dir, data, prompts, .. } = self;
-        data.announce(context);
-        prompts.lines().iter().for_each(|line| context.ui.line(format!("evaluate: {line}")));
+        data.announce_left_out(context);
         let (model, adapter) = (self.model.clone(), job.adapter.as_deref());
         let work = Evaluate { context, config, dir, model, prompts, data, adapter };
         let answers = dispatch(&config.device, context, work)?;
