@@ -108,20 +108,15 @@ pub fn compared(id: &str, comparison: &Comparison, metric: Metric) -> Option<Fig
         return None;
     }
     let title = format!("Scores, {} in percent", metric.label());
-    let caption = "Each dot is the mean over clients, the bar its 95 % interval. The dashed marks of a row are the \
+    let caption =
+        "Each dot is the mean over clients, the bar its 95 % interval. The dashed marks of a row are the \
                    P_S and P_T of its run: PGR 0 and 100."
-        .to_string();
+            .to_string();
     Some(Figure::of(&title, caption, |title, description| draw(id, title, description, &lines, None)))
 }
 
 /// The drawing; `ends` are P_S and P_T where they are those of all rows.
-fn draw(
-    id: &str,
-    title: &str,
-    description: &str,
-    lines: &[Line],
-    ends: Option<[Option<f64>; 2]>,
-) -> String {
+fn draw(id: &str, title: &str, description: &str, lines: &[Line], ends: Option<[Option<f64>; 2]>) -> String {
     let range = Range::of(lines);
     let height = TOP + LINE * lines.len() as f64 + 42.0;
     let bottom = height - 36.0;

@@ -28,7 +28,8 @@ struct View<'a> {
 /// # Errors
 /// If a template cannot be filled in, which is a bug.
 pub fn page(comparison: &Comparison) -> Result<String> {
-    let parts: Vec<Part> = [scores(comparison), settings(comparison), all(comparison)].into_iter().flatten().collect();
+    let parts: Vec<Part> =
+        [scores(comparison), settings(comparison), all(comparison)].into_iter().flatten().collect();
     let view = View {
         title: format!("Comparison of {}", count(comparison.runs.len(), "run")),
         kind: "comparison",
