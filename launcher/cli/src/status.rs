@@ -240,7 +240,7 @@ fn walk(all: &Walk<'_>, dir: &Path, depth: usize, rows: &mut Vec<Row>) -> Result
     for entry in entries.flatten() {
         let name = entry.file_name();
         // Thousands of files, and no stage among them.
-        let pieces = ["shards", "metrics", "init"].iter().any(|n| name == **n);
+        let pieces = ["shards", "metrics", "init", "events"].iter().any(|n| name == **n);
         let hidden = name.to_string_lossy().starts_with('.');
         if entry.file_type().is_ok_and(|t| t.is_dir()) && !pieces && !hidden {
             walk(all, &entry.path(), depth + 1, rows)?;
