@@ -587,6 +587,8 @@ fn shellcheck_finds_nothing_in_generated_scripts() {
         return;
     }
     let home = home_with_profile();
+    std::fs::create_dir(home.path("ada")).unwrap();
+    std::fs::copy(home.path("private.jsonl"), home.path("ada/train.jsonl")).unwrap();
     let whole = concat!(env!("CARGO_MANIFEST_DIR"), "/../slurm/cluster.toml");
     let profile = format!("--profile={whole}");
     let pyxis =
@@ -595,7 +597,7 @@ fn shellcheck_finds_nothing_in_generated_scripts() {
     for more in
         [&[][..], &["--array=16%4", "--nodes=curate=1"], &[&pyxis[..], &[&profile]].concat()[..], &[&profile]]
     {
-        let said = ok(&home, &[&PIPELINE[..], more, &["--dry-run"]].concat());
+        let said = ok(&home, &[&PIPELINE[..4], &["--client=ada", "--device=auto", "--dry-run"], more].concat());
         for (path, text) in scripts(&said) {
             let file = home.path("script");
             std::fs::write(&file, text).unwrap();
