@@ -7,6 +7,7 @@ use gradtx_tests::miniature;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 struct Home {
     dir: tempfile::TempDir,
@@ -247,12 +248,53 @@ fn a_sweep_curates_once_runs_everything_and_compares() {
     assert!(!again.contains(": train\n") && !again.contains(": curate\n"), "{again}");
     assert_eq!(miniature::checksums(&home.path("s/learning_rate=0.02,num_subsets=5/translator")), before);
 
+    let said = home.ok("sweep sweep.toml --out s --client clients/ada --submit --dry-run --gpus-per-node 0");
+    assert!(said.contains("nothing is submitted"), "{said}");
+
     // A run of the sweep is the run that it would be alone.
     home.ok("curate --run alone --config settings.toml");
     home.ok("train --run alone --set train.learning_rate=0.02");
     let [alone, swept] = ["alone", "s/learning_rate=0.02,num_subsets=5"]
         .map(|run| std::fs::read(home.path(run).join("translator/model.safetensors")).unwrap());
     assert_eq!(alone, swept);
+}
+
+#[test]
+fn a_sweep_is_submitted_with_one_job_for_each_curation() {
+    let home = Home::new();
+    home.client("clients/ada");
+    home.write("sweep.toml", SWEEP);
+    home.write("bin/sbatch", "#!/bin/sh\necho \"$@\" >> words\nwc -l < words\n");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(home.path("bin/sbatch"), executable).unwrap();
+    let line = "sweep sweep.toml --out s --submit --client clients/ada --method ridge --gpus-per-node 0";
+    let said = home.ok(&format!("{line} --dry-run"));
+    assert_eq!(said.matches("# command: sbatch").count(), 15, "{said}");
+    assert!(!home.path("s/slurm").exists());
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+    let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap());
+    let output =
+        command.args(line.split(' ')).current_dir(home.dir.path()).env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let words = home.read("words");
+    let lines: Vec<&str> = words.lines().collect();
+    assert_eq!(lines.len(), 15, "{words}");
+    assert!(lines[..2].iter().all(|line| line.contains("/s/curations/") && !line.contains("--dependency")));
+    // Training waits for the curation that it shares; scores and report as in any other run.
+    for (index, curation) in [(2, 1), (5, 2), (8, 1), (11, 2)] {
+        assert!(lines[index].contains(&format!("--dependency=afterok:{curation} ")), "{words}");
+        assert!(lines[index].ends_with("gradtx-train.sbatch"), "{words}");
+        assert!(lines[index + 1].contains(&format!("afterok:{} ", index + 1)), "{words}");
+    }
+    let last = lines[14];
+    assert!(last.contains("--dependency=afterany:5,afterany:8,afterany:11,afterany:14 "), "{last}");
+    let compare = home.read("s/slurm/gradtx-report.sbatch");
+    assert!(compare.contains("tasks \"$GRADTX\" compare \"$RUN\" --csv"), "{compare}");
+    let evaluate = home.read("s/learning_rate=0.01,num_subsets=4/slurm/gradtx-evaluate.sbatch");
+    assert!(evaluate.contains("export METHODS=ridge"), "{evaluate}");
+    home.refused("sweep sweep.toml --out s --nodes 2", 2, &["--submit"]);
+    home.refused("sweep sweep.toml --out s --submit --run", 2, &["--submit", "--run"]);
 }
 
 #[test]
@@ -281,11 +323,38 @@ fn a_run_that_fails_does_not_stop_the_others() {
     );
     let said = home.refused("sweep both.toml --out b --run", 1, &["none.jsonl", "1 of 2 runs not finished"]);
     assert!(said.contains("curation"), "{said}");
-    assert!(home.path("b/public=public/translator/model.safetensors").is_file());
+    assert!(home.path("b/public=public.jsonl/translator/model.safetensors").is_file());
     let status = home.ok("sweep both.toml --out b --status");
-    assert!(status.contains("public=public  curate finished, train finished"), "{status}");
+    assert!(status.contains("public=public.jsonl  curate finished, train finished"), "{status}");
     home.refused("sweep sweep.toml --out s --run --client nobody", 2, &["--client nobody", "train.jsonl"]);
     home.refused("sweep sweep.toml --out s --client clients", 2, &["--run"]);
+}
+
+#[test]
+fn a_sweep_that_is_asked_to_stop_stops_its_command_and_resumes() {
+    let home = Home::new();
+    let settings = home.read("settings.toml");
+    let long = settings.replace("max_steps = 6\n", "max_steps = 400\nsave_minutes = 0\n");
+    assert_ne!(long, settings);
+    home.write("settings.toml", &long);
+    home.write("sweep.toml", "[[sweep]]\nbase = \"settings.toml\"\ntrain.learning_rate = [0.01, 0.02]\n");
+    let line = "sweep sweep.toml --out s --run";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+    command.args(line.split(' ')).args(["--threads", "1"]).current_dir(home.dir.path());
+    let mut sweep = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let checkpoints = home.path("s/learning_rate=0.01/translator/checkpoints");
+    while !checkpoints.is_dir() {
+        assert!(sweep.try_wait().unwrap().is_none(), "it ended before it trained");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let kill = Command::new("kill").arg("-TERM").arg(sweep.id().to_string()).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(sweep.wait().unwrap().code(), Some(75));
+    let status = home.ok("status s");
+    assert!(status.contains("stopped") && !status.contains("running"), "{status}");
+    assert!(!home.path("s/learning_rate=0.02/translator").exists(), "the next one is not begun");
+    let said = home.ok(line);
+    assert!(!said.contains(": curate\n") && said.matches(": train\n").count() == 2, "{said}");
 }
 
 #[test]

@@ -7,14 +7,19 @@
 pub mod args;
 pub mod cancel;
 pub mod compare;
+pub mod convert;
 pub mod cross_validate;
+pub mod diff;
 pub mod doctor;
 pub mod environment;
 mod flags;
+pub mod generate;
 pub mod help;
 pub mod inspect;
 pub mod logs;
 pub mod manual;
+pub mod model_args;
+pub mod preview;
 pub mod slurm;
 pub mod status;
 pub mod submit;
@@ -23,6 +28,8 @@ pub mod sweep;
 use args::Args;
 use clap::FromArgMatches;
 use gradtx_run::cluster::World;
+use gradtx_run::command_log::LoggedCommand;
+use gradtx_run::config::RUN_FILE;
 use gradtx_run::context::Context;
 use gradtx_run::failure::ErrorReport;
 use gradtx_run::{cluster, failure, interrupt, progress, ui};
@@ -75,7 +82,14 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         interrupt::watch(ui);
     }
     let context = Context::new(args.threads, ui.clone(), world);
-    args.command.run(&context, world)?;
+    let run = args.command.run_dir();
+    let result = args.command.run(&context, world);
+    // Only a directory that the command accepted as a run or made one.
+    if let Some(run) = run.filter(|run| world.comm().rank() == 0 && run.join(RUN_FILE).is_file()) {
+        let code = result.as_ref().err().map_or(failure::DONE, |error| ErrorReport::from(error).code);
+        LoggedCommand::ended(&context, world.comm().size(), began.elapsed(), code).append(&run);
+    }
+    result?;
     context.ui.end(began);
     ui::written()
 }

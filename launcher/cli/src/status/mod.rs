@@ -16,6 +16,7 @@ use gradtx_pipeline::staleness::Run;
 use gradtx_run::config::{Config, RUN_FILE, run_dir};
 use gradtx_run::context::Context;
 use gradtx_run::failure::failed;
+use gradtx_run::paths::{CURATIONS_DIR, INDEX_FILE};
 use gradtx_run::progress::{self, Failed, StageProgress};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::stage::Facts;
@@ -222,6 +223,7 @@ fn walk(all: &Walk<'_>, dir: &Path, depth: usize, rows: &mut Vec<Row>) -> Result
                 // Found on the way down, there or here.
                 true if is_own || is_below() => {}
                 true => rows.push(Row::look(&place, verify)),
+                false if stage == "train" && is_shared_curation(dir) => {}
                 false => rows.push(Row::new(stage, &place, State::NotBegun)),
             }
         }
@@ -234,13 +236,20 @@ fn walk(all: &Walk<'_>, dir: &Path, depth: usize, rows: &mut Vec<Row>) -> Result
     for entry in entries.flatten() {
         let name = entry.file_name();
         // Thousands of files, and no stage among them.
-        let pieces = ["shards", "metrics", "init"].iter().any(|n| name == **n);
+        let pieces = ["shards", "metrics", "init", "events"].iter().any(|n| name == **n);
         let hidden = name.to_string_lossy().starts_with('.');
         if entry.file_type().is_ok_and(|t| t.is_dir()) && !pieces && !hidden {
             walk(all, &entry.path(), depth + 1, rows)?;
         }
     }
     Ok(())
+}
+
+/// Whether a run directory is that of a curation that runs of a sweep share: there is nothing to train.
+fn is_shared_curation(dir: &Path) -> bool {
+    let is_there = |above: &Path| above.file_name().is_some_and(|name| name == CURATIONS_DIR);
+    let above = dir.parent().filter(|above| is_there(above));
+    above.and_then(Path::parent).is_some_and(|sweep| sweep.join(INDEX_FILE).is_file())
 }
 
 impl Row {

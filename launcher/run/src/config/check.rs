@@ -128,6 +128,7 @@ impl Config {
         );
         findings.whole("device.max_tokens_per_microbatch", device.max_tokens_per_microbatch, 1..=MAX_TOKENS);
         findings.whole("data.max_length", self.data.max_length, 2..=MAX_TOKENS);
+        findings.real("data.max_lost_labels", self.data.max_lost_labels, 0.0..=1.0);
         findings.expect(
             self.data.date.is_empty()
                 || chrono::NaiveDate::parse_from_str(&self.data.date, "%Y-%m-%d").is_ok(),
@@ -296,6 +297,7 @@ mod tests {
             ("lora.lora_dropout", &["1", "-0.1", "nan"]),
             ("device.max_tokens_per_microbatch", &["0", "9223372036854775807"]),
             ("data.max_length", &["0", "1", "9223372036854775807"]),
+            ("data.max_lost_labels", &["-0.1", "1.5", "nan"]),
             ("train.max_steps", &["0", "4000000000"]),
             ("train.val_set_size", &["1", "nan", "-0.1"]),
             ("train.mixup_std", &["-1", "nan", "inf"]),

@@ -163,6 +163,9 @@ pub struct DataConfig {
     pub date: String,
     /// Longest example in tokens; longer ones are cut at the end.
     pub max_length: usize,
+    /// Share of the labels (tokens of answers) that may be lost by cutting, from 0 to 1; more is an
+    /// error before anything is trained.
+    pub max_lost_labels: f64,
     /// Names of columns, for data that is none of the known forms.
     pub columns: Columns,
 }
@@ -181,6 +184,7 @@ impl Default for DataConfig {
             on_error: OnError::Fail,
             read_limit_mib: 0,
             max_length: 4096,
+            max_lost_labels: 0.1,
             columns: Columns::default(),
         }
     }
