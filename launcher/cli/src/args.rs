@@ -206,12 +206,12 @@ pub enum Command {
     Logs(crate::logs::Job),
     /// Cancel the batch jobs of a run that are in SLURM's queue.
     Cancel(crate::cancel::Job),
-    /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
+    /// Show what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
     Inspect {
         /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
         path: PathBuf,
     },
-    /// Tell how far a run is: what is finished, what runs where and how long it will take,
+    /// Show how far a run is: what is finished, what runs where and how long it will take,
     /// what stopped and why. Reads only, and can be asked at any time.
     Status {
         /// Run directory, or any directory above or below it.
@@ -220,7 +220,7 @@ pub enum Command {
         #[arg(long)]
         verify: bool,
     },
-    /// Tell what this machine has and lacks, and whether a run or a model fits on it.
+    /// Show what this machine has and lacks, and whether a run or a model fits on it.
     Doctor {
         /// Run directory, or run file: memory that its stages will take.
         #[arg(long, value_name = "RUN")]
@@ -239,7 +239,7 @@ pub enum Command {
         /// Directory to write to; made when it is not there.
         dir: PathBuf,
     },
-    /// Tell what a run will take on given machines: memory, time and GPU hours of every stage.
+    /// Show what a run will take on given machines: memory, time and GPU hours of every stage.
     Plan(gradtx_plan::plan::Job),
     /// Write run directories for every combination of listed settings.
     Sweep(sweep::Job),
