@@ -3,11 +3,11 @@
 //! In: paths. Out: [`Source`]: the configuration, every stage's record, the scores, and
 //! two lists that fill as the report is made: what is missing, and what could not be used.
 
-use crate::table::{self, Table};
+use crate::table::{self, Scored, Table};
 use anyhow::{Result, ensure};
 use gradtx_pipeline::records::{CurateInputs, FinetuneInputs};
 use gradtx_run::config::{Config, RUN_FILE};
-use gradtx_run::paths::SHADOW_DIR;
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -15,7 +15,7 @@ use gradtx_runtime::artifact::{MANIFEST, TupleStore, read_json};
 use gradtx_runtime::metrics::JsonLines;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A stage's directory and what its record says.
@@ -47,6 +47,10 @@ fn unreadable(record: &Record, dir: &Path) -> Option<String> {
 pub struct Source {
     /// The run directory.
     pub run: PathBuf,
+    /// Directory of its tuples, perhaps in another run.
+    pub tuples: PathBuf,
+    /// Directory of its translator, perhaps in another run.
+    pub translator: PathBuf,
     roots: Vec<PathBuf>,
     /// The run's settings, if they can be read.
     pub config: Option<Config>,
@@ -75,6 +79,36 @@ pub struct RunFacts {
     pub llm: Model,
     /// Every setting; of paths only the last part.
     pub settings: Option<Value>,
+    /// What the stages were computed on.
+    pub stages: Vec<StageFacts>,
+    /// What was assumed where the settings leave it open.
+    pub assumed: Vec<Assumed>,
+}
+
+/// Something that stages assumed about data or models.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Assumed {
+    /// The stage.
+    pub stage: String,
+    /// How many of its results.
+    pub results: usize,
+    /// What, in a sentence.
+    pub what: String,
+}
+
+/// What one stage was computed on, over all its directories.
+#[derive(Debug, Default, Serialize)]
+pub struct StageFacts {
+    /// The stage.
+    pub stage: String,
+    /// Directories.
+    pub results: usize,
+    /// Versions of gradtx that began them.
+    pub versions: BTreeSet<String>,
+    /// Kinds of device and element types, as set or taken.
+    pub devices: BTreeSet<String>,
+    /// Devices and libraries that the bits of results depend on: none on CPUs.
+    pub computed_on: BTreeSet<String>,
 }
 
 /// A base model.
@@ -103,9 +137,20 @@ impl Source {
         for dir in evaluations {
             roots.push(dir.canonicalize()?);
         }
-        let mut source =
-            Self { run, roots, config: None, stages: vec![], store: None, missing: vec![], notes: vec![] };
+        let (tuples, translator) = (run.join(SHADOW_DIR), run.join(TRANSLATOR_DIR));
+        let mut source = Self {
+            run,
+            tuples,
+            translator,
+            roots,
+            config: None,
+            stages: vec![],
+            store: None,
+            missing: vec![],
+            notes: vec![],
+        };
         source.read_config();
+        source.find_reused();
         source.read_records();
         source.open_store();
         Ok(source)
@@ -120,6 +165,19 @@ impl Source {
         match Config::read(&path) {
             Ok(config) => self.config = Some(config),
             Err(error) => self.note(&path, format!("{error:#}")),
+        }
+    }
+
+    /// Takes tuples and translator from the runs that the settings name.
+    fn find_reused(&mut self) {
+        let Some(config) = &self.config else { return };
+        let resolved = |dir: PathBuf| dir.canonicalize().unwrap_or(dir);
+        self.tuples = resolved(config.reuse.tuples_dir(&self.run));
+        self.translator = resolved(config.reuse.translator_dir(&self.run));
+        for dir in [&self.tuples, &self.translator] {
+            if !dir.starts_with(&self.run) && !self.roots.contains(dir) {
+                self.roots.push(dir.clone());
+            }
         }
     }
 
@@ -143,7 +201,7 @@ impl Source {
     }
 
     fn open_store(&mut self) {
-        let dir = self.run.join(SHADOW_DIR);
+        let dir = self.tuples.clone();
         if !dir.join(MANIFEST).is_file() {
             self.missing("No tuples: `gradtx curate` has not finished.");
             return;
@@ -217,14 +275,19 @@ impl Source {
         })
     }
 
-    /// The tables of all scores.
-    pub fn tables(&mut self) -> Vec<Table> {
+    /// All scores.
+    pub fn scores(&mut self) -> Vec<Scored> {
         let roots: Vec<&Path> = self.roots.iter().map(PathBuf::as_path).collect();
         let (scored, unusable) = table::collect(&roots);
-        let (tables, aside) = Table::of(&scored);
         for (path, why) in unusable {
             self.note(&path, format!("not a score that can be used here: {why}"));
         }
+        scored
+    }
+
+    /// The tables of all scores.
+    pub fn tables(&mut self) -> Vec<Table> {
+        let (tables, aside) = Table::of(&self.scores());
         for path in aside {
             self.note(&path, "left out: the table has another score of the same model and test data");
         }
@@ -256,7 +319,40 @@ impl Source {
             tiny: self.model(Role::Tiny),
             llm: self.model(Role::Llm),
             settings: self.config.as_ref().map(|config| short_paths(json!(config))),
+            stages: self.stage_facts(),
+            assumed: self.assumed(),
         }
+    }
+
+    /// What the records say that was assumed, each once for a stage.
+    fn assumed(&self) -> Vec<Assumed> {
+        let mut all: Vec<Assumed> = vec![];
+        for Stage { record, .. } in &self.stages {
+            for what in &record.assumed {
+                match all.iter_mut().find(|known| known.stage == record.stage && known.what == *what) {
+                    Some(known) => known.results += 1,
+                    None => all.push(Assumed { stage: record.stage.clone(), results: 1, what: what.clone() }),
+                }
+            }
+        }
+        all.sort_by(|a, b| a.stage.cmp(&b.stage));
+        all
+    }
+
+    fn stage_facts(&self) -> Vec<StageFacts> {
+        let mut facts: BTreeMap<&str, StageFacts> = BTreeMap::new();
+        for Stage { record, .. } in &self.stages {
+            let of = facts.entry(&record.stage).or_default();
+            of.stage.clone_from(&record.stage);
+            of.results += 1;
+            of.versions.insert(record.version.clone());
+            of.computed_on.extend(record.computed_on.iter().cloned());
+            let device = &record.settings["device"];
+            if let (Some(kind), Some(dtype)) = (device["kind"].as_str(), device["dtype"].as_str()) {
+                of.devices.insert(format!("{kind}, {dtype}"));
+            }
+        }
+        facts.into_values().collect()
     }
 
     fn model(&self, role: Role) -> Model {
@@ -285,11 +381,21 @@ pub fn last_part(path: &Path) -> String {
 }
 
 /// A run directory's name. With the directory above where it is only called `run`.
-fn run_name(run: &Path) -> String {
+pub fn run_name(run: &Path) -> String {
     let name = last_part(run);
     match run.parent().and_then(Path::file_name) {
         Some(above) if name == "run" => format!("{}/{name}", above.to_string_lossy()),
         _ => name,
+    }
+}
+
+/// A word of a command line or a setting; of an absolute path, also after `--flag=`, only the last
+/// part.
+pub fn short_path(word: &str) -> String {
+    match word.split_once('=') {
+        Some((flag, path)) if path.starts_with('/') => format!("{flag}={}", last_part(Path::new(path))),
+        _ if word.starts_with('/') => last_part(Path::new(word)),
+        _ => word.into(),
     }
 }
 
@@ -300,7 +406,7 @@ fn short_paths(value: Value) -> Value {
             Value::Object(entries.into_iter().map(|(key, value)| (key, short_paths(value))).collect())
         }
         Value::Array(items) => Value::Array(items.into_iter().map(short_paths).collect()),
-        Value::String(text) if text.starts_with('/') => Value::String(last_part(Path::new(&text))),
+        Value::String(text) => Value::String(short_path(&text)),
         other => other,
     }
 }

@@ -10,12 +10,12 @@
 //! What a sequence becomes does not depend on its companions, as far as the device
 //! keeps the rows of a product independent of each other (the CPU does, to the bit).
 
-use super::forward::{Cache, CacheAction, Pass};
+use super::pass::{Cache, CacheAction, Pass};
 use super::sampling::Sampling;
 use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
 use gradtx_kernels::ops::LmHead;
-use gradtx_kernels::{Backend, Buffer, Device, Real, View};
+use gradtx_kernels::{Backend, Buffer, GraphCapture, Real, View};
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
@@ -68,7 +68,7 @@ pub struct Decoding<'a> {
 }
 
 /// Buffers for generation, allocated once.
-pub struct Generator<D: Device, X: Real> {
+pub struct Generator<D: GraphCapture, X: Real> {
     limits: GenerateLimits,
     /// Tokens of a text at most, as the model can read them.
     positions: usize,
@@ -370,7 +370,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         for (i, rows) in rows.chunks_mut(chunk).enumerate() {
             let n = rows.len();
             if repeated {
-                device.replay(steps.entry(n).or_default(), &mut || {
+                device.capture_or_launch(steps.entry(n).or_default(), &mut || {
                     blocks(acts)?;
                     head(acts, next, i * chunk, n)
                 })?;

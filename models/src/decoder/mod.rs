@@ -20,24 +20,34 @@
 
 mod acts;
 mod adapters;
+mod attention;
 mod backward;
+mod block_config;
 mod config;
 mod config_fields;
 mod family;
 mod forward;
 mod generate;
 mod layout;
+mod mlp;
+mod mode;
+mod norm;
+mod pass;
+mod per_block;
 mod pretrain;
+mod product;
 mod rope;
 mod sampling;
 mod weights;
 
-pub use acts::{Activations, Mode};
+pub use acts::Activations;
 pub use adapters::AdapterView;
-pub use backward::{Gradients, OnReady};
+pub use block_config::{AttentionConfig, BlockConfig, MlpConfig};
 pub use config::DecoderConfig;
 pub use family::Family;
 pub use generate::{Continuation, Decoding, GenerateLimits, Generator, Prompt};
+pub use mode::Mode;
+pub use pass::Gradients;
 pub use pretrain::{FullTrainer, PretrainStep};
 pub use rope::RopeScaling;
 pub use sampling::Sampling;

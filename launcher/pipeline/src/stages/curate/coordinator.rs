@@ -61,7 +61,7 @@ impl<'a> Coordinator<'a> {
             collection,
             shard_writer,
             throughput: Throughput::new(".jsonl"),
-            scheduler: Scheduler::new(work.iter().copied()),
+            scheduler: Scheduler::for_ranks(work.iter().copied(), comm.size()),
             progress: ui.progress("curate", steps),
             steps,
             cost: work.iter().map(|w| w.cost).sum(),
