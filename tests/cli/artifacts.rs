@@ -236,8 +236,8 @@ fn no_client_is_believed() {
         let first = [&TRANSLATE[..2], files, &TRANSLATE[2..], &["--method", "mean"]].concat();
         home.refused(&first, words);
     };
-    refused(&["loud"], &["loud: its norm", "largest of the shadow students", "--allow-outliers"]);
-    refused(&["near", "low"], &["low: its norm", "smallest of the shadow students"]);
+    refused(&["loud"], &["loud: its norm", "largest of the shadow updates", "--allow-outliers"]);
+    refused(&["near", "low"], &["low: its norm", "smallest of the shadow updates"]);
     refused(&["zero"], &["zero: every value is zero"]);
     refused(&["infinite"], &["infinite", "not a finite number"]);
     refused(&["copy"], &["copy: damaged", "checksum"]);

@@ -14,6 +14,7 @@ mod pipeline;
 mod plan;
 mod products;
 mod prompts;
+mod recipes;
 mod run_directory;
 mod settings_bounds;
 mod split;

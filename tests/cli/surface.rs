@@ -360,8 +360,10 @@ fn mistakes_in_files_are_named_with_what_was_expected() {
     );
     curate("file/x", "seed=1", 1, &["file/x", "file is a file"]);
     // A mistake that is stored can be taken back while nothing is made; a path at any time.
-    curate("i", "lora.target_modules=[\"nope\"]", 1, &["nope"]);
-    curate("i", "lora.target_modules=[\"q_proj\"]", 3, &["- lora.target_modules", "remove its run.toml"]);
+    curate("i", "lora.r=2000", 1, &["2000"]);
+    curate("i", "lora.r=2", 3, &["- lora.r = 2000", "remove its run.toml"]);
+    curate("j", "lora.target_modules=[\"nope\"]", 2, &["`nope`", "q_proj, k_proj", "all-linear"]);
+    assert!(!home.path("j").exists(), "nothing is stored of settings that cannot be used");
     let corrected = ["curate", "--run", "a", "--config", "settings.toml", "--set", "models.tiny=model"];
     assert!(home.gradtx(&corrected).status.success());
 

@@ -3,7 +3,7 @@
 //! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
 //! A new command is a variant here, with its arm in `run`.
 
-use crate::{doctor, inspect, manual, status, submit};
+use crate::{config, doctor, init, inspect, manual, status, submit};
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -203,6 +203,10 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         model: Vec<PathBuf>,
     },
+    /// Write a commented run file to start from, by a recipe for a pair of models.
+    Init(crate::init::Job),
+    /// Print what settings there are, what they mean, and what they are by default.
+    Config(crate::config::Job),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -301,6 +305,8 @@ impl Command {
             Self::Doctor { run, model } => doctor::run(context, &run, &model),
             Self::Plan(job) => plan::run(context, &job),
             Self::Sweep(job) => sweep::run(context, &job),
+            Self::Init(job) => init::run(context, &job),
+            Self::Config(job) => config::run(context, &job),
             Self::Completions { shell } => manual::completions(Args::command(), shell),
             Self::Man { dir } => manual::pages(Args::command(), &dir),
             Self::Bench(job) => gradtx_bench::run(context, world, &job),
@@ -336,6 +342,8 @@ impl Command {
             Self::Inspect { .. }
                 | Self::Status { .. }
                 | Self::Doctor { .. }
+                | Self::Init(_)
+                | Self::Config(_)
                 | Self::Completions { .. }
                 | Self::Man { .. }
                 | Self::Plan(_)

@@ -5,8 +5,10 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+pub mod config;
 pub mod doctor;
 mod flags;
+pub mod init;
 pub mod inspect;
 pub mod logs;
 pub mod manual;

@@ -253,7 +253,7 @@ pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace)
     sums.insert("tuples".into(), inputs.tuples.into());
     let path = dir.join(TRANSLATOR_FILES[2]);
     let students = serde_json::from_value(read_json(&path)?["students"].clone())
-        .with_context(|| format!("{}: norms of the shadow students", shown(&path)))?;
+        .with_context(|| format!("{}: norms of the TinyLM's shadow updates", shown(&path)))?;
     Ok(Translator { dir, sums, students })
 }
 

@@ -10,6 +10,8 @@ use gradtx_kernels::cpu::simd::{Level, Task, dispatch};
 use gradtx_runtime::artifact::{Role, TensorFile, little_endian, write_tensors};
 use gradtx_runtime::{Error, Result};
 use safetensors::Dtype;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// File of a translator directory that holds the statistics.
@@ -20,7 +22,8 @@ const FILE: &str = "normalization.safetensors";
 const COORDINATE_FLOOR: f64 = 0.05;
 
 /// What is subtracted, and what is divided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum NormalizationMode {
     /// Nothing: raw updates.
     None,

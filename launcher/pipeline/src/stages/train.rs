@@ -41,6 +41,7 @@ pub struct Training<'a> {
     comm: &'a dyn Comm,
     config: Config,
     tuples: Tuples,
+    split: Split,
     dir: PathBuf,
     /// Fingerprint of the weights that it starts from.
     pretrained: Option<String>,
@@ -52,7 +53,7 @@ impl<'a> Training<'a> {
     /// Opens what a run needs. Rank 0 compares and verifies for all.
     pub fn open(context: &Context, world: &'a World, args: &RunArgs, bucket: usize) -> Result<Self> {
         let dir = args.run.join(TRANSLATOR_DIR);
-        let config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
+        let mut config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
         let comm = world.comm();
         let (ranks, batch) = (comm.size(), config.train.global_batch_size);
         if ranks > batch {
@@ -66,11 +67,13 @@ impl<'a> Training<'a> {
                 spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
         }
         let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
+        let split = Split::of(&tuples.store, &config.train, derive_named(config.seed, "validation subsets"))?;
+        config.train = config.train.resolved(split.training.len());
         let pretrained = match config.translator.pretrained_path.as_path() {
             path if path.as_os_str().is_empty() => None,
             path => Some(fingerprint(path, context.threads)?),
         };
-        Ok(Self { comm, config, tuples, dir, pretrained, bucket })
+        Ok(Self { comm, config, tuples, split, dir, pretrained, bucket })
     }
 }
 
@@ -101,13 +104,12 @@ impl Stage for Training<'_> {
     }
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, Self::Output)> {
-        let Self { comm, config, tuples, dir, bucket, .. } = self;
+        let Self { comm, config, tuples, split, dir, bucket, .. } = self;
         let store = &tuples.store;
         if comm.rank() == 0 {
             tuples.verify()?;
         }
-        let split = Split::of(store, &config.train, derive_named(config.seed, "validation subsets"))?;
-        let work = Train { context, comm: *comm, config, store, split: &split, dir, bucket: *bucket };
+        let work = Train { context, comm: *comm, config, store, split, dir, bucket: *bucket };
         let found = dispatch(&config.device, context, work)?;
         let mut files = vec![];
         if let Some((best, validation)) = &found {

@@ -10,10 +10,10 @@
 //! `run.toml` holds them as absolute paths. They may change: a run whose files were moved
 //! takes the new paths from `--config` or `--set`, and every stage compares contents.
 //!
-//! * settings: the settings and their defaults.
+//! * settings: the settings, their defaults, and what values they may have.
+//! * reference: what they mean, for people and editors.
 //! * args: where a run and its settings are, as typed.
 //! * preset: settings with a name.
-//! * check: what values they may have.
 //! * aliases: what settings are called elsewhere.
 //! * suggest: what a mistyped key may have meant.
 //! * run_dir: what a directory is that was named as a run and is none.
@@ -21,8 +21,8 @@
 
 mod aliases;
 mod args;
-mod check;
 mod preset;
+mod reference;
 pub mod run_dir;
 mod settings;
 mod suggest;
@@ -30,13 +30,16 @@ mod sweep;
 
 pub use args::RunArgs;
 pub use preset::Preset;
+pub use reference::{defaults, explain, page, schema};
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
-    DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, PenaltyChoice,
-    PenaltyRule, RANDOM_SUBSETS, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig,
+    DtypeKind, EvaluateConfig, FinetuneConfig, GroupBy, LossNormalization, MetricChoice, Models,
+    PenaltyChoice, PenaltyRule, ReadingInputs, Recipe, RefineConfig, RougeTokens, TargetModules, TrainConfig,
     TranslateConfig, TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
+
+use settings::ALTERNATIVES;
 
 use crate::cluster::World;
 use crate::failure::{refused, unusable, unusable_with};
@@ -147,11 +150,15 @@ impl Config {
             };
             unusable_with(what, Some(hint.into()))
         })?;
-        let mut config: Self = toml::from_str(&text).map_err(|e| {
+        // For its errors, which name the line.
+        toml::from_str::<Self>(&text).map_err(|e| {
             let known = Self::default().table();
             let hint = suggest::hint_for_file(&text, &known);
             unusable_with(format!("{}: {}", path.display(), plain(&e)), hint)
         })?;
+        let mut table = Self::default().table();
+        overlay(&mut table, text.parse()?);
+        let mut config: Self = Value::Table(table).try_into()?;
         let file = std::path::absolute(path)?;
         config.resolve_paths(file.parent().unwrap_or(Path::new("/")));
         Ok(config)
@@ -239,7 +246,7 @@ impl Config {
                 .ok()
                 .and_then(|mut t| t.remove("v"))
                 .unwrap_or_else(|| Value::String(value.into()));
-            let hint = suggest::hint(key, Some(&value), &table).filter(|_| !suggest::exists(key, &table));
+            let hint = suggest::hint(key, Some(&value), &table);
             assign(&mut table, key, value)
                 .map_err(|why| unusable_with(format!("--set {entry}: {why}"), hint))?;
         }
@@ -300,6 +307,35 @@ fn plain(error: &impl std::fmt::Display) -> String {
     types.iter().fold(text, |text, (from, to)| text.replace(from, to))
 }
 
+/// Puts the values of a file in the place of defaults. Keys are known, types are right.
+fn overlay(table: &mut Table, file: Table) {
+    for [one, other] in ALTERNATIVES.into_iter().flat_map(|[a, b]| [[a, b], [b, a]]) {
+        let is_set = |name| file.get(name).is_some_and(|value| !is_zero(value));
+        if is_set(one) && !file.contains_key(other) {
+            unset(table, other);
+        }
+    }
+    for (key, value) in file {
+        match (table.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(file)) => overlay(inner, file),
+            (_, value) => _ = table.insert(key, value),
+        }
+    }
+}
+
+fn is_zero(value: &Value) -> bool {
+    value.as_integer() == Some(0) || value.as_float() == Some(0.0)
+}
+
+/// Sets a number to 0: another setting takes its place.
+fn unset(table: &mut Table, name: &str) {
+    match table.get_mut(name) {
+        Some(Value::Integer(value)) => *value = 0,
+        Some(Value::Float(value)) => *value = 0.0,
+        _ => {}
+    }
+}
+
 /// Puts a value at a dotted key; the tables on the way must exist.
 fn assign(table: &mut Table, key: &str, value: Value) -> std::result::Result<(), String> {
     let (section, name) = key.rsplit_once('.').map_or((None, key), |(s, n)| (Some(s), n));
@@ -325,6 +361,15 @@ fn assign(table: &mut Table, key: &str, value: Value) -> std::result::Result<(),
         (Value::String(_), Value::Datetime(date)) => Value::String(date.to_string()),
         (_, value) => value,
     };
+    let is_set = !is_zero(old);
+    let other = ALTERNATIVES.into_iter().find_map(|[a, b]| match name {
+        _ if name == a => Some(b),
+        _ if name == b => Some(a),
+        _ => None,
+    });
+    if let Some(other) = other.filter(|_| is_set) {
+        unset(at, other);
+    }
     Ok(())
 }
 

@@ -18,8 +18,11 @@ struct Unknown {
     line: usize,
 }
 
-/// A hint for one key.
+/// A hint for one key; none if it exists.
 pub(super) fn hint(wrong: &str, value: Option<&Value>, known: &Table) -> Option<String> {
+    if exists(wrong, known) {
+        return None;
+    }
     match named_elsewhere(wrong, known) {
         Some((Alias::Same(_), keys)) => Some(match (&keys[..], value) {
             ([key], Some(value)) => format!("did you mean `{key}`? `{key} = {value}`"),
@@ -135,7 +138,7 @@ fn join(at: &str, key: &str) -> String {
 }
 
 /// Whether there is a setting or a section of this name.
-pub(super) fn exists(key: &str, known: &Table) -> bool {
+fn exists(key: &str, known: &Table) -> bool {
     find(key, known).is_some()
 }
 

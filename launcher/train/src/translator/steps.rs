@@ -251,8 +251,7 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
             return Err(self.not_finite(batch.into(), scale, agreed)?);
         }
         let clip = (train.max_grad_norm > 0.0).then_some(train.max_grad_norm);
-        let grad_norm =
-            self.trainer.apply(&mut self.model, optimizer_step(train, step), clip, agreed.squares)?;
+        let grad_norm = self.trainer.apply(&mut self.model, train.step(step), clip, agreed.squares)?;
         self.ranks.gather_values(&mut self.model)?;
         Ok((StepReport { loss: agreed.error * scale, grad_norm }, agreed))
     }
@@ -381,23 +380,4 @@ fn name(store: &TupleStore, parts: &[Tuple]) -> String {
     let names: Vec<String> =
         parts.iter().map(|&(pair, snapshot)| format!("{}/{snapshot}", store.shadow(pair))).collect();
     names.join("+")
-}
-
-fn optimizer_step(train: &TrainConfig, step: u32) -> AdamWStep {
-    let schedule = Schedule {
-        peak: train.learning_rate,
-        decay: train.lr_scheduler_type,
-        warmup: train.warmup_steps as u64,
-        hold: 0,
-        steps: train.max_steps as u64,
-        final_fraction: train.min_lr_rate,
-    };
-    AdamWStep {
-        lr: schedule.lr(step as u64),
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: train.adam_epsilon,
-        weight_decay: train.weight_decay,
-        step: step + 1,
-    }
 }
