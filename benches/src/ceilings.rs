@@ -12,8 +12,8 @@ use super::results::{Entry, Results};
 use super::values::random;
 use super::{Measured, On, measure};
 use anyhow::Result;
-use gradtx_kernels::Real;
 use gradtx_kernels::ops::{Backend, Elementwise, Gemm, GemmDims};
+use gradtx_kernels::{Buffer, Real};
 use gradtx_plan::cost::rates::Kind;
 use gradtx_runtime::plan::human_bytes;
 
@@ -60,7 +60,7 @@ fn product<X: Real<Acc = f32>, D: Backend<X>>(
     let mut c = device.zeros::<X>(n * n)?;
     let dims = GemmDims::new(n, n, k, false, true);
     let times = measure::operation(device, results.repeats(), || {
-        Ok(Gemm::<X>::gemm(device, D::all_mut(&mut c), D::all(&a), D::all(&b), dims)?)
+        Ok(Gemm::<X>::gemm(device, c.all_mut(), a.all(), b.all(), dims)?)
     })?;
     let count = Count::flops(2.0 * (n * n * k) as f64);
     let rate = count.flops / times.median();
@@ -77,11 +77,9 @@ fn copies<X: Real<Acc = f32>, D: Backend<X>>(device: &D, bytes: usize, results: 
     let mut to = device.zeros::<X>(len)?;
     let count = Count::bytes(2.0 * bytes as f64);
     let shape = human_bytes(bytes as u64);
-    let plain = measure::operation(device, results.repeats(), || {
-        Ok(device.copy(D::all_mut(&mut to), D::all(&from))?)
-    })?;
+    let plain = measure::operation(device, results.repeats(), || Ok(device.copy(to.all_mut(), from.all())?))?;
     let ours = measure::operation(device, results.repeats(), || {
-        Ok(Elementwise::<X>::axpby(device, D::all_mut(&mut to), 1.0, D::all(&from), 0.0)?)
+        Ok(Elementwise::<X>::axpby(device, to.all_mut(), 1.0, from.all(), 0.0)?)
     })?;
     let best = count.bytes / plain.median().min(ours.median());
     results.add(device, Entry::new("large copy", shape.as_str(), count, plain))?;

@@ -22,7 +22,7 @@ use super::results::{Entry, Results, rounded};
 use super::{Measured, On, machine, profile};
 use anyhow::{Result, ensure};
 use gradtx_kernels::ops::AdamWStep;
-use gradtx_kernels::{Backend, Real};
+use gradtx_kernels::{Backend, Buffer, Real};
 use gradtx_models::decoder::{Activations, AdapterView, Decoder, Gradients, Mode};
 use gradtx_models::lora::{BlockLayout, MultiLora, initial_adapter};
 use gradtx_plan::cost::rates::Kind;
@@ -218,7 +218,7 @@ fn frozen_steps<X: Real<Acc = f32>, D: Backend<X>>(
     let times = measure::step(on.device, results.repeats(), || {
         on_device.load(on.device, batch)?;
         let view = AdapterView { values: &values, layout: &layout, dropout: 0.0 };
-        let grads = Gradients::Adapters(D::all_mut(&mut grads));
+        let grads = Gradients::Adapters(grads.all_mut());
         decoder.loss_and_gradient(&mut acts, &on_device, Some(view), grads, &mut |_, _| Ok(()))?;
         let losses = on.device.to_host(acts.losses())?;
         first_step.get_or_insert_with(|| on.started.elapsed());

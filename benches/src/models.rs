@@ -5,7 +5,7 @@ use super::options::Blocks;
 use super::values::{fill, fill_rows};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
-use gradtx_kernels::{Backend, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Real};
 use gradtx_models::decoder::{Decoder, DecoderConfig};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, StartToken};
 use gradtx_models::lora::{BlockLayout, LoraConfig};
@@ -74,7 +74,7 @@ fn parent(file: &Path) -> String {
 
 fn norms_to_one<X: Real, D: Device>(device: &D, values: &mut D::Buf<X>, layout: &ParamLayout) -> Result<()> {
     for param in layout.params().iter().filter(|param| is_norm(param)) {
-        device.fill(D::view_mut(values, param.range()), X::one())?;
+        device.fill(values.view_mut(param.range()), X::one())?;
     }
     Ok(())
 }
@@ -138,7 +138,7 @@ impl NamedTranslator {
     pub fn make<X: Real<Acc = f32>, D: Backend<X>>(&self, device: &D) -> Result<GradTransformer<D, X>> {
         let mut model = GradTransformer::meta(device, self.config.clone())?;
         let mut values = device.zeros::<X>(model.layout().total())?;
-        fill::<D, X>(device, D::all_mut(&mut values), SPREAD, 2)?;
+        fill::<D, X>(device, values.all_mut(), SPREAD, 2)?;
         norms_to_one::<X, D>(device, &mut values, model.layout())?;
         *model.values_mut() = values;
         Ok(model)

@@ -3,12 +3,12 @@
 
 use gradtx_kernels::ops::{Elementwise, RandomRows};
 use gradtx_kernels::rng::Stream;
-use gradtx_kernels::{Real, Result};
+use gradtx_kernels::{Buffer, Real, Result, View, ViewMut};
 
 /// `len` bell-shaped values of mean 0 and this standard deviation.
 pub fn random<D: Elementwise<T>, T: Real>(device: &D, len: usize, std: f64, key: u64) -> Result<D::Buf<T>> {
     let mut buf = device.zeros(len)?;
-    fill::<D, T>(device, D::all_mut(&mut buf), std, key)?;
+    fill::<D, T>(device, buf.all_mut(), std, key)?;
     Ok(buf)
 }
 
@@ -19,7 +19,7 @@ pub fn fill<D: Elementwise<T>, T: Real>(
     std: f64,
     key: u64,
 ) -> Result<()> {
-    let cols = D::view_len(D::freeze(&view));
+    let cols = view.freeze().len();
     device.random_rows(view, RandomRows { rows: 1, cols, stride: cols, key, std })
 }
 
@@ -34,7 +34,7 @@ pub fn fill_rows<D: Elementwise<T>, T: Real>(
     if cols == stride {
         return fill::<D, T>(device, view, std, key);
     }
-    let rows = D::view_len(D::freeze(&view)) / stride;
+    let rows = view.freeze().len() / stride;
     device.random_rows(view, RandomRows { rows, cols, stride, key, std })
 }
 

@@ -11,11 +11,11 @@ use std::ops::Range;
 /// One place where operations run. Cheap to clone; clones share memory and queue.
 pub trait Device: Clone + Send + Sync + 'static {
     /// Memory for a number of elements.
-    type Buf<T: Elem>: Send + Sync + 'static;
+    type Buf<T: Elem>: Buffer<Self, T>;
     /// Read access to part of a buffer.
-    type View<'a, T: Elem>: Copy + Send + Sync;
+    type View<'a, T: Elem>: View<T>;
     /// Write access to part of a buffer.
-    type ViewMut<'a, T: Elem>: Send;
+    type ViewMut<'a, T: Elem>: ViewMut<Self, T>;
 
     /// A lane for uploads that continue beside operations; see [`Self::upload_in`].
     type Lane: Send;
@@ -34,36 +34,6 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// Memory for `len` elements, all bytes zero.
     fn zeros<T: Elem>(&self, len: usize) -> Result<Self::Buf<T>>;
-
-    /// Number of elements in a buffer.
-    fn len<T: Elem>(buf: &Self::Buf<T>) -> usize;
-
-    /// Lends part of a buffer for reading.
-    fn view<T: Elem>(buf: &Self::Buf<T>, range: Range<usize>) -> Self::View<'_, T>;
-
-    /// Lends part of a buffer for writing.
-    fn view_mut<T: Elem>(buf: &mut Self::Buf<T>, range: Range<usize>) -> Self::ViewMut<'_, T>;
-
-    /// Part of a view.
-    fn slice<T: Elem>(view: Self::View<'_, T>, range: Range<usize>) -> Self::View<'_, T>;
-
-    /// Part of a writable view, for as long as the view itself.
-    fn slice_mut<T: Elem>(view: Self::ViewMut<'_, T>, range: Range<usize>) -> Self::ViewMut<'_, T>;
-
-    /// The two parts of a writable view before and from element `mid`.
-    fn split_mut<T: Elem>(
-        view: Self::ViewMut<'_, T>,
-        mid: usize,
-    ) -> (Self::ViewMut<'_, T>, Self::ViewMut<'_, T>);
-
-    /// A writable view lent on for a shorter time.
-    fn reborrow<'b, T: Elem>(view: &'b mut Self::ViewMut<'_, T>) -> Self::ViewMut<'b, T>;
-
-    /// A writable view lent on for reading.
-    fn freeze<'b, T: Elem>(view: &'b Self::ViewMut<'_, T>) -> Self::View<'b, T>;
-
-    /// Number of elements in a view.
-    fn view_len<T: Elem>(view: Self::View<'_, T>) -> usize;
 
     /// Copies from the host; done when it returns. Lengths must be equal.
     fn upload<T: Elem>(&self, dst: Self::ViewMut<'_, T>, src: &[T]) -> Result<()>;
@@ -147,28 +117,81 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// Returns when everything asked for so far is done.
     fn synchronize(&self) -> Result<()>;
 
-    /// A whole buffer, for reading.
-    fn all<T: Elem>(buf: &Self::Buf<T>) -> Self::View<'_, T> {
-        Self::view(buf, 0..Self::len(buf))
-    }
-
-    /// A whole buffer, for writing.
-    fn all_mut<T: Elem>(buf: &mut Self::Buf<T>) -> Self::ViewMut<'_, T> {
-        let len = Self::len(buf);
-        Self::view_mut(buf, 0..len)
-    }
-
     /// A new buffer with these values.
     fn buffer_from<T: Elem>(&self, src: &[T]) -> Result<Self::Buf<T>> {
         let mut buf = self.zeros(src.len())?;
-        self.upload(Self::all_mut(&mut buf), src)?;
+        self.upload(buf.all_mut(), src)?;
         Ok(buf)
     }
 
     /// A view's values, on the host.
     fn to_host<T: Elem>(&self, src: Self::View<'_, T>) -> Result<Vec<T>> {
-        let mut out = vec![T::zeroed(); Self::view_len(src)];
+        let mut out = vec![T::zeroed(); src.len()];
         self.download(&mut out, src)?;
         Ok(out)
     }
+}
+
+/// Memory of a device for a number of elements, which it lends as views.
+pub trait Buffer<D: Device, T: Elem>: Send + Sync + 'static {
+    /// Number of elements.
+    fn len(&self) -> usize;
+
+    /// Whether there are no elements.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Lends a part for reading.
+    fn view(&self, range: Range<usize>) -> D::View<'_, T>;
+
+    /// Lends a part for writing.
+    fn view_mut(&mut self, range: Range<usize>) -> D::ViewMut<'_, T>;
+
+    /// Lends everything for reading.
+    fn all(&self) -> D::View<'_, T> {
+        self.view(0..self.len())
+    }
+
+    /// Lends everything for writing.
+    fn all_mut(&mut self) -> D::ViewMut<'_, T> {
+        self.view_mut(0..self.len())
+    }
+}
+
+/// Read access to part of a buffer.
+pub trait View<T: Elem>: Copy + Send + Sync {
+    /// Number of elements.
+    fn len(self) -> usize;
+
+    /// Whether there are no elements.
+    fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// A part, for as long as the view itself.
+    fn slice(self, range: Range<usize>) -> Self;
+}
+
+/// Write access to part of a buffer.
+pub trait ViewMut<D: Device, T: Elem>: Send + Sized {
+    /// Number of elements.
+    fn len(&self) -> usize;
+
+    /// Whether there are no elements.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A part, for as long as the view itself.
+    fn slice(self, range: Range<usize>) -> Self;
+
+    /// The parts before and from element `mid`.
+    fn split_at_mut(self, mid: usize) -> (Self, Self);
+
+    /// The view lent on for a shorter time.
+    fn reborrow(&mut self) -> D::ViewMut<'_, T>;
+
+    /// The view lent on for reading.
+    fn freeze(&self) -> D::View<'_, T>;
 }

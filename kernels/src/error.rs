@@ -42,6 +42,14 @@ pub enum Error {
         /// What is missing or too old.
         why: String,
     },
+    /// Arguments that are not those of a kernel: a mistake of this program.
+    #[error("launch of `{kernel}`: {why}")]
+    Launch {
+        /// The kernel.
+        kernel: String,
+        /// Which argument, what was expected and what was found.
+        why: String,
+    },
     /// The device's driver or compiler refused something.
     #[error("the device could not {what}: {why}")]
     Driver {
@@ -62,8 +70,12 @@ pub fn expect_at_least(op: &'static str, what: &'static str, found: usize, expec
     if found >= expected { Ok(()) } else { Err(Error::Shape { op, what, expected, found }) }
 }
 
-/// Elements that `rows` rows of `cols` values at this stride span, the last row cut off at its
-/// end. Fails unless the view holds as many and rows do not overlap.
+/// Elements that `rows` rows of `cols` values at this stride span, the last row cut off at its end.
+pub fn row_span(rows: usize, cols: usize, stride: usize) -> usize {
+    if rows == 0 { 0 } else { (rows - 1) * stride + cols }
+}
+
+/// Fails unless the view holds the elements that these rows span, and rows do not overlap.
 pub fn expect_rows(
     op: &'static str,
     what: &'static str,
@@ -71,16 +83,14 @@ pub fn expect_rows(
     rows: usize,
     cols: usize,
     stride: usize,
-) -> Result<usize> {
+) -> Result<()> {
     if stride < cols {
         return Err(Error::Unsupported {
             op,
             why: format!("`{what}` has {cols} columns at stride {stride}"),
         });
     }
-    let span = if rows == 0 { 0 } else { (rows - 1) * stride + cols };
-    expect_at_least(op, what, found, span)?;
-    Ok(span)
+    expect_at_least(op, what, found, row_span(rows, cols, stride))
 }
 
 /// Fails unless every index is below `limit`.

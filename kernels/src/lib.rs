@@ -1,7 +1,7 @@
 //! What one operation is, and how each device does it.
 //!
 //! * [`dtype`]: the element types ([`Elem`]) and the arithmetic ones ([`Real`]).
-//! * [`device`]: [`Device`], which owns buffers and lends views of them.
+//! * [`device`]: [`Device`], whose buffers ([`Buffer`]) are lent as views ([`View`], [`ViewMut`]).
 //! * [`collective`]: [`Collective`], devices of several ranks that exchange values without their
 //!   hosts.
 //! * [`ops`]: one file per operation with its contract: shapes, formulas, and for
@@ -23,7 +23,7 @@ pub mod ops;
 pub mod rng;
 
 pub use collective::Collective;
-pub use device::Device;
+pub use device::{Buffer, Device, View, ViewMut};
 pub use dtype::{Complex64, DType, Elem, Real, bf16, f16};
 pub use error::{Error, Result};
 pub use ops::Backend;

@@ -20,4 +20,5 @@ mod settings_bounds;
 mod split;
 mod submit;
 mod surface;
+mod sweeps;
 mod two_hosts;

@@ -203,7 +203,12 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
     assert!(sweep(&[]).contains("0 new"));
 
     // Files as the stages leave them.
-    let shards = home.path("runs/learning_rate=0.00002,num_subsets=60/shadow/shards");
+    let curation = index["curations"][0]["name"].as_str().unwrap();
+    assert_eq!(
+        index["curations"][0]["runs"],
+        json!(["learning_rate=0.00002,num_subsets=60", "learning_rate=0.00004,num_subsets=60"])
+    );
+    let shards = home.path("runs/curations").join(curation).join("shadow/shards");
     std::fs::create_dir_all(&shards).unwrap();
     for name in ["00000.student.safetensors", "00001.student.safetensors", ".tmp.student.safetensors"] {
         std::fs::write(shards.join(name), "").unwrap();
@@ -216,15 +221,28 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
             .contains("learning_rate=0.00002,num_subsets=60  curate: 2 of 60 shards of tiny, 0 of 60 of llm"),
         "{status}"
     );
-    assert_eq!(status.lines().filter(|line| line.ends_with("not started")).count(), 3);
+    assert!(
+        status.contains("learning_rate=0.00004,num_subsets=60  curate: 2 of 60 shards of tiny"),
+        "{status}"
+    );
+    assert_eq!(status.lines().filter(|line| line.ends_with("not started")).count(), 2);
 
     let plan = ["plan", "--sweep", "s.toml", "--gpu", "h100", "--tokens-per-example", "240"];
     let said = home.ok(&plan);
     assert!(said.contains("4 runs: ") && said.contains("learning_rate=0.00004,num_subsets=30"), "{said}");
     let p = home.json(&[&plan[..], &["--json"]].concat());
     let hours = |i: usize| p["runs"][i]["prediction"]["gpu_hours"].as_f64().unwrap();
-    let sum: f64 = (0..4).map(hours).sum();
-    assert!((p["gpu_hours"].as_f64().unwrap() - sum).abs() < 1e-9);
+    let curation = |i: usize| -> f64 {
+        let stages = p["runs"][i]["prediction"]["stages"].as_array().unwrap().clone();
+        let curate = stages.iter().filter(|stage| stage["name"].as_str().unwrap().starts_with("curate"));
+        curate.map(|stage| stage["gpu_hours"].as_f64().unwrap()).sum()
+    };
+    // The runs are two of each curation, and pay for it once.
+    let shared: Vec<bool> = (0..4).map(|i| p["runs"][i]["shares_curation"].as_bool().unwrap()).collect();
+    assert_eq!(shared.iter().filter(|shares| **shares).count(), 2);
+    let sum: f64 = (0..4).map(|i| hours(i) - if shared[i] { curation(i) } else { 0.0 }).sum();
+    assert!((p["gpu_hours"].as_f64().unwrap() - sum).abs() < 1e-9 && p["curations"] == 2);
+    assert!((0..4).all(|i| curation(i) > 0.0));
     // The first two have twice the subsets of the last two; training is the same in all.
     assert!(hours(0) > hours(2) * 1.5 && hours(0) < hours(2) * 2.0 && hours(0) == hours(1));
 }

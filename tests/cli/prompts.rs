@@ -276,10 +276,13 @@ fn the_date_of_a_template_is_a_setting_of_the_run() {
     let said = evaluate("r", "--set data.date='2026-02-03'", "s");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.out.contains("contains the date, 2026-02-03"), "{}", said.out);
-    // The run keeps its date; another one is another configuration.
+    // The run keeps its date; a result of another one is another result.
     assert!(std::fs::read_to_string(home.path("r/run.toml")).unwrap().contains("date = \"2026-02-03\""));
     assert!(evaluate("r", "", "s").out.contains("is finished"));
-    evaluate("r", "--set data.date=2026-02-04", "t").fails_with(&["another configuration", "data.date"]);
+    let other = "--set data.date=2026-02-04";
+    evaluate("r", other, "s").fails_with(&["other settings", "- prompt.date", "+ prompt.date"]);
+    assert!(std::fs::read_to_string(home.path("r/run.toml")).unwrap().contains("date = \"2026-02-03\""));
+    assert_eq!(evaluate("r", other, "t").code, Some(0));
     // Without a setting it is the day on which the run is made.
     let said = evaluate("q", "", "u");
     assert_eq!(said.code, Some(0), "{}", said.err);

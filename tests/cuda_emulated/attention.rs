@@ -3,9 +3,11 @@
 use crate::common::*;
 use crate::emulator::{Order, Schedule, Variant, configure, device, on_device};
 use crate::lora::LittleShared;
-use gradtx_kernels::cuda::Cuda;
-use gradtx_kernels::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
-use gradtx_kernels::{Backend, Device, Real, Result, bf16};
+use gradtx_kernels::ops::{
+    Attention, AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, CacheStore, DecodeDims,
+    QkvDims,
+};
+use gradtx_kernels::{Backend, Buffer, Device, Real, Result, bf16};
 use std::ops::Range;
 
 /// Probabilities and score gradients are rounded to bf16 before they are multiplied, and
@@ -42,24 +44,30 @@ impl Packed {
         let dims = AttentionDims { qkv: qkv_dims, segments: self.lengths.len(), scale, o_stride };
         let offsets = put(d, &offsets)?;
         let qkv = put(d, &inputs.values::<X>("qkv", n + gap))?;
-        let qkv_view = || D::view(&qkv, gap..n + gap);
+        let qkv_view = || qkv.view(gap..n + gap);
         let mut o = put(d, &spread(&nan::<X>(tokens * width), width, o_stride))?;
         let mut lse = put(d, &nan::<X::Acc>(heads * tokens))?;
-        d.attention_forward(D::all_mut(&mut o), D::all_mut(&mut lse), qkv_view(), D::all(&offsets), dims)?;
+        d.attention_forward(AttentionForward {
+            o: o.all_mut(),
+            lse: lse.all_mut(),
+            qkv: qkv_view(),
+            offsets: offsets.all(),
+            dims,
+        })?;
         let d_o = put(d, &spread(&inputs.values::<X>("d_o", tokens * width), width, o_stride))?;
         let (mut dqkv, mut delta) = (put(d, &nan::<X>(n))?, put(d, &nan::<X::Acc>(heads * tokens))?);
-        let (to, scratch) = (D::all_mut(&mut dqkv), D::all_mut(&mut delta));
-        let (o_view, lse_view) = (D::all(&o), D::all(&lse));
-        d.attention_backward(
-            to,
-            scratch,
-            D::all(&d_o),
-            o_view,
-            lse_view,
-            qkv_view(),
-            D::all(&offsets),
+        let (to, scratch) = (dqkv.all_mut(), delta.all_mut());
+        let (o_view, lse_view) = (o.all(), lse.all());
+        d.attention_backward(AttentionBackward {
+            dqkv: to,
+            delta: scratch,
+            d_o: d_o.all(),
+            o: o_view,
+            lse: lse_view,
+            qkv: qkv_view(),
+            offsets: offsets.all(),
             dims,
-        )?;
+        })?;
         let mut results = Results::default();
         results.take_rows(d, "o", &o, width, o_stride)?;
         results.take(d, "lse", &lse)?;
@@ -177,16 +185,25 @@ fn segments_do_not_depend_on_their_neighbours() {
         let d_o = put(&cuda, &d_o[stream.start * width..stream.end * width])?;
         let (mut o, mut dqkv) = (cuda.zeros::<bf16>(tokens * width)?, cuda.zeros::<bf16>(tokens * row)?);
         let [mut lse, mut delta] = [cuda.zeros::<f32>(heads * tokens)?, cuda.zeros::<f32>(heads * tokens)?];
-        let (qkv, offsets) = (Cuda::all(&qkv), Cuda::all(&offsets));
-        cuda.attention_forward(Cuda::all_mut(&mut o), Cuda::all_mut(&mut lse), qkv, offsets, dims)?;
-        let (to, scratch) = (Cuda::all_mut(&mut dqkv), Cuda::all_mut(&mut delta));
-        let (o_view, lse_view) = (Cuda::all(&o), Cuda::all(&lse));
-        cuda.attention_backward(to, scratch, Cuda::all(&d_o), o_view, lse_view, qkv, offsets, dims)?;
+        let (qkv, offsets) = (qkv.all(), offsets.all());
+        cuda.attention_forward(AttentionForward { o: o.all_mut(), lse: lse.all_mut(), qkv, offsets, dims })?;
+        let (to, scratch) = (dqkv.all_mut(), delta.all_mut());
+        let (o_view, lse_view) = (o.all(), lse.all());
+        cuda.attention_backward(AttentionBackward {
+            dqkv: to,
+            delta: scratch,
+            d_o: d_o.all(),
+            o: o_view,
+            lse: lse_view,
+            qkv,
+            offsets,
+            dims,
+        })?;
         let first = before - stream.start;
         let part = |values: Vec<bf16>, each: usize| values[first * each..(first + len) * each].to_vec();
-        let lse = cuda.to_host(Cuda::all(&lse))?;
+        let lse = cuda.to_host(lse.all())?;
         let lse = lse.chunks(tokens).flat_map(|head| &head[first..first + len]).copied().collect();
-        let (o, dqkv) = (cuda.to_host(Cuda::all(&o))?, cuda.to_host(Cuda::all(&dqkv))?);
+        let (o, dqkv) = (cuda.to_host(o.all())?, cuda.to_host(dqkv.all())?);
         Ok((part(o, width), lse, part(dqkv, row)))
     };
     let alone = run(before..before + len, &[len]).unwrap();
@@ -219,16 +236,31 @@ impl Case for Decode {
         let slot: Vec<u32> = (0..lengths.len()).map(|i| (slots - 1 - i) as u32).collect();
         let (offsets, slot) = (put(d, &offsets)?, put(d, &slot)?);
         let prompts = put(d, &inputs.values::<X>("prompts", qkv.tokens * qkv.row()))?;
-        let (k_to, v_to) = (D::all_mut(&mut k), D::all_mut(&mut v));
-        d.cache_store(k_to, v_to, D::all(&prompts), D::all(&offsets), D::all(&slot), dims)?;
+        let (k_to, v_to) = (k.all_mut(), v.all_mut());
+        d.cache_store(CacheStore {
+            k_cache: k_to,
+            v_cache: v_to,
+            qkv: prompts.all(),
+            offsets: offsets.all(),
+            slot: slot.all(),
+            dims,
+        })?;
         let rows = QkvDims { tokens: lengths.len(), ..qkv };
         let position = put(d, lengths)?;
         let next = put(d, &inputs.values::<X>("next", rows.tokens * rows.row()))?;
         let mut o = put(d, &nan::<X>(rows.tokens * heads * head_dim))?;
-        let (k_to, v_to) = (D::all_mut(&mut k), D::all_mut(&mut v));
+        let (k_to, v_to) = (k.all_mut(), v.all_mut());
         let dims = DecodeDims { qkv: rows, ..dims };
-        let (slot, position) = (D::all(&slot), D::all(&position));
-        d.attention_decode(D::all_mut(&mut o), k_to, v_to, D::all(&next), slot, position, dims)?;
+        let (slot, position) = (slot.all(), position.all());
+        d.attention_decode(AttentionDecode {
+            o: o.all_mut(),
+            k_cache: k_to,
+            v_cache: v_to,
+            qkv: next.all(),
+            slot,
+            position,
+            dims,
+        })?;
         let mut results = Results::default();
         for (name, buf) in [("k", &k), ("v", &v), ("o", &o)] {
             results.take(d, name, buf)?;

@@ -7,7 +7,7 @@ use crate::emulator::{
 };
 use gradtx_kernels::cuda::{Cuda, CudaGraph};
 use gradtx_kernels::ops::{AdamW, Elementwise, Gemm, GemmDims};
-use gradtx_kernels::{Device, Error, Result};
+use gradtx_kernels::{Buffer, Device, Error, Result};
 use std::sync::Barrier;
 use std::time::Duration;
 
@@ -31,13 +31,13 @@ fn rounds(cuda: &Cuda, before_capture: impl Fn(), meanwhile: impl Fn()) -> Resul
             before_capture();
         }
         cuda.replay::<Error>(&mut graph, &mut || {
-            cuda.axpby(Cuda::all_mut(&mut y), 0.5, Cuda::all(&x), 1.0)?;
+            cuda.axpby(y.all_mut(), 0.5, x.all(), 1.0)?;
             if round == 2 {
                 meanwhile();
             }
-            cuda.axpby(Cuda::all_mut(&mut y), 0.5, Cuda::all(&x), 1.0)
+            cuda.axpby(y.all_mut(), 0.5, x.all(), 1.0)
         })?;
-        assert_eq!(cuda.to_host(Cuda::all(&y))?, [round as f32; 70]);
+        assert_eq!(cuda.to_host(y.all())?, [round as f32; 70]);
     }
     assert_eq!(cuda.graph_launches(), 3);
     Ok(())
@@ -83,22 +83,22 @@ fn captures_survive_what_other_threads_do() {
         let x = cuda.buffer_from(&[1.0f32; 8]).expect("there is memory");
         let mut y = cuda.zeros::<f32>(8).expect("there is memory");
         ready();
-        cuda.axpby(Cuda::all_mut(&mut y), 3.0, Cuda::all(&x), 1.0).expect("shapes agree");
-        assert_eq!(cuda.to_host(Cuda::all(&y)).expect("lengths agree"), [3.0; 8]);
+        cuda.axpby(y.all_mut(), 3.0, x.all(), 1.0).expect("shapes agree");
+        assert_eq!(cuda.to_host(y.all()).expect("lengths agree"), [3.0; 8]);
     });
     beside_a_capture("scratch memory that grows", plain(), |cuda, ready| {
         let values = cuda.zeros::<f32>(2_000).expect("there is memory");
         let mut sums = cuda.zeros::<f32>(2_000).expect("there is memory");
         ready();
-        cuda.sum_squares(Cuda::all_mut(&mut sums), Cuda::all(&values), 2_000, 1).expect("shapes agree");
+        cuda.sum_squares(sums.all_mut(), values.all(), 2_000, 1).expect("shapes agree");
     });
     beside_a_capture("the first product by the library", device_with(PLAIN, &cublaslt()), |cuda, ready| {
         let a = cuda.buffer_from(&[1.0f32; 64]).expect("there is memory");
         let mut c = cuda.zeros::<f32>(64).expect("there is memory");
         ready();
         let dims = GemmDims::new(8, 8, 8, false, true);
-        cuda.gemm(Cuda::all_mut(&mut c), Cuda::all(&a), Cuda::all(&a), dims).expect("shapes agree");
-        assert_eq!(cuda.to_host(Cuda::all(&c)).expect("lengths agree"), [8.0; 64]);
+        cuda.gemm(c.all_mut(), a.all(), a.all(), dims).expect("shapes agree");
+        assert_eq!(cuda.to_host(c.all()).expect("lengths agree"), [8.0; 64]);
     });
     beside_a_capture("pinned memory taken and given back", plain(), |cuda, ready| {
         let held = cuda.pinned::<f32>(100).expect("there is memory");
@@ -126,12 +126,12 @@ fn memory_that_captured_work_drops_is_freed_after_the_capture() {
     let mut spare = vec![cuda.zeros::<f32>(7).unwrap(), cuda.zeros::<f32>(8).unwrap()];
     for _ in 0..3 {
         cuda.replay::<Error>(&mut graph, &mut || {
-            cuda.fill(Cuda::all_mut(&mut y), 1.0)?;
+            cuda.fill(y.all_mut(), 1.0)?;
             drop(spare.pop());
-            cuda.fill(Cuda::all_mut(&mut y), 2.0)
+            cuda.fill(y.all_mut(), 2.0)
         })
         .unwrap();
-        assert_eq!(cuda.to_host(Cuda::all(&y)).unwrap(), [2.0; 70]);
+        assert_eq!(cuda.to_host(y.all()).unwrap(), [2.0; 70]);
     }
     assert_eq!((spare.len(), cuda.graph_launches()), (0, 2));
 }

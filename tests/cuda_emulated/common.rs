@@ -8,7 +8,7 @@ use crate::places::record;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Backend, Device, Elem, Real, Result, bf16};
+use gradtx_kernels::{Backend, Buffer, Device, Elem, Real, Result, bf16};
 
 /// The type that a case's inputs can be held in, whatever type it is computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub struct Results(Vec<(String, Vec<f64>)>);
 impl Results {
     /// Takes a buffer's values from the device.
     pub fn take<D: Device, X: Real>(&mut self, device: &D, name: &str, buf: &D::Buf<X>) -> Result<()> {
-        let values = device.to_host(D::all(buf))?;
+        let values = device.to_host(buf.all())?;
         self.0.push((name.into(), values.iter().map(|x| x.to_f64()).collect()));
         Ok(())
     }
@@ -82,7 +82,7 @@ impl Results {
         cols: usize,
         stride: usize,
     ) -> Result<()> {
-        let values = device.to_host(D::all(buf))?;
+        let values = device.to_host(buf.all())?;
         let mut rows = Vec::new();
         for row in values.chunks(stride) {
             let used = cols.min(row.len());
@@ -100,7 +100,7 @@ impl Results {
 
     /// Takes integers.
     pub fn take_ids<D: Device>(&mut self, device: &D, name: &str, buf: &D::Buf<u32>) -> Result<()> {
-        let values = device.to_host(D::all(buf))?;
+        let values = device.to_host(buf.all())?;
         self.0.push((name.into(), values.into_iter().map(f64::from).collect()));
         Ok(())
     }

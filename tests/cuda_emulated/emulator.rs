@@ -363,6 +363,11 @@ fn object_name(file: &str) -> String {
     file_name(file.trim_end_matches(".cu"), &architecture, 12).expect("it is in the list of modules")
 }
 
+/// The shared object of a module, by the name of its file without `.cu`.
+pub fn module_object(module: &str) -> PathBuf {
+    modules(Variant { race: false, plant: None }).join(object_name(module))
+}
+
 /// Builds one module unless it is there.
 fn build_module(file: &str, variant: Variant, directory: &Path, include: &Path) {
     let module = file.trim_end_matches(".cu");

@@ -2,8 +2,8 @@
 
 use crate::common::*;
 use gradtx_kernels::cuda::Cuda;
-use gradtx_kernels::ops::{AdamWStep, Elementwise, RandomRows, StridedRows};
-use gradtx_kernels::{Backend, Real, Result};
+use gradtx_kernels::ops::{AdamWStep, AdamWUpdate, Elementwise, RandomRows, StridedRows};
+use gradtx_kernels::{Backend, Buffer, Real, Result};
 
 /// Sums, differences and casts of `n` elements, `offset` elements into their buffers.
 struct Flat {
@@ -17,26 +17,26 @@ impl Case for Flat {
         let range = self.offset..all;
         let x = put(d, &inputs.values::<X>("x", all))?;
         let wide = put(d, &inputs.sums::<X::Acc>("wide", all))?;
-        let x_view = || D::view(&x, range.clone());
+        let x_view = || x.view(range.clone());
         let mut results = Results::default();
         for (a, b, name) in [(0.7, 0.0, "a·x"), (1.0, 1.0, "x + y"), (-0.3, 1.5, "a·x + b·y")] {
             let old = if b == 0.0 { nan(all) } else { inputs.values::<X>("y", all) };
             let mut y = put(d, &old)?;
-            d.axpby(D::view_mut(&mut y, range.clone()), a, x_view(), b)?;
+            d.axpby(y.view_mut(range.clone()), a, x_view(), b)?;
             let mut part = put(d, &nan::<X>(self.n))?;
-            d.copy(D::all_mut(&mut part), D::view(&y, range.clone()))?;
+            d.copy(part.all_mut(), y.view(range.clone()))?;
             results.take(d, name, &part)?;
         }
         let y = put(d, &inputs.values::<X>("y", self.n))?;
         let mut out = put(d, &nan::<X>(self.n))?;
-        d.difference(D::all_mut(&mut out), x_view(), D::all(&y))?;
+        d.difference(out.all_mut(), x_view(), y.all())?;
         results.take(d, "x − y", &out)?;
         let mut widened = put(d, &nan::<X::Acc>(self.n))?;
-        d.cast(D::all_mut(&mut widened), x_view())?;
+        d.cast(widened.all_mut(), x_view())?;
         results.take(d, "widened", &widened)?;
-        d.cast(D::all_mut(&mut out), D::view(&wide, range.clone()))?;
+        d.cast(out.all_mut(), wide.view(range.clone()))?;
         results.take(d, "narrowed", &out)?;
-        d.fill(D::all_mut(&mut out), X::from_f64(0.75))?;
+        d.fill(out.all_mut(), X::from_f64(0.75))?;
         results.take(d, "filled", &out)?;
         Ok(results)
     }
@@ -59,7 +59,7 @@ impl Case for Gather {
         let x = put(d, &inputs.values::<X>("table", 7 * self.cols))?;
         let ids = put(d, &random_ids("ids", self.rows, 7))?;
         let mut out = put(d, &nan::<X>(self.rows * self.cols))?;
-        d.gather_rows(D::all_mut(&mut out), D::all(&x), D::all(&ids), self.cols)?;
+        d.gather_rows(out.all_mut(), x.all(), ids.all(), self.cols)?;
         let mut results = Results::default();
         results.take(d, "out", &out)?;
         Ok(results)
@@ -86,8 +86,8 @@ impl Case for Strided {
         // What lies between the rows stays.
         let mut out = put(d, &inputs.values::<X>("out", self.offset + rows * out_stride))?;
         let all = self.offset..self.offset + rows * out_stride;
-        let x = D::view(&x, self.offset..self.offset + rows * x_stride);
-        Elementwise::<X>::copy_strided(d, D::view_mut(&mut out, all), x, self.dims)?;
+        let x = x.view(self.offset..self.offset + rows * x_stride);
+        Elementwise::<X>::copy_strided(d, out.view_mut(all), x, self.dims)?;
         let mut results = Results::default();
         results.take(d, "out", &out)?;
         Ok(results)
@@ -117,7 +117,7 @@ impl Case for Drawn {
     fn run<D: Backend<X>, X: Real>(&self, d: &D, _: Inputs) -> Result<Results> {
         let RandomRows { rows, cols, stride, .. } = self.rows;
         let mut out = put(d, &nan::<X>(rows * stride))?;
-        Elementwise::<X>::random_rows(d, D::all_mut(&mut out), self.rows)?;
+        Elementwise::<X>::random_rows(d, out.all_mut(), self.rows)?;
         let mut results = Results::default();
         results.take_rows(d, "out", &out, cols, stride)?;
         Ok(results)
@@ -158,41 +158,41 @@ impl Case for Optimizer {
         let squares: Vec<X::Acc> = inputs.sums::<X::Acc>("v", n).into_iter().map(|v| v * v).collect();
         let mut v = put(d, &squares)?;
         let (mut sums, mut scale) = (put(d, &nan::<X::Acc>(rows))?, put(d, &nan::<X::Acc>(rows))?);
-        d.sum_squares(D::all_mut(&mut sums), D::all(&g), rows, len)?;
-        d.clip_scale(D::all_mut(&mut scale), D::all(&sums), rows, self.max_norm)?;
+        d.sum_squares(sums.all_mut(), g.all(), rows, len)?;
+        d.clip_scale(scale.all_mut(), sums.all(), rows, self.max_norm)?;
         let mut y = put(d, &nan::<X>(n))?;
         for step in [1, 2] {
             let step = AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, step };
-            let (p, m, v) = (D::all_mut(&mut p), D::all_mut(&mut m), D::all_mut(&mut v));
+            let (p, m, v) = (p.all_mut(), m.all_mut(), v.all_mut());
             match step.step {
-                1 => d.adamw(p, m, v, D::all(&g), D::all(&scale), rows, len, step)?,
+                1 => d.adamw(AdamWUpdate { p, m, v, g: g.all(), scale: scale.all(), rows, len, step })?,
                 _ => {
-                    let (y, scale) = (D::all_mut(&mut y), D::all(&scale));
-                    d.adamw_cast(y, p, m, v, D::all(&g), scale, rows, len, step)?;
+                    let (y, scale) = (y.all_mut(), scale.all());
+                    d.adamw_cast(y, AdamWUpdate { p, m, v, g: g.all(), scale, rows, len, step })?;
                 }
             }
         }
         let mut results = Results::default();
         // A step that must not happen: one norm is not finite.
-        let mut broken = d.to_host(D::all(&sums))?;
+        let mut broken = d.to_host(sums.all())?;
         broken[rows - 1] = X::Acc::from_f64(f64::INFINITY);
         let broken = put(d, &broken)?;
         let mut refused = put(d, &nan::<X::Acc>(rows))?;
-        d.clip_scale(D::all_mut(&mut refused), D::all(&broken), rows, f64::INFINITY)?;
-        assert!(d.to_host(D::all(&refused))?[rows - 1].to_f64().is_nan());
+        d.clip_scale(refused.all_mut(), broken.all(), rows, f64::INFINITY)?;
+        assert!(d.to_host(refused.all())?[rows - 1].to_f64().is_nan());
         {
-            let (y, refused) = (D::all_mut(&mut y), D::all(&refused));
-            let (p, m, v) = (D::all_mut(&mut p), D::all_mut(&mut m), D::all_mut(&mut v));
+            let (y, refused) = (y.all_mut(), refused.all());
+            let (p, m, v) = (p.all_mut(), m.all_mut(), v.all_mut());
             let step =
                 AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, step: 3 };
-            d.adamw_cast(y, p, m, v, D::all(&g), refused, rows, len, step)?;
+            d.adamw_cast(y, AdamWUpdate { p, m, v, g: g.all(), scale: refused, rows, len, step })?;
         }
         for (name, buf) in [("sums", &sums), ("scale", &scale), ("p", &p), ("m", &m), ("v", &v)] {
             results.take(d, name, buf)?;
         }
         // The values in X are the masters, rounded once.
-        let rounded: Vec<X> = d.to_host(D::all(&p))?.into_iter().map(|p| X::from_f64(p.to_f64())).collect();
-        assert!(d.to_host(D::all(&y))? == rounded, "values are not their masters, rounded");
+        let rounded: Vec<X> = d.to_host(p.all())?.into_iter().map(|p| X::from_f64(p.to_f64())).collect();
+        assert!(d.to_host(y.all())? == rounded, "values are not their masters, rounded");
         Ok(results)
     }
 }

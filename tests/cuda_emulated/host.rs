@@ -9,10 +9,10 @@ use crate::places::program;
 use gradtx_kernels::cuda::cubin::Cubins;
 use gradtx_kernels::cuda::{CublasLt, Cuda, devices};
 use gradtx_kernels::ops::{
-    AdamW, Elementwise, Embedding, Gemm, GemmDims, Linear, LinearDims, Out, QkvDims, RmsNorm, RmsNormDims,
-    Rope,
+    AdamW, Elementwise, Embedding, Gemm, GemmDims, Linear, LinearDims, LinearForward, Out, QkvDims, RmsNorm,
+    RmsNormDims, RmsNormForward, Rope, RopeForward,
 };
-use gradtx_kernels::{Complex64, Device, Error, Result};
+use gradtx_kernels::{Buffer, Complex64, Device, Error, Result, View, ViewMut};
 
 fn plain() -> Cuda {
     configure(Schedule { order: Order::Forward, race: false });
@@ -26,17 +26,17 @@ fn memory_views_and_copies() {
     let found = devices().expect("the stand-in shows a device");
     assert_eq!((found.len(), found[0].capability), (1, (8, 0)));
     let zeros = cuda.zeros::<f32>(123).unwrap();
-    assert_eq!(cuda.to_host(Cuda::all(&zeros)).unwrap(), [0.0; 123]);
-    assert_eq!(Cuda::len(&cuda.zeros::<u32>(0).unwrap()), 0);
+    assert_eq!(cuda.to_host(zeros.all()).unwrap(), [0.0; 123]);
+    assert!(cuda.zeros::<u32>(0).unwrap().is_empty());
 
     let values: Vec<u32> = (0..1000).collect();
     let mut buf = cuda.buffer_from(&values).unwrap();
-    let part = Cuda::slice(Cuda::view(&buf, 100..900), 1..11);
+    let part = buf.view(100..900).slice(1..11);
     assert_eq!(cuda.to_host(part).unwrap(), (101..111).collect::<Vec<_>>());
-    let (mut low, high) = Cuda::split_mut(Cuda::view_mut(&mut buf, 10..20), 4);
-    cuda.copy(Cuda::reborrow(&mut low), Cuda::slice(Cuda::freeze(&high), 1..5)).unwrap();
-    assert_eq!(cuda.to_host(Cuda::view(&buf, 9..16)).unwrap(), [9, 15, 16, 17, 18, 14, 15]);
-    assert!(matches!(cuda.upload(Cuda::all_mut(&mut buf), &[1, 2]), Err(Error::Shape { .. })));
+    let (mut low, high) = buf.view_mut(10..20).split_at_mut(4);
+    cuda.copy(low.reborrow(), high.freeze().slice(1..5)).unwrap();
+    assert_eq!(cuda.to_host(buf.view(9..16)).unwrap(), [9, 15, 16, 17, 18, 14, 15]);
+    assert!(matches!(cuda.upload(buf.all_mut(), &[1, 2]), Err(Error::Shape { .. })));
 }
 
 /// Copies that take several pieces of pinned memory, and bytes that no piece ends at.
@@ -46,9 +46,9 @@ fn large_copies() {
     let n = (9 << 20) + 5;
     let values: Vec<u8> = (0..n).map(|i| (i * 31 % 251) as u8).collect();
     let mut buf = cuda.buffer_from(&values).unwrap();
-    assert!(cuda.to_host(Cuda::all(&buf)).unwrap() == values);
-    cuda.upload(Cuda::view_mut(&mut buf, 3..n - 2), &values[..n - 5]).unwrap();
-    let back = cuda.to_host(Cuda::all(&buf)).unwrap();
+    assert!(cuda.to_host(buf.all()).unwrap() == values);
+    cuda.upload(buf.view_mut(3..n - 2), &values[..n - 5]).unwrap();
+    let back = cuda.to_host(buf.all()).unwrap();
     assert!(
         back[3..n - 2] == values[..n - 5] && back[..3] == values[..3] && back[n - 2..] == values[n - 2..]
     );
@@ -58,8 +58,8 @@ fn large_copies() {
 fn filling_elements_of_every_size() {
     fn check<T: gradtx_kernels::Elem>(cuda: &Cuda, value: T) {
         let mut buf = cuda.zeros::<T>(37).unwrap();
-        cuda.fill(Cuda::view_mut(&mut buf, 3..30), value).unwrap();
-        let back = cuda.to_host(Cuda::all(&buf)).unwrap();
+        cuda.fill(buf.view_mut(3..30), value).unwrap();
+        let back = cuda.to_host(buf.all()).unwrap();
         assert!(back[3..30].iter().all(|x| *x == value));
         assert!(back[..3].iter().chain(&back[30..]).all(|x| *x == T::zeroed()));
     }
@@ -93,7 +93,7 @@ fn what_is_not_there_or_too_much_is_an_error() {
 fn views_end_where_buffers_do() {
     let cuda = plain();
     let buf = cuda.zeros::<f32>(10).unwrap();
-    let _ = Cuda::view(&buf, 5..12);
+    let _ = buf.view(5..12);
 }
 
 /// Ids, targets and positions that are out of range are refused by the kernel, and reported by the
@@ -104,27 +104,35 @@ fn numbers_out_of_range() {
     let table = cuda.buffer_from(&[1.0f32; 12]).unwrap();
     let ids = cuda.buffer_from(&[0u32, 4, 1]).unwrap();
     let mut x = cuda.buffer_from(&[5.0f32; 9]).unwrap();
-    cuda.embedding_forward(Cuda::all_mut(&mut x), Cuda::all(&table), Cuda::all(&ids), 3).unwrap();
+    cuda.embedding_forward(x.all_mut(), table.all(), ids.all(), 3).unwrap();
     let why = cuda.synchronize().unwrap_err().to_string();
     assert!(why.contains("not below the size of its table"), "{why}");
-    assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 1.0, 1.0, 1.0]);
+    assert_eq!(cuda.to_host(x.all()).unwrap(), [1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 1.0, 1.0, 1.0]);
 
     let dims = QkvDims { tokens: 1, heads: 1, kv_heads: 1, head_dim: 2 };
     let mut qkv = cuda.buffer_from(&[1.0f32; 6]).unwrap();
     let (angles, positions) = (cuda.zeros::<f32>(4).unwrap(), cuda.buffer_from(&[4u32]).unwrap());
-    let angles = Cuda::all(&angles);
-    cuda.rope_forward(Cuda::all_mut(&mut qkv), None, angles, angles, Cuda::all(&positions), dims).unwrap();
-    let why = cuda.to_host(Cuda::all(&qkv)).unwrap_err().to_string();
+    let angles = angles.all();
+    cuda.rope_forward(RopeForward {
+        qkv: qkv.all_mut(),
+        bias: None,
+        cos: angles,
+        sin: angles,
+        positions: positions.all(),
+        dims,
+    })
+    .unwrap();
+    let why = cuda.to_host(qkv.all()).unwrap_err().to_string();
     assert!(why.contains("position"), "{why}");
-    assert_eq!(cuda.to_host(Cuda::all(&qkv)).unwrap(), [1.0; 6], "it is told once");
+    assert_eq!(cuda.to_host(qkv.all()).unwrap(), [1.0; 6], "it is told once");
 
     // With a download of several pieces, or of nothing.
     let large = cuda.zeros::<u8>((9 << 20) + 1).unwrap();
     for part in [0..(9 << 20) + 1, 0..0] {
-        cuda.embedding_forward(Cuda::all_mut(&mut x), Cuda::all(&table), Cuda::all(&ids), 3).unwrap();
-        let why = cuda.to_host(Cuda::view(&large, part.clone())).unwrap_err().to_string();
+        cuda.embedding_forward(x.all_mut(), table.all(), ids.all(), 3).unwrap();
+        let why = cuda.to_host(large.view(part.clone())).unwrap_err().to_string();
         assert!(why.contains("not below the size of its table"), "{why}");
-        cuda.to_host(Cuda::view(&large, part)).unwrap();
+        cuda.to_host(large.view(part)).unwrap();
     }
 }
 
@@ -134,15 +142,21 @@ fn wrong_shapes_are_refused_before_anything_runs() {
     let refused = |result: Result<()>| matches!(result, Err(Error::Shape { .. } | Error::Unsupported { .. }));
     let x = cuda.zeros::<f32>(10).unwrap();
     let [mut y, mut short] = [cuda.zeros::<f32>(10).unwrap(), cuda.zeros::<f32>(9).unwrap()];
-    assert!(refused(cuda.axpby(Cuda::all_mut(&mut short), 1.0, Cuda::all(&x), 0.0)));
+    assert!(refused(cuda.axpby(short.all_mut(), 1.0, x.all(), 0.0)));
     let dims = RmsNormDims::new(2, 5, 1e-6);
-    let w = Cuda::view(&x, 0..5);
-    let inv = Cuda::all_mut(&mut short);
-    assert!(refused(cuda.rmsnorm_forward(Cuda::all_mut(&mut y), inv, Cuda::all(&x), w, dims)));
+    let w = x.view(0..5);
+    let inv = short.all_mut();
+    assert!(refused(cuda.rmsnorm_forward(RmsNormForward {
+        y: y.all_mut(),
+        inv_rms: inv,
+        x: x.all(),
+        w,
+        dims
+    })));
     let dims = GemmDims::new(2, 5, 3, false, true);
-    assert!(refused(cuda.gemm(Cuda::all_mut(&mut y), Cuda::all(&x), Cuda::all(&x), dims)));
+    assert!(refused(cuda.gemm(y.all_mut(), x.all(), x.all(), dims)));
     let overlapping = GemmDims { c_stride: 4, ..GemmDims::new(2, 5, 1, false, true) };
-    assert!(refused(cuda.gemm(Cuda::all_mut(&mut y), Cuda::all(&x), Cuda::all(&x), overlapping)));
+    assert!(refused(cuda.gemm(y.all_mut(), x.all(), x.all(), overlapping)));
 }
 
 /// No product at all, and a sum over nothing.
@@ -151,17 +165,16 @@ fn empty_products() {
     let cuda = plain();
     let x = cuda.zeros::<f32>(0).unwrap();
     let mut c = cuda.buffer_from(&nan::<f32>(6)).unwrap();
-    cuda.gemm(Cuda::all_mut(&mut c), Cuda::all(&x), Cuda::all(&x), GemmDims::new(2, 3, 0, false, true))
-        .unwrap();
-    assert_eq!(cuda.to_host(Cuda::all(&c)).unwrap(), [0.0; 6]);
+    cuda.gemm(c.all_mut(), x.all(), x.all(), GemmDims::new(2, 3, 0, false, true)).unwrap();
+    assert_eq!(cuda.to_host(c.all()).unwrap(), [0.0; 6]);
     let add = GemmDims { out: Out::Add, ..GemmDims::new(0, 3, 5, false, true) };
-    cuda.gemm(Cuda::view_mut(&mut c, 0..0), Cuda::all(&x), Cuda::all(&x), add).unwrap_err();
+    cuda.gemm(c.view_mut(0..0), x.all(), x.all(), add).unwrap_err();
 }
 
 /// `y += x` and `y` on the host.
 fn added(cuda: &Cuda, y: &mut <Cuda as Device>::Buf<f32>, x: &<Cuda as Device>::Buf<f32>) -> Vec<f32> {
-    cuda.axpby(Cuda::all_mut(y), 1.0, Cuda::all(x), 1.0).expect("shapes agree");
-    cuda.to_host(Cuda::all(y)).expect("lengths agree")
+    cuda.axpby(y.all_mut(), 1.0, x.all(), 1.0).expect("shapes agree");
+    cuda.to_host(y.all()).expect("lengths agree")
 }
 
 /// Uploads beside the operations arrive where they are waited for. Where nobody waits, data is not
@@ -174,7 +187,7 @@ fn uploads_beside_operations() {
     let mut y = cuda.buffer_from(&[10.0f32; 6]).unwrap();
     assert_eq!(added(&cuda, &mut y, &x), [11.0; 6]);
     cuda.release_lane(&mut lane).unwrap();
-    cuda.upload_in(&mut lane, Cuda::all_mut(&mut x), &[2.0; 6]).unwrap();
+    cuda.upload_in(&mut lane, x.all_mut(), &[2.0; 6]).unwrap();
     // A forgotten `await_lane`: a GPU may be faster.
     let early = added(&cuda, &mut y, &x);
     assert!(crate::emulator::on_device() || early == [12.0; 6], "late copies came early: {early:?}");
@@ -185,25 +198,25 @@ fn uploads_beside_operations() {
     let mut fresh = cuda.zeros::<f32>(6).unwrap();
     let mut its_lane = cuda.lane().unwrap();
     late_kernels(true);
-    cuda.upload_in(&mut its_lane, Cuda::all_mut(&mut fresh), &[3.0; 6]).unwrap();
+    cuda.upload_in(&mut its_lane, fresh.all_mut(), &[3.0; 6]).unwrap();
     cuda.await_lane(&mut its_lane).unwrap();
-    assert_eq!(cuda.to_host(Cuda::all(&fresh)).unwrap(), [3.0; 6]);
+    assert_eq!(cuda.to_host(fresh.all()).unwrap(), [3.0; 6]);
 
     for released in [true, false] {
-        cuda.upload(Cuda::all_mut(&mut x), &[1.0; 6]).unwrap();
-        cuda.upload(Cuda::all_mut(&mut y), &[10.0; 6]).unwrap();
+        cuda.upload(x.all_mut(), &[1.0; 6]).unwrap();
+        cuda.upload(y.all_mut(), &[10.0; 6]).unwrap();
         cuda.synchronize().unwrap();
-        cuda.axpby(Cuda::all_mut(&mut y), 1.0, Cuda::all(&x), 1.0).unwrap();
+        cuda.axpby(y.all_mut(), 1.0, x.all(), 1.0).unwrap();
         if released {
             cuda.release_lane(&mut lane).unwrap();
         }
-        cuda.upload_in(&mut lane, Cuda::all_mut(&mut x), &[5.0; 6]).unwrap();
-        let found = cuda.to_host(Cuda::all(&y)).unwrap();
+        cuda.upload_in(&mut lane, x.all_mut(), &[5.0; 6]).unwrap();
+        let found = cuda.to_host(y.all()).unwrap();
         // A forgotten `release_lane`: what the operation reads has been overwritten.
         let expected = if released { 11.0 } else { 15.0 };
         assert!((crate::emulator::on_device() && !released) || found == [expected; 6], "{found:?}");
         cuda.await_lane(&mut lane).unwrap();
-        assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [5.0; 6]);
+        assert_eq!(cuda.to_host(x.all()).unwrap(), [5.0; 6]);
     }
     late_kernels(false);
 }
@@ -218,25 +231,25 @@ fn uploads_from_pinned_memory() {
     assert_eq!(Cuda::pinned_values(&pinned), [0.0; 6]);
     Cuda::pinned_values_mut(&mut pinned).unwrap().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let before = cuda.uploaded();
-    cuda.upload_pinned(&mut lane, Cuda::all_mut(&mut x), &pinned, 1..5).unwrap();
+    cuda.upload_pinned(&mut lane, x.all_mut(), &pinned, 1..5).unwrap();
     assert_eq!(cuda.uploaded() - before, 16);
-    let early = cuda.to_host(Cuda::all(&x)).unwrap();
+    let early = cuda.to_host(x.all()).unwrap();
     assert!(crate::emulator::on_device() || early == [0.0; 4], "late copies came early: {early:?}");
     // From another thread, as whoever prepares the next batch does.
     std::thread::scope(|scope| {
         scope.spawn(|| Cuda::pinned_values_mut(&mut pinned).unwrap().fill(9.0));
     });
     cuda.await_lane(&mut lane).unwrap();
-    assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [2.0, 3.0, 4.0, 5.0], "of before they were overwritten");
+    assert_eq!(cuda.to_host(x.all()).unwrap(), [2.0, 3.0, 4.0, 5.0], "of before they were overwritten");
     cuda.release_lane(&mut lane).unwrap();
-    cuda.upload_pinned(&mut lane, Cuda::all_mut(&mut x), &pinned, 2..6).unwrap();
+    cuda.upload_pinned(&mut lane, x.all_mut(), &pinned, 2..6).unwrap();
     drop(pinned);
     cuda.await_lane(&mut lane).unwrap();
-    assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [9.0; 4], "given back when the copy is done");
+    assert_eq!(cuda.to_host(x.all()).unwrap(), [9.0; 4], "given back when the copy is done");
     let none = cuda.pinned::<u64>(0).unwrap();
     assert!(Cuda::pinned_values(&none).is_empty());
     let mut few = cuda.zeros::<u64>(1).unwrap();
-    let refused = cuda.upload_pinned(&mut lane, Cuda::all_mut(&mut few), &none, 0..0);
+    let refused = cuda.upload_pinned(&mut lane, few.all_mut(), &none, 0..0);
     assert!(matches!(refused, Err(Error::Shape { .. })));
 }
 
@@ -247,18 +260,18 @@ fn repeated_work() {
     let mut y = cuda.zeros::<f32>(70).unwrap();
     let (mut graph, mut asked) = (Default::default(), 0);
     for round in 1..=4 {
-        cuda.upload(Cuda::all_mut(&mut x), &[round as f32; 70]).unwrap();
+        cuda.upload(x.all_mut(), &[round as f32; 70]).unwrap();
         cuda.replay::<Error>(&mut graph, &mut || {
             asked += 1;
-            cuda.fill(Cuda::view_mut(&mut y, 60..70), 0.5)?;
-            cuda.axpby(Cuda::view_mut(&mut y, 0..60), 2.0, Cuda::view(&x, 0..60), 1.0)
+            cuda.fill(y.view_mut(60..70), 0.5)?;
+            cuda.axpby(y.view_mut(0..60), 2.0, x.view(0..60), 1.0)
         })
         .unwrap();
         // 2 · (1 + … + round)
         let expected = (round * (round + 1)) as f32;
-        let found = cuda.to_host(Cuda::all(&y)).unwrap();
+        let found = cuda.to_host(y.all()).unwrap();
         assert!(found[..60].iter().all(|&y| y == expected) && found[60..] == [0.5; 10], "{round}: {found:?}");
-        cuda.fill(Cuda::view_mut(&mut y, 60..70), 9.0).unwrap();
+        cuda.fill(y.view_mut(60..70), 9.0).unwrap();
     }
     assert_eq!((asked, cuda.graph_launches()), (2, 3));
 }
@@ -277,15 +290,15 @@ fn in_two_queues(
         if forgotten == Some(place) { Ok(()) } else { to.follow(&mark) }
     };
     order(0, cuda, &second)?;
-    second.copy(Cuda::all_mut(y), Cuda::all(x))?;
-    second.axpby(Cuda::all_mut(y), 1.0, Cuda::all(one), 1.0)?;
+    second.copy(y.all_mut(), x.all())?;
+    second.axpby(y.all_mut(), 1.0, one.all(), 1.0)?;
     order(1, &second, cuda)?;
-    cuda.axpby(Cuda::all_mut(z), 2.0, Cuda::all(y), 0.0)?;
+    cuda.axpby(z.all_mut(), 2.0, y.all(), 0.0)?;
     // What the second queue still reads is overwritten by the first.
     order(2, cuda, &second)?;
-    second.axpby(Cuda::all_mut(y), 0.0, Cuda::all(x), 1.0)?;
+    second.axpby(y.all_mut(), 0.0, x.all(), 1.0)?;
     order(3, &second, cuda)?;
-    cuda.fill(Cuda::all_mut(x), -1.0)
+    cuda.fill(x.all_mut(), -1.0)
 }
 
 /// Operations in two queues go in the order of their marks, also in a graph; where one is forgotten, the
@@ -299,11 +312,11 @@ fn work_in_two_queues() {
             let mut bufs = [0.0f32, 1.0, 0.0, 0.0].map(|x| cuda.buffer_from(&[x; 70]).unwrap());
             let (mut graph, mut wrong) = (Default::default(), 0);
             for round in 1..=3 {
-                cuda.upload(Cuda::all_mut(&mut bufs[0]), &[round as f32; 70]).unwrap();
+                cuda.upload(bufs[0].all_mut(), &[round as f32; 70]).unwrap();
                 let asked =
                     cuda.replay::<Error>(&mut graph, &mut || in_two_queues(&cuda, &mut bufs, forgotten));
                 cuda.synchronize().unwrap();
-                let found = cuda.to_host(Cuda::all(&bufs[3])).unwrap();
+                let found = cuda.to_host(bufs[3].all()).unwrap();
                 wrong += usize::from(asked.is_err() || found != [2.0 * (round as f32 + 1.0); 70]);
             }
             match forgotten {
@@ -330,20 +343,20 @@ fn downloads_beside_operations() {
     let mut y = cuda.buffer_from(&[10.0f32; 6]).unwrap();
     for late in [false, true] {
         late_kernels(late);
-        cuda.upload(Cuda::all_mut(&mut y), &[10.0; 6]).unwrap();
-        cuda.axpby(Cuda::all_mut(&mut y), 1.0, Cuda::all(&x), 1.0).unwrap();
+        cuda.upload(y.all_mut(), &[10.0; 6]).unwrap();
+        cuda.axpby(y.all_mut(), 1.0, x.all(), 1.0).unwrap();
         cuda.release_lane(&mut lane).unwrap();
         let mut found = [0.0; 6];
-        cuda.download_in(&mut lane, &mut found, Cuda::all(&y)).unwrap();
+        cuda.download_in(&mut lane, &mut found, y.all()).unwrap();
         assert_eq!(found, [11.0; 6]);
         // Negative control: of what was asked for since then it knows nothing.
-        cuda.fill(Cuda::all_mut(&mut y), 5.0).unwrap();
-        cuda.download_in(&mut lane, &mut found, Cuda::all(&y)).unwrap();
+        cuda.fill(y.all_mut(), 5.0).unwrap();
+        cuda.download_in(&mut lane, &mut found, y.all()).unwrap();
         assert!(
             crate::emulator::on_device() || found == if late { [11.0; 6] } else { [5.0; 6] },
             "{found:?}"
         );
-        assert!(cuda.download_in(&mut lane, &mut found[..5], Cuda::all(&y)).is_err());
+        assert!(cuda.download_in(&mut lane, &mut found[..5], y.all()).is_err());
         late_kernels(false);
     }
 }
@@ -360,11 +373,11 @@ fn work_that_cannot_be_repeated() {
         assert!(why.contains(what) && why.contains("replayed as a graph"), "{why}");
         cuda.replay::<Error>(&mut graph, &mut work).expect("then it begins again");
     }
-    refused(&cuda, "upload", || cuda.upload(Cuda::all_mut(&mut x), &[2.0; 8]));
-    refused(&cuda, "download", || cuda.to_host(Cuda::all(&x)).map(drop));
+    refused(&cuda, "upload", || cuda.upload(x.all_mut(), &[2.0; 8]));
+    refused(&cuda, "download", || cuda.to_host(x.all()).map(drop));
     refused(&cuda, "zeros", || cuda.zeros::<f32>(5).map(drop));
     refused(&cuda, "synchronize", || cuda.synchronize());
-    assert_eq!(cuda.to_host(Cuda::all(&x)).unwrap(), [2.0; 8]);
+    assert_eq!(cuda.to_host(x.all()).unwrap(), [2.0; 8]);
 }
 
 /// A graph holds the address of scratch memory; when that has moved the work starts over.
@@ -375,18 +388,15 @@ fn repeated_work_after_scratch_memory_has_grown() {
     let mut sums = cuda.zeros::<f32>(1).unwrap();
     let mut graph = Default::default();
     for round in 0..6 {
-        cuda.fill(Cuda::all_mut(&mut g), round as f32).unwrap();
-        cuda.replay::<Error>(&mut graph, &mut || {
-            cuda.sum_squares(Cuda::all_mut(&mut sums), Cuda::all(&g), 1, 5000)
-        })
-        .unwrap();
-        assert_eq!(cuda.to_host(Cuda::all(&sums)).unwrap(), [5000.0 * (round * round) as f32]);
+        cuda.fill(g.all_mut(), round as f32).unwrap();
+        cuda.replay::<Error>(&mut graph, &mut || cuda.sum_squares(sums.all_mut(), g.all(), 1, 5000)).unwrap();
+        assert_eq!(cuda.to_host(sums.all()).unwrap(), [5000.0 * (round * round) as f32]);
         if round == 2 {
             // A partial sum for each of more rows than there is scratch memory for.
             let (many, mut each) = (cuda.zeros::<f32>(2_000).unwrap(), cuda.zeros::<f32>(2_000).unwrap());
             let before = cuda.allocations();
             for grown in [1, 1] {
-                cuda.sum_squares(Cuda::all_mut(&mut each), Cuda::all(&many), 2_000, 1).unwrap();
+                cuda.sum_squares(each.all_mut(), many.all(), 2_000, 1).unwrap();
                 assert_eq!(cuda.allocations(), before + grown);
             }
         }
@@ -402,16 +412,15 @@ fn operations_are_measured_one_by_one() {
     let mut c = cuda.zeros::<f32>(32 * 32).unwrap();
     let dims = GemmDims::new(32, 32, 48, false, true);
     let mut graph = Default::default();
-    let mut multiply = |cuda: &Cuda| {
-        cuda.replay(&mut graph, &mut || cuda.gemm(Cuda::all_mut(&mut c), Cuda::all(&a), Cuda::all(&a), dims))
-    };
+    let mut multiply =
+        |cuda: &Cuda| cuda.replay(&mut graph, &mut || cuda.gemm(c.all_mut(), a.all(), a.all(), dims));
     multiply(&cuda).unwrap();
     cuda.start_profile().unwrap();
     for _ in 0..3 {
         multiply(&cuda).unwrap();
     }
     let mut copy = cuda.zeros::<f32>(32 * 48).unwrap();
-    cuda.copy(Cuda::all_mut(&mut copy), Cuda::all(&a)).unwrap();
+    cuda.copy(copy.all_mut(), a.all()).unwrap();
     let found = cuda.stop_profile().unwrap();
     assert_eq!(cuda.graph_launches(), 0);
     let named =
@@ -443,11 +452,19 @@ fn products_with_biases_of_other_alignments() {
     let dims = LinearDims::new(8, 8, 8);
     for first in [0, 1, 2, 4, 0, 3] {
         let mut y = cuda.zeros::<f32>(64).unwrap();
-        let bias = Some(Cuda::view(&biases, first..first + 8));
-        cuda.linear_forward(Cuda::all_mut(&mut y), Cuda::all(&x), Cuda::all(&w), bias, None, dims).unwrap();
+        let bias = Some(biases.view(first..first + 8));
+        cuda.linear_forward(LinearForward {
+            y: y.all_mut(),
+            x: x.all(),
+            w: w.all(),
+            bias,
+            residual: None,
+            dims,
+        })
+        .unwrap();
         let row = |i: usize| values[8 * i..8 * i + 8].iter().sum::<f32>();
         let expected: Vec<f32> = (0..64).map(|i| row(i / 8) + values[first + i % 8]).collect();
-        assert_eq!(cuda.to_host(Cuda::all(&y)).unwrap(), expected, "a bias at element {first}");
+        assert_eq!(cuda.to_host(y.all()).unwrap(), expected, "a bias at element {first}");
     }
 }
 

@@ -1,8 +1,11 @@
 //! Adapted layers: every piece, with several adapters, gradient rows and targets in one stream.
 
 use crate::common::*;
-use gradtx_kernels::ops::{LoraDims, LoraTarget, RmsNormDims, Segments};
-use gradtx_kernels::{Backend, Device, Real, Result};
+use gradtx_kernels::ops::{
+    LoraDims, LoraDownBackward, LoraLinearBackward, LoraLinearForward, LoraTarget, RmsNormDims,
+    RmsNormLoraBackward, RmsNormLoraForward, Segments,
+};
+use gradtx_kernels::{Backend, Buffer, Device, Real, Result, ViewMut};
 
 /// s and ds are rounded to bf16 on the way.
 const LORA: Tolerance = Tolerance { f32: 3e-6, bf16: 1.2e-2 };
@@ -89,10 +92,10 @@ impl<D: Device> Stream<D> {
 
     fn view(&self) -> Segments<'_, D> {
         Segments {
-            offsets: D::all(&self.offsets),
-            adapter: D::all(&self.adapter),
-            grad_row: D::all(&self.grad_row),
-            keys: D::all(&self.keys),
+            offsets: self.offsets.all(),
+            adapter: self.adapter.all(),
+            grad_row: self.grad_row.all(),
+            keys: self.keys.all(),
             count: self.count,
         }
     }
@@ -101,7 +104,7 @@ impl<D: Device> Stream<D> {
 /// The rows of x in an adapter input, and s or ds behind them as y or dB show it.
 fn rows_of<D: Backend<X>, X: Real>(d: &D, input: &D::Buf<X>, dims: &LoraDims<'_>) -> Result<Vec<f64>> {
     let stride = D::lora_row_stride(dims);
-    let values = d.to_host(D::lora_rows(D::all(input), dims))?;
+    let values = d.to_host(D::lora_rows(input.all(), dims))?;
     let rows = values.chunks(stride).take(dims.tokens).flat_map(|row| &row[..dims.in_dim]);
     Ok(rows.map(|x| x.to_f64()).collect())
 }
@@ -111,8 +114,8 @@ fn input_with<D: Backend<X>, X: Real>(d: &D, x: &[X], dims: &LoraDims<'_>) -> Re
     let mut input = put(d, &nan::<X>(D::lora_input_len(dims)))?;
     let stride = D::lora_row_stride(dims);
     for (t, row) in x.chunks(dims.in_dim).enumerate() {
-        let rows = D::lora_rows_mut(D::all_mut(&mut input), dims);
-        d.upload(D::slice_mut(rows, t * stride..t * stride + dims.in_dim), row)?;
+        let rows = D::lora_rows_mut(input.all_mut(), dims);
+        d.upload(rows.slice(t * stride..t * stride + dims.in_dim), row)?;
     }
     Ok(input)
 }
@@ -139,44 +142,78 @@ impl Case for Adapted {
         let residual = put(d, &inputs.values::<X>("residual", tokens * out_dim))?;
         let mut inv = put(d, &nan::<X::Acc>(tokens))?;
         let mut input = input_with(d, &x_values, &dims)?;
-        let (segments, adapters) = (stream.view(), D::all(&adapters));
+        let (segments, adapters) = (stream.view(), adapters.all());
         if self.norm {
-            let (to, inv_to) = (D::all_mut(&mut input), D::all_mut(&mut inv));
-            d.rmsnorm_lora_forward(to, inv_to, D::all(&x), D::all(&w_norm), adapters, segments, norm, dims)?;
+            let (to, inv_to) = (input.all_mut(), inv.all_mut());
+            d.rmsnorm_lora_forward(RmsNormLoraForward {
+                input: to,
+                inv_rms: inv_to,
+                x: x.all(),
+                w_norm: w_norm.all(),
+                adapters,
+                segments,
+                norm,
+                dims,
+            })?;
         } else {
-            d.lora_down_forward(D::all_mut(&mut input), adapters, segments, dims)?;
+            d.lora_down_forward(input.all_mut(), adapters, segments, dims)?;
         }
         let mut y = put(d, &nan::<X>(tokens * out_dim))?;
-        let residual = self.residual.then(|| D::all(&residual));
-        d.lora_linear_forward(
-            D::all_mut(&mut y),
-            D::all(&input),
-            D::all(&w),
+        let residual = self.residual.then(|| residual.all());
+        d.lora_linear_forward(LoraLinearForward {
+            y: y.all_mut(),
+            input: input.all(),
+            w: w.all(),
             residual,
             adapters,
             segments,
             dims,
-        )?;
+        })?;
 
         let dy = put(d, &inputs.values::<X>("dy", tokens * out_dim))?;
         let mut grads = put(d, &inputs.sums::<X::Acc>("grads", grad_rows * adapter_stride))?;
         let mut d_input = put(d, &nan::<X>(D::lora_input_len(&dims)))?;
-        let (to, grads_to, dy) = (D::all_mut(&mut d_input), D::all_mut(&mut grads), D::all(&dy));
-        d.lora_linear_backward(to, grads_to, dy, D::all(&input), D::all(&w), adapters, segments, dims)?;
+        let (to, grads_to, dy) = (d_input.all_mut(), grads.all_mut(), dy.all());
+        d.lora_linear_backward(LoraLinearBackward {
+            d_input: to,
+            grads: grads_to,
+            dy,
+            input: input.all(),
+            w: w.all(),
+            adapters,
+            segments,
+            dims,
+        })?;
         let mut results = Results::default();
         if self.norm {
             let mut dx = put(d, &inputs.values::<X>("dx", tokens * in_dim))?;
-            let (dx_to, d_to, grads_to) =
-                (D::all_mut(&mut dx), D::all_mut(&mut d_input), D::all_mut(&mut grads));
-            let (x, inv, w_norm) = (D::all(&x), D::all(&inv), D::all(&w_norm));
-            let input = D::all(&input);
-            d.rmsnorm_lora_backward(
-                dx_to, d_to, grads_to, x, input, inv, w_norm, adapters, segments, norm, dims,
-            )?;
+            let (dx_to, d_to, grads_to) = (dx.all_mut(), d_input.all_mut(), grads.all_mut());
+            let (x, inv, w_norm) = (x.all(), inv.all(), w_norm.all());
+            let input = input.all();
+            d.rmsnorm_lora_backward(RmsNormLoraBackward {
+                dx: dx_to,
+                d_input: d_to,
+                grads: grads_to,
+                x,
+                input,
+                inv_rms: inv,
+                w_norm,
+                adapters,
+                segments,
+                norm,
+                dims,
+            })?;
             results.take(d, "dx", &dx)?;
         } else {
-            let (d_to, grads_to) = (D::all_mut(&mut d_input), D::all_mut(&mut grads));
-            d.lora_down_backward(d_to, grads_to, D::all(&input), adapters, segments, dims)?;
+            let (d_to, grads_to) = (d_input.all_mut(), grads.all_mut());
+            d.lora_down_backward(LoraDownBackward {
+                d_input: d_to,
+                grads: grads_to,
+                input: input.all(),
+                adapters,
+                segments,
+                dims,
+            })?;
             results.add("rows of d_input", rows_of(d, &d_input, &dims)?);
         }
         results.add("rows of input", rows_of(d, &input, &dims)?);
@@ -343,26 +380,35 @@ fn gradient_rows_do_not_depend_on_the_stream() {
         let (w, dy) = (inputs.values::<f32>("w", in_dim * out_dim), values("dy", out_dim));
         let (w, dy) = (weight(&cuda, &w, in_dim, true).unwrap(), put(&cuda, &dy).unwrap());
         let mut grads = cuda.zeros::<f32>(3 * adapter_stride).unwrap();
-        type D = gradtx_kernels::cuda::Cuda;
-        let (to, grads_to) = (D::all_mut(&mut d_input), D::all_mut(&mut grads));
-        let (all, adapters) = (stream.view(), D::all(&adapters));
+        let (to, grads_to) = (d_input.all_mut(), grads.all_mut());
+        let (all, adapters) = (stream.view(), adapters.all());
         use gradtx_kernels::ops::LoraLinear;
-        cuda.lora_down_forward(D::all_mut(&mut input), adapters, all, dims).unwrap();
+        cuda.lora_down_forward(input.all_mut(), adapters, all, dims).unwrap();
         LoraLinear::<f32>::lora_linear_backward(
             &cuda,
-            to,
-            grads_to,
-            D::all(&dy),
-            D::all(&input),
-            D::all(&w),
-            adapters,
-            all,
-            dims,
+            LoraLinearBackward {
+                d_input: to,
+                grads: grads_to,
+                dy: dy.all(),
+                input: input.all(),
+                w: w.all(),
+                adapters,
+                segments: all,
+                dims,
+            },
         )
         .unwrap();
-        let (to, grads_to) = (D::all_mut(&mut d_input), D::all_mut(&mut grads));
-        cuda.lora_down_backward(to, grads_to, D::all(&input), adapters, all, dims).unwrap();
-        let row = D::view(&grads, adapter_stride..2 * adapter_stride);
+        let (to, grads_to) = (d_input.all_mut(), grads.all_mut());
+        cuda.lora_down_backward(LoraDownBackward {
+            d_input: to,
+            grads: grads_to,
+            input: input.all(),
+            adapters,
+            segments: all,
+            dims,
+        })
+        .unwrap();
+        let row = grads.view(adapter_stride..2 * adapter_stride);
         cuda.to_host(row).unwrap().into_iter().map(f32::to_bits).collect()
     };
     let among = run(&[(13, 0, 0), (40, 2, 1), (7, 0, 2)], 0..60);

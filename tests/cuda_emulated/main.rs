@@ -21,4 +21,5 @@ mod places;
 mod planted;
 mod rmsnorm;
 mod rows;
+mod signatures;
 mod t5_attention;

@@ -1,8 +1,11 @@
 //! Matrix products, linear layers and the LM head.
 
 use crate::common::*;
-use gradtx_kernels::ops::{GemmDims, LinearDims, LmHeadDims, LmHeadScratch, Out};
-use gradtx_kernels::{Backend, Real, Result};
+use gradtx_kernels::ops::{
+    GemmDims, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward, LmHeadDims, LmHeadLoss,
+    LmHeadScratch, Out,
+};
+use gradtx_kernels::{Backend, Buffer, Real, Result};
 
 /// A product whose result is rounded once; in bf16 the sum before it is in f32.
 const PRODUCT: Tolerance = Tolerance { f32: 2e-6, bf16: 4e-3 };
@@ -29,7 +32,7 @@ impl Case for Product {
         let b = put(d, &spread(&inputs.values::<X>("b", n * k), b_cols, b_stride))?;
         let old = if out == Out::Add { inputs.values::<X>("c", m * n) } else { nan(m * n) };
         let mut c = put(d, &spread(&old, n, c_stride))?;
-        d.gemm(D::all_mut(&mut c), D::all(&a), D::all(&b), self.dims)?;
+        d.gemm(c.all_mut(), a.all(), b.all(), self.dims)?;
         let mut results = Results::default();
         results.take_rows(d, "c", &c, n, c_stride)?;
         Ok(results)
@@ -78,23 +81,43 @@ impl Case for Layer {
         let bias = put(d, &inputs.values::<X>("bias", out_dim))?;
         let residual = put(d, &inputs.values::<X>("residual", rows * out_dim))?;
         let mut y = put(d, &nan::<X>(rows * out_dim))?;
-        let (bias, residual) = (self.bias.then(|| D::all(&bias)), self.residual.then(|| D::all(&residual)));
-        d.linear_forward(D::all_mut(&mut y), D::all(&x), D::all(&w), bias, residual, self.dims)?;
+        let (bias, residual) = (self.bias.then(|| bias.all()), self.residual.then(|| residual.all()));
+        d.linear_forward(LinearForward {
+            y: y.all_mut(),
+            x: x.all(),
+            w: w.all(),
+            bias,
+            residual,
+            dims: self.dims,
+        })?;
 
         let dy = put(d, &inputs.values::<X>("dy", rows * out_dim))?;
         let old =
             if self.out == Out::Add { inputs.values::<X>("dx", rows * in_dim) } else { nan(rows * in_dim) };
         let mut dx = put(d, &spread(&old, in_dim, x_stride))?;
-        d.linear_backward_input(D::all_mut(&mut dx), D::all(&dy), D::all(&w), self.dims, self.out)?;
+        d.linear_backward_input(LinearBackwardInput {
+            dx: dx.all_mut(),
+            dy: dy.all(),
+            w: w.all(),
+            dims: self.dims,
+            out: self.out,
+        })?;
         let old = |name: &str, len: usize| -> Vec<X::Acc> {
             if self.out == Out::Add { inputs.sums(name, len) } else { nan(len) }
         };
         let mut dw = put(d, &old("dw", out_dim * in_dim))?;
         let mut dbias =
             put(d, &if self.bias { old("dbias", out_dim) } else { vec![X::Acc::zero(); out_dim] })?;
-        let dbias_view = self.bias.then(|| D::all_mut(&mut dbias));
-        let (dy, x) = (D::all(&dy), D::all(&x));
-        d.linear_backward_weight(D::all_mut(&mut dw), dbias_view, dy, x, self.dims, self.out)?;
+        let dbias_view = self.bias.then(|| dbias.all_mut());
+        let (dy, x) = (dy.all(), x.all());
+        d.linear_backward_weight(LinearBackwardWeight {
+            dw: dw.all_mut(),
+            dbias: dbias_view,
+            dy,
+            x,
+            dims: self.dims,
+            out: self.out,
+        })?;
         let mut results = Results::default();
         results.take(d, "y", &y)?;
         results.take_rows(d, "dx", &dx, in_dim, x_stride)?;
@@ -139,19 +162,27 @@ impl Case for Head {
         let mut logits = put(d, &nan::<X>(chunk * vocab))?;
         let [mut gathered, mut d_rows] =
             [put(d, &nan::<X>(chunk * hidden))?, put(d, &nan::<X>(chunk * hidden))?];
-        let scratch = LmHeadScratch {
-            logits: D::all_mut(&mut logits),
-            rows: D::all_mut(&mut gathered),
-            d_rows: D::all_mut(&mut d_rows),
-        };
+        let scratch =
+            LmHeadScratch { logits: logits.all_mut(), rows: gathered.all_mut(), d_rows: d_rows.all_mut() };
         let (dx_to, dw_to) = match self.gradient {
-            true => (Some(D::all_mut(&mut dx)), Some(D::all_mut(&mut dw))),
+            true => (Some(dx.all_mut()), Some(dw.all_mut())),
             false => (None, None),
         };
-        let (rows, targets, weights) = (D::all(&rows), D::all(&targets), D::all(&weights));
-        let (x, w, dims) = (D::all(&x), D::all(&w), self.dims);
-        let loss_view = D::all_mut(&mut loss);
-        d.lm_head_loss(loss_view, dx_to, dw_to, scratch, x, w, rows, targets, weights, dims)?;
+        let (rows, targets, weights) = (rows.all(), targets.all(), weights.all());
+        let (x, w, dims) = (x.all(), w.all(), self.dims);
+        let loss_view = loss.all_mut();
+        d.lm_head_loss(LmHeadLoss {
+            loss: loss_view,
+            dx: dx_to,
+            dw: dw_to,
+            scratch,
+            x,
+            w,
+            rows,
+            targets,
+            weights,
+            dims,
+        })?;
         let mut results = Results::default();
         results.take(d, "loss", &loss)?;
         if self.gradient {
@@ -197,7 +228,7 @@ impl Case for Largest {
         }
         let logits = put(d, &values)?;
         let mut ids = put(d, &vec![77u32; self.rows])?;
-        d.argmax(D::all_mut(&mut ids), D::all(&logits), self.rows, self.cols)?;
+        d.argmax(ids.all_mut(), logits.all(), self.rows, self.cols)?;
         let mut results = Results::default();
         results.take_ids(d, "ids", &ids)?;
         Ok(results)

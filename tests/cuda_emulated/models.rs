@@ -9,7 +9,7 @@ use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::{CublasLt, Cuda};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Backend, Device, Real, bf16};
+use gradtx_kernels::{Backend, Buffer, Device, Real, bf16};
 use gradtx_models::decoder::{
     Continuation, Decoder, DecoderConfig, Family, FullTrainer, GenerateLimits, Generator, PretrainStep,
     Prompt, RopeScaling,
@@ -300,7 +300,7 @@ fn translate<D: Backend<X>, X: Real>(device: &D, staged: bool, after: &mut dyn F
     let mut model = GradTransformer::<D, X>::random(device, config.clone(), 1).expect("there is memory");
     let total = model.layout().total();
     let values: Vec<X> = to(&random("translator", total, 0.0, 0.2));
-    device.upload(D::all_mut(model.values_mut()), &values).expect("as many values as the model has");
+    device.upload(model.values_mut().all_mut(), &values).expect("as many values as the model has");
     let values = |what: &str, len: usize| -> Vec<Vec<f32>> {
         (0..4).map(|t| to(&random(&format!("{what} {t}"), 3 * len, 0.0, 1.0))).collect()
     };
@@ -381,7 +381,7 @@ fn repeated_translations() {
         let mut model =
             GradTransformer::<Cuda, f32>::random(&cuda, config.clone(), seed).expect("there is memory");
         let values: Vec<f32> = to(&random(&format!("translator {seed}"), model.layout().total(), 0.0, 0.2));
-        cuda.upload(Cuda::all_mut(model.values_mut()), &values).expect("as many values as the model has");
+        cuda.upload(model.values_mut().all_mut(), &values).expect("as many values as the model has");
         model
     };
     let (one, mut other) = (model(1), model(2));
@@ -399,7 +399,7 @@ fn repeated_translations() {
     assert_eq!([of_other.1, again.1], [0, 8]);
     assert!(of_other.0 == again.0 && of_other.0 != first.0);
     // The values of the other one in another buffer.
-    let values = cuda.to_host(Cuda::all(one.values())).expect("they are there");
+    let values = cuda.to_host(one.values().all()).expect("they are there");
     *other.values_mut() = cuda.buffer_from(&values).expect("there is memory");
     assert_eq!(generate(&other), (first.0.clone(), 0));
     assert_eq!(generate(&one), (first.0, 0));

@@ -11,7 +11,7 @@ use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::{Cuda, devices};
 use gradtx_kernels::ops::{AdamWStep, Elementwise};
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Backend, Collective, Device, Elem, Real, Result, bf16};
+use gradtx_kernels::{Backend, Buffer, Collective, Device, Elem, Real, Result, bf16};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, StartToken, Trainer, Tuples};
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::comm::{Comm, Local, local};
@@ -82,24 +82,24 @@ fn exchange<D: Backend<f32>>(device: &D, comm: &Local, bucket: usize) -> Result<
             let range = param.range();
             let part = device.buffer_from(&random(&format!("{rank} {step} {}", param.name), range.len()))?;
             // By a kernel, as gradients come.
-            device.axpby(D::view_mut(&mut grads, range.clone()), 3.0, D::all(&part), 0.0)?;
-            sums.ready(device, &range, D::all_mut(&mut grads)).expect("gradients in their order");
+            device.axpby(grads.view_mut(range.clone()), 3.0, part.all(), 0.0)?;
+            sums.ready(device, &range, grads.all_mut()).expect("gradients in their order");
         }
         sums.finish(device, &mut grads).expect("all ranks send theirs");
         for range in &own {
-            let part = D::view(&grads, range.clone());
+            let part = grads.view(range.clone());
             found.sums.extend(device.to_host(part)?);
-            device.axpby(D::view_mut(&mut values, range.clone()), 1.0, part, 0.5)?;
+            device.axpby(values.view_mut(range.clone()), 1.0, part, 0.5)?;
             let rounded: Vec<bf16> = found.sums.iter().rev().map(|&x| bf16::from_f32(x)).collect();
-            device.upload(D::view_mut(&mut narrow, range.clone()), &rounded[..range.len()])?;
+            device.upload(narrow.view_mut(range.clone()), &rounded[..range.len()])?;
         }
         sums.gather(device, &mut values).expect("all ranks send theirs");
         sums.gather(device, &mut narrow).expect("all ranks send theirs");
     }
     assert!(sums.take_seconds() > 0.0);
     sums.close(device).expect("all ranks leave");
-    found.values = device.to_host(D::all(&values))?;
-    found.narrow = device.to_host(D::all(&narrow))?;
+    found.values = device.to_host(values.all())?;
+    found.narrow = device.to_host(narrow.all())?;
     Ok(found)
 }
 
@@ -199,8 +199,7 @@ where
     }
     ranks.close(device);
     let mut masters = ranks.masters_on_first(&model, &trainer).expect("masters");
-    masters
-        .extend(device.to_host(Cuda::all(model.values())).expect("values").iter().map(|x| x.to_f64() as f32));
+    masters.extend(device.to_host(model.values().all()).expect("values").iter().map(|x| x.to_f64() as f32));
     (between_devices, numbers, masters)
 }
 
@@ -332,9 +331,9 @@ mod planted {
     fn a_group_is_closed_by_all_ranks() {
         let found = on_ranks(2, |comm| {
             let Member { mut group, mut values, cuda, .. } = join(&comm, comm.rank()).expect("a group");
-            cuda.start_sums(&mut group, Cuda::all_mut(&mut values), &[0..2, 2..4]).expect("sums");
+            cuda.start_sums(&mut group, values.all_mut(), &[0..2, 2..4]).expect("sums");
             cuda.close_group(group).expect("both finish and leave");
-            cuda.to_host(Cuda::all(&values)).expect("they can be read")
+            cuda.to_host(values.all()).expect("they can be read")
         });
         assert_eq!(found, [[2.0, 4.0, 3.0, 4.0], [1.0, 2.0, 6.0, 8.0]]);
     }
@@ -368,17 +367,17 @@ mod planted {
         let group = cuda.join_group(&id, comm.rank(), comm.size())?;
         let mut values = cuda.zeros(4)?;
         let start = cuda.buffer_from(&[1.0f32, 2.0, 3.0, 4.0])?;
-        cuda.axpby(Cuda::all_mut(&mut values), 1.0, Cuda::all(&start), 0.0)?;
+        cuda.axpby(values.all_mut(), 1.0, start.all(), 0.0)?;
         Ok(Member { group, values, written_from: start, cuda })
     }
 
     impl Member {
         fn start(&mut self, shares: &[Range<usize>]) -> Result<()> {
-            self.cuda.start_sums(&mut self.group, Cuda::all_mut(&mut self.values), shares)
+            self.cuda.start_sums(&mut self.group, self.values.all_mut(), shares)
         }
 
         fn values<T: Elem>(&self, of: &<Cuda as Device>::Buf<T>) -> Vec<T> {
-            self.cuda.to_host(Cuda::all(of)).expect("they can be read")
+            self.cuda.to_host(of.all()).expect("they can be read")
         }
     }
 
@@ -406,7 +405,7 @@ mod planted {
                 if forgets {
                     forget_waits();
                 }
-                let (values, ones) = (Cuda::all_mut(&mut member.values), Cuda::all(&member.written_from));
+                let (values, ones) = (member.values.all_mut(), member.written_from.all());
                 member.cuda.axpby(values, 1.0, ones, 1.0).expect("a kernel");
                 member.start(&[0..2, 2..4]).expect("sums");
                 member.cuda.finish_group(&mut member.group).expect("both ranks wait");

@@ -1,8 +1,11 @@
 //! RMS layer norm, alone and in the joint of two sublayers.
 
 use crate::common::*;
-use gradtx_kernels::ops::{DropoutDims, Out, ResidualNormDims, RmsNormDims};
-use gradtx_kernels::{Backend, Real, Result};
+use gradtx_kernels::ops::{
+    DropoutDims, Out, ResidualNormBackward, ResidualNormDims, ResidualNormForward, RmsNormBackward,
+    RmsNormBackwardWeight, RmsNormDims, RmsNormForward,
+};
+use gradtx_kernels::{Backend, Buffer, Real, Result};
 
 pub struct Norm {
     pub rows: usize,
@@ -21,17 +24,39 @@ impl Case for Norm {
         let w = put(d, &inputs.values::<X>("w", cols))?;
         let mut y = put(d, &spread(&nan::<X>(n), cols, y_stride))?;
         let mut inv = put(d, &nan::<X::Acc>(rows))?;
-        d.rmsnorm_forward(D::all_mut(&mut y), D::all_mut(&mut inv), D::all(&x), D::all(&w), dims)?;
+        d.rmsnorm_forward(RmsNormForward {
+            y: y.all_mut(),
+            inv_rms: inv.all_mut(),
+            x: x.all(),
+            w: w.all(),
+            dims,
+        })?;
 
         let dy = put(d, &spread(&inputs.values::<X>("dy", n), cols, y_stride))?;
         let old = if self.out == Out::Add { inputs.values::<X>("old", n) } else { nan(n) };
         let mut dx = put(d, &spread(&old, cols, x_stride))?;
         let mut dw = put(d, &inputs.sums::<X::Acc>("dw", cols))?;
-        let (to, dw_view) = (D::all_mut(&mut dx), Some(D::all_mut(&mut dw)));
-        d.rmsnorm_backward(to, dw_view, D::all(&dy), D::all(&x), D::all(&inv), D::all(&w), dims, self.out)?;
+        let (to, dw_view) = (dx.all_mut(), Some(dw.all_mut()));
+        d.rmsnorm_backward(RmsNormBackward {
+            dx: to,
+            dw: dw_view,
+            dy: dy.all(),
+            x: x.all(),
+            inv_rms: inv.all(),
+            w: w.all(),
+            dims,
+            out: self.out,
+        })?;
         let mut alone = put(d, &nan::<X::Acc>(cols))?;
-        let to = D::all_mut(&mut alone);
-        d.rmsnorm_backward_weight(to, D::all(&dy), D::all(&x), D::all(&inv), dims, Out::Assign)?;
+        let to = alone.all_mut();
+        d.rmsnorm_backward_weight(RmsNormBackwardWeight {
+            dw: to,
+            dy: dy.all(),
+            x: x.all(),
+            inv_rms: inv.all(),
+            dims,
+            out: Out::Assign,
+        })?;
         let mut results = Results::default();
         results.take_rows(d, "y", &y, cols, y_stride)?;
         results.take(d, "inv_rms", &inv)?;
@@ -79,15 +104,15 @@ impl Case for Joint {
             (put(d, &inputs.values::<X>("branch", n))?, put(d, &inputs.values::<X>("w", cols))?);
         let residual = put(d, &inputs.values::<X>("residual", n))?;
         let (mut y, mut inv) = (put(d, &nan::<X>(n))?, put(d, &nan::<X::Acc>(rows))?);
-        d.residual_norm_forward(
-            D::all_mut(&mut sum),
-            D::all_mut(&mut y),
-            D::all_mut(&mut inv),
-            D::all(&residual),
-            D::all(&w),
-            D::all(&keys),
+        d.residual_norm_forward(ResidualNormForward {
+            sum: sum.all_mut(),
+            y: y.all_mut(),
+            inv_rms: inv.all_mut(),
+            residual: residual.all(),
+            w: w.all(),
+            keys: keys.all(),
             dims,
-        )?;
+        })?;
 
         // From inputs that all can hold, so that the two passes are compared each alone.
         let x = put(d, &inputs.values::<X>("x", n))?;
@@ -95,17 +120,17 @@ impl Case for Joint {
         let dy = put(d, &inputs.values::<X>("dy", n))?;
         let mut dx = put(d, &if out == Out::Add { inputs.values::<X>("dx", n) } else { nan(n) })?;
         let mut d_branch = put(d, &nan::<X>(n))?;
-        d.residual_norm_backward(
-            D::all_mut(&mut dx),
-            D::all_mut(&mut d_branch),
-            D::all(&dy),
-            D::all(&x),
-            D::all(&inverse),
-            D::all(&w),
-            D::all(&keys),
+        d.residual_norm_backward(ResidualNormBackward {
+            dx: dx.all_mut(),
+            d_branch: d_branch.all_mut(),
+            dy: dy.all(),
+            x: x.all(),
+            inv_rms: inverse.all(),
+            w: w.all(),
+            keys: keys.all(),
             dims,
             out,
-        )?;
+        })?;
         let mut results = Results::default();
         results.take(d, "sum", &sum)?;
         results.take(d, "y", &y)?;

@@ -1,8 +1,11 @@
 //! Operations on rows: activations, dropout, embedding, squared error, rotary embedding, q/k norm.
 
 use crate::common::*;
-use gradtx_kernels::ops::{DropoutDims, GatedDims, GatedKind, MseDims, QkvDims};
-use gradtx_kernels::{Backend, Real, Result};
+use gradtx_kernels::ops::{
+    DropoutDims, GatedDims, GatedDropoutBackward, GatedDropoutForward, GatedKind, MseDims, QkNormBackward,
+    QkNormForward, QkvDims, RopeBackward, RopeForward, SquaredError,
+};
+use gradtx_kernels::{Backend, Buffer, Real, Result};
 
 struct Gated {
     rows: usize,
@@ -22,10 +25,10 @@ impl Case for Gated {
         }
         let gate_up = put(d, &values)?;
         let mut h = put(d, &spread(&nan::<X>(rows * cols), cols, h_stride))?;
-        d.gated_forward(D::all_mut(&mut h), D::all(&gate_up), dims)?;
+        d.gated_forward(h.all_mut(), gate_up.all(), dims)?;
         let dh = put(d, &spread(&inputs.values::<X>("dh", rows * cols), cols, h_stride))?;
         let mut d_gate_up = put(d, &nan::<X>(2 * rows * cols))?;
-        d.gated_backward(D::all_mut(&mut d_gate_up), D::all(&dh), D::all(&gate_up), dims)?;
+        d.gated_backward(d_gate_up.all_mut(), dh.all(), gate_up.all(), dims)?;
         let mut results = Results::default();
         results.take_rows(d, "h", &h, cols, h_stride)?;
         results.take(d, "d_gate_up", &d_gate_up)?;
@@ -55,11 +58,24 @@ impl Case for GatedDrop {
         let keys = put(d, &keys)?;
         let gate_up = put(d, &inputs.values::<X>("gate_up", 2 * rows * cols))?;
         let mut h = put(d, &spread(&nan::<X>(rows * cols), cols, h_stride))?;
-        d.gated_dropout_forward(D::all_mut(&mut h), D::all(&gate_up), D::all(&keys), dims, drop)?;
+        d.gated_dropout_forward(GatedDropoutForward {
+            h: h.all_mut(),
+            gate_up: gate_up.all(),
+            keys: keys.all(),
+            dims,
+            drop,
+        })?;
         let dh = put(d, &spread(&inputs.values::<X>("dh", rows * cols), cols, h_stride))?;
         let mut d_gate_up = put(d, &nan::<X>(2 * rows * cols))?;
-        let to = D::all_mut(&mut d_gate_up);
-        d.gated_dropout_backward(to, D::all(&dh), D::all(&gate_up), D::all(&keys), dims, drop)?;
+        let to = d_gate_up.all_mut();
+        d.gated_dropout_backward(GatedDropoutBackward {
+            d_gate_up: to,
+            dh: dh.all(),
+            gate_up: gate_up.all(),
+            keys: keys.all(),
+            dims,
+            drop,
+        })?;
         let mut results = Results::default();
         results.take_rows(d, "h", &h, cols, h_stride)?;
         results.take(d, "d_gate_up", &d_gate_up)?;
@@ -92,7 +108,7 @@ impl Case for Drop {
         let keys: Vec<u64> = (0..self.examples as u64).map(|b| b << 40 | (b * 77 + 5)).collect();
         let keys = put(d, &keys)?;
         let dims = DropoutDims { rows, cols, rows_per_key: self.rows_per_key, p: 0.3, site: 11 };
-        d.dropout(D::all_mut(&mut x), D::all(&keys), dims)?;
+        d.dropout(x.all_mut(), keys.all(), dims)?;
         let mut results = Results::default();
         results.take(d, "x", &x)?;
         Ok(results)
@@ -118,10 +134,10 @@ impl Case for Tokens {
         let table = put(d, &inputs.values::<X>("table", vocab * dim))?;
         let ids = put(d, &random_ids("ids", n, vocab))?;
         let mut x = put(d, &nan::<X>(n * dim))?;
-        d.embedding_forward(D::all_mut(&mut x), D::all(&table), D::all(&ids), dim)?;
+        d.embedding_forward(x.all_mut(), table.all(), ids.all(), dim)?;
         let dx = put(d, &inputs.values::<X>("dx", n * dim))?;
         let mut d_table = put(d, &inputs.sums::<X::Acc>("d_table", vocab * dim))?;
-        d.embedding_backward(D::all_mut(&mut d_table), D::all(&dx), D::all(&ids), dim)?;
+        d.embedding_backward(d_table.all_mut(), dx.all(), ids.all(), dim)?;
         let mut results = Results::default();
         results.take(d, "x", &x)?;
         results.take(d, "d_table", &d_table)?;
@@ -150,8 +166,14 @@ impl Case for Squares {
         let mut sums = put(d, &nan::<X::Acc>(rows))?;
         let mut d_pred = put(d, &nan::<X>(rows * cols))?;
         let dims = MseDims { rows, cols, grad_scale: 0.37 };
-        let gradient = self.gradient.then(|| D::all_mut(&mut d_pred));
-        d.mse(D::all_mut(&mut sums), gradient, D::all(&pred), D::all(&target), dims)?;
+        let gradient = self.gradient.then(|| d_pred.all_mut());
+        d.mse(SquaredError {
+            sums: sums.all_mut(),
+            d_pred: gradient,
+            pred: pred.all(),
+            target: target.all(),
+            dims,
+        })?;
         let mut results = Results::default();
         results.take(d, "sums", &sums)?;
         if self.gradient {
@@ -186,13 +208,27 @@ impl Case for Rotary {
         let positions = put(d, &random_ids("positions", tokens, max_positions))?;
         let bias = put(d, &inputs.values::<X>("bias", row))?;
         let mut qkv = put(d, &inputs.values::<X>("qkv", tokens * row))?;
-        let bias_view = self.bias.then(|| D::all(&bias));
-        let positions = D::all(&positions);
-        d.rope_forward(D::all_mut(&mut qkv), bias_view, D::all(&cos), D::all(&sin), positions, self.dims)?;
+        let bias_view = self.bias.then(|| bias.all());
+        let positions = positions.all();
+        d.rope_forward(RopeForward {
+            qkv: qkv.all_mut(),
+            bias: bias_view,
+            cos: cos.all(),
+            sin: sin.all(),
+            positions,
+            dims: self.dims,
+        })?;
         let mut dqkv = put(d, &inputs.values::<X>("dqkv", tokens * row))?;
         let mut dbias = put(d, &inputs.sums::<X::Acc>("dbias", row))?;
-        let dbias_view = self.bias.then(|| D::all_mut(&mut dbias));
-        d.rope_backward(D::all_mut(&mut dqkv), dbias_view, D::all(&cos), D::all(&sin), positions, self.dims)?;
+        let dbias_view = self.bias.then(|| dbias.all_mut());
+        d.rope_backward(RopeBackward {
+            dqkv: dqkv.all_mut(),
+            dbias: dbias_view,
+            cos: cos.all(),
+            sin: sin.all(),
+            positions,
+            dims: self.dims,
+        })?;
         let mut results = Results::default();
         results.take(d, "qkv", &qkv)?;
         results.take(d, "dqkv", &dqkv)?;
@@ -224,25 +260,33 @@ impl Case for HeadNorm {
         let w_q = put(d, &inputs.values::<X>("w_q", head_dim))?;
         let w_k = put(d, &inputs.values::<X>("w_k", head_dim))?;
         let (mut y, mut inv) = (put(d, &nan::<X>(n))?, put(d, &nan::<X::Acc>(normed))?);
-        let weights = (D::all(&w_q), D::all(&w_k));
-        let (to, inv_to) = (D::all_mut(&mut y), D::all_mut(&mut inv));
-        d.qk_norm_forward(to, inv_to, D::all(&qkv), weights.0, weights.1, self.dims, 1e-6)?;
+        let weights = (w_q.all(), w_k.all());
+        let (to, inv_to) = (y.all_mut(), inv.all_mut());
+        d.qk_norm_forward(QkNormForward {
+            y: to,
+            inv_rms: inv_to,
+            qkv: qkv.all(),
+            w_q: weights.0,
+            w_k: weights.1,
+            dims: self.dims,
+            eps: 1e-6,
+        })?;
         let dy = put(d, &inputs.values::<X>("dy", n))?;
         let mut dqkv = put(d, &nan::<X>(n))?;
         let mut dw_q = put(d, &inputs.sums::<X::Acc>("dw_q", head_dim))?;
         let mut dw_k = put(d, &inputs.sums::<X::Acc>("dw_k", head_dim))?;
-        let dw = Some((D::all_mut(&mut dw_q), D::all_mut(&mut dw_k)));
-        let (dy, inv_view) = (D::all(&dy), D::all(&inv));
-        d.qk_norm_backward(
-            D::all_mut(&mut dqkv),
+        let dw = Some((dw_q.all_mut(), dw_k.all_mut()));
+        let (dy, inv_view) = (dy.all(), inv.all());
+        d.qk_norm_backward(QkNormBackward {
+            dqkv: dqkv.all_mut(),
             dw,
             dy,
-            D::all(&qkv),
-            inv_view,
-            weights.0,
-            weights.1,
-            self.dims,
-        )?;
+            qkv: qkv.all(),
+            inv_rms: inv_view,
+            w_q: weights.0,
+            w_k: weights.1,
+            dims: self.dims,
+        })?;
         let mut results = Results::default();
         results.take(d, "y", &y)?;
         results.take(d, "dqkv", &dqkv)?;

@@ -1,8 +1,8 @@
 //! T5 attention: bias, mask, dropout, cross-attention and caches.
 
 use crate::common::*;
-use gradtx_kernels::ops::{BucketMap, T5AttentionDims};
-use gradtx_kernels::{Backend, Real, Result};
+use gradtx_kernels::ops::{BucketMap, T5AttentionBackward, T5AttentionDims, T5AttentionForward};
+use gradtx_kernels::{Backend, Buffer, Real, Result};
 
 /// Probabilities and score gradients are kept in bf16, and gradients of the table are sums
 /// of differences.
@@ -41,37 +41,45 @@ impl Case for Short {
         let (n_q, n_kv, n_p) =
             (batch * queries * width, 2 * batch * keys * width, batch * heads * queries * keys);
         let shifted = put(d, &[nan(self.shift), inputs.values::<X>("q", n_q)].concat())?;
-        let q = || D::view(&shifted, self.shift..n_q + self.shift);
+        let q = || shifted.view(self.shift..n_q + self.shift);
         let kv = put(d, &inputs.values::<X>("kv", n_kv))?;
         let table = put(d, &inputs.values::<X>("table", BUCKETS * heads))?;
         let map = put(d, &random_ids("map", queries * keys, BUCKETS))?;
         let seeds = put(d, &(0..batch as u64).map(|b| b << 35 | 17).collect::<Vec<_>>())?;
-        let bias = || BucketMap::<D, X> { table: D::all(&table), map: D::all(&map), buckets: BUCKETS };
+        let bias = || BucketMap::<D, X> { table: table.all(), map: map.all(), buckets: BUCKETS };
         let bias = || self.bias.then(bias);
         let (mut o, mut probs) = (put(d, &nan::<X>(n_q))?, put(d, &nan::<X>(n_p))?);
-        let (o_to, p_to) = (D::all_mut(&mut o), D::all_mut(&mut probs));
-        d.t5_attention_forward(o_to, p_to, q(), D::all(&kv), bias(), D::all(&seeds), dims)?;
+        let (o_to, p_to) = (o.all_mut(), probs.all_mut());
+        d.t5_attention_forward(T5AttentionForward {
+            o: o_to,
+            probs: p_to,
+            q: q(),
+            kv: kv.all(),
+            bias: bias(),
+            keys: seeds.all(),
+            dims,
+        })?;
 
         let d_o = put(d, &inputs.values::<X>("d_o", n_q))?;
         let (mut dq, mut dkv) = (put(d, &nan::<X>(n_q))?, put(d, &nan::<X>(n_kv))?);
         let mut d_table = put(d, &inputs.sums::<X::Acc>("d_table", BUCKETS * heads))?;
         let mut d_scores = put(d, &nan::<X>(n_p))?;
-        let table_to = self.bias.then(|| D::all_mut(&mut d_table));
-        let (dq_to, dkv_to, scratch) = (D::all_mut(&mut dq), D::all_mut(&mut dkv), D::all_mut(&mut d_scores));
-        let (d_o, p, q, kv) = (D::all(&d_o), D::all(&probs), q(), D::all(&kv));
-        d.t5_attention_backward(
-            dq_to,
-            dkv_to,
-            table_to,
-            scratch,
+        let table_to = self.bias.then(|| d_table.all_mut());
+        let (dq_to, dkv_to, scratch) = (dq.all_mut(), dkv.all_mut(), d_scores.all_mut());
+        let (d_o, p, q, kv) = (d_o.all(), probs.all(), q(), kv.all());
+        d.t5_attention_backward(T5AttentionBackward {
+            dq: dq_to,
+            dkv: dkv_to,
+            d_table: table_to,
+            d_scores: scratch,
             d_o,
-            p,
+            probs: p,
             q,
             kv,
-            bias(),
-            D::all(&seeds),
+            bias: bias(),
+            keys: seeds.all(),
             dims,
-        )?;
+        })?;
 
         // One more query on a cache with room for other keys.
         let rows = keys + 3;
@@ -80,8 +88,16 @@ impl Case for Short {
         let one = put(d, &inputs.values::<X>("one", batch * width))?;
         let (mut o_step, mut p_step) =
             (put(d, &nan::<X>(batch * width))?, put(d, &nan::<X>(batch * heads * keys))?);
-        let (o_to, p_to) = (D::all_mut(&mut o_step), D::all_mut(&mut p_step));
-        d.t5_attention_forward(o_to, p_to, D::all(&one), D::all(&cache), None, D::all(&seeds), step)?;
+        let (o_to, p_to) = (o_step.all_mut(), p_step.all_mut());
+        d.t5_attention_forward(T5AttentionForward {
+            o: o_to,
+            probs: p_to,
+            q: one.all(),
+            kv: cache.all(),
+            bias: None,
+            keys: seeds.all(),
+            dims: step,
+        })?;
         let mut results = Results::default();
         let named = [("o", &o), ("probs", &probs), ("dq", &dq), ("dkv", &dkv), ("o_step", &o_step)];
         for (name, buf) in named {

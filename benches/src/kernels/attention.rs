@@ -6,10 +6,11 @@ use crate::counts::{
 };
 use crate::values::random;
 use anyhow::Result;
-use gradtx_kernels::Real;
 use gradtx_kernels::ops::{
-    Attention, AttentionDims, Backend, BucketMap, DecodeDims, QkvDims, T5AttentionDims,
+    Attention, AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, Backend, BucketMap,
+    DecodeDims, QkvDims, T5AttentionBackward, T5AttentionDims, T5AttentionForward,
 };
+use gradtx_kernels::{Buffer, Real};
 use gradtx_models::t5::bucket_map;
 use serde_json::{Value, json};
 
@@ -68,13 +69,19 @@ fn packed<X: Real<Acc = f32>, D: Backend<X>>(
     let shape = format!("{t} tokens, {heads}+{kv_heads} heads of {head_dim}");
     let more = json!({"head_dim": head_dim, "tokens": t});
     bench.compute("attention forward", shape.as_str(), attention(pairs, width), more.clone(), || {
-        let (o, lse) = (D::all_mut(&mut o), D::all_mut(&mut lse));
-        Attention::<X>::attention_forward(device, o, lse, D::all(&qkv), D::all(&offsets), dims)
+        let (o, lse) = (o.all_mut(), lse.all_mut());
+        Attention::<X>::attention_forward(
+            device,
+            AttentionForward { o, lse, qkv: qkv.all(), offsets: offsets.all(), dims },
+        )
     })?;
     bench.compute("attention backward", shape, attention_backward(pairs, width), more, || {
-        let (dqkv, delta) = (D::all_mut(&mut dqkv), D::all_mut(&mut delta));
-        let (d_o, o, lse, qkv) = (D::all(&d_o), D::all(&o), D::all(&lse), D::all(&qkv));
-        Attention::<X>::attention_backward(device, dqkv, delta, d_o, o, lse, qkv, D::all(&offsets), dims)
+        let (dqkv, delta) = (dqkv.all_mut(), delta.all_mut());
+        let (d_o, o, lse, qkv) = (d_o.all(), o.all(), lse.all(), qkv.all());
+        Attention::<X>::attention_backward(
+            device,
+            AttentionBackward { dqkv, delta, d_o, o, lse, qkv, offsets: offsets.all(), dims },
+        )
     })
 }
 
@@ -96,8 +103,16 @@ fn decode<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &
     let count = decode_attention((rows * context) as f64, c.q_dim(), c.kv_dim(), shapes.x);
     let shape = format!("{rows} rows, {context} tokens each");
     bench.compute("attention decode", shape, count, Value::Null, || {
-        let (o, k, v) = (D::all_mut(&mut o), D::all_mut(&mut k), D::all_mut(&mut v));
-        device.attention_decode(o, k, v, D::all(&qkv), D::all(&slot), D::all(&position), dims)
+        let (o, k, v) = (o.all_mut(), k.all_mut(), v.all_mut());
+        device.attention_decode(AttentionDecode {
+            o,
+            k_cache: k,
+            v_cache: v,
+            qkv: qkv.all(),
+            slot: slot.all(),
+            position: position.all(),
+            dims,
+        })
     })
 }
 
@@ -141,19 +156,39 @@ fn t5<X: Real<Acc = f32>, D: Backend<X>>(
     let mut d_table = device.zeros::<f32>(buckets * heads)?;
     // Cross-attention has no bias.
     let biased = which != "cross";
-    let bias = || biased.then(|| BucketMap { table: D::all(&table), map: D::all(&map), buckets });
+    let bias = || biased.then(|| BucketMap { table: table.all(), map: map.all(), buckets });
     let per_example = if causal { causal_pairs(&[queries]) } else { (queries * keys) as f64 };
     let pairs = batch as f64 * per_example;
     let shape = format!("{batch}x{queries}x{keys}, {heads} heads of {}", config.d_kv);
     bench.compute(&forward, shape.as_str(), attention(pairs, inner), Value::Null, || {
-        let (o, probs) = (D::all_mut(&mut o), D::all_mut(&mut probs));
-        device.t5_attention_forward(o, probs, D::all(&q), D::all(&kv), bias(), D::all(&random_keys), dims)
+        let (o, probs) = (o.all_mut(), probs.all_mut());
+        device.t5_attention_forward(T5AttentionForward {
+            o,
+            probs,
+            q: q.all(),
+            kv: kv.all(),
+            bias: bias(),
+            keys: random_keys.all(),
+            dims,
+        })
     })?;
     bench.compute(&backward, shape, kept_attention_backward(pairs, inner), Value::Null, || {
-        let (dq, dkv) = (D::all_mut(&mut dq), D::all_mut(&mut dkv));
-        let d_table = biased.then(|| D::all_mut(&mut d_table));
-        let (d_scores, d_o, probs) = (D::all_mut(&mut d_scores), D::all(&d_o), D::all(&probs));
-        let (q, kv, random_keys) = (D::all(&q), D::all(&kv), D::all(&random_keys));
-        device.t5_attention_backward(dq, dkv, d_table, d_scores, d_o, probs, q, kv, bias(), random_keys, dims)
+        let (dq, dkv) = (dq.all_mut(), dkv.all_mut());
+        let d_table = biased.then(|| d_table.all_mut());
+        let (d_scores, d_o, probs) = (d_scores.all_mut(), d_o.all(), probs.all());
+        let (q, kv, random_keys) = (q.all(), kv.all(), random_keys.all());
+        device.t5_attention_backward(T5AttentionBackward {
+            dq,
+            dkv,
+            d_table,
+            d_scores,
+            d_o,
+            probs,
+            q,
+            kv,
+            bias: bias(),
+            keys: random_keys,
+            dims,
+        })
     })
 }

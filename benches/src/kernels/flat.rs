@@ -5,8 +5,8 @@ use crate::counts;
 use crate::finetune::STEP;
 use crate::values::random;
 use anyhow::Result;
-use gradtx_kernels::ops::{AdamWCast, Backend, Cast, Elementwise, Mse, MseDims};
-use gradtx_kernels::{Elem, Real};
+use gradtx_kernels::ops::{AdamWCast, AdamWUpdate, Backend, Cast, Elementwise, Mse, MseDims, SquaredError};
+use gradtx_kernels::{Buffer, Elem, Real};
 
 pub(super) fn measure<X: Real<Acc = f32>, D: Backend<X>>(
     bench: &mut Bench<'_, D>,
@@ -29,26 +29,30 @@ fn optimizer<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes
     ];
     // Second moments are not negative.
     let mut v = device.zeros::<f32>(n)?;
-    device.fill(D::all_mut(&mut v), 1e-6)?;
+    device.fill(v.all_mut(), 1e-6)?;
     let scale = device.buffer_from(&[1.0f32])?;
     let mut sums = device.zeros::<f32>(1)?;
     let shape = format!("{n} values");
     bench.memory("adamw", shape.as_str(), counts::adamw(n), || {
-        let (p, m, v) = (D::all_mut(&mut p), D::all_mut(&mut m), D::all_mut(&mut v));
-        device.adamw(p, m, v, D::all(&g), D::all(&scale), 1, n, STEP)
+        let (p, m, v) = (p.all_mut(), m.all_mut(), v.all_mut());
+        device.adamw(AdamWUpdate { p, m, v, g: g.all(), scale: scale.all(), rows: 1, len: n, step: STEP })
     })?;
     if X::DTYPE != f32::DTYPE {
         let mut y = device.zeros::<X>(n)?;
         let mut count = counts::adamw(n);
         count.bytes += (n * shapes.x) as f64;
         bench.memory("adamw with a copy", shape.as_str(), count, || {
-            let (y, p) = (D::all_mut(&mut y), D::all_mut(&mut p));
-            let (m, v) = (D::all_mut(&mut m), D::all_mut(&mut v));
-            AdamWCast::<X>::adamw_cast(device, y, p, m, v, D::all(&g), D::all(&scale), 1, n, STEP)
+            let (y, p) = (y.all_mut(), p.all_mut());
+            let (m, v) = (m.all_mut(), v.all_mut());
+            AdamWCast::<X>::adamw_cast(
+                device,
+                y,
+                AdamWUpdate { p, m, v, g: g.all(), scale: scale.all(), rows: 1, len: n, step: STEP },
+            )
         })?;
     }
     bench.memory("sum of squares", shape, counts::sum_squares(n), || {
-        device.sum_squares(D::all_mut(&mut sums), D::all(&g), 1, n)
+        device.sum_squares(sums.all_mut(), g.all(), 1, n)
     })
 }
 
@@ -63,17 +67,17 @@ fn updates<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: 
     let mut out = device.zeros::<f32>(n)?;
     let shape = format!("{n} values");
     bench.memory("difference", shape.as_str(), counts::difference(n), || {
-        Elementwise::<f32>::difference(device, D::all_mut(&mut out), D::all(&x), D::all(&y))
+        Elementwise::<f32>::difference(device, out.all_mut(), x.all(), y.all())
     })?;
     if X::DTYPE == f32::DTYPE {
         return Ok(());
     }
     let mut packed = device.zeros::<X>(n)?;
     bench.memory("pack", shape.as_str(), counts::conversion(n, shapes.x), || {
-        <D as Cast<f32, X>>::cast(device, D::all_mut(&mut packed), D::all(&x))
+        <D as Cast<f32, X>>::cast(device, packed.all_mut(), x.all())
     })?;
     bench.memory("unpack", shape, counts::conversion(n, shapes.x), || {
-        <D as Cast<X, f32>>::cast(device, D::all_mut(&mut out), D::all(&packed))
+        <D as Cast<X, f32>>::cast(device, out.all_mut(), packed.all())
     })
 }
 
@@ -90,7 +94,7 @@ fn squared_error<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, sh
     let mut sums = device.zeros::<f32>(rows)?;
     let dims = MseDims { rows, cols, grad_scale: 2.0 / n as f64 };
     bench.memory("squared error", format!("{rows}x{cols}"), counts::squared_error(n, shapes.x), || {
-        let (sums, d_pred) = (D::all_mut(&mut sums), Some(D::all_mut(&mut d_pred)));
-        Mse::<X>::mse(device, sums, d_pred, D::all(&pred), D::all(&target), dims)
+        let (sums, d_pred) = (sums.all_mut(), Some(d_pred.all_mut()));
+        Mse::<X>::mse(device, SquaredError { sums, d_pred, pred: pred.all(), target: target.all(), dims })
     })
 }

@@ -5,10 +5,11 @@ use crate::ceilings::TAIL;
 use crate::counts::product;
 use crate::values::{random, tokens};
 use anyhow::Result;
-use gradtx_kernels::Real;
 use gradtx_kernels::ops::{
-    Backend, Gemm, GemmDims, Linear, LinearDims, LmHead, LmHeadDims, LmHeadScratch, Out,
+    Backend, Gemm, GemmDims, Linear, LinearBackwardWeight, LinearDims, LmHead, LmHeadDims, LmHeadLoss,
+    LmHeadScratch, Out,
 };
+use gradtx_kernels::{Buffer, Real};
 use gradtx_models::lora::Projection;
 use gradtx_plan::cost::rates::Kind;
 use serde_json::{Value, json};
@@ -72,7 +73,7 @@ fn products<X: Real<Acc = f32>, D: Backend<X>>(
     let mut c = device.zeros::<X>(m * n)?;
     let shape = format!("{m}x{n}x{k}");
     bench.measure(name, shape, product(m, n, k), Some(Kind::Gemm), Value::Null, || {
-        Gemm::<X>::gemm(device, D::all_mut(&mut c), D::all(&a), D::all(&b), dims)
+        Gemm::<X>::gemm(device, c.all_mut(), a.all(), b.all(), dims)
     })
 }
 
@@ -102,12 +103,14 @@ fn translator<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shape
         bench.compute(&name, shape, product(n, k, m), json!({"translator": true}), || {
             Linear::<X>::linear_backward_weight(
                 device,
-                D::all_mut(&mut dw),
-                None,
-                D::all(&dy),
-                D::all(&x),
-                dims,
-                Out::Assign,
+                LinearBackwardWeight {
+                    dw: dw.all_mut(),
+                    dbias: None,
+                    dy: dy.all(),
+                    x: x.all(),
+                    dims,
+                    out: Out::Assign,
+                },
             )
         })?;
     }
@@ -134,13 +137,21 @@ fn head<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &Sh
     let [mut some, mut d_some] = [device.zeros::<X>(chunk * c.hidden)?, device.zeros::<X>(chunk * c.hidden)?];
     let shape = format!("{labels} labels, {}x{}", c.vocab, c.hidden);
     bench.compute("lm head", shape, shapes.sizes().head(labels, c.vocab), Value::Null, || {
-        let scratch = LmHeadScratch {
-            logits: D::all_mut(&mut logits),
-            rows: D::all_mut(&mut some),
-            d_rows: D::all_mut(&mut d_some),
-        };
-        let (loss, dx) = (D::all_mut(&mut loss), Some(D::all_mut(&mut dx)));
-        let (x, w, rows, targets) = (D::all(&x), D::all(&w), D::all(&rows), D::all(&targets));
-        device.lm_head_loss(loss, dx, None, scratch, x, w, rows, targets, D::all(&weights), dims)
+        let scratch =
+            LmHeadScratch { logits: logits.all_mut(), rows: some.all_mut(), d_rows: d_some.all_mut() };
+        let (loss, dx) = (loss.all_mut(), Some(dx.all_mut()));
+        let (x, w, rows, targets) = (x.all(), w.all(), rows.all(), targets.all());
+        device.lm_head_loss(LmHeadLoss {
+            loss,
+            dx,
+            dw: None,
+            scratch,
+            x,
+            w,
+            rows,
+            targets,
+            weights: weights.all(),
+            dims,
+        })
     })
 }

@@ -5,10 +5,11 @@ use crate::counts::mixed_segments;
 use crate::models::stream;
 use crate::values::{random, tokens};
 use anyhow::Result;
-use gradtx_kernels::Real;
 use gradtx_kernels::ops::{
-    Backend, DropoutDims, GatedDims, GatedKind, LoraDims, Out, QkvDims, RmsNorm, RmsNormDims,
+    Backend, DropoutDims, GatedDims, GatedKind, LoraDims, Out, QkvDims, RmsNorm, RmsNormBackward,
+    RmsNormDims, RmsNormForward, RmsNormLoraBackward, RmsNormLoraForward, RopeBackward, RopeForward,
 };
+use gradtx_kernels::{Buffer, Real};
 use gradtx_models::lora::{Projection, initial_adapter};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch};
 
@@ -38,13 +39,16 @@ fn norms<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: &S
     let dims = RmsNormDims::new(t, h, 1e-6);
     let shape = format!("{t}x{h}");
     bench.memory("rmsnorm forward", shape.as_str(), shapes.sizes().norm(), || {
-        let (y, inv_rms) = (D::all_mut(&mut y), D::all_mut(&mut inv_rms));
-        RmsNorm::<X>::rmsnorm_forward(device, y, inv_rms, D::all(&x), D::all(&w), dims)
+        let (y, inv_rms) = (y.all_mut(), inv_rms.all_mut());
+        RmsNorm::<X>::rmsnorm_forward(device, RmsNormForward { y, inv_rms, x: x.all(), w: w.all(), dims })
     })?;
     bench.memory("rmsnorm backward", shape, shapes.sizes().norm_backward(), || {
-        let (dx, dy) = (D::all_mut(&mut y), D::all(&dy));
-        let (x, inv_rms, w) = (D::all(&x), D::all(&inv_rms), D::all(&w));
-        RmsNorm::<X>::rmsnorm_backward(device, dx, None, dy, x, inv_rms, w, dims, Out::Add)
+        let (dx, dy) = (y.all_mut(), dy.all());
+        let (x, inv_rms, w) = (x.all(), inv_rms.all(), w.all());
+        RmsNorm::<X>::rmsnorm_backward(
+            device,
+            RmsNormBackward { dx, dw: None, dy, x, inv_rms, w, dims, out: Out::Add },
+        )
     })
 }
 
@@ -85,9 +89,18 @@ fn adapted_norms<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, sh
         shape.as_str(),
         shapes.sizes().norm_with_adapters(dims.tail()),
         || {
-            let (input, inv_rms) = (D::all_mut(&mut input), D::all_mut(&mut inv_rms));
-            let (x, w, adapters) = (D::all(&x), D::all(&w), D::all(&adapters));
-            device.rmsnorm_lora_forward(input, inv_rms, x, w, adapters, batch.segments(), norm, dims)
+            let (input, inv_rms) = (input.all_mut(), inv_rms.all_mut());
+            let (x, w, adapters) = (x.all(), w.all(), adapters.all());
+            device.rmsnorm_lora_forward(RmsNormLoraForward {
+                input,
+                inv_rms,
+                x,
+                w_norm: w,
+                adapters,
+                segments: batch.segments(),
+                norm,
+                dims,
+            })
         },
     )?;
     bench.memory(
@@ -95,13 +108,22 @@ fn adapted_norms<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, sh
         shape,
         shapes.sizes().norm_with_adapters_backward(dims.tail()),
         || {
-            let (dx, d_input, grads) =
-                (D::all_mut(&mut dx), D::all_mut(&mut d_input), D::all_mut(&mut grads));
-            let (x, input, inv_rms, w) = (D::all(&x), D::all(&input), D::all(&inv_rms), D::all(&w));
-            let (adapters, segments) = (D::all(&adapters), batch.segments());
-            device.rmsnorm_lora_backward(
-                dx, d_input, grads, x, input, inv_rms, w, adapters, segments, norm, dims,
-            )
+            let (dx, d_input, grads) = (dx.all_mut(), d_input.all_mut(), grads.all_mut());
+            let (x, input, inv_rms, w) = (x.all(), input.all(), inv_rms.all(), w.all());
+            let (adapters, segments) = (adapters.all(), batch.segments());
+            device.rmsnorm_lora_backward(RmsNormLoraBackward {
+                dx,
+                d_input,
+                grads,
+                x,
+                input,
+                inv_rms,
+                w_norm: w,
+                adapters,
+                segments,
+                norm,
+                dims,
+            })
         },
     )
 }
@@ -125,12 +147,19 @@ fn rotation<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes:
     let shape = format!("{t}x{row}");
     let v = config.kv_dim();
     bench.memory("rope forward", shape.as_str(), shapes.sizes().rotation(row), || {
-        let (cos, sin, positions) = (D::all(&cos), D::all(&sin), D::all(&positions));
-        device.rope_forward(D::all_mut(&mut qkv), Some(D::all(&bias)), cos, sin, positions, dims)
+        let (cos, sin, positions) = (cos.all(), sin.all(), positions.all());
+        device.rope_forward(RopeForward {
+            qkv: qkv.all_mut(),
+            bias: Some(bias.all()),
+            cos,
+            sin,
+            positions,
+            dims,
+        })
     })?;
     bench.memory("rope backward", shape, shapes.sizes().rotation_backward(row, v), || {
-        let (cos, sin, positions) = (D::all(&cos), D::all(&sin), D::all(&positions));
-        device.rope_backward(D::all_mut(&mut qkv), None, cos, sin, positions, dims)
+        let (cos, sin, positions) = (cos.all(), sin.all(), positions.all());
+        device.rope_backward(RopeBackward { dqkv: qkv.all_mut(), dbias: None, cos, sin, positions, dims })
     })
 }
 
@@ -151,11 +180,11 @@ fn gate<X: Real<Acc = f32>, D: Backend<X>>(
     let dims = GatedDims { rows: t, cols, h_stride: cols, kind };
     let shape = format!("{t}x{cols}");
     bench.memory(&forward, shape.as_str(), shapes.sizes().gated(cols), || {
-        device.gated_forward(D::all_mut(&mut h), D::all(&gate_up), dims)
+        device.gated_forward(h.all_mut(), gate_up.all(), dims)
     })?;
     let mut d_gate_up = device.zeros::<X>(t * 2 * cols)?;
     bench.memory(&backward, shape, shapes.sizes().gated_backward(cols), || {
-        device.gated_backward(D::all_mut(&mut d_gate_up), D::all(&h), D::all(&gate_up), dims)
+        device.gated_backward(d_gate_up.all_mut(), h.all(), gate_up.all(), dims)
     })
 }
 
@@ -169,7 +198,7 @@ fn embedding<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes
     let mut x = device.zeros::<X>(t * config.hidden)?;
     let shape = format!("{t} of {}x{}", config.vocab, config.hidden);
     bench.memory("embedding", shape, shapes.sizes().embedding(), || {
-        device.embedding_forward(D::all_mut(&mut x), D::all(&table), D::all(&ids), config.hidden)
+        device.embedding_forward(x.all_mut(), table.all(), ids.all(), config.hidden)
     })
 }
 
@@ -183,6 +212,6 @@ fn dropout<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes: 
     // So rarely that repeating it leaves values.
     let dims = DropoutDims { rows: t, cols: width, rows_per_key: t, p: 1e-6, site: 1 };
     bench.memory("dropout", format!("{t}x{width}"), shapes.sizes().dropout(width), || {
-        device.dropout(D::all_mut(&mut x), D::all(&keys), dims)
+        device.dropout(x.all_mut(), keys.all(), dims)
     })
 }

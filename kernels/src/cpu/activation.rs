@@ -4,8 +4,10 @@ use super::dropout::drop_row;
 use super::simd::{Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::Result;
-use crate::error::{expect_len, expect_rows};
-use crate::ops::{DropoutDims, GatedActivation, GatedDims, GatedKind};
+use crate::error::row_span;
+use crate::ops::{
+    DropoutDims, GatedActivation, GatedDims, GatedDropoutBackward, GatedDropoutForward, GatedKind,
+};
 
 /// √(2/π).
 const GELU_SCALE: f64 = 0.797_884_560_802_865_4;
@@ -122,41 +124,34 @@ impl<X: CpuReal> Task for Backward<'_, X> {
 impl Cpu {
     fn gated_forward_rows<X: CpuReal>(
         &self,
-        op: &'static str,
         h: &mut [X],
         gate_up: &[X],
         dims: GatedDims,
         dropped: Dropped<'_>,
-    ) -> Result<()> {
+    ) {
         let GatedDims { rows, cols, h_stride, .. } = dims;
-        let span = expect_rows(op, "h", h.len(), rows, cols, h_stride)?;
-        expect_len(op, "gate_up", gate_up.len(), rows * 2 * cols)?;
+        let span = row_span(rows, cols, h_stride);
         if rows * cols == 0 {
-            return Ok(());
+            return;
         }
         let k = self.rows_per_part(rows, 3 * cols);
         let parts = h[..span].chunks_mut(k * h_stride).zip(gate_up.chunks(k * 2 * cols)).enumerate();
         self.for_parts(parts, |(i, (h, gate_up))| {
             dispatch(Forward { h, gate_up, first: i * k, dims, dropped });
         });
-        Ok(())
     }
 
     fn gated_backward_rows<X: CpuReal>(
         &self,
-        op: &'static str,
         d_gate_up: &mut [X],
         dh: &[X],
         gate_up: &[X],
         dims: GatedDims,
         dropped: Dropped<'_>,
-    ) -> Result<()> {
+    ) {
         let GatedDims { rows, cols, h_stride, .. } = dims;
-        expect_len(op, "d_gate_up", d_gate_up.len(), rows * 2 * cols)?;
-        expect_rows(op, "dh", dh.len(), rows, cols, h_stride)?;
-        expect_len(op, "gate_up", gate_up.len(), rows * 2 * cols)?;
         if rows * cols == 0 {
-            return Ok(());
+            return;
         }
         let k = self.rows_per_part(rows, 5 * cols);
         let parts = d_gate_up.chunks_mut(k * 2 * cols).zip(gate_up.chunks(k * 2 * cols)).enumerate();
@@ -164,47 +159,37 @@ impl Cpu {
             let dh = &dh[i * k * h_stride..];
             dispatch(Backward { d_gate_up, dh, gate_up, first: i * k, dims, dropped });
         });
-        Ok(())
     }
 }
 
 impl<X: CpuReal> GatedActivation<X> for Cpu {
     fn gated_forward(&self, h: &mut [X], gate_up: &[X], dims: GatedDims) -> Result<()> {
         let _timed = self.timed("gated_forward");
-        self.gated_forward_rows("gated_forward", h, gate_up, dims, None)
+        dims.check_forward("gated_forward", h.len(), gate_up.len())?;
+        self.gated_forward_rows(h, gate_up, dims, None);
+        Ok(())
     }
 
     fn gated_backward(&self, d_gate_up: &mut [X], dh: &[X], gate_up: &[X], dims: GatedDims) -> Result<()> {
         let _timed = self.timed("gated_backward");
-        self.gated_backward_rows("gated_backward", d_gate_up, dh, gate_up, dims, None)
+        dims.check_backward("gated_backward", d_gate_up.len(), dh.len(), gate_up.len())?;
+        self.gated_backward_rows(d_gate_up, dh, gate_up, dims, None);
+        Ok(())
     }
 
-    fn gated_dropout_forward(
-        &self,
-        h: &mut [X],
-        gate_up: &[X],
-        keys: &[u64],
-        dims: GatedDims,
-        drop: DropoutDims,
-    ) -> Result<()> {
+    fn gated_dropout_forward(&self, args: GatedDropoutForward<Self, X>) -> Result<()> {
         let _timed = self.timed("gated_dropout_forward");
-        const OP: &str = "gated_dropout_forward";
-        dims.check_drop(OP, &drop, keys.len())?;
-        self.gated_forward_rows(OP, h, gate_up, dims, Some((keys, drop)))
+        args.check()?;
+        let GatedDropoutForward { h, gate_up, keys, dims, drop } = args;
+        self.gated_forward_rows(h, gate_up, dims, Some((keys, drop)));
+        Ok(())
     }
 
-    fn gated_dropout_backward(
-        &self,
-        d_gate_up: &mut [X],
-        dh: &[X],
-        gate_up: &[X],
-        keys: &[u64],
-        dims: GatedDims,
-        drop: DropoutDims,
-    ) -> Result<()> {
+    fn gated_dropout_backward(&self, args: GatedDropoutBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("gated_dropout_backward");
-        const OP: &str = "gated_dropout_backward";
-        dims.check_drop(OP, &drop, keys.len())?;
-        self.gated_backward_rows(OP, d_gate_up, dh, gate_up, dims, Some((keys, drop)))
+        args.check()?;
+        let GatedDropoutBackward { d_gate_up, dh, gate_up, keys, dims, drop } = args;
+        self.gated_backward_rows(d_gate_up, dh, gate_up, dims, Some((keys, drop)));
+        Ok(())
     }
 }

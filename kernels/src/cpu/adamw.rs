@@ -2,8 +2,8 @@
 
 use super::simd::{self, Level, Task, dispatch};
 use super::{Cpu, CpuReal};
-use crate::error::{Error, Result, expect_len};
-use crate::ops::{AdamW, AdamWCast, AdamWStep};
+use crate::error::{Result, expect_len};
+use crate::ops::{AdamW, AdamWCast, AdamWStep, AdamWUpdate};
 
 /// Partial sums of a row. Fixed, so that the sum does not depend on the number of threads.
 const PARTIAL_SUMS: usize = 64;
@@ -124,26 +124,10 @@ impl<A: CpuReal> AdamW<A> for Cpu {
         Ok(())
     }
 
-    fn adamw(
-        &self,
-        p: &mut [A],
-        m: &mut [A],
-        v: &mut [A],
-        g: &[A],
-        scale: &[A],
-        rows: usize,
-        len: usize,
-        step: AdamWStep,
-    ) -> Result<()> {
+    fn adamw(&self, args: AdamWUpdate<Self, A>) -> Result<()> {
         let _timed = self.timed("adamw");
-        const OP: &str = "adamw";
-        for (what, found) in [("p", p.len()), ("m", m.len()), ("v", v.len()), ("g", g.len())] {
-            expect_len(OP, what, found, rows * len)?;
-        }
-        expect_len(OP, "scale", scale.len(), rows)?;
-        if step.step == 0 {
-            return Err(Error::Unsupported { op: OP, why: "steps are counted from 1".into() });
-        }
+        args.check()?;
+        let AdamWUpdate { p, m, v, g, scale, rows, len, step } = args;
         if p.is_empty() || !scale.iter().all(|s| s.to_f64().is_finite()) {
             return Ok(());
         }
@@ -162,20 +146,10 @@ impl<A: CpuReal> AdamW<A> for Cpu {
 }
 
 impl<A: CpuReal> AdamWCast<A> for Cpu {
-    fn adamw_cast(
-        &self,
-        y: &mut [A],
-        p: &mut [A],
-        m: &mut [A],
-        v: &mut [A],
-        g: &[A],
-        scale: &[A],
-        rows: usize,
-        len: usize,
-        step: AdamWStep,
-    ) -> Result<()> {
+    fn adamw_cast(&self, y: &mut [A], args: AdamWUpdate<Self, A>) -> Result<()> {
+        let AdamWUpdate { p, m, v, g, scale, rows, len, step } = args;
         expect_len("adamw_cast", "y", y.len(), rows * len)?;
-        self.adamw(p, m, v, g, scale, rows, len, step)?;
+        self.adamw(AdamWUpdate { p, m, v, g, scale, rows, len, step })?;
         if scale.iter().all(|s| s.to_f64().is_finite()) {
             y.copy_from_slice(p);
         }

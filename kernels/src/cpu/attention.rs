@@ -13,8 +13,11 @@ use super::scratch::with_scratch;
 use super::simd::dispatch;
 use super::softmax::{CausalBackward, ExpRows, RowDots, ScaleRows};
 use super::{Cpu, CpuReal};
-use crate::error::{expect_below, expect_len, expect_rows};
-use crate::ops::{Attention, AttentionDims, DecodeDims, GemmDims, QkvDims};
+use crate::error::expect_below;
+use crate::ops::{
+    Attention, AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, CacheStore, DecodeDims,
+    GemmDims, QkvDims,
+};
 use crate::{Error, Result};
 use std::ops::Range;
 
@@ -34,15 +37,6 @@ fn columns(dims: &QkvDims, head: usize) -> HeadColumns {
     let group = dims.heads / dims.kv_heads;
     let k = (dims.heads + head / group) * dims.head_dim;
     HeadColumns { q: head * dims.head_dim, k, v: k + dims.kv_heads * dims.head_dim }
-}
-
-/// Fails unless heads can be grouped and qkv has its rows.
-fn check_qkv(op: &'static str, qkv: usize, dims: &QkvDims) -> Result<()> {
-    if dims.kv_heads == 0 || dims.head_dim == 0 || !dims.heads.is_multiple_of(dims.kv_heads) {
-        let why = format!("{} heads of {} on {} key/value heads", dims.heads, dims.head_dim, dims.kv_heads);
-        return Err(Error::Unsupported { op, why });
-    }
-    expect_len(op, "qkv", qkv, dims.tokens * dims.row())
 }
 
 /// Segments as ranges of tokens.
@@ -198,37 +192,13 @@ fn decode_group<X: CpuReal>(o: &mut [X], q: &[X], k: &[X], v: &[X], keys: usize,
     });
 }
 
-/// Fails unless caches hold their slots and every row names one, and a position in it.
-fn check_caches(
-    op: &'static str,
-    k: usize,
-    v: usize,
-    slot: &[u32],
-    rows: usize,
-    dims: &DecodeDims,
-) -> Result<()> {
-    let cache = dims.slots * dims.capacity * dims.qkv.kv_heads * dims.qkv.head_dim;
-    expect_len(op, "k_cache", k, cache)?;
-    expect_len(op, "v_cache", v, cache)?;
-    expect_len(op, "slot", slot.len(), rows)?;
-    expect_below(op, "slot", slot, dims.slots)
-}
-
 impl<X: CpuReal> Attention<X> for Cpu {
-    fn attention_forward(
-        &self,
-        o: &mut [X],
-        lse: &mut [X],
-        qkv: &[X],
-        offsets: &[u32],
-        dims: AttentionDims,
-    ) -> Result<()> {
+    fn attention_forward(&self, args: AttentionForward<Self, X>) -> Result<()> {
         let _timed = self.timed("attention_forward");
+        args.check()?;
+        let AttentionForward { o, lse, qkv, offsets, dims } = args;
         const OP: &str = "attention_forward";
         let QkvDims { tokens, heads, head_dim, .. } = dims.qkv;
-        check_qkv(OP, qkv.len(), &dims.qkv)?;
-        expect_rows(OP, "o", o.len(), tokens, heads * head_dim, dims.o_stride)?;
-        expect_len(OP, "lse", lse.len(), heads * tokens)?;
         check_offsets(OP, offsets, dims.segments, tokens)?;
         let o = MatrixMut::new(o, tokens, heads * head_dim, dims.o_stride).row_segments(offsets);
         let lse = MatrixMut::new(lse, heads, tokens, tokens).column_segments(offsets);
@@ -243,26 +213,12 @@ impl<X: CpuReal> Attention<X> for Cpu {
         Ok(())
     }
 
-    fn attention_backward(
-        &self,
-        dqkv: &mut [X],
-        delta: &mut [X],
-        d_o: &[X],
-        o: &[X],
-        lse: &[X],
-        qkv: &[X],
-        offsets: &[u32],
-        dims: AttentionDims,
-    ) -> Result<()> {
+    fn attention_backward(&self, args: AttentionBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("attention_backward");
+        args.check()?;
+        let AttentionBackward { dqkv, delta, d_o, o, lse, qkv, offsets, dims } = args;
         const OP: &str = "attention_backward";
         let QkvDims { tokens, heads, kv_heads, head_dim } = dims.qkv;
-        check_qkv(OP, qkv.len(), &dims.qkv)?;
-        expect_len(OP, "dqkv", dqkv.len(), qkv.len())?;
-        expect_rows(OP, "d_o", d_o.len(), tokens, heads * head_dim, dims.o_stride)?;
-        expect_rows(OP, "o", o.len(), tokens, heads * head_dim, dims.o_stride)?;
-        expect_len(OP, "delta", delta.len(), heads * tokens)?;
-        expect_len(OP, "lse", lse.len(), heads * tokens)?;
         check_offsets(OP, offsets, dims.segments, tokens)?;
         let group = heads / kv_heads;
         let row = dims.qkv.row();
@@ -284,20 +240,13 @@ impl<X: CpuReal> Attention<X> for Cpu {
         Ok(())
     }
 
-    fn cache_store(
-        &self,
-        k_cache: &mut [X],
-        v_cache: &mut [X],
-        qkv: &[X],
-        offsets: &[u32],
-        slot: &[u32],
-        dims: DecodeDims,
-    ) -> Result<()> {
+    fn cache_store(&self, args: CacheStore<Self, X>) -> Result<()> {
         let _timed = self.timed("cache_store");
+        args.check()?;
+        let CacheStore { k_cache, v_cache, qkv, offsets, slot, dims } = args;
         const OP: &str = "cache_store";
-        check_qkv(OP, qkv.len(), &dims.qkv)?;
         check_offsets(OP, offsets, slot.len(), dims.qkv.tokens)?;
-        check_caches(OP, k_cache.len(), v_cache.len(), slot, slot.len(), &dims)?;
+        expect_below(OP, "slot", slot, dims.slots)?;
         let width = dims.qkv.kv_heads * dims.qkv.head_dim;
         let first = dims.qkv.heads * dims.qkv.head_dim;
         for (tokens, &slot) in ranges(offsets).zip(slot) {
@@ -315,23 +264,13 @@ impl<X: CpuReal> Attention<X> for Cpu {
         Ok(())
     }
 
-    fn attention_decode(
-        &self,
-        o: &mut [X],
-        k_cache: &mut [X],
-        v_cache: &mut [X],
-        qkv: &[X],
-        slot: &[u32],
-        position: &[u32],
-        dims: DecodeDims,
-    ) -> Result<()> {
+    fn attention_decode(&self, args: AttentionDecode<Self, X>) -> Result<()> {
         let _timed = self.timed("attention_decode");
+        args.check()?;
+        let AttentionDecode { o, k_cache, v_cache, qkv, slot, position, dims } = args;
         const OP: &str = "attention_decode";
         let QkvDims { tokens: rows, heads, kv_heads, head_dim } = dims.qkv;
-        check_qkv(OP, qkv.len(), &dims.qkv)?;
-        expect_len(OP, "o", o.len(), rows * heads * head_dim)?;
-        check_caches(OP, k_cache.len(), v_cache.len(), slot, rows, &dims)?;
-        expect_len(OP, "position", position.len(), rows)?;
+        expect_below(OP, "slot", slot, dims.slots)?;
         expect_below(OP, "position", position, dims.capacity)?;
         let width = kv_heads * head_dim;
         let base = |i: usize| slot[i] as usize * dims.capacity * width;

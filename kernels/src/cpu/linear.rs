@@ -3,8 +3,9 @@
 use super::simd::{Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::Result;
-use crate::error::{expect_len, expect_rows};
-use crate::ops::{Gemm, GemmDims, Linear, LinearDims, Out};
+use crate::ops::{
+    Gemm, GemmDims, Linear, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward, Out,
+};
 
 /// Adds rows of `cols` values, `stride` apart, to `sums`, in order.
 struct SumRows<'a, X> {
@@ -50,27 +51,11 @@ pub(super) fn start<X: CpuReal>(
 }
 
 impl<X: CpuReal> Linear<X> for Cpu {
-    fn linear_forward(
-        &self,
-        y: &mut [X],
-        x: &[X],
-        w: &[X],
-        bias: Option<&[X]>,
-        residual: Option<&[X]>,
-        dims: LinearDims,
-    ) -> Result<()> {
+    fn linear_forward(&self, args: LinearForward<Self, X>) -> Result<()> {
         let _timed = self.timed("linear_forward");
-        const OP: &str = "linear_forward";
+        args.check()?;
+        let LinearForward { y, x, w, bias, residual, dims } = args;
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
-        expect_len(OP, "y", y.len(), rows * out_dim)?;
-        expect_len(OP, "w", w.len(), out_dim * in_dim)?;
-        expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
-        if let Some(bias) = bias {
-            expect_len(OP, "bias", bias.len(), out_dim)?;
-        }
-        if let Some(residual) = residual {
-            expect_len(OP, "residual", residual.len(), rows * out_dim)?;
-        }
         let mut product =
             GemmDims { a_stride: x_stride, ..GemmDims::new(rows, out_dim, in_dim, false, true) };
         if bias.is_some() || residual.is_some() {
@@ -80,41 +65,21 @@ impl<X: CpuReal> Linear<X> for Cpu {
         self.gemm(y, x, w, product)
     }
 
-    fn linear_backward_input(
-        &self,
-        dx: &mut [X],
-        dy: &[X],
-        w: &[X],
-        dims: LinearDims,
-        out: Out,
-    ) -> Result<()> {
+    fn linear_backward_input(&self, args: LinearBackwardInput<Self, X>) -> Result<()> {
         let _timed = self.timed("linear_backward_input");
-        const OP: &str = "linear_backward_input";
+        args.check()?;
+        let LinearBackwardInput { dx, dy, w, dims, out } = args;
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
-        expect_rows(OP, "dx", dx.len(), rows, in_dim, x_stride)?;
-        expect_len(OP, "dy", dy.len(), rows * out_dim)?;
-        expect_len(OP, "w", w.len(), out_dim * in_dim)?;
         let product = GemmDims::new(rows, in_dim, out_dim, false, false);
         self.gemm(dx, dy, w, GemmDims { c_stride: x_stride, out, ..product })
     }
 
-    fn linear_backward_weight(
-        &self,
-        dw: &mut [X],
-        dbias: Option<&mut [X]>,
-        dy: &[X],
-        x: &[X],
-        dims: LinearDims,
-        out: Out,
-    ) -> Result<()> {
+    fn linear_backward_weight(&self, args: LinearBackwardWeight<Self, X>) -> Result<()> {
         let _timed = self.timed("linear_backward_weight");
-        const OP: &str = "linear_backward_weight";
+        args.check()?;
+        let LinearBackwardWeight { dw, dbias, dy, x, dims, out } = args;
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
-        expect_len(OP, "dw", dw.len(), out_dim * in_dim)?;
-        expect_len(OP, "dy", dy.len(), rows * out_dim)?;
-        expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
         if let Some(dbias) = dbias {
-            expect_len(OP, "dbias", dbias.len(), out_dim)?;
             if out == Out::Assign {
                 dbias.fill(X::zero());
             }

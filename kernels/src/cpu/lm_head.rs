@@ -4,8 +4,8 @@
 
 use super::simd::{self, Level, Task, dispatch};
 use super::{Cpu, CpuReal};
-use crate::error::{Error, Result, expect_at_least, expect_below, expect_len};
-use crate::ops::{Gemm, GemmDims, LmHead, LmHeadDims, LmHeadScratch};
+use crate::error::{Error, Result, expect_below, expect_len};
+use crate::ops::{Gemm, GemmDims, LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch};
 
 /// Some labels of a chunk: their losses. Logits become exponentials, then gradients if asked for.
 struct CrossEntropy<'a, X> {
@@ -80,42 +80,16 @@ impl<X: CpuReal> LmHead<X> for Cpu {
     // Logits stay in the cache.
     const CHUNK: usize = 128;
 
-    fn lm_head_loss(
-        &self,
-        loss: &mut [X],
-        mut dx: Option<&mut [X]>,
-        mut dw: Option<&mut [X]>,
-        scratch: LmHeadScratch<'_, Self, X>,
-        x: &[X],
-        w: &[X],
-        rows: &[u32],
-        targets: &[u32],
-        weights: &[X],
-        dims: LmHeadDims,
-    ) -> Result<()> {
+    fn lm_head_loss(&self, args: LmHeadLoss<Self, X>) -> Result<()> {
         let _timed = self.timed("lm_head_loss");
+        args.check()?;
+        let LmHeadLoss { loss, mut dx, mut dw, scratch, x, w, rows, targets, weights, dims } = args;
         const OP: &str = "lm_head_loss";
         let LmHeadDims { tokens, labels, hidden, vocab, chunk } = dims;
-        if chunk == 0 || hidden == 0 || vocab == 0 {
-            return Err(Error::Unsupported { op: OP, why: format!("a dimension is zero: {dims:?}") });
-        }
-        expect_len(OP, "loss", loss.len(), labels)?;
-        expect_len(OP, "x", x.len(), tokens * hidden)?;
-        expect_len(OP, "w", w.len(), vocab * hidden)?;
-        expect_len(OP, "rows", rows.len(), labels)?;
-        expect_len(OP, "targets", targets.len(), labels)?;
-        expect_len(OP, "weights", weights.len(), labels)?;
         let LmHeadScratch { logits, rows: gathered, d_rows } = scratch;
-        expect_at_least(OP, "scratch.logits", logits.len(), chunk * vocab)?;
-        expect_at_least(OP, "scratch.rows", gathered.len(), chunk * hidden)?;
-        expect_at_least(OP, "scratch.d_rows", d_rows.len(), chunk * hidden)?;
         check_rows(OP, rows, tokens)?;
         expect_below(OP, "targets", targets, vocab)?;
-        if let Some(dw) = &dw {
-            expect_len(OP, "dw", dw.len(), vocab * hidden)?;
-        }
         if let Some(dx) = &mut dx {
-            expect_len(OP, "dx", dx.len(), tokens * hidden)?;
             dx.fill(X::zero());
         }
         let gradient = dx.is_some() || dw.is_some();

@@ -15,7 +15,11 @@ use super::scratch::with_scratch;
 use super::simd::dispatch;
 use super::{Cpu, CpuReal};
 use crate::error::{expect_at_least, expect_len};
-use crate::ops::{Gemm, GemmDims, LoraDims, LoraLinear, LoraTarget, Out, RmsNorm, RmsNormDims, Segments};
+use crate::ops::{
+    Gemm, GemmDims, LoraDims, LoraDownBackward, LoraLinear, LoraLinearBackward, LoraLinearForward,
+    LoraTarget, Out, RmsNorm, RmsNormBackward, RmsNormDims, RmsNormForward, RmsNormLoraBackward,
+    RmsNormLoraForward, Segments,
+};
 use crate::{Error, Result};
 use std::ops::Range;
 
@@ -24,33 +28,17 @@ fn tokens_of(segments: &Segments<'_, Cpu>, i: usize) -> Range<usize> {
     segments.offsets[i] as usize..segments.offsets[i + 1] as usize
 }
 
-/// Checks everything that all adapted operations have in common. `grads` has rows like `adapters`.
-fn check<X>(
+/// Fails unless the segments cut the stream, and adapters and gradients have the rows that they name.
+fn check_segments<X>(
     op: &'static str,
-    input: usize,
     adapters: &[X],
     grads: Option<&[X]>,
     segments: &Segments<'_, Cpu>,
     dims: &LoraDims<'_>,
 ) -> Result<()> {
-    let unsupported = |why: String| Err(Error::Unsupported { op, why });
-    expect_len(op, "input", input, dims.tokens * (dims.in_dim + dims.tail()))?;
     check_offsets(op, segments.offsets, segments.count, dims.tokens)?;
-    expect_len(op, "segments.adapter", segments.adapter.len(), segments.count)?;
-    expect_len(op, "segments.grad_row", segments.grad_row.len(), segments.count)?;
-    expect_len(op, "segments.keys", segments.keys.len(), segments.count)?;
-    for (n, target) in dims.targets.iter().enumerate() {
-        let a_end = target.a_offset + dims.rank * dims.in_dim;
-        let b_end = target.b_offset + dims.rank * target.out_len;
-        if a_end.max(b_end) > dims.adapter_stride || target.out_start + target.out_len > dims.out_dim {
-            return unsupported(format!("target {n} reaches beyond the adapter row or the outputs"));
-        }
-    }
     if dims.targets.is_empty() {
         return Ok(());
-    }
-    if !(0.0..1.0).contains(&dims.dropout) {
-        return unsupported(format!("dropout probability {}", dims.dropout));
     }
     let grad_row = segments.grad_row.iter().max();
     let rows = [("adapters", Some(adapters), segments.adapter.iter().max()), ("grads", grads, grad_row)];
@@ -230,7 +218,8 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         dims: LoraDims<'_>,
     ) -> Result<()> {
         let _timed = self.timed("lora_down_forward");
-        check("lora_down_forward", input.len(), adapters, None, &segments, &dims)?;
+        dims.check_input::<Self, X>("lora_down_forward", input.len(), &segments)?;
+        check_segments("lora_down_forward", adapters, None, &segments, &dims)?;
         if dims.tail() == 0 {
             return Ok(());
         }
@@ -262,45 +251,32 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         Ok(())
     }
 
-    fn rmsnorm_lora_forward(
-        &self,
-        input: &mut [X],
-        inv_rms: &mut [X],
-        x: &[X],
-        w_norm: &[X],
-        adapters: &[X],
-        segments: Segments<'_, Self>,
-        norm: RmsNormDims,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn rmsnorm_lora_forward(&self, args: RmsNormLoraForward<Self, X>) -> Result<()> {
         let _timed = self.timed("rmsnorm_lora_forward");
+        args.check()?;
+        let RmsNormLoraForward { input, inv_rms, x, w_norm, adapters, segments, norm, dims } = args;
         const OP: &str = "rmsnorm_lora_forward";
-        check(OP, input.len(), adapters, None, &segments, &dims)?;
-        check_norm(OP, &norm, &dims)?;
+        check_segments(OP, adapters, None, &segments, &dims)?;
         let rows = &mut input[..dims.tokens * dims.in_dim];
-        self.rmsnorm_forward(rows, inv_rms, x, w_norm, RmsNormDims { y_stride: dims.in_dim, ..norm })?;
+        self.rmsnorm_forward(RmsNormForward {
+            y: rows,
+            inv_rms,
+            x,
+            w: w_norm,
+            dims: RmsNormDims { y_stride: dims.in_dim, ..norm },
+        })?;
         self.lora_down_forward(input, adapters, segments, dims)
     }
 
-    fn lora_linear_forward(
-        &self,
-        y: &mut [X],
-        input: &[X],
-        w: &[X],
-        residual: Option<&[X]>,
-        adapters: &[X],
-        segments: Segments<'_, Self>,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn lora_linear_forward(&self, args: LoraLinearForward<Self, X>) -> Result<()> {
         let _timed = self.timed("lora_linear_forward");
+        args.check()?;
+        let LoraLinearForward { y, input, w, residual, adapters, segments, dims } = args;
         const OP: &str = "lora_linear_forward";
-        check(OP, input.len(), adapters, None, &segments, &dims)?;
-        expect_len(OP, "y", y.len(), dims.tokens * dims.out_dim)?;
-        expect_len(OP, "w", w.len(), dims.out_dim * dims.in_dim)?;
+        check_segments(OP, adapters, None, &segments, &dims)?;
         let (x, s) = input.split_at(dims.tokens * dims.in_dim);
         let mut product = GemmDims::new(dims.tokens, dims.out_dim, dims.in_dim, false, true);
         if let Some(residual) = residual {
-            expect_len(OP, "residual", residual.len(), y.len())?;
             linear::start(self, y, None, Some(residual), dims.out_dim);
             product = product.add();
         }
@@ -311,23 +287,12 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         Ok(())
     }
 
-    fn lora_linear_backward(
-        &self,
-        d_input: &mut [X],
-        grads: &mut [X],
-        dy: &[X],
-        input: &[X],
-        w: &[X],
-        adapters: &[X],
-        segments: Segments<'_, Self>,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn lora_linear_backward(&self, args: LoraLinearBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("lora_linear_backward");
+        args.check()?;
+        let LoraLinearBackward { d_input, grads, dy, input, w, adapters, segments, dims } = args;
         const OP: &str = "lora_linear_backward";
-        check(OP, input.len(), adapters, Some(grads), &segments, &dims)?;
-        expect_len(OP, "d_input", d_input.len(), input.len())?;
-        expect_len(OP, "dy", dy.len(), dims.tokens * dims.out_dim)?;
-        expect_len(OP, "w", w.len(), dims.out_dim * dims.in_dim)?;
+        check_segments(OP, adapters, Some(grads), &segments, &dims)?;
         let (dx, ds) = d_input.split_at_mut(dims.tokens * dims.in_dim);
         self.gemm(dx, dy, w, GemmDims::new(dims.tokens, dims.in_dim, dims.out_dim, false, false))?;
         if dims.tail() > 0 {
@@ -337,19 +302,12 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         Ok(())
     }
 
-    fn lora_down_backward(
-        &self,
-        d_input: &mut [X],
-        grads: &mut [X],
-        input: &[X],
-        adapters: &[X],
-        segments: Segments<'_, Self>,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn lora_down_backward(&self, args: LoraDownBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("lora_down_backward");
+        args.check()?;
+        let LoraDownBackward { d_input, grads, input, adapters, segments, dims } = args;
         const OP: &str = "lora_down_backward";
-        check(OP, input.len(), adapters, Some(grads), &segments, &dims)?;
-        expect_len(OP, "d_input", d_input.len(), input.len())?;
+        check_segments(OP, adapters, Some(grads), &segments, &dims)?;
         if dims.tail() == 0 {
             return Ok(());
         }
@@ -384,35 +342,34 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         Ok(())
     }
 
-    fn rmsnorm_lora_backward(
-        &self,
-        dx: &mut [X],
-        d_input: &mut [X],
-        grads: &mut [X],
-        x: &[X],
-        input: &[X],
-        inv_rms: &[X],
-        w_norm: &[X],
-        adapters: &[X],
-        segments: Segments<'_, Self>,
-        norm: RmsNormDims,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn rmsnorm_lora_backward(&self, args: RmsNormLoraBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("rmsnorm_lora_backward");
-        check_norm("rmsnorm_lora_backward", &norm, &dims)?;
-        self.lora_down_backward(d_input, grads, input, adapters, segments, dims)?;
+        args.check()?;
+        let RmsNormLoraBackward {
+            dx,
+            d_input,
+            grads,
+            x,
+            input,
+            inv_rms,
+            w_norm,
+            adapters,
+            segments,
+            norm,
+            dims,
+        } = args;
+        self.lora_down_backward(LoraDownBackward { d_input, grads, input, adapters, segments, dims })?;
         let dy = &d_input[..dims.tokens * dims.in_dim];
         let norm = RmsNormDims { y_stride: dims.in_dim, ..norm };
-        self.rmsnorm_backward(dx, None, dy, x, inv_rms, w_norm, norm, Out::Add)
+        self.rmsnorm_backward(RmsNormBackward {
+            dx,
+            dw: None,
+            dy,
+            x,
+            inv_rms,
+            w: w_norm,
+            dims: norm,
+            out: Out::Add,
+        })
     }
-}
-
-/// Fails unless norm and adapted layer have the same rows.
-fn check_norm(op: &'static str, norm: &RmsNormDims, dims: &LoraDims<'_>) -> Result<()> {
-    if (norm.rows, norm.cols) == (dims.tokens, dims.in_dim) {
-        return Ok(());
-    }
-    let found = format!("{} rows of {} for the norm", norm.rows, norm.cols);
-    let why = format!("{found}, {} rows of {} for the layer", dims.tokens, dims.in_dim);
-    Err(Error::Unsupported { op, why })
 }

@@ -4,10 +4,11 @@
 //! new page at almost every step: with small pages a product waits for address
 //! translation, and a fresh buffer costs a page fault every 4 KiB.
 
-use crate::{DType, Elem, Error, Result};
+use super::Cpu;
+use crate::{Buffer, DType, Elem, Error, Result, View, ViewMut};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 
 /// Bytes of a cache line; also the widest vector register.
@@ -112,6 +113,52 @@ impl<T: Elem> DerefMut for CpuBuf<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Elem> Buffer<Cpu, T> for CpuBuf<T> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn view(&self, range: Range<usize>) -> &[T] {
+        &self[range]
+    }
+
+    fn view_mut(&mut self, range: Range<usize>) -> &mut [T] {
+        &mut self[range]
+    }
+}
+
+impl<T: Elem> View<T> for &[T] {
+    fn len(self) -> usize {
+        <[T]>::len(self)
+    }
+
+    fn slice(self, range: Range<usize>) -> Self {
+        &self[range]
+    }
+}
+
+impl<T: Elem> ViewMut<Cpu, T> for &mut [T] {
+    fn len(&self) -> usize {
+        <[T]>::len(self)
+    }
+
+    fn slice(self, range: Range<usize>) -> Self {
+        &mut self[range]
+    }
+
+    fn split_at_mut(self, mid: usize) -> (Self, Self) {
+        <[T]>::split_at_mut(self, mid)
+    }
+
+    fn reborrow(&mut self) -> &mut [T] {
+        self
+    }
+
+    fn freeze(&self) -> &[T] {
+        self
     }
 }
 

@@ -139,45 +139,6 @@ impl Device for Cpu {
         CpuBuf::zeros(len)
     }
 
-    fn len<T: Elem>(buf: &CpuBuf<T>) -> usize {
-        buf.len()
-    }
-
-    fn view<T: Elem>(buf: &CpuBuf<T>, range: Range<usize>) -> &[T] {
-        &buf[range]
-    }
-
-    fn view_mut<T: Elem>(buf: &mut CpuBuf<T>, range: Range<usize>) -> &mut [T] {
-        &mut buf[range]
-    }
-
-    fn slice<T: Elem>(view: Self::View<'_, T>, range: Range<usize>) -> Self::View<'_, T> {
-        &view[range]
-    }
-
-    fn slice_mut<T: Elem>(view: Self::ViewMut<'_, T>, range: Range<usize>) -> Self::ViewMut<'_, T> {
-        &mut view[range]
-    }
-
-    fn split_mut<T: Elem>(
-        view: Self::ViewMut<'_, T>,
-        mid: usize,
-    ) -> (Self::ViewMut<'_, T>, Self::ViewMut<'_, T>) {
-        view.split_at_mut(mid)
-    }
-
-    fn reborrow<'b, T: Elem>(view: &'b mut &mut [T]) -> &'b mut [T] {
-        view
-    }
-
-    fn freeze<'b, T: Elem>(view: &'b &mut [T]) -> &'b [T] {
-        view
-    }
-
-    fn view_len<T: Elem>(view: &[T]) -> usize {
-        view.len()
-    }
-
     fn upload<T: Elem>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
         expect_len("upload", "src", src.len(), dst.len())?;
         dst.copy_from_slice(src);

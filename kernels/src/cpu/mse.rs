@@ -3,8 +3,7 @@
 use super::simd::{self, Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::Result;
-use crate::error::expect_len;
-use crate::ops::{Mse, MseDims};
+use crate::ops::{Mse, MseDims, SquaredError};
 
 /// Some rows; the slices begin at the first of them.
 struct Rows<'a, X> {
@@ -37,23 +36,11 @@ impl<X: CpuReal> Task for Rows<'_, X> {
 }
 
 impl<X: CpuReal> Mse<X> for Cpu {
-    fn mse(
-        &self,
-        sums: &mut [X],
-        d_pred: Option<&mut [X]>,
-        pred: &[X],
-        target: &[X],
-        dims: MseDims,
-    ) -> Result<()> {
+    fn mse(&self, args: SquaredError<Self, X>) -> Result<()> {
         let _timed = self.timed("mse");
-        const OP: &str = "mse";
+        args.check()?;
+        let SquaredError { sums, d_pred, pred, target, dims } = args;
         let MseDims { rows, cols, .. } = dims;
-        expect_len(OP, "sums", sums.len(), rows)?;
-        expect_len(OP, "pred", pred.len(), rows * cols)?;
-        expect_len(OP, "target", target.len(), rows * cols)?;
-        if let Some(d_pred) = &d_pred {
-            expect_len(OP, "d_pred", d_pred.len(), rows * cols)?;
-        }
         if cols == 0 {
             sums.fill(X::zero());
             return Ok(());

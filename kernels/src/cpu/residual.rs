@@ -5,8 +5,7 @@ use super::rmsnorm::{backward_row, forward_row};
 use super::simd::{Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::Result;
-use crate::error::expect_len;
-use crate::ops::{Out, ResidualNorm, ResidualNormDims};
+use crate::ops::{Out, ResidualNorm, ResidualNormBackward, ResidualNormDims, ResidualNormForward};
 
 /// Rows from `first`; the slices begin there.
 struct Forward<'a, X> {
@@ -68,22 +67,10 @@ impl<X: CpuReal> Task for Backward<'_, X> {
 }
 
 impl<X: CpuReal> ResidualNorm<X> for Cpu {
-    fn residual_norm_forward(
-        &self,
-        sum: &mut [X],
-        y: &mut [X],
-        inv_rms: &mut [X],
-        residual: &[X],
-        w: &[X],
-        keys: &[u64],
-        dims: ResidualNormDims,
-    ) -> Result<()> {
+    fn residual_norm_forward(&self, args: ResidualNormForward<Self, X>) -> Result<()> {
         let _timed = self.timed("residual_norm_forward");
-        dims.check(
-            "residual_norm_forward",
-            [("sum", sum.len()), ("y", y.len()), ("residual", residual.len())],
-            [inv_rms.len(), w.len(), keys.len()],
-        )?;
+        args.check()?;
+        let ResidualNormForward { sum, y, inv_rms, residual, w, keys, dims } = args;
         let (rows, cols) = (dims.drop.rows, dims.drop.cols);
         if rows * cols == 0 {
             return Ok(());
@@ -98,26 +85,10 @@ impl<X: CpuReal> ResidualNorm<X> for Cpu {
         Ok(())
     }
 
-    fn residual_norm_backward(
-        &self,
-        dx: &mut [X],
-        d_branch: &mut [X],
-        dy: &[X],
-        x: &[X],
-        inv_rms: &[X],
-        w: &[X],
-        keys: &[u64],
-        dims: ResidualNormDims,
-        out: Out,
-    ) -> Result<()> {
+    fn residual_norm_backward(&self, args: ResidualNormBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("residual_norm_backward");
-        const OP: &str = "residual_norm_backward";
-        expect_len(OP, "d_branch", d_branch.len(), dx.len())?;
-        dims.check(
-            OP,
-            [("dx", dx.len()), ("dy", dy.len()), ("x", x.len())],
-            [inv_rms.len(), w.len(), keys.len()],
-        )?;
+        args.check()?;
+        let ResidualNormBackward { dx, d_branch, dy, x, inv_rms, w, keys, dims, out } = args;
         let (rows, cols) = (dims.drop.rows, dims.drop.cols);
         if rows * cols == 0 {
             return Ok(());

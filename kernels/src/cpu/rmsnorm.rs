@@ -4,8 +4,8 @@
 use super::simd::{self, Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::Result;
-use crate::error::{expect_len, expect_rows};
-use crate::ops::{Out, RmsNorm, RmsNormDims};
+use crate::error::row_span;
+use crate::ops::{Out, RmsNorm, RmsNormBackward, RmsNormBackwardWeight, RmsNormDims, RmsNormForward};
 
 /// `y = x / rms(x) ⊙ w` for one row; returns `1 / rms(x)`.
 #[inline(always)]
@@ -121,21 +121,12 @@ impl<X: CpuReal> Task for Weight<'_, X> {
 }
 
 impl<X: CpuReal> RmsNorm<X> for Cpu {
-    fn rmsnorm_forward(
-        &self,
-        y: &mut [X],
-        inv_rms: &mut [X],
-        x: &[X],
-        w: &[X],
-        dims: RmsNormDims,
-    ) -> Result<()> {
+    fn rmsnorm_forward(&self, args: RmsNormForward<Self, X>) -> Result<()> {
         let _timed = self.timed("rmsnorm_forward");
-        const OP: &str = "rmsnorm_forward";
+        args.check()?;
+        let RmsNormForward { y, inv_rms, x, w, dims } = args;
         let RmsNormDims { rows, cols, x_stride, y_stride, .. } = dims;
-        let span = expect_rows(OP, "y", y.len(), rows, cols, y_stride)?;
-        expect_len(OP, "inv_rms", inv_rms.len(), rows)?;
-        expect_rows(OP, "x", x.len(), rows, cols, x_stride)?;
-        expect_len(OP, "w", w.len(), cols)?;
+        let span = row_span(rows, cols, y_stride);
         if rows * cols == 0 {
             return Ok(());
         }
@@ -147,28 +138,12 @@ impl<X: CpuReal> RmsNorm<X> for Cpu {
         Ok(())
     }
 
-    fn rmsnorm_backward(
-        &self,
-        dx: &mut [X],
-        dw: Option<&mut [X]>,
-        dy: &[X],
-        x: &[X],
-        inv_rms: &[X],
-        w: &[X],
-        dims: RmsNormDims,
-        out: Out,
-    ) -> Result<()> {
+    fn rmsnorm_backward(&self, args: RmsNormBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("rmsnorm_backward");
-        const OP: &str = "rmsnorm_backward";
+        args.check()?;
+        let RmsNormBackward { dx, dw, dy, x, inv_rms, w, dims, out } = args;
         let RmsNormDims { rows, cols, x_stride, y_stride, .. } = dims;
-        let span = expect_rows(OP, "dx", dx.len(), rows, cols, x_stride)?;
-        expect_rows(OP, "dy", dy.len(), rows, cols, y_stride)?;
-        expect_rows(OP, "x", x.len(), rows, cols, x_stride)?;
-        expect_len(OP, "inv_rms", inv_rms.len(), rows)?;
-        expect_len(OP, "w", w.len(), cols)?;
-        if let Some(dw) = &dw {
-            expect_len(OP, "dw", dw.len(), cols)?;
-        }
+        let span = row_span(rows, cols, x_stride);
         if rows * cols == 0 {
             return Ok(());
         }
@@ -179,31 +154,26 @@ impl<X: CpuReal> RmsNorm<X> for Cpu {
             dispatch(Backward { dx, dy, x, inv_rms, w, dims, out });
         });
         match dw {
-            Some(dw) => self.rmsnorm_backward_weight(dw, dy, x, inv_rms, dims, Out::Add),
+            Some(dw) => self.rmsnorm_backward_weight(RmsNormBackwardWeight {
+                dw,
+                dy,
+                x,
+                inv_rms,
+                dims,
+                out: Out::Add,
+            }),
             None => Ok(()),
         }
     }
 
-    fn rmsnorm_backward_weight(
-        &self,
-        dw: &mut [X],
-        dy: &[X],
-        x: &[X],
-        inv_rms: &[X],
-        dims: RmsNormDims,
-        out: Out,
-    ) -> Result<()> {
+    fn rmsnorm_backward_weight(&self, args: RmsNormBackwardWeight<Self, X>) -> Result<()> {
         let _timed = self.timed("rmsnorm_backward_weight");
-        const OP: &str = "rmsnorm_backward_weight";
-        let RmsNormDims { rows, cols, x_stride, y_stride, .. } = dims;
-        expect_len(OP, "dw", dw.len(), cols)?;
-        expect_rows(OP, "dy", dy.len(), rows, cols, y_stride)?;
-        expect_rows(OP, "x", x.len(), rows, cols, x_stride)?;
-        expect_len(OP, "inv_rms", inv_rms.len(), rows)?;
+        args.check()?;
+        let RmsNormBackwardWeight { dw, dy, x, inv_rms, dims, out } = args;
         if out == Out::Assign {
             dw.fill(X::zero());
         }
-        self.for_columns(dw, rows, |first, dw| {
+        self.for_columns(dw, dims.rows, |first, dw| {
             dispatch(Weight { dw, first, dy, x, inv_rms, dims });
         });
         Ok(())

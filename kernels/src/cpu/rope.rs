@@ -3,8 +3,8 @@
 use super::rmsnorm::{backward_row, forward_row, weight_row};
 use super::simd::{Level, Task, dispatch};
 use super::{Cpu, CpuReal};
-use crate::error::{Error, Result, expect_below, expect_len};
-use crate::ops::{Out, QkNorm, QkvDims, Rope};
+use crate::error::{Result, expect_below};
+use crate::ops::{Out, QkNorm, QkNormBackward, QkNormForward, QkvDims, Rope, RopeBackward, RopeForward};
 
 /// Cosines and sines of all positions, and the position of some tokens.
 #[derive(Clone, Copy)]
@@ -16,14 +16,7 @@ struct Angles<'a, X> {
 
 impl<'a, X: CpuReal> Angles<'a, X> {
     fn check(&self, op: &'static str, dims: QkvDims) -> Result<()> {
-        let half = dims.head_dim / 2;
-        if half == 0 || !dims.head_dim.is_multiple_of(2) {
-            return Err(Error::Unsupported { op, why: format!("head size {} is not even", dims.head_dim) });
-        }
-        let rows = self.cos.len() / half;
-        expect_len(op, "cos", self.cos.len(), rows * half)?;
-        expect_len(op, "sin", self.sin.len(), self.cos.len())?;
-        expect_len(op, "positions", self.positions.len(), dims.tokens)?;
+        let rows = self.cos.len() / (dims.head_dim / 2);
         expect_below(op, "positions", self.positions, rows)
     }
 
@@ -123,22 +116,12 @@ impl<X: CpuReal> Task for BiasGradient<'_, X> {
 }
 
 impl<X: CpuReal> Rope<X> for Cpu {
-    fn rope_forward(
-        &self,
-        qkv: &mut [X],
-        bias: Option<&[X]>,
-        cos: &[X],
-        sin: &[X],
-        positions: &[u32],
-        dims: QkvDims,
-    ) -> Result<()> {
+    fn rope_forward(&self, args: RopeForward<Self, X>) -> Result<()> {
         let _timed = self.timed("rope_forward");
+        args.check()?;
+        let RopeForward { qkv, bias, cos, sin, positions, dims } = args;
         const OP: &str = "rope_forward";
         let row = dims.row();
-        expect_len(OP, "qkv", qkv.len(), dims.tokens * row)?;
-        if let Some(bias) = bias {
-            expect_len(OP, "bias", bias.len(), row)?;
-        }
         let angles = Angles { cos, sin, positions };
         angles.check(OP, dims)?;
         if row == 0 {
@@ -151,22 +134,12 @@ impl<X: CpuReal> Rope<X> for Cpu {
         Ok(())
     }
 
-    fn rope_backward(
-        &self,
-        dqkv: &mut [X],
-        dbias: Option<&mut [X]>,
-        cos: &[X],
-        sin: &[X],
-        positions: &[u32],
-        dims: QkvDims,
-    ) -> Result<()> {
+    fn rope_backward(&self, args: RopeBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("rope_backward");
+        args.check()?;
+        let RopeBackward { dqkv, dbias, cos, sin, positions, dims } = args;
         const OP: &str = "rope_backward";
         let row = dims.row();
-        expect_len(OP, "dqkv", dqkv.len(), dims.tokens * row)?;
-        if let Some(dbias) = &dbias {
-            expect_len(OP, "dbias", dbias.len(), row)?;
-        }
         let angles = Angles { cos, sin, positions };
         angles.check(OP, dims)?;
         if row == 0 {
@@ -272,37 +245,11 @@ impl<X: CpuReal> Task for NormWeight<'_, X> {
     }
 }
 
-/// Checks what forward and backward of the q/k norm share.
-fn check_norm<X>(
-    op: &'static str,
-    outer: [(&'static str, &[X]); 2],
-    inv_rms: &[X],
-    w_q: &[X],
-    w_k: &[X],
-    dims: QkvDims,
-) -> Result<()> {
-    for (what, view) in outer {
-        expect_len(op, what, view.len(), dims.tokens * dims.row())?;
-    }
-    expect_len(op, "inv_rms", inv_rms.len(), dims.tokens * (dims.heads + dims.kv_heads))?;
-    expect_len(op, "w_q", w_q.len(), dims.head_dim)?;
-    expect_len(op, "w_k", w_k.len(), dims.head_dim)
-}
-
 impl<X: CpuReal> QkNorm<X> for Cpu {
-    fn qk_norm_forward(
-        &self,
-        y: &mut [X],
-        inv_rms: &mut [X],
-        qkv: &[X],
-        w_q: &[X],
-        w_k: &[X],
-        dims: QkvDims,
-        eps: f64,
-    ) -> Result<()> {
+    fn qk_norm_forward(&self, args: QkNormForward<Self, X>) -> Result<()> {
         let _timed = self.timed("qk_norm_forward");
-        const OP: &str = "qk_norm_forward";
-        check_norm(OP, [("y", y), ("qkv", qkv)], inv_rms, w_q, w_k, dims)?;
+        args.check()?;
+        let QkNormForward { y, inv_rms, qkv, w_q, w_k, dims, eps } = args;
         let (row, normed) = (dims.row(), dims.heads + dims.kv_heads);
         if row == 0 {
             return Ok(());
@@ -315,27 +262,12 @@ impl<X: CpuReal> QkNorm<X> for Cpu {
         Ok(())
     }
 
-    fn qk_norm_backward(
-        &self,
-        dqkv: &mut [X],
-        dw: Option<(&mut [X], &mut [X])>,
-        dy: &[X],
-        qkv: &[X],
-        inv_rms: &[X],
-        w_q: &[X],
-        w_k: &[X],
-        dims: QkvDims,
-    ) -> Result<()> {
+    fn qk_norm_backward(&self, args: QkNormBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("qk_norm_backward");
-        const OP: &str = "qk_norm_backward";
-        check_norm(OP, [("dy", dy), ("qkv", qkv)], inv_rms, w_q, w_k, dims)?;
-        let QkvDims { tokens, heads, kv_heads, head_dim } = dims;
+        args.check()?;
+        let QkNormBackward { dqkv, dw, dy, qkv, inv_rms, w_q, w_k, dims } = args;
+        let QkvDims { tokens, heads, kv_heads, .. } = dims;
         let (row, normed) = (dims.row(), heads + kv_heads);
-        expect_len(OP, "dqkv", dqkv.len(), tokens * row)?;
-        if let Some((dw_q, dw_k)) = &dw {
-            expect_len(OP, "dw_q", dw_q.len(), head_dim)?;
-            expect_len(OP, "dw_k", dw_k.len(), head_dim)?;
-        }
         if row == 0 {
             return Ok(());
         }

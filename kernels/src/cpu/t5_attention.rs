@@ -8,42 +8,18 @@ use super::scratch::with_scratch;
 use super::simd::{Level, Task, dispatch, dot};
 use super::softmax::{ExpRows, ScaleRows};
 use super::{Cpu, CpuReal};
-use crate::error::{expect_at_least, expect_below, expect_len};
-use crate::ops::{BucketMap, GemmDims, T5Attention, T5AttentionDims};
-use crate::{Error, Result};
+use crate::Result;
+use crate::error::expect_below;
+use crate::ops::{
+    BucketMap, GemmDims, T5Attention, T5AttentionBackward, T5AttentionDims, T5AttentionForward,
+};
 
-/// Elements of a row of q and o, and half of a row of kv.
-fn width(dims: &T5AttentionDims) -> usize {
-    dims.heads * dims.head_dim
-}
-
-/// Checks what both directions have in common.
-fn check<X: CpuReal>(
-    op: &'static str,
-    q: usize,
-    probs: usize,
-    bias: &Option<BucketMap<'_, Cpu, X>>,
-    keys: &[u64],
-    dims: &T5AttentionDims,
-) -> Result<()> {
-    expect_len(op, "q", q, dims.batch * dims.queries * width(dims))?;
-    expect_len(op, "probs", probs, dims.batch * dims.heads * dims.queries * dims.keys)?;
-    if let Some(bias) = bias {
-        expect_len(op, "bias.table", bias.table.len(), bias.buckets * dims.heads)?;
-        expect_len(op, "bias.map", bias.map.len(), dims.queries * dims.keys)?;
-        expect_below(op, "bias.map", bias.map, bias.buckets)?;
+/// Fails unless every bucket is one of the table's.
+fn check_buckets<X: CpuReal>(op: &'static str, bias: &Option<BucketMap<'_, Cpu, X>>) -> Result<()> {
+    match bias {
+        Some(bias) => expect_below(op, "bias.map", bias.map, bias.buckets),
+        None => Ok(()),
     }
-    if !(0.0..1.0).contains(&dims.dropout) {
-        return Err(Error::Unsupported { op, why: format!("dropout probability {}", dims.dropout) });
-    }
-    if dims.dropout > 0.0 {
-        expect_len(op, "keys", keys.len(), dims.batch)?;
-    }
-    if dims.kv_rows < dims.keys || dims.head_dim == 0 {
-        let why = format!("{} keys in {} rows of kv, heads of {}", dims.keys, dims.kv_rows, dims.head_dim);
-        return Err(Error::Unsupported { op, why });
-    }
-    Ok(())
 }
 
 /// The mask of probabilities of example `b`, if any are dropped.
@@ -101,7 +77,7 @@ impl<X: CpuReal> Task for SoftmaxBackward<'_, X> {
 /// Where example `b`'s head `h` begins in q (and o), and in kv its keys; values are `width` later.
 fn starts(dims: &T5AttentionDims, b: usize, h: usize) -> (usize, usize) {
     let column = h * dims.head_dim;
-    (b * dims.queries * width(dims) + column, 2 * b * dims.kv_rows * width(dims) + column)
+    (b * dims.queries * dims.width() + column, 2 * b * dims.kv_rows * dims.width() + column)
 }
 
 /// Probabilities and outputs of one head of one example.
@@ -115,7 +91,7 @@ fn forward_head<X: CpuReal>(
     dims: &T5AttentionDims,
 ) {
     let T5AttentionDims { queries, keys, head_dim, .. } = *dims;
-    let (row, (q_start, k_start)) = (width(dims), starts(dims, b, h));
+    let (row, (q_start, k_start)) = (dims.width(), starts(dims, b, h));
     let product = GemmDims::new(queries, keys, head_dim, false, true);
     let product = GemmDims { a_stride: row, b_stride: 2 * row, ..product };
     X::product(probs, &q[q_start..], &kv[k_start..], product, 1);
@@ -172,7 +148,7 @@ fn backward_head<X: CpuReal>(
     dims: &T5AttentionDims,
 ) {
     let T5AttentionDims { queries, keys, head_dim, .. } = *dims;
-    let (row, (q_start, k_start)) = (width(dims), starts(dims, b, h));
+    let (row, (q_start, k_start)) = (dims.width(), starts(dims, b, h));
     let (q, d_o) = (&inputs.q[q_start..], &inputs.d_o[q_start..]);
     let (k, v) = (&inputs.kv[k_start..], &inputs.kv[k_start + row..]);
     let size = queries * keys;
@@ -237,27 +213,16 @@ impl Cpu {
 }
 
 impl<X: CpuReal> T5Attention<X> for Cpu {
-    fn t5_attention_forward(
-        &self,
-        o: &mut [X],
-        probs: &mut [X],
-        q: &[X],
-        kv: &[X],
-        bias: Option<BucketMap<'_, Self, X>>,
-        keys: &[u64],
-        dims: T5AttentionDims,
-    ) -> Result<()> {
+    fn t5_attention_forward(&self, args: T5AttentionForward<Self, X>) -> Result<()> {
         let _timed = self.timed("t5_attention_forward");
-        const OP: &str = "t5_attention_forward";
-        check(OP, q.len(), probs.len(), &bias, keys, &dims)?;
-        expect_len(OP, "o", o.len(), q.len())?;
-        let used = (dims.batch.max(1) - 1) * dims.kv_rows + dims.keys;
-        expect_at_least(OP, "kv", kv.len(), if dims.batch == 0 { 0 } else { 2 * used * width(&dims) })?;
+        args.check()?;
+        let T5AttentionForward { o, probs, q, kv, bias, keys, dims } = args;
+        check_buckets("t5_attention_forward", &bias)?;
         if probs.is_empty() {
             o.fill(X::zero());
             return Ok(());
         }
-        let row = width(&dims);
+        let row = dims.width();
         let heads = MatrixMut::new(o, dims.batch * dims.queries, row, row)
             .row_blocks(dims.queries)
             .flat_map(move |example| example.column_blocks(dims.head_dim));
@@ -269,42 +234,17 @@ impl<X: CpuReal> T5Attention<X> for Cpu {
         Ok(())
     }
 
-    fn t5_attention_backward(
-        &self,
-        dq: &mut [X],
-        dkv: &mut [X],
-        d_table: Option<&mut [X]>,
-        d_scores: &mut [X],
-        d_o: &[X],
-        probs: &[X],
-        q: &[X],
-        kv: &[X],
-        bias: Option<BucketMap<'_, Self, X>>,
-        keys: &[u64],
-        dims: T5AttentionDims,
-    ) -> Result<()> {
+    fn t5_attention_backward(&self, args: T5AttentionBackward<Self, X>) -> Result<()> {
         let _timed = self.timed("t5_attention_backward");
-        const OP: &str = "t5_attention_backward";
-        check(OP, q.len(), probs.len(), &bias, keys, &dims)?;
-        expect_len(OP, "dq", dq.len(), q.len())?;
-        expect_len(OP, "d_o", d_o.len(), q.len())?;
-        expect_len(OP, "d_scores", d_scores.len(), probs.len())?;
-        expect_len(OP, "kv", kv.len(), 2 * dims.batch * dims.keys * width(&dims))?;
-        expect_len(OP, "dkv", dkv.len(), kv.len())?;
-        if dims.kv_rows != dims.keys {
-            let why = format!("{} rows of kv for {} keys", dims.kv_rows, dims.keys);
-            return Err(Error::Unsupported { op: OP, why });
-        }
-        if let Some(d_table) = &d_table {
-            let heads = bias.map_or(0, |bias| bias.buckets) * dims.heads;
-            expect_len(OP, "d_table", d_table.len(), heads)?;
-        }
+        args.check()?;
+        let T5AttentionBackward { dq, dkv, d_table, d_scores, d_o, probs, q, kv, bias, keys, dims } = args;
+        check_buckets("t5_attention_backward", &bias)?;
         if probs.is_empty() {
             dq.fill(X::zero());
             dkv.fill(X::zero());
             return Ok(());
         }
-        let row = width(&dims);
+        let row = dims.width();
         let dq = MatrixMut::new(dq, dims.batch * dims.queries, row, row).row_blocks(dims.queries);
         let dkv = MatrixMut::new(dkv, dims.batch * dims.keys, 2 * row, 2 * row).row_blocks(dims.keys);
         let heads = dq.zip(dkv).flat_map(move |(dq, dkv)| {

@@ -1,8 +1,9 @@
 //! AdamW and gradient norms on CUDA.
 
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::error::{Error, Result, expect_len};
-use crate::ops::{AdamW, AdamWCast, AdamWStep};
+use crate::error::{Result, expect_len};
+use crate::ops::{AdamW, AdamWCast, AdamWUpdate};
+use crate::{View, ViewMut};
 
 const MODULE: &str = "adamw";
 const THREADS: usize = 256;
@@ -24,11 +25,12 @@ impl AdamW<f32> for Cuda {
         expect_len(OP, "g", g.len(), rows * len)?;
         let parts = len.div_ceil(MIN_SHARE).clamp(1, PARTIAL_SUMS);
         let scratch = self.workspace(rows * parts * size_of::<f32>())?;
-        let kernel = self.kernel(MODULE, "sum_squares_partial").pointer(scratch.pointer).read(g).long(len);
+        let kernel =
+            self.kernel(MODULE, "sum_squares_partial").address::<f32>(scratch.pointer).read(g).long(len);
         // SAFETY: g holds `rows` rows of `len`, and the scratch memory `parts` sums for each.
         unsafe { kernel.run([parts, rows, 1], THREADS, 0) }?;
         let kernel =
-            self.kernel(MODULE, "sum_squares_final").write(&sums).pointer(scratch.pointer).int(parts);
+            self.kernel(MODULE, "sum_squares_final").write(&sums).address::<f32>(scratch.pointer).int(parts);
         // SAFETY: as above, and `sums` holds one per row.
         unsafe { kernel.run([rows, 1, 1], THREADS, 0) }
     }
@@ -47,35 +49,14 @@ impl AdamW<f32> for Cuda {
         unsafe { kernel.run([rows.div_ceil(THREADS), 1, 1], THREADS, 0) }
     }
 
-    fn adamw(
-        &self,
-        p: CudaViewMut<'_, f32>,
-        m: CudaViewMut<'_, f32>,
-        v: CudaViewMut<'_, f32>,
-        g: CudaView<'_, f32>,
-        scale: CudaView<'_, f32>,
-        rows: usize,
-        len: usize,
-        step: AdamWStep,
-    ) -> Result<()> {
-        self.adamw_step::<f32>(None, p, m, v, g, scale, rows, len, step)
+    fn adamw(&self, args: AdamWUpdate<Self, f32>) -> Result<()> {
+        self.adamw_step::<f32>(None, args)
     }
 }
 
 impl<X: CudaReal> AdamWCast<X> for Cuda {
-    fn adamw_cast(
-        &self,
-        y: CudaViewMut<'_, X>,
-        p: CudaViewMut<'_, f32>,
-        m: CudaViewMut<'_, f32>,
-        v: CudaViewMut<'_, f32>,
-        g: CudaView<'_, f32>,
-        scale: CudaView<'_, f32>,
-        rows: usize,
-        len: usize,
-        step: AdamWStep,
-    ) -> Result<()> {
-        self.adamw_step(Some(y), p, m, v, g, scale, rows, len, step)
+    fn adamw_cast(&self, y: CudaViewMut<'_, X>, args: AdamWUpdate<Self, f32>) -> Result<()> {
+        self.adamw_step(Some(y), args)
     }
 }
 
@@ -84,25 +65,13 @@ impl Cuda {
     fn adamw_step<X: CudaReal>(
         &self,
         y: Option<CudaViewMut<'_, X>>,
-        p: CudaViewMut<'_, f32>,
-        m: CudaViewMut<'_, f32>,
-        v: CudaViewMut<'_, f32>,
-        g: CudaView<'_, f32>,
-        scale: CudaView<'_, f32>,
-        rows: usize,
-        len: usize,
-        step: AdamWStep,
+        args: AdamWUpdate<Self, f32>,
     ) -> Result<()> {
         const OP: &str = "adamw";
+        args.check()?;
+        let AdamWUpdate { p, m, v, g, scale, rows, len, step } = args;
         if let Some(y) = &y {
             expect_len(OP, "y", y.len(), rows * len)?;
-        }
-        for (what, found) in [("p", p.len()), ("m", m.len()), ("v", v.len()), ("g", g.len())] {
-            expect_len(OP, what, found, rows * len)?;
-        }
-        expect_len(OP, "scale", scale.len(), rows)?;
-        if step.step == 0 {
-            return Err(Error::Unsupported { op: OP, why: "steps are counted from 1".into() });
         }
         let correction1 = 1.0 - step.beta1.powf(step.step.into());
         let correction2 = 1.0 - step.beta2.powf(step.step.into());

@@ -6,9 +6,12 @@
 //! and a block without a tile has nothing to do.
 
 use super::launch::Launch;
-use super::{Cuda, CudaReal, CudaView, CudaViewMut, decode};
-use crate::error::{Error, Result, expect_len, expect_rows};
-use crate::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
+use super::{Cuda, CudaReal, decode};
+use crate::error::{Error, Result};
+use crate::ops::{
+    Attention, AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, CacheStore, QkvDims,
+};
+use crate::{View, ViewMut};
 
 const PLAIN: &str = "attention";
 const FLASH: &str = "flash";
@@ -25,21 +28,13 @@ const FORWARD_TILE: usize = 128;
 const STEP: usize = 64;
 const PAD: usize = 8;
 
-/// Fails unless heads can be grouped and qkv has its rows.
-fn check_qkv(op: &'static str, qkv: usize, dims: &QkvDims) -> Result<()> {
-    let QkvDims { heads, kv_heads, head_dim, .. } = *dims;
-    if kv_heads == 0 || head_dim == 0 || head_dim > MAX_DIM || !heads.is_multiple_of(kv_heads) {
-        let why = format!("{heads} heads of {head_dim} on {kv_heads} key/value heads");
-        return Err(Error::Unsupported { op, why });
+/// Fails unless the kernels have room for a head.
+fn check_head(op: &'static str, dims: &QkvDims) -> Result<()> {
+    if dims.head_dim <= MAX_DIM {
+        return Ok(());
     }
-    expect_len(op, "qkv", qkv, dims.tokens * dims.row())
-}
-
-/// Fails unless caches hold their slots.
-fn check_caches(op: &'static str, k: usize, v: usize, dims: &DecodeDims) -> Result<()> {
-    let cache = dims.slots * dims.capacity * dims.qkv.kv_heads * dims.qkv.head_dim;
-    expect_len(op, "k_cache", k, cache)?;
-    expect_len(op, "v_cache", v, cache)
+    let why = format!("heads of {}, at most {MAX_DIM} are possible", dims.head_dim);
+    Err(Error::Unsupported { op, why })
 }
 
 /// Bytes that storing keys and values in a cache moves.
@@ -116,27 +111,19 @@ impl Launch<'_> {
     }
 
     /// Everything of [`AttentionDims`], after the pointers.
-    fn attention(self, cuda: &Cuda, dims: &AttentionDims) -> Self {
-        let launch = self.pointer(cuda.fault_pointer()).int(dims.qkv.tokens).int(dims.segments);
+    fn attention(self, dims: &AttentionDims) -> Self {
+        let launch = self.fault().int(dims.qkv.tokens).int(dims.segments);
         launch.heads(&dims.qkv).long(dims.o_stride).float(dims.scale)
     }
 }
 
 impl<X: CudaReal> Attention<X> for Cuda {
-    fn attention_forward(
-        &self,
-        o: CudaViewMut<'_, X>,
-        lse: CudaViewMut<'_, f32>,
-        qkv: CudaView<'_, X>,
-        offsets: CudaView<'_, u32>,
-        dims: AttentionDims,
-    ) -> Result<()> {
+    fn attention_forward(&self, args: AttentionForward<Self, X>) -> Result<()> {
+        args.check()?;
+        let AttentionForward { o, lse, qkv, offsets, dims } = args;
         const OP: &str = "attention_forward";
+        check_head(OP, &dims.qkv)?;
         let QkvDims { tokens, heads, head_dim, .. } = dims.qkv;
-        check_qkv(OP, qkv.len(), &dims.qkv)?;
-        expect_rows(OP, "o", o.len(), tokens, heads * head_dim, dims.o_stride)?;
-        expect_len(OP, "lse", lse.len(), heads * tokens)?;
-        expect_len(OP, "offsets", offsets.len(), dims.segments + 1)?;
         let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
         let wide = aligned(&[o.pointer(), qkv.pointer()], &[dims.o_stride]);
         // The kernel takes the largest of the scores before they are scaled.
@@ -151,45 +138,30 @@ impl<X: CudaReal> Attention<X> for Cuda {
             let kernel = self.kernel(FLASH, name).write(&o).write(&lse).read(qkv).read(offsets);
             let grid = [most_tiles(FORWARD_TILE, &dims) * heads, 1, 1];
             let kernel = kernel.flops(flops(2, &dims));
-            // SAFETY: the lengths above; segments beyond the stream are refused.
-            return unsafe { kernel.attention(self, &dims).run(grid, FLASH_THREADS, shared) };
+            // SAFETY: the lengths checked above; segments beyond the stream are refused.
+            return unsafe { kernel.attention(&dims).run(grid, FLASH_THREADS, shared) };
         }
         let kernel = self.kernel_of::<X>(PLAIN, OP).write(&o).write(&lse).read(qkv).read(offsets);
         // SAFETY: as above.
-        unsafe { kernel.attention(self, &dims).run([tokens, heads, 1], PLAIN_THREADS, 0) }
+        unsafe { kernel.attention(&dims).run([tokens, heads, 1], PLAIN_THREADS, 0) }
     }
 
-    fn attention_backward(
-        &self,
-        dqkv: CudaViewMut<'_, X>,
-        delta: CudaViewMut<'_, f32>,
-        d_o: CudaView<'_, X>,
-        o: CudaView<'_, X>,
-        lse: CudaView<'_, f32>,
-        qkv: CudaView<'_, X>,
-        offsets: CudaView<'_, u32>,
-        dims: AttentionDims,
-    ) -> Result<()> {
-        const OP: &str = "attention_backward";
+    fn attention_backward(&self, args: AttentionBackward<Self, X>) -> Result<()> {
+        args.check()?;
+        let AttentionBackward { dqkv, delta, d_o, o, lse, qkv, offsets, dims } = args;
+        check_head("attention_backward", &dims.qkv)?;
         let QkvDims { tokens, heads, kv_heads, head_dim } = dims.qkv;
-        check_qkv(OP, qkv.len(), &dims.qkv)?;
-        expect_len(OP, "dqkv", dqkv.len(), qkv.len())?;
-        expect_rows(OP, "d_o", d_o.len(), tokens, heads * head_dim, dims.o_stride)?;
-        expect_rows(OP, "o", o.len(), tokens, heads * head_dim, dims.o_stride)?;
-        expect_len(OP, "delta", delta.len(), heads * tokens)?;
-        expect_len(OP, "lse", lse.len(), heads * tokens)?;
-        expect_len(OP, "offsets", offsets.len(), dims.segments + 1)?;
         let kernel = self.kernel_of::<X>(PLAIN, "attention_delta").write(&delta).read(d_o).read(o);
         let kernel = kernel.int(tokens).int(heads).int(head_dim).long(dims.o_stride);
         let lanes = delta_lanes::<X>(head_dim);
         let blocks = (tokens * heads * lanes).div_ceil(PLAIN_THREADS);
-        // SAFETY: the lengths above.
+        // SAFETY: the lengths checked above.
         unsafe { kernel.int(lanes).run([blocks, 1, 1], PLAIN_THREADS, 0) }?;
 
         let kernel_of = |module: &'static str, name: &'static str, suffix: &'static str| {
             let kernel =
                 self.kernel_typed(module, name, suffix).write(&dqkv).read(delta.freeze()).read(d_o).read(lse);
-            kernel.read(qkv).read(offsets).attention(self, &dims)
+            kernel.read(qkv).read(offsets).attention(&dims)
         };
         let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
         let wide = aligned(&[d_o.pointer(), qkv.pointer(), dqkv.pointer()], &[dims.o_stride]);
@@ -198,7 +170,7 @@ impl<X: CudaReal> Attention<X> for Cuda {
             let grid = [most_tiles(rows, &dims) * (heads + kv_heads), 1, 1];
             // Blocks of keys and of queries compute the scores and their gradients; then dk and dv, or dq.
             let kernel = kernel_of(FLASH, name, "").flops(flops(7, &dims));
-            // SAFETY: the lengths above; segments beyond the stream are refused.
+            // SAFETY: the lengths checked above; segments beyond the stream are refused.
             return unsafe { kernel.run(grid, FLASH_THREADS, shared) };
         }
         let kernel = kernel_of(PLAIN, "attention_backward_q", X::SUFFIX);
@@ -209,56 +181,36 @@ impl<X: CudaReal> Attention<X> for Cuda {
         unsafe { kernel.run([tokens, kv_heads, 1], 32, 0) }
     }
 
-    fn cache_store(
-        &self,
-        k_cache: CudaViewMut<'_, X>,
-        v_cache: CudaViewMut<'_, X>,
-        qkv: CudaView<'_, X>,
-        offsets: CudaView<'_, u32>,
-        slot: CudaView<'_, u32>,
-        dims: DecodeDims,
-    ) -> Result<()> {
+    fn cache_store(&self, args: CacheStore<Self, X>) -> Result<()> {
+        args.check()?;
+        let CacheStore { k_cache, v_cache, qkv, offsets, slot, dims } = args;
         const OP: &str = "cache_store";
-        check_qkv(OP, qkv.len(), &dims.qkv)?;
-        expect_len(OP, "offsets", offsets.len(), slot.len() + 1)?;
-        check_caches(OP, k_cache.len(), v_cache.len(), &dims)?;
+        check_head(OP, &dims.qkv)?;
         let kernel = self.kernel_of::<X>(PLAIN, OP).write(&k_cache).write(&v_cache).read(qkv);
-        let kernel = kernel.read(offsets).read(slot).pointer(self.fault_pointer());
+        let kernel = kernel.read(offsets).read(slot).fault();
         let kernel = kernel.int(dims.qkv.tokens).int(slot.len()).heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots);
         let kernel = kernel.moves(moved::<X>(&dims.qkv));
-        // SAFETY: the lengths above; segments, slots and positions out of range are refused.
+        // SAFETY: the lengths checked above; segments, slots and positions out of range are refused.
         unsafe { kernel.run([dims.qkv.tokens, 1, 1], 256, 0) }
     }
 
-    fn attention_decode(
-        &self,
-        o: CudaViewMut<'_, X>,
-        k_cache: CudaViewMut<'_, X>,
-        v_cache: CudaViewMut<'_, X>,
-        qkv: CudaView<'_, X>,
-        slot: CudaView<'_, u32>,
-        position: CudaView<'_, u32>,
-        dims: DecodeDims,
-    ) -> Result<()> {
-        const OP: &str = "attention_decode";
+    fn attention_decode(&self, args: AttentionDecode<Self, X>) -> Result<()> {
+        args.check()?;
+        let AttentionDecode { o, k_cache, v_cache, qkv, slot, position, dims } = args;
+        check_head("attention_decode", &dims.qkv)?;
         let QkvDims { tokens: rows, heads, kv_heads, head_dim } = dims.qkv;
-        check_qkv(OP, qkv.len(), &dims.qkv)?;
-        expect_len(OP, "o", o.len(), rows * heads * head_dim)?;
-        check_caches(OP, k_cache.len(), v_cache.len(), &dims)?;
-        expect_len(OP, "slot", slot.len(), rows)?;
-        expect_len(OP, "position", position.len(), rows)?;
         let addresses = [o.pointer(), k_cache.pointer(), v_cache.pointer(), qkv.pointer()];
         if let Some(kernels) = decode::kernels::<X>(self, &dims, &addresses) {
             let caches = (&k_cache, &v_cache);
-            // SAFETY: the lengths above.
+            // SAFETY: the lengths checked above.
             return unsafe { self.decode_tiles(kernels, &o, caches, qkv, (slot, position), &dims) };
         }
         let kernel = self.kernel_of::<X>(PLAIN, "cache_append").write(&k_cache).write(&v_cache).read(qkv);
-        let kernel = kernel.read(slot).read(position).pointer(self.fault_pointer()).heads(&dims.qkv);
+        let kernel = kernel.read(slot).read(position).fault().heads(&dims.qkv);
         let kernel = kernel.int(dims.capacity).int(dims.slots);
         let kernel = kernel.moves(moved::<X>(&dims.qkv));
-        // SAFETY: the lengths above; slots and positions out of range are refused.
+        // SAFETY: the lengths checked above; slots and positions out of range are refused.
         unsafe { kernel.run([rows, 1, 1], 256, 0) }?;
         let kernel = self.kernel_of::<X>(PLAIN, decode_name(head_dim)).write(&o);
         let kernel = kernel.read(k_cache.freeze()).read(v_cache.freeze());

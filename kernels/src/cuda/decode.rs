@@ -57,9 +57,9 @@ impl Cuda {
         let parts = dims.capacity.div_ceil(PART);
         let floats = if parts > 1 { rows * heads * parts * (head_dim + PARTIAL) } else { 0 };
         let scratch = self.workspace(floats * size_of::<f32>())?;
-        let kernel = self.kernel(MODULE, kernels.parts).write(o).pointer(scratch.pointer);
+        let kernel = self.kernel(MODULE, kernels.parts).write(o).address::<f32>(scratch.pointer);
         let kernel = kernel.write(k_cache).write(v_cache).read(qkv).read(slot).read(position);
-        let kernel = kernel.pointer(self.fault_pointer()).heads(&dims.qkv).int(dims.capacity);
+        let kernel = kernel.fault().heads(&dims.qkv).int(dims.capacity);
         let kernel = kernel.int(dims.slots).float(dims.scale).moves(0);
         let pieces = (heads / dims.qkv.kv_heads).div_ceil(TILE);
         let grid = [rows, dims.qkv.kv_heads * pieces, parts];
@@ -69,7 +69,7 @@ impl Cuda {
         if parts <= 1 {
             return Ok(());
         }
-        let kernel = self.kernel(MODULE, kernels.combine).write(o).pointer(scratch.pointer);
+        let kernel = self.kernel(MODULE, kernels.combine).write(o).address::<f32>(scratch.pointer);
         let kernel = kernel.read(slot).read(position).int(rows).int(heads).int(parts);
         let kernel = kernel.int(dims.capacity).int(dims.slots).moves(0);
         // SAFETY: as above.

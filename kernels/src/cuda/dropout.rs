@@ -3,9 +3,10 @@
 use super::elementwise::threads_for_row;
 use super::launch::Launch;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::error::{Error, Result, expect_len};
+use crate::error::{Result, expect_len};
 use crate::ops::{Dropout, DropoutDims};
 use crate::rng::drop_threshold;
+use crate::{View, ViewMut};
 
 const MAX_THREADS: usize = 256;
 
@@ -18,14 +19,6 @@ impl<'a> Launch<'a> {
     }
 }
 
-/// Fails unless `p` is a probability below 1.
-pub(super) fn check_probability(op: &'static str, p: f64) -> Result<()> {
-    if (0.0..1.0).contains(&p) {
-        return Ok(());
-    }
-    Err(Error::Unsupported { op, why: format!("dropout probability {p} is not in [0, 1)") })
-}
-
 impl<X: CudaReal> Dropout<X> for Cuda {
     fn dropout(&self, x: CudaViewMut<'_, X>, keys: CudaView<'_, u64>, dims: DropoutDims) -> Result<()> {
         const OP: &str = "dropout";
@@ -36,7 +29,7 @@ impl<X: CudaReal> Dropout<X> for Cuda {
             return Ok(());
         }
         let kernel = self.kernel_of::<X>(OP, OP).write(&x).int(cols).drop_mask(keys, &dims);
-        // SAFETY: the lengths above.
+        // SAFETY: the lengths checked above.
         unsafe { kernel.run([rows, 1, 1], threads_for_row::<X>(cols, MAX_THREADS), 0) }
     }
 }

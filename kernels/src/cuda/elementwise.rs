@@ -5,7 +5,7 @@ use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed};
 use crate::error::{Error, Result, expect_len, expect_rows};
 use crate::ops::{Cast, Elementwise, RandomRows, StridedRows};
 use crate::rng::BELL_SPREAD;
-use crate::{Elem, bf16};
+use crate::{Elem, View, ViewMut, bf16};
 use cudarc::driver::sys;
 
 const MODULE: &str = "elementwise";
@@ -36,7 +36,7 @@ impl Cuda {
         let rows = table_rows(op, table.len(), cols)?;
         expect_len(op, "out", out.len(), ids.len() * cols)?;
         let kernel = self.kernel_of::<X>(MODULE, "gather_rows").write(out).read(table).read(ids);
-        let kernel = kernel.pointer(self.fault_pointer()).int(cols).int(rows);
+        let kernel = kernel.fault().int(cols).int(rows);
         // A table may have many more rows than are read.
         let kernel = kernel.moves(2 * ids.len() * cols * size_of::<X>());
         // SAFETY: `out` has a row per id, `table` has `rows` rows, and ids beyond it are refused.
@@ -67,13 +67,14 @@ impl Cuda {
             // SAFETY: as above.
             4 => set(&|| unsafe { sys::cuMemsetD32Async(pointer, word(0, 4) as u32, len, stream) }),
             8 => {
-                let kernel = self.kernel(MODULE, "fill_8").pointer(pointer).pointer(word(0, 8)).long(len);
+                let kernel =
+                    self.kernel(MODULE, "fill_8").address::<u64>(pointer).long(word(0, 8) as usize).long(len);
                 // SAFETY: as above.
                 unsafe { kernel.run([self.blocks_for(len, THREADS), 1, 1], THREADS, 0) }
             }
             _ => {
-                let kernel = self.kernel(MODULE, "fill_16").pointer(pointer);
-                let kernel = kernel.pointer(word(0, 8)).pointer(word(8, 8)).long(len);
+                let kernel = self.kernel(MODULE, "fill_16").address::<u64>(pointer);
+                let kernel = kernel.long(word(0, 8) as usize).long(word(8, 8) as usize).long(len);
                 // SAFETY: as above; the largest elements have 16 bytes.
                 unsafe { kernel.run([self.blocks_for(len, THREADS), 1, 1], THREADS, 0) }
             }

@@ -2,9 +2,9 @@
 
 use super::elementwise::table_rows;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::Result;
 use crate::error::expect_len;
 use crate::ops::Embedding;
+use crate::{Result, View, ViewMut};
 
 const THREADS: usize = 128;
 
@@ -30,9 +30,9 @@ impl<X: CudaReal> Embedding<X> for Cuda {
         let vocab = table_rows(OP, d_table.len(), dim)?;
         expect_len(OP, "dx", dx.len(), ids.len() * dim)?;
         let kernel = self.kernel_of::<X>("embedding", OP).write(&d_table).read(dx).read(ids);
-        let kernel = kernel.pointer(self.fault_pointer()).int(ids.len()).int(dim).int(vocab);
+        let kernel = kernel.fault().int(ids.len()).int(dim).int(vocab);
         let kernel = kernel.moves(ids.len() * dim * (size_of::<X>() + 2 * size_of::<f32>()));
-        // SAFETY: the lengths above; ids beyond the table are refused.
+        // SAFETY: the lengths checked above; ids beyond the table are refused.
         unsafe { kernel.run([ids.len(), 1, 1], THREADS, 0) }
     }
 }

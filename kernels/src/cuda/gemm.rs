@@ -4,8 +4,11 @@
 use super::cublaslt::Product;
 use super::profile::Work;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::error::{Error, Result, expect_at_least, expect_len, expect_rows};
-use crate::ops::{Gemm, GemmDims, Linear, LinearDims, Out};
+use crate::error::{Error, Result, expect_at_least};
+use crate::ops::{
+    Gemm, GemmDims, Linear, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward, Out,
+};
+use crate::{View, ViewMut};
 
 const MODULE: &str = "gemm";
 /// As in `cu/gemm.cu`: depth and number of the stages of a tile, and padding of its rows.
@@ -104,7 +107,7 @@ impl Cuda {
             _ => (Choice::tensor_cores(dims, self.inner.processors), "bf16"),
         };
         let kernel = self.kernel_typed(MODULE, choice.name, suffix).write(c).read(a).read(b).read_if(bias);
-        let kernel = kernel.pointer(start.0).long(dims.a_stride).long(dims.b_stride).long(dims.c_stride);
+        let kernel = kernel.address::<C>(start.0).long(dims.a_stride).long(dims.b_stride).long(dims.c_stride);
         let kernel = kernel.long(start.1).int(dims.m).int(dims.n).int(dims.k).float(dims.alpha);
         let grid = [dims.n.div_ceil(choice.tile), dims.m.div_ceil(choice.tile), 1];
         let kernel = kernel.work(work_of::<X, C>(dims));
@@ -171,64 +174,31 @@ impl<X: CudaReal> Gemm<X> for Cuda {
 }
 
 impl<X: CudaReal> Linear<X> for Cuda {
-    fn linear_forward(
-        &self,
-        y: CudaViewMut<'_, X>,
-        x: CudaView<'_, X>,
-        w: CudaView<'_, X>,
-        bias: Option<CudaView<'_, X>>,
-        residual: Option<CudaView<'_, X>>,
-        dims: LinearDims,
-    ) -> Result<()> {
+    fn linear_forward(&self, args: LinearForward<Self, X>) -> Result<()> {
+        args.check()?;
+        let LinearForward { y, x, w, bias, residual, dims } = args;
         const OP: &str = "linear_forward";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
-        expect_len(OP, "y", y.len(), rows * out_dim)?;
-        expect_len(OP, "w", w.len(), out_dim * in_dim)?;
-        expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
-        if let Some(bias) = bias {
-            expect_len(OP, "bias", bias.len(), out_dim)?;
-        }
-        if let Some(residual) = residual {
-            expect_len(OP, "residual", residual.len(), rows * out_dim)?;
-        }
         let product = GemmDims { a_stride: x_stride, ..GemmDims::new(rows, out_dim, in_dim, false, true) };
         let start = (residual.map_or(0, CudaView::pointer), out_dim);
         self.product(OP, &y, x, w, bias, start, &product)
     }
 
-    fn linear_backward_input(
-        &self,
-        dx: CudaViewMut<'_, X>,
-        dy: CudaView<'_, X>,
-        w: CudaView<'_, X>,
-        dims: LinearDims,
-        out: Out,
-    ) -> Result<()> {
+    fn linear_backward_input(&self, args: LinearBackwardInput<Self, X>) -> Result<()> {
+        args.check()?;
+        let LinearBackwardInput { dx, dy, w, dims, out } = args;
         const OP: &str = "linear_backward_input";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
-        expect_rows(OP, "dx", dx.len(), rows, in_dim, x_stride)?;
-        expect_len(OP, "dy", dy.len(), rows * out_dim)?;
-        expect_len(OP, "w", w.len(), out_dim * in_dim)?;
         let product = GemmDims::new(rows, in_dim, out_dim, false, false);
         self.gemm_into(OP, &dx, dy, w, GemmDims { c_stride: x_stride, out, ..product })
     }
 
-    fn linear_backward_weight(
-        &self,
-        dw: CudaViewMut<'_, f32>,
-        dbias: Option<CudaViewMut<'_, f32>>,
-        dy: CudaView<'_, X>,
-        x: CudaView<'_, X>,
-        dims: LinearDims,
-        out: Out,
-    ) -> Result<()> {
+    fn linear_backward_weight(&self, args: LinearBackwardWeight<Self, X>) -> Result<()> {
+        args.check()?;
+        let LinearBackwardWeight { dw, dbias, dy, x, dims, out } = args;
         const OP: &str = "linear_backward_weight";
         let LinearDims { rows, in_dim, out_dim, x_stride } = dims;
-        expect_len(OP, "dw", dw.len(), out_dim * in_dim)?;
-        expect_len(OP, "dy", dy.len(), rows * out_dim)?;
-        expect_rows(OP, "x", x.len(), rows, in_dim, x_stride)?;
         if let Some(dbias) = &dbias {
-            expect_len(OP, "dbias", dbias.len(), out_dim)?;
             self.sum_rows(dbias, dy, rows, out_dim, out)?;
         }
         let product = GemmDims::new(out_dim, in_dim, rows, true, false);

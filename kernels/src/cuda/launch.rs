@@ -3,8 +3,9 @@
 use super::cubin::{self, Cubins};
 use super::limits::{Limits, Needs};
 use super::profile::Work;
+use super::signature::{self, Kind, Signature};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed, gate, memory};
-use crate::{Elem, Error, Result};
+use crate::{Elem, Error, Result, View, ViewMut};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -51,6 +52,7 @@ pub(super) struct Function {
     needs: Needs,
     /// Bytes of dynamic shared memory that it may use.
     permitted: usize,
+    signature: &'static Signature,
 }
 // SAFETY: the driver's handles may be used from any thread.
 unsafe impl Send for Function {}
@@ -77,11 +79,13 @@ impl Functions {
         if let Some(function) = loaded.functions.get(&(name, suffix)) {
             return Ok(*function);
         }
-        let raw = self.find(&mut loaded, module, name, suffix)?;
+        let full = if suffix.is_empty() { name.to_string() } else { format!("{name}_{suffix}") };
+        let signature = signature::find(module, &full)?;
+        let raw = self.find(&mut loaded, module, &full)?;
         // SAFETY: the module stays loaded as long as the context.
         let needs = unsafe { Needs::of(raw) }?;
         let permitted = limits.plain_shared.saturating_sub(needs.shared.max(DECLARED));
-        let function = Function { raw, needs, permitted };
+        let function = Function { raw, needs, permitted, signature };
         loaded.functions.insert((name, suffix), function);
         Ok(function)
     }
@@ -112,13 +116,7 @@ impl Functions {
         Ok(())
     }
 
-    fn find(
-        &self,
-        loaded: &mut Loaded,
-        module: &'static str,
-        name: &str,
-        suffix: &str,
-    ) -> Result<sys::CUfunction> {
+    fn find(&self, loaded: &mut Loaded, module: &'static str, kernel: &str) -> Result<sys::CUfunction> {
         let handle = match loaded.modules.get(module) {
             Some(module) => module.0,
             None => {
@@ -130,12 +128,18 @@ impl Functions {
                 handle
             }
         };
-        let full = if suffix.is_empty() { name.to_string() } else { format!("{name}_{suffix}") };
-        let symbol = CString::new(full.as_str()).expect("names of kernels have no zero byte");
+        let symbol = CString::new(kernel).expect("names of kernels have no zero byte");
         // SAFETY: the module stays loaded as long as the context.
         unsafe { result::module::get_function(handle, symbol) }
-            .map_err(failed(format!("find the kernel `{full}` in `{module}`")))
+            .map_err(failed(format!("find the kernel `{kernel}` in `{module}`")))
     }
+}
+
+/// An argument. Numbers of 4 bytes are the lower half.
+#[derive(Clone, Copy)]
+struct Argument {
+    bits: u64,
+    kind: Kind,
 }
 
 /// A kernel with its arguments, in the order of its parameters.
@@ -144,7 +148,7 @@ pub(super) struct Launch<'a> {
     module: &'static str,
     name: &'static str,
     suffix: &'static str,
-    arguments: Vec<u64>,
+    arguments: Vec<Argument>,
     /// A size that the kernel's parameter cannot hold.
     too_large: Option<usize>,
     /// An address that is no multiple of its elements' alignment.
@@ -191,52 +195,60 @@ impl Cuda {
 }
 
 impl Launch<'_> {
+    fn argument(mut self, bits: u64, kind: Kind) -> Self {
+        self.arguments.push(Argument { bits, kind });
+        self
+    }
+
     /// The address of so many elements.
-    fn elements<T: Elem>(mut self, address: u64, len: usize) -> Self {
+    fn elements<T: Elem>(mut self, address: u64, len: usize, kind: Kind) -> Self {
         if len > 0 && !address.is_multiple_of(align_of::<T>() as u64) {
             self.misaligned = Some(address);
         }
         self.work.bytes += (len * size_of::<T>()) as f64;
-        self.arguments.push(address);
-        self
+        self.argument(address, kind)
     }
 
-    /// A pointer to what is written.
+    /// A `T*`.
     pub fn write<T: Elem>(self, view: &CudaViewMut<'_, T>) -> Self {
-        self.elements::<T>(view.pointer(), view.len())
+        self.elements::<T>(view.pointer(), view.len(), Kind::Write(T::DTYPE))
     }
 
-    /// A pointer to what is written, or none.
+    /// A `T*` that may be null.
     pub fn write_if<T: Elem>(self, view: &Option<CudaViewMut<'_, T>>) -> Self {
         match view {
             Some(view) => self.write(view),
-            None => self.pointer(0),
+            None => self.argument(0, Kind::Write(T::DTYPE)),
         }
     }
 
-    /// A pointer to what is read.
+    /// A `const T*`.
     pub fn read<T: Elem>(self, view: CudaView<'_, T>) -> Self {
-        self.elements::<T>(view.pointer(), view.len())
+        self.elements::<T>(view.pointer(), view.len(), Kind::Read(T::DTYPE))
     }
 
-    /// A pointer to what is read, or none.
+    /// A `const T*` that may be null.
     pub fn read_if<T: Elem>(self, view: Option<CudaView<'_, T>>) -> Self {
         match view {
             Some(view) => self.read(view),
-            None => self.pointer(0),
+            None => self.argument(0, Kind::Read(T::DTYPE)),
         }
     }
 
-    /// Any address.
-    pub fn pointer(mut self, address: u64) -> Self {
-        self.arguments.push(address);
-        self
+    /// A `T*` or `const T*` to memory without a view: scratch memory, or what the caller has checked. 0 is null.
+    pub fn address<T: Elem>(self, address: u64) -> Self {
+        self.argument(address, Kind::Address(T::DTYPE))
     }
 
-    /// A `u64` or `size_t`.
-    pub fn long(mut self, n: usize) -> Self {
-        self.arguments.push(n as u64);
-        self
+    /// The `u32*` where a kernel reports a number that it refuses.
+    pub fn fault(self) -> Self {
+        let word = self.cuda.fault_pointer();
+        self.argument(word, Kind::Write(u32::DTYPE))
+    }
+
+    /// A `u64`.
+    pub fn long(self, n: usize) -> Self {
+        self.argument(n as u64, Kind::U64)
     }
 
     /// A `u32`.
@@ -244,14 +256,12 @@ impl Launch<'_> {
         if u32::try_from(n).is_err() {
             self.too_large = Some(n);
         }
-        self.arguments.push(n as u64);
-        self
+        self.argument(n as u64, Kind::U32)
     }
 
     /// A `float`.
-    pub fn float(mut self, x: f64) -> Self {
-        self.arguments.push((x as f32).to_bits().into());
-        self
+    pub fn float(self, x: f64) -> Self {
+        self.argument((x as f32).to_bits().into(), Kind::F32)
     }
 
     /// What it has to do at least, for a profile, in the place of the bytes of all its views.
@@ -276,8 +286,7 @@ impl Launch<'_> {
     /// of dynamic shared memory. An empty grid does nothing.
     ///
     /// # Safety
-    /// The arguments must be those of the kernel, and memory at pointers must hold what the kernel
-    /// touches for these arguments.
+    /// Memory at pointers must hold what the kernel touches for these arguments. (Their number and kinds are checked.)
     pub unsafe fn run(mut self, grid: [usize; 3], threads: usize, shared: usize) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
@@ -292,16 +301,17 @@ impl Launch<'_> {
         let (cuda, limits) = (self.cuda, &self.cuda.inner.limits);
         let stream = cuda.queue()?;
         let function = cuda.inner.functions.get(self.module, self.name, self.suffix, limits)?;
+        function.signature.check(self.arguments.iter().map(|argument| argument.kind))?;
         if let Some(why) = limits.refusal(&function.needs, grid, threads, shared) {
             return unsupported(why);
         }
         cuda.inner.functions.permit(self.name, self.suffix, &function, shared)?;
         let mut pointers: Vec<*mut c_void> =
-            self.arguments.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
+            self.arguments.iter_mut().map(|a| std::ptr::from_mut(&mut a.bits).cast()).collect();
         let [x, y, z] = grid.map(|n| n as u32);
         let (name, block) = (self.name, (threads as u32, 1, 1));
-        // SAFETY: the caller vouches for the arguments; each has a slot of 8 bytes, of which the
-        // driver reads the parameter's size, and the lower bytes come first on every host of CUDA.
+        // SAFETY: the arguments are of the kernel's kinds, and the caller vouches for memory; each has a slot of 8
+        // bytes, of which the driver reads the parameter's size: lower bytes come first on every host of CUDA.
         let mut queue = || unsafe {
             result::launch_kernel(function.raw, (x, y, z), block, shared as u32, stream, &mut pointers)
         };

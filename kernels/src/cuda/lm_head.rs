@@ -3,8 +3,9 @@
 
 use super::elementwise::threads_for_row;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::error::{Error, Result, expect_at_least, expect_len};
-use crate::ops::{GemmDims, LmHead, LmHeadDims, LmHeadScratch};
+use crate::error::{Error, Result, expect_len};
+use crate::ops::{GemmDims, LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch};
+use crate::{View, ViewMut};
 
 const MODULE: &str = "lm_head";
 /// As in `cu/lm_head.cu`.
@@ -15,46 +16,20 @@ impl<X: CudaReal> LmHead<X> for Cuda {
     // Several times as many operations for each byte of W as a device has time for while it reads it.
     const CHUNK: usize = 1024;
 
-    fn lm_head_loss(
-        &self,
-        loss: CudaViewMut<'_, f32>,
-        dx: Option<CudaViewMut<'_, X>>,
-        dw: Option<CudaViewMut<'_, f32>>,
-        scratch: LmHeadScratch<'_, Self, X>,
-        x: CudaView<'_, X>,
-        w: CudaView<'_, X>,
-        rows: CudaView<'_, u32>,
-        targets: CudaView<'_, u32>,
-        weights: CudaView<'_, f32>,
-        dims: LmHeadDims,
-    ) -> Result<()> {
+    fn lm_head_loss(&self, args: LmHeadLoss<Self, X>) -> Result<()> {
+        args.check()?;
+        let LmHeadLoss { loss, dx, dw, scratch, x, w, rows, targets, weights, dims } = args;
         const OP: &str = "lm_head_loss";
         let LmHeadDims { tokens, labels, hidden, vocab, chunk } = dims;
-        if chunk == 0 || hidden == 0 || vocab == 0 {
-            return Err(Error::Unsupported { op: OP, why: format!("a dimension is zero: {dims:?}") });
-        }
-        expect_len(OP, "loss", loss.len(), labels)?;
-        expect_len(OP, "x", x.len(), tokens * hidden)?;
-        expect_len(OP, "w", w.len(), vocab * hidden)?;
-        expect_len(OP, "rows", rows.len(), labels)?;
-        expect_len(OP, "targets", targets.len(), labels)?;
-        expect_len(OP, "weights", weights.len(), labels)?;
         let LmHeadScratch { mut logits, rows: mut gathered, mut d_rows } = scratch;
-        expect_at_least(OP, "scratch.logits", logits.len(), chunk * vocab)?;
-        expect_at_least(OP, "scratch.rows", gathered.len(), chunk * hidden)?;
-        expect_at_least(OP, "scratch.d_rows", d_rows.len(), chunk * hidden)?;
-        if let Some(dw) = &dw {
-            expect_len(OP, "dw", dw.len(), vocab * hidden)?;
-        }
         if let Some(dx) = &dx {
-            expect_len(OP, "dx", dx.len(), tokens * hidden)?;
             self.set_bytes(dx.pointer(), 0, dx.len() * size_of::<X>())?;
         }
         let gradient = dx.is_some() || dw.is_some();
         // As much of a row as shared memory holds, in chunks of 16 bytes, stays there between its two readings.
         let row = if gradient { vocab * size_of::<X>() / 16 } else { 0 };
         let kept = row.min(self.most_shared::<X>(MODULE, "cross_entropy")? / 16);
-        let (mut loss, fault) = (loss, self.fault_pointer());
+        let mut loss = loss;
         for first in (0..labels).step_by(chunk) {
             let n = chunk.min(labels - first);
             let part = first..first + n;
@@ -66,7 +41,7 @@ impl<X: CudaReal> LmHead<X> for Cuda {
             let kernel = self.kernel_of::<X>(MODULE, "cross_entropy");
             let kernel = kernel.write(&loss.reborrow().slice(part.clone())).write(&logits);
             let kernel = kernel.read(targets.slice(part.clone())).read(weights.slice(part.clone()));
-            let kernel = kernel.pointer(fault).int(vocab).int(kept).int(gradient.into());
+            let kernel = kernel.fault().int(vocab).int(kept).int(gradient.into());
             let threads = threads_for_row::<X>(vocab, LOSS_THREADS);
             // SAFETY: a row of logits, a target, a weight and a loss per block; targets are checked.
             unsafe { kernel.run([n, 1, 1], threads, kept * 16) }?;
@@ -76,7 +51,7 @@ impl<X: CudaReal> LmHead<X> for Cuda {
                 let dims = GemmDims::new(n, hidden, vocab, false, false);
                 self.gemm_into(OP, &d_rows, logits.freeze(), w, dims)?;
                 let kernel = self.kernel_of::<X>(MODULE, "scatter_rows").write(dx).read(d_rows.freeze());
-                let kernel = kernel.read(rows.slice(part)).pointer(fault).int(hidden).int(tokens);
+                let kernel = kernel.read(rows.slice(part)).fault().int(hidden).int(tokens);
                 // SAFETY: `n` rows of d_rows and numbers; numbers beyond dx are refused.
                 unsafe { kernel.run([n, 1, 1], threads_for_row::<X>(hidden, THREADS), 0) }?;
             }

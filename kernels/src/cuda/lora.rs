@@ -13,9 +13,14 @@
 use super::launch::Launch;
 use super::lora_rows::{self, NormRows};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
-use crate::error::{Error, Result, expect_len, expect_rows};
-use crate::ops::{Gemm, GemmDims, LoraDims, LoraLinear, LoraTarget, RmsNorm, RmsNormDims, Segments};
+use crate::error::{Error, Result};
+use crate::ops::{
+    Gemm, GemmDims, LoraDims, LoraDownBackward, LoraLinear, LoraLinearBackward, LoraLinearForward,
+    LoraTarget, RmsNorm, RmsNormBackward, RmsNormDims, RmsNormForward, RmsNormLoraBackward,
+    RmsNormLoraForward, Segments,
+};
 use crate::rng::drop_threshold;
+use crate::{View, ViewMut};
 
 const MODULE: &str = "lora";
 /// Columns behind x, and behind the rows of a frozen weight: 8 adapters of 4 targets at rank 2.
@@ -79,58 +84,28 @@ fn scratch_of_b(segments: usize, dims: &LoraDims<'_>) -> usize {
     tiles(B_TILE, segments, dims) * size * size_of::<f32>()
 }
 
-/// Checks everything that all adapted operations have in common, but for numbers that only the device sees.
-fn check(op: &'static str, input: usize, segments: &Segments<'_, Cuda>, dims: &LoraDims<'_>) -> Result<()> {
-    let unsupported = |why: String| Err(Error::Unsupported { op, why });
-    expect_len(op, "input", input, dims.tokens * row_stride(dims))?;
-    expect_len(op, "segments.offsets", segments.offsets.len(), segments.count + 1)?;
-    expect_len(op, "segments.adapter", segments.adapter.len(), segments.count)?;
-    expect_len(op, "segments.grad_row", segments.grad_row.len(), segments.count)?;
-    expect_len(op, "segments.keys", segments.keys.len(), segments.count)?;
-    for (n, target) in dims.targets.iter().enumerate() {
-        let a_end = target.a_offset + dims.rank * dims.in_dim;
-        let b_end = target.b_offset + dims.rank * target.out_len;
-        if a_end.max(b_end) > dims.adapter_stride || target.out_start + target.out_len > dims.out_dim {
-            return unsupported(format!("target {n} reaches beyond the adapter row or the outputs"));
+/// Fails unless the kernels have room for the targets.
+fn check_targets(op: &'static str, dims: &LoraDims<'_>) -> Result<()> {
+    match dims.targets.len() {
+        0..=MAX_TARGETS => Ok(()),
+        n => {
+            let why = format!("{n} targets, at most {MAX_TARGETS} are possible");
+            Err(Error::Unsupported { op, why })
         }
     }
-    if dims.targets.len() > MAX_TARGETS {
-        return unsupported(format!("{} targets, at most {MAX_TARGETS} are possible", dims.targets.len()));
-    }
-    super::dropout::check_probability(op, dims.dropout)
-}
-
-/// Fails unless norm and adapted layer have the same rows.
-fn check_norm(op: &'static str, norm: &RmsNormDims, dims: &LoraDims<'_>) -> Result<()> {
-    if (norm.rows, norm.cols) == (dims.tokens, dims.in_dim) {
-        return Ok(());
-    }
-    let found = format!("{} rows of {} for the norm", norm.rows, norm.cols);
-    let why = format!("{found}, {} rows of {} for the layer", dims.tokens, dims.in_dim);
-    Err(Error::Unsupported { op, why })
 }
 
 /// The row stride of a weight of this length: with room for B, or without.
-fn stride_of_weight(op: &'static str, len: usize, dims: &LoraDims<'_>) -> Result<usize> {
+fn stride_of_weight(len: usize, dims: &LoraDims<'_>) -> usize {
     let stride = weight_stride(dims.in_dim);
-    if len == dims.out_dim * stride {
-        return Ok(stride);
-    }
-    expect_len(op, "w", len, dims.out_dim * dims.in_dim)?;
-    Ok(dims.in_dim)
+    if len == dims.out_dim * stride { stride } else { dims.in_dim }
 }
 
 impl Launch<'_> {
     /// Where tokens and adapters of the stream are, and rows and columns of an adapter input.
-    pub(super) fn stream(
-        self,
-        cuda: &Cuda,
-        segments: &Segments<'_, Cuda>,
-        dims: &LoraDims<'_>,
-        columns: Columns,
-    ) -> Self {
+    pub(super) fn stream(self, segments: &Segments<'_, Cuda>, dims: &LoraDims<'_>, columns: Columns) -> Self {
         let launch = self.read(segments.offsets).read(segments.adapter).read(segments.keys);
-        let launch = launch.pointer(cuda.fault_pointer()).int(segments.count).int(dims.tokens);
+        let launch = launch.fault().int(segments.count).int(dims.tokens);
         launch.int(columns.adapters)
     }
 
@@ -182,7 +157,7 @@ impl Cuda {
         dims: &LoraDims<'_>,
         columns: Columns,
     ) -> Result<()> {
-        let kernel = self.kernel_of::<X>(MODULE, "lora_weight_tail").pointer(w.pointer()).read(adapters);
+        let kernel = self.kernel_of::<X>(MODULE, "lora_weight_tail").address::<X>(w.pointer()).read(adapters);
         let kernel = kernel.long(dims.adapter_stride).long(weight_stride(dims.in_dim)).int(dims.out_dim);
         let kernel = kernel.int(dims.in_dim).int(columns.width).int(columns.adapters).outputs(dims);
         let chunks = (dims.out_dim * columns.width).div_ceil(16 / size_of::<X>());
@@ -203,11 +178,11 @@ impl Cuda {
         let columns = Columns::new(adapters, dims);
         for (n, target) in dims.targets.iter().enumerate() {
             let (to, from) = pointers(target);
-            let kernel = self.kernel_of::<X>(MODULE, name).pointer(to).pointer(from).read(adapters);
-            let kernel = kernel.stream(self, segments, dims, columns).long(dims.adapter_stride);
+            let kernel = self.kernel_of::<X>(MODULE, name).address::<X>(to).address::<X>(from).read(adapters);
+            let kernel = kernel.stream(segments, dims, columns).long(dims.adapter_stride);
             let kernel = kernel.long(target.b_offset).rows(dims, columns).int(dims.out_dim);
             let kernel = kernel.int(target.out_len).int(dims.rank).int(n * dims.rank);
-            // SAFETY: checked by `check` and the callers; segments and adapters out of range are refused.
+            // SAFETY: checked by the callers; segments and adapters out of range are refused.
             unsafe { kernel.run([dims.tokens, 1, 1], THREADS, 0) }?;
         }
         Ok(())
@@ -225,13 +200,13 @@ impl Cuda {
         len: impl Fn(&LoraTarget) -> usize,
     ) -> Result<()> {
         let Partial { pointer, tile, size, first } = partial;
-        let kernel = self.kernel(MODULE, "lora_gradient_rows").write(grads).pointer(pointer);
-        let kernel = kernel.read(segments.offsets).read(segments.grad_row).pointer(self.fault_pointer());
+        let kernel = self.kernel(MODULE, "lora_gradient_rows").write(grads).address::<f32>(pointer);
+        let kernel = kernel.read(segments.offsets).read(segments.grad_row).fault();
         let kernel = kernel.int(segments.count).int(dims.tokens).int(rows_of(grads.len(), dims)).int(tile);
         let kernel = kernel.long(dims.adapter_stride).long(first).long(size).long_per_target(dims, offset);
         let end = |n: usize| dims.targets.iter().take(n + 1).map(&len).sum();
         let kernel = (0..MAX_TARGETS).fold(kernel, |kernel, n| kernel.long(end(n)));
-        // SAFETY: the targets lie within a row (`check`), and rows out of range are refused.
+        // SAFETY: the targets lie within a row (`LoraDims::check_input`), and rows out of range are refused.
         unsafe { kernel.run([size.div_ceil(32), 1, 1], SUM_THREADS, 0) }
     }
 
@@ -249,8 +224,8 @@ impl Cuda {
         let size: usize = dims.targets.iter().map(len).sum();
         let tiles = tiles(B_TILE, segments.count, dims);
         let scratch = self.workspace(scratch_of_b(segments.count, dims))?;
-        let kernel = self.kernel_of::<X>(MODULE, "lora_gradient_b").pointer(scratch.pointer);
-        let kernel = kernel.read(dy).read(input).stream(self, segments, dims, columns).rows(dims, columns);
+        let kernel = self.kernel_of::<X>(MODULE, "lora_gradient_b").address::<f32>(scratch.pointer);
+        let kernel = kernel.read(dy).read(input).stream(segments, dims, columns).rows(dims, columns);
         let kernel = kernel.int(dims.out_dim).long(size).outputs(dims);
         let longest = dims.targets.iter().map(|t| t.out_len).max().unwrap_or(0);
         let grid = [tiles, longest.div_ceil(THREADS * 16 / size_of::<X>()), dims.targets.len()];
@@ -300,59 +275,37 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         dims: LoraDims<'_>,
     ) -> Result<()> {
         const OP: &str = "lora_down_forward";
-        check(OP, input.len(), &segments, &dims)?;
+        dims.check_input::<Self, X>(OP, input.len(), &segments)?;
+        check_targets(OP, &dims)?;
         if dims.tail() == 0 {
             return Ok(());
         }
         let kernel = self.kernel_of::<X>(lora_rows::MODULE, OP).write(&input);
-        // SAFETY: checked by `check`.
+        // SAFETY: the lengths were checked.
         unsafe { self.run_rows_forward(kernel, adapters, &segments, &dims) }
     }
 
-    fn rmsnorm_lora_forward(
-        &self,
-        input: CudaViewMut<'_, X>,
-        inv_rms: CudaViewMut<'_, f32>,
-        x: CudaView<'_, X>,
-        w_norm: CudaView<'_, X>,
-        adapters: CudaView<'_, f32>,
-        segments: Segments<'_, Self>,
-        norm: RmsNormDims,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn rmsnorm_lora_forward(&self, args: RmsNormLoraForward<Self, X>) -> Result<()> {
+        args.check()?;
+        let RmsNormLoraForward { input, inv_rms, x, w_norm, adapters, segments, norm, dims } = args;
         const OP: &str = "rmsnorm_lora_forward";
-        check(OP, input.len(), &segments, &dims)?;
-        check_norm(OP, &norm, &dims)?;
+        check_targets(OP, &dims)?;
         if dims.tail() == 0 {
             let norm = RmsNormDims { y_stride: row_stride(&dims), ..norm };
-            return self.rmsnorm_forward(input, inv_rms, x, w_norm, norm);
+            return self.rmsnorm_forward(RmsNormForward { y: input, inv_rms, x, w: w_norm, dims: norm });
         }
-        expect_len(OP, "inv_rms", inv_rms.len(), norm.rows)?;
-        expect_rows(OP, "x", x.len(), norm.rows, norm.cols, norm.x_stride)?;
-        expect_len(OP, "w_norm", w_norm.len(), norm.cols)?;
         let kernel = self.kernel_of::<X>(lora_rows::MODULE, OP).write(&input).write(&inv_rms).read(x);
         let kernel = kernel.read(w_norm).long(norm.x_stride).float(norm.eps);
-        // SAFETY: the lengths above.
+        // SAFETY: the lengths were checked.
         unsafe { self.run_rows_forward(kernel, adapters, &segments, &dims) }
     }
 
-    fn lora_linear_forward(
-        &self,
-        mut y: CudaViewMut<'_, X>,
-        input: CudaView<'_, X>,
-        w: CudaView<'_, X>,
-        residual: Option<CudaView<'_, X>>,
-        adapters: CudaView<'_, f32>,
-        segments: Segments<'_, Self>,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn lora_linear_forward(&self, args: LoraLinearForward<Self, X>) -> Result<()> {
+        args.check()?;
+        let LoraLinearForward { mut y, input, w, residual, adapters, segments, dims } = args;
         const OP: &str = "lora_linear_forward";
-        check(OP, input.len(), &segments, &dims)?;
-        expect_len(OP, "y", y.len(), dims.tokens * dims.out_dim)?;
-        if let Some(residual) = residual {
-            expect_len(OP, "residual", residual.len(), dims.tokens * dims.out_dim)?;
-        }
-        let (columns, w_stride) = (Columns::new(adapters, &dims), stride_of_weight(OP, w.len(), &dims)?);
+        check_targets(OP, &dims)?;
+        let (columns, w_stride) = (Columns::new(adapters, &dims), stride_of_weight(w.len(), &dims));
         let fused = dims.tail() > 0 && columns.step > 0 && w_stride > dims.in_dim;
         if fused {
             self.lora_weight_tail(w, adapters, &dims, columns)?;
@@ -370,22 +323,12 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         self.lora_by_b::<X>("lora_up_forward", at, adapters, &segments, &dims)
     }
 
-    fn lora_linear_backward(
-        &self,
-        mut d_input: CudaViewMut<'_, X>,
-        grads: CudaViewMut<'_, f32>,
-        dy: CudaView<'_, X>,
-        input: CudaView<'_, X>,
-        w: CudaView<'_, X>,
-        adapters: CudaView<'_, f32>,
-        segments: Segments<'_, Self>,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn lora_linear_backward(&self, args: LoraLinearBackward<Self, X>) -> Result<()> {
+        args.check()?;
+        let LoraLinearBackward { mut d_input, grads, dy, input, w, adapters, segments, dims } = args;
         const OP: &str = "lora_linear_backward";
-        check(OP, input.len(), &segments, &dims)?;
-        expect_len(OP, "d_input", d_input.len(), input.len())?;
-        expect_len(OP, "dy", dy.len(), dims.tokens * dims.out_dim)?;
-        let (columns, w_stride) = (Columns::new(adapters, &dims), stride_of_weight(OP, w.len(), &dims)?);
+        check_targets(OP, &dims)?;
+        let (columns, w_stride) = (Columns::new(adapters, &dims), stride_of_weight(w.len(), &dims));
         let fused = dims.tail() > 0 && columns.step > 0 && w_stride > dims.in_dim;
         if fused {
             // Other adapters may have been there since the forward pass.
@@ -406,51 +349,48 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         self.lora_gradient_b(&grads, dy, input, &segments, &dims, columns)
     }
 
-    fn lora_down_backward(
-        &self,
-        d_input: CudaViewMut<'_, X>,
-        grads: CudaViewMut<'_, f32>,
-        input: CudaView<'_, X>,
-        adapters: CudaView<'_, f32>,
-        segments: Segments<'_, Self>,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn lora_down_backward(&self, args: LoraDownBackward<Self, X>) -> Result<()> {
+        args.check()?;
+        let LoraDownBackward { d_input, grads, input, adapters, segments, dims } = args;
         const OP: &str = "lora_down_backward";
-        check(OP, input.len(), &segments, &dims)?;
-        expect_len(OP, "d_input", d_input.len(), input.len())?;
+        check_targets(OP, &dims)?;
         if dims.tail() == 0 {
             return Ok(());
         }
         self.lora_by_a_backward(OP, None, &d_input, &grads, input, adapters, &segments, &dims)
     }
 
-    fn rmsnorm_lora_backward(
-        &self,
-        dx: CudaViewMut<'_, X>,
-        d_input: CudaViewMut<'_, X>,
-        grads: CudaViewMut<'_, f32>,
-        x: CudaView<'_, X>,
-        input: CudaView<'_, X>,
-        inv_rms: CudaView<'_, f32>,
-        w_norm: CudaView<'_, X>,
-        adapters: CudaView<'_, f32>,
-        segments: Segments<'_, Self>,
-        norm: RmsNormDims,
-        dims: LoraDims<'_>,
-    ) -> Result<()> {
+    fn rmsnorm_lora_backward(&self, args: RmsNormLoraBackward<Self, X>) -> Result<()> {
+        args.check()?;
+        let RmsNormLoraBackward {
+            dx,
+            d_input,
+            grads,
+            x,
+            input,
+            inv_rms,
+            w_norm,
+            adapters,
+            segments,
+            norm,
+            dims,
+        } = args;
         const OP: &str = "rmsnorm_lora_backward";
-        check(OP, input.len(), &segments, &dims)?;
-        check_norm(OP, &norm, &dims)?;
-        expect_len(OP, "d_input", d_input.len(), input.len())?;
+        check_targets(OP, &dims)?;
         if dims.tail() == 0 {
             let norm = RmsNormDims { y_stride: row_stride(&dims), ..norm };
             let out = crate::ops::Out::Add;
-            return self.rmsnorm_backward(dx, None, d_input.freeze(), x, inv_rms, w_norm, norm, out);
+            return self.rmsnorm_backward(RmsNormBackward {
+                dx,
+                dw: None,
+                dy: d_input.freeze(),
+                x,
+                inv_rms,
+                w: w_norm,
+                dims: norm,
+                out,
+            });
         }
-        expect_rows(OP, "dx", dx.len(), norm.rows, norm.cols, norm.x_stride)?;
-        expect_rows(OP, "x", x.len(), norm.rows, norm.cols, norm.x_stride)?;
-        expect_len(OP, "inv_rms", inv_rms.len(), norm.rows)?;
-        expect_len(OP, "w_norm", w_norm.len(), norm.cols)?;
         let rows = NormRows { dx, x, inv_rms, w_norm, dims: norm };
         self.lora_by_a_backward(OP, Some(rows), &d_input, &grads, input, adapters, &segments, &dims)
     }

@@ -3,6 +3,7 @@
 use super::launch::Launch;
 use super::lora::{Columns, Partial, row_stride, tiles};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
+use crate::ViewMut;
 use crate::error::Result;
 use crate::ops::{LoraDims, LoraTarget, RmsNormDims, Segments};
 
@@ -71,7 +72,7 @@ impl Cuda {
         dims: &LoraDims<'_>,
     ) -> Result<()> {
         let (rows, columns) = (self.rows_per_warp(dims.tokens), Columns::new(adapters, dims));
-        let kernel = kernel.factors(adapters, dims).stream(self, segments, dims, columns);
+        let kernel = kernel.factors(adapters, dims).stream(segments, dims, columns);
         let kernel = kernel.rows(dims, columns).int(rows);
         let blocks = dims.tokens.div_ceil(rows * FORWARD_THREADS / 32);
         // SAFETY: the caller vouches for the views; segments and adapters out of range are refused.
@@ -112,15 +113,16 @@ impl Cuda {
             let count = at_a_time.min(units - first);
             let kernel = self.kernel_of::<X>(MODULE, name);
             let kernel = match &norm {
-                None => kernel.write(d_input).pointer(scratch.pointer).read(input),
+                None => kernel.write(d_input).address::<f32>(scratch.pointer).read(input),
                 Some(norm) => {
-                    let kernel = kernel.write(&norm.dx).write(d_input).pointer(scratch.pointer).read(norm.x);
+                    let kernel =
+                        kernel.write(&norm.dx).write(d_input).address::<f32>(scratch.pointer).read(norm.x);
                     let kernel = kernel.read(input).read(norm.inv_rms).read(norm.w_norm);
                     kernel.long(norm.dims.x_stride)
                 }
             };
             let kernel = kernel.factors(adapters, dims).int(first).int(count).int((first == 0).into());
-            let kernel = kernel.stream(self, segments, dims, columns).rows(dims, columns);
+            let kernel = kernel.stream(segments, dims, columns).rows(dims, columns);
             let shared = if in_shared == 0 { ds } else { count * dims.in_dim * float + ds };
             let threads = row_threads::<X>(dims.in_dim);
             // SAFETY: the callers have checked lengths; segments and adapters out of range are refused.
@@ -176,9 +178,9 @@ impl Cuda {
         let tiles = tiles(A_TILE, segments.count, dims);
         let scratch = self.workspace(scratch_of_a(segments.count, dims, dims.tail()))?;
         let kernel = self.kernel_of::<X>(MODULE, PAIR_KERNEL).write(&norm.dx).read(d_input.freeze());
-        let kernel = kernel.pointer(scratch.pointer).read(norm.x).read(input).read(norm.inv_rms);
+        let kernel = kernel.address::<f32>(scratch.pointer).read(norm.x).read(input).read(norm.inv_rms);
         let kernel = kernel.read(norm.w_norm).int(norm.dims.x_stride).int(stages).factors(adapters, dims);
-        let kernel = kernel.stream(self, segments, dims, columns).rows(dims, columns);
+        let kernel = kernel.stream(segments, dims, columns).rows(dims, columns);
         let (threads, shared) = (pair_threads::<X>(dims.in_dim), stages * stage_bytes::<X>(dims.in_dim));
         // SAFETY: the callers have checked lengths; segments and adapters out of range are refused.
         unsafe { kernel.run([tiles, 1, 1], threads, shared) }?;

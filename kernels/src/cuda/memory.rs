@@ -2,7 +2,7 @@
 
 use super::stream::{Event, Stream};
 use super::{Cuda, CudaDevice, failed, gate};
-use crate::{Elem, Error, Result};
+use crate::{Buffer, Elem, Error, Result, View, ViewMut};
 use cudarc::driver::{CudaContext, result, sys};
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -83,20 +83,22 @@ impl<T: Elem> CudaBuf<T> {
         Self { memory, len, _device: device.clone(), _elements: PhantomData }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     pub(super) fn pointer(&self) -> u64 {
         self.memory.pointer()
     }
+}
 
-    pub(super) fn view(&self) -> CudaView<'_, T> {
-        CudaView { pointer: self.pointer(), len: self.len, _memory: PhantomData }
+impl<T: Elem> Buffer<Cuda, T> for CudaBuf<T> {
+    fn len(&self) -> usize {
+        self.len
     }
 
-    pub(super) fn view_mut(&mut self) -> CudaViewMut<'_, T> {
-        CudaViewMut { pointer: self.pointer(), len: self.len, _memory: PhantomData }
+    fn view(&self, range: Range<usize>) -> CudaView<'_, T> {
+        CudaView { pointer: self.pointer(), len: self.len, _memory: PhantomData }.slice(range)
+    }
+
+    fn view_mut(&mut self, range: Range<usize>) -> CudaViewMut<'_, T> {
+        CudaViewMut { pointer: self.pointer(), len: self.len, _memory: PhantomData }.slice(range)
     }
 }
 
@@ -119,21 +121,19 @@ impl<T> Clone for CudaView<'_, T> {
 }
 impl<T> Copy for CudaView<'_, T> {}
 
-impl<'a, T: Elem> CudaView<'a, T> {
+impl<T: Elem> CudaView<'_, T> {
     /// Address on the device.
     pub(super) fn pointer(self) -> u64 {
         self.pointer
     }
+}
 
-    pub(super) fn len(self) -> usize {
+impl<T: Elem> View<T> for CudaView<'_, T> {
+    fn len(self) -> usize {
         self.len
     }
 
-    pub(super) fn is_empty(self) -> bool {
-        self.len == 0
-    }
-
-    pub(super) fn slice(self, range: Range<usize>) -> Self {
+    fn slice(self, range: Range<usize>) -> Self {
         check_range(&range, self.len);
         let pointer = self.pointer + (range.start * size_of::<T>()) as u64;
         Self { pointer, len: range.len(), _memory: PhantomData }
@@ -147,34 +147,36 @@ pub struct CudaViewMut<'a, T> {
     _memory: PhantomData<&'a mut T>,
 }
 
-impl<'a, T: Elem> CudaViewMut<'a, T> {
+impl<T: Elem> CudaViewMut<'_, T> {
     /// Address on the device.
     pub(super) fn pointer(&self) -> u64 {
         self.pointer
     }
+}
 
-    pub(super) fn len(&self) -> usize {
+impl<T: Elem> ViewMut<Cuda, T> for CudaViewMut<'_, T> {
+    fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn slice(self, range: Range<usize>) -> Self {
+    fn slice(self, range: Range<usize>) -> Self {
         check_range(&range, self.len);
         let pointer = self.pointer + (range.start * size_of::<T>()) as u64;
         Self { pointer, len: range.len(), _memory: PhantomData }
     }
 
-    pub(super) fn split(self, mid: usize) -> (Self, Self) {
+    fn split_at_mut(self, mid: usize) -> (Self, Self) {
         check_range(&(0..mid), self.len);
         let pointer = self.pointer + (mid * size_of::<T>()) as u64;
         let after = Self { pointer, len: self.len - mid, _memory: PhantomData };
         (Self { len: mid, ..self }, after)
     }
 
-    pub(super) fn reborrow(&mut self) -> CudaViewMut<'_, T> {
+    fn reborrow(&mut self) -> CudaViewMut<'_, T> {
         CudaViewMut { pointer: self.pointer, len: self.len, _memory: PhantomData }
     }
 
-    pub(super) fn freeze(&self) -> CudaView<'_, T> {
+    fn freeze(&self) -> CudaView<'_, T> {
         CudaView { pointer: self.pointer, len: self.len, _memory: PhantomData }
     }
 }

@@ -44,6 +44,7 @@ mod profile;
 mod residual;
 mod rmsnorm;
 mod rope;
+pub mod signature;
 mod stream;
 mod t5_attention;
 mod t5_tiles;
@@ -58,7 +59,7 @@ pub use profile::OperationTime;
 pub use stream::{CudaLane, CudaMark};
 
 use crate::error::{Error, Result, expect_len};
-use crate::{Device, Elem, Real, bf16};
+use crate::{Device, Elem, Real, View, ViewMut, bf16};
 use cubin::Cubins;
 use cudarc::driver::{CudaContext, result, sys};
 use launch::Functions;
@@ -324,45 +325,6 @@ impl Device for Cuda {
         let buf = CudaBuf::new(self, len, Allocation::new(self.stream()?, self.description(), bytes)?);
         self.set_bytes(buf.pointer(), 0, bytes)?;
         Ok(buf)
-    }
-
-    fn len<T: Elem>(buf: &CudaBuf<T>) -> usize {
-        buf.len()
-    }
-
-    fn view<T: Elem>(buf: &CudaBuf<T>, range: Range<usize>) -> CudaView<'_, T> {
-        buf.view().slice(range)
-    }
-
-    fn view_mut<T: Elem>(buf: &mut CudaBuf<T>, range: Range<usize>) -> CudaViewMut<'_, T> {
-        buf.view_mut().slice(range)
-    }
-
-    fn slice<T: Elem>(view: Self::View<'_, T>, range: Range<usize>) -> Self::View<'_, T> {
-        view.slice(range)
-    }
-
-    fn slice_mut<T: Elem>(view: Self::ViewMut<'_, T>, range: Range<usize>) -> Self::ViewMut<'_, T> {
-        view.slice(range)
-    }
-
-    fn split_mut<T: Elem>(
-        view: Self::ViewMut<'_, T>,
-        mid: usize,
-    ) -> (Self::ViewMut<'_, T>, Self::ViewMut<'_, T>) {
-        view.split(mid)
-    }
-
-    fn reborrow<'b, T: Elem>(view: &'b mut CudaViewMut<'_, T>) -> CudaViewMut<'b, T> {
-        view.reborrow()
-    }
-
-    fn freeze<'b, T: Elem>(view: &'b CudaViewMut<'_, T>) -> CudaView<'b, T> {
-        view.freeze()
-    }
-
-    fn view_len<T: Elem>(view: CudaView<'_, T>) -> usize {
-        view.len()
     }
 
     fn upload<T: Elem>(&self, dst: CudaViewMut<'_, T>, src: &[T]) -> Result<()> {

@@ -21,7 +21,7 @@ use super::library::{candidates, first_usable};
 use super::stream::{Event, Stream};
 use super::{Cuda, CudaViewMut, failed, gate};
 use crate::collective::{Candidate, Collective};
-use crate::{Elem, Error, Result};
+use crate::{Elem, Error, Result, ViewMut};
 use cudarc::driver::{CudaContext, result, sys};
 use libloading::Library;
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};

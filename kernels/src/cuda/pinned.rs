@@ -3,7 +3,7 @@
 
 use super::stream::Event;
 use super::{Cuda, CudaLane, CudaViewMut, failed, gate};
-use crate::{Elem, Result, error::expect_len};
+use crate::{Elem, Result, ViewMut, error::expect_len};
 use cudarc::driver::result;
 use std::ffi::c_void;
 use std::ops::Range;

@@ -6,7 +6,7 @@
 //! done with them, and when what was uploaded has arrived.
 
 use super::{Cuda, CudaView, CudaViewMut, failed, gate, memory};
-use crate::{Elem, Result, error::expect_len};
+use crate::{Elem, Result, View, ViewMut, error::expect_len};
 use cudarc::driver::{CudaContext, result, sys};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -2,6 +2,7 @@
 
 use super::launch::Launch;
 use super::{Cuda, CudaReal};
+use crate::ViewMut;
 use crate::ops::T5AttentionDims;
 
 /// As in `cu/t5_tiles.cu`: the size of heads, rows of a tile, the most tiles of queries in a block, the
@@ -115,7 +116,8 @@ impl Cuda {
         batch: usize,
     ) -> crate::Result<()> {
         let size = d_table.len();
-        let kernel = self.kernel(MODULE, "t5_table_sum").write(d_table).pointer(partial).int(batch).int(size);
+        let kernel =
+            self.kernel(MODULE, "t5_table_sum").write(d_table).address::<f32>(partial).int(batch).int(size);
         let kernel = kernel.moves((batch + 2) * size * size_of::<f32>());
         // SAFETY: the caller's.
         unsafe { kernel.run([size.div_ceil(COLUMN_BLOCK), 1, 1], COLUMN_BLOCK * COLUMN_BLOCK, 0) }

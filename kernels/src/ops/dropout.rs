@@ -23,9 +23,7 @@ impl DropoutDims {
     /// of examples.
     pub(crate) fn check(&self, op: &'static str, keys: usize) -> Result<()> {
         let Self { rows, cols, rows_per_key, p, .. } = *self;
-        if !(0.0..1.0).contains(&p) {
-            return Err(Error::Unsupported { op, why: format!("dropout probability {p} is not in [0, 1)") });
-        }
+        check_probability(op, p)?;
         if p == 0.0 || rows * cols == 0 {
             return Ok(());
         }
@@ -35,6 +33,14 @@ impl DropoutDims {
         }
         expect_len(op, "keys", keys, rows / rows_per_key)
     }
+}
+
+/// Fails unless `p` is a probability below 1.
+pub(crate) fn check_probability(op: &'static str, p: f64) -> Result<()> {
+    if (0.0..1.0).contains(&p) {
+        return Ok(());
+    }
+    Err(Error::Unsupported { op, why: format!("dropout probability {p} is not in [0, 1)") })
 }
 
 /// Dropout.

@@ -32,8 +32,10 @@
 //! [`crate::rng::drop_threshold`]`(p_drop)`; kept elements are multiplied by
 //! `1 / (1 − p_drop)`. `p_drop = 0` draws nothing.
 
+use super::dropout::check_probability;
 use super::{RmsNormDims, Segments};
-use crate::{Device, Real, Result};
+use crate::error::{expect_len, expect_rows};
+use crate::{Device, Error, Real, Result, View, ViewMut};
 
 /// Last word of the counters of dropout masks.
 pub const DROPOUT_STREAM: u32 = 0x64_72_6f_70;
@@ -79,6 +81,232 @@ impl LoraDims<'_> {
     pub fn tail(&self) -> usize {
         self.targets.len() * self.rank
     }
+
+    /// Fails unless an adapter input of this length, segments and targets fit.
+    pub(crate) fn check_input<D: LoraLinear<X>, X: Real>(
+        &self,
+        op: &'static str,
+        input: usize,
+        segments: &Segments<'_, D>,
+    ) -> Result<()> {
+        expect_len(op, "input", input, D::lora_input_len(self))?;
+        expect_len(op, "segments.offsets", segments.offsets.len(), segments.count + 1)?;
+        expect_len(op, "segments.adapter", segments.adapter.len(), segments.count)?;
+        expect_len(op, "segments.grad_row", segments.grad_row.len(), segments.count)?;
+        expect_len(op, "segments.keys", segments.keys.len(), segments.count)?;
+        for (n, target) in self.targets.iter().enumerate() {
+            let a_end = target.a_offset + self.rank * self.in_dim;
+            let b_end = target.b_offset + self.rank * target.out_len;
+            if a_end.max(b_end) > self.adapter_stride || target.out_start + target.out_len > self.out_dim {
+                let why = format!("target {n} reaches beyond the adapter row or the outputs");
+                return Err(Error::Unsupported { op, why });
+            }
+        }
+        check_probability(op, self.dropout)
+    }
+}
+
+/// Fails unless norm and adapted layer have the same rows.
+fn check_norm(op: &'static str, norm: &RmsNormDims, dims: &LoraDims<'_>) -> Result<()> {
+    if (norm.rows, norm.cols) == (dims.tokens, dims.in_dim) {
+        return Ok(());
+    }
+    let found = format!("{} rows of {} for the norm", norm.rows, norm.cols);
+    let why = format!("{found}, {} rows of {} for the layer", dims.tokens, dims.in_dim);
+    Err(Error::Unsupported { op, why })
+}
+
+/// Fails unless a weight of this length has the layer's rows, with room for the device behind each or without.
+fn check_weight<D: LoraLinear<X>, X: Real>(op: &'static str, len: usize, dims: &LoraDims<'_>) -> Result<()> {
+    if len == dims.out_dim * D::lora_weight_stride(dims.in_dim) {
+        return Ok(());
+    }
+    expect_len(op, "w", len, dims.out_dim * dims.in_dim)
+}
+
+/// Arguments of [`LoraLinear::rmsnorm_lora_forward`].
+pub struct RmsNormLoraForward<'input, 'inv_rms, 'x, 'w_norm, 'adapters, 'segments, 'dims, D: Device, X: Real>
+{
+    /// The adapter input: rows `= rmsnorm(x)`, and its s `=`.
+    pub input: D::ViewMut<'input, X>,
+    /// `[T]` `= 1 / rms(x)`.
+    pub inv_rms: D::ViewMut<'inv_rms, X::Acc>,
+    /// `[T, in_dim]` at `norm.x_stride`.
+    pub x: D::View<'x, X>,
+    /// `[in_dim]`.
+    pub w_norm: D::View<'w_norm, X>,
+    /// `[jobs, adapter_stride]`.
+    pub adapters: D::View<'adapters, X::Acc>,
+    /// Where segments begin, and their adapters, gradient rows and keys.
+    pub segments: Segments<'segments, D>,
+    /// Rows, columns, stride of x and ε; its `y_stride` is ignored.
+    pub norm: RmsNormDims,
+    /// Shapes and targets.
+    pub dims: LoraDims<'dims>,
+}
+
+impl<D: LoraLinear<X>, X: Real> RmsNormLoraForward<'_, '_, '_, '_, '_, '_, '_, D, X> {
+    /// Fails unless all views have the lengths that `dims` asks for.
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "rmsnorm_lora_forward";
+        self.dims.check_input::<D, X>(OP, self.input.len(), &self.segments)?;
+        check_norm(OP, &self.norm, &self.dims)?;
+        expect_len(OP, "inv_rms", self.inv_rms.len(), self.norm.rows)?;
+        expect_rows(OP, "x", self.x.len(), self.norm.rows, self.norm.cols, self.norm.x_stride)?;
+        expect_len(OP, "w_norm", self.w_norm.len(), self.norm.cols)
+    }
+}
+
+/// Arguments of [`LoraLinear::lora_linear_forward`].
+pub struct LoraLinearForward<'y, 'input, 'w, 'residual, 'adapters, 'segments, 'dims, D: Device, X: Real> {
+    /// `[T, out_dim]` `=`.
+    pub y: D::ViewMut<'y, X>,
+    /// The adapter input, with its s.
+    pub input: D::View<'input, X>,
+    /// `[out_dim, in_dim]`, or with room for the device behind each row.
+    pub w: D::View<'w, X>,
+    /// `[T, out_dim]`; absent it is zero.
+    pub residual: Option<D::View<'residual, X>>,
+    /// `[jobs, adapter_stride]`.
+    pub adapters: D::View<'adapters, X::Acc>,
+    /// Where segments begin, and their adapters, gradient rows and keys.
+    pub segments: Segments<'segments, D>,
+    /// Shapes and targets.
+    pub dims: LoraDims<'dims>,
+}
+
+impl<D: LoraLinear<X>, X: Real> LoraLinearForward<'_, '_, '_, '_, '_, '_, '_, D, X> {
+    /// Fails unless all views have the lengths that `dims` asks for.
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "lora_linear_forward";
+        let LoraDims { tokens, out_dim, .. } = self.dims;
+        self.dims.check_input::<D, X>(OP, self.input.len(), &self.segments)?;
+        expect_len(OP, "y", self.y.len(), tokens * out_dim)?;
+        if let Some(residual) = self.residual {
+            expect_len(OP, "residual", residual.len(), tokens * out_dim)?;
+        }
+        check_weight::<D, X>(OP, self.w.len(), &self.dims)
+    }
+}
+
+/// Arguments of [`LoraLinear::lora_linear_backward`].
+pub struct LoraLinearBackward<
+    'd_input,
+    'grads,
+    'dy,
+    'input,
+    'w,
+    'adapters,
+    'segments,
+    'dims,
+    D: Device,
+    X: Real,
+> {
+    /// An adapter input: its rows `= dy w`, its s `= dy B`.
+    pub d_input: D::ViewMut<'d_input, X>,
+    /// `[rows, adapter_stride]`: `dB += dyᵀ s`.
+    pub grads: D::ViewMut<'grads, X::Acc>,
+    /// `[T, out_dim]`.
+    pub dy: D::View<'dy, X>,
+    /// The adapter input of the forward pass.
+    pub input: D::View<'input, X>,
+    /// As of the forward pass.
+    pub w: D::View<'w, X>,
+    /// `[jobs, adapter_stride]`.
+    pub adapters: D::View<'adapters, X::Acc>,
+    /// Where segments begin, and their adapters, gradient rows and keys.
+    pub segments: Segments<'segments, D>,
+    /// Shapes and targets.
+    pub dims: LoraDims<'dims>,
+}
+
+impl<D: LoraLinear<X>, X: Real> LoraLinearBackward<'_, '_, '_, '_, '_, '_, '_, '_, D, X> {
+    /// Fails unless all views have the lengths that `dims` asks for.
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "lora_linear_backward";
+        self.dims.check_input::<D, X>(OP, self.input.len(), &self.segments)?;
+        expect_len(OP, "d_input", self.d_input.len(), self.input.len())?;
+        expect_len(OP, "dy", self.dy.len(), self.dims.tokens * self.dims.out_dim)?;
+        check_weight::<D, X>(OP, self.w.len(), &self.dims)
+    }
+}
+
+/// Arguments of [`LoraLinear::lora_down_backward`].
+pub struct LoraDownBackward<'d_input, 'grads, 'input, 'adapters, 'segments, 'dims, D: Device, X: Real> {
+    /// An adapter input: rows `+= (α/r) mask ⊙ (ds A)`; its s part is ds.
+    pub d_input: D::ViewMut<'d_input, X>,
+    /// `[rows, adapter_stride]`: `dA += (α/r) dsᵀ drop(x)`.
+    pub grads: D::ViewMut<'grads, X::Acc>,
+    /// The adapter input of the forward pass, whose rows are x.
+    pub input: D::View<'input, X>,
+    /// `[jobs, adapter_stride]`.
+    pub adapters: D::View<'adapters, X::Acc>,
+    /// Where segments begin, and their adapters, gradient rows and keys.
+    pub segments: Segments<'segments, D>,
+    /// Shapes and targets.
+    pub dims: LoraDims<'dims>,
+}
+
+impl<D: LoraLinear<X>, X: Real> LoraDownBackward<'_, '_, '_, '_, '_, '_, D, X> {
+    /// Fails unless all views have the lengths that `dims` asks for.
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "lora_down_backward";
+        self.dims.check_input::<D, X>(OP, self.input.len(), &self.segments)?;
+        expect_len(OP, "d_input", self.d_input.len(), self.input.len())
+    }
+}
+
+/// Arguments of [`LoraLinear::rmsnorm_lora_backward`].
+pub struct RmsNormLoraBackward<
+    'dx,
+    'd_input,
+    'grads,
+    'x,
+    'input,
+    'inv_rms,
+    'w_norm,
+    'adapters,
+    'segments,
+    'dims,
+    D: Device,
+    X: Real,
+> {
+    /// `[T, in_dim]` at `norm.x_stride`, `+=`.
+    pub dx: D::ViewMut<'dx, X>,
+    /// An adapter input: `dy w` and ds on entry, anything after.
+    pub d_input: D::ViewMut<'d_input, X>,
+    /// `[rows, adapter_stride]`: dA `+=`.
+    pub grads: D::ViewMut<'grads, X::Acc>,
+    /// `[T, in_dim]`, the input of the norm.
+    pub x: D::View<'x, X>,
+    /// The adapter input of the forward pass.
+    pub input: D::View<'input, X>,
+    /// `[T]`, as the forward pass left it.
+    pub inv_rms: D::View<'inv_rms, X::Acc>,
+    /// `[in_dim]`.
+    pub w_norm: D::View<'w_norm, X>,
+    /// `[jobs, adapter_stride]`.
+    pub adapters: D::View<'adapters, X::Acc>,
+    /// Where segments begin, and their adapters, gradient rows and keys.
+    pub segments: Segments<'segments, D>,
+    /// Rows, columns, stride of x and ε; its `y_stride` is ignored.
+    pub norm: RmsNormDims,
+    /// Shapes and targets.
+    pub dims: LoraDims<'dims>,
+}
+
+impl<D: LoraLinear<X>, X: Real> RmsNormLoraBackward<'_, '_, '_, '_, '_, '_, '_, '_, '_, '_, D, X> {
+    /// Fails unless all views have the lengths that `dims` asks for.
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "rmsnorm_lora_backward";
+        self.dims.check_input::<D, X>(OP, self.input.len(), &self.segments)?;
+        check_norm(OP, &self.norm, &self.dims)?;
+        expect_len(OP, "d_input", self.d_input.len(), self.input.len())?;
+        expect_rows(OP, "dx", self.dx.len(), self.norm.rows, self.norm.cols, self.norm.x_stride)?;
+        expect_rows(OP, "x", self.x.len(), self.norm.rows, self.norm.cols, self.norm.x_stride)?;
+        expect_len(OP, "inv_rms", self.inv_rms.len(), self.norm.rows)?;
+        expect_len(OP, "w_norm", self.w_norm.len(), self.norm.cols)
+    }
 }
 
 /// Adapted linear layers. `adapters` is `[jobs, adapter_stride]`.
@@ -118,77 +346,17 @@ pub trait LoraLinear<X: Real>: Device {
     ) -> Result<()>;
 
     /// RMSNorm and down-projection together: rows of `input` `= rmsnorm(x)`, and its s (`=`).
-    ///
-    /// `inv_rms` `[T]` `=`. `norm` gives rows, cols, x_stride and eps; its y_stride is ignored.
-    fn rmsnorm_lora_forward(
-        &self,
-        input: Self::ViewMut<'_, X>,
-        inv_rms: Self::ViewMut<'_, X::Acc>,
-        x: Self::View<'_, X>,
-        w_norm: Self::View<'_, X>,
-        adapters: Self::View<'_, X::Acc>,
-        segments: Segments<'_, Self>,
-        norm: RmsNormDims,
-        dims: LoraDims<'_>,
-    ) -> Result<()>;
+    fn rmsnorm_lora_forward(&self, args: RmsNormLoraForward<Self, X>) -> Result<()>;
 
-    /// `y = residual + x wᵀ + s Bᵀ` (`=`), y and residual `[T, out_dim]`.
-    fn lora_linear_forward(
-        &self,
-        y: Self::ViewMut<'_, X>,
-        input: Self::View<'_, X>,
-        w: Self::View<'_, X>,
-        residual: Option<Self::View<'_, X>>,
-        adapters: Self::View<'_, X::Acc>,
-        segments: Segments<'_, Self>,
-        dims: LoraDims<'_>,
-    ) -> Result<()>;
+    /// `y = residual + x wᵀ + s Bᵀ` (`=`).
+    fn lora_linear_forward(&self, args: LoraLinearForward<Self, X>) -> Result<()>;
 
-    /// Backward of the up-projection and the frozen product.
-    ///
-    /// `d_input`, an adapter input: its rows `= dy w`, its s `= dy B`.
-    /// `grads` `[rows, adapter_stride]`: `dB += dyᵀ s`.
-    fn lora_linear_backward(
-        &self,
-        d_input: Self::ViewMut<'_, X>,
-        grads: Self::ViewMut<'_, X::Acc>,
-        dy: Self::View<'_, X>,
-        input: Self::View<'_, X>,
-        w: Self::View<'_, X>,
-        adapters: Self::View<'_, X::Acc>,
-        segments: Segments<'_, Self>,
-        dims: LoraDims<'_>,
-    ) -> Result<()>;
+    /// Backward of the up-projection and the frozen product: `dx = dy w`, `ds = dy B`, `dB += dyᵀ s`.
+    fn lora_linear_backward(&self, args: LoraLinearBackward<Self, X>) -> Result<()>;
 
-    /// Backward of the down-projection.
-    ///
-    /// Rows of `d_input` `+= (α/r) mask ⊙ (ds A)`; `grads`: `dA += (α/r) dsᵀ drop(x)`,
-    /// with ds the s part of `d_input` and x the rows of `input`.
-    fn lora_down_backward(
-        &self,
-        d_input: Self::ViewMut<'_, X>,
-        grads: Self::ViewMut<'_, X::Acc>,
-        input: Self::View<'_, X>,
-        adapters: Self::View<'_, X::Acc>,
-        segments: Segments<'_, Self>,
-        dims: LoraDims<'_>,
-    ) -> Result<()>;
+    /// Backward of the down-projection: `dx += (α/r) mask ⊙ (ds A)`, `dA += (α/r) dsᵀ drop(x)`.
+    fn lora_down_backward(&self, args: LoraDownBackward<Self, X>) -> Result<()>;
 
     /// [`Self::lora_down_backward`] and the backward of RMSNorm together.
-    ///
-    /// `dx` `[T, cols]` `+=`; `grads`: dA `+=`. `d_input` holds dy·w and ds on entry, anything after.
-    fn rmsnorm_lora_backward(
-        &self,
-        dx: Self::ViewMut<'_, X>,
-        d_input: Self::ViewMut<'_, X>,
-        grads: Self::ViewMut<'_, X::Acc>,
-        x: Self::View<'_, X>,
-        input: Self::View<'_, X>,
-        inv_rms: Self::View<'_, X::Acc>,
-        w_norm: Self::View<'_, X>,
-        adapters: Self::View<'_, X::Acc>,
-        segments: Segments<'_, Self>,
-        norm: RmsNormDims,
-        dims: LoraDims<'_>,
-    ) -> Result<()>;
+    fn rmsnorm_lora_backward(&self, args: RmsNormLoraBackward<Self, X>) -> Result<()>;
 }

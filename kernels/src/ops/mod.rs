@@ -1,6 +1,8 @@
 //! The operations: one file each, with the contract that every device keeps.
 //!
-//! Conventions. Output views come first, inputs next, a dims struct last. An
+//! Conventions. Output views come first, inputs next, a dims struct last. An operation with more than
+//! four arguments takes them as one struct of named fields, whose `check` is what all devices check.
+//! (Each view in it has a lifetime of its own: those of an unknown device do not shorten.) An
 //! operation never allocates and never returns tensors. Its text states for every
 //! output whether it is assigned (`=`) or added to (`+=`). Forward and backward
 //! stand side by side, and one trait holds both, so that an operation without a
@@ -32,21 +34,26 @@ mod rmsnorm;
 mod rope;
 mod t5_attention;
 
-pub use activation::{GatedActivation, GatedDims, GatedKind};
-pub use adamw::{AdamW, AdamWCast, AdamWStep};
-pub use attention::{Attention, AttentionDims, DecodeDims};
+pub use activation::{GatedActivation, GatedDims, GatedDropoutBackward, GatedDropoutForward, GatedKind};
+pub use adamw::{AdamW, AdamWCast, AdamWStep, AdamWUpdate};
+pub use attention::{
+    Attention, AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, CacheStore, DecodeDims,
+};
 pub use dropout::{Dropout, DropoutDims};
 pub use elementwise::{Cast, Elementwise, RandomRows, StridedRows};
 pub use embedding::Embedding;
 pub use gemm::{Gemm, GemmDims};
-pub use linear::{Linear, LinearDims};
-pub use lm_head::{LmHead, LmHeadDims, LmHeadScratch};
-pub use lora::{DROPOUT_STREAM, LoraDims, LoraLinear, LoraTarget};
-pub use mse::{Mse, MseDims};
-pub use residual::{ResidualNorm, ResidualNormDims};
-pub use rmsnorm::{RmsNorm, RmsNormDims};
-pub use rope::{QkNorm, QkvDims, Rope};
-pub use t5_attention::{BucketMap, T5Attention, T5AttentionDims};
+pub use linear::{Linear, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward};
+pub use lm_head::{LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch};
+pub use lora::{
+    DROPOUT_STREAM, LoraDims, LoraDownBackward, LoraLinear, LoraLinearBackward, LoraLinearForward,
+    LoraTarget, RmsNormLoraBackward, RmsNormLoraForward,
+};
+pub use mse::{Mse, MseDims, SquaredError};
+pub use residual::{ResidualNorm, ResidualNormBackward, ResidualNormDims, ResidualNormForward};
+pub use rmsnorm::{RmsNorm, RmsNormBackward, RmsNormBackwardWeight, RmsNormDims, RmsNormForward};
+pub use rope::{QkNorm, QkNormBackward, QkNormForward, QkvDims, Rope, RopeBackward, RopeForward};
+pub use t5_attention::{BucketMap, T5Attention, T5AttentionBackward, T5AttentionDims, T5AttentionForward};
 
 use crate::{Collective, Device, Real};
 

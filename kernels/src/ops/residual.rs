@@ -10,7 +10,7 @@
 
 use super::{DropoutDims, Out};
 use crate::error::expect_len;
-use crate::{Device, Real, Result};
+use crate::{Device, Real, Result, View, ViewMut};
 
 /// Shapes of such a joint.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ pub struct ResidualNormDims {
 impl ResidualNormDims {
     /// Fails unless the matrices are `[rows, cols]`, and `inv_rms`, `w` and `keys` as long as they
     /// must be.
-    pub(crate) fn check(
+    fn check(
         &self,
         op: &'static str,
         matrices: [(&'static str, usize); 3],
@@ -40,33 +40,70 @@ impl ResidualNormDims {
     }
 }
 
+/// Arguments of [`ResidualNorm::residual_norm_forward`].
+pub struct ResidualNormForward<'sum, 'y, 'inv_rms, 'residual, 'w, 'keys, D: Device, X: Real> {
+    /// `[rows, cols]`: the branch on entry, `residual + mask ⊙ branch / (1 − p)` after.
+    pub sum: D::ViewMut<'sum, X>,
+    /// `[rows, cols]` `= sum / rms(sum) · w`.
+    pub y: D::ViewMut<'y, X>,
+    /// `[rows]` `= 1 / rms(sum)`.
+    pub inv_rms: D::ViewMut<'inv_rms, X::Acc>,
+    /// `[rows, cols]`.
+    pub residual: D::View<'residual, X>,
+    /// `[cols]`.
+    pub w: D::View<'w, X>,
+    /// A key for every example, as of dropout.
+    pub keys: D::View<'keys, u64>,
+    /// Shapes.
+    pub dims: ResidualNormDims,
+}
+
+impl<D: Device, X: Real> ResidualNormForward<'_, '_, '_, '_, '_, '_, D, X> {
+    /// Fails unless all views have the lengths that `dims` asks for.
+    pub(crate) fn check(&self) -> Result<()> {
+        let matrices = [("sum", self.sum.len()), ("y", self.y.len()), ("residual", self.residual.len())];
+        let others = [self.inv_rms.len(), self.w.len(), self.keys.len()];
+        self.dims.check("residual_norm_forward", matrices, others)
+    }
+}
+
+/// Arguments of [`ResidualNorm::residual_norm_backward`].
+pub struct ResidualNormBackward<'dx, 'd_branch, 'dy, 'x, 'inv_rms, 'w, 'keys, D: Device, X: Real> {
+    /// `[rows, cols]`: the gradient of x by the norm, assigned or added to as `out` says.
+    pub dx: D::ViewMut<'dx, X>,
+    /// `[rows, cols]` `= mask ⊙ dx / (1 − p)`.
+    pub d_branch: D::ViewMut<'d_branch, X>,
+    /// `[rows, cols]`: the gradient of the norm's output.
+    pub dy: D::View<'dy, X>,
+    /// `[rows, cols]`: the sum that the forward pass left.
+    pub x: D::View<'x, X>,
+    /// `[rows]`.
+    pub inv_rms: D::View<'inv_rms, X::Acc>,
+    /// `[cols]`.
+    pub w: D::View<'w, X>,
+    /// A key for every example, as of dropout.
+    pub keys: D::View<'keys, u64>,
+    /// Shapes.
+    pub dims: ResidualNormDims,
+    /// Whether `dx` is assigned or added to.
+    pub out: Out,
+}
+
+impl<D: Device, X: Real> ResidualNormBackward<'_, '_, '_, '_, '_, '_, '_, D, X> {
+    /// Fails unless all views have the lengths that `dims` asks for.
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "residual_norm_backward";
+        expect_len(OP, "d_branch", self.d_branch.len(), self.dx.len())?;
+        let matrices = [("dx", self.dx.len()), ("dy", self.dy.len()), ("x", self.x.len())];
+        self.dims.check(OP, matrices, [self.inv_rms.len(), self.w.len(), self.keys.len()])
+    }
+}
+
 /// Residual sum with dropout, and the norm after it.
 pub trait ResidualNorm<X: Real>: Device {
-    /// `sum` `[rows, cols]` holds the branch and becomes `residual + mask ⊙ branch / (1 − p)`;
-    /// then `inv_rms` `[rows]` `= 1 / rms(sum)` and `y = sum / rms(sum) · w`. `keys` as of dropout.
-    fn residual_norm_forward(
-        &self,
-        sum: Self::ViewMut<'_, X>,
-        y: Self::ViewMut<'_, X>,
-        inv_rms: Self::ViewMut<'_, X::Acc>,
-        residual: Self::View<'_, X>,
-        w: Self::View<'_, X>,
-        keys: Self::View<'_, u64>,
-        dims: ResidualNormDims,
-    ) -> Result<()>;
+    /// `sum = residual + mask ⊙ branch / (1 − p)` in the place of the branch; then its norm.
+    fn residual_norm_forward(&self, args: ResidualNormForward<Self, X>) -> Result<()>;
 
-    /// `dx (=|+=)` the gradient of x by the norm, whose output's is `dy`; then
-    /// `d_branch = mask ⊙ dx / (1 − p)`. `x` is the sum that forward left.
-    fn residual_norm_backward(
-        &self,
-        dx: Self::ViewMut<'_, X>,
-        d_branch: Self::ViewMut<'_, X>,
-        dy: Self::View<'_, X>,
-        x: Self::View<'_, X>,
-        inv_rms: Self::View<'_, X::Acc>,
-        w: Self::View<'_, X>,
-        keys: Self::View<'_, u64>,
-        dims: ResidualNormDims,
-        out: Out,
-    ) -> Result<()>;
+    /// `dx (=|+=)` the gradient of x by the norm; then `d_branch = mask ⊙ dx / (1 − p)`.
+    fn residual_norm_backward(&self, args: ResidualNormBackward<Self, X>) -> Result<()>;
 }

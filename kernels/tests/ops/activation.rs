@@ -2,7 +2,9 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{Dropout, DropoutDims, GatedActivation, GatedDims, GatedKind};
+use gradtx_kernels::ops::{
+    Dropout, DropoutDims, GatedActivation, GatedDims, GatedDropoutBackward, GatedDropoutForward, GatedKind,
+};
 
 /// Input `[gate | up]`; output h.
 struct Case(GatedDims);
@@ -123,15 +125,29 @@ impl OpCase for Dropped {
     fn forward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> Vec<Vec<X>> {
         let GatedDims { rows, cols, h_stride, .. } = self.0.0;
         let mut h = spread(&nan::<X>(rows * cols), cols, h_stride);
-        cpu.gated_dropout_forward(&mut h, &inputs[0], &self.keys(), self.0.0, self.1).expect("shapes agree");
+        cpu.gated_dropout_forward(GatedDropoutForward {
+            h: &mut h,
+            gate_up: &inputs[0],
+            keys: &self.keys(),
+            dims: self.0.0,
+            drop: self.1,
+        })
+        .expect("shapes agree");
         vec![packed(&h, cols, h_stride)]
     }
 
     fn backward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
         let mut d_gate_up = nan(inputs[0].len());
         let dh = spread(&d[0], self.0.0.cols, self.0.0.h_stride);
-        cpu.gated_dropout_backward(&mut d_gate_up, &dh, &inputs[0], &self.keys(), self.0.0, self.1)
-            .expect("shapes agree");
+        cpu.gated_dropout_backward(GatedDropoutBackward {
+            d_gate_up: &mut d_gate_up,
+            dh: &dh,
+            gate_up: &inputs[0],
+            keys: &self.keys(),
+            dims: self.0.0,
+            drop: self.1,
+        })
+        .expect("shapes agree");
         vec![Some(d_gate_up)]
     }
 }
@@ -161,6 +177,18 @@ fn dropout_of_the_result() {
     let (mut h, gate_up) = ([0.0; 30], [0.5; 60]);
     let cpu = Cpu::new(1);
     let other = DropoutDims { cols: 4, ..case.1 };
-    assert_shape_error(cpu.gated_dropout_forward(&mut h, &gate_up, &case.keys(), case.0.0, other));
-    assert_shape_error(cpu.gated_dropout_forward(&mut h, &gate_up, &[1], case.0.0, case.1));
+    assert_shape_error(cpu.gated_dropout_forward(GatedDropoutForward {
+        h: &mut h,
+        gate_up: &gate_up,
+        keys: &case.keys(),
+        dims: case.0.0,
+        drop: other,
+    }));
+    assert_shape_error(cpu.gated_dropout_forward(GatedDropoutForward {
+        h: &mut h,
+        gate_up: &gate_up,
+        keys: &[1],
+        dims: case.0.0,
+        drop: case.1,
+    }));
 }

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{AdamW, AdamWStep};
+use gradtx_kernels::ops::{AdamW, AdamWStep, AdamWUpdate};
 
 const STEP: AdamWStep =
     AdamWStep { lr: 3e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
@@ -16,8 +16,17 @@ fn train<A: CpuReal>(cpu: &Cpu, rows: usize, len: usize, steps: u32, max_norm: f
         let g = to::<A>(&random(&format!("g{step}"), rows * len));
         cpu.sum_squares(&mut sums, &g, rows, len).expect("shapes agree");
         cpu.clip_scale(&mut scale, &sums, rows, max_norm).expect("shapes agree");
-        cpu.adamw(&mut p, &mut m, &mut v, &g, &scale, rows, len, AdamWStep { step, ..STEP })
-            .expect("shapes agree");
+        cpu.adamw(AdamWUpdate {
+            p: &mut p,
+            m: &mut m,
+            v: &mut v,
+            g: &g,
+            scale: &scale,
+            rows,
+            len,
+            step: AdamWStep { step, ..STEP },
+        })
+        .expect("shapes agree");
     }
     [p, m, v]
 }
@@ -98,11 +107,68 @@ fn wrong_shapes_and_step() {
     assert_shape_error(cpu.sum_squares(&mut scale[1..], &x, 2, 3));
     assert_shape_error(cpu.sum_squares(&mut scale, &x[1..], 2, 3));
     assert_shape_error(cpu.clip_scale(&mut scale, &x, 2, 1.0));
-    assert_shape_error(cpu.adamw(&mut p[1..], &mut m, &mut v, &x, &scale, 2, 3, STEP));
-    assert_shape_error(cpu.adamw(&mut p, &mut m[1..], &mut v, &x, &scale, 2, 3, STEP));
-    assert_shape_error(cpu.adamw(&mut p, &mut m, &mut v[1..], &x, &scale, 2, 3, STEP));
-    assert_shape_error(cpu.adamw(&mut p, &mut m, &mut v, &x[1..], &scale, 2, 3, STEP));
-    assert_shape_error(cpu.adamw(&mut p, &mut m, &mut v, &x, &scale[1..], 2, 3, STEP));
+    assert_shape_error(cpu.adamw(AdamWUpdate {
+        p: &mut p[1..],
+        m: &mut m,
+        v: &mut v,
+        g: &x,
+        scale: &scale,
+        rows: 2,
+        len: 3,
+        step: STEP,
+    }));
+    assert_shape_error(cpu.adamw(AdamWUpdate {
+        p: &mut p,
+        m: &mut m[1..],
+        v: &mut v,
+        g: &x,
+        scale: &scale,
+        rows: 2,
+        len: 3,
+        step: STEP,
+    }));
+    assert_shape_error(cpu.adamw(AdamWUpdate {
+        p: &mut p,
+        m: &mut m,
+        v: &mut v[1..],
+        g: &x,
+        scale: &scale,
+        rows: 2,
+        len: 3,
+        step: STEP,
+    }));
+    assert_shape_error(cpu.adamw(AdamWUpdate {
+        p: &mut p,
+        m: &mut m,
+        v: &mut v,
+        g: &x[1..],
+        scale: &scale,
+        rows: 2,
+        len: 3,
+        step: STEP,
+    }));
+    assert_shape_error(cpu.adamw(AdamWUpdate {
+        p: &mut p,
+        m: &mut m,
+        v: &mut v,
+        g: &x,
+        scale: &scale[1..],
+        rows: 2,
+        len: 3,
+        step: STEP,
+    }));
     let zero = AdamWStep { step: 0, ..STEP };
-    assert!(cpu.adamw(&mut p, &mut m, &mut v, &x, &scale, 2, 3, zero).is_err());
+    assert!(
+        cpu.adamw(AdamWUpdate {
+            p: &mut p,
+            m: &mut m,
+            v: &mut v,
+            g: &x,
+            scale: &scale,
+            rows: 2,
+            len: 3,
+            step: zero
+        })
+        .is_err()
+    );
 }

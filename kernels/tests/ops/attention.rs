@@ -2,7 +2,10 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{Attention, AttentionDims, DecodeDims, QkvDims};
+use gradtx_kernels::ops::{
+    Attention, AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, CacheStore, DecodeDims,
+    QkvDims,
+};
 
 struct Case {
     offsets: Vec<u32>,
@@ -30,7 +33,14 @@ impl Case {
         let QkvDims { tokens, heads, .. } = self.dims.qkv;
         let mut o = vec![X::zero(); tokens * self.dims.o_stride];
         let mut lse = nan::<X>(heads * tokens);
-        cpu.attention_forward(&mut o, &mut lse, qkv, &self.offsets, self.dims).expect("the shapes fit");
+        cpu.attention_forward(AttentionForward {
+            o: &mut o,
+            lse: &mut lse,
+            qkv,
+            offsets: &self.offsets,
+            dims: self.dims,
+        })
+        .expect("the shapes fit");
         (o, lse)
     }
 
@@ -38,8 +48,17 @@ impl Case {
         let (o, lse) = self.run(cpu, qkv);
         let mut dqkv = nan::<X>(qkv.len());
         let mut delta = nan::<X>(lse.len());
-        cpu.attention_backward(&mut dqkv, &mut delta, d_o, &o, &lse, qkv, &self.offsets, self.dims)
-            .expect("the shapes fit");
+        cpu.attention_backward(AttentionBackward {
+            dqkv: &mut dqkv,
+            delta: &mut delta,
+            d_o,
+            o: &o,
+            lse: &lse,
+            qkv,
+            offsets: &self.offsets,
+            dims: self.dims,
+        })
+        .expect("the shapes fit");
         dqkv
     }
 }
@@ -194,16 +213,52 @@ fn decoding_continues_a_prompt() {
     let width = slots * capacity * 2 * 8;
     let (mut k, mut v) = (vec![f64::NAN; width], vec![f64::NAN; width]);
     let cpu = Cpu::new(2);
-    cpu.cache_store(&mut k, &mut v, &packed, &[0, 4, 126], &slot[1..], dims(126)).expect("the shapes fit");
+    cpu.cache_store(CacheStore {
+        k_cache: &mut k,
+        v_cache: &mut v,
+        qkv: &packed,
+        offsets: &[0, 4, 126],
+        slot: &slot[1..],
+        dims: dims(126),
+    })
+    .expect("the shapes fit");
     let new: Vec<f64> = (0..3).flat_map(|i| &qkv[last(i) * row..][..row]).copied().collect();
     let mut o = vec![f64::NAN; 3 * cols];
     let position = lengths.map(|len| len - 1);
-    cpu.attention_decode(&mut o, &mut k, &mut v, &new, &slot, &position, dims(3)).expect("the shapes fit");
+    cpu.attention_decode(AttentionDecode {
+        o: &mut o,
+        k_cache: &mut k,
+        v_cache: &mut v,
+        qkv: &new,
+        slot: &slot,
+        position: &position,
+        dims: dims(3),
+    })
+    .expect("the shapes fit");
     let rows: Vec<f64> = (0..3).flat_map(|i| &expected[last(i) * cols..][..cols]).copied().collect();
     assert_close("decoded", &o, &rows, 1e-13);
-    let beyond = cpu.attention_decode(&mut o, &mut k, &mut v, &new, &slot, &[0, 130, 0], dims(3));
+    let beyond = cpu.attention_decode(AttentionDecode {
+        o: &mut o,
+        k_cache: &mut k,
+        v_cache: &mut v,
+        qkv: &new,
+        slot: &slot,
+        position: &[0, 130, 0],
+        dims: dims(3),
+    });
     assert!(beyond.is_err());
-    assert!(cpu.attention_decode(&mut o, &mut k, &mut v, &new, &[0, 5, 1], &position, dims(3)).is_err());
+    assert!(
+        cpu.attention_decode(AttentionDecode {
+            o: &mut o,
+            k_cache: &mut k,
+            v_cache: &mut v,
+            qkv: &new,
+            slot: &[0, 5, 1],
+            position: &position,
+            dims: dims(3)
+        })
+        .is_err()
+    );
 }
 
 #[test]
@@ -211,9 +266,42 @@ fn wrong_shapes_are_errors() {
     let case = Case::new(&[2, 3], (2, 1, 4), 0);
     let (qkv, cpu) = (case.qkv(), Cpu::new(1));
     let (mut o, mut lse) = case.run(&Cpu::new(1), &qkv);
-    assert_shape_error(cpu.attention_forward(&mut o[1..], &mut lse, &qkv, &case.offsets, case.dims));
-    assert_shape_error(cpu.attention_forward(&mut o, &mut lse[1..], &qkv, &case.offsets, case.dims));
-    assert_shape_error(cpu.attention_forward(&mut o, &mut lse, &qkv[1..], &case.offsets, case.dims));
-    assert_shape_error(cpu.attention_forward(&mut o, &mut lse, &qkv, &case.offsets[1..], case.dims));
-    assert!(cpu.attention_forward(&mut o, &mut lse, &qkv, &[0, 2, 4], case.dims).is_err());
+    assert_shape_error(cpu.attention_forward(AttentionForward {
+        o: &mut o[1..],
+        lse: &mut lse,
+        qkv: &qkv,
+        offsets: &case.offsets,
+        dims: case.dims,
+    }));
+    assert_shape_error(cpu.attention_forward(AttentionForward {
+        o: &mut o,
+        lse: &mut lse[1..],
+        qkv: &qkv,
+        offsets: &case.offsets,
+        dims: case.dims,
+    }));
+    assert_shape_error(cpu.attention_forward(AttentionForward {
+        o: &mut o,
+        lse: &mut lse,
+        qkv: &qkv[1..],
+        offsets: &case.offsets,
+        dims: case.dims,
+    }));
+    assert_shape_error(cpu.attention_forward(AttentionForward {
+        o: &mut o,
+        lse: &mut lse,
+        qkv: &qkv,
+        offsets: &case.offsets[1..],
+        dims: case.dims,
+    }));
+    assert!(
+        cpu.attention_forward(AttentionForward {
+            o: &mut o,
+            lse: &mut lse,
+            qkv: &qkv,
+            offsets: &[0, 2, 4],
+            dims: case.dims
+        })
+        .is_err()
+    );
 }

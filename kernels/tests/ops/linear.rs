@@ -2,7 +2,9 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{Linear, LinearDims, Out};
+use gradtx_kernels::ops::{
+    Linear, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward, Out,
+};
 
 /// Strided x, with or without bias and residual.
 struct Case {
@@ -15,17 +17,32 @@ impl OpCase for Case {
         let [x, w, bias, residual] = inputs else { panic!("four inputs") };
         let mut y = nan(self.dims.rows * self.dims.out_dim);
         let (bias, residual) = (self.extras.then_some(&bias[..]), self.extras.then_some(&residual[..]));
-        cpu.linear_forward(&mut y, x, w, bias, residual, self.dims).expect("the shapes fit");
+        cpu.linear_forward(LinearForward { y: &mut y, x, w, bias, residual, dims: self.dims })
+            .expect("the shapes fit");
         vec![y]
     }
 
     fn backward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
         let mut grads: Vec<Vec<X>> = inputs.iter().map(|x| vec![X::zero(); x.len()]).collect();
         let [dx, dw, dbias, residual] = &mut grads[..] else { panic!("four inputs") };
-        cpu.linear_backward_input(dx, &d[0], &inputs[1], self.dims, Out::Add).expect("the shapes fit");
+        cpu.linear_backward_input(LinearBackwardInput {
+            dx,
+            dy: &d[0],
+            w: &inputs[1],
+            dims: self.dims,
+            out: Out::Add,
+        })
+        .expect("the shapes fit");
         let dbias = self.extras.then_some(&mut dbias[..]);
-        cpu.linear_backward_weight(dw, dbias, &d[0], &inputs[0], self.dims, Out::Add)
-            .expect("the shapes fit");
+        cpu.linear_backward_weight(LinearBackwardWeight {
+            dw,
+            dbias,
+            dy: &d[0],
+            x: &inputs[0],
+            dims: self.dims,
+            out: Out::Add,
+        })
+        .expect("the shapes fit");
         if self.extras {
             residual.copy_from_slice(&d[0]);
         }
@@ -73,19 +90,41 @@ fn assignment_ignores_and_addition_keeps_what_was_there() {
     let (dy, w) = (random("dy", 15), random("w", 20));
     let cpu = Cpu::new(1);
     let mut assigned = vec![f64::NAN; 12];
-    cpu.linear_backward_input(&mut assigned, &dy, &w, dims, Out::Assign).expect("the shapes fit");
+    cpu.linear_backward_input(LinearBackwardInput {
+        dx: &mut assigned,
+        dy: &dy,
+        w: &w,
+        dims,
+        out: Out::Assign,
+    })
+    .expect("the shapes fit");
     let mut added = vec![1.0; 12];
-    cpu.linear_backward_input(&mut added, &dy, &w, dims, Out::Add).expect("the shapes fit");
+    cpu.linear_backward_input(LinearBackwardInput { dx: &mut added, dy: &dy, w: &w, dims, out: Out::Add })
+        .expect("the shapes fit");
     let expected: Vec<_> = assigned.iter().map(|x| x + 1.0).collect();
     assert_close("dx", &added, &expected, 1e-14);
 
     let x = random("x", 12);
     let (mut dw, mut dbias) = (vec![f64::NAN; 20], vec![f64::NAN; 5]);
-    cpu.linear_backward_weight(&mut dw, Some(&mut dbias), &dy, &x, dims, Out::Assign)
-        .expect("the shapes fit");
+    cpu.linear_backward_weight(LinearBackwardWeight {
+        dw: &mut dw,
+        dbias: Some(&mut dbias),
+        dy: &dy,
+        x: &x,
+        dims,
+        out: Out::Assign,
+    })
+    .expect("the shapes fit");
     let (mut more, mut more_bias) = (vec![1.0; 20], vec![1.0; 5]);
-    cpu.linear_backward_weight(&mut more, Some(&mut more_bias), &dy, &x, dims, Out::Add)
-        .expect("the shapes fit");
+    cpu.linear_backward_weight(LinearBackwardWeight {
+        dw: &mut more,
+        dbias: Some(&mut more_bias),
+        dy: &dy,
+        x: &x,
+        dims,
+        out: Out::Add,
+    })
+    .expect("the shapes fit");
     let plus_one = |x: &[f64]| -> Vec<f64> { x.iter().map(|x| x + 1.0).collect() };
     assert_close("dw", &more, &plus_one(&dw), 1e-14);
     assert_close("dbias", &more_bias, &plus_one(&dbias), 1e-14);
@@ -105,10 +144,52 @@ fn wrong_shapes_are_errors() {
     let cpu = Cpu::new(1);
     let dims = LinearDims::new(2, 3, 4);
     let (mut y, x, w, b) = (vec![0.0; 8], vec![0.0; 6], vec![0.0; 12], vec![0.0; 4]);
-    assert_shape_error(cpu.linear_forward(&mut y[1..], &x, &w, None, None, dims));
-    assert_shape_error(cpu.linear_forward(&mut y, &x[1..], &w, None, None, dims));
-    assert_shape_error(cpu.linear_forward(&mut y, &x, &w[1..], None, None, dims));
-    assert_shape_error(cpu.linear_forward(&mut y, &x, &w, Some(&b[1..]), None, dims));
-    assert_shape_error(cpu.linear_forward(&mut y, &x, &w, None, Some(&b), dims));
-    assert_shape_error(cpu.linear_backward_weight(&mut y, None, &[0.0; 8], &x, dims, Out::Add));
+    assert_shape_error(cpu.linear_forward(LinearForward {
+        y: &mut y[1..],
+        x: &x,
+        w: &w,
+        bias: None,
+        residual: None,
+        dims,
+    }));
+    assert_shape_error(cpu.linear_forward(LinearForward {
+        y: &mut y,
+        x: &x[1..],
+        w: &w,
+        bias: None,
+        residual: None,
+        dims,
+    }));
+    assert_shape_error(cpu.linear_forward(LinearForward {
+        y: &mut y,
+        x: &x,
+        w: &w[1..],
+        bias: None,
+        residual: None,
+        dims,
+    }));
+    assert_shape_error(cpu.linear_forward(LinearForward {
+        y: &mut y,
+        x: &x,
+        w: &w,
+        bias: Some(&b[1..]),
+        residual: None,
+        dims,
+    }));
+    assert_shape_error(cpu.linear_forward(LinearForward {
+        y: &mut y,
+        x: &x,
+        w: &w,
+        bias: None,
+        residual: Some(&b),
+        dims,
+    }));
+    assert_shape_error(cpu.linear_backward_weight(LinearBackwardWeight {
+        dw: &mut y,
+        dbias: None,
+        dy: &[0.0; 8],
+        x: &x,
+        dims,
+        out: Out::Add,
+    }));
 }

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{LmHead, LmHeadDims, LmHeadScratch};
+use gradtx_kernels::ops::{LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch};
 use gradtx_kernels::{Error, Result};
 
 /// Inputs x, w; output the loss of every label. Gradients of the losses are the weights.
@@ -50,9 +50,18 @@ impl Case {
             (nan(chunk * vocab), nan(chunk * hidden), nan(chunk * hidden));
         let scratch = LmHeadScratch { logits: &mut logits[..], rows: &mut rows[..], d_rows: &mut d_rows[..] };
         let Call { dx, dw, weights, rows, targets } = call;
-        cpu.lm_head_loss(
-            &mut loss, dx, dw, scratch, &inputs[0], &inputs[1], &rows, &targets, weights, self.0,
-        )?;
+        cpu.lm_head_loss(LmHeadLoss {
+            loss: &mut loss,
+            dx,
+            dw,
+            scratch,
+            x: &inputs[0],
+            w: &inputs[1],
+            rows: &rows,
+            targets: &targets,
+            weights,
+            dims: self.0,
+        })?;
         Ok(loss)
     }
 }

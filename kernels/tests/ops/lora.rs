@@ -3,7 +3,10 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{DROPOUT_STREAM, LoraDims, LoraLinear, LoraTarget, RmsNormDims, Segments};
+use gradtx_kernels::ops::{
+    DROPOUT_STREAM, LoraDims, LoraDownBackward, LoraLinear, LoraLinearBackward, LoraLinearForward,
+    LoraTarget, RmsNormDims, RmsNormLoraBackward, RmsNormLoraForward, Segments,
+};
 use gradtx_kernels::rng::{drop_threshold, philox};
 
 /// A packed stream: segment lengths, adapters, gradient rows and keys.
@@ -133,15 +136,32 @@ impl Case {
         let mut y = nan(dims.tokens * dims.out_dim);
         if self.norm {
             let norm = self.norm_dims();
-            cpu.rmsnorm_lora_forward(&mut input, &mut inv_rms, x, w_norm, adapters, segments, norm, dims)
-                .expect("the shapes fit");
+            cpu.rmsnorm_lora_forward(RmsNormLoraForward {
+                input: &mut input,
+                inv_rms: &mut inv_rms,
+                x,
+                w_norm,
+                adapters,
+                segments,
+                norm,
+                dims,
+            })
+            .expect("the shapes fit");
         } else {
             assert_eq!(<Cpu as LoraLinear<X>>::lora_row_stride(&dims), dims.in_dim);
             <Cpu as LoraLinear<X>>::lora_rows_mut(&mut input, &dims).copy_from_slice(x);
             cpu.lora_down_forward(&mut input, adapters, segments, dims).expect("the shapes fit");
         }
-        cpu.lora_linear_forward(&mut y, &input, w, Some(residual), adapters, segments, dims)
-            .expect("the shapes fit");
+        cpu.lora_linear_forward(LoraLinearForward {
+            y: &mut y,
+            input: &input,
+            w,
+            residual: Some(residual),
+            adapters,
+            segments,
+            dims,
+        })
+        .expect("the shapes fit");
         (input, inv_rms, y)
     }
 
@@ -153,28 +173,44 @@ impl Case {
         let rows = *self.stream.grad_row.iter().max().expect("not empty") as usize + 1;
         let mut grads = to::<X>(&vec![before; rows * dims.adapter_stride]);
         let mut d_input = nan::<X>(input.len());
-        cpu.lora_linear_backward(&mut d_input, &mut grads, dy, &input, w, adapters, segments, dims)
-            .expect("the shapes fit");
+        cpu.lora_linear_backward(LoraLinearBackward {
+            d_input: &mut d_input,
+            grads: &mut grads,
+            dy,
+            input: &input,
+            w,
+            adapters,
+            segments,
+            dims,
+        })
+        .expect("the shapes fit");
         let mut dx = vec![X::zero(); x.len()];
         if self.norm {
             let norm = self.norm_dims();
-            cpu.rmsnorm_lora_backward(
-                &mut dx,
-                &mut d_input,
-                &mut grads,
+            cpu.rmsnorm_lora_backward(RmsNormLoraBackward {
+                dx: &mut dx,
+                d_input: &mut d_input,
+                grads: &mut grads,
                 x,
-                &input,
-                &inv_rms,
+                input: &input,
+                inv_rms: &inv_rms,
                 w_norm,
                 adapters,
                 segments,
                 norm,
                 dims,
-            )
+            })
             .expect("the shapes fit");
         } else {
-            cpu.lora_down_backward(&mut d_input, &mut grads, &input, adapters, segments, dims)
-                .expect("the shapes fit");
+            cpu.lora_down_backward(LoraDownBackward {
+                d_input: &mut d_input,
+                grads: &mut grads,
+                input: &input,
+                adapters,
+                segments,
+                dims,
+            })
+            .expect("the shapes fit");
             dx.copy_from_slice(<Cpu as LoraLinear<X>>::lora_rows(&d_input, &dims));
         }
         (dx, grads)
@@ -349,7 +385,15 @@ fn wrong_shapes_are_errors() {
     let mut y = vec![0.0; 7 * 4];
     assert_shape_error(cpu.lora_down_forward(&mut input[1..], adapters, view, dims));
     assert_shape_error(cpu.lora_down_forward(&mut input, &adapters[1..], view, dims));
-    assert_shape_error(cpu.lora_linear_forward(&mut y[1..], &input, &inputs[3], None, adapters, view, dims));
+    assert_shape_error(cpu.lora_linear_forward(LoraLinearForward {
+        y: &mut y[1..],
+        input: &input,
+        w: &inputs[3],
+        residual: None,
+        adapters,
+        segments: view,
+        dims,
+    }));
     let short = Segments { keys: &view.keys[1..], ..view };
     assert_shape_error(cpu.lora_down_forward(&mut input, adapters, short, dims));
     let offsets = [0, 7, 5];

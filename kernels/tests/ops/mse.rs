@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{Mse, MseDims};
+use gradtx_kernels::ops::{Mse, MseDims, SquaredError};
 
 /// Input pred; output `factor · Σ (pred − target)²` per row, as the training loss uses it.
 struct Case(MseDims);
@@ -16,7 +16,14 @@ impl Case {
 impl OpCase for Case {
     fn forward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> Vec<Vec<X>> {
         let mut sums = nan::<X>(self.0.rows);
-        cpu.mse(&mut sums, None, &inputs[0], &self.target::<X>(), self.0).expect("shapes agree");
+        cpu.mse(SquaredError {
+            sums: &mut sums,
+            d_pred: None,
+            pred: &inputs[0],
+            target: &self.target::<X>(),
+            dims: self.0,
+        })
+        .expect("shapes agree");
         // The gradient is of the sum over rows.
         vec![vec![sums.into_iter().sum()]]
     }
@@ -24,7 +31,14 @@ impl OpCase for Case {
     fn backward<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
         let dims = MseDims { grad_scale: 2.0 * d[0][0].to_f64(), ..self.0 };
         let (mut sums, mut d_pred) = (nan::<X>(dims.rows), nan(inputs[0].len()));
-        cpu.mse(&mut sums, Some(&mut d_pred), &inputs[0], &self.target::<X>(), dims).expect("shapes agree");
+        cpu.mse(SquaredError {
+            sums: &mut sums,
+            d_pred: Some(&mut d_pred),
+            pred: &inputs[0],
+            target: &self.target::<X>(),
+            dims,
+        })
+        .expect("shapes agree");
         vec![Some(d_pred)]
     }
 }
@@ -43,7 +57,15 @@ fn gradients_f32_and_threads() {
 fn sums_are_per_row() {
     let dims = MseDims { rows: 2, cols: 2, grad_scale: 0.5 };
     let (mut sums, mut d) = ([f32::NAN; 2], [f32::NAN; 4]);
-    Cpu::new(1).mse(&mut sums, Some(&mut d), &[1.0, 2.0, 3.0, 4.0], &[0.0, 4.0, 3.0, 1.0], dims).unwrap();
+    Cpu::new(1)
+        .mse(SquaredError {
+            sums: &mut sums,
+            d_pred: Some(&mut d),
+            pred: &[1.0, 2.0, 3.0, 4.0],
+            target: &[0.0, 4.0, 3.0, 1.0],
+            dims,
+        })
+        .unwrap();
     assert_eq!(sums, [5.0, 9.0]);
     assert_eq!(d, [0.5, -1.0, 0.0, 1.5]);
 }
@@ -54,8 +76,32 @@ fn wrong_shapes() {
     let dims = MseDims { rows: 2, cols: 3, grad_scale: 1.0 };
     let (mut sums, x) = ([0.0; 2], random("x", 6));
     let mut d = [0.0; 6];
-    assert_shape_error(cpu.mse(&mut sums[1..], None, &x, &x, dims));
-    assert_shape_error(cpu.mse(&mut sums, None, &x[1..], &x, dims));
-    assert_shape_error(cpu.mse(&mut sums, None, &x, &x[1..], dims));
-    assert_shape_error(cpu.mse(&mut sums, Some(&mut d[1..]), &x, &x, dims));
+    assert_shape_error(cpu.mse(SquaredError {
+        sums: &mut sums[1..],
+        d_pred: None,
+        pred: &x,
+        target: &x,
+        dims,
+    }));
+    assert_shape_error(cpu.mse(SquaredError {
+        sums: &mut sums,
+        d_pred: None,
+        pred: &x[1..],
+        target: &x,
+        dims,
+    }));
+    assert_shape_error(cpu.mse(SquaredError {
+        sums: &mut sums,
+        d_pred: None,
+        pred: &x,
+        target: &x[1..],
+        dims,
+    }));
+    assert_shape_error(cpu.mse(SquaredError {
+        sums: &mut sums,
+        d_pred: Some(&mut d[1..]),
+        pred: &x,
+        target: &x,
+        dims,
+    }));
 }

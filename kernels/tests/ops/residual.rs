@@ -3,7 +3,8 @@
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
 use gradtx_kernels::ops::{
-    Dropout, DropoutDims, Elementwise, Out, ResidualNorm, ResidualNormDims, RmsNorm, RmsNormDims,
+    Dropout, DropoutDims, Elementwise, Out, ResidualNorm, ResidualNormBackward, ResidualNormDims,
+    ResidualNormForward, RmsNorm, RmsNormBackward, RmsNormBackwardWeight, RmsNormDims, RmsNormForward,
 };
 
 /// Inputs branch, residual, w; outputs sum, y.
@@ -35,8 +36,16 @@ impl Case {
     fn run<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> [Vec<X>; 3] {
         let [branch, residual, w] = inputs else { panic!("three inputs") };
         let (mut sum, mut y, mut inv) = (branch.clone(), nan(self.size()), nan(self.0.drop.rows));
-        cpu.residual_norm_forward(&mut sum, &mut y, &mut inv, residual, w, &self.keys(), self.0)
-            .expect("shapes agree");
+        cpu.residual_norm_forward(ResidualNormForward {
+            sum: &mut sum,
+            y: &mut y,
+            inv_rms: &mut inv,
+            residual,
+            w,
+            keys: &self.keys(),
+            dims: self.0,
+        })
+        .expect("shapes agree");
         [sum, y, inv]
     }
 
@@ -46,7 +55,8 @@ impl Case {
         let (mut sum, mut y, mut inv) = (branch.clone(), nan(self.size()), nan(self.0.drop.rows));
         cpu.dropout(&mut sum, &self.keys(), self.0.drop).expect("shapes agree");
         cpu.axpby(&mut sum, 1.0, residual, 1.0).expect("shapes agree");
-        cpu.rmsnorm_forward(&mut y, &mut inv, &sum, w, self.norm()).expect("shapes agree");
+        cpu.rmsnorm_forward(RmsNormForward { y: &mut y, inv_rms: &mut inv, x: &sum, w, dims: self.norm() })
+            .expect("shapes agree");
         [sum, y, inv]
     }
 }
@@ -61,10 +71,27 @@ impl OpCase for Case {
         let [sum, _, inv] = self.run(cpu, inputs);
         let (mut dx, mut d_branch, mut dw) = (d[0].clone(), nan(self.size()), nan(inputs[2].len()));
         let (w, keys) = (&inputs[2], self.keys());
-        cpu.residual_norm_backward(&mut dx, &mut d_branch, &d[1], &sum, &inv, w, &keys, self.0, Out::Add)
-            .expect("shapes agree");
-        cpu.rmsnorm_backward_weight(&mut dw, &d[1], &sum, &inv, self.norm(), Out::Assign)
-            .expect("shapes agree");
+        cpu.residual_norm_backward(ResidualNormBackward {
+            dx: &mut dx,
+            d_branch: &mut d_branch,
+            dy: &d[1],
+            x: &sum,
+            inv_rms: &inv,
+            w,
+            keys: &keys,
+            dims: self.0,
+            out: Out::Add,
+        })
+        .expect("shapes agree");
+        cpu.rmsnorm_backward_weight(RmsNormBackwardWeight {
+            dw: &mut dw,
+            dy: &d[1],
+            x: &sum,
+            inv_rms: &inv,
+            dims: self.norm(),
+            out: Out::Assign,
+        })
+        .expect("shapes agree");
         vec![Some(d_branch), Some(dx), Some(dw)]
     }
 }
@@ -102,9 +129,30 @@ fn together_as_one_after_the_other() {
         for out in [Out::Add, Out::Assign] {
             let old: Vec<f32> = if out == Out::Add { to(&random("dx", n)) } else { nan(n) };
             let (mut dx, mut d_branch) = (old.clone(), nan::<f32>(n));
-            cpu.residual_norm_backward(&mut dx, &mut d_branch, &dy, sum, inv, w, &keys, case.0, out).unwrap();
+            cpu.residual_norm_backward(ResidualNormBackward {
+                dx: &mut dx,
+                d_branch: &mut d_branch,
+                dy: &dy,
+                x: sum,
+                inv_rms: inv,
+                w,
+                keys: &keys,
+                dims: case.0,
+                out,
+            })
+            .unwrap();
             let mut expected = old;
-            cpu.rmsnorm_backward(&mut expected, None, &dy, sum, inv, w, case.norm(), out).unwrap();
+            cpu.rmsnorm_backward(RmsNormBackward {
+                dx: &mut expected,
+                dw: None,
+                dy: &dy,
+                x: sum,
+                inv_rms: inv,
+                w,
+                dims: case.norm(),
+                out,
+            })
+            .unwrap();
             assert_eq!(bits(&dx), bits(&expected), "dx {rows}×{cols}");
             cpu.dropout(&mut expected, &keys, case.0.drop).unwrap();
             assert_eq!(bits(&d_branch), bits(&expected), "d_branch {rows}×{cols}");
@@ -119,7 +167,7 @@ fn wrong_arguments() {
     let (x, w, inv, keys) = ([0.5f64; 12], [1.0; 3], [1.0; 4], case.keys());
     let (mut sum, mut y, mut inv_rms) = (vec![0.0; 12], vec![0.0; 12], vec![0.0; 4]);
     let forward = |sum: &mut [f64], y: &mut [f64], inv: &mut [f64], w: &[f64], keys: &[u64], dims| {
-        cpu.residual_norm_forward(sum, y, inv, &x, w, keys, dims)
+        cpu.residual_norm_forward(ResidualNormForward { sum, y, inv_rms: inv, residual: &x, w, keys, dims })
     };
     assert_shape_error(forward(&mut sum[1..], &mut y, &mut inv_rms, &w, &keys, case.0));
     assert_shape_error(forward(&mut sum, &mut y[1..], &mut inv_rms, &w, &keys, case.0));
@@ -129,15 +177,15 @@ fn wrong_arguments() {
     let odd = ResidualNormDims { drop: DropoutDims { rows_per_key: 3, ..case.0.drop }, ..case.0 };
     assert!(forward(&mut sum, &mut y, &mut inv_rms, &w, &keys, odd).is_err());
     let (mut dx, mut short) = (vec![0.0; 12], vec![0.0; 11]);
-    assert_shape_error(cpu.residual_norm_backward(
-        &mut dx,
-        &mut short,
-        &x,
-        &x,
-        &inv,
-        &w,
-        &keys,
-        case.0,
-        Out::Assign,
-    ));
+    assert_shape_error(cpu.residual_norm_backward(ResidualNormBackward {
+        dx: &mut dx,
+        d_branch: &mut short,
+        dy: &x,
+        x: &x,
+        inv_rms: &inv,
+        w: &w,
+        keys: &keys,
+        dims: case.0,
+        out: Out::Assign,
+    }));
 }

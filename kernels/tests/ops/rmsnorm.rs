@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{Out, RmsNorm, RmsNormDims};
+use gradtx_kernels::ops::{Out, RmsNorm, RmsNormBackward, RmsNormDims, RmsNormForward};
 
 /// Inputs x, w; output y.
 struct Case {
@@ -36,8 +36,14 @@ impl Case {
     fn run<X: CpuReal>(&self, cpu: &Cpu, inputs: &[Vec<X>]) -> (Vec<X>, Vec<X>) {
         let mut y = self.y(&nan::<X>(inputs[0].len()));
         let mut inv = nan(self.dims.rows);
-        cpu.rmsnorm_forward(&mut y, &mut inv, &self.x(&inputs[0]), &inputs[1], self.dims)
-            .expect("shapes agree");
+        cpu.rmsnorm_forward(RmsNormForward {
+            y: &mut y,
+            inv_rms: &mut inv,
+            x: &self.x(&inputs[0]),
+            w: &inputs[1],
+            dims: self.dims,
+        })
+        .expect("shapes agree");
         (packed(&y, self.dims.cols, self.dims.y_stride), inv)
     }
 }
@@ -52,8 +58,17 @@ impl OpCase for Case {
         let old = if self.out == Out::Add { before(inputs[0].len()) } else { nan(inputs[0].len()) };
         let (mut dx, mut dw) = (self.x::<X>(&old), before(self.dims.cols));
         let (dy, x) = (self.y(&d[0]), self.x(&inputs[0]));
-        cpu.rmsnorm_backward(&mut dx, Some(&mut dw), &dy, &x, &inv, &inputs[1], self.dims, self.out)
-            .expect("shapes agree");
+        cpu.rmsnorm_backward(RmsNormBackward {
+            dx: &mut dx,
+            dw: Some(&mut dw),
+            dy: &dy,
+            x: &x,
+            inv_rms: &inv,
+            w: &inputs[1],
+            dims: self.dims,
+            out: self.out,
+        })
+        .expect("shapes agree");
         let dx = packed(&dx, self.dims.cols, self.dims.x_stride);
         vec![Some(if self.out == Out::Add { added(&dx) } else { dx }), Some(added(&dw))]
     }
@@ -99,17 +114,78 @@ fn without_dw_and_with_wrong_shapes() {
     let dims = RmsNormDims::new(2, 5, 1e-6);
     let (x, w) = (random("x", 10), random("w", 5));
     let (mut y, mut inv) = (nan::<f64>(10), nan::<f64>(2));
-    cpu.rmsnorm_forward(&mut y, &mut inv, &x, &w, dims).unwrap();
+    cpu.rmsnorm_forward(RmsNormForward { y: &mut y, inv_rms: &mut inv, x: &x, w: &w, dims }).unwrap();
     let mut dx = nan::<f64>(10);
-    cpu.rmsnorm_backward(&mut dx, None, &x, &x, &inv, &w, dims, Out::Assign).unwrap();
+    cpu.rmsnorm_backward(RmsNormBackward {
+        dx: &mut dx,
+        dw: None,
+        dy: &x,
+        x: &x,
+        inv_rms: &inv,
+        w: &w,
+        dims,
+        out: Out::Assign,
+    })
+    .unwrap();
     assert!(dx.iter().all(|x| x.is_finite()));
 
-    assert_shape_error(cpu.rmsnorm_forward(&mut y[1..], &mut inv, &x, &w, dims));
-    assert_shape_error(cpu.rmsnorm_forward(&mut y, &mut inv[1..], &x, &w, dims));
-    assert_shape_error(cpu.rmsnorm_forward(&mut y, &mut inv, &x[1..], &w, dims));
-    assert_shape_error(cpu.rmsnorm_forward(&mut y, &mut inv, &x, &w[1..], dims));
+    assert_shape_error(cpu.rmsnorm_forward(RmsNormForward {
+        y: &mut y[1..],
+        inv_rms: &mut inv,
+        x: &x,
+        w: &w,
+        dims,
+    }));
+    assert_shape_error(cpu.rmsnorm_forward(RmsNormForward {
+        y: &mut y,
+        inv_rms: &mut inv[1..],
+        x: &x,
+        w: &w,
+        dims,
+    }));
+    assert_shape_error(cpu.rmsnorm_forward(RmsNormForward {
+        y: &mut y,
+        inv_rms: &mut inv,
+        x: &x[1..],
+        w: &w,
+        dims,
+    }));
+    assert_shape_error(cpu.rmsnorm_forward(RmsNormForward {
+        y: &mut y,
+        inv_rms: &mut inv,
+        x: &x,
+        w: &w[1..],
+        dims,
+    }));
     let mut dw = [0.0; 4];
-    assert_shape_error(cpu.rmsnorm_backward(&mut dx, Some(&mut dw), &x, &x, &inv, &w, dims, Out::Add));
-    assert_shape_error(cpu.rmsnorm_backward(&mut dx[1..], None, &x, &x, &inv, &w, dims, Out::Add));
-    assert_shape_error(cpu.rmsnorm_backward(&mut dx, None, &x[1..], &x, &inv, &w, dims, Out::Add));
+    assert_shape_error(cpu.rmsnorm_backward(RmsNormBackward {
+        dx: &mut dx,
+        dw: Some(&mut dw),
+        dy: &x,
+        x: &x,
+        inv_rms: &inv,
+        w: &w,
+        dims,
+        out: Out::Add,
+    }));
+    assert_shape_error(cpu.rmsnorm_backward(RmsNormBackward {
+        dx: &mut dx[1..],
+        dw: None,
+        dy: &x,
+        x: &x,
+        inv_rms: &inv,
+        w: &w,
+        dims,
+        out: Out::Add,
+    }));
+    assert_shape_error(cpu.rmsnorm_backward(RmsNormBackward {
+        dx: &mut dx,
+        dw: None,
+        dy: &x[1..],
+        x: &x,
+        inv_rms: &inv,
+        w: &w,
+        dims,
+        out: Out::Add,
+    }));
 }

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{QkNorm, QkvDims, Rope};
+use gradtx_kernels::ops::{QkNorm, QkNormBackward, QkNormForward, QkvDims, Rope, RopeBackward, RopeForward};
 
 const POSITIONS: usize = 17;
 
@@ -37,7 +37,15 @@ impl OpCase for Rotation {
         let [cos, sin] = tables(self.dims.head_dim / 2).map(|t| to::<X>(&t));
         let mut qkv = inputs[0].clone();
         let bias = inputs.get(1).map(|b| &b[..]);
-        cpu.rope_forward(&mut qkv, bias, &cos, &sin, &self.positions(), self.dims).expect("shapes agree");
+        cpu.rope_forward(RopeForward {
+            qkv: &mut qkv,
+            bias,
+            cos: &cos,
+            sin: &sin,
+            positions: &self.positions(),
+            dims: self.dims,
+        })
+        .expect("shapes agree");
         vec![qkv]
     }
 
@@ -46,8 +54,15 @@ impl OpCase for Rotation {
         let mut dqkv = d[0].clone();
         let mut dbias = self.bias.then(|| before(self.dims.row()));
         let to_bias = dbias.as_deref_mut();
-        cpu.rope_backward(&mut dqkv, to_bias, &cos, &sin, &self.positions(), self.dims)
-            .expect("shapes agree");
+        cpu.rope_backward(RopeBackward {
+            dqkv: &mut dqkv,
+            dbias: to_bias,
+            cos: &cos,
+            sin: &sin,
+            positions: &self.positions(),
+            dims: self.dims,
+        })
+        .expect("shapes agree");
         let mut gradients = vec![Some(dqkv)];
         gradients.extend(dbias.map(|d| Some(added(&d))));
         gradients
@@ -69,7 +84,16 @@ impl Norm {
         let mut y = nan(inputs[0].len());
         let mut inv = nan(self.dims.tokens * (self.dims.heads + self.dims.kv_heads));
         let [qkv, w_q, w_k] = inputs else { panic!("three inputs") };
-        cpu.qk_norm_forward(&mut y, &mut inv, qkv, w_q, w_k, self.dims, 1e-6).expect("shapes agree");
+        cpu.qk_norm_forward(QkNormForward {
+            y: &mut y,
+            inv_rms: &mut inv,
+            qkv,
+            w_q,
+            w_k,
+            dims: self.dims,
+            eps: 1e-6,
+        })
+        .expect("shapes agree");
         (y, inv)
     }
 }
@@ -85,7 +109,17 @@ impl OpCase for Norm {
         let mut dqkv = nan(qkv.len());
         let (mut dw_q, mut dw_k) = (before(w_q.len()), before(w_k.len()));
         let dw = Some((&mut dw_q[..], &mut dw_k[..]));
-        cpu.qk_norm_backward(&mut dqkv, dw, &d[0], qkv, &inv, w_q, w_k, self.dims).expect("shapes agree");
+        cpu.qk_norm_backward(QkNormBackward {
+            dqkv: &mut dqkv,
+            dw,
+            dy: &d[0],
+            qkv,
+            inv_rms: &inv,
+            w_q,
+            w_k,
+            dims: self.dims,
+        })
+        .expect("shapes agree");
         vec![Some(dqkv), Some(added(&dw_q)), Some(added(&dw_k))]
     }
 }
@@ -169,20 +203,110 @@ fn wrong_shapes_and_positions() {
     let [cos, sin] = tables(2);
     let (mut qkv, bias) = (random("qkv", 24), random("bias", 12));
     let positions = [3, 16];
-    assert_shape_error(cpu.rope_forward(&mut qkv[1..], None, &cos, &sin, &positions, d));
-    assert_shape_error(cpu.rope_forward(&mut qkv, Some(&bias[1..]), &cos, &sin, &positions, d));
-    assert_shape_error(cpu.rope_forward(&mut qkv, None, &cos, &sin[2..], &positions, d));
-    assert_shape_error(cpu.rope_forward(&mut qkv, None, &cos, &sin, &positions[1..], d));
-    assert_shape_error(cpu.rope_backward(&mut qkv, Some(&mut [0.0; 11]), &cos, &sin, &positions, d));
-    assert!(cpu.rope_forward(&mut qkv, None, &cos, &sin, &[3, 17], d).is_err(), "no position 17");
-    assert!(cpu.rope_forward(&mut qkv, None, &cos, &sin, &positions, dims(2, 1, 1, 3)).is_err(), "odd head");
+    assert_shape_error(cpu.rope_forward(RopeForward {
+        qkv: &mut qkv[1..],
+        bias: None,
+        cos: &cos,
+        sin: &sin,
+        positions: &positions,
+        dims: d,
+    }));
+    assert_shape_error(cpu.rope_forward(RopeForward {
+        qkv: &mut qkv,
+        bias: Some(&bias[1..]),
+        cos: &cos,
+        sin: &sin,
+        positions: &positions,
+        dims: d,
+    }));
+    assert_shape_error(cpu.rope_forward(RopeForward {
+        qkv: &mut qkv,
+        bias: None,
+        cos: &cos,
+        sin: &sin[2..],
+        positions: &positions,
+        dims: d,
+    }));
+    assert_shape_error(cpu.rope_forward(RopeForward {
+        qkv: &mut qkv,
+        bias: None,
+        cos: &cos,
+        sin: &sin,
+        positions: &positions[1..],
+        dims: d,
+    }));
+    assert_shape_error(cpu.rope_backward(RopeBackward {
+        dqkv: &mut qkv,
+        dbias: Some(&mut [0.0; 11]),
+        cos: &cos,
+        sin: &sin,
+        positions: &positions,
+        dims: d,
+    }));
+    assert!(
+        cpu.rope_forward(RopeForward {
+            qkv: &mut qkv,
+            bias: None,
+            cos: &cos,
+            sin: &sin,
+            positions: &[3, 17],
+            dims: d
+        })
+        .is_err(),
+        "no position 17"
+    );
+    assert!(
+        cpu.rope_forward(RopeForward {
+            qkv: &mut qkv,
+            bias: None,
+            cos: &cos,
+            sin: &sin,
+            positions: &positions,
+            dims: dims(2, 1, 1, 3)
+        })
+        .is_err(),
+        "odd head"
+    );
 
     let (mut y, mut inv, w) = (random("y", 24), random("inv", 4), random("w", 4));
-    assert_shape_error(cpu.qk_norm_forward(&mut y[1..], &mut inv, &qkv, &w, &w, d, 1e-6));
-    assert_shape_error(cpu.qk_norm_forward(&mut y, &mut inv[1..], &qkv, &w, &w, d, 1e-6));
-    assert_shape_error(cpu.qk_norm_forward(&mut y, &mut inv, &qkv, &w, &w[1..], d, 1e-6));
+    assert_shape_error(cpu.qk_norm_forward(QkNormForward {
+        y: &mut y[1..],
+        inv_rms: &mut inv,
+        qkv: &qkv,
+        w_q: &w,
+        w_k: &w,
+        dims: d,
+        eps: 1e-6,
+    }));
+    assert_shape_error(cpu.qk_norm_forward(QkNormForward {
+        y: &mut y,
+        inv_rms: &mut inv[1..],
+        qkv: &qkv,
+        w_q: &w,
+        w_k: &w,
+        dims: d,
+        eps: 1e-6,
+    }));
+    assert_shape_error(cpu.qk_norm_forward(QkNormForward {
+        y: &mut y,
+        inv_rms: &mut inv,
+        qkv: &qkv,
+        w_q: &w,
+        w_k: &w[1..],
+        dims: d,
+        eps: 1e-6,
+    }));
     let mut dw = [[0.0; 4], [0.0; 4]];
     let [dw_q, dw_k] = &mut dw;
     let short = Some((&mut dw_q[1..], &mut dw_k[..]));
-    assert_shape_error(cpu.qk_norm_backward(&mut y, short, &qkv, &qkv, &inv, &w, &w, d));
+    assert_shape_error(cpu.qk_norm_backward(QkNormBackward {
+        dqkv: &mut y,
+        dw: short,
+        dy: &qkv,
+        qkv: &qkv,
+        inv_rms: &inv,
+        w_q: &w,
+        w_k: &w,
+        dims: d,
+    }));
 }

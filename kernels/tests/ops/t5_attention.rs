@@ -2,7 +2,9 @@
 
 use crate::common::*;
 use gradtx_kernels::cpu::{Cpu, CpuReal};
-use gradtx_kernels::ops::{BucketMap, DROPOUT_STREAM, T5Attention, T5AttentionDims};
+use gradtx_kernels::ops::{
+    BucketMap, DROPOUT_STREAM, T5Attention, T5AttentionBackward, T5AttentionDims, T5AttentionForward,
+};
 use gradtx_kernels::rng::{drop_threshold, philox};
 
 const BUCKETS: usize = 5;
@@ -51,8 +53,16 @@ impl Case {
         let mut probs = nan::<X>(d.batch * d.heads * d.queries * d.keys);
         let keys = if d.dropout > 0.0 { &KEYS[..d.batch] } else { &[] };
         let (q, kv) = (&inputs[0], &inputs[1]);
-        cpu.t5_attention_forward(&mut o, &mut probs, q, kv, self.bias(inputs), keys, d)
-            .expect("the shapes fit");
+        cpu.t5_attention_forward(T5AttentionForward {
+            o: &mut o,
+            probs: &mut probs,
+            q,
+            kv,
+            bias: self.bias(inputs),
+            keys,
+            dims: d,
+        })
+        .expect("the shapes fit");
         (o, probs)
     }
 
@@ -65,19 +75,19 @@ impl Case {
         let d_table = self.biased.then_some(&mut table[..]);
         let keys = &KEYS[..self.dims.batch];
         let (q, kv, bias) = (&inputs[0], &inputs[1], self.bias(inputs));
-        cpu.t5_attention_backward(
-            &mut dq,
-            &mut dkv,
+        cpu.t5_attention_backward(T5AttentionBackward {
+            dq: &mut dq,
+            dkv: &mut dkv,
             d_table,
-            &mut d_scores,
+            d_scores: &mut d_scores,
             d_o,
-            &probs,
+            probs: &probs,
             q,
             kv,
             bias,
             keys,
-            self.dims,
-        )
+            dims: self.dims,
+        })
         .expect("the shapes fit");
         let all = vec![dq, dkv, table];
         all.into_iter().take(inputs.len()).collect()
@@ -203,7 +213,15 @@ fn one_query_on_a_cache_is_the_last_row() {
     let bias = BucketMap { table: &inputs[2][..], map: &case.map[8 * 9..], buckets: BUCKETS };
     let (mut o, mut probs) = (vec![f64::NAN; q.len()], vec![f64::NAN; d.batch * d.heads * 9]);
     Cpu::new(1)
-        .t5_attention_forward(&mut o, &mut probs, &q, &cache, Some(bias), &[], dims)
+        .t5_attention_forward(T5AttentionForward {
+            o: &mut o,
+            probs: &mut probs,
+            q: &q,
+            kv: &cache,
+            bias: Some(bias),
+            keys: &[],
+            dims,
+        })
         .expect("the shapes fit");
     assert_close("decoded", &o, &last, 1e-13);
 }
@@ -215,12 +233,55 @@ fn wrong_shapes_are_errors() {
     let (mut o, mut probs) = case.run(&Cpu::new(1), &inputs);
     let (cpu, d) = (Cpu::new(1), case.dims);
     let (q, kv, bias) = (&inputs[0][..], &inputs[1][..], case.bias(&inputs));
-    assert_shape_error(cpu.t5_attention_forward(&mut o[1..], &mut probs, q, kv, bias, &[], d));
-    assert_shape_error(cpu.t5_attention_forward(&mut o, &mut probs[1..], q, kv, bias, &[], d));
-    assert_shape_error(cpu.t5_attention_forward(&mut o, &mut probs, q, &kv[1..], bias, &[], d));
+    assert_shape_error(cpu.t5_attention_forward(T5AttentionForward {
+        o: &mut o[1..],
+        probs: &mut probs,
+        q,
+        kv,
+        bias,
+        keys: &[],
+        dims: d,
+    }));
+    assert_shape_error(cpu.t5_attention_forward(T5AttentionForward {
+        o: &mut o,
+        probs: &mut probs[1..],
+        q,
+        kv,
+        bias,
+        keys: &[],
+        dims: d,
+    }));
+    assert_shape_error(cpu.t5_attention_forward(T5AttentionForward {
+        o: &mut o,
+        probs: &mut probs,
+        q,
+        kv: &kv[1..],
+        bias,
+        keys: &[],
+        dims: d,
+    }));
     let masked = T5AttentionDims { dropout: 0.1, ..d };
-    assert_shape_error(cpu.t5_attention_forward(&mut o, &mut probs, q, kv, bias, &[], masked));
+    assert_shape_error(cpu.t5_attention_forward(T5AttentionForward {
+        o: &mut o,
+        probs: &mut probs,
+        q,
+        kv,
+        bias,
+        keys: &[],
+        dims: masked,
+    }));
     let map = [BUCKETS as u32; 12];
     let outside = BucketMap { map: &map[..], ..bias.unwrap() };
-    assert!(cpu.t5_attention_forward(&mut o, &mut probs, q, kv, Some(outside), &[], d).is_err());
+    assert!(
+        cpu.t5_attention_forward(T5AttentionForward {
+            o: &mut o,
+            probs: &mut probs,
+            q,
+            kv,
+            bias: Some(outside),
+            keys: &[],
+            dims: d
+        })
+        .is_err()
+    );
 }

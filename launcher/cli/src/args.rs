@@ -3,13 +3,13 @@
 //! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
 //! A new command is a variant here, with its arm in `run`.
 
-use crate::{config, doctor, init, inspect, manual, status, submit};
+use crate::{compare, config, doctor, init, inspect, manual, status, submit, sweep};
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{CommandFactory, Parser, Subcommand};
 use gradtx_pipeline::aggregate::{Allow, Combine};
 use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
-use gradtx_plan::{plan, sweep};
+use gradtx_plan::plan;
 use gradtx_run::cluster::World as Ranks;
 use gradtx_run::config::{DeviceKind, DtypeKind, Preset, RunArgs};
 use gradtx_run::context::Context;
@@ -220,7 +220,9 @@ pub enum Command {
     /// Tell what a run will take on given machines: memory, time and GPU hours of every stage.
     Plan(gradtx_plan::plan::Job),
     /// Write run directories for every combination of listed settings.
-    Sweep(gradtx_plan::sweep::Job),
+    Sweep(sweep::Job),
+    /// Compare runs: the settings that differ, scores, and what the runs took.
+    Compare(compare::Job),
     /// Measure what this device reaches: operations, steps, generation, communication.
     Bench(gradtx_bench::Job),
     /// The whole job on a miniature world, ending with a table of scores.
@@ -305,6 +307,7 @@ impl Command {
             Self::Doctor { run, model } => doctor::run(context, &run, &model),
             Self::Plan(job) => plan::run(context, &job),
             Self::Sweep(job) => sweep::run(context, &job),
+            Self::Compare(job) => compare::run(context, &job),
             Self::Init(job) => init::run(context, &job),
             Self::Config(job) => config::run(context, &job),
             Self::Completions { shell } => manual::completions(Args::command(), shell),
@@ -337,6 +340,9 @@ impl Command {
 
     /// Whether it makes something that takes time, and that it can continue with later.
     pub fn works(&self) -> bool {
+        if let Self::Sweep(job) = self {
+            return job.run;
+        }
         !matches!(
             self,
             Self::Inspect { .. }
@@ -347,7 +353,7 @@ impl Command {
                 | Self::Completions { .. }
                 | Self::Man { .. }
                 | Self::Plan(_)
-                | Self::Sweep(_)
+                | Self::Compare(_)
                 | Self::Submit(_)
                 | Self::Bench(_)
         )

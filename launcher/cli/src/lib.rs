@@ -5,6 +5,7 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+pub mod compare;
 pub mod config;
 pub mod doctor;
 mod flags;
@@ -15,6 +16,7 @@ pub mod manual;
 pub mod slurm;
 pub mod status;
 pub mod submit;
+pub mod sweep;
 
 use args::Args;
 use clap::{CommandFactory, FromArgMatches};

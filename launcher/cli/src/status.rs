@@ -9,10 +9,10 @@ use crate::inspect;
 use crate::logs::{self, LogEnd};
 use anyhow::Result;
 use gradtx_pipeline::records::CurateInputs;
-use gradtx_run::config::{RUN_FILE, run_dir};
+use gradtx_pipeline::staleness::Run;
+use gradtx_run::config::{Config, RUN_FILE, run_dir};
 use gradtx_run::context::Context;
 use gradtx_run::failure::failed;
-use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use gradtx_run::progress::{self, Failed, RankProgress, StageProgress, ago, unix_now};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::stage::Facts;
@@ -30,6 +30,8 @@ use std::path::{Path, PathBuf};
 pub enum State {
     /// The result is there.
     Finished,
+    /// The result is there, and the run has other settings now than it was made with.
+    Stale,
     /// The result was there; files of it are missing or changed.
     Damaged,
     /// A process is at work.
@@ -46,6 +48,7 @@ impl State {
     fn name(self) -> &'static str {
         match self {
             Self::Finished => "finished",
+            Self::Stale => "stale",
             Self::Damaged => "DAMAGED",
             Self::Running => "running",
             Self::Stopped => "stopped",
@@ -104,6 +107,9 @@ pub struct Row {
     /// The end of the newest log of the attempt that failed or stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<LogEnd>,
+    /// How the run's settings differ from those that the result was made with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// Files that are missing or changed, or why the record cannot be read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<String>,
@@ -146,22 +152,39 @@ fn stages() -> impl Iterator<Item = Facts> {
 /// The state of every stage's directory below a directory, in the order of the pipeline.
 pub fn look(path: &Path, verify: bool) -> Result<Vec<Row>> {
     let mut rows = vec![];
-    walk(path, verify, 0, &mut rows)?;
+    let root = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    walk(&Walk { root: &root, verify }, path, 0, &mut rows)?;
     let place = |stage: &str| stages().position(|known| known.name == stage).unwrap_or(usize::MAX);
     rows.sort_by(|a, b| (place(&a.stage), &a.stage, &a.dir).cmp(&(place(&b.stage), &b.stage, &b.dir)));
+    // Several runs may use the same tuples of another one.
+    rows.dedup_by(|a, b| (&a.stage, &a.dir) == (&b.stage, &b.dir));
     Ok(rows)
 }
 
-fn walk(dir: &Path, verify: bool, depth: usize, rows: &mut Vec<Row>) -> Result<()> {
+/// What is the same for all directories that are walked through.
+struct Walk<'a> {
+    /// Where the walk began, as an absolute path without links.
+    root: &'a Path,
+    verify: bool,
+}
+
+fn walk(all: &Walk<'_>, dir: &Path, depth: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let verify = all.verify;
     let here = [RECORD_FILE, progress::PROGRESS_FILE, progress::FAILED_FILE];
     if here.iter().any(|name| dir.join(name).is_file()) {
         rows.push(Row::look(dir, verify));
     }
     if dir.join(RUN_FILE).is_file() {
-        for (stage, name) in [("curate", SHADOW_DIR), ("train", TRANSLATOR_DIR)] {
-            let place = dir.join(name);
-            if !here.iter().any(|name| place.join(name).is_file()) {
-                rows.push(Row::new(stage, &place, State::NotBegun));
+        let reuse = Config::read(&dir.join(RUN_FILE)).map(|config| config.reuse).unwrap_or_default();
+        for (stage, place) in [("curate", reuse.tuples_dir(dir)), ("train", reuse.translator_dir(dir))] {
+            let is_started = here.iter().any(|name| place.join(name).is_file());
+            let is_own = place.starts_with(dir);
+            let is_below = || place.canonicalize().is_ok_and(|place| place.starts_with(all.root));
+            match is_started {
+                // Found on the way down, there or here.
+                true if is_own || is_below() => {}
+                true => rows.push(Row::look(&place, verify)),
+                false => rows.push(Row::new(stage, &place, State::NotBegun)),
             }
         }
     }
@@ -176,7 +199,7 @@ fn walk(dir: &Path, verify: bool, depth: usize, rows: &mut Vec<Row>) -> Result<(
         let pieces = ["shards", "metrics", "init"].iter().any(|n| name == **n);
         let hidden = name.to_string_lossy().starts_with('.');
         if entry.file_type().is_ok_and(|t| t.is_dir()) && !pieces && !hidden {
-            walk(&entry.path(), verify, depth + 1, rows)?;
+            walk(all, &entry.path(), depth + 1, rows)?;
         }
     }
     Ok(())
@@ -194,6 +217,7 @@ impl Row {
             seconds_left: None,
             failed: None,
             log: None,
+            changes: vec![],
             damaged: vec![],
         }
     }
@@ -241,6 +265,12 @@ impl Row {
             (false, true) if row.failed.is_some() => State::Failed,
             (false, true) => State::Stopped,
         };
+        if let (State::Finished, Some(record)) = (row.state, &record) {
+            row.changes = changes(dir, record);
+            if !row.changes.is_empty() {
+                row.state = State::Stale;
+            }
+        }
         if matches!(row.state, State::Failed | State::Stopped) {
             let failed = row.failed.as_ref().map(|failed| &failed.state);
             let began = failed.or(row.progress.as_ref()).map(|state| state.started);
@@ -249,7 +279,7 @@ impl Row {
         match row.state {
             State::Running => row.seconds_left = row.progress.as_ref().and_then(StageProgress::seconds_left),
             // Of a process that was killed after its last write.
-            State::Finished => row.progress = None,
+            State::Finished | State::Stale => row.progress = None,
             _ => {}
         }
         row
@@ -290,6 +320,10 @@ impl Row {
         let at = |state: &StageProgress| state.steps().map_or(String::new(), |steps| format!("{steps}, "));
         match self.state {
             State::Finished => {}
+            State::Stale => {
+                lines.push("finished, with other settings than run.toml has now:".into());
+                lines.extend(self.changes.iter().cloned());
+            }
             State::NotBegun => {
                 let run = quoted(&self.dir.parent().unwrap_or(&self.dir).to_string_lossy());
                 lines.push(format!("gradtx {} --run {run}", self.stage));
@@ -339,6 +373,15 @@ impl Row {
         }
         lines
     }
+}
+
+/// How the settings of the run around a finished directory differ from those that it was made with.
+fn changes(dir: &Path, record: &Record) -> Vec<String> {
+    let Some(run) = dir.ancestors().find(|above| above.join(RUN_FILE).is_file()) else { return vec![] };
+    // What cannot be read is told by the stages themselves.
+    let Ok(config) = Config::read(&run.join(RUN_FILE)) else { return vec![] };
+    let changes = Run { dir: run, config: &config }.changes(dir, record);
+    changes.unwrap_or_default().lines().map(|line| line.trim_start().to_string()).collect()
 }
 
 impl Process {

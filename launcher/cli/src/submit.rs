@@ -8,10 +8,10 @@ use crate::slurm::{self, Batch, Resources, Script, words};
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use gradtx_models::decoder::DecoderConfig;
-use gradtx_run::config::{Config, DeviceKind, RunArgs};
+use gradtx_run::config::{Config, DeviceKind, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::failure::{failed, unusable, unusable_with};
-use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::write_atomic;
@@ -107,8 +107,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         return Ok(());
     }
     slurm::find_sbatch()?;
-    // From here on the run has this configuration: the jobs read it, and no other is accepted.
-    Config::of_run(&job.run)?;
+    // The jobs read them there.
+    RunSettings::open(&job.run)?.store(&context.ui)?;
     for dir in ["slurm", "logs"].map(|name| run.join(name)) {
         std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", dir.display()))?;
     }
@@ -141,7 +141,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
 /// paths, and the kind of device of the settings. Writes nothing.
 fn check(job: &Job) -> Result<(Vec<String>, DeviceKind)> {
     job.check_words()?;
-    let (config, _) = Config::resolve(&job.run)?;
+    let settings = RunSettings::open(&job.run)?;
+    let config = settings.config();
     job.check_gpus(config.device.kind)?;
     if job.array.is_some() && !matches!(job.stage, Stage::Curate | Stage::Pipeline) {
         return Err(unusable("--array: only curation runs as an array"));
@@ -149,15 +150,15 @@ fn check(job: &Job) -> Result<(Vec<String>, DeviceKind)> {
     if !job.client.is_empty() && !matches!(job.stage, Stage::Evaluate | Stage::Pipeline) {
         return Err(unusable("--client: only for the stages evaluate and pipeline"));
     }
-    check_model(&config, Role::Tiny)?;
-    check_model(&config, Role::Llm)?;
+    check_model(config, Role::Tiny)?;
+    check_model(config, Role::Llm)?;
     if matches!(job.stage, Stage::Curate | Stage::Pipeline) {
-        check_data(&config)?;
+        check_data(config)?;
     }
     let missing = match job.stage {
-        Stage::Train => Some((job.run.run.join(SHADOW_DIR).join("manifest.json"), "tuple store", "curate")),
+        Stage::Train => Some((settings.tuples_dir().join("manifest.json"), "tuple store", "curate")),
         Stage::Evaluate if !job.client.is_empty() => {
-            Some((job.run.run.join(TRANSLATOR_DIR).join("validation.json"), "trained translator", "train"))
+            Some((settings.translator_dir().join("validation.json"), "trained translator", "train"))
         }
         _ => None,
     };

@@ -10,14 +10,17 @@
 use crate::aggregate::Norms;
 use crate::lineage::{Lineage, adapter_sums};
 use crate::records::{CurateInputs, TrainInputs};
+use crate::staleness::Run;
 use anyhow::{Context as _, Result};
 use gradtx_models::grad_transformer::{GradTransformerConfig, NormalizationMode};
-use gradtx_run::config::Config;
-use gradtx_run::failure::failed;
-use gradtx_run::paths::{GROUPS_FILE, SHADOW_DIR, SUBSETS_FILE, TRANSLATOR_DIR};
+use gradtx_run::config::{Config, RunSettings};
+use gradtx_run::context::Context;
+use gradtx_run::failure::{failed, refused};
+use gradtx_run::paths::{GROUPS_FILE, SUBSETS_FILE};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
+use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{
     MANIFEST, Role as Part, TupleStore, UpdateFile, UpdateSpace, UpdateVector, checksum_file, init_path,
     read_json,
@@ -99,13 +102,54 @@ pub struct Tuples {
     made: Finished,
 }
 
-/// Opens the tuple store of a run; `expected` are the spaces of TinyLM and LLM as the run's own
+/// Where a run has a result from: itself, or another run.
+struct Source<'a> {
+    /// What it is, as in the section `[reuse]`.
+    what: &'static str,
+    /// The other run; empty for itself.
+    run: &'a Path,
+    /// What the run found there when it first used it; empty before.
+    checksum: &'a str,
+}
+
+impl Source<'_> {
+    /// The error for a result that is not there.
+    fn missing(&self, dir: &Path, result: &str, stage: &str) -> anyhow::Error {
+        let Self { what, run, .. } = self;
+        let place = shown(dir);
+        if run.as_os_str().is_empty() {
+            return failed(format!("{place}: there is no {result}"), format!("run `gradtx {stage}` first"));
+        }
+        let hint = format!(
+            "run `gradtx {stage} --run {}` first; or, if that run was moved, give its new place: --{what} RUN",
+            quoted(&run.to_string_lossy())
+        );
+        failed(format!("{place}: there is no {result}, and this run takes its {what} from there"), hint)
+    }
+
+    /// Fails when the result is another one than when the run first used it.
+    fn expect(&self, dir: &Path, found: &str) -> Result<()> {
+        let Self { what, run, checksum } = self;
+        if run.as_os_str().is_empty() || checksum.is_empty() || *checksum == found {
+            return Ok(());
+        }
+        let lines = format!("  - reuse.{what}_checksum = {checksum}\n  + reuse.{what}_checksum = {found}\n");
+        let hint = format!(
+            "restore what was there; or use what is there now, for results that are not there yet: --{what} {}",
+            quoted(&run.to_string_lossy())
+        );
+        let problem = format!("{}: changed since this run began to use it", shown(dir));
+        Err(refused(problem, lines, &hint))
+    }
+}
+
+/// Opens the tuple store that a run uses; `expected` are the spaces of TinyLM and LLM as the run's own
 /// models have them, where these are at hand.
-pub fn open_tuples(run: &Path, expected: [Option<&UpdateSpace>; 2]) -> Result<Tuples> {
-    let dir = run.join(SHADOW_DIR);
+pub fn open_tuples(settings: &mut RunSettings, expected: [Option<&UpdateSpace>; 2]) -> Result<Tuples> {
+    let (dir, reuse) = (settings.tuples_dir(), &settings.config().reuse);
+    let source = Source { what: "tuples", run: &reuse.tuples, checksum: &reuse.tuples_checksum };
     if !dir.join(MANIFEST).is_file() {
-        let what = format!("{}: there is no tuple store", shown(&dir));
-        return Err(failed(what, "run `gradtx curate` first"));
+        return Err(source.missing(&dir, "tuple store", "curate"));
     }
     let made = Finished::open(&dir, "curate", CURATE_AGAIN)?;
     made.verify(|name| name == MANIFEST)?;
@@ -124,10 +168,17 @@ pub fn open_tuples(run: &Path, expected: [Option<&UpdateSpace>; 2]) -> Result<Tu
         }
     }
     let manifest = made.sum(MANIFEST)?.to_owned();
+    source.expect(&dir, &manifest)?;
+    settings.uses_tuples(&manifest);
     Ok(Tuples { store, manifest, made })
 }
 
 impl Tuples {
+    /// The run that has them.
+    pub fn run(&self) -> &Path {
+        self.made.dir.parent().unwrap_or(&self.made.dir)
+    }
+
     /// Reads every shard and initial adapter. Fails unless all are what `curate` wrote.
     pub fn verify(&self) -> Result<()> {
         let inits = Part::BOTH.map(|role| init_path(Path::new(""), role).to_string_lossy().into_owned());
@@ -136,6 +187,21 @@ impl Tuples {
         }
         self.made.verify(|name| name.starts_with("shards/") || inits.iter().any(|init| init == name))
     }
+}
+
+/// Warns if the tuples that a run uses were made with other settings than it has now: they are used
+/// as they are.
+pub fn warn_of_changes(context: &Context, settings: &RunSettings, stage: &str) -> Result<()> {
+    let run = Run { dir: settings.run(), config: settings.config() };
+    let changes = run.changes_of_tuples()?;
+    if !changes.is_empty() {
+        let dir = shown(&settings.tuples_dir());
+        let changes = changes.trim_end();
+        context.ui.notice(&format!(
+            "{stage}: warning: {dir} was made with other settings than this run has now, and is used as it is\n{changes}"
+        ));
+    }
+    Ok(())
 }
 
 /// One of a run's models. The adapter that its training starts from is verified, if a stage wrote it.
@@ -213,12 +279,16 @@ pub struct Translator {
 const TRANSLATOR_FILES: [&str; 3] = ["config.json", "model.safetensors", "validation.json"];
 const STATISTICS: &str = "normalization.safetensors";
 
-/// Opens the translator of a run.
-pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace) -> Result<Translator> {
-    let dir = run.join(TRANSLATOR_DIR);
+/// Opens the translator that a run uses.
+pub fn open_translator(
+    settings: &mut RunSettings,
+    student: &UpdateSpace,
+    teacher: &UpdateSpace,
+) -> Result<Translator> {
+    let (dir, reuse) = (settings.translator_dir(), &settings.config().reuse);
+    let source = Source { what: "translator", run: &reuse.translator, checksum: &reuse.translator_checksum };
     if !dir.join(TRANSLATOR_FILES[1]).is_file() {
-        let what = format!("{}: there is no translator", shown(&dir));
-        return Err(failed(what, "run `gradtx train` first"));
+        return Err(source.missing(&dir, "translator", "train"));
     }
     let made = Finished::open(&dir, "train", TRAIN_AGAIN)?;
     let mut sums = Map::new();
@@ -245,11 +315,16 @@ pub fn open_translator(run: &Path, student: &UpdateSpace, teacher: &UpdateSpace)
             return Err(failed(what, TRAIN_AGAIN));
         }
     }
-    let manifest = run.join(SHADOW_DIR).join(MANIFEST);
-    if manifest.is_file() && inputs.tuples != checksum_file(&manifest)? {
+    let weights = made.sum(TRANSLATOR_FILES[1])?.to_owned();
+    source.expect(&dir, &weights)?;
+    let manifest = settings.tuples_dir().join(MANIFEST);
+    // A translator of another run has tuples of its own.
+    let is_own = reuse.translator.as_os_str().is_empty();
+    if is_own && manifest.is_file() && inputs.tuples != checksum_file(&manifest)? {
         let what = format!("{}: was trained on other tuples than {}", shown(&dir), shown(&manifest));
         return Err(failed(what, "run `gradtx train` in a directory of its own for these tuples"));
     }
+    settings.uses_translator(&weights);
     sums.insert("tuples".into(), inputs.tuples.into());
     let path = dir.join(TRANSLATOR_FILES[2]);
     let students = serde_json::from_value(read_json(&path)?["students"].clone())
@@ -297,9 +372,10 @@ fn foreign(
 
 /// Fails when a model of the run is another one than its tuples were made with, as far as the
 /// run has tuples.
-pub fn expect_run_model(run: &Path, role: Role, fingerprint: &str) -> Result<()> {
-    let Ok(record) = record::read(&run.join(SHADOW_DIR).join(RECORD_FILE)) else { return Ok(()) };
-    let Some(curated) = record.inputs::<CurateInputs>(&run.join(SHADOW_DIR))? else { return Ok(()) };
+pub fn expect_run_model(settings: &RunSettings, role: Role, fingerprint: &str) -> Result<()> {
+    let dir = settings.tuples_dir();
+    let Ok(record) = record::read(&dir.join(RECORD_FILE)) else { return Ok(()) };
+    let Some(curated) = record.inputs::<CurateInputs>(&dir)? else { return Ok(()) };
     let (name, known) = (role.name(), curated.model(role));
     if known == fingerprint {
         return Ok(());

@@ -2,7 +2,8 @@
 //!
 //! [`records`] has what every result depends on, [`artifacts`] opens what earlier stages made,
 //! [`lineage`] says how a model came to be, [`aggregate`] makes one update of several clients',
-//! [`products`] translates by products, and [`score`] compares answers.
+//! [`products`] translates by products, [`score`] compares answers, and [`staleness`] finds results
+//! that were made with other settings.
 
 pub mod aggregate;
 pub mod artifacts;
@@ -12,3 +13,4 @@ pub mod products;
 pub mod records;
 pub mod score;
 pub mod stages;
+pub mod staleness;

@@ -16,6 +16,7 @@ use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::{failed, is_busy};
 use gradtx_run::paths::PRODUCTS_DIR;
 use gradtx_run::stage::{self, Inputs, Stage};
+use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{Role as Part, read_json, write_json};
 use gradtx_runtime::data::Example;
 use gradtx_train::examples::Data;
@@ -166,11 +167,12 @@ impl Translation<'_> {
     /// Public examples of the groups that are left out, as the LLM sees them.
     fn examples(&self, groups: &Groups, trials: &[Trial]) -> Result<Vec<Vec<Example>>> {
         let config = self.config;
-        let public = Data::read(config.data.public.as_slice(), &config.data, "data.public").map_err(|error| {
-            let hint = "the penalty is chosen on the public data; without it, give --set translate.penalty=0.01 \
-                        to every stage of a new run";
-            failed(format!("{error:#}"), hint)
-        })?;
+        let public =
+            Data::read(config.data.public.as_slice(), &config.data, "data.public").map_err(|error| {
+                let hint =
+                    "the penalty is chosen on the public data; without it, give --set translate.penalty=0.01";
+                failed(format!("{error:#}"), hint)
+            })?;
         let known = &self.tuples.store.manifest().provenance["data"];
         if *known != *public.checksum {
             let what = format!("data.public: is not the data that the tuples were made of ({known})");
@@ -238,6 +240,10 @@ impl Stage for Choosing<'_> {
 
     fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    fn advice(&self) -> String {
+        format!("remove {} to choose the penalty again", quoted(&self.dir.to_string_lossy()))
     }
 
     fn inputs(&self) -> Result<ChosenInputs> {

@@ -90,7 +90,16 @@ fn be_a_rank(run: &Path) -> u8 {
         }
         let config = run.parent().map(|home| home.join("settings.toml"));
         let set = std::env::var(SET).unwrap_or_default().lines().map(String::from).collect();
-        let args = RunArgs { run: run.to_owned(), config, preset: None, device: None, dtype: None, set };
+        let args = RunArgs {
+            run: run.to_owned(),
+            config,
+            preset: None,
+            device: None,
+            dtype: None,
+            tuples: None,
+            translator: None,
+            set,
+        };
         train::run_in_buckets(&Context::new(Some(1), ui.clone(), world), world, &args, BUCKET)
     })
 }

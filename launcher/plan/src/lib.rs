@@ -4,3 +4,4 @@
 pub mod cost;
 pub mod plan;
 pub mod sweep;
+pub mod sweep_cost;

@@ -11,6 +11,7 @@ use crate::cost::memory::Model;
 use crate::cost::prediction::Stage;
 use crate::cost::rates::{Basis, Kind};
 use crate::cost::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};
+use crate::sweep_cost::SweepCost;
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use gradtx_run::config::{Config, DeviceKind, DtypeKind, GroupBy, Preset, read_sweep};
@@ -20,7 +21,6 @@ use gradtx_run::role::Role;
 use gradtx_run::text::{counted, human_seconds};
 use gradtx_runtime::plan::{available_memory, human_bytes};
 use gradtx_train::examples::Data;
-use serde_json::json;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -91,18 +91,14 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         return Ok(());
     };
     let runs = read_sweep(file)?;
-    let found = runs
-        .iter()
-        .map(|run| Ok((run.name.as_str(), planner.predict(&run.config).with_context(|| run.name.clone())?)))
-        .collect::<Result<Vec<_>>>()?;
-    let hours: f64 = found.iter().map(|(_, p)| p.gpu_hours).sum();
-    let seconds: f64 = found.iter().map(|(_, p)| p.seconds).sum();
-    if context.ui.is_json() {
-        let runs: Vec<_> = found.iter().map(|(name, p)| json!({ "name": name, "prediction": p })).collect();
-        let sum = json!({ "runs": runs, "gpu_hours": hours, "seconds": seconds });
-        context.ui.result_object("plan", sum);
-    } else {
-        context.ui.result(sweep_page(&found, hours, seconds));
+    let found = runs.iter().map(|run| {
+        let prediction = planner.predict(&run.config).with_context(|| run.name.clone())?;
+        Ok((run.name.clone(), run.config.curation_hash(), prediction))
+    });
+    let found = SweepCost::of(found.collect::<Result<Vec<_>>>()?);
+    match context.ui.is_json() {
+        true => context.ui.result_object("plan", serde_json::to_value(&found)?),
+        false => context.ui.result(sweep_page(&found, hours(job.gpu))),
     }
     Ok(())
 }
@@ -380,41 +376,25 @@ fn rates(p: &Prediction) -> Vec<String> {
     lines
 }
 
-/// A line for every run of a sweep, and the sum.
-fn sweep_page(found: &[(&str, Prediction)], hours_in_all: f64, seconds: f64) -> String {
-    let Some((_, first)) = found.first() else { return "the sweep has no runs".into() };
-    let unit = hours(first.cluster.gpu);
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(["run", "time", unit, "curate", "train", "ranks wait", "memory of a rank"]);
-    for (name, p) in found {
-        let most = p.stages.iter().map(|s| s.memory.need).max().unwrap_or(0);
-        let fits = p.stages.iter().all(|s| s.memory.fits());
-        let trained = p.stages.iter().find(|s| s.name == "train").map_or(0.0, |s| s.seconds);
-        table.add_row([
-            name.to_string(),
-            human_seconds(p.seconds),
-            format!("{:.2}", p.gpu_hours),
-            human_seconds(p.curation.seconds),
-            human_seconds(trained),
-            format!("{:.1} %", 100.0 * p.curation.idle_share),
-            if fits { human_bytes(most) } else { format!("{}: TOO MUCH", human_bytes(most)) },
-        ]);
+/// A sweep, with the rates and warnings behind it.
+fn sweep_page(found: &SweepCost, unit: &str) -> String {
+    let mut lines = vec![found.page(unit)];
+    lines.extend(found.runs.first().into_iter().flat_map(|run| rates(&run.prediction)));
+    // Most warnings are about the cluster and the same for all.
+    let mut warned: Vec<(&String, Vec<&str>)> = vec![];
+    for run in &found.runs {
+        for warning in &run.prediction.warnings {
+            match warned.iter_mut().find(|(known, _)| *known == warning) {
+                Some((_, runs)) => runs.push(&run.name),
+                None => warned.push((warning, vec![&run.name])),
+            }
+        }
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let mut lines = vec![table.to_string()];
-    lines.push(format!(
-        "{}: {hours_in_all:.2} {unit}; {} one after the other on {}",
-        counted(found.len(), "run"),
-        human_seconds(seconds),
-        counted(first.ranks, "rank")
-    ));
-    lines.extend(rates(first));
-    for (name, p) in found {
-        lines.extend(p.warnings.iter().map(|warning| format!("warning: {name}: {warning}")));
-    }
+    lines.extend(warned.iter().map(|(warning, runs)| match runs[..] {
+        [run] => format!("warning: {run}: {warning}"),
+        _ if runs.len() == found.runs.len() => format!("warning: all runs: {warning}"),
+        _ => format!("warning: {}: {warning}", runs.join("; ")),
+    }));
     lines.join("\n")
 }
 

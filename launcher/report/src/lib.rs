@@ -17,6 +17,8 @@
 //! | [`times`] | throughput and dates |
 //! | [`svg`], [`figures`], [`html`] | the page |
 
+pub mod comparison;
+pub mod cost;
 pub mod curves;
 pub mod figures;
 pub mod headline;

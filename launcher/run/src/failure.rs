@@ -82,6 +82,14 @@ pub fn refused(what: impl fmt::Display, diff: String, hint: &str) -> anyhow::Err
     Failure { code: REFUSED, what, hint: Some(hint.into()) }.into()
 }
 
+/// An error with another hint, if it is a failure with this one.
+pub fn with_hint(mut error: anyhow::Error, from: &str, to: String) -> anyhow::Error {
+    if let Some(failure) = error.downcast_mut::<Failure>().filter(|f| f.hint.as_deref() == Some(from)) {
+        failure.hint = Some(to);
+    }
+    error
+}
+
 /// A refusal to work where another process does.
 pub fn busy(what: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     Failure { code: BUSY, what: what.into(), hint: Some(hint.into()) }.into()

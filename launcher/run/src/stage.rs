@@ -3,13 +3,15 @@
 //! In: a stage that is ready to work, its arguments checked and everything that it uses opened.
 //! Out: the files of one directory, and the record that makes it repeatable: [`run`] opens the
 //! directory with what the result depends on ([`Inputs`]), leaves alone what is finished and
-//! intact, has the stage make what is missing, and notes the files and the devices.
+//! intact, has the stage make what is missing, and notes the files and the devices. Once it is
+//! clear that the directory does not belong to other settings, those of the run are stored.
 //!
 //! What a record says of its stage is read as the type that was written: [`Record::inputs`].
 
+use crate::config::RunSettings;
 use crate::context::Context;
-use crate::failure::failed;
-use crate::record::{self, Record, SharedState, State};
+use crate::failure::{failed, with_hint};
+use crate::record::{self, OTHER_SETTINGS, Record, SharedState, State};
 use anyhow::Result;
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::text::shown;
@@ -48,6 +50,16 @@ pub trait Stage {
     /// What the result depends on.
     fn inputs(&self) -> Result<Self::Inputs>;
 
+    /// The settings of the run, for a stage that works in one.
+    fn settings(&self) -> Option<&RunSettings> {
+        None
+    }
+
+    /// What to do where the directory holds a result of other settings or inputs.
+    fn advice(&self) -> String {
+        OTHER_SETTINGS.into()
+    }
+
     /// Makes the result in the directory; returns its files, relative to that.
     fn make(&self, context: &Context) -> Result<(Vec<String>, Self::Output)>;
 
@@ -64,7 +76,12 @@ pub trait Stage {
 
 /// Does a stage in this process; nothing comes of it if the result was there and intact.
 pub fn run<S: Stage>(context: &Context, stage: &S) -> Result<Option<S::Output>> {
-    let State::Open(mut output) = record::open(stage.dir(), S::NAME, stage.inputs()?.value()?)? else {
+    let opened = record::open(stage.dir(), S::NAME, stage.inputs()?.value()?);
+    let state = opened.map_err(|error| with_hint(error, OTHER_SETTINGS, stage.advice()))?;
+    if let Some(settings) = stage.settings() {
+        settings.store(&context.ui)?;
+    }
+    let State::Open(mut output) = state else {
         stage.was_finished(context)?;
         return Ok(None);
     };
@@ -81,8 +98,12 @@ pub fn run<S: Stage>(context: &Context, stage: &S) -> Result<Option<S::Output>> 
 /// [`run`] by all ranks together, which must have the same inputs. The files are those that
 /// rank 0 returns.
 pub fn run_on_ranks<S: Stage>(context: &Context, comm: &dyn Comm, stage: &S) -> Result<Option<S::Output>> {
-    let inputs = stage.inputs()?.value()?;
-    let SharedState::Open(mut handle) = record::open_for_all(comm, stage.dir(), S::NAME, inputs)? else {
+    let opened = record::open_for_all(comm, stage.dir(), S::NAME, stage.inputs()?.value()?);
+    let state = opened.map_err(|error| with_hint(error, OTHER_SETTINGS, stage.advice()))?;
+    if let Some(settings) = stage.settings().filter(|_| comm.rank() == 0) {
+        settings.store(&context.ui)?;
+    }
+    let SharedState::Open(mut handle) = state else {
         stage.was_finished(context)?;
         return Ok(None);
     };

@@ -109,6 +109,11 @@ impl Ui {
         self.json
     }
 
+    /// Whether only results and errors are printed.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// A line about what is being done; nothing with `--quiet`.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.quiet {

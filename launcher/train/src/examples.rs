@@ -42,6 +42,18 @@ pub struct DataInputs {
     pub prompt: PromptInputs,
 }
 
+impl DataInputs {
+    /// The same files with these settings.
+    pub fn with(&self, config: &DataConfig) -> Self {
+        Self {
+            data: self.data.clone(),
+            format: config.format,
+            instruction: config.instruction.clone(),
+            prompt: self.prompt.with(config),
+        }
+    }
+}
+
 /// Rows that belong together.
 pub struct Group {
     /// What they have in common.

@@ -111,13 +111,7 @@ impl Prompts {
 
     /// What a stage's results depend on: the form, and of the rest what is in the texts.
     pub fn inputs(config: &DataConfig, prompts: &[&Self]) -> PromptInputs {
-        let date = prompts.iter().find_map(|p| p.date.clone());
-        // Since this form ends answers itself, its examples are others than before.
-        let ends = (config.prompt == PromptForm::Plain).then(|| "end of text".to_string());
-        if config.system_prompt.is_empty() && date.is_none() && ends.is_none() {
-            return PromptInputs::Form(config.prompt);
-        }
-        PromptInputs::Texts { form: config.prompt, system: config.system_prompt.clone(), date, ends }
+        PromptInputs::of(config, prompts.iter().find_map(|p| p.date.clone()))
     }
 }
 
@@ -138,6 +132,24 @@ pub enum PromptInputs {
         /// How answers end, where the form does that.
         ends: Option<String>,
     },
+}
+
+impl PromptInputs {
+    /// With these settings, and the date where the texts depend on it.
+    fn of(config: &DataConfig, date: Option<String>) -> Self {
+        // Since this form ends answers itself, its examples are others than before.
+        let ends = (config.prompt == PromptForm::Plain).then(|| "end of text".to_string());
+        if config.system_prompt.is_empty() && date.is_none() && ends.is_none() {
+            return Self::Form(config.prompt);
+        }
+        Self::Texts { form: config.prompt, system: config.system_prompt.clone(), date, ends }
+    }
+
+    /// The same texts with these settings.
+    pub fn with(&self, config: &DataConfig) -> Self {
+        let has_date = matches!(self, Self::Texts { date: Some(_), .. });
+        Self::of(config, has_date.then(|| config.date.clone()))
+    }
 }
 
 impl Default for PromptInputs {

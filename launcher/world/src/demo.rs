@@ -67,6 +67,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         preset: *preset,
         device: Some(*device),
         dtype: Some(*dtype),
+        tuples: None,
+        translator: None,
         set: vec![],
     };
     let at = Instant::now();

@@ -11,7 +11,7 @@ use super::rope::RopeTables;
 use super::{Decoder, DecoderConfig};
 use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{LmHead, LoraDims};
-use gradtx_kernels::{Backend, Device, Elem, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Elem, Real};
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -72,13 +72,13 @@ impl<D: Device, T: Elem> PerBlock<D, T> {
     /// The first `len` elements of a block's part.
     pub(super) fn get(&self, block: usize, len: usize) -> D::View<'_, T> {
         let start = self.start(block);
-        D::view(&self.buf, start..start + len)
+        self.buf.view(start..start + len)
     }
 
     /// The same for writing.
     pub(super) fn get_mut(&mut self, block: usize, len: usize) -> D::ViewMut<'_, T> {
         let start = self.start(block);
-        D::view_mut(&mut self.buf, start..start + len)
+        self.buf.view_mut(start..start + len)
     }
 }
 
@@ -350,7 +350,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
 
     /// Loss of every label of the last stream, `[M]`, in nats and unweighted.
     pub fn losses(&self) -> D::View<'_, X::Acc> {
-        D::view(&self.losses, 0..self.labels)
+        self.losses.view(0..self.labels)
     }
 
     /// Fails unless this stream, and adapters of this layout, have a place in these buffers.

@@ -9,9 +9,11 @@ use super::forward::Pass;
 use super::{Activations, AdapterView, Decoder};
 use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{
-    AttentionDims, Embedding, GatedActivation, Linear, LinearDims, LoraDims, Out, RmsNormDims,
+    AttentionBackward, AttentionDims, Embedding, GatedActivation, Linear, LinearBackwardWeight, LinearDims,
+    LoraDims, LoraDownBackward, LoraLinearBackward, Out, QkNormBackward, RmsNormBackward, RmsNormDims,
+    RmsNormLoraBackward, RopeBackward,
 };
-use gradtx_kernels::{Backend, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Real, ViewMut};
 use gradtx_runtime::Result;
 use gradtx_runtime::data::DeviceBatch;
 use std::ops::Range;
@@ -35,15 +37,15 @@ struct Product<'a, D: Device, X: Real> {
 impl<D: Device, A: Real> Gradients<'_, D, A> {
     fn all(&mut self) -> D::ViewMut<'_, A> {
         match self {
-            Self::Adapters(grads) | Self::All(grads) => D::reborrow(grads),
+            Self::Adapters(grads) | Self::All(grads) => grads.reborrow(),
         }
     }
 
     /// Rows of adapter gradients; empty where there are none.
     fn adapter_rows(&mut self) -> D::ViewMut<'_, A> {
         match self {
-            Self::Adapters(grads) => D::reborrow(grads),
-            Self::All(grads) => D::slice_mut(D::reborrow(grads), 0..0),
+            Self::Adapters(grads) => grads.reborrow(),
+            Self::All(grads) => grads.reborrow().slice(0..0),
         }
     }
 
@@ -51,7 +53,7 @@ impl<D: Device, A: Real> Gradients<'_, D, A> {
     fn param(&mut self, range: &Range<usize>) -> Option<D::ViewMut<'_, A>> {
         match self {
             Self::Adapters(_) => None,
-            Self::All(grads) => Some(D::slice_mut(D::reborrow(grads), range.clone())),
+            Self::All(grads) => Some(grads.reborrow().slice(range.clone())),
         }
     }
 }
@@ -99,7 +101,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
                 }
                 if let Some(d_table) = grads.param(&self.places.embedding) {
                     let hidden = self.config.hidden;
-                    let d_x = D::view(&acts.d_x, 0..pass.tokens * hidden);
+                    let d_x = acts.d_x.view(0..pass.tokens * hidden);
                     Embedding::<X>::embedding_backward(&self.device, d_table, d_x, batch.tokens(), hidden)?;
                 }
                 on_ready(self.places.embedding.clone(), grads.all())?;
@@ -115,16 +117,16 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         d_weight: Option<D::ViewMut<'_, X::Acc>>,
     ) -> Result<()> {
         let len = tokens * self.config.hidden;
-        self.device.rmsnorm_backward(
-            D::view_mut(&mut acts.d_x, 0..len),
-            d_weight,
-            D::view(&acts.d_proj, 0..len),
-            acts.x.get(self.config.layers, len),
-            D::view(&acts.last_inv_rms, 0..tokens),
-            self.weights(&self.places.final_norm),
-            self.norm_dims(tokens),
-            Out::Assign,
-        )?;
+        self.device.rmsnorm_backward(RmsNormBackward {
+            dx: acts.d_x.view_mut(0..len),
+            dw: d_weight,
+            dy: acts.d_proj.view(0..len),
+            x: acts.x.get(self.config.layers, len),
+            inv_rms: acts.last_inv_rms.view(0..tokens),
+            w: self.weights(&self.places.final_norm),
+            dims: self.norm_dims(tokens),
+            out: Out::Assign,
+        })?;
         Ok(())
     }
 
@@ -166,21 +168,24 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         dims: LoraDims<'_>,
         grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
-        self.device.lora_linear_backward(
-            parts.d_input,
-            grads.adapter_rows(),
-            parts.dy,
-            parts.input,
-            self.weights(weight),
-            parts.adapters,
-            pass.segments,
+        self.device.lora_linear_backward(LoraLinearBackward {
+            d_input: parts.d_input,
+            grads: grads.adapter_rows(),
+            dy: parts.dy,
+            input: parts.input,
+            w: self.weights(weight),
+            adapters: parts.adapters,
+            segments: pass.segments,
             dims,
-        )?;
+        })?;
         if let Some(dw) = grads.param(weight) {
             let x_stride = D::lora_row_stride(&dims);
             let linear = LinearDims { x_stride, ..LinearDims::new(dims.tokens, dims.in_dim, dims.out_dim) };
             let x = D::lora_rows(parts.input, &dims);
-            Linear::<X>::linear_backward_weight(&self.device, dw, None, parts.dy, x, linear, Out::Add)?;
+            Linear::<X>::linear_backward_weight(
+                &self.device,
+                LinearBackwardWeight { dw, dbias: None, dy: parts.dy, x, dims: linear, out: Out::Add },
+            )?;
         }
         Ok(())
     }
@@ -198,20 +203,20 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let dims = pass.lora(self, block, fused);
         let input_len = D::lora_input_len(&dims);
         let parts = Product {
-            d_input: D::view_mut(&mut acts.d_input, 0..input_len),
-            dy: D::view(&acts.d_x, 0..pass.tokens * self.config.hidden),
+            d_input: acts.d_input.view_mut(0..input_len),
+            dy: acts.d_x.view(0..pass.tokens * self.config.hidden),
             input: acts.inputs[fused as usize].get(block, input_len),
             adapters: pass.values(&acts.nothing),
         };
         self.product_backward(parts, pass, self.places.blocks[block].matrix(fused), dims, grads)?;
-        self.device.lora_down_backward(
-            D::view_mut(&mut acts.d_input, 0..input_len),
-            grads.adapter_rows(),
-            acts.inputs[fused as usize].get(block, input_len),
-            pass.values(&acts.nothing),
-            pass.segments,
+        self.device.lora_down_backward(LoraDownBackward {
+            d_input: acts.d_input.view_mut(0..input_len),
+            grads: grads.adapter_rows(),
+            input: acts.inputs[fused as usize].get(block, input_len),
+            adapters: pass.values(&acts.nothing),
+            segments: pass.segments,
             dims,
-        )?;
+        })?;
         Ok(())
     }
 
@@ -229,15 +234,15 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let wide = pass.tokens * dims.out_dim;
         GatedActivation::<X>::gated_backward(
             &self.device,
-            D::view_mut(&mut acts.d_proj, 0..wide),
-            D::lora_rows(D::view(&acts.d_input, 0..D::lora_input_len(&down)), &down),
+            acts.d_proj.view_mut(0..wide),
+            D::lora_rows(acts.d_input.view(0..D::lora_input_len(&down)), &down),
             acts.gate_up.get(block, wide),
             self.gated_dims(pass.tokens, &down),
         )?;
         let input_len = D::lora_input_len(&dims);
         let parts = Product {
-            d_input: D::view_mut(&mut acts.d_input, 0..input_len),
-            dy: D::view(&acts.d_proj, 0..wide),
+            d_input: acts.d_input.view_mut(0..input_len),
+            dy: acts.d_proj.view(0..wide),
             input: acts.inputs[Projection::GateUp as usize].get(block, input_len),
             adapters: pass.values(&acts.nothing),
         };
@@ -260,46 +265,46 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let qkv = self.qkv_dims(tokens);
         let len = tokens * qkv.row();
         let rotated = if places.qk_norm.is_some() { &acts.qkv_normed } else { &acts.qkv };
-        device.attention_backward(
-            D::view_mut(&mut acts.d_qkv, 0..len),
-            D::view_mut(&mut acts.delta, 0..tokens * qkv.heads),
-            D::lora_rows(D::view(&acts.d_input, 0..input_len), &dims),
-            D::lora_rows(acts.inputs[Projection::O as usize].get(block, input_len), &dims),
-            acts.lse.get(block, tokens * qkv.heads),
-            rotated.get(block, len),
-            pass.segments.offsets,
-            AttentionDims {
+        device.attention_backward(AttentionBackward {
+            dqkv: acts.d_qkv.view_mut(0..len),
+            delta: acts.delta.view_mut(0..tokens * qkv.heads),
+            d_o: D::lora_rows(acts.d_input.view(0..input_len), &dims),
+            o: D::lora_rows(acts.inputs[Projection::O as usize].get(block, input_len), &dims),
+            lse: acts.lse.get(block, tokens * qkv.heads),
+            qkv: rotated.get(block, len),
+            offsets: pass.segments.offsets,
+            dims: AttentionDims {
                 qkv,
                 segments: pass.segments.count,
                 scale: self.scale(),
                 o_stride: D::lora_row_stride(&dims),
             },
-        )?;
-        device.rope_backward(
-            D::view_mut(&mut acts.d_qkv, 0..len),
-            places.qkv_bias.as_ref().and_then(|bias| grads.param(bias)),
-            D::all(&acts.rope.cos),
-            D::all(&acts.rope.sin),
-            pass.batch.positions(),
-            qkv,
-        )?;
+        })?;
+        device.rope_backward(RopeBackward {
+            dqkv: acts.d_qkv.view_mut(0..len),
+            dbias: places.qkv_bias.as_ref().and_then(|bias| grads.param(bias)),
+            cos: acts.rope.cos.all(),
+            sin: acts.rope.sin.all(),
+            positions: pass.batch.positions(),
+            dims: qkv,
+        })?;
         let Some([w_q, w_k]) = &places.qk_norm else { return Ok(()) };
         // The two weights are neighbours in the layout, up to alignment.
         let offset = w_k.start - w_q.start;
         let dw = grads.param(&(w_q.start..w_k.end)).map(|both| {
-            let (q, k) = D::split_mut(both, offset);
-            (D::slice_mut(q, 0..w_q.len()), k)
+            let (q, k) = both.split_at_mut(offset);
+            (q.slice(0..w_q.len()), k)
         });
-        device.qk_norm_backward(
-            D::view_mut(&mut acts.d_proj, 0..len),
+        device.qk_norm_backward(QkNormBackward {
+            dqkv: acts.d_proj.view_mut(0..len),
             dw,
-            D::view(&acts.d_qkv, 0..len),
-            acts.qkv.get(block, len),
-            acts.qk_inv_rms.get(block, tokens * (qkv.heads + qkv.kv_heads)),
-            self.weights(w_q),
-            self.weights(w_k),
-            qkv,
-        )?;
+            dy: acts.d_qkv.view(0..len),
+            qkv: acts.qkv.get(block, len),
+            inv_rms: acts.qk_inv_rms.get(block, tokens * (qkv.heads + qkv.kv_heads)),
+            w_q: self.weights(w_q),
+            w_k: self.weights(w_k),
+            dims: qkv,
+        })?;
         Ok(())
     }
 
@@ -316,8 +321,8 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let input_len = D::lora_input_len(&dims);
         let dy = if places.qk_norm.is_some() { &acts.d_proj } else { &acts.d_qkv };
         let parts = Product {
-            d_input: D::view_mut(&mut acts.d_input, 0..input_len),
-            dy: D::view(dy, 0..pass.tokens * dims.out_dim),
+            d_input: acts.d_input.view_mut(0..input_len),
+            dy: dy.view(0..pass.tokens * dims.out_dim),
             input: acts.inputs[Projection::Qkv as usize].get(block, input_len),
             adapters: pass.values(&acts.nothing),
         };
@@ -343,27 +348,36 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let (len, input_len) = (tokens * self.config.hidden, D::lora_input_len(&dims));
         let norm = self.norm_dims(tokens);
         let (x, inv_rms) = (x.get(block, len), inv_rms.get(block, tokens));
-        let d_x = D::view_mut(&mut acts.d_x, 0..len);
+        let d_x = acts.d_x.view_mut(0..len);
         if let Some(dw) = grads.param(weight) {
-            let dy = D::lora_rows(D::view(&acts.d_input, 0..input_len), &dims);
+            let dy = D::lora_rows(acts.d_input.view(0..input_len), &dims);
             let norm = RmsNormDims { y_stride: D::lora_row_stride(&dims), ..norm };
             let w = self.weights(weight);
-            device.rmsnorm_backward(d_x, Some(dw), dy, x, inv_rms, w, norm, Out::Add)?;
+            device.rmsnorm_backward(RmsNormBackward {
+                dx: d_x,
+                dw: Some(dw),
+                dy,
+                x,
+                inv_rms,
+                w,
+                dims: norm,
+                out: Out::Add,
+            })?;
             return Ok(());
         }
-        device.rmsnorm_lora_backward(
-            d_x,
-            D::view_mut(&mut acts.d_input, 0..input_len),
-            grads.adapter_rows(),
+        device.rmsnorm_lora_backward(RmsNormLoraBackward {
+            dx: d_x,
+            d_input: acts.d_input.view_mut(0..input_len),
+            grads: grads.adapter_rows(),
             x,
-            acts.inputs[fused as usize].get(block, input_len),
+            input: acts.inputs[fused as usize].get(block, input_len),
             inv_rms,
-            self.weights(weight),
-            pass.values(&acts.nothing),
-            pass.segments,
+            w_norm: self.weights(weight),
+            adapters: pass.values(&acts.nothing),
+            segments: pass.segments,
             norm,
             dims,
-        )?;
+        })?;
         Ok(())
     }
 }

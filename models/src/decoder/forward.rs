@@ -4,10 +4,12 @@ use super::acts::lora_dims;
 use super::{Activations, Decoder};
 use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{
-    AttentionDims, DecodeDims, Elementwise, Embedding, GatedActivation, GatedDims, GatedKind, Gemm, GemmDims,
-    LmHead, LmHeadDims, LmHeadScratch, LoraDims, QkvDims, RmsNormDims, Segments,
+    AttentionDecode, AttentionDims, AttentionForward, CacheStore, DecodeDims, Elementwise, Embedding,
+    GatedActivation, GatedDims, GatedKind, Gemm, GemmDims, LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch,
+    LoraDims, LoraLinearForward, QkNormForward, QkvDims, RmsNormDims, RmsNormForward, RmsNormLoraForward,
+    RopeForward, Segments,
 };
-use gradtx_kernels::{Backend, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Real, View, ViewMut};
 use gradtx_runtime::Result;
 use gradtx_runtime::data::DeviceBatch;
 
@@ -81,7 +83,7 @@ impl<'a, D: Device, A: Real> Pass<'a, D, A> {
     where
         'a: 'b,
     {
-        self.adapters.map_or(D::all(nothing), |a| D::all(a.values))
+        self.adapters.map_or(nothing.all(), |a| a.values.all())
     }
 }
 
@@ -114,9 +116,9 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let mut logits = Vec::with_capacity(rows.len() * self.config.vocab);
         for chunk in rows.chunks(acts.chunk) {
             let on_device = self.device.buffer_from(chunk)?;
-            self.row_logits(acts, pass.tokens, D::all(&on_device))?;
+            self.row_logits(acts, pass.tokens, on_device.all())?;
             let len = chunk.len() * self.config.vocab;
-            logits.extend(self.device.to_host(D::view(&acts.head_logits, 0..len))?);
+            logits.extend(self.device.to_host(acts.head_logits.view(0..len))?);
         }
         Ok(logits)
     }
@@ -164,51 +166,51 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let (device, places, tokens) = (&self.device, &self.places.blocks[block], pass.tokens);
         let dims = pass.lora(self, block, Projection::Qkv);
         let input_len = D::lora_input_len(&dims);
-        device.rmsnorm_lora_forward(
-            acts.inputs[Projection::Qkv as usize].get_mut(block, input_len),
-            acts.inv_rms[0].get_mut(block, tokens),
-            acts.x.get(block, tokens * self.config.hidden),
-            self.weights(&places.attention_norm),
-            pass.values(&acts.nothing),
-            pass.segments,
-            self.norm_dims(tokens),
+        device.rmsnorm_lora_forward(RmsNormLoraForward {
+            input: acts.inputs[Projection::Qkv as usize].get_mut(block, input_len),
+            inv_rms: acts.inv_rms[0].get_mut(block, tokens),
+            x: acts.x.get(block, tokens * self.config.hidden),
+            w_norm: self.weights(&places.attention_norm),
+            adapters: pass.values(&acts.nothing),
+            segments: pass.segments,
+            norm: self.norm_dims(tokens),
             dims,
-        )?;
+        })?;
         let qkv = self.qkv_dims(tokens);
         let len = tokens * qkv.row();
-        device.lora_linear_forward(
-            acts.qkv.get_mut(block, len),
-            acts.inputs[Projection::Qkv as usize].get(block, input_len),
-            self.weights(places.matrix(Projection::Qkv)),
-            None,
-            pass.values(&acts.nothing),
-            pass.segments,
+        device.lora_linear_forward(LoraLinearForward {
+            y: acts.qkv.get_mut(block, len),
+            input: acts.inputs[Projection::Qkv as usize].get(block, input_len),
+            w: self.weights(places.matrix(Projection::Qkv)),
+            residual: None,
+            adapters: pass.values(&acts.nothing),
+            segments: pass.segments,
             dims,
-        )?;
+        })?;
         let rotated = match &places.qk_norm {
             None => &mut acts.qkv,
             Some([w_q, w_k]) => {
                 let heads = tokens * (qkv.heads + qkv.kv_heads);
-                device.qk_norm_forward(
-                    acts.qkv_normed.get_mut(block, len),
-                    acts.qk_inv_rms.get_mut(block, heads),
-                    acts.qkv.get(block, len),
-                    self.weights(w_q),
-                    self.weights(w_k),
-                    qkv,
-                    self.config.norm_eps,
-                )?;
+                device.qk_norm_forward(QkNormForward {
+                    y: acts.qkv_normed.get_mut(block, len),
+                    inv_rms: acts.qk_inv_rms.get_mut(block, heads),
+                    qkv: acts.qkv.get(block, len),
+                    w_q: self.weights(w_q),
+                    w_k: self.weights(w_k),
+                    dims: qkv,
+                    eps: self.config.norm_eps,
+                })?;
                 &mut acts.qkv_normed
             }
         };
-        device.rope_forward(
-            rotated.get_mut(block, len),
-            places.qkv_bias.as_ref().map(|bias| self.weights(bias)),
-            D::all(&acts.rope.cos),
-            D::all(&acts.rope.sin),
-            pass.batch.positions(),
-            qkv,
-        )?;
+        device.rope_forward(RopeForward {
+            qkv: rotated.get_mut(block, len),
+            bias: places.qkv_bias.as_ref().map(|bias| self.weights(bias)),
+            cos: acts.rope.cos.all(),
+            sin: acts.rope.sin.all(),
+            positions: pass.batch.positions(),
+            dims: qkv,
+        })?;
         Ok(())
     }
 
@@ -230,12 +232,20 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let cached = cache.as_mut().map(|cache| {
             let len = cache.slots * cache.capacity * self.config.kv_dim();
             let part = block * len..(block + 1) * len;
-            let (k, v) = (D::view_mut(cache.k, part.clone()), D::view_mut(cache.v, part));
+            let (k, v) = (cache.k.view_mut(part.clone()), cache.v.view_mut(part));
             let (capacity, slots) = (cache.capacity, cache.slots);
             (k, v, cache.slot, DecodeDims { qkv, capacity, slots, scale: self.scale() }, cache.action)
         });
         if let Some((k, v, slot, dims, CacheAction::Decode)) = cached {
-            device.attention_decode(o, k, v, rotated, slot, pass.batch.positions(), dims)?;
+            device.attention_decode(AttentionDecode {
+                o,
+                k_cache: k,
+                v_cache: v,
+                qkv: rotated,
+                slot,
+                position: pass.batch.positions(),
+                dims,
+            })?;
             return Ok(());
         }
         let attention = AttentionDims {
@@ -245,9 +255,22 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
             o_stride: D::lora_row_stride(&dims),
         };
         let lse = acts.lse.get_mut(block, tokens * qkv.heads);
-        device.attention_forward(o, lse, rotated, pass.segments.offsets, attention)?;
+        device.attention_forward(AttentionForward {
+            o,
+            lse,
+            qkv: rotated,
+            offsets: pass.segments.offsets,
+            dims: attention,
+        })?;
         if let Some((k, v, slot, dims, CacheAction::Fill)) = cached {
-            device.cache_store(k, v, rotated, pass.segments.offsets, slot, dims)?;
+            device.cache_store(CacheStore {
+                k_cache: k,
+                v_cache: v,
+                qkv: rotated,
+                offsets: pass.segments.offsets,
+                slot,
+                dims,
+            })?;
         }
         Ok(())
     }
@@ -265,15 +288,15 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let input_len = D::lora_input_len(&dims);
         let values = pass.values(&acts.nothing);
         device.lora_down_forward(input.get_mut(block, input_len), values, pass.segments, dims)?;
-        device.lora_linear_forward(
-            acts.x_mid.get_mut(block, len),
-            input.get(block, input_len),
-            self.weights(self.places.blocks[block].matrix(Projection::O)),
-            Some(acts.x.get(block, len)),
-            values,
-            pass.segments,
+        device.lora_linear_forward(LoraLinearForward {
+            y: acts.x_mid.get_mut(block, len),
+            input: input.get(block, input_len),
+            w: self.weights(self.places.blocks[block].matrix(Projection::O)),
+            residual: Some(acts.x.get(block, len)),
+            adapters: values,
+            segments: pass.segments,
             dims,
-        )?;
+        })?;
         Ok(())
     }
 
@@ -285,25 +308,25 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let [_, _, up_input, down_input] = &mut acts.inputs;
         let dims = pass.lora(self, block, Projection::GateUp);
         let input_len = D::lora_input_len(&dims);
-        device.rmsnorm_lora_forward(
-            up_input.get_mut(block, input_len),
-            acts.inv_rms[1].get_mut(block, tokens),
-            acts.x_mid.get(block, len),
-            self.weights(&places.mlp_norm),
-            values,
-            pass.segments,
-            self.norm_dims(tokens),
+        device.rmsnorm_lora_forward(RmsNormLoraForward {
+            input: up_input.get_mut(block, input_len),
+            inv_rms: acts.inv_rms[1].get_mut(block, tokens),
+            x: acts.x_mid.get(block, len),
+            w_norm: self.weights(&places.mlp_norm),
+            adapters: values,
+            segments: pass.segments,
+            norm: self.norm_dims(tokens),
             dims,
-        )?;
-        device.lora_linear_forward(
-            acts.gate_up.get_mut(block, tokens * dims.out_dim),
-            up_input.get(block, input_len),
-            self.weights(places.matrix(Projection::GateUp)),
-            None,
-            values,
-            pass.segments,
+        })?;
+        device.lora_linear_forward(LoraLinearForward {
+            y: acts.gate_up.get_mut(block, tokens * dims.out_dim),
+            input: up_input.get(block, input_len),
+            w: self.weights(places.matrix(Projection::GateUp)),
+            residual: None,
+            adapters: values,
+            segments: pass.segments,
             dims,
-        )?;
+        })?;
         let gate_up = acts.gate_up.get(block, tokens * dims.out_dim);
         let dims = pass.lora(self, block, Projection::Down);
         let input_len = D::lora_input_len(&dims);
@@ -311,15 +334,15 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let gated = self.gated_dims(tokens, &dims);
         GatedActivation::<X>::gated_forward(device, rows, gate_up, gated)?;
         device.lora_down_forward(down_input.get_mut(block, input_len), values, pass.segments, dims)?;
-        device.lora_linear_forward(
-            acts.x.get_mut(block + 1, len),
-            down_input.get(block, input_len),
-            self.weights(places.matrix(Projection::Down)),
-            Some(acts.x_mid.get(block, len)),
-            values,
-            pass.segments,
+        device.lora_linear_forward(LoraLinearForward {
+            y: acts.x.get_mut(block + 1, len),
+            input: down_input.get(block, input_len),
+            w: self.weights(places.matrix(Projection::Down)),
+            residual: Some(acts.x_mid.get(block, len)),
+            adapters: values,
+            segments: pass.segments,
             dims,
-        )?;
+        })?;
         Ok(())
     }
 
@@ -331,13 +354,13 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// The final norm of every token.
     pub(super) fn final_norm(&self, acts: &mut Activations<D, X>, tokens: usize) -> Result<()> {
         let len = tokens * self.config.hidden;
-        self.device.rmsnorm_forward(
-            D::view_mut(&mut acts.last, 0..len),
-            D::view_mut(&mut acts.last_inv_rms, 0..tokens),
-            acts.x.get(self.config.layers, len),
-            self.weights(&self.places.final_norm),
-            self.norm_dims(tokens),
-        )?;
+        self.device.rmsnorm_forward(RmsNormForward {
+            y: acts.last.view_mut(0..len),
+            inv_rms: acts.last_inv_rms.view_mut(0..tokens),
+            x: acts.x.get(self.config.layers, len),
+            w: self.weights(&self.places.final_norm),
+            dims: self.norm_dims(tokens),
+        })?;
         Ok(())
     }
 
@@ -352,21 +375,23 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     ) -> Result<()> {
         let (tokens, labels, hidden) = (batch.used().tokens, batch.used().labels, self.config.hidden);
         acts.labels = labels;
-        let (rows, d_rows) = D::split_mut(D::all_mut(&mut acts.head_rows), acts.chunk * hidden);
-        let scratch = LmHeadScratch { logits: D::all_mut(&mut acts.head_logits), rows, d_rows };
+        let (rows, d_rows) = acts.head_rows.all_mut().split_at_mut(acts.chunk * hidden);
+        let scratch = LmHeadScratch { logits: acts.head_logits.all_mut(), rows, d_rows };
         let dims = LmHeadDims { tokens, labels, hidden, vocab: self.config.vocab, chunk: acts.chunk };
         LmHead::<X>::lm_head_loss(
             &self.device,
-            D::view_mut(&mut acts.losses, 0..labels),
-            gradient.then(|| D::view_mut(&mut acts.d_proj, 0..tokens * hidden)),
-            d_head,
-            scratch,
-            D::view(&acts.last, 0..tokens * hidden),
-            self.weights(&self.places.head),
-            batch.label_rows(),
-            batch.targets(),
-            batch.weights(),
-            dims,
+            LmHeadLoss {
+                loss: acts.losses.view_mut(0..labels),
+                dx: gradient.then(|| acts.d_proj.view_mut(0..tokens * hidden)),
+                dw: d_head,
+                scratch,
+                x: acts.last.view(0..tokens * hidden),
+                w: self.weights(&self.places.head),
+                rows: batch.label_rows(),
+                targets: batch.targets(),
+                weights: batch.weights(),
+                dims,
+            },
         )?;
         Ok(())
     }
@@ -379,21 +404,21 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         rows: D::View<'_, u32>,
     ) -> Result<()> {
         let (device, hidden, vocab) = (&self.device, self.config.hidden, self.config.vocab);
-        let count = D::view_len(rows);
+        let count = rows.len();
         let x = acts.x.get(self.config.layers, tokens * hidden);
-        let gathered = D::view_mut(&mut acts.head_rows, 0..count * hidden);
+        let gathered = acts.head_rows.view_mut(0..count * hidden);
         Elementwise::<X>::gather_rows(device, gathered, x, rows, hidden)?;
-        device.rmsnorm_forward(
-            D::view_mut(&mut acts.last, 0..count * hidden),
-            D::view_mut(&mut acts.last_inv_rms, 0..count),
-            D::view(&acts.head_rows, 0..count * hidden),
-            self.weights(&self.places.final_norm),
-            self.norm_dims(count),
-        )?;
+        device.rmsnorm_forward(RmsNormForward {
+            y: acts.last.view_mut(0..count * hidden),
+            inv_rms: acts.last_inv_rms.view_mut(0..count),
+            x: acts.head_rows.view(0..count * hidden),
+            w: self.weights(&self.places.final_norm),
+            dims: self.norm_dims(count),
+        })?;
         Gemm::<X>::gemm(
             device,
-            D::view_mut(&mut acts.head_logits, 0..count * vocab),
-            D::view(&acts.last, 0..count * hidden),
+            acts.head_logits.view_mut(0..count * vocab),
+            acts.last.view(0..count * hidden),
             self.weights(&self.places.head),
             GemmDims::new(count, vocab, hidden, false, true),
         )?;

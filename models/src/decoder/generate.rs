@@ -11,7 +11,7 @@ use super::forward::{Cache, CacheAction, Pass};
 use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
 use gradtx_kernels::ops::LmHead;
-use gradtx_kernels::{Backend, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Real, View};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -131,7 +131,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         max_new: usize,
         ends: &[u32],
     ) -> Result<Vec<Continuation>> {
-        let adapter_rows = adapters.map_or(0, |a| D::len(a.values) / a.layout.total());
+        let adapter_rows = adapters.map_or(0, |a| a.values.len() / a.layout.total());
         self.check(decoder, adapter_rows, prompts, max_new)?;
         // What the device remembers is about the buffers of another call.
         self.steps.clear();
@@ -152,13 +152,13 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
     /// The adapters and one more, all zero, which rows of the base model use; in the buffer of the
     /// last call if it fits.
     fn pad(&mut self, device: &D, adapters: AdapterView<'_, D, X::Acc>) -> Result<D::Buf<X::Acc>> {
-        let len = D::len(adapters.values);
+        let len = adapters.values.len();
         let all = len + adapters.layout.total();
-        let mut rows = match self.padded.take().filter(|held| D::len(held) == all) {
+        let mut rows = match self.padded.take().filter(|held| held.len() == all) {
             Some(held) => held,
             None => device.zeros(all)?,
         };
-        device.copy(D::view_mut(&mut rows, 0..len), D::all(adapters.values))?;
+        device.copy(rows.view_mut(0..len), adapters.values.all())?;
         Ok(rows)
     }
 
@@ -315,10 +315,10 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             decoder.forward_blocks(acts, &pass, &mut Some(cache))
         };
         let head = |acts: &mut Activations<D, X>, next: &mut D::Buf<u32>, first: usize, n: usize| {
-            let wanted = D::slice(batch.last_rows(), first..first + n);
+            let wanted = batch.last_rows().slice(first..first + n);
             decoder.row_logits(acts, stream.len(), wanted)?;
-            let logits = D::view(&acts.head_logits, 0..n * vocab);
-            Ok::<(), Error>(LmHead::<X>::argmax(device, D::view_mut(next, 0..n), logits, n, vocab)?)
+            let logits = acts.head_logits.view(0..n * vocab);
+            Ok::<(), Error>(LmHead::<X>::argmax(device, next.view_mut(0..n), logits, n, vocab)?)
         };
         // One more token of so many rows is always the same work.
         let repeated = action == CacheAction::Decode && rows.len() <= chunk;
@@ -335,7 +335,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             } else {
                 head(acts, next, i * chunk, n)?;
             }
-            let tokens = device.to_host(D::view(next, 0..n))?;
+            let tokens = device.to_host(next.view(0..n))?;
             rows.iter_mut().zip(tokens).for_each(|(row, token)| row.last = token);
         }
         Ok(())

@@ -9,7 +9,7 @@
 use super::weights::is_hidden_matrix;
 use super::{Activations, Decoder, DecoderConfig, Gradients, Mode};
 use gradtx_kernels::ops::{AdamWStep, Cast};
-use gradtx_kernels::{Backend, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Real};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::optim::{FlatAdamW, Matrix, Muon, MuonStep};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
@@ -51,7 +51,7 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
             None
         } else {
             let mut masters = device.zeros(total)?;
-            Cast::<X, X::Acc>::cast(&device, D::all_mut(&mut masters), D::all(decoder.values()))?;
+            Cast::<X, X::Acc>::cast(&device, masters.all_mut(), decoder.values().all())?;
             Some(masters)
         };
         let matrices: Vec<Matrix> = decoder
@@ -112,7 +112,7 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
     /// Adds a stream's gradients to those of the step; returns its weighted loss.
     pub fn accumulate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<f64> {
         self.batch.load(&self.device, batch)?;
-        let grads = Gradients::All(D::all_mut(&mut self.grads));
+        let grads = Gradients::All(self.grads.all_mut());
         decoder.loss_and_gradient(&mut self.acts, &self.batch, None, grads, &mut |_, _| Ok(()))?;
         self.weighted_loss(batch)
     }
@@ -126,18 +126,18 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
 
     /// Applies the gradients of the step and forgets them; returns their norm.
     pub fn apply(&mut self, decoder: &mut Decoder<D, X>, step: PretrainStep) -> Result<f64> {
-        let (device, grads) = (&self.device, D::all(&self.grads));
+        let (device, grads) = (&self.device, self.grads.all());
         let params = match &mut self.masters {
             Some(masters) => masters,
             None => (decoder.values_mut() as &mut dyn Any)
                 .downcast_mut::<D::Buf<X::Acc>>()
                 .expect("without masters, values are accumulators"),
         };
-        let mut norms = self.adamw.step(device, D::all_mut(params), grads, step.adamw, step.max_norm)?;
+        let mut norms = self.adamw.step(device, params.all_mut(), grads, step.adamw, step.max_norm)?;
         match (&mut self.muon, step.muon) {
             (None, None) => {}
             (Some(muon), Some(numbers)) => {
-                norms.extend(muon.step(device, D::all_mut(params), grads, numbers)?);
+                norms.extend(muon.step(device, params.all_mut(), grads, numbers)?);
             }
             _ => {
                 return Err(Error::invalid(
@@ -147,9 +147,9 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
             }
         }
         if let Some(masters) = &self.masters {
-            Cast::<X::Acc, X>::cast(device, D::all_mut(decoder.values_mut()), D::all(masters))?;
+            Cast::<X::Acc, X>::cast(device, decoder.values_mut().all_mut(), masters.all())?;
         }
-        device.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
+        device.fill(self.grads.all_mut(), X::Acc::zero())?;
         Ok(norms.iter().map(|n| n * n).sum::<f64>().sqrt())
     }
 

@@ -15,7 +15,7 @@
 
 use super::DecoderConfig;
 use crate::lora::Projection;
-use gradtx_kernels::{Backend, Device, Real, bf16, rng};
+use gradtx_kernels::{Backend, Buffer, Device, Real, bf16, rng};
 use gradtx_runtime::artifact::{NewTensor, TensorSource, write_atomic, write_tensors};
 use gradtx_runtime::params::{Param, ParamLayout};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
@@ -159,7 +159,7 @@ impl<D: Device, X: Real> Decoder<D, X> {
 
     fn with_rows(device: &D, config: DecoderConfig, values: D::Buf<X>, stride: RowStride) -> Result<Self> {
         let (stored, places) = places(&config, stride);
-        let (want, found) = (stored.total(), D::len(&values));
+        let (want, found) = (stored.total(), values.len());
         if want != found {
             let why = format!("this configuration has {want} values, found {found}");
             return Err(Error::invalid("decoder weights", why));
@@ -191,7 +191,7 @@ impl<D: Device, X: Real> Decoder<D, X> {
                 "this model has none of that name and shape",
             )
         })?;
-        let host = self.device.to_host(D::view(&self.values, place.range()))?;
+        let host = self.device.to_host(self.values.view(place.range()))?;
         Ok(match (&param.shape[..], &place.shape[..]) {
             (&[_, cols], &[_, stride]) if stride > cols => {
                 host.chunks(stride).flat_map(|row| &row[..cols]).copied().collect()
@@ -283,7 +283,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
                 }
                 host = spread;
             }
-            device.upload(D::view_mut(&mut buf, place.range()), &host)?;
+            device.upload(buf.view_mut(place.range()), &host)?;
         }
         Self::with_rows(device, config.clone(), buf, stride)
     }
@@ -303,15 +303,15 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let mut buf = device.zeros(stored.total())?;
         for (param, place) in Self::layout_of(config).params().iter().zip(stored.params()) {
             let stride = place.shape.last().copied().unwrap_or(1);
-            fill(param, D::view_mut(&mut buf, place.range()), stride)?;
+            fill(param, buf.view_mut(place.range()), stride)?;
         }
         Self::with_rows(device, config.clone(), buf, D::lora_weight_stride)
     }
 
     /// A copy with weights of its own.
     pub fn duplicate(&self) -> Result<Self> {
-        let mut values = self.device.zeros(D::len(&self.values))?;
-        self.device.copy(D::all_mut(&mut values), D::all(&self.values))?;
+        let mut values = self.device.zeros(self.values.len())?;
+        self.device.copy(values.all_mut(), self.values.all())?;
         let (device, config) = (self.device.clone(), self.config.clone());
         let (layout, stored, places) = (self.layout.clone(), self.stored.clone(), self.places.clone());
         Ok(Self { device, config, layout, stored, places, values })
@@ -373,7 +373,7 @@ impl<D: Device, X: Real> Decoder<D, X> {
 
     /// Part of the weights.
     pub(super) fn weights(&self, range: &Range<usize>) -> D::View<'_, X> {
-        D::view(&self.values, range.clone())
+        self.values.view(range.clone())
     }
 }
 

@@ -3,9 +3,9 @@
 
 use super::{GradTransformer, GradTransformerConfig, Normalization};
 use crate::t5::{T5Config, weights};
-use gradtx_kernels::Real;
 use gradtx_kernels::ops::Backend;
 use gradtx_kernels::rng::{Stream, derive_named};
+use gradtx_kernels::{Buffer, Real};
 use gradtx_runtime::artifact::{TensorSource, write_json, write_params};
 use gradtx_runtime::{Error, Result};
 use safetensors::Dtype;
@@ -51,7 +51,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
             let mut stream = Stream::new(derive_named(key, &param.name));
             let host: Vec<f32> =
                 (0..param.len()).map(|_| ((2.0 * stream.uniform() - 1.0) * bound) as f32).collect();
-            let place = D::view_mut(&mut self.values, param.range());
+            let place = self.values.view_mut(param.range());
             weights::upload_f32::<D, X>(&self.dev, place, &host, &mut stage)?;
         }
         Ok(())

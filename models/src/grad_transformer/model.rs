@@ -13,8 +13,11 @@
 use super::acts::{Activations, Inputs};
 use super::{Batch, GradTransformerConfig, Normalization};
 use crate::t5::{Grads, Pass, Side, Stack};
-use gradtx_kernels::ops::{Backend, Linear, LinearDims, MseDims, Out};
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::ops::{
+    Backend, Linear, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward, MseDims, Out,
+    SquaredError,
+};
+use gradtx_kernels::{Device, Real, ViewMut};
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;
@@ -52,7 +55,14 @@ impl Projection {
     ) -> Result<()> {
         let bias = pass.weight(&(self.weight().end..self.range.end));
         let weight = pass.weight(&self.weight());
-        Ok(pass.dev.linear_forward(y, x, weight, Some(bias), None, self.dims(rows))?)
+        Ok(pass.dev.linear_forward(LinearForward {
+            y,
+            x,
+            w: weight,
+            bias: Some(bias),
+            residual: None,
+            dims: self.dims(rows),
+        })?)
     }
 
     /// The gradients of weight and bias.
@@ -65,8 +75,11 @@ impl Projection {
         rows: usize,
     ) -> Result<()> {
         let (queue, out) = (grads.queue(pass.dev)?, grads.out);
-        let (dw, dbias) = D::split_mut(grads.at(&self.range), self.weight().len());
-        Linear::<X>::linear_backward_weight(&queue, dw, Some(dbias), dy, x, self.dims(rows), out)?;
+        let (dw, dbias) = grads.at(&self.range).split_at_mut(self.weight().len());
+        Linear::<X>::linear_backward_weight(
+            &queue,
+            LinearBackwardWeight { dw, dbias: Some(dbias), dy, x, dims: self.dims(rows), out },
+        )?;
         grads.asked(&self.range);
         Ok(())
     }
@@ -209,7 +222,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
         let (tokens, width) = (self.config.teacher_blocks, self.config.t5.d_model);
         for example in 0..batch {
             let start = example * tokens * width;
-            let row = D::slice_mut(D::reborrow(&mut x), start..start + width);
+            let row = x.reborrow().slice(start..start + width);
             self.dev.fill(row, X::zero())?;
         }
         Ok(())
@@ -227,13 +240,13 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     pub fn losses(&self, acts: &mut Activations<D, X>, scale: f64) -> Result<()> {
         let rows = acts.batch * self.config.teacher_blocks;
         let dims = MseDims { rows, cols: self.config.teacher_width, grad_scale: 2.0 * scale };
-        self.dev.mse(
-            acts.sums.view_mut(rows),
-            Some(acts.d_pred.view_mut(rows)),
-            acts.pred.view(rows),
-            acts.inputs[acts.current].target.view(rows),
+        self.dev.mse(SquaredError {
+            sums: acts.sums.view_mut(rows),
+            d_pred: Some(acts.d_pred.view_mut(rows)),
+            pred: acts.pred.view(rows),
+            target: acts.inputs[acts.current].target.view(rows),
             dims,
-        )?;
+        })?;
         Ok(())
     }
 
@@ -267,7 +280,13 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
         self.output_proj.backward_weight(&pass, grads, d_pred, decoder.output(batch), rows_t)?;
         let weight = pass.weight(&self.output_proj.weight());
         let dims = self.output_proj.dims(rows_t);
-        self.dev.linear_backward_input(decoder.d_output_mut(batch)?, d_pred, weight, dims, Out::Assign)?;
+        self.dev.linear_backward_input(LinearBackwardInput {
+            dx: decoder.d_output_mut(batch)?,
+            dy: d_pred,
+            w: weight,
+            dims,
+            out: Out::Assign,
+        })?;
         self.decoder.backward(&pass, decoder, Some(encoder), grads)?;
         if config.start_token.zero_in_training() {
             self.zero_starts(decoder.d_input_mut(batch)?, batch)?;

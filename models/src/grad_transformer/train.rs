@@ -16,7 +16,7 @@
 use super::{Activations, Batch, GradTransformer};
 use crate::t5::{Grads, OnReady, weights};
 use gradtx_kernels::ops::{AdamWStep, Backend, Cast, Out};
-use gradtx_kernels::{Device, Elem, Real};
+use gradtx_kernels::{Buffer, Device, Elem, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::optim::FlatAdamW;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
@@ -105,8 +105,8 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
             None => {
                 let mut masters = dev.zeros(own.iter().map(Range::len).sum())?;
                 for (range, place) in places(&own) {
-                    let values = D::view(&model.values, range);
-                    <D as Cast<X, X::Acc>>::cast(&dev, D::view_mut(&mut masters, place), values)?;
+                    let values = model.values.view(range);
+                    <D as Cast<X, X::Acc>>::cast(&dev, masters.view_mut(place), values)?;
                 }
                 Some(masters)
             }
@@ -169,7 +169,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         }
         let mut all = Vec::with_capacity(self.own.iter().map(Range::len).sum());
         for range in &self.own {
-            let part = dev.to_host(D::view(&model.values, range.clone()))?;
+            let part = dev.to_host(model.values.view(range.clone()))?;
             all.extend(part.iter().map(|x| x.to_f64() as f32));
         }
         Ok(all)
@@ -179,11 +179,11 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
     pub fn set_master_values(&mut self, model: &mut GradTransformer<D, X>, masters: &[f32]) -> Result<()> {
         let dev = model.dev.clone();
         if let Some(own) = &mut self.masters {
-            weights::upload_f32::<D, X::Acc>(&dev, D::all_mut(own), masters, &mut Vec::new())?;
+            weights::upload_f32::<D, X::Acc>(&dev, own.all_mut(), masters, &mut Vec::new())?;
         }
         let mut stage = Vec::new();
         for (range, place) in places(&self.own) {
-            let values = D::view_mut(&mut model.values, range);
+            let values = model.values.view_mut(range);
             weights::upload_f32::<D, X>(&dev, values, &masters[place], &mut stage)?;
         }
         Ok(())
@@ -295,7 +295,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
 
     /// Sum of squares of the gradients of the own ranges.
     pub fn sum_squares(&mut self, dev: &D) -> Result<f64> {
-        self.optimizer.sum_squares(dev, D::all(&self.grads))
+        self.optimizer.sum_squares(dev, self.grads.all())
     }
 
     /// One AdamW step on the own ranges with the gradients there, which are clipped by the norm
@@ -310,13 +310,13 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         max_norm: Option<f64>,
         sum_squares: f64,
     ) -> Result<f64> {
-        let (dev, grads) = (model.dev.clone(), D::all(&self.grads));
+        let (dev, grads) = (model.dev.clone(), self.grads.all());
         let Some(masters) = &mut self.masters else {
             let values = own_masters::<D, X>(&mut model.values).expect("masters are kept where types differ");
-            let values = D::all_mut(values);
+            let values = values.all_mut();
             return self.optimizer.step_with(&dev, values, grads, step, max_norm, sum_squares);
         };
-        let (masters, values) = (D::all_mut(masters), D::all_mut(&mut model.values));
+        let (masters, values) = (masters.all_mut(), model.values.all_mut());
         self.optimizer.step_with_values(&dev, masters, values, grads, step, max_norm, sum_squares)
     }
 
@@ -331,8 +331,8 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         let dev = &model.dev;
         let sum = self.gradients_alone(model, tuples, scale)?;
         let mut squares = dev.zeros::<X::Acc>(1)?;
-        dev.sum_squares(D::all_mut(&mut squares), D::all(&self.grads), 1, D::len(&self.grads))?;
-        Ok(sum.is_finite() && dev.to_host(D::all(&squares))?[0].to_f64().is_finite())
+        dev.sum_squares(squares.all_mut(), self.grads.all(), 1, self.grads.len())?;
+        Ok(sum.is_finite() && dev.to_host(squares.all())?[0].to_f64().is_finite())
     }
 
     /// A whole step on one rank.

@@ -9,7 +9,7 @@
 use super::BlockLayout;
 use crate::decoder::{Activations, AdapterView, Decoder, DecoderConfig, Gradients, Mode};
 use gradtx_kernels::ops::AdamWStep;
-use gradtx_kernels::{Backend, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Device, Real};
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::optim::FlatAdamW;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
@@ -53,7 +53,7 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
         let total = layout.total();
         let mut adapters = device.zeros(jobs * total)?;
         for job in 0..jobs {
-            device.upload(D::view_mut(&mut adapters, job * total..(job + 1) * total), &one)?;
+            device.upload(adapters.view_mut(job * total..(job + 1) * total), &one)?;
         }
         Ok(Self {
             adapters,
@@ -117,7 +117,7 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
         self.batch.load(&self.device, batch)?;
         let dropout = self.layout.lora().dropout;
         let view = AdapterView { values: &self.adapters, layout: &self.layout, dropout };
-        let grads = Gradients::Adapters(D::all_mut(&mut self.grads));
+        let grads = Gradients::Adapters(self.grads.all_mut());
         decoder.loss_and_gradient(&mut self.acts, &self.batch, Some(view), grads, &mut |_, _| Ok(()))?;
         self.job_losses(batch)
     }
@@ -128,27 +128,27 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
     pub fn apply(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
         let before = match &self.frozen {
             Some(frozen) => {
-                let mut grads = self.device.to_host(D::all(&self.grads))?;
+                let mut grads = self.device.to_host(self.grads.all())?;
                 grads.iter_mut().zip(frozen.iter().cycle()).filter(|(_, is)| **is).for_each(|(g, _)| {
                     *g = X::Acc::zero();
                 });
-                self.device.upload(D::all_mut(&mut self.grads), &grads)?;
-                Some(self.device.to_host(D::all(&self.adapters))?)
+                self.device.upload(self.grads.all_mut(), &grads)?;
+                Some(self.device.to_host(self.adapters.all())?)
             }
             None => None,
         };
-        let params = D::all_mut(&mut self.adapters);
-        let norms = self.optimizer.step(&self.device, params, D::all(&self.grads), step, max_norm)?;
-        self.device.fill(D::all_mut(&mut self.grads), X::Acc::zero())?;
+        let params = self.adapters.all_mut();
+        let norms = self.optimizer.step(&self.device, params, self.grads.all(), step, max_norm)?;
+        self.device.fill(self.grads.all_mut(), X::Acc::zero())?;
         if let (Some(before), Some(frozen)) = (before, &self.frozen) {
             // Weight decay moves what has no gradient too.
-            let mut after = self.device.to_host(D::all(&self.adapters))?;
+            let mut after = self.device.to_host(self.adapters.all())?;
             for ((value, old), is_frozen) in after.iter_mut().zip(before).zip(frozen.iter().cycle()) {
                 if *is_frozen {
                     *value = old;
                 }
             }
-            self.device.upload(D::all_mut(&mut self.adapters), &after)?;
+            self.device.upload(self.adapters.all_mut(), &after)?;
         }
         Ok(norms)
     }
@@ -216,7 +216,7 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
     /// One job's adapter, `[L, d]`.
     pub fn adapter(&self, job: usize) -> Result<Vec<f32>> {
         let total = self.layout.total();
-        let values = self.device.to_host(D::view(&self.adapters, job * total..(job + 1) * total))?;
+        let values = self.device.to_host(self.adapters.view(job * total..(job + 1) * total))?;
         Ok(values.iter().map(|x| x.to_f64() as f32).collect())
     }
 

@@ -11,7 +11,10 @@ use super::T5Config;
 use super::acts::Scratch;
 use super::buffers::{Allocator, Rows};
 use super::pass::{Grads, NormOut, Pass, weight_gradient};
-use gradtx_kernels::ops::{Backend, BucketMap, LinearDims, Out, T5AttentionDims};
+use gradtx_kernels::ops::{
+    Backend, BucketMap, LinearBackwardInput, LinearDims, LinearForward, Out, T5AttentionBackward,
+    T5AttentionDims, T5AttentionForward,
+};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::params::ParamLayout;
@@ -164,7 +167,14 @@ impl Attention {
     ) -> Result<()> {
         let dims = LinearDims::new(kv_rows, config.d_model, 2 * config.inner());
         let (source, weight) = (memory.unwrap_or(&acts.normed).view(kv_rows), pass.weight(&self.kv));
-        Ok(queue.linear_forward(acts.kv.view_mut(kv_rows), source, weight, None, None, dims)?)
+        Ok(queue.linear_forward(LinearForward {
+            y: acts.kv.view_mut(kv_rows),
+            x: source,
+            w: weight,
+            bias: None,
+            residual: None,
+            dims,
+        })?)
     }
 
     /// `out = x + …`; both `[R, d]`. [`Self::keys_values`] comes before. `next` is the norm of out.
@@ -181,15 +191,15 @@ impl Attention {
     ) -> Result<()> {
         let (rows, kv_rows) = (lens.batch * lens.queries, lens.batch * lens.keys);
         self.query(pass, config, rows, acts)?;
-        pass.dev.t5_attention_forward(
-            acts.o.view_mut(rows),
-            acts.probs.view_mut(lens.batch),
-            acts.q.view(rows),
-            acts.kv.view(kv_rows),
+        pass.dev.t5_attention_forward(T5AttentionForward {
+            o: acts.o.view_mut(rows),
+            probs: acts.probs.view_mut(lens.batch),
+            q: acts.q.view(rows),
+            kv: acts.kv.view(kv_rows),
             bias,
-            pass.keys,
-            self.dims(config, lens, pass.dropout),
-        )?;
+            keys: pass.keys,
+            dims: self.dims(config, lens, pass.dropout),
+        })?;
         self.output(pass, config, lens, acts, out, x, next)
     }
 
@@ -210,15 +220,15 @@ impl Attention {
         // The query is the last of the sequence, so it sees every key there is.
         let dims = T5AttentionDims { kv_rows, causal: false, ..self.dims(config, lens, pass.dropout) };
         let probs = lens.batch * config.num_heads * lens.keys;
-        pass.dev.t5_attention_forward(
-            acts.o.view_mut(lens.batch),
-            acts.probs.part_mut(0, probs),
-            acts.q.view(lens.batch),
+        pass.dev.t5_attention_forward(T5AttentionForward {
+            o: acts.o.view_mut(lens.batch),
+            probs: acts.probs.part_mut(0, probs),
+            q: acts.q.view(lens.batch),
             kv,
             bias,
-            pass.keys,
+            keys: pass.keys,
             dims,
-        )?;
+        })?;
         self.output(pass, config, lens, acts, out, x, next)
     }
 
@@ -233,7 +243,14 @@ impl Attention {
         let dims = LinearDims::new(rows, config.d_model, config.inner());
         let weight = pass.weight(&self.q);
         let normed = acts.normed.view(rows);
-        Ok(pass.dev.linear_forward(acts.q.view_mut(rows), normed, weight, None, None, dims)?)
+        Ok(pass.dev.linear_forward(LinearForward {
+            y: acts.q.view_mut(rows),
+            x: normed,
+            w: weight,
+            bias: None,
+            residual: None,
+            dims,
+        })?)
     }
 
     fn output<D: Backend<X>, X: Real>(
@@ -279,20 +296,26 @@ impl Attention {
         let queue = grads.queue(pass.dev)?;
         weight_gradient(&queue, grads, &self.o, d_branch, acts.o.view(rows), out_dims)?;
         let weight = pass.weight(&self.o);
-        pass.dev.linear_backward_input(d_o.view_mut(rows), d_branch, weight, out_dims, Out::Assign)?;
-        pass.dev.t5_attention_backward(
-            own.dq.view_mut(rows),
-            own.dkv.view_mut(lens.batch * lens.keys),
-            bias.as_ref().map(|(_, table)| grads.at(table)),
-            d_scores.part_mut(0, lens.batch * config.num_heads * lens.queries * lens.keys),
-            d_o.view(rows),
-            acts.probs.view(lens.batch),
-            acts.q.view(rows),
-            acts.kv.view(lens.batch * lens.keys),
-            bias.as_ref().map(|(map, _)| *map),
-            pass.keys,
-            self.dims(config, lens, pass.dropout),
-        )?;
+        pass.dev.linear_backward_input(LinearBackwardInput {
+            dx: d_o.view_mut(rows),
+            dy: d_branch,
+            w: weight,
+            dims: out_dims,
+            out: Out::Assign,
+        })?;
+        pass.dev.t5_attention_backward(T5AttentionBackward {
+            dq: own.dq.view_mut(rows),
+            dkv: own.dkv.view_mut(lens.batch * lens.keys),
+            d_table: bias.as_ref().map(|(_, table)| grads.at(table)),
+            d_scores: d_scores.part_mut(0, lens.batch * config.num_heads * lens.queries * lens.keys),
+            d_o: d_o.view(rows),
+            probs: acts.probs.view(lens.batch),
+            q: acts.q.view(rows),
+            kv: acts.kv.view(lens.batch * lens.keys),
+            bias: bias.as_ref().map(|(map, _)| *map),
+            keys: pass.keys,
+            dims: self.dims(config, lens, pass.dropout),
+        })?;
         self.backward_projections(pass, config, lens, acts, grads, scratch, set, memory)
     }
 
@@ -319,14 +342,32 @@ impl Attention {
         weight_gradient(&queue, grads, &self.q, dq, acts.normed.view(rows), q_dims)?;
         weight_gradient(&queue, grads, &self.kv, dkv, source, kv_dims)?;
         let (w_q, w_kv) = (pass.weight(&self.q), pass.weight(&self.kv));
-        pass.dev.linear_backward_input(own.d_normed.view_mut(rows), dq, w_q, q_dims, Out::Assign)?;
+        pass.dev.linear_backward_input(LinearBackwardInput {
+            dx: own.d_normed.view_mut(rows),
+            dy: dq,
+            w: w_q,
+            dims: q_dims,
+            out: Out::Assign,
+        })?;
         match memory {
             None => {
                 let d_normed = own.d_normed.view_mut(rows);
-                pass.dev.linear_backward_input(d_normed, dkv, w_kv, kv_dims, Out::Add)?;
+                pass.dev.linear_backward_input(LinearBackwardInput {
+                    dx: d_normed,
+                    dy: dkv,
+                    w: w_kv,
+                    dims: kv_dims,
+                    out: Out::Add,
+                })?;
             }
             Some((_, out)) => {
-                queue.linear_backward_input(d_memory.view_mut(kv_rows), dkv, w_kv, kv_dims, out)?;
+                queue.linear_backward_input(LinearBackwardInput {
+                    dx: d_memory.view_mut(kv_rows),
+                    dy: dkv,
+                    w: w_kv,
+                    dims: kv_dims,
+                    out,
+                })?;
             }
         }
         Ok(())

@@ -9,7 +9,10 @@ use super::acts::{Scratch, StackActs, nothing_kept, pair_mut};
 use super::attention::Lengths;
 use super::pass::{Grads, Pass};
 use super::stack::Stack;
-use gradtx_kernels::ops::{Backend, Out, ResidualNorm, ResidualNormDims, RmsNorm, RmsNormDims};
+use gradtx_kernels::ops::{
+    Backend, Out, ResidualNorm, ResidualNormBackward, ResidualNormDims, RmsNorm, RmsNormBackward,
+    RmsNormBackwardWeight, RmsNormDims,
+};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
 use std::ops::Range;
@@ -170,17 +173,30 @@ impl Stack {
         let (dx, dy, w) = (dx.view_mut(rows), own.d_normed.view(rows), pass.weight(weight));
         let (dims, of_weight) = (RmsNormDims::new(rows, cols, self.config.layer_norm_epsilon), grads.out);
         let queue = grads.queue(pass.dev)?;
-        RmsNorm::<X>::rmsnorm_backward_weight(&queue, grads.at(weight), dy, x, inv_rms, dims, of_weight)?;
+        RmsNorm::<X>::rmsnorm_backward_weight(
+            &queue,
+            RmsNormBackwardWeight { dw: grads.at(weight), dy, x, inv_rms, dims, out: of_weight },
+        )?;
         grads.asked(&range);
         grads.end(set)?;
         let Some(site) = branch else {
-            return Ok(pass.dev.rmsnorm_backward(dx, None, dy, x, inv_rms, w, dims, out)?);
+            return Ok(pass.dev.rmsnorm_backward(RmsNormBackward {
+                dx,
+                dw: None,
+                dy,
+                x,
+                inv_rms,
+                w,
+                dims,
+                out,
+            })?);
         };
         grads.wait(pass.dev, 1 - set)?;
         let dims = ResidualNormDims { drop: pass.drop_dims(size, (tokens, site)), eps: dims.eps };
         let d_branch = other.d_branch.view_mut(rows);
         Ok(ResidualNorm::<X>::residual_norm_backward(
-            pass.dev, dx, d_branch, dy, x, inv_rms, w, pass.keys, dims, out,
+            pass.dev,
+            ResidualNormBackward { dx, d_branch, dy, x, inv_rms, w, keys: pass.keys, dims, out },
         )?)
     }
 }

@@ -1,6 +1,6 @@
 //! Named activation buffers: allocated once, and listed for the memory plan.
 
-use gradtx_kernels::{Device, Elem};
+use gradtx_kernels::{Buffer, Device, Elem};
 use gradtx_runtime::Result;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 
@@ -23,12 +23,12 @@ impl<D: Device, T: Elem> Rows<D, T> {
 
     /// `len` values from the value at `start`.
     pub(crate) fn part(&self, start: usize, len: usize) -> D::View<'_, T> {
-        D::view(&self.buf, start..start + len)
+        self.buf.view(start..start + len)
     }
 
     /// `len` values from the value at `start`, for writing.
     pub(crate) fn part_mut(&mut self, start: usize, len: usize) -> D::ViewMut<'_, T> {
-        D::view_mut(&mut self.buf, start..start + len)
+        self.buf.view_mut(start..start + len)
     }
 }
 

@@ -13,7 +13,7 @@ use super::attention::Lengths;
 use super::buffers::{Allocator, Rows};
 use super::pass::Pass;
 use super::stack::{Side, Stack};
-use gradtx_kernels::ops::{Backend, Gemm, GemmDims, LinearDims};
+use gradtx_kernels::ops::{Backend, Gemm, GemmDims, LinearDims, LinearForward};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::plan::Purpose;
 use gradtx_runtime::{Error, Result};
@@ -96,7 +96,14 @@ impl Stack {
             if let Some(cross) = &block.cross_attention {
                 let weight = pass.weight(cross.kv_range());
                 let source = memory.output(pass.batch);
-                pass.dev.linear_forward(kv.view_mut(rows), source, weight, None, None, dims)?;
+                pass.dev.linear_forward(LinearForward {
+                    y: kv.view_mut(rows),
+                    x: source,
+                    w: weight,
+                    bias: None,
+                    residual: None,
+                    dims,
+                })?;
             }
         }
         cache.position = 0;

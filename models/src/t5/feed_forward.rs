@@ -7,7 +7,10 @@ use super::T5Config;
 use super::acts::Scratch;
 use super::buffers::{Allocator, Rows};
 use super::pass::{Grads, NormOut, Pass, weight_gradient};
-use gradtx_kernels::ops::{Backend, GatedDims, GatedKind, LinearDims, Out};
+use gradtx_kernels::ops::{
+    Backend, GatedDims, GatedDropoutBackward, GatedDropoutForward, GatedKind, LinearBackwardInput,
+    LinearDims, LinearForward, Out,
+};
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::params::ParamLayout;
@@ -116,11 +119,24 @@ impl FeedForward {
         let normed = acts.normed.view(rows);
         let dims = LinearDims::new(rows, d, 2 * f);
         let weight = pass.weight(&self.wi);
-        pass.dev.linear_forward(acts.gate_up.view_mut(rows), normed, weight, None, None, dims)?;
+        pass.dev.linear_forward(LinearForward {
+            y: acts.gate_up.view_mut(rows),
+            x: normed,
+            w: weight,
+            bias: None,
+            residual: None,
+            dims,
+        })?;
         let (hidden, gate_up) = (acts.hidden.view_mut(rows), acts.gate_up.view(rows));
         if pass.dropout > 0.0 {
             let drop = pass.drop_dims((rows, f), (tokens, self.site));
-            pass.dev.gated_dropout_forward(hidden, gate_up, pass.keys, gated_dims(rows, f), drop)?;
+            pass.dev.gated_dropout_forward(GatedDropoutForward {
+                h: hidden,
+                gate_up,
+                keys: pass.keys,
+                dims: gated_dims(rows, f),
+                drop,
+            })?;
         } else {
             pass.dev.gated_forward(hidden, gate_up, gated_dims(rows, f))?;
         }
@@ -149,12 +165,25 @@ impl FeedForward {
         let queue = grads.queue(pass.dev)?;
         weight_gradient(&queue, grads, &self.wo, d_branch, acts.hidden.view(rows), out_dims)?;
         let weight = pass.weight(&self.wo);
-        pass.dev.linear_backward_input(d_hidden.view_mut(rows), d_branch, weight, out_dims, Out::Assign)?;
+        pass.dev.linear_backward_input(LinearBackwardInput {
+            dx: d_hidden.view_mut(rows),
+            dy: d_branch,
+            w: weight,
+            dims: out_dims,
+            out: Out::Assign,
+        })?;
         let (d_gate_up, gate_up) = (own.d_gate_up.view_mut(rows), acts.gate_up.view(rows));
         let (d_hidden, dims) = (d_hidden.view(rows), gated_dims(rows, f));
         if pass.dropout > 0.0 {
             let drop = pass.drop_dims((rows, f), (tokens, self.site));
-            pass.dev.gated_dropout_backward(d_gate_up, d_hidden, gate_up, pass.keys, dims, drop)?;
+            pass.dev.gated_dropout_backward(GatedDropoutBackward {
+                d_gate_up,
+                dh: d_hidden,
+                gate_up,
+                keys: pass.keys,
+                dims,
+                drop,
+            })?;
         } else {
             pass.dev.gated_backward(d_gate_up, d_hidden, gate_up, dims)?;
         }
@@ -162,7 +191,13 @@ impl FeedForward {
         let queue = grads.queue(pass.dev)?;
         weight_gradient(&queue, grads, &self.wi, d_gate_up, acts.normed.view(rows), in_dims)?;
         let (d_normed, weight) = (own.d_normed.view_mut(rows), pass.weight(&self.wi));
-        Ok(pass.dev.linear_backward_input(d_normed, d_gate_up, weight, in_dims, Out::Assign)?)
+        Ok(pass.dev.linear_backward_input(LinearBackwardInput {
+            dx: d_normed,
+            dy: d_gate_up,
+            w: weight,
+            dims: in_dims,
+            out: Out::Assign,
+        })?)
     }
 }
 

@@ -1,9 +1,10 @@
 //! What all parts of one forward or backward pass share.
 
 use gradtx_kernels::ops::{
-    Backend, DropoutDims, Linear, LinearDims, Out, ResidualNorm, ResidualNormDims, RmsNorm, RmsNormDims,
+    Backend, DropoutDims, Linear, LinearBackwardWeight, LinearDims, LinearForward, Out, ResidualNorm,
+    ResidualNormDims, ResidualNormForward, RmsNorm, RmsNormDims, RmsNormForward,
 };
-use gradtx_kernels::{Device, Elem, Real};
+use gradtx_kernels::{Buffer, Device, Elem, Real, ViewMut};
 use gradtx_runtime::Result;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -43,7 +44,7 @@ pub(super) struct NormOut<'a, D: Device, X: Real> {
 impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
     /// Parameters of a range of the flat buffer.
     pub(crate) fn weight(&self, range: &Range<usize>) -> D::View<'_, X> {
-        D::view(self.values, range.clone())
+        self.values.view(range.clone())
     }
 
     /// The dropout at a place of the model, of rows of which `tokens` are an example's.
@@ -78,7 +79,10 @@ impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
     ) -> Result<()> {
         let dims = RmsNormDims::new(rows, cols, to.eps);
         let weight = self.weight(to.weight);
-        Ok(RmsNorm::<X>::rmsnorm_forward(self.dev, to.normed, to.inv_rms, x, weight, dims)?)
+        Ok(RmsNorm::<X>::rmsnorm_forward(
+            self.dev,
+            RmsNormForward { y: to.normed, inv_rms: to.inv_rms, x, w: weight, dims },
+        )?)
     }
 
     /// The end of a sublayer, and the norm of what comes next:
@@ -95,15 +99,30 @@ impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
     ) -> Result<()> {
         let (w, size) = (self.weight(weight), (dims.rows, dims.out_dim));
         if self.dropout == 0.0 {
-            self.dev.linear_forward(D::reborrow(&mut out), x, w, None, Some(residual), dims)?;
-            return self.norm(next, D::freeze(&out), size);
+            self.dev.linear_forward(LinearForward {
+                y: out.reborrow(),
+                x,
+                w,
+                bias: None,
+                residual: Some(residual),
+                dims,
+            })?;
+            return self.norm(next, out.freeze(), size);
         }
-        self.dev.linear_forward(D::reborrow(&mut out), x, w, None, None, dims)?;
+        self.dev.linear_forward(LinearForward {
+            y: out.reborrow(),
+            x,
+            w,
+            bias: None,
+            residual: None,
+            dims,
+        })?;
         let NormOut { weight, normed, inv_rms, eps } = next;
         let dims = ResidualNormDims { drop: self.drop_dims(size, place), eps };
         let w = self.weight(weight);
         Ok(ResidualNorm::<X>::residual_norm_forward(
-            self.dev, out, normed, inv_rms, residual, w, self.keys, dims,
+            self.dev,
+            ResidualNormForward { sum: out, y: normed, inv_rms, residual, w, keys: self.keys, dims },
         )?)
     }
 }
@@ -141,7 +160,7 @@ impl<'a, D: Device, X: Real> Grads<'a, D, X> {
 
     /// The gradients of a range.
     pub(crate) fn at(&mut self, range: &Range<usize>) -> D::ViewMut<'_, X::Acc> {
-        D::view_mut(self.buf, range.clone())
+        self.buf.view_mut(range.clone())
     }
 
     /// Where gradients of weights are computed, after everything that was asked of `dev` so far.
@@ -167,7 +186,7 @@ impl<'a, D: Device, X: Real> Grads<'a, D, X> {
         let Some(last) = self.waiting.iter().rposition(|(end, _)| *end == Some(set)) else { return Ok(()) };
         dev.follow(&self.ends[set])?;
         for (_, range) in self.waiting.drain(..=last) {
-            (self.on_ready)(range, D::all_mut(self.buf))?;
+            (self.on_ready)(range, self.buf.all_mut())?;
         }
         Ok(())
     }
@@ -193,5 +212,8 @@ pub(super) fn weight_gradient<D: Backend<X>, X: Real>(
     dims: LinearDims,
 ) -> Result<()> {
     let out = grads.out;
-    Ok(Linear::<X>::linear_backward_weight(queue, grads.at(weight), None, dy, x, dims, out)?)
+    Ok(Linear::<X>::linear_backward_weight(
+        queue,
+        LinearBackwardWeight { dw: grads.at(weight), dbias: None, dy, x, dims, out },
+    )?)
 }

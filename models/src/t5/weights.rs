@@ -3,7 +3,7 @@
 use super::T5Config;
 use gradtx_kernels::cpu::narrow;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Device, Elem, Real};
+use gradtx_kernels::{Buffer, Device, Elem, Real, ViewMut};
 use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
@@ -47,7 +47,7 @@ pub(crate) fn upload_f32_in<D: Device, X: Real>(
         let at = i * PIECE;
         stage.resize(part.len(), X::zero());
         narrow(stage, part);
-        dev.upload_in(lane, D::slice_mut(D::reborrow(&mut place), at..at + part.len()), stage)?;
+        dev.upload_in(lane, place.reborrow().slice(at..at + part.len()), stage)?;
     }
     Ok(())
 }
@@ -83,7 +83,7 @@ pub fn load<D: Device, X: Real>(
         tensor.expect_shape(&param.shape)?;
         host.resize(param.len(), 0.0);
         tensor.read_f32(&mut host)?;
-        upload_f32::<D, X>(dev, D::view_mut(values, param.range()), &host, &mut stage)?;
+        upload_f32::<D, X>(dev, values.view_mut(param.range()), &host, &mut stage)?;
         known.insert(name);
     }
     match source.names().into_iter().find(|name| !known.contains(name)) {
@@ -97,7 +97,7 @@ pub fn load<D: Device, X: Real>(
 
 /// All values of a flat buffer on the host, as f32.
 pub fn to_f32<D: Device, X: Real>(dev: &D, values: &D::Buf<X>) -> Result<Vec<f32>> {
-    Ok(dev.to_host(D::all(values))?.iter().map(|x| x.to_f64() as f32).collect())
+    Ok(dev.to_host(values.all())?.iter().map(|x| x.to_f64() as f32).collect())
 }
 
 /// Draws the parameters whose names begin with `prefix` as a new T5 has them: layer norms 1;
@@ -120,7 +120,7 @@ pub fn randomise<D: Device, X: Real>(
                 (0..param.len()).map(|_| (stream.normal() * std) as f32).collect()
             }
         };
-        upload_f32::<D, X>(dev, D::view_mut(values, param.range()), &host, &mut stage)?;
+        upload_f32::<D, X>(dev, values.view_mut(param.range()), &host, &mut stage)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@
 //! 1 / (labels of the step) it is the token mean.
 
 use crate::{Error, Result};
-use gradtx_kernels::{Device, Elem, Real, ops::Segments};
+use gradtx_kernels::{Buffer, Device, Elem, Real, ops::Segments};
 use std::ops::Range;
 
 /// One tokenized example: which of its tokens are trained on.
@@ -200,7 +200,7 @@ impl<D: Device, T: Elem> Held<D, T> {
         // Should the copy fail, what is there is unknown.
         self.values.clear();
         let new: Vec<T> = values.collect();
-        device.upload(D::view_mut(&mut self.there, 0..new.len()), &new)?;
+        device.upload(self.there.view_mut(0..new.len()), &new)?;
         self.values = new;
         Ok(())
     }
@@ -265,7 +265,7 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
         for (place, array) in self.places.iter().zip(arrays) {
             self.packed[place.clone()].copy_from_slice(array);
         }
-        device.upload(D::view_mut(&mut self.numbers, 0..self.packed.len()), &self.packed)?;
+        device.upload(self.numbers.view_mut(0..self.packed.len()), &self.packed)?;
         self.keys.set(device, batch.keys.iter().copied())?;
         self.weights.set(device, batch.weights.iter().map(|&w| A::from_f64(w)))?;
         self.used = want;
@@ -273,7 +273,7 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
     }
 
     fn array(&self, array: Array) -> D::View<'_, u32> {
-        D::view(&self.numbers, self.places[array as usize].clone())
+        self.numbers.view(self.places[array as usize].clone())
     }
 
     /// Tokens, segments and labels of the batch that was loaded last.
@@ -303,7 +303,7 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
             offsets: self.array(Array::Offsets),
             adapter: self.array(Array::Adapter),
             grad_row: self.array(Array::GradRow),
-            keys: D::view(&self.keys.there, 0..count),
+            keys: self.keys.there.view(0..count),
             count,
         }
     }
@@ -320,7 +320,7 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
 
     /// `[M]` label weights.
     pub fn weights(&self) -> D::View<'_, A> {
-        D::view(&self.weights.there, 0..self.used.labels)
+        self.weights.there.view(0..self.used.labels)
     }
 
     /// The cache's slots that came with the batch.

@@ -7,6 +7,8 @@
 
 use super::finite_norms;
 use crate::{Error, Result};
+use gradtx_kernels::ops::AdamWUpdate;
+use gradtx_kernels::{Buffer, View, ViewMut};
 use gradtx_kernels::{
     Device, Real,
     ops::{AdamW, AdamWCast, AdamWStep},
@@ -68,7 +70,7 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
 
     /// Elements of each moment.
     pub fn state_len(&self) -> usize {
-        D::len(&self.m)
+        self.m.len()
     }
 
     /// First and second moments.
@@ -96,13 +98,13 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         let name = |row: usize| if rows == 1 { "the model".into() } else { format!("row {row}") };
         if self.is_whole() {
             // Norm and clipping stay on the device: the step itself refuses what is not finite.
-            device.sum_squares(D::view_mut(&mut self.sums, 0..rows), grads, rows, self.len)?;
+            device.sum_squares(self.sums.view_mut(0..rows), grads, rows, self.len)?;
             self.update(device, params, grads, step, max_norm)?;
-            return finite_norms(&device.to_host(D::view(&self.sums, 0..rows))?, at, name);
+            return finite_norms(&device.to_host(self.sums.view(0..rows))?, at, name);
         }
         let sums = self.sums_of_squares(device, grads)?;
         let total = A::from_f64(sums.iter().map(|s| s.to_f64()).sum());
-        device.upload(D::view_mut(&mut self.sums, 0..1), &[total])?;
+        device.upload(self.sums.view_mut(0..1), &[total])?;
         let norms = finite_norms(&[total], at, name)?;
         self.update(device, params, grads, step, max_norm)?;
         Ok(norms)
@@ -148,17 +150,19 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     {
         let norm = self.take_sum(device, step, sum_squares)?;
         self.scales(device, max_norm)?;
-        for Part { all, state, params: place } in self.parts(D::view_len(D::freeze(&params))) {
+        for Part { all, state, params: place } in self.parts(params.freeze().len()) {
             device.adamw_cast(
-                D::slice_mut(D::reborrow(&mut values), all.clone()),
-                D::slice_mut(D::reborrow(&mut params), place),
-                D::view_mut(&mut self.m, state.clone()),
-                D::view_mut(&mut self.v, state),
-                D::slice(grads, all.clone()),
-                D::all(&self.scale),
-                self.rows,
-                all.len() / self.rows,
-                step,
+                values.reborrow().slice(all.clone()),
+                AdamWUpdate {
+                    p: params.reborrow().slice(place),
+                    m: self.m.view_mut(state.clone()),
+                    v: self.v.view_mut(state),
+                    g: grads.slice(all.clone()),
+                    scale: self.scale.all(),
+                    rows: self.rows,
+                    len: all.len() / self.rows,
+                    step,
+                },
             )?;
         }
         Ok(norm)
@@ -169,20 +173,20 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     fn take_sum(&mut self, device: &D, step: AdamWStep, sum_squares: f64) -> Result<f64> {
         let sum = A::from_f64(sum_squares);
         let norms = finite_norms(&[sum], format!("step {}", step.step), |_| "the model".into())?;
-        device.upload(D::view_mut(&mut self.sums, 0..1), &[sum])?;
+        device.upload(self.sums.view_mut(0..1), &[sum])?;
         Ok(norms[0])
     }
 
     /// Each row's clip factor, from `sums`.
     fn scales(&mut self, device: &D, max_norm: Option<f64>) -> Result<()> {
-        let sums = D::view(&self.sums, 0..self.rows);
+        let sums = self.sums.view(0..self.rows);
         let most = max_norm.unwrap_or(f64::INFINITY);
-        Ok(device.clip_scale(D::all_mut(&mut self.scale), sums, self.rows, most)?)
+        Ok(device.clip_scale(self.scale.all_mut(), sums, self.rows, most)?)
     }
 
     /// What one call of the operation takes, for parameters of this length.
     fn parts(&self, params: usize) -> Vec<Part> {
-        let ranges_alone = params == D::len(&self.m);
+        let ranges_alone = params == self.m.len();
         let mut end = 0;
         let part = |range: &Range<usize>| {
             let all = if self.rows == 1 { range.clone() } else { 0..self.rows * self.len };
@@ -203,17 +207,17 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         max_norm: Option<f64>,
     ) -> Result<()> {
         self.scales(device, max_norm)?;
-        for Part { all, state, params: place } in self.parts(D::view_len(D::freeze(&params))) {
-            device.adamw(
-                D::slice_mut(D::reborrow(&mut params), place),
-                D::view_mut(&mut self.m, state.clone()),
-                D::view_mut(&mut self.v, state),
-                D::slice(grads, all.clone()),
-                D::all(&self.scale),
-                self.rows,
-                all.len() / self.rows,
+        for Part { all, state, params: place } in self.parts(params.freeze().len()) {
+            device.adamw(AdamWUpdate {
+                p: params.reborrow().slice(place),
+                m: self.m.view_mut(state.clone()),
+                v: self.v.view_mut(state),
+                g: grads.slice(all.clone()),
+                scale: self.scale.all(),
+                rows: self.rows,
+                len: all.len() / self.rows,
                 step,
-            )?;
+            })?;
         }
         Ok(())
     }
@@ -226,15 +230,15 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     /// Of each row, or of each range; also left in `sums`.
     fn sums_of_squares(&mut self, device: &D, grads: D::View<'_, A>) -> Result<Vec<A>> {
         if self.is_whole() {
-            let sums = D::view_mut(&mut self.sums, 0..self.rows);
+            let sums = self.sums.view_mut(0..self.rows);
             device.sum_squares(sums, grads, self.rows, self.len)?;
-            return Ok(device.to_host(D::view(&self.sums, 0..self.rows))?);
+            return Ok(device.to_host(self.sums.view(0..self.rows))?);
         }
         for (i, range) in self.ranges.iter().enumerate() {
-            let sum = D::view_mut(&mut self.sums, i..i + 1);
-            device.sum_squares(sum, D::slice(grads, range.clone()), 1, range.len())?;
+            let sum = self.sums.view_mut(i..i + 1);
+            device.sum_squares(sum, grads.slice(range.clone()), 1, range.len())?;
         }
-        Ok(device.to_host(D::view(&self.sums, 0..self.ranges.len()))?)
+        Ok(device.to_host(self.sums.view(0..self.ranges.len()))?)
     }
 }
 

@@ -16,6 +16,7 @@
 
 use super::finite_norms;
 use crate::Result;
+use gradtx_kernels::{Buffer, View, ViewMut};
 use gradtx_kernels::{
     Device, Real,
     ops::{AdamW, Elementwise, Gemm, GemmDims},
@@ -117,22 +118,22 @@ where
         step: MuonStep,
     ) -> Result<Vec<f64>> {
         for (i, matrix) in self.matrices.iter().enumerate() {
-            let sum = D::view_mut(&mut self.sums, i..i + 1);
-            device.sum_squares(sum, D::slice(grads, matrix.range()), 1, matrix.range().len())?;
+            let sum = self.sums.view_mut(i..i + 1);
+            device.sum_squares(sum, grads.slice(matrix.range()), 1, matrix.range().len())?;
         }
         let name = |i: usize| format!("`{}`", self.matrices[i].name);
-        let norms = finite_norms(&device.to_host(D::all(&self.sums))?, format!("step {}", step.step), name)?;
+        let norms = finite_norms(&device.to_host(self.sums.all())?, format!("step {}", step.step), name)?;
         let mut at = 0;
         for i in 0..self.matrices.len() {
             let Matrix { rows, cols, .. } = self.matrices[i];
             let range = self.matrices[i].range();
             let state = at..at + range.len();
             at = state.end;
-            self.direction(device, state, D::slice(grads, range.clone()), step.momentum)?;
+            self.direction(device, state, grads.slice(range.clone()), step.momentum)?;
             self.orthogonalise(device, rows, cols)?;
             let size = step.lr * (rows as f64 / cols as f64).max(1.0).sqrt();
-            let w = D::slice_mut(D::reborrow(&mut params), range.clone());
-            device.axpby(w, -size, D::view(&self.x, 0..range.len()), 1.0 - step.lr * step.weight_decay)?;
+            let w = params.reborrow().slice(range.clone());
+            device.axpby(w, -size, self.x.view(0..range.len()), 1.0 - step.lr * step.weight_decay)?;
         }
         Ok(norms)
     }
@@ -146,13 +147,13 @@ where
         momentum: f64,
     ) -> Result<()> {
         let n = state.len();
-        device.axpby(D::view_mut(&mut self.momentum, state.clone()), 1.0, grad, momentum)?;
-        device.axpby(D::view_mut(&mut self.x_next, 0..n), 1.0, grad, 0.0)?;
-        device.axpby(D::view_mut(&mut self.x_next, 0..n), momentum, D::view(&self.momentum, state), 1.0)?;
-        let update = D::view(&self.x_next, 0..n);
-        device.sum_squares(D::view_mut(&mut self.sums, 0..1), update, 1, n)?;
-        let norm = device.to_host(D::view(&self.sums, 0..1))?[0].to_f64().sqrt();
-        Ok(device.axpby(D::view_mut(&mut self.x, 0..n), 1.0 / (norm + NORM_FLOOR), update, 0.0)?)
+        device.axpby(self.momentum.view_mut(state.clone()), 1.0, grad, momentum)?;
+        device.axpby(self.x_next.view_mut(0..n), 1.0, grad, 0.0)?;
+        device.axpby(self.x_next.view_mut(0..n), momentum, self.momentum.view(state), 1.0)?;
+        let update = self.x_next.view(0..n);
+        device.sum_squares(self.sums.view_mut(0..1), update, 1, n)?;
+        let norm = device.to_host(self.sums.view(0..1))?[0].to_f64().sqrt();
+        Ok(device.axpby(self.x.view_mut(0..n), 1.0 / (norm + NORM_FLOOR), update, 0.0)?)
     }
 
     /// The Newton–Schulz iteration on `x` `[rows, cols]`, in place.
@@ -161,18 +162,18 @@ where
         let (n, small) = (rows * cols, rows.min(cols));
         let wide = rows <= cols;
         for _ in 0..ITERATIONS {
-            let x = D::view(&self.x, 0..n);
+            let x = self.x.view(0..n);
             let gram_dims = GemmDims::new(small, small, rows.max(cols), !wide, wide);
-            device.gemm(D::view_mut(&mut self.gram, 0..small * small), x, x, gram_dims)?;
-            let gram = D::view(&self.gram, 0..small * small);
-            device.axpby(D::view_mut(&mut self.poly, 0..small * small), b, gram, 0.0)?;
+            device.gemm(self.gram.view_mut(0..small * small), x, x, gram_dims)?;
+            let gram = self.gram.view(0..small * small);
+            device.axpby(self.poly.view_mut(0..small * small), b, gram, 0.0)?;
             let square = GemmDims { alpha: c, ..GemmDims::new(small, small, small, false, false) }.add();
-            device.gemm(D::view_mut(&mut self.poly, 0..small * small), gram, gram, square)?;
-            let poly = D::view(&self.poly, 0..small * small);
-            device.axpby(D::view_mut(&mut self.x_next, 0..n), a, x, 0.0)?;
+            device.gemm(self.poly.view_mut(0..small * small), gram, gram, square)?;
+            let poly = self.poly.view(0..small * small);
+            device.axpby(self.x_next.view_mut(0..n), a, x, 0.0)?;
             let (left, right) = if wide { (poly, x) } else { (x, poly) };
             let product = GemmDims::new(rows, cols, small, false, false).add();
-            device.gemm(D::view_mut(&mut self.x_next, 0..n), left, right, product)?;
+            device.gemm(self.x_next.view_mut(0..n), left, right, product)?;
             std::mem::swap(&mut self.x, &mut self.x_next);
         }
         Ok(())

@@ -2,8 +2,8 @@
 
 use crate::comm::{Collectives, Comm};
 use crate::{Error, Result};
-use gradtx_kernels::Collective;
 use gradtx_kernels::collective::Candidate;
+use gradtx_kernels::{Buffer, Collective};
 use std::ops::Range;
 
 /// What a rank says of its device: its name among all devices, and the library; or why not.
@@ -58,9 +58,9 @@ fn join<D: Collective>(device: &D, id: &[u8], rank: usize, size: usize) -> Resul
     let mut group = device.join_group(id, rank, size)?;
     let mut values = device.buffer_from(&vec![(rank + 1) as f32; size])?;
     let shares: Vec<Range<usize>> = (0..size).map(|rank| rank..rank + 1).collect();
-    device.start_sums(&mut group, D::all_mut(&mut values), &shares)?;
+    device.start_sums(&mut group, values.all_mut(), &shares)?;
     device.finish_group(&mut group)?;
-    let (sum, want) = (device.to_host(D::view(&values, rank..rank + 1))?, (size * (size + 1) / 2) as f32);
+    let (sum, want) = (device.to_host(values.view(rank..rank + 1))?, (size * (size + 1) / 2) as f32);
     match sum == [want] {
         true => Ok(group),
         false => Err(Error::invalid("sums between devices", format!("found {sum:?}, expected {want}"))),

@@ -3,7 +3,7 @@
 use super::Shards;
 use crate::comm::{Collectives, Comm, Pending};
 use crate::{Error, Result};
-use gradtx_kernels::{Device, Elem};
+use gradtx_kernels::{Buffer, Device, Elem};
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -89,7 +89,7 @@ impl<'c> HostSums<'c> {
             self.take_first()?;
         }
         for (bucket, sums) in shards.buckets().iter().zip(&self.sums) {
-            device.upload(D::view_mut(gradients, bucket.share(self.comm.rank())), sums)?;
+            device.upload(gradients.view_mut(bucket.share(self.comm.rank())), sums)?;
         }
         Ok(())
     }
@@ -103,10 +103,10 @@ impl<'c> HostSums<'c> {
     ) -> Result<()> {
         let mut whole = vec![];
         for bucket in shards.buckets() {
-            let own = device.to_host(D::view(values, bucket.share(self.comm.rank())))?;
+            let own = device.to_host(values.view(bucket.share(self.comm.rank())))?;
             whole.resize(bucket.range().len(), X::zeroed());
             self.comm.all_gather_parts(&own, &bucket.lengths(), &mut whole)?;
-            device.upload(D::view_mut(values, bucket.range()), &whole)?;
+            device.upload(values.view_mut(bucket.range()), &whole)?;
         }
         Ok(())
     }

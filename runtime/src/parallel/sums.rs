@@ -4,7 +4,7 @@ use super::host::HostSums;
 use super::{Readiness, Shards, group, overlap};
 use crate::Result;
 use crate::comm::Comm;
-use gradtx_kernels::{Collective, Elem};
+use gradtx_kernels::{Buffer, Collective, Elem, View, ViewMut};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -72,14 +72,14 @@ impl<'c, D: Collective> GradientSums<'c, D> {
                 continue;
             }
             if let Way::Host(host) = &mut self.way {
-                let view = D::slice(D::freeze(&gradients), part.clone());
+                let view = gradients.freeze().slice(part.clone());
                 host.take(device, &self.shards, i, &part, view)?;
             }
             if self.readiness.note(&self.shards, i, &part)? {
                 match &mut self.way {
                     Way::Host(host) => host.start(&self.shards, i)?,
                     Way::Devices(group) => {
-                        let whole = D::slice_mut(D::reborrow(&mut gradients), bucket.range());
+                        let whole = gradients.reborrow().slice(bucket.range());
                         device.start_sums(group, whole, &bucket.shares_within())?;
                     }
                 }
@@ -115,7 +115,7 @@ impl<'c, D: Collective> GradientSums<'c, D> {
             Way::Host(host) => host.gather(device, &self.shards, values)?,
             Way::Devices(group) => {
                 for bucket in self.shards.buckets() {
-                    let whole = D::view_mut(values, bucket.range());
+                    let whole = values.view_mut(bucket.range());
                     device.start_gather(group, whole, &bucket.shares_within())?;
                 }
                 // Before the host says anything to other ranks: both at once may block each other.

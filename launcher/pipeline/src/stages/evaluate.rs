@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::{AdapterView, Decoder, DecoderConfig, GenerateLimits, Generator, Prompt};
 use gradtx_models::lora::{PeftAdapter, read_peft};
-use gradtx_run::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs};
+use gradtx_run::config::{AnswerForm, Config, MetricChoice, RougeTokens, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch, memory_for};
 use gradtx_run::failure::failed;
@@ -93,8 +93,9 @@ pub struct Score {
 
 /// Evaluates, unless that is done; returns the score.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
-    let config = Config::of_run(args)?.on_device(context, &job.out)?;
-    let stage = Evaluation::open(context, args, &config, job)?;
+    let settings = RunSettings::open(args)?;
+    let config = settings.config().clone().on_device(context, &job.out)?;
+    let stage = Evaluation::open(context, &settings, &config, job)?;
     if let Some(score) = stage::run(context, &stage)? {
         return Ok(score);
     }
@@ -109,6 +110,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<Score> {
 /// An evaluation that is ready to begin.
 pub struct Evaluation<'a> {
     job: &'a Job,
+    settings: &'a RunSettings,
+    /// The settings on this device.
     config: &'a Config,
     role: Role,
     /// Directory of the model.
@@ -126,7 +129,12 @@ pub struct Evaluation<'a> {
 
 impl<'a> Evaluation<'a> {
     /// Opens what a job needs.
-    pub fn open(context: &Context, args: &RunArgs, config: &'a Config, job: &'a Job) -> Result<Self> {
+    pub fn open(
+        context: &Context,
+        settings: &'a RunSettings,
+        config: &'a Config,
+        job: &'a Job,
+    ) -> Result<Self> {
         let (role, mut lineage, dir) = match &job.base {
             None => (job.role, Lineage::BASE, model_dir(config, job.role)?),
             Some(base) => {
@@ -142,12 +150,12 @@ impl<'a> Evaluation<'a> {
         let sums = job.adapter.as_deref().map(adapter_sums).transpose()?;
         let weights = fingerprint(dir, context.threads)?;
         if job.base.is_none() {
-            expect_run_model(&args.run, role, &weights)?;
+            expect_run_model(settings, role, &weights)?;
         }
         if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
             lineage = Lineage::of_adapter(adapter, sums, &weights)?;
         }
-        Ok(Self { job, config, role, dir, model, weights, sums, lineage, data, metric, prompts })
+        Ok(Self { job, settings, config, role, dir, model, weights, sums, lineage, data, metric, prompts })
     }
 }
 
@@ -157,6 +165,10 @@ impl Stage for Evaluation<'_> {
 
     fn dir(&self) -> &Path {
         &self.job.out
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(self.settings)
     }
 
     fn inputs(&self) -> Result<EvaluateInputs> {

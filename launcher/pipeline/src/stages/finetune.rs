@@ -5,13 +5,13 @@
 //! in PEFT form. With the LLM in the place of the TinyLM it is what translation is
 //! measured against.
 
-use crate::artifacts::{expect_run_model, open_side};
+use crate::artifacts::{expect_run_model, open_side, warn_of_changes};
 use crate::records::FinetuneInputs;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
-use gradtx_run::config::{Config, Recipe, RunArgs};
+use gradtx_run::config::{Config, Recipe, RunArgs, RunSettings};
 use gradtx_run::context::{Context, totals};
 use gradtx_run::dispatch::{Work, dispatch, memory_for};
 use gradtx_run::paths::UPDATE_FILE;
@@ -51,6 +51,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 /// Fine-tuning that is ready to begin.
 pub struct Finetune<'a> {
     job: &'a Job,
+    settings: RunSettings,
+    /// The settings on this device.
     config: Config,
     side: ModelSpec,
     data: Data,
@@ -62,9 +64,11 @@ pub struct Finetune<'a> {
 impl<'a> Finetune<'a> {
     /// Opens what a job needs.
     pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
-        let config = Config::of_run(args)?.on_device(context, &job.out)?;
+        let settings = RunSettings::open(args)?;
+        let config = settings.config().clone().on_device(context, &job.out)?;
         let side = open_side(&config, job.role, context.threads)?;
-        expect_run_model(&args.run, job.role, &side.space.base_model)?;
+        warn_of_changes(context, &settings, Self::NAME)?;
+        expect_run_model(&settings, job.role, &side.space.base_model)?;
         let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
         let prompts = data.prompts(&config, &side)?;
         let recipe = match job.role {
@@ -72,7 +76,7 @@ impl<'a> Finetune<'a> {
             Role::Llm => &config.finetune.llm,
         };
         let recipe = recipe.resolved(data.records.len());
-        Ok(Self { job, config, side, data, prompts, recipe })
+        Ok(Self { job, settings, config, side, data, prompts, recipe })
     }
 }
 
@@ -85,8 +89,12 @@ impl Stage for Finetune<'_> {
         &self.job.out
     }
 
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(&self.settings)
+    }
+
     fn inputs(&self) -> Result<FinetuneInputs> {
-        let Self { job, config, side, data, prompts, recipe } = self;
+        let Self { job, config, side, data, prompts, recipe, .. } = self;
         Ok(FinetuneInputs {
             seed: config.seed,
             data: data.inputs(&config.data, &[prompts]),
@@ -102,7 +110,7 @@ impl Stage for Finetune<'_> {
     }
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, f64)> {
-        let Self { job, config, side, data, prompts, recipe } = self;
+        let Self { job, config, side, data, prompts, recipe, .. } = self;
         data.announce(context);
         let steps = recipe.epochs_as_steps(data.records.len());
         steps.into_iter().for_each(|steps| context.ui.line(format!("finetune: {steps}")));

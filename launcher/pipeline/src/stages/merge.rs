@@ -12,7 +12,7 @@ use crate::records::MergeInputs;
 use anyhow::Result;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{PeftAdapter, merge, read_peft};
-use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::config::{Config, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::failure::unusable;
 use gradtx_run::role::Role;
@@ -35,13 +35,14 @@ pub struct Job {
 
 /// Merges, unless that is done.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
-    let config = Config::of_run(args)?;
-    stage::run(context, &Merge::open(context, args, &config, job)?).map(drop)
+    let settings = RunSettings::open(args)?;
+    stage::run(context, &Merge::open(context, &settings, job)?).map(drop)
 }
 
 /// A merge that is ready to begin.
 pub struct Merge<'a> {
     job: &'a Job,
+    settings: &'a RunSettings,
     base: &'a Path,
     /// Fingerprint of the base model.
     model: String,
@@ -54,7 +55,8 @@ pub struct Merge<'a> {
 
 impl<'a> Merge<'a> {
     /// Opens what a job needs.
-    pub fn open(context: &Context, args: &RunArgs, config: &'a Config, job: &'a Job) -> Result<Self> {
+    pub fn open(context: &Context, settings: &'a RunSettings, job: &'a Job) -> Result<Self> {
+        let config = settings.config();
         let base = model_dir(config, job.role)?;
         if is_same_directory(base, &job.out) {
             let why = "--out: this is the base model's own directory; write to another one";
@@ -64,9 +66,9 @@ impl<'a> Merge<'a> {
         let sums = adapter_sums(&job.adapter)?;
         let stops = added_stops(context, config, base)?;
         let model = fingerprint(base, context.threads)?;
-        expect_run_model(&args.run, job.role, &model)?;
+        expect_run_model(settings, job.role, &model)?;
         let lineage = Lineage::of_adapter(&job.adapter, &sums, &model)?;
-        Ok(Self { job, base, model, adapter, sums, lineage, stops })
+        Ok(Self { job, settings, base, model, adapter, sums, lineage, stops })
     }
 }
 
@@ -76,6 +78,10 @@ impl Stage for Merge<'_> {
 
     fn dir(&self) -> &Path {
         &self.job.out
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(self.settings)
     }
 
     fn inputs(&self) -> Result<MergeInputs> {

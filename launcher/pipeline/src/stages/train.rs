@@ -4,17 +4,18 @@
 //! and `validation.json` (what was held out, and what it measured).
 
 use crate::aggregate::Norms;
-use crate::artifacts::{Tuples, open_tuples, spaces_at_hand};
+use crate::artifacts::{Tuples, open_tuples, spaces_at_hand, warn_of_changes};
 use crate::records::{Spaces, TrainInputs};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_run::cluster::World;
-use gradtx_run::config::{Config, RunArgs, TranslatorConfig};
+use gradtx_run::config::{Config, RunArgs, RunSettings, TranslatorConfig, is_reused};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::unusable;
 use gradtx_run::paths::TRANSLATOR_DIR;
 use gradtx_run::stage::{self, Stage};
+use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{Role, fingerprint, write_json};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::parallel::BUCKET_BYTES;
@@ -39,6 +40,8 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
 /// A training that is ready to begin, on one of the ranks that share it.
 pub struct Training<'a> {
     comm: &'a dyn Comm,
+    settings: RunSettings,
+    /// The settings on this device.
     config: Config,
     tuples: Tuples,
     split: Split,
@@ -53,7 +56,12 @@ impl<'a> Training<'a> {
     /// Opens what a run needs. Rank 0 compares and verifies for all.
     pub fn open(context: &Context, world: &'a World, args: &RunArgs, bucket: usize) -> Result<Self> {
         let dir = args.run.join(TRANSLATOR_DIR);
-        let mut config = Config::of_ranks(args, world)?.on_device_of_ranks(context, world, &dir)?;
+        let mut settings = RunSettings::open_on_ranks(args, world)?;
+        let other = &settings.config().reuse.translator;
+        if !other.as_os_str().is_empty() {
+            return Err(is_reused(&args.run, other, "translator", Self::NAME));
+        }
+        let mut config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
         let comm = world.comm();
         let (ranks, batch) = (comm.size(), config.train.global_batch_size);
         if ranks > batch {
@@ -66,14 +74,17 @@ impl<'a> Training<'a> {
             expected =
                 spaces_at_hand(&config, context.threads, |text| context.ui.line(format!("train: {text}")))?;
         }
-        let tuples = open_tuples(&args.run, expected.each_ref().map(Option::as_ref))?;
+        if comm.rank() == 0 {
+            warn_of_changes(context, &settings, Self::NAME)?;
+        }
+        let tuples = open_tuples(&mut settings, expected.each_ref().map(Option::as_ref))?;
         let split = Split::of(&tuples.store, &config.train, derive_named(config.seed, "validation subsets"))?;
         config.train = config.train.resolved(split.training.len());
         let pretrained = match config.translator.pretrained_path.as_path() {
             path if path.as_os_str().is_empty() => None,
             path => Some(fingerprint(path, context.threads)?),
         };
-        Ok(Self { comm, config, tuples, split, dir, pretrained, bucket })
+        Ok(Self { comm, settings, config, tuples, split, dir, pretrained, bucket })
     }
 }
 
@@ -86,6 +97,19 @@ impl Stage for Training<'_> {
 
     fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(&self.settings)
+    }
+
+    fn advice(&self) -> String {
+        let [run, tuples, dir] =
+            [self.settings.run(), self.tuples.run(), &self.dir].map(|path| quoted(&path.to_string_lossy()));
+        format!(
+            "to keep it, train on the same tuples in another run: gradtx train --run OTHER --tuples {tuples} with \
+             the settings to change; or remove {dir} and run gradtx train --run {run} again"
+        )
     }
 
     fn inputs(&self) -> Result<TrainInputs> {

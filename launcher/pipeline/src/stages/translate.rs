@@ -5,14 +5,16 @@
 //! products also `products.json`, and the adapter is of another rank than the shadows'.
 
 use crate::aggregate::{self, Allow, Combine, Norms};
-use crate::artifacts::{Translator, Tuples, open_side, open_translator, open_tuples, open_update};
+use crate::artifacts::{
+    Translator, Tuples, open_side, open_translator, open_tuples, open_update, warn_of_changes,
+};
 use crate::products;
 use crate::records::TranslateInputs;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Generator, GradTransformer};
-use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::config::{Config, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch};
 use gradtx_run::paths::UPDATE_FILE;
@@ -51,8 +53,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 /// A translation that is ready to begin.
 pub struct Translate<'a> {
     job: &'a Job,
-    /// The run directory.
-    run: &'a Path,
+    settings: RunSettings,
+    /// The settings on this device.
     config: Config,
     teacher: ModelSpec,
     source: Source,
@@ -65,18 +67,19 @@ pub struct Translate<'a> {
 
 impl<'a> Translate<'a> {
     /// Opens what a job needs. Everything that is used is checked before anything is written.
-    pub fn open(context: &Context, args: &'a RunArgs, job: &'a Job) -> Result<Self> {
-        let config = Config::of_run(args)?.on_device(context, &job.out)?;
+    pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
+        let mut settings = RunSettings::open(args)?;
+        let config = settings.config().clone().on_device(context, &job.out)?;
         let student = open_side(&config, Role::Tiny, context.threads)?;
         let teacher = open_side(&config, Role::Llm, context.threads)?;
         let open = |path: &PathBuf| open_update(&student, &teacher, path);
         let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;
         let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
-        let source = Source::open(&args.run, job.method, &student, &teacher)?;
+        warn_of_changes(context, &settings, Self::NAME)?;
+        let source = Source::open(&mut settings, job.method, &student, &teacher)?;
         aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
         let combined = aggregate::combine(&updates, job.combine)?;
-        let run = &args.run;
-        Ok(Self { job, run, config, teacher, source, updates, sums, combined })
+        Ok(Self { job, settings, config, teacher, source, updates, sums, combined })
     }
 }
 
@@ -86,6 +89,10 @@ impl Stage for Translate<'_> {
 
     fn dir(&self) -> &Path {
         &self.job.out
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(&self.settings)
     }
 
     fn inputs(&self) -> Result<TranslateInputs> {
@@ -125,7 +132,8 @@ impl Stage for Translate<'_> {
                     true => vec![&combined],
                     false => self.updates.iter().map(|update| update.values.as_slice()).collect(),
                 };
-                let work = products::Translation { context, run: self.run, config, teacher, tuples };
+                let work =
+                    products::Translation { context, run: self.settings.run(), config, teacher, tuples };
                 let (side, factors, details) = work.of(&clients, job.combine)?;
                 write_json(&job.out.join(DETAILS_FILE), &details)?;
                 files.push(DETAILS_FILE.into());
@@ -159,16 +167,20 @@ enum Source {
 
 impl Source {
     /// Opens what a method needs of a run, and verifies all of it.
-    fn open(run: &Path, method: Method, student: &ModelSpec, teacher: &ModelSpec) -> Result<Self> {
-        let tuples = || {
-            let tuples = open_tuples(run, [Some(&student.space), Some(&teacher.space)])?;
-            tuples.verify()?;
-            Ok::<_, anyhow::Error>(Box::new(tuples))
-        };
-        Ok(match (method, method.baseline()) {
-            (_, Some(baseline)) => Self::Baseline(tuples()?, baseline),
-            (Method::Products, None) => Self::Products(tuples()?),
-            (_, None) => Self::Translator(open_translator(run, &student.space, &teacher.space)?),
+    fn open(
+        settings: &mut RunSettings,
+        method: Method,
+        student: &ModelSpec,
+        teacher: &ModelSpec,
+    ) -> Result<Self> {
+        if let (Method::GradTransformer, None) = (method, method.baseline()) {
+            return Ok(Self::Translator(open_translator(settings, &student.space, &teacher.space)?));
+        }
+        let tuples = Box::new(open_tuples(settings, [Some(&student.space), Some(&teacher.space)])?);
+        tuples.verify()?;
+        Ok(match method.baseline() {
+            Some(baseline) => Self::Baseline(tuples, baseline),
+            None => Self::Products(tuples),
         })
     }
 

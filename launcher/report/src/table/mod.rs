@@ -243,8 +243,7 @@ impl Table {
                 let (mean, interval) = mean_with_interval(&there);
                 (row.mean, row.interval) = (Some(mean), interval);
             }
-            let is_translated = matches!(row.entry, Entry::Translated { .. } | Entry::Refined(_));
-            if let (true, [Some(student), Some(teacher)]) = (is_translated, &ends) {
+            if let (true, [Some(student), Some(teacher)]) = (row.is_translated(), &ends) {
                 (row.pgr, row.pgr_interval) = pgr(&row.scores, student, teacher);
             }
         }
@@ -317,6 +316,11 @@ impl Table {
 }
 
 impl Row {
+    /// Whether a translator has a part in the model.
+    pub(crate) fn is_translated(&self) -> bool {
+        matches!(self.entry, Entry::Translated { .. } | Entry::Refined(_))
+    }
+
     fn new(entry: Entry, columns: usize) -> Self {
         Self {
             name: entry.label(),

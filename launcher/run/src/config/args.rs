@@ -21,6 +21,14 @@ pub struct RunArgs {
     /// Type of activations and frozen weights; the same as `--set device.dtype=…`.
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeKind>,
+    /// Use the tuples of another run, whose run directory this is, in the place of this run's own;
+    /// the same as `--set reuse.tuples=…`.
+    #[arg(long, value_name = "RUN")]
+    pub tuples: Option<PathBuf>,
+    /// Use the translator of another run, and where this run has no tuples also those; the same
+    /// as `--set reuse.translator=…`.
+    #[arg(long, value_name = "RUN")]
+    pub translator: Option<PathBuf>,
     /// Override one setting, e.g. `--set train.learning_rate=0.002`; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,

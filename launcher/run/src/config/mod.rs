@@ -2,9 +2,8 @@
 //!
 //! In: a TOML file and `--set key=value` overrides. Out: a [`Config`] whose values are
 //! all in range, and `run.toml` in the run directory, which holds every setting as
-//! resolved, defaults included. A run directory has one configuration: another one is
-//! refused with the lines that differ, since its results would be mixed up. The section
-//! `[device]` may change from stage to stage: shadows on GPUs, a client's update on a CPU.
+//! resolved, defaults included. Settings may change from stage to stage ([`RunSettings`]):
+//! every stage is tied to those that its result depends on, and to no others.
 //!
 //! Paths are relative to the run file, or to the working directory in `--set`;
 //! `run.toml` holds them as absolute paths. They may change: a run whose files were moved
@@ -16,21 +15,29 @@
 //! * preset: settings with a name.
 //! * aliases: what settings are called elsewhere.
 //! * suggest: what a mistyped key may have meant.
+//! * run_settings: those of a run directory, as a stage is given them.
+//! * reuse: results of other runs.
 //! * run_dir: what a directory is that was named as a run and is none.
 //! * sweep: many run files from one.
+//! * sharing: which results runs can share.
 
 mod aliases;
 mod args;
 mod preset;
 mod reference;
+mod reuse;
 pub mod run_dir;
+mod run_settings;
 mod settings;
+mod sharing;
 mod suggest;
 mod sweep;
 
 pub use args::RunArgs;
 pub use preset::Preset;
 pub use reference::{defaults, explain, page, schema};
+pub use reuse::ReuseConfig;
+pub use run_settings::{RunSettings, is_reused};
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
     DtypeKind, EvaluateConfig, FinetuneConfig, GroupBy, LossNormalization, MetricChoice, Models,
@@ -41,11 +48,8 @@ pub use sweep::{SweptRun, read_sweep};
 
 use settings::ALTERNATIVES;
 
-use crate::cluster::World;
 use crate::failure::{refused, unusable, unusable_with};
-use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use crate::record::make_dir;
-use crate::text::today;
 use anyhow::Result;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_regular_text};
 use std::fmt::Write as _;
@@ -56,90 +60,6 @@ use toml::{Table, Value};
 pub const RUN_FILE: &str = "run.toml";
 
 impl Config {
-    /// The configuration of a run directory: resolved, checked, and stored there.
-    ///
-    /// The first time it comes from `--config` and `--set`. Later it comes from the directory's
-    /// run.toml; `--config` and `--set` may then only repeat what stands there. Without both, the
-    /// path is mistyped or no run: an error says what it is, and nothing is made.
-    pub fn of_run(args: &RunArgs) -> Result<Self> {
-        let (config, is_stored) = Self::resolve(args)?;
-        if !is_stored {
-            config.store(&args.run.join(RUN_FILE))?;
-        }
-        Ok(config)
-    }
-
-    /// The same on all ranks of a world: fails unless they have the same settings. Rank 0
-    /// stores them. Paths may differ, for nodes may keep their files in different places.
-    pub fn of_ranks(args: &RunArgs, world: &World) -> Result<Self> {
-        let comm = world.comm();
-        let (mut config, is_stored) = Self::resolve(args)?;
-        let mut first = config.without_places().table().to_string().into_bytes();
-        comm.broadcast_bytes(0, &mut first)?;
-        let first: Table = String::from_utf8(first)?.parse()?;
-        // Ranks that begin at midnight find different days.
-        if !is_stored && let Some(date) = first.get("data").and_then(|d| d.get("date")?.as_str()) {
-            config.data.date = date.into();
-        }
-        let own = config.without_places().table();
-        if first != own {
-            let what = "this rank has another configuration than rank 0";
-            let hint = "start all ranks with the same arguments and the same run file";
-            return Err(refused(what, diff(&first, &own), hint));
-        }
-        // Only now, since from here on a rank would read what is stored.
-        comm.barrier()?;
-        if comm.rank() == 0 && !is_stored {
-            config.store(&args.run.join(RUN_FILE))?;
-        }
-        Ok(config)
-    }
-
-    /// The configuration, and whether the run directory has it already. Writes nothing.
-    pub fn resolve(args: &RunArgs) -> Result<(Self, bool)> {
-        let stored = args.run.join(RUN_FILE);
-        let before = if stored.is_file() { Some(Self::read(&stored)?) } else { None };
-        let mut config = match (&args.config, &before) {
-            (Some(path), _) => Self::read(path)?,
-            (None, Some(before)) => before.clone(),
-            (None, None) => {
-                // A mistake in the settings as typed is not hidden by another one.
-                Self::default().with_overrides(&args.set)?.check()?;
-                return Err(run_dir::no_run(&args.run));
-            }
-        };
-        if let Some(preset) = args.preset {
-            config = config.with_preset(preset);
-        }
-        config.device.kind = args.device.unwrap_or(config.device.kind);
-        config.device.dtype = args.dtype.unwrap_or(config.device.dtype);
-        config = config.with_overrides(&args.set)?;
-        config.check()?;
-        if config.data.date.is_empty() {
-            config.data.date = before.as_ref().map_or_else(today, |before| before.data.date.clone());
-        }
-        gradtx_models::ignore_fields(&config.models.ignore_fields);
-        if let Some(before) = &before {
-            // Where files lie may change, and where is computed; what is in the files is compared
-            // by every stage, and no stage is done on one device by half.
-            let same_device = |config: Self| Self { device: before.device.clone(), ..config };
-            let (known, wanted) = (before.without_places(), same_device(config.without_places()));
-            if known != wanted {
-                let what = format!("{}: this run has another configuration", stored.display());
-                let empty = [SHADOW_DIR, TRANSLATOR_DIR].iter().all(|name| !args.run.join(name).exists());
-                let hint = match empty {
-                    true => {
-                        "nothing is made in this run yet: remove its run.toml to begin with the other one"
-                    }
-                    false => "results of two configurations do not mix: use another --run directory",
-                };
-                return Err(refused(what, diff(&known.table(), &wanted.table()), hint));
-            }
-        }
-        let is_stored = before.as_ref() == Some(&config);
-        Ok((config, is_stored))
-    }
-
     /// Reads a run file. Unknown keys are errors.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_regular_text(path, MAX_CONFIG_BYTES).map_err(|e| {
@@ -164,7 +84,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The configuration that [`Self::of_run`] would give, without touching the run directory.
+    /// The configuration that [`RunSettings::open`] would give, without touching the run directory.
     /// Here a run file takes the place of what the directory has.
     pub fn look(
         run: Option<&Path>,
@@ -210,6 +130,8 @@ impl Config {
             &mut self.lora.init_adapter_tiny,
             &mut self.lora.init_adapter_llm,
             &mut self.translator.pretrained_path,
+            &mut self.reuse.tuples,
+            &mut self.reuse.translator,
         ]
         .into_iter()
         .chain(self.data.public.as_mut_slice())
@@ -276,6 +198,13 @@ impl Config {
         // What `auto` takes is decided by every stage; a directory that names a device keeps it.
         if wanted.device.kind == DeviceKind::Auto {
             wanted.device = before.device.clone();
+        }
+        // Filled in by the first stage that uses them.
+        if wanted.reuse.tuples == before.reuse.tuples {
+            wanted.reuse.tuples_checksum.clone_from(&before.reuse.tuples_checksum);
+        }
+        if wanted.reuse.translator == before.reuse.translator {
+            wanted.reuse.translator_checksum.clone_from(&before.reuse.translator_checksum);
         }
         if before == wanted {
             return Ok(false);

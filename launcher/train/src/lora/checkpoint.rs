@@ -6,7 +6,7 @@
 
 use crate::lora::trainer::JobResult;
 use anyhow::Result;
-use gradtx_kernels::{Backend, Real};
+use gradtx_kernels::{Backend, Buffer, Real};
 use gradtx_models::lora::MultiLora;
 use gradtx_runtime::checkpoint::{self, Checkpoint, Values};
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ impl JobCheckpoint {
             values.extend(adapters.adapter(job)?);
         }
         let (first, second) = adapters.optimizer().moments();
-        let (first, second) = (device.to_host(D::all(first))?, device.to_host(D::all(second))?);
+        let (first, second) = (device.to_host(first.all())?, device.to_host(second.all())?);
         // As bits, since decimal numbers may lose their last one.
         let losses: Vec<u64> = trained.iter().flat_map(|t| &t.losses).map(|loss| loss.to_bits()).collect();
         let updates: Vec<f32> = trained.iter().flat_map(|t| &t.updates).copied().collect();
@@ -80,13 +80,13 @@ impl JobCheckpoint {
             tracing::warn!("{}: of other sizes than it says; these jobs start over", self.path.display());
             return Ok(0);
         }
-        let mut values = vec![0.0; D::len(adapters.adapters_mut())];
+        let mut values = vec![0.0; adapters.adapters_mut().len()];
         saved.read_f32("adapters", &mut values)?;
-        device.upload(D::all_mut(adapters.adapters_mut()), &values)?;
+        device.upload(adapters.adapters_mut().all_mut(), &values)?;
         let (first, second) = adapters.optimizer().moments_mut();
         for (name, buffer) in [("first_moments", first), ("second_moments", second)] {
             saved.read_f32(name, &mut values)?;
-            device.upload(D::all_mut(buffer), &values)?;
+            device.upload(buffer.all_mut(), &values)?;
         }
         let mut losses = vec![0; jobs * steps as usize];
         saved.read_u64("losses", &mut losses)?;

@@ -10,7 +10,7 @@ use crate::examples::Streams;
 use crate::model_spec::ModelSpec;
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Backend, Real};
+use gradtx_kernels::{Backend, Buffer, Real};
 use gradtx_models::decoder::{Activations, AdapterView, Decoder, Mode};
 use gradtx_models::lora::Products;
 use gradtx_run::config::{LossNormalization, Recipe};
@@ -189,7 +189,7 @@ impl Work for Losses<'_> {
         let mut losses = Vec::with_capacity(self.trials.len());
         for trial in self.trials {
             let weights = self.groups.spread(&trial.from, &trial.weights);
-            device.upload(D::all_mut(&mut values), &self.products.read_out(&weights, layout)?)?;
+            device.upload(values.all_mut(), &self.products.read_out(&weights, layout)?)?;
             let mut sum = 0.0;
             for stream in &streams[trial.group] {
                 batch.load(device, stream)?;

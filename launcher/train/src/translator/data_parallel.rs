@@ -8,7 +8,7 @@
 //! that costs time.
 
 use anyhow::Result;
-use gradtx_kernels::{Backend, Collective, Real};
+use gradtx_kernels::{Backend, Buffer, Collective, Real};
 use gradtx_models::grad_transformer::{Batch, GradTransformer, Trainer};
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::parallel::{GradientSums, Shards, gather_on_first, share};
@@ -200,7 +200,7 @@ impl<'c, D: Collective> DataParallel<'c, D> {
         D: Backend<X>,
     {
         if trainer.values_are_masters() {
-            let all = D::view(model.values(), 0..if self.is_first() { model.layout().total() } else { 0 });
+            let all = model.values().view(0..if self.is_first() { model.layout().total() } else { 0 });
             let all = model.device().to_host(all)?;
             return Ok(all.iter().map(|x| x.to_f64() as f32).collect());
         }

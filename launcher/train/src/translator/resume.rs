@@ -17,7 +17,7 @@
 
 use super::data_parallel::DataParallel;
 use anyhow::{Context as _, Result, anyhow, ensure};
-use gradtx_kernels::{Backend, Collective, Real};
+use gradtx_kernels::{Backend, Buffer, Collective, Real};
 use gradtx_models::grad_transformer::{GradTransformer, Trainer};
 use gradtx_run::failure::failed;
 use gradtx_runtime::artifact::{checksum_file, copy_checked, sweep_all_temporary};
@@ -102,7 +102,7 @@ impl Checkpoints {
         let device = model.device();
         let (first, second) = trainer.optimizer().moments();
         let values =
-            [trainer.master_values(model)?, device.to_host(D::all(first))?, device.to_host(D::all(second))?];
+            [trainer.master_values(model)?, device.to_host(first.all())?, device.to_host(second.all())?];
         let (ranges, state) = (ranks.owned(), serde_json::to_value(progress)?);
         let saved = Saved { step: progress.steps.into(), parts: ranks.comm().size() };
         let path = part_path(&self.dir, saved, ranks.comm().rank());
@@ -323,6 +323,6 @@ fn fill<X: Real<Acc = f32>, D: Backend<X>>(
     trainer.set_master_values(model, &parts.read(masters, own)?)?;
     let device = model.device();
     let (first, second) = trainer.optimizer_mut().moments_mut();
-    device.upload(D::all_mut(first), &parts.read(first_moments, own)?)?;
-    Ok(device.upload(D::all_mut(second), &parts.read(second_moments, own)?)?)
+    device.upload(first.all_mut(), &parts.read(first_moments, own)?)?;
+    Ok(device.upload(second.all_mut(), &parts.read(second_moments, own)?)?)
 }

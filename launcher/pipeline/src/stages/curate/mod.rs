@@ -39,7 +39,7 @@ use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::MultiLora;
 use gradtx_run::cluster::World;
-use gradtx_run::config::{Config, CurateConfig, RunArgs};
+use gradtx_run::config::{Config, CurateConfig, RunArgs, RunSettings, is_reused};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Question, answer, dispatch, memory};
 use gradtx_run::failure::{failed, is_busy, stopped};
@@ -49,6 +49,7 @@ use gradtx_run::progress;
 use gradtx_run::record::{self, RECORD_FILE, State, make_dir};
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Inputs, Stage};
+use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{
     MANIFEST, StoreType, TupleManifest, TuplePlan, assemble, checksum, init_path, shard_path,
     sweep_all_temporary, sweep_temporary, write_init, write_json,
@@ -113,6 +114,7 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
 pub struct Curation<'a> {
     world: &'a World,
     job: &'a Job,
+    settings: RunSettings,
     collection: Arc<Collection>,
     inputs: CurateInputs,
 }
@@ -121,7 +123,12 @@ impl<'a> Curation<'a> {
     /// Opens what a run needs.
     pub fn open(context: &Context, world: &'a World, job: &'a Job) -> Result<Self> {
         let dir = job.run.run.join(SHADOW_DIR);
-        let config = Config::of_ranks(&job.run, world)?.on_device_of_ranks(context, world, &dir)?;
+        let settings = RunSettings::open_on_ranks(&job.run, world)?;
+        let other = &settings.config().reuse.tuples;
+        if !other.as_os_str().is_empty() {
+            return Err(is_reused(&job.run.run, other, "tuples", Self::NAME));
+        }
+        let config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
         let tiny = open_side(&config, Role::Tiny, context.threads)?;
         let llm = open_side(&config, Role::Llm, context.threads)?;
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
@@ -156,7 +163,7 @@ impl<'a> Curation<'a> {
             sides: [tiny, llm],
             public,
         });
-        Ok(Self { world, job, collection, inputs })
+        Ok(Self { world, job, settings, collection, inputs })
     }
 }
 
@@ -169,6 +176,15 @@ impl Stage for Curation<'_> {
 
     fn dir(&self) -> &Path {
         &self.collection.dir
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(&self.settings)
+    }
+
+    fn advice(&self) -> String {
+        let dir = quoted(&self.dir().to_string_lossy());
+        format!("to keep it, begin another run with the other settings; or remove {dir} to curate again")
     }
 
     fn inputs(&self) -> Result<CurateInputs> {
@@ -319,8 +335,14 @@ impl Curation<'_> {
         let is_complete = || Ok::<_, anyhow::Error>(collection.missing(self.world.comm(), true)?.is_empty());
         loop {
             let output = match record::share(self.dir(), Self::NAME, settings.clone(), &position.name) {
-                Ok(State::Open(output)) => output,
-                Ok(State::Finished) => return self.was_finished(context),
+                Ok(State::Open(output)) => {
+                    self.settings.store(&context.ui)?;
+                    output
+                }
+                Ok(State::Finished) => {
+                    self.settings.store(&context.ui)?;
+                    return self.was_finished(context);
+                }
                 // Somebody is alone here: to end the work of all, or to see whether that can be done.
                 Err(error) if is_busy(&error) => {
                     if is_complete()? {

@@ -23,7 +23,7 @@ use crate::stages::evaluate::metric;
 use answers::{Asked, Tiny};
 use anyhow::{Context as _, Result};
 use gradtx_models::lora::{BlockLayout, read_peft};
-use gradtx_run::config::{Config, RunArgs};
+use gradtx_run::config::{Config, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::failed;
@@ -104,6 +104,8 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<()> {
 /// A refinement that is ready to begin.
 pub struct Refining<'a> {
     job: &'a Job,
+    settings: RunSettings,
+    /// The settings on this device.
     config: Config,
     student: ModelSpec,
     teacher: ModelSpec,
@@ -119,10 +121,11 @@ pub struct Refining<'a> {
 impl<'a> Refining<'a> {
     /// Opens what a job needs.
     pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
-        let config = Config::of_run(args)?.on_device(context, &job.out)?;
+        let settings = RunSettings::open(args)?;
+        let config = settings.config().clone().on_device(context, &job.out)?;
         let student = open_side(&config, Role::Tiny, context.threads)?;
         let teacher = open_side(&config, Role::Llm, context.threads)?;
-        expect_run_model(&args.run, Role::Tiny, &student.space.base_model)?;
+        expect_run_model(&settings, Role::Tiny, &student.space.base_model)?;
         let updates: Vec<UpdateVector> =
             job.updates.iter().map(|path| open_update(&student, &teacher, path)).collect::<Result<_>>()?;
         let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
@@ -131,7 +134,7 @@ impl<'a> Refining<'a> {
         let combined = aggregate::combine(&updates, translation.combine)?;
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
         let prompts = [public.prompts(&config, &student)?, public.prompts(&config, &teacher)?];
-        Ok(Self { job, config, student, teacher, sums, translation, combined, public, prompts })
+        Ok(Self { job, settings, config, student, teacher, sums, translation, combined, public, prompts })
     }
 }
 
@@ -142,6 +145,10 @@ impl Stage for Refining<'_> {
 
     fn dir(&self) -> &Path {
         &self.job.out
+    }
+
+    fn settings(&self) -> Option<&RunSettings> {
+        Some(&self.settings)
     }
 
     fn inputs(&self) -> Result<RefineInputs> {

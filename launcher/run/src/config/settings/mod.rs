@@ -32,6 +32,7 @@ pub use train::{TrainConfig, ValidationSplit};
 pub use translate::{PenaltyChoice, PenaltyRule, TranslateConfig};
 pub use translator::TranslatorConfig;
 
+use super::ReuseConfig;
 use crate::failure::unusable;
 use anyhow::Result;
 use bounds::Findings;
@@ -70,6 +71,8 @@ pub struct Config {
     pub refine: RefineConfig,
     /// Generation and scoring.
     pub evaluate: EvaluateConfig,
+    /// Results of other runs, used in the place of this run's own.
+    pub reuse: ReuseConfig,
 }
 
 impl Default for Config {
@@ -87,6 +90,7 @@ impl Default for Config {
             translate: TranslateConfig::default(),
             refine: RefineConfig::default(),
             evaluate: EvaluateConfig::default(),
+            reuse: ReuseConfig::default(),
         }
     }
 }
