@@ -343,6 +343,48 @@ mod tests {
     use super::*;
     use std::path::PathBuf;
 
+    fn read(text: &str) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        std::fs::write(&path, text).unwrap();
+        let config = Config::read(&path)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_section_s_defaults_hold_for_what_a_file_leaves_out() {
+        let config = read("[finetune.tiny]\nlearning_rate = 1e-3\n[curate]\nllm.weight_decay = 0\n").unwrap();
+        let mut wanted = Config::default();
+        wanted.finetune.tiny.learning_rate = 1e-3;
+        wanted.curate.llm.weight_decay = 0.0;
+        assert_eq!(config, wanted);
+        assert_eq!((config.finetune.tiny.max_steps, config.curate.llm.max_steps), (1250, 87));
+    }
+
+    #[test]
+    fn epochs_take_the_place_of_steps_and_back() {
+        let steps = |config: &Config| (config.train.max_steps, config.train.num_train_epochs);
+        let by_epochs = read("[train]\nnum_train_epochs = 30\n").unwrap();
+        assert_eq!(steps(&by_epochs), (0, 30.0));
+        // 300 subsets of 13 tuples, 15 of them held out.
+        assert_eq!(by_epochs.expected().train.max_steps, (30 * 285 * 13u32).div_ceil(32));
+        let set = |config: &Config, set: &str| config.clone().with_overrides(&[set.into()]).unwrap();
+        assert_eq!(steps(&set(&by_epochs, "train.max_steps=7")), (7, 0.0));
+        assert_eq!(steps(&set(&Config::default(), "train.num_train_epochs=2")), (0, 2.0));
+        let warm = read("[train]\nwarmup_ratio = 0.1\n").unwrap();
+        assert_eq!((warm.train.warmup_steps, warm.expected().train.warmup_steps), (0, 366));
+        for (text, words) in [
+            ("[train]\nmax_steps = 3\nnum_train_epochs = 2\n", "max_steps = 3 and num_train_epochs = 2"),
+            ("[train]\nmax_steps = 0\n", "train.max_steps = 0"),
+            ("[finetune.llm]\nwarmup_steps = 3\nwarmup_ratio = 0.5\n", "finetune.llm: warmup_steps = 3"),
+            ("[curate.tiny]\nnum_train_epochs = 0.1\n", "curate.tiny.max_steps = 7: the snapshots reach 13"),
+        ] {
+            let said = read(text).unwrap_err().to_string();
+            assert!(said.contains(words), "{text}: {said}");
+        }
+    }
+
     #[test]
     fn data_is_one_path_or_several_and_comes_back_from_its_file() {
         let dir = tempfile::tempdir().unwrap();
