@@ -15,7 +15,6 @@ use anyhow::{Result, ensure};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Generator, GradTransformer};
 use gradtx_plan::cost::work::TranslatorWork;
-use gradtx_runtime::plan::Purpose;
 use serde_json::json;
 
 /// What to translate.
@@ -42,7 +41,7 @@ impl Measured for Job {
         let outline = GradTransformer::<D, X>::meta(on.device, config.clone())?;
         check_memory(on.device, &translator.name, "--batch", self.batch, |n| {
             let mut plan = Generator::plan(&outline, n)?;
-            plan.add(Purpose::Frozen, "values", &[outline.layout().total()], size_of::<X>());
+            plan.extend(outline.plan_values()?);
             Ok(plan)
         })?;
         let model = translator.make::<X, D>(on.device)?;

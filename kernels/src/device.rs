@@ -10,8 +10,8 @@ use std::ops::Range;
 
 /// One place where operations run. Cheap to clone; clones share memory and queue.
 pub trait Device: Clone + Send + Sync + 'static {
-    /// Memory for a number of elements.
-    type Buf<T: Elem>: Buffer<Self, T>;
+    /// Memory for a number of elements; by default for none, which needs no device.
+    type Buf<T: Elem>: Buffer<Self, T> + Default;
     /// Read access to part of a buffer.
     type View<'a, T: Elem>: View<T>;
     /// Write access to part of a buffer.

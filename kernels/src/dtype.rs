@@ -5,6 +5,7 @@
 //! [`Complex64`] run the very same code to check gradients (the complex-step
 //! derivative `Im f(x + ih) / h` has no cancellation, so it is exact to rounding).
 
+use crate::Device;
 use bytemuck::Pod;
 pub use half::{bf16, f16};
 use std::fmt::Debug;
@@ -74,6 +75,11 @@ pub trait Real:
     /// moments: `f32` for `bf16`, otherwise the type itself.
     type Acc: Real<Acc = Self::Acc>;
 
+    /// A buffer of values as one of accumulators, where the two types are one; otherwise the buffer itself.
+    fn accumulators<D: Device>(
+        values: &mut D::Buf<Self>,
+    ) -> Result<&mut D::Buf<Self::Acc>, &mut D::Buf<Self>>;
+
     /// The nearest value to `x`.
     fn from_f64(x: f64) -> Self;
     /// The real part, widened.
@@ -113,6 +119,11 @@ macro_rules! real_float {
     ($t:ty) => {
         impl Real for $t {
             type Acc = $t;
+            fn accumulators<D: Device>(
+                values: &mut D::Buf<Self>,
+            ) -> Result<&mut D::Buf<Self::Acc>, &mut D::Buf<Self>> {
+                Ok(values)
+            }
             #[inline(always)]
             fn from_f64(x: f64) -> Self {
                 x as $t
@@ -161,6 +172,11 @@ real_float!(f64);
 
 impl Real for bf16 {
     type Acc = f32;
+    fn accumulators<D: Device>(
+        values: &mut D::Buf<Self>,
+    ) -> Result<&mut D::Buf<Self::Acc>, &mut D::Buf<Self>> {
+        Err(values)
+    }
     fn from_f64(x: f64) -> Self {
         // Not its own conversion, which ignores the lowest bits of an f32 when it decides a tie: a
         // device rounds f32 correctly, and masters must give the same values on both sides.
@@ -194,6 +210,11 @@ impl Real for bf16 {
 
 impl Real for Complex64 {
     type Acc = Complex64;
+    fn accumulators<D: Device>(
+        values: &mut D::Buf<Self>,
+    ) -> Result<&mut D::Buf<Self::Acc>, &mut D::Buf<Self>> {
+        Ok(values)
+    }
     fn from_f64(x: f64) -> Self {
         Complex64::new(x, 0.0)
     }

@@ -1,6 +1,7 @@
 //! The models: each with its configuration, weights, activations, forward and backward.
 
 pub mod decoder;
+mod fields;
 mod foreign;
 pub mod grad_transformer;
 pub mod linalg;

@@ -3,6 +3,7 @@
 //! * [`data`]: from files of examples to packed token streams on a device.
 //! * [`artifact`]: what is on disk, read by memory map and written atomically.
 //! * [`checkpoint`]: everything needed to continue bit-identically.
+//! * [`buffers`]: buffers that are described once, to be planned and to be taken.
 //! * [`params`]: names, shapes and places of parameters in one flat buffer.
 //! * [`plan`]: every buffer's shape and bytes, before the first step.
 //! * [`optim`]: optimizers over flat buffers, and learning-rate schedules.
@@ -12,6 +13,7 @@
 //! * [`text`]: text of files, made fit for a terminal.
 
 pub mod artifact;
+pub mod buffers;
 pub mod checkpoint;
 pub mod comm;
 pub mod data;

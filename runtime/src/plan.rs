@@ -60,6 +60,13 @@ pub struct Planned {
     pub pieces: usize,
 }
 
+impl Planned {
+    /// The shape of each piece.
+    fn piece(&self) -> &[usize] {
+        if self.pieces > 1 { &self.shape[1..] } else { &self.shape }
+    }
+}
+
 /// Memory that a plan must fit into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
@@ -144,7 +151,8 @@ impl MemoryPlan {
         self.add_pieces(purpose, name, shape, size, 1);
     }
 
-    /// The same for one that consists of several pieces of memory of the same size.
+    /// The same for one that consists of several pieces of memory of the same size: if there is more than one,
+    /// their number is the first of the shape.
     pub fn add_pieces(
         &mut self,
         purpose: Purpose,
@@ -156,6 +164,31 @@ impl MemoryPlan {
         // A plan that no machine can hold is still a plan: it says that it does not fit.
         let bytes = shape.iter().fold(size as u64, |bytes, &n| bytes.saturating_mul(n as u64));
         self.entries.push(Planned { purpose, name: name.into(), shape: shape.to_vec(), bytes, pieces });
+    }
+
+    /// Adds one more piece of memory: to the entry of this purpose, name and shape, if there is one. Pieces
+    /// without elements are no entry.
+    pub(crate) fn add_piece(
+        &mut self,
+        purpose: Purpose,
+        name: impl Into<String>,
+        shape: &[usize],
+        size: usize,
+    ) {
+        if shape.contains(&0) {
+            return;
+        }
+        let name = name.into();
+        let same = |e: &&mut Planned| e.purpose == purpose && e.name == name && e.piece() == shape;
+        match self.entries.iter_mut().find(same) {
+            None => self.add(purpose, name, shape, size),
+            Some(entry) => {
+                let (pieces, bytes) = (entry.pieces + 1, entry.bytes / entry.pieces as u64);
+                entry.shape = [&[pieces], shape].concat();
+                entry.bytes = bytes.saturating_mul(pieces as u64);
+                entry.pieces = pieces;
+            }
+        }
     }
 
     /// Adds all buffers of another plan.

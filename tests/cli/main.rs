@@ -6,6 +6,7 @@ mod bench;
 mod bit_flips;
 mod command_line;
 mod corrupt;
+mod cross_validation;
 mod data_forms;
 mod device_auto;
 mod foreign_models;

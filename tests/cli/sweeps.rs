@@ -7,6 +7,7 @@ use gradtx_tests::miniature;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 struct Home {
     dir: tempfile::TempDir,
@@ -281,11 +282,38 @@ fn a_run_that_fails_does_not_stop_the_others() {
     );
     let said = home.refused("sweep both.toml --out b --run", 1, &["none.jsonl", "1 of 2 runs not finished"]);
     assert!(said.contains("curation"), "{said}");
-    assert!(home.path("b/public=public/translator/model.safetensors").is_file());
+    assert!(home.path("b/public=public.jsonl/translator/model.safetensors").is_file());
     let status = home.ok("sweep both.toml --out b --status");
-    assert!(status.contains("public=public  curate finished, train finished"), "{status}");
+    assert!(status.contains("public=public.jsonl  curate finished, train finished"), "{status}");
     home.refused("sweep sweep.toml --out s --run --client nobody", 2, &["--client nobody", "train.jsonl"]);
     home.refused("sweep sweep.toml --out s --client clients", 2, &["--run"]);
+}
+
+#[test]
+fn a_sweep_that_is_asked_to_stop_stops_its_command_and_resumes() {
+    let home = Home::new();
+    let settings = home.read("settings.toml");
+    let long = settings.replace("max_steps = 6\n", "max_steps = 400\nsave_minutes = 0\n");
+    assert_ne!(long, settings);
+    home.write("settings.toml", &long);
+    home.write("sweep.toml", "[[sweep]]\nbase = \"settings.toml\"\ntrain.learning_rate = [0.01, 0.02]\n");
+    let line = "sweep sweep.toml --out s --run";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+    command.args(line.split(' ')).args(["--threads", "1"]).current_dir(home.dir.path());
+    let mut sweep = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let checkpoints = home.path("s/learning_rate=0.01/translator/checkpoints");
+    while !checkpoints.is_dir() {
+        assert!(sweep.try_wait().unwrap().is_none(), "it ended before it trained");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let kill = Command::new("kill").arg("-TERM").arg(sweep.id().to_string()).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(sweep.wait().unwrap().code(), Some(75));
+    let status = home.ok("status s");
+    assert!(status.contains("stopped") && !status.contains("running"), "{status}");
+    assert!(!home.path("s/learning_rate=0.02/translator").exists(), "the next one is not begun");
+    let said = home.ok(line);
+    assert!(!said.contains(": curate\n") && said.matches(": train\n").count() == 2, "{said}");
 }
 
 #[test]

@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Packages whose files are looked at.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 10] = [
     "runtime",
+    "models",
     "launcher/run",
     "launcher/train",
     "launcher/plan",

@@ -48,14 +48,20 @@ impl<T: Elem> CpuBuf<T> {
     pub fn zeros(len: usize) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<T>());
         let (start, memory) = match bytes {
-            // Dangling, but aligned as a slice of no elements must be.
-            0 => Some((NonNull::<T>::dangling().cast(), Memory::None)),
+            0 => return Ok(Self::default()),
             #[cfg(target_os = "linux")]
             HUGE_PAGE.. => map(bytes),
             _ => allocate(bytes),
         }
         .ok_or_else(|| Error::OutOfMemory { device: "CPU".into(), bytes })?;
         Ok(Self { start: start.cast(), len, memory, owns: PhantomData })
+    }
+}
+
+impl<T: Elem> Default for CpuBuf<T> {
+    fn default() -> Self {
+        // Dangling, but aligned as a slice of no elements must be.
+        Self { start: NonNull::dangling(), len: 0, memory: Memory::None, owns: PhantomData }
     }
 }
 

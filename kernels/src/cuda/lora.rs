@@ -95,13 +95,28 @@ fn check_targets(op: &'static str, dims: &LoraDims<'_>) -> Result<()> {
     }
 }
 
-/// The row stride of a weight of this length: with room for B, or without.
-fn stride_of_weight(len: usize, dims: &LoraDims<'_>) -> usize {
-    let stride = weight_stride(dims.in_dim);
-    if len == dims.out_dim * stride { stride } else { dims.in_dim }
+/// The columns behind the rows of a frozen weight, where B of all adapters is written before a product. They are no part of
+/// the weight: no view reads them but the product that follows, so they may be written while views of the weight are lent.
+struct WeightColumns<'a, X> {
+    /// The weight with its columns, `[out_dim, stride]`.
+    rows: CudaView<'a, X>,
+    stride: usize,
+}
+
+impl<'a, X: CudaReal> WeightColumns<'a, X> {
+    /// Those of a weight of a layer, unless it has none.
+    fn of(w: CudaView<'a, X>, dims: &LoraDims<'_>) -> Option<Self> {
+        let stride = weight_stride(dims.in_dim);
+        (w.len() == dims.out_dim * stride).then_some(Self { rows: w, stride })
+    }
 }
 
 impl Launch<'_> {
+    /// A `X*` to a weight whose columns are written.
+    fn write_columns<X: CudaReal>(self, columns: &WeightColumns<'_, X>) -> Self {
+        self.address::<X>(columns.rows.pointer())
+    }
+
     /// Where tokens and adapters of the stream are, and rows and columns of an adapter input.
     pub(super) fn stream(self, segments: &Segments<'_, Cuda>, dims: &LoraDims<'_>, columns: Columns) -> Self {
         let launch = self.read(segments.offsets).read(segments.adapter).read(segments.keys);
@@ -149,20 +164,20 @@ pub(super) struct Partial {
 }
 
 impl Cuda {
-    /// Writes B of all adapters behind the rows of `w`, in the columns that are theirs.
+    /// Writes B of all adapters into the columns of a weight that are theirs.
     fn lora_weight_tail<X: CudaReal>(
         &self,
-        w: CudaView<'_, X>,
+        w: &WeightColumns<'_, X>,
         adapters: CudaView<'_, f32>,
         dims: &LoraDims<'_>,
         columns: Columns,
     ) -> Result<()> {
-        let kernel = self.kernel_of::<X>(MODULE, "lora_weight_tail").address::<X>(w.pointer()).read(adapters);
-        let kernel = kernel.long(dims.adapter_stride).long(weight_stride(dims.in_dim)).int(dims.out_dim);
+        let kernel = self.kernel_of::<X>(MODULE, "lora_weight_tail").write_columns(w).read(adapters);
+        let kernel = kernel.long(dims.adapter_stride).long(w.stride).int(dims.out_dim);
         let kernel = kernel.int(dims.in_dim).int(columns.width).int(columns.adapters).outputs(dims);
         let chunks = (dims.out_dim * columns.width).div_ceil(16 / size_of::<X>());
         let blocks = self.blocks_for(chunks, THREADS);
-        // SAFETY: `w` has room in every row, and by the contract that room is ours to write.
+        // SAFETY: every row of the weight has as many columns behind it, and the kernel writes nothing else.
         unsafe { kernel.run([blocks, 1, 1], THREADS, 0) }
     }
 
@@ -305,17 +320,18 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         let LoraLinearForward { mut y, input, w, residual, adapters, segments, dims } = args;
         const OP: &str = "lora_linear_forward";
         check_targets(OP, &dims)?;
-        let (columns, w_stride) = (Columns::new(adapters, &dims), stride_of_weight(w.len(), &dims));
-        let fused = dims.tail() > 0 && columns.step > 0 && w_stride > dims.in_dim;
-        if fused {
-            self.lora_weight_tail(w, adapters, &dims, columns)?;
+        let (columns, of_w) = (Columns::new(adapters, &dims), WeightColumns::of(w, &dims));
+        let w_stride = of_w.as_ref().map_or(dims.in_dim, |of_w| of_w.stride);
+        let fused = of_w.filter(|_| dims.tail() > 0 && columns.step > 0);
+        if let Some(of_w) = &fused {
+            self.lora_weight_tail(of_w, adapters, &dims, columns)?;
         }
-        let depth = if fused { dims.in_dim + columns.width } else { dims.in_dim };
+        let depth = if fused.is_some() { dims.in_dim + columns.width } else { dims.in_dim };
         let product = GemmDims::new(dims.tokens, dims.out_dim, depth, false, true);
         let product = GemmDims { a_stride: row_stride(&dims), b_stride: w_stride, ..product };
         let start = (residual.map_or(0, CudaView::pointer), dims.out_dim);
         self.product(OP, &y.reborrow(), input, w, None, start, &product)?;
-        if fused {
+        if fused.is_some() {
             return Ok(());
         }
         let at =
@@ -328,20 +344,21 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         let LoraLinearBackward { mut d_input, grads, dy, input, w, adapters, segments, dims } = args;
         const OP: &str = "lora_linear_backward";
         check_targets(OP, &dims)?;
-        let (columns, w_stride) = (Columns::new(adapters, &dims), stride_of_weight(w.len(), &dims));
-        let fused = dims.tail() > 0 && columns.step > 0 && w_stride > dims.in_dim;
-        if fused {
+        let (columns, of_w) = (Columns::new(adapters, &dims), WeightColumns::of(w, &dims));
+        let w_stride = of_w.as_ref().map_or(dims.in_dim, |of_w| of_w.stride);
+        let fused = of_w.filter(|_| dims.tail() > 0 && columns.step > 0);
+        if let Some(of_w) = &fused {
             // Other adapters may have been there since the forward pass.
-            self.lora_weight_tail(w, adapters, &dims, columns)?;
+            self.lora_weight_tail(of_w, adapters, &dims, columns)?;
         }
-        let width = if fused { dims.in_dim + columns.width } else { dims.in_dim };
+        let width = if fused.is_some() { dims.in_dim + columns.width } else { dims.in_dim };
         let product = GemmDims::new(dims.tokens, width, dims.out_dim, false, false);
         let product = GemmDims { b_stride: w_stride, c_stride: row_stride(&dims), ..product };
         self.gemm(d_input.reborrow(), dy, w, product)?;
         if dims.tail() == 0 {
             return Ok(());
         }
-        if !fused {
+        if fused.is_none() {
             let dy_at = |target: &LoraTarget| dy.pointer() + (target.out_start * size_of::<X>()) as u64;
             let at = |target: &LoraTarget| (d_input.pointer(), dy_at(target));
             self.lora_by_b::<X>("lora_up_backward", at, adapters, &segments, &dims)?;

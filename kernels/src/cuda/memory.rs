@@ -71,20 +71,27 @@ impl Drop for Allocation {
 
 /// Memory of a CUDA device for a number of elements.
 pub struct CudaBuf<T> {
-    memory: Allocation,
+    /// None for no elements, where no device was asked.
+    memory: Option<Allocation>,
     len: usize,
     /// Keeps the stream alive on which the memory is used.
-    _device: Cuda,
+    _device: Option<Cuda>,
     _elements: PhantomData<T>,
+}
+
+impl<T> Default for CudaBuf<T> {
+    fn default() -> Self {
+        Self { memory: None, len: 0, _device: None, _elements: PhantomData }
+    }
 }
 
 impl<T: Elem> CudaBuf<T> {
     pub(super) fn new(device: &Cuda, len: usize, memory: Allocation) -> Self {
-        Self { memory, len, _device: device.clone(), _elements: PhantomData }
+        Self { memory: Some(memory), len, _device: Some(device.clone()), _elements: PhantomData }
     }
 
     pub(super) fn pointer(&self) -> u64 {
-        self.memory.pointer()
+        self.memory.as_ref().map_or(0, Allocation::pointer)
     }
 }
 

@@ -3,7 +3,7 @@
 //! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
 //! A new command is a variant here, with its arm in `run`.
 
-use crate::{compare, config, doctor, init, inspect, manual, status, submit, sweep};
+use crate::{compare, config, cross_validate, doctor, init, inspect, manual, status, submit, sweep};
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -130,6 +130,8 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Compare translators on held-out groups of shadows, before the first client comes.
+    CrossValidate(cross_validate::Job),
     /// Put an adapter into the weights of its model: a Hugging Face directory.
     Merge {
         /// The run and its configuration.
@@ -245,6 +247,12 @@ pub enum Command {
         /// Type of activations and frozen weights.
         #[arg(long, value_enum, default_value_t = DtypeKind::F32)]
         dtype: DtypeKind,
+        /// So many seeds, from --seed on, each in a directory of its own.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<u64>::new().range(1..=1000))]
+        seeds: u64,
+        /// In world held-out: fewer shadows, one fold of tasks, no Grad-Transformer.
+        #[arg(long)]
+        quick: bool,
     },
 }
 
@@ -273,7 +281,7 @@ impl Command {
                 finetune::run(context, &run, &job)
             }
             Self::Refine { run, updates, translated, out } => {
-                refine::run(context, &run, &refine::Job { updates, translated, out })
+                refine::run(context, &run, &refine::Job { updates, translated, out, fold: None })
             }
             Self::Translate {
                 run,
@@ -286,15 +294,16 @@ impl Command {
                 allow_duplicates,
             } => {
                 let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
-                let job =
-                    translate::Job { updates, out, method, combine, random_student: random_update, allow };
+                let random_student = random_update;
+                let job = translate::Job { updates, out, method, combine, random_student, allow, fold: None };
                 translate::run(context, &run, &job)
             }
+            Self::CrossValidate(job) => cross_validate::run(context, &job),
             Self::Merge { run, adapter, out, model } => {
                 merge::run(context, &run, &merge::Job { adapter, out, role: model })
             }
             Self::Evaluate { run, data, out, model, base, adapter } => {
-                let job = evaluate::Job { data, out, role: model, base, adapter };
+                let job = evaluate::Job { data: vec![data], out, role: model, base, adapter, part: None };
                 evaluate::run(context, &run, &job).map(drop)
             }
             Self::Report { run, scores, out } => gradtx_report::stage::run(
@@ -313,8 +322,8 @@ impl Command {
             Self::Completions { shell } => manual::completions(Args::command(), shell),
             Self::Man { dir } => manual::pages(Args::command(), &dir),
             Self::Bench(job) => gradtx_bench::run(context, world, &job),
-            Self::Demo { dir, world, seed, preset, device, dtype } => {
-                demo::run(context, &demo::Job { dir, world, seed, preset, device, dtype })
+            Self::Demo { dir, world, seed, preset, device, dtype, seeds, quick } => {
+                demo::run(context, &demo::Job { dir, world, seed, preset, device, dtype, seeds, quick })
             }
         }
     }

@@ -7,6 +7,7 @@
 pub mod args;
 pub mod compare;
 pub mod config;
+pub mod cross_validate;
 pub mod doctor;
 mod flags;
 pub mod init;

@@ -13,6 +13,7 @@ use gradtx_pipeline::staleness::Run;
 use gradtx_run::config::{Config, RUN_FILE, run_dir};
 use gradtx_run::context::Context;
 use gradtx_run::failure::failed;
+use gradtx_run::paths::{CURATIONS_DIR, INDEX_FILE};
 use gradtx_run::progress::{self, Failed, RankProgress, StageProgress, ago, unix_now};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::stage::Facts;
@@ -184,6 +185,7 @@ fn walk(all: &Walk<'_>, dir: &Path, depth: usize, rows: &mut Vec<Row>) -> Result
                 // Found on the way down, there or here.
                 true if is_own || is_below() => {}
                 true => rows.push(Row::look(&place, verify)),
+                false if stage == "train" && is_shared_curation(dir) => {}
                 false => rows.push(Row::new(stage, &place, State::NotBegun)),
             }
         }
@@ -203,6 +205,13 @@ fn walk(all: &Walk<'_>, dir: &Path, depth: usize, rows: &mut Vec<Row>) -> Result
         }
     }
     Ok(())
+}
+
+/// Whether a run directory is that of a curation that runs of a sweep share: there is nothing to train.
+fn is_shared_curation(dir: &Path) -> bool {
+    let is_there = |above: &Path| above.file_name().is_some_and(|name| name == CURATIONS_DIR);
+    let above = dir.parent().filter(|above| is_there(above));
+    above.and_then(Path::parent).is_some_and(|sweep| sweep.join(INDEX_FILE).is_file())
 }
 
 impl Row {

@@ -8,6 +8,7 @@
 //! into the settings of what is made from it.
 
 use crate::aggregate::Norms;
+use crate::fold::Fold;
 use crate::lineage::{Lineage, adapter_sums};
 use crate::records::{CurateInputs, TrainInputs};
 use crate::staleness::Run;
@@ -174,6 +175,12 @@ pub fn open_tuples(settings: &mut RunSettings, expected: [Option<&UpdateSpace>; 
 }
 
 impl Tuples {
+    /// The same without the shadow pairs of a fold.
+    pub fn without(mut self, fold: Option<&Fold>) -> Self {
+        self.store = self.store.without(&Fold::held_out(fold));
+        self
+    }
+
     /// The run that has them.
     pub fn run(&self) -> &Path {
         self.made.dir.parent().unwrap_or(&self.made.dir)
@@ -279,13 +286,15 @@ pub struct Translator {
 const TRANSLATOR_FILES: [&str; 3] = ["config.json", "model.safetensors", "validation.json"];
 const STATISTICS: &str = "normalization.safetensors";
 
-/// Opens the translator that a run uses.
+/// Opens the translator that a run uses, or that of a fold.
 pub fn open_translator(
     settings: &mut RunSettings,
+    fold: Option<&Fold>,
     student: &UpdateSpace,
     teacher: &UpdateSpace,
 ) -> Result<Translator> {
     let (dir, reuse) = (settings.translator_dir(), &settings.config().reuse);
+    let dir = fold.map_or(dir, Fold::translator_dir);
     let source = Source { what: "translator", run: &reuse.translator, checksum: &reuse.translator_checksum };
     if !dir.join(TRANSLATOR_FILES[1]).is_file() {
         return Err(source.missing(&dir, "translator", "train"));
@@ -301,6 +310,10 @@ pub fn open_translator(
         sums.insert(STATISTICS.into(), made.sum(STATISTICS)?.into());
     }
     let inputs: TrainInputs = made.inputs()?;
+    if inputs.held_out != Fold::held_out(fold) {
+        let what = format!("{}: was trained with other shadow pairs left out", shown(&dir));
+        return Err(failed(what, TRAIN_AGAIN));
+    }
     for (role, expected, trained) in
         [(Part::Student, student, &inputs.spaces.student), (Part::Teacher, teacher, &inputs.spaces.teacher)]
     {
@@ -316,15 +329,19 @@ pub fn open_translator(
         }
     }
     let weights = made.sum(TRANSLATOR_FILES[1])?.to_owned();
-    source.expect(&dir, &weights)?;
+    if fold.is_none() {
+        source.expect(&dir, &weights)?;
+    }
     let manifest = settings.tuples_dir().join(MANIFEST);
     // A translator of another run has tuples of its own.
-    let is_own = reuse.translator.as_os_str().is_empty();
+    let is_own = fold.is_some() || reuse.translator.as_os_str().is_empty();
     if is_own && manifest.is_file() && inputs.tuples != checksum_file(&manifest)? {
         let what = format!("{}: was trained on other tuples than {}", shown(&dir), shown(&manifest));
         return Err(failed(what, "run `gradtx train` in a directory of its own for these tuples"));
     }
-    settings.uses_translator(&weights);
+    if fold.is_none() {
+        settings.uses_translator(&weights);
+    }
     sums.insert("tuples".into(), inputs.tuples.into());
     let path = dir.join(TRANSLATOR_FILES[2]);
     let students = serde_json::from_value(read_json(&path)?["students"].clone())

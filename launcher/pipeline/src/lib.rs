@@ -8,6 +8,8 @@
 pub mod aggregate;
 pub mod artifacts;
 pub mod card;
+pub mod cross_validation;
+pub mod fold;
 pub mod lineage;
 pub mod products;
 pub mod records;

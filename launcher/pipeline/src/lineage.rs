@@ -6,7 +6,7 @@
 
 pub use crate::records::{Kind, Lineage};
 
-use crate::records::{FinetuneInputs, MergeInputs, RefineInputs, TranslateInputs};
+use crate::records::{FinetuneInputs, MergeInputs, RefineInputs, ShadowClientInputs, TranslateInputs};
 use anyhow::Result;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::ADAPTER_DIR;
@@ -71,6 +71,8 @@ impl Lineage {
         }
         let record = record::read(&path)?;
         let (lineage, made_for) = if let Some(made) = record.inputs::<FinetuneInputs>(home)? {
+            (Self::of_kind(Kind::Finetuned), made.model)
+        } else if let Some(made) = record.inputs::<ShadowClientInputs>(home)? {
             (Self::of_kind(Kind::Finetuned), made.model)
         } else if let Some(made) = record.inputs::<TranslateInputs>(home)? {
             let (method, random_student) = (Some(made.method), made.random_student);
@@ -148,6 +150,7 @@ mod tests {
             combine: Combine::Mean,
             random_student,
             updates: vec![],
+            held_out: vec![],
             with: serde_json::Map::new(),
             llm: llm.into(),
             device: DeviceConfig::default(),
@@ -185,6 +188,7 @@ mod tests {
             evaluate: EvaluateConfig::default(),
             updates: vec![],
             translated: vec![],
+            held_out: vec![],
             method: Some(Method::Products),
             tiny: "tiny".into(),
             llm: "base".into(),

@@ -6,6 +6,7 @@
 
 use crate::aggregate::Combine;
 use crate::artifacts::Tuples;
+use crate::fold::Fold;
 use crate::records::{PenaltyInputs, ProductsInputs};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
@@ -14,7 +15,6 @@ use gradtx_run::config::{Config, PenaltyChoice, PenaltyRule};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::{failed, is_busy};
-use gradtx_run::paths::PRODUCTS_DIR;
 use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{Role as Part, read_json, write_json};
@@ -30,12 +30,14 @@ use std::path::{Path, PathBuf};
 const PENALTY_FILE: &str = "penalty.json";
 
 /// How a translation came to be, for anyone to see.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Details {
     /// The penalty, and how it was found.
     pub penalty: Penalty,
     /// Rank of the adapter.
     pub rank: usize,
+    /// How far every client's update is from the shadow students' span: see [`Kernel::distance`].
+    pub distance: Vec<f64>,
     /// Weight of every shadow pair's product.
     pub weights: Vec<f64>,
 }
@@ -46,6 +48,8 @@ pub struct Translation<'a> {
     pub context: &'a Context,
     /// The run directory.
     pub run: &'a Path,
+    /// Shadow pairs that are left out of the store.
+    pub fold: Option<&'a Fold>,
     /// Its settings.
     pub config: &'a Config,
     /// The LLM, with adapters as the shadows have them.
@@ -80,12 +84,15 @@ impl Translation<'_> {
             Combine::Sum => 1.0,
         };
         let mut weights = vec![0.0; store.pairs()];
-        for client in &kernel.clients {
-            let own = groups.spread(&all, &kernel.weights(&all, client, penalty.penalty)?);
+        let mut distance = vec![];
+        for (i, client) in kernel.clients.iter().enumerate() {
+            let own = kernel.weights(&all, client, penalty.penalty)?;
+            distance.push(kernel.distance(i, &own));
+            let own = groups.spread(&all, &own);
             weights.iter_mut().zip(own).for_each(|(sum, w)| *sum += share * w);
         }
         let factors = products.read_out(&weights, &side.layout)?;
-        let details = Details { penalty, rank: side.space.rank, weights };
+        let details = Details { penalty, rank: side.space.rank, distance, weights };
         Ok((side, factors, details))
     }
 
@@ -111,7 +118,7 @@ impl Translation<'_> {
             PenaltyChoice::Fixed(penalty) => return Ok(Penalty::fixed(penalty, groups.count())),
             PenaltyChoice::By(rule) => rule,
         };
-        let dir = self.run.join(PRODUCTS_DIR);
+        let dir = Fold::products_dir(self.fold, self.run);
         let choice = Choosing { translation: self, dir, rule, groups, kernel, products, side };
         match stage::run(self.context, &choice) {
             Ok(Some(found)) => Ok(found),

@@ -64,6 +64,9 @@ pub struct TrainInputs {
     pub tuples: String,
     /// Of the tuples.
     pub spaces: Spaces,
+    /// Shadow pairs that were left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_out: Vec<usize>,
     /// The settings of its shape; not where the weights lie that it starts from.
     pub translator: TranslatorConfig,
     /// Fingerprint of the weights that it starts from.
@@ -137,6 +140,9 @@ pub struct TranslateInputs {
     pub llm: String,
     /// The device.
     pub device: DeviceConfig,
+    /// Shadow pairs that were left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_out: Vec<usize>,
     /// How it was translated by products, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub products: Option<ProductsInputs>,
@@ -190,6 +196,9 @@ pub struct RefineInputs {
     pub updates: Vec<String>,
     /// Checksums of the translation's adapter.
     pub translated: Vec<String>,
+    /// Shadow pairs whose prompts were not asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_out: Vec<usize>,
     /// The translator.
     pub method: Option<Method>,
     /// Fingerprint of the TinyLM.
@@ -208,6 +217,23 @@ pub struct RefineInputs {
 
 impl Inputs for RefineInputs {
     const STAGE: &'static str = "refine";
+}
+
+/// What a shadow pair's update, taken for a client's, depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShadowClientInputs {
+    /// Checksum of the tuple store's manifest.
+    pub tuples: String,
+    /// Shadow index.
+    pub shadow: usize,
+    /// Which of the two models.
+    pub role: Role,
+    /// Fingerprint of the base model.
+    pub model: String,
+}
+
+impl Inputs for ShadowClientInputs {
+    const STAGE: &'static str = "shadow-client";
 }
 
 /// What a merged model depends on.
@@ -293,7 +319,7 @@ impl From<&EvaluateConfig> for ScoringInputs {
 pub enum Kind {
     /// As it was given.
     Base,
-    /// With an adapter that `finetune` trained.
+    /// With an adapter that `finetune` or a shadow job trained.
     Finetuned,
     /// With an adapter that `translate` made.
     Translated,

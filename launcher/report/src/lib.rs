@@ -19,6 +19,7 @@
 
 pub mod comparison;
 pub mod cost;
+pub mod cross_validation;
 pub mod curves;
 pub mod figures;
 pub mod headline;

@@ -31,6 +31,11 @@ impl Context {
         Self { computed_on: Arc::default(), ..self.clone() }
     }
 
+    /// The same with other messages.
+    pub fn with_ui(&self, ui: Ui) -> Self {
+        Self { ui, ..self.clone() }
+    }
+
     /// Notes a device or library, other than this program on a CPU, on which the bits of results depend.
     pub fn note_device(&self, what: String) {
         self.computed_on.lock().unwrap_or_else(PoisonError::into_inner).insert(what);

@@ -94,6 +94,11 @@ impl Ui {
         }
     }
 
+    /// The same for stages of which only warnings and errors are wanted: a command that runs hundreds.
+    pub fn for_many(&self) -> Self {
+        Self { quiet: true, json: false, command: "".into(), ..self.clone() }
+    }
+
     /// The same with [`Self::detail`] printed, if `details` (`--verbose`).
     pub fn with_details(self, details: bool) -> Self {
         Self { details, ..self }

@@ -74,7 +74,8 @@ impl Data {
         Self::read_as(paths, config, setting, Purpose::Testing)
     }
 
-    fn read_as(paths: &[PathBuf], config: &DataConfig, setting: &str, purpose: Purpose) -> Result<Self> {
+    /// The same with the split for a purpose.
+    pub fn read_as(paths: &[PathBuf], config: &DataConfig, setting: &str, purpose: Purpose) -> Result<Self> {
         if paths.iter().all(|path| path.as_os_str().is_empty()) {
             return Err(unusable(format!(
                 "{setting}: not set; expected a file of examples, see docs/data.md"

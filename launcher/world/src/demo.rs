@@ -4,10 +4,12 @@
 //! In: a directory, a world and a seed. Out: `DIR/world`, `DIR/run` with `report.html`, and
 //! the table, also as `DIR/run/table.json`; [`gradtx_report::table`] says what it means.
 
-use crate::{World, stage};
+use crate::{TEST_FILE, World, stage};
 use anyhow::Result;
 use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::cross_validation;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, refine, train, translate};
+use gradtx_report::cross_validation::{SUMMARY_FILE, Summary, run as report_of};
 use gradtx_report::stage as report;
 use gradtx_report::table::{Entry, Table, collect};
 use gradtx_run::cluster;
@@ -43,38 +45,101 @@ pub struct Job {
     pub device: DeviceKind,
     /// In what.
     pub dtype: DtypeKind,
+    /// So many seeds, one after the other, each in a directory of its own.
+    pub seeds: u64,
+    /// In world `held-out`: fewer shadows, one fold, and no Grad-Transformer.
+    pub quick: bool,
 }
 
 /// Runs everything that is missing, and prints the table.
 pub fn run(context: &Context, job: &Job) -> Result<()> {
-    let Job { dir, world, seed, preset, device, dtype } = job;
+    let Job { dir, world, seed, device, dtype, .. } = job;
     // Before the world is made: the run would refuse it only then.
     let place = DeviceConfig { kind: *device, dtype: *dtype, ..DeviceConfig::default() };
     Config { device: place.clone(), ..Config::default() }.check()?;
     let taken = take(&place, &context.place)?;
     taken.say(context);
+    if *world == World::HeldOut {
+        return held_out(context, job, taken.settings.kind);
+    }
+    let dirs = seed_dirs(dir, *seed, job.seeds);
+    dirs.iter().try_for_each(|(seed, dir)| one(context, job, *seed, dir, taken.settings.kind))
+}
+
+/// The directory of every seed: the job's own where there is one.
+fn seed_dirs(dir: &Path, first: u64, count: u64) -> Vec<(u64, PathBuf)> {
+    let own = |seed: u64| if count == 1 { dir.to_owned() } else { dir.join(format!("seed-{seed}")) };
+    (first..first + count).map(|seed| (seed, own(seed))).collect()
+}
+
+/// The world and the tuples of one seed.
+fn prepare(
+    context: &Context,
+    job: &Job,
+    seed: u64,
+    dir: &Path,
+    kind: DeviceKind,
+    set: Vec<String>,
+    timed: &mut dyn FnMut(&'static str, Instant),
+) -> Result<RunArgs> {
+    let world_dir = dir.join("world");
+    let at = Instant::now();
+    stage::run(context, &world_dir, job.world, seed, kind)?;
+    timed("world", at);
+    let args = RunArgs {
+        run: dir.join("run"),
+        config: Some(world_dir.join(RUN_FILE_OF_WORLD)),
+        preset: job.preset,
+        device: Some(job.device),
+        dtype: Some(job.dtype),
+        tuples: None,
+        translator: None,
+        set,
+    };
+    let at = Instant::now();
+    curate::run(context, &cluster::World::alone(), &curate::Job::of(args.clone()))?;
+    timed("curate", at);
+    Ok(args)
+}
+
+/// Every task held out in turn, for every seed; prints what all seeds give together.
+fn held_out(context: &Context, job: &Job, kind: DeviceKind) -> Result<()> {
+    let started = Instant::now();
+    let mut homes = vec![];
+    let translators =
+        Method::ALL.into_iter().filter(|method| !job.quick || *method != Method::GradTransformer);
+    let validation = cross_validation::Job {
+        folds: 4,
+        first: job.quick.then_some(1),
+        methods: translators.collect(),
+        refined: vec![Method::Products],
+        data: None,
+        examples: job.world.public_tests(),
+    };
+    for (seed, dir) in seed_dirs(&job.dir, job.seed, job.seeds) {
+        let set = if job.quick { vec!["curate.num_subsets=72".to_string()] } else { vec![] };
+        let args = prepare(context, job, seed, &dir, kind, set, &mut |_, _| ())?;
+        let data = Some(dir.join("world").join(TEST_FILE));
+        homes.push(report_of(context, &args, &cross_validation::Job { data, ..validation.clone() })?);
+    }
+    if homes.len() > 1 {
+        let summary = Summary::of(&homes.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        write_json(&job.dir.join(SUMMARY_FILE), &summary)?;
+        context.ui.result(summary.text());
+    }
+    context.ui.result(format!("Time: {:.1} s in all.", started.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// All clients of the world, for one seed.
+fn one(context: &Context, job: &Job, seed: u64, dir: &Path, kind: DeviceKind) -> Result<()> {
+    let Job { world, .. } = job;
     let started = Instant::now();
     let (world_dir, run_dir) = (dir.join("world"), dir.join("run"));
     let mut times: Vec<(&str, f64)> = vec![];
     let mut timed = |name, from: Instant| times.push((name, from.elapsed().as_secs_f64()));
-
-    let at = Instant::now();
-    stage::run(context, &world_dir, *world, *seed, taken.settings.kind)?;
-    timed("world", at);
-    let args = RunArgs {
-        run: run_dir.clone(),
-        config: Some(world_dir.join(RUN_FILE_OF_WORLD)),
-        preset: *preset,
-        device: Some(*device),
-        dtype: Some(*dtype),
-        tuples: None,
-        translator: None,
-        set: vec![],
-    };
-    let at = Instant::now();
+    let args = prepare(context, job, seed, dir, kind, vec![], &mut timed)?;
     let alone = &cluster::World::alone();
-    curate::run(context, alone, &curate::Job::of(args.clone()))?;
-    timed("curate", at);
     let at = Instant::now();
     train::run(context, alone, &args)?;
     timed("train", at);
@@ -157,6 +222,7 @@ impl<'a> Client<'a> {
                 combine: Combine::Mean,
                 random_student,
                 allow: Allow::default(),
+                fold: None,
             };
             translate::run(self.context, self.args, &job)?;
         }
@@ -170,6 +236,7 @@ impl<'a> Client<'a> {
                 updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],
                 translated: self.translated(Entry::translated(method)),
                 out: self.translated(entry),
+                fold: None,
             };
             refine::run(self.context, self.args, &job)?;
         }
@@ -183,11 +250,12 @@ impl<'a> Client<'a> {
             Entry::Translated { .. } | Entry::Refined(_) => (Role::Llm, Some(self.translated(entry))),
         };
         let job = evaluate::Job {
-            data: self.data.join("test.jsonl"),
+            data: vec![self.data.join("test.jsonl")],
             out: self.out.join("evaluated").join(file_name(entry)),
             role,
             base: None,
             adapter: adapter.map(|dir| dir.join(ADAPTER_DIR)),
+            part: None,
         };
         evaluate::run(self.context, self.args, &job).map(drop)
     }

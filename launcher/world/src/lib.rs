@@ -5,7 +5,8 @@
 //! be ([`pretrain`]): the LLM knows every operation, the TinyLM about half of them. What
 //! differs between tasks is a preference that only fine-tuning can instil, so that an
 //! update has something to carry. Three worlds ([`World`]) differ in which tasks the
-//! provider's public data and the clients have; a fourth is for trying out devices.
+//! provider's public data and the clients have; a fourth holds out every task in turn, and a fifth is for
+//! trying out devices.
 
 pub mod demo;
 pub mod parquet;
@@ -25,6 +26,8 @@ pub const STAGES: [Facts; 2] = [Facts::of::<stage::Making<'_>>(), Facts::of::<pr
 const PUBLIC_EXAMPLES: usize = 512;
 /// The public data in the world's directory.
 pub const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
+/// Test examples of every public task, where the world has them.
+pub const TEST_FILE: &str = "test/tasks.jsonl";
 
 /// Which tasks public data and clients have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -38,6 +41,10 @@ pub enum World {
     Mixed,
     /// The public data has many tasks, and every client has one that is not among them.
     Unseen,
+    /// The public data has all tasks, and there are no clients: every task is held out in turn, see
+    /// [`gradtx_pipeline::cross_validation`].
+    #[serde(rename = "held-out")]
+    HeldOut,
     /// The least of everything, and models that have learnt nothing: shows within seconds that
     /// all stages run on a device, and never how well.
     Smoke,
@@ -45,7 +52,7 @@ pub enum World {
 
 impl World {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Same, Self::Mixed, Self::Unseen, Self::Smoke];
+    pub const ALL: [Self; 5] = [Self::Same, Self::Mixed, Self::Unseen, Self::HeldOut, Self::Smoke];
 
     /// The name on the command line and in files.
     pub fn name(self) -> &'static str {
@@ -53,6 +60,7 @@ impl World {
             Self::Same => "same",
             Self::Mixed => "mixed",
             Self::Unseen => "unseen",
+            Self::HeldOut => "held-out",
             Self::Smoke => "smoke",
         }
     }
@@ -62,6 +70,7 @@ impl World {
         match self {
             Self::Same => 1,
             Self::Mixed | Self::Unseen => 27,
+            Self::HeldOut => 36,
             Self::Smoke => 2,
         }
     }
@@ -70,7 +79,7 @@ impl World {
     pub fn public_examples(self) -> usize {
         match self {
             Self::Same => 8 * PUBLIC_EXAMPLES,
-            Self::Mixed | Self::Unseen => PUBLIC_EXAMPLES,
+            Self::Mixed | Self::Unseen | Self::HeldOut => PUBLIC_EXAMPLES,
             Self::Smoke => 8,
         }
     }
@@ -85,11 +94,17 @@ impl World {
         if self == Self::Smoke { 3 } else { 250 }
     }
 
+    /// Test examples of every public task.
+    pub fn public_tests(self) -> usize {
+        if self == Self::HeldOut { 100 } else { 0 }
+    }
+
     /// Clients. Scores on unseen tasks vary much from task to task, so there are more of them.
     pub fn clients(self) -> usize {
         match self {
             Self::Same | Self::Mixed => 4,
             Self::Unseen => 9,
+            Self::HeldOut => 0,
             Self::Smoke => 1,
         }
     }
@@ -98,7 +113,7 @@ impl World {
     pub fn task_of(self, client: usize) -> usize {
         match self {
             Self::Same => 0,
-            Self::Mixed | Self::Smoke => client,
+            Self::Mixed | Self::HeldOut | Self::Smoke => client,
             Self::Unseen => self.public_tasks() + client,
         }
     }
@@ -110,6 +125,7 @@ impl World {
             Self::Same => ("27", "400", "0.1", "0.0", "0.0"),
             Self::Mixed => ("54", "400", "0.1", "0.0", "0.0"),
             Self::Unseen => ("135", "1200", "0.0", "0.5", "0.1"),
+            Self::HeldOut => ("180", "1200", "0.0", "0.5", "0.1"),
             Self::Smoke => return include_str!("smoke.toml").replace("@seed@", &seed.to_string()),
         };
         let values = [

@@ -6,13 +6,14 @@
 //! tiny/, llm/                          base models in Hugging Face form, with tokenizer
 //! public/*.parquet                     question, answer, task: the provider's data
 //! private/client-N/{train,test}.jsonl  {"question", "answer"}: a client's data, one task
+//! test/tasks.jsonl                     with a task column: of every public task, in world `held-out`
 //! world.json                           who got which task
 //! settings.toml                        the run file
 //! ```
 
 use crate::parquet::write_texts;
 use crate::tasks::{Part, Sample, Sampler, Task};
-use crate::{PUBLIC_FILE, World, pretrain};
+use crate::{PUBLIC_FILE, TEST_FILE, World, pretrain};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_run::config::{DeviceConfig, DeviceKind, DtypeKind};
@@ -120,6 +121,24 @@ fn write_tasks(dir: &Path, world: World, key: u64) -> Result<Vec<String>> {
     write_texts(&dir.join(PUBLIC_FILE), &columns)?;
     let mut files = vec![PUBLIC_FILE.to_string(), "world.json".to_string()];
 
+    if world.public_tests() > 0 {
+        make_dir(&dir.join("test"))?;
+        write_atomic(&dir.join(TEST_FILE), |out| {
+            public.iter().enumerate().try_for_each(|(i, &task)| {
+                let mut sampler = Sampler::new(derive(derive_named(key, "test"), i as u64));
+                let samples = sampler.new_of_task(task, Part::HeldOut, world.public_tests(), &mut seen);
+                samples.iter().try_for_each(|sample| {
+                    let (question, answer) = (sample.question(), sample.answer());
+                    writeln!(
+                        out,
+                        "{}",
+                        json!({ "question": question, "answer": answer, "task": task.name() })
+                    )
+                })
+            })
+        })?;
+        files.push(TEST_FILE.into());
+    }
     let mut clients = vec![];
     for client in 1..=world.clients() {
         let task = tasks[world.task_of(client - 1)];

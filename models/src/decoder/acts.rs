@@ -5,13 +5,13 @@
 //! products need no input kept, so training q and v adapters keeps neither the MLP's
 //! normalised input nor its hidden row.
 
-use super::backward::Gradients;
-use super::forward::AdapterView;
+use super::adapters::lora_dims;
 use super::rope::RopeTables;
-use super::{Decoder, DecoderConfig};
+use super::{AdapterView, Decoder, DecoderConfig};
 use crate::lora::{BlockLayout, Projection};
-use gradtx_kernels::ops::{LmHead, LoraDims};
+use gradtx_kernels::ops::LmHead;
 use gradtx_kernels::{Backend, Buffer, Device, Elem, Real};
+use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -60,9 +60,18 @@ pub(super) struct PerBlock<D: Device, T: Elem> {
 }
 
 impl<D: Device, T: Elem> PerBlock<D, T> {
-    fn new(device: &D, plan: &Planned) -> Result<Self> {
-        let buf = device.zeros(plan.room() * plan.copies)?;
-        Ok(Self { buf, room: plan.room(), shared: plan.copies == 1 })
+    /// One part of this shape for each of so many blocks, or one that they share.
+    fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        name: &str,
+        kept: Option<usize>,
+        shape: &[usize],
+    ) -> Result<Self> {
+        let buf = match kept {
+            Some(blocks @ 2..) => alloc.buffer(name, &[&[blocks], shape].concat())?,
+            _ => alloc.buffer(name, shape)?,
+        };
+        Ok(Self { buf, room: shape.iter().product(), shared: kept.is_none() })
     }
 
     fn start(&self, block: usize) -> usize {
@@ -82,162 +91,15 @@ impl<D: Device, T: Elem> PerBlock<D, T> {
     }
 }
 
-/// One buffer of the plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Planned {
-    purpose: Purpose,
-    name: &'static str,
-    /// Shape of one copy.
-    shape: Vec<usize>,
-    /// One, or one for each block.
-    copies: usize,
-    /// Statistics are accumulators.
-    accumulator: bool,
-}
-
-impl Planned {
-    /// A value of every block; kept for each of them if `copies` says so.
-    fn block(name: &'static str, shape: &[usize], copies: usize) -> Self {
-        Self { purpose: Purpose::Activations, name, shape: shape.to_vec(), copies, accumulator: false }
-    }
-
-    /// A buffer that exists once.
-    fn once(purpose: Purpose, name: &'static str, shape: &[usize]) -> Self {
-        Self { purpose, ..Self::block(name, shape, 1) }
-    }
-
-    fn statistic(self) -> Self {
-        Self { accumulator: true, ..self }
-    }
-
-    /// Elements of one copy.
-    fn room(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
-
-/// The buffers of a pass, in the order of [`Activations`]'s fields.
-struct Plan {
-    x: Planned,
-    inputs: [Planned; 4],
-    inv_rms: [Planned; 2],
-    qkv: Planned,
-    qkv_normed: Planned,
-    qk_inv_rms: Planned,
-    lse: Planned,
-    x_mid: Planned,
-    gate_up: Planned,
-    last: [Planned; 5],
-    gradients: [Planned; 5],
-    rope: [Planned; 2],
-}
-
-impl Plan {
-    fn new<D: Backend<X>, X: Real>(
-        config: &DecoderConfig,
-        room: BatchCapacity,
-        mode: Mode<'_>,
-        positions: usize,
-    ) -> Self {
-        let (t, trains) = (room.tokens, mode.trains());
-        let (h, r, f, v) = (config.hidden, config.qkv_dim(), config.intermediate, config.vocab);
-        let copies = |kept: bool| if kept { config.layers.max(1) } else { 1 };
-        let all = copies(trains);
-        let input_len = |fused| D::lora_input_len(&lora_dims(config, mode.adapters(), 0.0, 0, fused, t));
-        let names = ["qkv_input", "o_input", "gate_up_input", "down_input"];
-        let input = |fused: Projection| {
-            // o is read by attention's own backward, whether o_proj is adapted or not.
-            let kept = mode.keeps_input(fused) || (trains && fused == Projection::O);
-            Planned::block(names[fused as usize], &[input_len(fused)], copies(kept))
-        };
-        let widest = Projection::ALL.map(input_len).into_iter().max().unwrap_or(0);
-        let (normed, norms) = match config.family.qk_norm() {
-            true => (r, config.heads + config.kv_heads),
-            false => (0, 0),
-        };
-        let chunk = head_chunk::<D, X>(room);
-        let rows = t.max(chunk);
-        let scratch = |name, shape: &[usize]| Planned::once(Purpose::Scratch, name, shape);
-        let t_if = if trains { t } else { 0 };
-        Self {
-            // One more than blocks: the input of each, and the output of the last.
-            x: Planned::block("x", &[t, h], if trains { config.layers + 1 } else { 1 }),
-            inputs: Projection::ALL.map(input),
-            inv_rms: ["attention_inv_rms", "mlp_inv_rms"].map(|n| Planned::block(n, &[t], all).statistic()),
-            qkv: Planned::block("qkv", &[t, r], all),
-            qkv_normed: Planned::block("qkv_normed", &[t, normed], all),
-            qk_inv_rms: Planned::block("qk_inv_rms", &[t, norms], all).statistic(),
-            lse: Planned::block("lse", &[config.heads, t], all).statistic(),
-            x_mid: Planned::block("x_mid", &[t, h], all),
-            gate_up: Planned::block("gate_up", &[t, 2 * f], all),
-            last: [
-                scratch("final", &[rows, h]),
-                scratch("final_inv_rms", &[rows]).statistic(),
-                scratch("head_logits", &[chunk, v]),
-                scratch("head_rows", &[2, chunk, h]),
-                scratch("losses", &[room.labels]).statistic(),
-            ],
-            gradients: [
-                scratch("d_x", &[t_if, h]),
-                scratch("d_input", &[if trains { widest } else { 0 }]),
-                scratch("d_proj", &[t_if, r.max(2 * f).max(h)]),
-                scratch("d_qkv", &[t_if, r]),
-                scratch("delta", &[config.heads, t_if]).statistic(),
-            ],
-            rope: ["cos", "sin"].map(|n| scratch(n, &[positions, config.head_dim / 2]).statistic()),
-        }
-    }
-
-    /// The same as a plan to be printed.
-    fn memory<X: Real>(&self) -> MemoryPlan {
-        let mut plan = MemoryPlan::new();
-        let blocks =
-            [&self.x, &self.qkv, &self.qkv_normed, &self.qk_inv_rms, &self.lse, &self.x_mid, &self.gate_up];
-        let once = self.last.iter().chain(&self.gradients).chain(&self.rope);
-        for p in blocks.into_iter().chain(&self.inputs).chain(&self.inv_rms).chain(once) {
-            if p.room() > 0 {
-                let shape: Vec<usize> =
-                    (p.copies > 1).then_some(p.copies).into_iter().chain(p.shape.iter().copied()).collect();
-                let size = if p.accumulator { size_of::<X::Acc>() } else { size_of::<X>() };
-                plan.add(p.purpose, p.name, &shape, size);
-            }
-        }
-        plan
-    }
-}
-
 /// Labels of a chunk of the head.
 fn head_chunk<D: LmHead<X>, X: Real>(room: BatchCapacity) -> usize {
     room.labels.clamp(1, D::CHUNK)
 }
 
-/// Shapes of an adapted product of one block.
-pub(super) fn lora_dims<'a>(
-    config: &DecoderConfig,
-    layout: Option<&'a BlockLayout>,
-    dropout: f64,
-    block: usize,
-    fused: Projection,
-    tokens: usize,
-) -> LoraDims<'a> {
-    let (in_dim, out_dim) = fused.dims(config);
-    let none: &[_] = &[];
-    LoraDims {
-        tokens,
-        in_dim,
-        out_dim,
-        rank: layout.map_or(1, |l| l.lora().rank),
-        scale: layout.map_or(0.0, |l| l.lora().scale()),
-        dropout,
-        adapter_stride: layout.map_or(0, BlockLayout::total),
-        targets: layout.map_or(none, |l| l.targets(block, fused)),
-    }
-}
-
 /// Buffers of a forward and backward pass. Shapes are for a full stream of T tokens.
 pub struct Activations<D: Device, X: Real> {
     pub(super) capacity: BatchCapacity,
-    trains: bool,
+    pub(super) trains: bool,
     /// Hash of the adapters' layout, if there are adapters.
     pub(super) layout: Option<String>,
     /// `[L + 1][T, H]` residual stream before each block, and after the last.
@@ -288,64 +150,94 @@ pub struct Activations<D: Device, X: Real> {
 impl<D: Backend<X>, X: Real> Activations<D, X> {
     /// Buffers for streams up to `capacity`, for this decoder in this mode.
     pub fn new(decoder: &Decoder<D, X>, capacity: BatchCapacity, mode: Mode<'_>) -> Result<Self> {
-        Self::with_positions(decoder, capacity, mode, capacity.tokens)
+        let mut alloc = Allocator::new(&decoder.device, Purpose::Activations);
+        Self::allocate(&mut alloc, &decoder.config, capacity, mode, capacity.tokens)
     }
 
-    /// The buffers that [`Self::new`] would allocate.
+    /// The buffers that [`Self::new`] takes.
     pub fn plan(config: &DecoderConfig, capacity: BatchCapacity, mode: Mode<'_>) -> MemoryPlan {
-        let mut plan = Plan::new::<D, X>(config, capacity, mode, capacity.tokens).memory::<X>();
-        let dims = |fused| lora_dims(config, mode.adapters(), 0.0, 0, fused, capacity.tokens);
-        let scratch = Projection::ALL.map(|fused| D::lora_scratch(&dims(fused), capacity.segments));
-        // The device's own, which it keeps for all that need some.
-        match scratch.into_iter().max() {
-            Some(bytes @ 1..) if mode.trains() => plan.add(Purpose::Scratch, "sums of adapters", &[bytes], 1),
-            _ => (),
-        }
-        plan
+        Allocator::plan_sizes(Purpose::Activations, |alloc| {
+            Self::allocate(alloc, config, capacity, mode, capacity.tokens)
+        })
     }
 
-    /// As [`Self::new`], where positions go beyond the length of a stream (decoding on a cache).
-    pub(super) fn with_positions(
-        decoder: &Decoder<D, X>,
-        capacity: BatchCapacity,
+    /// The same with an allocator, where positions may go beyond the length of a stream (decoding on a cache).
+    pub(crate) fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        config: &DecoderConfig,
+        room: BatchCapacity,
         mode: Mode<'_>,
         positions: usize,
     ) -> Result<Self> {
-        let (device, config) = (&decoder.device, &decoder.config);
-        let plan = Plan::new::<D, X>(config, capacity, mode, positions);
-        let [i0, i1, i2, i3] = &plan.inputs;
-        let new = |p: &Planned| PerBlock::new(device, p);
-        let accumulators = |p: &Planned| PerBlock::new(device, p);
-        let one = |p: &Planned| device.zeros(p.room());
-        let one_acc = |p: &Planned| device.zeros(p.room());
-        Ok(Self {
-            capacity,
-            trains: mode.trains(),
+        let (t, trains) = (room.tokens, mode.trains());
+        let (h, r, f) = (config.hidden, config.qkv_dim(), config.intermediate);
+        let dims = |fused| lora_dims(config, mode.adapters(), 0.0, 0, fused, t);
+        let input_len = |fused| D::lora_input_len(&dims(fused));
+        let kept = |is_kept: bool| is_kept.then_some(config.layers);
+        let all = kept(trains);
+        // o is read by attention's own backward, whether o_proj is adapted or not.
+        let keeps = |fused| kept(mode.keeps_input(fused) || (trains && fused == Projection::O));
+        let mut input = |name, fused| PerBlock::allocate(alloc, name, keeps(fused), &[input_len(fused)]);
+        let inputs = [
+            input("qkv_input", Projection::Qkv)?,
+            input("o_input", Projection::O)?,
+            input("gate_up_input", Projection::GateUp)?,
+            input("down_input", Projection::Down)?,
+        ];
+        let (normed, norms) = match config.family.qk_norm() {
+            true => (r, config.heads + config.kv_heads),
+            false => (0, 0),
+        };
+        // One more than blocks: the input of each, and the output of the last.
+        let x = PerBlock::allocate(alloc, "x", all.map(|blocks| blocks + 1), &[t, h])?;
+        let mut inv_rms = |name| PerBlock::allocate(alloc, name, all, &[t]);
+        let inv_rms = [inv_rms("attention_inv_rms")?, inv_rms("mlp_inv_rms")?];
+        let qkv = PerBlock::allocate(alloc, "qkv", all, &[t, r])?;
+        let qkv_normed = PerBlock::allocate(alloc, "qkv_normed", all, &[t, normed])?;
+        let qk_inv_rms = PerBlock::allocate(alloc, "qk_inv_rms", all, &[t, norms])?;
+        let lse = PerBlock::allocate(alloc, "lse", all, &[config.heads, t])?;
+        let x_mid = PerBlock::allocate(alloc, "x_mid", all, &[t, h])?;
+        let gate_up = PerBlock::allocate(alloc, "gate_up", all, &[t, 2 * f])?;
+        let before = alloc.set_purpose(Purpose::Scratch);
+        let chunk = head_chunk::<D, X>(room);
+        let rows = t.max(chunk);
+        let t_if = if trains { t } else { 0 };
+        let widest = if trains { Projection::ALL.map(input_len).into_iter().max().unwrap_or(0) } else { 0 };
+        let rope = (config.rope_theta, config.rope_scaling);
+        let acts = Self {
+            capacity: room,
+            trains,
             layout: mode.adapters().map(BlockLayout::hash),
-            x: new(&plan.x)?,
-            inputs: [new(i0)?, new(i1)?, new(i2)?, new(i3)?],
-            inv_rms: [accumulators(&plan.inv_rms[0])?, accumulators(&plan.inv_rms[1])?],
-            qkv: new(&plan.qkv)?,
-            qkv_normed: new(&plan.qkv_normed)?,
-            qk_inv_rms: accumulators(&plan.qk_inv_rms)?,
-            lse: accumulators(&plan.lse)?,
-            x_mid: new(&plan.x_mid)?,
-            gate_up: new(&plan.gate_up)?,
-            last: one(&plan.last[0])?,
-            last_inv_rms: one_acc(&plan.last[1])?,
-            head_logits: one(&plan.last[2])?,
-            head_rows: one(&plan.last[3])?,
-            losses: one_acc(&plan.last[4])?,
-            d_x: one(&plan.gradients[0])?,
-            d_input: one(&plan.gradients[1])?,
-            d_proj: one(&plan.gradients[2])?,
-            d_qkv: one(&plan.gradients[3])?,
-            delta: one_acc(&plan.gradients[4])?,
-            rope: RopeTables::new(device, config, positions)?,
-            nothing: device.zeros(0)?,
-            chunk: head_chunk::<D, X>(capacity),
+            x,
+            inputs,
+            inv_rms,
+            qkv,
+            qkv_normed,
+            qk_inv_rms,
+            lse,
+            x_mid,
+            gate_up,
+            last: alloc.buffer("final", &[rows, h])?,
+            last_inv_rms: alloc.buffer("final_inv_rms", &[rows])?,
+            head_logits: alloc.buffer("head_logits", &[chunk, config.vocab])?,
+            head_rows: alloc.buffer("head_rows", &[2, chunk, h])?,
+            losses: alloc.buffer("losses", &[room.labels])?,
+            d_x: alloc.buffer("d_x", &[t_if, h])?,
+            d_input: alloc.buffer("d_input", &[widest])?,
+            d_proj: alloc.buffer("d_proj", &[t_if, r.max(2 * f).max(h)])?,
+            d_qkv: alloc.buffer("d_qkv", &[t_if, r])?,
+            delta: alloc.buffer("delta", &[config.heads, t_if])?,
+            rope: RopeTables::allocate(alloc, config.head_dim, rope, positions)?,
+            nothing: D::Buf::default(),
+            chunk,
             labels: 0,
-        })
+        };
+        if trains {
+            let scratch = Projection::ALL.map(|fused| D::lora_scratch(&dims(fused), room.segments));
+            alloc.operation_scratch("sums of adapters", scratch.into_iter().max().unwrap_or(0));
+        }
+        alloc.set_purpose(before);
+        Ok(acts)
     }
 
     /// Loss of every label of the last stream, `[M]`, in nats and unweighted.
@@ -372,15 +264,5 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
                 format!("their layout is {given}, the activations were allocated for {here:?}"),
             )),
         }
-    }
-
-    /// Fails unless the mode of these buffers is the one that such gradients need.
-    pub(super) fn check_gradients(&self, grads: &Gradients<'_, D, X::Acc>, adapters: bool) -> Result<()> {
-        let wants_adapters = matches!(grads, Gradients::Adapters(_));
-        if self.trains && wants_adapters == self.layout.is_some() && wants_adapters == adapters {
-            return Ok(());
-        }
-        let why = "they need activations of the matching mode, and adapters exactly when the base is frozen";
-        Err(Error::invalid("gradients", why))
     }
 }

@@ -14,8 +14,8 @@ use gradtx_kernels::ops::{
     RmsNormLoraBackward, RopeBackward,
 };
 use gradtx_kernels::{Backend, Buffer, Device, Real, ViewMut};
-use gradtx_runtime::Result;
 use gradtx_runtime::data::DeviceBatch;
+use gradtx_runtime::{Error, Result};
 use std::ops::Range;
 
 /// Which gradients are wanted; they are added to what the buffer holds.
@@ -55,6 +55,18 @@ impl<D: Device, A: Real> Gradients<'_, D, A> {
             Self::Adapters(_) => None,
             Self::All(grads) => Some(grads.reborrow().slice(range.clone())),
         }
+    }
+}
+
+impl<D: Backend<X>, X: Real> Activations<D, X> {
+    /// Fails unless the mode of these buffers is the one that such gradients need.
+    fn check_gradients(&self, grads: &Gradients<'_, D, X::Acc>, adapters: bool) -> Result<()> {
+        let wants_adapters = matches!(grads, Gradients::Adapters(_));
+        if self.trains && wants_adapters == self.layout.is_some() && wants_adapters == adapters {
+            return Ok(());
+        }
+        let why = "they need activations of the matching mode, and adapters exactly when the base is frozen";
+        Err(Error::invalid("gradients", why))
     }
 }
 

@@ -3,15 +3,15 @@
 
 use super::Family;
 use super::rope::RopeScaling;
-use crate::foreign::{is_harmless, is_off, shown, unknown};
-use gradtx_runtime::{Error, Result};
-use serde_json::{Map, Value, json};
-use std::path::Path;
+use crate::fields::{Fields, POSITIVE, as_positive};
+use crate::foreign::{is_off, shown};
+use gradtx_runtime::Result;
+use serde_json::{Value, json};
 
 /// Fields that say nothing about the mathematics of a forward or backward pass: how transformers
 /// handles the model, its heads for other tasks, how it was trained, how it is to generate where
 /// nobody says otherwise, and what other programs note.
-const HARMLESS: &[&str] = &[
+pub(super) const HARMLESS: &[&str] = &[
     "attn_implementation",
     "auto_map",
     "author",
@@ -107,70 +107,7 @@ const NEUTRAL_NUMBERS: &[(&str, f64)] = &[
 /// Marks of weights that were quantised: other tensors, other mathematics.
 const QUANTISED: &[&str] = &["quantization_config", "quantization", "compression_config"];
 
-/// The fields of a file that nobody has looked at yet.
-pub(super) struct Fields<'a> {
-    path: &'a Path,
-    map: Map<String, Value>,
-}
-
-impl<'a> Fields<'a> {
-    pub(super) fn new(path: &'a Path, map: Map<String, Value>) -> Self {
-        Self { path, map }
-    }
-
-    fn unsupported(&self, field: &str, value: &Value, want: &str) -> Error {
-        Error::file(
-            self.path,
-            format!("field `{field}` = {} is not supported; expected {want}", shown(value)),
-        )
-    }
-
-    pub(super) fn missing(&self, field: &str) -> Error {
-        Error::file(self.path, format!("field `{field}` is missing"))
-    }
-
-    /// Takes a field; null is the same as absent.
-    fn take(&mut self, field: &str) -> Option<Value> {
-        self.map.remove(field).filter(|v| !v.is_null())
-    }
-
-    pub(super) fn optional_size(&mut self, field: &str) -> Result<Option<usize>> {
-        let Some(value) = self.take(field) else { return Ok(None) };
-        match value.as_u64() {
-            // Products of three sizes stay far inside 64 bits.
-            Some(n @ 1..=0x0FFF_FFFF) => Ok(Some(n as usize)),
-            _ => Err(self.unsupported(field, &value, "a positive integer below 2^28")),
-        }
-    }
-
-    pub(super) fn size(&mut self, field: &str) -> Result<usize> {
-        self.optional_size(field)?.ok_or_else(|| self.missing(field))
-    }
-
-    pub(super) fn number(&mut self, field: &str) -> Result<Option<f64>> {
-        let Some(value) = self.take(field) else { return Ok(None) };
-        match value.as_f64() {
-            Some(x) if x > 0.0 && x.is_finite() => Ok(Some(x)),
-            _ => Err(self.unsupported(field, &value, "a positive number")),
-        }
-    }
-
-    pub(super) fn flag(&mut self, field: &str) -> Result<Option<bool>> {
-        let Some(value) = self.take(field) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| self.unsupported(field, &value, "true or false"))
-    }
-
-    /// One token id or a list of them.
-    pub(super) fn ids(&mut self, field: &str) -> Result<Vec<u32>> {
-        let Some(value) = self.take(field) else { return Ok(vec![]) };
-        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-        let ids = match &value {
-            Value::Array(list) => list.iter().map(id).collect(),
-            one => id(one).map(|n| vec![n]),
-        };
-        ids.ok_or_else(|| self.unsupported(field, &value, "a token id or a list of token ids"))
-    }
-
+impl Fields {
     pub(super) fn family(&mut self) -> Result<Family> {
         let value = self.take("model_type").ok_or_else(|| self.missing("model_type"))?;
         let family = Family::ALL.into_iter().find(|f| value.as_str() == Some(f.model_type()));
@@ -183,36 +120,19 @@ impl<'a> Fields<'a> {
             let want = format!("[\"{}\"]", family.architecture());
             return Err(self.unsupported("architectures", &value, &want));
         }
-        if let Some(value) = self.take("hidden_act")
-            && value != "silu"
-        {
-            return Err(self.unsupported("hidden_act", &value, "\"silu\""));
-        }
+        self.only("hidden_act", &json!("silu"))?;
         Ok(family)
     }
 
     pub(super) fn check_neutral(&mut self) -> Result<()> {
         for (field, neutral) in NEUTRAL {
-            if let Some(value) = self.take(field)
-                && value != *neutral
-            {
-                return Err(self.unsupported(field, &value, &neutral.to_string()));
-            }
+            self.only(field, &json!(neutral))?;
         }
         for (field, neutral) in NEUTRAL_NUMBERS {
-            if let Some(value) = self.take(field)
-                && value.as_f64() != Some(*neutral)
-            {
-                return Err(self.unsupported(field, &value, &neutral.to_string()));
-            }
+            self.only(field, &json!(neutral))?;
         }
-        for field in QUANTISED {
-            if let Some(value) = self.take(field).filter(|value| !is_off(value)) {
-                let want = "weights in bf16, f16 or f32: use the original model, or one that was dequantised";
-                return Err(self.unsupported(field, &value, want));
-            }
-        }
-        Ok(())
+        let want = "weights in bf16, f16 or f32: use the original model, or one that was dequantised";
+        QUANTISED.iter().try_for_each(|field| self.off(field, want))
     }
 
     /// The smallest window of the layers that slide; none where every token sees all before it.
@@ -220,16 +140,14 @@ impl<'a> Fields<'a> {
     /// As in transformers: Mistral slides everywhere, by 4096 where the file is silent; Qwen where
     /// `use_sliding_window` says so, from layer `max_window_layers` on; `layer_types` overrules both.
     pub(super) fn window(&mut self, family: Family, layers: usize) -> Result<Option<usize>> {
-        let is_stated = self.map.contains_key("sliding_window");
+        let is_stated = self.has("sliding_window");
         let window = self.optional_size("sliding_window")?;
         let window = if is_stated { window } else { Some(4096) };
         let is_used = self.flag("use_sliding_window")?;
         let first = self.take("max_window_layers");
         let first = match &first {
             None => 28,
-            Some(value) => value
-                .as_u64()
-                .ok_or_else(|| self.unsupported("max_window_layers", value, "a number of layers"))?,
+            Some(value) => self.read("max_window_layers", value, "a number of layers", Value::as_u64)?,
         };
         let window = match family {
             Family::Mistral => window,
@@ -264,28 +182,29 @@ impl<'a> Fields<'a> {
     /// both in `rope_parameters` as newer files have it. Where a file states one thing twice,
     /// both must say the same.
     pub(super) fn rope(&mut self, max_positions: usize) -> Result<(f64, RopeScaling)> {
-        let wrong = |path, why: String| Err(Error::file(path, why));
-        let mut theta = self.number("rope_theta")?.map(|theta| ("rope_theta".to_owned(), theta));
+        let mut theta = self.positive("rope_theta")?.map(|theta| ("rope_theta".to_owned(), theta));
         let mut stated: Option<(&str, RopeScaling)> = None;
         for field in ["rope_scaling", "rope_parameters"] {
             let Some(mut value) = self.take(field).filter(|value| *value != json!({})) else { continue };
-            if let Some(inner) = value.as_object_mut().and_then(|o| o.remove("rope_theta")) {
-                self.map.insert("rope_theta".into(), inner);
-                let inner = self.number("rope_theta")?.map(|theta| (format!("{field}.rope_theta"), theta));
-                if let (Some((a, outer)), Some((b, inner))) = (&theta, &inner)
-                    && outer != inner
+            let inner = value.as_object_mut().and_then(|entries| entries.shift_remove("rope_theta"));
+            if let Some(inner) = inner.filter(|inner| !inner.is_null()) {
+                let name = format!("{field}.rope_theta");
+                let inner = self.read(&name, &inner, POSITIVE, as_positive)?;
+                if let Some((a, outer)) = &theta
+                    && *outer != inner
                 {
-                    return wrong(self.path, format!("`{a}` = {outer} and `{b}` = {inner}: which is meant?"));
+                    return Err(
+                        self.file_error(format!("`{a}` = {outer} and `{name}` = {inner}: which is meant?"))
+                    );
                 }
-                theta = theta.or(inner);
+                theta = theta.or(Some((name, inner)));
             }
-            let scaling = RopeScaling::parse(&value, max_positions)
-                .map_err(|why| Error::file(self.path, format!("field `{field}`: {why}")))?;
+            let scaling = RopeScaling::parse(&value, max_positions).map_err(|why| self.error(field, &why))?;
             if let Some((other, before)) = &stated
                 && *before != scaling
             {
                 let why = format!("`{other}` and `{field}` = {} say different things", shown(&value));
-                return wrong(self.path, format!("{why}; remove the one that is not meant"));
+                return Err(self.file_error(format!("{why}; remove the one that is not meant")));
             }
             stated = Some((field, scaling));
         }
@@ -295,14 +214,5 @@ impl<'a> Fields<'a> {
             return Err(self.unsupported("rope_theta", &json!(theta), "a number above 1"));
         }
         Ok((theta, stated.map_or(RopeScaling::None, |(_, scaling)| scaling)))
-    }
-
-    /// Fails when a field is left that nobody knows.
-    pub(super) fn finish(self) -> Result<()> {
-        let is_known = |field: &str, value| HARMLESS.contains(&field) || is_harmless(field, value);
-        match self.map.iter().find(|(field, value)| !is_known(field, value)) {
-            None => Ok(()),
-            Some((field, value)) => Err(unknown(self.path, field, value, "model")),
-        }
     }
 }

@@ -1,8 +1,8 @@
 //! The forward pass: from a packed token stream to the loss of every label, or to logits.
 
-use super::acts::lora_dims;
-use super::{Activations, Decoder};
-use crate::lora::{BlockLayout, Projection};
+use super::adapters::lora_dims;
+use super::{Activations, AdapterView, Decoder};
+use crate::lora::Projection;
 use gradtx_kernels::ops::{
     AttentionDecode, AttentionDims, AttentionForward, CacheStore, DecodeDims, Elementwise, Embedding,
     GatedActivation, GatedDims, GatedKind, Gemm, GemmDims, LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch,
@@ -12,23 +12,6 @@ use gradtx_kernels::ops::{
 use gradtx_kernels::{Backend, Buffer, Device, Real, View, ViewMut};
 use gradtx_runtime::Result;
 use gradtx_runtime::data::DeviceBatch;
-
-/// Adapters that a pass uses: `values` `[adapters, L·d]`; a segment names its row.
-pub struct AdapterView<'a, D: Device, A: Real> {
-    /// The adapters.
-    pub values: &'a D::Buf<A>,
-    /// Their layout.
-    pub layout: &'a BlockLayout,
-    /// Dropout probability on their input; 0 outside training.
-    pub dropout: f64,
-}
-
-impl<D: Device, A: Real> Clone for AdapterView<'_, D, A> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<D: Device, A: Real> Copy for AdapterView<'_, D, A> {}
 
 /// Keys and values of earlier tokens, and what a pass does with them.
 pub(super) struct Cache<'a, D: Device, X: Real> {

@@ -12,6 +12,7 @@ use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
 use gradtx_kernels::ops::LmHead;
 use gradtx_kernels::{Backend, Buffer, Device, Real, View};
+use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -90,19 +91,32 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         limits: GenerateLimits,
         layout: Option<&BlockLayout>,
     ) -> Result<Self> {
-        let (device, config) = (&decoder.device, &decoder.config);
+        let mut alloc = Allocator::new(&decoder.device, Purpose::Activations);
+        Self::allocate(&mut alloc, &decoder.config, limits, layout)
+    }
+
+    fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        config: &DecoderConfig,
+        limits: GenerateLimits,
+        layout: Option<&BlockLayout>,
+    ) -> Result<Self> {
         let capacity = limits.streams();
         let rows = capacity.segments;
         let positions = limits.context.max(capacity.tokens);
-        let cache = config.layers * rows * limits.context * config.kv_dim();
+        let acts = Activations::allocate(alloc, config, capacity, Mode::Inference(layout), positions)?;
+        let batch = DeviceBatch::allocate(alloc, capacity)?;
+        alloc.set_purpose(Purpose::Cache);
+        let cache = [config.layers, rows, limits.context, config.kv_dim()];
+        let (k, v) = (alloc.buffer("keys and values", &cache)?, alloc.buffer("keys and values", &cache)?);
         Ok(Self {
             limits: GenerateLimits { rows, ..limits },
             positions: usize::MAX,
-            acts: Activations::with_positions(decoder, capacity, Mode::Inference(layout), positions)?,
-            batch: DeviceBatch::new(device, capacity)?,
-            k: device.zeros(cache)?,
-            v: device.zeros(cache)?,
-            next: device.zeros(rows)?,
+            acts,
+            batch,
+            k,
+            v,
+            next: alloc.buffer("next tokens", &[rows])?,
             padded: None,
             steps: HashMap::new(),
         })
@@ -115,11 +129,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
 
     /// The cache and the buffers of the passes.
     pub fn plan(config: &DecoderConfig, limits: GenerateLimits, layout: Option<&BlockLayout>) -> MemoryPlan {
-        let capacity = limits.streams();
-        let mut plan = Activations::<D, X>::plan(config, capacity, Mode::Inference(layout));
-        let shape = [2, config.layers, capacity.segments, limits.context, config.kv_dim()];
-        plan.add(Purpose::Cache, "keys and values", &shape, size_of::<X>());
-        plan
+        Allocator::plan_sizes(Purpose::Activations, |alloc| Self::allocate(alloc, config, limits, layout))
     }
 
     /// Continues every prompt until one of `ends` or `max_new` tokens.

@@ -19,19 +19,23 @@
 //! ```
 
 mod acts;
+mod adapters;
 mod backward;
 mod config;
 mod config_fields;
+mod family;
 mod forward;
 mod generate;
+mod layout;
 mod pretrain;
 mod rope;
 mod weights;
 
 pub use acts::{Activations, Mode};
+pub use adapters::AdapterView;
 pub use backward::{Gradients, OnReady};
-pub use config::{DecoderConfig, Family};
-pub use forward::AdapterView;
+pub use config::DecoderConfig;
+pub use family::Family;
 pub use generate::{Continuation, GenerateLimits, Generator, Prompt};
 pub use pretrain::{FullTrainer, PretrainStep};
 pub use rope::RopeScaling;

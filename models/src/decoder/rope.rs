@@ -4,10 +4,10 @@
 //! Pair i of D/2 turns by `position · θ^(−2i/D)`. Scalings stretch this for contexts
 //! longer than a model was first trained on. Everything is computed in f64.
 
-use super::DecoderConfig;
 use crate::foreign::shown;
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
+use gradtx_runtime::buffers::Allocator;
 use serde_json::{Map, Value, json};
 use std::f64::consts::PI;
 
@@ -252,16 +252,24 @@ pub(super) struct RopeTables<D: Device, A: Real> {
 }
 
 impl<D: Device, A: Real> RopeTables<D, A> {
-    /// Tables for positions `0..positions`.
-    pub(super) fn new(device: &D, config: &DecoderConfig, positions: usize) -> Result<Self> {
-        let half = config.head_dim / 2;
-        let exponent = |i: usize| 2.0 * i as f64 / config.head_dim as f64;
-        let mut frequencies: Vec<f64> = (0..half).map(|i| config.rope_theta.powf(-exponent(i))).collect();
-        let factor = config.rope_scaling.apply(&mut frequencies, config.rope_theta);
-        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-        let (cos, sin): (Vec<A>, Vec<A>) =
-            angles.map(|a| (A::from_f64(factor * a.cos()), A::from_f64(factor * a.sin()))).unzip();
-        Ok(Self { cos: device.buffer_from(&cos)?, sin: device.buffer_from(&sin)? })
+    /// Tables for positions `0..positions`, of base θ and its scaling.
+    pub(super) fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        head_dim: usize,
+        (theta, scaling): (f64, RopeScaling),
+        positions: usize,
+    ) -> Result<Self> {
+        let half = head_dim / 2;
+        let exponent = |i: usize| 2.0 * i as f64 / head_dim as f64;
+        let mut frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-exponent(i))).collect();
+        let factor = scaling.apply(&mut frequencies, theta);
+        let mut table = |name: &str, function: fn(f64) -> f64| {
+            alloc.filled(name, &[positions, half], || {
+                let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+                angles.map(|angle| A::from_f64(factor * function(angle))).collect()
+            })
+        };
+        Ok(Self { cos: table("cos", f64::cos)?, sin: table("sin", f64::sin)? })
     }
 }
 

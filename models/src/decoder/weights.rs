@@ -3,9 +3,6 @@
 //! In: a model directory in the Hugging Face layout, or a key for random values.
 //! Out: views of (fused) matrices and vectors for the passes, and a directory again.
 //!
-//! The flat order is that of a forward pass: embedding, blocks, final norm, head. So
-//! backward finishes gradients from the end of the buffer to its beginning.
-//!
 //! A decoder is *frozen* or *trainable*. Rows of a frozen one's matrices inside the blocks
 //! are as far apart as the device wants for adapters ([`lora_weight_stride`]);
 //! those of a trainable one follow each other as the layout says, like gradients and
@@ -14,9 +11,10 @@
 //! [`lora_weight_stride`]: gradtx_kernels::ops::LoraLinear::lora_weight_stride
 
 use super::DecoderConfig;
-use crate::lora::Projection;
+use super::layout::{EMBEDDING, HEAD, Places, RowStride, contiguous, is_hidden_matrix, places};
 use gradtx_kernels::{Backend, Buffer, Device, Real, bf16, rng};
 use gradtx_runtime::artifact::{NewTensor, TensorSource, write_atomic, write_tensors};
+use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::params::{Param, ParamLayout};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -25,100 +23,6 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(super) const HEAD: &str = "lm_head.weight";
-
-/// Where the weights of one block lie.
-#[derive(Clone, Debug)]
-pub(super) struct BlockPlaces {
-    /// `[H]`
-    pub(super) attention_norm: Range<usize>,
-    /// `[R]`, Qwen2.
-    pub(super) qkv_bias: Option<Range<usize>>,
-    /// `[D]` each, Qwen3.
-    pub(super) qk_norm: Option<[Range<usize>; 2]>,
-    /// `[H]`
-    pub(super) mlp_norm: Range<usize>,
-    /// `[R, H]`, `[H, Q]`, `[2F, H]`, `[H, F]`, perhaps with room behind each row: by [`Projection`].
-    pub(super) matrices: [Range<usize>; 4],
-}
-
-/// Where all weights lie in the buffer.
-#[derive(Clone, Debug)]
-pub(super) struct Places {
-    /// `[V, H]`
-    pub(super) embedding: Range<usize>,
-    /// `[H]`
-    pub(super) final_norm: Range<usize>,
-    /// `[V, H]`; the embedding's when tied.
-    pub(super) head: Range<usize>,
-    pub(super) blocks: Vec<BlockPlaces>,
-}
-
-impl BlockPlaces {
-    /// All weights of the block: they follow each other.
-    pub(super) fn all(&self) -> Range<usize> {
-        self.attention_norm.start..self.matrices[Projection::Down as usize].end
-    }
-
-    /// The weights of a (fused) product.
-    pub(super) fn matrix(&self, fused: Projection) -> &Range<usize> {
-        &self.matrices[fused as usize]
-    }
-}
-
-/// Elements from one row of a matrix inside the blocks to the next, by its columns.
-type RowStride = fn(usize) -> usize;
-
-/// That of a trainable decoder.
-fn contiguous(cols: usize) -> usize {
-    cols
-}
-
-/// Layout and places of a buffer whose rows are so far apart: shapes have that many columns.
-fn places(config: &DecoderConfig, stride: RowStride) -> (ParamLayout, Places) {
-    let mut layout = ParamLayout::new();
-    let embedding = layout.push([(EMBEDDING, vec![config.vocab, config.hidden])]);
-    let blocks = (0..config.layers).map(|l| block_places(&mut layout, config, l, stride)).collect();
-    let final_norm = layout.push([("model.norm.weight", vec![config.hidden])]);
-    let head = match config.tied {
-        true => embedding.clone(),
-        false => layout.push([(HEAD, vec![config.vocab, config.hidden])]),
-    };
-    (layout, Places { embedding, blocks, final_norm, head })
-}
-
-fn block_places(
-    layout: &mut ParamLayout,
-    config: &DecoderConfig,
-    l: usize,
-    stride: RowStride,
-) -> BlockPlaces {
-    let (h, f, d) = (config.hidden, config.intermediate, config.head_dim);
-    let parts = [("q", config.q_dim()), ("k", config.kv_dim()), ("v", config.kv_dim())];
-    let name = |rest: String| format!("model.layers.{l}.{rest}");
-    let matrix = |rest: &str, rows, cols| (name(format!("{rest}_proj.weight")), vec![rows, stride(cols)]);
-    let vector = |rest: String, n| (name(rest), vec![n]);
-    BlockPlaces {
-        attention_norm: layout.push([vector("input_layernorm.weight".into(), h)]),
-        qkv_bias: config
-            .family
-            .qkv_bias()
-            .then(|| layout.push(parts.map(|(p, n)| vector(format!("self_attn.{p}_proj.bias"), n)))),
-        qk_norm: config
-            .family
-            .qk_norm()
-            .then(|| ["q", "k"].map(|p| layout.push([vector(format!("self_attn.{p}_norm.weight"), d)]))),
-        mlp_norm: layout.push([vector("post_attention_layernorm.weight".into(), h)]),
-        matrices: [
-            layout.push(parts.map(|(p, n)| matrix(&format!("self_attn.{p}"), n, h))),
-            layout.push([matrix("self_attn.o", h, config.q_dim())]),
-            layout.push([matrix("mlp.gate", f, h), matrix("mlp.up", f, h)]),
-            layout.push([matrix("mlp.down", h, f)]),
-        ],
-    }
-}
 
 /// Standard deviations of random initial weights. Norms start at 1, biases at 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -149,6 +53,29 @@ pub struct Decoder<D: Device, X: Real> {
     /// By `stored`.
     pub(super) places: Places,
     pub(super) values: D::Buf<X>,
+}
+
+impl DecoderConfig {
+    /// Fails unless the weights have as many blocks as this says, and every tensor with its shape.
+    /// Only headers are read, so this comes before anything of the model's size is made.
+    pub fn check_weights(&self, weights: &TensorSource) -> Result<()> {
+        let block = |name: &str| name.strip_prefix("model.layers.")?.split('.').next()?.parse::<usize>().ok();
+        let found =
+            weights.names().into_iter().filter_map(block).max().map_or(0, |last| last.saturating_add(1));
+        if found != self.layers {
+            let why = format!("has {found} blocks; config.json says `num_hidden_layers` = {}", self.layers);
+            return Err(Error::file(weights.origin(), why));
+        }
+        for param in places(self, contiguous).0.params() {
+            if !self.tied && param.name == HEAD && !weights.contains(HEAD) {
+                let why = "there is no such tensor, and config.json does not tie it to the embedding; set \
+                           `tie_word_embeddings` to true there if the model was made so";
+                return Err(Error::tensor(weights.origin(), HEAD, why));
+            }
+            weights.tensor(&param.name)?.expect_shape(&param.shape)?;
+        }
+        Ok(())
+    }
 }
 
 impl<D: Device, X: Real> Decoder<D, X> {
@@ -204,13 +131,23 @@ impl<D: Device, X: Real> Decoder<D, X> {
 impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// The weights' buffer, for a memory plan; frozen unless all parameters are trained.
     pub fn plan(config: &DecoderConfig, trained: bool) -> MemoryPlan {
-        let mut plan = MemoryPlan::new();
         let (purpose, stride): (_, RowStride) = match trained {
             true => (Purpose::Trained, contiguous),
             false => (Purpose::Frozen, D::lora_weight_stride),
         };
-        plan.add(purpose, "decoder", &[places(config, stride).0.total()], size_of::<X>());
-        plan
+        Allocator::plan_sizes(Purpose::Frozen, |alloc| {
+            alloc.set_purpose(purpose);
+            Self::allocate(alloc, &places(config, stride).0)
+        })
+    }
+
+    /// The values of a decoder whose tensors lie like this, all zero.
+    fn allocate(alloc: &mut Allocator<'_, D>, stored: &ParamLayout) -> Result<D::Buf<X>> {
+        alloc.buffer("decoder", &[stored.total()])
+    }
+
+    fn zeros(device: &D, stored: &ParamLayout) -> Result<D::Buf<X>> {
+        Self::allocate(&mut Allocator::new(device, Purpose::Frozen), stored)
     }
 
     /// Reads a model directory: `config.json` and (sharded) safetensors in bf16, f16 or f32.
@@ -271,7 +208,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         values: impl Fn(&Param) -> Result<Vec<X>>,
     ) -> Result<Self> {
         let (stored, _) = places(config, stride);
-        let mut buf = device.zeros(stored.total())?;
+        let mut buf = Self::zeros(device, &stored)?;
         for (param, place) in Self::layout_of(config).params().iter().zip(stored.params()) {
             let mut host = values(param)?;
             if let (&[rows, cols], &[_, stride]) = (&param.shape[..], &place.shape[..])
@@ -300,7 +237,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         mut fill: impl FnMut(&Param, D::ViewMut<'_, X>, usize) -> Result<()>,
     ) -> Result<Self> {
         let (stored, _) = places(config, D::lora_weight_stride);
-        let mut buf = device.zeros(stored.total())?;
+        let mut buf = Self::zeros(device, &stored)?;
         for (param, place) in Self::layout_of(config).params().iter().zip(stored.params()) {
             let stride = place.shape.last().copied().unwrap_or(1);
             fill(param, buf.view_mut(place.range()), stride)?;
@@ -310,7 +247,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
 
     /// A copy with weights of its own.
     pub fn duplicate(&self) -> Result<Self> {
-        let mut values = self.device.zeros(self.values.len())?;
+        let mut values = Self::zeros(&self.device, &self.stored)?;
         self.device.copy(values.all_mut(), self.values.all())?;
         let (device, config) = (self.device.clone(), self.config.clone());
         let (layout, stored, places) = (self.layout.clone(), self.stored.clone(), self.places.clone());
@@ -375,11 +312,6 @@ impl<D: Device, X: Real> Decoder<D, X> {
     pub(super) fn weights(&self, range: &Range<usize>) -> D::View<'_, X> {
         self.values.view(range.clone())
     }
-}
-
-/// A two-dimensional parameter that is neither embedding nor head.
-pub(super) fn is_hidden_matrix(param: &Param) -> bool {
-    param.shape.len() == 2 && ![EMBEDDING, HEAD].contains(&param.name.as_str())
 }
 
 /// Values in the weights' type.

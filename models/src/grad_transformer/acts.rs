@@ -4,11 +4,11 @@
 //! other, beside the operations.
 
 use super::{Batch, GradTransformer, GradTransformerConfig};
-use crate::t5::buffers::{Allocator, Rows};
 use crate::t5::weights::upload_f32_in;
 use crate::t5::{Keep, StackActs, StackShape};
 use gradtx_kernels::ops::{Backend, Elementwise, StridedRows};
 use gradtx_kernels::{Device, Real};
+use gradtx_runtime::buffers::{Allocator, Rows};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 
@@ -78,6 +78,7 @@ pub(super) struct Inputs<D: Device, X: Real> {
 impl<D: Backend<X>, X: Real> Inputs<D, X> {
     fn allocate(
         alloc: &mut Allocator<'_, D>,
+        dev: &D,
         config: &GradTransformerConfig,
         capacity: usize,
     ) -> Result<Self> {
@@ -87,7 +88,7 @@ impl<D: Backend<X>, X: Real> Inputs<D, X> {
             shifted: alloc.rows("shifted", rows_t, config.teacher_width)?,
             target: alloc.rows("target", rows_t, config.teacher_width)?,
             keys: alloc.rows("keys", capacity, 1)?,
-            lane: alloc.lane()?,
+            lane: dev.lane()?,
         })
     }
 
@@ -153,17 +154,16 @@ pub struct Activations<D: Device, X: Real> {
 impl<D: Backend<X>, X: Real> Activations<D, X> {
     /// Takes memory for batches of at most `capacity` tuples.
     pub fn new(model: &GradTransformer<D, X>, capacity: usize) -> Result<Self> {
-        Self::allocate(&mut Allocator::new(&model.dev, false, Purpose::Batch), model, capacity)
+        Self::allocate(&mut Allocator::new(&model.dev, Purpose::Batch), model, capacity)
     }
 
-    /// The buffers that [`Self::new`] would take, without taking them.
+    /// The buffers that [`Self::new`] takes.
     pub fn plan(model: &GradTransformer<D, X>, capacity: usize) -> Result<MemoryPlan> {
-        let mut alloc = Allocator::new(&model.dev, true, Purpose::Batch);
-        Self::allocate(&mut alloc, model, capacity)?;
-        Ok(alloc.into_plan())
+        Allocator::plan(Purpose::Batch, |alloc| Self::allocate(alloc, model, capacity))
     }
 
-    fn allocate(
+    /// [`Self::new`] with an allocator.
+    pub(super) fn allocate(
         alloc: &mut Allocator<'_, D>,
         model: &GradTransformer<D, X>,
         capacity: usize,
@@ -173,7 +173,9 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         let (rows_t, width_t) = (capacity * blocks_t, config.teacher_width);
         let encoder = StackShape { batch: capacity, tokens: blocks_s, memory: 0 };
         let decoder = StackShape { batch: capacity, tokens: blocks_t, memory: blocks_s };
-        let inputs = [Inputs::allocate(alloc, config, capacity)?, Inputs::allocate(alloc, config, capacity)?];
+        alloc.set_purpose(Purpose::Batch);
+        let mut inputs = || Inputs::allocate(alloc, &model.dev, config, capacity);
+        let inputs = [inputs()?, inputs()?];
         alloc.set_purpose(Purpose::Activations);
         Ok(Self {
             capacity,
@@ -186,7 +188,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             pred: alloc.rows("pred", rows_t, width_t)?,
             d_pred: alloc.rows("d_pred", rows_t, width_t)?,
             sums: alloc.rows("sums", rows_t, 1)?,
-            sums_lane: alloc.lane()?,
+            sums_lane: model.dev.lane()?,
             stage: vec![],
         })
     }

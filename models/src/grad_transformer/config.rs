@@ -1,9 +1,9 @@
 //! [`GradTransformerConfig`]: sizes and settings of a Grad-Transformer, as in its `config.json`.
 
 use super::NormalizationMode;
+use crate::fields::Fields;
 use crate::t5::MAX_PARAMETERS;
 use crate::t5::T5Config;
-use crate::t5::fields::Fields;
 use gradtx_runtime::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -76,8 +76,8 @@ impl GradTransformerConfig {
     /// # Errors
     /// Names the field that is missing, unknown, or has a value that is not supported.
     pub fn open(path: &Path) -> Result<(Self, NormalizationMode)> {
-        let mut fields = Fields::open(path)?;
-        fields.only("model_type", json!("grad_transformer"))?;
+        let mut fields = Fields::open(path, "translator")?;
+        fields.only("model_type", &json!("grad_transformer"))?;
         let start_token = match fields.text("start_token")? {
             None => StartToken::default(),
             Some(name) => StartToken::parse(&name).ok_or_else(|| {
@@ -91,12 +91,12 @@ impl GradTransformerConfig {
                 fields.error("normalization", &why)
             })?,
         };
-        let t5 = fields.object("t5")?.ok_or_else(|| fields.error("t5", "is missing"))?;
+        let t5 = fields.object("t5")?.ok_or_else(|| fields.missing("t5"))?;
         let config = Self {
-            student_width: fields.need_count("student_width")?,
-            student_blocks: fields.need_count("student_blocks")?,
-            teacher_width: fields.need_count("teacher_width")?,
-            teacher_blocks: fields.need_count("teacher_blocks")?,
+            student_width: fields.size("student_width")?,
+            student_blocks: fields.size("student_blocks")?,
+            teacher_width: fields.size("teacher_width")?,
+            teacher_blocks: fields.size("teacher_blocks")?,
             start_token,
             t5: T5Config::from_fields(t5)?,
         };

@@ -6,11 +6,11 @@
 //! the device is asked for once and then repeats.
 
 use super::GradTransformer;
-use crate::t5::buffers::{Allocator, Rows};
 use crate::t5::weights::upload_f32;
 use crate::t5::{DecodeCache, Keep, Pass, StackActs, StackShape};
 use gradtx_kernels::ops::Backend;
 use gradtx_kernels::{Device, Real};
+use gradtx_runtime::buffers::{Allocator, Rows};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 use std::collections::HashMap;
@@ -68,14 +68,12 @@ impl<D: Device> Repeated<D> {
 impl<D: Backend<X>, X: Real> Generator<D, X> {
     /// Takes memory for `capacity` students at once.
     pub fn new(model: &GradTransformer<D, X>, capacity: usize) -> Result<Self> {
-        Self::allocate(&mut Allocator::new(&model.dev, false, Purpose::Activations), model, capacity)
+        Self::allocate(&mut Allocator::new(&model.dev, Purpose::Activations), model, capacity)
     }
 
-    /// The buffers that [`Self::new`] would take, without taking them.
+    /// The buffers that [`Self::new`] takes.
     pub fn plan(model: &GradTransformer<D, X>, capacity: usize) -> Result<MemoryPlan> {
-        let mut alloc = Allocator::new(&model.dev, true, Purpose::Activations);
-        Self::allocate(&mut alloc, model, capacity)?;
-        Ok(alloc.into_plan())
+        Allocator::plan(Purpose::Activations, |alloc| Self::allocate(alloc, model, capacity))
     }
 
     fn allocate(

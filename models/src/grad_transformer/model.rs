@@ -18,7 +18,9 @@ use gradtx_kernels::ops::{
     SquaredError,
 };
 use gradtx_kernels::{Device, Real, ViewMut};
+use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::params::ParamLayout;
+use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
@@ -105,7 +107,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     /// A model whose parameters are all zero, to be filled.
     pub(super) fn empty(dev: &D, config: GradTransformerConfig) -> Result<Self> {
         let mut model = Self::meta(dev, config)?;
-        model.values = dev.zeros(model.layout.total())?;
+        model.values = model.allocate_values(&mut Allocator::new(dev, Purpose::Trained))?;
         Ok(model)
     }
 
@@ -140,6 +142,16 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
             identity: Arc::default(),
             normalization,
         })
+    }
+
+    /// A buffer for the parameters, all zero.
+    pub(super) fn allocate_values(&self, alloc: &mut Allocator<'_, D>) -> Result<D::Buf<X>> {
+        alloc.buffer("values", &[self.layout.total()])
+    }
+
+    /// The buffer of the parameters, where they are not trained.
+    pub fn plan_values(&self) -> Result<MemoryPlan> {
+        Allocator::plan(Purpose::Frozen, |alloc| self.allocate_values(alloc))
     }
 
     /// Its device.

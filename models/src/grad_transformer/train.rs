@@ -8,19 +8,16 @@
 //! batch, is the gradient of the mean over all of it.
 //!
 //! A trainer may own a part of the parameters only, some ranges of the flat buffer: it then
-//! keeps masters and moments of those, and updates those.
-//!
-//! Where the model computes in the accumulators' own type, its values are its master
-//! values; otherwise masters are kept beside them, and a step writes both.
+//! keeps masters and moments of those, and updates those ([`ParamStore`]).
 
 use super::{Activations, Batch, GradTransformer};
-use crate::t5::{Grads, OnReady, weights};
-use gradtx_kernels::ops::{AdamWStep, Backend, Cast, Out};
-use gradtx_kernels::{Buffer, Device, Elem, Real};
+use crate::t5::{Grads, OnReady};
+use gradtx_kernels::ops::{AdamWStep, Backend, Out};
+use gradtx_kernels::{Buffer, Device, Real};
 use gradtx_runtime::Result;
-use gradtx_runtime::optim::FlatAdamW;
+use gradtx_runtime::buffers::Allocator;
+use gradtx_runtime::optim::{FlatAdamW, ParamStore, Trained};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
-use std::any::Any;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -37,12 +34,7 @@ pub struct StepReport {
 pub struct Trainer<D: Device, X: Real> {
     acts: Activations<D, X>,
     graphs: HashMap<Repeated, Passes<D>>,
-    /// As the model's values, in the same layout.
-    grads: D::Buf<X::Acc>,
-    /// The ranges of the flat buffer that are updated here, in increasing order.
-    own: Vec<Range<usize>>,
-    /// Of the own ranges, one after the other; none where the values are their own masters.
-    masters: Option<D::Buf<X::Acc>>,
+    params: ParamStore<D, X>,
     /// Of the own ranges.
     optimizer: FlatAdamW<D, X::Acc>,
 }
@@ -70,19 +62,6 @@ struct Passes<D: Device> {
 /// Kinds of micro-batches whose passes are remembered.
 const MAX_GRAPHS: usize = 16;
 
-/// The values themselves as accumulators, where the two types are the same.
-fn own_masters<D: Device, X: Real>(values: &mut D::Buf<X>) -> Option<&mut D::Buf<X::Acc>> {
-    (values as &mut dyn Any).downcast_mut()
-}
-
-/// Every range, and where it lies when they stand one after the other.
-fn places(ranges: &[Range<usize>]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    ranges.iter().scan(0, |end, range| {
-        *end += range.len();
-        Some((range.clone(), *end - range.len()..*end))
-    })
-}
-
 impl<D: Backend<X>, X: Real> Trainer<D, X> {
     /// Takes memory for micro-batches of at most `micro_batch` tuples. Masters start as the
     /// model's values.
@@ -98,51 +77,41 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         micro_batch: usize,
         own: Vec<Range<usize>>,
     ) -> Result<Self> {
-        let dev = model.dev.clone();
-        let total = model.layout.total();
-        let masters = match own_masters::<D, X>(&mut model.values) {
-            Some(_) => None,
-            None => {
-                let mut masters = dev.zeros(own.iter().map(Range::len).sum())?;
-                for (range, place) in places(&own) {
-                    let values = model.values.view(range);
-                    <D as Cast<X, X::Acc>>::cast(&dev, masters.view_mut(place), values)?;
-                }
-                Some(masters)
-            }
-        };
-        Ok(Self {
-            acts: Activations::new(model, micro_batch)?,
-            graphs: HashMap::new(),
-            grads: dev.zeros(total)?,
-            masters,
-            optimizer: FlatAdamW::over_ranges(&dev, total, own.clone())?,
-            own,
-        })
+        let mut alloc = Allocator::new(&model.dev, Purpose::Trained);
+        let mut trainer = Self::allocate(&mut alloc, model, micro_batch, own)?;
+        trainer.params.take_masters(&model.dev, &model.values)?;
+        Ok(trainer)
     }
 
-    /// The buffers that training takes, the model's own values included, without taking them.
+    /// The buffers that training takes, the model's own values included.
     pub fn plan(model: &GradTransformer<D, X>, micro_batch: usize) -> Result<MemoryPlan> {
-        Self::plan_of_ranges(model, micro_batch, model.layout.total())
+        let all = 0..model.layout.total();
+        Self::plan_of_ranges(model, micro_batch, vec![all])
     }
 
-    /// The same for a trainer whose own ranges have so many elements.
+    /// The same for a trainer of these ranges.
     pub fn plan_of_ranges(
         model: &GradTransformer<D, X>,
         micro_batch: usize,
-        own: usize,
+        own: Vec<Range<usize>>,
     ) -> Result<MemoryPlan> {
-        let (shape, acc) = ([model.layout.total()], X::Acc::DTYPE.size());
-        let mut plan = MemoryPlan::new();
-        plan.add(Purpose::Trained, "values", &shape, X::DTYPE.size());
-        if X::DTYPE != X::Acc::DTYPE {
-            plan.add(Purpose::Trained, "masters", &[own], acc);
-        }
-        plan.add(Purpose::Gradients, "gradients", &shape, acc);
-        plan.add(Purpose::Optimizer, "first moments", &[own], acc);
-        plan.add(Purpose::Optimizer, "second moments", &[own], acc);
-        plan.extend(Activations::plan(model, micro_batch)?);
-        Ok(plan)
+        Allocator::plan(Purpose::Trained, |alloc| {
+            model.allocate_values(alloc)?;
+            Self::allocate(alloc, model, micro_batch, own)
+        })
+    }
+
+    fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        model: &GradTransformer<D, X>,
+        micro_batch: usize,
+        own: Vec<Range<usize>>,
+    ) -> Result<Self> {
+        let total = model.layout.total();
+        let params = ParamStore::allocate(alloc, total, own.clone())?;
+        let optimizer = FlatAdamW::allocate_ranges(alloc, total, own)?;
+        let acts = Activations::allocate(alloc, model, micro_batch)?;
+        Ok(Self { acts, graphs: HashMap::new(), params, optimizer })
     }
 
     /// The optimizer, for checkpoints.
@@ -157,46 +126,28 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
 
     /// Whether the model's values are their own masters, so that all of them are here.
     pub fn values_are_masters(&self) -> bool {
-        self.masters.is_none()
+        ParamStore::<D, X>::values_are_masters()
     }
 
     /// Master values of the own ranges on the host, one after the other: what a checkpoint
     /// holds, and if all is owned, a translator's file.
     pub fn master_values(&self, model: &GradTransformer<D, X>) -> Result<Vec<f32>> {
-        let dev = &model.dev;
-        if let Some(masters) = &self.masters {
-            return weights::to_f32(dev, masters);
-        }
-        let mut all = Vec::with_capacity(self.own.iter().map(Range::len).sum());
-        for range in &self.own {
-            let part = dev.to_host(model.values.view(range.clone()))?;
-            all.extend(part.iter().map(|x| x.to_f64() as f32));
-        }
-        Ok(all)
+        self.params.master_values(&model.dev, &model.values)
     }
 
     /// Sets master values of the own ranges, and the model's values there with them.
     pub fn set_master_values(&mut self, model: &mut GradTransformer<D, X>, masters: &[f32]) -> Result<()> {
-        let dev = model.dev.clone();
-        if let Some(own) = &mut self.masters {
-            weights::upload_f32::<D, X::Acc>(&dev, own.all_mut(), masters, &mut Vec::new())?;
-        }
-        let mut stage = Vec::new();
-        for (range, place) in places(&self.own) {
-            let values = model.values.view_mut(range);
-            weights::upload_f32::<D, X>(&dev, values, &masters[place], &mut stage)?;
-        }
-        Ok(())
+        self.params.set_master_values(&model.dev, &mut model.values, masters)
     }
 
     /// The gradients summed so far.
     pub fn gradients(&self) -> &D::Buf<X::Acc> {
-        &self.grads
+        self.params.gradients()
     }
 
     /// The gradients summed so far, for writing.
     pub fn gradients_mut(&mut self) -> &mut D::Buf<X::Acc> {
-        &mut self.grads
+        self.params.gradients_mut()
     }
 
     /// Gradients of `scale · Σ (pred − target)²` over a batch, with dropout, in micro-batches as
@@ -270,7 +221,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         on_ready: Option<OnReady<'_, D, X::Acc>>,
     ) -> Result<f64> {
         model.load_batch(&mut self.acts, tuples)?;
-        let (acts, buf, dev) = (&mut self.acts, &mut self.grads, &model.dev);
+        let (acts, buf, dev) = (&mut self.acts, self.params.gradients_mut(), &model.dev);
         let (inputs, first) = (acts.current, out == Out::Assign);
         let kind = Repeated { batch: tuples.len(), inputs, scale: scale.to_bits(), first };
         if self.graphs.len() >= MAX_GRAPHS && !self.graphs.contains_key(&kind) {
@@ -295,7 +246,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
 
     /// Sum of squares of the gradients of the own ranges.
     pub fn sum_squares(&mut self, dev: &D) -> Result<f64> {
-        self.optimizer.sum_squares(dev, self.grads.all())
+        self.optimizer.sum_squares(dev, self.params.gradients().all())
     }
 
     /// One AdamW step on the own ranges with the gradients there, which are clipped by the norm
@@ -310,14 +261,14 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         max_norm: Option<f64>,
         sum_squares: f64,
     ) -> Result<f64> {
-        let (dev, grads) = (model.dev.clone(), self.grads.all());
-        let Some(masters) = &mut self.masters else {
-            let values = own_masters::<D, X>(&mut model.values).expect("masters are kept where types differ");
-            let values = values.all_mut();
-            return self.optimizer.step_with(&dev, values, grads, step, max_norm, sum_squares);
-        };
-        let (masters, values) = (masters.all_mut(), model.values.all_mut());
-        self.optimizer.step_with_values(&dev, masters, values, grads, step, max_norm, sum_squares)
+        let (dev, optimizer) = (&model.dev, &mut self.optimizer);
+        let Trained { params, values, grads } = self.params.trained(&mut model.values);
+        match values {
+            None => optimizer.step_with(dev, params, grads, step, max_norm, sum_squares),
+            Some(values) => {
+                optimizer.step_with_values(dev, params, values, grads, step, max_norm, sum_squares)
+            }
+        }
     }
 
     /// Whether these tuples alone, with the dropout of their keys, give a finite loss and finite
@@ -331,7 +282,8 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         let dev = &model.dev;
         let sum = self.gradients_alone(model, tuples, scale)?;
         let mut squares = dev.zeros::<X::Acc>(1)?;
-        dev.sum_squares(squares.all_mut(), self.grads.all(), 1, self.grads.len())?;
+        let grads = self.params.gradients();
+        dev.sum_squares(squares.all_mut(), grads.all(), 1, grads.len())?;
         Ok(sum.is_finite() && dev.to_host(squares.all())?[0].to_f64().is_finite())
     }
 

@@ -10,6 +10,7 @@ use super::BlockLayout;
 use crate::decoder::{Activations, AdapterView, Decoder, DecoderConfig, Gradients, Mode};
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::{Backend, Buffer, Device, Real};
+use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::optim::FlatAdamW;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
@@ -20,17 +21,43 @@ pub struct MultiLora<D: Device, X: Real> {
     device: D,
     layout: BlockLayout,
     jobs: usize,
-    /// `[jobs, L·d]`
-    adapters: D::Buf<X::Acc>,
-    /// `[jobs, L·d]`
-    grads: D::Buf<X::Acc>,
     /// `[L·d]`, the same for every job.
     initial: Vec<f32>,
     /// `[L·d]`, where some values are not trained.
     frozen: Option<Vec<bool>>,
+    buffers: Buffers<D, X>,
+}
+
+/// What training takes of the device.
+struct Buffers<D: Device, X: Real> {
+    /// `[jobs, L·d]`
+    adapters: D::Buf<X::Acc>,
+    /// `[jobs, L·d]`
+    grads: D::Buf<X::Acc>,
     optimizer: FlatAdamW<D, X::Acc>,
     acts: Activations<D, X>,
     batch: DeviceBatch<D, X::Acc>,
+}
+
+impl<D: Backend<X>, X: Real> Buffers<D, X> {
+    fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        config: &DecoderConfig,
+        layout: &BlockLayout,
+        jobs: usize,
+        capacity: BatchCapacity,
+    ) -> Result<Self> {
+        let shape = [jobs, layout.blocks(), layout.width()];
+        alloc.set_purpose(Purpose::Trained);
+        let adapters = alloc.buffer("adapters", &shape)?;
+        alloc.set_purpose(Purpose::Gradients);
+        let grads = alloc.buffer("adapter gradients", &shape)?;
+        let optimizer = FlatAdamW::allocate(alloc, jobs, layout.total())?;
+        alloc.set_purpose(Purpose::Activations);
+        let mode = Mode::Adapters(layout);
+        let acts = Activations::allocate(alloc, config, capacity, mode, capacity.tokens)?;
+        Ok(Self { adapters, grads, optimizer, acts, batch: DeviceBatch::allocate(alloc, capacity)? })
+    }
 }
 
 impl<D: Backend<X>, X: Real> MultiLora<D, X> {
@@ -49,24 +76,16 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
             return Err(Error::invalid("adapters to be trained", why));
         }
         let device = decoder.device().clone();
+        let mut alloc = Allocator::new(&device, Purpose::Trained);
+        let mut buffers = Buffers::<D, X>::allocate(&mut alloc, decoder.config(), layout, jobs, capacity)?;
         let one: Vec<X::Acc> = initial.iter().map(|&x| X::Acc::from_f64(x as f64)).collect();
         let total = layout.total();
-        let mut adapters = device.zeros(jobs * total)?;
         for job in 0..jobs {
-            device.upload(adapters.view_mut(job * total..(job + 1) * total), &one)?;
+            let adapter = buffers.adapters.view_mut(job * total..(job + 1) * total);
+            device.upload(adapter, &one)?;
         }
-        Ok(Self {
-            adapters,
-            grads: device.zeros(jobs * total)?,
-            initial: initial.to_vec(),
-            frozen: None,
-            optimizer: FlatAdamW::new(&device, jobs, total)?,
-            acts: Activations::new(decoder, capacity, Mode::Adapters(layout))?,
-            batch: DeviceBatch::new(&device, capacity)?,
-            layout: layout.clone(),
-            device,
-            jobs,
-        })
+        let (initial, layout) = (initial.to_vec(), layout.clone());
+        Ok(Self { device, layout, jobs, initial, frozen: None, buffers })
     }
 
     /// The same, of which these values `[L·d]` stay as they are. They are kept so on the host, between the
@@ -86,15 +105,9 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
         jobs: usize,
         capacity: BatchCapacity,
     ) -> MemoryPlan {
-        let mut plan = MemoryPlan::new();
-        let shape = [jobs, layout.blocks(), layout.width()];
-        let size = size_of::<X::Acc>();
-        plan.add(Purpose::Trained, "adapters", &shape, size);
-        plan.add(Purpose::Gradients, "adapter gradients", &shape, size);
-        plan.add(Purpose::Optimizer, "first moments", &shape, size);
-        plan.add(Purpose::Optimizer, "second moments", &shape, size);
-        plan.extend(Activations::<D, X>::plan(config, capacity, Mode::Adapters(layout)));
-        plan
+        Allocator::plan_sizes(Purpose::Trained, |alloc| {
+            Buffers::<D, X>::allocate(alloc, config, layout, jobs, capacity)
+        })
     }
 
     /// One optimizer step on one stream: loss of every job, gradients, clipping of every
@@ -114,11 +127,17 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
     /// Adds a stream's gradients to those of the step; returns its part of every job's loss.
     pub fn accumulate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<Vec<f64>> {
         self.check(batch)?;
-        self.batch.load(&self.device, batch)?;
+        self.buffers.batch.load(&self.device, batch)?;
         let dropout = self.layout.lora().dropout;
-        let view = AdapterView { values: &self.adapters, layout: &self.layout, dropout };
-        let grads = Gradients::Adapters(self.grads.all_mut());
-        decoder.loss_and_gradient(&mut self.acts, &self.batch, Some(view), grads, &mut |_, _| Ok(()))?;
+        let view = AdapterView { values: &self.buffers.adapters, layout: &self.layout, dropout };
+        let grads = Gradients::Adapters(self.buffers.grads.all_mut());
+        decoder.loss_and_gradient(
+            &mut self.buffers.acts,
+            &self.buffers.batch,
+            Some(view),
+            grads,
+            &mut |_, _| Ok(()),
+        )?;
         self.job_losses(batch)
     }
 
@@ -128,38 +147,30 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
     pub fn apply(&mut self, step: AdamWStep, max_norm: Option<f64>) -> Result<Vec<f64>> {
         let before = match &self.frozen {
             Some(frozen) => {
-                let mut grads = self.device.to_host(self.grads.all())?;
+                let mut grads = self.device.to_host(self.buffers.grads.all())?;
                 grads.iter_mut().zip(frozen.iter().cycle()).filter(|(_, is)| **is).for_each(|(g, _)| {
                     *g = X::Acc::zero();
                 });
-                self.device.upload(self.grads.all_mut(), &grads)?;
-                Some(self.device.to_host(self.adapters.all())?)
+                self.device.upload(self.buffers.grads.all_mut(), &grads)?;
+                Some(self.device.to_host(self.buffers.adapters.all())?)
             }
             None => None,
         };
-        let params = self.adapters.all_mut();
-        let norms = self.optimizer.step(&self.device, params, self.grads.all(), step, max_norm)?;
-        self.device.fill(self.grads.all_mut(), X::Acc::zero())?;
+        let params = self.buffers.adapters.all_mut();
+        let norms =
+            self.buffers.optimizer.step(&self.device, params, self.buffers.grads.all(), step, max_norm)?;
+        self.device.fill(self.buffers.grads.all_mut(), X::Acc::zero())?;
         if let (Some(before), Some(frozen)) = (before, &self.frozen) {
             // Weight decay moves what has no gradient too.
-            let mut after = self.device.to_host(self.adapters.all())?;
+            let mut after = self.device.to_host(self.buffers.adapters.all())?;
             for ((value, old), is_frozen) in after.iter_mut().zip(before).zip(frozen.iter().cycle()) {
                 if *is_frozen {
                     *value = old;
                 }
             }
-            self.device.upload(self.adapters.all_mut(), &after)?;
+            self.device.upload(self.buffers.adapters.all_mut(), &after)?;
         }
         Ok(norms)
-    }
-
-    /// Weighted loss of every job on a stream, without gradients and without dropout.
-    pub fn evaluate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<Vec<f64>> {
-        self.check(batch)?;
-        self.batch.load(&self.device, batch)?;
-        let view = AdapterView { values: &self.adapters, layout: &self.layout, dropout: 0.0 };
-        decoder.loss(&mut self.acts, &self.batch, Some(view))?;
-        self.job_losses(batch)
     }
 
     fn check(&self, batch: &PackedBatch) -> Result<()> {
@@ -179,7 +190,7 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
     }
 
     fn job_losses(&self, batch: &PackedBatch) -> Result<Vec<f64>> {
-        let losses = self.device.to_host(self.acts.losses())?;
+        let losses = self.device.to_host(self.buffers.acts.losses())?;
         let mut sums = vec![0.0; self.jobs];
         for (i, loss) in losses.iter().enumerate() {
             let job = batch.adapter[batch.label_segment[i] as usize] as usize;
@@ -200,23 +211,23 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
 
     /// All adapters, `[jobs, L·d]`, as a pass uses them; no dropout.
     pub fn adapters(&self) -> AdapterView<'_, D, X::Acc> {
-        AdapterView { values: &self.adapters, layout: &self.layout, dropout: 0.0 }
+        AdapterView { values: &self.buffers.adapters, layout: &self.layout, dropout: 0.0 }
     }
 
     /// All adapters, `[jobs, L·d]`, to be filled from a checkpoint.
     pub fn adapters_mut(&mut self) -> &mut D::Buf<X::Acc> {
-        &mut self.adapters
+        &mut self.buffers.adapters
     }
 
     /// The optimizer, for checkpoints.
     pub fn optimizer(&mut self) -> &mut FlatAdamW<D, X::Acc> {
-        &mut self.optimizer
+        &mut self.buffers.optimizer
     }
 
     /// One job's adapter, `[L, d]`.
     pub fn adapter(&self, job: usize) -> Result<Vec<f32>> {
         let total = self.layout.total();
-        let values = self.device.to_host(self.adapters.view(job * total..(job + 1) * total))?;
+        let values = self.device.to_host(self.buffers.adapters.view(job * total..(job + 1) * total))?;
         Ok(values.iter().map(|x| x.to_f64() as f32).collect())
     }
 

@@ -9,9 +9,10 @@
 use super::peft_targets::{Adapted, adapted_modules, scale_of_all};
 use super::{LoraConfig, layout::MAX_ALPHA};
 use crate::decoder::DecoderConfig;
-use crate::foreign::{is_harmless, is_off, shown, unknown};
-use gradtx_runtime::{Error, Result};
-use serde_json::{Map, Value, json};
+use crate::fields::Fields;
+use crate::foreign::is_off;
+use gradtx_runtime::Result;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Fields that do not change what a stored adapter computes: where it comes from, how it was
@@ -60,73 +61,28 @@ pub(super) struct PeftConfig {
     pub(super) base_model: Option<String>,
 }
 
-/// The fields of a file that have not been understood yet.
-struct Fields<'a> {
-    path: &'a Path,
-    map: Map<String, Value>,
-}
-
-impl Fields<'_> {
-    fn unsupported(&self, field: &str, value: &Value, want: &str) -> Error {
-        let why = format!("field `{field}` = {} is not supported; expected {want}", shown(value));
-        Error::file(self.path, why)
-    }
-
-    fn take(&mut self, field: &str) -> Value {
-        self.map.remove(field).unwrap_or(Value::Null)
-    }
-
-    /// Fails unless a field is absent, null or one of these.
-    fn only(&mut self, field: &str, allowed: &[Value]) -> Result<()> {
-        let value = self.take(field);
-        match value.is_null() || allowed.contains(&value) {
-            true => Ok(()),
-            false => Err(self.unsupported(field, &value, &allowed[0].to_string())),
-        }
-    }
-
-    fn number(&mut self, field: &str, default: Option<f64>) -> Result<f64> {
-        let value = self.take(field);
-        let found = if value.is_null() { default } else { value.as_f64() };
-        found.ok_or_else(|| self.unsupported(field, &value, "a number"))
-    }
-}
-
 /// Reads the text of an `adapter_config.json` for a model; `path` is for messages.
 pub(super) fn parse(path: &Path, text: &str, model: &DecoderConfig) -> Result<PeftConfig> {
-    let value: Value =
-        serde_json::from_str(text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
-    let Value::Object(map) = value else {
-        return Err(Error::file(path, "expected a JSON object"));
-    };
-    let mut fields = Fields { path, map };
-    match fields.take("peft_type") {
+    let mut fields = Fields::parse(path, text, "adapter")?;
+    match fields.take("peft_type").unwrap_or(Value::Null) {
         value if value == json!("LORA") => {}
         value => return Err(fields.unsupported("peft_type", &value, "\"LORA\"")),
     }
-    fields.only("task_type", &[json!("CAUSAL_LM")])?;
-    fields.only("bias", &[json!("none")])?;
+    fields.only("task_type", &json!("CAUSAL_LM"))?;
+    fields.only("bias", &json!("none"))?;
     check_start(&mut fields)?;
-    for field in OFF {
-        let value = fields.take(field);
-        if !is_off(&value) {
-            return Err(fields.unsupported(field, &value, "null, false or nothing in it"));
-        }
-    }
+    OFF.iter().try_for_each(|field| fields.off(field, "null, false or nothing in it"))?;
     let lora = lora_config(&mut fields, model)?;
-    let base_model = fields.take("base_model_name_or_path").as_str().map(str::to_owned);
-    let is_known = |field: &str, value| HARMLESS.contains(&field) || is_harmless(field, value);
-    match fields.map.iter().find(|(field, value)| !is_known(field, value)) {
-        None => Ok(PeftConfig { lora, base_model }),
-        Some((field, value)) => Err(unknown(path, field, value, "adapter")),
-    }
+    let base_model = fields.take("base_model_name_or_path").and_then(|name| name.as_str().map(str::to_owned));
+    fields.finish(HARMLESS)?;
+    Ok(PeftConfig { lora, base_model })
 }
 
-fn check_start(fields: &mut Fields<'_>) -> Result<()> {
+fn check_start(fields: &mut Fields) -> Result<()> {
     match fields.take("init_lora_weights") {
-        Value::Null | Value::Bool(_) => Ok(()),
-        Value::String(name) if STARTS.contains(&name.as_str()) => Ok(()),
-        value => {
+        None | Some(Value::Bool(_)) => Ok(()),
+        Some(Value::String(name)) if STARTS.contains(&name.as_str()) => Ok(()),
+        Some(value) => {
             let want = "true: this start also changes the base model's weights; save the adapter with PEFT's \
                         `path_initial_model_for_weight_conversion`, which makes it one of the unchanged base";
             Err(fields.unsupported("init_lora_weights", &value, want))
@@ -135,21 +91,20 @@ fn check_start(fields: &mut Fields<'_>) -> Result<()> {
 }
 
 /// Rank, α, dropout and targets.
-fn lora_config(fields: &mut Fields<'_>, model: &DecoderConfig) -> Result<LoraConfig> {
-    let dropout = fields.number("lora_dropout", Some(0.0))?;
+fn lora_config(fields: &mut Fields, model: &DecoderConfig) -> Result<LoraConfig> {
+    let dropout = fields.number("lora_dropout")?.unwrap_or(0.0);
     if !(0.0..1.0).contains(&dropout) {
         return Err(fields.unsupported("lora_dropout", &json!(dropout), "a number in [0, 1)"));
     }
-    let (rank, alpha) = (fields.number("r", None)?, fields.number("lora_alpha", None)?);
-    let selection =
-        ["target_modules", "exclude_modules", "layers_to_transform"].map(|name| fields.take(name));
-    let adapted = adapted_modules(model, &selection)
-        .map_err(|(field, why)| Error::file(fields.path, format!("field `{field}`: {why}")))?;
+    let mut needed = |field: &str| fields.number(field)?.ok_or_else(|| fields.missing(field));
+    let (rank, alpha) = (needed("r")?, needed("lora_alpha")?);
+    let selection = ["target_modules", "exclude_modules", "layers_to_transform"]
+        .map(|name| fields.take(name).unwrap_or(Value::Null));
+    let adapted = adapted_modules(model, &selection).map_err(|(field, why)| fields.error(field, &why))?;
     let Adapted { modules, places } = adapted;
     let mut same = |field: &str, default: f64| {
-        let pattern = fields.take(field);
-        scale_of_all(&pattern, default, &places)
-            .map_err(|why| Error::file(fields.path, format!("field `{field}`: {why}")))
+        let pattern = fields.take(field).unwrap_or(Value::Null);
+        scale_of_all(&pattern, default, &places).map_err(|why| fields.error(field, &why))
     };
     let (rank, alpha) = (same("rank_pattern", rank)?, same("alpha_pattern", alpha)?);
     if rank.fract() != 0.0 || !(1.0..=1024.0).contains(&rank) {
@@ -157,9 +112,10 @@ fn lora_config(fields: &mut Fields<'_>, model: &DecoderConfig) -> Result<LoraCon
     }
     let alpha = match fields.take("use_rslora") {
         // Scaled by α/√r: the same as α·√r over r.
-        Value::Bool(true) => alpha * rank.sqrt(),
-        value if is_off(&value) => alpha,
-        value => return Err(fields.unsupported("use_rslora", &value, "true or false")),
+        Some(Value::Bool(true)) => alpha * rank.sqrt(),
+        None => alpha,
+        Some(value) if is_off(&value) => alpha,
+        Some(value) => return Err(fields.unsupported("use_rslora", &value, "true or false")),
     };
     if !(alpha > 0.0 && alpha <= MAX_ALPHA) {
         return Err(fields.unsupported("lora_alpha", &json!(alpha), "a positive number"));

@@ -8,15 +8,15 @@
 //! d model width, I = H·D width of all heads.
 
 use super::T5Config;
-use super::acts::Scratch;
-use super::buffers::{Allocator, Rows};
 use super::pass::{Grads, NormOut, Pass, weight_gradient};
+use super::scratch::Scratch;
 use gradtx_kernels::ops::{
     Backend, BucketMap, LinearBackwardInput, LinearDims, LinearForward, Out, T5AttentionBackward,
     T5AttentionDims, T5AttentionForward,
 };
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
+use gradtx_runtime::buffers::{Allocator, Rows};
 use gradtx_runtime::params::ParamLayout;
 use std::ops::Range;
 

@@ -5,9 +5,10 @@
 //! prepares the branch of the sublayer before. Sublayers use the two sets of `scratch` in turns (see
 //! [`Grads`]).
 
-use super::acts::{Scratch, StackActs, nothing_kept, pair_mut};
+use super::acts::{StackActs, nothing_kept, pair_mut};
 use super::attention::Lengths;
 use super::pass::{Grads, Pass};
+use super::scratch::Scratch;
 use super::stack::Stack;
 use gradtx_kernels::ops::{
     Backend, Out, ResidualNorm, ResidualNormBackward, ResidualNormDims, RmsNorm, RmsNormBackward,

@@ -1,6 +1,6 @@
 //! [`T5Config`]: sizes of a T5 v1.1 / Flan-T5 model, as in its `config.json`.
 
-use super::fields::Fields;
+use crate::fields::Fields;
 use gradtx_runtime::Result;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -95,15 +95,15 @@ impl T5Config {
     /// Names file, field and value when a field is missing, unknown, or asks for
     /// something else than T5 v1.1 (gated GELU in its tanh form).
     pub fn open(path: &Path) -> Result<Self> {
-        Self::from_fields(Fields::open(path)?)
+        Self::from_fields(Fields::open(path, "model")?)
     }
 
     pub(crate) fn from_fields(mut fields: Fields) -> Result<Self> {
-        fields.only("model_type", json!("t5"))?;
-        fields.only("is_encoder_decoder", json!(true))?;
-        fields.only("is_decoder", json!(false))?;
-        fields.only("is_gated_act", json!(true))?;
-        fields.only("dense_act_fn", json!("gelu_new"))?;
+        fields.only("model_type", &json!("t5"))?;
+        fields.only("is_encoder_decoder", &json!(true))?;
+        fields.only("is_decoder", &json!(false))?;
+        fields.only("is_gated_act", &json!(true))?;
+        fields.only("dense_act_fn", &json!("gelu_new"))?;
         match fields.text("feed_forward_proj")?.as_deref() {
             Some("gated-gelu") => {}
             // Where the field is absent, the original T5's plain ReLU is meant.
@@ -113,16 +113,20 @@ impl T5Config {
                 return Err(fields.error("feed_forward_proj", &why));
             }
         }
-        let num_layers = fields.need_count("num_layers")?;
+        let num_layers = fields.size("num_layers")?;
         let config = Self {
-            d_model: fields.need_count("d_model")?,
-            d_kv: fields.need_count("d_kv")?,
-            d_ff: fields.need_count("d_ff")?,
+            d_model: fields.size("d_model")?,
+            d_kv: fields.size("d_kv")?,
+            d_ff: fields.size("d_ff")?,
             num_layers,
-            num_decoder_layers: fields.count("num_decoder_layers")?.unwrap_or(num_layers),
-            num_heads: fields.need_count("num_heads")?,
-            relative_attention_num_buckets: fields.count("relative_attention_num_buckets")?.unwrap_or(32),
-            relative_attention_max_distance: fields.count("relative_attention_max_distance")?.unwrap_or(128),
+            num_decoder_layers: fields.optional_size("num_decoder_layers")?.unwrap_or(num_layers),
+            num_heads: fields.size("num_heads")?,
+            relative_attention_num_buckets: fields
+                .optional_size("relative_attention_num_buckets")?
+                .unwrap_or(32),
+            relative_attention_max_distance: fields
+                .optional_size("relative_attention_max_distance")?
+                .unwrap_or(128),
             layer_norm_epsilon: fields.number("layer_norm_epsilon")?.unwrap_or(1e-6),
             dropout_rate: fields.number("dropout_rate")?.unwrap_or(0.1),
         };

@@ -8,13 +8,14 @@
 //! Shapes: B examples, C positions at most, K positions of the memory, d model width,
 //! I = H·D width of all heads.
 
-use super::acts::{Keep, StackActs, StackShape, pair_mut};
+use super::acts::{Keep, StackActs, pair_mut};
 use super::attention::Lengths;
-use super::buffers::{Allocator, Rows};
 use super::pass::Pass;
+use super::scratch::StackShape;
 use super::stack::{Side, Stack};
 use gradtx_kernels::ops::{Backend, Gemm, GemmDims, LinearDims, LinearForward};
 use gradtx_kernels::{Device, Real};
+use gradtx_runtime::buffers::{Allocator, Rows};
 use gradtx_runtime::plan::Purpose;
 use gradtx_runtime::{Error, Result};
 
@@ -37,7 +38,7 @@ pub struct DecodeCache<D: Device, X: Real> {
 impl<D: Device, X: Real> DecodeCache<D, X> {
     /// Takes memory for decoding `shape.tokens` positions of `shape.batch` examples.
     pub fn new(dev: &D, stack: &Stack, shape: StackShape) -> Result<Self> {
-        Self::allocate(&mut Allocator::new(dev, false, Purpose::Activations), stack, shape)
+        Self::allocate(&mut Allocator::new(dev, Purpose::Activations), stack, shape)
     }
 
     pub(crate) fn allocate(alloc: &mut Allocator<'_, D>, stack: &Stack, shape: StackShape) -> Result<Self> {

@@ -4,15 +4,15 @@
 //! Shapes: R = B·T rows, d model width, F hidden width.
 
 use super::T5Config;
-use super::acts::Scratch;
-use super::buffers::{Allocator, Rows};
 use super::pass::{Grads, NormOut, Pass, weight_gradient};
+use super::scratch::Scratch;
 use gradtx_kernels::ops::{
     Backend, GatedDims, GatedDropoutBackward, GatedDropoutForward, GatedKind, LinearBackwardInput,
     LinearDims, LinearForward, Out,
 };
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
+use gradtx_runtime::buffers::{Allocator, Rows};
 use gradtx_runtime::params::ParamLayout;
 use std::ops::Range;
 

@@ -17,11 +17,11 @@
 use super::T5Config;
 use super::acts::{StackActs, pair_mut};
 use super::attention::{Attention, AttentionActs, Lengths};
-use super::buffers::Rows;
 use super::feed_forward::{FeedForward, FeedForwardActs};
 use super::pass::{NormOut, Pass};
 use gradtx_kernels::ops::{Backend, BucketMap};
 use gradtx_kernels::{Device, Real};
+use gradtx_runtime::buffers::Rows;
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;

@@ -8,6 +8,8 @@
 //! mean over examples of each one's token mean ("sequence" normalisation); with
 //! 1 / (labels of the step) it is the token mean.
 
+use crate::buffers::Allocator;
+use crate::plan::Purpose;
 use crate::{Error, Result};
 use gradtx_kernels::{Buffer, Device, Elem, Real, ops::Segments};
 use std::ops::Range;
@@ -189,8 +191,8 @@ struct Held<D: Device, T: Elem> {
 }
 
 impl<D: Device, T: Elem> Held<D, T> {
-    fn new(device: &D, len: usize) -> Result<Self> {
-        Ok(Self { there: device.zeros(len)?, values: vec![] })
+    fn allocate(alloc: &mut Allocator<'_, D>, name: &str, len: usize) -> Result<Self> {
+        Ok(Self { there: alloc.buffer(name, &[len])?, values: vec![] })
     }
 
     fn set(&mut self, device: &D, values: impl ExactSizeIterator<Item = T> + Clone) -> Result<()> {
@@ -209,19 +211,26 @@ impl<D: Device, T: Elem> Held<D, T> {
 impl<D: Device, A: Real> DeviceBatch<D, A> {
     /// Empty, with room for `capacity`.
     pub fn new(device: &D, capacity: BatchCapacity) -> Result<Self> {
+        Self::allocate(&mut Allocator::new(device, Purpose::Batch), capacity)
+    }
+
+    /// [`Self::new`] with an allocator.
+    pub fn allocate(alloc: &mut Allocator<'_, D>, capacity: BatchCapacity) -> Result<Self> {
+        let before = alloc.set_purpose(Purpose::Batch);
         let BatchCapacity { tokens, segments, labels } = capacity;
         let room =
             places([tokens, tokens, segments + 1, segments, segments, labels, labels, segments, segments]);
-        let numbers = device.zeros(room[ARRAYS - 1].end)?;
-        Ok(Self {
+        let batch = Self {
             capacity,
             used: BatchCapacity::default(),
-            numbers,
+            numbers: alloc.buffer("tokens", &[room[ARRAYS - 1].end])?,
             places: places([0; ARRAYS]),
             packed: vec![],
-            keys: Held::new(device, segments)?,
-            weights: Held::new(device, labels)?,
-        })
+            keys: Held::allocate(alloc, "segment keys", segments)?,
+            weights: Held::allocate(alloc, "label weights", labels)?,
+        };
+        alloc.set_purpose(before);
+        Ok(batch)
     }
 
     /// Copies a batch to the device.

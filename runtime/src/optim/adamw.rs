@@ -6,6 +6,8 @@
 //! ranks take the rest. The equations are in the contract [`gradtx_kernels::ops::AdamW`].
 
 use super::finite_norms;
+use crate::buffers::Allocator;
+use crate::plan::Purpose;
 use crate::{Error, Result};
 use gradtx_kernels::ops::AdamWUpdate;
 use gradtx_kernels::{Buffer, View, ViewMut};
@@ -40,11 +42,25 @@ struct Part {
 impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     /// For `rows` independent rows of `len` values. Moments start at 0.
     pub fn new(device: &D, rows: usize, len: usize) -> Result<Self> {
-        Self::with_ranges(device, rows, len, std::iter::once(0..len).collect())
+        Self::allocate(&mut Allocator::new(device, Purpose::Optimizer), rows, len)
     }
 
     /// For these ranges of a buffer of `len` values, as one model. They must not overlap.
-    pub fn over_ranges(device: &D, len: usize, mut ranges: Vec<Range<usize>>) -> Result<Self> {
+    pub fn over_ranges(device: &D, len: usize, ranges: Vec<Range<usize>>) -> Result<Self> {
+        Self::allocate_ranges(&mut Allocator::new(device, Purpose::Optimizer), len, ranges)
+    }
+
+    /// [`Self::new`] with an allocator.
+    pub fn allocate(alloc: &mut Allocator<'_, D>, rows: usize, len: usize) -> Result<Self> {
+        Self::with_ranges(alloc, rows, len, std::iter::once(0..len).collect())
+    }
+
+    /// [`Self::over_ranges`] with an allocator.
+    pub fn allocate_ranges(
+        alloc: &mut Allocator<'_, D>,
+        len: usize,
+        mut ranges: Vec<Range<usize>>,
+    ) -> Result<Self> {
         ranges.retain(|r| !r.is_empty());
         ranges.sort_by_key(|r| r.start);
         let apart = ranges.windows(2).all(|w| w[0].end <= w[1].start);
@@ -52,20 +68,24 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
             let why = format!("they overlap or end after element {len}: {ranges:?}");
             return Err(Error::invalid("ranges for AdamW", why));
         }
-        Self::with_ranges(device, 1, len, ranges)
+        Self::with_ranges(alloc, 1, len, ranges)
     }
 
-    fn with_ranges(device: &D, rows: usize, len: usize, ranges: Vec<Range<usize>>) -> Result<Self> {
-        let held: usize = rows * ranges.iter().map(Range::len).sum::<usize>();
-        Ok(Self {
-            m: device.zeros(held)?,
-            v: device.zeros(held)?,
-            sums: device.zeros(rows.max(ranges.len()))?,
-            scale: device.zeros(rows)?,
-            rows,
-            len,
-            ranges,
-        })
+    fn with_ranges(
+        alloc: &mut Allocator<'_, D>,
+        rows: usize,
+        len: usize,
+        ranges: Vec<Range<usize>>,
+    ) -> Result<Self> {
+        let before = alloc.set_purpose(Purpose::Optimizer);
+        let held = [rows, ranges.iter().map(Range::len).sum()];
+        let held = if rows == 1 { &held[1..] } else { &held[..] };
+        let (m, v) = (alloc.buffer("first moments", held)?, alloc.buffer("second moments", held)?);
+        alloc.set_purpose(Purpose::Gradients);
+        let sums = alloc.buffer("gradient norm sums", &[rows.max(ranges.len())])?;
+        let scale = alloc.buffer("gradient clip scale", &[rows])?;
+        alloc.set_purpose(before);
+        Ok(Self { m, v, sums, scale, rows, len, ranges })
     }
 
     /// Elements of each moment.

@@ -6,12 +6,16 @@
 //! stays the one of the last good step.
 
 mod adamw;
+mod config;
 mod muon;
 mod schedule;
+mod store;
 
 pub use adamw::FlatAdamW;
+pub use config::{AdamWConfig, OptimizerConfig};
 pub use muon::{Matrix, Muon, MuonStep};
 pub use schedule::{Decay, Schedule};
+pub use store::{ParamStore, Trained};
 
 use crate::{Error, Result};
 

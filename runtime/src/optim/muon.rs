@@ -16,9 +16,10 @@
 
 use super::finite_norms;
 use crate::Result;
-use gradtx_kernels::{Buffer, View, ViewMut};
+use crate::buffers::Allocator;
+use crate::plan::Purpose;
 use gradtx_kernels::{
-    Device, Real,
+    Buffer, Device, Real, View, ViewMut,
     ops::{AdamW, Elementwise, Gemm, GemmDims},
 };
 use std::ops::Range;
@@ -83,18 +84,25 @@ where
 {
     /// For these matrices of a flat buffer. Momenta start at 0.
     pub fn new(device: &D, matrices: Vec<Matrix>) -> Result<Self> {
+        Self::allocate(&mut Allocator::new(device, Purpose::Optimizer), matrices)
+    }
+
+    /// [`Self::new`] with an allocator.
+    pub fn allocate(alloc: &mut Allocator<'_, D>, matrices: Vec<Matrix>) -> Result<Self> {
         let total = matrices.iter().map(|m| m.range().len()).sum();
         let largest = matrices.iter().map(|m| m.range().len()).max().unwrap_or(0);
         let gram = matrices.iter().map(|m| m.rows.min(m.cols).pow(2)).max().unwrap_or(0);
-        Ok(Self {
-            momentum: device.zeros(total)?,
-            x: device.zeros(largest)?,
-            x_next: device.zeros(largest)?,
-            gram: device.zeros(gram)?,
-            poly: device.zeros(gram)?,
-            sums: device.zeros(matrices.len())?,
-            matrices,
-        })
+        let before = alloc.set_purpose(Purpose::Optimizer);
+        let momentum = alloc.buffer("Muon's momentum", &[total])?;
+        alloc.set_purpose(Purpose::Scratch);
+        let mut two = |name: &str, len: usize| -> Result<_> {
+            Ok((alloc.buffer(name, &[len])?, alloc.buffer(name, &[len])?))
+        };
+        let (x, x_next) = two("Muon's largest matrix", largest)?;
+        let (gram, poly) = two("Muon's largest Gram matrix", gram)?;
+        let sums = alloc.buffer("Muon's gradient norm sums", &[matrices.len()])?;
+        alloc.set_purpose(before);
+        Ok(Self { matrices, momentum, x, x_next, gram, poly, sums })
     }
 
     /// The matrices it updates.

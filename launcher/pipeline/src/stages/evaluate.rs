@@ -21,9 +21,9 @@ use gradtx_run::failure::failed;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_runtime::artifact::{
-    MAX_CONFIG_BYTES, TensorSource, fingerprint, read_text, write_atomic, write_json,
+    MAX_CONFIG_BYTES, TensorSource, checksum, fingerprint, read_text, write_atomic, write_json,
 };
-use gradtx_runtime::data::{Metric, Record, TextTokenizer};
+use gradtx_runtime::data::{Metric, Purpose as Split, Record, TextTokenizer};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_train::examples::Data;
 use gradtx_train::model_spec::model_dir;
@@ -40,8 +40,8 @@ const SCORE_FILE: &str = "score.json";
 
 /// What to evaluate, on what, to where.
 pub struct Job {
-    /// File of examples.
-    pub data: PathBuf,
+    /// Files of examples.
+    pub data: Vec<PathBuf>,
     /// Directory of the results.
     pub out: PathBuf,
     /// Which model.
@@ -50,6 +50,28 @@ pub struct Job {
     pub base: Option<PathBuf>,
     /// PEFT adapter directory.
     pub adapter: Option<PathBuf>,
+    /// These examples of the file alone.
+    pub part: Option<Part>,
+}
+
+/// Some examples of a file, with a name of their own.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// What they are, such as a task.
+    pub name: String,
+    /// Their numbers, from 0.
+    pub rows: Vec<usize>,
+    /// Which split they are numbered in, where files have several.
+    pub purpose: Split,
+}
+
+impl Part {
+    /// These examples alone. Their checksum is of the file and of which they are.
+    fn of(&self, data: Data) -> Data {
+        let records = self.rows.iter().map(|&row| data.records[row].clone()).collect();
+        let checksum = checksum(format!("{} {:?}", data.checksum, self.rows).as_bytes());
+        Data { checksum, records, ..data }
+    }
 }
 
 /// The content of score.json.
@@ -89,6 +111,16 @@ pub struct Score {
     pub data: String,
     /// The examples by their place: directory and file without extension.
     pub data_name: String,
+}
+
+impl Job {
+    /// A short name of the examples.
+    fn name(&self) -> String {
+        match (&self.part, self.data.first()) {
+            (Some(part), _) => part.name.clone(),
+            (None, first) => first.map_or_else(String::new, |path| name_of(path)),
+        }
+    }
 }
 
 /// Evaluates, unless that is done; returns the score.
@@ -142,7 +174,10 @@ impl<'a> Evaluation<'a> {
                 (recorded.unwrap_or(job.role), told, base.as_path())
             }
         };
-        let data = Data::read_for_test(std::slice::from_ref(&job.data), &config.data, "--data")?;
+        let data = match &job.part {
+            Some(part) => part.of(Data::read_as(&job.data, &config.data, "--data", part.purpose)?),
+            None => Data::read_for_test(&job.data, &config.data, "--data")?,
+        };
         let metric = metric(config.evaluate.metric, &data.records)?;
         let model = DecoderConfig::read(dir)?;
         model.check_weights(&TensorSource::open(dir)?)?;
@@ -196,7 +231,7 @@ impl Stage for Evaluation<'_> {
             answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
         })?;
         let (metric, role, lineage) = (self.metric, self.role, self.lineage);
-        let score = Score::of(config, metric, &answers, role, lineage, &data.checksum, &job.data);
+        let score = Score::of(config, metric, &answers, role, lineage, &data.checksum, job.name());
         write_json(&job.out.join(SCORE_FILE), &score)?;
         Ok((vec![PREDICTIONS_FILE.into(), SCORE_FILE.into()], score))
     }
@@ -259,7 +294,7 @@ impl Score {
         role: Role,
         lineage: Lineage,
         checksum: &str,
-        path: &Path,
+        name: String,
     ) -> Self {
         let part = |count: usize| count as f64 / answers.len() as f64;
         let right = answers.iter().filter(|a| a.right).count();
@@ -285,7 +320,7 @@ impl Score {
             model: role,
             lineage,
             data: checksum.into(),
-            data_name: name_of(path),
+            data_name: name,
         }
     }
 
@@ -536,7 +571,7 @@ mod tests {
         for (metric, name, want) in
             [(Metric::ExactMatch, "exact_match", 0.25), (Metric::Rouge1, "rouge1", 0.4)]
         {
-            let score = json!(Score::of(&config, metric, &answers, Role::Tiny, lineage, "c", path));
+            let score = json!(Score::of(&config, metric, &answers, Role::Tiny, lineage, "c", name_of(path)));
             assert_eq!((&score["metric"], &score["score"]), (&json!(name), &json!(want)));
             assert_eq!(
                 (&score["right"], &score["model"], &score["kind"]),

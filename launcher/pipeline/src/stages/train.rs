@@ -5,6 +5,7 @@
 
 use crate::aggregate::Norms;
 use crate::artifacts::{Tuples, open_tuples, spaces_at_hand, warn_of_changes};
+use crate::fold::Fold;
 use crate::records::{Spaces, TrainInputs};
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
@@ -33,8 +34,15 @@ pub fn run(context: &Context, world: &World, args: &RunArgs) -> Result<()> {
 
 /// [`run`], with gradients summed in buckets of at least so many elements.
 pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: usize) -> Result<()> {
-    let stage = Training::open(context, world, args, bucket)?;
+    let stage = Training::open(context, world, args, bucket, None)?;
     stage::run_on_ranks(context, world.comm(), &stage).map(drop)
+}
+
+/// Trains the translator of a fold, unless that is done.
+pub fn run_fold(context: &Context, args: &RunArgs, fold: &Fold) -> Result<()> {
+    let alone = World::alone();
+    let stage = Training::open(context, &alone, args, BUCKET_BYTES / size_of::<f32>(), Some(fold))?;
+    stage::run_on_ranks(context, alone.comm(), &stage).map(drop)
 }
 
 /// A training that is ready to begin, on one of the ranks that share it.
@@ -50,15 +58,23 @@ pub struct Training<'a> {
     pretrained: Option<String>,
     /// Elements of a bucket of gradients at least.
     bucket: usize,
+    /// Shadow pairs that are left out.
+    held_out: Vec<usize>,
 }
 
 impl<'a> Training<'a> {
     /// Opens what a run needs. Rank 0 compares and verifies for all.
-    pub fn open(context: &Context, world: &'a World, args: &RunArgs, bucket: usize) -> Result<Self> {
-        let dir = args.run.join(TRANSLATOR_DIR);
+    pub fn open(
+        context: &Context,
+        world: &'a World,
+        args: &RunArgs,
+        bucket: usize,
+        fold: Option<&Fold>,
+    ) -> Result<Self> {
+        let dir = fold.map_or_else(|| args.run.join(TRANSLATOR_DIR), Fold::translator_dir);
         let mut settings = RunSettings::open_on_ranks(args, world)?;
         let other = &settings.config().reuse.translator;
-        if !other.as_os_str().is_empty() {
+        if fold.is_none() && !other.as_os_str().is_empty() {
             return Err(is_reused(&args.run, other, "translator", Self::NAME));
         }
         let mut config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
@@ -77,14 +93,15 @@ impl<'a> Training<'a> {
         if comm.rank() == 0 {
             warn_of_changes(context, &settings, Self::NAME)?;
         }
-        let tuples = open_tuples(&mut settings, expected.each_ref().map(Option::as_ref))?;
+        let tuples = open_tuples(&mut settings, expected.each_ref().map(Option::as_ref))?.without(fold);
         let split = Split::of(&tuples.store, &config.train, derive_named(config.seed, "validation subsets"))?;
         config.train = config.train.resolved(split.training.len());
         let pretrained = match config.translator.pretrained_path.as_path() {
             path if path.as_os_str().is_empty() => None,
             path => Some(fingerprint(path, context.threads)?),
         };
-        Ok(Self { comm, settings, config, tuples, split, dir, pretrained, bucket })
+        let held_out = Fold::held_out(fold);
+        Ok(Self { comm, settings, config, tuples, split, dir, pretrained, bucket, held_out })
     }
 }
 
@@ -119,6 +136,7 @@ impl Stage for Training<'_> {
             seed: config.seed,
             tuples: tuples.manifest.clone(),
             spaces: Spaces { student, teacher },
+            held_out: self.held_out.clone(),
             // Not where the weights lie that it starts from, but which they are.
             translator: TranslatorConfig { pretrained_path: PathBuf::new(), ..config.translator.clone() },
             pretrained: pretrained.clone(),

@@ -8,6 +8,7 @@ use crate::aggregate::{self, Allow, Combine, Norms};
 use crate::artifacts::{
     Translator, Tuples, open_side, open_translator, open_tuples, open_update, warn_of_changes,
 };
+use crate::fold::Fold;
 use crate::products;
 use crate::records::TranslateInputs;
 use anyhow::{Context as _, Result};
@@ -27,7 +28,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// How a translation by products came to be.
-const DETAILS_FILE: &str = "products.json";
+pub const DETAILS_FILE: &str = "products.json";
 
 /// What to translate, how, to where.
 pub struct Job {
@@ -43,6 +44,8 @@ pub struct Job {
     pub random_student: bool,
     /// What of unusual updates is accepted.
     pub allow: Allow,
+    /// Shadow pairs that the translator must not have seen.
+    pub fold: Option<Fold>,
 }
 
 /// Translates, unless that is done.
@@ -76,7 +79,7 @@ impl<'a> Translate<'a> {
         let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;
         let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
         warn_of_changes(context, &settings, Self::NAME)?;
-        let source = Source::open(&mut settings, job.method, &student, &teacher)?;
+        let source = Source::open(&mut settings, job, &student, &teacher)?;
         aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
         let combined = aggregate::combine(&updates, job.combine)?;
         Ok(Self { job, settings, config, teacher, source, updates, sums, combined })
@@ -104,6 +107,7 @@ impl Stage for Translate<'_> {
             with: self.source.sums(),
             llm: self.teacher.space.base_model.clone(),
             device: self.config.device.clone(),
+            held_out: Fold::held_out(self.job.fold.as_ref()),
             products: matches!(self.source, Source::Products(_))
                 .then(|| products::Translation::inputs(&self.config)),
         })
@@ -132,8 +136,14 @@ impl Stage for Translate<'_> {
                     true => vec![&combined],
                     false => self.updates.iter().map(|update| update.values.as_slice()).collect(),
                 };
-                let work =
-                    products::Translation { context, run: self.settings.run(), config, teacher, tuples };
+                let work = products::Translation {
+                    context,
+                    run: self.settings.run(),
+                    fold: job.fold.as_ref(),
+                    config,
+                    teacher,
+                    tuples,
+                };
                 let (side, factors, details) = work.of(&clients, job.combine)?;
                 write_json(&job.out.join(DETAILS_FILE), &details)?;
                 files.push(DETAILS_FILE.into());
@@ -167,17 +177,14 @@ enum Source {
 
 impl Source {
     /// Opens what a method needs of a run, and verifies all of it.
-    fn open(
-        settings: &mut RunSettings,
-        method: Method,
-        student: &ModelSpec,
-        teacher: &ModelSpec,
-    ) -> Result<Self> {
+    fn open(settings: &mut RunSettings, job: &Job, student: &ModelSpec, teacher: &ModelSpec) -> Result<Self> {
+        let (method, fold) = (job.method, job.fold.as_ref());
         if let (Method::GradTransformer, None) = (method, method.baseline()) {
-            return Ok(Self::Translator(open_translator(settings, &student.space, &teacher.space)?));
+            return Ok(Self::Translator(open_translator(settings, fold, &student.space, &teacher.space)?));
         }
-        let tuples = Box::new(open_tuples(settings, [Some(&student.space), Some(&teacher.space)])?);
+        let tuples = open_tuples(settings, [Some(&student.space), Some(&teacher.space)])?.without(fold);
         tuples.verify()?;
+        let tuples = Box::new(tuples);
         Ok(match method.baseline() {
             Some(baseline) => Self::Baseline(tuples, baseline),
             None => Self::Products(tuples),

@@ -74,7 +74,10 @@ impl Memory {
 
 /// Buffers that are statistics, indices or angles: not in the type of activations. By the
 /// last part of their names.
-const OWN_TYPE: [&str; 9] = ["inv_rms", "lse", "delta", "losses", "cos", "sin", "sums", "keys", "buckets"];
+const OWN_TYPE: [&str; 12] = [
+    "inv_rms", "lse", "delta", "losses", "cos", "sin", "sums", "keys", "buckets", "tokens", "weights",
+    "scale",
+];
 
 /// A plan made for f32, as it is where activations and frozen values take fewer bytes. What
 /// is trained stays f32, and so do its gradients and moments.
@@ -168,8 +171,7 @@ pub fn training(
 /// The translator and one update on its way through it.
 pub fn translating(config: &GradTransformerConfig, gpu: Gpu) -> Result<MemoryPlan> {
     let model = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), config.clone())?;
-    let mut plan = MemoryPlan::new();
-    plan.add(Purpose::Frozen, "values", &[model.layout().total()], size_of::<f32>());
+    let mut plan = model.plan_values()?;
     plan.extend(grad_transformer::Generator::plan(&model, 1)?);
     Ok(on_device(&plan, gpu))
 }

@@ -108,15 +108,7 @@ pub fn page() -> String {
             let _ = writeln!(text, "{of}{}\n", section.description);
         }
         for (i, setting) in first.settings.iter().enumerate() {
-            let defaults: Vec<&Value> = group.iter().map(|section| &section.settings[i].default).collect();
-            let default = match defaults.iter().all(|default| **default == setting.default) {
-                true => format!("`{}`", setting.default),
-                false => {
-                    let each = group.iter().zip(&defaults);
-                    let each = each.map(|(section, default)| format!("`{default}` in `{}`", section.key));
-                    each.collect::<Vec<_>>().join(", ")
-                }
-            };
+            let default = default(&group, i);
             let Setting { name, description, kind, choices, .. } = setting;
             let _ = writeln!(text, "* **`{name}`** ({kind}; default {default}). {description}");
             for (value, meaning) in choices {
@@ -125,6 +117,26 @@ pub fn page() -> String {
         }
     }
     text
+}
+
+/// The default of a setting, and in which sections if they have different ones.
+fn default(group: &[Section], setting: usize) -> String {
+    let mut found: Vec<(&Value, Vec<String>)> = vec![];
+    for section in group {
+        let default = &section.settings[setting].default;
+        let key = format!("`{}`", section.key);
+        match found.iter_mut().find(|(known, _)| *known == default) {
+            Some((_, keys)) => keys.push(key),
+            None => found.push((default, vec![key])),
+        }
+    }
+    match &found[..] {
+        [(default, _)] => format!("`{default}`"),
+        several => {
+            let each = several.iter().map(|(default, keys)| format!("`{default}` in {}", keys.join(" and ")));
+            each.collect::<Vec<_>>().join(", ")
+        }
+    }
 }
 
 /// Sections with the same settings together.
@@ -157,13 +169,15 @@ fn collect(key: &str, schema: &Json, defaults: &Table, out: &mut Vec<Section>) {
     for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
         match defaults.get(name) {
             Some(Value::Table(defaults)) => inner.push((name, schema, defaults)),
-            Some(default) => section.settings.push(Setting {
-                name: name.clone(),
-                description: description(schema),
-                kind: kind(schema),
-                choices: choices(schema),
-                default: default.clone(),
-            }),
+            Some(default) => {
+                let (mut choices, mut kind) = (choices(schema), kind(schema));
+                if !choices.is_empty() && choices.iter().all(|(_, meaning)| meaning.is_empty()) {
+                    let names = std::mem::take(&mut choices).into_iter().map(|(name, _)| format!("`{name}`"));
+                    kind = format!("one of {}", names.collect::<Vec<_>>().join(", "));
+                }
+                let (name, description) = (name.clone(), description(schema));
+                section.settings.push(Setting { name, description, kind, choices, default: default.clone() });
+            }
             None => {}
         }
     }

@@ -143,7 +143,7 @@ impl LoraTrainer<'_> {
         let (layout, init) = (&self.side.layout, &self.side.init);
         let mut adapters = MultiLora::new(decoder, layout, jobs.len(), init, capacity)?;
         let mut trained = vec![JobResult::default(); jobs.len()];
-        let steps = self.recipe.max_steps;
+        let (steps, optimizer) = (self.recipe.max_steps, self.recipe.optimizer());
         let started = match checkpoint {
             Some(checkpoint) => checkpoint.restore(decoder.device(), &mut adapters, &mut trained)?,
             None => 0,
@@ -157,7 +157,7 @@ impl LoraTrainer<'_> {
                 losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
                 callback.between()?;
             }
-            adapters.apply(self.recipe.step(step), self.recipe.clip())?;
+            adapters.apply(optimizer.step(step), optimizer.max_grad_norm)?;
             for (job, (result, loss)) in trained.iter_mut().zip(losses).enumerate() {
                 result.losses.push(loss);
                 if self.snapshots.at(step, steps) {

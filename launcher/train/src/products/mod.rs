@@ -80,6 +80,8 @@ pub struct Kernel {
     pub groups: Vec<Vec<f64>>,
     /// Of clients with group means, `[clients][T]`.
     pub clients: Vec<Vec<f64>>,
+    /// Of clients with themselves, `[clients]`.
+    pub squares: Vec<f64>,
 }
 
 impl Kernel {
@@ -110,9 +112,24 @@ impl Kernel {
         }
         let mut all = gram.finish();
         let clients = all.split_off(count);
+        let squares = clients.iter().enumerate().map(|(i, row)| row[count + i]).collect();
         all.iter_mut().for_each(|row| row.truncate(count));
         let first = |row: Vec<f64>| row[..count].to_vec();
-        Ok(Self { groups: all, clients: clients.into_iter().map(first).collect() })
+        Ok(Self { groups: all, clients: clients.into_iter().map(first).collect(), squares })
+    }
+
+    /// How far a client's update is from the weighted sum of group means that stands for it, as a part of
+    /// its distance from their mean: near 0 within the span of the shadows, near 1 for noise or for
+    /// what no shadow has. `weights` are of all groups.
+    pub fn distance(&self, client: usize, weights: &[f64]) -> f64 {
+        let (own, count) = (&self.clients[client], self.groups.len() as f64);
+        let square = |weights: &[f64]| -> f64 {
+            let dot = |row: &[f64]| row.iter().zip(weights).map(|(x, w)| x * w).sum::<f64>();
+            let fitted: f64 = self.groups.iter().zip(weights).map(|(row, w)| w * dot(row)).sum();
+            (self.squares[client] - 2.0 * dot(own) + fitted).max(0.0)
+        };
+        let from_mean = square(&vec![1.0 / count; self.groups.len()]);
+        if from_mean > 0.0 { (square(weights) / from_mean).sqrt() } else { 0.0 }
     }
 
     /// Weights of these groups for a client with these inner products with all groups: they sum to 1.
@@ -182,7 +199,7 @@ mod tests {
     fn kernel(students: &[Vec<f64>], client: &[f64]) -> Kernel {
         let against = students.iter().map(|s| dot(s, client)).collect();
         let groups = students.iter().map(|a| students.iter().map(|b| dot(a, b)).collect()).collect();
-        Kernel { groups, clients: vec![against] }
+        Kernel { groups, clients: vec![against], squares: vec![dot(client, client)] }
     }
 
     #[test]
@@ -209,6 +226,8 @@ mod tests {
         let all: Vec<usize> = (0..6).collect();
         let found = kernel.weights(&all, &kernel.clients[0], 1e-9).unwrap();
         assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+        assert!(kernel.distance(0, &found) < 1e-4, "within the span");
+        assert!((kernel.distance(0, &[1.0 / 6.0; 6]) - 1.0).abs() < 1e-12, "the mean alone");
         let shrunk = kernel.weights(&all, &kernel.clients[0], 1e9).unwrap();
         assert!(shrunk.iter().all(|w| (w - 1.0 / 6.0).abs() < 1e-6), "{shrunk:?}");
         for penalty in [1e-3, 0.3] {

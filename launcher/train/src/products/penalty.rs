@@ -214,7 +214,7 @@ mod tests {
         let angle = |t: usize| t as f64 * 0.4;
         let inner = |t: usize, u: usize| 2.0 + (angle(t) - angle(u)).cos();
         let groups = (0..count).map(|t| (0..count).map(|u| inner(t, u)).collect()).collect();
-        Kernel { groups, clients: vec![] }
+        Kernel { groups, clients: vec![], squares: vec![] }
     }
 
     #[test]

@@ -124,8 +124,7 @@ impl Work for Train<'_> {
         let micro_batch = train.per_device_train_batch_size.min(ranks.part(train.global_batch_size).len());
         let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
         let own = ranks.owned();
-        let mut plan =
-            Trainer::plan_of_ranges(&model, micro_batch, own.iter().map(|range| range.len()).sum())?;
+        let mut plan = Trainer::plan_of_ranges(&model, micro_batch, own.clone())?;
         plan.extend(Generator::plan(&model, at_once)?);
         let mut on_host = ranks.plan(X::DTYPE.size());
         on_host.extend(Prefetcher::<D, X>::plan(model.config(), ranks.part(train.global_batch_size).len()));

@@ -12,7 +12,6 @@ use super::resume::{Best, Checkpoints, Progress};
 use super::tuples::{Tuple, TupleSampler};
 use super::validate::{Validation, validate};
 use anyhow::{Context as _, Result};
-use gradtx_kernels::ops::AdamWStep;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Batch, Generator, GradTransformer, StagedTuples, StepReport, Trainer};
 use gradtx_run::config::TrainConfig;
@@ -22,7 +21,6 @@ use gradtx_run::{interrupt, ui};
 use gradtx_runtime::artifact::TupleStore;
 use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::metrics::JsonLines;
-use gradtx_runtime::optim::Schedule;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -250,8 +248,9 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         if !((agreed.squares as f32).is_finite() && agreed.error.is_finite()) {
             return Err(self.not_finite(batch.into(), scale, agreed)?);
         }
-        let clip = (train.max_grad_norm > 0.0).then_some(train.max_grad_norm);
-        let grad_norm = self.trainer.apply(&mut self.model, train.step(step), clip, agreed.squares)?;
+        let optimizer = train.optimizer();
+        let (numbers, clip) = (optimizer.step(step), optimizer.max_grad_norm);
+        let grad_norm = self.trainer.apply(&mut self.model, numbers, clip, agreed.squares)?;
         self.ranks.gather_values(&mut self.model)?;
         Ok((StepReport { loss: agreed.error * scale, grad_norm }, agreed))
     }

@@ -267,6 +267,17 @@ impl TupleStore {
         format.is_ok_and(|value| value["format"] == FORMAT)
     }
 
+    /// The same without these shadow pairs, by shadow index: for translators that must not see them.
+    pub fn without(mut self, shadows: &[usize]) -> Self {
+        let kept: Vec<bool> =
+            self.manifest.shards.iter().map(|record| !shadows.contains(&record.shadow)).collect();
+        let mut is_kept = kept.iter();
+        self.files.retain(|_| is_kept.next().copied().unwrap_or(true));
+        let mut is_kept = kept.iter();
+        self.manifest.shards.retain(|_| is_kept.next().copied().unwrap_or(true));
+        self
+    }
+
     /// The manifest.
     pub fn manifest(&self) -> &TupleManifest {
         &self.manifest

@@ -3,6 +3,7 @@
 //! In: public prompts, a model, an adapter. Out: answers, and for the TinyLM how sure it is of each. They
 //! stay in this process.
 
+use crate::fold::Fold;
 use crate::stages::evaluate::without_prefix;
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive_named};
@@ -17,6 +18,7 @@ use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, PackedBatch, Rec
 use gradtx_train::examples::{Data, Streams};
 use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::prompts::Prompts;
+use std::collections::HashSet;
 
 /// The prompts, for both models.
 pub(super) struct Asked {
@@ -26,10 +28,16 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn choose(config: &Config, public: &Data, prompts: &[Prompts; 2]) -> Result<Self> {
+    pub(super) fn choose(
+        config: &Config,
+        public: &Data,
+        prompts: &[Prompts; 2],
+        fold: Option<&Fold>,
+    ) -> Result<Self> {
         let key = derive_named(config.seed, "prompts of refinement");
         let order = Stream::new(key).permutation(public.records.len());
-        let chosen = order.into_iter().take(config.refine.num_prompts);
+        let held_out: HashSet<usize> = fold.iter().flat_map(|fold| fold.rows.iter().copied()).collect();
+        let chosen = order.into_iter().filter(|row| !held_out.contains(row)).take(config.refine.num_prompts);
         let records: Vec<Record> = chosen.map(|row| public.records[row].clone()).collect();
         let tokens =
             |prompts: &Prompts| records.iter().map(|r| prompts.prompt(r)).collect::<Result<Vec<_>>>();

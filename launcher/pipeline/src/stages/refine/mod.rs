@@ -17,6 +17,7 @@ mod rounds;
 
 use crate::aggregate::{self, Combine};
 use crate::artifacts::{expect_run_model, open_side, open_update};
+use crate::fold::Fold;
 use crate::lineage::{Kind, Lineage, adapter_sums};
 use crate::records::{RefineInputs, TranslateInputs};
 use crate::stages::evaluate::metric;
@@ -54,6 +55,8 @@ pub struct Job {
     pub translated: PathBuf,
     /// Directory of the results.
     pub out: PathBuf,
+    /// Shadow pairs whose prompts are not asked.
+    pub fold: Option<Fold>,
 }
 
 /// How a refinement went.
@@ -162,6 +165,7 @@ impl Stage for Refining<'_> {
             evaluate: config.evaluate.clone(),
             updates: self.sums.clone(),
             translated: translation.sums.clone(),
+            held_out: Fold::held_out(self.job.fold.as_ref()),
             method: translation.lineage.method,
             tiny: student.space.base_model.clone(),
             llm: teacher.space.base_model.clone(),
@@ -175,7 +179,7 @@ impl Stage for Refining<'_> {
         let Self { job, config, student, teacher, prompts, combined: (combined, examples), .. } = self;
         let tiny: Vec<f32> =
             student.init.iter().zip(combined).map(|(start, change)| start + change).collect();
-        let asked = Asked::choose(config, &self.public, prompts)?;
+        let asked = Asked::choose(config, &self.public, prompts, job.fold.as_ref())?;
         let given =
             Tiny { context, config, side: student, prompts: &prompts[0], asked: &asked, adapter: &tiny };
         let given = dispatch(&config.device, context, given)?;

@@ -268,13 +268,14 @@ impl Training<'_> {
         mut jobs: MultiLora<D, X>,
     ) -> Result<(Vec<f32>, Option<f64>)> {
         let recipe = self.recipe();
+        let optimizer = recipe.optimizer();
         let mut last = 0.0;
         for step in 0..recipe.max_steps {
             last = 0.0;
             for stream in self.streams(&recipe, step) {
                 last += jobs.accumulate(decoder, &stream)?.iter().sum::<f64>();
             }
-            jobs.apply(recipe.step(step), recipe.clip())?;
+            jobs.apply(optimizer.step(step), optimizer.max_grad_norm)?;
         }
         Ok((jobs.adapter(0)?, Some(last)))
     }

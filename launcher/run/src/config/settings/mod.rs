@@ -50,7 +50,7 @@ pub struct Config {
     pub seed: u64,
     /// The pair of base models.
     pub models: Models,
-    /// Where to compute, and in what. The one section that may differ from stage to stage of a run.
+    /// Where to compute, and in what.
     pub device: DeviceConfig,
     /// The provider's public data, and how examples become tokens.
     pub data: DataConfig,

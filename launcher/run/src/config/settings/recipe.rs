@@ -1,8 +1,7 @@
 //! How a model is fine-tuned: `[curate.tiny]`, `[curate.llm]`, `[finetune.tiny]`, `[finetune.llm]`.
 
 use super::bounds::{Findings, MAX_EPOCHS, MAX_ITEMS, MAX_RATE, MAX_REAL, MAX_STEPS};
-use gradtx_kernels::ops::AdamWStep;
-use gradtx_runtime::optim::{Decay, Schedule};
+use gradtx_runtime::optim::Decay;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -81,35 +80,6 @@ impl Recipe {
     pub fn epochs_as_steps(&self, examples: usize) -> Option<String> {
         let length = Length { max_steps: 0, epochs: self.num_train_epochs };
         length.shown(examples, "examples", self.global_batch_size)
-    }
-
-    /// The learning rate over the steps.
-    pub fn schedule(&self) -> Schedule {
-        Schedule {
-            peak: self.learning_rate,
-            decay: self.lr_scheduler_type,
-            warmup: self.warmup_steps as u64,
-            hold: 0,
-            steps: self.max_steps as u64,
-            final_fraction: self.min_lr_rate,
-        }
-    }
-
-    /// The numbers of an optimizer step, counted from 0.
-    pub fn step(&self, step: u32) -> AdamWStep {
-        AdamWStep {
-            lr: self.schedule().lr(step as u64),
-            beta1: self.adam_beta1,
-            beta2: self.adam_beta2,
-            eps: self.adam_epsilon,
-            weight_decay: self.weight_decay,
-            step: step + 1,
-        }
-    }
-
-    /// Clipping norm, if there is clipping.
-    pub fn clip(&self) -> Option<f64> {
-        (self.max_grad_norm > 0.0).then_some(self.max_grad_norm)
     }
 
     pub(super) fn check(&self, name: &str, findings: &mut Findings) {

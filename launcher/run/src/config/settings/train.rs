@@ -2,8 +2,7 @@
 
 use super::bounds::{Findings, MAX_MINUTES, MAX_RATE};
 use super::recipe::{Length, Optimizer, warmup};
-use gradtx_kernels::ops::AdamWStep;
-use gradtx_runtime::optim::{Decay, Schedule};
+use gradtx_runtime::optim::Decay;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -115,26 +114,6 @@ impl TrainConfig {
     pub fn epochs_as_steps(&self, tuples: usize) -> Option<String> {
         let length = Length { max_steps: 0, epochs: self.num_train_epochs };
         length.shown(tuples, "tuples", self.global_batch_size)
-    }
-
-    /// The numbers of an optimizer step, counted from 0.
-    pub fn step(&self, step: u32) -> AdamWStep {
-        let schedule = Schedule {
-            peak: self.learning_rate,
-            decay: self.lr_scheduler_type,
-            warmup: self.warmup_steps as u64,
-            hold: 0,
-            steps: self.max_steps as u64,
-            final_fraction: self.min_lr_rate,
-        };
-        AdamWStep {
-            lr: schedule.lr(step as u64),
-            beta1: self.adam_beta1,
-            beta2: self.adam_beta2,
-            eps: self.adam_epsilon,
-            weight_decay: self.weight_decay,
-            step: step + 1,
-        }
     }
 
     pub(super) fn check(&self, findings: &mut Findings) {

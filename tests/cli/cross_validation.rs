@@ -1,0 +1,130 @@
+//! Translators compared on held-out groups of shadows, on untrained models and a handful of examples: a
+//! translator never sees what is held out, every group is a client once, and nothing is done twice.
+
+#![allow(clippy::unwrap_used)]
+
+use gradtx_runtime::artifact::{Role, TupleStore, UpdateVector};
+use gradtx_tests::miniature;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        miniature::write(home.dir.path());
+        let more = "[translate]\npenalty = 0.01\n[refine]\nnum_prompts = 6\nmin_agreements = 1\n";
+        std::fs::write(home.path("settings.toml"), miniature::SETTINGS.to_string() + more).unwrap();
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn gradtx(&self, args: &[&str]) -> Output {
+        let (stage, rest) = args.split_first().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        command.arg(stage).args(["--run", "run", "--config", "settings.toml"]).args(rest);
+        command.current_dir(self.dir.path()).output().unwrap()
+    }
+
+    fn done(&self, args: &[&str]) -> String {
+        let output = self.gradtx(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn refused(&self, args: &[&str], words: &[&str]) {
+        let output = self.gradtx(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_ne!(output.status.code(), Some(0), "{args:?}");
+        assert!(words.iter().all(|word| said.contains(word)), "{words:?} in {said}");
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
+    }
+}
+
+/// The mean of the last LLM updates of these shadows.
+fn mean(store: &TupleStore, shadows: &[usize]) -> Vec<f32> {
+    let mut sum = vec![0.0f64; store.space(Role::Teacher).values()];
+    for step in 0..store.steps() {
+        for &shadow in shadows {
+            let mut values = vec![0.0; sum.len()];
+            store.read(Role::Teacher, shadow, step, &mut values).unwrap();
+            sum.iter_mut().zip(values).for_each(|(s, x)| *s += f64::from(x));
+        }
+    }
+    sum.into_iter().map(|s| (s / (shadows.len() * store.steps()) as f64) as f32).collect()
+}
+
+#[test]
+fn every_group_is_held_out_once() {
+    let home = Home::new();
+    home.done(&["curate"]);
+    let args = [
+        "cross-validate",
+        "--folds",
+        "2",
+        "--methods",
+        "grad-transformer,mean,nearest,ridge,products",
+        "--refine",
+        "products",
+        "--examples",
+        "3",
+    ];
+    let text = home.done(&args);
+    assert!(text.contains("LLM + products, refined") && text.contains("less ridge"), "{text}");
+    let clients = home.json("run/cross-validation/clients.json");
+    let clients = clients.as_array().unwrap();
+    let mut names: Vec<&str> = clients.iter().map(|client| client["name"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["+0 (x);", "+0 =x;"]);
+    assert!(clients.iter().all(|client| client["distance"].is_f64() && client["agreement"].is_f64()));
+
+    // Groups take subsets in turn: 0, 2, 4 are of one task, 1 and 3 of the other.
+    let store = TupleStore::open(&home.path("run/shadow")).unwrap();
+    for client in clients {
+        let (fold, shadow) = (client["fold"].as_u64().unwrap(), client["shadow"].as_u64().unwrap() as usize);
+        let dir = format!("run/cross-validation/fold-{fold}/shadow-{shadow:05}");
+        let others: &[usize] = if shadow == 0 { &[1, 3] } else { &[0, 2, 4] };
+        let found =
+            UpdateVector::read(&home.path(&format!("{dir}/translated/mean/update.safetensors"))).unwrap();
+        let close = |want: Vec<f32>| found.values.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close(mean(&store, others)) && !close(mean(&store, &[0, 1, 2, 3, 4])), "{dir}");
+        let record = home.json(&format!("{dir}/translated/products/record.json"));
+        let held_out: Vec<usize> = serde_json::from_value(record["settings"]["held_out"].clone()).unwrap();
+        assert!((0..5).all(|i| held_out.contains(&i) != others.contains(&i)), "{held_out:?}");
+        // Its update is the shadow's, and its score is of examples that it was not trained on.
+        let update =
+            UpdateVector::read(&home.path(&format!("{dir}/finetuned/tiny/update.safetensors"))).unwrap();
+        let mut values = vec![0.0; store.space(Role::Student).values()];
+        store.read(Role::Student, shadow, store.steps() - 1, &mut values).unwrap();
+        assert_eq!(update.values, values);
+        let score = home.json(&format!("{dir}/evaluated/products/score.json"));
+        assert_eq!((&score["examples"], &score["data_name"]), (&3.into(), &client["name"]));
+    }
+    let before = miniature::checksums(&home.path("run/cross-validation"));
+    home.done(&args);
+    assert_eq!(miniature::checksums(&home.path("run/cross-validation")), before);
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let home = Home::new();
+    home.refused(&["cross-validate"], &["no tuple store", "gradtx curate"]);
+    home.done(&["curate"]);
+    home.refused(&["cross-validate", "--folds", "3"], &["--folds is 3", "2 to 2"]);
+    let rows = std::fs::read_to_string(home.path("public.jsonl")).unwrap();
+    std::fs::write(home.path("part.jsonl"), rows.lines().next().unwrap()).unwrap();
+    let args = ["cross-validate", "--folds", "2", "--data", "part.jsonl"];
+    home.refused(&args, &["part.jsonl: no test example of group `+0 (x);`", "--data"]);
+    home.refused(&["cross-validate", "--refine", "rigde"], &["expected none, grad-transformer"]);
+}
