@@ -1,13 +1,13 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-# Both first install what is missing (see .ci/setup).
+# Both first do `make install-dependencies`, which says what it is about to install.
 
 CARGO ?= cargo
 DEMO_DIR ?= runs/demo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Goals that compile. `.ci/setup` runs first, and a make of its own then reads what it found.
-COMPILED = demo test cluster chaos fuzz check bench build gpu cubins gpu-check kernels-report test-cuda
+COMPILED = demo test cluster chaos fuzz check bench build gpu dist cubins gpu-check kernels-report test-cuda
 
-.PHONY: help clean setup fresh $(COMPILED)
+.PHONY: help clean install-dependencies setup fresh $(COMPILED)
 
 help:
 	@echo 'make demo    the whole pipeline on a miniature world, on this CPU (result in $(DEMO_DIR))'
@@ -16,17 +16,23 @@ help:
 	@echo 'make chaos   ranks killed at random, and the same bytes in the end (CHAOS_SEED, CHAOS_COUNT)'
 	@echo 'make fuzz    mutated files for every parser (FUZZ_SECONDS, FUZZ_SEED)'
 	@echo 'make fresh   set-up and a small build in bare Debian and Ubuntu trees, as root (FRESH_FULL=1: and the README)'
+	@echo 'make install-dependencies   installs missing packages with apt (root or sudo), NVRTC with pip; all of the'
+	@echo '             above do it first; GRADTX_NO_INSTALL=1 only looks'
 	@echo 'make check   format, lints as errors, documentation without warnings'
 	@echo 'make bench   times of operations and steps on this CPU (on a GPU: benches/gpu.sh)'
 	@echo 'make build   the program: $(TARGET)/release/gradtx'
 	@echo 'make test-cuda   the tests of CUDA operations and models on a GPU instead of the emulator'
 	@echo 'make gpu     the program with the device code of all CUDA kernels in it'
+	@echo 'make dist    a tar.gz for users who do not build: program, manual pages, completions, batch scripts'
 	@echo 'make gpu-check   a directory to copy to a machine with a GPU, where its run.sh checks and measures everything'
 	@echo 'make cubins  that device code alone, in $(TARGET)/cubins'
 	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
 
-setup:
+install-dependencies:
+	@[ "$(GRADTX_NO_INSTALL)" = 1 ] || echo 'setup: installs missing packages with apt, where root or sudo allow it (GRADTX_NO_INSTALL=1 only looks)'
 	@.ci/setup $(filter cluster,$(MAKECMDGOALS))
+
+setup: install-dependencies
 
 clean:
 	$(CARGO) clean
@@ -37,7 +43,7 @@ fresh:
 
 ifndef SETUP_DONE
 
-$(COMPILED): setup
+$(COMPILED): install-dependencies
 	@$(MAKE) --no-print-directory SETUP_DONE=1 $@
 
 else
@@ -63,6 +69,11 @@ build:
 # The program with the device code of all kernels in it: a node needs a driver, and nothing else.
 gpu: cubins
 	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) build --release $(FLAGS) -p gradtx
+
+# What is handed to users who do not build (docs/install.md). Without MPI, whose library differs from site to site.
+DIST_FEATURES ?= cuda
+dist: $(if $(NVRTC),cubins)
+	$(if $(NVRTC),GRADTX_CUBINS=$(abspath $(TARGET))/cubins) packaging/build.sh '$(DIST_FEATURES)' $(TARGET)/dist
 
 # A directory for a machine that has a driver and nothing else (docs/gpu.md): the program and the device
 # tests, both with their device code, and a script. Without MPI, which such a machine lacks.
@@ -113,7 +124,7 @@ fuzz:
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) FUZZ_SEED=$(or $(FUZZ_SEED),2) \
 		$(CARGO) test --locked -p gradtx-tests --test fuzz -- --nocapture ten_thousand_mutated_files
 
-SCRIPTS = slurm/*.sh slurm/*.sbatch tests/cluster/box/*.sh tests/fresh/*.sh tests/interop/*.sh benches/*.sh benches/*/*.sh .ci/run .ci/setup .ci/lib/*.sh
+SCRIPTS = slurm/*.sh slurm/*.sbatch packaging/*.sh tests/cluster/box/*.sh tests/fresh/*.sh tests/interop/*.sh benches/*.sh benches/*/*.sh .ci/run .ci/setup .ci/lib/*.sh
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) nvrtc' -- -D warnings

@@ -8,20 +8,22 @@
 #   GRADTX_MPI       how srun starts MPI: pmix (OpenMPI), pmi2 (MPICH), none
 #   GRADTX_SRUN      more options of srun, e.g. --cpu-bind=cores
 #   GRADTX_RESTARTS  how often a job may be requeued (20)
+# Set by scripts of `gradtx submit`: LOG_NAME, the start of the logs' names; SRUN_OPTIONS, more
+# options of srun; CONTAINER, if the program is in a container; LAUNCHER, what starts it there.
 set -euo pipefail
 
 RUN=${1:?"usage: sbatch [options] SCRIPT RUN [arguments of the stage]"}
 shift
 case $RUN in -*) RUN=./$RUN ;; esac # else commands take it for an option
 GRADTX=${GRADTX:-gradtx}
-[ -n "$(command -v -- "$GRADTX")" ] || { echo "error: $GRADTX: not found; put it on the PATH or set GRADTX"; exit 127; }
+[ -n "${CONTAINER:-}" ] || [ -n "$(command -v -- "$GRADTX")" ] || { echo "error: $GRADTX: not found; put it on the PATH or set GRADTX"; exit 127; }
 
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 restarts=${SLURM_RESTART_COUNT:-0}
 # A log for every rank and start: RUN/logs/gradtx-curate-17.0.log, after a requeue -17-r1.0.log.
 mkdir -p "$RUN/logs"
-logs=$RUN/logs/$SLURM_JOB_NAME-$job
+logs=$RUN/logs/${LOG_NAME:-$SLURM_JOB_NAME}-$job
 [ "$restarts" = 0 ] || logs+=-r$restarts
 
 threads=()
@@ -32,6 +34,24 @@ fi
 # Scratch of the node, where the cluster has one for the job.
 export TMPDIR=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 read -ra srun_options <<<"${GRADTX_SRUN:-}"
+srun_options=(${SRUN_OPTIONS[@]+"${SRUN_OPTIONS[@]}"} ${srun_options[@]+"${srun_options[@]}"})
+launcher=(${LAUNCHER[@]+"${LAUNCHER[@]}"})
+
+# describe: the first line of the job's log: program and version, nodes, GPUs and driver, settings.
+describe() {
+    local version gpus settings='' nodes=${SLURM_JOB_NUM_NODES:-1}
+    if [ -n "${CONTAINER:-}" ] && [ ${#launcher[@]} = 0 ]; then
+        version="$GRADTX in a container"
+    else
+        version=$(${launcher[@]+"${launcher[@]}"} "$GRADTX" --version 2>&1 | head -n 1) || version="$GRADTX does not start"
+    fi
+    gpus=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | sort | uniq -c |
+        sed -E 's/^ *([0-9]+) (.*), ([^,]*)$/\1 x \2, driver \3/' | paste -sd';') || true
+    [ ! -f "$RUN/run.toml" ] || settings=", settings $(sha256sum <"$RUN/run.toml" | cut -c1-12)"
+    echo "$SLURM_JOB_NAME $job: $version on $SLURM_JOB_NODELIST (nodes: $nodes, tasks:" \
+        "${SLURM_NTASKS:-$((nodes * ${SLURM_NTASKS_PER_NODE:-1}))}); ${gpus:-no GPU}$settings;" \
+        "started $(date -u '+%Y-%m-%d %H:%M:%S') UTC"
+}
 
 # ranks STAGE …: the stage on all ranks of the job; fails as it fails. Curation writes to the
 # node's scratch first, where there is one, unless its options say where.
@@ -53,7 +73,7 @@ tasks() {
     # srun replaces `%j` and the like in names of files; `%%` is a percent sign.
     srun --mpi="${GRADTX_MPI:-pmix}" --kill-on-bad-exit=1 --open-mode=append --output="${logs//%/%%}.%t.log" \
         ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-        ${srun_options[@]+"${srun_options[@]}"} "$@" &
+        ${srun_options[@]+"${srun_options[@]}"} ${launcher[@]+"${launcher[@]}"} "$@" &
     step=$!
     while true; do
         interrupted='' rc=0
@@ -115,3 +135,5 @@ finish() {
     exit "$rc"
 }
 trap 'finish $?' EXIT
+
+describe

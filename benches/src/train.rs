@@ -192,7 +192,7 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Resident<D, X> {
 
     fn forward(&mut self, model: &GradTransformer<D, X>) -> Result<()> {
         let Self { acts, forward, scale, .. } = self;
-        model.device().replay(forward, &mut || {
+        model.device().capture_or_launch(forward, &mut || {
             model.forward(acts, true)?;
             model.losses(acts, *scale)
         })?;
@@ -202,7 +202,7 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Resident<D, X> {
     fn backward(&mut self, model: &GradTransformer<D, X>, trainer: &mut Trainer<D, X>) -> Result<()> {
         let Self { acts, backward, .. } = self;
         let (device, buf) = (model.device(), trainer.gradients_mut());
-        Ok(device.replay(backward, &mut || {
+        Ok(device.capture_or_launch(backward, &mut || {
             model.backward(acts, true, &mut Grads::new(device, buf, Out::Assign, &mut |_, _| Ok(())))
         })?)
     }

@@ -5,7 +5,7 @@
 //! a view is a slice. Out-of-range slicing is a mistake of the program and panics,
 //! as it does for slices; wrong dimensions in an operation are errors.
 
-use crate::{Elem, Error, Result};
+use crate::{Elem, Result};
 use std::ops::Range;
 
 /// One place where operations run. Cheap to clone; clones share memory and queue.
@@ -16,15 +16,6 @@ pub trait Device: Clone + Send + Sync + 'static {
     type View<'a, T: Elem>: View<T>;
     /// Write access to part of a buffer.
     type ViewMut<'a, T: Elem>: ViewMut<Self, T>;
-
-    /// A lane for uploads that continue beside operations; see [`Self::upload_in`].
-    type Lane: Send;
-    /// Host memory that copies to this device can start from; see [`Self::upload_pinned`].
-    type Pinned<T: Elem>: Send + Sync + 'static;
-    /// What [`Self::replay`] remembers of some work; new for each.
-    type Graph: Default + Send;
-    /// A point in a queue of operations; see [`Self::mark`].
-    type Mark: Default + Send;
 
     /// What a person would call this device, e.g. "CPU, 2 threads".
     fn name(&self) -> String;
@@ -40,73 +31,6 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// Copies to the host, after everything that was asked for before. Lengths must be equal.
     fn download<T: Elem>(&self, dst: &mut [T], src: Self::View<'_, T>) -> Result<()>;
-
-    /// A new lane, released: its buffers are taken before it.
-    fn lane(&self) -> Result<Self::Lane>;
-
-    /// Copies from the host beside operations: after those that were asked for before the lane was
-    /// last released, and possibly before later ones. `src` may be changed when this returns; `dst`
-    /// must not be used before [`Self::await_lane`]. A lane belongs to one set of buffers.
-    fn upload_in<T: Elem>(&self, lane: &mut Self::Lane, dst: Self::ViewMut<'_, T>, src: &[T]) -> Result<()>;
-
-    /// Host memory for `len` elements, all bytes zero, where [`Self::upload_pinned`] copies from.
-    fn pinned<T: Elem>(&self, len: usize) -> Result<Self::Pinned<T>>;
-
-    /// What pinned memory holds.
-    fn pinned_values<T: Elem>(pinned: &Self::Pinned<T>) -> &[T];
-
-    /// The same for writing, once all copies from it are done: this waits for them. Any thread may
-    /// ask.
-    fn pinned_values_mut<T: Elem>(pinned: &mut Self::Pinned<T>) -> Result<&mut [T]>;
-
-    /// [`Self::upload_in`] of a part of pinned memory: nothing is copied on the host, and this returns
-    /// before the copy is done.
-    fn upload_pinned<T: Elem>(
-        &self,
-        lane: &mut Self::Lane,
-        dst: Self::ViewMut<'_, T>,
-        src: &Self::Pinned<T>,
-        part: Range<usize>,
-    ) -> Result<()>;
-
-    /// Operations asked for from now on come after all uploads in this lane.
-    fn await_lane(&self, lane: &mut Self::Lane) -> Result<()>;
-
-    /// Uploads in this lane come from now on after all operations asked for so far.
-    fn release_lane(&self, lane: &mut Self::Lane) -> Result<()>;
-
-    /// Does `work`, which asks for the same operations on the same memory whenever this is called
-    /// with this graph. A device may ask for them once and then repeat what it remembers, for less
-    /// than the cost of asking: `work` is then not called. Between two calls buffers may change what
-    /// they hold. `work` must not take memory, copy from or to the host, or wait: a device that
-    /// remembers refuses that the second time.
-    fn replay<E: From<Error>>(
-        &self,
-        graph: &mut Self::Graph,
-        work: &mut dyn FnMut() -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E>;
-
-    /// Copies to the host beside operations: after those that were asked for before the lane was last
-    /// released, without waiting for later ones. Done when it returns. Lengths must be equal.
-    fn download_in<T: Elem>(
-        &self,
-        lane: &mut Self::Lane,
-        dst: &mut [T],
-        src: Self::View<'_, T>,
-    ) -> Result<()>;
-
-    /// This device with its second queue of operations, which share its memory: operations asked of
-    /// one may be done beside those asked of the other, in the order that marks decide. A device with
-    /// one queue gives itself. Uploads, downloads and graphs belong to the first queue.
-    fn beside(&self) -> Self;
-
-    /// Puts the mark behind everything that was asked of this queue so far.
-    fn mark(&self, mark: &mut Self::Mark) -> Result<()>;
-
-    /// What is asked of this queue from now on comes after the mark, if it was ever put. In work that
-    /// is replayed, a mark must have been put in this very work, and the first queue must at its end
-    /// have followed all that was asked of the second.
-    fn follow(&self, mark: &Self::Mark) -> Result<()>;
 
     /// `dst = src`. Lengths must be equal.
     fn copy<T: Elem>(&self, dst: Self::ViewMut<'_, T>, src: Self::View<'_, T>) -> Result<()>;

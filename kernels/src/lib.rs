@@ -2,6 +2,8 @@
 //!
 //! * [`dtype`]: the element types ([`Elem`]) and the arithmetic ones ([`Real`]).
 //! * [`device`]: [`Device`], whose buffers ([`Buffer`]) are lent as views ([`View`], [`ViewMut`]).
+//! * [`streams`]: what goes on beside operations: copies ([`AsyncCopy`]), a second queue ([`Queues`]), captured work
+//!   ([`GraphCapture`]).
 //! * [`collective`]: [`Collective`], devices of several ranks that exchange values without their
 //!   hosts.
 //! * [`ops`]: one file per operation with its contract: shapes, formulas, and for
@@ -21,9 +23,11 @@ pub mod dtype;
 pub mod error;
 pub mod ops;
 pub mod rng;
+pub mod streams;
 
 pub use collective::Collective;
 pub use device::{Buffer, Device, View, ViewMut};
 pub use dtype::{Complex64, DType, Elem, Real, bf16, f16};
 pub use error::{Error, Result};
 pub use ops::Backend;
+pub use streams::{AsyncCopy, CopyStream, GraphCapture, Pinned, Queues};

@@ -10,6 +10,7 @@
 //! * [`comm`]: what ranks exchange.
 //! * [`parallel`]: what each rank of a data-parallel training owns and adds up.
 //! * [`metrics`]: what a run reports itself.
+//! * [`tensorboard`]: the same for TensorBoard.
 //! * [`text`]: text of files, made fit for a terminal.
 
 pub mod artifact;
@@ -23,6 +24,7 @@ pub mod optim;
 pub mod parallel;
 pub mod params;
 pub mod plan;
+pub mod tensorboard;
 pub mod text;
 
 pub use error::{Error, Result};

@@ -123,6 +123,13 @@ impl TokenMeter {
     }
 }
 
+/// Bytes of main memory that this process has had at most; none where the system does not tell.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +163,11 @@ mod tests {
         std::fs::write(&path, "{\"step\": 0}\n{x}\n").unwrap();
         assert!(JsonLines::read(&path).unwrap_err().to_string().contains("line 2"));
         assert!(JsonLines::resume(dir.path(), 0).is_err());
+    }
+
+    #[test]
+    fn a_process_has_had_memory() {
+        assert!(peak_memory().is_none_or(|bytes| bytes > 1 << 20));
     }
 
     #[test]

@@ -192,7 +192,7 @@ fn extra_options_are_single_options() {
     let case = Case::smoke();
     for word in ["--qos=a\ntouch PWNED", "--qos=a --uid=0", "--qos=\"a", "qos=a", "--comment=$(touch PWNED)"]
     {
-        let (end, scripts) = submit(&case, "plain", &[&format!("--extra={word}")]);
+        let (end, scripts) = submit(&case, "plain", &[&format!("--sbatch={word}")]);
         end.ended();
         for script in scripts {
             let lines = options(&script);

@@ -114,7 +114,7 @@ fn submissions_and_plans_do_not_leave_gpus_idle() {
     };
     let idle = ["--gpus-per-node", "idle"];
     refused(&submit(&["--gpus-per-node=4", "--device=cpu"]), 2, &idle);
-    refused(&submit(&["--extra=--gres=gpu:2", "--set", "device.kind=cpu"]), 2, &["--gres=gpu:2", "idle"]);
+    refused(&submit(&["--sbatch=--gres=gpu:2", "--set", "device.kind=cpu"]), 2, &["--gres=gpu:2", "idle"]);
     refused(&submit(&["--gpus-per-node=0", "--device=cuda"]), 2, &["no GPUs"]);
     let said = stdout(&submit(&["--device=cpu"]));
     assert!(!said.contains("#SBATCH --gpus"), "{said}");

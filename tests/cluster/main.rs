@@ -64,7 +64,10 @@ fn ranks_see_their_node_s_gpus_and_have_threads_and_logs() {
         assert!(places.iter().all(|place| place.ends_with("gpu 0,1")), "{places:?}");
     }
     let said = home.said(&job);
-    assert_eq!(said.lines().count(), 1, "one line tells how it went: {said}");
+    let [first, last] = said.lines().collect::<Vec<_>>()[..] else { panic!("two lines: {said}") };
+    let named = ["gradtx 0.0.0-stand-in on ", "(nodes: 2, tasks: 4)", "no GPU", "started 2"];
+    assert!(named.iter().all(|word| first.contains(word)), "the first line says where: {first}");
+    let said = last;
     assert!(said.contains("done") && said.contains(&format!("run/logs/gradtx-curate-{job}.*.log")), "{said}");
 }
 
@@ -398,6 +401,76 @@ fn a_submitted_pipeline_runs_to_the_report() {
     for job in &jobs {
         assert_eq!(cluster.ended(job), "COMPLETED", "job {job}");
     }
+    assert!(home.path("run/report.html").is_file());
+}
+
+/// A command of the program under test with the cluster's SLURM.
+fn gradtx(home: &Home, cluster: &Cluster, words: &[&str]) -> std::process::Output {
+    home.command(cluster, GRADTX).args(words).env_remove("GRADTX").output().unwrap()
+}
+
+#[test]
+fn jobs_in_the_queue_are_seen_not_submitted_twice_and_cancelled() {
+    let (cluster, home) = (cluster(), Home::new());
+    // Held, so that they wait for certain.
+    let words = ["--stage=pipeline", "--gpus-per-node=1", "--client=clients/ada", "--sbatch=curate=--hold"];
+    let output = submit(&home, &cluster, &words);
+    assert!(output.status.success(), "{}", both(&output));
+    let jobs = ids(&both(&output));
+    assert_eq!(jobs.len(), 4);
+    assert!(cluster.field(&jobs[0], "JobName").starts_with("gradtx-curate-run"));
+    let status = both(&gradtx(&home, &cluster, &["status", "run"]));
+    for (kind, job, reason) in [
+        ("curate", &jobs[0], "JobHeldUser"),
+        ("train", &jobs[1], "Dependency"),
+        ("report", &jobs[3], "Dependency"),
+    ] {
+        assert!(status.contains(&format!("job {job} ({kind}): PENDING ({reason})")), "{kind}: {status}");
+    }
+    let twice = submit(&home, &cluster, &words);
+    assert_eq!(twice.status.code(), Some(4), "{}", both(&twice));
+    assert!(
+        both(&twice).contains(&format!("job {} (curate) is in the queue already", jobs[0])),
+        "{}",
+        both(&twice)
+    );
+    let cancelled = gradtx(&home, &cluster, &["cancel", "run"]);
+    assert!(cancelled.status.success(), "{}", both(&cancelled));
+    for job in &jobs {
+        assert_eq!(cluster.ended(job), "CANCELLED", "job {job}: {}", both(&cancelled));
+    }
+    assert!(both(&gradtx(&home, &cluster, &["cancel", "run"])).contains("no such job is in the queue"));
+}
+
+#[test]
+fn slurm_takes_what_a_profile_asks_for() {
+    let (cluster, home) = (cluster(), Home::new());
+    let profile = "setup = [\"export FROM_SETUP=yes\"]\n[environment]\nFROM_PROFILE = \"a b\"\n[job]\n\
+                   partition = \"main\"\ngres = \"gpu:1\"\ncomment = \"x\"\nnice = 5\nmem = \"100M\"\n\
+                   exclude = \"node2\"\nsignal_seconds = 60\nsrun = [\"--kill-on-bad-exit=1\"]\n[curate]\ntime = \"7\"\n";
+    std::fs::write(home.path("site.toml"), profile).unwrap();
+    let output = submit(&home, &cluster, &["--stage=curate", "--profile=site.toml", "--array=2%1"]);
+    assert!(output.status.success(), "{}", both(&output));
+    let [job] = &ids(&both(&output))[..] else { panic!("{}", both(&output)) };
+    assert_eq!(cluster.field(job, "Comment"), "x");
+    assert_eq!(cluster.field(job, "TimeLimit"), "00:07:00");
+    assert_eq!(cluster.ended(job), "COMPLETED");
+    assert!(TupleStore::open(&home.path("run/shadow")).unwrap().verify().is_empty());
+    let logs = gradtx(&home, &cluster, &["logs", "run", "curate"]);
+    assert!(both(&logs).contains("on node1 (nodes: 1, tasks: 1)"), "{}", both(&logs));
+    let script = std::fs::read_to_string(home.path("run/slurm/gradtx-curate.sbatch")).unwrap();
+    assert!(script.contains("\nexport FROM_SETUP=yes\nexport FROM_PROFILE='a b'\n"), "{script}");
+}
+
+#[test]
+fn a_client_that_fails_does_not_cost_the_report() {
+    let (cluster, home) = (cluster(), Home::new());
+    std::fs::write(home.path("clients/bob/train.jsonl"), "{\n").unwrap();
+    let words = ["--stage=pipeline", "--gpus-per-node=1", "--client=clients/ada", "--client=clients/bob"];
+    let output = submit(&home, &cluster, &words);
+    assert!(output.status.success(), "{}", both(&output));
+    let states: Vec<String> = ids(&both(&output)).iter().map(|job| cluster.ended(job)).collect();
+    assert_eq!(states, ["COMPLETED", "COMPLETED", "COMPLETED FAILED", "COMPLETED"]);
     assert!(home.path("run/report.html").is_file());
 }
 

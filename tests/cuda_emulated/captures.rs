@@ -7,7 +7,7 @@ use crate::emulator::{
 };
 use gradtx_kernels::cuda::{Cuda, CudaGraph};
 use gradtx_kernels::ops::{AdamW, Elementwise, Gemm, GemmDims};
-use gradtx_kernels::{Buffer, Device, Error, Result};
+use gradtx_kernels::{AsyncCopy, Buffer, Device, Error, GraphCapture, Result};
 use std::sync::Barrier;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn rounds(cuda: &Cuda, before_capture: impl Fn(), meanwhile: impl Fn()) -> Resul
         if round == 2 {
             before_capture();
         }
-        cuda.replay::<Error>(&mut graph, &mut || {
+        cuda.capture_or_launch::<Error>(&mut graph, &mut || {
             cuda.axpby(y.all_mut(), 0.5, x.all(), 1.0)?;
             if round == 2 {
                 meanwhile();
@@ -125,7 +125,7 @@ fn memory_that_captured_work_drops_is_freed_after_the_capture() {
     let mut graph = CudaGraph::default();
     let mut spare = vec![cuda.zeros::<f32>(7).unwrap(), cuda.zeros::<f32>(8).unwrap()];
     for _ in 0..3 {
-        cuda.replay::<Error>(&mut graph, &mut || {
+        cuda.capture_or_launch::<Error>(&mut graph, &mut || {
             cuda.fill(y.all_mut(), 1.0)?;
             drop(spare.pop());
             cuda.fill(y.all_mut(), 2.0)

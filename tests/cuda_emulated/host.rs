@@ -12,7 +12,10 @@ use gradtx_kernels::ops::{
     AdamW, Elementwise, Embedding, Gemm, GemmDims, Linear, LinearDims, LinearForward, Out, QkvDims, RmsNorm,
     RmsNormDims, RmsNormForward, Rope, RopeForward,
 };
-use gradtx_kernels::{Buffer, Complex64, Device, Error, Result, View, ViewMut};
+use gradtx_kernels::{
+    AsyncCopy, Buffer, Complex64, CopyStream, Device, Error, GraphCapture, Pinned, Queues, Result, View,
+    ViewMut,
+};
 
 fn plain() -> Cuda {
     configure(Schedule { order: Order::Forward, race: false });
@@ -182,24 +185,24 @@ fn added(cuda: &Cuda, y: &mut <Cuda as Device>::Buf<f32>, x: &<Cuda as Device>::
 #[test]
 fn uploads_beside_operations() {
     let cuda = plain();
-    let mut lane = cuda.lane().unwrap();
+    let mut copies = cuda.copy_stream().unwrap();
     let mut x = cuda.buffer_from(&[1.0f32; 6]).unwrap();
     let mut y = cuda.buffer_from(&[10.0f32; 6]).unwrap();
     assert_eq!(added(&cuda, &mut y, &x), [11.0; 6]);
-    cuda.release_lane(&mut lane).unwrap();
-    cuda.upload_in(&mut lane, x.all_mut(), &[2.0; 6]).unwrap();
-    // A forgotten `await_lane`: a GPU may be faster.
+    copies.release().unwrap();
+    copies.upload_async(x.all_mut(), &[2.0; 6]).unwrap();
+    // A forgotten `wait`: a GPU may be faster.
     let early = added(&cuda, &mut y, &x);
     assert!(crate::emulator::on_device() || early == [12.0; 6], "late copies came early: {early:?}");
-    cuda.await_lane(&mut lane).unwrap();
+    copies.wait().unwrap();
     assert_eq!(added(&cuda, &mut y, &x), early.iter().map(|y| y + 2.0).collect::<Vec<_>>());
 
     // A new buffer is filled with zeros first.
     let mut fresh = cuda.zeros::<f32>(6).unwrap();
-    let mut its_lane = cuda.lane().unwrap();
+    let mut its_copies = cuda.copy_stream().unwrap();
     late_kernels(true);
-    cuda.upload_in(&mut its_lane, fresh.all_mut(), &[3.0; 6]).unwrap();
-    cuda.await_lane(&mut its_lane).unwrap();
+    its_copies.upload_async(fresh.all_mut(), &[3.0; 6]).unwrap();
+    its_copies.wait().unwrap();
     assert_eq!(cuda.to_host(fresh.all()).unwrap(), [3.0; 6]);
 
     for released in [true, false] {
@@ -208,14 +211,14 @@ fn uploads_beside_operations() {
         cuda.synchronize().unwrap();
         cuda.axpby(y.all_mut(), 1.0, x.all(), 1.0).unwrap();
         if released {
-            cuda.release_lane(&mut lane).unwrap();
+            copies.release().unwrap();
         }
-        cuda.upload_in(&mut lane, x.all_mut(), &[5.0; 6]).unwrap();
+        copies.upload_async(x.all_mut(), &[5.0; 6]).unwrap();
         let found = cuda.to_host(y.all()).unwrap();
-        // A forgotten `release_lane`: what the operation reads has been overwritten.
+        // A forgotten `release`: what the operation reads has been overwritten.
         let expected = if released { 11.0 } else { 15.0 };
         assert!((crate::emulator::on_device() && !released) || found == [expected; 6], "{found:?}");
-        cuda.await_lane(&mut lane).unwrap();
+        copies.wait().unwrap();
         assert_eq!(cuda.to_host(x.all()).unwrap(), [5.0; 6]);
     }
     late_kernels(false);
@@ -225,31 +228,31 @@ fn uploads_beside_operations() {
 #[test]
 fn uploads_from_pinned_memory() {
     let cuda = plain();
-    let mut lane = cuda.lane().unwrap();
+    let mut copies = cuda.copy_stream().unwrap();
     let mut x = cuda.zeros::<f32>(4).unwrap();
     let mut pinned = cuda.pinned::<f32>(6).unwrap();
-    assert_eq!(Cuda::pinned_values(&pinned), [0.0; 6]);
-    Cuda::pinned_values_mut(&mut pinned).unwrap().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(pinned.values(), [0.0; 6]);
+    pinned.values_mut().unwrap().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let before = cuda.uploaded();
-    cuda.upload_pinned(&mut lane, x.all_mut(), &pinned, 1..5).unwrap();
+    copies.upload_pinned(x.all_mut(), &pinned, 1..5).unwrap();
     assert_eq!(cuda.uploaded() - before, 16);
     let early = cuda.to_host(x.all()).unwrap();
     assert!(crate::emulator::on_device() || early == [0.0; 4], "late copies came early: {early:?}");
     // From another thread, as whoever prepares the next batch does.
     std::thread::scope(|scope| {
-        scope.spawn(|| Cuda::pinned_values_mut(&mut pinned).unwrap().fill(9.0));
+        scope.spawn(|| pinned.values_mut().unwrap().fill(9.0));
     });
-    cuda.await_lane(&mut lane).unwrap();
+    copies.wait().unwrap();
     assert_eq!(cuda.to_host(x.all()).unwrap(), [2.0, 3.0, 4.0, 5.0], "of before they were overwritten");
-    cuda.release_lane(&mut lane).unwrap();
-    cuda.upload_pinned(&mut lane, x.all_mut(), &pinned, 2..6).unwrap();
+    copies.release().unwrap();
+    copies.upload_pinned(x.all_mut(), &pinned, 2..6).unwrap();
     drop(pinned);
-    cuda.await_lane(&mut lane).unwrap();
+    copies.wait().unwrap();
     assert_eq!(cuda.to_host(x.all()).unwrap(), [9.0; 4], "given back when the copy is done");
     let none = cuda.pinned::<u64>(0).unwrap();
-    assert!(Cuda::pinned_values(&none).is_empty());
+    assert!(none.values().is_empty());
     let mut few = cuda.zeros::<u64>(1).unwrap();
-    let refused = cuda.upload_pinned(&mut lane, few.all_mut(), &none, 0..0);
+    let refused = copies.upload_pinned(few.all_mut(), &none, 0..0);
     assert!(matches!(refused, Err(Error::Shape { .. })));
 }
 
@@ -261,7 +264,7 @@ fn repeated_work() {
     let (mut graph, mut asked) = (Default::default(), 0);
     for round in 1..=4 {
         cuda.upload(x.all_mut(), &[round as f32; 70]).unwrap();
-        cuda.replay::<Error>(&mut graph, &mut || {
+        cuda.capture_or_launch::<Error>(&mut graph, &mut || {
             asked += 1;
             cuda.fill(y.view_mut(60..70), 0.5)?;
             cuda.axpby(y.view_mut(0..60), 2.0, x.view(0..60), 1.0)
@@ -282,12 +285,12 @@ fn in_two_queues(
     bufs: &mut [<Cuda as Device>::Buf<f32>; 4],
     forgotten: Option<usize>,
 ) -> Result<()> {
-    let second = cuda.beside();
+    let second = cuda.second_queue();
     let [x, one, y, z] = bufs;
     let order = |place: usize, from: &Cuda, to: &Cuda| -> Result<()> {
-        let mut mark = Default::default();
-        from.mark(&mut mark)?;
-        if forgotten == Some(place) { Ok(()) } else { to.follow(&mark) }
+        let mut event = Default::default();
+        from.record(&mut event)?;
+        if forgotten == Some(place) { Ok(()) } else { to.wait_for(&event) }
     };
     order(0, cuda, &second)?;
     second.copy(y.all_mut(), x.all())?;
@@ -313,15 +316,16 @@ fn work_in_two_queues() {
             let (mut graph, mut wrong) = (Default::default(), 0);
             for round in 1..=3 {
                 cuda.upload(bufs[0].all_mut(), &[round as f32; 70]).unwrap();
-                let asked =
-                    cuda.replay::<Error>(&mut graph, &mut || in_two_queues(&cuda, &mut bufs, forgotten));
+                let asked = cuda.capture_or_launch::<Error>(&mut graph, &mut || {
+                    in_two_queues(&cuda, &mut bufs, forgotten)
+                });
                 cuda.synchronize().unwrap();
                 let found = cuda.to_host(bufs[3].all()).unwrap();
                 wrong += usize::from(asked.is_err() || found != [2.0 * (round as f32 + 1.0); 70]);
             }
             match forgotten {
                 None => assert_eq!(wrong, 0, "late {late}"),
-                // Without the first mark nothing of the second queue is part of the graph, and without the
+                // Without the first event nothing of the second queue is part of the graph, and without the
                 // last a branch stays open; without the second the first queue does not wait, if it is first.
                 Some(0 | 3) => {
                     assert!(wrong > 0 || crate::emulator::on_device(), "{forgotten:?}, late {late}")
@@ -334,29 +338,29 @@ fn work_in_two_queues() {
     }
 }
 
-/// What was there when the lane was released is read beside later operations.
+/// What was there when the copies were released is read beside later operations.
 #[test]
 fn downloads_beside_operations() {
     let cuda = plain();
-    let mut lane = cuda.lane().unwrap();
+    let mut copies = cuda.copy_stream().unwrap();
     let x = cuda.buffer_from(&[1.0f32; 6]).unwrap();
     let mut y = cuda.buffer_from(&[10.0f32; 6]).unwrap();
     for late in [false, true] {
         late_kernels(late);
         cuda.upload(y.all_mut(), &[10.0; 6]).unwrap();
         cuda.axpby(y.all_mut(), 1.0, x.all(), 1.0).unwrap();
-        cuda.release_lane(&mut lane).unwrap();
+        copies.release().unwrap();
         let mut found = [0.0; 6];
-        cuda.download_in(&mut lane, &mut found, y.all()).unwrap();
+        copies.download(&mut found, y.all()).unwrap();
         assert_eq!(found, [11.0; 6]);
         // Negative control: of what was asked for since then it knows nothing.
         cuda.fill(y.all_mut(), 5.0).unwrap();
-        cuda.download_in(&mut lane, &mut found, y.all()).unwrap();
+        copies.download(&mut found, y.all()).unwrap();
         assert!(
             crate::emulator::on_device() || found == if late { [11.0; 6] } else { [5.0; 6] },
             "{found:?}"
         );
-        assert!(cuda.download_in(&mut lane, &mut found[..5], y.all()).is_err());
+        assert!(copies.download(&mut found[..5], y.all()).is_err());
         late_kernels(false);
     }
 }
@@ -368,10 +372,10 @@ fn work_that_cannot_be_repeated() {
     let mut x = cuda.buffer_from(&[1.0f32; 8]).unwrap();
     fn refused(cuda: &Cuda, what: &str, mut work: impl FnMut() -> Result<()>) {
         let mut graph = Default::default();
-        cuda.replay::<Error>(&mut graph, &mut work).expect("the first time anything goes");
-        let why = cuda.replay::<Error>(&mut graph, &mut work).unwrap_err().to_string();
+        cuda.capture_or_launch::<Error>(&mut graph, &mut work).expect("the first time anything goes");
+        let why = cuda.capture_or_launch::<Error>(&mut graph, &mut work).unwrap_err().to_string();
         assert!(why.contains(what) && why.contains("replayed as a graph"), "{why}");
-        cuda.replay::<Error>(&mut graph, &mut work).expect("then it begins again");
+        cuda.capture_or_launch::<Error>(&mut graph, &mut work).expect("then it begins again");
     }
     refused(&cuda, "upload", || cuda.upload(x.all_mut(), &[2.0; 8]));
     refused(&cuda, "download", || cuda.to_host(x.all()).map(drop));
@@ -389,7 +393,10 @@ fn repeated_work_after_scratch_memory_has_grown() {
     let mut graph = Default::default();
     for round in 0..6 {
         cuda.fill(g.all_mut(), round as f32).unwrap();
-        cuda.replay::<Error>(&mut graph, &mut || cuda.sum_squares(sums.all_mut(), g.all(), 1, 5000)).unwrap();
+        cuda.capture_or_launch::<Error>(&mut graph, &mut || {
+            cuda.sum_squares(sums.all_mut(), g.all(), 1, 5000)
+        })
+        .unwrap();
         assert_eq!(cuda.to_host(sums.all()).unwrap(), [5000.0 * (round * round) as f32]);
         if round == 2 {
             // A partial sum for each of more rows than there is scratch memory for.
@@ -412,8 +419,9 @@ fn operations_are_measured_one_by_one() {
     let mut c = cuda.zeros::<f32>(32 * 32).unwrap();
     let dims = GemmDims::new(32, 32, 48, false, true);
     let mut graph = Default::default();
-    let mut multiply =
-        |cuda: &Cuda| cuda.replay(&mut graph, &mut || cuda.gemm(c.all_mut(), a.all(), a.all(), dims));
+    let mut multiply = |cuda: &Cuda| {
+        cuda.capture_or_launch(&mut graph, &mut || cuda.gemm(c.all_mut(), a.all(), a.all(), dims))
+    };
     multiply(&cuda).unwrap();
     cuda.start_profile().unwrap();
     for _ in 0..3 {

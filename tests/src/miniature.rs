@@ -3,6 +3,7 @@
 
 use gradtx_kernels::cpu::Cpu;
 use gradtx_models::decoder::{Decoder, DecoderConfig, Family, InitialWeights, RopeScaling};
+use gradtx_run::command_log::COMMANDS_FILE;
 use gradtx_runtime::artifact::checksum_file;
 use gradtx_world::tasks::{Part, Sampler, Task, id, vocabulary};
 use gradtx_world::tokenizer;
@@ -118,7 +119,11 @@ pub fn checksums(dir: &Path) -> BTreeMap<PathBuf, String> {
     fn walk(dir: &Path, out: &mut BTreeMap<PathBuf, String>) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            let of_times = path.file_name().unwrap().to_string_lossy().starts_with("throughput");
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            // Events for TensorBoard and the list of commands have times.
+            let of_times = name.starts_with("throughput")
+                || name.contains(gradtx_runtime::tensorboard::MARK)
+                || name == COMMANDS_FILE;
             if path.is_dir() {
                 walk(&path, out);
             } else if !of_times {

@@ -25,7 +25,7 @@ pub(super) fn measure<X: Real<Acc = f32>, D: Backend<X>>(
         ("gate and up", Projection::GateUp),
         ("down", Projection::Down),
     ] {
-        let (inputs, outputs) = fused.dims(shapes.config());
+        let (inputs, outputs) = fused.dims(&shapes.config().block());
         let tail = if shapes.layout.targets(0, fused).is_empty() { 0 } else { TAIL };
         forward::<X, D>(bench, name, t, outputs, inputs)?;
         if tail > 0 {

@@ -33,6 +33,7 @@ pub mod simd;
 #[cfg(target_arch = "x86_64")]
 mod skinny;
 mod softmax;
+mod streams;
 mod t5_attention;
 
 pub use elementwise::narrow;
@@ -40,9 +41,8 @@ pub use memory::CpuBuf;
 pub use normals::add_normals;
 pub use profile::OpTime;
 
-use crate::{Device, Elem, Error, Real, Result, error::expect_len};
+use crate::{Device, Elem, Real, Result, error::expect_len};
 use simd::Level;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// The CPU as a device: a pool of threads.
@@ -122,10 +122,6 @@ impl Device for Cpu {
     type Buf<T: Elem> = CpuBuf<T>;
     type View<'a, T: Elem> = &'a [T];
     type ViewMut<'a, T: Elem> = &'a mut [T];
-    type Lane = ();
-    type Pinned<T: Elem> = CpuBuf<T>;
-    type Graph = ();
-    type Mark = ();
 
     fn name(&self) -> String {
         format!("CPU, {} threads", self.threads())
@@ -149,68 +145,6 @@ impl Device for Cpu {
         expect_len("download", "dst", dst.len(), src.len())?;
         dst.copy_from_slice(src);
         Ok(())
-    }
-
-    fn lane(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn upload_in<T: Elem>(&self, (): &mut (), dst: &mut [T], src: &[T]) -> Result<()> {
-        self.upload(dst, src)
-    }
-
-    fn pinned<T: Elem>(&self, len: usize) -> Result<CpuBuf<T>> {
-        CpuBuf::zeros(len)
-    }
-
-    fn pinned_values<T: Elem>(pinned: &CpuBuf<T>) -> &[T] {
-        pinned
-    }
-
-    fn pinned_values_mut<T: Elem>(pinned: &mut CpuBuf<T>) -> Result<&mut [T]> {
-        Ok(pinned)
-    }
-
-    fn upload_pinned<T: Elem>(
-        &self,
-        (): &mut (),
-        dst: &mut [T],
-        src: &CpuBuf<T>,
-        part: Range<usize>,
-    ) -> Result<()> {
-        self.upload(dst, &src[part])
-    }
-
-    fn await_lane(&self, (): &mut ()) -> Result<()> {
-        Ok(())
-    }
-
-    fn release_lane(&self, (): &mut ()) -> Result<()> {
-        Ok(())
-    }
-
-    fn download_in<T: Elem>(&self, (): &mut (), dst: &mut [T], src: &[T]) -> Result<()> {
-        self.download(dst, src)
-    }
-
-    fn beside(&self) -> Self {
-        self.clone()
-    }
-
-    fn mark(&self, (): &mut ()) -> Result<()> {
-        Ok(())
-    }
-
-    fn follow(&self, (): &()) -> Result<()> {
-        Ok(())
-    }
-
-    fn replay<E: From<Error>>(
-        &self,
-        (): &mut (),
-        work: &mut dyn FnMut() -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        work()
     }
 
     fn copy<T: Elem>(&self, dst: &mut [T], src: &[T]) -> Result<()> {

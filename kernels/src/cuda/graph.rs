@@ -8,7 +8,7 @@
 //! While one thread captures, no other makes calls that would invalidate the capture (`gate.rs`).
 
 use super::{Cuda, failed, gate, memory};
-use crate::{Error, Result};
+use crate::{Error, GraphCapture, Result};
 use cudarc::driver::{result, sys};
 use std::sync::atomic::Ordering;
 
@@ -64,7 +64,7 @@ struct Capture<'a> {
 
 impl<'a> Capture<'a> {
     fn begin(cuda: &'a Cuda) -> Result<Self> {
-        cuda.refuse_in_graph("replay")?;
+        cuda.refuse_in_graph("capture_or_launch")?;
         let stream = cuda.stream()?.raw;
         let alone = gate::Capturing::begin()?;
         // Other threads may continue with their own streams.
@@ -108,7 +108,32 @@ impl Cuda {
         Err(Error::Unsupported { op, why: "work that is replayed as a graph cannot do this".into() })
     }
 
-    pub(super) fn replay_graph<E: From<Error>>(
+    /// The operations that `work` asks for, without doing them.
+    fn capture<E: From<Error>>(
+        &self,
+        work: &mut dyn FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Executable, E> {
+        let mut capture = Capture::begin(self)?;
+        // Its own error says more than that of the driver about a capture that is spoiled.
+        work()?;
+        let graph = capture.end()?;
+        // SAFETY: the graph was captured just now.
+        let raw = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
+        // SAFETY: as above; an instance does not need it any more. Nothing can be done about a failure.
+        let _ = unsafe { result::graph::destroy(graph) };
+        let raw = raw.map_err(failed("prepare a graph"))?;
+        Ok(Executable { raw, cuda: self.clone() })
+    }
+
+    fn workspace_pointers(&self) -> [u64; 2] {
+        self.inner.workspaces.each_ref().map(|workspace| memory::lock(workspace).pointer())
+    }
+}
+
+impl GraphCapture for Cuda {
+    type Graph = CudaGraph;
+
+    fn capture_or_launch<E: From<Error>>(
         &self,
         graph: &mut CudaGraph,
         work: &mut dyn FnMut() -> std::result::Result<(), E>,
@@ -140,26 +165,5 @@ impl Cuda {
             unsafe { result::graph::launch(executable.raw, stream) }.map_err(failed("launch a graph"))?;
         }
         Ok(())
-    }
-
-    /// The operations that `work` asks for, without doing them.
-    fn capture<E: From<Error>>(
-        &self,
-        work: &mut dyn FnMut() -> std::result::Result<(), E>,
-    ) -> std::result::Result<Executable, E> {
-        let mut capture = Capture::begin(self)?;
-        // Its own error says more than that of the driver about a capture that is spoiled.
-        work()?;
-        let graph = capture.end()?;
-        // SAFETY: the graph was captured just now.
-        let raw = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
-        // SAFETY: as above; an instance does not need it any more. Nothing can be done about a failure.
-        let _ = unsafe { result::graph::destroy(graph) };
-        let raw = raw.map_err(failed("prepare a graph"))?;
-        Ok(Executable { raw, cuda: self.clone() })
-    }
-
-    fn workspace_pointers(&self) -> [u64; 2] {
-        self.inner.workspaces.each_ref().map(|workspace| memory::lock(workspace).pointer())
     }
 }

@@ -5,7 +5,7 @@
 //! from a cubin that is part of the program, lies in a cache, or is compiled when it is
 //! first needed ([`cubin`]).
 //!
-//! Operations go through one stream, in order, or through two, ordered by marks; uploads that need not wait for them through another
+//! Operations go through one stream, in order, or through two, ordered by events; uploads that need not wait for them through another
 //! beside it (`stream.rs`). An operation checks its arguments on the
 //! host and returns when its kernels are queued. Numbers that only the device sees (token
 //! ids, positions) are checked by the kernels, which refuse them and leave a note that the
@@ -37,6 +37,7 @@ mod lora_rows;
 mod memory;
 mod mse;
 mod nccl;
+mod nccl_library;
 mod nvrtc;
 mod pinned;
 mod probe;
@@ -52,11 +53,12 @@ mod t5_tiles;
 pub use cublaslt::CublasLt;
 pub use graph::CudaGraph;
 pub use memory::{CudaBuf, CudaView, CudaViewMut};
-pub use nccl::{NcclGroup, nccl_environment, nccl_version};
+pub use nccl::NcclGroup;
+pub use nccl_library::{nccl_environment, nccl_version};
 pub use pinned::CudaPinned;
 pub use probe::{CudaDevice, devices};
 pub use profile::OperationTime;
-pub use stream::{CudaLane, CudaMark};
+pub use stream::{CudaCopyStream, CudaEvent};
 
 use crate::error::{Error, Result, expect_len};
 use crate::{Device, Elem, Real, View, ViewMut, bf16};
@@ -65,7 +67,6 @@ use cudarc::driver::{CudaContext, result, sys};
 use launch::Functions;
 use limits::Limits;
 use memory::{Allocation, Staging};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use stream::Stream;
@@ -303,10 +304,6 @@ impl Device for Cuda {
     type Buf<T: Elem> = CudaBuf<T>;
     type View<'a, T: Elem> = CudaView<'a, T>;
     type ViewMut<'a, T: Elem> = CudaViewMut<'a, T>;
-    type Lane = CudaLane;
-    type Pinned<T: Elem> = CudaPinned<T>;
-    type Graph = CudaGraph;
-    type Mark = CudaMark;
 
     fn name(&self) -> String {
         let CudaDevice { ordinal, name, .. } = self.description();
@@ -341,68 +338,6 @@ impl Device for Cuda {
         let stream = self.stream()?.raw;
         let code = memory::lock(&self.inner.staging).download(stream, bytes, src.pointer(), fault)?;
         self.refuse_fault(code)
-    }
-
-    fn lane(&self) -> Result<CudaLane> {
-        self.new_lane()
-    }
-
-    fn upload_in<T: Elem>(&self, lane: &mut CudaLane, dst: CudaViewMut<'_, T>, src: &[T]) -> Result<()> {
-        self.upload_beside(lane, dst, src)
-    }
-
-    fn pinned<T: Elem>(&self, len: usize) -> Result<CudaPinned<T>> {
-        CudaPinned::new(self, len)
-    }
-
-    fn pinned_values<T: Elem>(pinned: &CudaPinned<T>) -> &[T] {
-        pinned.values()
-    }
-
-    fn pinned_values_mut<T: Elem>(pinned: &mut CudaPinned<T>) -> Result<&mut [T]> {
-        pinned.values_mut()
-    }
-
-    fn upload_pinned<T: Elem>(
-        &self,
-        lane: &mut CudaLane,
-        dst: CudaViewMut<'_, T>,
-        src: &CudaPinned<T>,
-        part: Range<usize>,
-    ) -> Result<()> {
-        self.upload_from_pinned(lane, dst, src, part)
-    }
-
-    fn await_lane(&self, lane: &mut CudaLane) -> Result<()> {
-        self.await_uploads(lane)
-    }
-
-    fn release_lane(&self, lane: &mut CudaLane) -> Result<()> {
-        self.release_uploads(lane)
-    }
-
-    fn download_in<T: Elem>(&self, lane: &mut CudaLane, dst: &mut [T], src: CudaView<'_, T>) -> Result<()> {
-        self.download_beside(lane, dst, src)
-    }
-
-    fn beside(&self) -> Self {
-        Self { is_second: true, ..self.clone() }
-    }
-
-    fn mark(&self, mark: &mut CudaMark) -> Result<()> {
-        self.put_mark(mark)
-    }
-
-    fn follow(&self, mark: &CudaMark) -> Result<()> {
-        self.follow_mark(mark)
-    }
-
-    fn replay<E: From<Error>>(
-        &self,
-        graph: &mut CudaGraph,
-        work: &mut dyn FnMut() -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        self.replay_graph(graph, work)
     }
 
     fn copy<T: Elem>(&self, dst: CudaViewMut<'_, T>, src: CudaView<'_, T>) -> Result<()> {

@@ -2,12 +2,10 @@
 //! another copy on the host, and without the host waiting.
 
 use super::stream::Event;
-use super::{Cuda, CudaLane, CudaViewMut, failed, gate};
-use crate::{Elem, Result, ViewMut, error::expect_len};
-use cudarc::driver::result;
+use super::{Cuda, failed, gate};
+use crate::{Elem, Pinned, Result};
+use cudarc::driver::{result, sys};
 use std::ffi::c_void;
-use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 /// Pinned host memory for a number of elements.
 pub struct CudaPinned<T> {
@@ -39,14 +37,26 @@ impl<T: Elem> CudaPinned<T> {
         Ok(Self { memory: memory.cast(), len, copied, cuda: cuda.clone() })
     }
 
-    pub(super) fn values(&self) -> &[T] {
+    /// Queues a copy of some of its values, before which they are not written to or given back.
+    ///
+    /// # Safety
+    /// `values` must be part of this memory, and `pointer` the address of as many bytes on the device.
+    pub(super) unsafe fn copy_to(&self, pointer: u64, values: &[T], copies: sys::CUstream) -> Result<()> {
+        // SAFETY: the caller's; writing and giving back wait for the event recorded below.
+        unsafe { result::memcpy_htod_async(pointer, values, copies) }
+            .map_err(failed("copy to the device"))?;
+        self.copied.record(copies)
+    }
+}
+
+impl<T: Elem> Pinned<T> for CudaPinned<T> {
+    fn values(&self) -> &[T] {
         // SAFETY: `len` elements were allocated, aligned to pages, and their bytes are always values:
         // of plain data. The device only reads them.
         unsafe { std::slice::from_raw_parts(self.memory, self.len) }
     }
 
-    /// Waits until the last copy from it is done.
-    pub(super) fn values_mut(&mut self) -> Result<&mut [T]> {
+    fn values_mut(&mut self) -> Result<&mut [T]> {
         self.cuda.stream()?;
         self.copied.synchronize()?;
         // SAFETY: as in `values`; the device is done with them, and `&mut self` makes the access
@@ -66,30 +76,5 @@ impl<T> Drop for CudaPinned<T> {
                 let _ = unsafe { result::free_host(memory) };
             }
         });
-    }
-}
-
-impl Cuda {
-    pub(super) fn upload_from_pinned<T: Elem>(
-        &self,
-        lane: &mut CudaLane,
-        dst: CudaViewMut<'_, T>,
-        src: &CudaPinned<T>,
-        part: Range<usize>,
-    ) -> Result<()> {
-        let src_values = &src.values()[part];
-        expect_len("upload_pinned", "src", src_values.len(), dst.len())?;
-        self.refuse_in_graph("upload_pinned")?;
-        if src_values.is_empty() {
-            return Ok(());
-        }
-        self.inner.uploaded.fetch_add(size_of_val(src_values) as u64, Ordering::Relaxed);
-        self.in_lane(lane, |copies| {
-            // SAFETY: `dst` holds as many bytes; `src` is not written to or given back before the
-            // event recorded below has passed.
-            unsafe { result::memcpy_htod_async(dst.pointer(), src_values, copies) }
-                .map_err(failed("copy to the device"))?;
-            src.copied.record(copies)
-        })
     }
 }

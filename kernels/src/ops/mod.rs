@@ -55,7 +55,7 @@ pub use rmsnorm::{RmsNorm, RmsNormBackward, RmsNormBackwardWeight, RmsNormDims, 
 pub use rope::{QkNorm, QkNormBackward, QkNormForward, QkvDims, Rope, RopeBackward, RopeForward};
 pub use t5_attention::{BucketMap, T5Attention, T5AttentionBackward, T5AttentionDims, T5AttentionForward};
 
-use crate::{Collective, Device, Real};
+use crate::{AsyncCopy, Collective, Device, GraphCapture, Queues, Real};
 
 /// Whether an operation assigns its output or adds to it, where its contract leaves the choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +87,22 @@ impl<D: Device> Clone for Segments<'_, D> {
 }
 impl<D: Device> Copy for Segments<'_, D> {}
 
-/// Every operation that the models need, in one type `X`; and what ranks need to train together.
-pub trait Backend<X: Real>:
+/// A trait that is nothing but the sum of others, which are named once.
+macro_rules! sum_of_traits {
+    ($(#[$doc:meta])* $name:ident<$X:ident>: $($bounds:tt)+) => {
+        $(#[$doc])*
+        pub trait $name<$X: Real>: $($bounds)+ {}
+        impl<$X: Real, D: $($bounds)+> $name<$X> for D {}
+    };
+}
+
+sum_of_traits! {
+/// Every operation that the models need, in one type `X`; what goes on beside them; and what ranks need to train together.
+Backend<X>:
     Collective
+    + AsyncCopy
+    + Queues
+    + GraphCapture
     + Gemm<X>
     + Linear<X>
     + LoraLinear<X>
@@ -111,33 +124,4 @@ pub trait Backend<X: Real>:
     + AdamWCast<X>
     + Cast<X, X::Acc>
     + Cast<X::Acc, X>
-{
-}
-
-impl<X, D> Backend<X> for D
-where
-    X: Real,
-    D: Collective
-        + Gemm<X>
-        + Linear<X>
-        + LoraLinear<X>
-        + RmsNorm<X>
-        + ResidualNorm<X>
-        + Rope<X>
-        + QkNorm<X>
-        + Attention<X>
-        + T5Attention<X>
-        + GatedActivation<X>
-        + Dropout<X>
-        + Embedding<X>
-        + LmHead<X>
-        + Mse<X>
-        + Elementwise<X>
-        + Elementwise<X::Acc>
-        + Gemm<X::Acc>
-        + AdamW<X::Acc>
-        + AdamWCast<X>
-        + Cast<X, X::Acc>
-        + Cast<X::Acc, X>,
-{
 }

@@ -3,11 +3,14 @@
 //! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
 //! A new command is a variant here, with its arm in `run`.
 
-use crate::{compare, config, cross_validate, doctor, init, inspect, manual, status, submit, sweep};
+use crate::{
+    cancel, compare, config, cross_validate, doctor, help, init, inspect, logs, manual, status, submit, sweep,
+};
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::default_out;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
 use gradtx_plan::plan;
 use gradtx_run::cluster::World as Ranks;
@@ -17,13 +20,13 @@ use gradtx_run::role::Role;
 use gradtx_run::stage::Stage;
 use gradtx_train::baselines::Method;
 use gradtx_world::{World, demo};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Trains Grad-Transformers: from fine-tuned shadow pairs of a small and a large
 /// language model to a translator of the small one's updates into the large one's.
 #[derive(Debug, Parser)]
 #[command(name = "gradtx", version, max_term_width = 100)]
-#[command(after_help = gradtx_run::failure::exit_codes())]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -73,9 +76,10 @@ pub enum Command {
         /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
-        /// Directory for update.safetensors, metrics and, with --save-adapter, adapter/.
+        /// Directory for update.safetensors, metrics and, with --save-adapter, adapter/
+        /// (default: RUN/clients/NAME/finetuned/MODEL, with NAME from the data's path).
         #[arg(long, value_name = "DIR")]
-        out: PathBuf,
+        out: Option<PathBuf>,
         /// Which of the two models.
         #[arg(long, value_enum, default_value_t = Role::Tiny)]
         model: Role,
@@ -87,6 +91,14 @@ pub enum Command {
         #[arg(long)]
         allow_refinement: bool,
     },
+    /// Show what examples become: text, tokens, which of them are trained on, and statistics.
+    Preview(crate::preview::Job),
+    /// Generate from a prompt, for a file of examples, or in a chat.
+    Generate(crate::generate::Job),
+    /// Turn a PEFT adapter into an update vector, or an update vector into a PEFT adapter.
+    Convert(crate::convert::Job),
+    /// Compare two update vectors or two adapters.
+    Diff(crate::diff::Job),
     /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
     Translate {
         /// The run and its configuration.
@@ -95,9 +107,10 @@ pub enum Command {
         /// Update vector files; several are combined first.
         #[arg(required = true, value_name = "UPDATE")]
         updates: Vec<PathBuf>,
-        /// Directory for update.safetensors and adapter/.
+        /// Directory for update.safetensors and adapter/
+        /// (default: RUN/clients/NAME/translated/METHOD, with NAME from the update's path).
         #[arg(long, value_name = "DIR")]
-        out: PathBuf,
+        out: Option<PathBuf>,
         /// The translator.
         #[arg(long, value_enum, default_value_t = Method::GradTransformer)]
         method: Method,
@@ -126,9 +139,10 @@ pub enum Command {
         /// Directory of the translation, as `translate --out` made it.
         #[arg(long, value_name = "DIR")]
         translated: PathBuf,
-        /// Directory for update.safetensors and adapter/.
+        /// Directory for update.safetensors and adapter/ (default: that of --translated with
+        /// `-refined` after its name).
         #[arg(long, value_name = "DIR")]
-        out: PathBuf,
+        out: Option<PathBuf>,
     },
     /// Compare translators on held-out groups of shadows, before the first client comes.
     CrossValidate(cross_validate::Job),
@@ -155,9 +169,10 @@ pub enum Command {
         /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
-        /// Directory for predictions.jsonl and score.json.
+        /// Directory for predictions.jsonl and score.json
+        /// (default: RUN/clients/NAME/evaluated/WHAT, with NAME from the data's path).
         #[arg(long, value_name = "DIR")]
-        out: PathBuf,
+        out: Option<PathBuf>,
         /// Which of the two models.
         #[arg(long, value_enum, default_value_t = Role::Llm)]
         model: Role,
@@ -179,9 +194,20 @@ pub enum Command {
         /// The page (default: report.html in the run directory); report.json goes beside it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Also write the tables and curves as CSV files to this directory.
+        #[arg(long, value_name = "DIR")]
+        csv: Option<PathBuf>,
+        /// Also write a page of examples with all models' answers, at most N of each file of test
+        /// data. It holds private texts.
+        #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "100")]
+        predictions: Option<NonZeroUsize>,
     },
     /// Submit stages to SLURM as batch jobs, after a look at everything that they need.
     Submit(crate::submit::Job),
+    /// Show the last lines of the logs of a run's batch jobs, or follow them.
+    Logs(crate::logs::Job),
+    /// Cancel the batch jobs of a run that are in SLURM's queue.
+    Cancel(crate::cancel::Job),
     /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
     Inspect {
         /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
@@ -277,10 +303,12 @@ impl Command {
             Self::Curate(job) => curate::run(context, world, &job),
             Self::Train(run) => train::run(context, world, &run),
             Self::Finetune { run, data, out, model, save_adapter, allow_refinement } => {
+                let out = out.unwrap_or_else(|| default_out::finetuned(&run.run, &data, model));
                 let job = finetune::Job { data, out, role: model, peft: save_adapter, allow_refinement };
                 finetune::run(context, &run, &job)
             }
             Self::Refine { run, updates, translated, out } => {
+                let out = out.unwrap_or_else(|| default_out::refined(&translated));
                 refine::run(context, &run, &refine::Job { updates, translated, out, fold: None })
             }
             Self::Translate {
@@ -295,6 +323,8 @@ impl Command {
             } => {
                 let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
                 let random_student = random_update;
+                let translated = || default_out::translated(&run.run, &updates, method, random_student);
+                let out = out.unwrap_or_else(translated);
                 let job = translate::Job { updates, out, method, combine, random_student, allow, fold: None };
                 translate::run(context, &run, &job)
             }
@@ -303,14 +333,23 @@ impl Command {
                 merge::run(context, &run, &merge::Job { adapter, out, role: model })
             }
             Self::Evaluate { run, data, out, model, base, adapter } => {
+                let (base_dir, adapter_dir) = (base.as_deref(), adapter.as_deref());
+                let evaluated = || default_out::evaluated(&run.run, &data, model, base_dir, adapter_dir);
+                let out = out.unwrap_or_else(evaluated);
                 let job = evaluate::Job { data: vec![data], out, role: model, base, adapter, part: None };
                 evaluate::run(context, &run, &job).map(drop)
             }
-            Self::Report { run, scores, out } => gradtx_report::stage::run(
-                context,
-                &gradtx_report::stage::Job { run, evaluations: scores, out },
-            ),
+            Self::Report { run, scores, out, csv, predictions } => {
+                let job = gradtx_report::stage::Job { run, evaluations: scores, out, csv, predictions };
+                gradtx_report::stage::run(context, &job)
+            }
+            Self::Preview(job) => crate::preview::run(context, &job),
+            Self::Generate(job) => crate::generate::run(context, &job),
+            Self::Convert(job) => crate::convert::run(context, &job),
+            Self::Diff(job) => crate::diff::run(context, &job),
             Self::Submit(job) => submit::run(context, &job),
+            Self::Logs(job) => logs::run(context, &job),
+            Self::Cancel(job) => cancel::run(context, &job),
             Self::Inspect { path } => inspect::run(context, &path),
             Self::Status { path, verify } => status::run(context, &path, verify),
             Self::Doctor { run, model } => doctor::run(context, &run, &model),
@@ -319,12 +358,27 @@ impl Command {
             Self::Compare(job) => compare::run(context, &job),
             Self::Init(job) => init::run(context, &job),
             Self::Config(job) => config::run(context, &job),
-            Self::Completions { shell } => manual::completions(Args::command(), shell),
-            Self::Man { dir } => manual::pages(Args::command(), &dir),
+            Self::Completions { shell } => manual::completions(help::command(), shell),
+            Self::Man { dir } => manual::pages(help::command(), &dir),
             Self::Bench(job) => gradtx_bench::run(context, world, &job),
             Self::Demo { dir, world, seed, preset, device, dtype, seeds, quick } => {
                 demo::run(context, &demo::Job { dir, world, seed, preset, device, dtype, seeds, quick })
             }
+        }
+    }
+
+    /// The run directory that it works on, if it makes results of a run.
+    pub fn run_dir(&self) -> Option<PathBuf> {
+        match self {
+            Self::Curate(job) => Some(job.run.run.clone()),
+            Self::Train(run)
+            | Self::Finetune { run, .. }
+            | Self::Translate { run, .. }
+            | Self::Refine { run, .. }
+            | Self::Merge { run, .. }
+            | Self::Evaluate { run, .. } => Some(run.run.clone()),
+            Self::Demo { dir, .. } => Some(dir.join(demo::RUN_DIR)),
+            _ => None,
         }
     }
 
@@ -364,17 +418,13 @@ impl Command {
                 | Self::Plan(_)
                 | Self::Compare(_)
                 | Self::Submit(_)
+                | Self::Logs(_)
+                | Self::Cancel(_)
+                | Self::Preview(_)
+                | Self::Generate(_)
+                | Self::Convert(_)
+                | Self::Diff(_)
                 | Self::Bench(_)
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
     }
 }

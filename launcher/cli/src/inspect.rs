@@ -282,9 +282,6 @@ fn look_at_model(dir: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Decoders that this program runs.
-const DECODERS: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
-
 /// Whether configuration and tensors belong together, for the models that this program runs.
 fn check_model(dir: &Path, model_type: &str, source: &TensorSource, report: &mut Report) -> Result<()> {
     if model_type == "grad_transformer" {
@@ -292,7 +289,7 @@ fn check_model(dir: &Path, model_type: &str, source: &TensorSource, report: &mut
         GradTransformer::<Cpu, f32>::load(&Cpu::new(1), dir)?;
     } else if model_type == "t5" {
         T5Config::open(&dir.join("config.json"))?;
-    } else if DECODERS.iter().any(|family| family.model_type() == model_type) {
+    } else if Family::ALL.iter().any(|family| family.model_type() == model_type) {
         let layout = Decoder::<Cpu, f32>::layout_of(&DecoderConfig::read(dir)?);
         for param in layout.params() {
             source.tensor(&param.name)?.expect_shape(&param.shape)?;

@@ -5,23 +5,33 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+pub mod cancel;
 pub mod compare;
 pub mod config;
+pub mod convert;
 pub mod cross_validate;
+pub mod diff;
 pub mod doctor;
+pub mod environment;
 mod flags;
+pub mod generate;
+pub mod help;
 pub mod init;
 pub mod inspect;
 pub mod logs;
 pub mod manual;
+pub mod model_args;
+pub mod preview;
 pub mod slurm;
 pub mod status;
 pub mod submit;
 pub mod sweep;
 
 use args::Args;
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 use gradtx_run::cluster::World;
+use gradtx_run::command_log::LoggedCommand;
+use gradtx_run::config::RUN_FILE;
 use gradtx_run::context::Context;
 use gradtx_run::failure::ErrorReport;
 use gradtx_run::{cluster, failure, interrupt, progress, ui};
@@ -39,7 +49,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return gradtx_runtime::data::serve();
     }
     gradtx_runtime::data::isolate();
-    let parsed = Args::command().try_get_matches_from(&args).and_then(|matches| {
+    let parsed = help::command().try_get_matches_from(&args).and_then(|matches| {
         let command = matches.subcommand_name().unwrap_or_default().to_string();
         Ok((Args::from_arg_matches(&matches)?, command))
     });
@@ -47,7 +57,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => {
             let typed: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-            let error = flags::with_new_name(error, &Args::command(), &typed);
+            let error = flags::with_new_name(error, &help::command(), &typed);
             return ExitCode::from(not_parsed(&error, &args));
         }
     };
@@ -74,7 +84,14 @@ fn work(args: Args, ui: &ui::Ui, world: &World) -> anyhow::Result<()> {
         interrupt::watch(ui);
     }
     let context = Context::new(args.threads, ui.clone(), world);
-    args.command.run(&context, world)?;
+    let run = args.command.run_dir();
+    let result = args.command.run(&context, world);
+    // Only a directory that the command accepted as a run or made one.
+    if let Some(run) = run.filter(|run| world.comm().rank() == 0 && run.join(RUN_FILE).is_file()) {
+        let code = result.as_ref().err().map_or(failure::DONE, |error| ErrorReport::from(error).code);
+        LoggedCommand::ended(&context, world.comm().size(), began.elapsed(), code).append(&run);
+    }
+    result?;
     context.ui.end(began);
     ui::written()
 }

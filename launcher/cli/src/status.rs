@@ -7,6 +7,7 @@
 
 use crate::inspect;
 use crate::logs::{self, LogEnd};
+use crate::slurm::standing::{self, JobStatus};
 use anyhow::Result;
 use gradtx_pipeline::records::CurateInputs;
 use gradtx_pipeline::staleness::Run;
@@ -43,6 +44,8 @@ pub enum State {
     Failed,
     /// Nothing is there.
     NotBegun,
+    /// A batch job that will do it waits in SLURM's queue.
+    Pending,
 }
 
 impl State {
@@ -55,6 +58,7 @@ impl State {
             Self::Stopped => "stopped",
             Self::Failed => "FAILED",
             Self::NotBegun => "not started",
+            Self::Pending => "PENDING",
         }
     }
 }
@@ -108,6 +112,9 @@ pub struct Row {
     /// The end of the newest log of the attempt that failed or stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<LogEnd>,
+    /// Its batch jobs that are in SLURM's queue.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<JobStatus>,
     /// How the run's settings differ from those that the result was made with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<String>,
@@ -130,7 +137,11 @@ pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
         let found = if path.exists() { ", found a file" } else { "" };
         return Err(failed(format!("{}: {what}; expected a run directory{found}", path.display()), hint));
     }
-    let rows = look(path, verify)?;
+    let mut rows = look(path, verify)?;
+    match standing::of_runs(&runs_below(path, 0)) {
+        Ok(jobs) => jobs.into_iter().for_each(|job| add_job(&mut rows, job)),
+        Err(error) => context.ui.notice(&format!("jobs in SLURM's queue are not known: {error:#}")),
+    }
     if rows.is_empty() {
         let (is, hint) = run_dir::describe(path);
         let what =
@@ -143,6 +154,37 @@ pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
         gradtx_run::ui::say(text(path, &rows).trim_end());
     }
     Ok(())
+}
+
+/// Adds a batch job to the stage that it will do; jobs of several stages have a row of their own.
+fn add_job(rows: &mut Vec<Row>, job: JobStatus) {
+    let name = job.kind.name();
+    let row = rows.iter_mut().find(|row| {
+        row.stage == name && row.dir.starts_with(&job.run) && ["curate", "train"].contains(&name)
+    });
+    match row {
+        Some(row) => row.add_job(job),
+        None => {
+            let state = if job.waits() { State::Pending } else { State::Running };
+            let mut row = Row::new(name, &job.run.clone(), state);
+            row.add_job(job);
+            rows.push(row);
+        }
+    }
+}
+
+/// Every run in a directory, itself included.
+fn runs_below(dir: &Path, depth: usize) -> Vec<PathBuf> {
+    if dir.join(RUN_FILE).is_file() {
+        return vec![dir.to_owned()];
+    }
+    if depth == DEEPEST {
+        return vec![];
+    }
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let visible = |name: std::ffi::OsString| !name.to_string_lossy().starts_with('.');
+    let dirs = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()) && visible(e.file_name()));
+    dirs.flat_map(|entry| runs_below(&entry.path(), depth + 1)).collect()
 }
 
 /// The stages of the pipeline, in their order.
@@ -198,7 +240,7 @@ fn walk(all: &Walk<'_>, dir: &Path, depth: usize, rows: &mut Vec<Row>) -> Result
     for entry in entries.flatten() {
         let name = entry.file_name();
         // Thousands of files, and no stage among them.
-        let pieces = ["shards", "metrics", "init"].iter().any(|n| name == **n);
+        let pieces = ["shards", "metrics", "init", "events"].iter().any(|n| name == **n);
         let hidden = name.to_string_lossy().starts_with('.');
         if entry.file_type().is_ok_and(|t| t.is_dir()) && !pieces && !hidden {
             walk(all, &entry.path(), depth + 1, rows)?;
@@ -226,9 +268,19 @@ impl Row {
             seconds_left: None,
             failed: None,
             log: None,
+            jobs: vec![],
             changes: vec![],
             damaged: vec![],
         }
+    }
+
+    /// Adds a batch job that is in the queue.
+    fn add_job(&mut self, job: JobStatus) {
+        let works = matches!(self.state, State::Running | State::Finished | State::Stale);
+        if job.waits() && !works {
+            self.state = State::Pending;
+        }
+        self.jobs.push(job);
     }
 
     /// Looks at a stage's directory.
@@ -328,7 +380,8 @@ impl Row {
         let mut lines = if parts.is_empty() { vec![] } else { vec![parts.join(", ")] };
         let at = |state: &StageProgress| state.steps().map_or(String::new(), |steps| format!("{steps}, "));
         match self.state {
-            State::Finished => {}
+            State::Finished | State::Pending => {}
+            State::NotBegun if !self.jobs.is_empty() => {}
             State::Stale => {
                 lines.push("finished, with other settings than run.toml has now:".into());
                 lines.extend(self.changes.iter().cloned());
@@ -376,6 +429,7 @@ impl Row {
                 lines.push("run the same command again to rebuild what is damaged".into());
             }
         }
+        lines.extend(self.jobs.iter().map(JobStatus::line));
         if let Some(LogEnd { path, lines: last }) = &self.log {
             lines.push(format!("{} ends with:", path.display()));
             lines.extend(last.iter().map(|line| format!("  {line}")));

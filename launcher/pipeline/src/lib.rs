@@ -9,6 +9,7 @@ pub mod aggregate;
 pub mod artifacts;
 pub mod card;
 pub mod cross_validation;
+pub mod default_out;
 pub mod fold;
 pub mod lineage;
 pub mod products;

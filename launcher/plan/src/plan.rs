@@ -103,6 +103,14 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     Ok(())
 }
 
+/// What a configuration takes on the cluster of a job, whose own configuration is not looked at.
+///
+/// # Errors
+/// If models, data or calibration cannot be read, or the settings do not go with the cluster.
+pub fn prediction(context: &Context, job: &Job, config: &Config) -> Result<Prediction> {
+    Planner::new(context, job)?.predict(config)
+}
+
 /// Predicts configurations for one cluster; reads every data file once.
 struct Planner<'a> {
     context: &'a Context,
@@ -278,6 +286,7 @@ fn page(p: &Prediction) -> String {
         table(p).to_string(),
         curation(p),
         training(p),
+        recommendation(p),
     ];
     lines.push(format!(
         "in all, with {}: {}, {:.2} {}; * is for comparison and not counted",
@@ -354,6 +363,21 @@ fn training(p: &Prediction) -> String {
         human_seconds(t.update),
         human_seconds(t.network),
         human_seconds(t.network_in_all)
+    )
+}
+
+/// What would be faster, as a line.
+pub fn recommendation(p: &Prediction) -> String {
+    let r = &p.recommended;
+    format!(
+        "recommended: curate on {} with curate.jobs_per_batch = {}: {}, {:.1} % of it waiting; train on {} of {}: {}",
+        counted(r.curate_nodes, "node"),
+        r.curate_concurrent,
+        human_seconds(r.curate_seconds),
+        100.0 * r.curate_idle_share,
+        counted(r.train_nodes, "node"),
+        counted(r.train_gpus_per_node, "rank"),
+        human_seconds(r.train_seconds)
     )
 }
 

@@ -18,6 +18,8 @@ use std::path::Path;
 
 /// Most points of a curve.
 pub const POINTS: u64 = 200;
+/// What stages call the learning rate in their metrics.
+const LEARNING_RATE: &str = "learning_rate";
 
 /// (step from 1, value) of one job; values may be NaN.
 type Losses = Vec<(u64, f64)>;
@@ -50,10 +52,12 @@ pub struct JobLosses {
     pub improved: usize,
     /// Losses that were not numbers.
     pub not_finite: usize,
+    /// Learning rate of the first job, where it was written down: all jobs have the same schedule.
+    pub learning_rate: Series,
 }
 
 impl JobLosses {
-    fn of(jobs: &[Losses]) -> Option<Self> {
+    fn of(jobs: &[Losses], rates: &[(u64, f64)]) -> Option<Self> {
         let steps = jobs.iter().flatten().map(|(step, _)| *step).max()?;
         let every: Vec<Series> = jobs.iter().map(|job| thin(job, steps)).collect();
         let at = every.iter().max_by_key(|s| s.steps.len())?.steps.clone();
@@ -73,12 +77,13 @@ impl JobLosses {
             last: Spread::of(ends.iter().map(|e| e.1)),
             improved: ends.iter().filter(|(first, last)| last < first).count(),
             not_finite: jobs.iter().flatten().filter(|(_, loss)| !loss.is_finite()).count(),
+            learning_rate: thin(rates, steps),
         })
     }
 }
 
 /// A curve of at most [`POINTS`] points over so many steps.
-fn thin(losses: &[(u64, f64)], steps: u64) -> Series {
+pub fn thin(losses: &[(u64, f64)], steps: u64) -> Series {
     let width = steps.div_ceil(POINTS).max(1);
     let mut parts: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
     for &(step, loss) in losses {
@@ -120,6 +125,11 @@ fn column(lines: &[Value], name: &str) -> Losses {
     lines.iter().filter_map(pair).collect()
 }
 
+/// The same of the records that have that number at all.
+fn written(lines: &[Value], name: &str) -> Losses {
+    column(lines, name).into_iter().filter(|(_, value)| value.is_finite()).collect()
+}
+
 /// Shadow fine-tuning.
 #[derive(Debug, Serialize)]
 pub struct Shadow {
@@ -133,7 +143,7 @@ impl Shadow {
     /// From `RUN/shadow/metrics`.
     pub fn of(source: &mut Source) -> Self {
         let [tiny, llm] = [Role::Tiny, Role::Llm].map(|role| {
-            let jobs = shadow_jobs(source, role);
+            let (jobs, rates) = shadow_jobs(source, role);
             let planned = source.config.as_ref().map(|config| config.curate.num_subsets);
             if let Some(planned) = planned.filter(|&planned| jobs.len() < planned) {
                 let done = jobs.len();
@@ -142,13 +152,14 @@ impl Shadow {
                     display_name(role)
                 ));
             }
-            JobLosses::of(&jobs)
+            JobLosses::of(&jobs, &rates)
         });
         Self { tiny, llm }
     }
 }
 
-fn shadow_jobs(source: &mut Source, role: Role) -> Vec<Losses> {
+/// Losses of all jobs of a model, and the learning rates of the first.
+fn shadow_jobs(source: &mut Source, role: Role) -> (Vec<Losses>, Losses) {
     let dir = source.run.join(SHADOW_DIR).join("metrics");
     let prefix = format!("{}-", role.name());
     let mut files: Vec<_> = std::fs::read_dir(&dir)
@@ -160,12 +171,16 @@ fn shadow_jobs(source: &mut Source, role: Role) -> Vec<Losses> {
     });
     files.sort();
     let mut jobs: BTreeMap<u64, Losses> = BTreeMap::new();
+    let mut rates: BTreeMap<u64, Losses> = BTreeMap::new();
     for line in files.iter().flat_map(|path| source.lines(path)) {
         if let (Some(subset), Some(step)) = (line["subset"].as_u64(), line["step"].as_u64()) {
             jobs.entry(subset).or_default().push((step, number(&line["loss"])));
+            if line.get(LEARNING_RATE).is_some() {
+                rates.entry(subset).or_default().push((step, number(&line[LEARNING_RATE])));
+            }
         }
     }
-    jobs.into_values().collect()
+    (jobs.into_values().collect(), rates.into_values().next().unwrap_or_default())
 }
 
 /// Fine-tuning on private data.
@@ -212,7 +227,8 @@ impl Clients {
         }
         let (mut each, mut losses) = (vec![], vec![]);
         for (dir, name, inputs) in found {
-            let job = column(&source.lines(&dir.join("metrics.jsonl")), "loss");
+            let lines = source.lines(&dir.join("metrics.jsonl"));
+            let (job, job_rates) = (column(&lines, "loss"), written(&lines, LEARNING_RATE));
             let model = source.role_of(&inputs.model);
             let update = read_update(source, &dir.join(UPDATE_FILE));
             let steps = job.iter().map(|l| l.0).max().unwrap_or(0);
@@ -229,12 +245,13 @@ impl Clients {
                 first: Some(first).filter(|x| x.is_finite()),
                 last: Some(last).filter(|x| x.is_finite()),
             });
-            losses.push((model, job));
+            losses.push((model, job, job_rates));
         }
         each.sort_by_cached_key(|client: &Client| natural(&client.name));
         let of_role = |role| {
-            let jobs = losses.iter().filter(|(model, job)| *model == Some(role) && !job.is_empty());
-            JobLosses::of(&jobs.map(|(_, job)| job.clone()).collect::<Vec<_>>())
+            let jobs = losses.iter().filter(|(model, job, _)| *model == Some(role) && !job.is_empty());
+            let rates = jobs.clone().map(|(_, _, rates)| rates.as_slice()).find(|rates| !rates.is_empty());
+            JobLosses::of(&jobs.map(|(_, job, _)| job.clone()).collect::<Vec<_>>(), rates.unwrap_or_default())
         };
         Self { tiny: of_role(Role::Tiny), llm: of_role(Role::Llm), each }
     }
@@ -258,6 +275,8 @@ pub struct Translator {
     pub loss: Series,
     /// Norm of the gradient before clipping.
     pub grad_norm: Series,
+    /// Learning rate, where it was written down.
+    pub learning_rate: Series,
     /// Every validation by generation.
     pub validations: Vec<Validation>,
     /// The one with the smallest relative error: the model that was kept.
@@ -300,6 +319,7 @@ impl Translator {
             not_finite: loss.iter().filter(|l| !l.1.is_finite()).count(),
             loss: thin(&loss, steps),
             grad_norm: thin(&column(&lines, "grad_norm"), steps),
+            learning_rate: thin(&written(&lines, LEARNING_RATE), steps),
         })
     }
 }
@@ -329,16 +349,17 @@ mod tests {
         let mut jobs = vec![job(1.0), job(2.0), job(4.0)];
         jobs[0][999].1 = f64::NAN;
         jobs[1].truncate(500);
-        let found = JobLosses::of(&jobs).unwrap();
+        let found = JobLosses::of(&jobs, &[(1, 0.5)]).unwrap();
         assert_eq!((found.jobs, found.steps, found.not_finite), (3, 1000, 1));
         assert_eq!((found.at.len(), found.at[0], found.at[199]), (200, 5, 1000));
         let first: f64 = (1..=5).map(|s| 2.0 / s as f64).sum::<f64>() / 5.0;
         assert!((found.loss[0].unwrap().median - first).abs() < 1e-12);
+        assert_eq!(found.learning_rate, Series { steps: vec![5], values: vec![Some(0.5)] });
         // The job that stopped half way has no last loss.
         assert_eq!(found.improved, 2);
         assert!(found.last.unwrap().high < found.first.unwrap().low);
-        assert_eq!(JobLosses::of(&[]), None);
-        let nothing = JobLosses::of(&[vec![(1, f64::NAN)]]).unwrap();
+        assert_eq!(JobLosses::of(&[], &[]), None);
+        let nothing = JobLosses::of(&[vec![(1, f64::NAN)]], &[]).unwrap();
         assert_eq!((nothing.loss[0], nothing.first), (None, None));
     }
 

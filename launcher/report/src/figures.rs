@@ -4,14 +4,17 @@
 
 use super::curves::{Client, Clients, JobLosses, Series, Shadow, Translator};
 use super::headline::count;
-use super::svg::{Axis, Plot, Scale, WIDTH, drawing, escape, fixed, map};
+use super::svg::{Axis, MapRows, Plot, Scale, WIDTH, drawing, escape, fixed, hover, map, significant};
+use super::times::{RateSeries, Times};
 use super::tuples::{Cosines, Side, Tuples};
 use super::{Scores, Spread};
-use crate::table::{Entry, Row, display_name};
+use crate::table::{Entry, Row, TestData, display_name};
 use gradtx_run::role::Role;
+use serde::Serialize;
 use std::fmt::Write as _;
 
 /// A drawing with its words.
+#[derive(Serialize)]
 pub struct Figure {
     /// What it is.
     pub title: String,
@@ -60,7 +63,7 @@ pub fn gap(id: &str, scores: &Scores) -> Figure {
     // From zero, unless all scores are in a narrow range far above it.
     let low = if low > 50.0 && high - low < 20.0 { ((low - 5.0) / 10.0).floor() * 10.0 } else { 0.0 };
     let axis_high = if high <= 50.0 { ((high + 5.0) / 10.0).ceil().max(1.0) * 10.0 } else { 100.0 };
-    let (left, right) = (8.0, WIDTH - 104.0);
+    let (left, right) = (8.0, WIDTH - 98.0);
     let place = |score: f64| left + ((score - low) / (axis_high - low)).clamp(0.0, 1.0) * (right - left);
     let height = TOP + LINE * table.rows.len() as f64 + 42.0;
     let bottom = height - 36.0;
@@ -77,21 +80,14 @@ pub fn gap(id: &str, scores: &Scores) -> Figure {
             bottom - TOP
         );
     }
-    for (score, name, class) in [(student, "P_S", "student"), (teacher, "P_T", "teacher")] {
-        if let Some(score) = score {
-            let x = place(score);
-            let name = words(name);
-            let _ = write!(
-                marks,
-                "<path class=\"ref {class}\" d=\"M{x:.1} {TOP}V{bottom}\"/><text class=\"end {class}\" \
-                 x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{name}</text>",
-                x.clamp(left + 12.0, right - 12.0),
-                TOP - 8.0
-            );
-        }
-    }
+    let ends = [(student, "P_S", "student"), (teacher, "P_T", "teacher")];
+    let ends: Vec<End> = ends
+        .into_iter()
+        .filter_map(|(score, name, class)| Some(End { x: place(score?), score: score?, name, class }))
+        .collect();
+    marks += &end_names(&ends, TOP - 8.0, (left, right));
     for (i, row) in table.rows.iter().enumerate() {
-        marks += &gap_row(row, TOP + LINE * i as f64, &place, (left, right));
+        marks += &gap_row(row, &table.data, TOP + LINE * i as f64, &place, (left, right), &ends);
     }
     marks += &gap_axis(low, axis_high, bottom, &place);
     let unit = table.metric.label();
@@ -104,14 +100,57 @@ pub fn gap(id: &str, scores: &Scores) -> Figure {
     Figure::of(&title, caption, |title, description| drawing(id, title, description, height, &marks))
 }
 
-fn gap_row(row: &Row, top: f64, place: &dyn Fn(f64) -> f64, (left, right): (f64, f64)) -> String {
+/// P_S or P_T: where the scale of PGR is 0 or 100.
+struct End {
+    x: f64,
+    score: f64,
+    name: &'static str,
+    class: &'static str,
+}
+
+/// Their names above the rows, apart from each other where they are close.
+fn end_names(ends: &[End], y: f64, (left, right): (f64, f64)) -> String {
+    const HALF: f64 = 12.0;
+    let mut places: Vec<f64> = ends.iter().map(|end| end.x.clamp(left + HALF, right - HALF)).collect();
+    if let [a, b] = places[..]
+        && (b - a).abs() < 2.0 * HALF
+    {
+        let middle = ((a + b) / 2.0).clamp(left + 2.0 * HALF, right - 2.0 * HALF);
+        let side = if b < a { -HALF } else { HALF };
+        places = vec![middle - side, middle + side];
+    }
+    let mut out = String::new();
+    for (end, x) in ends.iter().zip(places) {
+        let _ = write!(
+            out,
+            "<text class=\"end {}\" x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{}{}</text>",
+            end.class,
+            hover(&format!("{}: {}", end.name, fixed(end.score, 1))),
+            words(end.name)
+        );
+    }
+    out
+}
+
+fn gap_row(
+    row: &Row,
+    data: &[TestData],
+    top: f64,
+    place: &dyn Fn(f64) -> f64,
+    (left, right): (f64, f64),
+    ends: &[End],
+) -> String {
     let class = row_class(row.entry);
-    let (text_y, y) = (top + 15.0, top + 27.0);
+    let (text_y, y) = (top + 15.0, top + 28.0);
     let mut out = format!(
         "<path class=\"track\" d=\"M{left} {y}H{right}\"/><text class=\"name {class}\" x=\"{left}\" \
          y=\"{text_y}\">{}</text>",
         words(&row.name)
     );
+    // Beside the names, not through them.
+    for End { x, class, .. } in ends {
+        let _ = write!(out, "<path class=\"ref {class}\" d=\"M{x:.1} {:.1}V{:.1}\"/>", y - 8.0, y + 8.0);
+    }
     let value = match (row.mean, row.interval) {
         (Some(mean), Some(half)) => format!("{} ± {}", fixed(mean, 1), fixed(half, 1)),
         (Some(mean), None) => fixed(mean, 1),
@@ -126,17 +165,29 @@ fn gap_row(row: &Row, top: f64, place: &dyn Fn(f64) -> f64, (left, right): (f64,
     if let (Some(mean), Some(half)) = (row.mean, row.interval) {
         let _ = write!(
             out,
-            "<path class=\"whisker {class}\" d=\"M{:.1} {y}H{:.1}\"/>",
+            "<path class=\"whisker {class}\" d=\"M{:.1} {y}H{:.1}\">{}</path>",
             place(mean - half),
-            place(mean + half)
+            place(mean + half),
+            hover(&format!("95 % interval: {} to {}", fixed(mean - half, 1), fixed(mean + half, 1)))
         );
     }
-    for &score in row.scores.iter().flatten() {
-        let _ =
-            write!(out, "<circle class=\"one {class}\" cx=\"{:.1}\" cy=\"{y}\" r=\"2.6\"/>", place(score));
+    for (&score, data) in
+        row.scores.iter().zip(data).filter_map(|(score, data)| Some((score.as_ref()?, data)))
+    {
+        let _ = write!(
+            out,
+            "<circle class=\"one {class}\" cx=\"{:.1}\" cy=\"{y}\" r=\"2.6\">{}</circle>",
+            place(score),
+            hover(&format!("{}: {}", data.name, fixed(score, 1)))
+        );
     }
     if let Some(mean) = row.mean {
-        let _ = write!(out, "<circle class=\"dot {class}\" cx=\"{:.1}\" cy=\"{y}\" r=\"5.5\"/>", place(mean));
+        let _ = write!(
+            out,
+            "<circle class=\"dot {class}\" cx=\"{:.1}\" cy=\"{y}\" r=\"5.5\">{}</circle>",
+            place(mean),
+            hover(&format!("{}: {value}", row.name))
+        );
     }
     out
 }
@@ -207,18 +258,17 @@ fn job_losses(
     };
     for (role, jobs) in &jobs {
         if let (Some(first), Some(last)) = (jobs.first, jobs.last) {
+            let (from, to) = (significant(first.median), significant(last.median));
+            let fell = match jobs.improved {
+                _ if from == to => "it hardly changed".to_string(),
+                n if n == jobs.jobs => "the loss of all fell".into(),
+                n => format!("the loss of {n} of {} fell", jobs.jobs),
+            };
             let _ = write!(
                 caption,
-                " {}: {} from {} to {} in the median; the loss of {} fell.",
+                " {}: {} from {from} to {to} in the median; {fell}.",
                 display_name(*role),
                 count(jobs.jobs, "job"),
-                loss_text(first.median),
-                loss_text(last.median),
-                if jobs.improved == jobs.jobs {
-                    "all".into()
-                } else {
-                    format!("{} of {}", jobs.improved, jobs.jobs)
-                }
             );
         }
     }
@@ -237,26 +287,16 @@ fn job_losses(
         }
         for (role, jobs) in &jobs {
             let line = jobs.at.iter().zip(&jobs.loss);
-            plot.line(class(*role), line.filter_map(|(&x, s)| s.map(|s| (x as f64, s.median))));
+            let medians: Vec<(f64, f64)> =
+                line.filter_map(|(&x, s)| s.map(|s| (x as f64, s.median))).collect();
+            plot.values(display_name(*role), medians.iter().copied());
+            plot.line(class(*role), medians);
             if let Some(last) = jobs.loss.iter().rev().flatten().next() {
                 plot.end(class(*role), last.median, display_name(*role));
             }
         }
         plot.finish()
     }))
-}
-
-/// A loss, or another number of any size, with three digits that count.
-pub fn loss_text(value: f64) -> String {
-    let digits = match value.abs() {
-        x if x >= 100.0 => 0,
-        x if x >= 10.0 => 1,
-        x if x >= 1.0 => 2,
-        x if x >= 0.1 || x == 0.0 => 3,
-        x if x >= 0.001 => 4,
-        _ => return format!("{value:.1e}").replace('-', "−"),
-    };
-    fixed(value, digits)
 }
 
 fn points(series: &Series) -> impl Iterator<Item = (f64, f64)> {
@@ -269,6 +309,13 @@ pub fn translator(training: &Translator) -> Vec<Figure> {
     let x = || step_axis([training.steps]);
     figures.extend(line_figure("translator-loss", "Training loss", "squared error", x(), &training.loss));
     figures.extend(validation(training, x()));
+    figures.extend(line_figure(
+        "translator-rate",
+        "Learning rate",
+        "learning rate",
+        x(),
+        &training.learning_rate,
+    ));
     figures.extend(by_block(training));
     figures.extend(line_figure(
         "translator-gradient",
@@ -287,10 +334,11 @@ fn line_figure(id: &str, title: &str, label: &str, x: Axis, series: &Series) -> 
     let scale = if y.scale() == Scale::Log { " Logarithmic axis." } else { "" };
     let width = series.steps.first().copied().unwrap_or(1);
     let each = if width > 1 { format!("Each point is the mean over {width} steps. ") } else { String::new() };
-    let caption = format!("{each}From {} to {}.{scale}", loss_text(first), loss_text(last));
+    let caption = format!("{each}From {} to {}.{scale}", significant(first), significant(last));
     Some(Figure::of(title, caption, |title, description| {
-        let mut plot = Plot::new(id, title, description, x, y).right(24.0);
+        let mut plot = Plot::new(id, title, description, x, y).right(16.0);
         plot.line("grad", points(series));
+        plot.values(label, points(series));
         plot.finish()
     }))
 }
@@ -305,15 +353,16 @@ fn validation(training: &Translator, x: Axis) -> Option<Figure> {
         "Error of generated updates on held-out shadow subsets; 1 is what the mean teacher reaches. Smallest at \
          step {}: {}. That model was kept.",
         super::headline::grouped(best.step),
-        loss_text(error)
+        significant(error)
     );
     Some(Figure::of("Validation by generation", caption, |title, description| {
-        let mut plot = Plot::new("validation", title, description, x, y).right(102.0);
+        let mut plot = Plot::new("validation", title, description, x, y).right(82.0);
         plot.level(1.0, "mean");
         plot.line("grad", found());
         found().for_each(|(x, y)| plot.dot("small grad", x, y));
         plot.dot("best", best.step as f64, error);
-        plot.end("grad", error, &format!("best {}", loss_text(error)));
+        plot.end("grad", error, &format!("best {}", significant(error)));
+        plot.values("relative error", found());
         plot.finish()
     }))
 }
@@ -326,17 +375,18 @@ fn by_block(training: &Translator) -> Option<Figure> {
         "Relative error of each block of the LLM's update at step {}. Largest in block {}: {}.",
         super::headline::grouped(best.step),
         worst.0 + 1,
-        loss_text(worst.1)
+        significant(worst.1)
     );
     let count = blocks.len() as f64;
     let mut x = Axis::exact("block", 0.5, count + 0.5);
     x.whole_ticks();
     let y = Axis::linear("relative error", blocks.iter().flatten().copied().chain([0.0]));
     Some(Figure::of("Error by block", caption, |title, description| {
-        let mut plot = Plot::new("by-block", title, description, x, y).right(24.0);
+        let mut plot = Plot::new("by-block", title, description, x, y).right(16.0);
         for (i, error) in blocks.iter().enumerate() {
             if let Some(error) = error {
-                plot.bar("grad", i as f64 + 0.6, 0.8, *error);
+                let text = format!("block {}: {}", i + 1, significant(*error));
+                plot.bar("grad", i as f64 + 0.6, 0.8, *error, &text);
             }
         }
         plot.finish()
@@ -367,7 +417,8 @@ fn norms(tuples: &Tuples, sides: &[(Role, &Side)]) -> Option<Figure> {
     let step = |side: &Side, i: usize| if by_step { side.steps[i] as f64 } else { i as f64 + 1.0 };
     let label = if by_step { "optimizer step" } else { "snapshot" };
     let all = sides.iter().flat_map(|(_, side)| (0..tuples.snapshots).map(|i| step(side, i)));
-    let x = Axis::linear(label, all);
+    let mut x = Axis::linear(label, all);
+    x.whole_ticks();
     let y = Axis::log_if_wide("norm of the update", &values);
     let caption = format!(
         "Euclidean norm of the updates at the {}: median and middle 80 % over {}.",
@@ -380,6 +431,7 @@ fn norms(tuples: &Tuples, sides: &[(Role, &Side)]) -> Option<Figure> {
             let spreads = || side.norms.iter().enumerate().filter_map(|(i, s)| Some((step(side, i), (*s)?)));
             plot.band(class(*role), spreads().map(|(x, s): (f64, Spread)| (x, s.low, s.high)));
             plot.line(class(*role), spreads().map(|(x, s)| (x, s.median)));
+            plot.values(display_name(*role), spreads().map(|(x, s)| (x, s.median)));
             if let Some((_, last)) = spreads().next_back() {
                 plot.end(class(*role), last.median, display_name(*role));
             }
@@ -410,7 +462,7 @@ fn histogram(sides: &[(Role, &Side)]) -> Option<Figure> {
     let y = Axis::linear("subsets", [0.0, most as f64]);
     let spread = |side: &Side| {
         let spread = Spread::of(side.last_norms.iter().copied());
-        spread.map_or(String::new(), |s| format!("{} to {}", loss_text(s.low), loss_text(s.high)))
+        spread.map_or(String::new(), |s| format!("{} to {}", significant(s.low), significant(s.high)))
     };
     let caption = format!(
         "Subsets by the norm of their last update. The middle 80 %: TinyLM {}, LLM {}.",
@@ -422,7 +474,10 @@ fn histogram(sides: &[(Role, &Side)]) -> Option<Figure> {
         let mut plot = Plot::new("norm-histogram", title, description, x, y);
         for (role, bins) in &bins {
             for (i, &n) in bins.iter().enumerate().filter(|(_, n)| **n > 0) {
-                plot.bar(&format!("see-through {}", class(*role)), low + i as f64 * width, width, n as f64);
+                let from = low + i as f64 * width;
+                let range = format!("{} to {}", significant(from), significant(from + width));
+                let text = format!("{}, norm {range}: {}", display_name(*role), count(n, "subset"));
+                plot.bar(&format!("see-through {}", class(*role)), from, width, n as f64, &text);
             }
         }
         // The names stand one below the other: places of bars say nothing about rows.
@@ -460,9 +515,84 @@ fn cosine_map(role: Role, cosines: &Cosines, tasks: Option<usize>) -> Figure {
         }
         _ => {}
     }
-    // With very many tasks the lines would hide the cells.
-    let lines = if cosines.map_tasks.len() <= 12 { &cosines.map_tasks[..] } else { &[] };
+    let rows = MapRows {
+        starts: cosines.map_tasks.clone(),
+        names: cosines.map_names.clone(),
+        count: cosines.subsets,
+        what: "subset".into(),
+    };
     Figure::of(&format!("Similar {who}"), caption, |title, description| {
-        map(&format!("cosines-{who}"), title, description, &cosines.map, lines)
+        map(&format!("cosines-{who}"), title, description, &cosines.map, &rows)
     })
+}
+
+/// Learning rates of shadow jobs and clients, where they were written down.
+pub fn learning_rates(shadow: &Shadow, clients: &Clients) -> Option<Figure> {
+    let of = |jobs: &Option<JobLosses>| jobs.as_ref().map(|jobs| jobs.learning_rate.clone());
+    let lines: Vec<(Role, bool, Series)> = [
+        (Role::Tiny, true, of(&shadow.tiny)),
+        (Role::Llm, true, of(&shadow.llm)),
+        (Role::Tiny, false, of(&clients.tiny)),
+        (Role::Llm, false, of(&clients.llm)),
+    ]
+    .into_iter()
+    .filter_map(|(role, is_shadow, rates)| Some((role, is_shadow, rates.filter(|r| !r.steps.is_empty())?)))
+    .collect();
+    let steps = lines.iter().filter_map(|(_, _, rates)| rates.steps.last().copied()).max()?;
+    let values: Vec<f64> =
+        lines.iter().flat_map(|(_, _, rates)| rates.values.iter().flatten().copied()).collect();
+    let y = Axis::log_if_wide("learning rate", &values);
+    let caption = "Thick: shadow jobs. Thin: clients, where their schedule is another.".to_string();
+    Some(Figure::of("Learning rate", caption, |title, description| {
+        let mut plot = Plot::new("learning-rate", title, description, step_axis([steps]), y);
+        for (role, is_shadow, rates) in &lines {
+            let thin = if *is_shadow { "" } else { "thin " };
+            let name = format!("{}, {}", display_name(*role), if *is_shadow { "shadow" } else { "client" });
+            plot.line(&format!("{thin}{}", class(*role)), points(rates));
+            plot.values(&name, points(rates));
+            if let (true, Some((_, last))) = (*is_shadow, points(rates).last()) {
+                plot.end(class(*role), last, display_name(*role));
+            }
+        }
+        plot.finish()
+    }))
+}
+
+/// Throughput while the stages worked.
+pub fn throughput(times: &Times) -> Vec<Figure> {
+    let of = |stage: &str| times.rates.iter().filter(|rates| rates.stage == stage).collect::<Vec<_>>();
+    [("curate", "Throughput of curation"), ("train", "Throughput of the translator's training")]
+        .into_iter()
+        .filter_map(|(stage, title)| rate_figure(stage, title, &of(stage)))
+        .collect()
+}
+
+fn rate_figure(stage: &str, title: &str, rates: &[&RateSeries]) -> Option<Figure> {
+    let first = rates.first()?;
+    let values: Vec<f64> = rates.iter().flat_map(|r| r.per_s.values.iter().flatten().copied()).collect();
+    let last = rates.iter().filter_map(|r| r.per_s.steps.last().copied()).max()?;
+    let y = Axis::log_if_wide(&format!("{} per second", first.unit), &values);
+    let (label, caption) = match first.of.as_str() {
+        "group" => (
+            "group of jobs",
+            "Of every group of jobs that were trained together, in the order in which they ended.",
+        ),
+        _ => ("optimizer step", "Of the steps, as they were measured."),
+    };
+    let x = Axis::exact(label, 0.0, last.max(1) as f64);
+    Some(Figure::of(title, caption.into(), |title, description| {
+        let mut plot = Plot::new(&format!("throughput-{stage}"), title, description, x, y);
+        for series in rates {
+            let (class, name) = match series.model {
+                Some(role) => (class(role), display_name(role)),
+                None => ("grad", "training"),
+            };
+            plot.line(class, points(&series.per_s));
+            plot.values(name, points(&series.per_s));
+            if let Some((_, value)) = points(&series.per_s).last() {
+                plot.end(class, value, name);
+            }
+        }
+        plot.finish()
+    }))
 }

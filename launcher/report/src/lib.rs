@@ -13,17 +13,23 @@
 //! | [`headline`] | what the table says, in sentences made from its numbers |
 //! | [`curves`] | losses of shadow jobs, clients and the translator |
 //! | [`tuples`] | statistics of the update vectors |
+//! | [`refinements`] | how refinements went |
 //! | [`rows`] | who has which rows |
 //! | [`times`] | throughput and dates |
 //! | [`svg`], [`figures`], [`html`] | the page |
+//! | [`csv`] | the same as CSV files |
+//! | [`predictions`] | the examples with all answers, for a page of its own |
 
 pub mod comparison;
 pub mod cost;
 pub mod cross_validation;
+pub mod csv;
 pub mod curves;
 pub mod figures;
 pub mod headline;
 pub mod html;
+pub mod predictions;
+pub mod refinements;
 pub mod rows;
 pub mod source;
 pub mod stage;
@@ -60,6 +66,8 @@ pub struct Report {
     pub clients: curves::Clients,
     /// Statistics of the tuples.
     pub tuples: Option<tuples::Tuples>,
+    /// Refinements of translations.
+    pub refinements: Vec<refinements::Refinement>,
     /// Who has which rows.
     pub rows: rows::Rows,
     /// What this run does not have yet.
@@ -92,9 +100,10 @@ impl Report {
         }
         let rows = rows::Rows::of(&mut source);
         let shadow = curves::Shadow::of(&mut source);
-        let tuples = tuples::of(&mut source, rows.groups.as_deref());
+        let tuples = tuples::of(&mut source, rows.groups.as_deref(), &rows.tasks);
         let translator = curves::Translator::of(&mut source);
         let clients = curves::Clients::of(&mut source);
+        let refinements = refinements::of(&mut source);
         let times = times::of(&mut source);
         Ok(Self {
             schema: SCHEMA,
@@ -104,6 +113,7 @@ impl Report {
             translator,
             clients,
             tuples,
+            refinements,
             rows,
             missing: source.missing,
             notes: source.notes,

@@ -1,7 +1,7 @@
 //! Who has which rows: what the shadow subsets and the splits say, in counts.
 //!
 //! In: `subsets.json`, the public data's task column, `split.json` files. Out: [`Rows`].
-//! Only counts and checksums: no text of an example, and no name of a task either.
+//! Counts and checksums, and the names of the public data's tasks: no text of an example.
 
 use super::source::{Source, last_part};
 use gradtx_pipeline::records::CurateInputs;
@@ -9,12 +9,14 @@ use gradtx_run::config::GroupBy;
 use gradtx_run::paths::SHADOW_DIR;
 use gradtx_runtime::artifact::read_json;
 use gradtx_runtime::data::split::Split;
-use gradtx_train::examples::Data;
+use gradtx_train::examples::{Data, Group};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Name of files that say who has which rows.
 const SPLIT_FILE: &str = "split.json";
+/// Letters of a task's name at most: a column may hold anything.
+const MAX_NAME: usize = 40;
 
 /// Who has which rows.
 #[derive(Debug, Default, Serialize)]
@@ -25,6 +27,8 @@ pub struct Rows {
     pub splits: Vec<SplitRows>,
     /// Task of every shadow subset, counted from 0 in the order of the public data.
     pub groups: Option<Vec<usize>>,
+    /// Names of these tasks, in the public data's words.
+    pub tasks: Vec<String>,
 }
 
 /// The shadow subsets of the public data.
@@ -81,7 +85,9 @@ impl Rows {
     pub fn of(source: &mut Source) -> Self {
         let mut rows = Self::default();
         if let Some(subsets) = read_subsets(source) {
-            rows.groups = tasks(source, &subsets);
+            if let Some((groups, names)) = tasks(source, &subsets) {
+                (rows.groups, rows.tasks) = (Some(groups), names);
+            }
             rows.shadow = Some(shadow_rows(source, &subsets));
         }
         let mut files = source.find(SPLIT_FILE);
@@ -121,9 +127,9 @@ fn read_subsets(source: &mut Source) -> Option<Vec<Vec<usize>>> {
     parsed.map_err(|why| source.note(&path, why)).ok()
 }
 
-/// The task of every subset. None for subsets of several tasks, or when the public data is
+/// The task of every subset, and the names of the tasks. None for subsets of several tasks, or when the public data is
 /// gone or has changed.
-fn tasks(source: &mut Source, subsets: &[Vec<usize>]) -> Option<Vec<usize>> {
+fn tasks(source: &mut Source, subsets: &[Vec<usize>]) -> Option<(Vec<usize>, Vec<String>)> {
     let config = source.config.as_ref()?;
     let GroupBy::Column(column) = config.curate.group_by.clone() else { return None };
     let data = config.data.clone();
@@ -151,7 +157,9 @@ fn tasks(source: &mut Source, subsets: &[Vec<usize>]) -> Option<Vec<usize>> {
         let first = task_of.get(subset.first()?)?;
         subset.iter().all(|row| task_of.get(row) == Some(first)).then_some(*first)
     };
-    subsets.iter().map(task).collect()
+    let of_subsets = subsets.iter().map(task).collect::<Option<_>>()?;
+    let name = |group: &Group| group.name.chars().take(MAX_NAME).collect();
+    Some((of_subsets, groups.iter().map(name).collect()))
 }
 
 fn shadow_rows(source: &Source, subsets: &[Vec<usize>]) -> ShadowRows {

@@ -3,7 +3,7 @@
 //! In: paths. Out: [`Source`]: the configuration, every stage's record, the scores, and
 //! two lists that fill as the report is made: what is missing, and what could not be used.
 
-use crate::table::{self, Table};
+use crate::table::{self, Scored, Table};
 use anyhow::{Result, ensure};
 use gradtx_pipeline::records::{CurateInputs, FinetuneInputs};
 use gradtx_run::config::{Config, RUN_FILE};
@@ -15,7 +15,7 @@ use gradtx_runtime::artifact::{MANIFEST, TupleStore, read_json};
 use gradtx_runtime::metrics::JsonLines;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A stage's directory and what its record says.
@@ -75,6 +75,23 @@ pub struct RunFacts {
     pub llm: Model,
     /// Every setting; of paths only the last part.
     pub settings: Option<Value>,
+    /// What the stages were computed on.
+    pub stages: Vec<StageFacts>,
+}
+
+/// What one stage was computed on, over all its directories.
+#[derive(Debug, Default, Serialize)]
+pub struct StageFacts {
+    /// The stage.
+    pub stage: String,
+    /// Directories.
+    pub results: usize,
+    /// Versions of gradtx that began them.
+    pub versions: BTreeSet<String>,
+    /// Kinds of device and element types, as set or taken.
+    pub devices: BTreeSet<String>,
+    /// Devices and libraries that the bits of results depend on: none on CPUs.
+    pub computed_on: BTreeSet<String>,
 }
 
 /// A base model.
@@ -217,14 +234,19 @@ impl Source {
         })
     }
 
-    /// The tables of all scores.
-    pub fn tables(&mut self) -> Vec<Table> {
+    /// All scores.
+    pub fn scores(&mut self) -> Vec<Scored> {
         let roots: Vec<&Path> = self.roots.iter().map(PathBuf::as_path).collect();
         let (scored, unusable) = table::collect(&roots);
-        let (tables, aside) = Table::of(&scored);
         for (path, why) in unusable {
             self.note(&path, format!("not a score that can be used here: {why}"));
         }
+        scored
+    }
+
+    /// The tables of all scores.
+    pub fn tables(&mut self) -> Vec<Table> {
+        let (tables, aside) = Table::of(&self.scores());
         for path in aside {
             self.note(&path, "left out: the table has another score of the same model and test data");
         }
@@ -256,7 +278,24 @@ impl Source {
             tiny: self.model(Role::Tiny),
             llm: self.model(Role::Llm),
             settings: self.config.as_ref().map(|config| short_paths(json!(config))),
+            stages: self.stage_facts(),
         }
+    }
+
+    fn stage_facts(&self) -> Vec<StageFacts> {
+        let mut facts: BTreeMap<&str, StageFacts> = BTreeMap::new();
+        for Stage { record, .. } in &self.stages {
+            let of = facts.entry(&record.stage).or_default();
+            of.stage.clone_from(&record.stage);
+            of.results += 1;
+            of.versions.insert(record.version.clone());
+            of.computed_on.extend(record.computed_on.iter().cloned());
+            let device = &record.settings["device"];
+            if let (Some(kind), Some(dtype)) = (device["kind"].as_str(), device["dtype"].as_str()) {
+                of.devices.insert(format!("{kind}, {dtype}"));
+            }
+        }
+        facts.into_values().collect()
     }
 
     fn model(&self, role: Role) -> Model {
@@ -285,11 +324,21 @@ pub fn last_part(path: &Path) -> String {
 }
 
 /// A run directory's name. With the directory above where it is only called `run`.
-fn run_name(run: &Path) -> String {
+pub fn run_name(run: &Path) -> String {
     let name = last_part(run);
     match run.parent().and_then(Path::file_name) {
         Some(above) if name == "run" => format!("{}/{name}", above.to_string_lossy()),
         _ => name,
+    }
+}
+
+/// A word of a command line or a setting; of an absolute path, also after `--flag=`, only the last
+/// part.
+pub fn short_path(word: &str) -> String {
+    match word.split_once('=') {
+        Some((flag, path)) if path.starts_with('/') => format!("{flag}={}", last_part(Path::new(path))),
+        _ if word.starts_with('/') => last_part(Path::new(word)),
+        _ => word.into(),
     }
 }
 
@@ -300,7 +349,7 @@ fn short_paths(value: Value) -> Value {
             Value::Object(entries.into_iter().map(|(key, value)| (key, short_paths(value))).collect())
         }
         Value::Array(items) => Value::Array(items.into_iter().map(short_paths).collect()),
-        Value::String(text) if text.starts_with('/') => Value::String(last_part(Path::new(&text))),
+        Value::String(text) => Value::String(short_path(&text)),
         other => other,
     }
 }

@@ -4,7 +4,9 @@
 //! `report.html`, which needs nothing else to be read, and `report.json` beside it, with
 //! the same content; see [`crate`].
 
-use crate::{Report, html};
+use crate::predictions::Predictions;
+use crate::source::Source;
+use crate::{Report, csv, html};
 use anyhow::Result;
 use gradtx_run::config::RUN_FILE;
 use gradtx_run::config::run_dir::no_run;
@@ -13,6 +15,7 @@ use gradtx_run::failure::unusable;
 use gradtx_runtime::artifact::{sweep_temporary, write_atomic, write_json};
 use serde_json::json;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// File name of the page in the run directory.
@@ -26,6 +29,17 @@ pub struct Job {
     pub evaluations: Vec<PathBuf>,
     /// The page; by default in the run directory.
     pub out: Option<PathBuf>,
+    /// Directory for CSV files.
+    pub csv: Option<PathBuf>,
+    /// Examples of each file of test data on the page of predictions, if there is to be one.
+    pub predictions: Option<NonZeroUsize>,
+}
+
+impl Job {
+    /// The report of a run, in its directory.
+    pub fn of(run: PathBuf) -> Self {
+        Self { run, evaluations: vec![], out: None, csv: None, predictions: None }
+    }
 }
 
 /// Writes the page and the JSON file.
@@ -43,8 +57,13 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     // What a killed report left half written; who may not remove it may still write beside it.
     let _ =
         sweep_temporary(data.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")));
+    let text = html::page(&report)?;
     write_json(&data, &report)?;
-    write_atomic(&page, |out| out.write_all(html::page(&report).as_bytes()))?;
+    write_atomic(&page, |out| out.write_all(text.as_bytes()))?;
+    if let Some(dir) = &job.csv {
+        csv::write(dir, &report)?;
+    }
+    let predictions = job.predictions.map(|most| write_predictions(job, &page, most)).transpose()?;
     for scores in &report.scores {
         context.ui.result(scores.table.text());
         context.ui.result(&scores.headline.text);
@@ -55,7 +74,25 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     for note in &report.notes {
         context.ui.line(format!("report: not used: {note}"));
     }
-    let told = json!({ "page": page, "data": data, "missing": report.missing });
+    let mut told = json!({ "page": page, "data": data, "missing": report.missing });
+    if let Some(predictions) = predictions {
+        told["predictions"] = json!(predictions);
+        context.ui.notice(&format!(
+            "report: {} holds private texts: prompts, references and predictions. Keep it where the data may be.",
+            predictions.display()
+        ));
+    }
     context.ui.done("report", &job.run, told, format!("report: {}", page.display()));
     Ok(())
+}
+
+/// Writes the page of predictions beside the report; returns where.
+fn write_predictions(job: &Job, page: &Path, most: NonZeroUsize) -> Result<PathBuf> {
+    let evaluations: Vec<&Path> = job.evaluations.iter().map(PathBuf::as_path).collect();
+    let mut source = Source::open(&job.run, &evaluations)?;
+    let text = html::predictions_page(&Predictions::of(&mut source, most.get()))?;
+    let stem = page.file_stem().unwrap_or_default().to_string_lossy();
+    let path = page.with_file_name(format!("{stem}-predictions.html"));
+    write_atomic(&path, |out| out.write_all(text.as_bytes()))?;
+    Ok(path)
 }

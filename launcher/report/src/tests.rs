@@ -1,10 +1,11 @@
 //! The report of whole, partly done, damaged and empty run directories.
 
 use super::html::page;
+use super::predictions::{Example, Predictions};
 use super::*;
 use crate::table::Entry;
 use gradtx_kernels::rng::Stream;
-use gradtx_pipeline::records::{CurateInputs, FinetuneInputs};
+use gradtx_pipeline::records::{CurateInputs, FinetuneInputs, RefineInputs};
 use gradtx_run::record::{self, State};
 use gradtx_run::stage::Inputs;
 use gradtx_runtime::artifact::{
@@ -209,9 +210,9 @@ impl Files {
 
 /// What a page must be, whatever is on it.
 fn check_page(report: &Report) -> String {
-    let page = page(report);
+    let page = page(report).unwrap();
     // A note about a file may report that it found NaN there.
-    let told = page.split("What could not be used").next().unwrap();
+    let told = page.split("id=\"not-used\"").next().unwrap();
     assert!(!told.contains("NaN") && !told.contains("inf<"), "what is no number is on the page");
     for wrong in ["<script", "http://", "https://", "src=", SECRET] {
         assert!(!page.contains(wrong), "`{wrong}` is on the page");
@@ -250,7 +251,7 @@ fn a_whole_run() {
     assert_eq!((report.times.tokens[0].tokens, report.times.tokens[0].tokens_per_s), (200, Some(200.0)));
     assert_eq!(report.times.translator.as_ref().unwrap().seconds, Some(9.0 * 32.0 / 64.0));
     let page = check_page(&report);
-    assert!(page.contains("&lt;script&gt;alert(1)") && page.matches("<svg").count() == 11);
+    assert!(page.contains("&lt;script&gt;alert(1)") && page.matches("<svg").count() == 13);
     let json = serde_json::to_string(&report).unwrap();
     assert!(!json.contains(SECRET) && !json.contains(&files.dir.path().display().to_string()));
 }
@@ -343,4 +344,143 @@ fn evaluations_elsewhere_are_found() {
     assert!(report.tuples.is_none() && report.clients.each.len() == 6);
     assert!(Report::of(&run.run(), &[Path::new("/nowhere/at/all")]).is_err());
     check_page(&report);
+}
+
+/// `predictions.jsonl` of one model and client.
+fn put_predictions(files: &Files, client: usize, entry: Entry, lines: &[Value]) {
+    let dir = format!("clients/{client}/evaluated/{}", entry.label().replace(' ', "-"));
+    files.lines(&format!("{dir}/predictions.jsonl"), lines.to_vec());
+}
+
+fn answer(line: u64, prediction: &str, reference: &str) -> Value {
+    json!({
+        "line": line, "prompt": format!("<user> question {line}"), "prediction": prediction,
+        "reference": reference, "right": prediction == reference, "rouge1": 0.5, "ended": line != 3,
+    })
+}
+
+fn predictions(files: &Files, most: usize) -> Predictions {
+    Predictions::of(&mut Source::open(&files.run(), &[]).unwrap(), most)
+}
+
+#[test]
+fn answers_of_all_models_stand_beside_each_other() {
+    let files = Files::new();
+    let small = Entry::Finetuned(gradtx_run::role::Role::Tiny);
+    for entry in [Entry::GRAD_TRANSFORMER, small, Entry::RANDOM_STUDENT] {
+        files.score(1, entry, Some(0.5));
+    }
+    let references = ["a b", "<c>", "d", "e"];
+    let all = |wrong: usize, text: &str| -> Vec<Value> {
+        let line = |(i, reference): (usize, &&str)| {
+            answer(i as u64 + 1, if i == wrong { text } else { reference }, reference)
+        };
+        references.iter().enumerate().map(line).collect()
+    };
+    put_predictions(&files, 1, Entry::GRAD_TRANSFORMER, &all(0, "a <x>"));
+    put_predictions(&files, 1, small, &all(1, "none"));
+    files.put("clients/1/evaluated/LLM-+-random-student/predictions.jsonl", "{\"line\": 1}\n");
+    let found = predictions(&files, 100);
+    assert_eq!((found.sets.len(), found.notes.len()), (1, 1), "{:?}", found.notes);
+    assert!(found.notes[0].contains("not predictions"), "{:?}", found.notes);
+    let set = &found.sets[0];
+    assert_eq!((set.all, set.models.clone()), (4, vec![small, Entry::GRAD_TRANSFORMER]));
+    assert_eq!(set.examples.iter().map(Example::is_disputed).collect::<Vec<_>>(), [true, true, false, false]);
+
+    let page = html::predictions_page(&found).unwrap();
+    for part in [
+        "<article class=\"example disputed missed\">",
+        "&lt;user&gt; question 1",
+        "<ins>&lt;x&gt;</ins>",
+        "<del>b</del>",
+        "wrong, cut at the limit",
+        "Private texts",
+    ] {
+        let there = page.contains(part);
+        // Line 3 is right by both models and was cut.
+        assert_eq!(there, part != "wrong, cut at the limit", "{part}: {page}");
+    }
+    assert!(page.contains("right, cut at the limit") && !page.contains("<script"));
+    let some = predictions(&files, 2);
+    assert_eq!(some.sets[0].examples.iter().map(|example| example.line).collect::<Vec<_>>(), [1, 3]);
+    assert!(html::predictions_page(&some).unwrap().contains("2 of 4 examples, evenly spaced"));
+    // The report itself has none of it.
+    assert!(!check_page(&files.report()).contains("question 1"));
+    assert!(html::predictions_page(&predictions(&Files::new(), 3)).unwrap().contains("no predictions"));
+}
+
+#[test]
+fn csv_files_have_the_numbers_of_the_report() {
+    let files = Files::whole();
+    let report = files.report();
+    let dir = files.dir.path().join("csv");
+    csv::write(&dir, &report).unwrap();
+    let lines = |name: &str| -> Vec<String> {
+        std::fs::read_to_string(dir.join(name)).unwrap().lines().map(String::from).collect()
+    };
+    let scores = lines("scores.csv");
+    assert_eq!(scores[0], "metric,model,test_data,examples,score,interval,pgr,pgr_interval");
+    assert!(scores[1].starts_with("exact_match,TinyLM fine-tuned (P_S),all,150,50,0,,"), "{}", scores[1]);
+    assert_eq!(scores.len(), 1 + 4 * 4);
+    assert_eq!(lines("clients.csv").len(), 1 + 6);
+    assert_eq!(lines("losses.csv")[1], "shadow,tiny,1,2,2,2,");
+    let translator = lines("translator.csv");
+    assert_eq!((translator.len(), translator[4].as_str()), (10, "4,,3,,,"));
+    assert_eq!(translator[3], "3,0.3333333333333333,3,,0.9,0.1");
+    assert_eq!(lines("throughput.csv")[1], "curate,tiny,group,1,tokens,200");
+}
+
+#[test]
+fn refinements_commands_and_learning_rates_are_shown() {
+    use gradtx_pipeline::stages::refine::REFINEMENT_FILE;
+    let files = Files::whole();
+    let line = json!({
+        "started": "2026-01-02 03:04:05", "seconds": 61.0, "host": "node<1>", "ranks": 8, "threads": 4,
+        "command": ["gradtx", "curate", "--config=/home/me/run.toml", "/home/me/data"], "version": "9.9",
+        "slurm_job": "4711", "exit_code": 75,
+    });
+    files.lines("commands.jsonl", [line]);
+    let rate = |step: usize| json!({ "step": step, "loss": 1.0, "learning_rate": 1e-3 / step as f64 });
+    files.lines("translator/metrics.jsonl", (1..=4).map(rate));
+    files.lines("clients/2/tiny/metrics.jsonl", (1..=4).map(rate));
+    files.put(
+        &format!("clients/1/refined/{REFINEMENT_FILE}"),
+        r#"{"prompts": 8, "answered": 7, "sure": 0.5, "rounds": [{"agreed": 6, "share": 0.75, "trained_on": "agreed", "loss": 0.5}]}"#,
+    );
+    let inputs = serde_json::from_value::<RefineInputs>(refine_inputs()).unwrap();
+    let dir = files.run().join("clients/1/refined");
+    let State::Open(output) = record::open(&dir, "refine", inputs.value().unwrap()).unwrap() else {
+        panic!()
+    };
+    output.finish(&[REFINEMENT_FILE.into()]).unwrap();
+    let report = files.report();
+    assert_eq!(report.notes, [""; 0]);
+    assert_eq!(report.refinements[0].rounds[0].agreed, 6);
+    let page = check_page(&report);
+    for part in [
+        "75.0\u{a0}%",
+        "node&lt;1&gt;, SLURM job 4711",
+        "gradtx curate --config=run.toml data",
+        "8 × 4",
+        "id=\"learning-rate-t\"",
+        "id=\"translator-rate-t\"",
+        "href=\"#refinement\"",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!page.contains("/home/me") && !serde_json::to_string(&report).unwrap().contains("/home/me"));
+    files.put("commands.jsonl", "{}\n");
+    files.put(&format!("clients/1/refined/{REFINEMENT_FILE}"), "{}");
+    let notes = files.report().notes;
+    assert!(notes.len() == 2 && notes.iter().any(|note| note.contains(REFINEMENT_FILE)), "{notes:?}");
+}
+
+fn refine_inputs() -> Value {
+    let defaults = json!(gradtx_run::config::Config::default());
+    json!({
+        "seed": 1, "data": "d", "format": "auto", "instruction": "published", "prompt": "auto", "max_length": 1,
+        "refine": defaults["refine"], "recipe": defaults["finetune"]["llm"], "evaluate": defaults["evaluate"],
+        "updates": [], "translated": [], "method": "products", "tiny": "t", "llm": "l",
+        "adapter": json!(gradtx_train::model_spec::AdapterInputs::default()), "device": defaults["device"],
+    })
 }

@@ -3,8 +3,10 @@
 //! In: the `throughput` files of the stages, and when their records were last written.
 //! Out: [`Times`].
 
-use super::source::Source;
+use super::curves::{Series, thin};
+use super::source::{Source, short_path};
 use gradtx_pipeline::records::FinetuneInputs;
+use gradtx_run::command_log::{COMMANDS_FILE, LoggedCommand};
 use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use gradtx_run::record::RECORD_FILE;
 use gradtx_run::role::Role;
@@ -22,8 +24,27 @@ pub struct Times {
     pub tokens: Vec<TokenRate>,
     /// Training of the translator.
     pub translator: Option<TupleRate>,
+    /// Throughput while the stages worked.
+    pub rates: Vec<RateSeries>,
     /// When the directories of each stage were finished.
     pub stages: Vec<StageDates>,
+    /// The commands that worked on the run; of absolute paths only the last part.
+    pub commands: Vec<LoggedCommand>,
+}
+
+/// Throughput while a stage worked.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct RateSeries {
+    /// The stage.
+    pub stage: String,
+    /// The model; none for the translator.
+    pub model: Option<Role>,
+    /// What is counted: `tokens` or `tuples`.
+    pub unit: String,
+    /// What the numbers of `per_s` are of: `group` of shadow jobs, or optimizer `step`.
+    pub of: String,
+    /// Units per second.
+    pub per_s: Series,
 }
 
 /// Tokens per second.
@@ -94,7 +115,58 @@ pub fn of(source: &mut Source) -> Times {
         }
     }
     rates.iter_mut().for_each(|r| r.tokens_per_s = (r.seconds > 0.0).then(|| r.tokens as f64 / r.seconds));
-    Times { tokens: rates, translator: tuple_rate(source), stages: dates(source) }
+    Times {
+        tokens: rates,
+        translator: tuple_rate(source),
+        rates: rate_series(source),
+        stages: dates(source),
+        commands: commands(source),
+    }
+}
+
+/// Throughput of every group of shadow jobs, and of the translator's steps.
+fn rate_series(source: &mut Source) -> Vec<RateSeries> {
+    let mut all = vec![];
+    for role in [Role::Tiny, Role::Llm] {
+        let name = format!("throughput-{}.jsonl", role.name());
+        let lines = source.lines(&source.run.join(SHADOW_DIR).join(name));
+        let rates = lines.iter().filter_map(|line| line["tokens_per_s"].as_f64());
+        let rates: Vec<(u64, f64)> = (1..).zip(rates).collect();
+        all.extend(RateSeries::of("curate", Some(role), "tokens", "group", &rates));
+    }
+    let dir = source.run.join(TRANSLATOR_DIR);
+    // Where the time of every step was written, that is more than a measurement now and then.
+    let steps = source.lines(&dir.join("throughput-steps.jsonl"));
+    let lines = if steps.is_empty() { source.lines(&dir.join("throughput.jsonl")) } else { steps };
+    let rate = |line: &Value| Some((line["step"].as_u64()?, line["tuples_per_s"].as_f64()?));
+    let rates: Vec<(u64, f64)> = lines.iter().filter_map(rate).collect();
+    all.extend(RateSeries::of("train", None, "tuples", "step", &rates));
+    all
+}
+
+impl RateSeries {
+    fn of(stage: &str, model: Option<Role>, unit: &str, of: &str, rates: &[(u64, f64)]) -> Option<Self> {
+        let last = rates.iter().map(|(at, _)| *at).max()?;
+        let per_s = thin(rates, last);
+        Some(Self { stage: stage.into(), model, unit: unit.into(), of: of.into(), per_s })
+    }
+}
+
+fn commands(source: &mut Source) -> Vec<LoggedCommand> {
+    let path = source.run.join(COMMANDS_FILE);
+    let lines = source.lines(&path);
+    match lines.into_iter().map(serde_json::from_value).collect::<Result<Vec<LoggedCommand>, _>>() {
+        Ok(mut commands) => {
+            for word in commands.iter_mut().flat_map(|command| &mut command.command) {
+                *word = short_path(word);
+            }
+            commands
+        }
+        Err(error) => {
+            source.note(&path, error.to_string());
+            vec![]
+        }
+    }
 }
 
 /// Measurements with tokens and seconds: their number and sums.

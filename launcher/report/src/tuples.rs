@@ -86,10 +86,14 @@ pub struct Cosines {
     pub map: Vec<Vec<f64>>,
     /// Rows of the map at which another task begins.
     pub map_tasks: Vec<usize>,
+    /// Tasks that begin at the first row and at those of `map_tasks`, in the public data's
+    /// words; empty where there are no tasks.
+    pub map_names: Vec<String>,
 }
 
-/// Statistics of the run's tuples; `tasks` has the task of every shadow subset.
-pub fn of(source: &mut Source, tasks: Option<&[usize]>) -> Option<Tuples> {
+/// Statistics of the run's tuples; `tasks` has the task of every shadow subset, `names` those of
+/// the tasks.
+pub fn of(source: &mut Source, tasks: Option<&[usize]>, names: &[String]) -> Option<Tuples> {
     let store = source.store.as_ref()?;
     let plan = &store.manifest().plan;
     let (subsets, planned) = (store.pairs(), plan.shadows);
@@ -98,8 +102,9 @@ pub fn of(source: &mut Source, tasks: Option<&[usize]>) -> Option<Tuples> {
     let task_of = |pair: usize| tasks.and_then(|tasks| tasks.get(store.shadow(pair)).copied());
     let compared = compared(store, &task_of);
     let compared_tasks: Vec<Option<usize>> = compared.iter().map(|&pair| task_of(pair)).collect();
-    let student = measure(store, Role::Tiny, &compared, &compared_tasks, student_steps);
-    let teacher = measure(store, Role::Llm, &compared, &compared_tasks, teacher_steps);
+    let compared = Compared { pairs: compared, tasks: compared_tasks, names };
+    let student = measure(store, Role::Tiny, &compared, student_steps);
+    let teacher = measure(store, Role::Llm, &compared, teacher_steps);
     let snapshots = store.steps();
     let tasks = tasks.map(|tasks| tasks.iter().copied().max().map_or(0, |max| max + 1));
     if subsets < planned {
@@ -155,13 +160,14 @@ fn compared(store: &TupleStore, task_of: &dyn Fn(usize) -> Option<usize>) -> Vec
     pairs
 }
 
-fn measure(
-    store: &TupleStore,
-    role: Role,
-    compared: &[usize],
-    tasks: &[Option<usize>],
-    steps: Vec<u64>,
-) -> Result<(Side, Products)> {
+/// Pairs that are compared with each other, and their tasks.
+struct Compared<'a> {
+    pairs: Vec<usize>,
+    tasks: Vec<Option<usize>>,
+    names: &'a [String],
+}
+
+fn measure(store: &TupleStore, role: Role, compared: &Compared, steps: Vec<u64>) -> Result<(Side, Products)> {
     let space = store.space(role.side());
     let (values, snapshots) = (space.values(), store.steps());
     let read = |pair: usize, snapshot: usize| -> Result<Vec<f32>> {
@@ -177,8 +183,9 @@ fn measure(
     let mut last_norms: Vec<f64> = norms.iter().filter_map(|n| n.last().copied()).collect();
     last_norms.sort_by(f64::total_cmp);
 
-    let updates = compared.iter().map(|&pair| read(pair, snapshots - 1)).collect::<Result<Vec<_>>>()?;
-    let products = Products { raw: gram(&updates), tasks: tasks.to_vec() };
+    let last = compared.pairs.iter().map(|&pair| read(pair, snapshots - 1));
+    let updates = last.collect::<Result<Vec<_>>>()?;
+    let products = Products { raw: gram(&updates), tasks: compared.tasks.clone() };
     let of_snapshot = |s: usize| Spread::of(norms.iter().map(|n| n[s]));
     let side = Side {
         blocks: space.blocks,
@@ -198,7 +205,7 @@ fn measure(
         norms: (0..snapshots).map(of_snapshot).collect(),
         last_norms,
         mean_share: products.mean_share(),
-        cosines: products.cosines(),
+        cosines: products.cosines(compared.names),
     };
     Ok((side, products))
 }
@@ -243,7 +250,7 @@ impl Products {
         self.raw.iter().zip(&means).map(row).collect()
     }
 
-    fn cosines(&self) -> Option<Cosines> {
+    fn cosines(&self, names: &[String]) -> Option<Cosines> {
         if self.raw.len() < 2 {
             return None;
         }
@@ -261,6 +268,7 @@ impl Products {
             within_centred: spread(&centred, true),
             between_centred: spread(&centred, false),
             map,
+            map_names: self.map_names(&map_tasks, names),
             map_tasks,
         })
     }
@@ -279,6 +287,14 @@ impl Products {
         let task = |i: usize| self.tasks[part(i).start];
         let begins = (1..size).filter(|&i| task(i).is_some() && task(i) != task(i - 1));
         (map, begins.collect())
+    }
+
+    /// Names of the tasks that begin at the map's first row and at these.
+    fn map_names(&self, begins: &[usize], names: &[String]) -> Vec<String> {
+        let n = self.raw.len();
+        let size = n.min(MAP);
+        let name = |row: usize| names.get(self.tasks[row * n / size]?).cloned();
+        std::iter::once(0).chain(begins.iter().copied()).map(name).collect::<Option<_>>().unwrap_or_default()
     }
 
     /// Correlation between these centred cosines and those of the other side.
@@ -324,7 +340,9 @@ mod tests {
         let centred = products.centred();
         // (−1, 1.25) · (1, −1.75)
         assert!((centred[0][2] + 1.0 + 1.25 * 1.75).abs() < 1e-12);
-        let found = products.cosines().unwrap();
+        let names = ["copy".to_string(), "sort".into()];
+        let found = products.cosines(&names).unwrap();
+        assert_eq!(found.map_names, names);
         assert!(found.within_centred.unwrap().median > 0.9 && found.between_centred.unwrap().median < -0.8);
         let within = (9.0 / 85f64.sqrt() + 11.0 / 130f64.sqrt()) / 2.0;
         assert!((found.within.unwrap().median - within).abs() < 1e-12);
@@ -332,10 +350,10 @@ mod tests {
         assert_eq!(found.map[1][1], 1.0);
         assert!((products.agreement(&products).unwrap() - 1.0).abs() < 1e-12);
         let one = Products { raw: vec![vec![2.0]], tasks: vec![None] };
-        assert!(one.cosines().is_none() && one.agreement(&one).is_none());
+        assert!(one.cosines(&[]).is_none() && one.agreement(&one).is_none());
         let zeros = Products { raw: vec![vec![0.0; 2]; 2], tasks: vec![None; 2] };
         assert_eq!(zeros.mean_share(), None);
-        assert_eq!(zeros.cosines().unwrap().between.unwrap().median, 0.0);
+        assert_eq!(zeros.cosines(&[]).unwrap().between.unwrap().median, 0.0);
     }
 
     #[test]

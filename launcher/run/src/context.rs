@@ -3,7 +3,7 @@
 use crate::cluster::World;
 use crate::ui::Ui;
 use gradtx_runtime::comm::RankInfo;
-use gradtx_runtime::plan::MemoryPlan;
+use gradtx_runtime::plan::{MemoryPlan, human_bytes};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -47,8 +47,16 @@ impl Context {
     }
 }
 
+impl Context {
+    /// Shows what a memory plan takes, in one line; with `--verbose` by purpose.
+    pub fn show_plan(&self, what: &str, plan: &MemoryPlan) {
+        self.ui.line(format!("{what}: {} of memory", human_bytes(plan.total())));
+        self.ui.detail(totals(what, plan));
+    }
+}
+
 /// A memory plan without its single buffers: a line per purpose, and the sum.
-pub fn totals(what: &str, plan: &MemoryPlan) -> String {
+fn totals(what: &str, plan: &MemoryPlan) -> String {
     let table = plan.to_string();
     let lines: Vec<&str> = table.lines().skip(plan.entries().len()).collect();
     format!("{what}: memory of {} buffers\n{}", plan.entries().len(), lines.join("\n"))

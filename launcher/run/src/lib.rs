@@ -8,6 +8,7 @@
 //! are to each other.
 
 pub mod cluster;
+pub mod command_log;
 pub mod config;
 pub mod context;
 pub mod device;

@@ -10,14 +10,14 @@ pub const GROUPS_FILE: &str = "groups.json";
 pub const PRODUCTS_DIR: &str = "products";
 /// Directory of the translator in a run directory.
 pub const TRANSLATOR_DIR: &str = "translator";
+/// Directory of what stages make for single clients, in a run directory.
+pub const CLIENTS_DIR: &str = "clients";
 /// File name of an update vector in a stage's directory.
 pub const UPDATE_FILE: &str = "update.safetensors";
 /// Directory of the PEFT adapter in a stage's directory.
 pub const ADAPTER_DIR: &str = "adapter";
 /// Directory of the shared curations of a sweep, in its directory.
 pub const CURATIONS_DIR: &str = "curations";
-/// Directory of results about clients in a run directory.
-pub const CLIENTS_DIR: &str = "clients";
 /// Name of the list of runs.
 pub const INDEX_FILE: &str = "sweep.json";
 /// The run file in the world's directory.

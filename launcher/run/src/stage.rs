@@ -11,8 +11,10 @@
 use crate::config::RunSettings;
 use crate::context::Context;
 use crate::failure::{failed, with_hint};
+use crate::progress::host_name;
 use crate::record::{self, OTHER_SETTINGS, Record, SharedState, State};
 use anyhow::Result;
+use gradtx_runtime::artifact::checksum;
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::text::shown;
 use serde::Serialize;
@@ -50,6 +52,12 @@ pub trait Stage {
     /// What the result depends on.
     fn inputs(&self) -> Result<Self::Inputs>;
 
+    /// What is assumed about data and models where the settings leave it open, a line each: shown when
+    /// work begins, and kept in the record for the report.
+    fn assumed(&self) -> Vec<String> {
+        vec![]
+    }
+
     /// The settings of the run, for a stage that works in one.
     fn settings(&self) -> Option<&RunSettings> {
         None
@@ -86,6 +94,7 @@ pub fn run<S: Stage>(context: &Context, stage: &S) -> Result<Option<S::Output>> 
         return Ok(None);
     };
     let context = &context.without_devices();
+    output.assume(begin(context, stage)?)?;
     let made = stage.make(context);
     // Also of an attempt that was stopped, whose checkpoint others may continue with.
     output.computed_on(context.computed_on())?;
@@ -108,12 +117,36 @@ pub fn run_on_ranks<S: Stage>(context: &Context, comm: &dyn Comm, stage: &S) -> 
         return Ok(None);
     };
     let context = &context.without_devices();
+    handle.assume(begin(context, stage)?)?;
     let made = stage.make(context);
     handle.computed_on(context.computed_on())?;
     let (files, made) = made?;
     handle.finish(&files)?;
     stage.report(context, &made)?;
     Ok(Some(made))
+}
+
+/// Shows that work begins, and what is assumed; returns that.
+pub fn begin<S: Stage>(context: &Context, stage: &S) -> Result<Vec<String>> {
+    let inputs = stage.inputs()?.value()?;
+    let device = match (inputs["device"]["kind"].as_str(), inputs["device"]["dtype"].as_str()) {
+        (Some(kind), Some(dtype)) => format!(", {kind} {dtype}"),
+        _ => String::new(),
+    };
+    let settings = checksum(inputs.to_string().as_bytes());
+    context.ui.line(format!(
+        "{}: begins on {}{device}, gradtx {}, settings {}",
+        S::NAME,
+        host_name(),
+        env!("CARGO_PKG_VERSION"),
+        &settings[..12]
+    ));
+    let assumed = stage.assumed();
+    if !assumed.is_empty() {
+        context.ui.line(format!("{}: assumed, `gradtx preview` shows examples:", S::NAME));
+        assumed.iter().for_each(|line| context.ui.line(format!("  {line}")));
+    }
+    Ok(assumed)
 }
 
 /// What is known of a stage without doing it.
@@ -197,6 +230,10 @@ mod tests {
             Ok(Number { n: 3 })
         }
 
+        fn assumed(&self) -> Vec<String> {
+            vec!["numbers: from 1".into()]
+        }
+
         fn make(&self, _: &Context) -> Result<(Vec<String>, u64)> {
             self.made.set(self.made.get() + 1);
             std::fs::write(self.dir.join("n"), "3")?;
@@ -219,6 +256,7 @@ mod tests {
         assert_eq!(stage.made.get(), 1);
         let record = record::read(&home.path().join(record::RECORD_FILE)).unwrap();
         assert_eq!(record.inputs::<Number>(home.path()).unwrap(), Some(Number { n: 3 }));
+        assert_eq!(record.assumed, ["numbers: from 1"]);
         // A field that was renamed is an error, and not an empty page.
         let error = record.inputs::<Renamed>(home.path()).unwrap_err().to_string();
         assert!(error.contains("missing field `m`"), "{error}");

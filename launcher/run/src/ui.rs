@@ -45,12 +45,25 @@ static LOST: Mutex<Option<std::io::Error>> = Mutex::new(None);
 /// gone away (`gradtx inspect … | head`) is no error; a full disk
 /// ends no work either, and is an error in the end, by [`written`].
 pub fn say(text: &str) {
+    write(&format!("{}\n", printable(text)));
+}
+
+/// The same without the end of the line: a text that grows.
+pub fn print(text: &str) {
+    write(&printable(text));
+}
+
+/// Begins or ends a colour on a terminal: an escape sequence, which no text of a file may hold.
+pub fn style(code: &'static str) {
+    write(code);
+}
+
+fn write(text: &str) {
     if is_silent() {
         return;
     }
-    let text = printable(text);
     let mut out = std::io::stdout().lock();
-    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush())
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
         && error.kind() != std::io::ErrorKind::BrokenPipe
     {
         LOST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -123,6 +136,14 @@ impl Ui {
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.quiet {
             self.result(text);
+        }
+    }
+
+    /// A line about what is being done, on standard error: for commands whose results are texts on
+    /// standard output. Nothing with `--quiet` or `--json`.
+    pub fn status(&self, text: impl AsRef<str>) {
+        if !self.quiet && !self.json {
+            self.notice(text.as_ref());
         }
     }
 

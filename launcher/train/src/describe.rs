@@ -42,6 +42,16 @@ impl Facts {
 
     /// One line about all, and one for each of the first rows that were left out.
     pub fn lines(&self) -> Vec<String> {
+        std::iter::once(self.line()).chain(self.left_out()).collect()
+    }
+
+    /// The first rows that were left out, a line each.
+    pub fn left_out(&self) -> impl Iterator<Item = String> {
+        self.skipped.1.iter().map(|why| format!("data: left out: {why}"))
+    }
+
+    /// What the files were taken for, in one line.
+    pub fn line(&self) -> String {
         let mut line = format!("data: {} examples from {}", grouped(self.examples), named(&self.files));
         if let Some(split) = self.split {
             line += &format!(" (the {} split", split.name());
@@ -61,8 +71,7 @@ impl Facts {
                 line += &format!("; {} {what}", grouped(count));
             }
         }
-        let left_out = self.skipped.1.iter().map(|why| format!("data: left out: {why}"));
-        [line].into_iter().chain(left_out).collect()
+        line
     }
 }
 

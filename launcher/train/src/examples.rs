@@ -11,6 +11,7 @@ use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_run::config::{Config, DataConfig, LossNormalization, Recipe};
 use gradtx_run::context::Context;
 use gradtx_run::failure::unusable;
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::checksum_files;
 use gradtx_runtime::data::{
     self, Dataset, Example, Format, Instruction, PackedBatch, Purpose, Record, SegmentInfo, choose,
@@ -92,6 +93,31 @@ impl Data {
         self.facts.lines().iter().for_each(|line| context.ui.line(line));
     }
 
+    /// Shows which rows were left out.
+    pub fn announce_left_out(&self, context: &Context) {
+        self.facts.left_out().for_each(|line| context.ui.line(line));
+    }
+
+    /// What is assumed about these examples and the models that are trained on them: what the files
+    /// are taken for, how prompts are rendered, where examples are cut.
+    pub fn assumed(&self, models: &[(Role, &Prompts)]) -> Vec<String> {
+        let mut lines = vec![self.facts.line()];
+        let of = models.iter().map(|(_, prompts)| prompts.assumed());
+        let all: Vec<Vec<String>> = of.collect();
+        match all.as_slice() {
+            [one] => lines.extend(one.iter().cloned()),
+            [first, others @ ..] if others.iter().all(|other| other == first) => {
+                lines.extend(first.iter().cloned())
+            }
+            _ => {
+                for ((role, _), own) in models.iter().zip(all) {
+                    lines.extend(own.into_iter().map(|line| format!("{} {line}", role.name())));
+                }
+            }
+        }
+        lines
+    }
+
     /// Rows by their value in a column, in the order in which the values first appear.
     pub fn groups(&self, column: &str) -> Result<Vec<Group>> {
         groups(&self.records, column)
@@ -122,9 +148,7 @@ impl Data {
     ) -> Result<Dataset> {
         let (examples, warnings) = prompts.examples(&self.records, context.threads)?;
         let name = side.role.name();
-        for line in std::iter::once(examples.summary.to_string()).chain(prompts.lines()) {
-            context.ui.line(format!("{stage} {name}: {line}"));
-        }
+        context.ui.line(format!("{stage} {name}: {}", examples.summary));
         for warning in warnings {
             context.ui.notice(&format!("{stage} {name}: warning: {warning}"));
         }

@@ -3,7 +3,8 @@
 //! [`lora`] trains adapters of a language model, many jobs at once, on the examples that
 //! [`examples`] reads and [`prompts`] makes tokens of. [`translator`] trains the
 //! Grad-Transformer on the updates that came of them. [`products`] translates in
-//! another way, and [`baselines`] are what both are compared with.
+//! another way, and [`baselines`] are what both are compared with. [`step_log`] writes what the loops
+//! say of every step.
 
 pub mod baselines;
 pub mod describe;
@@ -13,4 +14,5 @@ pub mod lora;
 pub mod model_spec;
 pub mod products;
 pub mod prompts;
+pub mod step_log;
 pub mod translator;

@@ -5,13 +5,13 @@
 //! has, and which token ids its embedding has rows for. Everything is checked before
 //! anything is computed.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_run::config::DataConfig;
-use gradtx_run::failure::unusable;
+use gradtx_run::failure::{unusable, unusable_with};
 use gradtx_runtime::data::{
-    Dataset, PromptCheck, PromptForm, Record, Renderer, TextTokenizer, build_examples, expect_vocabulary,
-    prompt_tokens,
+    Dataset, Example, PromptCheck, PromptForm, Record, Renderer, TextTokenizer, build_examples,
+    expect_vocabulary, prompt_tokens,
 };
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -26,6 +26,8 @@ pub struct Prompts {
     /// The date, where the texts depend on it.
     date: Option<String>,
     max_length: usize,
+    /// Share of the labels that may be cut off.
+    max_lost_labels: f64,
     /// Tokens that a text may have at most.
     context: usize,
     /// Rows of the embedding.
@@ -52,6 +54,7 @@ impl Prompts {
             date: renderer.uses_date().then_some(prompting.date),
             renderer,
             max_length: config.max_length,
+            max_lost_labels: config.max_lost_labels,
             context: model.longest_context(),
             vocabulary: model.vocab,
         })
@@ -67,23 +70,81 @@ impl Prompts {
         lines
     }
 
+    /// What is assumed of a model that is trained: [`Self::lines`], and where examples are cut.
+    pub fn assumed(&self) -> Vec<String> {
+        let (limit, set_by) = self.limit();
+        let mut lines = self.lines();
+        lines.push(format!("limit: examples are cut at {limit} tokens ({set_by})"));
+        lines
+    }
+
+    /// The form, resolved.
+    pub fn form(&self) -> PromptForm {
+        self.renderer.form()
+    }
+
+    /// Tokens that training keeps of an example at most, and what sets that.
+    pub fn limit(&self) -> (usize, &'static str) {
+        match self.context < self.max_length {
+            true => (self.context, "the model's positions"),
+            false => (self.max_length, "data.max_length"),
+        }
+    }
+
+    /// Records as examples, as long as they are, whatever is wrong with them.
+    pub fn uncut(&self, records: &[Record], threads: usize) -> Result<Dataset> {
+        Ok(build_examples(records, &self.renderer, &self.tokenizer, None, threads)?)
+    }
+
+    /// One record as text and tokens.
+    pub fn trace(&self, record: &Record) -> Result<Trace> {
+        let rendered = self.renderer.render(record)?;
+        let tokens = self.tokenizer.encode(&rendered.text)?;
+        let example = self.uncut(std::slice::from_ref(record), 1)?.examples.remove(0);
+        ensure!(
+            example.tokens == tokens.ids,
+            "{}: its text has other tokens than its example",
+            record.origin
+        );
+        Ok(Trace { text: rendered.text, answer: rendered.answer, spans: tokens.spans, example })
+    }
+
+    /// Rows of the model's embedding: token ids must be below.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
     /// Records as examples, and warnings about them. An error where training on them would
     /// teach nothing that generation can use.
     pub fn examples(&self, records: &[Record], threads: usize) -> Result<(Dataset, Vec<String>)> {
-        let longest = self.max_length.min(self.context);
+        let (longest, set_by) = self.limit();
         let data = build_examples(records, &self.renderer, &self.tokenizer, Some(longest), threads)?;
         for (record, example) in records.iter().zip(&data.examples) {
             expect_vocabulary(record, &example.tokens, &self.tokenizer, self.vocabulary)?;
         }
         let mut warnings = self.check.check(&data)?;
-        if data.summary.truncated > 0 {
-            warnings.push(format!(
-                "{} of {} examples are longer than {longest} tokens ({}) and are cut there (first: {})",
-                data.summary.truncated,
+        let summary = &data.summary;
+        if summary.truncated > 0 {
+            let cut = format!(
+                "{} of {} examples are longer than {longest} tokens ({set_by}) and are cut there (first: {})",
+                summary.truncated,
                 data.examples.len(),
-                if self.context < self.max_length { "the model's positions" } else { "data.max_length" },
-                data.summary.first_cut.as_deref().unwrap_or_default()
-            ));
+                summary.first_cut.as_deref().unwrap_or_default()
+            );
+            let lost = format!(
+                "{} of {} labels are lost, {:.1} %",
+                summary.lost_labels,
+                summary.trained + summary.lost_labels,
+                100.0 * summary.lost_share()
+            );
+            if summary.lost_share() > self.max_lost_labels {
+                let hint = "shorten these examples or leave them out; raise data.max_length if the model has more \
+                            positions; or accept the loss with a larger data.max_lost_labels";
+                let most = 100.0 * self.max_lost_labels;
+                let what = format!("{cut}: {lost}, and at most {most:.1} % may be (data.max_lost_labels)");
+                return Err(unusable_with(what, Some(hint.into())));
+            }
+            warnings.push(format!("{cut}: {lost}"));
         }
         Ok((data, warnings))
     }
@@ -113,6 +174,19 @@ impl Prompts {
     pub fn inputs(config: &DataConfig, prompts: &[&Self]) -> PromptInputs {
         PromptInputs::of(config, prompts.iter().find_map(|p| p.date.clone()))
     }
+}
+
+/// An example as text and as tokens, not cut.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// Prompt and answer.
+    pub text: String,
+    /// The answer's first byte.
+    pub answer: usize,
+    /// `[n]` first and one past the last byte of each token in the text.
+    pub spans: Vec<(usize, usize)>,
+    /// `[n]` ids, and which of them are trained on.
+    pub example: Example,
 }
 
 /// How prompts are rendered, as the records of stages have it.

@@ -23,6 +23,9 @@ use gradtx_train::baselines::Method;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+/// The run in the demo's directory.
+pub const RUN_DIR: &str = "run";
+
 /// Models of the table.
 fn entries() -> impl Iterator<Item = Entry> {
     [Entry::Base(Role::Tiny), Entry::Base(Role::Llm), Entry::Finetuned(Role::Tiny)]
@@ -135,7 +138,7 @@ fn held_out(context: &Context, job: &Job, kind: DeviceKind) -> Result<()> {
 fn one(context: &Context, job: &Job, seed: u64, dir: &Path, kind: DeviceKind) -> Result<()> {
     let Job { world, .. } = job;
     let started = Instant::now();
-    let (world_dir, run_dir) = (dir.join("world"), dir.join("run"));
+    let (world_dir, run_dir) = (dir.join("world"), dir.join(RUN_DIR));
     let mut times: Vec<(&str, f64)> = vec![];
     let mut timed = |name, from: Instant| times.push((name, from.elapsed().as_secs_f64()));
     let args = prepare(context, job, seed, dir, kind, vec![], &mut timed)?;
@@ -169,7 +172,7 @@ fn one(context: &Context, job: &Job, seed: u64, dir: &Path, kind: DeviceKind) ->
     // The page has times on it; the table alone is the same in every run.
     let (tables, _) = Table::of(&collect(&[&run_dir]).0);
     write_json(&run_dir.join("table.json"), &tables)?;
-    report::run(context, &report::Job { run: run_dir, evaluations: vec![], out: None })?;
+    report::run(context, &report::Job::of(run_dir))?;
     let times: Vec<String> = times.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect();
     let total = started.elapsed().as_secs_f64();
     context.ui.result(format!("Time: {}; {total:.1} s in all.", times.join(", ")));

@@ -1,8 +1,6 @@
-//! [`AdapterView`]: the adapters of a pass, and the shapes of products with them.
+//! [`AdapterView`]: the adapters of a pass.
 
-use super::DecoderConfig;
-use crate::lora::{BlockLayout, Projection};
-use gradtx_kernels::ops::LoraDims;
+use crate::lora::BlockLayout;
 use gradtx_kernels::{Device, Real};
 
 /// Adapters that a pass uses: `values` `[adapters, L·d]`; a segment names its row.
@@ -21,26 +19,3 @@ impl<D: Device, A: Real> Clone for AdapterView<'_, D, A> {
     }
 }
 impl<D: Device, A: Real> Copy for AdapterView<'_, D, A> {}
-
-/// Shapes of an adapted product of one block.
-pub(super) fn lora_dims<'a>(
-    config: &DecoderConfig,
-    layout: Option<&'a BlockLayout>,
-    dropout: f64,
-    block: usize,
-    fused: Projection,
-    tokens: usize,
-) -> LoraDims<'a> {
-    let (in_dim, out_dim) = fused.dims(config);
-    let none: &[_] = &[];
-    LoraDims {
-        tokens,
-        in_dim,
-        out_dim,
-        rank: layout.map_or(1, |l| l.lora().rank),
-        scale: layout.map_or(0.0, |l| l.lora().scale()),
-        dropout,
-        adapter_stride: layout.map_or(0, BlockLayout::total),
-        targets: layout.map_or(none, |l| l.targets(block, fused)),
-    }
-}

@@ -6,10 +6,12 @@
 //! nothing, or an error that names file, field and value: a field that is silently
 //! ignored gives a model that runs and is wrong.
 
-use super::Family;
 use super::config_fields::HARMLESS;
+use super::family::{Traits, WindowRule};
 use super::rope::RopeScaling;
+use super::{AttentionConfig, BlockConfig, Family, MlpConfig};
 use crate::fields::Fields;
+use gradtx_kernels::ops::GatedKind;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, not_a_model, read_text};
 use gradtx_runtime::{Error, Result};
 use serde_json::{Value, json};
@@ -83,15 +85,14 @@ impl DecoderConfig {
         let heads = fields.size("num_attention_heads")?;
         let layers = fields.size("num_hidden_layers")?;
         let max_positions = fields.size("max_position_embeddings")?;
-        let window = fields.window(family, layers)?;
+        let window = fields.window(family.traits().window, layers)?;
         let kv_heads = match fields.optional_size("num_key_value_heads")? {
             Some(n) => n,
-            None if family == Family::Llama => heads,
+            None if family.traits().is_multi_head => heads,
             None => return Err(fields.missing("num_key_value_heads")),
         };
-        let head_dim = match fields.optional_size("head_dim")? {
+        let head_dim = match fields.optional_size("head_dim")?.or(family.traits().head_dim) {
             Some(n) => n,
-            None if family == Family::Qwen3 => 128,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
                 let why =
@@ -172,6 +173,23 @@ impl DecoderConfig {
         self.window.map_or(positions, |window| window.min(positions))
     }
 
+    /// What each block is made of: the parts of the family, with the sizes of this model.
+    pub fn block(&self) -> BlockConfig {
+        let &Traits { qkv_bias, qk_norm, .. } = self.family.traits();
+        let &Self { hidden, norm_eps, heads, kv_heads, head_dim, intermediate, .. } = self;
+        BlockConfig {
+            hidden,
+            norm_eps,
+            attention: AttentionConfig { heads, kv_heads, head_dim, qkv_bias, qk_norm },
+            mlp: MlpConfig { intermediate, activation: GatedKind::Silu },
+        }
+    }
+
+    /// All blocks, in their order. Those of published models are alike.
+    pub fn blocks(&self) -> Vec<BlockConfig> {
+        vec![self.block(); self.layers]
+    }
+
     /// Width of all query heads together; columns of the input of `o_proj`.
     pub fn q_dim(&self) -> usize {
         self.heads * self.head_dim
@@ -218,15 +236,11 @@ impl DecoderConfig {
             "use_cache": true,
             "vocab_size": self.vocab,
         });
-        match self.family {
-            Family::Llama => {
-                out["attention_bias"] = json!(false);
-                out["mlp_bias"] = json!(false);
-            }
-            Family::Qwen3 => out["attention_bias"] = json!(false),
-            Family::Mistral | Family::Qwen2 => {}
+        let Traits { switches, window, .. } = self.family.traits();
+        for switch in *switches {
+            out[switch] = json!(false);
         }
-        if matches!(self.family, Family::Qwen2 | Family::Qwen3) {
+        if *window == WindowRule::Switched {
             out["use_sliding_window"] = json!(self.window.is_some());
             if self.window.is_some() {
                 out["max_window_layers"] = json!(0);

@@ -1,7 +1,7 @@
 //! The fields of a `config.json`: taken one by one, each checked, so that what is left
 //! in the end is either known to change nothing or an error.
 
-use super::Family;
+use super::family::{Family, WindowRule};
 use super::rope::RopeScaling;
 use crate::fields::{Fields, POSITIVE, as_positive};
 use crate::foreign::{is_off, shown};
@@ -111,8 +111,10 @@ impl Fields {
     pub(super) fn family(&mut self) -> Result<Family> {
         let value = self.take("model_type").ok_or_else(|| self.missing("model_type"))?;
         let family = Family::ALL.into_iter().find(|f| value.as_str() == Some(f.model_type()));
-        let family = family
-            .ok_or_else(|| self.unsupported("model_type", &value, "one of llama, mistral, qwen2, qwen3"))?;
+        let family = family.ok_or_else(|| {
+            let known = Family::ALL.map(Family::model_type).join(", ");
+            self.unsupported("model_type", &value, &format!("one of {known}"))
+        })?;
         if let Some(value) = self.take("architectures")
             && !is_off(&value)
             && value != json!([family.architecture()])
@@ -139,7 +141,7 @@ impl Fields {
     ///
     /// As in transformers: Mistral slides everywhere, by 4096 where the file is silent; Qwen where
     /// `use_sliding_window` says so, from layer `max_window_layers` on; `layer_types` overrules both.
-    pub(super) fn window(&mut self, family: Family, layers: usize) -> Result<Option<usize>> {
+    pub(super) fn window(&mut self, rule: WindowRule, layers: usize) -> Result<Option<usize>> {
         let is_stated = self.has("sliding_window");
         let window = self.optional_size("sliding_window")?;
         let window = if is_stated { window } else { Some(4096) };
@@ -149,13 +151,13 @@ impl Fields {
             None => 28,
             Some(value) => self.read("max_window_layers", value, "a number of layers", Value::as_u64)?,
         };
-        let window = match family {
-            Family::Mistral => window,
-            Family::Qwen2 | Family::Qwen3 => window.filter(|_| is_used == Some(true)),
-            Family::Llama => None,
+        let window = match rule {
+            WindowRule::Never => None,
+            WindowRule::Always => window,
+            WindowRule::Switched => window.filter(|_| is_used == Some(true)),
         };
         let Some(types) = self.take("layer_types").filter(|value| !is_off(value)) else {
-            let slides = family == Family::Mistral || first < layers as u64;
+            let slides = rule == WindowRule::Always || first < layers as u64;
             return Ok(window.filter(|_| slides));
         };
         let names: Option<Vec<&str>> =

@@ -1,4 +1,5 @@
-//! [`Family`]: the published architectures, and in what they differ.
+//! [`Family`]: the published architectures. A family is one entry of this file: the parts that its blocks are
+//! made of, and what its `config.json` means where it is silent.
 
 /// Which published architecture a model belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,36 +11,97 @@ pub enum Family {
     Qwen3,
 }
 
+/// In what families differ.
+pub(super) struct Traits {
+    model_type: &'static str,
+    architecture: &'static str,
+    /// q, k and v have biases.
+    pub(super) qkv_bias: bool,
+    /// Query and key heads are normalised before the rotation.
+    pub(super) qk_norm: bool,
+    /// Values per head where the file is silent; otherwise the hidden ones are shared out among the heads.
+    pub(super) head_dim: Option<usize>,
+    /// Where the file is silent about key and value heads, there are as many as query heads.
+    pub(super) is_multi_head: bool,
+    /// Which layers see a window of the tokens before only.
+    pub(super) window: WindowRule,
+    /// Switches that transformers writes for this family and that are off here.
+    pub(super) switches: &'static [&'static str],
+}
+
+/// Which layers slide, where `layer_types` does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WindowRule {
+    /// None.
+    Never,
+    /// All.
+    Always,
+    /// Those from `max_window_layers` on, if `use_sliding_window` says so.
+    Switched,
+}
+
+const LLAMA: Traits = Traits {
+    model_type: "llama",
+    architecture: "LlamaForCausalLM",
+    qkv_bias: false,
+    qk_norm: false,
+    head_dim: None,
+    is_multi_head: true,
+    window: WindowRule::Never,
+    switches: &["attention_bias", "mlp_bias"],
+};
+
+const MISTRAL: Traits = Traits {
+    model_type: "mistral",
+    architecture: "MistralForCausalLM",
+    is_multi_head: false,
+    window: WindowRule::Always,
+    switches: &[],
+    ..LLAMA
+};
+
+const QWEN2: Traits = Traits {
+    model_type: "qwen2",
+    architecture: "Qwen2ForCausalLM",
+    qkv_bias: true,
+    is_multi_head: false,
+    window: WindowRule::Switched,
+    switches: &[],
+    ..LLAMA
+};
+
+const QWEN3: Traits = Traits {
+    model_type: "qwen3",
+    architecture: "Qwen3ForCausalLM",
+    qk_norm: true,
+    head_dim: Some(128),
+    is_multi_head: false,
+    window: WindowRule::Switched,
+    switches: &["attention_bias"],
+    ..LLAMA
+};
+
 impl Family {
-    pub(super) const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+
+    /// In what it differs from the others.
+    pub(super) fn traits(self) -> &'static Traits {
+        match self {
+            Self::Llama => &LLAMA,
+            Self::Mistral => &MISTRAL,
+            Self::Qwen2 => &QWEN2,
+            Self::Qwen3 => &QWEN3,
+        }
+    }
 
     /// `model_type` in config.json.
     pub fn model_type(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-        }
+        self.traits().model_type
     }
 
     /// The entry of `architectures` in config.json.
     pub fn architecture(self) -> &'static str {
-        match self {
-            Self::Llama => "LlamaForCausalLM",
-            Self::Mistral => "MistralForCausalLM",
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
-        }
-    }
-
-    /// q, k and v have biases.
-    pub fn qkv_bias(self) -> bool {
-        self == Self::Qwen2
-    }
-
-    /// Query and key heads are normalised before the rotation.
-    pub fn qk_norm(self) -> bool {
-        self == Self::Qwen3
+        self.traits().architecture
     }
 }

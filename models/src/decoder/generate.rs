@@ -1,17 +1,21 @@
-//! [`Generator`]: greedy decoding of many prompts at once, with a key/value cache.
+//! [`Generator`]: decoding of many prompts at once, with a key/value cache.
 //!
 //! In: prompts, each with an adapter of its own or none. Out: their continuations.
 //! Prompts are read as packed streams; then every unfinished sequence gets one token
 //! per pass. A sequence that ends leaves its slot of the cache to the next prompt.
 //!
+//! The next token is the likeliest one, or it is drawn ([`Sampling`]). Who wants to follow the text
+//! while it grows gives [`Decoding`] a function.
+//!
 //! What a sequence becomes does not depend on its companions, as far as the device
 //! keeps the rows of a product independent of each other (the CPU does, to the bit).
 
-use super::forward::{Cache, CacheAction, Pass};
+use super::pass::{Cache, CacheAction, Pass};
+use super::sampling::Sampling;
 use super::{Activations, AdapterView, Decoder, DecoderConfig, Mode};
 use crate::lora::BlockLayout;
 use gradtx_kernels::ops::LmHead;
-use gradtx_kernels::{Backend, Buffer, Device, Real, View};
+use gradtx_kernels::{Backend, Buffer, GraphCapture, Real, View};
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
@@ -55,8 +59,16 @@ pub struct Continuation {
     pub ended: bool,
 }
 
+/// How new tokens are chosen, and who sees each of them.
+pub struct Decoding<'a> {
+    /// Draws tokens; none for the likeliest one.
+    pub sampling: Option<Sampling>,
+    /// Called with the number of the prompt and every new token but the one that ends a text.
+    pub on_token: &'a mut dyn FnMut(usize, u32),
+}
+
 /// Buffers for generation, allocated once.
-pub struct Generator<D: Device, X: Real> {
+pub struct Generator<D: GraphCapture, X: Real> {
     limits: GenerateLimits,
     /// Tokens of a text at most, as the model can read them.
     positions: usize,
@@ -132,7 +144,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         Allocator::plan_sizes(Purpose::Activations, |alloc| Self::allocate(alloc, config, limits, layout))
     }
 
-    /// Continues every prompt until one of `ends` or `max_new` tokens.
+    /// Continues every prompt with the likeliest tokens, until one of `ends` or `max_new` tokens.
     pub fn generate(
         &mut self,
         decoder: &Decoder<D, X>,
@@ -140,6 +152,20 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         prompts: &[Prompt],
         max_new: usize,
         ends: &[u32],
+    ) -> Result<Vec<Continuation>> {
+        let greedy = &mut Decoding { sampling: None, on_token: &mut |_, _| {} };
+        self.generate_as(decoder, adapters, prompts, max_new, ends, greedy)
+    }
+
+    /// [`Self::generate`] with tokens chosen and shown as `decoding` says.
+    pub fn generate_as(
+        &mut self,
+        decoder: &Decoder<D, X>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+        prompts: &[Prompt],
+        max_new: usize,
+        ends: &[u32],
+        decoding: &mut Decoding<'_>,
     ) -> Result<Vec<Continuation>> {
         let adapter_rows = adapters.map_or(0, |a| a.values.len() / a.layout.total());
         self.check(decoder, adapter_rows, prompts, max_new)?;
@@ -154,7 +180,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             layout: a.layout,
             dropout: 0.0,
         });
-        let results = self.generate_with(decoder, adapters, adapter_rows, prompts, max_new, ends);
+        let results = self.generate_with(decoder, adapters, adapter_rows, prompts, max_new, ends, decoding);
         self.padded = padded;
         results
     }
@@ -181,7 +207,9 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         prompts: &[Prompt],
         max_new: usize,
         ends: &[u32],
+        decoding: &mut Decoding<'_>,
     ) -> Result<Vec<Continuation>> {
+        let sampling = decoding.sampling;
         let mut results = vec![Continuation::default(); prompts.len()];
         if max_new == 0 {
             return Ok(results);
@@ -190,14 +218,15 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         let mut waiting = 0;
         let mut active: Vec<Row> = Vec::new();
         while waiting < prompts.len() || !active.is_empty() {
-            self.decode(decoder, adapters, &mut active)?;
+            self.decode(decoder, adapters, &mut active, sampling)?;
             let new = self.admit(prompts, &mut waiting, &mut free, adapter_rows as u32);
-            active.extend(self.read(decoder, adapters, prompts, new)?);
+            active.extend(self.read(decoder, adapters, prompts, new, sampling)?);
             active.retain(|row| {
                 let result = &mut results[row.prompt];
                 result.ended = ends.contains(&row.last);
                 if !result.ended {
                     result.tokens.push(row.last);
+                    (decoding.on_token)(row.prompt, row.last);
                 }
                 let text = prompts[row.prompt].tokens.len() + result.tokens.len();
                 let done = result.ended || result.tokens.len() == max_new || text >= self.positions;
@@ -268,6 +297,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         adapters: Option<AdapterView<'_, D, X::Acc>>,
         prompts: &[Prompt],
         mut rows: Vec<Row>,
+        sampling: Option<Sampling>,
     ) -> Result<Vec<Row>> {
         let mut stream = PackedBatch::default();
         for row in &rows {
@@ -275,7 +305,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
             push(&mut stream, tokens, 0, row.adapter);
         }
         let last: Vec<u32> = stream.offsets[1..].iter().map(|end| end - 1).collect();
-        self.pass(decoder, adapters, &stream, &mut rows, &last, CacheAction::Fill)?;
+        self.pass(decoder, adapters, &stream, &mut rows, &last, CacheAction::Fill, sampling)?;
         for row in &mut rows {
             row.position = prompts[row.prompt].tokens.len() as u32;
         }
@@ -288,13 +318,14 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         decoder: &Decoder<D, X>,
         adapters: Option<AdapterView<'_, D, X::Acc>>,
         rows: &mut [Row],
+        sampling: Option<Sampling>,
     ) -> Result<()> {
         let mut stream = PackedBatch::default();
         for row in rows.iter() {
             push(&mut stream, &[row.last], row.position, row.adapter);
         }
         let all: Vec<u32> = (0..rows.len() as u32).collect();
-        self.pass(decoder, adapters, &stream, rows, &all, CacheAction::Decode)?;
+        self.pass(decoder, adapters, &stream, rows, &all, CacheAction::Decode, sampling)?;
         rows.iter_mut().for_each(|row| row.position += 1);
         Ok(())
     }
@@ -309,6 +340,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         rows: &mut [Row],
         at: &[u32],
         action: CacheAction,
+        sampling: Option<Sampling>,
     ) -> Result<()> {
         if rows.is_empty() {
             return Ok(());
@@ -338,15 +370,25 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         for (i, rows) in rows.chunks_mut(chunk).enumerate() {
             let n = rows.len();
             if repeated {
-                device.replay(steps.entry(n).or_default(), &mut || {
+                device.capture_or_launch(steps.entry(n).or_default(), &mut || {
                     blocks(acts)?;
                     head(acts, next, i * chunk, n)
                 })?;
             } else {
                 head(acts, next, i * chunk, n)?;
             }
-            let tokens = device.to_host(next.view(0..n))?;
-            rows.iter_mut().zip(tokens).for_each(|(row, token)| row.last = token);
+            match sampling {
+                None => {
+                    let tokens = device.to_host(next.view(0..n))?;
+                    rows.iter_mut().zip(tokens).for_each(|(row, token)| row.last = token);
+                }
+                Some(sampling) => {
+                    let logits = device.to_host(acts.head_logits.view(0..n * vocab))?;
+                    for (row, logits) in rows.iter_mut().zip(logits.chunks(vocab)) {
+                        row.last = sampling.draw(logits, row.prompt, row.position);
+                    }
+                }
+            }
         }
         Ok(())
     }

@@ -3,7 +3,11 @@
 //! The flat order is that of a forward pass: embedding, blocks, final norm, head. So
 //! backward finishes gradients from the end of the buffer to its beginning.
 
-use super::DecoderConfig;
+use super::attention::Attention;
+use super::mlp::Mlp;
+use super::norm::Norm;
+use super::product::Product;
+use super::{BlockConfig, DecoderConfig};
 use crate::lora::Projection;
 use gradtx_runtime::params::{Param, ParamLayout};
 use std::ops::Range;
@@ -11,19 +15,11 @@ use std::ops::Range;
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(super) const HEAD: &str = "lm_head.weight";
 
-/// Where the weights of one block lie.
+/// The parts of one block.
 #[derive(Clone, Debug)]
-pub(super) struct BlockPlaces {
-    /// `[H]`
-    pub(super) attention_norm: Range<usize>,
-    /// `[R]`, Qwen2.
-    pub(super) qkv_bias: Option<Range<usize>>,
-    /// `[D]` each, Qwen3.
-    pub(super) qk_norm: Option<[Range<usize>; 2]>,
-    /// `[H]`
-    pub(super) mlp_norm: Range<usize>,
-    /// `[R, H]`, `[H, Q]`, `[2F, H]`, `[H, F]`, perhaps with room behind each row: by [`Projection`].
-    pub(super) matrices: [Range<usize>; 4],
+pub(super) struct Block {
+    pub(super) attention: Attention,
+    pub(super) mlp: Mlp,
 }
 
 /// Where all weights lie in the buffer.
@@ -35,19 +31,7 @@ pub(super) struct Places {
     pub(super) final_norm: Range<usize>,
     /// `[V, H]`; the embedding's when tied.
     pub(super) head: Range<usize>,
-    pub(super) blocks: Vec<BlockPlaces>,
-}
-
-impl BlockPlaces {
-    /// All weights of the block: they follow each other.
-    pub(super) fn all(&self) -> Range<usize> {
-        self.attention_norm.start..self.matrices[Projection::Down as usize].end
-    }
-
-    /// The weights of a (fused) product.
-    pub(super) fn matrix(&self, fused: Projection) -> &Range<usize> {
-        &self.matrices[fused as usize]
-    }
+    pub(super) blocks: Vec<Block>,
 }
 
 /// Elements from one row of a matrix inside the blocks to the next, by its columns.
@@ -62,7 +46,9 @@ pub(super) fn contiguous(cols: usize) -> usize {
 pub(super) fn places(config: &DecoderConfig, stride: RowStride) -> (ParamLayout, Places) {
     let mut layout = ParamLayout::new();
     let embedding = layout.push([(EMBEDDING, vec![config.vocab, config.hidden])]);
-    let blocks = (0..config.layers).map(|l| block_places(&mut layout, config, l, stride)).collect();
+    let blocks = config.blocks();
+    let blocks = blocks.iter().enumerate();
+    let blocks = blocks.map(|(l, block)| Block::new(&mut layout, block, l, stride)).collect();
     let final_norm = layout.push([("model.norm.weight", vec![config.hidden])]);
     let head = match config.tied {
         true => embedding.clone(),
@@ -71,38 +57,76 @@ pub(super) fn places(config: &DecoderConfig, stride: RowStride) -> (ParamLayout,
     (layout, Places { embedding, blocks, final_norm, head })
 }
 
-fn block_places(
-    layout: &mut ParamLayout,
-    config: &DecoderConfig,
-    l: usize,
-    stride: RowStride,
-) -> BlockPlaces {
-    let (h, f, d) = (config.hidden, config.intermediate, config.head_dim);
-    let parts = [("q", config.q_dim()), ("k", config.kv_dim()), ("v", config.kv_dim())];
-    let name = |rest: String| format!("model.layers.{l}.{rest}");
-    let matrix = |rest: &str, rows, cols| (name(format!("{rest}_proj.weight")), vec![rows, stride(cols)]);
-    let vector = |rest: String, n| (name(rest), vec![n]);
-    BlockPlaces {
-        attention_norm: layout.push([vector("input_layernorm.weight".into(), h)]),
-        qkv_bias: config
-            .family
-            .qkv_bias()
-            .then(|| layout.push(parts.map(|(p, n)| vector(format!("self_attn.{p}_proj.bias"), n)))),
-        qk_norm: config
-            .family
-            .qk_norm()
-            .then(|| ["q", "k"].map(|p| layout.push([vector(format!("self_attn.{p}_norm.weight"), d)]))),
-        mlp_norm: layout.push([vector("post_attention_layernorm.weight".into(), h)]),
-        matrices: [
-            layout.push(parts.map(|(p, n)| matrix(&format!("self_attn.{p}"), n, h))),
-            layout.push([matrix("self_attn.o", h, config.q_dim())]),
-            layout.push([matrix("mlp.gate", f, h), matrix("mlp.up", f, h)]),
-            layout.push([matrix("mlp.down", h, f)]),
-        ],
+impl Block {
+    /// Defines the weights of a block: norms and biases, then matrices, each in the order of a forward pass.
+    fn new(layout: &mut ParamLayout, config: &BlockConfig, l: usize, stride: RowStride) -> Self {
+        let &BlockConfig { hidden: h, attention, mlp, .. } = config;
+        let (q_dim, kv_dim, f) = (attention.q_dim(), attention.kv_dim(), mlp.intermediate);
+        let name = |rest: &str| format!("model.layers.{l}.{rest}");
+        let matrix =
+            |rest: &str, rows, cols| (name(&format!("{rest}_proj.weight")), vec![rows, stride(cols)]);
+        let parts = [("q", q_dim), ("k", kv_dim), ("v", kv_dim)];
+        let attention_norm = Norm::new(layout, name("input_layernorm.weight"), h);
+        let qkv_bias = attention.qkv_bias.then(|| {
+            layout.push(parts.map(|(part, n)| (name(&format!("self_attn.{part}_proj.bias")), vec![n])))
+        });
+        let mut head_norm = |part: &str| {
+            let weight = (name(&format!("self_attn.{part}_norm.weight")), vec![attention.head_dim]);
+            layout.push([weight])
+        };
+        let qk_norm = attention.qk_norm.then(|| [head_norm("q"), head_norm("k")]);
+        let mlp_norm = Norm::new(layout, name("post_attention_layernorm.weight"), h);
+        let qkv = parts.map(|(part, rows)| matrix(&format!("self_attn.{part}"), rows, h));
+        let qkv = Product::new(layout, config, Projection::Qkv, qkv);
+        let o = Product::new(layout, config, Projection::O, [matrix("self_attn.o", h, q_dim)]);
+        let gate_up = [matrix("mlp.gate", f, h), matrix("mlp.up", f, h)];
+        let gate_up = Product::new(layout, config, Projection::GateUp, gate_up);
+        let down = Product::new(layout, config, Projection::Down, [matrix("mlp.down", h, f)]);
+        Self {
+            attention: Attention { config: attention, norm: attention_norm, qkv_bias, qk_norm, qkv, o },
+            mlp: Mlp { config: mlp, norm: mlp_norm, gate_up, down },
+        }
+    }
+
+    /// All its weights: they follow each other.
+    pub(super) fn weights(&self) -> Range<usize> {
+        self.attention.norm.weight.start..self.mlp.down.weight.end
     }
 }
 
 /// A two-dimensional parameter that is neither embedding nor head.
 pub(super) fn is_hidden_matrix(param: &Param) -> bool {
     param.shape.len() == 2 && ![EMBEDDING, HEAD].contains(&param.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Blocks of one model may be of different parts and widths.
+    #[test]
+    fn a_block_has_the_weights_of_its_parts() {
+        let text = r#"{"model_type": "qwen3", "vocab_size": 11, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+            "max_position_embeddings": 64}"#;
+        let mut block = DecoderConfig::parse(Path::new("config.json"), text).unwrap().block();
+        let mut layout = ParamLayout::new();
+        let first = Block::new(&mut layout, &block, 0, contiguous);
+        assert!(first.attention.qk_norm.is_some() && first.attention.qkv_bias.is_none());
+        block.mlp.intermediate = 10;
+        (block.attention.qk_norm, block.attention.qkv_bias) = (false, true);
+        let second = Block::new(&mut layout, &block, 1, contiguous);
+        assert!(second.attention.qk_norm.is_none());
+        assert_eq!(second.attention.qkv_bias.as_ref().map(Range::len), Some(24 + 2 * 12));
+        assert_eq!(
+            (first.mlp.gate_up.weight.len(), second.mlp.gate_up.weight.len()),
+            (2 * 24 * 16, 2 * 10 * 16)
+        );
+        assert!(first.weights().end <= second.weights().start && second.weights().end == layout.total());
+        let shape = |name: &str| layout.get(&format!("model.layers.{name}.weight")).map(|p| p.shape.clone());
+        assert_eq!(shape("0.mlp.down_proj"), Some(vec![16, 24]));
+        assert_eq!(shape("1.mlp.down_proj"), Some(vec![16, 10]));
+        assert_eq!((shape("0.self_attn.q_norm"), shape("1.self_attn.q_norm")), (Some(vec![6]), None));
+    }
 }

@@ -4,10 +4,10 @@
 //! other, beside the operations.
 
 use super::{Batch, GradTransformer, GradTransformerConfig};
-use crate::t5::weights::upload_f32_in;
+use crate::t5::weights::upload_f32_async;
 use crate::t5::{Keep, StackActs, StackShape};
 use gradtx_kernels::ops::{Backend, Elementwise, StridedRows};
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::{AsyncCopy, CopyStream, Real};
 use gradtx_runtime::buffers::{Allocator, Rows};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -61,7 +61,7 @@ impl<'a> Tuples<'a> {
 }
 
 /// A batch on the device.
-pub(super) struct Inputs<D: Device, X: Real> {
+pub(super) struct Inputs<D: AsyncCopy, X: Real> {
     /// `[B·L_S, d_S]`
     pub(super) student: Rows<D, X>,
     /// `[B·L_T, d_T]`: of each example a zero block, then all teacher blocks but the last. The zero
@@ -72,7 +72,7 @@ pub(super) struct Inputs<D: Device, X: Real> {
     /// `[B]`
     pub(super) keys: Rows<D, u64>,
     /// Of uploads into these buffers.
-    lane: D::Lane,
+    copies: D::CopyStream,
 }
 
 impl<D: Backend<X>, X: Real> Inputs<D, X> {
@@ -88,36 +88,35 @@ impl<D: Backend<X>, X: Real> Inputs<D, X> {
             shifted: alloc.rows("shifted", rows_t, config.teacher_width)?,
             target: alloc.rows("target", rows_t, config.teacher_width)?,
             keys: alloc.rows("keys", capacity, 1)?,
-            lane: dev.lane()?,
+            copies: dev.copy_stream()?,
         })
     }
 
     /// Copies tuples to the device, beside the operations; `stage` is room for converting them.
     fn upload(
         &mut self,
-        dev: &D,
         config: &GradTransformerConfig,
         tuples: Batch<'_, D, X>,
         stage: &mut Vec<X>,
     ) -> Result<()> {
         let batch = tuples.len();
         let (rows_s, rows_t) = (batch * config.student_blocks, batch * config.teacher_blocks);
-        let Self { student, target, keys, lane, .. } = self;
+        let Self { student, target, keys, copies, .. } = self;
         let (student, target, keys) =
             (student.view_mut(rows_s), target.view_mut(rows_t), keys.view_mut(batch));
         match tuples {
-            Batch::Staged(part) => part.upload(dev, lane, student, target, keys),
+            Batch::Staged(part) => part.upload(copies, student, target, keys),
             Batch::Plain(tuples) => {
-                dev.upload_in(lane, keys, tuples.keys)?;
-                upload_f32_in::<D, X>(dev, lane, student, tuples.student, stage)?;
-                upload_f32_in::<D, X>(dev, lane, target, tuples.teacher, stage)
+                copies.upload_async(keys, tuples.keys)?;
+                upload_f32_async::<D, X>(copies, student, tuples.student, stage)?;
+                upload_f32_async::<D, X>(copies, target, tuples.teacher, stage)
             }
         }
     }
 
     /// Makes operations wait for what was uploaded, and shifts the teacher's blocks.
     fn begin(&mut self, dev: &D, config: &GradTransformerConfig, batch: usize) -> Result<()> {
-        dev.await_lane(&mut self.lane)?;
+        self.copies.wait()?;
         let (len, width) = (config.teacher_len(), config.teacher_width);
         let rows = StridedRows { rows: batch, cols: len - width, out_stride: len, x_stride: len };
         let shifted = self.shifted.part_mut(width, batch * len - width);
@@ -126,7 +125,7 @@ impl<D: Backend<X>, X: Real> Inputs<D, X> {
 }
 
 /// Activations of a Grad-Transformer for batches of limited size.
-pub struct Activations<D: Device, X: Real> {
+pub struct Activations<D: AsyncCopy, X: Real> {
     /// Tuples at most.
     capacity: usize,
     /// Tuples of the batch that was loaded last, B.
@@ -146,7 +145,7 @@ pub struct Activations<D: Device, X: Real> {
     /// `[B·L_T]`: squared error of each block.
     pub(super) sums: Rows<D, X::Acc>,
     /// Released when the sums are there, so that they can be read beside the backward pass.
-    pub(super) sums_lane: D::Lane,
+    pub(super) sums_copies: D::CopyStream,
     /// On the host: values on their way to the device, where they must be converted.
     stage: Vec<X>,
 }
@@ -188,7 +187,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             pred: alloc.rows("pred", rows_t, width_t)?,
             d_pred: alloc.rows("d_pred", rows_t, width_t)?,
             sums: alloc.rows("sums", rows_t, 1)?,
-            sums_lane: model.dev.lane()?,
+            sums_copies: model.dev.copy_stream()?,
             stage: vec![],
         })
     }
@@ -213,10 +212,10 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         self.check(config, tuples)?;
         let next = 1 - self.current;
         if self.ahead.take().is_none_or(|keys| keys != tuples.keys()) {
-            self.inputs[next].upload(dev, config, tuples, &mut self.stage)?;
+            self.inputs[next].upload(config, tuples, &mut self.stage)?;
         }
         // Everything that uses the batch before has been asked for.
-        dev.release_lane(&mut self.inputs[self.current].lane)?;
+        self.inputs[self.current].copies.release()?;
         self.inputs[next].begin(dev, config, tuples.len())?;
         (self.current, self.batch) = (next, tuples.len());
         Ok(())
@@ -225,13 +224,12 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
     /// Uploads the batch that is loaded next, beside the operations on the present one.
     pub(super) fn load_ahead(
         &mut self,
-        dev: &D,
         config: &GradTransformerConfig,
         tuples: Batch<'_, D, X>,
     ) -> Result<()> {
         self.check(config, tuples)?;
         self.ahead = None;
-        self.inputs[1 - self.current].upload(dev, config, tuples, &mut self.stage)?;
+        self.inputs[1 - self.current].upload(config, tuples, &mut self.stage)?;
         self.ahead = Some(tuples.keys().to_vec());
         Ok(())
     }

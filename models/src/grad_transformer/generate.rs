@@ -9,7 +9,7 @@ use super::GradTransformer;
 use crate::t5::weights::upload_f32;
 use crate::t5::{DecodeCache, Keep, Pass, StackActs, StackShape};
 use gradtx_kernels::ops::Backend;
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::{GraphCapture, Real};
 use gradtx_runtime::buffers::{Allocator, Rows};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Buffers of generation for a limited number of students at once.
-pub struct Generator<D: Device, X: Real> {
+pub struct Generator<D: GraphCapture, X: Real> {
     capacity: usize,
     /// `[B·L_S, d_S]`
     student: Rows<D, X>,
@@ -33,14 +33,14 @@ pub struct Generator<D: Device, X: Real> {
 }
 
 /// Operations as the device remembers them, of one model at a time.
-struct Repeated<D: Device> {
+struct Repeated<D: GraphCapture> {
     model: Option<Arc<()>>,
     /// By students in the batch.
     batches: HashMap<usize, BatchGraphs<D>>,
 }
 
 /// The operations of a batch.
-struct BatchGraphs<D: Device> {
+struct BatchGraphs<D: GraphCapture> {
     /// Encoding the students.
     start: D::Graph,
     /// For each block.
@@ -50,7 +50,7 @@ struct BatchGraphs<D: Device> {
 /// Sizes of batches whose operations are remembered.
 const MAX_SIZES: usize = 4;
 
-impl<D: Device> Repeated<D> {
+impl<D: GraphCapture> Repeated<D> {
     /// What is remembered of batches of this size, of a model with so many blocks.
     fn of(&mut self, model: &Arc<()>, batch: usize, blocks: usize) -> &mut BatchGraphs<D> {
         let same = self.model.as_ref().is_some_and(|held| Arc::ptr_eq(held, model));
@@ -133,7 +133,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         let pass = Pass { dev, values: &model.values, keys, batch, dropout: 0.0 };
         let rows = batch * config.student_blocks;
         upload_f32::<D, X>(dev, student.view_mut(rows), students, &mut Vec::new())?;
-        dev.replay::<Error>(&mut graphs.start, &mut || {
+        dev.capture_or_launch::<Error>(&mut graphs.start, &mut || {
             model.input_proj.forward(&pass, encoder.input_mut(batch), student.view(rows), rows)?;
             model.encoder.forward(&pass, encoder, None)?;
             model.decoder.start_decoding(&pass, cache, encoder)
@@ -141,7 +141,7 @@ impl<D: Backend<X>, X: Real> Generator<D, X> {
         // A row of `blocks` is as long as for the largest batch.
         let (len, each) = (batch * config.teacher_width, self.capacity * config.teacher_width);
         for (t, graph) in graphs.blocks.iter_mut().enumerate() {
-            dev.replay::<Error>(graph, &mut || {
+            dev.capture_or_launch::<Error>(graph, &mut || {
                 cache.seek(t);
                 let input = cache.input_mut(batch);
                 if t == 0 && config.start_token.zero_in_generation() {

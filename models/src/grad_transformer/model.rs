@@ -17,7 +17,7 @@ use gradtx_kernels::ops::{
     Backend, Linear, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward, MseDims, Out,
     SquaredError,
 };
-use gradtx_kernels::{Device, Real, ViewMut};
+use gradtx_kernels::{CopyStream, Device, Real, ViewMut};
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
@@ -264,7 +264,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
 
     /// Lets [`Self::sum_of_losses`] begin where the device's operations are now.
     pub fn release_losses(&self, acts: &mut Activations<D, X>) -> Result<()> {
-        Ok(self.dev.release_lane(&mut acts.sums_lane)?)
+        Ok(acts.sums_copies.release()?)
     }
 
     /// The part of [`Self::loss_sum`] on the host: waits for what the device was asked for before
@@ -272,7 +272,7 @@ impl<D: Backend<X>, X: Real> GradTransformer<D, X> {
     pub fn sum_of_losses(&self, acts: &mut Activations<D, X>) -> Result<X::Acc> {
         let rows = acts.batch * self.config.teacher_blocks;
         let mut sums = vec![X::Acc::zero(); rows];
-        self.dev.download_in(&mut acts.sums_lane, &mut sums, acts.sums.view(rows))?;
+        acts.sums_copies.download(&mut sums, acts.sums.view(rows))?;
         Ok(sums.into_iter().sum())
     }
 

@@ -5,11 +5,11 @@
 //! only asks for the copies.
 
 use super::{GradTransformerConfig, Tuples};
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::{AsyncCopy, CopyStream, Pinned, Real};
 use gradtx_runtime::{Error, Result};
 
 /// A batch of tuples in the model's units and type, in memory that is taken once.
-pub struct StagedTuples<D: Device, X: Real> {
+pub struct StagedTuples<D: AsyncCopy, X: Real> {
     /// `[B, L_S, d_S]`
     student: D::Pinned<X>,
     /// `[B, L_T, d_T]`
@@ -31,7 +31,7 @@ pub struct StagedMut<'a, X> {
     pub keys: &'a mut [u64],
 }
 
-impl<D: Device, X: Real> StagedTuples<D, X> {
+impl<D: AsyncCopy, X: Real> StagedTuples<D, X> {
     /// Takes memory for `batch` tuples; all values are zero.
     pub fn new(dev: &D, config: &GradTransformerConfig, batch: usize) -> Result<Self> {
         let each = [config.student_len(), config.teacher_len()];
@@ -45,7 +45,7 @@ impl<D: Device, X: Real> StagedTuples<D, X> {
 
     /// Number of tuples.
     pub fn len(&self) -> usize {
-        D::pinned_values(&self.keys).len()
+        self.keys.values().len()
     }
 
     /// True if there is room for none.
@@ -56,55 +56,55 @@ impl<D: Device, X: Real> StagedTuples<D, X> {
     /// All of it for writing, once the last copies to the device are done. Any thread may ask.
     pub fn values_mut(&mut self) -> Result<StagedMut<'_, X>> {
         Ok(StagedMut {
-            student: D::pinned_values_mut(&mut self.student)?,
-            teacher: D::pinned_values_mut(&mut self.teacher)?,
-            keys: D::pinned_values_mut(&mut self.keys)?,
+            student: self.student.values_mut()?,
+            teacher: self.teacher.values_mut()?,
+            keys: self.keys.values_mut()?,
         })
     }
 }
 
 /// Some tuples in a row of staged ones.
-pub struct StagedPart<'a, D: Device, X: Real> {
+pub struct StagedPart<'a, D: AsyncCopy, X: Real> {
     of: &'a StagedTuples<D, X>,
     from: usize,
     to: usize,
 }
 
 /// Tuples on the host that a trainer can be given.
-pub enum Batch<'a, D: Device, X: Real> {
+pub enum Batch<'a, D: AsyncCopy, X: Real> {
     /// Converted and copied by the thread that trains.
     Plain(Tuples<'a>),
     /// Ready to be copied.
     Staged(StagedPart<'a, D, X>),
 }
 
-impl<D: Device, X: Real> Clone for StagedPart<'_, D, X> {
+impl<D: AsyncCopy, X: Real> Clone for StagedPart<'_, D, X> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<D: Device, X: Real> Copy for StagedPart<'_, D, X> {}
+impl<D: AsyncCopy, X: Real> Copy for StagedPart<'_, D, X> {}
 
-impl<D: Device, X: Real> Clone for Batch<'_, D, X> {
+impl<D: AsyncCopy, X: Real> Clone for Batch<'_, D, X> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<D: Device, X: Real> Copy for Batch<'_, D, X> {}
+impl<D: AsyncCopy, X: Real> Copy for Batch<'_, D, X> {}
 
-impl<'a, D: Device, X: Real> From<Tuples<'a>> for Batch<'a, D, X> {
+impl<'a, D: AsyncCopy, X: Real> From<Tuples<'a>> for Batch<'a, D, X> {
     fn from(tuples: Tuples<'a>) -> Self {
         Self::Plain(tuples)
     }
 }
 
-impl<'a, D: Device, X: Real> From<&'a StagedTuples<D, X>> for Batch<'a, D, X> {
+impl<'a, D: AsyncCopy, X: Real> From<&'a StagedTuples<D, X>> for Batch<'a, D, X> {
     fn from(of: &'a StagedTuples<D, X>) -> Self {
         Self::Staged(StagedPart { of, from: 0, to: of.len() })
     }
 }
 
-impl<'a, D: Device, X: Real> Batch<'a, D, X> {
+impl<'a, D: AsyncCopy, X: Real> Batch<'a, D, X> {
     /// Number of tuples.
     pub fn len(&self) -> usize {
         self.keys().len()
@@ -119,7 +119,7 @@ impl<'a, D: Device, X: Real> Batch<'a, D, X> {
     pub fn keys(&self) -> &'a [u64] {
         match self {
             Self::Plain(tuples) => tuples.keys,
-            Self::Staged(part) => &D::pinned_values(&part.of.keys)[part.from..part.to],
+            Self::Staged(part) => &part.of.keys.values()[part.from..part.to],
         }
     }
 
@@ -150,20 +150,19 @@ impl<'a, D: Device, X: Real> Batch<'a, D, X> {
     }
 }
 
-impl<D: Device, X: Real> StagedPart<'_, D, X> {
+impl<D: AsyncCopy, X: Real> StagedPart<'_, D, X> {
     /// Asks for the copies to the device: `[n, L_S, d_S]`, `[n, L_T, d_T]` and `[n]`.
     pub(super) fn upload(
         &self,
-        dev: &D,
-        lane: &mut D::Lane,
+        copies: &mut D::CopyStream,
         student: D::ViewMut<'_, X>,
         teacher: D::ViewMut<'_, X>,
         keys: D::ViewMut<'_, u64>,
     ) -> Result<()> {
         let Self { of, from, to } = *self;
         let of_side = |each: usize| from * each..to * each;
-        dev.upload_pinned(lane, keys, &of.keys, from..to)?;
-        dev.upload_pinned(lane, student, &of.student, of_side(of.each[0]))?;
-        Ok(dev.upload_pinned(lane, teacher, &of.teacher, of_side(of.each[1]))?)
+        copies.upload_pinned(keys, &of.keys, from..to)?;
+        copies.upload_pinned(student, &of.student, of_side(of.each[0]))?;
+        Ok(copies.upload_pinned(teacher, &of.teacher, of_side(of.each[1]))?)
     }
 }

@@ -13,7 +13,7 @@
 use super::{Activations, Batch, GradTransformer};
 use crate::t5::{Grads, OnReady};
 use gradtx_kernels::ops::{AdamWStep, Backend, Out};
-use gradtx_kernels::{Buffer, Device, Real};
+use gradtx_kernels::{AsyncCopy, Buffer, GraphCapture, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::optim::{FlatAdamW, ParamStore, Trained};
@@ -31,7 +31,7 @@ pub struct StepReport {
 }
 
 /// Everything that training needs beside the model.
-pub struct Trainer<D: Device, X: Real> {
+pub struct Trainer<D: AsyncCopy + GraphCapture, X: Real> {
     acts: Activations<D, X>,
     graphs: HashMap<Repeated, Passes<D>>,
     params: ParamStore<D, X>,
@@ -53,7 +53,7 @@ struct Repeated {
 }
 
 /// The passes of such a micro-batch, as the device remembers them.
-struct Passes<D: Device> {
+struct Passes<D: GraphCapture> {
     /// Forward and losses.
     forward: D::Graph,
     backward: D::Graph,
@@ -184,7 +184,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         let tuples = tuples.into();
         tuples.check(&model.config)?;
         let first = tuples.part(&model.config, 0, self.acts.capacity().min(tuples.len()));
-        self.acts.load_ahead(&model.dev, &model.config, first)
+        self.acts.load_ahead(&model.config, first)
     }
 
     fn accumulate_all(
@@ -204,7 +204,7 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
             sum += self.accumulate(model, part, scale, out, on_ready)?;
             if to < count {
                 let next = tuples.part(&model.config, to, (to + room).min(count));
-                self.acts.load_ahead(&model.dev, &model.config, next)?;
+                self.acts.load_ahead(&model.config, next)?;
             }
         }
         Ok(sum)
@@ -229,14 +229,14 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         }
         let new = || Passes { forward: D::Graph::default(), backward: D::Graph::default() };
         let passes = self.graphs.entry(kind).or_insert_with(new);
-        dev.replay(&mut passes.forward, &mut || {
+        dev.capture_or_launch(&mut passes.forward, &mut || {
             model.forward(acts, true)?;
             model.losses(acts, scale)
         })?;
         model.release_losses(acts)?;
         match on_ready {
             Some(on_ready) => model.backward(acts, true, &mut Grads::new(dev, buf, out, on_ready))?,
-            None => dev.replay(&mut passes.backward, &mut || {
+            None => dev.capture_or_launch(&mut passes.backward, &mut || {
                 model.backward(acts, true, &mut Grads::new(dev, buf, out, &mut |_, _| Ok(())))
             })?,
         }

@@ -4,7 +4,7 @@
 //! A block is `[A | B]` of every adapted module in the order q, k, v, o, gate, up,
 //! down, each matrix row-major: A `[r, in]`, B `[out, r]`.
 
-use crate::decoder::DecoderConfig;
+use crate::decoder::{BlockConfig, DecoderConfig};
 use gradtx_kernels::{ops::LoraTarget, rng};
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;
@@ -36,13 +36,14 @@ impl Projection {
     /// All of them, in the order of a forward pass.
     pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
-    /// Columns of the input and of the output.
-    pub fn dims(self, config: &DecoderConfig) -> (usize, usize) {
+    /// Columns of the input and of the output, in such a block.
+    pub fn dims(self, block: &BlockConfig) -> (usize, usize) {
+        let &BlockConfig { hidden, attention, mlp, .. } = block;
         match self {
-            Self::Qkv => (config.hidden, config.qkv_dim()),
-            Self::O => (config.q_dim(), config.hidden),
-            Self::GateUp => (config.hidden, 2 * config.intermediate),
-            Self::Down => (config.intermediate, config.hidden),
+            Self::Qkv => (hidden, attention.qkv_dim()),
+            Self::O => (attention.q_dim(), hidden),
+            Self::GateUp => (hidden, 2 * mlp.intermediate),
+            Self::Down => (mlp.intermediate, hidden),
         }
     }
 }
@@ -85,14 +86,14 @@ impl Module {
         }
     }
 
-    /// Its columns in the output of the fused product.
-    pub fn outputs(self, config: &DecoderConfig) -> Range<usize> {
-        let (q, kv, ff) = (config.q_dim(), config.kv_dim(), config.intermediate);
+    /// Its columns in the output of the fused product, in such a block.
+    pub fn outputs(self, block: &BlockConfig) -> Range<usize> {
+        let (q, kv, ff) = (block.attention.q_dim(), block.attention.kv_dim(), block.mlp.intermediate);
         match self {
             Self::Q => 0..q,
             Self::K => q..q + kv,
             Self::V => q + kv..q + 2 * kv,
-            Self::O | Self::Down => 0..config.hidden,
+            Self::O | Self::Down => 0..block.hidden,
             Self::Gate => 0..ff,
             Self::Up => ff..2 * ff,
         }
@@ -213,11 +214,10 @@ impl BlockLayout {
     }
 
     fn of_sorted(model: &DecoderConfig, lora: LoraConfig) -> Self {
-        let mut slices = Vec::new();
-        let mut width = 0;
+        let (mut slices, mut width, parts) = (Vec::new(), 0, model.block());
         for &module in &lora.targets {
-            let (inputs, _) = module.fused().dims(model);
-            let outputs = module.outputs(model).len();
+            let (inputs, _) = module.fused().dims(&parts);
+            let outputs = module.outputs(&parts).len();
             for (factor, shape) in [(Factor::A, [lora.rank, inputs]), (Factor::B, [outputs, lora.rank])] {
                 let range = width..width + shape[0] * shape[1];
                 width = range.end;
@@ -227,7 +227,7 @@ impl BlockLayout {
         let block = |layer: usize| {
             Projection::ALL.map(|fused| {
                 let pairs = slices.chunks_exact(2).filter(|pair| pair[0].module.fused() == fused);
-                pairs.map(|pair| target(model, layer, width, &pair[0], &pair[1])).collect()
+                pairs.map(|pair| target(&parts, layer, width, &pair[0], &pair[1])).collect()
             })
         };
         let targets = (0..model.layers).map(block).collect();
@@ -292,8 +292,8 @@ impl BlockLayout {
     }
 }
 
-fn target(model: &DecoderConfig, layer: usize, width: usize, a: &Slice, b: &Slice) -> LoraTarget {
-    let outputs = a.module.outputs(model);
+fn target(parts: &BlockConfig, layer: usize, width: usize, a: &Slice, b: &Slice) -> LoraTarget {
+    let outputs = a.module.outputs(parts);
     LoraTarget {
         a_offset: layer * width + a.range.start,
         b_offset: layer * width + b.range.start,

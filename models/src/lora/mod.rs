@@ -19,6 +19,6 @@ mod stacked;
 pub use layout::{BlockLayout, Factor, LoraConfig, Module, Projection, Slice, initial_adapter};
 pub use merge::merge;
 pub use multi::{JobsStep, MultiLora};
-pub use peft::{PeftAdapter, read_peft, write_peft};
+pub use peft::{PeftAdapter, PeftMatrix, peft_matrices, read_peft, write_peft};
 pub use products::Products;
 pub use stacked::Stacked;

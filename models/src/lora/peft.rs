@@ -79,6 +79,44 @@ impl Place {
     }
 }
 
+/// One matrix of an adapter's file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeftMatrix {
+    /// The block that it is of.
+    pub block: usize,
+    /// The adapted module.
+    pub module: Module,
+    /// A or B.
+    pub factor: Factor,
+    /// Rows and columns.
+    pub shape: Vec<usize>,
+    /// Its values, row by row.
+    pub values: Vec<f32>,
+}
+
+/// The matrices of an adapter directory by block and module, whatever model it is of.
+///
+/// # Errors
+/// When it is no adapter, or has tensors that are no LoRA matrices of a decoder's blocks.
+pub fn peft_matrices(dir: &Path) -> Result<Vec<PeftMatrix>> {
+    let path = dir.join(TENSORS);
+    if path.symlink_metadata().is_err() {
+        return Err(not_an_adapter(dir));
+    }
+    let file = TensorFile::open(&path)?;
+    let mut matrices = vec![];
+    for name in file.names() {
+        let Some(Place { block, module, factor }) = place_of(&name) else {
+            return Err(Error::tensor(&path, &name, "is no LoRA matrix of a block's linear layer"));
+        };
+        let tensor = file.tensor(&name)?;
+        let (shape, values) = (tensor.shape.to_vec(), tensor.to_f32()?);
+        matrices.push(PeftMatrix { block, module, factor, shape, values });
+    }
+    matrices.sort_by_key(|m| (m.block, m.module, m.factor == Factor::B));
+    Ok(matrices)
+}
+
 /// What stands before `layers.N` in some program's names, and wrappers of modules between.
 const WRAPPERS: [&str; 6] =
     ["base_model", "model", "language_model", "module", "_orig_mod", "_fsdp_wrapped_module"];
@@ -194,6 +232,9 @@ mod tests {
         let found = read_peft(dir.path(), &model()).unwrap();
         assert_eq!((&found.layout, &found.values), (&layout, &values));
         assert_eq!(found.base_model.as_deref(), Some("some/base"));
+        let matrices = peft_matrices(dir.path()).unwrap();
+        assert_eq!(matrices.iter().flat_map(|m| &m.values).copied().collect::<Vec<f32>>(), values);
+        assert_eq!((matrices[2].module, matrices[2].factor), (Module::K, Factor::A));
         let file = TensorFile::open(&dir.path().join(TENSORS)).unwrap();
         let name = "base_model.model.model.layers.1.mlp.down_proj.lora_A.weight";
         assert_eq!(file.tensor(name).unwrap().shape, [3, 24]);

@@ -4,7 +4,7 @@ use gradtx_kernels::ops::{
     Backend, DropoutDims, Linear, LinearBackwardWeight, LinearDims, LinearForward, Out, ResidualNorm,
     ResidualNormDims, ResidualNormForward, RmsNorm, RmsNormDims, RmsNormForward,
 };
-use gradtx_kernels::{Buffer, Device, Elem, Real, ViewMut};
+use gradtx_kernels::{Buffer, Device, Elem, Queues, Real, ViewMut};
 use gradtx_runtime::Result;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -132,16 +132,16 @@ impl<D: Backend<X>, X: Real> Pass<'_, D, X> {
 /// Those of weights are computed in the device's second queue, beside the pass itself, which needs
 /// none of them. What they are computed from lies in two sets of buffers, used in turns: before the
 /// pass writes to one again it waits for the gradients from it.
-pub struct Grads<'a, D: Device, X: Real> {
+pub struct Grads<'a, D: Queues, X: Real> {
     /// As long as the parameters, laid out alike.
     buf: &'a mut D::Buf<X::Acc>,
     /// Whether gradients are assigned or added to what `buf` holds.
     pub(crate) out: Out,
     on_ready: OnReady<'a, D, X::Acc>,
     queue: D,
-    fork: D::Mark,
+    fork: D::Event,
     /// Ends of the gradients from either set of buffers.
-    ends: [D::Mark; 2],
+    ends: [D::Event; 2],
     /// What is final after which of the ends; the last entries have none yet.
     waiting: VecDeque<(Option<usize>, Range<usize>)>,
 }
@@ -149,13 +149,13 @@ pub struct Grads<'a, D: Device, X: Real> {
 /// Whoever is told which gradients are final, and gets them for writing.
 pub type OnReady<'a, D, A> = &'a mut dyn FnMut(Range<usize>, <D as Device>::ViewMut<'_, A>) -> Result<()>;
 
-impl<'a, D: Device, X: Real> Grads<'a, D, X> {
+impl<'a, D: Queues, X: Real> Grads<'a, D, X> {
     /// Gradients in `buf`, as long as the parameters and laid out alike: assigned, or added to what it
     /// holds. Between parameters it is left alone. `on_ready` is called once for every range that is
     /// final in this pass, with the whole buffer; ranges come from the back of the buffer to its front.
     pub fn new(dev: &D, buf: &'a mut D::Buf<X::Acc>, out: Out, on_ready: OnReady<'a, D, X::Acc>) -> Self {
         let (fork, ends) = Default::default();
-        Self { buf, out, on_ready, queue: dev.beside(), fork, ends, waiting: VecDeque::new() }
+        Self { buf, out, on_ready, queue: dev.second_queue(), fork, ends, waiting: VecDeque::new() }
     }
 
     /// The gradients of a range.
@@ -165,8 +165,8 @@ impl<'a, D: Device, X: Real> Grads<'a, D, X> {
 
     /// Where gradients of weights are computed, after everything that was asked of `dev` so far.
     pub(crate) fn queue(&mut self, dev: &D) -> Result<D> {
-        dev.mark(&mut self.fork)?;
-        self.queue.follow(&self.fork)?;
+        dev.record(&mut self.fork)?;
+        self.queue.wait_for(&self.fork)?;
         Ok(self.queue.clone())
     }
 
@@ -178,13 +178,13 @@ impl<'a, D: Device, X: Real> Grads<'a, D, X> {
     /// All gradients from a set of buffers have been asked for.
     pub(super) fn end(&mut self, set: usize) -> Result<()> {
         self.waiting.iter_mut().filter(|(end, _)| end.is_none()).for_each(|(end, _)| *end = Some(set));
-        Ok(self.queue.mark(&mut self.ends[set])?)
+        Ok(self.queue.record(&mut self.ends[set])?)
     }
 
     /// `dev` waits for the gradients from a set of buffers; their ranges are final.
     pub(super) fn wait(&mut self, dev: &D, set: usize) -> Result<()> {
         let Some(last) = self.waiting.iter().rposition(|(end, _)| *end == Some(set)) else { return Ok(()) };
-        dev.follow(&self.ends[set])?;
+        dev.wait_for(&self.ends[set])?;
         for (_, range) in self.waiting.drain(..=last) {
             (self.on_ready)(range, self.buf.all_mut())?;
         }

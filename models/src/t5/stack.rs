@@ -187,21 +187,21 @@ impl Stack {
         pass: &Pass<'_, D, X>,
         acts: &mut StackActs<D, X>,
         memory: Option<&Rows<D, X>>,
-    ) -> Result<Vec<D::Mark>> {
+    ) -> Result<Vec<D::Event>> {
         if memory.is_none() || acts.cross_attention.len() < self.blocks.len() {
             return Ok(Vec::new());
         }
-        let (queue, mut start) = (pass.dev.beside(), D::Mark::default());
-        pass.dev.mark(&mut start)?;
-        queue.follow(&start)?;
+        let (queue, mut start) = (pass.dev.second_queue(), D::Event::default());
+        pass.dev.record(&mut start)?;
+        queue.wait_for(&start)?;
         let kv_rows = pass.batch * acts.shape.memory;
         let mut marks = Vec::with_capacity(self.blocks.len());
         for (block, own) in self.blocks.iter().zip(&mut acts.cross_attention) {
-            let mut mark = D::Mark::default();
+            let mut mark = D::Event::default();
             if let Some(cross) = &block.cross_attention {
                 cross.keys_values(&queue, pass, &self.config, kv_rows, own, memory)?;
             }
-            queue.mark(&mut mark)?;
+            queue.record(&mut mark)?;
             marks.push(mark);
         }
         Ok(marks)
@@ -284,7 +284,7 @@ impl Stack {
         pass: &Pass<'_, D, X>,
         acts: &mut StackActs<D, X>,
         memory: Option<&Rows<D, X>>,
-        ahead: Option<&D::Mark>,
+        ahead: Option<&D::Event>,
         (b, s): (usize, usize),
     ) -> Result<()> {
         let lens = Lengths { keys: acts.shape.memory, ..acts.lengths(pass.batch) };
@@ -298,7 +298,7 @@ impl Stack {
         let next = block.feed_forward.norm_out(&self.config, &mut feed_forward[b % kept], rows);
         let own = &mut cross_attention[b % kept];
         match ahead {
-            Some(mark) => pass.dev.follow(mark)?,
+            Some(mark) => pass.dev.wait_for(mark)?,
             None => cross.keys_values(pass.dev, pass, &self.config, lens.batch * lens.keys, own, memory)?,
         }
         cross.forward(pass, &self.config, lens, own, out, x, None, next)

@@ -3,7 +3,7 @@
 use super::T5Config;
 use gradtx_kernels::cpu::narrow;
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_kernels::{Buffer, Device, Elem, Real, ViewMut};
+use gradtx_kernels::{AsyncCopy, Buffer, CopyStream, Device, Elem, Real, ViewMut};
 use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::params::ParamLayout;
 use gradtx_runtime::{Error, Result};
@@ -32,22 +32,21 @@ pub(crate) fn upload_f32<D: Device, X: Real>(
 /// Values that are converted at a time: few enough to stay in a cache.
 const PIECE: usize = 1 << 17;
 
-/// The same in a lane, beside the operations.
-pub(crate) fn upload_f32_in<D: Device, X: Real>(
-    dev: &D,
-    lane: &mut D::Lane,
+/// The same beside the operations.
+pub(crate) fn upload_f32_async<D: AsyncCopy, X: Real>(
+    copies: &mut D::CopyStream,
     mut place: D::ViewMut<'_, X>,
     host: &[f32],
     stage: &mut Vec<X>,
 ) -> Result<()> {
     if X::DTYPE == f32::DTYPE {
-        return Ok(dev.upload_in(lane, place, bytemuck::cast_slice(host))?);
+        return Ok(copies.upload_async(place, bytemuck::cast_slice(host))?);
     }
     for (i, part) in host.chunks(PIECE).enumerate() {
         let at = i * PIECE;
         stage.resize(part.len(), X::zero());
         narrow(stage, part);
-        dev.upload_in(lane, place.reborrow().slice(at..at + part.len()), stage)?;
+        copies.upload_async(place.reborrow().slice(at..at + part.len()), stage)?;
     }
     Ok(())
 }

@@ -38,6 +38,8 @@ pub struct DataSummary {
     pub truncated: usize,
     /// Where the first of them stands, and how long it is.
     pub first_cut: Option<String>,
+    /// Tokens that would be trained on and were cut off.
+    pub lost_labels: usize,
     /// Tokens of what the tokenizer does not know.
     pub unknown: usize,
     /// Examples in which one token spans the end of the prompt and the begin of the
@@ -49,6 +51,11 @@ impl DataSummary {
     /// Trained tokens as a share of all.
     pub fn trained_share(&self) -> f64 {
         self.trained as f64 / self.tokens.max(1) as f64
+    }
+
+    /// Cut-off labels as a share of all.
+    pub fn lost_share(&self) -> f64 {
+        self.lost_labels as f64 / (self.trained + self.lost_labels).max(1) as f64
     }
 }
 
@@ -86,6 +93,8 @@ struct Built {
     example: Example,
     /// Where it stands and how long it was, if it was cut.
     cut: Option<String>,
+    /// Labels that were cut off.
+    lost: usize,
     straddling: bool,
     unknown: usize,
 }
@@ -159,13 +168,15 @@ fn build(
     }
     let mut tokens = full.ids;
     let whole = tokens.len();
+    let labels = trained.iter().filter(|&&is| is).count();
     trained.truncate(keep);
     tokens.truncate(keep);
     let example = Example { tokens, trained };
     if example.labels() > 0 {
         let cut = (keep < whole).then(|| format!("{}, {whole} tokens", record.origin));
         let unknown = example.tokens.iter().filter(|&&id| Some(id) == tokenizer.unknown()).count();
-        return Ok(Built { example, cut, straddling, unknown });
+        let lost = labels - example.labels();
+        return Ok(Built { example, cut, lost, straddling, unknown });
     }
     Err(record.origin.error(if keep < whole {
         format!("cut at {keep} of {whole} tokens, no token of its answer is left (its prompt has {first})")
@@ -202,6 +213,7 @@ fn summarise(built: &[Built]) -> DataSummary {
         longest: at(1.0),
         truncated: built.iter().filter(|b| b.cut.is_some()).count(),
         first_cut: built.iter().find_map(|b| b.cut.clone()),
+        lost_labels: built.iter().map(|b| b.lost).sum(),
         unknown: built.iter().map(|b| b.unknown).sum(),
         straddling: built.iter().filter(|b| b.straddling).count(),
     }
@@ -297,6 +309,7 @@ mod tests {
     fn truncation_that_leaves_no_label_names_the_example() {
         let data = built(&[pair("a b ", "c<eos>")], Some(5)).unwrap();
         assert_eq!((data.examples[0].labels(), data.summary.truncated), (1, 1));
+        assert_eq!((data.summary.lost_labels, data.summary.lost_share()), (1, 0.5));
         assert!(data.summary.to_string().contains("d.jsonl:4, 6 tokens"), "{}", data.summary);
         let message = built(&[pair("a b ", "c<eos>")], Some(4)).unwrap_err().to_string();
         assert!(message.contains("d.jsonl:4") && message.contains("cut at 4 of 6"), "{message}");

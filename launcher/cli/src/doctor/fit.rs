@@ -14,7 +14,6 @@ use gradtx_run::context::Context;
 use gradtx_run::device::take;
 use gradtx_run::dispatch::{Question, Work, answer, dispatch, memory};
 use gradtx_run::role::Role;
-use gradtx_run::text::counted;
 use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Room, human_bytes};
@@ -98,7 +97,7 @@ fn public_data(config: &Config) -> Vec<Check> {
     }
     if checks.is_empty() && public.iter().any(|path| !path.as_os_str().is_empty()) {
         checks.push(match Data::read(public, &config.data, "data.public") {
-            Ok(data) => Check::ok("public data", counted(data.records.len(), "example")),
+            Ok(data) => Check::ok("public data", data.facts.line().trim_start_matches("data: ")),
             Err(error) => Check::problem("public data", format!("{error:#}"))
                 .advice("correct the data, or the section [data] of the run file"),
         });
@@ -113,7 +112,7 @@ fn prompt(config: &Config, dir: &Path, model: &DecoderConfig, name: &str) -> Che
         Err(error) => Check::problem(&topic, format!("{error:#}")).advice("choose another data.prompt"),
         Ok(prompts) => {
             let size = prompts.tokenizer.size();
-            let mut found = prompts.lines().join("; ");
+            let mut found = prompts.assumed().join("; ");
             if size > model.vocab {
                 found += &format!(
                     "; its tokenizer has ids up to {}, the model's embedding {} rows: data with other ids is refused",

@@ -10,6 +10,23 @@ use anyhow::Result;
 use gradtx_run::failure::unusable_with;
 use std::path::Path;
 
+/// Options of sbatch that ask for GPUs.
+const GPU_OPTIONS: [&str; 3] = ["--gpus", "--gres=gpu", "--tres-per-task=gres"];
+/// Events that SLURM sends mail about.
+const MAIL_TYPES: [&str; 12] = [
+    "NONE",
+    "BEGIN",
+    "END",
+    "FAIL",
+    "REQUEUE",
+    "ALL",
+    "INVALID_DEPEND",
+    "STAGE_OUT",
+    "TIME_LIMIT",
+    "TIME_LIMIT_90",
+    "TIME_LIMIT_80",
+    "TIME_LIMIT_50",
+];
 /// Beside letters and digits of any script, what a path in a batch script may have.
 const PATH_CHARACTERS: &str = " -_./=:,;@%+~^()[]&!#";
 /// Beside ASCII letters and digits, what the value of an option of sbatch may have.
@@ -48,19 +65,66 @@ pub fn check_time(option: &str, time: &str) -> Result<()> {
     }
 }
 
-/// Checks one further option of sbatch: `--name` or `--name=value`, a single word.
+/// Checks an amount of memory: megabytes, or a number with K, M, G or T.
+pub fn check_memory(option: &str, memory: &str) -> Result<()> {
+    let number = memory.strip_suffix(['K', 'M', 'G', 'T']).unwrap_or(memory);
+    match (1..=9).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit()) {
+        true => Ok(()),
+        false => {
+            Err(refused(option, memory, "megabytes, or a number with K, M, G or T, e.g. 480G; 0 for all"))
+        }
+    }
+}
+
+/// Checks the events that mail is sent about.
+pub fn check_mail_type(option: &str, types: &str) -> Result<()> {
+    match types.split(',').all(|one| MAIL_TYPES.contains(&one)) {
+        true => Ok(()),
+        false => Err(refused(option, types, &format!("one or more of {}", MAIL_TYPES.join(",")))),
+    }
+}
+
+/// Checks the value of an option of sbatch that has no form of its own.
+pub fn check_value(option: &str, value: &str) -> Result<()> {
+    match !value.is_empty() && value.chars().all(is_plain_value) {
+        true => Ok(()),
+        false => Err(refused(option, value, "one word without blanks and quotes")),
+    }
+}
+
+fn is_plain_value(c: char) -> bool {
+    c.is_ascii_alphanumeric() || VALUE_CHARACTERS.contains(c)
+}
+
+/// Checks one further option of sbatch; which jobs are arrays is not decided by such.
+pub fn check_sbatch(option: &str, word: &str) -> Result<()> {
+    check_option(option, word)?;
+    let name = word.split('=').next().unwrap_or_default();
+    let hint = match name {
+        "--array" => "--array and --client make arrays; --array-limit says how many of one run at once",
+        "--wrap" => "the jobs run their own scripts",
+        "--job-name" | "--output" | "--error" => "`gradtx logs` finds logs by the names that submit gives",
+        _ => return Ok(()),
+    };
+    Err(unusable_with(format!("{option} {word}: {name} is not passed on to sbatch"), Some(hint.into())))
+}
+
+/// Whether an option of sbatch asks for GPUs.
+pub fn asks_for_gpus(option: &str) -> bool {
+    GPU_OPTIONS.iter().any(|start| option.starts_with(start))
+}
+
+/// Checks one further option of sbatch or srun: `--name` or `--name=value`, a single word.
 pub fn check_option(option: &str, word: &str) -> Result<()> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || VALUE_CHARACTERS.contains(c);
     let (name, value) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
     let is_name = name.strip_prefix("--").is_some_and(|name| {
         name.starts_with(|c: char| c.is_ascii_lowercase())
             && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     });
-    match is_name && value.is_none_or(|value| !value.is_empty() && value.chars().all(is_plain)) {
+    match is_name && value.is_none_or(|value| !value.is_empty() && value.chars().all(is_plain_value)) {
         true => Ok(()),
         false => {
-            let expected =
-                "an option of sbatch as one word without blanks and quotes, e.g. --extra=--qos=high";
+            let expected = "an option as one word without blanks and quotes, e.g. --sbatch=--qos=high";
             Err(refused(option, word, expected))
         }
     }
@@ -82,6 +146,18 @@ pub fn check_path<'a>(what: &str, path: &'a Path) -> Result<&'a str> {
     let found = format!("{what} {}: {why}, which batch scripts cannot hold safely", path.escape_debug());
     let hint = "move it to a path of letters, digits, blanks, `-`, `_` and `.`";
     Err(unusable_with(found, Some(hint.into())))
+}
+
+/// Checks a directory that is mounted: runtimes separate several by commas, and names by colons.
+///
+/// # Errors
+/// If it is not absolute, or cannot be told from its neighbours.
+pub fn check_mount(label: &str, dir: &Path) -> Result<()> {
+    let text = check_path(label, dir)?;
+    match dir.is_absolute() && !text.contains([',', ':']) {
+        true => Ok(()),
+        false => Err(refused(label, text, "an absolute path without commas and colons")),
+    }
 }
 
 /// Checks an argument that the script gets in single quotes, where all but control characters is safe.
@@ -124,17 +200,17 @@ mod tests {
         for word in
             ["--qos=high", "--exclusive", "--constraint=a100&nvlink|(h100*2)", "--gres=gpu:a100:4", "--mem=0"]
         {
-            check_option("--extra", word).unwrap();
+            check_option("--sbatch", word).unwrap();
         }
         for word in
             ["oops", "-d", "--", "--qos high", "--a=b\n#SBATCH --wrap=x", "--a='b'", "--a=\"b", "--A=b"]
         {
-            assert!(check_option("--extra", word).is_err(), "{word:?}");
+            assert!(check_option("--sbatch", word).is_err(), "{word:?}");
         }
         for word in
             ["--a=$(x)", "--a=`x`", "--a=b#c", "--a=b\\c", "--a=", "--a=b;c", "--a=b\tc", "--a\u{a0}=b"]
         {
-            assert!(check_option("--extra", word).is_err(), "{word:?}");
+            assert!(check_option("--sbatch", word).is_err(), "{word:?}");
         }
     }
 

@@ -34,7 +34,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The answers, a line per example.
-const PREDICTIONS_FILE: &str = "predictions.jsonl";
+pub const PREDICTIONS_FILE: &str = "predictions.jsonl";
 /// The score.
 const SCORE_FILE: &str = "score.json";
 
@@ -220,10 +220,20 @@ impl Stage for Evaluation<'_> {
         })
     }
 
+    fn assumed(&self) -> Vec<String> {
+        let (context, most) = (self.prompts.context(), self.config.evaluate.max_new_tokens);
+        let mut lines = vec![self.data.facts.line()];
+        lines.extend(self.prompts.lines());
+        lines.push(format!(
+            "limit: answers of {most} tokens (evaluate.max_new_tokens), {context} with the prompt"
+        ));
+        lines.push(format!("score: {}", self.metric.label()));
+        lines
+    }
+
     fn make(&self, context: &Context) -> Result<(Vec<String>, Score)> {
         let Self { job, config, dir, data, prompts, .. } = self;
-        data.announce(context);
-        prompts.lines().iter().for_each(|line| context.ui.line(format!("evaluate: {line}")));
+        data.announce_left_out(context);
         let (model, adapter) = (self.model.clone(), job.adapter.as_deref());
         let work = Evaluate { context, config, dir, model, prompts, data, adapter };
         let answers = dispatch(&config.device, context, work)?;
@@ -370,6 +380,8 @@ impl Score {
 #[derive(Debug, Serialize)]
 struct Answer {
     line: usize,
+    /// What the model was given, with its special tokens.
+    prompt: String,
     prediction: String,
     reference: String,
     /// Exact match.
@@ -426,14 +438,14 @@ impl Work for Evaluate<'_> {
             .zip(self.data.records.chunks(8 * settings.per_device_eval_batch_size))
         {
             let max_new = settings.max_new_tokens;
-            for (found, record) in
-                generator.generate(&decoder, view, part, max_new, stops)?.iter().zip(records)
-            {
+            let generated = generator.generate(&decoder, view, part, max_new, stops)?;
+            for ((found, asked), record) in generated.iter().zip(part).zip(records) {
                 let prediction = tokenizer.decode(&found.tokens, true)?;
                 let reference = without_end(record.content.answer(), &ends).to_string();
                 let answer = without_prefix(&prediction, &prefix);
                 answers.push(Answer {
                     line: record.origin.line,
+                    prompt: tokenizer.decode(&asked.tokens, false)?,
                     right: exact_match(answer, &reference, settings.answer_extraction),
                     rouge1: rouge1(answer, &reference, settings.rouge_tokenizer),
                     prediction,
@@ -563,7 +575,8 @@ mod tests {
         let lineage = Lineage::of_adapter(Path::new("nowhere"), &[], "").unwrap();
         let answer = |right, rouge1| {
             let text = String::new();
-            Answer { line: 1, prediction: text.clone(), reference: text, right, rouge1, ended: right }
+            let (prompt, prediction) = (text.clone(), text.clone());
+            Answer { line: 1, prompt, prediction, reference: text, right, rouge1, ended: right }
         };
         let answers = [answer(true, 1.0), answer(false, 0.5), answer(false, 0.0), answer(false, 0.1)];
         let config = Config::default();

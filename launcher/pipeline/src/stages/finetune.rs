@@ -6,27 +6,27 @@
 //! measured against.
 
 use crate::artifacts::{expect_run_model, open_side, warn_of_changes};
+use crate::card::{self, Made};
 use crate::records::FinetuneInputs;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_run::config::{Config, Recipe, RunArgs, RunSettings};
-use gradtx_run::context::{Context, totals};
+use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch, memory_for};
 use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_run::ui::Progress;
-use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
 use gradtx_train::examples::Data;
-use gradtx_train::lora::trainer::{self, Callback, JobResult, LoraTrainer, Snapshots};
+use gradtx_train::lora::trainer::{self, Callback, JobResult, LoraTrainer, Snapshots, Step};
 use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::prompts::Prompts;
+use gradtx_train::step_log::{METRICS_FILE, StepLog};
 use serde_json::json;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// What to fine-tune, on what, to where.
@@ -109,9 +109,13 @@ impl Stage for Finetune<'_> {
         })
     }
 
+    fn assumed(&self) -> Vec<String> {
+        self.data.assumed(&[(self.job.role, &self.prompts)])
+    }
+
     fn make(&self, context: &Context) -> Result<(Vec<String>, f64)> {
         let Self { job, config, side, data, prompts, recipe, .. } = self;
-        data.announce(context);
+        data.announce_left_out(context);
         let steps = recipe.epochs_as_steps(data.records.len());
         steps.into_iter().for_each(|steps| context.ui.line(format!("finetune: {steps}")));
         let examples = data.examples(prompts, side, context, "finetune")?;
@@ -124,7 +128,7 @@ impl Stage for Finetune<'_> {
             stream_tokens: config.device.max_tokens_per_microbatch,
         };
         let steps = training.recipe.max_steps;
-        let work = OneJob { context, training, examples: &examples, key };
+        let work = OneJob { context, training, examples: &examples, key, out: &job.out };
         let (trained, rate) = dispatch(&config.device, context, work)?;
         // Times differ from run to run, so they stand apart from the losses, which do not.
         JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
@@ -135,16 +139,11 @@ impl Stage for Finetune<'_> {
             "tokens_per_s": rate.per_second(),
         }))?;
 
-        let mut files = vec![UPDATE_FILE.to_string(), "metrics.jsonl".into()];
-        write_atomic(&job.out.join("metrics.jsonl"), |out| {
-            trained
-                .losses
-                .iter()
-                .enumerate()
-                .try_for_each(|(step, loss)| writeln!(out, "{}", json!({ "step": step + 1, "loss": loss })))
-        })?;
+        let mut files = vec![UPDATE_FILE.to_string(), METRICS_FILE.into()];
         if job.peft {
             files.extend(side.write_peft(&job.out, &trained.updates)?);
+            let made = made_of(recipe, examples.examples.len());
+            files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
         }
         let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
         let mut update = side.update(trained.updates, examples.examples.len() as u64);
@@ -161,11 +160,25 @@ impl Stage for Finetune<'_> {
     }
 }
 
+/// What the card of the adapter says.
+fn made_of(recipe: &Recipe, examples: usize) -> Made {
+    Made {
+        how: format!("was trained on {examples} examples of one owner"),
+        settings: vec![
+            ("optimizer steps", recipe.max_steps.to_string()),
+            ("examples of a step", recipe.global_batch_size.to_string()),
+            ("learning rate", format!("{:e}", recipe.learning_rate)),
+        ],
+    }
+}
+
 struct OneJob<'a> {
     context: &'a Context,
     training: LoraTrainer<'a>,
     examples: &'a Dataset,
     key: u64,
+    /// Directory of the metrics.
+    out: &'a Path,
 }
 
 impl Work for OneJob<'_> {
@@ -177,21 +190,38 @@ impl Work for OneJob<'_> {
         let (plan, packing) = self.training.plan::<X, D>(&jobs)?;
         plan.check(memory_for(device, &self.context.place)?)?;
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;
-        self.context.ui.line(format!("finetune {}: {packing}", side.role.name()));
-        self.context.ui.line(totals(&format!("finetune {}", side.role.name()), &plan));
-        let mut progress = ShowSteps(self.context.ui.progress("finetune", recipe.max_steps as u64));
-        let done = self.training.run(&decoder, &jobs, None, &mut progress)?;
+        self.context.ui.detail(format!("finetune {}: {packing}", side.role.name()));
+        self.context.show_plan(&format!("finetune {}", side.role.name()), &plan);
+        let mut watched = ShowSteps {
+            progress: self.context.ui.progress("finetune", recipe.max_steps as u64),
+            log: StepLog::resume(self.out, 0, "tokens", plan.total())?,
+            recipe,
+            examples: self.examples.examples.len(),
+        };
+        let done = self.training.run(&decoder, &jobs, None, &mut watched)?;
+        watched.log.sync()?;
         let (trained, rate) = done.expect("nobody stopped it");
         Ok((trained.into_iter().next().expect("one job gives one result"), rate))
     }
 }
 
-/// Shows every step.
-struct ShowSteps(Progress);
+/// Shows every step, and writes it down.
+struct ShowSteps<'a> {
+    progress: Progress,
+    log: StepLog,
+    recipe: &'a Recipe,
+    /// Examples of the job.
+    examples: usize,
+}
 
-impl Callback for ShowSteps {
-    fn step(&mut self, done: u32, rate: Rate) -> Result<bool> {
-        self.0.set(done as u64, format!("{:.0} tokens/s", rate.per_second()));
+impl Callback for ShowSteps<'_> {
+    fn step(&mut self, step: &Step<'_>) -> Result<bool> {
+        let job = &step.jobs[0];
+        let tokens = job.tokens.last().copied().unwrap_or_default();
+        let line = job.line(step.done as usize - 1, self.recipe, self.examples);
+        self.log.write(&line, tokens)?;
+        let message = format!("loss {:.4}, {:.0} tokens/s", step.loss(), step.rate.per_second());
+        self.progress.set(step.done as u64, message);
         Ok(true)
     }
 }

@@ -155,6 +155,10 @@ impl Stage for Splitting<'_> {
         Ok(SplitInputs { data, split, reading: self.config.reading_inputs() })
     }
 
+    fn assumed(&self) -> Vec<String> {
+        vec![self.facts.line()]
+    }
+
     fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
         let Self { job, loaded, alike, lists, .. } = self;
         let numbered = |list: &[usize]| list.iter().map(|&record| loaded.numbers[record]).collect();
@@ -166,7 +170,7 @@ impl Stage for Splitting<'_> {
             duplicates: alike.duplicates,
             lists: BTreeMap::new(),
         };
-        self.facts.lines().iter().for_each(|line| context.ui.line(line));
+        self.facts.left_out().for_each(|line| context.ui.line(line));
         for line in summary(lists, loaded.records.len(), &self.tasks) {
             context.ui.line(line);
         }

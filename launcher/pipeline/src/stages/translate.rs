@@ -8,6 +8,7 @@ use crate::aggregate::{self, Allow, Combine, Norms};
 use crate::artifacts::{
     Translator, Tuples, open_side, open_translator, open_tuples, open_update, warn_of_changes,
 };
+use crate::card::{self, Made};
 use crate::fold::Fold;
 use crate::products;
 use crate::records::TranslateInputs;
@@ -21,7 +22,8 @@ use gradtx_run::dispatch::{Work, dispatch};
 use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
-use gradtx_runtime::artifact::{MANIFEST, TupleStore, UpdateVector, checksum_file, write_json};
+use gradtx_run::text::counted;
+use gradtx_runtime::artifact::{MANIFEST, TupleStore, UpdateVector, checksum_file, public_name, write_json};
 use gradtx_train::baselines::{Baseline, Method, Pairs};
 use gradtx_train::model_spec::ModelSpec;
 use serde_json::{Map, Value, json};
@@ -59,6 +61,7 @@ pub struct Translate<'a> {
     settings: RunSettings,
     /// The settings on this device.
     config: Config,
+    student: ModelSpec,
     teacher: ModelSpec,
     source: Source,
     updates: Vec<UpdateVector>,
@@ -82,7 +85,7 @@ impl<'a> Translate<'a> {
         let source = Source::open(&mut settings, job, &student, &teacher)?;
         aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
         let combined = aggregate::combine(&updates, job.combine)?;
-        Ok(Self { job, settings, config, teacher, source, updates, sums, combined })
+        Ok(Self { job, settings, config, student, teacher, source, updates, sums, combined })
     }
 }
 
@@ -155,6 +158,8 @@ impl Stage for Translate<'_> {
         let update = teacher.update(translated, *examples);
         update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
         files.extend(teacher.write_peft(&job.out, &update.values)?);
+        let made = made_of(job, &public_name(&self.student.dir), *examples);
+        files.push(card::write_beside_adapter(&teacher.dir, teacher.layout.lora(), &made, &job.out)?);
         update.write(&job.out.join(UPDATE_FILE))?;
         files.push(UPDATE_FILE.into());
         Ok((files, ()))
@@ -166,6 +171,22 @@ impl Stage for Translate<'_> {
         context.ui.done("translate", out, json!({ "method": method }), text);
         Ok(())
     }
+}
+
+/// What the card of the adapter says; `tiny` is the public name of the model that updates are of.
+fn made_of(job: &Job, tiny: &str, examples: u64) -> Made {
+    let clients = counted(job.updates.len(), "client");
+    let how = match job.random_student {
+        true => {
+            format!("was translated from noise in the place of an update of `{tiny}`: a control, of no use")
+        }
+        false => {
+            format!("was translated from the updates of `{tiny}` of {clients}, without any of their examples")
+        }
+    };
+    let settings =
+        vec![("translator", job.method.name().into()), ("examples of all clients", examples.to_string())];
+    Made { how, settings }
 }
 
 /// What is translated with.

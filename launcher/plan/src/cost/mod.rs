@@ -12,6 +12,7 @@
 //! * memory: the stages' own memory plans, in the device's types.
 //! * simulate: groups of shadow jobs over ranks, as [`gradtx_train::lora::schedule`] hands them out.
 //! * predict: all of it together, as a [`prediction`].
+//! * recommend: nodes and sizes of groups with the shortest time to the end.
 
 pub mod calibrate;
 pub mod device;
@@ -19,13 +20,14 @@ pub mod memory;
 pub mod predict;
 pub mod prediction;
 pub mod rates;
+mod recommend;
 pub mod simulate;
 pub mod tokens;
 pub mod work;
 
 pub use device::{Cluster, Gpu};
 pub use predict::{Question, predict};
-pub use prediction::Prediction;
+pub use prediction::{Prediction, Recommendation};
 pub use rates::Rates;
 pub use tokens::Lengths;
 

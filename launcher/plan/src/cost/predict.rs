@@ -8,18 +8,17 @@ use super::device::{Cluster, Gpu};
 use super::memory::{self, Memory, Model, Streams, largest};
 use super::prediction::{Curation, Prediction, Stage, Training};
 use super::rates::{Kind, Rates};
-use super::simulate::{Outcome, simulate};
+use super::simulate::simulate;
 use super::tokens::{Lengths, Mean};
 use super::work::{Cost, DecoderWork, TranslatorWork};
 use anyhow::Result;
+use gradtx_models::grad_transformer::GradTransformerConfig;
 use gradtx_run::config::{Config, Recipe, ValidationSplit};
 use gradtx_run::role::Role;
-use gradtx_run::text::counted;
 use gradtx_runtime::plan::human_bytes;
 use gradtx_train::lora::schedule::{JobGroup, groups};
 use gradtx_train::translator::model_config;
 use gradtx_train::translator::validate::AT_ONCE;
-use std::fmt::Write as _;
 use std::ops::Range;
 
 /// What is to be predicted.
@@ -42,10 +41,6 @@ pub struct Question<'a> {
     pub test_examples: usize,
 }
 
-/// Idle shares above this are worth a word.
-const IDLE: f64 = 0.1;
-/// Shadow jobs times sizes of groups up to which every size is tried.
-const MAX_PLAYED: usize = 100_000;
 /// Gradients are reduced in pieces of this many bytes.
 const BUCKET: f64 = (16 << 20) as f64;
 
@@ -62,9 +57,10 @@ pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
     for side in [Role::Tiny, Role::Llm] {
         stages.push(plan.curate_side(side, &mut warnings));
     }
-    let (curation, outcome) = plan.curation(config.curate.most_at_once());
-    plan.warn_of_idle_ranks(&curation, &outcome, &mut warnings);
+    let curation = plan.curation(cluster.ranks(), &plan.work(config.curate.most_at_once()));
+    warnings.extend(plan.idle_ranks(&curation));
     let (stage, training) = plan.training(&mut warnings)?;
+    let recommended = plan.recommend(&curation, &stage, &training)?;
     stages.push(stage);
     for side in [Role::Tiny, Role::Llm] {
         stages.push(plan.client_finetune(side, &mut warnings));
@@ -85,6 +81,7 @@ pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
         stages,
         curation,
         training,
+        recommended,
         clients,
         examples: question.lengths.map(|l| l.source.clone()),
         examples_counted: question.lengths.iter().all(|l| l.counted),
@@ -93,11 +90,18 @@ pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
     })
 }
 
-struct Planner<'a> {
-    question: &'a Question<'a>,
+pub(super) struct Planner<'a> {
+    pub(super) question: &'a Question<'a>,
     rates: &'a Rates,
     /// The mean example of every group of rows, for each model.
     means: [Vec<Mean>; 2],
+}
+
+/// Groups of shadow jobs with their costs in seconds.
+pub(super) struct GroupedWork {
+    work: Vec<JobGroup>,
+    /// Jobs of a group.
+    pub(super) concurrent: usize,
 }
 
 /// All tokens and operations of a model's shadow jobs, and the groups with their seconds.
@@ -108,15 +112,15 @@ struct SideWork {
 }
 
 impl Planner<'_> {
-    fn gpu(&self) -> Gpu {
+    pub(super) fn gpu(&self) -> Gpu {
         self.question.cluster.gpu
     }
 
-    fn model(&self, side: Role) -> &Model {
+    pub(super) fn model(&self, side: Role) -> &Model {
         &self.question.models[side as usize]
     }
 
-    fn lengths(&self, side: Role) -> &Lengths {
+    pub(super) fn lengths(&self, side: Role) -> &Lengths {
         self.question.lengths[side as usize]
     }
 
@@ -126,7 +130,7 @@ impl Planner<'_> {
         DecoderWork { model: &model.config, layout: &model.layout, element }
     }
 
-    fn recipe(&self, side: Role) -> &Recipe {
+    pub(super) fn recipe(&self, side: Role) -> &Recipe {
         let curate = &self.question.config.curate;
         if side == Role::Tiny { &curate.tiny } else { &curate.llm }
     }
@@ -223,62 +227,39 @@ impl Planner<'_> {
         found
     }
 
-    fn curation(&self, concurrent: usize) -> (Curation, Outcome) {
-        let Question { config, cluster, models, .. } = self.question;
+    /// The groups of both models, with so many jobs in each.
+    pub(super) fn work(&self, concurrent: usize) -> GroupedWork {
         let work = [Role::Tiny, Role::Llm].map(|side| self.side_work(side, concurrent).work).concat();
-        let outcome = simulate(&work, cluster.ranks(), |side| self.rates.load(self.decoder(side).bytes()));
-        let members = groups(config.curate.num_subsets, concurrent);
+        GroupedWork { work, concurrent }
+    }
+
+    pub(super) fn curation(&self, ranks: usize, grouped: &GroupedWork) -> Curation {
+        let Question { config, models, .. } = self.question;
+        let GroupedWork { work, concurrent } = grouped;
+        let outcome = simulate(work, ranks, |side| self.rates.load(self.decoder(side).bytes()));
+        let members = groups(config.curate.num_subsets, *concurrent);
         let jobs = outcome.ranks.iter().map(|r| r.done.iter().map(|w| members[w.group].len()).sum());
         let jobs: Vec<usize> = jobs.collect();
         let fewest_most = [jobs.iter().min(), jobs.iter().max()].map(|n| n.copied().unwrap_or(0));
         let seconds = outcome.makespan();
         let values: usize = models.iter().map(|m| m.layout.total()).sum();
-        let curation = Curation {
+        Curation {
             groups: work.len(),
             seconds,
             idle_share: outcome.idle_share(),
-            loading_share: outcome.loading() / (seconds * cluster.ranks() as f64).max(f64::MIN_POSITIVE),
+            loading_share: outcome.loading() / (seconds * ranks as f64).max(f64::MIN_POSITIVE),
             jobs_per_rank: fewest_most,
             disk: [config.curate.num_snapshots, config.curate.num_subsets]
                 .iter()
                 .fold(4 * values as u64, |bytes, &n| bytes.saturating_mul(n as u64)),
             files: 2 * config.curate.num_subsets,
-        };
-        (curation, outcome)
-    }
-
-    fn warn_of_idle_ranks(&self, curation: &Curation, outcome: &Outcome, warnings: &mut Vec<String>) {
-        let config = self.question.config;
-        if curation.idle_share <= IDLE || outcome.ranks.len() < 2 {
-            return;
         }
-        let mut said = format!(
-            "curate: ranks wait {:.0} % of their time, {} groups on {} ranks",
-            100.0 * curation.idle_share,
-            curation.groups,
-            outcome.ranks.len()
-        );
-        let (most, subsets) = (config.curate.most_at_once(), config.curate.num_subsets);
-        // Each is played through, so of very many only every half.
-        let fewer = |n: &usize| if most * subsets <= MAX_PLAYED { n - 1 } else { n / 2 };
-        let smaller = std::iter::successors(Some(most), |n| (*n > 1).then(|| fewer(n)))
-            .skip(1)
-            .map(|concurrent| (concurrent, self.curation(concurrent).0));
-        let better = smaller.into_iter().find(|(_, c)| c.idle_share <= IDLE);
-        let _ = match better {
-            Some((concurrent, c)) => {
-                write!(said, "; with curate.jobs_per_batch = {concurrent} {:.0} %", 100.0 * c.idle_share)
-            }
-            None => write!(said, "; fewer ranks would do"),
-        };
-        warnings.push(said);
     }
 
     fn training(&self, warnings: &mut Vec<String>) -> Result<(Stage, Training)> {
-        let Question { config, cluster, models, .. } = self.question;
+        let Question { config, cluster, .. } = self.question;
         let train = &config.train;
-        let [student, teacher] = [&models[0], &models[1]].map(|m| [m.layout.blocks(), m.layout.width()]);
-        let shape = model_config(&config.translator, student, teacher)?;
+        let shape = self.translator()?;
         let ranks = cluster.ranks();
         let micro = train.per_device_train_batch_size.min(train.global_batch_size.div_ceil(ranks));
         let [_, held] = config.tuples();
@@ -295,8 +276,7 @@ impl Planner<'_> {
                 .collect();
             warnings.push(too_much("train", &memory, &help));
         }
-        let element = self.gpu().element() as f64;
-        let work = TranslatorWork { config: &shape, values: parameters as f64, element };
+        let work = self.translator_work(&shape, parameters);
         let step = self.training_step(&work, *cluster);
         warnings.extend(self.fewer_ranks(&work, &step));
         let at_once = held.clamp(1, AT_ONCE) as f64;
@@ -321,9 +301,25 @@ impl Planner<'_> {
         Ok((stage, step))
     }
 
+    /// The translator's shape.
+    pub(super) fn translator(&self) -> Result<GradTransformerConfig> {
+        let [student, teacher] =
+            [0, 1].map(|i| &self.question.models[i].layout).map(|layout| [layout.blocks(), layout.width()]);
+        model_config(&self.question.config.translator, student, teacher)
+    }
+
+    pub(super) fn translator_work<'c>(
+        &self,
+        shape: &'c GradTransformerConfig,
+        parameters: usize,
+    ) -> TranslatorWork<'c> {
+        let element = self.gpu().element() as f64;
+        TranslatorWork { config: shape, values: parameters as f64, element }
+    }
+
     /// An optimizer step: gradients are reduced and scattered while backward continues, every
     /// rank updates its shard, and values are gathered.
-    fn training_step(&self, work: &TranslatorWork<'_>, cluster: Cluster) -> Training {
+    pub(super) fn training_step(&self, work: &TranslatorWork<'_>, cluster: Cluster) -> Training {
         let train = &self.question.config.train;
         let ranks = cluster.ranks();
         let local = train.global_batch_size.div_ceil(ranks);
@@ -349,28 +345,6 @@ impl Planner<'_> {
         }
     }
 
-    /// Advice to train on fewer ranks, where that is faster.
-    fn fewer_ranks(&self, work: &TranslatorWork<'_>, step: &Training) -> Option<String> {
-        let given = self.question.cluster;
-        let gpus =
-            (1..=given.gpus_per_node).map(|gpus_per_node| Cluster { nodes: 1, gpus_per_node, ..given });
-        let nodes = (2..given.nodes).map(|nodes| Cluster { nodes, ..given });
-        let (cluster, fastest) = gpus
-            .chain(nodes)
-            .map(|cluster| (cluster, self.training_step(work, cluster).seconds()))
-            .min_by(|a, b| a.1.total_cmp(&b.1))
-            .filter(|(_, seconds)| *seconds < step.seconds())?;
-        Some(format!(
-            "train: a step takes {:.1} ms on {} and {:.1} ms on {} ({} of {}): train on fewer",
-            1e3 * step.seconds(),
-            counted(given.ranks(), "rank"),
-            1e3 * fastest,
-            cluster.ranks(),
-            counted(cluster.nodes, "node"),
-            counted(cluster.gpus_per_node, "rank"),
-        ))
-    }
-
     fn client_finetune(&self, side: Role, warnings: &mut Vec<String>) -> Stage {
         let config = self.question.config;
         let recipe = if side == Role::Tiny { &config.finetune.tiny } else { &config.finetune.llm };
@@ -386,11 +360,8 @@ impl Planner<'_> {
     }
 
     fn client_translate(&self, parameters: usize) -> Result<Stage> {
-        let Question { config, models, .. } = self.question;
-        let [student, teacher] = [&models[0], &models[1]].map(|m| [m.layout.blocks(), m.layout.width()]);
-        let shape = model_config(&config.translator, student, teacher)?;
-        let element = self.gpu().element() as f64;
-        let work = TranslatorWork { config: &shape, values: parameters as f64, element };
+        let shape = self.translator()?;
+        let work = self.translator_work(&shape, parameters);
         let cost = work.generating(1.0);
         // The translator's file is float32.
         let seconds = self.rates.seconds(Kind::Translator, cost) + self.rates.load(4.0 * work.values);

@@ -75,6 +75,25 @@ impl Training {
     }
 }
 
+/// The shortest way to the end on at most the given nodes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Recommendation {
+    /// Nodes for curation.
+    pub curate_nodes: usize,
+    /// Shadow jobs that share a stream: `curate.jobs_per_batch`.
+    pub curate_concurrent: usize,
+    /// Seconds of curation.
+    pub curate_seconds: f64,
+    /// Part of the ranks' time in which they wait for the last one.
+    pub curate_idle_share: f64,
+    /// Nodes for training.
+    pub train_nodes: usize,
+    /// GPUs of each of them.
+    pub train_gpus_per_node: usize,
+    /// Seconds of training.
+    pub train_seconds: f64,
+}
+
 /// What a run will take.
 #[derive(Clone, Debug, Serialize)]
 pub struct Prediction {
@@ -88,6 +107,8 @@ pub struct Prediction {
     pub curation: Curation,
     /// How training goes.
     pub training: Training,
+    /// What would be faster.
+    pub recommended: Recommendation,
     /// Seconds of the whole run: curation, training, all clients.
     pub seconds: f64,
     /// GPU hours of the whole run.

@@ -49,7 +49,7 @@ impl Outcome {
 
 /// Plays the groups through; at least one rank. `load` is a model's loading time in seconds.
 pub fn simulate(work: &[JobGroup], ranks: usize, load: impl Fn(Role) -> f64) -> Outcome {
-    let mut scheduler = Scheduler::new(work.iter().copied());
+    let mut scheduler = Scheduler::for_ranks(work.iter().copied(), ranks);
     let mut ranks = vec![Rank::default(); ranks.max(1)];
     // Of several that are free at once, the first one asks first. Bits of times, none of which is
     // negative, are ordered like the times.

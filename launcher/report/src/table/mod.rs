@@ -17,6 +17,7 @@ use comfy_table::{CellAlignment, presets};
 use gradtx_pipeline::lineage::Kind;
 use gradtx_pipeline::score::mean_with_interval;
 use gradtx_run::role::Role;
+use gradtx_run::text::counted;
 use gradtx_runtime::data::Metric;
 use gradtx_train::baselines::Method;
 use serde::Serialize;
@@ -76,7 +77,7 @@ impl Entry {
     }
 
     /// Place in the table: from what a client has to what only the provider could have.
-    fn order(self) -> usize {
+    pub(crate) fn order(self) -> usize {
         const METHODS: usize = Method::ALL.len();
         match self {
             Self::Base(role) => role as usize,
@@ -307,10 +308,10 @@ impl Table {
             }
         }
         format!(
-            "{table}\n{} test examples of {} clients; ± is the 95 % confidence interval over clients; \
+            "{table}\n{} of {}; ± is the 95 % confidence interval over clients; \
              PGR = 100 · (score − P_S) / (P_T − P_S).",
-            self.examples,
-            self.data.len()
+            counted(self.examples, "test example"),
+            counted(self.data.len(), "client")
         )
     }
 }

@@ -75,6 +75,9 @@ pub struct RankProgress {
     pub rate: f64,
     /// in these: tokens, tuples.
     pub unit: String,
+    /// Loss of its last step, where it trains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
     /// When it reported this.
     pub updated: f64,
 }

@@ -27,6 +27,9 @@ pub struct Record {
     /// Work may continue with others.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub computed_on: BTreeSet<String>,
+    /// What was assumed about data and models where nothing was set, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<String>,
     /// Checksums of the finished files by their names, relative to the directory and within it;
     /// empty while there is work to do.
     pub outputs: BTreeMap<String, String>,
@@ -89,6 +92,7 @@ impl Record {
             // As it reads back from its file: numbers may lose their last digit on the way.
             settings: serde_json::from_str(&settings.to_string())?,
             computed_on: BTreeSet::new(),
+            assumed: vec![],
             outputs: BTreeMap::new(),
             sizes: BTreeMap::new(),
             xxh3: String::new(),

@@ -66,6 +66,14 @@ impl StageHandle {
         }
     }
 
+    /// [`Output::assume`], by the host.
+    pub fn assume(&mut self, lines: Vec<String>) -> Result<()> {
+        match self {
+            Self::Leader(output) => output.assume(lines),
+            Self::Follower(_) => Ok(()),
+        }
+    }
+
     /// Ends the work of this rank. The host notes the finished files, as [`Output::finish`] does.
     pub fn finish(self, files: &[String]) -> Result<()> {
         match self {
@@ -214,6 +222,15 @@ impl Output {
         devices.extend(self.record.computed_on.iter().cloned());
         if devices != self.record.computed_on {
             self.record.computed_on = devices;
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// Notes what was assumed about data and models.
+    pub fn assume(&mut self, lines: Vec<String>) -> Result<()> {
+        if lines != self.record.assumed {
+            self.record.assumed = lines;
             self.write()?;
         }
         Ok(())

@@ -39,13 +39,17 @@ impl JobCheckpoint {
         let (first, second) = adapters.optimizer().moments();
         let (first, second) = (device.to_host(first.all())?, device.to_host(second.all())?);
         // As bits, since decimal numbers may lose their last one.
-        let losses: Vec<u64> = trained.iter().flat_map(|t| &t.losses).map(|loss| loss.to_bits()).collect();
+        let bits = |of: fn(&JobResult) -> &Vec<f64>| -> Vec<u64> {
+            trained.iter().flat_map(of).map(|number| number.to_bits()).collect()
+        };
+        let (losses, norms) = (bits(|t| &t.losses), bits(|t| &t.grad_norms));
         let updates: Vec<f32> = trained.iter().flat_map(|t| &t.updates).copied().collect();
         let buffers = [
             ("adapters", Values::F32(&values)),
             ("first_moments", Values::F32(&first)),
             ("second_moments", Values::F32(&second)),
             ("losses", Values::U64(&losses)),
+            ("grad_norms", Values::U64(&norms)),
             ("updates", Values::F32(&updates)),
         ];
         let state = json!({ "of": self.of, "steps": steps, "updates": updates.len() });
@@ -74,9 +78,13 @@ impl JobCheckpoint {
         let state = saved.state();
         let (steps, updates) = (state["steps"].as_u64(), state["updates"].as_u64());
         let (jobs, found) = (trained.len(), (saved.len_of("losses")?, saved.len_of("updates")?));
+        // Older versions did not keep the norms.
+        let norms = saved.len_of("grad_norms").unwrap_or_default();
         // What is there, before room is made for what is claimed.
         let (Some(steps), Some(updates)) = (steps, updates) else { return Ok(0) };
-        if (steps.checked_mul(jobs as u64), updates) != (Some(found.0 as u64), found.1 as u64) {
+        if (steps.checked_mul(jobs as u64), updates) != (Some(found.0 as u64), found.1 as u64)
+            || norms != found.0
+        {
             tracing::warn!("{}: of other sizes than it says; these jobs start over", self.path.display());
             return Ok(0);
         }
@@ -88,13 +96,16 @@ impl JobCheckpoint {
             saved.read_f32(name, &mut values)?;
             device.upload(buffer.all_mut(), &values)?;
         }
-        let mut losses = vec![0; jobs * steps as usize];
+        let (mut losses, mut norms) = (vec![0; found.0], vec![0; found.0]);
         saved.read_u64("losses", &mut losses)?;
+        saved.read_u64("grad_norms", &mut norms)?;
         let mut all = vec![0.0; updates as usize];
         saved.read_f32("updates", &mut all)?;
         for (job, trained) in trained.iter_mut().enumerate() {
             let part = |len: usize| job * (len / jobs)..(job + 1) * (len / jobs);
-            trained.losses = losses[part(losses.len())].iter().map(|&bits| f64::from_bits(bits)).collect();
+            let numbers =
+                |bits: &[u64]| bits[part(bits.len())].iter().map(|&bits| f64::from_bits(bits)).collect();
+            (trained.losses, trained.grad_norms) = (numbers(&losses), numbers(&norms));
             trained.updates = all[part(all.len())].to_vec();
         }
         Ok(steps as u32)

@@ -20,6 +20,7 @@ use gradtx_run::config::Recipe;
 use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
 use gradtx_runtime::metrics::{Rate, TokenMeter};
 use gradtx_runtime::plan::MemoryPlan;
+use serde_json::{Map, Value, json};
 use std::fmt;
 use std::time::Instant;
 
@@ -53,8 +54,27 @@ impl Snapshots {
 pub struct JobResult {
     /// Loss of every optimizer step, averaged as the recipe says.
     pub losses: Vec<f64>,
+    /// Norm of the gradient of every optimizer step, before clipping.
+    pub grad_norms: Vec<f64>,
+    /// Tokens of every optimizer step.
+    pub tokens: Vec<u64>,
     /// `[snapshots, L, d]`
     pub updates: Vec<f32>,
+}
+
+impl JobResult {
+    /// The metrics of a step, counted from 0 and done, for a job of so many examples.
+    pub fn line(&self, step: usize, recipe: &Recipe, examples: usize) -> Map<String, Value> {
+        let done = step + 1;
+        Map::from_iter([
+            ("step".into(), json!(done)),
+            ("loss".into(), json!(self.losses[step])),
+            ("grad_norm".into(), json!(self.grad_norms[step])),
+            ("learning_rate".into(), json!(recipe.optimizer().step(step as u32).lr)),
+            ("epoch".into(), json!((done * recipe.global_batch_size) as f64 / examples.max(1) as f64)),
+            ("tokens".into(), json!(self.tokens[..done].iter().sum::<u64>())),
+        ])
+    }
 }
 
 /// How jobs of one model are trained.
@@ -77,8 +97,26 @@ pub trait Callback {
         Ok(())
     }
 
-    /// After so many steps, and at such a rate so far. Whether to continue.
-    fn step(&mut self, done: u32, rate: Rate) -> Result<bool>;
+    /// After an optimizer step. Whether to continue.
+    fn step(&mut self, step: &Step<'_>) -> Result<bool>;
+}
+
+/// An optimizer step that was just done.
+pub struct Step<'a> {
+    /// Steps that are done.
+    pub done: u32,
+    /// What came of every job so far.
+    pub jobs: &'a [JobResult],
+    /// Tokens since this process began, and their time.
+    pub rate: Rate,
+}
+
+impl Step<'_> {
+    /// Mean of the jobs' losses.
+    pub fn loss(&self) -> f64 {
+        let last = self.jobs.iter().filter_map(|job| job.losses.last());
+        last.sum::<f64>() / self.jobs.len().max(1) as f64
+    }
 }
 
 /// How the examples of jobs fill their packed streams, over all steps.
@@ -148,6 +186,9 @@ impl LoraTrainer<'_> {
             Some(checkpoint) => checkpoint.restore(decoder.device(), &mut adapters, &mut trained)?,
             None => 0,
         };
+        for step in 0..started {
+            count_tokens(&mut orders, jobs, step, &mut trained);
+        }
         let (mut meter, mut saved) = (TokenMeter::start(), Instant::now());
         for step in started..steps {
             let mut losses = vec![0.0; jobs.len()];
@@ -157,15 +198,19 @@ impl LoraTrainer<'_> {
                 losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
                 callback.between()?;
             }
-            adapters.apply(optimizer.step(step), optimizer.max_grad_norm)?;
-            for (job, (result, loss)) in trained.iter_mut().zip(losses).enumerate() {
+            let norms = adapters.apply(optimizer.step(step), optimizer.max_grad_norm)?;
+            count_tokens(&mut orders, jobs, step, &mut trained);
+            for (job, (result, (loss, norm))) in
+                trained.iter_mut().zip(losses.into_iter().zip(norms)).enumerate()
+            {
                 result.losses.push(loss);
+                result.grad_norms.push(norm);
                 if self.snapshots.at(step, steps) {
                     result.updates.extend(adapters.update(job)?);
                 }
             }
             let done = step + 1;
-            let continues = callback.step(done, meter.total())?;
+            let continues = callback.step(&Step { done, jobs: &trained, rate: meter.total() })?;
             let due = |checkpoint: &&JobCheckpoint| !continues || saved.elapsed() >= checkpoint.every;
             if let Some(checkpoint) = checkpoint.filter(due).filter(|_| done < steps) {
                 checkpoint.save(decoder.device(), &mut adapters, done, &trained)?;
@@ -212,9 +257,40 @@ impl LoraTrainer<'_> {
     }
 }
 
+/// Adds the tokens of a step to what is known of every job.
+fn count_tokens(orders: &mut [Order], jobs: &[Job<'_>], step: u32, trained: &mut [JobResult]) {
+    for ((order, job), trained) in orders.iter_mut().zip(jobs).zip(trained) {
+        let examples = order.step(step as usize);
+        trained.tokens.push(examples.iter().map(|&i| job.examples[i].tokens.len() as u64).sum());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_metrics_has_what_a_run_is_watched_by() {
+        let recipe = Recipe {
+            max_steps: 2,
+            global_batch_size: 4,
+            warmup_steps: 2,
+            learning_rate: 0.5,
+            ..Recipe::default()
+        };
+        let trained = JobResult {
+            losses: vec![2.0, 1.0],
+            grad_norms: vec![0.25, 0.125],
+            tokens: vec![40, 44],
+            ..JobResult::default()
+        };
+        let lines = [0, 1].map(|step| Value::Object(trained.line(step, &recipe, 16)));
+        let first = json!({ "step": 1, "loss": 2.0, "grad_norm": 0.25, "learning_rate": recipe.optimizer().step(0).lr,
+            "epoch": 0.25, "tokens": 40 });
+        assert_eq!(lines[0], first);
+        assert_eq!((&lines[1]["tokens"], &lines[1]["epoch"]), (&json!(84), &json!(0.5)));
+        assert_ne!(recipe.optimizer().step(0).lr, recipe.optimizer().step(1).lr);
+    }
 
     #[test]
     fn packing_is_told_as_a_share_of_the_room() {

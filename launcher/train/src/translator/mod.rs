@@ -31,7 +31,7 @@ use gradtx_models::grad_transformer::{
 };
 use gradtx_models::t5::T5Config;
 use gradtx_run::config::{Config, TranslatorConfig};
-use gradtx_run::context::{Context, totals};
+use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, host_memory, memory_for};
 use gradtx_run::interrupt::ShutdownGuard;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace};
@@ -139,7 +139,7 @@ impl Work for Train<'_> {
                 plan.check(host)?;
             }
         }
-        self.context.ui.line(totals("train", &plan));
+        self.context.show_plan("train", &plan);
         let mut trainer = Trainer::of_ranges(&mut model, micro_batch, own)?;
         self.context.ui.line(format!(
             "train: {} parameters, {} tuples, {} held out",
@@ -165,6 +165,7 @@ impl Work for Train<'_> {
             trainer,
             ranks,
             progress: progress.unwrap_or_default(),
+            bytes: plan.total(),
         };
         run.finish()
     }

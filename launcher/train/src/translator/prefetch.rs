@@ -10,7 +10,7 @@
 use super::prepare::Threads;
 use super::tuples::TupleSampler;
 use anyhow::{Context as _, Result};
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::{AsyncCopy, Real};
 use gradtx_models::grad_transformer::{GradTransformerConfig, Normalization, StagedTuples};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use std::ops::Range;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub const BATCHES: usize = 4;
 
 /// Gives the batches of one step after the other.
-pub struct Prefetcher<D: Device, X: Real> {
+pub struct Prefetcher<D: AsyncCopy, X: Real> {
     prepared: Receiver<Result<StagedTuples<D, X>>>,
     used: Sender<StagedTuples<D, X>>,
     /// What was prepared of the next step, if it was there early.
@@ -38,7 +38,7 @@ pub struct Part {
     pub own: Range<usize>,
 }
 
-impl<D: Device, X: Real> Prefetcher<D, X> {
+impl<D: AsyncCopy, X: Real> Prefetcher<D, X> {
     /// Prepares batches for a model of this shape and these units on `threads` threads, beside the
     /// caller. It ends when the prefetcher is dropped, at the latest after the batches that it holds.
     pub fn start<'scope>(

@@ -11,6 +11,7 @@ use super::prefetch::{Part, Prefetcher};
 use super::resume::{Best, Checkpoints, Progress};
 use super::tuples::{Tuple, TupleSampler};
 use super::validate::{Validation, validate};
+use crate::step_log::StepLog;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Batch, Generator, GradTransformer, StagedTuples, StepReport, Trainer};
@@ -21,7 +22,7 @@ use gradtx_run::{interrupt, ui};
 use gradtx_runtime::artifact::TupleStore;
 use gradtx_runtime::comm::Collectives;
 use gradtx_runtime::metrics::JsonLines;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
 
 /// How often rank 0 shows how far all are.
@@ -40,12 +41,14 @@ pub(super) struct Run<'a, D: Backend<X>, X: Real<Acc = f32>> {
     pub mean: Vec<f32>,
     pub checkpoints: Checkpoints,
     pub progress: Progress,
+    /// Bytes that the training allocates.
+    pub bytes: u64,
 }
 
 /// What is reported while it goes: by rank 0 in files, and to whoever watches.
 struct Journal {
-    /// Metrics and throughput; on rank 0 only.
-    files: Option<[JsonLines; 2]>,
+    /// Metrics, and throughput between validations; on rank 0 only.
+    files: Option<(StepLog, JsonLines)>,
     bar: ui::Progress,
     /// All ranks, as rank 0 shows them.
     rank_states: Vec<RankProgress>,
@@ -72,8 +75,9 @@ impl Journal {
         }
     }
 
-    fn write(&mut self, metrics: &Value) -> Result<()> {
-        self.files.as_mut().map_or(Ok(()), |[file, _]| Ok(file.write(metrics)?))
+    /// Writes the line of a step of so many tuples.
+    fn write(&mut self, metrics: &Map<String, Value>, tuples: usize) -> Result<()> {
+        self.files.as_mut().map_or(Ok(()), |(log, _)| log.write(metrics, tuples as u64))
     }
 
     /// Where the time of the steps since the last such line went.
@@ -81,12 +85,12 @@ impl Journal {
         let (rate, seconds) = (self.rate(done, train), std::mem::take(&mut self.times).told());
         let ranks = self.rank_states.len();
         let line = json!({ "step": done, "tuples_per_s": rate, "ranks": ranks, "seconds": seconds });
-        self.files.as_mut().map_or(Ok(()), |[_, file]| Ok(file.write(&line)?))
+        self.files.as_mut().map_or(Ok(()), |(_, file)| Ok(file.write(&line)?))
     }
 
     /// Waits until the metrics are on the disk.
     fn sync(&self) -> Result<()> {
-        self.files.as_ref().map_or(Ok(()), |[metrics, _]| Ok(metrics.sync()?))
+        self.files.as_ref().map_or(Ok(()), |(log, _)| log.sync())
     }
 }
 
@@ -163,10 +167,11 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     fn journal(&self) -> Result<Journal> {
         let Train { context, config, dir, .. } = *self.train;
         let started = self.progress.steps;
-        let open = |name| JsonLines::resume(&dir.join(name), started as u64 + 1);
+        let first = started as u64 + 1;
         let mut files = None;
         if self.ranks.is_first() {
-            files = Some([open("metrics.jsonl")?, open("throughput.jsonl")?]);
+            let log = StepLog::resume(dir, first, "tuples", self.bytes)?;
+            files = Some((log, JsonLines::resume(&dir.join("throughput.jsonl"), first)?));
         }
         Ok(Journal {
             files,
@@ -183,15 +188,22 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
         let Train { context, config, .. } = *self.train;
         let (train, done) = (&config.train, self.progress.steps);
         journal.show(done, train, report.loss);
-        let mut line = json!({ "step": done, "loss": report.loss, "grad_norm": report.grad_norm });
+        let tuples = f64::from(done) * train.global_batch_size as f64;
+        let mut line = Map::from_iter([
+            ("step".into(), json!(done)),
+            ("loss".into(), json!(report.loss)),
+            ("grad_norm".into(), json!(report.grad_norm)),
+            ("learning_rate".into(), json!(train.optimizer().step(done - 1).lr)),
+            ("epoch".into(), json!(tuples / self.train.split.training.len() as f64)),
+        ]);
         if done.is_multiple_of(train.eval_steps) || done == train.max_steps {
             let validation = self.validate()?;
-            line["validation"] = json!(validation);
+            line.insert("validation".into(), json!(validation));
             journal.write_throughput(done, train)?;
             let (loss, error) = (report.loss, validation.relative_error);
             context.ui.line(format!("train: step {done}, loss {loss:.4}, validation {error:.4}"));
         }
-        journal.write(&line)
+        journal.write(&line, train.global_batch_size)
     }
 
     /// All ranks, as rank 0 shows them.

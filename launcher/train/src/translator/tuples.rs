@@ -8,7 +8,7 @@
 use super::prepare::{Making, Noise, PIECE, Recipe, Threads};
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
-use gradtx_kernels::{Device, Real};
+use gradtx_kernels::{AsyncCopy, Real};
 use gradtx_models::grad_transformer::{
     Normalization, NormalizationFit, NormalizationMode, StagedMut, StagedTuples,
 };
@@ -173,7 +173,7 @@ impl<'a> TupleSampler<'a> {
     /// raised by `1 − Σw`, so that the weights sum to one. If the relation between student
     /// and teacher updates is affine, combinations obey it too, and teach it where no
     /// shadow subset is. `train.input_noise_std` adds normal noise to the students.
-    pub fn prepare<D: Device, X: Real>(
+    pub fn prepare<D: AsyncCopy, X: Real>(
         &mut self,
         step: u32,
         own: Range<usize>,

@@ -6,24 +6,28 @@
 use anyhow::Result;
 use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_run::config::{Config, CurateConfig, Recipe};
+use gradtx_run::progress::host_name;
 use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{ShardState, TuplePlan, check_shard, open_regular, write_atomic, write_shard};
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
+use gradtx_runtime::tensorboard::EventFile;
 use gradtx_train::examples::Data;
 use gradtx_train::lora::checkpoint::JobCheckpoint;
 use gradtx_train::lora::schedule::{self, JobGroup};
 use gradtx_train::lora::trainer::{Job, JobResult, LoraTrainer, Snapshots};
 use gradtx_train::model_spec::ModelSpec;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Directory of the event files of all groups.
+const EVENTS: &str = "events";
 /// Directory of groups that were stopped on their way.
 pub const CHECKPOINTS: &str = "checkpoints";
 
@@ -144,14 +148,40 @@ impl Collection {
         make_dir(&dir.join("metrics"))?;
         write_atomic(&path, |out| {
             for (shadow, job) in group.clone().zip(jobs) {
-                for (step, loss) in job.losses.iter().enumerate() {
-                    writeln!(out, "{}", json!({ "subset": shadow, "step": step + 1, "loss": loss }))?;
+                for step in 0..job.losses.len() {
+                    let subset = ("subset".to_string(), json!(shadow));
+                    let numbers = job.line(step, self.recipe(work.side), self.subsets[shadow].len());
+                    let line: Map<String, Value> = std::iter::once(subset).chain(numbers).collect();
+                    writeln!(out, "{}", json!(line))?;
                 }
             }
             Ok(())
         })?;
         for (shadow, job) in group.zip(jobs) {
             write_shard(dir, &self.plan, work.side.side(), shadow, &job.updates)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the means over a group's jobs for TensorBoard, which shows every group as a run.
+    pub fn write_events(&self, finished: &Finished) -> Result<()> {
+        let Finished { work, jobs, .. } = finished;
+        let group = self.groups()[work.group].clone();
+        let dir = self.dir.join(EVENTS).join(format!("{}-{:05}", work.side.name(), group.start));
+        make_dir(&dir)?;
+        let mut file = EventFile::resume(&dir, &host_name(), 0)?;
+        let steps = jobs.first().map_or(0, |job| job.losses.len());
+        for step in 0..steps {
+            let lines = group
+                .clone()
+                .zip(jobs)
+                .map(|(shadow, job)| job.line(step, self.recipe(work.side), self.subsets[shadow].len()));
+            let lines: Vec<Map<String, Value>> = lines.collect();
+            let mean = |name: &str| {
+                lines.iter().filter_map(|line| line[name].as_f64()).sum::<f64>() / lines.len() as f64
+            };
+            let names = ["loss", "grad_norm", "learning_rate", "epoch", "tokens"];
+            file.write(step as u64 + 1, &names.map(|name| (name, mean(name))))?;
         }
         Ok(())
     }

@@ -61,7 +61,7 @@ impl<'a> Coordinator<'a> {
             collection,
             shard_writer,
             throughput: Throughput::new(".jsonl"),
-            scheduler: Scheduler::new(work.iter().copied()),
+            scheduler: Scheduler::for_ranks(work.iter().copied(), comm.size()),
             progress: ui.progress("curate", steps),
             steps,
             cost: work.iter().map(|w| w.cost).sum(),
@@ -158,6 +158,12 @@ impl<'a> Coordinator<'a> {
         let seconds = self.began.elapsed().as_secs_f64();
         // By cost, not by steps: the two models' steps are not alike.
         let left = (cost > 0.0).then(|| (self.cost - cost).max(0.0) * seconds / cost);
+        let losses: Vec<f64> =
+            self.rank_states.iter().filter(|s| s.rate > 0.0).filter_map(|s| s.loss).collect();
+        let loss = match losses.len() {
+            0 => String::new(),
+            n => format!("loss {:.4}, ", losses.iter().sum::<f64>() / n as f64),
+        };
         let who = match self.comm.size() {
             1 => self.rank_states[0].part.clone(),
             size => format!("{size} ranks"),
@@ -173,7 +179,7 @@ impl<'a> Coordinator<'a> {
         if let Some(output) = progress::current() {
             output.set_ranks(&self.rank_states);
         }
-        self.progress.set_with(steps.min(self.steps), left, format!("{who}, {rate:.0} tokens/s"));
+        self.progress.set_with(steps.min(self.steps), left, format!("{who}, {loss}{rate:.0} tokens/s"));
     }
 
     /// What every rank's time was times with, to a file and in a line. Rank 0's own work ended

@@ -145,11 +145,12 @@ impl JobSource for FileLocks<'_> {
 
     fn step(&mut self, now: &JobProgress) -> Result<bool> {
         let message = format!(
-            "{} group {}, step {} of {}, {:.0} tokens/s",
+            "{} group {}, step {} of {}, {}{:.0} tokens/s",
             now.work.side.name(),
             now.work.group,
             now.done,
             now.steps,
+            now.loss.map_or(String::new(), |loss| format!("loss {loss:.4}, ")),
             now.rate.per_second()
         );
         self.progress.set(self.steps + now.done as u64, message);

@@ -35,6 +35,8 @@ pub struct JobProgress {
     pub steps: u32,
     /// Tokens, and their time.
     pub rate: Rate,
+    /// Mean of the jobs' losses in the last step; none before the first.
+    pub loss: Option<f64>,
 }
 
 /// What a process times its time with.

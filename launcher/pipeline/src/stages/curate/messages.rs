@@ -113,16 +113,18 @@ pub(super) fn state(comm: &dyn Comm, now: Option<&JobProgress>, before: &RankPro
         (told.done, told.total) = (now.done as u64, now.steps as u64);
         (told.rate, told.cost) = (now.rate.per_second(), now.work.cost);
         told.unit = "tokens".into();
+        told.loss = now.loss;
     }
     told
 }
 
 /// What came of a group, as bytes: a line of JSON, and the updates of every job.
 pub(super) fn pack(finished: &Finished) -> Result<Vec<u8>> {
-    // Losses as bits, since decimal numbers may lose their last one.
-    let bits = |t: &JobResult| -> Vec<u64> { t.losses.iter().map(|loss| loss.to_bits()).collect() };
-    let losses: Vec<Vec<u64>> = finished.jobs.iter().map(bits).collect();
-    let mut bytes = serde_json::to_vec(&(finished.work, losses))?;
+    // Numbers as bits, since decimal ones may lose their last digit.
+    let bits = |numbers: &[f64]| -> Vec<u64> { numbers.iter().map(|number| number.to_bits()).collect() };
+    let metrics = |t: &JobResult| [bits(&t.losses), bits(&t.grad_norms), t.tokens.clone()];
+    let metrics: Vec<[Vec<u64>; 3]> = finished.jobs.iter().map(metrics).collect();
+    let mut bytes = serde_json::to_vec(&(finished.work, metrics))?;
     bytes.push(b'\n');
     for job in &finished.jobs {
         bytes.extend(gradtx_runtime::artifact::little_endian(&job.updates).iter());
@@ -132,18 +134,21 @@ pub(super) fn pack(finished: &Finished) -> Result<Vec<u8>> {
 
 pub(super) fn unpack(from: usize, bytes: &[u8]) -> Result<Finished> {
     let end = bytes.iter().position(|&b| b == b'\n').unwrap_or(bytes.len());
-    let (work, losses): (JobGroup, Vec<Vec<u64>>) = recv_json(from, &bytes[..end])?;
+    let (work, metrics): (JobGroup, Vec<[Vec<u64>; 3]>) = recv_json(from, &bytes[..end])?;
     let values: Vec<f32> = bytes[(end + 1).min(bytes.len())..]
         .chunks_exact(size_of::<f32>())
         .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
         .collect();
-    let each = values.len() / losses.len().max(1);
-    let job = |(losses, updates): (Vec<u64>, &[f32])| JobResult {
-        losses: losses.into_iter().map(f64::from_bits).collect(),
+    let each = values.len() / metrics.len().max(1);
+    let numbers = |bits: Vec<u64>| bits.into_iter().map(f64::from_bits).collect();
+    let job = |([losses, norms, tokens], updates): ([Vec<u64>; 3], &[f32])| JobResult {
+        losses: numbers(losses),
+        grad_norms: numbers(norms),
+        tokens,
         updates: updates.to_vec(),
     };
     // The shards say how many values they need, and refuse any other number.
-    let jobs = losses.into_iter().zip(values.chunks(each.max(1))).map(job).collect();
+    let jobs = metrics.into_iter().zip(values.chunks(each.max(1))).map(job).collect();
     Ok(Finished { work, jobs, claim: None })
 }
 
@@ -155,13 +160,18 @@ mod tests {
     #[test]
     fn what_came_of_a_group_can_be_sent() {
         let work = JobGroup { side: Role::Llm, group: 3, cost: 0.25 };
-        let job =
-            |x: f64| JobResult { losses: vec![x, 0.1 + x], updates: vec![x as f32, -1.5, f32::MIN_POSITIVE] };
+        let job = |x: f64| JobResult {
+            losses: vec![x, 0.1 + x],
+            grad_norms: vec![1.0 / x, x / 7.0],
+            tokens: vec![3, 5],
+            updates: vec![x as f32, -1.5, f32::MIN_POSITIVE],
+        };
         let sent = Finished { work, jobs: vec![job(0.3), job(1.0 / 3.0)], claim: None };
         let got = unpack(1, &pack(&sent).unwrap()).unwrap();
         assert_eq!(got.work, work);
         for (a, b) in sent.jobs.iter().zip(&got.jobs) {
             assert_eq!((&a.losses, &a.updates), (&b.losses, &b.updates));
+            assert_eq!((&a.grad_norms, &a.tokens), (&b.grad_norms, &b.tokens));
         }
         assert_eq!(got.jobs.len(), 2);
         assert!(unpack(1, b"nonsense\n").is_err());

@@ -117,6 +117,7 @@ pub struct Curation<'a> {
     settings: RunSettings,
     collection: Arc<Collection>,
     inputs: CurateInputs,
+    assumed: Vec<String>,
 }
 
 impl<'a> Curation<'a> {
@@ -133,6 +134,7 @@ impl<'a> Curation<'a> {
         let llm = open_side(&config, Role::Llm, context.threads)?;
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
         let prompts = [public.prompts(&config, &tiny)?, public.prompts(&config, &llm)?];
+        let assumed = public.assumed(&[(Role::Tiny, &prompts[0]), (Role::Llm, &prompts[1])]);
         let curate = decided(&config, &dir, world, job.array, &[&tiny, &llm])?;
         let inputs = CurateInputs {
             seed: config.seed,
@@ -163,7 +165,7 @@ impl<'a> Curation<'a> {
             sides: [tiny, llm],
             public,
         });
-        Ok(Self { world, job, settings, collection, inputs })
+        Ok(Self { world, job, settings, collection, inputs, assumed })
     }
 }
 
@@ -189,6 +191,10 @@ impl Stage for Curation<'_> {
 
     fn inputs(&self) -> Result<CurateInputs> {
         Ok(self.inputs.clone())
+    }
+
+    fn assumed(&self) -> Vec<String> {
+        self.assumed.clone()
     }
 
     /// By the ranks of a world, or one process alone.
@@ -335,8 +341,9 @@ impl Curation<'_> {
         let is_complete = || Ok::<_, anyhow::Error>(collection.missing(self.world.comm(), true)?.is_empty());
         loop {
             let output = match record::share(self.dir(), Self::NAME, settings.clone(), &position.name) {
-                Ok(State::Open(output)) => {
+                Ok(State::Open(mut output)) => {
                     self.settings.store(&context.ui)?;
+                    output.assume(stage::begin(context, self)?)?;
                     output
                 }
                 Ok(State::Finished) => {
@@ -364,7 +371,8 @@ impl Curation<'_> {
             match record::open(self.dir(), Self::NAME, settings.clone()) {
                 // A process that was killed meanwhile has left work to do.
                 Ok(State::Open(output)) if !is_complete()? => output.leave(),
-                Ok(State::Open(output)) => {
+                Ok(State::Open(mut output)) => {
+                    output.assume(self.assumed())?;
                     let manifest = end_array(context, collection, &self.inputs)?;
                     output.finish(&result_files(collection))?;
                     return self.report(context, &Some(manifest));
@@ -440,7 +448,7 @@ fn work_of(
     collection: &Collection,
     missing: &[(Role, usize)],
 ) -> Result<([Option<Dataset>; 2], Vec<JobGroup>)> {
-    collection.public.announce(context);
+    collection.public.announce_left_out(context);
     let mut examples = [None, None];
     for side in &collection.sides {
         if missing.iter().any(|(role, _)| *role == side.role) {

@@ -6,13 +6,13 @@ use super::job_source::{JobProgress, JobSource, Task, TimeBreakdown};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
-use gradtx_run::context::{Context, totals};
+use gradtx_run::context::Context;
 use gradtx_run::dispatch::{self, memory_for};
 use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::Rate;
-use gradtx_train::lora::trainer::{Callback, LoraTrainer};
+use gradtx_train::lora::trainer::{Callback, LoraTrainer, Step};
 use std::time::Instant;
 
 /// One process's part of the work.
@@ -81,8 +81,8 @@ impl GroupRunner<'_> {
         let group = self.collection.groups()[task.work.group].clone();
         let (plan, packing) = training.plan::<X, D>(&self.collection.jobs(examples, &group))?;
         plan.check(memory_for(device, &self.context.place)?)?;
-        self.context.ui.line(format!("curate {name}: subsets {group:?} in {packing}"));
-        self.context.ui.line(totals(&format!("curate {name}"), &plan));
+        self.context.ui.detail(format!("curate {name}: subsets {group:?} in {packing}"));
+        self.context.show_plan(&format!("curate {name}"), &plan);
         Ok(())
     }
 
@@ -101,7 +101,14 @@ impl GroupRunner<'_> {
         let jobs = collection.jobs(examples.expect("a model with work has examples"), &group);
         let training = collection.training(work.side);
         let rate = Rate { tokens: 0, time: Default::default() };
-        let now = JobProgress { work, jobs: jobs.len(), done: 0, steps: training.recipe.max_steps, rate };
+        let now = JobProgress {
+            work,
+            jobs: jobs.len(),
+            done: 0,
+            steps: training.recipe.max_steps,
+            rate,
+            loss: None,
+        };
         let mut told = ReportSteps { source: &mut *self.source, now };
         let checkpoint = self.sees_store.then(|| collection.checkpoint(work.side, &group));
         let trained = training
@@ -128,8 +135,8 @@ impl Callback for ReportSteps<'_> {
         self.source.between()
     }
 
-    fn step(&mut self, done: u32, rate: Rate) -> Result<bool> {
-        self.now = JobProgress { done, rate, ..self.now };
+    fn step(&mut self, step: &Step<'_>) -> Result<bool> {
+        self.now = JobProgress { done: step.done, rate: step.rate, loss: Some(step.loss()), ..self.now };
         self.source.step(&self.now)
     }
 }

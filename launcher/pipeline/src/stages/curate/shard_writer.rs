@@ -72,6 +72,8 @@ impl Drop for ShardWriter {
 fn keep(collection: &Collection, scratch: Option<&Path>, wanted: &Receiver<Finished>) -> Result<()> {
     for finished in wanted {
         let JobGroup { side, group, .. } = finished.work;
+        // First: once its shards are there, a group is not trained again.
+        collection.write_events(&finished)?;
         match scratch {
             Some(scratch) => {
                 collection.write(scratch, &finished)?;

@@ -17,6 +17,7 @@ mod rounds;
 
 use crate::aggregate::{self, Combine};
 use crate::artifacts::{expect_run_model, open_side, open_update};
+use crate::card::{self, Made};
 use crate::fold::Fold;
 use crate::lineage::{Kind, Lineage, adapter_sums};
 use crate::records::{RefineInputs, TranslateInputs};
@@ -32,7 +33,7 @@ use gradtx_run::paths::{ADAPTER_DIR, UPDATE_FILE};
 use gradtx_run::record::{self, RECORD_FILE};
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Inputs, Stage};
-use gradtx_runtime::artifact::{UpdateVector, checksum_file, write_json};
+use gradtx_runtime::artifact::{UpdateVector, checksum_file, public_name, write_json};
 use gradtx_runtime::text::shown;
 use gradtx_train::examples::Data;
 use gradtx_train::model_spec::ModelSpec;
@@ -200,6 +201,19 @@ impl Stage for Refining<'_> {
         let update = side.update(values, *examples);
         update.check().context("refine: what the training gives")?;
         let mut files = side.write_peft(&job.out, &update.values)?;
+        let made = Made {
+            how: format!(
+                "was translated from updates of `{}`, then trained on answers to public prompts on which both \
+                 models agree",
+                public_name(&student.dir)
+            ),
+            settings: vec![
+                ("rounds of refinement", refinement.rounds.len().to_string()),
+                ("public prompts", refinement.prompts.to_string()),
+                ("examples of all clients", examples.to_string()),
+            ],
+        };
+        files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
         update.write(&job.out.join(UPDATE_FILE))?;
         write_json(&job.out.join(REFINEMENT_FILE), &refinement)?;
         files.extend([UPDATE_FILE.into(), REFINEMENT_FILE.into()]);

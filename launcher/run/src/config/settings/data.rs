@@ -42,6 +42,9 @@ pub struct DataConfig {
     pub date: String,
     /// Longest example in tokens; longer ones are cut at the end.
     pub max_length: usize,
+    /// Share of the labels (tokens of answers) that may be lost by cutting, from 0 to 1; more is an
+    /// error before anything is trained.
+    pub max_lost_labels: f64,
     /// Names of columns, for data that is none of the known forms. Empty: columns that are known by
     /// their own names.
     pub columns: Columns,
@@ -61,6 +64,7 @@ impl Default for DataConfig {
             on_error: OnError::Fail,
             read_limit_mib: 0,
             max_length: 4096,
+            max_lost_labels: 0.1,
             columns: Columns::default(),
         }
     }
@@ -69,6 +73,7 @@ impl Default for DataConfig {
 impl DataConfig {
     pub(super) fn check(&self, findings: &mut Findings) {
         findings.whole("data.max_length", self.max_length, 2..=MAX_TOKENS);
+        findings.real("data.max_lost_labels", self.max_lost_labels, 0.0..=1.0);
         findings.expect(
             self.date.is_empty() || chrono::NaiveDate::parse_from_str(&self.date, "%Y-%m-%d").is_ok(),
             "data.date: expected a date such as 2026-11-27, or nothing for the day on which the run is made",

@@ -71,6 +71,12 @@ impl TargetModules {
     }
 }
 
+impl From<Vec<Module>> for TargetModules {
+    fn from(modules: Vec<Module>) -> Self {
+        Self(modules)
+    }
+}
+
 /// As it stands in a file.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a list of modules, or \"all-linear\"")]

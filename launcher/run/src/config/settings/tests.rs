@@ -26,6 +26,7 @@ fn absurd_values_are_refused_with_key_value_and_range() {
         ("lora.lora_dropout", &["1", "-0.1", "nan"]),
         ("device.max_tokens_per_microbatch", &["0", "9223372036854775807"]),
         ("data.max_length", &["0", "1", "9223372036854775807"]),
+        ("data.max_lost_labels", &["-0.1", "1.5", "nan"]),
         ("train.max_steps", &["0", "4000000000"]),
         ("train.val_set_size", &["1", "nan", "-0.1"]),
         ("train.mixup_std", &["-1", "nan", "inf"]),

@@ -1,8 +1,13 @@
-//! The model card of a merged model: `README.md` as the hub shows it.
+//! Model cards, `README.md` as the hub shows it: here that of a merged model, in `adapter` that of an
+//! adapter.
 //!
 //! In: the base model's directory with its own card, and what is known of the adapter. Out: a
 //! card with the base model's public name, its licence, how the model was made, and the base
 //! model's own card below. No path of this machine gets into it.
+
+mod adapter;
+
+pub use adapter::{Made, write_beside_adapter, write_for_adapter};
 
 use crate::lineage::{Kind, Lineage};
 use anyhow::Result;

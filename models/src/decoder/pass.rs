@@ -1,0 +1,167 @@
+//! What the parts of a decoder share: in a whole pass ([`Pass`]), in the forward pass of a block ([`BlockPass`]),
+//! and in its backward pass ([`BlockBackward`]).
+
+use super::rope::RopeTables;
+use super::{AdapterView, BlockConfig};
+use crate::lora::{BlockLayout, Projection};
+use gradtx_kernels::ops::{RmsNormDims, Segments};
+use gradtx_kernels::{Buffer, Device, Real, ViewMut};
+use gradtx_runtime::Result;
+use gradtx_runtime::buffers::Allocator;
+use gradtx_runtime::data::DeviceBatch;
+use std::ops::Range;
+
+/// Keys and values of earlier tokens, and what a pass does with them.
+pub(super) struct Cache<'a, D: Device, X: Real> {
+    /// `[L, slots, capacity, kv_heads · D]`
+    pub(super) k: &'a mut D::Buf<X>,
+    /// As `k`.
+    pub(super) v: &'a mut D::Buf<X>,
+    /// `[S]` slot of each segment.
+    pub(super) slot: D::View<'a, u32>,
+    /// Tokens of a slot.
+    pub(super) capacity: usize,
+    pub(super) slots: usize,
+    pub(super) action: CacheAction,
+}
+
+/// What a pass does with a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CacheAction {
+    /// Segments are whole sequences; their keys and values are stored.
+    Fill,
+    /// Segments are one token each, after what their slots hold.
+    Decode,
+}
+
+/// What all steps of one pass share.
+pub(super) struct Pass<'a, D: Device, A: Real> {
+    pub(super) batch: &'a DeviceBatch<D, A>,
+    pub(super) adapters: Option<AdapterView<'a, D, A>>,
+    pub(super) segments: Segments<'a, D>,
+    /// T
+    pub(super) tokens: usize,
+    /// Without elements, for passes without adapters.
+    no_adapters: D::Buf<A>,
+}
+
+impl<'a, D: Device, A: Real> Pass<'a, D, A> {
+    pub(super) fn new(batch: &'a DeviceBatch<D, A>, adapters: Option<AdapterView<'a, D, A>>) -> Self {
+        let (segments, tokens) = (batch.segments(), batch.used().tokens);
+        Self { batch, adapters, segments, tokens, no_adapters: D::Buf::default() }
+    }
+}
+
+/// What the parts of one block share in a pass.
+pub(super) struct BlockPass<'a, 'p, D: Device, X: Real> {
+    pub(super) device: &'a D,
+    /// The decoder's weights.
+    pub(super) values: &'a D::Buf<X>,
+    pub(super) rope: &'a RopeTables<D, X::Acc>,
+    pub(super) pass: &'a Pass<'p, D, X::Acc>,
+    /// Its number.
+    pub(super) block: usize,
+    /// Of the norms of the residual stream.
+    pub(super) norm: RmsNormDims,
+}
+
+impl<D: Device, X: Real> BlockPass<'_, '_, D, X> {
+    /// Part of the weights.
+    pub(super) fn weight(&self, range: &Range<usize>) -> D::View<'_, X> {
+        self.values.view(range.clone())
+    }
+
+    /// The adapters' values; none without adapters.
+    pub(super) fn adapters(&self) -> D::View<'_, X::Acc> {
+        self.pass.adapters.map_or(self.pass.no_adapters.all(), |adapters| adapters.values.all())
+    }
+
+    /// Elements of the residual stream, T · H.
+    pub(super) fn stream_len(&self) -> usize {
+        self.norm.rows * self.norm.cols
+    }
+}
+
+/// Gradients on their way through a block, shared by all blocks. Shapes are for a full stream of T tokens.
+pub(super) struct BlockGrads<D: Device, X: Real> {
+    /// `[T, H]` of the residual stream.
+    pub(super) x: D::Buf<X>,
+    /// Of any product's input, adapters' part included.
+    pub(super) input: D::Buf<X>,
+    /// `[T, max(R, 2F, H)]` of a product's output.
+    pub(super) proj: D::Buf<X>,
+    /// `[T, R]`
+    pub(super) qkv: D::Buf<X>,
+    /// `[heads, T]`
+    pub(super) delta: D::Buf<X::Acc>,
+}
+
+impl<D: Device, X: Real> BlockGrads<D, X> {
+    /// For streams of up to `tokens` tokens, and products whose inputs have at most `input` elements.
+    pub(super) fn allocate(
+        alloc: &mut Allocator<'_, D>,
+        blocks: &[BlockConfig],
+        hidden: usize,
+        tokens: usize,
+        input: usize,
+    ) -> Result<Self> {
+        let largest = |size: &dyn Fn(&BlockConfig) -> usize| blocks.iter().map(size).max().unwrap_or(0);
+        let qkv = largest(&|block| block.attention.qkv_dim());
+        let gate_up = largest(&|block| 2 * block.mlp.intermediate);
+        Ok(Self {
+            x: alloc.buffer("d_x", &[tokens, hidden])?,
+            input: alloc.buffer("d_input", &[input])?,
+            proj: alloc.buffer("d_proj", &[tokens, qkv.max(gate_up).max(hidden)])?,
+            qkv: alloc.buffer("d_qkv", &[tokens, qkv])?,
+            delta: alloc.buffer("delta", &[largest(&|block| block.attention.heads), tokens])?,
+        })
+    }
+}
+
+/// The backward pass of one block.
+pub(super) struct BlockBackward<'a, 'p, 'g, D: Device, X: Real> {
+    pub(super) at: BlockPass<'a, 'p, D, X>,
+    pub(super) grads: &'a mut Gradients<'g, D, X::Acc>,
+    pub(super) d: &'a mut BlockGrads<D, X>,
+}
+
+impl<D: Device, X: Real> BlockBackward<'_, '_, '_, D, X> {
+    /// Whether nobody wants a gradient below this product: in the first block, the first adapted one.
+    pub(super) fn ends_at(&self, projection: Projection) -> bool {
+        let is_adapted = |layout: &BlockLayout, p: &Projection| !layout.targets(0, *p).is_empty();
+        let first = |layout: &BlockLayout| Projection::ALL.into_iter().find(|p| is_adapted(layout, p));
+        self.at.block == 0 && self.at.pass.adapters.and_then(|a| first(a.layout)) == Some(projection)
+    }
+}
+
+/// Which gradients are wanted; they are added to what the buffer holds.
+pub enum Gradients<'a, D: Device, A: Real> {
+    /// Of adapters, `[rows, L·d]`; a segment names its row.
+    Adapters(D::ViewMut<'a, A>),
+    /// Of all parameters, in the order of [`super::Decoder::layout`].
+    All(D::ViewMut<'a, A>),
+}
+
+impl<D: Device, A: Real> Gradients<'_, D, A> {
+    pub(super) fn all(&mut self) -> D::ViewMut<'_, A> {
+        match self {
+            Self::Adapters(grads) | Self::All(grads) => grads.reborrow(),
+        }
+    }
+
+    /// Rows of adapter gradients; empty where there are none.
+    pub(super) fn adapter_rows(&mut self) -> D::ViewMut<'_, A> {
+        match self {
+            Self::Adapters(grads) => grads.reborrow(),
+            Self::All(grads) => grads.reborrow().slice(0..0),
+        }
+    }
+
+    /// The gradient of a parameter, where parameters are trained.
+    pub(super) fn param(&mut self, range: &Range<usize>) -> Option<D::ViewMut<'_, A>> {
+        match self {
+            Self::Adapters(_) => None,
+            Self::All(grads) => Some(grads.reborrow().slice(range.clone())),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! [`Product`]: a (fused) linear layer of a block, perhaps with adapters.
+
+use super::pass::{BlockBackward, BlockPass, Gradients};
+use super::per_block::PerBlock;
+use super::{BlockConfig, Mode};
+use crate::lora::{BlockLayout, Projection};
+use gradtx_kernels::ops::{
+    Linear, LinearBackwardWeight, LinearDims, LoraDims, LoraDownBackward, LoraLinearBackward,
+    LoraLinearForward, Out,
+};
+use gradtx_kernels::{Backend, Buffer, Device, Real, View};
+use gradtx_runtime::Result;
+use gradtx_runtime::buffers::Allocator;
+use gradtx_runtime::params::ParamLayout;
+use std::ops::Range;
+
+/// A linear layer `y = x Wᵀ` of a block.
+#[derive(Clone, Debug)]
+pub(super) struct Product {
+    projection: Projection,
+    in_dim: usize,
+    out_dim: usize,
+    /// `[out, in]`, perhaps with room behind each row.
+    pub(super) weight: Range<usize>,
+}
+
+/// Shapes of an adapted product of one block.
+fn lora_dims<'a>(
+    (in_dim, out_dim): (usize, usize),
+    layout: Option<&'a BlockLayout>,
+    dropout: f64,
+    block: usize,
+    projection: Projection,
+    tokens: usize,
+) -> LoraDims<'a> {
+    let none: &[_] = &[];
+    LoraDims {
+        tokens,
+        in_dim,
+        out_dim,
+        rank: layout.map_or(1, |l| l.lora().rank),
+        scale: layout.map_or(0.0, |l| l.lora().scale()),
+        dropout,
+        adapter_stride: layout.map_or(0, BlockLayout::total),
+        targets: layout.map_or(none, |l| l.targets(block, projection)),
+    }
+}
+
+/// The inputs of products in a pass: how long they are, and which of them backward reads.
+pub(super) struct ProductInputs<'a> {
+    pub(super) mode: Mode<'a>,
+    /// Tokens of a stream at most.
+    pub(super) tokens: usize,
+}
+
+impl ProductInputs<'_> {
+    /// Elements of the input of a product, adapters' part included.
+    pub(super) fn len_of<D: Backend<X>, X: Real>(
+        &self,
+        config: &BlockConfig,
+        projection: Projection,
+    ) -> usize {
+        D::lora_input_len(&self.dims(config, projection))
+    }
+
+    /// Bytes that a product's backward pass takes of the device for streams of so many segments.
+    pub(super) fn scratch<D: Backend<X>, X: Real>(
+        &self,
+        config: &BlockConfig,
+        projection: Projection,
+        segments: usize,
+    ) -> usize {
+        D::lora_scratch(&self.dims(config, projection), segments)
+    }
+
+    fn dims(&self, config: &BlockConfig, projection: Projection) -> LoraDims<'_> {
+        lora_dims(projection.dims(config), self.mode.adapters(), 0.0, 0, projection, self.tokens)
+    }
+
+    /// The input of a product of every block; kept for each if its weights or adapters are trained, or if
+    /// `is_read` otherwise.
+    pub(super) fn allocate<D: Backend<X>, X: Real>(
+        &self,
+        alloc: &mut Allocator<'_, D>,
+        name: &str,
+        blocks: &[BlockConfig],
+        projection: Projection,
+        is_read: bool,
+    ) -> Result<PerBlock<D, X>> {
+        let is_kept = is_read || self.mode.keeps_input(projection);
+        PerBlock::allocate(
+            alloc,
+            name,
+            is_kept,
+            blocks.iter().map(|block| vec![self.len_of::<D, X>(block, projection)]),
+        )
+    }
+}
+
+impl Product {
+    /// Defines its matrices: those that are fused follow each other.
+    pub(super) fn new(
+        layout: &mut ParamLayout,
+        config: &BlockConfig,
+        projection: Projection,
+        matrices: impl IntoIterator<Item = (String, Vec<usize>)>,
+    ) -> Self {
+        let (in_dim, out_dim) = projection.dims(config);
+        Self { projection, in_dim, out_dim, weight: layout.push(matrices) }
+    }
+
+    /// Shapes in a pass over one block.
+    pub(super) fn dims<'a, D: Device, X: Real>(&self, at: &BlockPass<'_, 'a, D, X>) -> LoraDims<'a> {
+        let (layout, dropout) = at.pass.adapters.map_or((None, 0.0), |a| (Some(a.layout), a.dropout));
+        lora_dims((self.in_dim, self.out_dim), layout, dropout, at.block, self.projection, at.pass.tokens)
+    }
+
+    /// `y = input Wᵀ`, adapters included, plus the residual if there is one.
+    pub(super) fn forward<D: Backend<X>, X: Real>(
+        &self,
+        at: &BlockPass<'_, '_, D, X>,
+        y: D::ViewMut<'_, X>,
+        input: D::View<'_, X>,
+        residual: Option<D::View<'_, X>>,
+    ) -> Result<()> {
+        let (w, adapters, segments) = (at.weight(&self.weight), at.adapters(), at.pass.segments);
+        let dims = self.dims(at);
+        Ok(at.device.lora_linear_forward(LoraLinearForward {
+            y,
+            input,
+            w,
+            residual,
+            adapters,
+            segments,
+            dims,
+        })?)
+    }
+
+    /// `d_input` from `dy`, and the gradients of adapters or weights.
+    pub(super) fn backward<D: Backend<X>, X: Real>(
+        &self,
+        at: &BlockPass<'_, '_, D, X>,
+        grads: &mut Gradients<'_, D, X::Acc>,
+        d_input: D::ViewMut<'_, X>,
+        dy: D::View<'_, X>,
+        input: D::View<'_, X>,
+    ) -> Result<()> {
+        let (w, adapters, segments) = (at.weight(&self.weight), at.adapters(), at.pass.segments);
+        let dims = self.dims(at);
+        at.device.lora_linear_backward(LoraLinearBackward {
+            d_input,
+            grads: grads.adapter_rows(),
+            dy,
+            input,
+            w,
+            adapters,
+            segments,
+            dims,
+        })?;
+        if let Some(dw) = grads.param(&self.weight) {
+            let x_stride = D::lora_row_stride(&dims);
+            let linear = LinearDims { x_stride, ..LinearDims::new(dims.tokens, dims.in_dim, dims.out_dim) };
+            let x = D::lora_rows(input, &dims);
+            let gradient = LinearBackwardWeight { dw, dbias: None, dy, x, dims: linear, out: Out::Add };
+            Linear::<X>::linear_backward_weight(at.device, gradient)?;
+        }
+        Ok(())
+    }
+
+    /// The backward pass of one that writes into the residual stream, o_proj or down_proj: `d_input` from `d_x`
+    /// after it, with what goes through its adapters.
+    pub(super) fn backward_from_stream<D: Backend<X>, X: Real>(
+        &self,
+        ctx: &mut BlockBackward<'_, '_, '_, D, X>,
+        input: &PerBlock<D, X>,
+    ) -> Result<()> {
+        let BlockBackward { at, grads, d, .. } = ctx;
+        let dims = self.dims(at);
+        let input = input.get(at.block, D::lora_input_len(&dims));
+        let d_input = d.input.view_mut(0..input.len());
+        self.backward(at, grads, d_input, d.x.view(0..at.stream_len()), input)?;
+        at.device.lora_down_backward(LoraDownBackward {
+            d_input: d.input.view_mut(0..input.len()),
+            grads: grads.adapter_rows(),
+            input,
+            adapters: at.adapters(),
+            segments: at.pass.segments,
+            dims,
+        })?;
+        Ok(())
+    }
+}
