@@ -42,7 +42,6 @@ mod weights;
 
 pub use acts::Activations;
 pub use adapters::AdapterView;
-pub use backward::OnReady;
 pub use block_config::{AttentionConfig, BlockConfig, MlpConfig};
 pub use config::DecoderConfig;
 pub use family::Family;
