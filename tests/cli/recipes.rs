@@ -183,6 +183,11 @@ fn epochs_become_steps_of_the_data_that_is_there() {
     assert!(said.contains(&format!("1 epoch of {rows} examples are {steps} steps of 4")), "{said}");
     assert_eq!(recorded_steps(&home, "client/record.json", "/recipe"), steps as u64);
 
+    // The same settings again: nothing is made again, and nothing is said to be of other settings.
+    assert!(run("train", &[]).contains("is finished"));
+    let status = home.ok(&["status", "run"]);
+    assert!(!status.contains("other settings"), "{status}");
+
     // By steps the same numbers are the same tuples.
     let by_steps = settings.replace("num_train_epochs = 2\n", "max_steps = 4\n");
     std::fs::write(home.path("steps.toml"), by_steps).unwrap();

@@ -76,6 +76,16 @@ impl Recipe {
         Self { max_steps, warmup_steps, ..self.clone() }
     }
 
+    /// The same with the steps of one that was resolved, where epochs and ratios decide them.
+    pub fn with_steps_of(&self, resolved: &Self) -> Self {
+        let by = |share: f64, own: u32, other: u32| if share > 0.0 { other } else { own };
+        Self {
+            max_steps: by(self.num_train_epochs, self.max_steps, resolved.max_steps),
+            warmup_steps: by(self.warmup_ratio, self.warmup_steps, resolved.warmup_steps),
+            ..self.clone()
+        }
+    }
+
     /// What a number of epochs comes to, for people; nothing where steps are set.
     pub fn epochs_as_steps(&self, examples: usize) -> Option<String> {
         let length = Length { max_steps: 0, epochs: self.num_train_epochs };
