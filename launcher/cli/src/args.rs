@@ -3,7 +3,9 @@
 //! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
 //! A new command is a variant here, with its arm in `run`.
 
-use crate::{cancel, compare, cross_validate, doctor, help, inspect, logs, manual, status, submit, sweep};
+use crate::{
+    cancel, compare, config, cross_validate, doctor, help, init, inspect, logs, manual, status, submit, sweep,
+};
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
@@ -229,6 +231,10 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         model: Vec<PathBuf>,
     },
+    /// Write a commented run file to start from, by a recipe for a pair of models.
+    Init(crate::init::Job),
+    /// Print what settings there are, what they mean, and what they are by default.
+    Config(crate::config::Job),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -350,6 +356,8 @@ impl Command {
             Self::Plan(job) => plan::run(context, &job),
             Self::Sweep(job) => sweep::run(context, &job),
             Self::Compare(job) => compare::run(context, &job),
+            Self::Init(job) => init::run(context, &job),
+            Self::Config(job) => config::run(context, &job),
             Self::Completions { shell } => manual::completions(help::command(), shell),
             Self::Man { dir } => manual::pages(help::command(), &dir),
             Self::Bench(job) => gradtx_bench::run(context, world, &job),
@@ -403,6 +411,8 @@ impl Command {
             Self::Inspect { .. }
                 | Self::Status { .. }
                 | Self::Doctor { .. }
+                | Self::Init(_)
+                | Self::Config(_)
                 | Self::Completions { .. }
                 | Self::Man { .. }
                 | Self::Plan(_)
