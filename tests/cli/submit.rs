@@ -597,7 +597,8 @@ fn shellcheck_finds_nothing_in_generated_scripts() {
     for more in
         [&[][..], &["--array=16%4", "--nodes=curate=1"], &[&pyxis[..], &[&profile]].concat()[..], &[&profile]]
     {
-        let said = ok(&home, &[&PIPELINE[..4], &["--client=ada", "--device=auto", "--dry-run"], more].concat());
+        let said =
+            ok(&home, &[&PIPELINE[..4], &["--client=ada", "--device=auto", "--dry-run"], more].concat());
         for (path, text) in scripts(&said) {
             let file = home.path("script");
             std::fs::write(&file, text).unwrap();

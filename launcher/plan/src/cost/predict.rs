@@ -13,7 +13,7 @@ use super::tokens::{Lengths, Mean};
 use super::work::{Cost, DecoderWork, TranslatorWork};
 use anyhow::Result;
 use gradtx_models::grad_transformer::GradTransformerConfig;
-use gradtx_run::config::{Config, Recipe, ValidationSplit};
+use gradtx_run::config::{Config, Recipe};
 use gradtx_run::role::Role;
 use gradtx_runtime::plan::human_bytes;
 use gradtx_train::lora::schedule::{JobGroup, groups};

@@ -27,7 +27,7 @@ use gradtx_kernels::collective::Candidate;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{
-    Generator, GradTransformer, GradTransformerConfig, Normalization, NormalizationMode, StartToken, Trainer,
+    Generator, GradTransformer, GradTransformerConfig, Normalization, Trainer,
 };
 use gradtx_models::t5::T5Config;
 use gradtx_run::config::{Config, TranslatorConfig};
