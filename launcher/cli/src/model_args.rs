@@ -118,7 +118,7 @@ impl Model {
                 config.lora.r = rank;
                 config.lora.lora_alpha = alpha;
                 config.lora.lora_dropout = dropout;
-                config.lora.target_modules = targets.iter().map(|target| target.name().into()).collect();
+                config.lora.target_modules = targets.into();
                 match role {
                     Role::Tiny => config.lora.init_adapter_tiny = dir.to_owned(),
                     Role::Llm => config.lora.init_adapter_llm = dir.to_owned(),
