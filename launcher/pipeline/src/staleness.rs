@@ -11,9 +11,11 @@ use crate::records::{
 };
 use anyhow::Result;
 use gradtx_run::config::{Config, DeviceConfig, ReuseConfig, TranslatorConfig};
-use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::failure::refused;
+use gradtx_run::record::{self, OTHER_SETTINGS, RECORD_FILE, Record};
 use gradtx_run::stage::Inputs;
 use gradtx_runtime::artifact::MANIFEST;
+use gradtx_runtime::text::shown;
 use gradtx_train::model_spec::{AdapterInputs, ModelSpec};
 use std::path::{Path, PathBuf};
 
@@ -52,7 +54,24 @@ impl Run<'_> {
         Ok(record::diff(&made.settings, &serde_json::from_str(&now.to_string())?))
     }
 
-    /// The same for the tuples that the run uses; empty where there are none.
+    /// Fails where a stage would refuse its directory, which has a result of other settings.
+    ///
+    /// # Errors
+    /// The one of the stage, as far as settings alone tell.
+    pub fn expect_same(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(RECORD_FILE);
+        if !path.is_file() {
+            return Ok(());
+        }
+        let changes = self.changes(dir, &record::read(&path)?)?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let what = format!("{}: holds a result of other settings or inputs", shown(dir));
+        Err(refused(what, changes, OTHER_SETTINGS))
+    }
+
+    /// How the settings differ from those of the tuples that the run uses; empty where there are none.
     pub fn changes_of_tuples(&self) -> Result<String> {
         let dir = self.config.reuse.tuples_dir(self.dir);
         match record::read(&dir.join(RECORD_FILE)) {
@@ -63,7 +82,7 @@ impl Run<'_> {
 
     fn curate(&self, made: CurateInputs) -> CurateInputs {
         let config = self.config;
-        let mut curate = config.curate.clone();
+        let mut curate = config.curate.resolved();
         if curate.jobs_per_batch == 0 {
             curate.jobs_per_batch = made.curate.jobs_per_batch;
         }
@@ -85,7 +104,7 @@ impl Run<'_> {
             seed: config.seed,
             tuples: self.sum_of(&ReuseConfig::tuples_dir, MANIFEST).unwrap_or(made.tuples),
             translator: TranslatorConfig { pretrained_path: PathBuf::new(), ..config.translator.clone() },
-            train: config.train.clone(),
+            train: config.train.with_steps_of(&made.train),
             device: device(made.device, config),
             ..made
         }
@@ -94,12 +113,13 @@ impl Run<'_> {
     fn finetune(&self, made: FinetuneInputs) -> FinetuneInputs {
         let config = self.config;
         let recipes = [&config.finetune.tiny, &config.finetune.llm];
+        let recipes = recipes.map(|recipe| recipe.with_steps_of(&made.recipe));
         let curated = record::read(&config.reuse.tuples_dir(self.dir).join(RECORD_FILE)).ok();
         let curated = curated.and_then(|record| record.inputs::<CurateInputs>(self.dir).ok().flatten());
         let recipe = match curated {
-            Some(curated) => recipes[usize::from(curated.llm == made.model)],
+            Some(curated) => &recipes[usize::from(curated.llm == made.model)],
             // Which model it was cannot be known: that of either is fine.
-            None => recipes.into_iter().find(|recipe| **recipe == made.recipe).unwrap_or(recipes[0]),
+            None => recipes.iter().find(|recipe| **recipe == made.recipe).unwrap_or(&recipes[0]),
         };
         FinetuneInputs {
             seed: config.seed,

@@ -59,36 +59,22 @@ impl<D: Backend<X>, X: Real> AttentionActs<D, X> {
         trains: bool,
         inputs: &ProductInputs<'_>,
     ) -> Result<Self> {
-        let normed = |block: &BlockConfig| block.attention.qk_norm as usize;
-        let heads = |block: &BlockConfig| block.attention.heads + block.attention.kv_heads;
         let row = |block: &BlockConfig| block.attention.qkv_dim();
+        let heads = |block: &BlockConfig| block.attention.heads + block.attention.kv_heads;
+        let if_normed = |block: &BlockConfig, cols| if block.attention.qk_norm { cols } else { 0 };
+        let rows = |cols: &dyn Fn(&BlockConfig) -> usize| -> Vec<_> {
+            blocks.iter().map(|block| vec![tokens, cols(block)]).collect()
+        };
+        let (one, lse) =
+            (blocks.iter().map(|_| vec![tokens]), blocks.iter().map(|b| vec![b.attention.heads, tokens]));
+        let (normed, norms) = (rows(&|b| if_normed(b, row(b))), rows(&|b| if_normed(b, heads(b))));
         Ok(Self {
-            inv_rms: PerBlock::allocate(
-                alloc,
-                "attention_inv_rms",
-                trains,
-                blocks.iter().map(|_| vec![tokens]),
-            )?,
+            inv_rms: PerBlock::allocate(alloc, "attention_inv_rms", trains, one)?,
             input: inputs.allocate(alloc, "qkv_input", blocks, Projection::Qkv, false)?,
-            qkv: PerBlock::allocate(alloc, "qkv", trains, blocks.iter().map(|b| vec![tokens, row(b)]))?,
-            qkv_normed: PerBlock::allocate(
-                alloc,
-                "qkv_normed",
-                trains,
-                blocks.iter().map(|b| vec![tokens, normed(b) * row(b)]),
-            )?,
-            qk_inv_rms: PerBlock::allocate(
-                alloc,
-                "qk_inv_rms",
-                trains,
-                blocks.iter().map(|b| vec![tokens, normed(b) * heads(b)]),
-            )?,
-            lse: PerBlock::allocate(
-                alloc,
-                "lse",
-                trains,
-                blocks.iter().map(|b| vec![b.attention.heads, tokens]),
-            )?,
+            qkv: PerBlock::allocate(alloc, "qkv", trains, rows(&row))?,
+            qkv_normed: PerBlock::allocate(alloc, "qkv_normed", trains, normed)?,
+            qk_inv_rms: PerBlock::allocate(alloc, "qk_inv_rms", trains, norms)?,
+            lse: PerBlock::allocate(alloc, "lse", trains, lse)?,
             // Attention's own backward reads it, whether o_proj is adapted or not.
             o_input: inputs.allocate(alloc, "o_input", blocks, Projection::O, trains)?,
         })

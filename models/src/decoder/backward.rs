@@ -2,17 +2,15 @@
 //! adapters or of all parameters.
 //!
 //! The gradient of the residual stream, `d_x`, is carried in place from the last block
-//! to the first. As soon as the gradients of a block are final, `on_ready` hears of it,
-//! so that whoever communicates can begin while earlier blocks are computed.
+//! to the first.
 
 use super::pass::{BlockBackward, Gradients, Pass};
 use super::{Activations, AdapterView, Decoder};
 use crate::lora::Projection;
 use gradtx_kernels::ops::{Embedding, Out, RmsNormBackward};
-use gradtx_kernels::{Backend, Buffer, Device, Real};
+use gradtx_kernels::{Backend, Buffer, Real};
 use gradtx_runtime::data::DeviceBatch;
 use gradtx_runtime::{Error, Result};
-use std::ops::Range;
 
 impl<D: Backend<X>, X: Real> Activations<D, X> {
     /// Fails unless the mode of these buffers is the one that such gradients need.
@@ -26,10 +24,6 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
     }
 }
 
-/// Called with ranges whose gradients are final, last block first: of every row of
-/// adapters, or of the flat parameters; with the gradient buffer.
-pub type OnReady<'f, D, A> = &'f mut dyn FnMut(Range<usize>, <D as Device>::ViewMut<'_, A>) -> Result<()>;
-
 impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// Loss of every label of a packed stream, into [`Activations::losses`], and gradients
     /// of `Σ weight · loss`, added to `grads`.
@@ -41,7 +35,6 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         batch: &DeviceBatch<D, X::Acc>,
         adapters: Option<AdapterView<'_, D, X::Acc>>,
         mut grads: Gradients<'_, D, X::Acc>,
-        on_ready: OnReady<'_, D, X::Acc>,
     ) -> Result<()> {
         acts.check(batch.used(), adapters.as_ref())?;
         acts.check_gradients(&grads, adapters.is_some())?;
@@ -53,27 +46,13 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         self.final_norm(acts, pass.tokens)?;
         self.head_loss(acts, batch, true, grads.param(&self.places.head))?;
         self.final_norm_backward(acts, pass.tokens, grads.param(&self.places.final_norm))?;
-        match adapters {
-            Some(view) => {
-                let width = view.layout.width();
-                for block in (0..self.config.layers).rev() {
-                    self.block_backward(acts, &pass, block, &mut grads)?;
-                    on_ready(block * width..(block + 1) * width, grads.all())?;
-                }
-            }
-            None => {
-                on_ready(self.places.final_norm.start..self.layout.total(), grads.all())?;
-                for block in (0..self.config.layers).rev() {
-                    self.block_backward(acts, &pass, block, &mut grads)?;
-                    on_ready(self.places.blocks[block].weights(), grads.all())?;
-                }
-                if let Some(d_table) = grads.param(&self.places.embedding) {
-                    let hidden = self.config.hidden;
-                    let d_x = acts.d.x.view(0..pass.tokens * hidden);
-                    Embedding::<X>::embedding_backward(&self.device, d_table, d_x, batch.tokens(), hidden)?;
-                }
-                on_ready(self.places.embedding.clone(), grads.all())?;
-            }
+        for block in (0..self.config.layers).rev() {
+            self.block_backward(acts, &pass, block, &mut grads)?;
+        }
+        if let Some(d_table) = grads.param(&self.places.embedding) {
+            let hidden = self.config.hidden;
+            let d_x = acts.d.x.view(0..pass.tokens * hidden);
+            Embedding::<X>::embedding_backward(&self.device, d_table, d_x, batch.tokens(), hidden)?;
         }
         Ok(())
     }

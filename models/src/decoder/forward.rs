@@ -7,7 +7,7 @@ use gradtx_kernels::ops::{
     Elementwise, Embedding, Gemm, GemmDims, LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch, RmsNormDims,
     RmsNormForward,
 };
-use gradtx_kernels::{Backend, Buffer, Device, Real, View, ViewMut};
+use gradtx_kernels::{Backend, Buffer, Real, View, ViewMut};
 use gradtx_runtime::Result;
 use gradtx_runtime::data::DeviceBatch;
 

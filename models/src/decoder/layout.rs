@@ -87,11 +87,6 @@ impl Block {
             mlp: Mlp { config: mlp, norm: mlp_norm, gate_up, down },
         }
     }
-
-    /// All its weights: they follow each other.
-    pub(super) fn weights(&self) -> Range<usize> {
-        self.attention.norm.weight.start..self.mlp.down.weight.end
-    }
 }
 
 /// A two-dimensional parameter that is neither embedding nor head.
@@ -123,7 +118,8 @@ mod tests {
             (first.mlp.gate_up.weight.len(), second.mlp.gate_up.weight.len()),
             (2 * 24 * 16, 2 * 10 * 16)
         );
-        assert!(first.weights().end <= second.weights().start && second.weights().end == layout.total());
+        assert!(first.mlp.down.weight.end <= second.attention.norm.weight.start);
+        assert_eq!(second.mlp.down.weight.end, layout.total());
         let shape = |name: &str| layout.get(&format!("model.layers.{name}.weight")).map(|p| p.shape.clone());
         assert_eq!(shape("0.mlp.down_proj"), Some(vec![16, 24]));
         assert_eq!(shape("1.mlp.down_proj"), Some(vec![16, 10]));

@@ -3,7 +3,7 @@
 use super::pass::{BlockBackward, BlockPass};
 use super::product::Product;
 use gradtx_kernels::ops::{Out, RmsNormBackward, RmsNormDims, RmsNormLoraBackward, RmsNormLoraForward};
-use gradtx_kernels::{Backend, Buffer, Device, Real, View};
+use gradtx_kernels::{Backend, Buffer, Real, View};
 use gradtx_runtime::Result;
 use gradtx_runtime::params::ParamLayout;
 use std::ops::Range;

@@ -143,12 +143,6 @@ pub enum Gradients<'a, D: Device, A: Real> {
 }
 
 impl<D: Device, A: Real> Gradients<'_, D, A> {
-    pub(super) fn all(&mut self) -> D::ViewMut<'_, A> {
-        match self {
-            Self::Adapters(grads) | Self::All(grads) => grads.reborrow(),
-        }
-    }
-
     /// Rows of adapter gradients; empty where there are none.
     pub(super) fn adapter_rows(&mut self) -> D::ViewMut<'_, A> {
         match self {

@@ -82,7 +82,7 @@ impl<D: Backend<X>, X: Real> FullTrainer<D, X> {
     pub fn accumulate(&mut self, decoder: &Decoder<D, X>, batch: &PackedBatch) -> Result<f64> {
         self.batch.load(&self.device, batch)?;
         let grads = Gradients::All(self.params.gradients_mut().all_mut());
-        decoder.loss_and_gradient(&mut self.acts, &self.batch, None, grads, &mut |_, _| Ok(()))?;
+        decoder.loss_and_gradient(&mut self.acts, &self.batch, None, grads)?;
         self.weighted_loss(batch)
     }
 

@@ -46,7 +46,7 @@ fn all_gradients(config: &DecoderConfig, values: &[f64], batch: &PackedBatch) ->
     let mut grads = cpu.zeros(values.len()).unwrap();
     let on_device = upload(&cpu, batch);
     let into = Gradients::All(&mut grads[..]);
-    model.loss_and_gradient(&mut acts, &on_device, None, into, &mut |_, _| Ok(())).unwrap();
+    model.loss_and_gradient(&mut acts, &on_device, None, into).unwrap();
     grads.to_vec()
 }
 
@@ -65,7 +65,7 @@ fn adapter_gradients(
     let mut grads = cpu.zeros(adapters.values.len()).unwrap();
     let into = Gradients::Adapters(&mut grads[..]);
     let view = Some(adapters.view(dropout));
-    model.loss_and_gradient(&mut acts, &upload(&cpu, batch), view, into, &mut |_, _| Ok(())).unwrap();
+    model.loss_and_gradient(&mut acts, &upload(&cpu, batch), view, into).unwrap();
     grads.to_vec()
 }
 
@@ -155,35 +155,6 @@ fn a_wrong_gradient_is_found() {
     assert!(error > TOLERANCE, "{error:e}");
 }
 
-/// What `on_ready` hears of is final, and everything is heard of once.
-#[test]
-fn ready_gradients_are_final_and_complete() {
-    let config = config(Family::Qwen2, true);
-    let values = values(&config, 1);
-    let batch = batch(&config, &[5, 9], &[0, 0], 3);
-    let cpu = Cpu::new(1);
-    let model = decoder(&cpu, &config, &values);
-    let mut acts = Activations::new(&model, capacity(&batch), Mode::AllParameters).unwrap();
-    let mut grads = cpu.zeros::<f64>(values.len()).unwrap();
-    let mut heard: Vec<(Range<usize>, Vec<f64>)> = Vec::new();
-    let into = Gradients::All(&mut grads[..]);
-    model
-        .loss_and_gradient(&mut acts, &upload(&cpu, &batch), None, into, &mut |range, grads| {
-            heard.push((range.clone(), grads[range].to_vec()));
-            Ok(())
-        })
-        .unwrap();
-    for (range, then) in &heard {
-        assert_eq!(&grads[range.clone()], &then[..]);
-    }
-    for param in model.layout().params() {
-        let times =
-            heard.iter().filter(|(r, _)| r.start <= param.offset && param.range().end <= r.end).count();
-        assert_eq!(times, 1, "{}", param.name);
-    }
-    assert!(heard.windows(2).all(|w| w[1].0.end <= w[0].0.start), "from the end to the beginning");
-}
-
 #[test]
 fn activations_of_another_mode_are_refused() {
     let config = config(Family::Llama, false);
@@ -197,7 +168,7 @@ fn activations_of_another_mode_are_refused() {
         let mut acts = Activations::new(&model, capacity(&batch), mode).unwrap();
         let into = Gradients::All(&mut grads[..]);
         let view = with_adapters.then(|| adapters.view(0.0));
-        model.loss_and_gradient(&mut acts, &upload(&cpu, &batch), view, into, &mut |_, _| Ok(())).is_ok()
+        model.loss_and_gradient(&mut acts, &upload(&cpu, &batch), view, into).is_ok()
     };
     assert!(try_mode(Mode::AllParameters, false));
     assert!(!try_mode(Mode::AllParameters, true));

@@ -88,11 +88,6 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         Ok(Self { m, v, sums, scale, rows, len, ranges })
     }
 
-    /// Elements of each moment.
-    pub fn state_len(&self) -> usize {
-        self.m.len()
-    }
-
     /// First and second moments.
     pub fn moments(&self) -> (&D::Buf<A>, &D::Buf<A>) {
         (&self.m, &self.v)
@@ -329,7 +324,7 @@ mod tests {
         let ranges = vec![70..95, 3..20, 50..50];
         let mut p = p0.clone();
         let mut optimizer = FlatAdamW::<Cpu, f64>::over_ranges(&cpu, 100, ranges).unwrap();
-        assert_eq!(optimizer.state_len(), 42);
+        assert_eq!(optimizer.moments().0.len(), 42);
         optimizer.step(&cpu, &mut p, &g, STEP, Some(0.5)).unwrap();
         let pick = |x: &[f64]| [&x[3..20], &x[70..95]].concat();
         let mut want = pick(&p0);

@@ -105,16 +105,6 @@ where
         Ok(Self { matrices, momentum, x, x_next, gram, poly, sums })
     }
 
-    /// The matrices it updates.
-    pub fn matrices(&self) -> &[Matrix] {
-        &self.matrices
-    }
-
-    /// The momenta, one matrix after the other.
-    pub fn momentum(&self) -> &D::Buf<A> {
-        &self.momentum
-    }
-
     /// One step on the matrices in `params` with their gradients at the same places in
     /// `grads`. Returns the norm of each matrix's gradient; if one is not finite, fails
     /// and changes nothing.
@@ -285,7 +275,7 @@ mod tests {
         let step = MuonStep { lr: 1.0, momentum: 0.95, weight_decay: 0.0, step: 1 };
         let message = muon.step(&cpu, &mut p, &g, step).unwrap_err().to_string();
         assert!(message.contains("`tall`"), "{message}");
-        assert!(p.iter().all(|&x| x == 1.0) && muon.momentum().iter().all(|&x| x == 0.0));
+        assert!(p.iter().all(|&x| x == 1.0) && muon.momentum.iter().all(|&x| x == 0.0));
         muon.step(&cpu, &mut p, &[0.0; 130], step).unwrap();
         assert!(p.iter().all(|&x| x == 1.0), "a zero update stays zero");
     }

@@ -2,7 +2,7 @@
 //!
 //! In: the directories of a sweep. Out: the results of its commands, a line for every run that says
 //! how it ended, and the comparison of all. Every command is a process of its own: one that fails,
-//! panics or is killed for its memory ends its run, and the others go on. What is finished is
+//! panics or is killed for its memory ends its run, and the others continue. What is finished is
 //! not started again, and what the translator has no part in is copied from a run with the
 //! same settings.
 
@@ -217,7 +217,7 @@ impl<'a> Executor<'a> {
     }
 }
 
-/// Waits for the end of a process. A request to stop is passed on: only the terminal's own reaches all.
+/// Waits for the end of a process. SIGTERM and SIGUSR1 are passed on to it; Ctrl-C reaches it from the terminal.
 fn wait(mut child: Child) -> Result<i32> {
     let mut is_told = false;
     loop {
@@ -236,7 +236,7 @@ fn wait(mut child: Child) -> Result<i32> {
 }
 
 /// The record of a directory that is finished, with the settings that a run has.
-fn finished(dir: &Path, run: &Path) -> Option<Record> {
+pub fn finished(dir: &Path, run: &Path) -> Option<Record> {
     let record = record::read(&dir.join(RECORD_FILE)).ok()?;
     let is_there = !record.outputs.is_empty() && record.missing(dir).is_empty();
     let config = Config::read(&run.join(RUN_FILE)).ok()?;
