@@ -2,15 +2,15 @@
 // Head sizes 64 and 128 in bf16 have kernels of their own (flash.cu); these are for the rest.
 #include "packed.cuh"
 
-constexpr int MOST_DIM = 256, SLOTS = MOST_DIM / 32;
+constexpr int MAX_DIM = 256, SLOTS = MAX_DIM / 32;
 constexpr int WARPS = 4, THREADS = WARPS * 32;
 
 // One query against `keys` keys, `stride` apart: its output and ln Σ exp. The warps take 32 keys in
 // turn; a lane computes a key's score, then the lanes share the columns of v.
 template <class X>
 DEV void attend(X* o, float* lse, const X* q, const X* k, const X* v, u64 stride, u32 keys, u32 head_dim, float scale) {
-    SHARED(float, query, MOST_DIM);
-    SHARED(float, outputs, WARPS * MOST_DIM);
+    SHARED(float, query, MAX_DIM);
+    SHARED(float, outputs, WARPS * MAX_DIM);
     SHARED(float, warp_max_score, WARPS);
     SHARED(float, warp_total, WARPS);
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -39,7 +39,7 @@ DEV void attend(X* o, float* lse, const X* q, const X* k, const X* v, u64 stride
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) {
         u32 d = s * 32 + lane;
-        if (d < head_dim) outputs[warp * MOST_DIM + d] = acc[s];
+        if (d < head_dim) outputs[warp * MAX_DIM + d] = acc[s];
     }
     if (lane == 0) warp_max_score[warp] = largest, warp_total[warp] = total;
     __syncthreads();
@@ -54,7 +54,7 @@ DEV void attend(X* o, float* lse, const X* q, const X* k, const X* v, u64 stride
     for (u32 d = threadIdx.x; d < head_dim; d += THREADS) {
         float value = 0.f;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) value += factors[w] * outputs[w * MOST_DIM + d];
+        for (int w = 0; w < WARPS; w++) value += factors[w] * outputs[w * MAX_DIM + d];
         o[d] = narrow<X>(value / sum);
     }
     if (lse && threadIdx.x == 0) *lse = top + logf(sum);
@@ -123,8 +123,8 @@ template <class X> DEV void put_row(X* to, const float (&acc)[SLOTS], float scal
 template <class X>
 DEV void backward_q(X* dqkv, const float* delta, const X* d_o, const float* lse, const X* qkv, const u32* offsets,
                     u32* fault, u32 tokens, u32 segments, Heads at, u64 o_stride, float scale) {
-    SHARED(float, query, MOST_DIM);
-    SHARED(float, d_out, MOST_DIM);
+    SHARED(float, query, MAX_DIM);
+    SHARED(float, d_out, MAX_DIM);
     u32 t = blockIdx.x, head = blockIdx.y, kv_head = at.kv_of(head), lane = threadIdx.x;
     Segment segment = segment_of(t, offsets, segments, tokens, fault);
     if (!segment.found) return;
@@ -154,8 +154,8 @@ DEV void backward_q(X* dqkv, const float* delta, const X* d_o, const float* lse,
 template <class X>
 DEV void backward_kv(X* dqkv, const float* delta, const X* d_o, const float* lse, const X* qkv, const u32* offsets,
                      u32* fault, u32 tokens, u32 segments, Heads at, u64 o_stride, float scale) {
-    SHARED(float, key, MOST_DIM);
-    SHARED(float, value, MOST_DIM);
+    SHARED(float, key, MAX_DIM);
+    SHARED(float, value, MAX_DIM);
     u32 t = blockIdx.x, kv_head = blockIdx.y, lane = threadIdx.x, group = at.heads / at.kv_heads;
     Segment segment = segment_of(t, offsets, segments, tokens, fault);
     if (!segment.found) return;
@@ -252,8 +252,8 @@ DEV void dot_group(float (&sums)[GROUP], const float* queries, const X* row, u32
 template <int SLOTS, class X>
 DEV void attend_group(X* o, const X* q, const X* k, const X* v, u64 stride, u32 keys, u32 heads, u32 head_dim,
                       float scale) {
-    SHARED(float, queries, GROUP * MOST_DIM);
-    SHARED(float, outputs, DECODE_WARPS * MOST_DIM);
+    SHARED(float, queries, GROUP * MAX_DIM);
+    SHARED(float, outputs, DECODE_WARPS * MAX_DIM);
     SHARED(float, tops, DECODE_WARPS * GROUP);
     SHARED(float, totals, DECODE_WARPS * GROUP);
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -303,7 +303,7 @@ DEV void attend_group(X* o, const X* q, const X* k, const X* v, u64 stride, u32 
     for (int h = 0; h < GROUP; h++) {
         if (h >= (int)heads) break;
 #pragma unroll
-        for (int s = 0; s < SLOTS; s++) outputs[warp * MOST_DIM + s * 32 + lane] = acc[h][s];
+        for (int s = 0; s < SLOTS; s++) outputs[warp * MAX_DIM + s * 32 + lane] = acc[h][s];
         __syncthreads();
         float top = tops[h], sum = 0.f, factors[DECODE_WARPS];
 #pragma unroll
@@ -316,7 +316,7 @@ DEV void attend_group(X* o, const X* q, const X* k, const X* v, u64 stride, u32 
         for (u32 d = threadIdx.x; d < head_dim; d += DECODE_THREADS) {
             float value = 0.f;
 #pragma unroll
-            for (int w = 0; w < DECODE_WARPS; w++) value += factors[w] * outputs[w * MOST_DIM + d];
+            for (int w = 0; w < DECODE_WARPS; w++) value += factors[w] * outputs[w * MAX_DIM + d];
             o[h * head_dim + d] = narrow<X>(value / sum);
         }
         __syncthreads();  // the next head's parts go to the same place

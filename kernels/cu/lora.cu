@@ -205,7 +205,7 @@ KERNEL LAUNCH_BOUNDS(32 * SUM_WARPS)
     u64 e = (u64)blockIdx.x * 32 + lane, element = first + e, before = 0;
     PerTarget<u64> offset = PER_TARGET(u64, offset), end = PER_TARGET(u64, end);
     u32 target = 0;
-    while (target + 1 < MOST_TARGETS && element >= end[target]) target++;
+    while (target + 1 < MAX_TARGETS && element >= end[target]) target++;
     grads += offset[target] + element - (target ? end[target - 1] : 0);
     partial += e;
     float value = 0.f;  // of the row that is added to, by the first warp

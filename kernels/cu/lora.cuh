@@ -8,11 +8,11 @@
 #include "packed.cuh"
 
 // The most targets of a layer; the host refuses more.
-constexpr int MOST_TARGETS = 4;
+constexpr int MAX_TARGETS = 4;
 
 // A value for each target.
 template <class T> struct PerTarget {
-    T of[MOST_TARGETS];
+    T of[MAX_TARGETS];
     // Selected, not indexed: an array that is indexed by a variable has no place in registers.
     DEV T operator[](u32 n) const { return n == 0 ? of[0] : n == 1 ? of[1] : n == 2 ? of[2] : of[3]; }
 };

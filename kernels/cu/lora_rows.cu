@@ -7,13 +7,13 @@
 // are added up in order afterwards (`lora_gradient_rows`). A mask is drawn once for both.
 #include "lora.cuh"
 
-constexpr int MOST_THREADS = 256;
+constexpr int MAX_THREADS = 256;
 constexpr int TILE = 32;       // tokens of a tile of the backward kernels
 constexpr int TILE_ROWS = 4;   // of which so many are in registers at a time
 
 // The sums over the block of N values of every thread, where all threads can read them until the next call.
 template <int N> DEV const float* block_sums(const float (&values)[N]) {
-    constexpr int WARPS = MOST_THREADS / 32;
+    constexpr int WARPS = MAX_THREADS / 32;
     SHARED(float, block_sums_part, N * WARPS);
     SHARED(float, block_sums_total, N);
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -51,7 +51,7 @@ struct Factors {
     DEV bool aligned(u32 in_dim) const {
         bool all = aligned16(adapters) && stride % 4 == 0 && in_dim % 4 == 0;
 #pragma unroll
-        for (int n = 0; n < MOST_TARGETS; n++) all = all && a.of[n] % 4 == 0;
+        for (int n = 0; n < MAX_TARGETS; n++) all = all && a.of[n] % 4 == 0;
         return all;
     }
 };
@@ -715,14 +715,14 @@ DEV void pair_backward(X* dx, const X* d_input, float* partial, const X* x, cons
     EXPORT(rmsnorm_lora_forward_##t)
 // Sums in shared memory, or in scratch memory where a block has too little of that.
 #define BACKWARD(X, t, place, in_shared, blocks)                                                                      \
-    KERNEL LAUNCH_BOUNDS(MOST_THREADS, blocks)                                                                        \
+    KERNEL LAUNCH_BOUNDS(MAX_THREADS, blocks)                                                                        \
         lora_down_backward##place##_##t(X* d_input, float* partial, const X* input, FACTORS_PARAMETERS, u32 first,    \
                                         u32 count, u32 rows, STREAM_PARAMETERS, ROWS_PARAMETERS) {                    \
         down_backward<X, false, in_shared>(nullptr, d_input, partial, nullptr, input, nullptr, nullptr, 0, FACTORS,   \
                                            Part{first, count, rows}, STREAM, ROWS);                                   \
     }                                                                                                                 \
     EXPORT(lora_down_backward##place##_##t)                                                                           \
-    KERNEL LAUNCH_BOUNDS(MOST_THREADS, blocks)                                                                        \
+    KERNEL LAUNCH_BOUNDS(MAX_THREADS, blocks)                                                                        \
         rmsnorm_lora_backward##place##_##t(X* dx, X* d_input, float* partial, const X* x, const X* input,             \
                                            const float* inv_rms, const X* w, u64 x_stride, FACTORS_PARAMETERS,        \
                                            u32 first, u32 count, u32 rows, STREAM_PARAMETERS, ROWS_PARAMETERS) {      \

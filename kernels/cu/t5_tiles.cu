@@ -9,7 +9,7 @@
 // within the block, and over the examples by `t5_table_sum`.
 #include "tiles.cuh"
 
-constexpr int D = 64, MOST_THREADS = 192;
+constexpr int D = 64, MAX_THREADS = 192;
 
 struct Shape {
     u32 queries, keys, kv_rows, heads, causal;
@@ -454,13 +454,13 @@ EXPORT(t5_table_sum)
 #define DROP_PARAMETERS const u64 *drop_keys, u32 site, u32 threshold, float keep
 #define DROP Dropped{drop_keys, site, threshold, keep}
 #define INSTANCES(KT, most)                                                                                          \
-    KERNEL LAUNCH_BOUNDS(MOST_THREADS, 1)                                                                               \
+    KERNEL LAUNCH_BOUNDS(MAX_THREADS, 1)                                                                               \
         t5_attention_forward_##most(bf16* o, bf16* probs, const bf16* q, const bf16* kv, const bf16* table,          \
                                     const u32* map, u32* fault, u32 buckets, SHAPE_PARAMETERS, DROP_PARAMETERS) {    \
         forward<KT>(o, probs, q, kv, table, map, fault, buckets, SHAPE, DROP);                                       \
     }                                                                                                                \
     EXPORT(t5_attention_forward_##most)                                                                              \
-    KERNEL LAUNCH_BOUNDS(MOST_THREADS, 1)                                                                               \
+    KERNEL LAUNCH_BOUNDS(MAX_THREADS, 1)                                                                               \
         t5_attention_backward_##most(bf16* dq, bf16* dkv, float* partial, const bf16* d_o, const bf16* probs,        \
                                      const bf16* q, const bf16* kv, const u32* map, u32 buckets, SHAPE_PARAMETERS,   \
                                      DROP_PARAMETERS) {                                                              \

@@ -17,9 +17,9 @@
 
 // A device: what an A100 has of everything that a launch depends on, but for registers, and 8 GiB of memory.
 constexpr size_t MEMORY = 8ull << 30;
-constexpr int MOST_DEVICES = 16;
+constexpr int MAX_DEVICES = 16;
 constexpr int PLAIN_SHARED = 48 * 1024;
-constexpr int REGISTERS = 64 * 1024, MOST_THREADS = 1024, MOST_GRID_X = 0x7fffffff, MOST_GRID_YZ = 65535;
+constexpr int REGISTERS = 64 * 1024, MAX_THREADS = 1024, MAX_GRID_X = 0x7fffffff, MAX_GRID_YZ = 65535;
 
 // Bytes of shared memory that a block can ask for: EMU_SHARED, or what emu_shared has set for this
 // host thread; else those of an A100.
@@ -51,7 +51,7 @@ struct Module {
     std::unordered_map<std::string, Function> functions;
 };
 
-static char contexts[MOST_DEVICES];
+static char contexts[MAX_DEVICES];
 static thread_local void* context_of_thread;
 void* current_context() { return context_of_thread; }
 
@@ -60,12 +60,12 @@ void* current_context() { return context_of_thread; }
 static int& devices() {
     auto of_environment = [] {
         const char* text = getenv("EMU_DEVICES");
-        return text ? std::clamp(atoi(text), 0, MOST_DEVICES) : 1;
+        return text ? std::clamp(atoi(text), 0, MAX_DEVICES) : 1;
     };
     static thread_local int count = of_environment();
     return count;
 }
-extern "C" void emu_devices(int count) { devices() = std::clamp(count, 0, MOST_DEVICES); }
+extern "C" void emu_devices(int count) { devices() = std::clamp(count, 0, MAX_DEVICES); }
 // For other stand-ins: the device of this thread's context.
 extern "C" int emu_current_device() { return static_cast<int>(static_cast<char*>(current_context()) - contexts); }
 
@@ -96,10 +96,10 @@ API cuDeviceTotalMem_v2(size_t* bytes, int) {
 }
 API cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
-        case 1: *value = MOST_THREADS; break;     // threads per block
-        case 5: *value = MOST_GRID_X; break;      // blocks of a grid
+        case 1: *value = MAX_THREADS; break;     // threads per block
+        case 5: *value = MAX_GRID_X; break;      // blocks of a grid
         case 6:
-        case 7: *value = MOST_GRID_YZ; break;
+        case 7: *value = MAX_GRID_YZ; break;
         case 8: *value = PLAIN_SHARED; break;     // shared memory per block
         case 10: *value = 32; break;              // warp size
         case 12: *value = REGISTERS; break;       // registers per block
@@ -139,7 +139,7 @@ struct Memory {
 };
 constexpr size_t PAGE = 2 << 20, SMALL = 1 << 20, UNIT = 512;
 static std::mutex memory_lock;
-static Memory memories[MOST_DEVICES];
+static Memory memories[MAX_DEVICES];
 static Memory& own_memory() { return memories[emu_current_device()]; }
 static size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -275,7 +275,7 @@ API cuFuncSetAttribute(void* function, int attribute, int value) {
 }
 API cuFuncGetAttribute(int* value, int attribute, void* function) {
     switch (attribute) {
-        case 0: *value = MOST_THREADS; break;  // threads per block
+        case 0: *value = MAX_THREADS; break;  // threads per block
         case 1: *value = (int)static_cast<Function*>(function)->declared_shared; break;
         default: *value = 0;  // registers are not modelled
     }
@@ -313,8 +313,8 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     if (extra) return NOT_SUPPORTED;
     // What is declared counts too; the emulator knows how much when the kernel runs.
     int limit = f->permitted_shared ? f->permitted_shared : PLAIN_SHARED;
-    if ((int)shared_bytes > limit || gx > (unsigned)MOST_GRID_X || gy > (unsigned)MOST_GRID_YZ ||
-        gz > (unsigned)MOST_GRID_YZ || bz > 64) {
+    if ((int)shared_bytes > limit || gx > (unsigned)MAX_GRID_X || gy > (unsigned)MAX_GRID_YZ ||
+        gz > (unsigned)MAX_GRID_YZ || bz > 64) {
         launch_error = f->name + ": a launch that no device takes";
         return INVALID_VALUE;
     }

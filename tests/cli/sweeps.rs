@@ -248,12 +248,53 @@ fn a_sweep_curates_once_runs_everything_and_compares() {
     assert!(!again.contains(": train\n") && !again.contains(": curate\n"), "{again}");
     assert_eq!(miniature::checksums(&home.path("s/learning_rate=0.02,num_subsets=5/translator")), before);
 
+    let said = home.ok("sweep sweep.toml --out s --client clients/ada --submit --dry-run --gpus-per-node 0");
+    assert!(said.contains("nothing is submitted"), "{said}");
+
     // A run of the sweep is the run that it would be alone.
     home.ok("curate --run alone --config settings.toml");
     home.ok("train --run alone --set train.learning_rate=0.02");
     let [alone, swept] = ["alone", "s/learning_rate=0.02,num_subsets=5"]
         .map(|run| std::fs::read(home.path(run).join("translator/model.safetensors")).unwrap());
     assert_eq!(alone, swept);
+}
+
+#[test]
+fn a_sweep_is_submitted_with_one_job_for_each_curation() {
+    let home = Home::new();
+    home.client("clients/ada");
+    home.write("sweep.toml", SWEEP);
+    home.write("bin/sbatch", "#!/bin/sh\necho \"$@\" >> words\nwc -l < words\n");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(home.path("bin/sbatch"), executable).unwrap();
+    let line = "sweep sweep.toml --out s --submit --client clients/ada --method ridge --gpus-per-node 0";
+    let said = home.ok(&format!("{line} --dry-run"));
+    assert_eq!(said.matches("# command: sbatch").count(), 15, "{said}");
+    assert!(!home.path("s/slurm").exists());
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+    let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap());
+    let output =
+        command.args(line.split(' ')).current_dir(home.dir.path()).env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let words = home.read("words");
+    let lines: Vec<&str> = words.lines().collect();
+    assert_eq!(lines.len(), 15, "{words}");
+    assert!(lines[..2].iter().all(|line| line.contains("/s/curations/") && !line.contains("--dependency")));
+    // Training waits for the curation that it shares; scores and report as in any other run.
+    for (index, curation) in [(2, 1), (5, 2), (8, 1), (11, 2)] {
+        assert!(lines[index].contains(&format!("--dependency=afterok:{curation} ")), "{words}");
+        assert!(lines[index].ends_with("gradtx-train.sbatch"), "{words}");
+        assert!(lines[index + 1].contains(&format!("afterok:{} ", index + 1)), "{words}");
+    }
+    let last = lines[14];
+    assert!(last.contains("--dependency=afterany:5,afterany:8,afterany:11,afterany:14 "), "{last}");
+    let compare = home.read("s/slurm/gradtx-report.sbatch");
+    assert!(compare.contains("tasks \"$GRADTX\" compare \"$RUN\" --csv"), "{compare}");
+    let evaluate = home.read("s/learning_rate=0.01,num_subsets=4/slurm/gradtx-evaluate.sbatch");
+    assert!(evaluate.contains("export METHODS=ridge"), "{evaluate}");
+    home.refused("sweep sweep.toml --out s --nodes 2", 2, &["--submit"]);
+    home.refused("sweep sweep.toml --out s --submit --run", 2, &["--submit", "--run"]);
 }
 
 #[test]

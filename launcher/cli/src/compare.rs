@@ -6,7 +6,7 @@
 use anyhow::Result;
 use gradtx_plan::sweep::Index;
 use gradtx_report::comparison::Comparison;
-use gradtx_report::comparison::html;
+use gradtx_report::html::comparison_page;
 use gradtx_run::config::RUN_FILE;
 use gradtx_run::context::Context;
 use gradtx_run::failure::{failed, unusable};
@@ -85,7 +85,7 @@ pub fn write(context: &Context, dirs: &[PathBuf], files: &Files) -> Result<()> {
         write_atomic(path, |out| out.write_all(text.as_bytes()))?;
     }
     if let Some(path) = &files.html {
-        let page = html::page(&found);
+        let page = comparison_page(&found)?;
         write_atomic(path, |out| out.write_all(page.as_bytes()))?;
     }
     if context.ui.is_json() {

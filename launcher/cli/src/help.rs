@@ -30,6 +30,7 @@ pub const GROUPS: [(&str, &[&str]); 4] = [
             "report",
             "generate",
             "convert",
+            "cross-validate",
         ],
     ),
     ("Inspect", &["status", "inspect", "diff", "compare", "doctor"]),

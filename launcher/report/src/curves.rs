@@ -8,7 +8,7 @@ use super::Spread;
 use super::source::Source;
 use crate::table::{display_name, natural};
 use gradtx_pipeline::records::FinetuneInputs;
-use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR, UPDATE_FILE};
+use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{Privacy, UpdateVector};
 use serde::Serialize;
@@ -160,7 +160,7 @@ impl Shadow {
 
 /// Losses of all jobs of a model, and the learning rates of the first.
 fn shadow_jobs(source: &mut Source, role: Role) -> (Vec<Losses>, Losses) {
-    let dir = source.run.join(SHADOW_DIR).join("metrics");
+    let dir = source.tuples.join("metrics");
     let prefix = format!("{}-", role.name());
     let mut files: Vec<_> = std::fs::read_dir(&dir)
         .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
@@ -301,7 +301,7 @@ pub struct Validation {
 impl Translator {
     /// From `RUN/translator`.
     pub fn of(source: &mut Source) -> Option<Self> {
-        let path = source.run.join(TRANSLATOR_DIR).join("metrics.jsonl");
+        let path = source.translator.join("metrics.jsonl");
         let lines = source.lines(&path);
         let loss = column(&lines, "loss");
         let Some(steps) = loss.iter().map(|l| l.0).max() else {

@@ -6,7 +6,7 @@
 use super::source::{Source, last_part};
 use gradtx_pipeline::records::CurateInputs;
 use gradtx_run::config::RANDOM_SUBSETS;
-use gradtx_run::paths::SHADOW_DIR;
+use gradtx_run::paths::SUBSETS_FILE;
 use gradtx_runtime::artifact::read_json;
 use gradtx_runtime::data::split::Split;
 use gradtx_train::examples::{Data, Group};
@@ -115,7 +115,7 @@ impl Rows {
 }
 
 fn read_subsets(source: &mut Source) -> Option<Vec<Vec<usize>>> {
-    let path = source.run.join(SHADOW_DIR).join("subsets.json");
+    let path = source.tuples.join(SUBSETS_FILE);
     if !path.is_file() {
         return None;
     }

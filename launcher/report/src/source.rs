@@ -7,7 +7,7 @@ use crate::table::{self, Scored, Table};
 use anyhow::{Result, ensure};
 use gradtx_pipeline::records::{CurateInputs, FinetuneInputs};
 use gradtx_run::config::{Config, RUN_FILE};
-use gradtx_run::paths::SHADOW_DIR;
+use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -47,6 +47,10 @@ fn unreadable(record: &Record, dir: &Path) -> Option<String> {
 pub struct Source {
     /// The run directory.
     pub run: PathBuf,
+    /// Directory of its tuples, perhaps in another run.
+    pub tuples: PathBuf,
+    /// Directory of its translator, perhaps in another run.
+    pub translator: PathBuf,
     roots: Vec<PathBuf>,
     /// The run's settings, if they can be read.
     pub config: Option<Config>,
@@ -77,6 +81,19 @@ pub struct RunFacts {
     pub settings: Option<Value>,
     /// What the stages were computed on.
     pub stages: Vec<StageFacts>,
+    /// What was assumed where the settings leave it open.
+    pub assumed: Vec<Assumed>,
+}
+
+/// Something that stages assumed about data or models.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Assumed {
+    /// The stage.
+    pub stage: String,
+    /// How many of its results.
+    pub results: usize,
+    /// What, in a sentence.
+    pub what: String,
 }
 
 /// What one stage was computed on, over all its directories.
@@ -120,9 +137,20 @@ impl Source {
         for dir in evaluations {
             roots.push(dir.canonicalize()?);
         }
-        let mut source =
-            Self { run, roots, config: None, stages: vec![], store: None, missing: vec![], notes: vec![] };
+        let (tuples, translator) = (run.join(SHADOW_DIR), run.join(TRANSLATOR_DIR));
+        let mut source = Self {
+            run,
+            tuples,
+            translator,
+            roots,
+            config: None,
+            stages: vec![],
+            store: None,
+            missing: vec![],
+            notes: vec![],
+        };
         source.read_config();
+        source.find_reused();
         source.read_records();
         source.open_store();
         Ok(source)
@@ -137,6 +165,19 @@ impl Source {
         match Config::read(&path) {
             Ok(config) => self.config = Some(config),
             Err(error) => self.note(&path, format!("{error:#}")),
+        }
+    }
+
+    /// Takes tuples and translator from the runs that the settings name.
+    fn find_reused(&mut self) {
+        let Some(config) = &self.config else { return };
+        let resolved = |dir: PathBuf| dir.canonicalize().unwrap_or(dir);
+        self.tuples = resolved(config.reuse.tuples_dir(&self.run));
+        self.translator = resolved(config.reuse.translator_dir(&self.run));
+        for dir in [&self.tuples, &self.translator] {
+            if !dir.starts_with(&self.run) && !self.roots.contains(dir) {
+                self.roots.push(dir.clone());
+            }
         }
     }
 
@@ -160,7 +201,7 @@ impl Source {
     }
 
     fn open_store(&mut self) {
-        let dir = self.run.join(SHADOW_DIR);
+        let dir = self.tuples.clone();
         if !dir.join(MANIFEST).is_file() {
             self.missing("No tuples: `gradtx curate` has not finished.");
             return;
@@ -279,7 +320,23 @@ impl Source {
             llm: self.model(Role::Llm),
             settings: self.config.as_ref().map(|config| short_paths(json!(config))),
             stages: self.stage_facts(),
+            assumed: self.assumed(),
         }
+    }
+
+    /// What the records say that was assumed, each once for a stage.
+    fn assumed(&self) -> Vec<Assumed> {
+        let mut all: Vec<Assumed> = vec![];
+        for Stage { record, .. } in &self.stages {
+            for what in &record.assumed {
+                match all.iter_mut().find(|known| known.stage == record.stage && known.what == *what) {
+                    Some(known) => known.results += 1,
+                    None => all.push(Assumed { stage: record.stage.clone(), results: 1, what: what.clone() }),
+                }
+            }
+        }
+        all.sort_by(|a, b| a.stage.cmp(&b.stage));
+        all
     }
 
     fn stage_facts(&self) -> Vec<StageFacts> {

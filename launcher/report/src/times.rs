@@ -7,7 +7,6 @@ use super::curves::{Series, thin};
 use super::source::{Source, short_path};
 use gradtx_pipeline::records::FinetuneInputs;
 use gradtx_run::command_log::{COMMANDS_FILE, LoggedCommand};
-use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use gradtx_run::record::RECORD_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::text::utc;
@@ -91,7 +90,7 @@ pub fn of(source: &mut Source) -> Times {
     let mut places: Vec<(String, Option<Role>, PathBuf)> = [Role::Tiny, Role::Llm]
         .map(|role| {
             let name = format!("throughput-{}.jsonl", role.name());
-            ("curate".to_string(), Some(role), source.run.join(SHADOW_DIR).join(name))
+            ("curate".to_string(), Some(role), source.tuples.join(name))
         })
         .into();
     for (stage, inputs) in source.inputs::<FinetuneInputs>() {
@@ -129,12 +128,12 @@ fn rate_series(source: &mut Source) -> Vec<RateSeries> {
     let mut all = vec![];
     for role in [Role::Tiny, Role::Llm] {
         let name = format!("throughput-{}.jsonl", role.name());
-        let lines = source.lines(&source.run.join(SHADOW_DIR).join(name));
+        let lines = source.lines(&source.tuples.join(name));
         let rates = lines.iter().filter_map(|line| line["tokens_per_s"].as_f64());
         let rates: Vec<(u64, f64)> = (1..).zip(rates).collect();
         all.extend(RateSeries::of("curate", Some(role), "tokens", "group", &rates));
     }
-    let dir = source.run.join(TRANSLATOR_DIR);
+    let dir = source.translator.clone();
     // Where the time of every step was written, that is more than a measurement now and then.
     let steps = source.lines(&dir.join("throughput-steps.jsonl"));
     let lines = if steps.is_empty() { source.lines(&dir.join("throughput.jsonl")) } else { steps };
@@ -179,7 +178,7 @@ fn total(lines: &[Value]) -> (usize, u64, f64) {
 }
 
 fn tuple_rate(source: &mut Source) -> Option<TupleRate> {
-    let lines = source.lines(&source.run.join(TRANSLATOR_DIR).join("throughput.jsonl"));
+    let lines = source.lines(&source.translator.join("throughput.jsonl"));
     let last = lines.last()?;
     let rate = last["tuples_per_s"].as_f64().filter(|rate| *rate > 0.0)?;
     let batch = source.config.as_ref().map(|config| config.train.global_batch_size as f64);

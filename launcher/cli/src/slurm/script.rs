@@ -32,11 +32,14 @@ pub enum Script {
     Evaluate,
     /// The report.
     Report,
+    /// The comparison of a sweep's runs.
+    Compare,
 }
 
 impl Script {
     #[cfg(test)]
-    const ALL: [Self; 5] = [Self::Curate, Self::CurateArray, Self::Train, Self::Evaluate, Self::Report];
+    const ALL: [Self; 6] =
+        [Self::Curate, Self::CurateArray, Self::Train, Self::Evaluate, Self::Report, Self::Compare];
 
     /// Whether it is one job with ranks on every GPU, rather than one rank, or an array of such.
     pub fn has_ranks(self) -> bool {
@@ -45,7 +48,7 @@ impl Script {
 
     /// Whether its processes may find each other by MPI.
     fn uses_mpi(self) -> bool {
-        !matches!(self, Self::CurateArray | Self::Report)
+        !matches!(self, Self::CurateArray | Self::Report | Self::Compare)
     }
 
     /// Its text, without the `#SBATCH` lines that are examples for people.
@@ -56,6 +59,7 @@ impl Script {
             Self::Train => include_str!("../../../../slurm/train.sbatch"),
             Self::Evaluate => include_str!("../../../../slurm/evaluate.sbatch"),
             Self::Report => include_str!("../../../../slurm/report.sbatch"),
+            Self::Compare => include_str!("../../../../slurm/compare.sbatch"),
         };
         let kept = text.lines().skip(1).filter(|line| !line.starts_with("#SBATCH"));
         kept.map(|line| format!("{}\n", if line == SOURCE_COMMON { COMMON.trim_end() } else { line }))

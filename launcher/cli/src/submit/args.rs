@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use gradtx_plan::cost::Gpu;
 use gradtx_run::config::RunArgs;
 use gradtx_run::failure::unusable;
+use gradtx_train::baselines::Method;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -117,7 +118,7 @@ pub enum Stage {
 
 /// What jobs ask SLURM for. `[JOB=]` before a value: `curate=`, `train=`, `evaluate=` or `report=`
 /// restricts it to one job.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 #[command(
     next_help_heading = "Cluster (VALUE for all jobs, or JOB=VALUE with curate, train, evaluate, report)"
 )]
@@ -221,6 +222,12 @@ pub struct ClusterArgs {
 }
 
 impl ClusterArgs {
+    /// Has clients served by these translators.
+    pub fn set_methods(&mut self, methods: &[Method]) {
+        let names: Vec<&str> = methods.iter().map(|method| method.name()).collect();
+        self.env.push(Variable { name: "METHODS".into(), value: names.join(" ") });
+    }
+
     /// What was said of all jobs, or of one kind of job.
     fn options(&self, kind: Option<JobKind>) -> JobOptions {
         fn last<T: Clone>(all: &[Scoped<T>], kind: Option<JobKind>) -> Option<T> {

@@ -39,9 +39,10 @@ pub fn check(job: &Job) -> Result<(Vec<String>, Config)> {
         return Err(unusable("--client: only for the stages evaluate and pipeline"));
     }
     let reuse = &config.reuse;
-    for (stage, other, what, name) in
-        [(Stage::Curate, &reuse.tuples, "tuples", "curate"), (Stage::Train, &reuse.translator, "translator", "train")]
-    {
+    for (stage, other, what, name) in [
+        (Stage::Curate, &reuse.tuples, "tuples", "curate"),
+        (Stage::Train, &reuse.translator, "translator", "train"),
+    ] {
         if job.stage == stage && !other.as_os_str().is_empty() {
             return Err(is_reused(&job.run.run, other, what, name));
         }

@@ -31,6 +31,27 @@ use std::path::Path;
 /// If something is missing or cannot be used, if the same jobs are in the queue already, or SLURM
 /// refuses.
 pub fn run(context: &Context, job: &Job) -> Result<()> {
+    let batches = prepare(context, job)?;
+    if job.dry_run {
+        print(context, &batches);
+        return Ok(());
+    }
+    let ids = slurm::submit_all(&batches, |batch, submitted| {
+        let (title, place) = (&submitted.id, batch.place());
+        context.ui.result(format!("job {title}: {}, {}", batch.name(), place.display()));
+    })?;
+    let shown = quoted(&job.run.run.to_string_lossy());
+    context.ui.line(format!("watch: gradtx status {shown}; squeue --jobs={}", ids.join(",")));
+    context.ui.line(format!("logs: gradtx logs {shown}; end all of it: gradtx cancel {shown}"));
+    Ok(())
+}
+
+/// The jobs of a submission, after a look at everything that they need; the settings that they read
+/// are stored in the run, unless it is a dry run.
+///
+/// # Errors
+/// If something is missing or cannot be used, or the same jobs are in the queue already.
+pub fn prepare(context: &Context, job: &Job) -> Result<Vec<Batch>> {
     let (clients, config) = check::check(job)?;
     let run = std::path::absolute(&job.run.run)?;
     words::check_path("--run", &run)?;
@@ -51,8 +72,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     advice.apply(&mut asked);
     let batches = chain.batches(&asked, &site)?;
     if job.dry_run {
-        print(context, &batches, &advice);
-        return Ok(());
+        advice.lines.iter().for_each(|line| context.ui.result(format!("# {line}")));
+        return Ok(batches);
     }
     queue::find_sbatch()?;
     if !job.again {
@@ -61,20 +82,12 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     advice.lines.iter().for_each(|line| context.ui.line(line.clone()));
     // The jobs read them there.
     RunSettings::open(&advice.settings(&job.run))?.store(&context.ui)?;
-    let ids = slurm::submit_all(&batches, |batch, submitted| {
-        let (title, place) = (&submitted.id, batch.place());
-        context.ui.result(format!("job {title}: {}, {}", batch.name(), place.display()));
-    })?;
-    let shown = quoted(&job.run.run.to_string_lossy());
-    context.ui.line(format!("watch: gradtx status {shown}; squeue --jobs={}", ids.join(",")));
-    context.ui.line(format!("logs: gradtx logs {shown}; end all of it: gradtx cancel {shown}"));
-    Ok(())
+    Ok(batches)
 }
 
 /// Prints what would be submitted.
-fn print(context: &Context, batches: &[Batch], advice: &advice::Advice) {
+pub fn print(context: &Context, batches: &[Batch]) {
     let say = |line: String| context.ui.result(line);
-    advice.lines.iter().for_each(|line| say(format!("# {line}")));
     for batch in batches {
         let script = batch.place();
         let dependency =

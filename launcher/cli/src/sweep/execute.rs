@@ -236,7 +236,7 @@ fn wait(mut child: Child) -> Result<i32> {
 }
 
 /// The record of a directory that is finished, with the settings that a run has.
-fn finished(dir: &Path, run: &Path) -> Option<Record> {
+pub fn finished(dir: &Path, run: &Path) -> Option<Record> {
     let record = record::read(&dir.join(RECORD_FILE)).ok()?;
     let is_there = !record.outputs.is_empty() && record.missing(dir).is_empty();
     let config = Config::read(&run.join(RUN_FILE)).ok()?;

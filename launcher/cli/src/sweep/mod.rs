@@ -5,10 +5,13 @@
 //!
 //! * steps: the commands of a run, and their directories.
 //! * execute: runs what is missing of them, one after the other.
+//! * submit: submits what is missing as batch jobs of SLURM.
 
 mod execute;
 mod steps;
+mod submit;
 
+use crate::submit::ClusterArgs;
 use anyhow::Result;
 use gradtx_plan::sweep::Sweep;
 use gradtx_run::context::Context;
@@ -27,19 +30,23 @@ pub struct Job {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// List the runs that there would be, and write nothing.
-    #[arg(long, conflicts_with_all = ["status", "run"])]
+    #[arg(long, conflicts_with_all = ["status", "run", "submit"])]
     pub list: bool,
     /// Show how far each run is, and write nothing.
-    #[arg(long, conflicts_with = "run")]
+    #[arg(long, conflicts_with_all = ["run", "submit"])]
     pub status: bool,
     /// Do everything that is missing, on this machine: each shared curation once, then for
     /// every run training, clients' scores and a report, and in the end their comparison. A run that
     /// fails does not stop the others; the same command resumes.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "submit")]
     pub run: bool,
-    /// With --run, a client's directory: with train.jsonl, on which both models are fine-tuned, or
+    /// Submit everything that is missing to SLURM: each shared curation as a job, for every run the
+    /// jobs of `gradtx submit --stage pipeline` after it, and in the end their comparison.
+    #[arg(long)]
+    pub submit: bool,
+    /// With --run or --submit, a client's directory: with train.jsonl, on which both models are fine-tuned, or
     /// update.safetensors; and with test.jsonl, if there is something to score; repeatable.
-    #[arg(long, value_name = "DIR", requires = "run")]
+    #[arg(long, value_name = "DIR")]
     pub client: Vec<PathBuf>,
     /// With --client, a translator of their updates; repeatable.
     #[arg(long, value_enum, value_name = "METHOD", requires = "client", default_values_t = [Method::GradTransformer])]
@@ -48,6 +55,15 @@ pub struct Job {
     /// its arguments, separated by spaces.
     #[arg(long, value_name = "COMMAND", requires = "run")]
     pub launcher: Option<String>,
+    /// With --submit, print the scripts, the commands, and where each value is from; submit nothing.
+    #[arg(long, requires = "submit")]
+    pub dry_run: bool,
+    /// With --submit, submit although jobs of these runs are still in the queue.
+    #[arg(long, requires = "submit")]
+    pub again: bool,
+    /// With --submit, what the jobs ask SLURM for.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Writes the runs' directories, shows them, or does all of it.
@@ -61,6 +77,12 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         sweep.status(context);
         return Ok(());
     }
+    if !job.client.is_empty() && !job.run && !job.submit {
+        return Err(unusable("--client: expected --run or --submit with it"));
+    }
+    if job.cluster != ClusterArgs::default() && !job.submit {
+        return Err(unusable("options of the cluster: expected --submit with them"));
+    }
     job.client.iter().try_for_each(|dir| check_client(dir))?;
     let written = sweep.write()?;
     let (out, file) = (job.out.display(), quoted(&job.file.to_string_lossy()));
@@ -70,8 +92,12 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         context.ui.line(size);
         return execute::run(context, job, &sweep);
     }
+    if job.submit {
+        context.ui.line(size);
+        return submit::run(context, job, &sweep);
+    }
     let place = quoted(&job.out.to_string_lossy());
-    context.ui.line(format!("{size}; to do all of it: gradtx sweep {file} --out {place} --run"));
+    context.ui.line(format!("{size}; to do all of it: gradtx sweep {file} --out {place} --run, or --submit"));
     Ok(())
 }
 

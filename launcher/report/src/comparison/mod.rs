@@ -5,7 +5,6 @@
 //! translator are those that their records have, wherever a run has them from. Runs of other models or
 //! other test data can be compared; that they are is noted.
 
-pub mod html;
 mod rows;
 
 use crate::cost::{Cost, of_curation, of_training};

@@ -10,11 +10,12 @@ use minijinja::{AutoEscape, Environment, Error, Output, State, UndefinedBehavior
 use serde::Serialize;
 
 /// All templates by their names; those that end in `.html` are escaped.
-const TEMPLATES: [(&str, &str); 5] = [
+const TEMPLATES: [(&str, &str); 6] = [
     ("layout.html", include_str!("../../templates/layout.html")),
     ("macros.html", include_str!("../../templates/macros.html")),
     ("style.css", include_str!("../../templates/style.css")),
     ("report.html", include_str!("../../templates/report.html")),
+    ("comparison.html", include_str!("../../templates/comparison.html")),
     ("predictions.html", include_str!("../../templates/predictions.html")),
 ];
 

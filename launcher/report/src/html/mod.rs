@@ -9,13 +9,16 @@
 //! | `environment` | the templates, and how values become text |
 //! | `view` | what templates show: parts, tables, figures |
 //! | `report`, `tables` | the page of a report |
+//! | `comparison` | the page of a comparison of runs |
 //! | `predictions` | the page of predictions |
 
+mod comparison;
 mod environment;
 mod predictions;
 mod report;
 mod tables;
 mod view;
 
+pub use comparison::page as comparison_page;
 pub use predictions::page as predictions_page;
 pub use report::page;

@@ -288,6 +288,7 @@ fn times(report: &Report) -> Option<Part> {
 fn provenance(report: &Report) -> Option<Part> {
     let blocks = vec![
         Block::table(tables::models(report)),
+        Block::table(tables::assumed(report)),
         Block::table(tables::devices(report)),
         tables::commands(&report.times),
         tables::settings(report),

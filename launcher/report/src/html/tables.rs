@@ -4,6 +4,7 @@ use super::view::{Block, Cell, Part, Table};
 use crate::curves::{Client, Clients};
 use crate::figures::{class, row_class};
 use crate::headline::{grouped, number};
+use crate::source::Assumed;
 use crate::svg::{fixed, significant};
 use crate::table::{Row, display_name};
 use crate::times::{StageDates, Times, TokenRate};
@@ -24,6 +25,8 @@ const COLUMNS: usize = 10;
 const CLIENTS: usize = 40;
 /// Commands that are shown without being asked for.
 const COMMANDS: usize = 12;
+/// Assumptions that are shown; report.json has all.
+const ASSUMED: usize = 24;
 /// What stands where there is no number.
 const NONE: &str = "–";
 
@@ -302,6 +305,16 @@ pub fn models(report: &Report) -> Table {
             let name = model.name.as_deref().unwrap_or(NONE);
             table.push(class(role), vec![display_name(role).into(), name.into(), Cell::code(fingerprint)]);
         }
+    }
+    table
+}
+
+/// What was assumed about data and models.
+pub fn assumed(report: &Report) -> Table {
+    let head = ["stage", "results", "assumed where the settings leave it open"];
+    let mut table = Table::new(&head, &[2], "`gradtx preview` shows examples as they are trained on.");
+    for Assumed { stage, results, what } in report.run.assumed.iter().take(ASSUMED) {
+        table.push("", vec![stage.clone().into(), grouped(*results as u64).into(), what.clone().into()]);
     }
     table
 }

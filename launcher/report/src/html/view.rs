@@ -59,13 +59,6 @@ pub enum Block {
         /// The table.
         table: Table,
     },
-    /// A list of sentences.
-    List {
-        /// What they are.
-        title: String,
-        /// The sentences.
-        items: Vec<String>,
-    },
     /// A figure and what follows from it.
     Findings {
         /// The figure.
@@ -84,11 +77,6 @@ impl Block {
     /// A table, if it has rows.
     pub fn table(table: Table) -> Option<Self> {
         (!table.rows.is_empty()).then_some(Self::Table { table })
-    }
-
-    /// A list, if it has items.
-    pub fn list(title: &str, items: Vec<String>) -> Option<Self> {
-        (!items.is_empty()).then(|| Self::List { title: title.into(), items })
     }
 }
 

@@ -1,7 +1,23 @@
 //! [`RunArgs`]: where a stage's run directory and configuration are, as typed.
 
 use super::{DeviceKind, DtypeKind, Preset};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+impl RunArgs {
+    /// A run with the settings that it has.
+    pub fn stored(run: &Path) -> Self {
+        Self {
+            run: run.to_owned(),
+            config: None,
+            preset: None,
+            device: None,
+            dtype: None,
+            tuples: None,
+            translator: None,
+            set: vec![],
+        }
+    }
+}
 
 /// Where a stage's run directory and configuration are.
 #[derive(Debug, Clone, clap::Args)]

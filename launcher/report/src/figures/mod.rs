@@ -1,223 +1,25 @@
 //! The figures of the page: a drawing, a title, and a caption that says what one sees.
 //!
 //! In: parts of a [`super::Report`]. Out: [`Figure`]s; parts that are not there give none.
+//!
+//! * figure: what a figure is, and which colour whose marks have.
+//! * scores: models between P_S and P_T, of one run or of several.
 
+mod figure;
+mod scores;
+
+pub use figure::{Figure, class, row_class};
+pub use scores::{compared, gap};
+
+use super::Spread;
 use super::curves::{Client, Clients, JobLosses, Series, Shadow, Translator};
 use super::headline::count;
-use super::svg::{Axis, MapRows, Plot, Scale, WIDTH, drawing, escape, fixed, hover, map, significant};
+use super::svg::{Axis, MapRows, Plot, Scale, fixed, map, significant};
 use super::times::{RateSeries, Times};
 use super::tuples::{Cosines, Side, Tuples};
-use super::{Scores, Spread};
-use crate::table::{Entry, Row, TestData, display_name};
+use crate::table::display_name;
 use gradtx_run::role::Role;
-use serde::Serialize;
 use std::fmt::Write as _;
-
-/// A drawing with its words.
-#[derive(Serialize)]
-pub struct Figure {
-    /// What it is.
-    pub title: String,
-    /// The `<svg>` element.
-    pub svg: String,
-    /// What one sees; plain text.
-    pub caption: String,
-}
-
-impl Figure {
-    fn of(title: &str, caption: String, draw: impl FnOnce(&str, &str) -> String) -> Self {
-        let svg = draw(title, &caption);
-        Self { title: title.into(), svg, caption }
-    }
-}
-
-/// Class of a model's marks: its colour.
-pub fn class(role: Role) -> &'static str {
-    match role {
-        Role::Tiny => "student",
-        Role::Llm => "teacher",
-    }
-}
-
-/// Class of a row's marks.
-pub fn row_class(entry: Entry) -> &'static str {
-    match entry {
-        Entry::Finetuned(role) => class(role),
-        Entry::GRAD_TRANSFORMER => "grad",
-        Entry::Base(_) | Entry::Adapter(_) => "muted",
-        Entry::Translated { .. } | Entry::Refined(_) => "rival",
-    }
-}
-
-/// Every model's score between P_S and P_T: mean, interval, and each client.
-pub fn gap(id: &str, scores: &Scores) -> Figure {
-    const LINE: f64 = 40.0;
-    const TOP: f64 = 26.0;
-    let table = &scores.table;
-    let everything = table.rows.iter().flat_map(|row| {
-        let around = row.mean.map(|mean| [mean, mean - row.interval.unwrap_or(0.0)]);
-        row.scores.iter().flatten().copied().chain(around.into_iter().flatten())
-    });
-    let (mut low, mut high) = (100.0, 0.0f64);
-    everything.for_each(|x| (low, high) = (f64::min(low, x), f64::max(high, x)));
-    // From zero, unless all scores are in a narrow range far above it.
-    let low = if low > 50.0 && high - low < 20.0 { ((low - 5.0) / 10.0).floor() * 10.0 } else { 0.0 };
-    let axis_high = if high <= 50.0 { ((high + 5.0) / 10.0).ceil().max(1.0) * 10.0 } else { 100.0 };
-    let (left, right) = (8.0, WIDTH - 98.0);
-    let place = |score: f64| left + ((score - low) / (axis_high - low)).clamp(0.0, 1.0) * (right - left);
-    let height = TOP + LINE * table.rows.len() as f64 + 42.0;
-    let bottom = height - 36.0;
-    let mean_of = |role| table.row(Entry::Finetuned(role)).and_then(|row| row.mean);
-    let (student, teacher) = (mean_of(Role::Tiny), mean_of(Role::Llm));
-
-    let mut marks = String::new();
-    if let (Some(s), Some(t)) = (student, teacher) {
-        let (from, to) = (place(s.min(t)), place(s.max(t)));
-        let _ = write!(
-            marks,
-            "<rect class=\"gap\" x=\"{from:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{:.1}\"/>",
-            to - from,
-            bottom - TOP
-        );
-    }
-    let ends = [(student, "P_S", "student"), (teacher, "P_T", "teacher")];
-    let ends: Vec<End> = ends
-        .into_iter()
-        .filter_map(|(score, name, class)| Some(End { x: place(score?), score: score?, name, class }))
-        .collect();
-    marks += &end_names(&ends, TOP - 8.0, (left, right));
-    for (i, row) in table.rows.iter().enumerate() {
-        marks += &gap_row(row, &table.data, TOP + LINE * i as f64, &place, (left, right), &ends);
-    }
-    marks += &gap_axis(low, axis_high, bottom, &place);
-    let unit = table.metric.label();
-    let title = format!("Scores, {unit} in percent");
-    let caption = format!(
-        "Each large dot is a model's mean over {}, the bar its 95 % interval, small dots are single clients. \
-         The shaded gap, from P_S to P_T, is what a translation can recover: PGR 0 to 100.",
-        count(table.data.len(), "client")
-    );
-    Figure::of(&title, caption, |title, description| drawing(id, title, description, height, &marks))
-}
-
-/// P_S or P_T: where the scale of PGR is 0 or 100.
-struct End {
-    x: f64,
-    score: f64,
-    name: &'static str,
-    class: &'static str,
-}
-
-/// Their names above the rows, apart from each other where they are close.
-fn end_names(ends: &[End], y: f64, (left, right): (f64, f64)) -> String {
-    const HALF: f64 = 12.0;
-    let mut places: Vec<f64> = ends.iter().map(|end| end.x.clamp(left + HALF, right - HALF)).collect();
-    if let [a, b] = places[..]
-        && (b - a).abs() < 2.0 * HALF
-    {
-        let middle = ((a + b) / 2.0).clamp(left + 2.0 * HALF, right - 2.0 * HALF);
-        let side = if b < a { -HALF } else { HALF };
-        places = vec![middle - side, middle + side];
-    }
-    let mut out = String::new();
-    for (end, x) in ends.iter().zip(places) {
-        let _ = write!(
-            out,
-            "<text class=\"end {}\" x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{}{}</text>",
-            end.class,
-            hover(&format!("{}: {}", end.name, fixed(end.score, 1))),
-            words(end.name)
-        );
-    }
-    out
-}
-
-fn gap_row(
-    row: &Row,
-    data: &[TestData],
-    top: f64,
-    place: &dyn Fn(f64) -> f64,
-    (left, right): (f64, f64),
-    ends: &[End],
-) -> String {
-    let class = row_class(row.entry);
-    let (text_y, y) = (top + 15.0, top + 28.0);
-    let mut out = format!(
-        "<path class=\"track\" d=\"M{left} {y}H{right}\"/><text class=\"name {class}\" x=\"{left}\" \
-         y=\"{text_y}\">{}</text>",
-        words(&row.name)
-    );
-    // Beside the names, not through them.
-    for End { x, class, .. } in ends {
-        let _ = write!(out, "<path class=\"ref {class}\" d=\"M{x:.1} {:.1}V{:.1}\"/>", y - 8.0, y + 8.0);
-    }
-    let value = match (row.mean, row.interval) {
-        (Some(mean), Some(half)) => format!("{} ± {}", fixed(mean, 1), fixed(half, 1)),
-        (Some(mean), None) => fixed(mean, 1),
-        (None, _) => "no number".into(),
-    };
-    let _ = write!(
-        out,
-        "<text class=\"value\" x=\"{}\" y=\"{}\" text-anchor=\"end\">{value}</text>",
-        WIDTH - 2.0,
-        y + 4.5
-    );
-    if let (Some(mean), Some(half)) = (row.mean, row.interval) {
-        let _ = write!(
-            out,
-            "<path class=\"whisker {class}\" d=\"M{:.1} {y}H{:.1}\">{}</path>",
-            place(mean - half),
-            place(mean + half),
-            hover(&format!("95 % interval: {} to {}", fixed(mean - half, 1), fixed(mean + half, 1)))
-        );
-    }
-    for (&score, data) in
-        row.scores.iter().zip(data).filter_map(|(score, data)| Some((score.as_ref()?, data)))
-    {
-        let _ = write!(
-            out,
-            "<circle class=\"one {class}\" cx=\"{:.1}\" cy=\"{y}\" r=\"2.6\">{}</circle>",
-            place(score),
-            hover(&format!("{}: {}", data.name, fixed(score, 1)))
-        );
-    }
-    if let Some(mean) = row.mean {
-        let _ = write!(
-            out,
-            "<circle class=\"dot {class}\" cx=\"{:.1}\" cy=\"{y}\" r=\"5.5\">{}</circle>",
-            place(mean),
-            hover(&format!("{}: {value}", row.name))
-        );
-    }
-    out
-}
-
-/// Words in a drawing, with the letters of P_S and P_T below the line.
-fn words(text: &str) -> String {
-    let Some((before, after)) = text.split_once("P_") else { return escape(text) };
-    let (letter, rest) = after.split_at(after.chars().next().map_or(0, char::len_utf8));
-    let rest =
-        if rest.is_empty() { String::new() } else { format!("<tspan dy=\"-3\">{}</tspan>", escape(rest)) };
-    format!("{}P<tspan class=\"sub\" dy=\"3\">{}</tspan>{rest}", escape(before), escape(letter))
-}
-
-fn gap_axis(low: f64, high: f64, bottom: f64, place: &dyn Fn(f64) -> f64) -> String {
-    let mut out = format!("<path class=\"axis\" d=\"M{:.1} {bottom}H{:.1}\"/>", place(low), place(high));
-    let step = (high - low) / 5.0;
-    for i in 0..=5 {
-        let tick = low + i as f64 * step;
-        let anchor = [(0, "start"), (5, "end")].into_iter().find(|a| a.0 == i).map_or("middle", |a| a.1);
-        let _ = write!(
-            out,
-            "<path class=\"axis\" d=\"M{x:.1} {bottom}v5\"/><text class=\"tick\" x=\"{x:.1}\" y=\"{y}\" \
-             text-anchor=\"{anchor}\">{}</text>",
-            fixed(tick, usize::from(step.fract() != 0.0)),
-            x = place(tick),
-            y = bottom + 18.0
-        );
-    }
-    out
-}
 
 fn step_axis(steps: impl IntoIterator<Item = u64>) -> Axis {
     Axis::exact("optimizer step", 0.0, steps.into_iter().max().unwrap_or(1).max(1) as f64)
