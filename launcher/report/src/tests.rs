@@ -493,7 +493,10 @@ fn tuples_and_translators_of_another_run_are_reported() {
     other.put("run.toml", &format!("[reuse]\ntuples = {0:?}\ntranslator = {0:?}\n", whole.run()));
     let report = other.report();
     assert_eq!(report.tuples.as_ref().unwrap().subsets, SUBSETS);
-    assert_eq!((report.translator.as_ref().unwrap().steps, report.shadow.tiny.as_ref().unwrap().jobs), (9, 6));
+    assert_eq!(
+        (report.translator.as_ref().unwrap().steps, report.shadow.tiny.as_ref().unwrap().jobs),
+        (9, 6)
+    );
     assert_eq!(report.notes, [""; 0]);
     check_page(&report);
 }
