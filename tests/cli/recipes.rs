@@ -100,7 +100,7 @@ fn recipes_cost_what_they_say() {
             stale += &format!("{name} {predicted:.1}\n");
         }
     }
-    assert!(stale.is_empty(), "the GPU hours of recipes/*.toml are not those of `gradtx plan`:\n{stale}");
+    assert!(stale.is_empty(), "the GPU hours of launcher/recipes/*.toml are not those of `gradtx plan`:\n{stale}");
 }
 
 fn fits(stage: &Value) -> bool {

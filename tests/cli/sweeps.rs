@@ -114,6 +114,13 @@ fn a_stage_is_tied_to_its_own_settings_and_no_others() {
     let status = home.ok("status run");
     assert!(status.contains("- train.learning_rate = 0.01") && status.contains("stale"), "{status}");
 
+    home.refused(
+        "submit --run run --stage train --gpus-per-node 0 --dry-run",
+        3,
+        &["- train.learning_rate = 0.01"],
+    );
+    home.ok("submit --run run --stage curate --gpus-per-node 0 --dry-run");
+
     // What is stale is made again when it was removed.
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
     home.ok("train --run run");

@@ -11,9 +11,11 @@ use crate::records::{
 };
 use anyhow::Result;
 use gradtx_run::config::{Config, DeviceConfig, ReuseConfig, TranslatorConfig};
-use gradtx_run::record::{self, RECORD_FILE, Record};
+use gradtx_run::failure::refused;
+use gradtx_run::record::{self, OTHER_SETTINGS, RECORD_FILE, Record};
 use gradtx_run::stage::Inputs;
 use gradtx_runtime::artifact::MANIFEST;
+use gradtx_runtime::text::shown;
 use gradtx_train::model_spec::{AdapterInputs, ModelSpec};
 use std::path::{Path, PathBuf};
 
@@ -52,7 +54,24 @@ impl Run<'_> {
         Ok(record::diff(&made.settings, &serde_json::from_str(&now.to_string())?))
     }
 
-    /// The same for the tuples that the run uses; empty where there are none.
+    /// Fails where a stage would refuse its directory, which has a result of other settings.
+    ///
+    /// # Errors
+    /// The one of the stage, as far as settings alone tell.
+    pub fn expect_same(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(RECORD_FILE);
+        if !path.is_file() {
+            return Ok(());
+        }
+        let changes = self.changes(dir, &record::read(&path)?)?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let what = format!("{}: holds a result of other settings or inputs", shown(dir));
+        Err(refused(what, changes, OTHER_SETTINGS))
+    }
+
+    /// How the settings differ from those of the tuples that the run uses; empty where there are none.
     pub fn changes_of_tuples(&self) -> Result<String> {
         let dir = self.config.reuse.tuples_dir(self.dir);
         match record::read(&dir.join(RECORD_FILE)) {

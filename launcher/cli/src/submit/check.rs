@@ -9,6 +9,7 @@ use crate::slurm::options::{JobKind, Resolved};
 use crate::slurm::words;
 use anyhow::{Context as _, Result};
 use gradtx_models::decoder::DecoderConfig;
+use gradtx_pipeline::staleness::Run;
 use gradtx_run::config::{Config, DeviceKind, RunSettings, is_reused};
 use gradtx_run::failure::{failed, unusable, unusable_with};
 use gradtx_run::paths::UPDATE_FILE;
@@ -53,8 +54,25 @@ pub fn check(job: &Job) -> Result<(Vec<String>, Config)> {
         check_data(&config)?;
     }
     check_inputs(job, &settings)?;
+    check_results(job, &settings)?;
     let clients = job.client.iter().map(|dir| check_client(dir)).collect::<Result<_>>()?;
     Ok((clients, config))
+}
+
+/// Checks that no job would refuse its directory for a result of other settings, hours from now.
+fn check_results(job: &Job, settings: &RunSettings) -> Result<()> {
+    let run = Run { dir: settings.run(), config: settings.config() };
+    let reuse = &settings.config().reuse;
+    for (stage, dir, other) in [
+        (Stage::Curate, settings.tuples_dir(), &reuse.tuples),
+        (Stage::Train, settings.translator_dir(), &reuse.translator),
+    ] {
+        let is_made = [stage, Stage::Pipeline].contains(&job.stage) && other.as_os_str().is_empty();
+        if is_made {
+            run.expect_same(&dir)?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks that what the first job reads is there.

@@ -2,7 +2,7 @@
 //!
 //! In: the directories of a sweep. Out: the results of its commands, a line for every run that says
 //! how it ended, and the comparison of all. Every command is a process of its own: one that fails,
-//! panics or is killed for its memory ends its run, and the others go on. What is finished is
+//! panics or is killed for its memory ends its run, and the others continue. What is finished is
 //! not started again, and what the translator has no part in is copied from a run with the
 //! same settings.
 
@@ -217,7 +217,7 @@ impl<'a> Executor<'a> {
     }
 }
 
-/// Waits for the end of a process. A request to stop is passed on: only the terminal's own reaches all.
+/// Waits for the end of a process. SIGTERM and SIGUSR1 are passed on to it; Ctrl-C reaches it from the terminal.
 fn wait(mut child: Child) -> Result<i32> {
     let mut is_told = false;
     loop {
