@@ -86,7 +86,7 @@ if [ "$device" = cuda ]; then
     ours generate --batch 1
 else
     decoder=tests/goldens/fixtures/qwen2/model/config.json
-    small=(--translator tests/goldens/fixtures/t5/model/config.json --student 3x10 --teacher 4x12 --batch 2)
+    small=(--translator tests/goldens/fixtures/t5/model/config.json --tiny 3x10 --llm 4x12 --batch 2)
     large=(--large 256)
     ours kernels --model "$decoder" "${small[@]}" "${large[@]}" --tokens 256 --values 100000
     ours finetune --model "$decoder" "${large[@]}" --tokens 64 --context 16 --jobs 4

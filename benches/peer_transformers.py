@@ -262,7 +262,7 @@ def t5_config(arguments):
 def bench_train(arguments):
     """A step of the Grad-Transformer, with masters and without."""
     name, config = t5_config(arguments)
-    (ls, ds), (lt, dt) = (map(int, blocks.split("x")) for blocks in (arguments.student, arguments.teacher))
+    (ls, ds), (lt, dt) = (map(int, blocks.split("x")) for blocks in (arguments.tiny, arguments.llm))
     batch = arguments.batch
     pure_types = [False, True] if arguments.pure and arguments.dtype == "bf16" else [False]
     for pure in pure_types:
@@ -325,8 +325,8 @@ def main():
     parser.add_argument("--dtype", choices=["bf16", "f32"], help="default: f32 on a CPU, bf16 on a GPU")
     parser.add_argument("--model", help="Qwen2.5 by name, or a config.json (default: 0.5b on a CPU, 7b on a GPU)")
     parser.add_argument("--translator", help="small, base, large, xl, or a config.json")
-    parser.add_argument("--student", default="36x12800", help="BLOCKSxWIDTH")
-    parser.add_argument("--teacher", default="28x22528", help="BLOCKSxWIDTH")
+    parser.add_argument("--tiny", default="36x12800", help="BLOCKSxWIDTH")
+    parser.add_argument("--llm", default="28x22528", help="BLOCKSxWIDTH")
     parser.add_argument("--tokens", type=int, help="of a step; of a continuation")
     parser.add_argument("--context", type=int, help="tokens of an example; of a prompt")
     parser.add_argument("--batch", type=int, help="tuples; sequences")

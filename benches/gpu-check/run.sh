@@ -296,7 +296,7 @@ part_speed() {
 
 emulated_speed() {
     local decoder=$here/fixtures/qwen2/model/config.json t5=$here/fixtures/t5/model/config.json small
-    small=(--translator "$t5" --student 3x16 --teacher 4x24 --batch 2)
+    small=(--translator "$t5" --tiny 3x16 --llm 4x24 --batch 2)
     local once=(--warmup 0 --runs 1)
     ours 'fine-tune' 60 finetune --model "$decoder" "${once[@]}" --tokens 24 --context 12 --jobs 2 --profile
     peer 'fine-tune' 60 finetune --device cpu --model "$decoder" "${once[@]}" --tokens 24 --context 12

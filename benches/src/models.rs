@@ -90,12 +90,12 @@ pub struct TranslatorArgs {
     /// (default: small on a CPU, large on a GPU).
     #[arg(long, value_name = "NAME|FILE")]
     pub translator: Option<String>,
-    /// Student's blocks.
+    /// Blocks of the TinyLM's updates and their width.
     #[arg(long, value_name = "BLOCKSxWIDTH", default_value = "36x12800")]
-    pub student: Blocks,
-    /// Teacher's blocks.
+    pub tiny: Blocks,
+    /// Blocks of the LLM's updates and their width.
     #[arg(long, value_name = "BLOCKSxWIDTH", default_value = "28x22528")]
-    pub teacher: Blocks,
+    pub llm: Blocks,
 }
 
 /// A translator's sizes, and its name in results.
@@ -124,10 +124,10 @@ impl NamedTranslator {
             }
         };
         let config = GradTransformerConfig {
-            student_width: args.student.width,
-            student_blocks: args.student.blocks,
-            teacher_width: args.teacher.width,
-            teacher_blocks: args.teacher.blocks,
+            student_width: args.tiny.width,
+            student_blocks: args.tiny.blocks,
+            teacher_width: args.llm.width,
+            teacher_blocks: args.llm.blocks,
             start_token: StartToken::Embedded,
             t5,
         };
@@ -144,7 +144,7 @@ impl NamedTranslator {
         Ok(model)
     }
 
-    /// Blocks from student to teacher.
+    /// Blocks from the TinyLM to the LLM.
     pub fn shape(&self) -> String {
         let c = &self.config;
         let Blocks { blocks, width } = Blocks { blocks: c.student_blocks, width: c.student_width };

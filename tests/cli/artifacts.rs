@@ -107,7 +107,7 @@ fn what_is_of_another_run_is_refused() {
     home.replace_dir("run/translator", &other.path("run/translator"));
     home.refused(
         &TRANSLATE,
-        &["run/translator", "student", "base model", "initial adapter", "hint: it was made"],
+        &["run/translator", "TinyLM", "base model", "initial adapter", "hint: it was made"],
     );
     // The statistics alone.
     home.replace_dir("run/translator", &made(false).path("run/translator"));
@@ -119,11 +119,11 @@ fn what_is_of_another_run_is_refused() {
     home.replace_dir("run/shadow", &other.path("run/shadow"));
     home.refused(&TRANSLATE, &["was trained on other tuples"]);
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
-    home.refused(&["train"], &["run/shadow", "student", "base model"]);
+    home.refused(&["train"], &["run/shadow", "TinyLM", "base model"]);
     assert!(!home.path("run/translator").exists());
     for method in ["mean", "nearest", "ridge"] {
         let args = [&TRANSLATE[..], &["--method", method]].concat();
-        home.refused(&args, &["run/shadow", "student", "base model"]);
+        home.refused(&args, &["run/shadow", "TinyLM", "base model"]);
     }
     // The control: all of it is of the same run.
     home.replace_dir("run/shadow", &made(false).path("run/shadow"));
@@ -137,7 +137,7 @@ fn a_base_model_that_was_replaced_is_refused() {
     let evaluate = ["evaluate", "--data", "private.jsonl", "--model", "llm", "--out", "x"];
     flip(&home.path("llm/model.safetensors"), 200, 1 << 6);
     home.refused(&evaluate, &["models.llm", "fingerprint"]);
-    home.refused(&["train"], &["teacher", "base model"]);
+    home.refused(&["train"], &["LLM", "base model"]);
     flip(&home.path("llm/model.safetensors"), 200, 1 << 6);
     // What is not here cannot be compared, and is not needed for training.
     std::fs::rename(home.path("llm"), home.path("away")).unwrap();
@@ -236,8 +236,8 @@ fn no_client_is_believed() {
         let first = [&TRANSLATE[..2], files, &TRANSLATE[2..], &["--method", "mean"]].concat();
         home.refused(&first, words);
     };
-    refused(&["loud"], &["loud: its norm", "largest of the shadow students", "--allow-outliers"]);
-    refused(&["near", "low"], &["low: its norm", "smallest of the shadow students"]);
+    refused(&["loud"], &["loud: its norm", "largest of the shadow updates", "--allow-outliers"]);
+    refused(&["near", "low"], &["low: its norm", "smallest of the shadow updates"]);
     refused(&["zero"], &["zero: every value is zero"]);
     refused(&["infinite"], &["infinite", "not a finite number"]);
     refused(&["copy"], &["copy: damaged", "checksum"]);

@@ -92,7 +92,7 @@ fn everything_is_measured_and_plan_learns_from_it() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let ((model, _), (t5, _)) = (decoder(), t5());
-    let sizes = ["--translator", &t5, "--student", "3x10", "--teacher", "4x12", "--batch", "2"];
+    let sizes = ["--translator", &t5, "--tiny", "3x10", "--llm", "4x12", "--batch", "2"];
     let model = ["--model", &model];
     let finetune = ["--tokens", "50", "--context", "20", "--jobs", "2"];
     let runs = [
@@ -165,7 +165,7 @@ fn a_fine_tuning_step_counts_four_per_frozen_value() {
 fn bytes_and_operations_of_kernels_follow_from_their_sizes() {
     let home = tempfile::tempdir().unwrap();
     let ((model, c), (t5, _)) = (decoder(), t5());
-    let sizes = ["--translator", &t5, "--student", "3x10", "--teacher", "4x12", "--batch", "2"];
+    let sizes = ["--translator", &t5, "--tiny", "3x10", "--llm", "4x12", "--batch", "2"];
     let more = ["--model", &model, "--tokens", "65", "--values", "1000", "--context", "7"];
     let lines = lines(home.path(), &[&["kernels"], &sizes[..], &more].concat());
     let (h, f) = (size(&c, "hidden_size"), size(&c, "intermediate_size"));
@@ -215,7 +215,7 @@ fn t5_config() -> Value {
 fn ranks_are_threads_where_there_are_no_others() {
     let home = tempfile::tempdir().unwrap();
     let (t5, _) = t5();
-    let sizes = ["--translator", &t5, "--student", "3x10", "--teacher", "4x12"];
+    let sizes = ["--translator", &t5, "--tiny", "3x10", "--llm", "4x12"];
     let lines = lines(home.path(), &[&["comm", "--ranks", "1,3", "--bytes", "4000"], &sizes[..]].concat());
     let names: Vec<_> = lines.iter().map(|line| line["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["all-reduce", "reduce-scatter", "all-gather", "buckets"].repeat(2));
@@ -232,7 +232,7 @@ fn lines_are_added_and_told_as_events_and_become_the_table() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let (t5, _) = t5();
-    let args = ["translate", "--translator", &t5, "--student", "3x10", "--teacher", "4x12", "--runs", "1"];
+    let args = ["translate", "--translator", &t5, "--tiny", "3x10", "--llm", "4x12", "--runs", "1"];
     let more = ["--large", "64", "--json", "--out", "lines.jsonl"];
     for times in 1..=2 {
         let output = bench(home, &[&args[..], &more].concat());
@@ -284,7 +284,7 @@ fn ranks_that_were_started_measure_together() {
     use gradtx_tests::ranks::{end_of, mpirun};
     let home = tempfile::tempdir().unwrap();
     let (t5, _) = t5();
-    let sizes = ["--translator", &t5, "--student", "3x10", "--teacher", "4x12", "--out", "lines.jsonl"];
+    let sizes = ["--translator", &t5, "--tiny", "3x10", "--llm", "4x12", "--out", "lines.jsonl"];
     let words = [&[PROGRAM, "bench", "comm", "--bytes", "4096", "--runs", "2"], &sizes[..]].concat();
     end_of(mpirun(home.path(), &[(3, &words)])).well();
     let text = std::fs::read_to_string(home.path().join("lines.jsonl")).unwrap();

@@ -16,6 +16,7 @@ mod pipeline;
 mod plan;
 mod products;
 mod prompts;
+mod recipes;
 mod report;
 mod run_directory;
 mod settings_bounds;

@@ -360,7 +360,7 @@ fn mistakes_in_files_are_named_with_what_was_expected() {
     );
     curate("file/x", "seed=1", 1, &["file/x", "file is a file"]);
     // A mistake is not stored: the same command with the right setting begins.
-    curate("i", "lora.target_modules=[\"nope\"]", 1, &["nope"]);
+    curate("i", "lora.target_modules=[\"nope\"]", 2, &["`nope`", "q_proj, k_proj", "all-linear"]);
     let right = "lora.target_modules=[\"q_proj\"]";
     let corrected = ["curate", "--run", "i", "--config", "settings.toml", "--set", right];
     assert!(home.gradtx(&corrected).status.success());

@@ -115,7 +115,7 @@ fn answer_of(dir: &Path, row: usize) -> String {
 }
 
 #[test]
-fn preview_writes_a_page_and_refuses_what_is_not_there() {
+fn preview_writes_a_page_and_names_what_is_missing() {
     let dir = made();
     let home = tempfile::tempdir().unwrap();
     let page = home.path().join("page.html");
@@ -136,7 +136,7 @@ fn preview_writes_a_page_and_refuses_what_is_not_there() {
 }
 
 #[test]
-fn labels_that_are_cut_off_are_counted_and_refused_above_a_share() {
+fn lost_labels_are_counted_and_refused() {
     let (home, _) = chat_model();
     let dir = home.path();
     let row = |length: usize| json!({ "prompt": "a", "response": "b ".repeat(length) }).to_string();

@@ -336,7 +336,7 @@ fn clients_are_scored_in_parts_by_an_array() {
 fn what_is_measured_is_kept() {
     let (cluster, home) = (cluster(), Home::new());
     let config = gradtx_tests::fixture("t5/model").join("config.json");
-    let sizes = ["--translator", config.to_str().unwrap(), "--student", "3x10", "--teacher", "4x12"];
+    let sizes = ["--translator", config.to_str().unwrap(), "--tiny", "3x10", "--llm", "4x12"];
     let lines = |options: &[&str], words: &[&str], env: &[(&str, &Path)]| -> Vec<serde_json::Value> {
         let words = [&["run"], words, &sizes].concat();
         let job = home.sbatch(&cluster, options, "bench.sbatch", &words, env);

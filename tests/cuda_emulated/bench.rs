@@ -27,7 +27,7 @@ fn lines(dtype: &str) -> Vec<Value> {
     let file = |name: &str| fixture(name).join("config.json").display().to_string();
     let (model, t5) = (file("qwen2/model"), file("t5/model"));
     let model = ["--model", &model, "--batch", "2"];
-    let sizes = ["--translator", &t5, "--student", "3x16", "--teacher", "4x24", "--batch", "2"];
+    let sizes = ["--translator", &t5, "--tiny", "3x16", "--llm", "4x24", "--batch", "2"];
     let runs = [
         vec!["ceilings"],
         vec![

@@ -3,7 +3,9 @@
 //! In: the words after `gradtx`. Out: [`Args`], and with [`Command::run`] what the command does.
 //! A new command is a variant here, with its arm in `run`.
 
-use crate::{cancel, compare, cross_validate, doctor, help, inspect, logs, manual, status, submit, sweep};
+use crate::{
+    cancel, compare, config, cross_validate, doctor, help, init, inspect, logs, manual, status, submit, sweep,
+};
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
@@ -206,12 +208,12 @@ pub enum Command {
     Logs(crate::logs::Job),
     /// Cancel the batch jobs of a run that are in SLURM's queue.
     Cancel(crate::cancel::Job),
-    /// Tell what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
+    /// Show what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
     Inspect {
         /// Model directory, adapter, update vector, tuple store, translator, checkpoint or run directory.
         path: PathBuf,
     },
-    /// Tell how far a run is: what is finished, what runs where and how long it will take,
+    /// Show how far a run is: what is finished, what runs where and how long it will take,
     /// what stopped and why. Reads only, and can be asked at any time.
     Status {
         /// Run directory, or any directory above or below it.
@@ -220,7 +222,7 @@ pub enum Command {
         #[arg(long)]
         verify: bool,
     },
-    /// Tell what this machine has and lacks, and whether a run or a model fits on it.
+    /// Show what this machine has and lacks, and whether a run or a model fits on it.
     Doctor {
         /// Run directory, or run file: memory that its stages will take.
         #[arg(long, value_name = "RUN")]
@@ -229,6 +231,10 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         model: Vec<PathBuf>,
     },
+    /// Write a commented run file to start from, by a recipe for a pair of models.
+    Init(crate::init::Job),
+    /// Print what settings there are, what they mean, and what they are by default.
+    Config(crate::config::Job),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -239,7 +245,7 @@ pub enum Command {
         /// Directory to write to; made when it is not there.
         dir: PathBuf,
     },
-    /// Tell what a run will take on given machines: memory, time and GPU hours of every stage.
+    /// Show what a run will take on given machines: memory, time and GPU hours of every stage.
     Plan(gradtx_plan::plan::Job),
     /// Write run directories for every combination of listed settings.
     Sweep(sweep::Job),
@@ -350,6 +356,8 @@ impl Command {
             Self::Plan(job) => plan::run(context, &job),
             Self::Sweep(job) => sweep::run(context, &job),
             Self::Compare(job) => compare::run(context, &job),
+            Self::Init(job) => init::run(context, &job),
+            Self::Config(job) => config::run(context, &job),
             Self::Completions { shell } => manual::completions(help::command(), shell),
             Self::Man { dir } => manual::pages(help::command(), &dir),
             Self::Bench(job) => gradtx_bench::run(context, world, &job),
@@ -403,6 +411,8 @@ impl Command {
             Self::Inspect { .. }
                 | Self::Status { .. }
                 | Self::Doctor { .. }
+                | Self::Init(_)
+                | Self::Config(_)
                 | Self::Completions { .. }
                 | Self::Man { .. }
                 | Self::Plan(_)

@@ -42,16 +42,16 @@ pub struct Job {
 
 /// Compares.
 pub fn run(context: &Context, job: &Job) -> Result<()> {
-    let (a, b) = (Thing::open(&job.a)?, Thing::open(&job.b)?);
+    let (a, b) = (Operand::open(&job.a)?, Operand::open(&job.b)?);
     let args = &job.model;
     let named = args.run.is_some() || args.config.is_some() || args.model.is_some();
     let model = if named { Some(args.resolve(Role::Tiny)?) } else { None };
     let (what, pairs, notes) = match (a, b) {
-        (Thing::Update(a), Thing::Update(b)) => {
+        (Operand::Update(a), Operand::Update(b)) => {
             let notes = expect_comparable(&job.a, &a, &job.b, &b)?;
             ("update vectors", of_updates(&a, &b, model.as_ref(), &job.a)?, notes)
         }
-        (Thing::Adapter(a), Thing::Adapter(b)) => {
+        (Operand::Adapter(a), Operand::Adapter(b)) => {
             ("adapters", matched(peft_matrices(&a)?, &peft_matrices(&b)?, &a, &b)?, vec![])
         }
         (a, b) => {
@@ -65,8 +65,8 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
                 );
                 return Err(unusable_with(what, Some(hint.into())));
             };
-            let [a, b] =
-                [(a, &job.a), (b, &job.b)].map(|(thing, path)| thing.as_update(model, job, path, context));
+            let [a, b] = [(a, &job.a), (b, &job.b)]
+                .map(|(operand, path)| operand.as_update(model, job, path, context));
             ("update vectors", of_updates(&a?, &b?, Some(model), &job.a)?, vec![])
         }
     };
@@ -83,13 +83,13 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// What a path holds.
-enum Thing {
+/// What a path of the command line holds.
+enum Operand {
     Update(UpdateVector),
     Adapter(PathBuf),
 }
 
-impl Thing {
+impl Operand {
     fn open(path: &Path) -> Result<Self> {
         if path.is_file() {
             return Ok(Self::Update(UpdateVector::read(path)?));

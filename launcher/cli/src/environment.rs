@@ -59,6 +59,8 @@ mod tests {
             let path = entry.path();
             if entry.file_type().unwrap().is_dir() {
                 read(&path, found);
+            } else if path.ends_with("cli/src/environment.rs") {
+                // The list itself.
             } else if let Ok(text) = std::fs::read_to_string(&path) {
                 found.extend(names_in(&text).map(String::from));
             }

@@ -4,13 +4,15 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
 
 /// Before, now.
-const RENAMED: [(&str, &str); 6] = [
+const RENAMED: [(&str, &str); 8] = [
     ("public", "public-fraction"),
     ("train", "train-fraction"),
     ("peft", "save-adapter"),
     ("random-student", "random-update"),
     ("evaluations", "scores"),
     ("extra", "sbatch"),
+    ("student", "tiny"),
+    ("teacher", "llm"),
 ];
 
 /// The error of an option that the command has under another name, with that name.
@@ -19,8 +21,10 @@ pub(crate) fn with_new_name(mut error: Error, program: &Command, typed: &[String
         (ErrorKind::UnknownArgument, Some(ContextValue::String(wrong))) => wrong.clone(),
         _ => return error,
     };
-    let command = typed.iter().find_map(|word| program.find_subcommand(word));
-    let has = |name: &str| command.is_some_and(|c| c.get_arguments().any(|arg| arg.get_long() == Some(name)));
+    // The innermost subcommand that was typed.
+    let command =
+        typed.iter().fold(program, |command, word| command.find_subcommand(word).unwrap_or(command));
+    let has = |name: &str| command.get_arguments().any(|arg| arg.get_long() == Some(name));
     let before = wrong.trim_start_matches('-').split('=').next().unwrap_or_default();
     if let Some((_, now)) = RENAMED.iter().find(|(name, now)| *name == before && has(now)) {
         error.insert(ContextKind::SuggestedArg, ContextValue::String(format!("--{now}")));
@@ -47,6 +51,7 @@ mod tests {
             (&["gradtx", "finetune", "--peft"], "'--save-adapter'"),
             (&["gradtx", "report", "--run", "r", "--evaluations=d"], "'--scores'"),
             (&["gradtx", "translate", "u", "--random-student"], "'--random-update'"),
+            (&["gradtx", "bench", "train", "--student", "3x10"], "'--tiny'"),
         ] {
             let said = said(words);
             assert!(said.contains("unexpected argument") && said.contains(now), "{said}");

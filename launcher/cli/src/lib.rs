@@ -7,6 +7,7 @@
 pub mod args;
 pub mod cancel;
 pub mod compare;
+pub mod config;
 pub mod convert;
 pub mod cross_validate;
 pub mod diff;
@@ -15,6 +16,7 @@ pub mod environment;
 mod flags;
 pub mod generate;
 pub mod help;
+pub mod init;
 pub mod inspect;
 pub mod logs;
 pub mod manual;

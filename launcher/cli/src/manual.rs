@@ -64,7 +64,9 @@ fn page(command: &Command) -> std::io::Result<Vec<u8>> {
     if command.get_after_help().is_some() {
         man.render_extra_section(&mut out)?;
     }
-    man.render_version_section(&mut out)?;
+    if command.get_version().is_some() {
+        man.render_version_section(&mut out)?;
+    }
     Ok(out)
 }
 

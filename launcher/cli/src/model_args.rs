@@ -11,7 +11,7 @@ use gradtx_pipeline::lineage::{Lineage, adapter_sums};
 use gradtx_run::config::Config;
 use gradtx_run::failure::{failed, unusable_with};
 use gradtx_run::role::Role;
-use gradtx_runtime::artifact::{TensorSource, UpdateFile, UpdateSpace, fingerprint, not_a_model};
+use gradtx_runtime::artifact::{TensorSource, UpdateFile, fingerprint, not_a_model};
 use gradtx_runtime::text::shown;
 use gradtx_train::model_spec::{ModelSpec, model_dir};
 use std::path::{Path, PathBuf};
@@ -118,7 +118,7 @@ impl Model {
                 config.lora.r = rank;
                 config.lora.lora_alpha = alpha;
                 config.lora.lora_dropout = dropout;
-                config.lora.target_modules = targets.iter().map(|target| target.name().into()).collect();
+                config.lora.target_modules = targets.into();
                 match role {
                     Role::Tiny => config.lora.init_adapter_tiny = dir.to_owned(),
                     Role::Llm => config.lora.init_adapter_llm = dir.to_owned(),
@@ -162,25 +162,16 @@ pub fn spec_of_update(spec: ModelSpec, file: &UpdateFile, path: &Path) -> Result
     {
         return Ok(other);
     }
-    let hint = match difference(&spec.space, space) {
-        "model" => "it is an update of another base model: name that with --run and --model, or --model DIR",
-        "adapter" => "it is of other adapter settings: use the run that it was made in",
-        _ => "it was counted from another initial adapter: use the run that it was made in, or --init",
+    let hint = if spec.space.base_model != space.base_model {
+        "it is an update of another base model: name that with --run and --model, or --model DIR"
+    } else if spec.space.layout != space.layout {
+        "it is of other adapter settings: use the run that it was made in"
+    } else {
+        "it was counted from another initial adapter: use the run that it was made in, or --init"
     };
     match spec.space.expect_same(space, &shown(path)) {
         Err(different) => Err(failed(different.to_string(), hint)),
         Ok(()) => Ok(spec),
-    }
-}
-
-/// What differs first between two spaces.
-fn difference(expected: &UpdateSpace, found: &UpdateSpace) -> &'static str {
-    if expected.base_model != found.base_model {
-        "model"
-    } else if expected.layout != found.layout {
-        "adapter"
-    } else {
-        "start"
     }
 }
 

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// a norm that no recipe explains.
 const FAR: f64 = 10.0;
 
-/// Euclidean norms of the shadow students' updates.
+/// Euclidean norms of the TinyLM's shadow updates' updates.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Norms {
@@ -101,10 +101,10 @@ fn far(norm: f64, norms: &Norms) -> Option<String> {
     }
     let (than, times) = match norm {
         norm if norm > FAR * largest => {
-            (format!("largest of the shadow students ({largest:.3e})"), norm / largest)
+            (format!("largest of the shadow updates ({largest:.3e})"), norm / largest)
         }
         norm if FAR * norm < smallest => {
-            (format!("smallest of the shadow students ({smallest:.3e})"), norm / smallest)
+            (format!("smallest of the shadow updates ({smallest:.3e})"), norm / smallest)
         }
         _ => return None,
     };

@@ -38,6 +38,14 @@ const TRAIN_AGAIN: &str = "run `gradtx train` again: it rebuilds what is damaged
 /// What helps against an artifact of another run.
 const OTHER_RUN: &str = "it was made from other models or another seed: use what this run's own stages made";
 
+/// The model that a part of a tuple is of, for people.
+fn model_of(role: Part) -> &'static str {
+    match role {
+        Part::Student => "TinyLM",
+        Part::Teacher => "LLM",
+    }
+}
+
 /// The directory of a stage that has finished.
 struct Finished {
     dir: PathBuf,
@@ -157,7 +165,7 @@ pub fn open_tuples(settings: &mut RunSettings, expected: [Option<&UpdateSpace>; 
     let store = TupleStore::open(&dir).map_err(|e| failed(e.to_string(), CURATE_AGAIN))?;
     for (role, expected) in Part::BOTH.into_iter().zip(expected) {
         if let Some(expected) = expected {
-            let what = format!("{}: {role}", shown(&dir));
+            let what = format!("{}: {}", shown(&dir), model_of(role));
             expected.expect_same(store.space(role), &what).map_err(|e| failed(e.to_string(), OTHER_RUN))?;
         }
     }
@@ -317,7 +325,7 @@ pub fn open_translator(
     for (role, expected, trained) in
         [(Part::Student, student, &inputs.spaces.student), (Part::Teacher, teacher, &inputs.spaces.teacher)]
     {
-        let what = format!("{}: {role}", shown(&dir));
+        let what = format!("{}: {}", shown(&dir), model_of(role));
         expected.expect_same(trained, &what).map_err(|e| failed(e.to_string(), OTHER_RUN))?;
         let [blocks, width] = match role {
             Part::Student => [config.student_blocks, config.student_width],
@@ -345,7 +353,7 @@ pub fn open_translator(
     sums.insert("tuples".into(), inputs.tuples.into());
     let path = dir.join(TRANSLATOR_FILES[2]);
     let students = serde_json::from_value(read_json(&path)?["students"].clone())
-        .with_context(|| format!("{}: norms of the shadow students", shown(&path)))?;
+        .with_context(|| format!("{}: norms of the TinyLM's shadow updates", shown(&path)))?;
     Ok(Translator { dir, sums, students })
 }
 

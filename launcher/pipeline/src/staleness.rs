@@ -82,7 +82,7 @@ impl Run<'_> {
 
     fn curate(&self, made: CurateInputs) -> CurateInputs {
         let config = self.config;
-        let mut curate = config.curate.clone();
+        let mut curate = config.curate.resolved();
         if curate.jobs_per_batch == 0 {
             curate.jobs_per_batch = made.curate.jobs_per_batch;
         }
@@ -104,7 +104,7 @@ impl Run<'_> {
             seed: config.seed,
             tuples: self.sum_of(&ReuseConfig::tuples_dir, MANIFEST).unwrap_or(made.tuples),
             translator: TranslatorConfig { pretrained_path: PathBuf::new(), ..config.translator.clone() },
-            train: config.train.clone(),
+            train: config.train.with_steps_of(&made.train),
             device: device(made.device, config),
             ..made
         }
@@ -113,12 +113,13 @@ impl Run<'_> {
     fn finetune(&self, made: FinetuneInputs) -> FinetuneInputs {
         let config = self.config;
         let recipes = [&config.finetune.tiny, &config.finetune.llm];
+        let recipes = recipes.map(|recipe| recipe.with_steps_of(&made.recipe));
         let curated = record::read(&config.reuse.tuples_dir(self.dir).join(RECORD_FILE)).ok();
         let curated = curated.and_then(|record| record.inputs::<CurateInputs>(self.dir).ok().flatten());
         let recipe = match curated {
-            Some(curated) => recipes[usize::from(curated.llm == made.model)],
+            Some(curated) => &recipes[usize::from(curated.llm == made.model)],
             // Which model it was cannot be known: that of either is fine.
-            None => recipes.into_iter().find(|recipe| **recipe == made.recipe).unwrap_or(recipes[0]),
+            None => recipes.iter().find(|recipe| **recipe == made.recipe).unwrap_or(&recipes[0]),
         };
         FinetuneInputs {
             seed: config.seed,

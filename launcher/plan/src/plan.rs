@@ -14,7 +14,7 @@ use crate::cost::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};
 use crate::sweep_cost::SweepCost;
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use gradtx_run::config::{Config, DeviceKind, DtypeKind, Preset, RANDOM_SUBSETS, read_sweep};
+use gradtx_run::config::{Config, DeviceKind, DtypeKind, GroupBy, Preset, read_sweep};
 use gradtx_run::context::Context;
 use gradtx_run::failure::{unusable, unusable_with};
 use gradtx_run::role::Role;
@@ -153,15 +153,18 @@ impl<'a> Planner<'a> {
     }
 
     fn predict(&mut self, config: &Config) -> Result<Prediction> {
+        let config = &config.expected();
         check_gpu(config, self.job.gpu)?;
         let models = [Role::Tiny, Role::Llm].map(|role| model(config, role));
         let [tiny, llm] = models;
         let models = [tiny?, llm?];
         let lengths = [self.lengths(config, Role::Tiny)?, self.lengths(config, Role::Llm)?];
-        let groups = match config.curate.group_by.as_str() {
-            RANDOM_SUBSETS => vec![],
+        let groups = match &config.curate.group_by {
+            GroupBy::Random => vec![],
             _ if !lengths[0].counted => vec![],
-            column => self.data(config)?.groups(column)?.into_iter().map(|group| group.rows).collect(),
+            GroupBy::Column(column) => {
+                self.data(config)?.groups(column)?.into_iter().map(|group| group.rows).collect()
+            }
         };
         let question = Question {
             config,

@@ -228,7 +228,7 @@ fn standing(dir: &Path, config: &Config) -> String {
         Some(false) => {
             let lines = JsonLines::read(&translator.join("metrics.jsonl")).unwrap_or_default();
             let step = lines.last().and_then(|line| line["step"].as_u64()).unwrap_or(0);
-            format!("{curated}, train: step {step} of {}", config.train.max_steps)
+            format!("{curated}, train: step {step} of {}", config.expected().train.max_steps)
         }
         Some(true) => {
             let validation = read_json(&translator.join("validation.json")).unwrap_or_default();

@@ -313,7 +313,7 @@ impl Translator {
         let error = |v: &Validation| v.relative_error.unwrap_or(f64::INFINITY);
         Some(Self {
             steps,
-            planned: source.config.as_ref().map(|config| config.train.max_steps as u64),
+            planned: source.config.as_ref().map(|config| config.expected().train.max_steps as u64),
             best: measured.min_by(|a, b| error(a).total_cmp(&error(b))).cloned(),
             validations,
             not_finite: loss.iter().filter(|l| !l.1.is_finite()).count(),

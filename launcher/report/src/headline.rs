@@ -358,7 +358,7 @@ mod tests {
         assert_eq!(finding(&said, "random student").verdict, Verdict::Unknown);
         assert_eq!(
             said.conclusion,
-            "The mean of the shadow teachers does worse, so what the client sent matters. Ridge regression does \
+            "The mean of the LLM's shadow updates does worse, so what the client sent matters. Ridge regression does \
              as well, so this does not show that translation takes a transformer. There is no score to compare \
              with of a random update and the nearest shadow pair."
         );
@@ -379,7 +379,7 @@ mod tests {
             assert!(found.text.contains("shows nothing about translation"), "{}", found.text);
         }
         assert!(said.conclusion.starts_with(
-            "But the mean of the shadow teachers and a random update do as well: this comparison shows nothing"
+            "But the mean of the LLM's shadow updates and a random update do as well: this comparison shows nothing"
         ));
         // Better beyond chance is "more", not "within chance".
         assert!(finding(&said, "random update").text.contains("8.0 points more"));

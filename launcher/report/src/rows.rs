@@ -5,7 +5,7 @@
 
 use super::source::{Source, last_part};
 use gradtx_pipeline::records::CurateInputs;
-use gradtx_run::config::RANDOM_SUBSETS;
+use gradtx_run::config::GroupBy;
 use gradtx_run::paths::SUBSETS_FILE;
 use gradtx_runtime::artifact::read_json;
 use gradtx_runtime::data::split::Split;
@@ -131,10 +131,8 @@ fn read_subsets(source: &mut Source) -> Option<Vec<Vec<usize>>> {
 /// gone or has changed.
 fn tasks(source: &mut Source, subsets: &[Vec<usize>]) -> Option<(Vec<usize>, Vec<String>)> {
     let config = source.config.as_ref()?;
-    let (column, data) = (config.curate.group_by.clone(), config.data.clone());
-    if column == RANDOM_SUBSETS {
-        return None;
-    }
+    let GroupBy::Column(column) = config.curate.group_by.clone() else { return None };
+    let data = config.data.clone();
     let wanted = source.inputs::<CurateInputs>().next().map(|(_, inputs)| inputs.data.data);
     let read = Data::read(data.public.as_slice(), &data, "data.public");
     let read = read.map_err(|e| format!("{e:#}")).and_then(|data| {
@@ -173,7 +171,7 @@ fn shadow_rows(source: &Source, subsets: &[Vec<usize>]) -> ShadowRows {
             names.collect::<Vec<_>>().join(", ")
         }),
         checksum: source.inputs::<CurateInputs>().next().map(|(_, inputs)| inputs.data.data),
-        group_by: source.config.as_ref().map(|config| config.curate.group_by.clone()),
+        group_by: source.config.as_ref().map(|config| config.curate.group_by.to_string()),
         subsets: subsets.len(),
         smallest: subsets.iter().map(Vec::len).min().unwrap_or(0),
         largest: subsets.iter().map(Vec::len).max().unwrap_or(0),

@@ -134,11 +134,12 @@ pub fn of(source: &mut Source, tasks: Option<&[usize]>, names: &[String]) -> Opt
 /// Optimizer steps of the snapshots, as the settings say.
 fn snapshot_steps(source: &Source, store: &TupleStore, role: Role) -> Vec<u64> {
     let Some(config) = &source.config else { return vec![] };
+    let curate = config.curate.resolved();
     let recipe = match role {
-        Role::Tiny => &config.curate.tiny,
-        Role::Llm => &config.curate.llm,
+        Role::Tiny => &curate.tiny,
+        Role::Llm => &curate.llm,
     };
-    let back = |snapshot: usize| (store.steps() - 1 - snapshot) as u64 * config.curate.snapshot_steps as u64;
+    let back = |snapshot: usize| (store.steps() - 1 - snapshot) as u64 * curate.snapshot_steps as u64;
     (0..store.steps()).filter_map(|s| (recipe.max_steps as u64).checked_sub(back(s))).collect()
 }
 

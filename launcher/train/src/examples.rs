@@ -147,6 +147,7 @@ impl Data {
         stage: &str,
     ) -> Result<Dataset> {
         let (examples, warnings) = prompts.examples(&self.records, context.threads)?;
+        prompts.expect_labels(&examples.summary)?;
         let name = side.role.name();
         context.ui.line(format!("{stage} {name}: {}", examples.summary));
         for warning in warnings {

@@ -41,7 +41,7 @@ impl ModelSpec {
         let dir = model_dir(config, role)?;
         let model = DecoderConfig::read(dir)?;
         model.check_weights(&TensorSource::open(dir)?)?;
-        let layout = BlockLayout::new(&model, &lora_config(&config.lora)?)?;
+        let layout = BlockLayout::new(&model, &lora_config(&config.lora))?;
         let base_model = fingerprint(dir, threads)?;
         let init = initial(config, role, &model, &layout)?;
         let space = UpdateSpace {
@@ -79,7 +79,7 @@ impl ModelSpec {
     pub fn adapter_inputs(config: &AdapterConfig, sides: &[&Self]) -> AdapterInputs {
         let AdapterConfig { r, lora_alpha, lora_dropout, ref target_modules, .. } = *config;
         let init = sides.iter().map(|side| side.space.init.clone()).collect();
-        AdapterInputs { r, lora_alpha, lora_dropout, target_modules: target_modules.clone(), init }
+        AdapterInputs { r, lora_alpha, lora_dropout, target_modules: target_modules.names(), init }
     }
 
     /// An update of this side as an artifact.
@@ -162,11 +162,11 @@ pub fn start_dir(config: &Config, role: Role) -> Option<&Path> {
 }
 
 /// The adapter settings as the models know them.
-pub fn lora_config(adapter: &AdapterConfig) -> Result<LoraConfig> {
-    Ok(LoraConfig {
+pub fn lora_config(adapter: &AdapterConfig) -> LoraConfig {
+    LoraConfig {
         rank: adapter.r,
         alpha: adapter.lora_alpha,
         dropout: adapter.lora_dropout,
-        targets: LoraConfig::targets_from_names(&adapter.target_modules)?,
-    })
+        targets: adapter.target_modules.modules().to_vec(),
+    }
 }

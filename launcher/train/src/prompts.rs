@@ -10,7 +10,7 @@ use gradtx_models::decoder::DecoderConfig;
 use gradtx_run::config::DataConfig;
 use gradtx_run::failure::{unusable, unusable_with};
 use gradtx_runtime::data::{
-    Dataset, Example, PromptCheck, PromptForm, Record, Renderer, TextTokenizer, build_examples,
+    DataSummary, Dataset, Example, PromptCheck, PromptForm, Record, Renderer, TextTokenizer, build_examples,
     expect_vocabulary, prompt_tokens,
 };
 use serde::{Deserialize, Serialize};
@@ -117,36 +117,45 @@ impl Prompts {
     /// Records as examples, and warnings about them. An error where training on them would
     /// teach nothing that generation can use.
     pub fn examples(&self, records: &[Record], threads: usize) -> Result<(Dataset, Vec<String>)> {
-        let (longest, set_by) = self.limit();
+        let longest = self.limit().0;
         let data = build_examples(records, &self.renderer, &self.tokenizer, Some(longest), threads)?;
         for (record, example) in records.iter().zip(&data.examples) {
             expect_vocabulary(record, &example.tokens, &self.tokenizer, self.vocabulary)?;
         }
         let mut warnings = self.check.check(&data)?;
-        let summary = &data.summary;
-        if summary.truncated > 0 {
-            let cut = format!(
-                "{} of {} examples are longer than {longest} tokens ({set_by}) and are cut there (first: {})",
+        warnings.extend(self.cut(&data.summary));
+        Ok((data, warnings))
+    }
+
+    /// What cutting takes away, if anything.
+    fn cut(&self, summary: &DataSummary) -> Option<String> {
+        let (longest, set_by) = self.limit();
+        (summary.truncated > 0).then(|| {
+            format!(
+                "{} of {} examples are longer than {longest} tokens ({set_by}) and are cut there (first: {}): {} of {} \
+                 labels are lost, {:.1} %",
                 summary.truncated,
-                data.examples.len(),
-                summary.first_cut.as_deref().unwrap_or_default()
-            );
-            let lost = format!(
-                "{} of {} labels are lost, {:.1} %",
+                summary.examples,
+                summary.first_cut.as_deref().unwrap_or_default(),
                 summary.lost_labels,
                 summary.trained + summary.lost_labels,
                 100.0 * summary.lost_share()
-            );
-            if summary.lost_share() > self.max_lost_labels {
+            )
+        })
+    }
+
+    /// Fails when cutting takes away more of a data set's labels than `data.max_lost_labels` allows.
+    pub fn expect_labels(&self, summary: &DataSummary) -> Result<()> {
+        match self.cut(summary).filter(|_| summary.lost_share() > self.max_lost_labels) {
+            None => Ok(()),
+            Some(cut) => {
+                let most = 100.0 * self.max_lost_labels;
                 let hint = "shorten these examples or leave them out; raise data.max_length if the model has more \
                             positions; or accept the loss with a larger data.max_lost_labels";
-                let most = 100.0 * self.max_lost_labels;
-                let what = format!("{cut}: {lost}, and at most {most:.1} % may be (data.max_lost_labels)");
-                return Err(unusable_with(what, Some(hint.into())));
+                let what = format!("{cut}, and at most {most:.1} % may be (data.max_lost_labels)");
+                Err(unusable_with(what, Some(hint.into())))
             }
-            warnings.push(format!("{cut}: {lost}"));
         }
-        Ok((data, warnings))
     }
 
     /// The tokens that generation starts from, with room for at least one more.

@@ -1,6 +1,6 @@
 //! Decoder LLMs: Llama, Mistral, Qwen2 and Qwen3, with or without adapters.
 //!
-//! * [`DecoderConfig`]: what is computed, from `config.json`.
+//! * [`DecoderConfig`]: what is computed, from `config.json`; [`BlockConfig`]: the parts of a block.
 //! * [`Decoder`]: the weights, in one flat buffer.
 //! * [`Activations`]: every buffer of a forward and backward pass, allocated once.
 //! * [`Decoder::loss`] and [`Decoder::loss_and_gradient`]: the passes, over a packed

@@ -5,11 +5,14 @@ use crate::fields::Fields;
 use crate::t5::MAX_PARAMETERS;
 use crate::t5::T5Config;
 use gradtx_runtime::{Error, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// What the decoder reads before the first block.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum StartToken {
     /// A block of zeros through `embed_proj`, in training and in generation.
     #[default]

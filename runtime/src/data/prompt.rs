@@ -9,6 +9,7 @@ use super::schema::{Content, Message, Record};
 use super::template::ChatTemplate;
 use super::tokenize::TextTokenizer;
 use crate::{Error, Result};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The system message of the fixed ChatML prompt.
@@ -21,7 +22,7 @@ pub(super) const CHATML_END: &str = "<|im_end|>";
 const NO_SYSTEM: &str = "none";
 
 /// How records become text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptForm {
     /// The model's own template where it has one; else ChatML where its markers are tokens

@@ -1,18 +1,19 @@
 //! Learning rate as a function of the optimizer step.
 
 use crate::{Error, Result};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate falls after warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
-    /// It does not.
+    /// It stays the same.
     #[default]
     Constant,
-    /// Along a line.
+    /// It falls along a line.
     Linear,
-    /// Along half a cosine.
+    /// It falls along half a cosine.
     Cosine,
 }
 

@@ -193,7 +193,7 @@ impl Model {
         ensure!(!dir.as_os_str().is_empty(), "not set; expected a model directory");
         let model = DecoderConfig::read(dir)?;
         model.check_weights(&TensorSource::open(dir)?)?;
-        let layout = BlockLayout::new(&model, &lora_config(&config.lora)?)
+        let layout = BlockLayout::new(&model, &lora_config(&config.lora))
             .with_context(|| format!("{}: cannot hold the adapters", dir.display()))?;
         Ok(Self { config: model, layout })
     }

@@ -115,7 +115,7 @@ impl Gpus {
         let parts: Vec<&str> = gres.split(':').collect();
         let (kind, count) = match parts[..] {
             ["gpu", count] => ("", count),
-            ["gpu", kind, count] if !kind.is_empty() => (kind, count),
+            ["gpu", kind, count] if !kind.is_empty() && !kind.contains(',') => (kind, count),
             _ => return Err(expected()),
         };
         words::check_name(label, if kind.is_empty() { "gpu" } else { kind })?;

@@ -233,8 +233,14 @@ fn unknown_key(text: &str) -> Option<(String, Vec<String>)> {
         })
     };
     let mut example: Table = EXAMPLE.parse().ok()?;
-    let job = example.get("job")?.clone();
-    JobKind::ALL.iter().for_each(|kind| _ = example.insert(kind.name().into(), job.clone()));
+    // Every key of a job may stand in each of their sections.
+    let mut job = Table::new();
+    for section in ["job"].into_iter().chain(JobKind::ALL.map(JobKind::name)) {
+        job.extend(example.get(section).and_then(Value::as_table).cloned().unwrap_or_default());
+    }
+    for section in ["job"].into_iter().chain(JobKind::ALL.map(JobKind::name)) {
+        example.insert(section.into(), Value::Table(job.clone()));
+    }
     let mut known = keys(&free(example));
     // Of several that are as near, the one for all jobs.
     known.sort_by_key(|key| !key.starts_with("job"));
@@ -334,7 +340,7 @@ mod tests {
             ("[job]\npartition = 'a b'", "cluster.toml: [job] partition a b: expected"),
             ("[report]\nmem = 'lots'", "cluster.toml: [report] mem lots: expected"),
             ("[job]\nnodes = 'two'", "nodes"),
-            ("setup = ['a\\nb']", "cluster.toml: setup: expected lines"),
+            ("setup = [\"a\\nb\"]", "cluster.toml: setup: expected lines"),
             ("[environment]\n\"A-B\" = 'x'", "[environment] A-B: expected"),
             ("[environment]\nA = \"x\\ny\"", "[environment] A: the value"),
             ("[container]\nruntime = 'pyxis'", "image"),

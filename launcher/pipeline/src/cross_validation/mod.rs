@@ -23,7 +23,7 @@ use crate::stages::{refine, train, translate};
 use anyhow::{Context as _, Result};
 use client::ShadowClient;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
-use gradtx_run::config::{Config, RunArgs, RunSettings};
+use gradtx_run::config::{Config, GroupBy, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::failure::{failed, unusable};
 use gradtx_run::paths::{ADAPTER_DIR, UPDATE_FILE};
@@ -259,15 +259,16 @@ fn units(config: &Config, tuples: &Tuples, public: &Data, job: &Job) -> Result<V
         return Err(failed(what, "run `gradtx curate` again in a new directory"));
     };
     let subsets = tuples.subsets()?;
-    let column = config.curate.group_by.as_str();
-    let by_column = (column != gradtx_run::config::RANDOM_SUBSETS && config.curate.dirichlet_alpha == 0.0)
-        .then(|| public.groups(column))
-        .transpose()?;
+    let column = match &config.curate.group_by {
+        GroupBy::Column(column) if config.curate.dirichlet_alpha == 0.0 => Some(column.as_str()),
+        _ => None,
+    };
+    let by_column = column.map(|column| public.groups(column)).transpose()?;
     let tests = match &job.data {
         None => None,
         Some(path) => {
             let test = Data::read_for_test(std::slice::from_ref(path), &config.data, "--data")?;
-            Some((by_column.as_ref().map(|_| test.groups(column)).transpose()?, test.records.len()))
+            Some((column.map(|column| test.groups(column)).transpose()?, test.records.len()))
         }
     };
     let mut shadows: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -280,7 +281,7 @@ fn units(config: &Config, tuples: &Tuples, public: &Data, job: &Job) -> Result<V
         let (name, rows) = match &by_column {
             Some(groups) => {
                 let group: &Group = groups.get(label).with_context(|| {
-                    format!("groups.json names group {label}; column `{column}` has {}", groups.len())
+                    format!("groups.json names group {label}; data.public has {}", groups.len())
                 })?;
                 (group.name.clone(), group.rows.clone())
             }

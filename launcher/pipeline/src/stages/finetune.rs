@@ -57,6 +57,8 @@ pub struct Finetune<'a> {
     side: ModelSpec,
     data: Data,
     prompts: Prompts,
+    /// With steps in the place of epochs.
+    recipe: Recipe,
 }
 
 impl<'a> Finetune<'a> {
@@ -69,14 +71,12 @@ impl<'a> Finetune<'a> {
         expect_run_model(&settings, job.role, &side.space.base_model)?;
         let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
         let prompts = data.prompts(&config, &side)?;
-        Ok(Self { job, settings, config, side, data, prompts })
-    }
-
-    fn recipe(&self) -> &Recipe {
-        match self.job.role {
-            Role::Tiny => &self.config.finetune.tiny,
-            Role::Llm => &self.config.finetune.llm,
-        }
+        let recipe = match job.role {
+            Role::Tiny => &config.finetune.tiny,
+            Role::Llm => &config.finetune.llm,
+        };
+        let recipe = recipe.resolved(data.records.len());
+        Ok(Self { job, settings, config, side, data, prompts, recipe })
     }
 }
 
@@ -94,13 +94,13 @@ impl Stage for Finetune<'_> {
     }
 
     fn inputs(&self) -> Result<FinetuneInputs> {
-        let Self { job, config, side, data, prompts, .. } = self;
+        let Self { job, config, side, data, prompts, recipe, .. } = self;
         Ok(FinetuneInputs {
             seed: config.seed,
             data: data.inputs(&config.data, &[prompts]),
             max_length: config.data.max_length,
             adapter: ModelSpec::adapter_inputs(&config.lora, &[side]),
-            recipe: self.recipe().clone(),
+            recipe: recipe.clone(),
             device: config.device.clone(),
             model: side.space.base_model.clone(),
             peft: job.peft,
@@ -114,14 +114,16 @@ impl Stage for Finetune<'_> {
     }
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, f64)> {
-        let Self { job, config, side, data, prompts, .. } = self;
+        let Self { job, config, side, data, prompts, recipe, .. } = self;
         data.announce_left_out(context);
+        let steps = recipe.epochs_as_steps(data.records.len());
+        steps.into_iter().for_each(|steps| context.ui.line(format!("finetune: {steps}")));
         let examples = data.examples(prompts, side, context, "finetune")?;
         // The key is the data's: a client's order does not depend on where its files lie.
         let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
         let training = LoraTrainer {
             side,
-            recipe: self.recipe(),
+            recipe,
             snapshots: Snapshots { count: 1, every: 1 },
             stream_tokens: config.device.max_tokens_per_microbatch,
         };
@@ -140,7 +142,7 @@ impl Stage for Finetune<'_> {
         let mut files = vec![UPDATE_FILE.to_string(), METRICS_FILE.into()];
         if job.peft {
             files.extend(side.write_peft(&job.out, &trained.updates)?);
-            let made = made_of(self.recipe(), examples.examples.len());
+            let made = made_of(recipe, examples.examples.len());
             files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
         }
         let loss = trained.losses.last().copied().unwrap_or(f64::NAN);

@@ -52,6 +52,7 @@ pub struct Training<'a> {
     /// The settings on this device.
     config: Config,
     tuples: Tuples,
+    split: Split,
     dir: PathBuf,
     /// Fingerprint of the weights that it starts from.
     pretrained: Option<String>,
@@ -76,7 +77,7 @@ impl<'a> Training<'a> {
         if fold.is_none() && !other.as_os_str().is_empty() {
             return Err(is_reused(&args.run, other, "translator", Self::NAME));
         }
-        let config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
+        let mut config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
         let comm = world.comm();
         let (ranks, batch) = (comm.size(), config.train.global_batch_size);
         if ranks > batch {
@@ -93,12 +94,14 @@ impl<'a> Training<'a> {
             warn_of_changes(context, &settings, Self::NAME)?;
         }
         let tuples = open_tuples(&mut settings, expected.each_ref().map(Option::as_ref))?.without(fold);
+        let split = Split::of(&tuples.store, &config.train, derive_named(config.seed, "validation subsets"))?;
+        config.train = config.train.resolved(split.training.len());
         let pretrained = match config.translator.pretrained_path.as_path() {
             path if path.as_os_str().is_empty() => None,
             path => Some(fingerprint(path, context.threads)?),
         };
         let held_out = Fold::held_out(fold);
-        Ok(Self { comm, settings, config, tuples, dir, pretrained, bucket, held_out })
+        Ok(Self { comm, settings, config, tuples, split, dir, pretrained, bucket, held_out })
     }
 }
 
@@ -143,13 +146,12 @@ impl Stage for Training<'_> {
     }
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, Self::Output)> {
-        let Self { comm, config, tuples, dir, bucket, .. } = self;
+        let Self { comm, config, tuples, split, dir, bucket, .. } = self;
         let store = &tuples.store;
         if comm.rank() == 0 {
             tuples.verify()?;
         }
-        let split = Split::of(store, &config.train, derive_named(config.seed, "validation subsets"))?;
-        let work = Train { context, comm: *comm, config, store, split: &split, dir, bucket: *bucket };
+        let work = Train { context, comm: *comm, config, store, split, dir, bucket: *bucket };
         let found = dispatch(&config.device, context, work)?;
         let mut files = vec![];
         if let Some((best, validation)) = &found {

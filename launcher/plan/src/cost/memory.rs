@@ -39,7 +39,7 @@ impl Model {
 
     /// A model of these sizes.
     pub fn new(config: DecoderConfig, role: Role, adapter: &AdapterConfig) -> Result<Self> {
-        let layout = BlockLayout::new(&config, &lora_config(adapter)?)?;
+        let layout = BlockLayout::new(&config, &lora_config(adapter))?;
         Ok(Self { role, config, layout })
     }
 }

@@ -13,7 +13,7 @@ use super::tokens::{Lengths, Mean};
 use super::work::{Cost, DecoderWork, TranslatorWork};
 use anyhow::Result;
 use gradtx_models::grad_transformer::GradTransformerConfig;
-use gradtx_run::config::{Config, Recipe, ValidationSplit};
+use gradtx_run::config::{Config, Recipe};
 use gradtx_run::role::Role;
 use gradtx_runtime::plan::human_bytes;
 use gradtx_train::lora::schedule::{JobGroup, groups};
@@ -262,7 +262,7 @@ impl Planner<'_> {
         let shape = self.translator()?;
         let ranks = cluster.ranks();
         let micro = train.per_device_train_batch_size.min(train.global_batch_size.div_ceil(ranks));
-        let held = self.held_out();
+        let [_, held] = config.tuples();
         let (plan, parameters) = memory::training(&shape, micro, held.min(AT_ONCE), ranks, self.gpu())?;
         let memory = Memory::of(&plan, self.question.memory);
         if !memory.fits() {
@@ -342,16 +342,6 @@ impl Planner<'_> {
             update: rate(Kind::Memory, work.update(ranks as f64)),
             network: scatter - hidden + gather,
             network_in_all: scatter + gather,
-        }
-    }
-
-    /// Tuples that validation holds out.
-    fn held_out(&self) -> usize {
-        let Config { curate, train, .. } = self.question.config;
-        let part = |count: usize| (count as f64 * train.val_set_size).ceil() as usize;
-        match train.val_split_by {
-            ValidationSplit::Subset => part(curate.num_subsets) * curate.num_snapshots,
-            ValidationSplit::Tuple => part(curate.num_subsets * curate.num_snapshots),
         }
     }
 

@@ -80,7 +80,7 @@ impl Training {
 pub struct Recommendation {
     /// Nodes for curation.
     pub curate_nodes: usize,
-    /// Shadow jobs that share a stream: `curate.concurrent`.
+    /// Shadow jobs that share a stream: `curate.jobs_per_batch`.
     pub curate_concurrent: usize,
     /// Seconds of curation.
     pub curate_seconds: f64,

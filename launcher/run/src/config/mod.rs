@@ -9,11 +9,11 @@
 //! `run.toml` holds them as absolute paths. They may change: a run whose files were moved
 //! takes the new paths from `--config` or `--set`, and every stage compares contents.
 //!
-//! * settings: the settings and their defaults.
+//! * settings: the settings, their defaults, and what values they may have.
+//! * reference: what they mean, for people and editors.
 //! * args: where a run and its settings are, as typed.
 //! * optimizer: the settings of an optimizer, as trainers take them.
 //! * preset: settings with a name.
-//! * check: what values they may have.
 //! * aliases: what settings are called elsewhere.
 //! * suggest: what a mistyped key may have meant.
 //! * run_settings: those of a run directory, as a stage is given them.
@@ -24,9 +24,9 @@
 
 mod aliases;
 mod args;
-mod check;
 mod optimizer;
 mod preset;
+mod reference;
 mod reuse;
 pub mod run_dir;
 mod run_settings;
@@ -37,15 +37,18 @@ mod sweep;
 
 pub use args::RunArgs;
 pub use preset::Preset;
+pub use reference::{defaults, explain, page, schema};
 pub use reuse::ReuseConfig;
 pub use run_settings::{RunSettings, is_reused};
 pub use settings::{
     AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
-    DtypeKind, EvaluateConfig, FinetuneConfig, LossNormalization, MetricChoice, Models, PenaltyChoice,
-    PenaltyRule, RANDOM_SUBSETS, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig,
+    DtypeKind, EvaluateConfig, FinetuneConfig, GroupBy, LossNormalization, MetricChoice, Models,
+    PenaltyChoice, PenaltyRule, ReadingInputs, Recipe, RefineConfig, RougeTokens, TargetModules, TrainConfig,
     TranslateConfig, TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
+
+use settings::ALTERNATIVES;
 
 use crate::failure::{refused, unusable, unusable_with};
 use crate::record::make_dir;
@@ -69,11 +72,15 @@ impl Config {
             };
             unusable_with(what, Some(hint.into()))
         })?;
-        let mut config: Self = toml::from_str(&text).map_err(|e| {
+        // For its errors, which name the line.
+        toml::from_str::<Self>(&text).map_err(|e| {
             let known = Self::default().table();
             let hint = suggest::hint_for_file(&text, &known);
             unusable_with(format!("{}: {}", path.display(), plain(&e)), hint)
         })?;
+        let mut table = Self::default().table();
+        overlay(&mut table, text.parse()?);
+        let mut config: Self = Value::Table(table).try_into()?;
         let file = std::path::absolute(path)?;
         config.resolve_paths(file.parent().unwrap_or(Path::new("/")));
         Ok(config)
@@ -163,7 +170,7 @@ impl Config {
                 .ok()
                 .and_then(|mut t| t.remove("v"))
                 .unwrap_or_else(|| Value::String(value.into()));
-            let hint = suggest::hint(key, Some(&value), &table).filter(|_| !suggest::exists(key, &table));
+            let hint = suggest::hint(key, Some(&value), &table);
             assign(&mut table, key, value)
                 .map_err(|why| unusable_with(format!("--set {entry}: {why}"), hint))?;
         }
@@ -231,6 +238,35 @@ fn plain(error: &impl std::fmt::Display) -> String {
     types.iter().fold(text, |text, (from, to)| text.replace(from, to))
 }
 
+/// Puts the values of a file in the place of defaults. Keys are known, types are right.
+fn overlay(table: &mut Table, file: Table) {
+    for [one, other] in ALTERNATIVES.into_iter().flat_map(|[a, b]| [[a, b], [b, a]]) {
+        let is_set = |name| file.get(name).is_some_and(|value| !is_zero(value));
+        if is_set(one) && !file.contains_key(other) {
+            unset(table, other);
+        }
+    }
+    for (key, value) in file {
+        match (table.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(file)) => overlay(inner, file),
+            (_, value) => _ = table.insert(key, value),
+        }
+    }
+}
+
+fn is_zero(value: &Value) -> bool {
+    value.as_integer() == Some(0) || value.as_float() == Some(0.0)
+}
+
+/// Sets a number to 0: another setting takes its place.
+fn unset(table: &mut Table, name: &str) {
+    match table.get_mut(name) {
+        Some(Value::Integer(value)) => *value = 0,
+        Some(Value::Float(value)) => *value = 0.0,
+        _ => {}
+    }
+}
+
 /// Puts a value at a dotted key; the tables on the way must exist.
 fn assign(table: &mut Table, key: &str, value: Value) -> std::result::Result<(), String> {
     let (section, name) = key.rsplit_once('.').map_or((None, key), |(s, n)| (Some(s), n));
@@ -256,6 +292,15 @@ fn assign(table: &mut Table, key: &str, value: Value) -> std::result::Result<(),
         (Value::String(_), Value::Datetime(date)) => Value::String(date.to_string()),
         (_, value) => value,
     };
+    let is_set = !is_zero(old);
+    let other = ALTERNATIVES.into_iter().find_map(|[a, b]| match name {
+        _ if name == a => Some(b),
+        _ if name == b => Some(a),
+        _ => None,
+    });
+    if let Some(other) = other.filter(|_| is_set) {
+        unset(at, other);
+    }
     Ok(())
 }
 
@@ -299,6 +344,48 @@ fn flat(table: &Table) -> Vec<(String, String)> {
 mod tests {
     use super::*;
     use std::path::PathBuf;
+
+    fn read(text: &str) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        std::fs::write(&path, text).unwrap();
+        let config = Config::read(&path)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_section_s_defaults_hold_for_what_a_file_leaves_out() {
+        let config = read("[finetune.tiny]\nlearning_rate = 1e-3\n[curate]\nllm.weight_decay = 0\n").unwrap();
+        let mut wanted = Config::default();
+        wanted.finetune.tiny.learning_rate = 1e-3;
+        wanted.curate.llm.weight_decay = 0.0;
+        assert_eq!(config, wanted);
+        assert_eq!((config.finetune.tiny.max_steps, config.curate.llm.max_steps), (1250, 87));
+    }
+
+    #[test]
+    fn epochs_take_the_place_of_steps_and_back() {
+        let steps = |config: &Config| (config.train.max_steps, config.train.num_train_epochs);
+        let by_epochs = read("[train]\nnum_train_epochs = 30\n").unwrap();
+        assert_eq!(steps(&by_epochs), (0, 30.0));
+        // 300 subsets of 13 tuples, 15 of them held out.
+        assert_eq!(by_epochs.expected().train.max_steps, (30 * 285 * 13u32).div_ceil(32));
+        let set = |config: &Config, set: &str| config.clone().with_overrides(&[set.into()]).unwrap();
+        assert_eq!(steps(&set(&by_epochs, "train.max_steps=7")), (7, 0.0));
+        assert_eq!(steps(&set(&Config::default(), "train.num_train_epochs=2")), (0, 2.0));
+        let warm = read("[train]\nwarmup_ratio = 0.1\n").unwrap();
+        assert_eq!((warm.train.warmup_steps, warm.expected().train.warmup_steps), (0, 366));
+        for (text, words) in [
+            ("[train]\nmax_steps = 3\nnum_train_epochs = 2\n", "max_steps = 3 and num_train_epochs = 2"),
+            ("[train]\nmax_steps = 0\n", "train.max_steps = 0"),
+            ("[finetune.llm]\nwarmup_steps = 3\nwarmup_ratio = 0.5\n", "finetune.llm: warmup_steps = 3"),
+            ("[curate.tiny]\nnum_train_epochs = 0.1\n", "curate.tiny.max_steps = 7: the snapshots reach 13"),
+        ] {
+            let said = read(text).unwrap_err().to_string();
+            assert!(said.contains(words), "{text}: {said}");
+        }
+    }
 
     #[test]
     fn data_is_one_path_or_several_and_comes_back_from_its_file() {

@@ -31,9 +31,10 @@ impl TrainConfig {
     pub fn optimizer(&self) -> OptimizerConfig {
         OptimizerConfig {
             adamw: AdamWConfig {
+                beta1: self.adam_beta1,
+                beta2: self.adam_beta2,
                 eps: self.adam_epsilon,
                 weight_decay: self.weight_decay,
-                ..AdamWConfig::default()
             },
             schedule: Schedule {
                 peak: self.learning_rate,

@@ -27,8 +27,8 @@ impl Config {
 
     /// Sizes, rates and steps stay: their defaults are the paper's already.
     fn as_in_the_paper(&mut self) {
-        self.translator.update_normalization = NormalizationMode::None.name().into();
-        self.translator.decoder_start = StartToken::Released.name().into();
+        self.translator.update_normalization = NormalizationMode::None;
+        self.translator.decoder_start = StartToken::Released;
         self.train.mixup_prob = 0.0;
         self.train.input_noise_std = 0.0;
         self.train.val_split_by = ValidationSplit::Tuple;

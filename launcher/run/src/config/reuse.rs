@@ -1,11 +1,12 @@
 //! Results of other runs that a run uses in the place of its own: the section `[reuse]`.
 
 use crate::paths::{SHADOW_DIR, TRANSLATOR_DIR};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Results of other runs, used in the place of this run's own.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReuseConfig {
     /// Run directory whose tuples are used, so that nothing has to be curated here; the same as

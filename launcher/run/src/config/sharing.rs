@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(differs("finetune.llm.weight_decay=0.5"), [false, true]);
         assert_eq!(differs("evaluate.max_new_tokens=7"), [false, true]);
         for set in
-            ["train.weight_decay=0.5", "translator.d_ff=8", "translate.rank=3", "data.read_limit_mib=9"]
+            ["train.weight_decay=0.5", "translator.d_ff=8", "translate.lora_r=3", "data.read_limit_mib=9"]
         {
             assert_eq!(differs(set), [false, false], "{set}");
         }

@@ -18,8 +18,11 @@ struct Unknown {
     line: usize,
 }
 
-/// A hint for one key.
+/// A hint for one key; none if it exists.
 pub(super) fn hint(wrong: &str, value: Option<&Value>, known: &Table) -> Option<String> {
+    if exists(wrong, known) {
+        return None;
+    }
     match named_elsewhere(wrong, known) {
         Some((Alias::Same(_), keys)) => Some(match (&keys[..], value) {
             ([key], Some(value)) => format!("did you mean `{key}`? `{key} = {value}`"),
@@ -77,30 +80,36 @@ fn plain(value: &Spanned<DeValue<'_>>, text: &str) -> Option<Value> {
     format!("v = {}", text.get(value.span())?).parse::<Table>().ok()?.remove("v")
 }
 
-/// What a key is called here that has another name elsewhere, and the settings of that name.
+/// What a key is called here that has another name, or another section, elsewhere; and the settings of
+/// that name.
 fn named_elsewhere(wrong: &str, known: &Table) -> Option<(Alias, Vec<String>)> {
     let (section, name) = wrong.rsplit_once('.').unwrap_or(("", wrong));
     let section = renamed(section);
     if exists(&join(&section, name), known) {
         return Some((Alias::Same(&[]), vec![join(&section, name)]));
     }
-    let found = alias(name)?;
+    let found = alias(name);
     let names = match found {
-        Alias::Nothing(_) => return Some((found, vec![])),
-        Alias::Same(names) | Alias::Like(names, _) => names,
+        Some(Alias::Same(names) | Alias::Like(names, _)) => names,
+        Some(Alias::Nothing(_)) | None => &[],
     };
-    if let Some(name) = names.iter().find(|name| exists(&join(&section, name), known)) {
+    if let (Some(found), Some(name)) = (found, names.iter().find(|name| exists(&join(&section, name), known)))
+    {
         return Some((found, vec![join(&section, name)]));
     }
     let settings: Vec<String> =
         all_keys("", known).into_iter().filter(|key| !is_section(key, known)).collect();
-    let named = |name: &&str| settings.iter().filter(|key| last(key) == *name).cloned().collect::<Vec<_>>();
-    let keys = match found {
+    let named = |name: &str| settings.iter().filter(|key| last(key) == name).cloned().collect::<Vec<_>>();
+    let moved = named(name);
+    match found {
+        None | Some(Alias::Like(..)) if !moved.is_empty() => Some((Alias::Same(&[]), moved)),
         // Names of one setting each: the first one is the most usual.
-        Alias::Same(names) => names.iter().map(named).find(|keys| !keys.is_empty())?,
-        _ => names.iter().flat_map(named).collect(),
-    };
-    Some((found, keys))
+        Some(found @ Alias::Same(names)) => {
+            Some((found, names.iter().map(|name| named(name)).find(|keys| !keys.is_empty())?))
+        }
+        Some(found) => Some((found, names.iter().flat_map(|name| named(name)).collect())),
+        None => None,
+    }
 }
 
 /// A section under its name of today.
@@ -135,7 +144,7 @@ fn join(at: &str, key: &str) -> String {
 }
 
 /// Whether there is a setting or a section of this name.
-pub(super) fn exists(key: &str, known: &Table) -> bool {
+fn exists(key: &str, known: &Table) -> bool {
     find(key, known).is_some()
 }
 
@@ -206,9 +215,18 @@ mod tests {
             ("training.cutoff_len", "`data.max_length = 8`"),
             ("student_model", "`models.tiny = 8`"),
             ("adapter.lora_alpha", "`lora.lora_alpha = 8`"),
+            ("lora_alpha", "`lora.lora_alpha = 8`"),
+            ("lora_r", "`lora.r = 8`"),
+            ("train.num_epochs", "`train.num_train_epochs = 8`"),
+            ("per_device_train_batch_size", "`train.per_device_train_batch_size = 8`"),
         ] {
             assert!(hint_of(key, 8).ends_with(wanted), "{key}: {}", hint_of(key, 8));
         }
+        let all = hint_of("learning_rate", 8);
+        assert!(
+            all.contains("`curate.tiny.learning_rate`") && all.contains("`train.learning_rate`"),
+            "{all}"
+        );
         let all = hint_of("lr", 8);
         assert!(
             all.contains("`curate.tiny.learning_rate`") && all.contains("`train.learning_rate`"),

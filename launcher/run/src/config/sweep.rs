@@ -20,7 +20,7 @@
 //! that ignore case, and have no characters that a shell or a file system takes amiss.
 //! Paths are relative to the sweep file, those in a base file to that file.
 
-use super::{Config, Preset, Table, Value, assign};
+use super::{Config, Preset, Table, Value, assign, suggest};
 use crate::failure::unusable;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -76,7 +76,7 @@ const MOST: usize = 10_000;
 /// out of range, two runs with the same settings, and names that cannot be distinguished.
 pub fn read_sweep(path: &Path) -> Result<Vec<SweptRun>> {
     let shown = path.display();
-    let text = read_regular_text(path, MAX_CONFIG_BYTES)?;
+    let text = read_regular_text(path, MAX_CONFIG_BYTES).map_err(|error| unusable(error.to_string()))?;
     let file: File =
         toml::from_str(&text).map_err(|e| unusable(format!("{shown}: {}", e.to_string().trim_end())))?;
     let absolute = std::path::absolute(path)?;
@@ -161,7 +161,9 @@ fn apply<'a>(
             other => leaves.push((key.clone(), other.clone())),
         }
         for (key, value) in leaves {
-            assign(&mut table, &key, value).map_err(|why| anyhow::anyhow!("{key}: {why}"))?;
+            let hint = suggest::hint(&key, Some(&value), &table)
+                .map_or_else(String::new, |hint| format!("; {hint}"));
+            assign(&mut table, &key, value).map_err(|why| anyhow::anyhow!("{key}: {why}{hint}"))?;
         }
     }
     let mut config: Config = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
@@ -395,7 +397,7 @@ mod tests {
             format!("{BASE}name = \"paper\"\npreset = \"paper\"\n{BASE}name = \"ours\"\nseed = [1, 2]\n");
         assert_eq!(names(&named), ["paper", "ours,seed=1", "ours,seed=2"]);
         let runs = read(&named).unwrap();
-        assert_eq!((runs[0].config.translator.update_normalization.as_str(), runs[2].entry), ("none", 2));
+        assert_eq!((runs[0].config.translator.update_normalization.name(), runs[2].entry), ("none", 2));
     }
 
     #[test]
@@ -411,7 +413,7 @@ mod tests {
         let cases = [
             (
                 format!("{BASE}name = \"b\"\ntrain.learning_rat = [1, 2]\n"),
-                vec!["sweep 1 (`b`)", "learning_rat"],
+                vec!["sweep 1 (`b`)", "learning_rat", "did you mean `train.learning_rate`?"],
             ),
             (format!("{BASE}{BASE}seed = [2]\ntrian.lr = 0.1\n"), vec!["sweep 2", "trian"]),
             (format!("{BASE}models = [{{ tinny = \"x\" }}]\n"), vec!["sweep 1", "tinny"]),

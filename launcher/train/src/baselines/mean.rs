@@ -10,11 +10,11 @@ impl Baseline for Mean {
     fn about(&self) -> &'static About {
         &About {
             name: "mean",
-            help: "The mean of all shadow teachers' updates: a constant",
+            help: "The mean of the LLM's shadow updates: a constant",
             label: "mean of teachers",
             kind: Kind::Control,
-            called: "the mean of the shadow teachers",
-            what: "The mean of the shadow teachers, a constant that knows nothing of the client,",
+            called: "the mean of the LLM's shadow updates",
+            what: "The mean of the LLM's shadow updates, a constant that knows nothing of the client,",
             as_good: "A constant is enough here, so this comparison shows nothing about translation.",
             worse: "a constant is not enough",
         }

@@ -96,7 +96,7 @@ impl ValueEnum for Method {
             Self::GradTransformer => "The trained Grad-Transformer",
             Self::Baseline(i) => BASELINES[*i].about().help,
             Self::Products => {
-                "The same regression, of groups of shadows, onto the products of the teachers' adapters"
+                "The same regression, of groups of shadows, onto the products of the LLM's adapters"
             }
         };
         Some(PossibleValue::new(self.name()).help(help))

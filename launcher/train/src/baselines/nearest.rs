@@ -13,11 +13,11 @@ impl Baseline for Nearest {
     fn about(&self) -> &'static About {
         &About {
             name: "nearest",
-            help: "The teacher of the most similar shadow student",
+            help: "The LLM's update of the shadow pair whose TinyLM update is the most similar",
             label: "nearest shadow",
             kind: Kind::Rival,
             called: "the nearest shadow pair",
-            what: "The teacher of the nearest shadow student",
+            what: "The LLM's update of the nearest shadow pair",
             as_good: "Looking up a shadow pair is enough here: this does not show that translation takes a \
                       transformer.",
             worse: "looking up a shadow pair is not enough",
@@ -31,7 +31,7 @@ impl Baseline for Nearest {
             let student = pairs.student(pair)?;
             ensure!(
                 student.len() == client.len(),
-                "the update has {} values, the shadow students have {}",
+                "the update has {} values, the TinyLM's shadow updates have {}",
                 client.len(),
                 student.len()
             );

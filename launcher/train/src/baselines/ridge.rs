@@ -7,18 +7,18 @@ use crate::linalg::gram::{COLUMNS, Gram};
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-/// Ridge regression from student to teacher updates.
+/// Ridge regression from the TinyLM's to the LLM's updates.
 pub struct Ridge;
 
 impl Baseline for Ridge {
     fn about(&self) -> &'static About {
         &About {
             name: "ridge",
-            help: "Ridge regression from student to teacher updates",
+            help: "Ridge regression from the TinyLM's to the LLM's updates",
             label: "ridge regression",
             kind: Kind::Rival,
             called: "ridge regression",
-            what: "Ridge regression from student to teacher updates",
+            what: "Ridge regression from the TinyLM's to the LLM's updates",
             as_good: "A linear map is enough here: this does not show that translation takes a transformer.",
             worse: "a linear map is not enough",
         }
@@ -48,13 +48,13 @@ fn ridge(pairs: &dyn Pairs, client: &[f32]) -> Result<Vec<f32>> {
     let teachers = centered((0..count).map(|i| pairs.teacher(i)).collect::<Result<_>>()?);
     ensure!(
         students.center.len() == client.len(),
-        "the update has {} values, the shadow students have {}",
+        "the update has {} values, the TinyLM's shadow updates have {}",
         client.len(),
         students.center.len()
     );
     let mut kernel = gram(&students.rows);
     let scale = (0..count).map(|i| kernel[i][i]).sum::<f64>() / count as f64;
-    ensure!(scale > 0.0, "all shadow students are the same: there is nothing to regress on");
+    ensure!(scale > 0.0, "all shadow updates of the TinyLM are the same: there is nothing to regress on");
     kernel.iter_mut().flatten().for_each(|x| *x /= scale);
     let penalty = best_penalty(pairs, &kernel, &gram(&teachers.rows))?;
 

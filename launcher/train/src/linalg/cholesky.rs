@@ -18,7 +18,7 @@ impl Cholesky {
                 row.push((matrix[from][to] - sum) / rows[j][j]);
             }
             let rest = matrix[from][from] + penalty - row.iter().map(|x| x * x).sum::<f64>();
-            ensure!(rest > 0.0, "the shadow students' products are not positive definite");
+            ensure!(rest > 0.0, "the products of the TinyLM's shadow updates are not positive definite");
             row.push(rest.sqrt());
             rows.push(row);
         }

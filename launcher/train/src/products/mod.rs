@@ -90,7 +90,7 @@ impl Kernel {
         let width = store.space(Role::Student).values();
         ensure!(
             clients.iter().all(|client| client.len() == width),
-            "the shadow students' updates have {width} values, a client's has another number"
+            "the TinyLM's shadow updates have {width} values, a client's has another number"
         );
         let (count, rows) = (groups.count(), groups.count() + clients.len());
         let mut gram = Gram::new(rows);
@@ -163,7 +163,7 @@ impl<'a> Centred<'a> {
         let scale = (0..groups.len()).map(|i| kernel[i][i]).sum::<f64>() / n;
         ensure!(
             groups.len() == 1 || scale > 1e-12 * means.iter().fold(0.0f64, |most, m| most.max(m.abs())),
-            "all shadow students are the same: there is nothing to regress on"
+            "all shadow updates of the TinyLM are the same: there is nothing to regress on"
         );
         if groups.len() > 1 {
             kernel.iter_mut().flatten().for_each(|x| *x /= scale);

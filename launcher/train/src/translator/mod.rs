@@ -27,7 +27,7 @@ use gradtx_kernels::collective::Candidate;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{
-    Generator, GradTransformer, GradTransformerConfig, Normalization, NormalizationMode, StartToken, Trainer,
+    Generator, GradTransformer, GradTransformerConfig, Normalization, Trainer,
 };
 use gradtx_models::t5::T5Config;
 use gradtx_run::config::{Config, TranslatorConfig};
@@ -73,7 +73,7 @@ pub fn model_config(
         student_width: student[1],
         teacher_blocks: teacher[0],
         teacher_width: teacher[1],
-        start_token: StartToken::parse(&settings.decoder_start).expect("the configuration was checked"),
+        start_token: settings.decoder_start,
         t5,
     })
 }
@@ -147,6 +147,8 @@ impl Work for Train<'_> {
             self.split.training.len(),
             self.split.validation.len(),
         ));
+        let steps = train.epochs_as_steps(self.split.training.len());
+        steps.into_iter().for_each(|steps| self.context.ui.line(format!("train: {steps}")));
         let _patience = ShutdownGuard::begin();
         let mut checkpoints = Checkpoints::of(self.dir);
         let progress = checkpoints.restore(&mut ranks, &mut model, &mut trainer)?;
@@ -178,8 +180,7 @@ impl Train<'_> {
         student: [usize; 2],
         teacher: [usize; 2],
     ) -> Result<Normalization> {
-        let name = &self.config.translator.update_normalization;
-        let mode = NormalizationMode::parse(name).expect("the configuration was checked");
+        let mode = self.config.translator.update_normalization;
         let mut values = vec![];
         if ranks.is_first() {
             values = tuples::fit(self.store, &self.split.training, mode, threads)?.values();

@@ -14,13 +14,16 @@ use gradtx_kernels::cpu::simd::{Level, Task, dispatch};
 use gradtx_runtime::artifact::{Role, TensorFile, little_endian, write_tensors};
 use gradtx_runtime::{Error, Result};
 use safetensors::Dtype;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// File of a translator directory that holds the statistics.
 const FILE: &str = "normalization.safetensors";
 
 /// What is subtracted, and what is divided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum NormalizationMode {
     /// Nothing: raw updates.
     None,

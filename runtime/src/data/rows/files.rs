@@ -10,6 +10,7 @@
 //! one split where there are several.
 
 use crate::{Error, Result};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -72,10 +73,10 @@ impl Split {
 }
 
 /// Which split is taken where a data set has several.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SplitChoice {
-    /// What is made for the purpose: see [`choose`].
+    /// Those for training, or in `evaluate` those for testing, where a data set has both.
     #[default]
     Auto,
     /// Files of the train split.

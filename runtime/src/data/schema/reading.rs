@@ -1,8 +1,10 @@
 //! The settings that say how rows become records.
 
 use super::forms::{Candidate, Schema};
+use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 
 /// How rows are read: by a schema of this name, or by the first that fits (`auto`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +32,19 @@ impl From<Format> for String {
     }
 }
 
+impl JsonSchema for Format {
+    fn schema_name() -> Cow<'static, str> {
+        "Format".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> schemars::Schema {
+        let names: Vec<&str> = std::iter::once(AUTO).chain(Schema::ALL.map(Schema::name)).collect();
+        json_schema!({ "type": "string", "enum": names })
+    }
+}
+
 /// What is put before the question.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Instruction {
     /// For published data sets, the instruction that the method's authors put there.
@@ -72,7 +85,7 @@ impl From<Instruction> for String {
 }
 
 /// Which answers of a conversation are learned.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TrainOn {
     /// The last one.
@@ -83,7 +96,7 @@ pub enum TrainOn {
 }
 
 /// What is done with rows that cannot be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnError {
     /// Reading ends with an error that names them.
@@ -94,7 +107,7 @@ pub enum OnError {
 }
 
 /// Columns by their names in a file; empty for those that are known by their own.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Columns {
     /// What is asked.

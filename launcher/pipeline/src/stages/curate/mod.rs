@@ -202,6 +202,10 @@ impl Stage for Curation<'_> {
         let (comm, collection) = (self.world.comm(), &self.collection);
         if comm.rank() == 0 {
             prepare(collection)?;
+            for role in [Role::Tiny, Role::Llm] {
+                let steps = collection.recipe(role).epochs_as_steps(collection.curate.examples_per_subset);
+                steps.into_iter().for_each(|s| context.ui.line(format!("curate {}: {s}", role.name())));
+            }
         }
         comm.barrier()?;
         let scratch = match &self.job.scratch {
@@ -252,7 +256,7 @@ fn decided(
     array: bool,
     sides: &[&ModelSpec; 2],
 ) -> Result<CurateConfig> {
-    let mut curate = config.curate.clone();
+    let mut curate = config.curate.resolved();
     if curate.jobs_per_batch == 0 {
         let mut found = [0u64];
         if world.comm().rank() == 0 {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
-use gradtx_run::config::{Config, RANDOM_SUBSETS};
+use gradtx_run::config::{Config, GroupBy};
 use gradtx_run::failure::{unusable, unusable_with};
 use gradtx_runtime::data::split::mixed_subset;
 use gradtx_train::examples::Data;
@@ -38,7 +38,7 @@ pub fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>>
 /// rows, each is a group of its own.
 pub fn groups_of_subsets(config: &Config, public: &Data) -> Result<Vec<usize>> {
     let curate = &config.curate;
-    let groups = match curate.dirichlet_alpha > 0.0 || curate.group_by == RANDOM_SUBSETS {
+    let groups = match curate.dirichlet_alpha > 0.0 || curate.group_by == GroupBy::Random {
         true => curate.num_subsets,
         false => rows_by_group(config, public)?.len(),
     };
@@ -47,9 +47,9 @@ pub fn groups_of_subsets(config: &Config, public: &Data) -> Result<Vec<usize>> {
 
 /// The rows that one subset may hold, by group.
 fn rows_by_group(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
-    match config.curate.group_by.as_str() {
-        RANDOM_SUBSETS => Ok(vec![(0..public.records.len()).collect()]),
-        column => {
+    match &config.curate.group_by {
+        GroupBy::Random => Ok(vec![(0..public.records.len()).collect()]),
+        GroupBy::Column(column) => {
             let groups = public.groups(column).map_err(|error| {
                 let columns = public.records.first().map(|r| r.extra.keys().cloned().collect::<Vec<_>>());
                 let hint = match columns.filter(|columns| !columns.is_empty()) {
@@ -77,7 +77,7 @@ mod tests {
         let mut config = Config::default();
         config.curate.num_subsets = 12;
         config.curate.examples_per_subset = 24;
-        config.curate.group_by = "task".into();
+        config.curate.group_by = GroupBy::Column("task".into());
         config.curate.dirichlet_alpha = mixture;
         let public = Data::read(&[path], &config.data, "data.public").unwrap();
         let subsets = choose_subsets(&config, &public).unwrap();

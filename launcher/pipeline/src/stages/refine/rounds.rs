@@ -221,13 +221,11 @@ impl Training<'_> {
     /// As the shadows of the LLM are trained, over the steps of a round.
     fn recipe(&self) -> Recipe {
         let RefineConfig { steps_per_round: steps, global_batch_size: batch, .. } = self.config.refine;
-        let of_shadows = &self.config.curate.llm;
-        Recipe {
-            max_steps: steps,
-            global_batch_size: batch,
-            warmup_steps: of_shadows.warmup_steps.min(steps),
-            ..of_shadows.clone()
-        }
+        let of_shadows = self.config.curate.llm.clone();
+        let round =
+            Recipe { max_steps: steps, num_train_epochs: 0.0, global_batch_size: batch, ..of_shadows };
+        let round = round.resolved(self.examples.len());
+        Recipe { warmup_steps: round.warmup_steps.min(steps), ..round }
     }
 
     /// The packed streams of a step; its examples are drawn with replacement.
