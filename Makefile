@@ -73,7 +73,7 @@ gpu: cubins
 # What is handed to users who do not build (docs/install.md). Without MPI, whose library differs from site to site.
 DIST_FEATURES ?= cuda
 dist: $(if $(NVRTC),cubins)
-	$(if $(NVRTC),GRADTX_CUBINS=$(abspath $(TARGET))/cubins) packaging/build.sh '$(DIST_FEATURES)' $(TARGET)/dist
+	$(if $(NVRTC),GRADTX_CUBINS=$(abspath $(TARGET))/cubins) launcher/packaging/build.sh '$(DIST_FEATURES)' $(TARGET)/dist
 
 # A directory for a machine that has a driver and nothing else (docs/gpu.md): the program and the device
 # tests, both with their device code, and a script. Without MPI, which such a machine lacks.
@@ -124,7 +124,7 @@ fuzz:
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) FUZZ_SEED=$(or $(FUZZ_SEED),2) \
 		$(CARGO) test --locked -p gradtx-tests --test fuzz -- --nocapture ten_thousand_mutated_files
 
-SCRIPTS = slurm/*.sh slurm/*.sbatch packaging/*.sh tests/cluster/box/*.sh tests/fresh/*.sh tests/interop/*.sh benches/*.sh benches/*/*.sh .ci/run .ci/setup .ci/lib/*.sh
+SCRIPTS = slurm/*.sh slurm/*.sbatch launcher/packaging/*.sh tests/cluster/box/*.sh tests/fresh/*.sh tests/interop/*.sh benches/*.sh benches/*/*.sh .ci/run .ci/setup .ci/lib/*.sh
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES) nvrtc' -- -D warnings

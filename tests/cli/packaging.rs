@@ -17,7 +17,7 @@ fn text(file: &str) -> String {
 }
 
 fn dist(program: &str, out: &Path, most_glibc: &str) -> Output {
-    Command::new(root().join("packaging/dist.sh"))
+    Command::new(root().join("launcher/packaging/dist.sh"))
         .arg(program)
         .arg(out)
         .env("MOST_GLIBC", most_glibc)
@@ -174,7 +174,7 @@ fn faults_of_shell(commands: &str) -> Vec<String> {
 
 #[test]
 fn the_dockerfile_is_clean_and_names_files_that_are_there() {
-    let dockerfile = text("packaging/Dockerfile");
+    let dockerfile = text("launcher/packaging/Dockerfile");
     assert_eq!(faults(&dockerfile), [""; 0]);
     for (_, rest) in instructions(&dockerfile).iter().filter(|(name, _)| name == "COPY") {
         let words: Vec<&str> = rest.split(' ').collect();
@@ -234,7 +234,7 @@ fn stages(definition: &str) -> Vec<BTreeMap<String, Vec<String>>> {
 
 #[test]
 fn the_apptainer_definition_is_the_dockerfile_s_image() {
-    let definition = text("packaging/gradtx.def");
+    let definition = text("launcher/packaging/gradtx.def");
     let stages = stages(&definition);
     let [build, last] = &stages[..] else { panic!("expected two stages: {stages:?}") };
     let known =
@@ -256,7 +256,7 @@ fn the_apptainer_definition_is_the_dockerfile_s_image() {
         std::fs::write(file.path(), stage["%post"].join("\n")).unwrap();
         ok(Command::new("sh").arg("-n").arg(file.path()));
     }
-    let dockerfile = text("packaging/Dockerfile");
+    let dockerfile = text("launcher/packaging/Dockerfile");
     for image in [&build["From"][0], &last["From"][0]] {
         assert!(dockerfile.contains(&format!("FROM {image}")), "the same images: {image}");
     }

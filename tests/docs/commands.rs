@@ -83,8 +83,11 @@ fn commands(script: &str) -> Vec<(usize, Vec<String>)> {
                 }
             }
             (None, '>' | '<') => {
-                // Where its output goes is no argument.
+                // Where its output goes, or its input comes from, is no argument.
                 words.extend(word.take());
+                while chars.peek() == Some(&' ') {
+                    chars.next();
+                }
                 while chars.peek().is_some_and(|c| !c.is_whitespace()) {
                     chars.next();
                 }

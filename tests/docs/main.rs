@@ -30,7 +30,7 @@ use page::{Block, Mark, Page};
 use std::path::{Path, PathBuf};
 
 /// Pages that may have `sh` and `python` blocks without a mark.
-const UNMARKED: [&str; 3] = ["README.md", "docs/cli.md", "docs/configuration.md"];
+const UNMARKED: [&str; 1] = ["README.md"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

@@ -4,7 +4,7 @@ use crate::page::{Block, Mark, Page};
 use gradtx_tests::miniature;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The program under test, which pages call `gradtx`.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
@@ -99,6 +99,8 @@ impl Home {
                 command
             }
         };
+        // A conversation ends where its input does.
+        command.stdin(Stdio::null());
         command.current_dir(self.dir.path()).env("PATH", &self.path).env("HOME", self.dir.path());
         let mut output = command.output().unwrap();
         output.stdout.extend(&output.stderr);

@@ -12,8 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Packages whose files are looked at.
-const PACKAGES: [&str; 11] = [
-    "kernels",
+const PACKAGES: [&str; 10] = [
     "runtime",
     "models",
     "launcher/run",

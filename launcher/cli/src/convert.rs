@@ -12,6 +12,7 @@ use gradtx_run::context::Context;
 use gradtx_run::failure::{failed, unusable_with};
 use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
+use gradtx_run::text::counted;
 use gradtx_runtime::artifact::{UpdateFile, public_name};
 use gradtx_runtime::text::shown;
 use gradtx_train::model_spec::ModelSpec;
@@ -85,7 +86,7 @@ fn to_update(
     }
     update.write(&job.out)?;
     let norm = update.values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    let text = format!("an update vector of {} blocks, norm {norm:.4e}", spec.space.blocks);
+    let text = format!("an update vector of {}, norm {norm:.4e}", counted(spec.space.blocks, "block"));
     Ok((text, json!({ "kind": "update", "blocks": spec.space.blocks, "norm": norm, "out": shown(&job.out) })))
 }
 

@@ -1,6 +1,6 @@
 //! `init`: a commented run file to start from.
 //!
-//! In: the name of a recipe of the folder recipes/, which the program carries. Out: the recipe as a run
+//! In: the name of a recipe of the folder launcher/recipes/, which the program carries. Out: the recipe as a run
 //! file, and perhaps the JSON schema that editors check it with.
 
 use anyhow::Result;
@@ -16,14 +16,14 @@ use strsim::osa_distance;
 
 /// Name and text of every recipe.
 pub const RECIPES: [(&str, &str); 8] = [
-    ("rehearsal", include_str!("../../../recipes/rehearsal.toml")),
-    ("qwen2.5-0.5b-7b", include_str!("../../../recipes/qwen2.5-0.5b-7b.toml")),
-    ("qwen2.5-1.5b-7b", include_str!("../../../recipes/qwen2.5-1.5b-7b.toml")),
-    ("qwen2.5-3b-7b", include_str!("../../../recipes/qwen2.5-3b-7b.toml")),
-    ("qwen2.5-0.5b-14b", include_str!("../../../recipes/qwen2.5-0.5b-14b.toml")),
-    ("qwen2.5-1.5b-14b", include_str!("../../../recipes/qwen2.5-1.5b-14b.toml")),
-    ("qwen2.5-3b-14b", include_str!("../../../recipes/qwen2.5-3b-14b.toml")),
-    ("qwen2.5-0.5b-32b", include_str!("../../../recipes/qwen2.5-0.5b-32b.toml")),
+    ("rehearsal", include_str!("../../recipes/rehearsal.toml")),
+    ("qwen2.5-0.5b-7b", include_str!("../../recipes/qwen2.5-0.5b-7b.toml")),
+    ("qwen2.5-1.5b-7b", include_str!("../../recipes/qwen2.5-1.5b-7b.toml")),
+    ("qwen2.5-3b-7b", include_str!("../../recipes/qwen2.5-3b-7b.toml")),
+    ("qwen2.5-0.5b-14b", include_str!("../../recipes/qwen2.5-0.5b-14b.toml")),
+    ("qwen2.5-1.5b-14b", include_str!("../../recipes/qwen2.5-1.5b-14b.toml")),
+    ("qwen2.5-3b-14b", include_str!("../../recipes/qwen2.5-3b-14b.toml")),
+    ("qwen2.5-0.5b-32b", include_str!("../../recipes/qwen2.5-0.5b-32b.toml")),
 ];
 
 /// The recipe that is written where none is named: the pair of the method's paper.

@@ -4,8 +4,8 @@
 //! the mean over its steps, and for many jobs the median and the middle 80 % over jobs. A
 //! loss that is not a number is counted and left out.
 
-use super::Spread;
 use super::source::Source;
+use crate::spread::Spread;
 use crate::table::{display_name, natural};
 use gradtx_pipeline::records::FinetuneInputs;
 use gradtx_run::paths::UPDATE_FILE;

@@ -449,9 +449,10 @@ fn refinements_commands_and_learning_rates_are_shown() {
     );
     let inputs = serde_json::from_value::<RefineInputs>(refine_inputs()).unwrap();
     let dir = files.run().join("clients/1/refined");
-    let State::Open(output) = record::open(&dir, "refine", inputs.value().unwrap()).unwrap() else {
-        panic!()
+    let State::Open(mut output) = record::open(&dir, "refine", inputs.value().unwrap()).unwrap() else {
+        panic!("finished")
     };
+    output.assume(vec!["prompt: that of <the model>".into()]).unwrap();
     output.finish(&[REFINEMENT_FILE.into()]).unwrap();
     let report = files.report();
     assert_eq!(report.notes, [""; 0]);
@@ -459,6 +460,7 @@ fn refinements_commands_and_learning_rates_are_shown() {
     let page = check_page(&report);
     for part in [
         "75.0\u{a0}%",
+        "prompt: that of &lt;the model&gt;",
         "node&lt;1&gt;, SLURM job 4711",
         "gradtx curate --config=run.toml data",
         "8 × 4",
@@ -483,4 +485,18 @@ fn refine_inputs() -> Value {
         "updates": [], "translated": [], "method": "products", "tiny": "t", "llm": "l",
         "adapter": json!(gradtx_train::model_spec::AdapterInputs::default()), "device": defaults["device"],
     })
+}
+
+#[test]
+fn tuples_and_translators_of_another_run_are_reported() {
+    let (whole, other) = (Files::whole(), Files::new());
+    other.put("run.toml", &format!("[reuse]\ntuples = {0:?}\ntranslator = {0:?}\n", whole.run()));
+    let report = other.report();
+    assert_eq!(report.tuples.as_ref().unwrap().subsets, SUBSETS);
+    assert_eq!(
+        (report.translator.as_ref().unwrap().steps, report.shadow.tiny.as_ref().unwrap().jobs),
+        (9, 6)
+    );
+    assert_eq!(report.notes, [""; 0]);
+    check_page(&report);
 }

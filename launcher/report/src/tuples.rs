@@ -7,8 +7,8 @@
 //! A translator can exist only if subsets with similar student updates have similar
 //! teacher updates: [`Tuples::agreement`] measures that before anything is trained.
 
-use super::Spread;
 use super::source::Source;
+use crate::spread::Spread;
 use anyhow::Result;
 use gradtx_run::role::Role;
 use gradtx_runtime::artifact::TupleStore;

@@ -11,12 +11,12 @@ mod scores;
 pub use figure::{Figure, class, row_class};
 pub use scores::{compared, gap};
 
-use super::Spread;
 use super::curves::{Client, Clients, JobLosses, Series, Shadow, Translator};
 use super::headline::count;
 use super::svg::{Axis, MapRows, Plot, Scale, fixed, map, significant};
 use super::times::{RateSeries, Times};
 use super::tuples::{Cosines, Side, Tuples};
+use crate::spread::Spread;
 use crate::table::display_name;
 use gradtx_run::role::Role;
 use std::fmt::Write as _;

@@ -2,7 +2,7 @@
 # Puts together what is handed to users who do not build: the program without symbols, manual pages,
 # completions, batch scripts and documentation, as a tar.gz with its checksum.
 #
-#   packaging/dist.sh PROGRAM OUT
+#   launcher/packaging/dist.sh PROGRAM OUT
 #
 # PROGRAM is gradtx as it was built; OUT gets gradtx-VERSION-x86_64-linux-glibcN.tar.gz and SHA256SUMS,
 # where N is the C library that the program needs, read from its symbols. The same program gives the
@@ -10,7 +10,7 @@
 set -euo pipefail
 [ $# = 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 program=$(realpath "$1") out=$2
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 fail() { echo "error: $*" >&2; exit 1; }
 [ -x "$program" ] || fail "$1: expected a program"
 mkdir -p "$out"
@@ -43,7 +43,7 @@ strip -o "$tree/bin/gradtx" "$program"
 "$program" completions fish >"$share/fish/vendor_completions.d/gradtx.fish"
 cp "$root"/slurm/*.sbatch "$root"/slurm/*.sh "$root"/slurm/cluster.toml "$share/gradtx/slurm/"
 cp "$root/README.md" "$root/CHANGELOG.md" "$root/LICENSE" "$root/CITATION.cff" "$share/doc/gradtx/"
-cp "$root"/docs/*.md "$share/doc/gradtx/docs/"
+cp -r "$root"/docs/*.md "$root/docs/figures" "$share/doc/gradtx/docs/"
 libraries=$(objdump -p "$program" | awk '$1 == "NEEDED" { print $2 }' | sort | tr '\n' ' ')
 cat >"$tree/INSTALL" <<EOF
 gradtx $version for x86-64 Linux with glibc $glibc or newer.
