@@ -289,7 +289,7 @@ fn a_sweep_is_submitted_with_one_job_for_each_curation() {
     assert_eq!(lines.len(), 15, "{words}");
     assert!(lines[..2].iter().all(|line| line.contains("/s/curations/") && !line.contains("--dependency")));
     // Training waits for the curation that it shares; scores and report as in any other run.
-    for (index, curation) in [(2, 1), (5, 2), (8, 1), (11, 2)] {
+    for (index, curation) in [(2, 1), (5, 1), (8, 2), (11, 2)] {
         assert!(lines[index].contains(&format!("--dependency=afterok:{curation} ")), "{words}");
         assert!(lines[index].ends_with("gradtx-train.sbatch"), "{words}");
         assert!(lines[index + 1].contains(&format!("afterok:{} ", index + 1)), "{words}");
