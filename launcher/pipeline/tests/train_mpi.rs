@@ -12,7 +12,7 @@ use gradtx_pipeline::stages::train;
 use gradtx_run::cluster::{self, World};
 use gradtx_run::config::RunArgs;
 use gradtx_run::context::Context;
-use gradtx_run::failure::WorkerMessage;
+use gradtx_run::failure::ErrorReport;
 use gradtx_run::ui::Ui;
 use gradtx_run::{interrupt, record};
 use gradtx_runtime::artifact::{
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 fn be_a_rank(run: &Path) -> u8 {
     let ui = Ui::new("train", false, false);
     let report = |error: &anyhow::Error| {
-        let told = WorkerMessage::from(error);
+        let told = ErrorReport::from(error);
         told.print(false);
         told.code
     };
