@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used)]
 
 use gradtx_kernels::rng::Stream;
+use gradtx_pipeline::records::CurateInputs;
 use gradtx_pipeline::stages::train;
 use gradtx_run::cluster::{self, World};
 use gradtx_run::config::RunArgs;
@@ -176,7 +177,9 @@ impl Home {
             write_shard(&store, &plan, Role::Teacher, shadow, &teachers).unwrap();
         }
         let manifest = assemble(&store, &plan, json!({})).unwrap().manifest;
-        let record::State::Open(output) = record::open(&store, "curate", json!({})).unwrap() else {
+        let record::State::Open(output) =
+            record::open(&store, "curate", json!(CurateInputs::default())).unwrap()
+        else {
             panic!("a new store is not finished");
         };
         let files = manifest.files().map(|(name, _)| name.to_string_lossy().into_owned());
