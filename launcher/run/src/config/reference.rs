@@ -249,7 +249,7 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
         let margin = &paragraph[..paragraph.len() - paragraph.trim_start().len()];
         let mut line = margin.to_string();
         for word in paragraph.split_whitespace() {
-            if line.trim().len() > 0 && line.chars().count() + 1 + word.chars().count() > width {
+            if !line.trim().is_empty() && line.chars().count() + 1 + word.chars().count() > width {
                 lines.push(std::mem::replace(&mut line, margin.to_string()));
             }
             if !line.trim().is_empty() {
