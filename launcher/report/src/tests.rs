@@ -483,7 +483,7 @@ fn refine_inputs() -> Value {
         "seed": 1, "data": "d", "format": "auto", "instruction": "published", "prompt": "auto", "max_length": 1,
         "refine": defaults["refine"], "recipe": defaults["finetune"]["llm"], "evaluate": defaults["evaluate"],
         "updates": [], "translated": [], "method": "products", "tiny": "t", "llm": "l",
-        "adapter": json!(gradtx_train::model_spec::AdapterInputs::default()), "device": defaults["device"],
+        "lora": json!(gradtx_train::model_spec::AdapterInputs::default()), "device": defaults["device"],
     })
 }
 
