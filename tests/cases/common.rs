@@ -200,12 +200,12 @@ impl Case {
         copy_tree(&self.path(from), &self.path(to));
     }
 
-    /// Removes a file or directory.
+    /// Removes a file or directory, if it is there.
     pub fn remove(&self, name: &str) {
         let path = self.path(name);
         if path.is_dir() {
             std::fs::remove_dir_all(path).unwrap()
-        } else {
+        } else if path.exists() {
             std::fs::remove_file(path).unwrap()
         }
     }

@@ -179,12 +179,12 @@ fn longer_than_the_model() {
         "one.jsonl",
         format!("{{\"prompt\":\"{}\",\"response\":\"#### 3\"}}\n", "How many apples are left? ".repeat(60)),
     );
-    case.evaluate("long", &[]).ended().says(&["256"]);
+    case.evaluate("long", &[]).ended().says(&["256 positions"]);
     let more = ["--set", "data.max_length=2048", "--set", "finetune.tiny.max_steps=2"];
     case.finetune("one.jsonl", "c", &more).ended().says(&["256", "one.jsonl"]);
     case.write("one.jsonl", ROW);
     let end = case.evaluate("short", &[]).well();
-    assert!(!end.has("256"), "the control: {end:#?}");
+    assert!(!end.has("positions"), "the control: {end:#?}");
 }
 
 /// 11: entries that say nothing about the mathematics.

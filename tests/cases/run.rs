@@ -229,7 +229,7 @@ fn paths_of_runs_in_scripts() {
                 script
                     .split_inclusive('\n')
                     .map(|line| {
-                        if line.trim_start().starts_with("srun") { format!(": {line}") } else { line.into() }
+                        if line.trim_start().starts_with("srun ") { format!(": {line}") } else { line.into() }
                     })
                     .collect::<String>(),
             );

@@ -1,4 +1,4 @@
-//! README's section "Bring your own models and data", run as it stands there: on model
+//! docs/own-models.md, run as it stands there: on model
 //! directories that transformers wrote, with a trained tokenizer, and on Parquet files that
 //! another library wrote.
 
@@ -9,14 +9,12 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
 
-const README: &str = include_str!("../../README.md");
-const HEADING: &str = "## Bring your own models and data";
+const PAGE: &str = include_str!("../../docs/own-models.md");
 
-/// The first block of code in a language after the section's heading.
+/// The first block of code in a language.
 fn block(language: &str) -> &'static str {
-    let section = README.split_once(HEADING).expect("README has the section").1;
     let begin = format!("```{language}\n");
-    section.split_once(begin.as_str()).unwrap().1.split_once("```").unwrap().0
+    PAGE.split_once(begin.as_str()).unwrap().1.split_once("```").unwrap().0
 }
 
 struct Home {
@@ -24,7 +22,7 @@ struct Home {
 }
 
 impl Home {
-    /// What README's reader has before the first command.
+    /// What the page's reader has before the first command.
     fn new() -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         copy_files(&fixture("qwen2_text/model"), &home.path("models/tiny"));
@@ -38,7 +36,7 @@ impl Home {
         self.dir.path().join(name)
     }
 
-    /// Runs a line of README; what it printed.
+    /// Runs a line of the page; what it printed.
     fn run(&self, line: &str) -> String {
         let mut words = line.split_whitespace();
         assert_eq!(words.next(), Some("gradtx"), "{line}");
@@ -58,7 +56,7 @@ impl Home {
 }
 
 #[test]
-fn readme_s_commands_work_in_their_order() {
+fn the_commands_work_in_their_order() {
     let home = Home::new();
     let lines: Vec<&str> = block("sh").lines().filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
     assert!(lines.len() >= 10, "{lines:?}");

@@ -257,7 +257,7 @@ fn what_is_wrong_on_one_rank_ends_all() {
     // MPI's own files, in shared memory, would be too large as well.
     limited.envs([("OMPI_MCA_btl", "self,tcp"), ("PMIX_MCA_gds", "hash")]);
     let end = end_of(limited);
-    one_error(&end, 1, &["of 3 on ", "shards/0000", "too large", "same command goes on"]);
+    one_error(&end, 1, &["of 3 on ", "full/shadow/", "too large", "same command resumes"]);
     let state = home.status("full");
     assert_eq!(state["state"], "failed", "{state}");
     end_of(home.ranks(2, "curate", "full", &large)).well();

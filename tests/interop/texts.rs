@@ -17,7 +17,7 @@ impl Home {
         let dir = tempfile::tempdir().unwrap();
         copy_files(&fixture("qwen2_text/model"), &dir.path().join("model"));
         let settings = "[models]\nllm = \"model\"\n[data]\nprompt = \"template\"\n\
-            [evaluate]\nmax_new_tokens = 24\nbatch = 5\n";
+            [evaluate]\nmax_new_tokens = 24\nper_device_eval_batch_size = 5\n";
         std::fs::write(dir.path().join("settings.toml"), settings).unwrap();
         Self { dir }
     }

@@ -148,7 +148,7 @@ mod tests {
         let targets: Vec<_> =
             place.parameters.iter().map(|p| p.name).filter(|n| n.starts_with("site")).collect();
         assert_eq!(targets, ["site0", "site1", "site2", "site3"]);
-        assert_eq!(find("t5_tiles", "t5_attention_backward_48").unwrap().parameters.len(), 19);
+        assert_eq!(find("t5_tiles", "t5_attention_backward_48").unwrap().parameters.len(), 18);
     }
 
     #[test]

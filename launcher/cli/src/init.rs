@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn every_recipe_of_the_folder_is_carried() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
         let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
         let mut files: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
         files.retain(|name| name.ends_with(".toml"));

@@ -8,11 +8,12 @@
 #![allow(clippy::unwrap_used)]
 
 use gradtx_kernels::rng::Stream;
+use gradtx_pipeline::records::CurateInputs;
 use gradtx_pipeline::stages::train;
 use gradtx_run::cluster::{self, World};
 use gradtx_run::config::RunArgs;
 use gradtx_run::context::Context;
-use gradtx_run::failure::WorkerMessage;
+use gradtx_run::failure::ErrorReport;
 use gradtx_run::ui::Ui;
 use gradtx_run::{interrupt, record};
 use gradtx_runtime::artifact::{
@@ -79,7 +80,7 @@ fn main() -> ExitCode {
 fn be_a_rank(run: &Path) -> u8 {
     let ui = Ui::new("train", false, false);
     let report = |error: &anyhow::Error| {
-        let told = WorkerMessage::from(error);
+        let told = ErrorReport::from(error);
         told.print(false);
         told.code
     };
@@ -176,7 +177,9 @@ impl Home {
             write_shard(&store, &plan, Role::Teacher, shadow, &teachers).unwrap();
         }
         let manifest = assemble(&store, &plan, json!({})).unwrap().manifest;
-        let record::State::Open(output) = record::open(&store, "curate", json!({})).unwrap() else {
+        let record::State::Open(output) =
+            record::open(&store, "curate", json!(CurateInputs::default())).unwrap()
+        else {
             panic!("a new store is not finished");
         };
         let files = manifest.files().map(|(name, _)| name.to_string_lossy().into_owned());
