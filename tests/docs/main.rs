@@ -29,9 +29,6 @@ mod run;
 use page::{Block, Mark, Page};
 use std::path::{Path, PathBuf};
 
-/// Pages that may have `sh` and `python` blocks without a mark.
-const UNMARKED: [&str; 1] = ["README.md"];
-
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
@@ -68,7 +65,7 @@ fn command_lines_of_pages_exist() {
 #[test]
 fn blocks_are_marked() {
     let mut faults = vec![];
-    for page in pages().iter().filter(|page| !UNMARKED.contains(&page.name.as_str())) {
+    for page in pages() {
         let unmarked = |block: &&Block| block.is_program() && block.mark == Mark::None;
         for block in page.blocks.iter().filter(unmarked) {
             faults.push(format!(

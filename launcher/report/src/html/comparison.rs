@@ -8,7 +8,7 @@ use super::view::{Block, Cell, Entry, Part, Table};
 use crate::comparison::Comparison;
 use crate::figures::{self, Figure};
 use crate::headline::count;
-use crate::svg::fixed;
+use crate::svg::significant;
 use anyhow::Result;
 use gradtx_runtime::data::Metric;
 use serde::Serialize;
@@ -35,9 +35,9 @@ pub fn page(comparison: &Comparison) -> Result<String> {
         kind: "comparison",
         contents: Part::contents(&parts),
         lead: format!(
-            "{} differ between the runs. All of them together took {} {}, every curation counted once.",
-            count(comparison.settings.len(), "setting"),
-            fixed(comparison.rank_hours(), 2),
+            "Settings that differ: {}. All runs together took {} {}, every curation counted once.",
+            comparison.settings.len(),
+            significant(comparison.rank_hours()),
             comparison.unit()
         ),
         notes: &comparison.notes,
