@@ -1,5 +1,7 @@
 //! Starting a run of one's own: recipes, and what settings are explained with.
 
+#![allow(clippy::unwrap_used)]
+
 use gradtx::init::{RECIPES, hours};
 use gradtx_plan::cost::calibrate::published;
 use gradtx_run::config::Config;

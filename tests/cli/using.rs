@@ -47,8 +47,8 @@ fn done(dir: &Path, args: &[&str]) -> String {
 #[track_caller]
 fn result(dir: &Path, args: &[&str]) -> Value {
     let out = done(dir, &[args, &["--json"]].concat());
-    let events = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    events.filter(|event| event["event"] == "result").last().unwrap_or_else(|| panic!("no result in {out}"))
+    let mut events = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.rfind(|event| event["event"] == "result").unwrap_or_else(|| panic!("no result in {out}"))
 }
 
 #[track_caller]

@@ -66,7 +66,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
                 return Err(unusable_with(what, Some(hint.into())));
             };
             let [a, b] = [(a, &job.a), (b, &job.b)]
-                .map(|(operand, path)| operand.as_update(model, job, path, context));
+                .map(|(operand, path)| operand.into_update(model, job, path, context));
             ("update vectors", of_updates(&a?, &b?, Some(model), &job.a)?, vec![])
         }
     };
@@ -111,7 +111,7 @@ impl Operand {
     }
 
     /// The update that it is, or that it makes of the adapter that training started from.
-    fn as_update(self, model: &Model, job: &Job, path: &Path, context: &Context) -> Result<UpdateVector> {
+    fn into_update(self, model: &Model, job: &Job, path: &Path, context: &Context) -> Result<UpdateVector> {
         let spec = model.spec(job.init.as_deref(), context.threads)?;
         match self {
             Self::Update(update) => {

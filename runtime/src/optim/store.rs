@@ -165,7 +165,7 @@ mod tests {
     fn values_that_are_accumulators_are_their_own_masters() {
         let cpu = Cpu::new(1);
         let mut values = cpu.buffer_from(&[1.0f32; 10]).unwrap();
-        let mut store = store::<f32>(&cpu, Vec::from([2..4]));
+        let mut store = store::<f32>(&cpu, std::iter::once(2..4).collect());
         store.set_master_values(&cpu, &mut values, &[2.0, 3.0]).unwrap();
         let trained = store.trained(&mut values);
         assert!(trained.values.is_none());
