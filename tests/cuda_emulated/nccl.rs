@@ -1,4 +1,4 @@
-//! Values between the devices of several ranks. DataParallel are threads of this process, each with a
+//! Values between the devices of several ranks. Ranks are threads of this process, each with a
 //! device of its own; NCCL is the stand-in of `kernels/emu/nccl.cpp`. Either what devices exchange
 //! is late, or the kernels before it are. On a machine with GPUs it is NCCL itself, with as many
 //! ranks as there are GPUs.

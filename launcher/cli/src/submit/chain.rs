@@ -28,7 +28,7 @@ pub struct Chain {
     pub array: Option<u32>,
     /// Clients' directories, absolute.
     pub clients: Vec<String>,
-    /// Directories beside the run's that the jobs read: see [`directories`].
+    /// Directories beside the run's that the jobs read: see `directories`.
     pub needed: Vec<PathBuf>,
     /// Jobs that the pipeline does without, since their results are another run's.
     pub reused: Vec<JobKind>,

@@ -4,9 +4,9 @@
 //! validation error, its normalisation, `metrics.jsonl` (every step's loss, written as it
 //! goes), and `throughput.jsonl` (tuples per second).
 //!
-//! DataParallel share every step: each reads and computes a part of its tuples, and updates a part
+//! Ranks share every step: each reads and computes a part of its tuples, and updates a part
 //! of the parameters. [`tuples`] says which tuples a step has, [`prepare`] makes their values,
-//! [`prefetcher`] has that done ahead, [`steps`] goes through the steps, [`parallel`] adds up over
+//! [`prefetch`] has that done ahead, [`steps`] goes through the steps, [`data_parallel`] adds up over
 //! ranks, [`mod@validate`] measures generated updates, and [`resume`] keeps checkpoints. Only
 //! rank 0 writes files, except for checkpoints, of which every rank writes its part.
 //!

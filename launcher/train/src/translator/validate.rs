@@ -1,7 +1,7 @@
 //! How far generated updates are from those of shadow subsets that were held out.
 //!
 //! In: a translator and tuples. Out: [`Validation`]. TupleBatch are generated as in use,
-//! every block from blocks that were generated before it. DataParallel share the tuples, and add
+//! every block from blocks that were generated before it. Ranks share the tuples, and add
 //! their errors in the tuples' order.
 
 use super::tuples::{Tuple, TupleBatch};

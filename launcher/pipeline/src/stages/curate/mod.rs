@@ -15,7 +15,7 @@
 //! | [`subsets`] | which rows every shadow subset has |
 //! | [`collection`] | what is to be collected, and what of it is there |
 //! | [`runner`] | what one process does: group after group |
-//! | [`source`] | where it gets groups from: among ranks [`coordinator`] and [`worker`], without MPI [`file_locks`] |
+//! | [`job_source`] | where it gets groups from: among ranks [`coordinator`] and [`worker`], without MPI [`file_locks`] |
 //! | [`shard_writer`] | writes what is finished, meanwhile |
 
 pub mod collection;
