@@ -5,7 +5,7 @@
 //! they have written stays, and the stages resume from it.
 
 use crate::slurm::options::JobKind;
-use crate::slurm::{Jobs, queue, standing};
+use crate::slurm::{Jobs, job_status, queue};
 use anyhow::Result;
 use gradtx_run::config::{RUN_FILE, run_dir};
 use gradtx_run::context::Context;
@@ -37,7 +37,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         return Err(failed(what, "`squeue --me` lists all of your jobs, `scancel JOB` ends one"));
     }
     let chosen = |kind: &JobKind| job.jobs.is_empty() || job.jobs.contains(kind);
-    let mut queued = standing::of_runs(std::slice::from_ref(&job.run))?;
+    let mut queued = job_status::of_runs(std::slice::from_ref(&job.run))?;
     queued.retain(|status| chosen(&status.kind));
     let ids: Vec<String> = queued.iter().rev().map(|status| status.id.clone()).collect();
     if !ids.is_empty() {

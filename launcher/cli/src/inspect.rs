@@ -335,7 +335,7 @@ fn sorted_entries(dir: &Path, walk: &mut Walk) -> Result<Vec<PathBuf>> {
         entries.push(entry.with_context(list)?.path());
         walk.entries += 1;
         let dir = shown(dir);
-        ensure!(walk.entries <= MAX_ENTRIES, "{dir}: more than {MAX_ENTRIES} entries: not looked at further");
+        ensure!(walk.entries <= MAX_ENTRIES, "{dir}: more than {MAX_ENTRIES} entries: not read further");
     }
     entries.sort();
     Ok(entries)

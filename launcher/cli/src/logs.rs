@@ -142,7 +142,7 @@ fn follow(job: &Job, mut read: Vec<(PathBuf, u64)>, out: &mut Output) -> Result<
         for (path, from) in &mut read {
             let Ok(mut file) = open_regular(path) else { continue };
             let length = file.metadata()?.len();
-            // A file that is shorter than before was written anew.
+            // A file that is shorter than before was written again.
             *from = if length < *from { 0 } else { *from };
             if length == *from {
                 continue;

@@ -113,7 +113,7 @@ pub fn markdown(mut command: Command) -> String {
     command.build();
     let mut text = String::from(
         "# Commands\n\nMade from the program's own description: `UPDATE_DOCS=1 cargo test -p gradtx manual` \
-         writes it anew.\n",
+         writes it again.\n",
     );
     for (title, commands) in help::grouped(&command) {
         let _ = write!(text, "\n**{title}**\n\n| command | |\n|---|---|\n");

@@ -9,15 +9,15 @@
 //! * script: a batch script's text.
 //! * queue: sbatch, squeue and scancel.
 //! * jobs: which jobs were submitted for a run.
-//! * standing: which of them are in the queue.
+//! * job_status: which of them are in the queue.
 //! * words: what may stand in a batch script.
 
+pub mod job_status;
 pub mod jobs;
 pub mod options;
 pub mod profile;
 pub mod queue;
 pub mod script;
-pub mod standing;
 pub mod words;
 
 pub use jobs::{Jobs, SubmittedJob};

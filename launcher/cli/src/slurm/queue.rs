@@ -17,7 +17,7 @@ const SBATCH: &str = "sbatch";
 /// SLURM's command that lists jobs.
 const SQUEUE: &str = "squeue";
 /// How long squeue may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Number of the array or job, state, reason, start, nodes: one line for each job of an array.
 const FORMAT: &str = "%F|%T|%r|%S|%N";
 
@@ -151,11 +151,11 @@ fn answer(command: &str, arguments: &[String]) -> Result<String> {
     let status = loop {
         match child.try_wait()? {
             Some(status) => break status,
-            None if began.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+            None if began.elapsed() < TIME_LIMIT => std::thread::sleep(Duration::from_millis(5)),
             None => {
                 let _ = child.kill();
                 let _ = child.wait();
-                anyhow::bail!("{command}: no answer within {} s", PATIENCE.as_secs());
+                anyhow::bail!("{command}: no answer within {} s", TIME_LIMIT.as_secs());
             }
         }
     };

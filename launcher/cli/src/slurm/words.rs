@@ -151,7 +151,7 @@ pub fn check_path<'a>(what: &str, path: &'a Path) -> Result<&'a str> {
 /// Checks a directory that is mounted: runtimes separate several by commas, and names by colons.
 ///
 /// # Errors
-/// If it is not absolute, or cannot be told from its neighbours.
+/// If it is not absolute, or cannot be distinguished from its neighbours.
 pub fn check_mount(label: &str, dir: &Path) -> Result<()> {
     let text = check_path(label, dir)?;
     match dir.is_absolute() && !text.contains([',', ':']) {

@@ -9,7 +9,7 @@ mod text;
 
 use crate::inspect;
 use crate::logs::{self, LogEnd};
-use crate::slurm::standing::{self, JobStatus};
+use crate::slurm::job_status::{self, JobStatus};
 use anyhow::Result;
 use gradtx_pipeline::records::CurateInputs;
 use gradtx_pipeline::staleness::Run;
@@ -134,7 +134,7 @@ pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
         return Err(failed(format!("{}: {what}; expected a run directory{found}", path.display()), hint));
     }
     let mut rows = look(path, verify)?;
-    match standing::of_runs(&runs_below(path, 0)) {
+    match job_status::of_runs(&runs_below(path, 0)) {
         Ok(jobs) => jobs.into_iter().for_each(|job| add_job(&mut rows, job)),
         Err(error) => context.ui.notice(&format!("jobs in SLURM's queue are not known: {error:#}")),
     }

@@ -5,7 +5,7 @@
 
 use super::{Process, Row, State, stages};
 use crate::logs::LogEnd;
-use crate::slurm::standing::JobStatus;
+use crate::slurm::job_status::JobStatus;
 use gradtx_run::progress::{self, Failed, RankProgress, StageProgress, ago, unix_now};
 use gradtx_run::text::quoted;
 use gradtx_runtime::text::printable_line;
