@@ -124,7 +124,7 @@ fn how_many_jobs_share_a_stream_is_decided_once() {
 }
 
 #[test]
-fn processes_that_share_a_directory_do_everything_once() {
+fn processes_of_one_directory_do_everything_once() {
     let home = Home::new();
     end_of(home.alone("curate", "one", &[])).well();
     let start = |id: usize| -> Child {
@@ -158,7 +158,7 @@ fn processes_that_share_a_directory_do_everything_once() {
 }
 
 #[test]
-fn what_a_killed_process_of_several_had_is_done_by_the_next() {
+fn killed_array_process_s_work_is_done_by_the_next() {
     let home = Home::new();
     let long = [&LONG[..], &["--array"]].concat();
     let start = || home.alone("curate", "run", &long).spawn().unwrap();

@@ -119,7 +119,7 @@ fn captures_survive_what_other_threads_do() {
 
 /// It would be freed while it is recorded, or by a call that invalidates the recording.
 #[test]
-fn memory_that_captured_work_drops_is_freed_after_the_capture() {
+fn memory_dropped_in_a_capture_is_freed_after_it() {
     let cuda = plain();
     let mut y = cuda.zeros::<f32>(70).unwrap();
     let mut graph = CudaGraph::default();
@@ -139,7 +139,7 @@ fn memory_that_captured_work_drops_is_freed_after_the_capture() {
 /// Calls that do not wait for the capture, which only the stand-in can be given: each invalidates it, and the next
 /// one succeeds. On a device of its own, for the whole context is concerned.
 #[test]
-fn planted_calls_of_another_thread_invalidate_a_capture() {
+fn planted_calls_of_a_thread_invalidate_a_capture() {
     if on_device() {
         return;
     }

@@ -117,7 +117,7 @@ fn the_whole_pipeline_agrees_with_the_cpu() {
 }
 
 #[test]
-fn a_run_resumes_on_another_device_and_a_stage_does_not() {
+fn runs_resume_on_another_device_and_stages_do_not() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     made(home, "demo", &["--device", "cuda"]);

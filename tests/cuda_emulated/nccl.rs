@@ -276,7 +276,7 @@ mod planted {
     }
 
     #[test]
-    fn ranks_of_which_one_cannot_join_exchange_through_hosts() {
+    fn ranks_use_hosts_where_one_cannot_join() {
         exchange_with(NcclFault::Join, 3);
     }
 
@@ -339,7 +339,7 @@ mod planted {
     }
 
     #[test]
-    fn one_rank_without_the_library_and_ranks_that_share_a_device() {
+    fn ranks_use_hosts_without_a_library_or_own_device() {
         let lacking = |comm: Local| {
             let device = device_of_rank(comm.rank());
             if comm.rank() == 1 {
@@ -397,7 +397,7 @@ mod planted {
 
     /// Kernels that are late have not written the values when sums of them are taken.
     #[test]
-    fn a_group_that_forgets_to_wait_for_kernels_sums_old_values() {
+    fn groups_that_do_not_wait_for_kernels_sum_old_values() {
         let sums = |forgets: bool| {
             on_ranks(2, |comm| {
                 late_kernels(true);

@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_tell_modules_architectures_and_contents_apart() {
+    fn cubin_names_differ_by_module_architecture_content() {
         let name = |module, architecture| file_name(module, architecture, 12).unwrap();
         assert!(name("rmsnorm", "sm_80").starts_with("rmsnorm.sm_80.cuda12."));
         let hash_of = |name: &str| name.rsplit('.').nth(1).map(str::to_string);
