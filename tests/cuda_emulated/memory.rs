@@ -1,8 +1,8 @@
 //! Memory plans against what a device gives out: the stand-in driver counts as a GPU does, in pages. Each test has
 //! a device, and so a memory, of its own.
 
-use crate::emulator::{Order, Schedule, configure, device_of_rank, on_device, peak_memory};
 use crate::models::{batch, config, decoder, step};
+use gradtx_emulator::{Order, Schedule, configure, device_of_rank, on_device, peak_memory};
 use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::{Device, Result};
 use gradtx_models::decoder::{Decoder, DecoderConfig, Family, GenerateLimits, Generator};

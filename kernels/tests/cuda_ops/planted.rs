@@ -3,7 +3,7 @@
 
 use crate::attention::{Decode, Packed};
 use crate::common::*;
-use crate::emulator::{Order, Plant, Schedule, Variant, device};
+use gradtx_emulator::{Order, Plant, Schedule, Variant, device};
 use crate::lora::{Adapted, fused};
 use crate::matrix::Product;
 use crate::rmsnorm::Norm;

@@ -1,7 +1,7 @@
 //! Captures of graphs beside other threads. What a capture makes illegal in its whole context must wait for its
 //! end, whichever thread asks for it; where it does not, the stand-in driver invalidates the capture as a GPU does.
 
-use crate::emulator::{
+use gradtx_emulator::{
     DriverCall, Order, Schedule, Variant, call_driver, configure, cublaslt, device, device_of_rank,
     device_with, on_device,
 };
@@ -11,7 +11,7 @@ use gradtx_kernels::{AsyncCopy, Buffer, Device, Error, GraphCapture, Result};
 use std::sync::Barrier;
 use std::time::Duration;
 
-const PLAIN: Variant = Variant { race: false, plant: None };
+const PLAIN: Variant = Variant::PLAIN;
 /// In which another thread can come into a capture.
 const MOMENT: Duration = Duration::from_millis(30);
 
