@@ -271,10 +271,7 @@ mod tests {
         let path = dir.path().join("shard.safetensors");
         std::fs::write(&path, vec![1; 10_000_000]).unwrap();
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "artifact::mapped::tests::shrunk_files_are_named_and_end_with_code_1",
-            ])
+            .args(["--exact", "artifact::mapped::tests::shrunk_files_are_named_and_end_with_code_1"])
             .arg("--nocapture")
             .env(CHILD, &path)
             .output()
