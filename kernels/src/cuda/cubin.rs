@@ -61,8 +61,18 @@ pub const MODULES: &[(&str, &str)] = sources![
 ];
 
 /// What they may include.
-const HEADERS: &[(&str, &str)] =
-    sources!["gpu.cuh", "common.cuh", "packed.cuh", "flash.cuh", "lora.cuh", "tiles.cuh"];
+const HEADERS: &[(&str, &str)] = sources![
+    "gpu.cuh",
+    "common.cuh",
+    "packed.cuh",
+    "flash.cuh",
+    "lora.cuh",
+    "lora_rows.cuh",
+    "lora_rows_forward.cuh",
+    "lora_rows_backward.cuh",
+    "lora_rows_pair.cuh",
+    "tiles.cuh"
+];
 
 // `EMBEDDED: &[(&str, &[u8])]`, file names and cubins: written by the build script.
 include!(concat!(env!("OUT_DIR"), "/embedded_cubins.rs"));
