@@ -148,7 +148,7 @@ fn a_stage_is_tied_to_its_own_settings_and_no_others() {
 }
 
 #[test]
-fn tuples_that_were_made_with_other_settings_are_used_with_a_warning() {
+fn tuples_of_other_settings_are_used_with_a_warning() {
     let home = Home::curated();
     let said = home.ok("train --run run --set curate.num_subsets=4");
     assert!(said.contains("warning") && said.contains("- curate.num_subsets = 5"), "{said}");
@@ -267,7 +267,7 @@ fn a_sweep_curates_once_runs_everything_and_compares() {
 }
 
 #[test]
-fn a_sweep_is_submitted_with_one_job_for_each_curation() {
+fn sweeps_are_submitted_as_one_job_per_curation() {
     let home = Home::new();
     home.client("clients/ada");
     home.write("sweep.toml", SWEEP);
@@ -356,7 +356,7 @@ fn a_run_that_fails_does_not_stop_the_others() {
 }
 
 #[test]
-fn a_sweep_that_is_asked_to_stop_stops_its_command_and_resumes() {
+fn stopped_sweeps_stop_their_command_and_resume() {
     let home = Home::new();
     let settings = home.read("settings.toml");
     let long = settings.replace("max_steps = 6\n", "max_steps = 400\nsave_minutes = 0\n");

@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_weights_on_the_device_are_those_of_the_last_batch() {
+    fn device_keys_and_weights_are_of_the_last_batch() {
         let cpu = Cpu::new(1);
         let room = BatchCapacity { tokens: 8, segments: 2, labels: 8 };
         let mut on_device = DeviceBatch::<Cpu, f32>::new(&cpu, room).unwrap();

@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_is_ordinary_text_is_refused_before_training() {
+    fn ends_of_ordinary_text_are_refused_before_training() {
         let model = Model::new(&["<s>", "</s>"], json!(1));
         let message = model.check(PromptForm::ChatMl).unwrap_err().to_string();
         for word in ["chatml", "<|im_end|>", "10 ordinary tokens", "\"<\"", "auto or plain"] {
