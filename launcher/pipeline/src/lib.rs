@@ -2,7 +2,8 @@
 //!
 //! [`records`] has what every result depends on, [`artifacts`] opens what earlier stages made,
 //! [`lineage`] says how a model came to be, [`aggregate`] makes one update of several clients',
-//! [`products`] translates by products, [`score`] compares answers, and [`staleness`] finds results
+//! [`products`] translates by products, [`score`] compares answers,
+//! `multiple_choice` finds the likeliest of several, and [`staleness`] finds results
 //! that were made with other settings.
 
 pub mod aggregate;
@@ -12,6 +13,7 @@ pub mod cross_validation;
 pub mod default_out;
 pub mod fold;
 pub mod lineage;
+mod multiple_choice;
 pub mod products;
 pub mod records;
 pub mod score;

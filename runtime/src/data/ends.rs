@@ -254,7 +254,14 @@ fn probe(record: Option<&Record>) -> Record {
         let content = Content::Pair { prompt: "What is 6 times 7?".into(), response: PROBE.into() };
         let origin =
             Origin { file: Arc::new(PathBuf::from("a conversation for trial")), line: 1, unit: Unit::Line };
-        return Record { origin, schema: Schema::Pair, content, learned: vec![], extra: Default::default() };
+        return Record {
+            origin,
+            schema: Schema::Pair,
+            content,
+            choices: None,
+            learned: vec![],
+            extra: Default::default(),
+        };
     };
     let mut record = record.clone();
     match &mut record.content {

@@ -8,6 +8,7 @@
 
 use crate::artifacts::expect_run_model;
 use crate::lineage::{Lineage, adapter_sums};
+use crate::multiple_choice::{ScoreChoices, likeliest};
 use crate::records::EvaluateInputs;
 use crate::score::{exact_match, has_words, rouge1};
 use anyhow::{Context as _, Result};
@@ -107,6 +108,12 @@ pub struct Score {
     /// What was done to it.
     #[serde(flatten)]
     pub lineage: Lineage,
+    /// Questions whose right choice is the likeliest, as a part of all; where choices were scored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acc: Option<f64>,
+    /// The same by likelihood per character.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acc_norm: Option<f64>,
     /// Checksum of the examples.
     pub data: String,
     /// The examples by their place: directory and file without extension.
@@ -224,9 +231,11 @@ impl Stage for Evaluation<'_> {
         let (context, most) = (self.prompts.context(), self.config.evaluate.max_new_tokens);
         let mut lines = vec![self.data.facts.line()];
         lines.extend(self.prompts.lines());
-        lines.push(format!(
-            "limit: answers of {most} tokens (evaluate.max_new_tokens), {context} with the prompt"
-        ));
+        if matches!(self.metric, Metric::ExactMatch | Metric::Rouge1) {
+            lines.push(format!(
+                "limit: answers of {most} tokens (evaluate.max_new_tokens), {context} with the prompt"
+            ));
+        }
         lines.push(format!("score: {}", self.metric.label()));
         lines
     }
@@ -235,8 +244,16 @@ impl Stage for Evaluation<'_> {
         let Self { job, config, dir, data, prompts, .. } = self;
         data.announce_left_out(context);
         let (model, adapter) = (self.model.clone(), job.adapter.as_deref());
-        let work = Evaluate { context, config, dir, model, prompts, data, adapter };
-        let answers = dispatch(&config.device, context, work)?;
+        let answers = match self.metric {
+            Metric::ExactMatch | Metric::Rouge1 => {
+                let work = Evaluate { context, config, dir, model, prompts, data, adapter };
+                dispatch(&config.device, context, work)?
+            }
+            Metric::MultipleChoice | Metric::MultipleChoiceNorm => {
+                let work = ScoreChoices { context, config, dir, model, prompts, data, adapter };
+                self.chosen(&dispatch(&config.device, context, work)?)?
+            }
+        };
         write_atomic(&job.out.join(PREDICTIONS_FILE), |out| {
             answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
         })?;
@@ -261,11 +278,52 @@ impl Stage for Evaluation<'_> {
     }
 }
 
+impl Evaluation<'_> {
+    /// The likeliest choices as answers; `log_likelihoods` has a list for every record.
+    fn chosen(&self, log_likelihoods: &[Vec<f64>]) -> Result<Vec<Answer>> {
+        let scored = self.data.records.iter().zip(log_likelihoods);
+        let with_choices =
+            scored.filter_map(|(record, found)| Some((record, record.choices.as_ref()?, found)));
+        let answers = with_choices.map(|(record, choices, found)| {
+            let by = [false, true].map(|per_character| likeliest(choices, found, per_character));
+            let chosen = by[usize::from(self.metric == Metric::MultipleChoiceNorm)];
+            let (prediction, reference) = (choices.texts[chosen].clone(), choices.answer().to_owned());
+            Ok(Answer {
+                line: record.origin.line,
+                prompt: self.prompts.tokenizer.decode(&self.prompts.prompt(record)?, false)?,
+                right: chosen == choices.right,
+                rouge1: rouge1(&prediction, &reference, self.config.evaluate.rouge_tokenizer),
+                prediction,
+                reference,
+                ended: true,
+                choices: Some(ScoredChoices {
+                    texts: choices.texts.clone(),
+                    log_likelihoods: found.clone(),
+                    right: by.map(|likeliest| likeliest == choices.right),
+                }),
+            })
+        });
+        answers.collect()
+    }
+}
+
 /// The metric that the settings or the examples ask for.
 pub(crate) fn metric(choice: MetricChoice, records: &[Record]) -> Result<Metric> {
+    let of_choices = |metric| match records.iter().find(|record| record.choices.is_none()) {
+        None => Ok(metric),
+        Some(other) => {
+            let what = format!("{}: {} has no choices to score", other.origin, other.schema.name());
+            Err(failed(
+                what,
+                "set evaluate.metric to exact_match or rouge1, or data.format to what the data is",
+            ))
+        }
+    };
     match choice {
         MetricChoice::ExactMatch => Ok(Metric::ExactMatch),
         MetricChoice::Rouge1 => Ok(Metric::Rouge1),
+        MetricChoice::MultipleChoice => of_choices(Metric::MultipleChoice),
+        MetricChoice::MultipleChoiceNorm => of_choices(Metric::MultipleChoiceNorm),
         MetricChoice::Auto => {
             let first = records.first().map_or(Metric::ExactMatch, |record| record.schema.metric());
             match records.iter().find(|record| record.schema.metric() != first) {
@@ -309,6 +367,10 @@ impl Score {
         let part = |count: usize| count as f64 / answers.len() as f64;
         let right = answers.iter().filter(|a| a.right).count();
         let rouge1 = answers.iter().map(|a| a.rouge1).sum::<f64>() / answers.len() as f64;
+        let accuracy = |way: usize| {
+            let scored: Vec<&ScoredChoices> = answers.iter().filter_map(|a| a.choices.as_ref()).collect();
+            (!scored.is_empty()).then(|| part(scored.iter().filter(|choices| choices.right[way]).count()))
+        };
         let wordless = |text: fn(&Answer) -> &str| {
             answers.iter().filter(|a| !has_words(text(a), config.evaluate.rouge_tokenizer)).count()
         };
@@ -316,7 +378,7 @@ impl Score {
             examples: answers.len(),
             metric,
             score: match metric {
-                Metric::ExactMatch => part(right),
+                Metric::ExactMatch | Metric::MultipleChoice | Metric::MultipleChoiceNorm => part(right),
                 Metric::Rouge1 => rouge1,
             },
             exact_match: part(right),
@@ -329,6 +391,8 @@ impl Score {
             answer: config.evaluate.answer_extraction,
             model: role,
             lineage,
+            acc: accuracy(0),
+            acc_norm: accuracy(1),
             data: checksum.into(),
             data_name: name,
         }
@@ -339,6 +403,10 @@ impl Score {
         let score = match self.metric {
             Metric::ExactMatch => format!("{percent:.1} % of {} right", self.examples),
             Metric::Rouge1 => format!("ROUGE-1 {percent:.2} over {}", self.examples),
+            Metric::MultipleChoice | Metric::MultipleChoiceNorm => {
+                let [acc, acc_norm] = [self.acc, self.acc_norm].map(|a| 100.0 * a.unwrap_or_default());
+                return format!("acc {acc:.1} %, acc_norm {acc_norm:.1} % of {}", self.examples);
+            }
         };
         format!("{score}, {} ended by themselves", self.ended_by_themselves())
     }
@@ -389,6 +457,18 @@ struct Answer {
     rouge1: f64,
     /// It ended by itself; otherwise it reached the limit.
     ended: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    choices: Option<ScoredChoices>,
+}
+
+/// The choices of a question, and how likely they are.
+#[derive(Debug, Serialize)]
+struct ScoredChoices {
+    texts: Vec<String>,
+    /// ln p of each, given the context.
+    log_likelihoods: Vec<f64>,
+    /// Whether the right one is the likeliest, and the likeliest per character.
+    right: [bool; 2],
 }
 
 struct Evaluate<'a> {
@@ -451,6 +531,7 @@ impl Work for Evaluate<'_> {
                     prediction,
                     reference,
                     ended: found.ended,
+                    choices: None,
                 });
             }
             progress.set(answers.len() as u64, "");
@@ -576,7 +657,16 @@ mod tests {
         let answer = |right, rouge1| {
             let text = String::new();
             let (prompt, prediction) = (text.clone(), text.clone());
-            Answer { line: 1, prompt, prediction, reference: text, right, rouge1, ended: right }
+            Answer {
+                line: 1,
+                prompt,
+                prediction,
+                reference: text,
+                right,
+                rouge1,
+                ended: right,
+                choices: None,
+            }
         };
         let answers = [answer(true, 1.0), answer(false, 0.5), answer(false, 0.0), answer(false, 0.1)];
         let config = Config::default();
