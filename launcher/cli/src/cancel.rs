@@ -53,9 +53,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     queued.iter().for_each(|status| context.ui.result(format!("cancelled {}", status.line())));
     if queued.is_empty() {
         let shown = quoted(&job.run.to_string_lossy());
-        context
-            .ui
-            .result(format!("no such job is in the queue; gradtx status {shown} shows how far it is"));
+        context.ui.result(format!("no such job is in the queue; gradtx status {shown} shows how far it is"));
     }
     Ok(())
 }
