@@ -150,6 +150,17 @@ pub struct BatchCapacity {
     pub labels: usize,
 }
 
+impl BatchCapacity {
+    /// Room for the largest of these streams.
+    pub fn of<'a>(streams: impl IntoIterator<Item = &'a PackedBatch>) -> Self {
+        streams.into_iter().fold(Self::default(), |room, stream| Self {
+            tokens: room.tokens.max(stream.len()),
+            segments: room.segments.max(stream.segments()),
+            labels: room.labels.max(stream.labels()),
+        })
+    }
+}
+
 /// Arrays of whole numbers of 32 bits, in their order within the one buffer that holds them all.
 #[derive(Clone, Copy)]
 enum Array {

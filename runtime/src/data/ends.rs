@@ -127,6 +127,8 @@ impl PromptCheck {
             match (self.form, tokenizer.chat_template().is_some()) {
                 (PromptForm::ChatMl, true) => "auto or template (the model's own chat template), or plain",
                 (PromptForm::Template, _) => "chatml or plain",
+                (PromptForm::Plain, true) => "auto or template (the model's own chat template)",
+                (PromptForm::Plain, false) => "chatml, or end the answers in the data with a token of the model",
                 _ => "auto or plain",
             }
         );
@@ -254,7 +256,14 @@ fn probe(record: Option<&Record>) -> Record {
         let content = Content::Pair { prompt: "What is 6 times 7?".into(), response: PROBE.into() };
         let origin =
             Origin { file: Arc::new(PathBuf::from("a conversation for trial")), line: 1, unit: Unit::Line };
-        return Record { origin, schema: Schema::Pair, content, learned: vec![], extra: Default::default() };
+        return Record {
+            origin,
+            schema: Schema::Pair,
+            content,
+            choices: None,
+            learned: vec![],
+            extra: Default::default(),
+        };
     };
     let mut record = record.clone();
     match &mut record.content {

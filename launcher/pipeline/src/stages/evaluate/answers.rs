@@ -1,5 +1,6 @@
 //! The answers that a model gives to the examples.
 
+use super::choices::ScoredChoices;
 use crate::score::{exact_match, rouge1};
 use anyhow::Result;
 use gradtx_kernels::{Backend, Real};
@@ -28,6 +29,8 @@ pub(super) struct Answer {
     pub(super) rouge1: f64,
     /// It ended by itself; otherwise it reached the limit.
     pub(super) ended: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) choices: Option<ScoredChoices>,
 }
 
 pub(super) struct Evaluate<'a> {
@@ -90,6 +93,7 @@ impl Work for Evaluate<'_> {
                     prediction,
                     reference,
                     ended: found.ended,
+                    choices: None,
                 });
             }
             progress.set(answers.len() as u64, "");

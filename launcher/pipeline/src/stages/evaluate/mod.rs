@@ -1,12 +1,14 @@
 //! `evaluate`: how good are a model's answers?
 //!
 //! In: a file of examples, a model, and perhaps an adapter. Out: `predictions.jsonl`, one
-//! line per example in its order, and `score.json`. Decoding is greedy. Exact match and
-//! ROUGE-1 are both computed; the setting `evaluate.metric` says which is the score.
+//! line per example in its order, and `score.json`. Decoding is greedy, and exact match and
+//! ROUGE-1 are both computed; of questions with choices the likeliest is taken, and nothing is
+//! generated. The setting `evaluate.metric` says which number is the score.
 //!
 //! Predictions are private data's relatives: they stand in their file and nowhere else.
 
 mod answers;
+mod choices;
 mod score;
 
 pub(crate) use answers::without_prefix;
@@ -17,6 +19,7 @@ use crate::lineage::{Lineage, adapter_sums};
 use crate::records::EvaluateInputs;
 use answers::Evaluate;
 use anyhow::{Context as _, Result};
+use choices::ScoreChoices;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_run::config::{Config, MetricChoice, RunArgs, RunSettings};
 use gradtx_run::context::Context;
@@ -187,9 +190,11 @@ impl Stage for Evaluation<'_> {
         let (context, most) = (self.prompts.context(), self.config.evaluate.max_new_tokens);
         let mut lines = vec![self.data.facts.line()];
         lines.extend(self.prompts.lines());
-        lines.push(format!(
-            "limit: answers of {most} tokens (evaluate.max_new_tokens), {context} with the prompt"
-        ));
+        if matches!(self.metric, Metric::ExactMatch | Metric::Rouge1) {
+            lines.push(format!(
+                "limit: answers of {most} tokens (evaluate.max_new_tokens), {context} with the prompt"
+            ));
+        }
         lines.push(format!("score: {}", self.metric.label()));
         lines
     }
@@ -198,8 +203,16 @@ impl Stage for Evaluation<'_> {
         let Self { job, config, dir, data, prompts, .. } = self;
         data.announce_left_out(context);
         let (model, adapter) = (self.model.clone(), job.adapter.as_deref());
-        let work = Evaluate { context, config, dir, model, prompts, data, adapter };
-        let answers = dispatch(&config.device, context, work)?;
+        let answers = match self.metric {
+            Metric::ExactMatch | Metric::Rouge1 => {
+                let work = Evaluate { context, config, dir, model, prompts, data, adapter };
+                dispatch(&config.device, context, work)?
+            }
+            Metric::MultipleChoice | Metric::MultipleChoiceNorm => {
+                let work = ScoreChoices { context, config, dir, model, prompts, data, adapter };
+                self.chosen(&dispatch(&config.device, context, work)?)?
+            }
+        };
         write_atomic(&job.out.join(PREDICTIONS_FILE), |out| {
             answers.iter().try_for_each(|answer| writeln!(out, "{}", json!(answer)))
         })?;
@@ -226,9 +239,18 @@ impl Stage for Evaluation<'_> {
 
 /// The metric that the settings or the examples ask for.
 pub(crate) fn metric(choice: MetricChoice, records: &[Record]) -> Result<Metric> {
+    let of_choices = |metric| match records.iter().find(|record| record.choices.is_none()) {
+        None => Ok(metric),
+        Some(other) => {
+            let what = format!("{}: {} has no choices to score", other.origin, other.schema.name());
+            Err(failed(what, "set evaluate.metric to exact_match or rouge1, or data.format to what the data is"))
+        }
+    };
     match choice {
         MetricChoice::ExactMatch => Ok(Metric::ExactMatch),
         MetricChoice::Rouge1 => Ok(Metric::Rouge1),
+        MetricChoice::MultipleChoice => of_choices(Metric::MultipleChoice),
+        MetricChoice::MultipleChoiceNorm => of_choices(Metric::MultipleChoiceNorm),
         MetricChoice::Auto => {
             let first = records.first().map_or(Metric::ExactMatch, |record| record.schema.metric());
             match records.iter().find(|record| record.schema.metric() != first) {

@@ -1,6 +1,7 @@
 //! `score.json`: all answers in numbers.
 
 use super::answers::Answer;
+use super::choices::ScoredChoices;
 use crate::lineage::Lineage;
 use crate::score::has_words;
 use gradtx_run::config::{AnswerForm, Config, RougeTokens};
@@ -41,6 +42,12 @@ pub struct Score {
     /// What was done to it.
     #[serde(flatten)]
     pub lineage: Lineage,
+    /// Questions whose right choice is the likeliest, as a part of all; where choices were scored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acc: Option<f64>,
+    /// The same by likelihood per character.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acc_norm: Option<f64>,
     /// Checksum of the examples.
     pub data: String,
     /// The examples by their place: directory and file without extension.
@@ -61,6 +68,10 @@ impl Score {
         let part = |count: usize| count as f64 / answers.len() as f64;
         let right = answers.iter().filter(|a| a.right).count();
         let rouge1 = answers.iter().map(|a| a.rouge1).sum::<f64>() / answers.len() as f64;
+        let accuracy = |way: usize| {
+            let scored: Vec<&ScoredChoices> = answers.iter().filter_map(|a| a.choices.as_ref()).collect();
+            (!scored.is_empty()).then(|| part(scored.iter().filter(|choices| choices.right[way]).count()))
+        };
         let wordless = |text: fn(&Answer) -> &str| {
             answers.iter().filter(|a| !has_words(text(a), config.evaluate.rouge_tokenizer)).count()
         };
@@ -68,7 +79,7 @@ impl Score {
             examples: answers.len(),
             metric,
             score: match metric {
-                Metric::ExactMatch => part(right),
+                Metric::ExactMatch | Metric::MultipleChoice | Metric::MultipleChoiceNorm => part(right),
                 Metric::Rouge1 => rouge1,
             },
             exact_match: part(right),
@@ -81,6 +92,8 @@ impl Score {
             answer: config.evaluate.answer_extraction,
             model: role,
             lineage,
+            acc: accuracy(0),
+            acc_norm: accuracy(1),
             data: checksum.into(),
             data_name: name,
         }
@@ -91,6 +104,10 @@ impl Score {
         let score = match self.metric {
             Metric::ExactMatch => format!("{percent:.1} % of {} right", self.examples),
             Metric::Rouge1 => format!("ROUGE-1 {percent:.2} over {}", self.examples),
+            Metric::MultipleChoice | Metric::MultipleChoiceNorm => {
+                let [acc, acc_norm] = [self.acc, self.acc_norm].map(|a| 100.0 * a.unwrap_or_default());
+                return format!("acc {acc:.1} %, acc_norm {acc_norm:.1} % of {}", self.examples);
+            }
         };
         format!("{score}, {} ended by themselves", self.ended_by_themselves())
     }
@@ -140,7 +157,7 @@ mod tests {
         let answer = |right, rouge1| {
             let text = String::new();
             let (prompt, prediction) = (text.clone(), text.clone());
-            Answer { line: 1, prompt, prediction, reference: text, right, rouge1, ended: right }
+            Answer { line: 1, prompt, prediction, reference: text, right, rouge1, ended: right, choices: None }
         };
         let answers = [answer(true, 1.0), answer(false, 0.5), answer(false, 0.0), answer(false, 0.1)];
         let config = Config::default();
