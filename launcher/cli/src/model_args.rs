@@ -151,7 +151,7 @@ impl Model {
 ///
 /// # Errors
 /// When the update is of another model, seed or adapter.
-pub fn spec_of_update(spec: ModelSpec, file: &UpdateFile, path: &Path) -> Result<ModelSpec> {
+pub(crate) fn spec_of_update(spec: ModelSpec, file: &UpdateFile, path: &Path) -> Result<ModelSpec> {
     let space = &file.meta().space;
     if spec.space == *space {
         return Ok(spec);

@@ -154,7 +154,7 @@ impl Source<'_> {
 
 /// Opens the tuple store that a run uses; `expected` are the spaces of TinyLM and LLM as the run's own
 /// models have them, where these are at hand.
-pub fn open_tuples(settings: &mut RunSettings, expected: [Option<&UpdateSpace>; 2]) -> Result<Tuples> {
+pub(crate) fn open_tuples(settings: &mut RunSettings, expected: [Option<&UpdateSpace>; 2]) -> Result<Tuples> {
     let (dir, reuse) = (settings.tuples_dir(), &settings.config().reuse);
     let source = Source { what: "tuples", run: &reuse.tuples, checksum: &reuse.tuples_checksum };
     if !dir.join(MANIFEST).is_file() {
@@ -206,7 +206,7 @@ impl Tuples {
 
 /// Warns if the tuples that a run uses were made with other settings than it has now: they are used
 /// as they are.
-pub fn warn_of_changes(context: &Context, settings: &RunSettings, stage: &str) -> Result<()> {
+pub(crate) fn warn_of_changes(context: &Context, settings: &RunSettings, stage: &str) -> Result<()> {
     let run = Run { dir: settings.run(), config: settings.config() };
     let changes = run.changes_of_tuples()?;
     if !changes.is_empty() {
@@ -263,7 +263,7 @@ impl Tuples {
 
 /// The spaces of a run's two models, as far as these are where the run says: training needs
 /// tuples, not models, and may be done where these are not.
-pub fn spaces_at_hand(
+pub(crate) fn spaces_at_hand(
     config: &Config,
     threads: usize,
     mut note: impl FnMut(String),
@@ -295,7 +295,7 @@ const TRANSLATOR_FILES: [&str; 3] = ["config.json", "model.safetensors", "valida
 const STATISTICS: &str = "normalization.safetensors";
 
 /// Opens the translator that a run uses, or that of a fold.
-pub fn open_translator(
+pub(crate) fn open_translator(
     settings: &mut RunSettings,
     fold: Option<&Fold>,
     student: &UpdateSpace,
@@ -358,7 +358,7 @@ pub fn open_translator(
 }
 
 /// Opens a client's update of the TinyLM.
-pub fn open_update(student: &ModelSpec, teacher: &ModelSpec, path: &Path) -> Result<UpdateVector> {
+pub(crate) fn open_update(student: &ModelSpec, teacher: &ModelSpec, path: &Path) -> Result<UpdateVector> {
     let file = UpdateFile::open(path)?;
     let space = file.meta().space.clone();
     let same = student.space.expect_same(&space, &shown(path));
@@ -397,7 +397,7 @@ fn foreign(
 
 /// Fails when a model of the run is another one than its tuples were made with, as far as the
 /// run has tuples.
-pub fn expect_run_model(settings: &RunSettings, role: Role, fingerprint: &str) -> Result<()> {
+pub(crate) fn expect_run_model(settings: &RunSettings, role: Role, fingerprint: &str) -> Result<()> {
     let dir = settings.tuples_dir();
     let Ok(record) = record::read(&dir.join(RECORD_FILE)) else { return Ok(()) };
     let Some(curated) = record.inputs::<CurateInputs>(&dir)? else { return Ok(()) };

@@ -29,7 +29,7 @@ pub fn adapter_sums(dir: &Path) -> Result<Vec<String>> {
 
 /// Fails when files in the directory that a stage has finished are not what it wrote. For a
 /// model that comes from elsewhere there is nothing to compare with.
-pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
+pub(crate) fn verify_model(dir: &Path) -> Result<Option<Record>> {
     let path = dir.join(RECORD_FILE);
     if !path.exists() {
         return Ok(None);

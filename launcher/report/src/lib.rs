@@ -49,7 +49,7 @@ pub use spread::Spread;
 use std::path::Path;
 
 /// Version of report.json.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// The content of report.json.
 #[derive(Debug, Serialize)]

@@ -41,7 +41,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Directory of a cross-validation in a run directory.
-pub const CROSS_VALIDATION_DIR: &str = "cross-validation";
+pub(crate) const CROSS_VALIDATION_DIR: &str = "cross-validation";
 /// The held-out shadow pairs that played clients, with what is known of each before it is scored.
 pub const CLIENTS_FILE: &str = "clients.json";
 

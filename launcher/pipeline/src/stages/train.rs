@@ -39,7 +39,7 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
 }
 
 /// Trains the translator of a fold, unless that is done.
-pub fn run_fold(context: &Context, args: &RunArgs, fold: &Fold) -> Result<()> {
+pub(crate) fn run_fold(context: &Context, args: &RunArgs, fold: &Fold) -> Result<()> {
     let alone = World::alone();
     let stage = Training::open(context, &alone, args, BUCKET_BYTES / size_of::<f32>(), Some(fold))?;
     stage::run_on_ranks(context, alone.comm(), &stage).map(drop)

@@ -30,7 +30,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// How a translation by products came to be.
-pub const DETAILS_FILE: &str = "products.json";
+pub(crate) const DETAILS_FILE: &str = "products.json";
 
 /// What to translate, how, to where.
 pub struct Job {

@@ -101,7 +101,7 @@ pub fn fit(
 }
 
 /// The mean teacher update `[L_T · d_T]` of these tuples.
-pub fn mean_teacher(store: &TupleStore, tuples: &[Tuple], threads: &Threads) -> Result<Vec<f32>> {
+pub(crate) fn mean_teacher(store: &TupleStore, tuples: &[Tuple], threads: &Threads) -> Result<Vec<f32>> {
     let mut sum = vec![0.0f64; store.space(Role::Teacher).values()];
     for tuples in tuples.chunks(TOGETHER) {
         threads.each(sum.chunks_mut(PIECE).enumerate().collect(), |(i, sum): (usize, &mut [f64])| {
