@@ -4,6 +4,7 @@
 mod artifacts;
 mod bench;
 mod bit_flips;
+mod clients;
 mod command_line;
 mod corrupt;
 mod cross_validation;

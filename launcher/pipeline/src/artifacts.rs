@@ -202,6 +202,12 @@ impl Tuples {
         }
         self.made.verify(|name| name.starts_with("shards/") || inits.iter().any(|init| init == name))
     }
+
+    /// Reads the shards of one of the models. Fails unless all are what `curate` wrote.
+    pub fn verify_shards(&self, role: Part) -> Result<()> {
+        let of_role = format!(".{role}.");
+        self.made.verify(|name| name.starts_with("shards/") && name.contains(&of_role))
+    }
 }
 
 /// Warns if the tuples that a run uses were made with other settings than it has now: they are used
@@ -288,6 +294,25 @@ pub struct Translator {
     pub sums: Map<String, Value>,
     /// Norms of the shadow students that it was trained on.
     pub students: Norms,
+}
+
+impl Translator {
+    /// The tuples that it was trained on, those of the TinyLM verified; or why they are not there: a
+    /// translator can do without.
+    pub fn tuples_at_hand(
+        &self,
+        settings: &mut RunSettings,
+        spaces: [&UpdateSpace; 2],
+    ) -> Result<Tuples, String> {
+        let plain = |error: anyhow::Error| format!("{error:#}").replace('\n', " ");
+        let tuples = open_tuples(settings, spaces.map(Some)).map_err(plain)?;
+        if self.sums.get("tuples").and_then(Value::as_str) != Some(&tuples.manifest) {
+            let dir = shown(&tuples.made.dir);
+            return Err(format!("{dir}: not the tuples that the translator was trained on"));
+        }
+        tuples.verify_shards(Part::Student).map_err(plain)?;
+        Ok(tuples)
+    }
 }
 
 /// Files of a translator that are used; the statistics where it has some.

@@ -1,7 +1,7 @@
 //! What stages record that later ones and reports read: the inputs of each, as the type that
 //! was written. The fields and their order are those of `settings` in record.json.
 
-use crate::aggregate::Combine;
+use crate::aggregate::{AggregationInputs, Combine};
 use gradtx_run::config::{
     AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, PenaltyChoice, PenaltyRule,
     ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
@@ -130,6 +130,9 @@ pub struct TranslateInputs {
     pub method: Method,
     /// How several updates became one.
     pub combine: Combine,
+    /// What of that is not as by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<AggregationInputs>,
     /// Noise was put in the place of the update.
     pub random_student: bool,
     /// Checksums of the updates.

@@ -6,7 +6,7 @@
 
 use crate::{TEST_FILE, World, stage};
 use anyhow::Result;
-use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::aggregate::{Aggregation, Allow};
 use gradtx_pipeline::cross_validation;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, refine, train, translate};
 use gradtx_report::cross_validation::{SUMMARY_FILE, Summary, run as report_of};
@@ -222,7 +222,7 @@ impl<'a> Client<'a> {
                 updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],
                 out: self.translated(entry),
                 method,
-                combine: Combine::Mean,
+                aggregation: Aggregation::default(),
                 random_student,
                 allow: Allow::default(),
                 fold: None,

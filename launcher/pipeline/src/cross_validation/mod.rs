@@ -12,7 +12,7 @@
 
 pub mod client;
 
-use crate::aggregate::{Allow, Combine};
+use crate::aggregate::{Aggregation, Allow};
 use crate::artifacts::{Tuples, open_side, open_tuples};
 use crate::fold::Fold;
 use crate::products::Details;
@@ -212,7 +212,7 @@ impl<'a> Validation<'a> {
             updates: vec![update.to_owned()],
             out: out.to_owned(),
             method,
-            combine: Combine::Mean,
+            aggregation: Aggregation::default(),
             random_student: noise,
             allow: Allow::default(),
             fold: Some(fold.clone()),

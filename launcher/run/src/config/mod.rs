@@ -12,6 +12,7 @@
 //! * settings: the settings, their defaults, and what values they may have.
 //! * reference: what they mean, for people and editors.
 //! * args: where a run and its settings are, as typed.
+//! * client: those that a client needs.
 //! * optimizer: the settings of an optimizer, as trainers take them.
 //! * preset: settings with a name.
 //! * aliases: what settings are called elsewhere.
@@ -24,6 +25,7 @@
 
 mod aliases;
 mod args;
+mod client;
 mod optimizer;
 mod preset;
 mod reference;
