@@ -17,6 +17,7 @@ mod own_models;
 mod packaging;
 mod pipeline;
 mod plan;
+mod privacy;
 mod products;
 mod prompts;
 mod recipes;

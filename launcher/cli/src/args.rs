@@ -15,7 +15,7 @@ use gradtx_pipeline::default_out;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
 use gradtx_plan::plan;
 use gradtx_run::cluster::World as Ranks;
-use gradtx_run::config::{DeviceKind, DtypeKind, Preset, RunArgs};
+use gradtx_run::config::{DeviceKind, DtypeKind, Preset, PrivacyArgs, RunArgs};
 use gradtx_run::context::Context;
 use gradtx_run::role::Role;
 use gradtx_run::stage::Stage;
@@ -91,6 +91,9 @@ pub enum Command {
         /// translation with them. Without differential privacy, private texts may come out.
         #[arg(long)]
         allow_refinement: bool,
+        /// Differential privacy.
+        #[command(flatten)]
+        privacy: PrivacyArgs,
     },
     /// Show what examples become: text, tokens, which of them are trained on, and statistics.
     Preview(crate::preview::Job),
@@ -304,7 +307,8 @@ impl Command {
             Self::Split(job) => split::run(context, &job),
             Self::Curate(job) => curate::run(context, world, &job),
             Self::Train(run) => train::run(context, world, &run),
-            Self::Finetune { run, data, out, model, save_adapter, allow_refinement } => {
+            Self::Finetune { mut run, data, out, model, save_adapter, allow_refinement, privacy } => {
+                run.set.splice(0..0, privacy.settings());
                 let out = out.unwrap_or_else(|| default_out::finetuned(&run.run, &data, model));
                 let job = finetune::Job { data, out, role: model, peft: save_adapter, allow_refinement };
                 finetune::run(context, &run, &job)

@@ -162,7 +162,8 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
         report.fact(key, value);
     }
     if UpdateVector::recognises(&file) {
-        UpdateVector::read(path)?;
+        let update = UpdateVector::read(path)?;
+        report.fact("guarantee", update.meta.privacy);
         return Ok(());
     }
     if Checkpoint::recognises(&file) {

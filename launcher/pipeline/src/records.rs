@@ -4,7 +4,7 @@
 use crate::aggregate::{AggregationInputs, Combine};
 use gradtx_run::config::{
     AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, PenaltyChoice, PenaltyRule,
-    ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
+    PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
 };
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -114,6 +114,9 @@ pub struct FinetuneInputs {
     /// `allowed`, if the client agrees to refinement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refinement: Option<String>,
+    /// Differential privacy, if it is trained with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyConfig>,
     /// How rows are read.
     #[serde(flatten)]
     pub reading: ReadingInputs,

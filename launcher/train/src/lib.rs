@@ -14,6 +14,7 @@ pub mod examples;
 pub mod linalg;
 pub mod lora;
 pub mod model_spec;
+pub mod privacy;
 pub mod products;
 pub mod prompts;
 pub mod shadows;

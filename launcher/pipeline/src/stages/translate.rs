@@ -26,7 +26,9 @@ use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_run::text::counted;
-use gradtx_runtime::artifact::{MANIFEST, TupleStore, UpdateVector, checksum_file, public_name, write_json};
+use gradtx_runtime::artifact::{
+    MANIFEST, Privacy, TupleStore, UpdateVector, checksum_file, public_name, write_json,
+};
 use gradtx_train::baselines::{Baseline, Method, Pairs};
 use gradtx_train::model_spec::ModelSpec;
 use serde_json::{Map, Value, json};
@@ -195,10 +197,12 @@ impl Stage for Translate<'_> {
             }
         };
         let teacher = of_rank.as_ref().unwrap_or(teacher);
-        let update = teacher.update(translated, examples);
+        let mut update = teacher.update(translated, examples);
+        update.meta.privacy = self.privacy();
         update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
         files.extend(teacher.write_peft(&job.out, &update.values)?);
-        let made = made_of(job, &public_name(&self.student.dir), examples);
+        let mut made = made_of(job, &public_name(&self.student.dir), examples);
+        made.privacy = update.meta.privacy.clone();
         files.push(card::write_beside_adapter(&teacher.dir, teacher.layout.lora(), &made, &job.out)?);
         update.write(&job.out.join(UPDATE_FILE))?;
         files.push(UPDATE_FILE.into());
@@ -219,6 +223,17 @@ impl Stage for Translate<'_> {
     }
 }
 
+impl Translate<'_> {
+    /// What is made of an update without looking at its examples again has the guarantee of the update. Of several updates
+    /// each has its own.
+    fn privacy(&self) -> Privacy {
+        match (self.updates.as_slice(), self.job.random_student) {
+            ([update], false) => update.meta.privacy.clone(),
+            _ => Privacy::None,
+        }
+    }
+}
+
 /// What the card of the adapter says; `tiny` is the public name of the model that updates are of.
 fn made_of(job: &Job, tiny: &str, examples: u64) -> Made {
     let clients = counted(job.updates.len(), "client");
@@ -232,7 +247,7 @@ fn made_of(job: &Job, tiny: &str, examples: u64) -> Made {
     };
     let settings =
         vec![("translator", job.method.name().into()), ("examples of all clients", examples.to_string())];
-    Made { how, settings }
+    Made { how, settings, privacy: Privacy::None }
 }
 
 /// What is translated with.

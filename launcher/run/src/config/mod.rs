@@ -37,16 +37,16 @@ mod sharing;
 mod suggest;
 mod sweep;
 
-pub use args::RunArgs;
+pub use args::{PrivacyArgs, RunArgs};
 pub use preset::Preset;
 pub use reference::{defaults, explain, page, schema};
 pub use reuse::ReuseConfig;
 pub use run_settings::{RunSettings, is_reused};
 pub use settings::{
-    AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
-    DtypeKind, EvaluateConfig, FinetuneConfig, GroupBy, LossNormalization, MetricChoice, Models,
-    PenaltyChoice, PenaltyRule, ReadingInputs, Recipe, RefineConfig, RougeTokens, TargetModules, TrainConfig,
-    TranslateConfig, TranslatorConfig, ValidationSplit,
+    Accountant, AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig,
+    DeviceKind, DtypeKind, EvaluateConfig, FinetuneConfig, GroupBy, LossNormalization, MetricChoice, Models,
+    PenaltyChoice, PenaltyRule, PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens,
+    TargetModules, TrainConfig, TranslateConfig, TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
 

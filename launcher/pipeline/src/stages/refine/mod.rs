@@ -214,6 +214,7 @@ impl Stage for Refining<'_> {
                 ("public prompts", refinement.prompts.to_string()),
                 ("examples of all clients", examples.to_string()),
             ],
+            privacy: gradtx_runtime::artifact::Privacy::None,
         };
         files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
         update.write(&job.out.join(UPDATE_FILE))?;
