@@ -14,6 +14,7 @@ mod own_models;
 mod packaging;
 mod pipeline;
 mod plan;
+mod product_targets;
 mod products;
 mod prompts;
 mod recipes;

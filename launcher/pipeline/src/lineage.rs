@@ -155,6 +155,7 @@ mod tests {
             llm: llm.into(),
             device: DeviceConfig::default(),
             products: None,
+            lora_r: None,
         }
     }
 
