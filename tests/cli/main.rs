@@ -18,6 +18,7 @@ mod packaging;
 mod pipeline;
 mod plan;
 mod privacy;
+mod product_targets;
 mod products;
 mod prompts;
 mod recipes;

@@ -306,6 +306,7 @@ fn translator_config() -> GradTransformerConfig {
         teacher_width: 90,
         teacher_blocks: 3,
         start_token: StartToken::Embedded,
+        targets: Default::default(),
         t5: T5Config {
             d_model: 40,
             d_kv: 12,

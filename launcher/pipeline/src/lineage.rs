@@ -156,6 +156,7 @@ mod tests {
             llm: llm.into(),
             device: DeviceConfig::default(),
             products: None,
+            lora_r: None,
         }
     }
 

@@ -18,7 +18,7 @@ use crate::records::TranslateInputs;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
-use gradtx_models::grad_transformer::{Generator, GradTransformer};
+use gradtx_models::grad_transformer::{Generator, GradTransformer, Targets};
 use gradtx_run::config::{Config, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch};
@@ -155,6 +155,7 @@ impl Stage for Translate<'_> {
             held_out: Fold::held_out(self.job.fold.as_ref()),
             products: matches!(self.source, Source::Products(_))
                 .then(|| products::Translation::inputs(&self.config)),
+            lora_r: matches!(self.source, Source::Coordinates(..)).then_some(self.config.translate.lora_r),
         })
     }
 
@@ -172,6 +173,15 @@ impl Stage for Translate<'_> {
             Source::Translator(translator) => {
                 dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
             }
+            Source::Coordinates(translator, tuples) => {
+                let components = translator.components(tuples)?;
+                let work = Translation { dir: &translator.dir, update: &combined };
+                let predicted = dispatch(&config.device, context, work)?;
+                let (side, factors) =
+                    self.by_products(context, tuples).of_coordinates(&components, &combined, &predicted)?;
+                of_rank = Some(side);
+                factors
+            }
             Source::Baseline(tuples, baseline) => {
                 baseline.translate(&Snapshots::of(&tuples.store, *baseline), &combined)?
             }
@@ -181,15 +191,7 @@ impl Stage for Translate<'_> {
                     Some(shares) if !job.random_student => (self.clients(), shares.clone()),
                     _ => (vec![combined.as_slice()], vec![1.0]),
                 };
-                let work = products::Translation {
-                    context,
-                    run: self.settings.run(),
-                    fold: job.fold.as_ref(),
-                    config,
-                    teacher,
-                    tuples,
-                };
-                let (side, factors, details) = work.of(&clients, &shares)?;
+                let (side, factors, details) = self.by_products(context, tuples).of(&clients, &shares)?;
                 write_json(&job.out.join(DETAILS_FILE), &details)?;
                 files.push(DETAILS_FILE.into());
                 of_rank = Some(side);
@@ -234,6 +236,20 @@ impl Translate<'_> {
     }
 }
 
+impl<'a> Translate<'a> {
+    fn by_products<'b>(&'b self, context: &'b Context, tuples: &'b Tuples) -> products::Translation<'b> {
+        let Self { job, settings, config, teacher, .. } = self;
+        products::Translation {
+            context,
+            run: settings.run(),
+            fold: job.fold.as_ref(),
+            config,
+            teacher,
+            tuples,
+        }
+    }
+}
+
 /// What the card of the adapter says; `tiny` is the public name of the model that updates are of.
 fn made_of(job: &Job, tiny: &str, examples: u64) -> Made {
     let clients = counted(job.updates.len(), "client");
@@ -253,6 +269,8 @@ fn made_of(job: &Job, tiny: &str, examples: u64) -> Made {
 /// What is translated with.
 enum Source {
     Translator(Translator),
+    /// One that predicts coordinates, and the tuples whose products these are of.
+    Coordinates(Translator, Box<Tuples>),
     Baseline(Box<Tuples>, &'static dyn Baseline),
     Products(Box<Tuples>),
 }
@@ -261,22 +279,29 @@ impl Source {
     /// Opens what a method needs of a run, and verifies all of it.
     fn open(settings: &mut RunSettings, job: &Job, student: &ModelSpec, teacher: &ModelSpec) -> Result<Self> {
         let (method, fold) = (job.method, job.fold.as_ref());
-        if let (Method::GradTransformer, None) = (method, method.baseline()) {
-            return Ok(Self::Translator(open_translator(settings, fold, &student.space, &teacher.space)?));
+        let mut translator = None;
+        if method.is_trained() {
+            let [student, teacher] = [&student.space, &teacher.space];
+            let opened = open_translator(settings, fold, method.targets(), student, teacher)?;
+            if opened.targets == Targets::Factors {
+                return Ok(Self::Translator(opened));
+            }
+            translator = Some(opened);
         }
         let tuples = open_tuples(settings, [Some(&student.space), Some(&teacher.space)])?.without(fold);
         tuples.verify()?;
         let tuples = Box::new(tuples);
-        Ok(match method.baseline() {
-            Some(baseline) => Self::Baseline(tuples, baseline),
-            None => Self::Products(tuples),
+        Ok(match (translator, method.baseline()) {
+            (Some(translator), _) => Self::Coordinates(translator, tuples),
+            (None, Some(baseline)) => Self::Baseline(tuples, baseline),
+            (None, None) => Self::Products(tuples),
         })
     }
 
     /// Checksums of everything that is used.
     fn sums(&self) -> Map<String, Value> {
         match self {
-            Self::Translator(translator) => translator.sums.clone(),
+            Self::Translator(translator) | Self::Coordinates(translator, _) => translator.sums.clone(),
             Self::Baseline(tuples, _) | Self::Products(tuples) => {
                 Map::from_iter([(MANIFEST.into(), tuples.manifest.clone().into())])
             }
@@ -286,7 +311,7 @@ impl Source {
     /// Norms of the shadow students' updates.
     fn students(&self) -> Result<Norms> {
         match self {
-            Self::Translator(translator) => Ok(translator.students),
+            Self::Translator(translator) | Self::Coordinates(translator, _) => Ok(translator.students),
             Self::Baseline(tuples, _) | Self::Products(tuples) => Norms::of(&tuples.store),
         }
     }

@@ -10,6 +10,7 @@
 //! have in common (their start, too) stays whole. Each of the n_t shadows of a group has
 //! `v_k = w_t / n_t`. It is ridge regression of group means; only what is added up differs.
 
+pub mod coordinates;
 pub mod penalty;
 
 use crate::linalg::cholesky::Cholesky;
@@ -62,10 +63,10 @@ impl Groups {
     }
 
     /// A matrix of inner products of pairs `[K, K]` as that of the groups' means `[T, T]`.
-    pub fn means(&self, products: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    pub fn means<R: AsRef<[f64]>>(&self, products: &[R]) -> Vec<Vec<f64>> {
         let mut out = vec![vec![0.0; self.count()]; self.count()];
         for (row, &t) in products.iter().zip(&self.of) {
-            for (x, &u) in row.iter().zip(&self.of) {
+            for (x, &u) in row.as_ref().iter().zip(&self.of) {
                 out[t][u] += x / (self.sizes[t] * self.sizes[u]) as f64;
             }
         }
