@@ -4,6 +4,7 @@
 mod artifacts;
 mod bench;
 mod bit_flips;
+mod clients;
 mod command_line;
 mod corrupt;
 mod cross_validation;
@@ -16,6 +17,8 @@ mod own_models;
 mod packaging;
 mod pipeline;
 mod plan;
+mod privacy;
+mod product_targets;
 mod products;
 mod prompts;
 mod recipes;

@@ -148,6 +148,7 @@ mod tests {
         TranslateInputs {
             method: Method::named(method).unwrap(),
             combine: Combine::Mean,
+            aggregation: None,
             random_student,
             updates: vec![],
             held_out: vec![],
@@ -155,6 +156,7 @@ mod tests {
             llm: llm.into(),
             device: DeviceConfig::default(),
             products: None,
+            lora_r: None,
         }
     }
 

@@ -39,7 +39,7 @@ pub use tuples::{
     Assembled, FileRecord, MANIFEST, Role, ShardRecord, ShardState, StoreType, TupleManifest, TuplePlan,
     TupleStore, assemble, check_shard, init_path, read_init, shard_path, write_init, write_shard,
 };
-pub use update::{Privacy, UpdateFile, UpdateMeta, UpdateSpace, UpdateVector};
+pub use update::{Generator, Neighbours, Privacy, UpdateFile, UpdateMeta, UpdateSpace, UpdateVector};
 
 use std::borrow::Cow;
 

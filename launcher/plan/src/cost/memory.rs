@@ -246,6 +246,7 @@ mod tests {
             teacher_width: 160,
             teacher_blocks: 7,
             start_token: StartToken::Embedded,
+            targets: Default::default(),
             t5: T5Config { num_layers: 2, num_decoder_layers: 3, ..T5Config::preset("small").unwrap() },
         };
         let need = |shards, gpu| training(&config, 4, 8, shards, gpu).unwrap().0;

@@ -205,6 +205,7 @@ mod tests {
             teacher_width: 22_528,
             teacher_blocks: 28,
             start_token: StartToken::Embedded,
+            targets: Default::default(),
             t5: T5Config::preset("large").unwrap(),
         };
         let work = TranslatorWork { config: &config, values: 0.78e9, element: 2.0 };
