@@ -2,7 +2,8 @@
 //!
 //! [`records`] has what every result depends on, [`artifacts`] opens what earlier stages made,
 //! [`lineage`] says how a model came to be, [`aggregate`] makes one update of several clients',
-//! [`products`] translates by products, [`score`] compares answers, and [`staleness`] finds results
+//! [`products`] translates by products, [`cross_validation`] has held-out shadow pairs play clients, which may
+//! differ from the shadows ([`variant`]), [`score`] compares answers, and [`staleness`] finds results
 //! that were made with other settings.
 
 pub mod aggregate;
@@ -17,3 +18,4 @@ pub mod records;
 pub mod score;
 pub mod stages;
 pub mod staleness;
+pub mod variant;

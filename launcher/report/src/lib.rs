@@ -18,6 +18,7 @@
 //! | [`times`] | throughput and dates |
 //! | [`svg`], [`figures`], [`html`] | the page |
 //! | [`csv`] | the same as CSV files |
+//! | [`cross_validation`], [`variants`] | what held-out groups of shadows say of translators |
 //! | [`predictions`] | the examples with all answers, for a page of its own |
 
 pub mod comparison;
@@ -40,6 +41,7 @@ pub mod table;
 mod tests;
 pub mod times;
 pub mod tuples;
+pub mod variants;
 
 use crate::table::Table;
 use anyhow::Result;
