@@ -18,7 +18,7 @@ pub mod client;
 mod groups;
 pub mod variants;
 
-use crate::aggregate::{Allow, Combine};
+use crate::aggregate::{Aggregation, Allow};
 use crate::artifacts::{Tuples, open_side, open_tuples};
 use crate::fold::Fold;
 use crate::products::Details;
@@ -206,8 +206,8 @@ impl<'a> Validation<'a> {
             if variant == Variant::FewerPrompts {
                 fold.rows.extend(&self.not_asked);
             }
-            if self.job.methods.contains(&Method::GradTransformer) {
-                train::run_fold(&self.silent, self.args, &fold)?;
+            for method in self.job.methods.iter().filter(|method| method.is_trained()) {
+                train::run_fold(&self.silent, self.args, &fold, method.targets())?;
             }
             for (at, unit) in units.iter().enumerate() {
                 let examples = match variant {
@@ -266,9 +266,9 @@ impl<'a> Validation<'a> {
                 agreement = agreement.or(found.rounds.first().map(|round| round.share));
             }
         }
-        if self.job.methods.contains(&Method::GradTransformer) {
+        if let Some(&method) = self.job.methods.iter().find(|method| method.is_trained()) {
             let out = home.join("translated").join("random-student");
-            self.translate(&update, &out, Method::GradTransformer, fold, true)?;
+            self.translate(&update, &out, method, fold, true)?;
             self.evaluate(&home, "random-student", Role::Llm, &out, examples)?;
         }
         let name = examples.name.clone();
@@ -309,7 +309,7 @@ impl<'a> Validation<'a> {
             updates: vec![update.to_owned()],
             out: out.to_owned(),
             method,
-            combine: Combine::Mean,
+            aggregation: Aggregation::default(),
             random_student: noise,
             // A client that differs from the shadows is what is to be seen here.
             allow: Allow { outliers: self.job.variants != [Variant::AsCurated], ..Allow::default() },
