@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `environment` | the templates, and how values become text |
 //! | `view` | what templates show: parts, tables, figures |
-//! | `report`, `tables` | the page of a report |
+//! | `report`, `tables`, `translators` | the page of a report |
 //! | `comparison` | the page of a comparison of runs |
 //! | `predictions` | the page of predictions |
 
@@ -17,6 +17,7 @@ mod environment;
 mod predictions;
 mod report;
 mod tables;
+mod translators;
 mod view;
 
 pub use comparison::page as comparison_page;
