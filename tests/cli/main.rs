@@ -17,6 +17,7 @@ mod plan;
 mod products;
 mod prompts;
 mod recipes;
+mod refine;
 mod report;
 mod run_directory;
 mod settings_bounds;

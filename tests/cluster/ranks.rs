@@ -271,6 +271,35 @@ fn what_is_wrong_on_one_rank_ends_all() {
 }
 
 #[test]
+fn a_refinement_of_ranks_gives_the_same_bytes() {
+    let home = Home::new();
+    let small = ["--set", "refine.num_prompts=12", "--set", "refine.steps_per_round=3"];
+    let learn = ["--set", "finetune.tiny.max_steps=150", "--set", "evaluate.max_new_tokens=12"];
+    let least = ["--set", "refine.min_agreements=2", "--set", "refine.min_confidence=0"];
+    let sets = [&small[..], &learn, &least].concat();
+    let alone = |stage: &str, more: &[&str]| end_of(home.alone(stage, "run", &[more, &sets].concat())).well();
+    alone("curate", &[]);
+    alone("finetune", &["--data", "private.jsonl", "--out", "client", "--allow-refinement"]);
+    let update = "client/update.safetensors";
+    alone("translate", &[update, "--method", "ridge", "--out", "one"]);
+    let refine = |out: &'static str| [&[update, "--translated", "one", "--out", out][..], &sets].concat();
+    alone("refine", &refine("alone")[..5]);
+    let wanted = home.files("alone");
+    assert!(wanted.len() > 4, "{wanted:?}");
+    for (size, out) in [(2, "two"), (3, "three")] {
+        let end = end_of(home.ranks(size, "refine", "run", &refine(out))).well();
+        assert_eq!(end.out.matches("round 1: ").count(), 1, "one rank speaks: {end:?}");
+        assert_eq!(home.files(out), wanted, "{size} ranks");
+    }
+    // One error of one rank ends all: a translation that one of them does not see.
+    let (here, there) = (words("refine", "run", &refine("four")), words("refine", "run", &refine("five")));
+    let there: Vec<&str> = there.into_iter().map(|word| if word == "one" { "gone" } else { word }).collect();
+    let end = end_of(mpirun(home.0.path(), &[(1, &here), (1, &there)]));
+    assert!(end.code != Some(0) && end.took < SOON, "{end:?}");
+    assert_eq!(end.err.matches("error: ").count(), 1, "{end:?}");
+}
+
+#[test]
 fn stages_of_one_process_refuse_several() {
     let home = Home::new();
     let end = end_of(home.ranks(3, "finetune", "run", &["--data", "private.jsonl", "--out", "client"]));

@@ -134,6 +134,49 @@ fn a_run_resumes_on_another_device_and_a_stage_does_not() {
     assert!(!refused.status.success() && message.contains("device"), "{message}");
 }
 
+/// Answers of both models, a sampled prompt, and a trained adapter beside a frozen one.
+#[test]
+fn a_refinement_agrees_with_the_cpu() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    made(home, "demo", &[]);
+    let gradtx = |words: &[&str]| {
+        let mut command = Command::new(program());
+        let (stage, rest) = words.split_first().unwrap();
+        command.current_dir(home).args([stage, "--run", "demo/run", "--threads", "1"]).args(rest);
+        // Clients that learn to end their answers, and have room to do so.
+        command.args(["--set", "finetune.tiny.max_steps=150", "--set", "evaluate.max_new_tokens=12"]);
+        emulator::lend(&mut command, Variant { race: false, plant: None });
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let data = "demo/world/private/client-1/train.jsonl";
+    gradtx(&["finetune", "--data", data, "--out", "client", "--allow-refinement"]);
+    let update = "client/update.safetensors";
+    gradtx(&["translate", update, "--method", "ridge", "--out", "one"]);
+    let small =
+        ["num_prompts=6", "num_rounds=2", "steps_per_round=3", "min_agreements=1", "min_confidence=0"];
+    let small: Vec<String> = small.iter().map(|setting| format!("refine.{setting}")).collect();
+    let sets: Vec<&str> = small.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();
+    for device in ["cpu", "cuda"] {
+        let refine = ["refine", update, "--translated", "one", "--out", device, "--device", device];
+        gradtx(&[&refine[..], &sets].concat());
+    }
+    let went = |name: &str| -> Value {
+        let text = std::fs::read_to_string(home.join(name).join("refinement.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let (cpu, cuda) = (went("cpu"), went("cuda"));
+    for round in [0, 1] {
+        for what in ["agreed", "trained_on"] {
+            assert_eq!(cpu["rounds"][round][what], cuda["rounds"][round][what], "{cpu} {cuda}");
+        }
+    }
+    assert!((0..2).any(|round| cpu["rounds"][round]["trained_on"] != "nothing"), "{cpu}");
+    let [found, want] = ["cuda", "cpu"].map(|name| values(&home.join(name).join("update.safetensors")));
+    assert_near("f32", &[("a refinement", distance(&found, &want))], 2e-5);
+}
+
 #[test]
 fn without_a_driver_one_error_says_so() {
     if emulator::on_device() {
