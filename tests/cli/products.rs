@@ -182,7 +182,7 @@ fn every_stage_takes_an_adapter_of_another_rank() {
 }
 
 #[test]
-fn products_of_several_clients_are_averaged_or_added_up() {
+fn products_of_clients_are_averaged_or_added() {
     let home = Home::new("num_subsets = 5");
     let clients = ["client-1", "client-2"];
     home.translate(&clients[..1], "one", &[]);

@@ -3,8 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::emulator::{self, Variant};
-use crate::places::{program, record};
+use crate::places::program;
+use gradtx_emulator::{Variant, record};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::Path;
@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 fn demo(home: &Path, name: &str, options: &[&str]) -> Output {
     let mut command = Command::new(program());
     command.current_dir(home).args(["demo", name, "--world", "smoke", "--threads", "1"]).args(options);
-    emulator::lend(&mut command, Variant { race: false, plant: None });
+    gradtx_emulator::lend(&mut command, Variant::PLAIN);
     command.output().unwrap()
 }
 
@@ -117,7 +117,7 @@ fn the_whole_pipeline_agrees_with_the_cpu() {
 }
 
 #[test]
-fn a_run_resumes_on_another_device_and_a_stage_does_not() {
+fn runs_resume_on_another_device_and_stages_do_not() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     made(home, "demo", &["--device", "cuda"]);
@@ -125,7 +125,7 @@ fn a_run_resumes_on_another_device_and_a_stage_does_not() {
         let mut command = Command::new(program());
         command.current_dir(home).args(["evaluate", "--run", "demo/run", "--out", "out", "--threads", "1"]);
         command.args(["--data", "demo/world/private/client-1/test.jsonl"]).args(options);
-        emulator::lend(&mut command, Variant { race: false, plant: None });
+        gradtx_emulator::lend(&mut command, Variant::PLAIN);
         command.output().unwrap()
     };
     assert!(evaluate(&["--device", "cpu"]).status.success(), "another stage on another device");
@@ -134,52 +134,9 @@ fn a_run_resumes_on_another_device_and_a_stage_does_not() {
     assert!(!refused.status.success() && message.contains("device"), "{message}");
 }
 
-/// Answers of both models, a sampled prompt, and a trained adapter beside a frozen one.
-#[test]
-fn a_refinement_agrees_with_the_cpu() {
-    let home = tempfile::tempdir().unwrap();
-    let home = home.path();
-    made(home, "demo", &[]);
-    let gradtx = |words: &[&str]| {
-        let mut command = Command::new(program());
-        let (stage, rest) = words.split_first().unwrap();
-        command.current_dir(home).args([stage, "--run", "demo/run", "--threads", "1"]).args(rest);
-        // Clients that learn to end their answers, and have room to do so.
-        command.args(["--set", "finetune.tiny.max_steps=150", "--set", "evaluate.max_new_tokens=12"]);
-        emulator::lend(&mut command, Variant { race: false, plant: None });
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    let data = "demo/world/private/client-1/train.jsonl";
-    gradtx(&["finetune", "--data", data, "--out", "client", "--allow-refinement"]);
-    let update = "client/update.safetensors";
-    gradtx(&["translate", update, "--method", "ridge", "--out", "one"]);
-    let small =
-        ["num_prompts=6", "num_rounds=2", "steps_per_round=3", "min_agreements=1", "min_confidence=0"];
-    let small: Vec<String> = small.iter().map(|setting| format!("refine.{setting}")).collect();
-    let sets: Vec<&str> = small.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();
-    for device in ["cpu", "cuda"] {
-        let refine = ["refine", update, "--translated", "one", "--out", device, "--device", device];
-        gradtx(&[&refine[..], &sets].concat());
-    }
-    let went = |name: &str| -> Value {
-        let text = std::fs::read_to_string(home.join(name).join("refinement.json")).unwrap();
-        serde_json::from_str(&text).unwrap()
-    };
-    let (cpu, cuda) = (went("cpu"), went("cuda"));
-    for round in [0, 1] {
-        for what in ["agreed", "trained_on"] {
-            assert_eq!(cpu["rounds"][round][what], cuda["rounds"][round][what], "{cpu} {cuda}");
-        }
-    }
-    assert!((0..2).any(|round| cpu["rounds"][round]["trained_on"] != "nothing"), "{cpu}");
-    let [found, want] = ["cuda", "cpu"].map(|name| values(&home.join(name).join("update.safetensors")));
-    assert_near("f32", &[("a refinement", distance(&found, &want))], 2e-5);
-}
-
 #[test]
 fn without_a_driver_one_error_says_so() {
-    if emulator::on_device() {
+    if gradtx_emulator::on_device() {
         return;
     }
     let home = tempfile::tempdir().unwrap();

@@ -15,10 +15,12 @@
 //! | [`tuples`] | statistics of the update vectors |
 //! | [`cross_validation`] | how translators compare on held-out groups of shadows |
 //! | [`refinements`] | how refinements went |
+//! | [`updates`] | how far clients are from the shadow updates |
 //! | [`rows`] | who has which rows |
 //! | [`times`] | throughput and dates |
 //! | [`svg`], [`figures`], [`html`] | the page |
 //! | [`csv`] | the same as CSV files |
+//! | [`cross_validation`], [`variants`] | what held-out groups of shadows say of translators |
 //! | [`predictions`] | the examples with all answers, for a page of its own |
 
 pub mod comparison;
@@ -41,6 +43,8 @@ pub mod table;
 mod tests;
 pub mod times;
 pub mod tuples;
+pub mod updates;
+pub mod variants;
 
 use crate::table::Table;
 use anyhow::Result;
@@ -50,7 +54,7 @@ pub use spread::Spread;
 use std::path::Path;
 
 /// Version of report.json.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// The content of report.json.
 #[derive(Debug, Serialize)]
@@ -73,6 +77,8 @@ pub struct Report {
     pub cross_validation: Option<cross_validation::Summary>,
     /// Refinements of translations.
     pub refinements: Vec<refinements::Refinement>,
+    /// The updates that translations were made of.
+    pub updates: Vec<updates::Updates>,
     /// Who has which rows.
     pub rows: rows::Rows,
     /// What this run does not have yet.
@@ -110,6 +116,7 @@ impl Report {
         let clients = curves::Clients::of(&mut source);
         let cross_validation = cross_validation::of(&mut source);
         let refinements = refinements::of(&mut source);
+        let updates = updates::of(&mut source);
         let times = times::of(&mut source);
         Ok(Self {
             schema: SCHEMA,
@@ -121,6 +128,7 @@ impl Report {
             tuples,
             cross_validation,
             refinements,
+            updates,
             rows,
             missing: source.missing,
             notes: source.notes,

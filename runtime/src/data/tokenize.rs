@@ -90,7 +90,7 @@ impl TextTokenizer {
 
     /// Text of the token that ends a text; none where the model has no such token, or where
     /// its text is cut into several.
-    pub fn end_text(&self) -> Option<&str> {
+    pub(crate) fn end_text(&self) -> Option<&str> {
         self.end_text.as_deref()
     }
 
@@ -457,7 +457,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_sentencepiece_model_alone_is_said_with_what_helps() {
+    fn lone_sentencepiece_models_are_named_with_a_hint() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("tokenizer.model"), "x").unwrap();
         let message = TextTokenizer::load(dir.path()).unwrap_err().to_string();

@@ -68,6 +68,7 @@ pub fn page(report: &Report) -> Result<String> {
             fine_tuning(report),
             translator(report),
             tuples(report),
+            super::updates::part(report),
             translators::cross_validation(report),
             translators::refinements(report),
             tables::rows(report),

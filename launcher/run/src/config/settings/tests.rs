@@ -34,6 +34,10 @@ fn absurd_values_are_refused_with_key_value_and_range() {
         ("translate.lora_r", &["0", "1025"]),
         ("translate.penalty", &["0", "-1", "nan", "inf"]),
         ("translate.penalty_examples", &["0"]),
+        ("privacy.target_epsilon", &["-1", "nan", "1e9"]),
+        ("privacy.noise_multiplier", &["0.01", "-1"]),
+        ("privacy.target_delta", &["0", "0.5"]),
+        ("privacy.max_grad_norm", &["0", "inf"]),
         ("refine.num_rounds", &["0", "1000"]),
         ("refine.steps_per_round", &["0", "4000000000"]),
         ("refine.min_confidence", &["-0.1", "1.1", "nan"]),
@@ -47,7 +51,7 @@ fn absurd_values_are_refused_with_key_value_and_range() {
 }
 
 #[test]
-fn numbers_that_toml_or_the_setting_cannot_hold_are_refused() {
+fn numbers_out_of_range_are_refused() {
     for set in
         ["seed=-1", "seed=9223372036854775808", "curate.snapshot_steps=-1", "train.max_steps=5000000000"]
     {
