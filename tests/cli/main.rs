@@ -22,6 +22,7 @@ mod product_targets;
 mod products;
 mod prompts;
 mod recipes;
+mod refine;
 mod report;
 mod run_directory;
 mod settings_bounds;

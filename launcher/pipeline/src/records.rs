@@ -223,6 +223,7 @@ pub struct RefineInputs {
     /// Longest example in tokens.
     pub max_length: usize,
     /// The settings of refinement.
+    #[serde(serialize_with = "refine_settings")]
     pub refine: RefineConfig,
     /// How the adapter is trained.
     pub recipe: Recipe,
@@ -249,6 +250,15 @@ pub struct RefineInputs {
     /// How rows are read.
     #[serde(flatten)]
     pub reading: ReadingInputs,
+}
+
+/// Without the number of prompts that the LLM writes where it writes none, as before there was one.
+fn refine_settings<S: serde::Serializer>(config: &RefineConfig, to: S) -> Result<S::Ok, S::Error> {
+    let mut value = serde_json::to_value(config).map_err(serde::ser::Error::custom)?;
+    if let (0, Some(settings)) = (config.synthetic_prompts, value.as_object_mut()) {
+        settings.shift_remove("synthetic_prompts");
+    }
+    value.serialize(to)
 }
 
 impl Inputs for RefineInputs {
