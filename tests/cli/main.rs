@@ -10,6 +10,7 @@ mod cross_validation;
 mod data_forms;
 mod device_auto;
 mod foreign_models;
+mod frozen_a;
 mod own_models;
 mod packaging;
 mod pipeline;

@@ -61,19 +61,27 @@ pub struct Translation<'a> {
 impl Translation<'_> {
     /// The settings that a result depends on, apart from the tuple store.
     pub fn inputs(config: &Config) -> ProductsInputs {
-        ProductsInputs { lora_r: config.translate.lora_r, penalty: choice(config) }
+        let lora_r = (!config.lora.freeze_a).then_some(config.translate.lora_r);
+        ProductsInputs { lora_r, penalty: choice(config) }
     }
 
-    /// Translates clients' updates: the LLM with adapters of the new rank, the factors of one, and how they
-    /// came to be. Products of several clients are averaged, or added up.
+    /// Translates clients' updates: the LLM with adapters of the new rank, an update of these, and how it
+    /// came to be. Products of several clients are averaged, or added up. Where A is frozen, sums of products are
+    /// sums of B: the adapters stay what the shadows have.
     pub fn of(&self, clients: &[&[f32]], combine: Combine) -> Result<(ModelSpec, Vec<f32>, Details)> {
         let store = &self.tuples.store;
         let groups = Groups::new(&self.groups()?);
         let kernel = Kernel::read(store, &groups, clients)?;
-        let side = self.teacher.of_rank(self.config.translate.lora_r)?;
-        let init = store.init(Part::Teacher)?;
-        let products = Products::new(&self.teacher.layout, store.pairs(), |pair, range, out| {
-            store.read_part(Part::Teacher, pair, store.steps() - 1, range.start, out)?;
+        let (init, layout) = (store.init(Part::Teacher)?, &self.teacher.layout);
+        let side = match layout.freezes_a() {
+            true => self.teacher.clone(),
+            false => self.teacher.of_rank(self.config.translate.lora_r)?,
+        };
+        let products = Products::new(layout, store.pairs(), |pair, range, out| {
+            match range.start.checked_sub(layout.trained().start) {
+                Some(at) => store.read_part(Part::Teacher, pair, store.steps() - 1, at, out)?,
+                None => out.fill(0.0),
+            }
             out.iter_mut().zip(&init[range]).for_each(|(value, start)| *value += start);
             Ok(())
         })?;
@@ -91,9 +99,9 @@ impl Translation<'_> {
             let own = groups.spread(&all, &own);
             weights.iter_mut().zip(own).for_each(|(sum, w)| *sum += share * w);
         }
-        let factors = products.read_out(&weights, &side.layout)?;
+        let update = side.update_of(&products.read_out(&weights, &side.layout)?);
         let details = Details { penalty, rank: side.space.rank, distance, weights };
-        Ok((side, factors, details))
+        Ok((side, update, details))
     }
 
     /// Group of every pair; in a store that does not tell, each pair is its own.

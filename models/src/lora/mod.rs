@@ -9,6 +9,7 @@
 
 mod layout;
 mod merge;
+mod module;
 mod multi;
 mod peft;
 mod peft_config;
@@ -16,8 +17,9 @@ mod peft_targets;
 mod products;
 mod stacked;
 
-pub use layout::{BlockLayout, Factor, LoraConfig, Module, Projection, Slice, initial_adapter};
+pub use layout::{BlockLayout, Factor, LoraConfig, Slice, initial_adapter};
 pub use merge::merge;
+pub use module::{Module, Projection};
 pub use multi::{JobsStep, MultiLora};
 pub use peft::{PeftAdapter, PeftMatrix, peft_matrices, read_peft, write_peft};
 pub use products::Products;

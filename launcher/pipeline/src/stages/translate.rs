@@ -147,11 +147,11 @@ impl Stage for Translate<'_> {
                     teacher,
                     tuples,
                 };
-                let (side, factors, details) = work.of(&clients, job.combine)?;
+                let (side, update, details) = work.of(&clients, job.combine)?;
                 write_json(&job.out.join(DETAILS_FILE), &details)?;
                 files.push(DETAILS_FILE.into());
                 of_rank = Some(side);
-                factors
+                update
             }
         };
         let teacher = of_rank.as_ref().unwrap_or(teacher);

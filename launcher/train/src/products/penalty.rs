@@ -27,7 +27,7 @@ pub const USUAL: f64 = 0.01;
 /// Parts of the groups, of which one at a time is left out.
 const FOLDS: usize = 3;
 /// Groups that are left out at most: the cost of the choice does not grow with the run.
-const MAX_LEFT_OUT: usize = 32;
+pub const MAX_LEFT_OUT: usize = 32;
 /// With fewer groups, what is left of them when a fold is gone says nothing.
 const MIN_GROUPS: usize = 4;
 

@@ -178,8 +178,9 @@ impl Stage for Refining<'_> {
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, Refinement)> {
         let Self { job, config, student, teacher, prompts, combined: (combined, examples), .. } = self;
-        let tiny: Vec<f32> =
-            student.init.iter().zip(combined).map(|(start, change)| start + change).collect();
+        let tiny = student.adapter_of(combined);
+        // The adapter of a refinement is trained whole, whatever the shadows' are.
+        let fresh = teacher.with_trained_a()?;
         let asked = Asked::choose(config, &self.public, prompts, job.fold.as_ref())?;
         let given =
             Tiny { context, config, side: student, prompts: &prompts[0], asked: &asked, adapter: &tiny };
@@ -187,7 +188,7 @@ impl Stage for Refining<'_> {
         let llm = Llm {
             context,
             config,
-            side: teacher,
+            side: &fresh,
             prompts: &prompts[1],
             asked: &asked,
             given: &given,
