@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn segments_fill_the_stream_and_pairs_are_counted_one_by_one() {
+    fn segments_fill_the_stream_and_pairs_are_counted() {
         assert_eq!(mixed_segments(8192), [256, 2048, 512, 1024, 256, 2048, 512, 1024, 256, 256]);
         assert_eq!(mixed_segments(300), [256, 44]);
         let lengths = [3, 1, 4];

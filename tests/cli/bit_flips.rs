@@ -257,7 +257,7 @@ fn no_flipped_bit_is_used_silently() {
 }
 
 #[test]
-fn no_flipped_bit_of_a_checkpoint_comes_into_the_translator() {
+fn flipped_checkpoint_bits_reach_no_translator() {
     let dir = tempfile::tempdir().unwrap();
     let home = Home::make(&dir.path().join("0"));
     let (_, expected) = home.run(Next::Train);

@@ -72,7 +72,7 @@ fn one_of_several(variables: &[(&str, &str)]) -> Output {
 }
 
 #[test]
-fn processes_that_do_not_find_each_other_name_who_started_them() {
+fn processes_without_mpi_name_who_started_them() {
     let step =
         [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_STEP_NUM_TASKS", "4")];
     let pmi = [("PMI_RANK", "0"), ("PMI_SIZE", "4")];

@@ -55,7 +55,7 @@ fn refused(output: &Output, code: i32, words: &[&str]) {
 }
 
 #[test]
-fn the_cpu_is_taken_and_said_and_recorded_while_the_run_stays_open() {
+fn auto_records_the_cpu_and_leaves_the_run_open() {
     if has_driver() {
         return;
     }
@@ -84,7 +84,7 @@ fn sealed(text: &str) -> String {
 }
 
 #[test]
-fn a_directory_that_began_on_a_gpu_does_not_go_on_without_one() {
+fn directories_of_a_gpu_refuse_to_resume_on_a_cpu() {
     if has_driver() {
         return;
     }

@@ -81,7 +81,7 @@ fn must_say(output: &Output, words: &[&str]) {
 }
 
 #[test]
-fn entries_of_other_programs_change_nothing_and_unknown_ones_have_an_override() {
+fn unknown_entries_are_refused_with_an_override() {
     let home = Home::new();
     let want = home.predictions("plain", &[]);
     let entries = json!({"unsloth_fixed": true, "transformers.js_config": {"dtype": "q4"}, "an_entry_of_next_year": null,
@@ -174,7 +174,7 @@ fn what_is_no_model_is_described_with_what_helps() {
 }
 
 #[test]
-fn sizes_that_a_file_claims_are_compared_before_they_are_believed() {
+fn claimed_sizes_are_checked_against_the_file() {
     let home = Home::new();
     for (field, value) in [
         ("num_hidden_layers", json!(134_217_728)),

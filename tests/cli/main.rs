@@ -11,6 +11,7 @@ mod data_forms;
 mod device_auto;
 mod foreign_models;
 mod frozen_a;
+mod multiple_choice;
 mod own_models;
 mod packaging;
 mod pipeline;

@@ -76,7 +76,7 @@ fn the_archive_has_the_program_and_what_belongs_to_it() {
 }
 
 #[test]
-fn a_program_for_a_newer_glibc_than_is_promised_is_refused() {
+fn programs_for_a_newer_glibc_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let made = dist(PROGRAM, scratch.path(), "2.5");
     let said = String::from_utf8_lossy(&made.stderr);
@@ -173,7 +173,7 @@ fn faults_of_shell(commands: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_dockerfile_is_clean_and_names_files_that_are_there() {
+fn dockerfile_is_clean_and_names_existing_files() {
     let dockerfile = text("launcher/packaging/Dockerfile");
     assert_eq!(faults(&dockerfile), [""; 0]);
     for (_, rest) in instructions(&dockerfile).iter().filter(|(name, _)| name == "COPY") {

@@ -175,7 +175,7 @@ fn files_may_be_moved_but_not_changed() {
 }
 
 #[test]
-fn damaged_results_are_found_by_inspect_and_refused_by_stages() {
+fn damaged_results_are_found_and_refused() {
     let home = Home::new();
     home.done(&["curate"]);
     home.done(&["train"]);
@@ -198,7 +198,7 @@ fn damaged_results_are_found_by_inspect_and_refused_by_stages() {
 }
 
 #[test]
-fn a_process_that_comes_to_an_array_as_another_ends_it_has_nothing_to_do() {
+fn late_array_processes_have_nothing_to_do() {
     let home = Home::new();
     home.done(&["curate"]);
     let before = home.sums("run/shadow");
@@ -223,7 +223,7 @@ fn long_training() -> String {
 }
 
 #[test]
-fn a_killed_training_resumes_and_ends_with_the_same_bytes() {
+fn killed_training_resumes_to_the_same_bytes() {
     let home = Home::new();
     std::fs::write(home.path("settings.toml"), long_training()).unwrap();
     home.done(&["curate"]);
@@ -252,7 +252,7 @@ fn a_killed_training_resumes_and_ends_with_the_same_bytes() {
 }
 
 #[test]
-fn a_checkpoint_without_the_translator_that_it_refers_to_is_not_believed() {
+fn checkpoints_without_their_translator_are_refused() {
     let home = Home::new();
     std::fs::write(home.path("settings.toml"), long_training()).unwrap();
     home.done(&["curate"]);
@@ -278,7 +278,7 @@ fn a_checkpoint_without_the_translator_that_it_refers_to_is_not_believed() {
 }
 
 #[test]
-fn a_training_killed_after_a_better_translator_and_before_its_checkpoint_goes_on() {
+fn training_killed_before_its_checkpoint_resumes() {
     let home = Home::new();
     let settings = long_training().replace("save_minutes = 0", "save_minutes = 0.003");
     let settings = settings.replace("eval_steps = 10", "eval_steps = 1");

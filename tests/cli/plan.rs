@@ -88,7 +88,7 @@ fn wait_free(p: &Value) -> f64 {
 const PLAN: [&str; 5] = ["plan", "--config", "run.toml", "--tokens-per-example", "240"];
 
 #[test]
-fn a_cluster_is_planned_in_under_a_second_without_weights_or_data() {
+fn clusters_are_planned_fast_without_weights() {
     let home = Home::new("qwen2.5-3b", "qwen2.5-7b");
     let args = [&PLAN[..], &["--nodes", "8", "--gpus-per-node", "8", "--gpu", "a100-80g"]].concat();
     let started = Instant::now();
@@ -177,7 +177,7 @@ const SWEEP: &str =
     "[[sweep]]\nbase = \"run.toml\"\ntrain.learning_rate = [2e-5, 4e-5]\ncurate.num_subsets = [60, 30]\n";
 
 #[test]
-fn a_sweep_is_written_once_listed_planned_and_followed() {
+fn sweeps_are_written_once_listed_and_followed() {
     let home = Home::new("qwen2.5-0.5b", "qwen2.5-1.5b");
     std::fs::write(home.path("s.toml"), SWEEP).unwrap();
     let sweep = |more: &[&str]| home.ok(&[&["sweep", "s.toml", "--out", "runs"], more].concat());
@@ -248,7 +248,7 @@ fn a_sweep_is_written_once_listed_planned_and_followed() {
 }
 
 #[test]
-fn a_sweep_that_changed_is_refused_before_anything_is_written() {
+fn changed_sweeps_are_refused_before_any_write() {
     let home = Home::new("qwen2.5-0.5b", "qwen2.5-1.5b");
     std::fs::write(home.path("s.toml"), SWEEP).unwrap();
     home.ok(&["sweep", "s.toml", "--out", "runs"]);

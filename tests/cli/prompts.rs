@@ -114,7 +114,7 @@ impl Said {
 }
 
 #[test]
-fn a_base_model_learns_to_end_its_answers_as_a_chat_model_does() {
+fn base_models_learn_to_end_answers_like_chat_models() {
     let home = Home::new("7");
     home.base_model();
     let (score, said) = home.trained("");
@@ -140,7 +140,7 @@ fn a_merged_chat_model_keeps_its_generation_settings() {
 }
 
 #[test]
-fn a_form_whose_end_is_ordinary_text_is_refused_by_every_stage() {
+fn forms_that_end_in_plain_text_are_refused() {
     let home = Home::new("7");
     home.base_model();
     // As with the tokenizers of Llama and Mistral: ChatML's markers are no tokens.
@@ -170,7 +170,7 @@ fn a_form_whose_end_is_ordinary_text_is_refused_by_every_stage() {
 }
 
 #[test]
-fn what_the_template_writes_before_an_answer_is_no_part_of_it() {
+fn template_text_before_an_answer_is_no_part_of_it() {
     let home = Home::new("7");
     let template = "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + \
         ('<think></think>' if m.role == 'assistant' else '') + m.content + '<|im_end|>\n' }}{%- endfor %}\
@@ -210,7 +210,7 @@ fn predictions_that_do_not_end_are_said() {
 }
 
 #[test]
-fn what_is_longer_than_the_model_is_named_by_every_stage() {
+fn inputs_longer_than_the_model_are_named() {
     let home = Home::new("3");
     let long = |n: usize| {
         json!({"prompt": "How many apples are left? ".repeat(n), "response": "#### 3"}).to_string()

@@ -41,7 +41,7 @@ impl Home {
 }
 
 #[test]
-fn results_without_out_lie_in_the_run_and_are_reported() {
+fn results_without_out_lie_in_the_run() {
     let home = Home::new();
     home.done(&["curate", "--run", "run", "--config", "settings.toml"]);
     home.done(&["train", "--run", "run"]);

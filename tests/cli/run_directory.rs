@@ -57,7 +57,7 @@ impl Home {
 }
 
 #[test]
-fn a_typo_makes_no_run_and_the_one_that_was_meant_is_named() {
+fn mistyped_runs_are_not_made_and_get_a_suggestion() {
     let home = Home::new();
     std::fs::create_dir(home.path("run-seven")).unwrap();
     std::fs::copy(home.path("settings.toml"), home.path("run-seven/run.toml")).unwrap();
@@ -67,7 +67,7 @@ fn a_typo_makes_no_run_and_the_one_that_was_meant_is_named() {
 }
 
 #[test]
-fn directories_of_other_kinds_are_called_by_their_names() {
+fn directories_of_other_kinds_are_named() {
     let home = Home::new();
     std::fs::create_dir(home.path("empty")).unwrap();
     std::fs::write(

@@ -46,7 +46,7 @@ impl Home {
 }
 
 #[test]
-fn what_must_fail_is_refused_before_anything_is_written() {
+fn impossible_jobs_are_refused_before_any_write() {
     let home = Home::new();
     home.refused(&["--stage=train"], "no tuple store");
     home.refused(&["--stage=evaluate", "--client=it's ada"], "no trained translator");
@@ -180,7 +180,7 @@ impl Home {
 }
 
 #[test]
-fn hostile_names_are_refused_before_anything_is_written() {
+fn hostile_names_are_refused_before_any_write() {
     use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::OsStrExt;
     let home = Home::new();
@@ -359,7 +359,7 @@ fn home_with_profile() -> Home {
 }
 
 #[test]
-fn a_site_profile_is_what_jobs_ask_for_unless_the_command_line_says_otherwise() {
+fn profiles_apply_unless_the_command_line_differs() {
     let home = home_with_profile();
     let told =
         ["--dry-run", "--nodes=curate=8", "--mem=64G", "--sbatch=train=--spread-job", "--nodes=train=3"];
@@ -425,7 +425,7 @@ fn a_profile_that_cannot_be_used_is_refused() {
 }
 
 #[test]
-fn the_plan_chooses_nodes_where_the_kind_of_gpu_is_known() {
+fn plans_choose_nodes_for_a_known_gpu() {
     let home = Home::new();
     // Without a number of jobs per stream, which is then chosen too.
     let settings = std::fs::read_to_string(home.path("settings.toml")).unwrap();
@@ -612,7 +612,7 @@ fn shellcheck_finds_nothing_in_generated_scripts() {
 }
 
 #[test]
-fn a_job_begins_with_a_line_about_its_place_and_starts_its_container() {
+fn jobs_log_their_place_and_start_their_container() {
     let home = Home::new();
     let more = ["--container=/images/gradtx.sif", "--env=A=b c", "--srun=--cpu-bind=cores"];
     let words = ["submit", "--run=run", "--config=settings.toml", "--stage=curate", "--device=auto"];

@@ -221,7 +221,7 @@ impl Running {
 }
 
 #[test]
-fn a_finished_stage_has_left_nothing_and_says_so_in_json() {
+fn finished_stages_leave_nothing_and_say_so_in_json() {
     let home = Home::new();
     let output = home.curate(&["--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -86,7 +86,7 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn the_second_is_refused_while_the_first_works_and_a_kill_is_taken_over() {
+fn second_process_is_refused_until_the_first_dies() {
     for errno in ["ENOLCK", "EOPNOTSUPP", "ENOSYS"] {
         let home = Home::new(errno);
         let mut first = home.begin(1_000_000);
@@ -108,7 +108,7 @@ fn the_second_is_refused_while_the_first_works_and_a_kill_is_taken_over() {
 }
 
 #[test]
-fn a_host_that_is_gone_is_waited_for_a_stated_time_whatever_its_clock_says() {
+fn lost_hosts_are_waited_for_whatever_their_clock() {
     let home = Home::new("ENOLCK");
     let mut first = home.begin(1_000_000);
     first.kill().unwrap();
@@ -150,7 +150,7 @@ fn of_several_starters_at_one_moment_one_works() {
 }
 
 #[test]
-fn output_that_is_lost_for_a_full_disk_is_an_error_and_a_reader_that_left_is_none() {
+fn lost_output_is_an_error_and_a_closed_pipe_none() {
     let home = Home::new("ENOLCK");
     let doctor = |out: Stdio| {
         let mut command = Command::new(PROGRAM);

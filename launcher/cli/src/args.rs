@@ -206,7 +206,7 @@ pub enum Command {
     Submit(crate::submit::Job),
     /// Show the last lines of the logs of a run's batch jobs, or follow them.
     Logs(crate::logs::Job),
-    /// Cancel the batch jobs of a run that are in SLURM's queue.
+    /// Cancel the batch jobs of a run or a sweep that are in SLURM's queue.
     Cancel(crate::cancel::Job),
     /// Show what a file or directory is: shapes, types, sizes, hashes, provenance, damage.
     Inspect {

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn help_has_groups_environment_examples_and_exit_codes_in_narrow_lines() {
+    fn help_has_groups_examples_codes_in_narrow_lines() {
         let help = command().render_long_help().to_string();
         let titles = [
             "Pipeline:",

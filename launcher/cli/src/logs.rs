@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_logs_of_the_newest_job_and_of_the_last_start_of_a_rank() {
+    fn logs_are_of_the_newest_job_and_last_start() {
         let run = tempfile::tempdir().unwrap();
         let logs = run.path().join(LOGS_DIR);
         std::fs::create_dir(&logs).unwrap();

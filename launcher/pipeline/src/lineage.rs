@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_that_is_not_what_its_stage_wrote_is_refused() {
+    fn adapters_changed_after_their_stage_are_refused() {
         let refused = |dir: &Path, words: &[&str]| {
             let error = lineage(dir).unwrap_err();
             let message = format!("{error:#}");

@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_of_products_is_read_out_exactly_where_the_rank_allows_it() {
+    fn product_sums_are_exact_where_the_rank_allows() {
         let small = layout(2);
         let adapters = random(&small, 3);
         let weights = [0.7, -0.4, 0.7];

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_absurd_size_are_refused_before_they_are_read() {
+    fn absurd_headers_are_refused_before_they_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.safetensors");
         let refused = |header: &[u8], claimed: u64, word: &str| {

@@ -457,7 +457,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_sentencepiece_model_alone_is_said_with_what_helps() {
+    fn lone_sentencepiece_models_are_named_with_a_hint() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("tokenizer.model"), "x").unwrap();
         let message = TextTokenizer::load(dir.path()).unwrap_err().to_string();

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_ready_when_all_of_it_is_and_nothing_is_ready_twice() {
+    fn buckets_are_ready_once_when_whole() {
         let layout = layout();
         let shards = Shards::new(&layout, 2, 400);
         let mut readiness = Readiness::new(&shards);

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_key_is_named_with_its_file_and_what_was_meant() {
+    fn mistyped_keys_are_named_with_file_and_suggestion() {
         for (text, wanted) in [
             ("[job]\npartion = 'a'", "did you mean `job.partition`?"),
             ("[job]\nmail-user = 'a'", "did you mean `job.mail_user`?"),

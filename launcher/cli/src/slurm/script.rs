@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_of_the_job_and_the_rest_of_the_shipped_script() {
+    fn scripts_are_the_shipped_one_behind_a_header() {
         let text = batch(Script::Train, None).render();
         assert_eq!(
             header(&text),

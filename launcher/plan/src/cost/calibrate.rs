@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn later_files_hide_earlier_ones_and_nonsense_is_named() {
+    fn later_calibrations_win_and_nonsense_is_named() {
         let line =
             |tflops: f64| format!("{{\"device\":\"h100\"}}\n{{\"work\":\"lora\",\"tflops\":{tflops}}}\n");
         let h100 = Cluster { gpu: Gpu::H100, ..cpu(1) };

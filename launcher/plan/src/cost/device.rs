@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn one_rank_sends_nothing_and_nodes_are_slower_than_their_inside() {
+    fn one_rank_sends_nothing_and_nodes_are_slower() {
         let one = cluster(Gpu::H100, 1);
         let two = cluster(Gpu::H100, 2);
         let hardware = Hardware::of(&one);

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sharded_translator_takes_less_and_its_masters_are_counted() {
+    fn sharded_translators_take_less_masters_included() {
         let config = GradTransformerConfig {
             student_width: 96,
             student_blocks: 5,

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flan_t5_large_translator_takes_five_trillion_operations_a_step() {
+    fn flan_t5_large_takes_five_teraflop_a_step() {
         let config = GradTransformerConfig {
             student_width: 12_800,
             student_blocks: 36,

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_escaped_and_what_is_no_number_is_not_drawn() {
+    fn words_are_escaped_and_nans_are_not_drawn() {
         assert_eq!(escape("<a href='x'>&\"\u{7}"), "&lt;a href=&#39;x&#39;&gt;&amp;&quot;\u{fffd}");
         let axis = || Axis::linear("<x>", [0.0, 1.0]);
         let mut plot = Plot::new("p\"", "<title>", "a & b", axis(), axis());

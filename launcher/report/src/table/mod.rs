@@ -436,7 +436,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn differences_are_paired_over_clients_or_over_the_examples_of_one() {
+    fn differences_are_paired_over_clients_or_examples() {
         let mean = Entry::translated(Method::named("mean").unwrap());
         let all = world(&[(Entry::GRAD_TRANSFORMER, &[0.9, 0.5, 0.1]), (mean, &[0.8, 0.4, 0.0])]);
         let table = &Table::of(&all).0[0];
@@ -451,7 +451,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_second_score_of_the_same_model_and_data_stands_aside() {
+    fn second_scores_of_model_and_data_stand_aside() {
         let mut second = scored(S, 1, 0.9);
         second.path = PathBuf::from("zzz/score.json");
         let (tables, aside) = Table::of(&[second, scored(S, 1, 0.25), scored(T, 1, f64::NAN)]);

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_paper_s_settings_are_the_defaults_but_for_what_measured_better() {
+    fn defaults_are_the_paper_s_or_measured_better() {
         let ours = Config::default();
         let paper = ours.clone().with_preset(Preset::Paper);
         let differs = super::super::diff(&ours.table(), &paper.table());

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn one_process_at_a_time_and_nothing_is_left_of_a_finished_stage() {
+    fn stages_run_one_at_a_time_and_leave_no_progress() {
         let dir = tempfile::tempdir().unwrap();
         let place = DirLock::open(dir.path(), "train").unwrap();
         assert_eq!(names(dir.path()), [LOCK_FILE, PROGRESS_FILE]);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_told_and_what_is_left_says_where_it_stopped() {
+    fn progress_left_behind_says_where_it_stopped() {
         let dir = tempfile::tempdir().unwrap();
         let place = DirLock::open(dir.path(), "train").unwrap();
         let output = current().unwrap();

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_numbered_by_their_first_pair_and_spread_their_weight() {
+    fn groups_are_numbered_and_spread_their_weight() {
         let groups = Groups::new(&[7, 3, 7, 7, 0]);
         assert_eq!((groups.count(), groups.of.clone()), (3, vec![0, 1, 0, 0, 2]));
         assert_eq!(groups.pairs(0).collect::<Vec<_>>(), [0, 2, 3]);

@@ -93,19 +93,18 @@ impl Collection {
     }
 
     /// The groups of both models of which something is missing in the store, the same on all
-    /// ranks that call this together. They look at a part of the files each; at none where only
-    /// rank 0 sees the store.
-    pub fn missing(&self, comm: &dyn Comm, all_see: bool) -> Result<Vec<(Role, usize)>> {
+    /// ranks that call this together. They look at a part of the files each.
+    pub fn missing(&self, comm: &dyn Comm) -> Result<Vec<(Role, usize)>> {
         let groups = self.groups();
         let all: Vec<(Role, usize)> = [Role::Tiny, Role::Llm]
             .into_iter()
             .flat_map(|side| (0..groups.len()).map(move |group| (side, group)))
             .collect();
-        let lookers = if all_see { comm.size() } else { 1 };
+        let ranks = comm.size();
         let done = |&(side, group): &(Role, usize)| self.is_done(&self.dir, side, &groups[group]);
-        let mine = all.iter().skip(comm.rank()).step_by(lookers).filter(|_| comm.rank() < lookers);
+        let mine = all.iter().skip(comm.rank()).step_by(ranks);
         let found = comm.all_gather_bytes(&mine.map(|group| done(group) as u8).collect::<Vec<u8>>())?;
-        let is_done = |i: usize| found[i % lookers][i / lookers] == 1;
+        let is_done = |i: usize| found[i % ranks][i / ranks] == 1;
         Ok(all.into_iter().enumerate().filter(|(i, _)| !is_done(*i)).map(|(_, group)| group).collect())
     }
 

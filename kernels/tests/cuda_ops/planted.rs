@@ -3,11 +3,11 @@
 
 use crate::attention::{Decode, Packed};
 use crate::common::*;
-use crate::emulator::{Order, Plant, Schedule, Variant, device};
 use crate::lora::{Adapted, fused};
 use crate::matrix::Product;
 use crate::rmsnorm::Norm;
 use crate::t5_attention::Short;
+use gradtx_emulator::{Order, Plant, Schedule, Variant, device};
 use gradtx_kernels::bf16;
 use gradtx_kernels::ops::Out;
 
@@ -47,13 +47,18 @@ const fn in_common(text: &'static str, instead: &'static str) -> Plant {
     Plant { module: "rmsnorm.cu", file: "common.cuh", text, instead }
 }
 
+/// A fault in a header of the products with A: `forward`, `backward` or `pair`.
+const fn in_rows(file: &'static str, text: &'static str, instead: &'static str) -> Plant {
+    Plant { module: "lora_rows.cu", file, text, instead }
+}
+
 #[test]
 fn the_cases_pass_without_faults() {
     let none = plant("rmsnorm.cu", "// RMS layer norm", "// RMS layer norm");
     assert_eq!(complaints(&norm(), none), [""; 0]);
     let none = plant("gemm.cu", "// Matrix products", "// Matrix products");
     assert_eq!(complaints(&product(), none), [""; 0]);
-    let none = plant("lora_rows.cu", "// ---- forward", "// ---- forward");
+    let none = plant("lora_rows.cu", "// Entry points", "// Entry points");
     assert_eq!(complaints(&adapted(), none), [""; 0]);
 }
 
@@ -254,7 +259,7 @@ fn adapted() -> Adapted {
 /// Columns of other adapters that are not zeroed, and the B of one adapter in the columns of all.
 #[test]
 fn wrong_columns_of_adapters() {
-    let fault = plant("lora_rows.cu", "if (column >= own && column < own", "if (column < own");
+    let fault = in_rows("lora_rows_forward.cuh", "if (column >= own && column < own", "if (column < own");
     expect_caught(&adapted(), fault, "`y`");
     let fault = plant("lora.cu", "target = 0, adapter++;", "target = 0;");
     expect_caught(&adapted(), fault, "relative error");
@@ -268,9 +273,13 @@ fn adapted_of_rank_3() -> Adapted {
 /// A mask that counts positions from the tile instead of the segment.
 #[test]
 fn wrong_mask_of_later_tiles() {
-    let fault = plant("lora_rows.cu", "MaskRow::of(key, tile.first + t,", "MaskRow::of(key, t,");
+    let fault = in_rows("lora_rows_pair.cuh", "MaskRow::of(key, tile.first + t,", "MaskRow::of(key, t,");
     expect_caught(&adapted(), fault, "`dx`");
-    let fault = plant("lora_rows.cu", "kept_bits<N>(mask, tile.first + t + r,", "kept_bits<N>(mask, t + r,");
+    let fault = in_rows(
+        "lora_rows_backward.cuh",
+        "kept_bits<N>(mask, tile.first + t + r,",
+        "kept_bits<N>(mask, t + r,",
+    );
     expect_caught(&adapted_of_rank_3(), fault, "`dx`");
 }
 
@@ -278,14 +287,14 @@ fn wrong_mask_of_later_tiles() {
 /// and a step that is asked for into the place of another.
 #[test]
 fn rows_that_are_still_on_their_way() {
-    let fault = plant("lora_rows.cu", "cp_async_wait<PAIR_STAGES - 1>", "cp_async_wait<PAIR_STAGES>");
+    let fault = in_rows("lora_rows_pair.cuh", "cp_async_wait<PAIR_STAGES - 1>", "cp_async_wait<PAIR_STAGES>");
     assert!(!complaints(&adapted(), fault).is_empty());
     let text = "            stage = next;\n            __syncthreads();\n";
-    let fault = plant("lora_rows.cu", text, "            stage = next;\n");
+    let fault = in_rows("lora_rows_pair.cuh", text, "            stage = next;\n");
     // Rows of several warps, whose sums belong together.
     expect_caught(&fused(3, (520, 24, 2, 2), 0.3), fault, "that nobody has written");
     let text = "pair.ask(t + stages * PAIR_ROWS, stage)";
-    let fault = plant("lora_rows.cu", text, "pair.ask(t + stages * PAIR_ROWS, next)");
+    let fault = in_rows("lora_rows_pair.cuh", text, "pair.ask(t + stages * PAIR_ROWS, next)");
     assert!(!complaints(&adapted(), fault).is_empty());
 }
 
@@ -293,16 +302,16 @@ fn rows_that_are_still_on_their_way() {
 #[test]
 fn dropped_barrier_before_ds() {
     let text = "    __syncthreads();\n    for (u32 t = 0; t < tokens; t += TILE_ROWS) {";
-    let fault = plant("lora_rows.cu", text, text.trim_start_matches("    __syncthreads();\n"));
+    let fault = in_rows("lora_rows_backward.cuh", text, text.trim_start_matches("    __syncthreads();\n"));
     expect_caught(&Adapted { norm: false, ..adapted() }, fault, "that nobody has written");
 }
 
 /// The norm's backward without what the adapters add to its mean.
 #[test]
 fn mean_without_adapters() {
-    let fault = plant("lora_rows.cu", "total * inv[r] + shared->ds_dot_s[t + r]", "total * inv[r]");
+    let fault = in_rows("lora_rows_pair.cuh", "total * inv[r] + shared->ds_dot_s[t + r]", "total * inv[r]");
     assert_eq!(complaints(&adapted(), fault).len(), SCHEDULES.len() + 1);
-    let fault = plant("lora_rows.cu", "w_d_x[r] * scale + ds_dot_s[t + r]", "w_d_x[r] * scale");
+    let fault = in_rows("lora_rows_backward.cuh", "w_d_x[r] * scale + ds_dot_s[t + r]", "w_d_x[r] * scale");
     assert_eq!(complaints(&adapted_of_rank_3(), fault).len(), SCHEDULES.len() + 1);
 }
 

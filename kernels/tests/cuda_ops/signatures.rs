@@ -1,6 +1,6 @@
 //! The table that launches are checked against holds what a compiler sees in the kernels' sources.
 
-use crate::emulator::{module_object, on_device};
+use gradtx_emulator::{module_object, on_device};
 use gradtx_kernels::cuda::cubin::MODULES;
 use gradtx_kernels::cuda::signature::SIGNATURES;
 use libloading::os::unix::{Library, Symbol};

@@ -111,9 +111,9 @@ impl Case for Short {
 /// Longer than a block's shared memory has rows for: refused with what the device has.
 #[test]
 fn sequences_that_are_too_long_are_refused() {
-    use crate::emulator::{Order, Schedule, Variant, configure, device};
+    use gradtx_emulator::{Order, Schedule, Variant, configure, device};
     configure(Schedule { order: Order::Forward, race: false });
-    let cuda = device(Variant { race: false, plant: None });
+    let cuda = device(Variant::PLAIN);
     let case = Short {
         batch: 1,
         queries: 1,
@@ -153,7 +153,7 @@ fn heads_of_64() {
 /// Fewer bytes than a block of the backward kernel on the tensor cores needs: plain kernels take over.
 #[test]
 fn heads_of_64_with_little_shared_memory() {
-    if crate::emulator::on_device() {
+    if gradtx_emulator::on_device() {
         return;
     }
     let _little = crate::lora::LittleShared::new(64 << 10);

@@ -1,11 +1,9 @@
 //! The device's own side: memory, views, copies, errors, and numbers that kernels refuse.
 
 use crate::common::*;
-use crate::emulator::{
-    Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels, library_files,
-    on_device,
+use gradtx_emulator::{
+    Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels, on_device,
 };
-use crate::places::program;
 use gradtx_kernels::cuda::cubin::Cubins;
 use gradtx_kernels::cuda::{CublasLt, Cuda, devices};
 use gradtx_kernels::ops::{
@@ -19,7 +17,7 @@ use gradtx_kernels::{
 
 fn plain() -> Cuda {
     configure(Schedule { order: Order::Forward, race: false });
-    device(Variant { race: false, plant: None })
+    device(Variant::PLAIN)
 }
 
 #[test]
@@ -193,7 +191,7 @@ fn uploads_beside_operations() {
     copies.upload_async(x.all_mut(), &[2.0; 6]).unwrap();
     // A forgotten `wait`: a GPU may be faster.
     let early = added(&cuda, &mut y, &x);
-    assert!(crate::emulator::on_device() || early == [12.0; 6], "late copies came early: {early:?}");
+    assert!(gradtx_emulator::on_device() || early == [12.0; 6], "late copies came early: {early:?}");
     copies.wait().unwrap();
     assert_eq!(added(&cuda, &mut y, &x), early.iter().map(|y| y + 2.0).collect::<Vec<_>>());
 
@@ -217,7 +215,7 @@ fn uploads_beside_operations() {
         let found = cuda.to_host(y.all()).unwrap();
         // A forgotten `release`: what the operation reads has been overwritten.
         let expected = if released { 11.0 } else { 15.0 };
-        assert!((crate::emulator::on_device() && !released) || found == [expected; 6], "{found:?}");
+        assert!((gradtx_emulator::on_device() && !released) || found == [expected; 6], "{found:?}");
         copies.wait().unwrap();
         assert_eq!(cuda.to_host(x.all()).unwrap(), [5.0; 6]);
     }
@@ -237,7 +235,7 @@ fn uploads_from_pinned_memory() {
     copies.upload_pinned(x.all_mut(), &pinned, 1..5).unwrap();
     assert_eq!(cuda.uploaded() - before, 16);
     let early = cuda.to_host(x.all()).unwrap();
-    assert!(crate::emulator::on_device() || early == [0.0; 4], "late copies came early: {early:?}");
+    assert!(gradtx_emulator::on_device() || early == [0.0; 4], "late copies came early: {early:?}");
     // From another thread, as whoever prepares the next batch does.
     std::thread::scope(|scope| {
         scope.spawn(|| pinned.values_mut().unwrap().fill(9.0));
@@ -328,9 +326,9 @@ fn work_in_two_queues() {
                 // Without the first event nothing of the second queue is part of the graph, and without the
                 // last a branch stays open; without the second the first queue does not wait, if it is first.
                 Some(0 | 3) => {
-                    assert!(wrong > 0 || crate::emulator::on_device(), "{forgotten:?}, late {late}")
+                    assert!(wrong > 0 || gradtx_emulator::on_device(), "{forgotten:?}, late {late}")
                 }
-                Some(1) => assert!(wrong > 0 || late || crate::emulator::on_device()),
+                Some(1) => assert!(wrong > 0 || late || gradtx_emulator::on_device()),
                 _ => {}
             }
         }
@@ -357,7 +355,7 @@ fn downloads_beside_operations() {
         cuda.fill(y.all_mut(), 5.0).unwrap();
         copies.download(&mut found, y.all()).unwrap();
         assert!(
-            crate::emulator::on_device() || found == if late { [11.0; 6] } else { [5.0; 6] },
+            gradtx_emulator::on_device() || found == if late { [11.0; 6] } else { [5.0; 6] },
             "{found:?}"
         );
         assert!(copies.download(&mut found[..5], y.all()).is_err());
@@ -452,7 +450,7 @@ fn products_with_biases_of_other_alignments() {
     if on_device() && cublaslt().describe().is_err() {
         return;
     }
-    let cuda = device_with(Variant { race: false, plant: None }, &cublaslt());
+    let cuda = device_with(Variant::PLAIN, &cublaslt());
     let values: Vec<f32> = (0..72).map(|i| (i % 7) as f32).collect();
     let x = cuda.buffer_from(&values[..64]).unwrap();
     let w = cuda.buffer_from(&[1.0f32; 64]).unwrap();
@@ -476,43 +474,12 @@ fn products_with_biases_of_other_alignments() {
     }
 }
 
-/// Of several cuBLASLt the first that starts on this driver: one that is too new loads, and refuses.
-#[test]
-fn libraries_are_tried_until_one_starts() {
-    if on_device() {
-        return;
-    }
-    let home = tempfile::tempdir().expect("a directory");
-    let [driver, too_new, fits] = ["driver", "too-new", "fits"].map(|name| home.path().join(name));
-    let [libcuda, libcublaslt] = library_files();
-    for (directory, file, name) in [
-        (&driver, &libcuda, "libcuda.so"),
-        (&too_new, &libcublaslt, "libcublasLt.so.12"),
-        (&fits, &libcublaslt, "libcublasLt.so.13"),
-    ] {
-        std::fs::create_dir_all(directory).expect("a directory");
-        std::fs::copy(file, directory.join(name)).expect("a library can be copied");
-    }
-    let multiplied_by = |directories: &[&std::path::Path]| {
-        let mut command = std::process::Command::new(program());
-        let list = std::env::join_paths(directories).expect("paths without colons");
-        command.arg("doctor").env("LD_LIBRARY_PATH", &driver).env("GRADTX_CUDA_LIBRARIES", list);
-        let output = command.env_remove("GRADTX_CUBLASLT").output().expect("the program runs");
-        let text = String::from_utf8(output.stdout).expect("text");
-        let line = text.lines().find(|line| line.contains("matrix products by ")).unwrap_or(&text);
-        line.rsplit("matrix products by ").next().unwrap_or_default().to_string()
-    };
-    assert_eq!(multiplied_by(&[&too_new, &fits]), "cuBLASLt 12.4.5");
-    let refused = multiplied_by(&[&too_new]);
-    assert!(refused.starts_with("kernels of our own") && refused.contains("too-new"), "{refused}");
-}
-
 #[test]
 fn which_library_multiplies() {
     let cuda = plain();
     assert_eq!(cuda.gemm_backend(), "kernels of our own (cuBLASLt is turned off)");
-    if !crate::emulator::on_device() {
-        let with = device_with(Variant { race: false, plant: None }, &cublaslt());
+    if !gradtx_emulator::on_device() {
+        let with = device_with(Variant::PLAIN, &cublaslt());
         assert_eq!(with.gemm_backend(), "cuBLASLt 12.4.5");
         assert_eq!(cublaslt().describe(), Ok("cuBLASLt 12.4.5".into()));
     }

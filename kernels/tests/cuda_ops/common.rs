@@ -1,10 +1,10 @@
 //! What the tests of CUDA operations share: one case, run by the CPU in f64 and by the
 //! device in f32 and in bf16, in several orders of threads and under the race checker.
 
-use crate::emulator::{
+use gradtx_emulator::record;
+use gradtx_emulator::{
     Order, Schedule, Variant, configure, cublaslt, device, device_with, on_device, schedules,
 };
-use crate::places::record;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::rng::{Stream, derive_named};
@@ -199,7 +199,7 @@ fn check_on(name: &str, case: &impl Case, cuda: &Cuda, schedule: Schedule, toler
 
 /// Fails unless the device agrees with the CPU, in both types and all schedules.
 pub fn check(name: &str, case: &impl Case, tolerance: Tolerance) {
-    let plain = device(Variant { race: false, plant: None });
+    let plain = device(Variant::PLAIN);
     for &schedule in schedules(&SCHEDULES) {
         match schedule.race {
             false => check_on(name, case, &plain, schedule, tolerance),
@@ -213,7 +213,7 @@ pub fn check_with_library(name: &str, case: &impl Case, tolerance: Tolerance) {
     if on_device() && cublaslt().describe().is_err() {
         return; // A machine may have a GPU and no cuBLASLt.
     }
-    let cuda = device_with(Variant { race: false, plant: None }, &cublaslt());
+    let cuda = device_with(Variant::PLAIN, &cublaslt());
     assert!(cuda.gemm_backend().starts_with("cuBLASLt 1"), "{}", cuda.gemm_backend());
     check_on(&format!("{name} by cuBLASLt"), case, &cuda, SCHEDULES[0], tolerance);
 }

@@ -127,15 +127,14 @@ impl Case for Drawn {
 /// The numbers are the same on the CPU and on the device, to the bit in f32, and rounded once in bf16.
 #[test]
 fn random_numbers() {
-    use crate::emulator::{SCHEDULE, Variant, configure, device};
+    use gradtx_emulator::{SCHEDULE, Variant, configure, device};
     use gradtx_kernels::cpu::Cpu;
     for (rows, cols, stride) in [(1, 1, 1), (1, 4099, 4099), (7, 33, 40), (64, 130, 194)] {
         let rows = RandomRows { rows, cols, stride, key: 0x1234_5678_9abc, std: 0.02 };
         check(&format!("random {rows:?}"), &Drawn { rows }, Tolerance { f32: 1e-12, bf16: 4e-3 });
         configure(SCHEDULE);
         let inputs = Inputs::new(Precision::F32);
-        let on_device =
-            Drawn { rows }.run::<Cuda, f32>(&device(Variant { race: false, plant: None }), inputs);
+        let on_device = Drawn { rows }.run::<Cuda, f32>(&device(Variant::PLAIN), inputs);
         let on_host = Drawn { rows }.run::<Cpu, f32>(&Cpu::new(2), inputs);
         assert_eq!(on_device.expect("memory"), on_host.expect("memory"));
     }

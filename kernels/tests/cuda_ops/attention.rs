@@ -1,8 +1,8 @@
 //! Packed attention, its backward pass, and decoding on a cache.
 
 use crate::common::*;
-use crate::emulator::{Order, Schedule, Variant, configure, device, on_device};
 use crate::lora::LittleShared;
+use gradtx_emulator::{Order, Schedule, Variant, configure, device, on_device};
 use gradtx_kernels::ops::{
     Attention, AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, CacheStore, DecodeDims,
     QkvDims,
@@ -160,7 +160,7 @@ fn many_segments() {
 #[test]
 fn segments_do_not_depend_on_their_neighbours() {
     configure(Schedule { order: Order::Forward, race: false });
-    let cuda = device(Variant { race: false, plant: None });
+    let cuda = device(Variant::PLAIN);
     let (heads, kv_heads, head_dim) = (2, 1, 64);
     let (width, row) = (heads * head_dim, (heads + 2 * kv_heads) * head_dim);
     let (before, len, after) = (70, 130, 200);

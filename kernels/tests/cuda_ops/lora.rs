@@ -290,14 +290,14 @@ pub struct LittleShared;
 
 impl LittleShared {
     pub fn new(bytes: usize) -> Self {
-        crate::emulator::limit_shared_memory(bytes);
+        gradtx_emulator::limit_shared_memory(bytes);
         Self
     }
 }
 
 impl Drop for LittleShared {
     fn drop(&mut self) {
-        crate::emulator::limit_shared_memory(163 << 10);
+        gradtx_emulator::limit_shared_memory(163 << 10);
     }
 }
 
@@ -305,7 +305,7 @@ impl Drop for LittleShared {
 /// one unit fit, which then are in scratch memory.
 #[test]
 fn layers_on_devices_with_99_kib_of_shared_memory() {
-    if crate::emulator::on_device() {
+    if gradtx_emulator::on_device() {
         return;
     }
     let _little = LittleShared::new(99 << 10);
@@ -336,9 +336,9 @@ fn declared_shared_memory_counts_too() {
 /// What does not fit is refused.
 #[test]
 fn shapes_are_checked() {
-    use crate::emulator::{Order, Schedule, Variant, configure, device};
+    use gradtx_emulator::{Order, Schedule, Variant, configure, device};
     configure(Schedule { order: Order::Forward, race: false });
-    let cuda = device(Variant { race: false, plant: None });
+    let cuda = device(Variant::PLAIN);
     let refusal = |case: Adapted| {
         let found = Case::run::<gradtx_kernels::cuda::Cuda, f32>(&case, &cuda, Inputs::new(Precision::F32));
         found.expect_err("it does not fit").to_string()
@@ -352,9 +352,9 @@ fn shapes_are_checked() {
 /// An adapter's gradient row has the same bits alone and among others.
 #[test]
 fn gradient_rows_do_not_depend_on_the_stream() {
-    use crate::emulator::{Order, Schedule, Variant, configure, device};
+    use gradtx_emulator::{Order, Schedule, Variant, configure, device};
     configure(Schedule { order: Order::Forward, race: false });
-    let cuda = device(Variant { race: false, plant: None });
+    let cuda = device(Variant::PLAIN);
     let run = |segments: SegmentList, part: std::ops::Range<usize>| -> Vec<u32> {
         let (in_dim, out_dim, rank) = (24, 16, 2);
         let (targets, adapter_stride) = targets(in_dim, out_dim, rank, 2);

@@ -1,7 +1,7 @@
 //! Captures of graphs beside other threads. What a capture makes illegal in its whole context must wait for its
 //! end, whichever thread asks for it; where it does not, the stand-in driver invalidates the capture as a GPU does.
 
-use crate::emulator::{
+use gradtx_emulator::{
     DriverCall, Order, Schedule, Variant, call_driver, configure, cublaslt, device, device_of_rank,
     device_with, on_device,
 };
@@ -11,7 +11,7 @@ use gradtx_kernels::{AsyncCopy, Buffer, Device, Error, GraphCapture, Result};
 use std::sync::Barrier;
 use std::time::Duration;
 
-const PLAIN: Variant = Variant { race: false, plant: None };
+const PLAIN: Variant = Variant::PLAIN;
 /// In which another thread can come into a capture.
 const MOMENT: Duration = Duration::from_millis(30);
 
@@ -119,7 +119,7 @@ fn captures_survive_what_other_threads_do() {
 
 /// It would be freed while it is recorded, or by a call that invalidates the recording.
 #[test]
-fn memory_that_captured_work_drops_is_freed_after_the_capture() {
+fn memory_dropped_in_a_capture_is_freed_after_it() {
     let cuda = plain();
     let mut y = cuda.zeros::<f32>(70).unwrap();
     let mut graph = CudaGraph::default();
@@ -139,7 +139,7 @@ fn memory_that_captured_work_drops_is_freed_after_the_capture() {
 /// Calls that do not wait for the capture, which only the stand-in can be given: each invalidates it, and the next
 /// one succeeds. On a device of its own, for the whole context is concerned.
 #[test]
-fn planted_calls_of_another_thread_invalidate_a_capture() {
+fn planted_calls_of_a_thread_invalidate_a_capture() {
     if on_device() {
         return;
     }
