@@ -139,6 +139,7 @@ fn training_a_translator_takes_what_is_planned() {
         teacher_width: 5000,
         teacher_blocks: 6,
         start_token: StartToken::Embedded,
+        targets: Default::default(),
         t5: T5Config {
             num_layers: 2,
             num_decoder_layers: 2,

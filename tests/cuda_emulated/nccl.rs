@@ -151,6 +151,7 @@ fn translator_config() -> GradTransformerConfig {
         teacher_width: 50,
         teacher_blocks: 2,
         start_token: StartToken::Embedded,
+        targets: Default::default(),
         t5: T5Config {
             d_model: 32,
             d_kv: 8,

@@ -22,7 +22,8 @@ pub struct Job {
     /// Only the first N folds: their groups alone play clients.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1000))]
     first: Option<usize>,
-    /// Translators to compare. The Grad-Transformer is trained once for every fold.
+    /// Translators to compare. A Grad-Transformer is trained once for every fold; its targets are those
+    /// of train.targets, or those that its name has.
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["mean", "nearest", "ridge", "products"])]
     methods: Vec<Method>,
     /// Translators whose translations are refined as well; "none" for none.

@@ -29,7 +29,7 @@ pub fn adapter_sums(dir: &Path) -> Result<Vec<String>> {
 
 /// Fails when files in the directory that a stage has finished are not what it wrote. For a
 /// model that comes from elsewhere there is nothing to compare with.
-pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
+pub(crate) fn verify_model(dir: &Path) -> Result<Option<Record>> {
     let path = dir.join(RECORD_FILE);
     if !path.exists() {
         return Ok(None);
@@ -148,6 +148,7 @@ mod tests {
         TranslateInputs {
             method: Method::named(method).unwrap(),
             combine: Combine::Mean,
+            aggregation: None,
             random_student,
             updates: vec![],
             held_out: vec![],
@@ -155,6 +156,7 @@ mod tests {
             llm: llm.into(),
             device: DeviceConfig::default(),
             products: None,
+            lora_r: None,
         }
     }
 

@@ -1,10 +1,11 @@
 //! What stages record that later ones and reports read: the inputs of each, as the type that
 //! was written. The fields and their order are those of `settings` in record.json.
 
-use crate::aggregate::Combine;
+use crate::aggregate::{AggregationInputs, Combine};
+use gradtx_models::grad_transformer::Targets;
 use gradtx_run::config::{
     AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, PenaltyChoice, PenaltyRule,
-    ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
+    PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
 };
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -12,7 +13,8 @@ use gradtx_runtime::artifact::UpdateSpace;
 use gradtx_train::baselines::Method;
 use gradtx_train::examples::DataInputs;
 use gradtx_train::model_spec::AdapterInputs;
-use serde::{Deserialize, Serialize};
+use serde::ser::Error as _;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// What a tuple store depends on.
@@ -72,9 +74,33 @@ pub struct TrainInputs {
     /// Fingerprint of the weights that it starts from.
     pub pretrained: Option<String>,
     /// The settings of training.
+    #[serde(serialize_with = "training_settings")]
     pub train: TrainConfig,
     /// The device.
     pub device: DeviceConfig,
+    /// What coordinates of products depend on, where these are predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinates: Option<CoordinateInputs>,
+}
+
+/// Without the settings of coordinates where none are predicted.
+fn training_settings<S: Serializer>(train: &TrainConfig, to: S) -> Result<S::Ok, S::Error> {
+    let mut settings = serde_json::to_value(train).map_err(S::Error::custom)?;
+    if let (Targets::Factors, Some(settings)) = (train.targets, settings.as_object_mut()) {
+        settings.shift_remove("targets");
+        settings.shift_remove("max_components");
+    }
+    settings.serialize(to)
+}
+
+/// What the coordinates depend on that a Grad-Transformer predicts, apart from tuples and settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CoordinateInputs {
+    /// Group of every shadow pair, where the store gives.
+    pub groups: Option<Vec<usize>>,
+    /// The penalty of the regression whose residuals are predicted, or how it is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<PenaltyInputs>,
 }
 
 impl Inputs for TrainInputs {
@@ -114,6 +140,9 @@ pub struct FinetuneInputs {
     /// `allowed`, if the client agrees to refinement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refinement: Option<String>,
+    /// Differential privacy, if it is trained with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyConfig>,
     /// How rows are read.
     #[serde(flatten)]
     pub reading: ReadingInputs,
@@ -130,6 +159,9 @@ pub struct TranslateInputs {
     pub method: Method,
     /// How several updates became one.
     pub combine: Combine,
+    /// What of that is not as by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<AggregationInputs>,
     /// Noise was put in the place of the update.
     pub random_student: bool,
     /// Checksums of the updates.
@@ -146,6 +178,9 @@ pub struct TranslateInputs {
     /// How it was translated by products, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub products: Option<ProductsInputs>,
+    /// Rank of the adapter that predicted coordinates are read out as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_r: Option<usize>,
 }
 
 /// The settings that a translation by products depends on.

@@ -6,7 +6,7 @@
 
 use crate::{TEST_FILE, World, stage};
 use anyhow::Result;
-use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::aggregate::{Aggregation, Allow};
 use gradtx_pipeline::cross_validation;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, refine, train, translate};
 use gradtx_report::cross_validation::{SUMMARY_FILE, Summary, run as report_of};
@@ -30,7 +30,7 @@ pub const RUN_DIR: &str = "run";
 fn entries() -> impl Iterator<Item = Entry> {
     [Entry::Base(Role::Tiny), Entry::Base(Role::Llm), Entry::Finetuned(Role::Tiny)]
         .into_iter()
-        .chain(Method::ALL.map(Entry::translated))
+        .chain(Method::standard().map(Entry::translated))
         .chain([Entry::Refined(Method::Products), Entry::RANDOM_STUDENT, Entry::Finetuned(Role::Llm)])
 }
 
@@ -109,8 +109,7 @@ fn prepare(
 fn held_out(context: &Context, job: &Job, kind: DeviceKind) -> Result<()> {
     let started = Instant::now();
     let mut homes = vec![];
-    let translators =
-        Method::ALL.into_iter().filter(|method| !job.quick || *method != Method::GradTransformer);
+    let translators = Method::standard().filter(|method| !job.quick || *method != Method::GradTransformer);
     let validation = cross_validation::Job {
         folds: 4,
         first: job.quick.then_some(1),
@@ -222,7 +221,7 @@ impl<'a> Client<'a> {
                 updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],
                 out: self.translated(entry),
                 method,
-                combine: Combine::Mean,
+                aggregation: Aggregation::default(),
                 random_student,
                 allow: Allow::default(),
                 fold: None,

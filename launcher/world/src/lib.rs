@@ -25,7 +25,7 @@ pub const STAGES: [Facts; 2] = [Facts::of::<stage::Making<'_>>(), Facts::of::<pr
 /// Public examples of one task, where there are many.
 const PUBLIC_EXAMPLES: usize = 512;
 /// The public data in the world's directory.
-pub const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
+pub(crate) const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
 /// Test examples of every public task, where the world has them.
 pub const TEST_FILE: &str = "test/tasks.jsonl";
 
@@ -66,7 +66,7 @@ impl World {
     }
 
     /// Tasks of the public data; the family's others occur in pretraining only.
-    pub fn public_tasks(self) -> usize {
+    pub(crate) fn public_tasks(self) -> usize {
         match self {
             Self::Same => 1,
             Self::Mixed | Self::Unseen => 27,
@@ -76,7 +76,7 @@ impl World {
     }
 
     /// Public examples of one task.
-    pub fn public_examples(self) -> usize {
+    pub(crate) fn public_examples(self) -> usize {
         match self {
             Self::Same => 8 * PUBLIC_EXAMPLES,
             Self::Mixed | Self::Unseen | Self::HeldOut => PUBLIC_EXAMPLES,
@@ -85,7 +85,7 @@ impl World {
     }
 
     /// Private training examples of one client.
-    pub fn private_examples(self) -> usize {
+    pub(crate) fn private_examples(self) -> usize {
         if self == Self::Smoke { 6 } else { 256 }
     }
 
@@ -95,7 +95,7 @@ impl World {
     }
 
     /// Test examples of every public task.
-    pub fn public_tests(self) -> usize {
+    pub(crate) fn public_tests(self) -> usize {
         if self == Self::HeldOut { 100 } else { 0 }
     }
 

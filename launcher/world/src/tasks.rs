@@ -148,7 +148,7 @@ impl Sampler {
     }
 
     /// A sample of any task; shift and format are each hidden with probability `hide`.
-    pub fn of_family(&mut self, part: Part, hide: f64) -> Sample {
+    pub(crate) fn of_family(&mut self, part: Part, hide: f64) -> Sample {
         let task = Task { shift: self.stream.below(SHIFTS.len()), format: self.stream.below(FORMATS.len()) };
         let hidden = [self.stream.uniform() < hide, self.stream.uniform() < hide];
         self.draw(task, part, hidden)
@@ -160,7 +160,7 @@ impl Sampler {
     }
 
     /// `count` samples of one task that are in none of `seen`; they are in it afterwards.
-    pub fn new_of_task(
+    pub(crate) fn new_of_task(
         &mut self,
         task: Task,
         part: Part,

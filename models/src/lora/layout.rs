@@ -192,6 +192,14 @@ impl BlockLayout {
         self.blocks * (self.frozen + self.width)
     }
 
+    /// Shape of so many rows of adapters: `[rows, L, d]`, or where A is frozen `[rows, values]`.
+    pub(super) fn rows(&self, rows: usize) -> Vec<usize> {
+        match self.freezes_a() {
+            true => vec![rows, self.total()],
+            false => vec![rows, self.blocks, self.width],
+        }
+    }
+
     /// Whether A stays where it starts, and update vectors are of B alone.
     pub fn freezes_a(&self) -> bool {
         self.frozen > 0

@@ -7,6 +7,7 @@
 //! places; what moves through the pipeline (adapters, gradients, moments, update
 //! vectors) are rows of that shape.
 
+mod inner_products;
 mod layout;
 mod merge;
 mod module;
@@ -14,13 +15,16 @@ mod multi;
 mod peft;
 mod peft_config;
 mod peft_targets;
+mod per_example;
 mod products;
 mod stacked;
 
+pub use inner_products::BlockProducts;
 pub use layout::{BlockLayout, Factor, LoraConfig, Slice, initial_adapter};
 pub use merge::merge;
 pub use module::{Module, Projection};
 pub use multi::{JobsStep, MultiLora};
 pub use peft::{PeftAdapter, PeftMatrix, peft_matrices, read_peft, write_peft};
+pub use per_example::{ExampleGradients, PerExampleLora};
 pub use products::Products;
 pub use stacked::Stacked;

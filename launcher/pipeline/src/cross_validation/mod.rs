@@ -12,7 +12,7 @@
 
 pub mod client;
 
-use crate::aggregate::{Allow, Combine};
+use crate::aggregate::{Aggregation, Allow};
 use crate::artifacts::{Tuples, open_side, open_tuples};
 use crate::fold::Fold;
 use crate::products::Details;
@@ -41,7 +41,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Directory of a cross-validation in a run directory.
-pub const CROSS_VALIDATION_DIR: &str = "cross-validation";
+pub(crate) const CROSS_VALIDATION_DIR: &str = "cross-validation";
 /// The held-out shadow pairs that played clients, with what is known of each before it is scored.
 pub const CLIENTS_FILE: &str = "clients.json";
 
@@ -147,8 +147,8 @@ impl<'a> Validation<'a> {
         let mut clients = vec![];
         for (i, units) in self.folds[..count].iter().enumerate() {
             let fold = self.fold(i, units);
-            if self.job.methods.contains(&Method::GradTransformer) {
-                train::run_fold(&self.silent, self.args, &fold)?;
+            for method in self.job.methods.iter().filter(|method| method.is_trained()) {
+                train::run_fold(&self.silent, self.args, &fold, method.targets())?;
             }
             for unit in units {
                 clients.push(self.client(i, &fold, unit)?);
@@ -199,9 +199,9 @@ impl<'a> Validation<'a> {
                 agreement = agreement.or(found.rounds.first().map(|round| round.share));
             }
         }
-        if self.job.methods.contains(&Method::GradTransformer) {
+        if let Some(&method) = self.job.methods.iter().find(|method| method.is_trained()) {
             let out = home.join("translated").join("random-student");
-            self.translate(&update, &out, Method::GradTransformer, fold, true)?;
+            self.translate(&update, &out, method, fold, true)?;
             self.evaluate(&home, "random-student", Role::Llm, &out, unit)?;
         }
         Ok(Client { name: unit.name.clone(), fold: number + 1, shadow, data, distance, agreement })
@@ -212,7 +212,7 @@ impl<'a> Validation<'a> {
             updates: vec![update.to_owned()],
             out: out.to_owned(),
             method,
-            combine: Combine::Mean,
+            aggregation: Aggregation::default(),
             random_student: noise,
             allow: Allow::default(),
             fold: Some(fold.clone()),

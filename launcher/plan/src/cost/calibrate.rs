@@ -177,6 +177,7 @@ fn translator_flops(
         teacher_width,
         teacher_blocks,
         start_token,
+        targets: Default::default(),
         t5,
     };
     let model = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), config.clone()).ok()?;
