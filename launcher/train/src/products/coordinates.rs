@@ -84,7 +84,8 @@ pub fn measure(
     let count = width(groups.count(), limit);
     ensure!(count > 0, "there is one group of shadows only: products of one group have no components");
     let init = store.init(Role::Teacher)?;
-    let read = |tuple, range: Range<usize>, out: &mut [f32]| read_adapter(store, layout, &init, tuple, range, out);
+    let read =
+        |tuple, range: Range<usize>, out: &mut [f32]| read_adapter(store, layout, &init, tuple, range, out);
     let center = mean_weights(groups);
     let mut components = vec![];
     let mut values = vec![0.0f32; pairs * steps * blocks * count];
