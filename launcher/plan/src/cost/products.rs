@@ -12,8 +12,8 @@ use gradtx_run::role::Role;
 use gradtx_train::products::penalty::{CANDIDATES, MAX_LEFT_OUT};
 use serde::Serialize;
 
-/// f64 operations per second of one thread: inner products of long rows, and the decompositions.
-/// Measured by `gradtx bench products` (`benches/results/products_epyc-zen3-2c_2026-11-27`).
+/// f64 operations per second of one thread, assumed: inner products of long rows, and the decompositions.
+/// `gradtx bench products` measures both.
 const GRAM_THREAD: f64 = 20e9;
 const LINALG_THREAD: f64 = 2e9;
 
