@@ -11,6 +11,7 @@ mod cross_validation;
 mod data_forms;
 mod device_auto;
 mod foreign_models;
+mod frozen_a;
 mod home;
 mod multiple_choice;
 mod own_models;

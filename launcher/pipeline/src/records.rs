@@ -187,8 +187,9 @@ pub struct TranslateInputs {
 /// The settings that a translation by products depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProductsInputs {
-    /// Rank of the adapter.
-    pub lora_r: usize,
+    /// Rank of the adapter, where it is not the shadows'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_r: Option<usize>,
     /// The penalty, or how it is chosen.
     pub penalty: PenaltyInputs,
 }

@@ -36,6 +36,7 @@ fn space(part: Part) -> UpdateSpace {
         targets: vec!["q_proj".into()],
         rank: 2,
         alpha: 32.0,
+        freeze_a: false,
         init: checksum(&little_endian(&random(blocks * width, part as u64))),
     }
 }

@@ -222,8 +222,9 @@ impl Stage for Refining<'_> {
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, Option<Refinement>)> {
         let Self { comm, job, config, student, teacher, prompts, combined: (combined, _), .. } = self;
-        let tiny: Vec<f32> =
-            student.init.iter().zip(combined).map(|(start, change)| start + change).collect();
+        let tiny = student.adapter_of(combined);
+        // The adapter of a refinement is trained whole, whatever the shadows' are.
+        let fresh = teacher.with_trained_a()?;
         let mut asked = Asked::choose(config, &self.public, prompts, job.fold.as_ref())?;
         let shares = Shares { comm: *comm, batch: config.evaluate.per_device_eval_batch_size };
         let written = self.write_prompts(context, shares, &mut asked)?;
@@ -235,7 +236,7 @@ impl Stage for Refining<'_> {
             context,
             shares,
             config,
-            side: teacher,
+            side: &fresh,
             prompts: of_llm,
             asked: &asked,
             synthetic: written.as_ref().map(|written| written.counts.clone()),
