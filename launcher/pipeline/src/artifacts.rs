@@ -154,7 +154,7 @@ impl Source<'_> {
 
 /// Opens the tuple store that a run uses; `expected` are the spaces of TinyLM and LLM as the run's own
 /// models have them, where these are at hand.
-pub(crate) fn open_tuples(settings: &mut RunSettings, expected: [Option<&UpdateSpace>; 2]) -> Result<Tuples> {
+pub fn open_tuples(settings: &mut RunSettings, expected: [Option<&UpdateSpace>; 2]) -> Result<Tuples> {
     let (dir, reuse) = (settings.tuples_dir(), &settings.config().reuse);
     let source = Source { what: "tuples", run: &reuse.tuples, checksum: &reuse.tuples_checksum };
     if !dir.join(MANIFEST).is_file() {
@@ -450,7 +450,7 @@ fn foreign(
 
 /// Fails when a model of the run is another one than its tuples were made with, as far as the
 /// run has tuples.
-pub(crate) fn expect_run_model(settings: &RunSettings, role: Role, fingerprint: &str) -> Result<()> {
+pub fn expect_run_model(settings: &RunSettings, role: Role, fingerprint: &str) -> Result<()> {
     let dir = settings.tuples_dir();
     let Ok(record) = record::read(&dir.join(RECORD_FILE)) else { return Ok(()) };
     let Some(curated) = record.inputs::<CurateInputs>(&dir)? else { return Ok(()) };

@@ -3,7 +3,8 @@
 //! [`records`] has what every result depends on, [`artifacts`] opens what earlier stages made,
 //! [`lineage`] says how a model came to be, [`aggregate`] makes one update of several clients',
 //! [`clients`] compares them with each other and with the shadows, by what [`calibration`] finds usual,
-//! [`products`] translates by products, [`score`] compares answers, and [`staleness`] finds results
+//! [`products`] translates by products, [`cross_validation`] has held-out shadow pairs play clients, which may
+//! differ from the shadows ([`variant`]), [`score`] compares answers, and [`staleness`] finds results
 //! that were made with other settings. [`package`] is what clients start
 //! from, [`canaries`] are what their updates are audited with.
 
@@ -23,3 +24,4 @@ pub mod records;
 pub mod score;
 pub mod stages;
 pub mod staleness;
+pub mod variant;

@@ -6,7 +6,9 @@
 
 pub use crate::records::{Kind, Lineage};
 
-use crate::records::{FinetuneInputs, MergeInputs, RefineInputs, ShadowClientInputs, TranslateInputs};
+use crate::records::{
+    ClientVariantInputs, FinetuneInputs, MergeInputs, RefineInputs, ShadowClientInputs, TranslateInputs,
+};
 use anyhow::Result;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::ADAPTER_DIR;
@@ -73,6 +75,8 @@ impl Lineage {
         let (lineage, made_for) = if let Some(made) = record.inputs::<FinetuneInputs>(home)? {
             (Self::of_kind(Kind::Finetuned), made.model)
         } else if let Some(made) = record.inputs::<ShadowClientInputs>(home)? {
+            (Self::of_kind(Kind::Finetuned), made.model)
+        } else if let Some(made) = record.inputs::<ClientVariantInputs>(home)? {
             (Self::of_kind(Kind::Finetuned), made.model)
         } else if let Some(made) = record.inputs::<TranslateInputs>(home)? {
             let (method, random_student) = (Some(made.method), made.random_student);

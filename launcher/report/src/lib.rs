@@ -19,6 +19,7 @@
 //! | [`times`] | throughput and dates |
 //! | [`svg`], [`figures`], [`html`] | the page |
 //! | [`csv`] | the same as CSV files |
+//! | [`cross_validation`], [`variants`] | what held-out groups of shadows say of translators |
 //! | [`predictions`] | the examples with all answers, for a page of its own |
 
 pub mod comparison;
@@ -42,6 +43,7 @@ mod tests;
 pub mod times;
 pub mod tuples;
 pub mod updates;
+pub mod variants;
 
 use crate::table::Table;
 use anyhow::Result;

@@ -15,7 +15,7 @@ pub fn read_json(path: &Path) -> Result<Value> {
 }
 
 /// A JSON file of ours: an object whose `format` and `version` are checked before the rest.
-pub(crate) fn read_versioned<T: DeserializeOwned>(path: &Path, format: &str, version: u64) -> Result<T> {
+pub fn read_versioned<T: DeserializeOwned>(path: &Path, format: &str, version: u64) -> Result<T> {
     let mut value = read_json(path)?;
     let entries = value.as_object_mut().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
     let found = entries.remove("format");
@@ -40,7 +40,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 }
 
 /// Writes an object of ours with `format` and `version` in front.
-pub(crate) fn write_versioned<T: Serialize>(
+pub fn write_versioned<T: Serialize>(
     path: &Path,
     format: &str,
     version: u64,

@@ -25,8 +25,7 @@ pub use atomic::{sweep_all_temporary, sweep_temporary, sweep_tree, write_atomic}
 pub use checksum::{checksum, checksum_file, checksum_files, copy_checked, fingerprint};
 pub(crate) use describe::no_tokenizer;
 pub use describe::{Directory, DirectoryKind, describe, not_a_model, not_an_adapter, public_name};
-pub use json::{read_json, write_json};
-pub(crate) use json::{read_versioned, write_versioned};
+pub use json::{read_json, read_versioned, write_json, write_versioned};
 pub use model_dir::{copy_licences, copy_tokenizer, is_model_dir, write_params};
 pub(crate) use read::MAX_TOKENIZER_BYTES;
 pub use read::{

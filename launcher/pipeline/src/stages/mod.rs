@@ -26,16 +26,18 @@ pub mod translate;
 
 use crate::calibration::Calibrating;
 use crate::cross_validation::client::ShadowClient;
+use crate::cross_validation::variants::ClientVariant;
 use crate::products::Choosing;
 use gradtx_run::stage::Facts;
 
 /// What is known of every stage, in the order in which a run goes through them.
-pub const STAGES: [Facts; 11] = [
+pub const STAGES: [Facts; 12] = [
     Facts::of::<split::Splitting<'_>>(),
     Facts::of::<curate::Curation<'_>>(),
     Facts::of::<train::Training<'_>>(),
     Facts::of::<finetune::Finetune<'_>>(),
     Facts::of::<ShadowClient<'_>>(),
+    Facts::of::<ClientVariant<'_>>(),
     Facts::of::<Choosing<'_>>(),
     Facts::of::<Calibrating<'_>>(),
     Facts::of::<translate::Translate<'_>>(),

@@ -114,7 +114,9 @@ impl Translate<'_> {
     fn compare(&self, context: &Context) -> Result<Clients> {
         let tuples = match &self.source {
             Source::Translator(_) => self.seen.as_deref().map_err(Clone::clone),
-            Source::Baseline(tuples, _) | Source::Products(tuples) => Ok(&**tuples),
+            Source::Coordinates(_, tuples) | Source::Baseline(tuples, _) | Source::Products(tuples) => {
+                Ok(&**tuples)
+            }
         };
         let run = self.settings.run();
         let given = Given {
