@@ -119,7 +119,8 @@ impl Package {
             }
         })?;
         let hint = match self.space.base_model == side.space.base_model {
-            true => "take the provider's package as it is; its settings of the adapter are not to be changed".into(),
+            true => "take the provider's package as it is; its settings of the adapter are not to be changed"
+                .into(),
             false => self.which_model(),
         };
         self.space.expect_same(&side.space, &what).map_err(|error| failed(error.to_string(), hint))?;
