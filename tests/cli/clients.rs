@@ -287,11 +287,29 @@ fn translations_do_without_the_tuples_of_a_translator() {
     assert!(home.json("second/clients.json")["clients"][0]["norm"].as_f64().unwrap() > 0.0);
 }
 
+const MEMORISING: &str = r#"
+[models]
+tiny = "w/tiny"
+llm = "w/llm"
+[data]
+instruction = "none"
+prompt = "template"
+max_length = 64
+[lora]
+r = 16
+lora_dropout = 0.0
+target_modules = "all-linear"
+[finetune.tiny]
+max_steps = 1000
+global_batch_size = 8
+learning_rate = 0.005
+"#;
+
 #[test]
 fn an_audit_finds_what_a_client_memorised() {
-    let settings = SETTINGS.replace("[finetune.tiny]\nmax_steps = 3", "[finetune.tiny]\nmax_steps = 400")
-        + "[lora]\nr = 8\nlora_dropout = 0.0\ntarget_modules = \"all-linear\"\n";
-    let home = Home::new(&settings);
+    // The model of the smallest world: it is wide enough to learn thirty canaries by heart.
+    let home = Home::new(MEMORISING);
+    home.done("world w --world smoke");
     home.done("audit --insert-canaries 60 --data private.jsonl --out with.jsonl --key key.json --seed 4");
     home.run("audit --insert-canaries 60 --data private.jsonl --out with.jsonl").says(&["not overwritten"]);
     home.done("finetune --run run --config settings.toml --data with.jsonl --out leaky");

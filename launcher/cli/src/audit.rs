@@ -242,12 +242,7 @@ impl Audit {
                 "\n\nε is at least {at_least:.3} at δ {delta:e}, with a confidence of {confidence} %"
             );
         }
-        match &self.privacy {
-            Privacy::None => text += "\nthe update states no differential privacy",
-            Privacy::DpSgd { epsilon, delta, .. } => {
-                text += &format!("\nthe update states ε {epsilon} at δ {delta:e}");
-            }
-        }
+        text += &format!("\nthe update states: {}", self.privacy);
         text
     }
 }

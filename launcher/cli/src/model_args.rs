@@ -142,11 +142,10 @@ impl Model {
             }
             None => {}
         }
-        let spec = open_side(&config, role, threads)?;
-        if let (Some((run, package)), Some(Role::Tiny)) = (&self.package, self.role) {
-            package.expect(run, &spec)?;
+        match (&self.package, self.role) {
+            (Some((run, package)), Some(Role::Tiny)) => package.open_tiny(run, &config, threads),
+            _ => open_side(&config, role, threads),
         }
-        Ok(spec)
     }
 
     /// An adapter of this model from a PEFT directory. Where a stage of gradtx wrote it, it must be

@@ -10,13 +10,15 @@
 //! In: a run of the provider. Out: a run directory that `gradtx finetune --run` takes, without tuples, LLM
 //! or public data. What is fine-tuned there is the same to the bit as in the provider's run.
 
+use crate::artifacts::open_side;
 use anyhow::Result;
 use gradtx_models::lora::write_peft;
 use gradtx_run::config::{Config, RUN_FILE};
 use gradtx_run::failure::{failed, unusable_with};
 use gradtx_run::record::make_dir;
+use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{
-    UpdateSpace, checksum_file, public_name, read_versioned, write_atomic, write_versioned,
+    UpdateSpace, checksum_file, fingerprint, public_name, read_versioned, write_atomic, write_versioned,
 };
 use gradtx_runtime::text::shown;
 use gradtx_train::model_spec::ModelSpec;
@@ -103,14 +105,44 @@ impl Package {
         self.files.iter().filter_map(changed).collect()
     }
 
-    /// Fails unless a model with its initial adapter is the one that updates must be of.
-    pub fn expect(&self, run: &Path, side: &ModelSpec) -> Result<()> {
+    /// Opens the TinyLM. Its fingerprint and its initial adapter are those that updates must be of.
+    pub fn open_tiny(&self, run: &Path, config: &Config, threads: usize) -> Result<ModelSpec> {
+        let what = format!("{}: for the package {}", shown(&config.models.tiny), shown(run));
+        let side = open_side(config, Role::Tiny, threads).map_err(|error| {
+            // The adapter need not fit another model, and does not say that it is another one.
+            match fingerprint(&config.models.tiny, threads) {
+                Ok(found) if found != self.space.base_model => {
+                    let want = &self.space.base_model;
+                    failed(format!("{what}: base model: expected {want}, found {found}"), self.which_model())
+                }
+                _ => error,
+            }
+        })?;
         let hint = match self.space.base_model == side.space.base_model {
-            true => "take the provider's package as it is; its files are not to be edited".into(),
-            false => format!("give the TinyLM, {}: --set models.tiny=DIR", self.model),
+            true => "take the provider's package as it is; its settings of the adapter are not to be changed"
+                .into(),
+            false => self.which_model(),
         };
-        let what = format!("{}: for the package {}", shown(&side.dir), shown(run));
-        self.space.expect_same(&side.space, &what).map_err(|error| failed(error.to_string(), hint))
+        self.space.expect_same(&side.space, &what).map_err(|error| failed(error.to_string(), hint))?;
+        Ok(side)
+    }
+
+    fn which_model(&self) -> String {
+        format!("give the TinyLM, {}: --set models.tiny=DIR", self.model)
+    }
+}
+
+/// One of the models of a run directory: the TinyLM of a package as [`Package::open_tiny`] has it.
+pub fn open_model(
+    run: &Path,
+    package: Option<&Package>,
+    config: &Config,
+    role: Role,
+    threads: usize,
+) -> Result<ModelSpec> {
+    match (package, role) {
+        (Some(package), Role::Tiny) => package.open_tiny(run, config, threads),
+        _ => open_side(config, role, threads),
     }
 }
 

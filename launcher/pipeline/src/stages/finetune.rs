@@ -7,7 +7,7 @@
 
 mod private;
 
-use crate::artifacts::{expect_run_model, open_side, warn_of_changes};
+use crate::artifacts::{expect_run_model, warn_of_changes};
 use crate::card::{self, Made};
 use crate::package;
 use crate::records::FinetuneInputs;
@@ -71,10 +71,8 @@ impl<'a> Finetune<'a> {
         let settings = RunSettings::open(args)?;
         let (config, package) = package::settings(settings.run(), settings.config().clone())?;
         let config = config.on_device(context, &job.out)?;
-        let side = open_side(&config, job.role, context.threads)?;
-        if let (Some(package), Role::Tiny) = (package, job.role) {
-            package.expect(settings.run(), &side)?;
-        }
+        let run = settings.run();
+        let side = package::open_model(run, package.as_ref(), &config, job.role, context.threads)?;
         warn_of_changes(context, &settings, Self::NAME)?;
         expect_run_model(&settings, job.role, &side.space.base_model)?;
         let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;

@@ -12,6 +12,7 @@ impl Config {
         config.models.tiny = PathBuf::new();
         config.data.public = DataPaths::default();
         config.lora.init_adapter_tiny = Path::new(initial).into();
+        config.privacy.insecure_seed = 0;
         // Each client has devices of its own.
         (config.device.kind, config.device.dtype) = (DeviceKind::Auto, DtypeKind::Auto);
         let mut all = config.table();
@@ -29,6 +30,7 @@ impl Config {
             keep("data", &["public"]),
             keep("lora", &["init_adapter_llm"]),
             keep("finetune", &["llm"]),
+            keep("privacy", &[]),
             keep("evaluate", &[]),
         ];
         let table: Table = kept.into_iter().flatten().collect();
@@ -51,6 +53,8 @@ mod tests {
         config.lora.r = 3;
         config.lora.init_adapter_llm = "/provider/adapter".into();
         config.finetune.tiny.learning_rate = 0.5;
+        config.privacy.target_epsilon = 3.0;
+        config.privacy.insecure_seed = 17;
         config.device.kind = DeviceKind::Cuda;
         config.curate.num_subsets = 17;
         let text = config.client_run_file("initial");
@@ -65,6 +69,7 @@ mod tests {
         wanted.lora.r = 3;
         wanted.lora.init_adapter_tiny = dir.path().join("initial");
         wanted.finetune.tiny.learning_rate = 0.5;
+        wanted.privacy.target_epsilon = 3.0;
         assert_eq!(read, wanted);
     }
 }

@@ -175,13 +175,14 @@ mod tests {
     fn bounds_hold_for_randomised_response() {
         let mut random = Stream::new(11);
         let (mut above, mut sum) = (0, 0.0);
-        for _ in 0..200 {
-            let bound = epsilon_bound(&randomised_response(&mut random, 1.0, 1000), 0.0, 0.95, 1);
+        for _ in 0..500 {
+            let bound = epsilon_bound(&randomised_response(&mut random, 1.0, 300), 0.0, 0.95, 1);
             above += usize::from(bound.epsilon > 1.0);
-            sum += bound.epsilon / 200.0;
+            sum += bound.epsilon / 500.0;
         }
-        assert!(above <= 10, "{above} of 200 bounds are above the true value");
-        assert!(sum > 0.75, "the mean bound is {sum}");
+        // Each of them may be with a probability of 5 %.
+        assert!(above <= 25, "{above} of 500 bounds are above the true value");
+        assert!(sum > 0.5, "the mean bound is {sum}");
         let nothing = epsilon_bound(&randomised_response(&mut random, 0.0, 1000), 1e-5, 0.95, 1);
         assert!(nothing.epsilon < 0.2, "{nothing:?}");
     }
