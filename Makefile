@@ -75,18 +75,23 @@ DIST_FEATURES ?= cuda
 dist: $(if $(NVRTC),cubins)
 	$(if $(NVRTC),GRADTX_CUBINS=$(abspath $(TARGET))/cubins) launcher/packaging/build.sh '$(DIST_FEATURES)' $(TARGET)/dist
 
-# A directory for a machine that has a driver and nothing else (docs/gpu.md): the program and the device
-# tests, both with their device code, and a script. Without MPI, which such a machine lacks.
+# What can run on a GPU: single operations; models and the program.
+DEVICE_TESTS = -p gradtx-kernels -p gradtx-tests --features cuda --test cuda_ops --test cuda_emulated
+
+# A directory for a machine that has a driver and nothing else (docs/gpu.md): the program and the two executables of
+# device tests, all with their device code, and a script. Without MPI, which such a machine lacks.
 GPU_CHECK = $(TARGET)/gpu-check
 GPU_CHECK_PROFILE ?= release
 gpu-check: cubins
 	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) test --profile $(GPU_CHECK_PROFILE) --locked --no-run --message-format=json \
-		-p gradtx-tests --features cuda --test cuda_emulated >$(TARGET)/gpu-check.json
-	tests=$$(sed -n 's/.*"executable":"\([^"]*cuda_emulated-[^"]*\)".*/\1/p' $(TARGET)/gpu-check.json | tail -n 1) && \
+		$(DEVICE_TESTS) >$(TARGET)/gpu-check.json
+	executable() { sed -n "s/.*\"executable\":\"\([^\"]*$$1-[^\"]*\)\".*/\1/p" $(TARGET)/gpu-check.json | tail -n 1; }; \
+	kernel_tests=$$(executable cuda_ops) && model_tests=$$(executable cuda_emulated) && \
 	rm -rf $(TARGET)/gpu-check-parts && \
 	GPU_CHECK_PARTS=$(abspath $(TARGET))/gpu-check-parts GRADTX_EMULATOR_CPU=x86-64-v3 \
-		$$tests --quiet --ignored --exact gpu_check::emulated_parts && \
-	benches/gpu-check/assemble.sh $$(dirname "$$tests")/../gradtx-under-test $$tests $(TARGET)/gpu-check-parts $(GPU_CHECK)
+		$$model_tests --quiet --ignored --exact gpu_check::emulated_parts && \
+	benches/gpu-check/assemble.sh $$(dirname "$$model_tests")/../gradtx-under-test $$kernel_tests $$model_tests \
+		$(TARGET)/gpu-check-parts $(GPU_CHECK)
 
 demo: build
 	$(TARGET)/release/gradtx demo $(DEMO_DIR)
@@ -97,7 +102,7 @@ test:
 
 # The tests of the emulator, but on this machine's GPU; faults are planted into emulated kernels alone.
 test-cuda:
-	GRADTX_TEST_ON_DEVICE=1 $(CARGO) test --locked -p gradtx-tests --features cuda --test cuda_emulated -- --skip planted:: --skip host:: --skip gpu_check::
+	GRADTX_TEST_ON_DEVICE=1 $(CARGO) test --locked $(DEVICE_TESTS) -- --skip planted:: --skip host:: --skip doctor:: --skip gpu_check::
 
 cubins: REPORT =
 kernels-report: REPORT = kernels/REPORT.md

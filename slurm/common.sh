@@ -59,7 +59,7 @@ ranks() {
     local stage=$1
     shift
     case "$stage $* " in
-    *" --scratch"* | *" --send "*) ;;
+    *" --scratch"*) ;;
     curate*) [ -z "${SLURM_TMPDIR:-}" ] || set -- --scratch "$SLURM_TMPDIR" "$@" ;;
     esac
     tasks "$GRADTX" "$stage" ${threads[@]+"${threads[@]}"} "$@"

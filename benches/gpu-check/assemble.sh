@@ -2,14 +2,14 @@
 # Puts together the directory that `make gpu-check` makes: everything that run.sh needs, and nothing
 # that is looked for elsewhere.
 #
-#   assemble.sh PROGRAM TESTS EMULATED OUT
+#   assemble.sh PROGRAM KERNEL_TESTS MODEL_TESTS EMULATED OUT
 #
-# PROGRAM is gradtx, TESTS the executable of the device tests, EMULATED the directory with the
-# stand-in libraries and kernels for --emulated. Fails if the result is larger than 60 MiB, or needs
-# a newer C library than glibc 2.34.
+# PROGRAM is gradtx, KERNEL_TESTS and MODEL_TESTS the executables of the tests of CUDA operations, and of
+# models and the program; EMULATED the directory with the stand-in libraries and kernels for --emulated.
+# Fails if the result is larger than 60 MiB, or needs a newer C library than glibc 2.34.
 set -euo pipefail
-[ $# = 4 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
-program=$1 tests=$2 emulated=$3 out=$4
+[ $# = 5 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+program=$1 kernel_tests=$2 model_tests=$3 emulated=$4 out=$5
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 most_kib=$((60 * 1024))
@@ -19,7 +19,8 @@ rm -rf "$out"
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 strip -o "$out/gradtx" "$program"
-strip -o "$out/device-tests" "$tests"
+strip -o "$out/kernel-tests" "$kernel_tests"
+strip -o "$out/model-tests" "$model_tests"
 cp -R "$emulated" "$out/emulated"
 find "$out/emulated" -type f -exec strip --strip-unneeded {} +
 for model in qwen2 t5; do
@@ -29,9 +30,9 @@ done
 cp "$here/run.sh" "$here/libraries.py" "$root/benches/peer_transformers.py" "$out/"
 [ ! -f "$root/docs/gpu.md" ] || cp "$root/docs/gpu.md" "$out/README.md"
 chmod -R a+rX "$out"
-chmod a+x "$out/run.sh" "$out/gradtx" "$out/device-tests"
+chmod a+x "$out/run.sh" "$out/gradtx" "$out/kernel-tests" "$out/model-tests"
 
-for file in "$out/gradtx" "$out/device-tests" "$out"/emulated/*.so* "$out"/emulated/kernels/*; do
+for file in "$out/gradtx" "$out/kernel-tests" "$out/model-tests" "$out"/emulated/*.so* "$out"/emulated/kernels/*; do
     needs=$(objdump -T "$file" | grep -o 'GLIBC_2\.[0-9.]*' | sed 's/GLIBC_//' | sort -V | tail -n 1)
     if [ "$(printf '%s\n%s\n' "$needs" "$newest_glibc" | sort -V | tail -n 1)" != "$newest_glibc" ]; then
         echo "error: $file needs glibc $needs; machines with $newest_glibc are to run it"

@@ -55,7 +55,7 @@ SECONDS=0
 
 python=${PYTHON:-python3}
 [ "$python" = none ] || command -v "$python" >/dev/null 2>&1 || python=none
-program=$here/gradtx tests=$here/device-tests
+program=$here/gradtx kernel_tests=$here/kernel-tests model_tests=$here/model-tests
 
 # ---- running things
 
@@ -184,15 +184,18 @@ part_ceilings() {
 
 # ---- correct
 
-# The most valuable first. Tests of `host` that speak of the stand-in driver are not among them.
+# The most valuable first, of both executables. Tests of `host` that speak of the stand-in driver are not among them.
 device_groups='matrix attention lora rmsnorm rows flat t5_attention models host::repeated host::uploads host::operations bench::random nccl::sums'
 emulated_groups='matrix attention::head lora::adapted rmsnorm rows flat t5_attention models::greedy host::repeated host::operations'
 
 # test_group GROUP SECONDS: a line for every test. A test that ends the process or never ends costs
 # itself; those behind it run in a process of their own.
 test_group() {
-    local group=$1 limit=$2 names=() left=() begin=$SECONDS status name line
-    mapfile -t names < <(grep "^$group" "$scratch/names")
+    local group=$1 limit=$2 names=() left=() begin=$SECONDS status name line tests
+    for tests in "$kernel_tests" "$model_tests"; do
+        mapfile -t names < <(grep "^$group" "$scratch/names-$(basename "$tests")")
+        [ ${#names[@]} = 0 ] || break
+    done
     if [ ${#names[@]} = 0 ]; then
         note correct "$group" failed 0 "no such tests, or they do not start"
         return
@@ -231,12 +234,14 @@ test_group() {
 }
 
 part_correct() {
-    local group limit=60 chosen=$groups
+    local group limit=60 chosen=$groups tests
     if [ "$emulated" = 1 ]; then
         limit=${GPU_CHECK_GROUP_SECONDS:-60}
         : "${chosen:=$emulated_groups}"
     fi
-    "$tests" --list --format terse 2>>"$log" | sed -n 's/: test$//p' >"$scratch/names"
+    for tests in "$kernel_tests" "$model_tests"; do
+        "$tests" --list --format terse 2>>"$log" | sed -n 's/: test$//p' >"$scratch/names-$(basename "$tests")"
+    done
     for group in ${chosen:-$device_groups}; do test_group "$group" "$limit"; done
     [ -z "$groups" ] || return 0
     # The whole pipeline in f32 and bf16, against the CPU's results.
@@ -254,7 +259,7 @@ sanitizer() {
         return
     fi
     for tool in memcheck racecheck; do
-        step correct "compute-sanitizer $tool" 60 "$found" --tool "$tool" --error-exitcode 9 "$tests" --test-threads 1 \
+        step correct "compute-sanitizer $tool" 60 "$found" --tool "$tool" --error-exitcode 9 "$kernel_tests" --test-threads 1 \
             --exact matrix::products_of_odd_shapes lora::adapted_layers attention::head_size_128
     done
 }

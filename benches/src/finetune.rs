@@ -233,7 +233,7 @@ mod tests {
     use gradtx_models::lora::LoraConfig;
 
     #[test]
-    fn examples_fill_the_stream_and_cost_what_their_tokens_do() {
+    fn examples_fill_the_stream_and_cost_their_tokens() {
         assert_eq!(lengths(10, 4), [4, 4, 2]);
         assert_eq!(lengths(8, 4), [4, 4]);
         let model = NamedDecoder::find("qwen2.5-7b").unwrap();

@@ -129,6 +129,7 @@ impl NamedTranslator {
             teacher_width: args.llm.width,
             teacher_blocks: args.llm.blocks,
             start_token: StartToken::Embedded,
+            targets: Default::default(),
             t5,
         };
         Ok(Self { name, config })

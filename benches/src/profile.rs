@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_is_held_against_the_longer_of_its_floors() {
+    fn operations_are_compared_with_the_longer_floor() {
         let ceilings = Ceilings { gemm: 100.0, copy: 10.0 };
         let operations = [
             operation("product", 3.0, 150.0, 5.0),

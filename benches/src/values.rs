@@ -24,7 +24,7 @@ pub fn fill<D: Elementwise<T>, T: Real>(
 }
 
 /// The same into rows of `cols` values that are `stride` apart.
-pub fn fill_rows<D: Elementwise<T>, T: Real>(
+pub(crate) fn fill_rows<D: Elementwise<T>, T: Real>(
     device: &D,
     view: D::ViewMut<'_, T>,
     (cols, stride): (usize, usize),
@@ -50,7 +50,7 @@ mod tests {
     use gradtx_kernels::cpu::Cpu;
 
     #[test]
-    fn buffers_of_any_length_hold_values_of_the_spread_and_no_zeros() {
+    fn random_buffers_have_the_spread_and_no_zeros() {
         for (len, threads) in [(1, 1), (1000, 1), (1_000_003, 2)] {
             let values = random::<Cpu, f32>(&Cpu::new(threads), len, 0.5, 7).unwrap();
             assert!(values.iter().all(|x| x.is_finite() && *x != 0.0), "{len}");
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_have_the_values_of_one_buffer_and_leave_what_lies_between_them() {
+    fn random_rows_leave_the_gaps_between_them() {
         let cpu = Cpu::new(1);
         let flat = random::<Cpu, f32>(&cpu, 15, 2.0, 3).unwrap();
         let mut rows = vec![9.0f32; 21];

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn bell_shaped_numbers_have_their_moments_and_are_never_zero() {
+    fn bell_numbers_have_their_moments_and_no_zeros() {
         let numbers: Vec<f64> = (0..10_000).flat_map(|group| bell(5, group)).map(f64::from).collect();
         assert!(numbers.iter().all(|x| x % 2.0 != 0.0 && (-1019.0..=1021.0).contains(x)));
         let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;

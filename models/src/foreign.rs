@@ -69,7 +69,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_is_off_is_harmless_and_the_rest_has_an_override() {
+    fn harmless_fields_pass_and_others_have_an_override() {
         for value in [json!(null), json!(false), json!(0), json!(0.0), json!(""), json!([]), json!({})] {
             assert!(is_harmless("an_entry", &value), "{value}");
         }

@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_its_largest_buffer() {
+    fn plans_that_do_not_fit_name_the_largest_buffer() {
         plan().check(257_286).unwrap();
         let message = plan().check(257_285).unwrap_err().to_string();
         assert!(message.contains("embeddings [1000, 64]") && message.contains("251.26 KiB"), "{message}");
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_a_control_group_is_found_in_both_versions() {
+    fn cgroup_limits_are_found_in_both_versions() {
         let root = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = root.path().join(name);

@@ -49,7 +49,7 @@ fn markers_that_are_ordinary_text_are_refused() {
 
 /// Without a prompt form in the run file, a tokenizer without markers gets one that ends.
 #[test]
-fn the_default_form_ends_for_a_tokenizer_without_markers() {
+fn default_forms_end_without_markers_of_tokenizers() {
     let case = Case::new();
     without_markers(&case, "base");
     case.remove("base/chat_template.jinja");

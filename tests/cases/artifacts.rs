@@ -154,7 +154,7 @@ fn flipped_tuples_are_not_trained_on() {
 
 /// What a result was made from stands in its record, by checksum.
 #[test]
-fn a_translation_of_another_translator_is_another_result() {
+fn translations_of_another_translator_are_another() {
     let case = Case::smoke();
     let translate = format!("translate --run a/run {UPDATE} --out o");
     case.run(&translate).well();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::PROGRAM;
 use gradtx_plan::cost::calibrate::Calibration;
 use gradtx_plan::cost::rates::Kind;
 use gradtx_plan::cost::{Cluster, Gpu};
@@ -9,8 +10,6 @@ use gradtx_tests::fixture;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
 
 fn bench(home: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(PROGRAM);
@@ -162,7 +161,7 @@ fn a_fine_tuning_step_counts_four_per_frozen_value() {
 }
 
 #[test]
-fn bytes_and_operations_of_kernels_follow_from_their_sizes() {
+fn kernel_bytes_and_flops_follow_from_sizes() {
     let home = tempfile::tempdir().unwrap();
     let ((model, c), (t5, _)) = (decoder(), t5());
     let sizes = ["--translator", &t5, "--tiny", "3x10", "--llm", "4x12", "--batch", "2"];
@@ -228,7 +227,7 @@ fn ranks_are_threads_where_there_are_no_others() {
 }
 
 #[test]
-fn lines_are_added_and_told_as_events_and_become_the_table() {
+fn lines_are_appended_as_events_and_become_a_table() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let (t5, _) = t5();
@@ -256,7 +255,7 @@ fn lines_are_added_and_told_as_events_and_become_the_table() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused_before_it_begins() {
+fn unmeasurable_settings_are_refused_at_once() {
     let home = tempfile::tempdir().unwrap();
     let (model, _) = decoder();
     let refused = |args: &[&str], code: i32, why: &[&str]| {

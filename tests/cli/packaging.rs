@@ -2,11 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::PROGRAM;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -76,7 +75,7 @@ fn the_archive_has_the_program_and_what_belongs_to_it() {
 }
 
 #[test]
-fn a_program_for_a_newer_glibc_than_is_promised_is_refused() {
+fn programs_for_a_newer_glibc_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let made = dist(PROGRAM, scratch.path(), "2.5");
     let said = String::from_utf8_lossy(&made.stderr);
@@ -173,7 +172,7 @@ fn faults_of_shell(commands: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_dockerfile_is_clean_and_names_files_that_are_there() {
+fn dockerfile_is_clean_and_names_existing_files() {
     let dockerfile = text("launcher/packaging/Dockerfile");
     assert_eq!(faults(&dockerfile), [""; 0]);
     for (_, rest) in instructions(&dockerfile).iter().filter(|(name, _)| name == "COPY") {

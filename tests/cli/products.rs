@@ -173,7 +173,7 @@ fn every_stage_takes_an_adapter_of_another_rank() {
 }
 
 #[test]
-fn products_of_several_clients_are_averaged_or_added_up() {
+fn products_of_clients_are_averaged_or_added() {
     let home = Home::new("num_subsets = 5");
     let clients = ["client-1", "client-2"];
     home.translate(&clients[..1], "one", &[]);
@@ -234,7 +234,7 @@ fn refine<'a>(translated: &'a str, client: &'a str, out: &'a str) -> [&'a str; 6
 }
 
 #[test]
-fn a_refined_translation_is_the_translation_and_a_trained_part() {
+fn refined_translations_have_a_trained_part() {
     let home = Home::with("num_subsets = 4", REFINE);
     home.translate(&["client-1"], "one", &[]);
     let args = refine("one", "client-1/update.safetensors", "refined");
@@ -294,7 +294,7 @@ fn a_refined_translation_is_the_translation_and_a_trained_part() {
 }
 
 #[test]
-fn refinement_needs_consent_and_the_updates_of_the_translation() {
+fn refinement_needs_consent_and_the_same_updates() {
     let home = Home::with("num_subsets = 4", REFINE);
     home.translate(&["client-1"], "one", &[]);
     home.translate(&["client-2"], "two", &[]);

@@ -148,7 +148,7 @@ fn a_stage_is_tied_to_its_own_settings_and_no_others() {
 }
 
 #[test]
-fn tuples_that_were_made_with_other_settings_are_used_with_a_warning() {
+fn tuples_of_other_settings_are_used_with_a_warning() {
     let home = Home::curated();
     let said = home.ok("train --run run --set curate.num_subsets=4");
     assert!(said.contains("warning") && said.contains("- curate.num_subsets = 5"), "{said}");
@@ -267,23 +267,33 @@ fn a_sweep_curates_once_runs_everything_and_compares() {
 }
 
 #[test]
-fn a_sweep_is_submitted_with_one_job_for_each_curation() {
+fn sweeps_are_submitted_as_one_job_per_curation() {
     let home = Home::new();
     home.client("clients/ada");
     home.write("sweep.toml", SWEEP);
-    home.write("bin/sbatch", "#!/bin/sh\necho \"$@\" >> words\nwc -l < words\n");
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(home.path("bin/sbatch"), executable).unwrap();
+    let program = |name: &str, script: &str| {
+        home.write(&format!("bin/{name}"), &format!("#!/bin/sh\n{script}\n"));
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(home.path(&format!("bin/{name}")), executable).unwrap();
+    };
+    program("sbatch", "echo \"$@\" >> words\nwc -l < words");
+    // Jobs 1 and 2 are curations, the last one compares the runs.
+    program("squeue", "for job in 2 5 15; do echo \"$job|PENDING|Dependency|N/A|\"; done");
+    program("scancel", "echo \"$@\" >> cancelled");
     let line = "sweep sweep.toml --out s --submit --client clients/ada --method ridge --gpus-per-node 0";
     let said = home.ok(&format!("{line} --dry-run"));
     assert_eq!(said.matches("# command: sbatch").count(), 15, "{said}");
     assert!(!home.path("s/slurm").exists());
 
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-    let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap());
-    let output =
-        command.args(line.split(' ')).current_dir(home.dir.path()).env("PATH", path).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let with_slurm = |line: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap());
+        let output =
+            command.args(line.split(' ')).current_dir(home.dir.path()).env("PATH", path).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    with_slurm(line);
     let words = home.read("words");
     let lines: Vec<&str> = words.lines().collect();
     assert_eq!(lines.len(), 15, "{words}");
@@ -300,6 +310,14 @@ fn a_sweep_is_submitted_with_one_job_for_each_curation() {
     assert!(compare.contains("tasks \"$GRADTX\" compare \"$RUN\" --csv"), "{compare}");
     let evaluate = home.read("s/learning_rate=0.01,num_subsets=4/slurm/gradtx-evaluate.sbatch");
     assert!(evaluate.contains("export METHODS=ridge"), "{evaluate}");
+
+    let status = with_slurm("status s");
+    assert!(status.contains("job 15 (report): PENDING (Dependency)"), "{status}");
+    let cancelled = with_slurm("cancel s curate");
+    assert!(cancelled.contains("cancelled job 2 (curate)") && !cancelled.contains("job 5"), "{cancelled}");
+    with_slurm("cancel s");
+    assert_eq!(home.read("cancelled"), "2\n15 5 2\n", "the last ones first");
+    home.refused("cancel clients", 1, &["no jobs were submitted"]);
     home.refused("sweep sweep.toml --out s --nodes 2", 2, &["--submit"]);
     home.refused("sweep sweep.toml --out s --submit --run", 2, &["--submit", "--run"]);
 }
@@ -338,7 +356,7 @@ fn a_run_that_fails_does_not_stop_the_others() {
 }
 
 #[test]
-fn a_sweep_that_is_asked_to_stop_stops_its_command_and_resumes() {
+fn stopped_sweeps_stop_their_command_and_resume() {
     let home = Home::new();
     let settings = home.read("settings.toml");
     let long = settings.replace("max_steps = 6\n", "max_steps = 400\nsave_minutes = 0\n");

@@ -42,7 +42,7 @@ fn ask_to_stop(cluster: &Cluster, job: &str) {
 }
 
 #[test]
-fn ranks_see_their_node_s_gpus_and_have_threads_and_logs() {
+fn ranks_see_their_gpus_and_have_threads_and_logs() {
     let (cluster, home) = (cluster(), Home::new());
     let show = home.stand_in(r#"echo "$SLURM_PROCID on $(hostname -s): gpu $CUDA_VISIBLE_DEVICES, $*""#);
     let options = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=3"];
@@ -117,7 +117,7 @@ exit 75"#,
 }
 
 #[test]
-fn a_signal_that_comes_too_early_for_a_rank_brings_the_job_back_too() {
+fn early_signals_requeue_the_job_too() {
     let (cluster, home) = (cluster(), Home::new());
     // Rank 1 does not listen yet, and dies of the signal; rank 0 is ended with it.
     let program = home.stand_in(&STOPS_ONCE.replace("trap", "[ \"$SLURM_PROCID\" = 1 ] || trap"));
@@ -214,7 +214,7 @@ fn assert_it_went_on(home: &Home, cluster: &Cluster, job: &str, undisturbed: &BT
 }
 
 #[test]
-fn a_training_that_is_asked_to_stop_or_requeued_ends_with_the_same_bytes() {
+fn stopped_or_requeued_training_gives_the_same_bytes() {
     let cluster = cluster();
     let (home, undisturbed) = before_training(&cluster, &TWO_NODES);
     let job = begin_training(&home, &cluster, &TWO_NODES);
@@ -374,7 +374,7 @@ fn submitted_stages_run_from_their_own_scripts() {
 }
 
 #[test]
-fn a_chain_that_cannot_be_submitted_to_its_end_is_taken_back() {
+fn chains_that_fail_to_submit_are_cancelled() {
     let (cluster, home) = (cluster(), Home::new());
     let output = submit(&home, &cluster, &["--stage=curate", "--partition=nowhere"]);
     assert!(!output.status.success() && both(&output).contains("invalid partition"), "{}", both(&output));
@@ -410,7 +410,7 @@ fn gradtx(home: &Home, cluster: &Cluster, words: &[&str]) -> std::process::Outpu
 }
 
 #[test]
-fn jobs_in_the_queue_are_seen_not_submitted_twice_and_cancelled() {
+fn queued_jobs_are_seen_and_not_submitted_twice() {
     let (cluster, home) = (cluster(), Home::new());
     // Held, so that they wait for certain.
     let words = ["--stage=pipeline", "--gpus-per-node=1", "--client=clients/ada", "--sbatch=curate=--hold"];

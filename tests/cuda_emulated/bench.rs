@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::emulator::{self, Variant};
 use crate::places::{fixture, program};
 use gradtx_bench::models::NamedDecoder;
+use gradtx_emulator::Variant;
 use gradtx_kernels::bf16;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::Cuda;
@@ -17,7 +17,7 @@ fn bench(home: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(program());
     command.current_dir(home).arg("bench").args(args).args(["--device", "cuda", "--warmup", "0"]);
     command.args(["--runs", "1", "--large", "32", "--out", "lines.jsonl"]);
-    emulator::lend(&mut command, Variant { race: false, plant: None });
+    gradtx_emulator::lend(&mut command, Variant::PLAIN);
     command.output().unwrap()
 }
 
@@ -90,8 +90,8 @@ fn every_benchmark_runs_on_the_device() {
 fn random_weights_are_drawn_on_the_device() {
     let config = fixture("qwen2/model");
     let model = NamedDecoder::find(config.to_str().unwrap()).unwrap();
-    emulator::configure(emulator::SCHEDULE);
-    let cuda = emulator::device(Variant { race: false, plant: None });
+    gradtx_emulator::configure(gradtx_emulator::SCHEDULE);
+    let cuda = gradtx_emulator::device(Variant::PLAIN);
     let (uploaded, allocations) = (cuda.uploaded(), cuda.allocations());
     let decoder = model.make::<bf16, Cuda>(&cuda).unwrap();
     assert_eq!((cuda.uploaded(), cuda.allocations()), (uploaded, allocations + 1));

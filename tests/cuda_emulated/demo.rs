@@ -3,8 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::emulator::{self, Variant};
-use crate::places::{program, record};
+use crate::places::program;
+use gradtx_emulator::{Variant, record};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::Path;
@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 fn demo(home: &Path, name: &str, options: &[&str]) -> Output {
     let mut command = Command::new(program());
     command.current_dir(home).args(["demo", name, "--world", "smoke", "--threads", "1"]).args(options);
-    emulator::lend(&mut command, Variant { race: false, plant: None });
+    gradtx_emulator::lend(&mut command, Variant::PLAIN);
     command.output().unwrap()
 }
 
@@ -117,7 +117,7 @@ fn the_whole_pipeline_agrees_with_the_cpu() {
 }
 
 #[test]
-fn a_run_resumes_on_another_device_and_a_stage_does_not() {
+fn runs_resume_on_another_device_and_stages_do_not() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     made(home, "demo", &["--device", "cuda"]);
@@ -125,7 +125,7 @@ fn a_run_resumes_on_another_device_and_a_stage_does_not() {
         let mut command = Command::new(program());
         command.current_dir(home).args(["evaluate", "--run", "demo/run", "--out", "out", "--threads", "1"]);
         command.args(["--data", "demo/world/private/client-1/test.jsonl"]).args(options);
-        emulator::lend(&mut command, Variant { race: false, plant: None });
+        gradtx_emulator::lend(&mut command, Variant::PLAIN);
         command.output().unwrap()
     };
     assert!(evaluate(&["--device", "cpu"]).status.success(), "another stage on another device");
@@ -136,7 +136,7 @@ fn a_run_resumes_on_another_device_and_a_stage_does_not() {
 
 #[test]
 fn without_a_driver_one_error_says_so() {
-    if emulator::on_device() {
+    if gradtx_emulator::on_device() {
         return;
     }
     let home = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::emulator::copy_parts;
+use gradtx_emulator::copy_parts;
 use serde_json::Value;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,19 @@ fn is_root() -> bool {
     chown(probe.path(), Some(NOBODY), Some(NOBODY)).is_ok()
 }
 
+/// The newest executable of the kernels' own tests, which lies beside this one.
+fn kernel_tests() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let entries = std::fs::read_dir(own.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+    let is_built = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with("cuda_ops-") && path.extension().is_none()
+    };
+    let built = |path: &PathBuf| path.metadata().and_then(|of| of.modified()).ok();
+    let newest = entries.filter(is_built).max_by_key(built);
+    newest.expect("build it first: cargo test -p gradtx-kernels --features cuda --test cuda_ops --no-run")
+}
+
 /// A directory of `make gpu-check`, which nobody may write to.
 fn assembled() -> &'static Path {
     static MADE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
@@ -38,8 +51,7 @@ fn assembled() -> &'static Path {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/gpu-check/assemble.sh");
         let output = Command::new(script)
             .arg(env!("CARGO_BIN_EXE_gradtx-under-test"))
-            .arg(std::env::current_exe().unwrap())
-            .args([&parts, &made])
+            .args([&kernel_tests(), &std::env::current_exe().unwrap(), &parts, &made])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);

@@ -1,25 +1,11 @@
-//! The CUDA device without a GPU: its own code for the host, unmodified, on a stand-in driver
-//! that runs the kernels of `kernels/cu` on the CPU (see `kernels/emu/README.md`). Every
-//! operation must agree with the CPU's in f64, in three orders of threads and under a
-//! checker of data races; planted faults must be caught.
+//! Models and the program on a CUDA device without a GPU: on the stand-ins of `kernels/emu`. Single
+//! operations are tested in `kernels/tests/cuda_ops`.
 
-mod attention;
 mod bench;
-mod captures;
-mod common;
 mod demo;
-mod emulator;
-mod flat;
+mod doctor;
 mod gpu_check;
-mod host;
-mod lora;
-mod matrix;
 mod memory;
 mod models;
 mod nccl;
 mod places;
-mod planted;
-mod rmsnorm;
-mod rows;
-mod signatures;
-mod t5_attention;

@@ -1,8 +1,8 @@
 //! Memory plans against what a device gives out: the stand-in driver counts as a GPU does, in pages. Each test has
 //! a device, and so a memory, of its own.
 
-use crate::emulator::{Order, Schedule, configure, device_of_rank, on_device, peak_memory};
 use crate::models::{batch, config, decoder, step};
+use gradtx_emulator::{Order, Schedule, configure, device_of_rank, on_device, peak_memory};
 use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::{Device, Result};
 use gradtx_models::decoder::{Decoder, DecoderConfig, Family, GenerateLimits, Generator};
@@ -88,7 +88,7 @@ fn fine_tuning_takes_what_is_planned() {
 
 /// Scratch memory is a closed formula, and grows to it in the first step.
 #[test]
-fn a_step_of_fine_tuning_takes_the_scratch_memory_that_is_planned() {
+fn fine_tuning_steps_take_the_planned_scratch_memory() {
     configure(Schedule { order: Order::Forward, race: false });
     let config = config(Family::Qwen2, 10);
     let cuda = device_of_rank(if on_device() { 0 } else { 11 });
@@ -139,6 +139,7 @@ fn training_a_translator_takes_what_is_planned() {
         teacher_width: 5000,
         teacher_blocks: 6,
         start_token: StartToken::Embedded,
+        targets: Default::default(),
         t5: T5Config {
             num_layers: 2,
             num_decoder_layers: 2,

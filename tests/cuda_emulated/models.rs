@@ -1,10 +1,10 @@
 //! Whole models on the device: a fine-tune of two adapters in one stream, greedy generation with
 //! a cache, and training and use of a Grad-Transformer, each against the CPU.
 
-use crate::emulator::{
+use gradtx_emulator::record;
+use gradtx_emulator::{
     Order, Schedule, Variant, configure, cublaslt, device, device_with, late_kernels, schedules,
 };
-use crate::places::record;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::{CublasLt, Cuda};
 use gradtx_kernels::ops::AdamWStep;
@@ -177,7 +177,7 @@ fn fine_tuning_two_jobs() {
         }
         configure(FORWARD);
         for library in [CublasLt::Off, cublaslt()] {
-            let cuda = device_with(Variant { race: false, plant: None }, &library);
+            let cuda = device_with(Variant::PLAIN, &library);
             let mut steady = Steady::default();
             let found = fine_tune::<Cuda, bf16>(&cuda, &config, &mut || steady.step(&cuda));
             let what = format!("{family:?} in bf16 by {library:?}, losses and norms");
@@ -306,6 +306,7 @@ fn translator_config() -> GradTransformerConfig {
         teacher_width: 90,
         teacher_blocks: 3,
         start_token: StartToken::Embedded,
+        targets: Default::default(),
         t5: T5Config {
             d_model: 40,
             d_kv: 12,

@@ -3,9 +3,9 @@
 //! is late, or the kernels before it are. On a machine with GPUs it is NCCL itself, with as many
 //! ranks as there are GPUs.
 
-use crate::emulator::{
-    NcclFault, Order, Schedule, break_nccl, configure, device_of_rank, forget_waits, late_kernels, nccl_file,
-    on_device, plant_nccl_fault,
+use gradtx_emulator::{
+    NcclFault, Order, Schedule, break_nccl, configure, device_of_rank, forget_waits, late_kernels, on_device,
+    plant_nccl_fault,
 };
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::{Cuda, devices};
@@ -151,6 +151,7 @@ fn translator_config() -> GradTransformerConfig {
         teacher_width: 50,
         teacher_blocks: 2,
         start_token: StartToken::Embedded,
+        targets: Default::default(),
         t5: T5Config {
             d_model: 32,
             d_kv: 8,
@@ -276,7 +277,7 @@ mod planted {
     }
 
     #[test]
-    fn ranks_of_which_one_cannot_join_exchange_through_hosts() {
+    fn ranks_use_hosts_where_one_cannot_join() {
         exchange_with(NcclFault::Join, 3);
     }
 
@@ -339,7 +340,7 @@ mod planted {
     }
 
     #[test]
-    fn one_rank_without_the_library_and_ranks_that_share_a_device() {
+    fn ranks_use_hosts_without_a_library_or_own_device() {
         let lacking = |comm: Local| {
             let device = device_of_rank(comm.rank());
             if comm.rank() == 1 {
@@ -397,7 +398,7 @@ mod planted {
 
     /// Kernels that are late have not written the values when sums of them are taken.
     #[test]
-    fn a_group_that_forgets_to_wait_for_kernels_sums_old_values() {
+    fn groups_that_do_not_wait_for_kernels_sum_old_values() {
         let sums = |forgets: bool| {
             on_ranks(2, |comm| {
                 late_kernels(true);
@@ -461,24 +462,5 @@ mod planted {
     fn a_group_of_one_device_twice_is_refused() {
         let found = on_ranks(2, |comm| join(&comm, 0).err().expect("one device for both").to_string());
         assert!(found.iter().any(|why| why.contains("the same device")), "{found:?}");
-    }
-
-    #[test]
-    fn the_doctor_tells_which_nccl_there_is() {
-        let file = nccl_file();
-        let directory = file.parent().expect("it lies in a directory");
-        let asked = |name: &std::ffi::OsStr| {
-            let mut command = std::process::Command::new(crate::places::program());
-            command.arg("doctor").env("GRADTX_NCCL", name).env("LD_LIBRARY_PATH", directory);
-            let output = command.output().expect("the program runs");
-            let text = String::from_utf8(output.stdout).expect("text");
-            text.lines().find(|line| line.contains("  NCCL  ")).unwrap_or(&text).to_string()
-        };
-        let found = asked(file.as_os_str());
-        assert!(found.starts_with("ok") && found.contains("2.26.2"), "{found}");
-        let off = asked("off".as_ref());
-        assert!(off.starts_with("note") && off.contains("turned off"), "{off}");
-        let absent = asked("/nowhere/libnccl.so.2".as_ref());
-        assert!(absent.starts_with("note") && absent.contains("/nowhere/libnccl.so.2"), "{absent}");
     }
 }

@@ -157,7 +157,7 @@ fn llvm_config_and_the_loader_s_path_are_asked() {
 }
 
 #[test]
-fn a_conda_environment_s_libclang_is_named_to_the_build() {
+fn libclang_of_conda_is_named_to_the_build() {
     let mut machine = with(&[("good.so", "conda/lib/libclang.so.18")]);
     let prefix = machine.path("root/conda");
     machine.set("CONDA_PREFIX", prefix.to_str().unwrap());

@@ -39,7 +39,7 @@ fn compilers_are_needed() {
 }
 
 #[test]
-fn another_cxx_compiler_is_used_and_named_to_the_build() {
+fn other_cxx_compilers_are_named_to_the_build() {
     let machine = Machine::new();
     let compiler = std::fs::read_to_string(machine.path("bin/g++")).unwrap();
     machine.program("g++", "#!/bin/sh\necho 'error: no such option -std=c++17' >&2\nexit 1\n");

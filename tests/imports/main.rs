@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Packages whose files are looked at.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 11] = [
+    "kernels",
     "runtime",
     "models",
     "launcher/run",

@@ -1,6 +1,7 @@
 //! AdamW and gradient norms on the CPU: one pass over flat memory.
 
-use super::simd::{self, Level, Task, dispatch};
+use super::simd::{Level, Task, dispatch};
+use super::sums;
 use super::{Cpu, CpuReal};
 use crate::error::{Result, expect_len};
 use crate::ops::{AdamW, AdamWCast, AdamWStep, AdamWUpdate};
@@ -19,7 +20,7 @@ impl<A: CpuReal> Task for SumSquares<'_, A> {
     fn run<L: Level>(self) -> A {
         let mut sum = A::zero();
         for block in self.0.chunks(SUM_BLOCK) {
-            sum += simd::dot::<L, A>(block, block);
+            sum += sums::dot::<L, A>(block, block);
         }
         sum
     }

@@ -2,7 +2,8 @@
 //! their largest value, their exponentials and their gradient (in place), and one product
 //! for each gradient asked for.
 
-use super::simd::{self, Level, Task, dispatch};
+use super::simd::{Level, Task, dispatch};
+use super::sums;
 use super::{Cpu, CpuReal};
 use crate::error::{Error, Result, expect_below, expect_len};
 use crate::ops::{Gemm, GemmDims, LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch};
@@ -25,8 +26,8 @@ impl<X: CpuReal> Task for CrossEntropy<'_, X> {
             let target = self.targets[i] as usize;
             let z_target = z[target];
             // Shifted by the largest, so that no exponential overflows.
-            let shift = simd::max(z);
-            let sum = simd::exp_sum::<L, X>(z, shift);
+            let shift = sums::max(z);
+            let sum = sums::exp_sum::<L, X>(z, shift);
             self.loss[i] = shift + sum.ln() - z_target;
             if self.gradient {
                 let scale = self.weights[i] / sum;
@@ -56,7 +57,7 @@ impl<X: CpuReal> Task for Argmax<'_, X> {
         for (id, row) in self.ids.iter_mut().zip(self.logits.chunks_exact(cols)) {
             let (mut best, mut at) = (f64::NEG_INFINITY, 0);
             for (b, block) in row.chunks(BLOCK).enumerate() {
-                let largest = simd::max(block).to_f64();
+                let largest = sums::max(block).to_f64();
                 if largest > best {
                     (best, at) = (largest, b * BLOCK);
                 }

@@ -6,7 +6,8 @@
 use super::CpuReal;
 use super::mask::{MASK_BLOCK, Mask};
 use super::matrix::MatrixMut;
-use super::simd::{Level, Task, dot};
+use super::simd::{Level, Task};
+use super::sums::dot;
 use crate::ops::{LoraDims, LoraTarget};
 use std::ops::Range;
 

@@ -1,6 +1,7 @@
 //! Squared error on the CPU, row by row.
 
-use super::simd::{self, Level, Task, dispatch};
+use super::simd::{Level, Task, dispatch};
+use super::sums;
 use super::{Cpu, CpuReal};
 use crate::Result;
 use crate::ops::{Mse, MseDims, SquaredError};
@@ -24,7 +25,7 @@ impl<X: CpuReal> Task for Rows<'_, X> {
             let row = i * cols..(i + 1) * cols;
             let (pred, target) = (&self.pred[row.clone()], &self.target[row.clone()]);
             let step = |lane: X, [p, t]: [X; 2]| (p - t).madd::<L>(p - t, lane);
-            *sum = simd::fold([pred, target], X::zero(), step, |a, b| a + b);
+            *sum = sums::fold([pred, target], X::zero(), step, |a, b| a + b);
             if let Some(d_pred) = &mut self.d_pred {
                 let d_pred = &mut d_pred[row];
                 for c in 0..cols {

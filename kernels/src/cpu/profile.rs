@@ -4,7 +4,6 @@
 //! of every operation that a caller asked for is added up under its name; what an
 //! operation spends in others (the LM head in products, say) counts as its own.
 
-use super::Cpu;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,31 +33,30 @@ pub(super) struct Timed<'a> {
     start: Option<Instant>,
 }
 
-impl Cpu {
-    /// Begins to measure, from nothing.
-    pub fn start_profile(&self) {
-        self.profile.times.lock().expect("no holder of this lock panics").clear();
-        self.profile.on.store(true, Ordering::Relaxed);
+impl Profile {
+    /// [`super::Cpu::start_profile`].
+    pub fn start(&self) {
+        self.times.lock().expect("no holder of this lock panics").clear();
+        self.on.store(true, Ordering::Relaxed);
     }
 
-    /// Stops measuring; calls and time by operation.
-    pub fn stop_profile(&self) -> BTreeMap<&'static str, OpTime> {
-        self.profile.on.store(false, Ordering::Relaxed);
-        std::mem::take(&mut *self.profile.times.lock().expect("no holder of this lock panics"))
+    /// [`super::Cpu::stop_profile`].
+    pub fn stop(&self) -> BTreeMap<&'static str, OpTime> {
+        self.on.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *self.times.lock().expect("no holder of this lock panics"))
     }
 
-    /// Measures an operation until the returned value is dropped.
-    pub(super) fn timed(&self, op: &'static str) -> Timed<'_> {
-        let profile = &*self.profile;
-        if !profile.on.load(Ordering::Relaxed) {
-            return Timed { profile, op, start: None };
+    /// [`super::Cpu::timed`].
+    pub fn timed(&self, op: &'static str) -> Timed<'_> {
+        if !self.on.load(Ordering::Relaxed) {
+            return Timed { profile: self, op, start: None };
         }
         // Operations run one after another; a deeper one is part of the one that called it.
-        let outermost = profile.depth.fetch_add(1, Ordering::Relaxed) == 0;
+        let outermost = self.depth.fetch_add(1, Ordering::Relaxed) == 0;
         if !outermost {
-            profile.depth.fetch_sub(1, Ordering::Relaxed);
+            self.depth.fetch_sub(1, Ordering::Relaxed);
         }
-        Timed { profile, op, start: outermost.then(Instant::now) }
+        Timed { profile: self, op, start: outermost.then(Instant::now) }
     }
 }
 
@@ -77,7 +75,7 @@ impl Drop for Timed<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::cpu::Cpu;
 
     #[test]
     fn only_outermost_operations_count_and_only_while_on() {

@@ -1,7 +1,8 @@
 //! RMS layer norm on the CPU: rows are shared between threads; the gradient of the
 //! weight is summed over rows in order, columns shared between threads.
 
-use super::simd::{self, Level, Task, dispatch};
+use super::simd::{Level, Task, dispatch};
+use super::sums;
 use super::{Cpu, CpuReal};
 use crate::Result;
 use crate::error::row_span;
@@ -12,7 +13,7 @@ use crate::ops::{Out, RmsNorm, RmsNormBackward, RmsNormBackwardWeight, RmsNormDi
 pub(super) fn forward_row<L: Level, X: CpuReal>(y: &mut [X], x: &[X], w: &[X], eps: f64) -> X {
     let cols = x.len();
     let (y, w) = (&mut y[..cols], &w[..cols]);
-    let mean = simd::dot::<L, X>(x, x) * X::from_f64(1.0 / cols as f64);
+    let mean = sums::dot::<L, X>(x, x) * X::from_f64(1.0 / cols as f64);
     let inv = X::one() / (mean + X::from_f64(eps)).sqrt();
     for c in 0..cols {
         y[c] = x[c] * inv * w[c];
@@ -26,7 +27,7 @@ pub(super) fn backward_row<L: Level, X: CpuReal>(dx: &mut [X], dy: &[X], x: &[X]
     let cols = x.len();
     let (dx, dy, w) = (&mut dx[..cols], &dy[..cols], &w[..cols]);
     let product =
-        simd::fold([w, dy, x], X::zero(), |lane, [w, dy, x]| (w * dy).madd::<L>(x, lane), |a, b| a + b);
+        sums::fold([w, dy, x], X::zero(), |lane, [w, dy, x]| (w * dy).madd::<L>(x, lane), |a, b| a + b);
     // x̂ · mean(w dy x̂) / rms = x · (inv³ / cols) Σ w dy x.
     let along = -(product * inv * inv * inv * X::from_f64(1.0 / cols as f64));
     match out {

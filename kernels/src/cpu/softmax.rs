@@ -1,7 +1,8 @@
 //! Softmax of rows of scores, forward and backward, for both attentions.
 
 use super::CpuReal;
-use super::simd::{self, Level, Task};
+use super::simd::{Level, Task};
+use super::sums;
 
 /// Replaces rows of scores by `exp(score − largest)`, not yet divided by their sums.
 pub(super) struct ExpRows<'a, X> {
@@ -22,9 +23,9 @@ impl<X: CpuReal> Task for ExpRows<'_, X> {
     fn run<L: Level>(self) {
         for (i, row) in self.scores.chunks_mut(self.cols).enumerate() {
             let (seen, hidden) = row.split_at_mut(self.cols.min(self.first_visible + i));
-            let shift = simd::max(seen);
+            let shift = sums::max(seen);
             self.largest[i] = shift;
-            self.sums[i] = simd::exp_sum::<L, X>(seen, shift);
+            self.sums[i] = sums::exp_sum::<L, X>(seen, shift);
             hidden.fill(X::zero());
         }
     }
@@ -99,7 +100,7 @@ impl<X: CpuReal> Task for RowDots<'_, X> {
         for (i, sum) in self.sums.iter_mut().enumerate() {
             let a = &self.a[i * self.a_stride..][..self.cols];
             let b = &self.b[i * self.b_stride..][..self.cols];
-            *sum = simd::dot::<L, X>(a, b);
+            *sum = sums::dot::<L, X>(a, b);
         }
     }
 }

@@ -5,8 +5,9 @@
 use super::mask::Mask;
 use super::matrix::MatrixMut;
 use super::scratch::with_scratch;
-use super::simd::{Level, Task, dispatch, dot};
+use super::simd::{Level, Task, dispatch};
 use super::softmax::{ExpRows, ScaleRows};
+use super::sums::dot;
 use super::{Cpu, CpuReal};
 use crate::Result;
 use crate::error::expect_below;

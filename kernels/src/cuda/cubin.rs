@@ -61,8 +61,18 @@ pub const MODULES: &[(&str, &str)] = sources![
 ];
 
 /// What they may include.
-const HEADERS: &[(&str, &str)] =
-    sources!["gpu.cuh", "common.cuh", "packed.cuh", "flash.cuh", "lora.cuh", "tiles.cuh"];
+const HEADERS: &[(&str, &str)] = sources![
+    "gpu.cuh",
+    "common.cuh",
+    "packed.cuh",
+    "flash.cuh",
+    "lora.cuh",
+    "lora_rows.cuh",
+    "lora_rows_forward.cuh",
+    "lora_rows_backward.cuh",
+    "lora_rows_pair.cuh",
+    "tiles.cuh"
+];
 
 // `EMBEDDED: &[(&str, &[u8])]`, file names and cubins: written by the build script.
 include!(concat!(env!("OUT_DIR"), "/embedded_cubins.rs"));
@@ -227,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_tell_modules_architectures_and_contents_apart() {
+    fn cubin_names_differ_by_module_architecture_content() {
         let name = |module, architecture| file_name(module, architecture, 12).unwrap();
         assert!(name("rmsnorm", "sm_80").starts_with("rmsnorm.sm_80.cuda12."));
         let hash_of = |name: &str| name.rsplit('.').nth(1).map(str::to_string);

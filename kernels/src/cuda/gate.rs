@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_capturing_thread_gives_back_comes_after_its_capture() {
+    fn memory_given_back_in_a_capture_waits_for_its_end() {
         let count = Arc::new(AtomicUsize::new(0));
         let add = |n: usize| {
             let count = Arc::clone(&count);

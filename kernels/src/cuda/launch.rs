@@ -1,139 +1,11 @@
-//! Kernels by name, and launches.
+//! Launches: a kernel with its arguments, which are compared with its signature.
 
-use super::cubin::{self, Cubins};
-use super::limits::{Limits, Needs};
 use super::profile::Work;
-use super::signature::{self, Kind, Signature};
-use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed, gate, memory};
+use super::signature::Kind;
+use super::{Cuda, CudaReal, CudaView, CudaViewMut, failed};
 use crate::{Elem, Error, Result, View, ViewMut};
-use cudarc::driver::{result, sys};
-use std::collections::HashMap;
-use std::ffi::{CString, c_void};
-use std::sync::Mutex;
-
-/// Bytes that a kernel is taken to declare at least, so that permission is asked for a little early.
-const DECLARED: usize = 1024;
-
-/// The kernels that have been used so far.
-pub(super) struct Functions {
-    cubins: Cubins,
-    architecture: String,
-    /// Major version of CUDA that the driver is for.
-    driver: i32,
-    loaded: Mutex<Loaded>,
-}
-
-#[derive(Default)]
-struct Loaded {
-    modules: HashMap<&'static str, Module>,
-    /// By name and type.
-    functions: HashMap<(&'static str, &'static str), Function>,
-}
-
-struct Module(sys::CUmodule);
-// SAFETY: the driver's handles may be used from any thread.
-unsafe impl Send for Module {}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        let module = self.0;
-        gate::give_back(move || {
-            // SAFETY: loaded once; the device binds its context and waits for its kernels before it
-            // drops them. Nothing can be done about a failure.
-            let _ = unsafe { result::module::unload(module) };
-        });
-    }
-}
-
-/// A kernel, and what it needs of a device.
-#[derive(Clone, Copy)]
-pub(super) struct Function {
-    raw: sys::CUfunction,
-    needs: Needs,
-    /// Bytes of dynamic shared memory that it may use.
-    permitted: usize,
-    signature: &'static Signature,
-}
-// SAFETY: the driver's handles may be used from any thread.
-unsafe impl Send for Function {}
-
-impl Functions {
-    pub fn new(cubins: Cubins, architecture: String, driver: i32) -> Self {
-        Self { cubins, architecture, driver, loaded: Mutex::default() }
-    }
-
-    /// The kernel `{name}_{suffix}` of module `module`.
-    fn get(
-        &self,
-        module: &'static str,
-        name: &'static str,
-        suffix: &'static str,
-        limits: &Limits,
-    ) -> Result<Function> {
-        if let Some(function) = memory::lock(&self.loaded).functions.get(&(name, suffix)) {
-            return Ok(*function);
-        }
-        let _call = gate::enter();
-        let mut loaded = memory::lock(&self.loaded);
-        // Another thread may have been faster.
-        if let Some(function) = loaded.functions.get(&(name, suffix)) {
-            return Ok(*function);
-        }
-        let full = if suffix.is_empty() { name.to_string() } else { format!("{name}_{suffix}") };
-        let signature = signature::find(module, &full)?;
-        let raw = self.find(&mut loaded, module, &full)?;
-        // SAFETY: the module stays loaded as long as the context.
-        let needs = unsafe { Needs::of(raw) }?;
-        let permitted = limits.plain_shared.saturating_sub(needs.shared.max(DECLARED));
-        let function = Function { raw, needs, permitted, signature };
-        loaded.functions.insert((name, suffix), function);
-        Ok(function)
-    }
-
-    /// Lets a kernel use `shared` bytes of dynamic shared memory.
-    fn permit(
-        &self,
-        name: &'static str,
-        suffix: &'static str,
-        function: &Function,
-        shared: usize,
-    ) -> Result<()> {
-        if shared <= function.permitted {
-            return Ok(());
-        }
-        let _call = gate::enter();
-        // Another thread may have asked for more since: what is permitted only grows.
-        let mut loaded = memory::lock(&self.loaded);
-        let held = loaded.functions.get(&(name, suffix));
-        if held.is_some_and(|held| shared <= held.permitted) {
-            return Ok(());
-        }
-        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LARGEST;
-        // SAFETY: the function is one of a loaded module.
-        unsafe { result::function::set_function_attribute(function.raw, LARGEST, shared as i32) }
-            .map_err(failed(format!("permit {shared} bytes of shared memory to `{name}`")))?;
-        loaded.functions.insert((name, suffix), Function { permitted: shared, ..*function });
-        Ok(())
-    }
-
-    fn find(&self, loaded: &mut Loaded, module: &'static str, kernel: &str) -> Result<sys::CUfunction> {
-        let handle = match loaded.modules.get(module) {
-            Some(module) => module.0,
-            None => {
-                let image = cubin::aligned(&self.cubins.image(module, &self.architecture, self.driver)?);
-                // SAFETY: the image is a whole file made for this architecture; the driver copies it.
-                let handle = unsafe { result::module::load_data(image.as_ptr().cast()) }
-                    .map_err(failed(format!("load the kernels of `{module}` for {}", self.architecture)))?;
-                loaded.modules.insert(module, Module(handle));
-                handle
-            }
-        };
-        let symbol = CString::new(kernel).expect("names of kernels have no zero byte");
-        // SAFETY: the module stays loaded as long as the context.
-        unsafe { result::module::get_function(handle, symbol) }
-            .map_err(failed(format!("find the kernel `{kernel}` in `{module}`")))
-    }
-}
+use cudarc::driver::result;
+use std::ffi::c_void;
 
 /// An argument. Numbers of 4 bytes are the lower half.
 #[derive(Clone, Copy)]
@@ -190,7 +62,7 @@ impl Cuda {
         let limits = &self.inner.limits;
         self.stream()?;
         let function = self.inner.functions.get(module, name, X::SUFFIX, limits)?;
-        Ok(limits.most_shared.saturating_sub(function.needs.shared.max(DECLARED)))
+        Ok(limits.most_shared.saturating_sub(function.declared_shared()))
     }
 }
 
@@ -316,5 +188,51 @@ impl Launch<'_> {
             result::launch_kernel(function.raw, (x, y, z), block, shared as u32, stream, &mut pointers)
         };
         cuda.measured(|| name.into(), self.work, || queue().map_err(failed(format!("launch `{name}`"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::CublasLt;
+    use crate::cuda::cubin::Cubins;
+    use crate::{Buffer, Device};
+
+    /// `y = 2 x + y` by `axpby_f32`, on the emulator; with one planted fault each nothing is launched.
+    #[test]
+    fn wrong_launches_do_not_reach_the_driver() {
+        let cubins = Cubins::directory(&gradtx_emulator::kernel_objects());
+        let cuda = Cuda::with_parts(0, cubins, &CublasLt::Off).expect("the stand-in shows a device");
+        let x = cuda.buffer_from(&[1.0f32, 2.0, 3.0]).expect("there is memory");
+        let mut y = cuda.buffer_from(&[10.0f32; 3]).expect("there is memory");
+        let other = cuda.zeros::<crate::bf16>(3).expect("there is memory");
+        let axpby = || cuda.kernel_of::<f32>("elementwise", "axpby");
+        // SAFETY: three elements of both buffers; what is wrong about the arguments is refused.
+        let run = |launch: Launch<'_>| unsafe { launch.run([1, 1, 1], 256, 0) };
+        let (to, from) = (y.all_mut(), x.all());
+        let planted = [
+            ("an argument missing", axpby().write(&to).float(2.0).read(from).float(1.0)),
+            ("one too many", axpby().write(&to).float(2.0).read(from).float(1.0).long(3).long(3)),
+            ("another kind", axpby().write(&to).float(2.0).read(from).float(1.0).int(3)),
+            ("another type", axpby().write(&to).float(2.0).read(other.all()).float(1.0).long(3)),
+            ("another order", axpby().read(from).float(2.0).write(&to).float(1.0).long(3)),
+        ];
+        let says = [
+            "it takes 5 arguments, found 4",
+            "it takes 5 arguments, found 6",
+            "argument 4 should be `u64 n`, found `u32`",
+            "argument 2 should be `const float* src`, found `const bf16*`",
+            "argument 0 should be `float* y`, found `const float*`",
+        ];
+        for ((fault, launch), why) in planted.into_iter().zip(says) {
+            let refused = run(launch).expect_err(fault).to_string();
+            assert_eq!(
+                refused,
+                format!("launch of `axpby_f32`: {why} (kernels/cu/elementwise.cu)"),
+                "{fault}"
+            );
+        }
+        run(axpby().write(&to).float(2.0).read(from).float(1.0).long(3)).expect("nothing is wrong");
+        assert_eq!(cuda.to_host(y.all()).expect("it can be read"), [12.0, 14.0, 16.0], "once");
     }
 }

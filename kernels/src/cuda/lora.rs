@@ -10,6 +10,7 @@
 //! Products with A are fused with the norm and with each other ([`lora_rows`]), those with B
 //! and the sums of gradients are in `cu/lora.cu`.
 
+use super::device::workspace_bytes;
 use super::launch::Launch;
 use super::lora_rows::{self, NormRows};
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
@@ -268,7 +269,7 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         match dims.tail() {
             0 => 0,
             // All units at a time, which is the most.
-            units => super::workspace_bytes(
+            units => workspace_bytes(
                 scratch_of_b(segments, dims).max(lora_rows::scratch_of_a(segments, dims, units)),
             ),
         }

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_library_that_is_absent_off_or_another_is_one_sentence() {
+    fn unusable_libraries_are_one_sentence() {
         let why = |name: &str| find(Some(name.into())).err().expect("this is no NCCL");
         assert!(why("off").contains("turned off"), "{}", why("off"));
         let absent = why("/nowhere/libnccl.so.2");

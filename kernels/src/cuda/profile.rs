@@ -4,9 +4,10 @@
 //! and, where the host is slower than the device, the time until the launch arrives. Graphs are not
 //! used meanwhile: their launches cannot be distinguished.
 
-use super::stream::Event;
-use super::{Cuda, memory};
+use super::memory;
+use super::stream::{Event, Stream};
 use crate::Result;
+use cudarc::driver::sys;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -53,28 +54,20 @@ impl Profile {
     pub fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
     }
-}
-
-impl Cuda {
-    /// Begins to measure every operation; forgets what was measured before.
-    ///
-    /// # Errors
-    /// As of [`Device::synchronize`](crate::Device::synchronize).
-    pub fn start_profile(&self) -> Result<()> {
-        crate::Device::synchronize(self)?;
-        memory::lock(&self.inner.profile.spans).clear();
-        self.inner.profile.on.store(true, Ordering::Relaxed);
-        Ok(())
+    /// Forgets what was measured before, and measures from now on. The device is idle.
+    pub fn start(&self) {
+        memory::lock(&self.spans).clear();
+        self.on.store(true, Ordering::Relaxed);
     }
 
-    /// Ends it; what operations took since [`Self::start_profile`], the longest first.
-    ///
-    /// # Errors
-    /// As of [`Device::synchronize`](crate::Device::synchronize).
-    pub fn stop_profile(&self) -> Result<Vec<OperationTime>> {
-        self.inner.profile.on.store(false, Ordering::Relaxed);
-        crate::Device::synchronize(self)?;
-        let spans = std::mem::take(&mut *memory::lock(&self.inner.profile.spans));
+    /// Measures nothing more.
+    pub fn stop(&self) {
+        self.on.store(false, Ordering::Relaxed);
+    }
+
+    /// What operations took since [`Self::start`], the longest first. The device is idle.
+    pub fn times(&self) -> Result<Vec<OperationTime>> {
+        let spans = std::mem::take(&mut *memory::lock(&self.spans));
         let mut times: HashMap<Cow<'static, str>, OperationTime> = HashMap::new();
         for Span { name, begin, end, work } in spans {
             let seconds = begin.seconds_until(&end)?;
@@ -95,34 +88,22 @@ impl Cuda {
         Ok(times)
     }
 
-    /// Does what puts one operation into the stream, between two events while a profile is taken.
-    pub(super) fn measured(
+    /// Does what puts one operation into a queue, between two events; false if it put nothing there.
+    pub fn span(
         &self,
         name: impl FnOnce() -> Cow<'static, str>,
         work: Work,
-        launch: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
-        self.measured_if(name, work, || launch().map(|()| true)).map(|_| ())
-    }
-
-    /// The same for what may put nothing into the stream, and then says false.
-    pub(super) fn measured_if(
-        &self,
-        name: impl FnOnce() -> Cow<'static, str>,
-        work: Work,
+        stream: &Stream,
+        queue: sys::CUstream,
         launch: impl FnOnce() -> Result<bool>,
     ) -> Result<bool> {
-        if !self.inner.profile.is_on() {
-            return launch();
-        }
-        let (stream, queue) = (self.stream()?, self.queue()?);
         let (begin, end) = (Event::with_time(stream)?, Event::with_time(stream)?);
         begin.record(queue)?;
         if !launch()? {
             return Ok(false);
         }
         end.record(queue)?;
-        memory::lock(&self.inner.profile.spans).push(Span { name: name(), begin, end, work });
+        memory::lock(&self.spans).push(Span { name: name(), begin, end, work });
         Ok(true)
     }
 }

@@ -75,7 +75,7 @@ fn equals_the_reference() {
 }
 
 #[test]
-fn norms_of_long_rows_are_accurate_on_any_number_of_threads() {
+fn norms_of_long_rows_are_accurate_on_all_threads() {
     let len = 700_001;
     let g = random("g", len);
     let exact: f64 = g.iter().map(|g| g * g).sum();

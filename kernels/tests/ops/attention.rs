@@ -167,7 +167,7 @@ fn the_check_sees_one_wrong_element() {
 }
 
 #[test]
-fn a_segment_does_not_notice_the_others_nor_the_threads() {
+fn segments_depend_on_no_other_and_on_no_threads() {
     let lengths = [1, 5, 123, 70];
     let shape = (6, 2, 16);
     let case = Case::new(&lengths, shape, 0);

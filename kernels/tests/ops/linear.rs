@@ -85,7 +85,7 @@ impl OpCase for Bare {
 }
 
 #[test]
-fn assignment_ignores_and_addition_keeps_what_was_there() {
+fn outputs_are_assigned_or_added_to() {
     let dims = LinearDims::new(3, 4, 5);
     let (dy, w) = (random("dy", 15), random("w", 20));
     let cpu = Cpu::new(1);

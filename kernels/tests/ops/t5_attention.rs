@@ -173,7 +173,7 @@ fn gradients() {
 }
 
 #[test]
-fn the_tables_gradient_is_added_and_bits_do_not_depend_on_threads() {
+fn table_gradients_are_added_alike_on_all_threads() {
     let case = Case::new(36, 36, true, true, 0.1);
     let inputs: Vec<Vec<f32>> = case.inputs().iter().map(|x| to(x)).collect();
     let d_o: Vec<f32> = to(&random("do", inputs[0].len()));

@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_of_an_earlier_version_is_answered_with_its_name() {
+    fn old_options_are_answered_with_their_new_names() {
         for (words, now) in [
             (&["gradtx", "split", "--public", "0.5"][..], "'--public-fraction'"),
             (&["gradtx", "finetune", "--peft"], "'--save-adapter'"),

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// Directory of the logs in a run directory.
-pub const LOGS_DIR: &str = "logs";
+pub(crate) const LOGS_DIR: &str = "logs";
 /// Lines that `status` shows.
 const LINES: usize = 5;
 /// Bytes that are read for a line, however long it is.
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_logs_of_the_newest_job_and_of_the_last_start_of_a_rank() {
+    fn logs_are_of_the_newest_job_and_last_start() {
         let run = tempfile::tempdir().unwrap();
         let logs = run.path().join(LOGS_DIR);
         std::fs::create_dir(&logs).unwrap();

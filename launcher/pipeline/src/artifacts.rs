@@ -13,7 +13,7 @@ use crate::lineage::{Lineage, adapter_sums};
 use crate::records::{CurateInputs, TrainInputs};
 use crate::staleness::Run;
 use anyhow::{Context as _, Result};
-use gradtx_models::grad_transformer::{GradTransformerConfig, NormalizationMode};
+use gradtx_models::grad_transformer::{Components, GradTransformerConfig, NormalizationMode, Targets};
 use gradtx_run::config::{Config, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::failure::{failed, refused};
@@ -202,11 +202,17 @@ impl Tuples {
         }
         self.made.verify(|name| name.starts_with("shards/") || inits.iter().any(|init| init == name))
     }
+
+    /// Reads the shards of one of the models. Fails unless all are what `curate` wrote.
+    pub fn verify_shards(&self, role: Part) -> Result<()> {
+        let of_role = format!(".{role}.");
+        self.made.verify(|name| name.starts_with("shards/") && name.contains(&of_role))
+    }
 }
 
 /// Warns if the tuples that a run uses were made with other settings than it has now: they are used
 /// as they are.
-pub fn warn_of_changes(context: &Context, settings: &RunSettings, stage: &str) -> Result<()> {
+pub(crate) fn warn_of_changes(context: &Context, settings: &RunSettings, stage: &str) -> Result<()> {
     let run = Run { dir: settings.run(), config: settings.config() };
     let changes = run.changes_of_tuples()?;
     if !changes.is_empty() {
@@ -261,13 +267,13 @@ impl Tuples {
     }
 }
 
-/// The spaces of a run's two models, as far as these are where the run says: training needs
+/// A run's two models, as far as these are where the run says: training needs
 /// tuples, not models, and may be done where these are not.
-pub fn spaces_at_hand(
+pub(crate) fn sides_at_hand(
     config: &Config,
     threads: usize,
     mut note: impl FnMut(String),
-) -> Result<[Option<UpdateSpace>; 2]> {
+) -> Result<[Option<ModelSpec>; 2]> {
     let mut found = [None, None];
     for (role, dir) in [(Role::Tiny, &config.models.tiny), (Role::Llm, &config.models.llm)] {
         if dir.as_os_str().is_empty() || !dir.exists() {
@@ -275,7 +281,7 @@ pub fn spaces_at_hand(
             note(format!("models.{name} is not here: whether the tuples are of it is not compared"));
             continue;
         }
-        found[role as usize] = Some(open_side(config, role, threads)?.space);
+        found[role as usize] = Some(open_side(config, role, threads)?);
     }
     Ok(found)
 }
@@ -288,21 +294,54 @@ pub struct Translator {
     pub sums: Map<String, Value>,
     /// Norms of the shadow students that it was trained on.
     pub students: Norms,
+    /// What it predicts.
+    pub targets: Targets,
+    /// Blocks that it predicts, and values of each.
+    shape: [usize; 2],
+}
+
+impl Translator {
+    /// What its predictions mean, for one that predicts coordinates.
+    pub fn components(&self, tuples: &Tuples) -> Result<Components> {
+        let pairs = tuples.store.pairs();
+        Components::load(&self.dir, &tuples.manifest, self.shape, pairs)
+            .map_err(|error| failed(error.to_string(), TRAIN_AGAIN))
+    }
+}
+
+impl Translator {
+    /// The tuples that it was trained on, those of the TinyLM verified; or why they are not there: a
+    /// translator can do without.
+    pub fn tuples_at_hand(
+        &self,
+        settings: &mut RunSettings,
+        spaces: [&UpdateSpace; 2],
+    ) -> Result<Tuples, String> {
+        let plain = |error: anyhow::Error| format!("{error:#}").replace('\n', " ");
+        let tuples = open_tuples(settings, spaces.map(Some)).map_err(plain)?;
+        if self.sums.get("tuples").and_then(Value::as_str) != Some(&tuples.manifest) {
+            let dir = shown(&tuples.made.dir);
+            return Err(format!("{dir}: not the tuples that the translator was trained on"));
+        }
+        tuples.verify_shards(Part::Student).map_err(plain)?;
+        Ok(tuples)
+    }
 }
 
 /// Files of a translator that are used; the statistics where it has some.
 const TRANSLATOR_FILES: [&str; 3] = ["config.json", "model.safetensors", "validation.json"];
 const STATISTICS: &str = "normalization.safetensors";
 
-/// Opens the translator that a run uses, or that of a fold.
-pub fn open_translator(
+/// Opens the translator that a run uses, or that of a fold; with these targets, if any are asked for.
+pub(crate) fn open_translator(
     settings: &mut RunSettings,
     fold: Option<&Fold>,
+    targets: Option<Targets>,
     student: &UpdateSpace,
     teacher: &UpdateSpace,
 ) -> Result<Translator> {
     let (dir, reuse) = (settings.translator_dir(), &settings.config().reuse);
-    let dir = fold.map_or(dir, Fold::translator_dir);
+    let dir = fold.map_or(dir, |fold| fold.translator_dir(targets));
     let source = Source { what: "translator", run: &reuse.translator, checksum: &reuse.translator_checksum };
     if !dir.join(TRANSLATOR_FILES[1]).is_file() {
         return Err(source.missing(&dir, "translator", "train"));
@@ -312,10 +351,21 @@ pub fn open_translator(
     for name in TRANSLATOR_FILES {
         sums.insert(name.into(), made.sum(name)?.into());
     }
-    made.verify(|name| TRANSLATOR_FILES.contains(&name) || name == STATISTICS)?;
+    made.verify(|name| TRANSLATOR_FILES.contains(&name) || [STATISTICS, Components::FILE].contains(&name))?;
     let (config, mode) = GradTransformerConfig::open(&dir.join(TRANSLATOR_FILES[0]))?;
     if mode != NormalizationMode::None {
         sums.insert(STATISTICS.into(), made.sum(STATISTICS)?.into());
+    }
+    if config.targets != Targets::Factors {
+        sums.insert(Components::FILE.into(), made.sum(Components::FILE)?.into());
+    }
+    if let Some(wanted) = targets.filter(|wanted| *wanted != config.targets) {
+        let [wanted, found] = [wanted, config.targets].map(Targets::name);
+        let what = format!("{}: expected a translator that predicts {wanted}, found {found}", shown(&dir));
+        let hint = format!(
+            "use it with --method grad-transformer, or train another: gradtx train --set train.targets={wanted}"
+        );
+        return Err(failed(what, hint));
     }
     let inputs: TrainInputs = made.inputs()?;
     if inputs.held_out != Fold::held_out(fold) {
@@ -331,7 +381,9 @@ pub fn open_translator(
             Part::Student => [config.student_blocks, config.student_width],
             Part::Teacher => [config.teacher_blocks, config.teacher_width],
         };
-        if [blocks, width] != [expected.blocks, expected.width] {
+        // As many coordinates as the components have, which are read later.
+        let counts_coordinates = role == Part::Teacher && config.targets != Targets::Factors;
+        if blocks != expected.blocks || (width != expected.width && !counts_coordinates) {
             let what = format!("{what}: its configuration has {blocks} blocks of {width} values");
             return Err(failed(what, TRAIN_AGAIN));
         }
@@ -354,11 +406,12 @@ pub fn open_translator(
     let path = dir.join(TRANSLATOR_FILES[2]);
     let students = serde_json::from_value(read_json(&path)?["students"].clone())
         .with_context(|| format!("{}: norms of the TinyLM's shadow updates", shown(&path)))?;
-    Ok(Translator { dir, sums, students })
+    let shape = [config.teacher_blocks, config.teacher_width];
+    Ok(Translator { dir, sums, students, targets: config.targets, shape })
 }
 
 /// Opens a client's update of the TinyLM.
-pub fn open_update(student: &ModelSpec, teacher: &ModelSpec, path: &Path) -> Result<UpdateVector> {
+pub(crate) fn open_update(student: &ModelSpec, teacher: &ModelSpec, path: &Path) -> Result<UpdateVector> {
     let file = UpdateFile::open(path)?;
     let space = file.meta().space.clone();
     let same = student.space.expect_same(&space, &shown(path));

@@ -1,5 +1,6 @@
 //! [`Fold`]: shadow pairs that are left out of a translator, to play clients.
 
+use gradtx_models::grad_transformer::Targets;
 use gradtx_run::paths::{PRODUCTS_DIR, TRANSLATOR_DIR};
 use std::path::{Path, PathBuf};
 
@@ -20,13 +21,17 @@ impl Fold {
         fold.map_or(vec![], |fold| fold.held_out.clone())
     }
 
-    /// Directory of its Grad-Transformer.
-    pub fn translator_dir(&self) -> PathBuf {
-        self.dir.join(TRANSLATOR_DIR)
+    /// Directory of its Grad-Transformer with these targets; without, of the one that the run's settings
+    /// ask for.
+    pub fn translator_dir(&self, targets: Option<Targets>) -> PathBuf {
+        self.dir.join(match targets {
+            None => TRANSLATOR_DIR.to_owned(),
+            Some(targets) => format!("{TRANSLATOR_DIR}-{}", targets.name()),
+        })
     }
 
     /// Directory of the penalty of [`crate::products`]: the run's own, or the fold's.
-    pub fn products_dir(fold: Option<&Self>, run: &Path) -> PathBuf {
+    pub(crate) fn products_dir(fold: Option<&Self>, run: &Path) -> PathBuf {
         fold.map_or(run, |fold| &fold.dir).join(PRODUCTS_DIR)
     }
 }

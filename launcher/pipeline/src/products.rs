@@ -4,12 +4,12 @@
 //! LLM and the public data. Out: factors of the LLM's adapter of rank `translate.lora_r`, and
 //! [`Details`]. What depends on the run alone, the penalty, is kept in `RUN/products`.
 
-use crate::aggregate::Combine;
 use crate::artifacts::Tuples;
 use crate::fold::Fold;
 use crate::records::{PenaltyInputs, ProductsInputs};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
+use gradtx_models::grad_transformer::{Components, Targets};
 use gradtx_models::lora::Products;
 use gradtx_run::config::{Config, PenaltyChoice, PenaltyRule};
 use gradtx_run::context::Context;
@@ -21,6 +21,7 @@ use gradtx_runtime::artifact::{Role as Part, read_json, write_json};
 use gradtx_runtime::data::Example;
 use gradtx_train::examples::Data;
 use gradtx_train::model_spec::ModelSpec;
+use gradtx_train::products::coordinates::{Coordinates, Residuals, mean_weights, measure};
 use gradtx_train::products::penalty::{Losses, Penalty, Trial, USUAL, by_error, by_loss, trials};
 use gradtx_train::products::{Groups, Kernel};
 use serde::{Deserialize, Serialize};
@@ -65,27 +66,18 @@ impl Translation<'_> {
     }
 
     /// Translates clients' updates: the LLM with adapters of the new rank, the factors of one, and how they
-    /// came to be. Products of several clients are averaged, or added up.
-    pub fn of(&self, clients: &[&[f32]], combine: Combine) -> Result<(ModelSpec, Vec<f32>, Details)> {
+    /// came to be. Products of several clients are added up with these shares.
+    pub fn of(&self, clients: &[&[f32]], shares: &[f64]) -> Result<(ModelSpec, Vec<f32>, Details)> {
         let store = &self.tuples.store;
-        let groups = Groups::new(&self.groups()?);
+        let groups = self.groups()?;
         let kernel = Kernel::read(store, &groups, clients)?;
         let side = self.teacher.of_rank(self.config.translate.lora_r)?;
-        let init = store.init(Part::Teacher)?;
-        let products = Products::new(&self.teacher.layout, store.pairs(), |pair, range, out| {
-            store.read_part(Part::Teacher, pair, store.steps() - 1, range.start, out)?;
-            out.iter_mut().zip(&init[range]).for_each(|(value, start)| *value += start);
-            Ok(())
-        })?;
+        let products = self.products()?;
         let penalty = self.penalty(&groups, &kernel, &products, &side)?;
         let all: Vec<usize> = (0..groups.count()).collect();
-        let share = match combine {
-            Combine::Mean => 1.0 / clients.len() as f64,
-            Combine::Sum => 1.0,
-        };
         let mut weights = vec![0.0; store.pairs()];
         let mut distance = vec![];
-        for (i, client) in kernel.clients.iter().enumerate() {
+        for (i, (client, share)) in kernel.clients.iter().zip(shares).enumerate() {
             let own = kernel.weights(&all, client, penalty.penalty)?;
             distance.push(kernel.distance(i, &own));
             let own = groups.spread(&all, &own);
@@ -96,15 +88,67 @@ impl Translation<'_> {
         Ok((side, factors, details))
     }
 
-    /// Group of every pair; in a store that does not tell, each pair is its own.
-    fn groups(&self) -> Result<Vec<usize>> {
+    /// Reads out what a Grad-Transformer predicted for a client's update: the LLM with adapters of the new
+    /// rank, and the factors of one.
+    pub fn of_coordinates(
+        &self,
+        components: &Components,
+        client: &[f32],
+        predicted: &[f32],
+    ) -> Result<(ModelSpec, Vec<f32>)> {
+        let groups = self.groups()?;
+        let base = match components.penalty() {
+            None => mean_weights(&groups),
+            Some(penalty) => {
+                let kernel = Kernel::read(&self.tuples.store, &groups, &[client])?;
+                let all: Vec<usize> = (0..groups.count()).collect();
+                groups.spread(&all, &kernel.weights(&all, &kernel.clients[0], penalty)?)
+            }
+        };
+        let side = self.teacher.of_rank(self.config.translate.lora_r)?;
+        let factors =
+            self.products()?.read_out_blocks(&components.weights(&base, predicted)?, &side.layout)?;
+        Ok((side, factors))
+    }
+
+    /// What a Grad-Transformer is to predict in the place of the LLM's updates: components of the shadow
+    /// teachers' products, and the coordinates of every tuple.
+    pub fn coordinates(&self, targets: Targets, limit: usize) -> Result<(Components, Coordinates)> {
+        let (store, groups) = (&self.tuples.store, self.groups()?);
+        let (components, coordinates) = measure(store, &self.teacher.layout, &groups, limit)?;
+        if targets != Targets::Residual {
+            return Ok((components, coordinates));
+        }
+        let kernel = Kernel::read(store, &groups, &[])?;
+        let side = self.teacher.of_rank(self.config.translate.lora_r)?;
+        let penalty = match self.config.translate.penalty {
+            PenaltyChoice::Fixed(penalty) => penalty,
+            PenaltyChoice::By(_) => self.penalty(&groups, &kernel, &self.products()?, &side)?.penalty,
+        };
+        let residuals = Residuals { store, groups: &groups, kernel: &kernel, penalty };
+        Ok((components.with_penalty(Some(penalty)), residuals.of(&coordinates)?))
+    }
+
+    /// The shadow teachers' products.
+    fn products(&self) -> Result<Products> {
         let store = &self.tuples.store;
-        Ok(self.tuples.groups()?.unwrap_or_else(|| {
+        let init = store.init(Part::Teacher)?;
+        Ok(Products::new(&self.teacher.layout, store.pairs(), |pair, range, out| {
+            store.read_part(Part::Teacher, pair, store.steps() - 1, range.start, out)?;
+            out.iter_mut().zip(&init[range]).for_each(|(value, start)| *value += start);
+            Ok(())
+        })?)
+    }
+
+    /// Groups of the pairs; in a store that does not tell, each pair is its own.
+    fn groups(&self) -> Result<Groups> {
+        let store = &self.tuples.store;
+        Ok(Groups::new(&self.tuples.groups()?.unwrap_or_else(|| {
             let what = "translate: warning: an older version of gradtx made these tuples, without the groups of \
                         shadow subsets: each is taken for a group of its own";
             self.context.ui.notice(what);
             (0..store.pairs()).collect()
-        }))
+        })))
     }
 
     fn penalty(
@@ -282,7 +326,7 @@ impl Stage for Choosing<'_> {
 }
 
 /// The choice of the penalty, with what it depends on.
-fn choice(config: &Config) -> PenaltyInputs {
+pub(crate) fn choice(config: &Config) -> PenaltyInputs {
     let translate = &config.translate;
     match translate.penalty {
         PenaltyChoice::By(by @ PenaltyRule::Loss) => {

@@ -1,7 +1,9 @@
 //! What stages record that later ones and reports read: the inputs of each, as the type that
 //! was written. The fields and their order are those of `settings` in record.json.
 
-use crate::aggregate::Combine;
+use crate::aggregate::{AggregationInputs, Combine};
+use crate::variant::Variant;
+use gradtx_models::grad_transformer::Targets;
 use gradtx_run::config::{
     AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, PenaltyChoice, PenaltyRule,
     PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
@@ -12,7 +14,8 @@ use gradtx_runtime::artifact::UpdateSpace;
 use gradtx_train::baselines::Method;
 use gradtx_train::examples::DataInputs;
 use gradtx_train::model_spec::AdapterInputs;
-use serde::{Deserialize, Serialize};
+use serde::ser::Error as _;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// What a tuple store depends on.
@@ -72,9 +75,33 @@ pub struct TrainInputs {
     /// Fingerprint of the weights that it starts from.
     pub pretrained: Option<String>,
     /// The settings of training.
+    #[serde(serialize_with = "training_settings")]
     pub train: TrainConfig,
     /// The device.
     pub device: DeviceConfig,
+    /// What coordinates of products depend on, where these are predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinates: Option<CoordinateInputs>,
+}
+
+/// Without the settings of coordinates where none are predicted.
+fn training_settings<S: Serializer>(train: &TrainConfig, to: S) -> Result<S::Ok, S::Error> {
+    let mut settings = serde_json::to_value(train).map_err(S::Error::custom)?;
+    if let (Targets::Factors, Some(settings)) = (train.targets, settings.as_object_mut()) {
+        settings.shift_remove("targets");
+        settings.shift_remove("max_components");
+    }
+    settings.serialize(to)
+}
+
+/// What the coordinates depend on that a Grad-Transformer predicts, apart from tuples and settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CoordinateInputs {
+    /// Group of every shadow pair, where the store gives.
+    pub groups: Option<Vec<usize>>,
+    /// The penalty of the regression whose residuals are predicted, or how it is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<PenaltyInputs>,
 }
 
 impl Inputs for TrainInputs {
@@ -133,6 +160,9 @@ pub struct TranslateInputs {
     pub method: Method,
     /// How several updates became one.
     pub combine: Combine,
+    /// What of that is not as by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<AggregationInputs>,
     /// Noise was put in the place of the update.
     pub random_student: bool,
     /// Checksums of the updates.
@@ -149,6 +179,9 @@ pub struct TranslateInputs {
     /// How it was translated by products, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub products: Option<ProductsInputs>,
+    /// Rank of the adapter that predicted coordinates are read out as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_r: Option<usize>,
 }
 
 /// The settings that a translation by products depends on.
@@ -237,6 +270,47 @@ pub struct ShadowClientInputs {
 
 impl Inputs for ShadowClientInputs {
     const STAGE: &'static str = "shadow-client";
+}
+
+/// What the update of a client depends on that differs from its shadow pair.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientVariantInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Checksum of the tuple store's manifest.
+    pub tuples: String,
+    /// Shadow index.
+    pub shadow: usize,
+    /// Which of the two models.
+    pub role: Role,
+    /// Fingerprint of the base model.
+    pub model: String,
+    /// How it differs.
+    pub variant: Variant,
+    /// Rows of the public data that it is trained on, if it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<usize>,
+    /// How it is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
+    /// What is added to the shadow's update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<Noise>,
+    /// The device.
+    pub device: DeviceConfig,
+}
+
+/// Normal noise on an update.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Noise {
+    /// Its standard deviation in those of the shadows' updates.
+    pub deviations: f64,
+    /// Shadows whose updates are not counted.
+    pub held_out: Vec<usize>,
+}
+
+impl Inputs for ClientVariantInputs {
+    const STAGE: &'static str = "client-variant";
 }
 
 /// What a merged model depends on.

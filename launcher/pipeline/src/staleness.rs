@@ -5,9 +5,10 @@
 //! is read. Such a result stays as it is; its stage refuses to write over it, and the stages
 //! after it may use it, which they say.
 
-use crate::products::Translation;
+use crate::products::{self, Translation};
 use crate::records::{
-    CurateInputs, EvaluateInputs, FinetuneInputs, RefineInputs, TrainInputs, TranslateInputs,
+    CoordinateInputs, CurateInputs, EvaluateInputs, FinetuneInputs, RefineInputs, TrainInputs,
+    TranslateInputs,
 };
 use anyhow::Result;
 use gradtx_run::config::{Config, DeviceConfig, ReuseConfig, TranslatorConfig};
@@ -72,7 +73,7 @@ impl Run<'_> {
     }
 
     /// How the settings differ from those of the tuples that the run uses; empty where there are none.
-    pub fn changes_of_tuples(&self) -> Result<String> {
+    pub(crate) fn changes_of_tuples(&self) -> Result<String> {
         let dir = self.config.reuse.tuples_dir(self.dir);
         match record::read(&dir.join(RECORD_FILE)) {
             Ok(made) => self.changes(&dir, &made),
@@ -105,6 +106,10 @@ impl Run<'_> {
             tuples: self.sum_of(&ReuseConfig::tuples_dir, MANIFEST).unwrap_or(made.tuples),
             translator: TranslatorConfig { pretrained_path: PathBuf::new(), ..config.translator.clone() },
             train: config.train.with_steps_of(&made.train),
+            coordinates: made.coordinates.map(|made| CoordinateInputs {
+                penalty: made.penalty.map(|_| products::choice(config)),
+                ..made
+            }),
             device: device(made.device, config),
             ..made
         }
@@ -143,6 +148,7 @@ impl Run<'_> {
         }
         TranslateInputs {
             products: made.products.map(|_| Translation::inputs(self.config)),
+            lora_r: made.lora_r.map(|_| self.config.translate.lora_r),
             device: device(made.device, self.config),
             ..made
         }

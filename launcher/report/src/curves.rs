@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Most points of a curve.
-pub const POINTS: u64 = 200;
+pub(crate) const POINTS: u64 = 200;
 /// What stages call the learning rate in their metrics.
 const LEARNING_RATE: &str = "learning_rate";
 
@@ -344,7 +344,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn many_jobs_become_a_band_and_what_is_no_number_is_counted() {
+    fn many_curves_become_a_band_and_nans_are_counted() {
         let job = |scale: f64| (1..=1000).map(|s| (s, scale / s as f64)).collect::<Losses>();
         let mut jobs = vec![job(1.0), job(2.0), job(4.0)];
         jobs[0][999].1 = f64::NAN;

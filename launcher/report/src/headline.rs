@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_that_does_as_well_is_said_to_show_nothing() {
+    fn equal_constants_are_said_to_show_nothing() {
         let said = said(&[
             (S, &[0.5, 0.6]),
             (T, &[0.9, 0.9]),

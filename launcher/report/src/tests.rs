@@ -257,7 +257,7 @@ fn a_whole_run() {
 }
 
 #[test]
-fn the_same_files_give_the_same_bytes_except_for_times() {
+fn report_bytes_follow_from_files_except_for_times() {
     let content = |files: &Files| {
         let mut value = serde_json::to_value(files.report()).unwrap();
         assert_eq!(value["schema"], 1);

@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn large_stores_are_sampled_evenly_and_large_maps_are_thinned() {
+    fn large_stores_are_sampled_and_large_maps_thinned() {
         assert_eq!(evenly(10, 3), [0, 3, 6]);
         assert_eq!(evenly(3, 100), [0, 1, 2]);
         assert_eq!(evenly(5, 0), [0]);

@@ -285,7 +285,7 @@ mod tests {
 
     #[cfg(not(feature = "cuda"))]
     #[test]
-    fn without_cuda_auto_takes_the_cpu_and_what_needs_a_gpu_is_an_error() {
+    fn auto_without_cuda_is_the_cpu_or_an_error() {
         let what = |kind, dtype| take(&settings(kind, dtype), &place()).map(|taken| taken.what);
         for kind in [DeviceKind::Auto, DeviceKind::Cpu] {
             assert!(what(kind, DtypeKind::Auto).unwrap().starts_with("CPU"));
@@ -321,7 +321,7 @@ mod tests {
 
     #[cfg(feature = "cuda")]
     #[test]
-    fn a_rank_has_the_gpu_of_its_number_or_the_only_one_that_it_sees() {
+    fn ranks_have_the_gpu_of_their_number_or_the_only_one() {
         let place = |local_rank| RankInfo { node: "n1".into(), local_rank, local_size: 4 };
         assert_eq!(ordinal(&place(3), 1), Ok(0));
         assert_eq!(ordinal(&place(3), 4), Ok(3));

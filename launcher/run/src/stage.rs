@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_is_done_once_and_read_back_as_it_was_written() {
+    fn stages_are_done_once_and_read_back_as_written() {
         let home = tempfile::tempdir().unwrap();
         let context = Context::new(Some(1), Ui::new("count", true, false), &World::alone());
         let stage = Count { dir: home.path(), made: Cell::new(0) };

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn several_files_are_one_data_set_and_know_their_tasks() {
+    fn several_files_are_one_data_set_with_tasks() {
         let dir = tempfile::tempdir().unwrap();
         let math = "{\"question\": \"q\", \"answer\": \"#### 1\"}\n";
         let chat = "{\"dialogue\": \"d\", \"summary\": \"s\", \"task\": \"chat\", \"n\": 3}\n";

@@ -10,8 +10,8 @@ use gradtx_models::decoder::DecoderConfig;
 use gradtx_run::config::DataConfig;
 use gradtx_run::failure::{unusable, unusable_with};
 use gradtx_runtime::data::{
-    DataSummary, Dataset, Example, PromptCheck, PromptForm, Record, Renderer, TextTokenizer, build_examples,
-    expect_vocabulary, prompt_tokens,
+    Content, DataSummary, Dataset, Example, PromptCheck, PromptForm, Record, Renderer, TextTokenizer, Tokens,
+    build_examples, expect_vocabulary, prompt_tokens,
 };
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -145,7 +145,7 @@ impl Prompts {
     }
 
     /// Fails when cutting takes away more of a data set's labels than `data.max_lost_labels` allows.
-    pub fn expect_labels(&self, summary: &DataSummary) -> Result<()> {
+    pub(crate) fn expect_labels(&self, summary: &DataSummary) -> Result<()> {
         match self.cut(summary).filter(|_| summary.lost_share() > self.max_lost_labels) {
             None => Ok(()),
             Some(cut) => {
@@ -172,6 +172,44 @@ impl Prompts {
             return Err(record.origin.error(why).into());
         }
         Ok(tokens)
+    }
+
+    /// The choices of a record, each after its context as an example in which the choice's tokens alone
+    /// count; none if it has no choices.
+    ///
+    /// # Errors
+    /// If one is longer than the model's positions, or the prompt form changes its text.
+    pub fn choices(&self, record: &Record) -> Result<Vec<Example>> {
+        let texts = record.choices.iter().flat_map(|choices| &choices.texts);
+        texts.map(|text| self.choice(record, text)).collect()
+    }
+
+    fn choice(&self, record: &Record, text: &str) -> Result<Example> {
+        let Content::Pair { prompt, .. } = &record.content else {
+            return Err(record.origin.error("expected a context with choices, found a conversation").into());
+        };
+        let content = Content::Pair { prompt: prompt.clone(), response: text.into() };
+        let rendered = self.renderer.render(&Record { content, ..record.clone() })?;
+        let Some(place) = rendered.text[rendered.answer..].find(text.trim()) else {
+            let why = format!(
+                "the chat template writes the choice `{text}` differently; choose another prompt form"
+            );
+            return Err(record.origin.error(why).into());
+        };
+        let end = rendered.answer + place + text.trim().len();
+        let Tokens { ids, spans, .. } = self.tokenizer.encode(&rendered.text[..end])?;
+        expect_vocabulary(record, &ids, &self.tokenizer, self.vocabulary)?;
+        if ids.len() > self.context {
+            let why = format!(
+                "a choice has {} tokens with its context, the model {} positions",
+                ids.len(),
+                self.context
+            );
+            return Err(record.origin.error(why).into());
+        }
+        // The first token has nothing before it that predicts it.
+        let trained = spans.iter().enumerate().map(|(i, span)| i > 0 && span.1 > rendered.answer).collect();
+        Ok(Example { tokens: ids, trained })
     }
 
     /// Tokens that a text may have at most.

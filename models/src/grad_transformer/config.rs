@@ -1,6 +1,6 @@
 //! [`GradTransformerConfig`]: sizes and settings of a Grad-Transformer, as in its `config.json`.
 
-use super::NormalizationMode;
+use super::{NormalizationMode, Targets};
 use crate::fields::Fields;
 use crate::t5::MAX_PARAMETERS;
 use crate::t5::T5Config;
@@ -66,6 +66,8 @@ pub struct GradTransformerConfig {
     pub teacher_blocks: usize,
     /// What the decoder starts with.
     pub start_token: StartToken,
+    /// What the teacher's blocks mean.
+    pub targets: Targets,
     /// The T5 between the projections.
     pub t5: T5Config,
 }
@@ -91,6 +93,12 @@ impl GradTransformerConfig {
                 fields.error("normalization", &why)
             })?,
         };
+        let targets = match fields.text("targets")? {
+            None => Targets::default(),
+            Some(name) => Targets::parse(&name).ok_or_else(|| {
+                fields.error("targets", &format!("expected factors, products or residual, found {name}"))
+            })?,
+        };
         let t5 = fields.object("t5")?.ok_or_else(|| fields.missing("t5"))?;
         let config = Self {
             student_width: fields.size("student_width")?,
@@ -98,6 +106,7 @@ impl GradTransformerConfig {
             teacher_width: fields.size("teacher_width")?,
             teacher_blocks: fields.size("teacher_blocks")?,
             start_token,
+            targets,
             t5: T5Config::from_fields(t5)?,
         };
         fields.finish(&[])?;
@@ -127,7 +136,7 @@ impl GradTransformerConfig {
 
     /// The content of `config.json`.
     pub fn to_json(&self, normalization: NormalizationMode) -> Value {
-        json!({
+        let mut json = json!({
             "model_type": "grad_transformer",
             "student_width": self.student_width,
             "student_blocks": self.student_blocks,
@@ -136,7 +145,12 @@ impl GradTransformerConfig {
             "start_token": self.start_token.name(),
             "normalization": normalization.name(),
             "t5": self.t5.to_json(),
-        })
+        });
+        // The published form has no such field.
+        if self.targets != Targets::Factors {
+            json["targets"] = self.targets.name().into();
+        }
+        json
     }
 
     /// Values of a student's update, L_S · d_S.

@@ -8,20 +8,25 @@
 //! * [`Trainer`]: gradient accumulation and AdamW, on batches that may be staged ([`StagedTuples`]).
 //! * [`Generator`]: cached autoregressive generation.
 //! * [`Normalization`]: the units that the model works in.
+//! * [`Targets`]: what the teacher's blocks mean; [`Components`]: coordinates in the place of updates.
 
 mod acts;
+mod components;
 mod config;
 mod files;
 mod generate;
 mod model;
 mod normalize;
 mod staged;
+mod targets;
 mod train;
 
 pub use acts::{Activations, Tuples};
+pub use components::Components;
 pub use config::{GradTransformerConfig, StartToken};
 pub use generate::Generator;
 pub use model::GradTransformer;
 pub use normalize::{FitPart, Normalization, NormalizationFit, NormalizationMode};
 pub use staged::{Batch, StagedMut, StagedPart, StagedTuples};
+pub use targets::Targets;
 pub use train::{StepReport, Trainer};

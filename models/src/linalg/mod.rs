@@ -20,7 +20,7 @@ fn axpy(y: &mut [f64], a: f64, x: &[f64]) {
 }
 
 /// `x·y`, in eight partial sums that are added in order: a sum one by one would wait for every addition.
-fn dot(x: &[f64], y: &[f64]) -> f64 {
+pub(crate) fn dot(x: &[f64], y: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
     let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
     let rest: f64 = xs.remainder().iter().zip(ys.remainder()).map(|(x, y)| x * y).sum();

@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_fill_a_block_in_order_and_targets_point_to_them() {
+    fn slices_fill_blocks_in_order_for_their_targets() {
         let lora =
             LoraConfig { targets: vec![Module::Down, Module::K, Module::Q, Module::K], ..Default::default() };
         let model = model(16, 3, 4, 2);
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn the_initial_adapter_depends_on_key_block_and_module_only() {
+    fn initial_adapters_depend_on_key_block_and_module() {
         let model = model(16, 3, 4, 2);
         let small = BlockLayout::new(&model, &LoraConfig::default()).unwrap();
         let large =

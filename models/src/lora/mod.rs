@@ -7,6 +7,7 @@
 //! places; what moves through the pipeline (adapters, gradients, moments, update
 //! vectors) are rows of that shape.
 
+mod inner_products;
 mod layout;
 mod merge;
 mod multi;
@@ -17,6 +18,7 @@ mod per_example;
 mod products;
 mod stacked;
 
+pub use inner_products::BlockProducts;
 pub use layout::{BlockLayout, Factor, LoraConfig, Module, Projection, Slice, initial_adapter};
 pub use merge::merge;
 pub use multi::{JobsStep, MultiLora};

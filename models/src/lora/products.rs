@@ -107,26 +107,35 @@ impl Products {
     /// # Errors
     /// When there are not K weights, or the layout is of other matrices.
     pub fn read_out(&self, weights: &[f64], layout: &BlockLayout) -> Result<Vec<f32>> {
+        self.read_out_blocks(&vec![weights; self.layout.blocks()], layout)
+    }
+
+    /// [`Self::read_out`] with weights of its own for every block, `[L][K]`.
+    pub fn read_out_blocks<W: AsRef<[f64]>>(&self, weights: &[W], layout: &BlockLayout) -> Result<Vec<f32>> {
         let (own, other) = (self.layout.lora(), layout.lora());
-        let same = own.targets == other.targets && self.layout.blocks() == layout.blocks();
+        let blocks = self.layout.blocks();
+        let same = own.targets == other.targets && blocks == layout.blocks() && blocks == weights.len();
         let same_scale = (own.scale() - other.scale()).abs() <= 1e-9 * own.scale();
-        if !same || !same_scale || weights.len() != self.adapters {
+        let wrong = weights.iter().map(|weights| weights.as_ref().len()).find(|&len| len != self.adapters);
+        if !same || !same_scale || wrong.is_some() {
             let why = format!(
-                "{} weights of {} adapters; α/r {} becomes {}; {} blocks become {}",
-                weights.len(),
+                "{} weights of {} adapters; α/r {} becomes {}; {blocks} blocks become {}",
+                wrong.unwrap_or(self.adapters),
                 self.adapters,
                 own.scale(),
                 other.scale(),
-                self.layout.blocks(),
                 layout.blocks()
             );
             return Err(Error::invalid("sum of adapters", why));
         }
         // One weight for each column of the stacks.
-        let weights: Vec<f64> = weights.iter().flat_map(|&v| vec![v; own.rank]).collect();
-        let read = |factors: &Factors| factors.read_out(&weights, other.rank);
-        let parts = self.matrices.par_iter().map(read).collect::<Result<Vec<_>>>()?;
-        Ok(parts.concat())
+        let by_column =
+            |weights: &W| weights.as_ref().iter().flat_map(|&v| vec![v; own.rank]).collect::<Vec<f64>>();
+        let weights: Vec<Vec<f64>> = weights.iter().map(by_column).collect();
+        let pairs = self.layout.slices().len() / 2;
+        let matrices = self.matrices.par_iter().enumerate();
+        let read = |(i, factors): (usize, &Factors)| factors.read_out(&weights[i / pairs], other.rank);
+        Ok(matrices.map(read).collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// The inner products of what the adapters do, `Σ ⟨B_i A_i, B_j A_j⟩` over all matrices:
@@ -274,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_of_products_is_read_out_exactly_where_the_rank_allows_it() {
+    fn product_sums_are_exact_where_the_rank_allows() {
         let small = layout(2);
         let adapters = random(&small, 3);
         let weights = [0.7, -0.4, 0.7];

@@ -175,6 +175,7 @@ fn translator_config(dropout: f64, start_token: StartToken) -> GradTransformerCo
         teacher_width: 9,
         teacher_blocks: TARGET,
         start_token,
+        targets: Default::default(),
         t5: config(dropout, 2),
     }
 }

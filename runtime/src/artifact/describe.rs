@@ -282,7 +282,7 @@ pub fn not_an_adapter(path: &Path) -> Error {
 }
 
 /// The error for a model directory without tokenizer.json, and how to make one.
-pub fn no_tokenizer(dir: &Path) -> Error {
+pub(crate) fn no_tokenizer(dir: &Path) -> Error {
     let old = ["tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "tekken.json"];
     let place = dir.display();
     let why = match old.iter().find(|name| is_there(&dir.join(name))) {
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_as_an_adapter_is_said_with_what_helps() {
+    fn wrong_adapter_directories_are_named_with_a_hint() {
         let cases: [(&[&str], &[&str]); 6] = [
             (&["adapter_config.json", "adapter_model.bin"], &["adapter_model.bin", "save_file"]),
             (&["adapter_config.json"], &["no adapter_model.safetensors"]),
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn tokenizers_of_other_forms_get_the_command_that_converts_them() {
+    fn other_tokenizers_get_a_command_that_converts() {
         for file in ["tokenizer.model", "vocab.json", "tekken.json"] {
             let message = no_tokenizer(dir(&[file]).path()).to_string();
             assert!(message.contains(file) && message.contains("AutoTokenizer"), "{message}");

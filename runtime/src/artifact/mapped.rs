@@ -257,7 +257,7 @@ mod tests {
     }
     /// The handler ends the process, so the access is in a child: this test again.
     #[test]
-    fn a_file_that_shrinks_is_named_and_the_process_ends_with_1() {
+    fn shrunk_files_are_named_and_end_with_code_1() {
         const CHILD: &str = "GRADTX_TEST_OF_A_SHRINKING_FILE";
         if let Some(path) = std::env::var_os(CHILD) {
             let path = Path::new(&path);
@@ -271,10 +271,7 @@ mod tests {
         let path = dir.path().join("shard.safetensors");
         std::fs::write(&path, vec![1; 10_000_000]).unwrap();
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "artifact::mapped::tests::a_file_that_shrinks_is_named_and_the_process_ends_with_1",
-            ])
+            .args(["--exact", "artifact::mapped::tests::shrunk_files_are_named_and_end_with_code_1"])
             .arg("--nocapture")
             .env(CHILD, &path)
             .output()

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_promises_what_is_not_there_is_refused() {
+    fn indices_that_name_absent_files_are_refused() {
         let dir = sharded();
         std::fs::remove_file(dir.path().join(SHARDS[1])).unwrap();
         refused(dir.path(), &[SHARDS[1], "missing"]);

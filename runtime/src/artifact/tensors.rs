@@ -155,7 +155,7 @@ impl TensorData<'_> {
     ///
     /// # Panics
     /// When the tensor ends before.
-    pub fn read_f32_from(&self, from: usize, out: &mut [f32]) -> Result<()> {
+    pub(crate) fn read_f32_from(&self, from: usize, out: &mut [f32]) -> Result<()> {
         let size = self.dtype.bitsize() / 8;
         let bytes = &self.bytes[from * size..(from + out.len()) * size];
         match self.dtype {
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_absurd_size_are_refused_before_they_are_read() {
+    fn absurd_headers_are_refused_before_they_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.safetensors");
         let refused = |header: &[u8], claimed: u64, word: &str| {

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_values_are_fine_and_others_are_named_on_every_rank() {
+    fn different_values_are_named_on_every_rank() {
         assert!(found(&["x"; 4]).iter().all(Result::is_ok));
         let node = crate::comm::this_node();
         for result in found(&["x", "x", "y", "x", "x"]) {

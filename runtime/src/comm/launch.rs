@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_mpi_cannot_find_are_refused_before_it_tries() {
+    fn unreachable_processes_are_refused_before_mpi() {
         let check = |by, size, set: &[&str]| {
             let is_set = |start: &str| set.iter().any(|name| name.starts_with(start));
             Launch { by, rank: 0, size }.check_wires(is_set).map_err(|error| error.to_string())

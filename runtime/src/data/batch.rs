@@ -150,6 +150,17 @@ pub struct BatchCapacity {
     pub labels: usize,
 }
 
+impl BatchCapacity {
+    /// Room for the largest of these streams.
+    pub fn of<'a>(streams: impl IntoIterator<Item = &'a PackedBatch>) -> Self {
+        streams.into_iter().fold(Self::default(), |room, stream| Self {
+            tokens: room.tokens.max(stream.len()),
+            segments: room.segments.max(stream.segments()),
+            labels: room.labels.max(stream.labels()),
+        })
+    }
+}
+
 /// Arrays of whole numbers of 32 bits, in their order within the one buffer that holds them all.
 #[derive(Clone, Copy)]
 enum Array {
@@ -378,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_weights_on_the_device_are_those_of_the_last_batch() {
+    fn device_keys_and_weights_are_of_the_last_batch() {
         let cpu = Cpu::new(1);
         let room = BatchCapacity { tokens: 8, segments: 2, labels: 8 };
         let mut on_device = DeviceBatch::<Cpu, f32>::new(&cpu, room).unwrap();

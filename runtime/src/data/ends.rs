@@ -127,6 +127,9 @@ impl PromptCheck {
             match (self.form, tokenizer.chat_template().is_some()) {
                 (PromptForm::ChatMl, true) => "auto or template (the model's own chat template), or plain",
                 (PromptForm::Template, _) => "chatml or plain",
+                (PromptForm::Plain, true) => "auto or template (the model's own chat template)",
+                (PromptForm::Plain, false) =>
+                    "chatml, or end the answers in the data with a token of the model",
                 _ => "auto or plain",
             }
         );
@@ -254,7 +257,14 @@ fn probe(record: Option<&Record>) -> Record {
         let content = Content::Pair { prompt: "What is 6 times 7?".into(), response: PROBE.into() };
         let origin =
             Origin { file: Arc::new(PathBuf::from("a conversation for trial")), line: 1, unit: Unit::Line };
-        return Record { origin, schema: Schema::Pair, content, learned: vec![], extra: Default::default() };
+        return Record {
+            origin,
+            schema: Schema::Pair,
+            content,
+            choices: None,
+            learned: vec![],
+            extra: Default::default(),
+        };
     };
     let mut record = record.clone();
     match &mut record.content {
@@ -363,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_is_ordinary_text_is_refused_before_training() {
+    fn ends_of_ordinary_text_are_refused_before_training() {
         let model = Model::new(&["<s>", "</s>"], json!(1));
         let message = model.check(PromptForm::ChatMl).unwrap_err().to_string();
         for word in ["chatml", "<|im_end|>", "10 ordinary tokens", "\"<\"", "auto or plain"] {

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_across_the_border_is_trained_on_and_reported() {
+    fn tokens_across_the_border_are_trained_on() {
         let dir = tempfile::tempdir().unwrap();
         let tokenizer = merging(dir.path());
         let renderer = Renderer::new(PromptForm::Plain, &tokenizer).unwrap();

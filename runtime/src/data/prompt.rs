@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The system message of the fixed ChatML prompt.
-pub const CHATML_SYSTEM: &str = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
+pub(crate) const CHATML_SYSTEM: &str = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
 /// Begins a message of the ChatML prompt.
 pub(super) const CHATML_START: &str = "<|im_start|>";
 /// Ends a message of the ChatML prompt.
@@ -164,7 +164,9 @@ impl Renderer {
             (Form::Plain(end), Content::Pair { prompt, response }) => {
                 // Data that was made for this form may end its answers itself.
                 let end = if response.trim_end().ends_with(end.as_str()) { "" } else { end.as_str() };
-                Ok(Rendered { text: [prompt, response.as_str(), end].concat(), answer: prompt.len() })
+                // Contexts of choices end in no space, as lm-evaluation-harness has them.
+                let space = if record.choices.is_some() { " " } else { "" };
+                Ok(Rendered { text: [prompt, space, response, end].concat(), answer: prompt.len() })
             }
             (Form::Plain(_), Content::Chat(_)) => Err(record.origin.error(
                 "the plain prompt form has no place for the roles of `messages`: take a model with a chat \
@@ -251,7 +253,14 @@ pub(super) mod tests {
             Content::Pair { .. } => Schema::Pair,
             Content::Chat(_) => Schema::Messages,
         };
-        Record { origin: origin(), schema, content, learned: vec![], extra: Default::default() }
+        Record {
+            origin: origin(),
+            schema,
+            content,
+            choices: None,
+            learned: vec![],
+            extra: Default::default(),
+        }
     }
 
     pub(in crate::data) fn pair(prompt: &str, response: &str) -> Record {

@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_that_is_no_number_changes_nothing_and_names_its_row() {
+    fn nan_gradients_change_nothing_and_name_their_row() {
         let cpu = Cpu::new(1);
         let mut p = vec![1.0f32; 6];
         let mut optimizer = FlatAdamW::<Cpu, f32>::new(&cpu, 2, 3).unwrap();

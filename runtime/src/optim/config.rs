@@ -48,7 +48,7 @@ mod tests {
     use crate::optim::Decay;
 
     #[test]
-    fn a_step_has_the_rate_of_the_schedule_and_counts_from_1() {
+    fn steps_have_the_scheduled_rate_counted_from_1() {
         let schedule =
             Schedule { peak: 2.0, decay: Decay::Linear, warmup: 2, hold: 0, steps: 6, final_fraction: 0.5 };
         let adamw = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_follow_the_equations_for_wide_and_tall_matrices() {
+    fn steps_follow_the_equations_for_all_shapes() {
         let cpu = Cpu::new(2);
         let mut p = random(130, 1);
         let mut want = p.clone();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_that_is_no_number_changes_nothing_and_names_its_matrix() {
+    fn nan_gradients_change_nothing_and_name_their_matrix() {
         let cpu = Cpu::new(1);
         let mut muon = Muon::<Cpu, f32>::new(&cpu, matrices()).unwrap();
         let (mut p, mut g) = (vec![1.0f32; 130], vec![0.5f32; 130]);

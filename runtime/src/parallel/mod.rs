@@ -53,7 +53,7 @@ impl Bucket {
     }
 
     /// What each rank owns of it, from the bucket's beginning.
-    pub fn shares_within(&self) -> Vec<Range<usize>> {
+    pub(crate) fn shares_within(&self) -> Vec<Range<usize>> {
         let start = self.range.start;
         self.shares.iter().map(|share| share.start - start..share.end - start).collect()
     }
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_ready_when_all_of_it_is_and_nothing_is_ready_twice() {
+    fn buckets_are_ready_once_when_whole() {
         let layout = layout();
         let shards = Shards::new(&layout, 2, 400);
         let mut readiness = Readiness::new(&shards);

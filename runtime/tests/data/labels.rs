@@ -35,7 +35,7 @@ fn characters(dir: &Path, texts: &[String]) -> TextTokenizer {
 }
 
 #[test]
-fn the_answer_and_its_end_are_trained_on_and_nothing_else() {
+fn labels_are_the_answer_and_its_end_alone() {
     for name in ["aqua_rat", "gsm8k", "commonsense_qa", "drop", "samsum", "dialogsum"] {
         let rows = read_rows(&fixture(&format!("tasks/{name}.parquet"))).unwrap();
         let texts: Vec<String> = rows.iter().map(|r| all_text(&Value::Object(r.columns.clone()))).collect();

@@ -60,7 +60,7 @@ fn templates_of_known_models_render_as_in_python() {
 }
 
 #[test]
-fn a_system_message_of_the_settings_stands_before_conversations_without_one() {
+fn system_messages_of_settings_fill_their_absence() {
     let dir = tempfile::tempdir().unwrap();
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}\
         {% if add_generation_prompt %}<assistant>{% endif %}";

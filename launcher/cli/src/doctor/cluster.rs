@@ -279,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_found_in_directories_and_in_the_cache() {
+    fn libraries_are_found_in_directories_and_cache() {
         let cache = parse_cache(
             "2 libs found in cache\n\tlibnccl.so.2 (libc6,x86-64) => /opt/lib/libnccl.so.2\n\tlibz.so.1 (libc6) => /z\n",
         );

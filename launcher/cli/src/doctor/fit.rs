@@ -20,7 +20,7 @@ use gradtx_runtime::plan::{MemoryPlan, Room, human_bytes};
 use gradtx_train::examples::Data;
 use gradtx_train::model_spec::lora_config;
 use gradtx_train::prompts::Prompts;
-use gradtx_train::translator::model_config;
+use gradtx_train::translator::{model_config, target_shape};
 use serde_json::json;
 use std::path::Path;
 
@@ -285,6 +285,7 @@ fn training(
     there: &Memory,
     [student, teacher]: [[usize; 2]; 2],
 ) -> Result<Check> {
+    let teacher = target_shape(&config.train, teacher, config.curate.num_subsets);
     let shape = model_config(&config.translator, student, teacher)?;
     let micro_batch = config.train.per_device_train_batch_size;
     let (parameters, plan) = dispatch(&config.device, context, TrainingOf { shape, micro_batch })?;

@@ -147,7 +147,14 @@ impl Job {
 /// A prompt from the command line, as an example without its answer.
 fn record(content: Content) -> Record {
     let origin = Origin { file: Arc::new(PathBuf::from("the prompt")), line: 1, unit: Unit::Line };
-    Record { origin, schema: Schema::Pair, content, learned: vec![], extra: Default::default() }
+    Record {
+        origin,
+        schema: Schema::Pair,
+        content,
+        choices: None,
+        learned: vec![],
+        extra: Default::default(),
+    }
 }
 
 /// What a prompt asks; the answer stands for the one that is generated.

@@ -1,11 +1,13 @@
 //! Where the jobs of a run stand: what was submitted, together with what squeue says.
 //!
-//! In: a run directory. Out: a [`JobStatus`] for each of its jobs that is still in the queue.
+//! In: the directory of a run or of a sweep. Out: a [`JobStatus`] for each of its jobs that is still in
+//! the queue.
 
 use super::jobs::{Jobs, SubmittedJob};
 use super::options::JobKind;
 use super::queue::{self, Queued};
 use anyhow::Result;
+use gradtx_run::config::RUN_FILE;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -52,22 +54,45 @@ impl JobStatus {
     }
 }
 
-/// The jobs of some runs that are in the queue, by asking squeue once; it is not asked where
+/// Runs this deep below a directory are found.
+pub const MAX_DEPTH: usize = 8;
+
+/// What was submitted for a run, or for a sweep and every run of it, with the directory of each job.
+///
+/// # Errors
+/// If a list of jobs cannot be read.
+pub(crate) fn submitted_below(dir: &Path) -> Result<Vec<(PathBuf, SubmittedJob)>> {
+    let mut found = vec![];
+    collect(dir, 0, &mut found)?;
+    Ok(found)
+}
+
+fn collect(dir: &Path, depth: usize, found: &mut Vec<(PathBuf, SubmittedJob)>) -> Result<()> {
+    found.extend(Jobs::read(dir)?.jobs.into_iter().map(|job| (dir.to_owned(), job)));
+    if dir.join(RUN_FILE).is_file() || depth == MAX_DEPTH {
+        return Ok(());
+    }
+    let visible = |name: std::ffi::OsString| !name.to_string_lossy().starts_with('.');
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && visible(entry.file_name()) {
+            collect(&entry.path(), depth + 1, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Those of the submitted jobs that are in the queue, by asking squeue once; it is not asked where
 /// nothing was submitted.
 ///
 /// # Errors
-/// If a list of jobs cannot be read, or squeue does not answer.
-pub fn of_runs(runs: &[PathBuf]) -> Result<Vec<JobStatus>> {
-    let mut submitted: Vec<(&Path, SubmittedJob)> = vec![];
-    for run in runs {
-        submitted.extend(Jobs::read(run)?.jobs.into_iter().map(|job| (run.as_path(), job)));
-    }
+/// If squeue does not answer.
+pub(crate) fn in_queue(submitted: Vec<(PathBuf, SubmittedJob)>) -> Result<Vec<JobStatus>> {
     let ids: Vec<String> = submitted.iter().map(|(_, job)| job.id.clone()).collect();
     let queued = queue::squeue(&ids)?;
-    let status = |(run, job): (&Path, SubmittedJob)| {
+    let status = |(run, job): (PathBuf, SubmittedJob)| {
         let queued: Vec<Queued> = queued.iter().filter(|queued| queued.id == job.id).cloned().collect();
         let title = job.title();
-        (!queued.is_empty()).then(|| JobStatus { run: run.into(), id: job.id, kind: job.kind, queued, title })
+        (!queued.is_empty()).then(|| JobStatus { run, id: job.id, kind: job.kind, queued, title })
     };
     Ok(submitted.into_iter().filter_map(status).collect())
 }

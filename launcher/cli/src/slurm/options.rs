@@ -210,7 +210,7 @@ pub enum Origin {
 
 impl Origin {
     /// Whether the value was given for this job, and not for all jobs at once.
-    pub fn is_of_the_job(&self) -> bool {
+    pub(crate) fn is_of_the_job(&self) -> bool {
         matches!(self, Self::Profile(_, Some(_)) | Self::CommandLine(true))
     }
 }
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_goes_before_the_profile_and_a_job_s_own_value_before_that_of_all() {
+    fn job_options_go_before_common_ones_and_profiles() {
         let places = [
             (Origin::Default, options("nodes = 1\ntime = '12:00:00'\ngpus_per_node = 4")),
             (profile(None), options("nodes = 2\naccount = 'lab'\nsbatch = ['--hint=nomultithread']")),
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn the_report_takes_no_gpus_and_no_nodes_from_what_is_for_all() {
+    fn report_jobs_take_no_gpus_and_nodes_of_all() {
         let all =
             options("nodes = 8\ngres = 'gpu:a100:4'\nexclusive = true\nsbatch = ['--gpus=3', '--qos=x']");
         let places = [

@@ -105,7 +105,7 @@ pub struct Batch {
 
 impl Batch {
     /// Name of its script and its logs.
-    pub fn log_name(&self) -> String {
+    pub(crate) fn log_name(&self) -> String {
         format!("gradtx-{}", self.kind.name())
     }
 
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_of_the_job_and_the_rest_of_the_shipped_script() {
+    fn scripts_are_the_shipped_one_behind_a_header() {
         let text = batch(Script::Train, None).render();
         assert_eq!(
             header(&text),

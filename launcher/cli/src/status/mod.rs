@@ -134,7 +134,7 @@ pub fn run(context: &Context, path: &Path, verify: bool) -> Result<()> {
         return Err(failed(format!("{}: {what}; expected a run directory{found}", path.display()), hint));
     }
     let mut rows = look(path, verify)?;
-    match job_status::of_runs(&runs_below(path, 0)) {
+    match job_status::submitted_below(path).and_then(job_status::in_queue) {
         Ok(jobs) => jobs.into_iter().for_each(|job| add_job(&mut rows, job)),
         Err(error) => context.ui.notice(&format!("jobs in SLURM's queue are not known: {error:#}")),
     }
@@ -167,20 +167,6 @@ fn add_job(rows: &mut Vec<Row>, job: JobStatus) {
             rows.push(row);
         }
     }
-}
-
-/// Every run in a directory, itself included.
-fn runs_below(dir: &Path, depth: usize) -> Vec<PathBuf> {
-    if dir.join(RUN_FILE).is_file() {
-        return vec![dir.to_owned()];
-    }
-    if depth == DEEPEST {
-        return vec![];
-    }
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let visible = |name: std::ffi::OsString| !name.to_string_lossy().starts_with('.');
-    let dirs = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()) && visible(e.file_name()));
-    dirs.flat_map(|entry| runs_below(&entry.path(), depth + 1)).collect()
 }
 
 /// The stages of the pipeline, in their order.

@@ -39,7 +39,7 @@ pub fn run(context: &Context, job: &Job, sweep: &Sweep) -> Result<()> {
     })?;
     let shown = quoted(&job.out.to_string_lossy());
     context.ui.line(format!("watch: gradtx status {shown}; squeue --jobs={}", ids.join(",")));
-    context.ui.line(format!("end all of it: scancel {}", ids.join(" ")));
+    context.ui.line(format!("end all of it: gradtx cancel {shown}"));
     Ok(())
 }
 

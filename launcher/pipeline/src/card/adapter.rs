@@ -16,7 +16,12 @@ use std::path::Path;
 const VLLM_RANKS: [usize; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 
 /// Writes the card of the adapter that a stage has written below `out`; returns its name there.
-pub fn write_beside_adapter(base: &Path, lora: &LoraConfig, made: &Made, out: &Path) -> Result<String> {
+pub(crate) fn write_beside_adapter(
+    base: &Path,
+    lora: &LoraConfig,
+    made: &Made,
+    out: &Path,
+) -> Result<String> {
     write_for_adapter(base, lora, made, &out.join(ADAPTER_DIR))?;
     Ok(format!("{ADAPTER_DIR}/{CARD}"))
 }

@@ -9,6 +9,7 @@ mod private;
 
 use crate::artifacts::{expect_run_model, open_side, warn_of_changes};
 use crate::card::{self, Made};
+use crate::package;
 use crate::records::FinetuneInputs;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
@@ -68,8 +69,12 @@ impl<'a> Finetune<'a> {
     /// Opens what a job needs.
     pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
         let settings = RunSettings::open(args)?;
-        let config = settings.config().clone().on_device(context, &job.out)?;
+        let (config, package) = package::settings(settings.run(), settings.config().clone())?;
+        let config = config.on_device(context, &job.out)?;
         let side = open_side(&config, job.role, context.threads)?;
+        if let (Some(package), Role::Tiny) = (package, job.role) {
+            package.expect(settings.run(), &side)?;
+        }
         warn_of_changes(context, &settings, Self::NAME)?;
         expect_run_model(&settings, job.role, &side.space.base_model)?;
         let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;

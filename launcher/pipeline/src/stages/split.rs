@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_are_the_same_stay_together_and_others_are_drawn_as_before() {
+    fn equal_rows_stay_together_others_as_before() {
         // 100 examples, of which the first ten are there three times.
         let first: Vec<usize> = (0..120).map(|i| if i < 100 { i } else { i % 10 }).collect();
         let alike = Alike { same_prompt: first.clone(), first, duplicates: 20 };

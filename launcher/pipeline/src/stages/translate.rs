@@ -1,21 +1,24 @@
 //! `translate`: from clients' updates of the TinyLM to one update of the LLM.
 //!
 //! In: update vectors; with the Grad-Transformer `RUN/translator`, with the translators
-//! of comparison and by products `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM; by
-//! products also `products.json`, and the adapter is of another rank than the shadows'.
+//! of comparison and by products `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM, and
+//! `clients.json`, what is known of the clients; by products also `products.json`, and the adapter is of
+//! another rank than the shadows'.
 
-use crate::aggregate::{self, Allow, Combine, Norms};
+use crate::aggregate::{self, Aggregation, Allow, Combined, Norms};
 use crate::artifacts::{
     Translator, Tuples, open_side, open_translator, open_tuples, open_update, warn_of_changes,
 };
 use crate::card::{self, Made};
+use crate::clients::{CLIENTS_FILE, Clients, Given};
+use crate::default_out;
 use crate::fold::Fold;
 use crate::products;
 use crate::records::TranslateInputs;
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_kernels::{Backend, Real};
-use gradtx_models::grad_transformer::{Generator, GradTransformer};
+use gradtx_models::grad_transformer::{Generator, GradTransformer, Targets};
 use gradtx_run::config::{Config, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch};
@@ -32,7 +35,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// How a translation by products came to be.
-pub const DETAILS_FILE: &str = "products.json";
+pub(crate) const DETAILS_FILE: &str = "products.json";
 
 /// What to translate, how, to where.
 pub struct Job {
@@ -43,7 +46,7 @@ pub struct Job {
     /// The translator.
     pub method: Method,
     /// How several updates become one.
-    pub combine: Combine,
+    pub aggregation: Aggregation,
     /// Translate noise in the place of the update.
     pub random_student: bool,
     /// What of unusual updates is accepted.
@@ -69,8 +72,10 @@ pub struct Translate<'a> {
     updates: Vec<UpdateVector>,
     /// Checksums of the updates.
     sums: Vec<String>,
-    /// The updates as one, and the examples behind it.
-    combined: (Vec<f32>, u64),
+    /// The updates as one.
+    combined: Combined,
+    /// The shadow updates that a Grad-Transformer was trained on, or why they are not there.
+    seen: Result<Box<Tuples>, String>,
 }
 
 impl<'a> Translate<'a> {
@@ -86,8 +91,44 @@ impl<'a> Translate<'a> {
         warn_of_changes(context, &settings, Self::NAME)?;
         let source = Source::open(&mut settings, job, &student, &teacher)?;
         aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
-        let combined = aggregate::combine(&updates, job.combine)?;
-        Ok(Self { job, settings, config, student, teacher, source, updates, sums, combined })
+        let combined = aggregate::combine(&job.updates, &updates, &job.aggregation)?;
+        let seen = match &source {
+            Source::Translator(translator) if job.fold.is_none() => {
+                translator.tuples_at_hand(&mut settings, [&student.space, &teacher.space]).map(Box::new)
+            }
+            _ => Err(String::new()),
+        };
+        Ok(Self { job, settings, config, student, teacher, source, updates, sums, combined, seen })
+    }
+}
+
+impl Translate<'_> {
+    /// The updates as they were combined.
+    fn clients(&self) -> Vec<&[f32]> {
+        let given = self.updates.iter().map(|update| update.values.as_slice());
+        let clipped = &self.combined.clipped;
+        given.enumerate().map(|(i, update)| clipped.get(&i).map_or(update, Vec::as_slice)).collect()
+    }
+
+    /// The clients, compared with each other and with the shadows.
+    fn compare(&self, context: &Context) -> Result<Clients> {
+        let tuples = match &self.source {
+            Source::Translator(_) => self.seen.as_deref().map_err(Clone::clone),
+            Source::Coordinates(_, tuples) | Source::Baseline(tuples, _) | Source::Products(tuples) => {
+                Ok(&**tuples)
+            }
+        };
+        let run = self.settings.run();
+        let given = Given {
+            names: default_out::names_of_updates(run, &self.job.updates),
+            checksums: &self.sums,
+            updates: &self.updates,
+            combined: &self.combined,
+            combine: self.job.aggregation.combine,
+            aggregation: self.job.aggregation.inputs(),
+            students: self.source.students()?,
+        };
+        Ok(Clients::compare(context, run, &given, tuples))
     }
 }
 
@@ -106,7 +147,8 @@ impl Stage for Translate<'_> {
     fn inputs(&self) -> Result<TranslateInputs> {
         Ok(TranslateInputs {
             method: self.job.method,
-            combine: self.job.combine,
+            combine: self.job.aggregation.combine,
+            aggregation: self.job.aggregation.inputs(),
             random_student: self.job.random_student,
             updates: self.sums.clone(),
             with: self.source.sums(),
@@ -115,12 +157,13 @@ impl Stage for Translate<'_> {
             held_out: Fold::held_out(self.job.fold.as_ref()),
             products: matches!(self.source, Source::Products(_))
                 .then(|| products::Translation::inputs(&self.config)),
+            lora_r: matches!(self.source, Source::Coordinates(..)).then_some(self.config.translate.lora_r),
         })
     }
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
-        let Self { job, config, teacher, source, sums, combined: (combined, examples), .. } = self;
-        let mut combined = combined.clone();
+        let Self { job, config, teacher, source, sums, .. } = self;
+        let (mut combined, examples) = (self.combined.values.clone(), self.combined.examples);
         if job.random_student {
             // Other noise for other updates, or all clients would share one draw's luck.
             let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
@@ -132,24 +175,25 @@ impl Stage for Translate<'_> {
             Source::Translator(translator) => {
                 dispatch(&config.device, context, Translation { dir: &translator.dir, update: &combined })?
             }
+            Source::Coordinates(translator, tuples) => {
+                let components = translator.components(tuples)?;
+                let work = Translation { dir: &translator.dir, update: &combined };
+                let predicted = dispatch(&config.device, context, work)?;
+                let (side, factors) =
+                    self.by_products(context, tuples).of_coordinates(&components, &combined, &predicted)?;
+                of_rank = Some(side);
+                factors
+            }
             Source::Baseline(tuples, baseline) => {
                 baseline.translate(&Snapshots::of(&tuples.store, *baseline), &combined)?
             }
             Source::Products(tuples) => {
-                // What every client changes is added up, not the factors that it is made of.
-                let clients: Vec<&[f32]> = match job.random_student {
-                    true => vec![&combined],
-                    false => self.updates.iter().map(|update| update.values.as_slice()).collect(),
+                let (clients, shares) = match &self.combined.shares {
+                    // What every client changes is added up, not the factors that it is made of.
+                    Some(shares) if !job.random_student => (self.clients(), shares.clone()),
+                    _ => (vec![combined.as_slice()], vec![1.0]),
                 };
-                let work = products::Translation {
-                    context,
-                    run: self.settings.run(),
-                    fold: job.fold.as_ref(),
-                    config,
-                    teacher,
-                    tuples,
-                };
-                let (side, factors, details) = work.of(&clients, job.combine)?;
+                let (side, factors, details) = self.by_products(context, tuples).of(&clients, &shares)?;
                 write_json(&job.out.join(DETAILS_FILE), &details)?;
                 files.push(DETAILS_FILE.into());
                 of_rank = Some(side);
@@ -157,15 +201,21 @@ impl Stage for Translate<'_> {
             }
         };
         let teacher = of_rank.as_ref().unwrap_or(teacher);
-        let mut update = teacher.update(translated, *examples);
+        let mut update = teacher.update(translated, examples);
         update.meta.privacy = self.privacy();
         update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
         files.extend(teacher.write_peft(&job.out, &update.values)?);
-        let mut made = made_of(job, &public_name(&self.student.dir), *examples);
+        let mut made = made_of(job, &public_name(&self.student.dir), examples);
         made.privacy = update.meta.privacy.clone();
         files.push(card::write_beside_adapter(&teacher.dir, teacher.layout.lora(), &made, &job.out)?);
         update.write(&job.out.join(UPDATE_FILE))?;
         files.push(UPDATE_FILE.into());
+        if job.fold.is_none() {
+            let clients = self.compare(context)?;
+            clients.show(context);
+            write_json(&job.out.join(CLIENTS_FILE), &clients)?;
+            files.push(CLIENTS_FILE.into());
+        }
         Ok((files, ()))
     }
 
@@ -184,6 +234,20 @@ impl Translate<'_> {
         match (self.updates.as_slice(), self.job.random_student) {
             ([update], false) => update.meta.privacy.clone(),
             _ => Privacy::None,
+        }
+    }
+}
+
+impl<'a> Translate<'a> {
+    fn by_products<'b>(&'b self, context: &'b Context, tuples: &'b Tuples) -> products::Translation<'b> {
+        let Self { job, settings, config, teacher, .. } = self;
+        products::Translation {
+            context,
+            run: settings.run(),
+            fold: job.fold.as_ref(),
+            config,
+            teacher,
+            tuples,
         }
     }
 }
@@ -207,6 +271,8 @@ fn made_of(job: &Job, tiny: &str, examples: u64) -> Made {
 /// What is translated with.
 enum Source {
     Translator(Translator),
+    /// One that predicts coordinates, and the tuples whose products these are of.
+    Coordinates(Translator, Box<Tuples>),
     Baseline(Box<Tuples>, &'static dyn Baseline),
     Products(Box<Tuples>),
 }
@@ -215,22 +281,29 @@ impl Source {
     /// Opens what a method needs of a run, and verifies all of it.
     fn open(settings: &mut RunSettings, job: &Job, student: &ModelSpec, teacher: &ModelSpec) -> Result<Self> {
         let (method, fold) = (job.method, job.fold.as_ref());
-        if let (Method::GradTransformer, None) = (method, method.baseline()) {
-            return Ok(Self::Translator(open_translator(settings, fold, &student.space, &teacher.space)?));
+        let mut translator = None;
+        if method.is_trained() {
+            let [student, teacher] = [&student.space, &teacher.space];
+            let opened = open_translator(settings, fold, method.targets(), student, teacher)?;
+            if opened.targets == Targets::Factors {
+                return Ok(Self::Translator(opened));
+            }
+            translator = Some(opened);
         }
         let tuples = open_tuples(settings, [Some(&student.space), Some(&teacher.space)])?.without(fold);
         tuples.verify()?;
         let tuples = Box::new(tuples);
-        Ok(match method.baseline() {
-            Some(baseline) => Self::Baseline(tuples, baseline),
-            None => Self::Products(tuples),
+        Ok(match (translator, method.baseline()) {
+            (Some(translator), _) => Self::Coordinates(translator, tuples),
+            (None, Some(baseline)) => Self::Baseline(tuples, baseline),
+            (None, None) => Self::Products(tuples),
         })
     }
 
     /// Checksums of everything that is used.
     fn sums(&self) -> Map<String, Value> {
         match self {
-            Self::Translator(translator) => translator.sums.clone(),
+            Self::Translator(translator) | Self::Coordinates(translator, _) => translator.sums.clone(),
             Self::Baseline(tuples, _) | Self::Products(tuples) => {
                 Map::from_iter([(MANIFEST.into(), tuples.manifest.clone().into())])
             }
@@ -240,7 +313,7 @@ impl Source {
     /// Norms of the shadow students' updates.
     fn students(&self) -> Result<Norms> {
         match self {
-            Self::Translator(translator) => Ok(translator.students),
+            Self::Translator(translator) | Self::Coordinates(translator, _) => Ok(translator.students),
             Self::Baseline(tuples, _) | Self::Products(tuples) => Norms::of(&tuples.store),
         }
     }

@@ -177,6 +177,7 @@ fn translator_flops(
         teacher_width,
         teacher_blocks,
         start_token,
+        targets: Default::default(),
         t5,
     };
     let model = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), config.clone()).ok()?;
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn later_files_hide_earlier_ones_and_nonsense_is_named() {
+    fn later_calibrations_win_and_nonsense_is_named() {
         let line =
             |tflops: f64| format!("{{\"device\":\"h100\"}}\n{{\"work\":\"lora\",\"tflops\":{tflops}}}\n");
         let h100 = Cluster { gpu: Gpu::H100, ..cpu(1) };

@@ -159,7 +159,7 @@ impl Hardware {
 impl Link {
     /// Seconds of a reduce-scatter or an all-gather of `bytes` over `ranks`, in `pieces` calls.
     /// An all-reduce is one of each.
-    pub fn half_reduce(&self, bytes: f64, ranks: usize, pieces: f64) -> f64 {
+    pub(crate) fn half_reduce(&self, bytes: f64, ranks: usize, pieces: f64) -> f64 {
         if ranks < 2 {
             return 0.0;
         }
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn one_rank_sends_nothing_and_nodes_are_slower_than_their_inside() {
+    fn one_rank_sends_nothing_and_nodes_are_slower() {
         let one = cluster(Gpu::H100, 1);
         let two = cluster(Gpu::H100, 2);
         let hardware = Hardware::of(&one);

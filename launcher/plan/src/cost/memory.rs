@@ -169,7 +169,7 @@ pub fn training(
 }
 
 /// The translator and one update on its way through it.
-pub fn translating(config: &GradTransformerConfig, gpu: Gpu) -> Result<MemoryPlan> {
+pub(crate) fn translating(config: &GradTransformerConfig, gpu: Gpu) -> Result<MemoryPlan> {
     let model = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), config.clone())?;
     let mut plan = model.plan_values()?;
     plan.extend(grad_transformer::Generator::plan(&model, 1)?);
@@ -239,13 +239,14 @@ mod tests {
     }
 
     #[test]
-    fn a_sharded_translator_takes_less_and_its_masters_are_counted() {
+    fn sharded_translators_take_less_masters_included() {
         let config = GradTransformerConfig {
             student_width: 96,
             student_blocks: 5,
             teacher_width: 160,
             teacher_blocks: 7,
             start_token: StartToken::Embedded,
+            targets: Default::default(),
             t5: T5Config { num_layers: 2, num_decoder_layers: 3, ..T5Config::preset("small").unwrap() },
         };
         let need = |shards, gpu| training(&config, 4, 8, shards, gpu).unwrap().0;

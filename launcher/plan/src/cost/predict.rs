@@ -17,8 +17,8 @@ use gradtx_run::config::{Config, Recipe};
 use gradtx_run::role::Role;
 use gradtx_runtime::plan::human_bytes;
 use gradtx_train::lora::schedule::{JobGroup, groups};
-use gradtx_train::translator::model_config;
 use gradtx_train::translator::validate::AT_ONCE;
+use gradtx_train::translator::{model_config, target_shape};
 use std::ops::Range;
 
 /// What is to be predicted.
@@ -305,7 +305,10 @@ impl Planner<'_> {
     pub(super) fn translator(&self) -> Result<GradTransformerConfig> {
         let [student, teacher] =
             [0, 1].map(|i| &self.question.models[i].layout).map(|layout| [layout.blocks(), layout.width()]);
-        model_config(&self.question.config.translator, student, teacher)
+        let config = &self.question.config;
+        // How many groups there are is known when the data is read: not more than subsets.
+        let predicted = target_shape(&config.train, teacher, config.curate.num_subsets);
+        model_config(&config.translator, student, predicted)
     }
 
     pub(super) fn translator_work<'c>(

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn work_takes_as_long_as_the_slower_of_operations_and_bytes() {
+    fn work_takes_the_longer_of_flops_and_bytes() {
         let rates = Rates::new(&cluster(Gpu::A100x80), &Calibration::default());
         assert!(Kind::ALL.iter().all(|&kind| rates.of(kind).kind == kind));
         let close = |found: f64, wanted: f64| assert!((found - wanted).abs() <= 1e-9 * wanted, "{found}");
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_measured_takes_the_place_of_what_is_assumed() {
+    fn measured_rates_replace_assumed_ones() {
         let lines = [
             r#"{"work": "lora", "device": "NVIDIA H100 80GB HBM3", "tflops": 500}"#,
             r#"{"work": "gemm", "device": "cpu", "threads": 2, "tflops": 0.2}"#,

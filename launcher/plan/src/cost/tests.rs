@@ -85,7 +85,7 @@ fn published_case(tokens: usize, labels: usize) -> Case {
 /// numbers, all fifteen published times must come out within a factor of 2.5, and within a
 /// factor of 1.5 on average.
 #[test]
-fn published_times_come_out_with_the_published_code_s_utilisation() {
+fn published_times_follow_from_its_utilisation() {
     let shares = "{\"work\":\"lora\",\"device\":\"a100-80g\",\"share_of_peak\":0.05}\n\
                   {\"work\":\"translator\",\"device\":\"a100-80g\",\"share_of_peak\":0.03}\n";
     let mut logs = vec![];
@@ -119,7 +119,7 @@ fn ours_is_faster_than_what_was_published() {
 }
 
 #[test]
-fn sixty_four_ranks_and_three_hundred_pairs_are_planned_in_under_a_second() {
+fn large_plans_take_less_than_a_second() {
     let case = Case::new(Gpu::A100x80, 8, 8);
     let started = Instant::now();
     let found = case.predict();
@@ -207,7 +207,7 @@ fn subsets_of_groups_cost_what_their_groups_do() {
 }
 
 #[test]
-fn a_prediction_is_the_same_every_time_and_whole_as_json() {
+fn predictions_repeat_and_are_whole_as_json() {
     let case = Case::new(Gpu::H200, 2, 4);
     let json = |p: &Prediction| serde_json::to_value(p).unwrap();
     let found = json(&case.predict());

@@ -48,7 +48,12 @@ pub fn page(comparison: &Comparison) -> Result<String> {
 
 /// A figure for every metric.
 fn scores(comparison: &Comparison) -> Option<Part> {
-    let metrics = [(Metric::ExactMatch, "compared-exact"), (Metric::Rouge1, "compared-rouge")];
+    let metrics = [
+        (Metric::ExactMatch, "compared-exact"),
+        (Metric::Rouge1, "compared-rouge"),
+        (Metric::MultipleChoice, "compared-acc"),
+        (Metric::MultipleChoiceNorm, "compared-acc-norm"),
+    ];
     let figures: Vec<Figure> =
         metrics.into_iter().filter_map(|(metric, id)| figures::compared(id, comparison, metric)).collect();
     Part::of("scores", "Scores", "", vec![Block::figures(figures)])

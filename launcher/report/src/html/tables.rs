@@ -368,7 +368,7 @@ pub fn commands(times: &Times) -> Option<Block> {
 }
 
 /// How refinements went, a row for each round.
-pub fn refinements(report: &Report) -> Table {
+pub(crate) fn refinements(report: &Report) -> Table {
     let head = [
         "refined",
         "translator",

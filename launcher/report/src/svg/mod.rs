@@ -69,12 +69,12 @@ fn path(places: &[(f64, f64)]) -> String {
 }
 
 /// A `<title>` element: what a browser shows while the pointer rests on the mark around it.
-pub fn hover(text: &str) -> String {
+pub(crate) fn hover(text: &str) -> String {
     format!("<title>{}</title>", escape(text))
 }
 
 /// An `<svg>` element around these marks.
-pub fn drawing(id: &str, title: &str, description: &str, height: f64, marks: &str) -> String {
+pub(crate) fn drawing(id: &str, title: &str, description: &str, height: f64, marks: &str) -> String {
     let id = escape(id);
     format!(
         "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\">\
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_escaped_and_what_is_no_number_is_not_drawn() {
+    fn words_are_escaped_and_nans_are_not_drawn() {
         assert_eq!(escape("<a href='x'>&\"\u{7}"), "&lt;a href=&#39;x&#39;&gt;&amp;&quot;\u{fffd}");
         let axis = || Axis::linear("<x>", [0.0, 1.0]);
         let mut plot = Plot::new("p\"", "<title>", "a & b", axis(), axis());

@@ -49,7 +49,7 @@ pub enum Entry {
 
 impl Entry {
     /// The translation that everything is about.
-    pub const GRAD_TRANSFORMER: Self =
+    pub(crate) const GRAD_TRANSFORMER: Self =
         Self::Translated { method: Method::GradTransformer, random_student: false };
     /// The control: noise through the Grad-Transformer.
     pub const RANDOM_STUDENT: Self =
@@ -93,7 +93,7 @@ impl Entry {
 }
 
 /// How people call one of the two models.
-pub fn display_name(role: Role) -> &'static str {
+pub(crate) fn display_name(role: Role) -> &'static str {
     match role {
         Role::Tiny => "TinyLM",
         Role::Llm => "LLM",
@@ -260,7 +260,7 @@ impl Table {
     }
 
     /// Number of clients that both models have a score of.
-    pub fn clients_of_both(&self, a: &Row, b: &Row) -> usize {
+    pub(crate) fn clients_of_both(&self, a: &Row, b: &Row) -> usize {
         a.scores.iter().zip(&b.scores).filter(|(a, b)| a.is_some() && b.is_some()).count()
     }
 
@@ -436,7 +436,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn differences_are_paired_over_clients_or_over_the_examples_of_one() {
+    fn differences_are_paired_over_clients_or_examples() {
         let mean = Entry::translated(Method::named("mean").unwrap());
         let all = world(&[(Entry::GRAD_TRANSFORMER, &[0.9, 0.5, 0.1]), (mean, &[0.8, 0.4, 0.0])]);
         let table = &Table::of(&all).0[0];
@@ -451,7 +451,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_second_score_of_the_same_model_and_data_stands_aside() {
+    fn second_scores_of_model_and_data_stand_aside() {
         let mut second = scored(S, 1, 0.9);
         second.path = PathBuf::from("zzz/score.json");
         let (tables, aside) = Table::of(&[second, scored(S, 1, 0.25), scored(T, 1, f64::NAN)]);

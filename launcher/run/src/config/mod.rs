@@ -12,6 +12,7 @@
 //! * settings: the settings, their defaults, and what values they may have.
 //! * reference: what they mean, for people and editors.
 //! * args: where a run and its settings are, as typed.
+//! * client: those that a client needs.
 //! * optimizer: the settings of an optimizer, as trainers take them.
 //! * preset: settings with a name.
 //! * aliases: what settings are called elsewhere.
@@ -24,6 +25,7 @@
 
 mod aliases;
 mod args;
+mod client;
 mod optimizer;
 mod preset;
 mod reference;
@@ -355,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_s_defaults_hold_for_what_a_file_leaves_out() {
+    fn defaults_hold_for_what_a_file_leaves_out() {
         let config = read("[finetune.tiny]\nlearning_rate = 1e-3\n[curate]\nllm.weight_decay = 0\n").unwrap();
         let mut wanted = Config::default();
         wanted.finetune.tiny.learning_rate = 1e-3;
@@ -388,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_one_path_or_several_and_comes_back_from_its_file() {
+    fn data_paths_are_one_or_several_and_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.toml");
         for (text, names) in [("\"a.jsonl\"", vec!["a.jsonl"]), ("[\"a\", \"b\"]", vec!["a", "b"])] {

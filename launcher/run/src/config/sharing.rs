@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_depend_on_what_a_result_depends_on_and_on_nothing_else() {
+    fn hashes_depend_on_what_results_depend_on() {
         let base = Config::default();
         let differs = |set| {
             let config = with(set);

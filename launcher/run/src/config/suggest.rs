@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_other_programs_are_translated_with_their_values() {
+    fn foreign_names_are_translated_with_their_values() {
         for (key, wanted) in [
             ("adapter.rank", "`lora.r = 8`"),
             ("rank", "`lora.r = 8`"),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_an_earlier_version_is_translated_line_by_line() {
+    fn old_files_are_translated_line_by_line() {
         let known = Config::default().table();
         let file = "seed = 1\n[adapter]\nrank = 4\n\n[curate]\nsubsets = 3\ntiny.lr = 1e-3\n[curate.llm]\nflavour = 1\n";
         let hint = hint_for_file(file, &known).unwrap();

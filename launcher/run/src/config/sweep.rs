@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_combinations_are_refused_before_they_are_made() {
+    fn too_many_combinations_are_refused_at_once() {
         let many: Vec<String> = (0..200).map(|i| i.to_string()).collect();
         let many = many.join(", ");
         let text =

@@ -106,7 +106,7 @@ pub fn is_taken(dir: &Path) -> Result<bool> {
 
 /// Whether the claim of this process was replaced by that of another one: this one was silent
 /// for too long, as a process is that was suspended.
-pub fn is_lost(dir: &Path, claim: &Path) -> bool {
+pub(crate) fn is_lost(dir: &Path, claim: &Path) -> bool {
     let is_gone = std::fs::metadata(claim).is_err_and(|error| error.kind() == ErrorKind::NotFound);
     is_gone && !claims(dir).is_empty()
 }
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_of_a_process_of_this_machine_that_is_gone_is_replaced_at_once() {
+    fn claims_of_dead_local_processes_are_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let gone = Owner { pid_started: 1, ..Owner::own() };
         create(dir.path(), &dir.path().join(".claim-3"), &gone).unwrap();
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_machine_wrote_long_ago_by_the_file_system_s_clock_is_no_sign_of_life() {
+    fn old_files_of_another_host_are_no_sign_of_life() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".claim-1");
         create(dir.path(), &path, &elsewhere()).unwrap();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changes_is_a_sign_of_life_and_one_that_does_not_is_waited_for_once() {
+    fn changing_files_are_signs_of_life() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".claim-1");
         create(dir.path(), &path, &elsewhere()).unwrap();

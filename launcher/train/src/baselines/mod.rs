@@ -15,11 +15,12 @@ pub use baseline::{About, Baseline, Kind, Pairs};
 
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
+use gradtx_models::grad_transformer::Targets;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// All of them, in the order of tables.
-pub const BASELINES: [&dyn Baseline; 3] = [&mean::Mean, &nearest::Nearest, &ridge::Ridge];
+pub(crate) const BASELINES: [&dyn Baseline; 3] = [&mean::Mean, &nearest::Nearest, &ridge::Ridge];
 
 /// A translator of updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,20 +31,34 @@ pub enum Method {
     Baseline(usize),
     /// See [`crate::products`].
     Products,
+    /// The Grad-Transformer that predicts coordinates of products, whatever the run's settings say.
+    ProductsTransformer,
+    /// The Grad-Transformer that predicts what [`Self::Products`] leaves over.
+    ResidualTransformer,
 }
+
+/// Methods of which a run has one each.
+const STANDARD: usize = BASELINES.len() + 2;
 
 impl Method {
     /// All of them, in the order of tables.
-    pub const ALL: [Self; BASELINES.len() + 2] = {
-        let mut all = [Self::GradTransformer; BASELINES.len() + 2];
+    pub const ALL: [Self; STANDARD + 2] = {
+        let mut all = [Self::GradTransformer; STANDARD + 2];
         let mut i = 0;
         while i < BASELINES.len() {
             all[i + 1] = Self::Baseline(i);
             i += 1;
         }
         all[i + 1] = Self::Products;
+        all[i + 2] = Self::ProductsTransformer;
+        all[i + 3] = Self::ResidualTransformer;
         all
     };
+
+    /// Those that the demo compares: the run's Grad-Transformer, and what takes no training.
+    pub fn standard() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().take(STANDARD)
+    }
 
     /// The one with this name.
     pub fn named(name: &str) -> Option<Self> {
@@ -53,8 +68,22 @@ impl Method {
     /// The baseline, if it is one.
     pub fn baseline(self) -> Option<&'static dyn Baseline> {
         match self {
-            Self::GradTransformer | Self::Products => None,
             Self::Baseline(i) => Some(BASELINES[i]),
+            _ => None,
+        }
+    }
+
+    /// Whether `train` makes it.
+    pub fn is_trained(self) -> bool {
+        matches!(self, Self::GradTransformer | Self::ProductsTransformer | Self::ResidualTransformer)
+    }
+
+    /// What a trained one predicts; nothing where the run's settings say it.
+    pub fn targets(self) -> Option<Targets> {
+        match self {
+            Self::ProductsTransformer => Some(Targets::Products),
+            Self::ResidualTransformer => Some(Targets::Residual),
+            _ => None,
         }
     }
 
@@ -64,6 +93,8 @@ impl Method {
             Self::GradTransformer => "grad-transformer",
             Self::Baseline(i) => BASELINES[i].about().name,
             Self::Products => "products",
+            Self::ProductsTransformer => "grad-transformer-products",
+            Self::ResidualTransformer => "grad-transformer-residual",
         }
     }
 
@@ -73,6 +104,8 @@ impl Method {
             Self::GradTransformer => "Grad-Transformer",
             Self::Baseline(i) => BASELINES[i].about().label,
             Self::Products => "products",
+            Self::ProductsTransformer => "Grad-Transformer of products",
+            Self::ResidualTransformer => "products + Grad-Transformer",
         }
     }
 
@@ -82,6 +115,8 @@ impl Method {
             Self::GradTransformer => 0,
             Self::Baseline(i) => i + 1,
             Self::Products => BASELINES.len() + 1,
+            Self::ProductsTransformer => STANDARD,
+            Self::ResidualTransformer => STANDARD + 1,
         }
     }
 }
@@ -98,6 +133,8 @@ impl ValueEnum for Method {
             Self::Products => {
                 "The same regression, of groups of shadows, onto the products of the LLM's adapters"
             }
+            Self::ProductsTransformer => "A Grad-Transformer trained with train.targets = products",
+            Self::ResidualTransformer => "A Grad-Transformer trained with train.targets = residual",
         };
         Some(PossibleValue::new(self.name()).help(help))
     }

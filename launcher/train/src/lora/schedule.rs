@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn longest_first_whatever_the_model_for_a_rank_without_one() {
+    fn ranks_without_a_model_get_the_longest_group() {
         let mut s = scheduler(&[1.0, 7.0, 3.0], &[2.0, 5.0]);
         let order: Vec<_> = std::iter::from_fn(|| named(s.next(None))).collect();
         assert_eq!(order, [(Tiny, 1), (Llm, 1), (Tiny, 2), (Llm, 0), (Tiny, 0)]);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn every_group_is_handed_out_once_whatever_was_typed_in_first() {
+    fn groups_are_handed_out_once_in_any_order() {
         let costs = [3.5, 0.0, 2.0, 2.0, 8.25];
         let forward = work(Tiny, &costs).into_iter().chain(work(Llm, &costs));
         let mut backward: Vec<JobGroup> = forward.clone().collect();

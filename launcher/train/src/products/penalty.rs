@@ -21,7 +21,7 @@ use gradtx_runtime::plan::Purpose;
 use serde::{Deserialize, Serialize};
 
 /// What is tried, in units of the mean square of the centred group means.
-pub const CANDIDATES: [f64; 5] = [0.003, 0.01, 0.03, 0.1, 0.3];
+pub(crate) const CANDIDATES: [f64; 5] = [0.003, 0.01, 0.03, 0.1, 0.3];
 /// The penalty where there is nothing to choose it by.
 pub const USUAL: f64 = 0.01;
 /// Parts of the groups, of which one at a time is left out.
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn every_group_is_left_out_once_and_not_translated_from_itself() {
+    fn groups_are_left_out_once_each() {
         let kernel = circle(7);
         let trials = trials(&kernel, 1).unwrap();
         assert_eq!(trials.len(), 7 * CANDIDATES.len());
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn where_teachers_follow_students_the_smallest_penalty_has_the_smallest_error() {
+    fn smallest_penalty_wins_where_teachers_follow() {
         let kernel = circle(9);
         let trials = trials(&kernel, 1).unwrap();
         let found = by_error(&trials, &kernel.groups);

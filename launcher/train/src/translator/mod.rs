@@ -4,6 +4,8 @@
 //! validation error, its normalisation, `metrics.jsonl` (every step's loss, written as it
 //! goes), and `throughput.jsonl` (tuples per second).
 //!
+//! The teachers' updates may be replaced by coordinates (`train.targets`; [`source`]).
+//!
 //! Ranks share every step: each reads and computes a part of its tuples, and updates a part
 //! of the parameters. [`tuples`] says which tuples a step has, [`prepare`] makes their values,
 //! [`prefetch`] has that done ahead, [`steps`] goes through the steps, [`data_parallel`] adds up over
@@ -17,29 +19,32 @@ pub mod data_parallel;
 pub mod prefetch;
 pub mod prepare;
 pub mod resume;
+pub mod source;
 pub mod steps;
 pub mod tuples;
 pub mod validate;
 
+use crate::products::coordinates::{self, Coordinates};
 use anyhow::Result;
 use data_parallel::DataParallel;
 use gradtx_kernels::collective::Candidate;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Collective, Real};
 use gradtx_models::grad_transformer::{
-    Generator, GradTransformer, GradTransformerConfig, Normalization, Trainer,
+    Generator, GradTransformer, GradTransformerConfig, Normalization, Targets, Trainer,
 };
 use gradtx_models::t5::T5Config;
-use gradtx_run::config::{Config, TranslatorConfig};
+use gradtx_run::config::{Config, TrainConfig, TranslatorConfig};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, host_memory, memory_for};
 use gradtx_run::interrupt::ShutdownGuard;
-use gradtx_runtime::artifact::{Role, TupleStore, UpdateSpace};
+use gradtx_runtime::artifact::{Role, TupleStore};
 use gradtx_runtime::comm::Comm;
 use gradtx_runtime::plan::Room;
 use prefetch::Prefetcher;
 use prepare::Threads;
 use resume::{Best, Checkpoints};
+use source::TupleSource;
 use std::path::Path;
 use steps::Run;
 use tuples::{Split, mean_teacher};
@@ -74,8 +79,20 @@ pub fn model_config(
         teacher_blocks: teacher[0],
         teacher_width: teacher[1],
         start_token: settings.decoder_start,
+        targets: Targets::Factors,
         t5,
     })
+}
+
+/// What is predicted for a teacher with updates of this shape, `[blocks, width]`, from so many groups of
+/// shadows.
+pub fn target_shape(train: &TrainConfig, teacher: [usize; 2], groups: usize) -> [usize; 2] {
+    match train.targets {
+        Targets::Factors => teacher,
+        Targets::Products | Targets::Residual => {
+            [teacher[0], coordinates::width(groups, train.max_components)]
+        }
+    }
 }
 
 /// A training that is to be done, on this rank.
@@ -90,6 +107,8 @@ pub struct Train<'a> {
     pub store: &'a TupleStore,
     /// Which of them are trained on, and which are held out.
     pub split: &'a Split,
+    /// What is predicted in the place of the teachers' updates.
+    pub coordinates: Option<&'a Coordinates>,
     /// Directory of the results and checkpoints.
     pub dir: &'a Path,
     /// Elements of a bucket of gradients at least.
@@ -102,9 +121,9 @@ impl Work for Train<'_> {
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Self::Output> {
         let (settings, train) = (&self.config.translator, &self.config.train);
-        let [student, teacher] = Role::BOTH.map(|role| self.store.space(role));
-        let sizes = |space: &UpdateSpace| [space.blocks, space.width];
-        let shape = model_config(settings, sizes(student), sizes(teacher))?;
+        let [student, teacher] = Role::BOTH.map(|role| self.source().shape(role));
+        let shape =
+            GradTransformerConfig { targets: train.targets, ..model_config(settings, student, teacher)? };
         let key = derive_named(self.config.seed, "translator");
         let mut model = match settings.pretrained_path.as_os_str().is_empty() {
             true => GradTransformer::<D, X>::random(device, shape, derive_named(key, "weights"))?,
@@ -120,7 +139,7 @@ impl Work for Train<'_> {
             self.context.note_device(format!("sums between {} devices by {library}", self.comm.size()));
         }
         let threads = Threads::new(self.context.threads)?;
-        model.set_normalization(self.units(&ranks, &threads, sizes(student), sizes(teacher))?)?;
+        model.set_normalization(self.units(&ranks, &threads, student, teacher)?)?;
         let micro_batch = train.per_device_train_batch_size.min(ranks.part(train.global_batch_size).len());
         let at_once = ranks.part(self.split.validation.len()).len().clamp(1, validate::AT_ONCE);
         let own = ranks.owned();
@@ -171,7 +190,12 @@ impl Work for Train<'_> {
     }
 }
 
-impl Train<'_> {
+impl<'a> Train<'a> {
+    /// Where values are read.
+    fn source(&self) -> TupleSource<'a> {
+        TupleSource::new(self.store, self.coordinates)
+    }
+
     /// Statistics of the training tuples: rank 0 reads them all, for all.
     fn units<D: Collective>(
         &self,
@@ -183,7 +207,7 @@ impl Train<'_> {
         let mode = self.config.translator.update_normalization;
         let mut values = vec![];
         if ranks.is_first() {
-            values = tuples::fit(self.store, &self.split.training, mode, threads)?.values();
+            values = tuples::fit(self.source(), &self.split.training, mode, threads)?.values();
         }
         Ok(Normalization::from_values(mode, student, teacher, &ranks.values_of_first(values)?)?)
     }
@@ -192,7 +216,7 @@ impl Train<'_> {
     fn mean<D: Collective>(&self, ranks: &DataParallel<'_, D>, threads: &Threads) -> Result<Vec<f32>> {
         let mut mean = vec![];
         if ranks.is_first() {
-            mean = mean_teacher(self.store, &self.split.training, threads)?;
+            mean = mean_teacher(self.source(), &self.split.training, threads)?;
         }
         ranks.values_of_first(mean)
     }

@@ -5,13 +5,14 @@
 //! cache, and shared between threads. Every value is computed by itself, in f64 up to the last
 //! rounding: results depend neither on the pieces nor on the threads.
 
+use super::source::TupleSource;
 use super::tuples::{COMBINED, Tuple};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::Real;
 use gradtx_kernels::cpu::simd::{Level, Task, dispatch};
 use gradtx_kernels::cpu::{add_normals, narrow};
 use gradtx_models::grad_transformer::{Normalization, StagedMut};
-use gradtx_runtime::artifact::{Role, TupleStore};
+use gradtx_runtime::artifact::Role;
 use rayon::prelude::*;
 
 /// Values that are made at a time. They and all that they are made of fit the fastest cache.
@@ -72,7 +73,7 @@ pub(super) struct Noise {
 
 /// The tuples of a step on this rank.
 pub(super) struct Making<'a> {
-    pub store: &'a TupleStore,
+    pub source: TupleSource<'a>,
     pub units: &'a Normalization,
     pub recipes: &'a [Recipe],
     pub noise: Option<Noise>,
@@ -93,7 +94,7 @@ impl Making<'_> {
     /// # Errors
     /// When a value of the store is not a finite number.
     pub fn fill<X: Real>(&self, to: StagedMut<'_, X>, threads: &Threads) -> Result<()> {
-        let [student, teacher] = Role::BOTH.map(|role| self.store.space(role).values());
+        let [student, teacher] = Role::BOTH.map(|role| self.source.values(role));
         let rows = to.student.chunks_mut(student).zip(to.teacher.chunks_mut(teacher));
         let shares = rows.enumerate().flat_map(|(row, (student, teacher))| {
             [(Role::Student, student), (Role::Teacher, teacher)].into_iter().flat_map(
@@ -119,14 +120,14 @@ impl Making<'_> {
 
     /// Values of one update from value `from` on.
     fn make(&self, row: usize, role: Role, from: usize, made: &mut [f32]) -> Result<()> {
-        let read = |(pair, step): Tuple, to: &mut [f32]| self.store.read_part(role, pair, step, from, to);
+        let read = |tuple: Tuple, to: &mut [f32]| self.source.read_part(role, tuple, from, to);
         match self.recipes[row] {
             Recipe::Plain(tuple) => read(tuple, made)?,
             Recipe::Combined(parts, weights) => combine(made, weights, |k, to| read(parts[k], to))?,
         }
         self.units.apply_part(role, made, from);
         if let (Some(noise), Role::Student) = (self.noise, role) {
-            let before = (row * self.store.space(role).values() + from) as u64;
+            let before = (row * self.source.values(role) + from) as u64;
             add_normals(made, noise.key, noise.first + before, noise.spread);
         }
         Ok(())

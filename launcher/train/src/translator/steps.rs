@@ -136,8 +136,8 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
     }
 
     fn source(&self) -> Result<TupleSampler<'a>> {
-        let Train { store, config, split, .. } = *self.train;
-        TupleSampler::new(store, &config.train, &split.training, self.key)
+        let Train { config, split, .. } = *self.train;
+        TupleSampler::new(self.train.source(), &config.train, &split.training, self.key)
     }
 
     fn all_steps(&mut self, prefetcher: &mut Prefetcher<D, X>) -> Result<()> {
@@ -305,9 +305,9 @@ impl<'a, D: Backend<X>, X: Real<Acc = f32>> Run<'a, D, X> {
 
     /// Validates, and keeps the model if it is the best so far.
     fn validate(&mut self) -> Result<Validation> {
-        let Train { store, split, comm, .. } = *self.train;
-        let tuples = &split.validation;
-        let found = validate(comm, &self.model, &mut self.generator, store, tuples, &self.mean)?;
+        let Train { split, comm, .. } = *self.train;
+        let (source, tuples) = (self.train.source(), &split.validation);
+        let found = validate(comm, &self.model, &mut self.generator, source, tuples, &self.mean)?;
         let best = self.progress.best.as_ref().map_or(f64::INFINITY, |best| best.relative_error);
         if found.relative_error < best {
             let step = self.progress.steps;

@@ -6,6 +6,7 @@
 //! place among them: ranks that share a step read their own, and together have all.
 
 use super::prepare::{Making, Noise, PIECE, Recipe, Threads};
+use super::source::TupleSource;
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{AsyncCopy, Real};
@@ -78,20 +79,20 @@ const TOGETHER: usize = 16;
 
 /// Statistics of the training tuples in the units that the settings ask for. Threads share the
 /// coordinates: the numbers do not depend on how many there are.
-pub fn fit(
-    store: &TupleStore,
+pub fn fit<'a>(
+    source: impl Into<TupleSource<'a>>,
     tuples: &[Tuple],
     mode: NormalizationMode,
     threads: &Threads,
 ) -> Result<Normalization> {
-    let (s, t) = (store.space(Role::Student), store.space(Role::Teacher));
-    let mut fit = NormalizationFit::new(mode, [s.blocks, s.width], [t.blocks, t.width]);
+    let source = source.into();
+    let mut fit = NormalizationFit::new(mode, source.shape(Role::Student), source.shape(Role::Teacher));
     for tuples in tuples.chunks(TOGETHER) {
         threads.each(fit.add_in_parts(tuples.len(), PIECE), |mut part| {
             let mut room = [0.0; PIECE];
             let values = &mut room[..part.len()];
-            for &(pair, step) in tuples {
-                store.read_part(part.role(), pair, step, part.from(), values)?;
+            for &tuple in tuples {
+                source.read_part(part.role(), tuple, part.from(), values)?;
                 part.add(values);
             }
             Ok(())
@@ -101,14 +102,19 @@ pub fn fit(
 }
 
 /// The mean teacher update `[L_T · d_T]` of these tuples.
-pub fn mean_teacher(store: &TupleStore, tuples: &[Tuple], threads: &Threads) -> Result<Vec<f32>> {
-    let mut sum = vec![0.0f64; store.space(Role::Teacher).values()];
+pub(crate) fn mean_teacher<'a>(
+    source: impl Into<TupleSource<'a>>,
+    tuples: &[Tuple],
+    threads: &Threads,
+) -> Result<Vec<f32>> {
+    let source = source.into();
+    let mut sum = vec![0.0f64; source.values(Role::Teacher)];
     for tuples in tuples.chunks(TOGETHER) {
         threads.each(sum.chunks_mut(PIECE).enumerate().collect(), |(i, sum): (usize, &mut [f64])| {
             let mut room = [0.0; PIECE];
             let values = &mut room[..sum.len()];
-            for &(pair, step) in tuples {
-                store.read_part(Role::Teacher, pair, step, i * PIECE, values)?;
+            for &tuple in tuples {
+                source.read_part(Role::Teacher, tuple, i * PIECE, values)?;
                 sum.iter_mut().zip(&*values).for_each(|(s, &x)| *s += x as f64);
             }
             Ok(())
@@ -127,15 +133,16 @@ pub struct TupleBatch {
 }
 
 impl TupleBatch {
-    /// Reads tuples as they are in the store.
-    pub fn read(store: &TupleStore, tuples: &[Tuple]) -> Result<Self> {
-        let (s, t) = (store.space(Role::Student).values(), store.space(Role::Teacher).values());
+    /// Reads tuples as they are in their source.
+    pub fn read(source: TupleSource<'_>, tuples: &[Tuple]) -> Result<Self> {
+        let (s, t) = (source.values(Role::Student), source.values(Role::Teacher));
         let mut students = vec![0.0; tuples.len() * s];
         let mut teachers = vec![0.0; tuples.len() * t];
-        for ((&(pair, step), student), teacher) in
+        for ((&tuple, student), teacher) in
             tuples.iter().zip(students.chunks_mut(s)).zip(teachers.chunks_mut(t))
         {
-            store.read_pair(pair, step, student, teacher)?;
+            source.read(Role::Student, tuple, student)?;
+            source.read(Role::Teacher, tuple, teacher)?;
         }
         Ok(Self { students, teachers })
     }
@@ -146,7 +153,7 @@ pub(super) const COMBINED: usize = 3;
 
 /// Gives the tuples of every step.
 pub struct TupleSampler<'a> {
-    store: &'a TupleStore,
+    source: TupleSource<'a>,
     train: &'a TrainConfig,
     tuples: &'a [Tuple],
     order: Order,
@@ -155,9 +162,14 @@ pub struct TupleSampler<'a> {
 
 impl<'a> TupleSampler<'a> {
     /// Of these tuples, in an order of the key.
-    pub fn new(store: &'a TupleStore, train: &'a TrainConfig, tuples: &'a [Tuple], key: u64) -> Result<Self> {
+    pub fn new(
+        source: impl Into<TupleSource<'a>>,
+        train: &'a TrainConfig,
+        tuples: &'a [Tuple],
+        key: u64,
+    ) -> Result<Self> {
         let order = Order::new(tuples.len(), train.global_batch_size, derive_named(key, "order"))?;
-        Ok(Self { store, train, tuples, order, key })
+        Ok(Self { source: source.into(), train, tuples, order, key })
     }
 
     /// The tuples of a step (from 0), before anything is mixed.
@@ -205,10 +217,10 @@ impl<'a> TupleSampler<'a> {
         to.keys.iter_mut().zip(own.clone()).for_each(|(key, i)| *key = derive(dropout, i as u64));
         let noise = (self.train.input_noise_std > 0.0).then(|| Noise {
             key: derive(derive_named(self.key, "student noise"), step as u64),
-            first: (own.start * self.store.space(Role::Student).values()) as u64,
+            first: (own.start * self.source.values(Role::Student)) as u64,
             spread: self.train.input_noise_std,
         });
-        Making { store: self.store, units, recipes: &recipes, noise }.fill(to, threads)
+        Making { source: self.source, units, recipes: &recipes, noise }.fill(to, threads)
     }
 
     /// The tuples that tuple i of a step is made of: itself, and others where it is combined.
@@ -307,15 +319,15 @@ mod tests {
 
     /// What a step's tuples are by their definition, one value after the other.
     fn by_definition(source: &mut TupleSampler<'_>, units: &Normalization) -> [Vec<f32>; 2] {
-        let (store, train) = (source.store, source.train);
+        let (store, train) = (source.source, source.train);
         let mut sides = [vec![], vec![]];
         for i in 0..BATCH {
             let first = source.tuples(5)[i];
             let made = source.combination(5, i, first);
             for (role, side) in Role::BOTH.into_iter().zip(&mut sides) {
-                let read = |(pair, step): Tuple| {
-                    let mut update = vec![0.0; store.space(role).values()];
-                    store.read(role, pair, step, &mut update).unwrap();
+                let read = |tuple: Tuple| {
+                    let mut update = vec![0.0; store.values(role)];
+                    store.read(role, tuple, &mut update).unwrap();
                     update
                 };
                 let mut update = read(first);

@@ -4,11 +4,11 @@
 //! every block from blocks that were generated before it. Ranks share the tuples, and add
 //! their errors in the tuples' order.
 
+use super::source::TupleSource;
 use super::tuples::{Tuple, TupleBatch};
 use anyhow::Result;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::grad_transformer::{Generator, GradTransformer};
-use gradtx_runtime::artifact::TupleStore;
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::parallel::share;
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ pub fn validate<X: Real, D: Backend<X>>(
     comm: &dyn Comm,
     model: &GradTransformer<D, X>,
     generator: &mut Generator<D, X>,
-    store: &TupleStore,
+    source: TupleSource<'_>,
     tuples: &[Tuple],
     mean: &[f32],
 ) -> Result<Validation> {
@@ -41,7 +41,7 @@ pub fn validate<X: Real, D: Backend<X>>(
         (0..comm.size()).map(|rank| share(rank, comm.size(), tuples.len())).collect();
     let mut own = vec![];
     for part in tuples[parts[comm.rank()].clone()].chunks(AT_ONCE) {
-        let updates = TupleBatch::read(store, part)?;
+        let updates = TupleBatch::read(source, part)?;
         let generated = generator.translate(model, &updates.students)?;
         for (found, wanted) in generated.chunks(mean.len()).zip(updates.teachers.chunks(mean.len())) {
             own.extend(distances(found, wanted, blocks));

@@ -181,7 +181,7 @@ fn windows_are_carried_and_limit_the_context() {
 }
 
 #[test]
-fn scaled_positions_are_those_that_the_scaling_reaches() {
+fn scaled_positions_are_those_scaling_reaches() {
     let reach = |scaling: Value| with(json!({ "rope_scaling": scaling })).unwrap().longest_context();
     let yarn = |original: usize| {
         reach(json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": original}))

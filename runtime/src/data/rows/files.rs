@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_its_data_files_in_the_order_of_their_names() {
+    fn directories_are_their_data_files_by_name() {
         let dir =
             made(&["b-00001.jsonl", "a.json", "b-00000.jsonl", "README.md", ".hidden.jsonl", "split.json"]);
         for name in ["README.md", ".hidden.jsonl", "dataset_info.json", "LICENSE", ".gitattributes"] {

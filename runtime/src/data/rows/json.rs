@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_writes_is_read_and_its_columns_are_known() {
+    fn json_of_python_is_read_and_its_columns_known() {
         let text = "{\"a\": NaN, \"b\": \"x\"}\n{\"a\": 1, \"b\": \"\\ud83d\"}\n{\"a\": [1, -Infinity]}\n";
         let rows = read_as("d.jsonl", text.as_bytes()).unwrap();
         let names = |i: usize| rows[i].unusable.keys().map(String::as_str).collect::<Vec<_>>();

@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_json_lacks_are_null_and_bytes_must_be_text() {
+    fn nonfinite_numbers_are_null_and_bytes_are_text() {
         assert_eq!(value(&Field::Double(f64::NAN)).unwrap(), Value::Null);
         assert_eq!(value(&Field::ULong(u64::MAX)).unwrap(), Value::from(u64::MAX));
         assert_eq!(value(&Field::Bytes(b"ab".to_vec().into())).unwrap(), "ab");

@@ -28,6 +28,18 @@ pub enum Schema {
     Samsum,
     /// GSM8K: a word problem and its solution, which ends in `#### number`.
     Gsm8k,
+    /// OpenBookQA: the stem of a sentence and four ends of it.
+    OpenBookQa,
+    /// ARC, easy and challenge: a question of science and its choices.
+    Arc,
+    /// PIQA: a goal and two ways to it.
+    Piqa,
+    /// HellaSwag: the begin of a story and four ends.
+    HellaSwag,
+    /// SciQ: a question, perhaps a text that answers it, three wrong answers and the right one.
+    SciQ,
+    /// RACE: an article, a question and its options.
+    Race,
 }
 
 /// How answers to a schema's questions are scored.
@@ -38,6 +50,10 @@ pub enum Metric {
     ExactMatch,
     /// F1 of the words that a text and its reference share (ROUGE-1, stemmed).
     Rouge1,
+    /// Whether the right one of several choices is the likeliest.
+    MultipleChoice,
+    /// The same by likelihood per character of the choice.
+    MultipleChoiceNorm,
 }
 
 impl Metric {
@@ -46,6 +62,8 @@ impl Metric {
         match self {
             Self::ExactMatch => "exact match",
             Self::Rouge1 => "ROUGE-1",
+            Self::MultipleChoice => "accuracy by likelihood (acc)",
+            Self::MultipleChoiceNorm => "accuracy by likelihood per character (acc_norm)",
         }
     }
 }
@@ -59,7 +77,7 @@ pub(super) struct Candidate {
 
 /// Sets of columns in the order in which they are tried. Of a published data set, those of
 /// the Hugging Face hub and those of the original release.
-const FORMS: [(Schema, &[&str]); 31] = [
+const FORMS: [(Schema, &[&str]); 38] = [
     (Schema::Preference, &["chosen", "rejected"]),
     (Schema::Pair, &["prompt", "response"]),
     (Schema::Pair, &["prompt", "completion"]),
@@ -67,8 +85,15 @@ const FORMS: [(Schema, &[&str]); 31] = [
     (Schema::Messages, &["conversations"]),
     (Schema::Messages, &["conversation"]),
     (Schema::AquaRat, &["question", "options", "rationale", "correct"]),
+    (Schema::OpenBookQa, &["question_stem", "choices", "answerKey"]),
+    (Schema::Arc, &["question", "choices", "answerKey"]),
     (Schema::CommonsenseQa, &["question", "choices", "answerKey"]),
     (Schema::CommonsenseQa, &["question", "answerKey"]),
+    (Schema::OpenBookQa, &["question", "answerKey"]),
+    (Schema::Piqa, &["goal", "sol1", "sol2", "label"]),
+    (Schema::HellaSwag, &["activity_label", "ctx_a", "ctx_b", "endings", "label"]),
+    (Schema::SciQ, &["question", "distractor1", "distractor2", "distractor3", "correct_answer"]),
+    (Schema::Race, &["article", "question", "options", "answer"]),
     (Schema::Drop, &["passage", "question", "answers_spans"]),
     (Schema::Drop, &["passage", "question", "answer"]),
     (Schema::Dialogsum, &["dialogue", "summary", "topic"]),
@@ -95,7 +120,7 @@ const FORMS: [(Schema, &[&str]); 31] = [
 
 impl Schema {
     /// All schemas.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 17] = [
         Self::Pair,
         Self::Messages,
         Self::Alpaca,
@@ -107,6 +132,12 @@ impl Schema {
         Self::Dialogsum,
         Self::Samsum,
         Self::Gsm8k,
+        Self::OpenBookQa,
+        Self::Arc,
+        Self::Piqa,
+        Self::HellaSwag,
+        Self::SciQ,
+        Self::Race,
     ];
 
     /// Its name in the configuration, and the task of rows that have no column for it.
@@ -123,6 +154,12 @@ impl Schema {
             Self::Dialogsum => "dialogsum",
             Self::Samsum => "samsum",
             Self::Gsm8k => "gsm8k",
+            Self::OpenBookQa => "open_book_qa",
+            Self::Arc => "arc",
+            Self::Piqa => "piqa",
+            Self::HellaSwag => "hellaswag",
+            Self::SciQ => "sciq",
+            Self::Race => "race",
         }
     }
 
@@ -130,6 +167,7 @@ impl Schema {
     pub fn metric(self) -> Metric {
         match self {
             Self::Summary | Self::Dialogsum | Self::Samsum => Metric::Rouge1,
+            _ if self.is_multiple_choice() => Metric::MultipleChoice,
             _ => Metric::ExactMatch,
         }
     }
@@ -137,6 +175,12 @@ impl Schema {
     /// Whether the method's authors put an instruction before its questions.
     pub fn has_instruction(self) -> bool {
         !matches!(self, Self::Pair | Self::Messages | Self::Alpaca | Self::Preference | Self::Summary)
+            && !self.is_multiple_choice()
+    }
+
+    /// Whether its rows have several continuations, of which one is right.
+    pub(crate) fn is_multiple_choice(self) -> bool {
+        matches!(self, Self::OpenBookQa | Self::Arc | Self::Piqa | Self::HellaSwag | Self::SciQ | Self::Race)
     }
 
     /// Its sets of columns as text.
@@ -160,6 +204,11 @@ pub(super) fn recognise(row: &Map<String, Value>, gsm8k: bool) -> Option<Candida
         (Schema::Gsm8k, _) => gsm8k,
         // Data sets of people have these columns too; the published ones number their rows.
         (Schema::Samsum, _) => has_number("id"),
+        // The same columns, but for the names of rows: those of ARC begin with their source.
+        (Schema::Arc, _) => {
+            let is_named = |id: &Value| id.as_str().is_some_and(|id| id.contains('_'));
+            !row.contains_key("question_concept") && row.get("id").is_some_and(is_named)
+        }
         (Schema::Drop, [.., "answer"]) => {
             row["answer"].is_object()
                 || (row["answer"].is_string() && (has_number("query_id") || has_number("section_id")))
@@ -194,6 +243,11 @@ pub(super) fn ends_like_gsm8k(row: &Map<String, Value>) -> bool {
     };
     let number = last.trim().trim_start_matches(['-', '$']).trim_end_matches(['%', '.']);
     !number.is_empty() && number.chars().all(|c| c.is_ascii_digit() || matches!(c, ',' | '.' | '/'))
+}
+
+/// Whether this column of a row is the number of the right choice.
+pub(super) fn names_a_choice(row: &Map<String, Value>, column: &str) -> bool {
+    first(row, |schema, columns| schema.is_multiple_choice() && columns.contains(&column)).is_some()
 }
 
 /// What to do with columns that are nearly those of a form.

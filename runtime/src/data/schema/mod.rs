@@ -12,8 +12,10 @@
 //! * chat: conversations.
 //! * preference: liked and disliked answers.
 //! * tasks: the published data sets that have a form of their own.
+//! * choices: multiple-choice data sets.
 
 mod chat;
+mod choices;
 mod forms;
 mod pairs;
 mod preference;
@@ -21,6 +23,7 @@ mod reading;
 mod record;
 mod tasks;
 
+pub use choices::Choices;
 pub use forms::{Metric, Schema};
 pub use preference::Labels;
 pub use reading::{Columns, Format, Instruction, OnError, Reading, TrainOn};
@@ -59,7 +62,10 @@ impl FileFacts {
             self.questions += 1;
             self.solutions += usize::from(forms::ends_like_gsm8k(row));
         }
-        self.labels.add(row.get(reading.columns.label_column()));
+        let label = reading.columns.label_column();
+        if reading.columns.are_named() || !forms::names_a_choice(row, label) {
+            self.labels.add(row.get(label));
+        }
     }
 
     /// Whether rows with the columns of GSM8K are GSM8K; an error where some are and some
@@ -90,7 +96,7 @@ impl Reading {
     }
 
     /// Fails when a row is of no form, whatever the rest of its file is like.
-    pub fn check_form(&self, row: &Row) -> Result<()> {
+    pub(crate) fn check_form(&self, row: &Row) -> Result<()> {
         let form = self.form(&row.columns, &FileFacts::default());
         form.map(|_| ()).map_err(|why| row.origin.error(why))
     }
@@ -102,14 +108,15 @@ impl Reading {
         let fail = |why: String| origin.error(format!("{} row: {why}", form.schema.name()));
         let before: Vec<String> = if unusable.is_empty() { vec![] } else { extra.keys().cloned().collect() };
         let label = self.columns.label_column();
-        if facts
-            .labels
-            .is_disliked(extra.get(label), &self.columns)
-            .map_err(|why| fail(format!("`{label}`: {why}")))?
+        if !form.columns.contains(&label)
+            && facts
+                .labels
+                .is_disliked(extra.get(label), &self.columns)
+                .map_err(|why| fail(format!("`{label}`: {why}")))?
         {
             return Ok(Taken::Disliked);
         }
-        let (content, mut learned) = self.content(&form, &mut extra).map_err(fail)?;
+        let (content, choices, mut learned) = self.content(&form, &mut extra).map_err(fail)?;
         let used = |name: &&String| before.contains(name) && !extra.contains_key(*name);
         if let Some((name, what)) = unusable.keys().find(used).and_then(|n| unusable.get_key_value(n)) {
             return Err(fail(format!("`{name}` has {what}")));
@@ -123,7 +130,7 @@ impl Reading {
         if self.train_on == TrainOn::Last {
             learned.clear();
         }
-        let record = Record { origin, schema: form.schema, content, learned, extra };
+        let record = Record { origin, schema: form.schema, content, choices, learned, extra };
         Ok(Taken::Record(Box::new(record), form.columns))
     }
 
@@ -152,7 +159,11 @@ impl Reading {
 
     /// Takes a form's columns out of a row: what they say, and which messages before the last
     /// can be learned as well.
-    fn content(&self, form: &Candidate, row: &mut Map<String, Value>) -> Part<(Content, Vec<usize>)> {
+    fn content(
+        &self,
+        form: &Candidate,
+        row: &mut Map<String, Value>,
+    ) -> Part<(Content, Option<Choices>, Vec<usize>)> {
         let chat = match form.schema {
             _ if self.columns.are_named() => pairs::own(&self.columns, row)?,
             Schema::Pair | Schema::Summary => pairs::pair(form.columns, row)?,
@@ -160,7 +171,16 @@ impl Reading {
             Schema::Messages => chat::messages(form.columns[0], row)?,
             Schema::Preference => preference::chosen(row)?,
             task => {
-                let (question, response) = tasks::take(task, row)?;
+                let (question, response, choices) = match task.is_multiple_choice() {
+                    true => {
+                        let (question, choices) = choices::take(task, row)?;
+                        (question, choices.answer().to_owned(), Some(choices))
+                    }
+                    false => {
+                        let (question, response) = tasks::take(task, row)?;
+                        (question, response, None)
+                    }
+                };
                 if question.trim().is_empty() {
                     return Err("its prompt is empty: nothing is asked".into());
                 }
@@ -169,14 +189,15 @@ impl Reading {
                     Instruction::None => question,
                     Instruction::Text(text) => pairs::instructed(text, &question),
                 };
-                return Ok((Content::Pair { prompt, response }, vec![]));
+                return Ok((Content::Pair { prompt, response }, choices, vec![]));
             }
         };
         let chat = match &self.instruction {
             Instruction::Text(text) => chat.instructed(text),
             Instruction::Published | Instruction::None => chat,
         };
-        Ok(chat.content())
+        let (content, learned) = chat.content();
+        Ok((content, None, learned))
     }
 }
 

@@ -1,5 +1,6 @@
 //! [`Record`]: an example as its row says it; and texts in columns.
 
+use super::choices::Choices;
 use super::forms::Schema;
 use crate::data::rows::{Origin, kind};
 use serde::{Deserialize, Serialize};
@@ -93,6 +94,8 @@ pub struct Record {
     pub schema: Schema,
     /// What it asks and answers.
     pub content: Content,
+    /// The possible answers, where the data set has several; the right one is the content's.
+    pub choices: Option<Choices>,
     /// Messages of a conversation before its last that are learned as well, by their number
     /// from 0.
     pub learned: Vec<usize>,

@@ -47,7 +47,7 @@ pub(super) fn take(task: Schema, row: &mut Map<String, Value>) -> Part<(String, 
 
 /// Takes out a column that is the answer, or a part of it. Test sets are also published
 /// without: a row that cannot be learned from is an error.
-fn label(row: &mut Map<String, Value>, name: &str) -> Part<String> {
+pub(super) fn label(row: &mut Map<String, Value>, name: &str) -> Part<String> {
     match row.get(name) {
         Some(Value::Null) => Err(no_label(name)),
         Some(Value::String(text)) if text.trim().is_empty() => Err(no_label(name)),
@@ -71,14 +71,31 @@ fn aqua_rat(row: &mut Map<String, Value>) -> Part<(String, String)> {
     ))
 }
 
-/// `question`, `choices` (lists of `label` and of `text`), `answerKey`. The original
-/// release has both in `question`: its `stem`, and `choices` as a list of `label`, `text`.
+/// `question`, `choices`, `answerKey`.
 fn commonsense_qa(row: &mut Map<String, Value>) -> Part<(String, String)> {
-    let (question, choices) = match row.shift_remove("question") {
-        Some(Value::Object(mut inner)) => (text(&mut inner, "stem")?, inner.shift_remove("choices")),
-        Some(Value::String(question)) => (question, row.shift_remove("choices")),
-        Some(other) => return Err(format!("`question` should be a string, found {}", kind(&other))),
-        None => return Err("there is no `question`".into()),
+    let (question, choices) = labelled_choices(row, "question")?;
+    let key = label(row, "answerKey")?;
+    let labels: Vec<&str> = choices.iter().map(|(label, _)| label.as_str()).collect();
+    if !labels.contains(&key.as_str()) {
+        return Err(format!("`answerKey` is `{key}`, the choices are {}", labels.join(", ")));
+    }
+    let lines = choices.iter().map(|(label, option)| format!("\n{label}. {option}"));
+    Ok((question + &lines.collect::<String>(), format!("#### {key}")))
+}
+
+/// A question with the labels and texts of its `choices` (lists of `label` and of `text`). Original
+/// releases have both in an object `question`: its `stem`, and `choices` as a list of `label`, `text`.
+pub(super) fn labelled_choices(
+    row: &mut Map<String, Value>,
+    name: &str,
+) -> Part<(String, Vec<(String, String)>)> {
+    let (question, choices) = match row.get_mut("question") {
+        Some(Value::Object(inner)) => {
+            let mut inner = std::mem::take(inner);
+            row.shift_remove("question");
+            (text(&mut inner, "stem")?, inner.shift_remove("choices"))
+        }
+        _ => (text(row, name)?, row.shift_remove("choices")),
     };
     let choices = match choices {
         Some(Value::Object(mut lists)) => {
@@ -99,13 +116,7 @@ fn commonsense_qa(row: &mut Map<String, Value>) -> Part<(String, String)> {
         Some(other) => return Err(format!("`choices` should be a list or two, found {}", kind(&other))),
         None => return Err("there are no `choices`".into()),
     };
-    let key = label(row, "answerKey")?;
-    let labels: Vec<&str> = choices.iter().map(|(label, _)| label.as_str()).collect();
-    if !labels.contains(&key.as_str()) {
-        return Err(format!("`answerKey` is `{key}`, the choices are {}", labels.join(", ")));
-    }
-    let lines = choices.iter().map(|(label, option)| format!("\n{label}. {option}"));
-    Ok((question + &lines.collect::<String>(), format!("#### {key}")))
+    Ok((question, choices))
 }
 
 /// `passage`, `question`, `answers_spans` (lists of `spans` and `types`). The original
@@ -153,7 +164,7 @@ fn first(texts: Vec<String>) -> String {
 }
 
 /// A list of strings.
-fn texts(value: Option<Value>, name: &str) -> Part<Vec<String>> {
+pub(super) fn texts(value: Option<Value>, name: &str) -> Part<Vec<String>> {
     match value {
         Some(Value::Array(items)) => items
             .into_iter()

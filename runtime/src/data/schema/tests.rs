@@ -18,7 +18,7 @@ fn auto(row: &str) -> Result<Record> {
 }
 
 #[test]
-fn pairs_and_conversations_are_told_apart_by_their_columns() {
+fn pairs_and_conversations_differ_by_columns() {
     let pair = auto(r#"{"prompt": "1+1?", "response": "2", "task": "sum"}"#).unwrap();
     assert_eq!(pair.content, Content::Pair { prompt: "1+1?".into(), response: "2".into() });
     assert_eq!((&pair.extra["task"], pair.schema), (&Value::from("sum"), Schema::Pair));
@@ -308,7 +308,7 @@ fn columns_can_be_named() {
 }
 
 #[test]
-fn an_instruction_of_ones_own_stands_before_every_prompt() {
+fn own_instructions_stand_before_every_prompt() {
     let own = |row: &str| {
         read(row, "auto", Instruction::try_from("Answer briefly.".to_string()).unwrap()).unwrap().content
     };

@@ -219,7 +219,7 @@ mod tests {
 
     /// Expected text from Jinja2 with the extensions that chat templates are written for.
     #[test]
-    fn whitespace_json_and_generation_tags_are_as_in_python() {
+    fn whitespace_json_and_tags_are_as_in_python() {
         let template = r#"{{ bos_token }}
 {%- for m in messages %}
     {%- if m.role == 'assistant' %}

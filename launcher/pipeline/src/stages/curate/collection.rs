@@ -93,19 +93,18 @@ impl Collection {
     }
 
     /// The groups of both models of which something is missing in the store, the same on all
-    /// ranks that call this together. They look at a part of the files each; at none where only
-    /// rank 0 sees the store.
-    pub fn missing(&self, comm: &dyn Comm, all_see: bool) -> Result<Vec<(Role, usize)>> {
+    /// ranks that call this together. They look at a part of the files each.
+    pub fn missing(&self, comm: &dyn Comm) -> Result<Vec<(Role, usize)>> {
         let groups = self.groups();
         let all: Vec<(Role, usize)> = [Role::Tiny, Role::Llm]
             .into_iter()
             .flat_map(|side| (0..groups.len()).map(move |group| (side, group)))
             .collect();
-        let lookers = if all_see { comm.size() } else { 1 };
+        let ranks = comm.size();
         let done = |&(side, group): &(Role, usize)| self.is_done(&self.dir, side, &groups[group]);
-        let mine = all.iter().skip(comm.rank()).step_by(lookers).filter(|_| comm.rank() < lookers);
+        let mine = all.iter().skip(comm.rank()).step_by(ranks);
         let found = comm.all_gather_bytes(&mine.map(|group| done(group) as u8).collect::<Vec<u8>>())?;
-        let is_done = |i: usize| found[i % lookers][i / lookers] == 1;
+        let is_done = |i: usize| found[i % ranks][i / ranks] == 1;
         Ok(all.into_iter().enumerate().filter(|(i, _)| !is_done(*i)).map(|(_, group)| group).collect())
     }
 
@@ -120,12 +119,12 @@ impl Collection {
     }
 
     /// File of a group's losses, in a store or a directory that is formed like one.
-    pub fn metrics_file(dir: &Path, role: Role, group: &Range<usize>) -> PathBuf {
+    pub(crate) fn metrics_file(dir: &Path, role: Role, group: &Range<usize>) -> PathBuf {
         dir.join("metrics").join(format!("{}-{:05}.jsonl", role.name(), group.start))
     }
 
     /// Whether everything of a group is in a directory, and intact.
-    pub fn is_done(&self, dir: &Path, role: Role, group: &Range<usize>) -> bool {
+    pub(crate) fn is_done(&self, dir: &Path, role: Role, group: &Range<usize>) -> bool {
         let whole = |k| matches!(check_shard(dir, &self.plan, role.side(), k), ShardState::Intact(_));
         Self::metrics_file(dir, role, group).is_file() && group.clone().all(whole)
     }
@@ -164,7 +163,7 @@ impl Collection {
     }
 
     /// Writes the means over a group's jobs for TensorBoard, which shows every group as a run.
-    pub fn write_events(&self, finished: &Finished) -> Result<()> {
+    pub(crate) fn write_events(&self, finished: &Finished) -> Result<()> {
         let Finished { work, jobs, .. } = finished;
         let group = self.groups()[work.group].clone();
         let dir = self.dir.join(EVENTS).join(format!("{}-{:05}", work.side.name(), group.start));

@@ -4,8 +4,8 @@
 use super::collection::{Collection, Finished, Throughput};
 use super::job_source::{JobProgress, JobSource, Task, TimeBreakdown};
 use super::messages::{
-    ASSIGN, Done, END, POLL_INTERVAL, REPORT, REQUEST, SHARD, STOP, WorkerMessage, WorkerSummary, recv_json,
-    send_json, state, unpack,
+    ASSIGN, Done, END, POLL_INTERVAL, REPORT, REQUEST, STOP, WorkerMessage, WorkerSummary, recv_json,
+    send_json, state,
 };
 use super::shard_writer::ShardWriter;
 use anyhow::Result;
@@ -40,7 +40,6 @@ pub struct Coordinator<'a> {
     /// Every rank's.
     rank_states: Vec<RankProgress>,
     ended: Vec<Option<(WorkerSummary, Instant)>>,
-    received: Vec<usize>,
     stop: Option<u8>,
     ui: Ui,
 }
@@ -70,7 +69,6 @@ impl<'a> Coordinator<'a> {
             shown: Instant::now(),
             rank_states: (0..size).map(|rank| RankProgress { rank, ..RankProgress::default() }).collect(),
             ended: vec![None; size],
-            received: vec![0; size],
             stop: None,
             ui: ui.clone(),
         };
@@ -97,10 +95,6 @@ impl<'a> Coordinator<'a> {
                 }
                 WorkerMessage::Done(done) => self.note(message.from, &done)?,
             }
-        }
-        while let Some(message) = self.comm.try_receive(None, SHARD)? {
-            self.received[message.from] += 1;
-            self.shard_writer.give(unpack(message.from, &message.bytes)?)?;
         }
         while let Some(message) = self.comm.try_receive(None, REQUEST)? {
             let resident: Option<Role> = recv_json(message.from, &message.bytes)?;
@@ -249,13 +243,11 @@ impl JobSource for Coordinator<'_> {
     }
 
     fn end(mut self: Box<Self>, mut unfinished: bool, times: TimeBreakdown) -> Result<Option<u8>> {
-        let (own, own_end) = (WorkerSummary::new(unfinished, times, 0), Instant::now());
+        let (own, own_end) = (WorkerSummary::new(unfinished, times), Instant::now());
         let everybody = 1..self.comm.size();
         loop {
             self.serve()?;
-            let has_ended =
-                |rank: usize| self.ended[rank].is_some_and(|(ended, _)| self.received[rank] == ended.sent);
-            if everybody.clone().all(has_ended) {
+            if everybody.clone().all(|rank| self.ended[rank].is_some()) {
                 break;
             }
             std::thread::sleep(POLL_INTERVAL);

@@ -14,11 +14,14 @@
 //! |---|---|
 //! | [`subsets`] | which rows every shadow subset has |
 //! | [`collection`] | what is to be collected, and what of it is there |
+//! | [`concurrency`] | how many jobs share a stream |
 //! | [`runner`] | what one process does: group after group |
-//! | [`job_source`] | where it gets groups from: among ranks [`coordinator`] and [`worker`], without MPI [`file_locks`] |
+//! | [`job_source`] | where it gets groups from: among ranks [`coordinator`] and [`worker`], without MPI [`array`] and [`file_locks`] |
 //! | [`shard_writer`] | writes what is finished, meanwhile |
 
+mod array;
 pub mod collection;
+mod concurrency;
 pub mod coordinator;
 pub mod file_locks;
 pub mod job_source;
@@ -32,32 +35,29 @@ use crate::artifacts::open_side;
 use crate::records::CurateInputs;
 use anyhow::{Context as _, Result};
 use collection::{CHECKPOINTS, Collection};
+use concurrency::decided;
 use coordinator::Coordinator;
-use file_locks::{CLAIMS, FileLocks, Position};
+use file_locks::CLAIMS;
 use gradtx_kernels::cpu::Cpu;
-use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
-use gradtx_models::lora::MultiLora;
 use gradtx_run::cluster::World;
-use gradtx_run::config::{Config, CurateConfig, RunArgs, RunSettings, is_reused};
+use gradtx_run::config::{RunArgs, RunSettings, is_reused};
 use gradtx_run::context::Context;
-use gradtx_run::dispatch::{Question, answer, dispatch, memory};
-use gradtx_run::failure::{failed, is_busy, stopped};
+use gradtx_run::dispatch::dispatch;
+use gradtx_run::failure::{failed, stopped};
 use gradtx_run::interrupt::ShutdownGuard;
 use gradtx_run::paths::{GROUPS_FILE, SHADOW_DIR, SUBSETS_FILE};
 use gradtx_run::progress;
-use gradtx_run::record::{self, RECORD_FILE, State, make_dir};
+use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_run::text::quoted;
 use gradtx_runtime::artifact::{
     MANIFEST, StoreType, TupleManifest, TuplePlan, assemble, checksum, init_path, shard_path,
-    sweep_all_temporary, sweep_temporary, write_init, write_json,
+    sweep_temporary, write_init, write_json,
 };
-use gradtx_runtime::comm::Collectives;
-use gradtx_runtime::data::{BatchCapacity, Dataset};
+use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::JsonLines;
-use gradtx_runtime::plan::{MemoryPlan, Room};
 use gradtx_train::examples::Data;
 use gradtx_train::lora::schedule::JobGroup;
 use gradtx_train::model_spec::ModelSpec;
@@ -67,13 +67,10 @@ use serde_json::json;
 use shard_writer::{ShardWriter, gather_left, scratch_dir};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use worker::Worker;
 
 /// Directories within a tuple store.
 const PARTS: [&str; 3] = ["init", "metrics", "shards"];
-/// For so long a process of several waits for one that has the directory for itself.
-const MAX_ALONE: Duration = Duration::from_secs(60);
 
 /// What is to be collected, and by whom.
 #[derive(Debug, Clone, clap::Args)]
@@ -88,15 +85,12 @@ pub struct Job {
     /// Write shards to this directory of the node's own disk first, then copy them.
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
-    /// Send shards to rank 0, which writes them: for nodes that do not see the run directory.
-    #[arg(long, conflicts_with_all = ["scratch", "array"])]
-    pub send: bool,
 }
 
 impl Job {
     /// All of a run, in the ordinary way.
     pub fn of(run: RunArgs) -> Self {
-        Self { run, array: false, scratch: None, send: false }
+        Self { run, array: false, scratch: None }
     }
 }
 
@@ -247,68 +241,6 @@ impl Stage for Curation<'_> {
     }
 }
 
-/// The settings of curation, with the number of jobs that share a stream: as set; or as it
-/// was decided when the run began; or as rank 0 decides it now.
-fn decided(
-    config: &Config,
-    dir: &Path,
-    world: &World,
-    array: bool,
-    sides: &[&ModelSpec; 2],
-) -> Result<CurateConfig> {
-    let mut curate = config.curate.resolved();
-    if curate.jobs_per_batch == 0 {
-        let mut found = [0u64];
-        if world.comm().rank() == 0 {
-            // A record that cannot be read is refused when the directory is opened.
-            let before = record::read(&dir.join(RECORD_FILE)).ok();
-            let before = before.and_then(|record| record.inputs::<CurateInputs>(dir).ok().flatten());
-            // Processes of an array begin on nodes of their own, and must decide alike.
-            let memory = match array {
-                true => Room::Host(u64::MAX),
-                false => memory(&config.device, world.comm().place())?,
-            };
-            let before = before.map(|inputs| inputs.curate.jobs_per_batch);
-            found[0] = before.unwrap_or_else(|| concurrent(config, memory, sides)) as u64;
-        }
-        world.comm().broadcast(0, &mut found)?;
-        curate.jobs_per_batch = found[0] as usize;
-    }
-    Ok(curate)
-}
-
-/// The most jobs of the larger model that fit into memory together, so that the base model's
-/// weights are read once for all of them.
-fn concurrent(config: &Config, room: Room, sides: &[&ModelSpec; 2]) -> usize {
-    let tokens = config.device.max_tokens_per_microbatch.max(config.data.max_length);
-    let fits = |jobs: &usize| {
-        sides.iter().zip([&config.curate.tiny, &config.curate.llm]).all(|(side, recipe)| {
-            let capacity =
-                BatchCapacity { tokens, segments: jobs * recipe.global_batch_size, labels: tokens };
-            room.holds(&answer(&config.device, Need { side, jobs: *jobs, capacity }))
-        })
-    };
-    (1..=config.curate.most_at_once()).rev().find(fits).unwrap_or(1)
-}
-
-/// What a base model and the fine-tuning of so many jobs on it take.
-struct Need<'a> {
-    side: &'a ModelSpec,
-    jobs: usize,
-    capacity: BatchCapacity,
-}
-
-impl Question for Need<'_> {
-    type Answer = MemoryPlan;
-
-    fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> MemoryPlan {
-        let ModelSpec { model, layout, .. } = self.side;
-        let mut plan = Decoder::<D, X>::plan(model, false);
-        plan.extend(MultiLora::<D, X>::plan(model, layout, self.jobs, self.capacity));
-        plan
-    }
-}
-
 fn parameters(side: &ModelSpec) -> u64 {
     Decoder::<Cpu, f32>::layout_of(&side.model).total() as u64
 }
@@ -316,105 +248,21 @@ fn parameters(side: &ModelSpec) -> u64 {
 impl Curation<'_> {
     /// This rank's part of the groups; the exit code, if it was asked to stop before the end.
     fn work_among_ranks(&self, context: &Context, scratch: Option<&Path>) -> Result<Option<u8>> {
-        let Self { world, job, collection, .. } = self;
+        let Self { world, collection, .. } = self;
         let comm = world.comm();
-        let missing = collection.missing(comm, !job.send)?;
+        let missing = collection.missing(comm)?;
         let (examples, work) = work_of(context, collection, &missing)?;
-        let shard_writer = || ShardWriter::start(collection.clone(), scratch.map(Path::to_owned));
+        let shard_writer = ShardWriter::start(collection.clone(), scratch.map(Path::to_owned))?;
         let source: Box<dyn JobSource + '_> = if comm.rank() == 0 {
-            Box::new(Coordinator::new(comm, collection, shard_writer()?, &work, &context.ui)?)
+            Box::new(Coordinator::new(comm, collection, shard_writer, &work, &context.ui)?)
         } else {
-            let shard_writer = if job.send { None } else { Some(shard_writer()?) };
             Box::new(Worker::new(comm, shard_writer)?)
         };
-        let sees_store = comm.rank() == 0 || !job.send;
-        let runner = GroupRunner { context, collection, examples: &examples, sees_store, source };
+        let runner = GroupRunner { context, collection, examples: &examples, source };
         let asked = dispatch(&collection.config.device, context, runner)?;
         forget(scratch);
         Ok(asked)
     }
-
-    /// By one of several processes that share the directory.
-    fn run_in_array(&self, context: &Context) -> Result<()> {
-        let position = Position::find();
-        let (collection, settings, started) = (&self.collection, self.inputs.value()?, Instant::now());
-        let is_complete = || Ok::<_, anyhow::Error>(collection.missing(self.world.comm(), true)?.is_empty());
-        loop {
-            let output = match record::share(self.dir(), Self::NAME, settings.clone(), &position.name) {
-                Ok(State::Open(mut output)) => {
-                    self.settings.store(&context.ui)?;
-                    output.assume(stage::begin(context, self)?)?;
-                    output
-                }
-                Ok(State::Finished) => {
-                    self.settings.store(&context.ui)?;
-                    return self.was_finished(context);
-                }
-                // Somebody is alone here: to end the work of all, or to see whether that can be done.
-                Err(error) if is_busy(&error) => {
-                    if is_complete()? {
-                        return self.report(context, &None);
-                    }
-                    if started.elapsed() > MAX_ALONE {
-                        return Err(error);
-                    }
-                    std::thread::sleep(Duration::from_millis(200));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            if let Some(code) = self.do_unclaimed(context, &position)? {
-                return Err(stopped(code));
-            }
-            output.leave();
-            // Whoever is the last one here is alone.
-            match record::open(self.dir(), Self::NAME, settings.clone()) {
-                // A process that was killed meanwhile has left work to do.
-                Ok(State::Open(output)) if !is_complete()? => output.leave(),
-                Ok(State::Open(mut output)) => {
-                    output.assume(self.assumed())?;
-                    let manifest = end_array(context, collection, &self.inputs)?;
-                    output.finish(&result_files(collection))?;
-                    return self.report(context, &Some(manifest));
-                }
-                Ok(State::Finished) => return self.was_finished(context),
-                Err(error) if is_busy(&error) => return self.report(context, &None),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Does what no other process does; the exit code, if it was asked to stop before the end.
-    fn do_unclaimed(&self, context: &Context, position: &Position) -> Result<Option<u8>> {
-        let Self { world, job, collection, .. } = self;
-        write_start(collection)?;
-        let scratch = job.scratch.as_ref().map(|scratch| scratch_dir(scratch, collection, &position.name));
-        if let Some(scratch) = &scratch {
-            gather_left(collection, scratch)?;
-            make_dir(scratch)?;
-        }
-        let missing = collection.missing(world.comm(), true)?;
-        let (examples, work) = work_of(context, collection, &missing)?;
-        let steps = work.iter().map(|w| collection.recipe(w.side).max_steps as u64).sum();
-        let progress = context.ui.progress("curate", steps);
-        let shard_writer = ShardWriter::start(collection.clone(), scratch.clone())?;
-        let source = Box::new(FileLocks::new(collection, shard_writer, position, work, progress)?);
-        let runner = GroupRunner { context, collection, examples: &examples, sees_store: true, source };
-        let asked = dispatch(&collection.config.device, context, runner)?;
-        forget(scratch.as_deref());
-        Ok(asked)
-    }
-}
-
-/// The last of several processes ends the work for all.
-fn end_array(context: &Context, collection: &Collection, inputs: &CurateInputs) -> Result<TupleManifest> {
-    progress::forget_shared(&collection.dir);
-    sweep_all_temporary(&collection.dir)?;
-    for part in PARTS {
-        // Also what was killed while this process worked.
-        sweep_all_temporary(&collection.dir.join(part))?;
-    }
-    whole(context, collection, inputs)
 }
 
 /// Brings the directory into the state that work begins from. By one process that is alone there.

@@ -23,8 +23,6 @@ pub struct GroupRunner<'a> {
     pub collection: &'a Collection,
     /// The examples as each model sees them, where that model has work.
     pub examples: &'a [Option<Dataset>; 2],
-    /// Whether this process sees the store, and can write checkpoints there.
-    pub sees_store: bool,
     /// Where the work comes from.
     pub source: Box<dyn JobSource + 'a>,
 }
@@ -34,9 +32,7 @@ impl dispatch::Work for GroupRunner<'_> {
     type Output = Option<u8>;
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(mut self, device: &D) -> Result<Option<u8>> {
-        if self.sees_store {
-            make_dir(&self.collection.dir.join(CHECKPOINTS))?;
-        }
+        make_dir(&self.collection.dir.join(CHECKPOINTS))?;
         let mut resident: Option<(Role, Decoder<D, X>)> = None;
         let (mut times, mut unfinished) = (TimeBreakdown::default(), false);
         loop {
@@ -110,9 +106,9 @@ impl GroupRunner<'_> {
             loss: None,
         };
         let mut told = ReportSteps { source: &mut *self.source, now };
-        let checkpoint = self.sees_store.then(|| collection.checkpoint(work.side, &group));
+        let checkpoint = collection.checkpoint(work.side, &group);
         let trained = training
-            .run(decoder, &jobs, checkpoint.as_ref(), &mut told)
+            .run(decoder, &jobs, Some(&checkpoint), &mut told)
             .with_context(|| format!("curate {}: subsets {group:?}", work.side.name()))?;
         times.training += begin.elapsed();
         let Some((jobs, rate)) = trained else { return Ok(false) };

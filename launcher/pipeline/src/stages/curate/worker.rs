@@ -5,8 +5,8 @@
 use super::collection::Finished;
 use super::job_source::{JobProgress, JobSource, Task, TimeBreakdown};
 use super::messages::{
-    ASSIGN, Done, END, POLL_INTERVAL, REPORT, REQUEST, SHARD, STOP, WorkerMessage, WorkerSummary, pack,
-    recv_json, send_json, state,
+    ASSIGN, Done, END, POLL_INTERVAL, REPORT, REQUEST, STOP, WorkerMessage, WorkerSummary, recv_json,
+    send_json, state,
 };
 use super::shard_writer::ShardWriter;
 use anyhow::Result;
@@ -25,9 +25,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Any rank but the first.
 pub struct Worker<'a> {
     comm: &'a dyn Comm,
-    /// None where rank 0 writes for all.
-    shard_writer: Option<ShardWriter>,
-    sent: usize,
+    shard_writer: ShardWriter,
     /// Whether an answer is under way.
     asked: bool,
     stop: Option<u8>,
@@ -36,12 +34,11 @@ pub struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    /// With a shard_writer, unless rank 0 is to write for it.
-    pub fn new(comm: &'a dyn Comm, shard_writer: Option<ShardWriter>) -> Result<Self> {
+    /// With what writes its shards.
+    pub fn new(comm: &'a dyn Comm, shard_writer: ShardWriter) -> Result<Self> {
         let mut worker = Self {
             comm,
             shard_writer,
-            sent: 0,
             asked: false,
             stop: None,
             state: state(comm, None, &RankProgress::default()),
@@ -111,21 +108,15 @@ impl JobSource for Worker<'_> {
 
     fn deliver(&mut self, finished: Finished, now: &JobProgress) -> Result<()> {
         send_json(self.comm, 0, REPORT, &WorkerMessage::Done(Done::of(now)))?;
-        match &mut self.shard_writer {
-            Some(shard_writer) => shard_writer.give(finished),
-            None => {
-                self.sent += 1;
-                Ok(self.comm.send(0, SHARD, &pack(&finished)?)?)
-            }
-        }
+        self.shard_writer.give(finished)
     }
 
     fn end(self: Box<Self>, unfinished: bool, times: TimeBreakdown) -> Result<Option<u8>> {
-        let Self { comm, shard_writer, sent, asked, .. } = *self;
-        shard_writer.map_or(Ok(()), ShardWriter::end)?;
+        let Self { comm, shard_writer, asked, .. } = *self;
+        shard_writer.end()?;
         // What it asked for and did not wait for may be a group that nobody does now.
         let unfinished = unfinished || asked;
-        send_json(comm, 0, END, &WorkerSummary::new(unfinished, times, sent))?;
+        send_json(comm, 0, END, &WorkerSummary::new(unfinished, times))?;
         let mut code = vec![];
         comm.broadcast_bytes(0, &mut code)?;
         Ok(code.first().copied().filter(|&code| code != 0))

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateConfig {
-    /// Which number is the score; both are always computed.
+    /// Which number is the score. Exact match and ROUGE-1 are both computed of generated answers, `acc` and
+    /// `acc_norm` both of the likelihoods of choices.
     pub metric: MetricChoice,
     /// Which part of a text is the answer that exact match compares.
     pub answer_extraction: AnswerForm,
@@ -44,12 +45,17 @@ impl EvaluateConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MetricChoice {
-    /// ROUGE-1 for summaries of dialogues, exact match for everything else.
+    /// ROUGE-1 for summaries of dialogues, `multiple_choice` for data sets with choices, exact match for
+    /// everything else.
     Auto,
     /// Right answers as a fraction of all.
     ExactMatch,
     /// Mean ROUGE-1 F1.
     Rouge1,
+    /// Questions whose right choice is the likeliest, as a fraction of all: acc of lm-evaluation-harness.
+    MultipleChoice,
+    /// The same by likelihood per character: acc_norm.
+    MultipleChoiceNorm,
 }
 
 /// What ROUGE-1 takes for a word.

@@ -51,7 +51,7 @@ fn absurd_values_are_refused_with_key_value_and_range() {
 }
 
 #[test]
-fn numbers_that_toml_or_the_setting_cannot_hold_are_refused() {
+fn numbers_out_of_range_are_refused() {
     for set in
         ["seed=-1", "seed=9223372036854775808", "curate.snapshot_steps=-1", "train.max_steps=5000000000"]
     {

@@ -2,6 +2,7 @@
 
 use super::bounds::{Findings, MAX_MINUTES, MAX_RATE};
 use super::recipe::{Length, Optimizer, warmup};
+use gradtx_models::grad_transformer::Targets;
 use gradtx_runtime::optim::Decay;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,10 +10,18 @@ use serde::{Deserialize, Serialize};
 /// Tuples of a step, in which some hundred thousand values each are held at once.
 const MAX_TUPLES: u64 = 1_000_000;
 
+/// Components of a block: beyond it, tuples are longer than updates.
+const MAX_COMPONENTS: u64 = 100_000;
+
 /// Training of the translator, with AdamW.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
+    /// What the Grad-Transformer predicts for a block of the LLM; compared in docs/translators.md.
+    pub targets: Targets,
+    /// Coordinates of a block at most, where `targets` are not factors. There are never more than
+    /// groups of shadows (`curate.group_by`) less one.
+    pub max_components: usize,
     /// Optimizer steps. 0: as many as `num_train_epochs` asks for.
     pub max_steps: u32,
     /// Passes over the tuples that are trained on, in the place of `max_steps`: tuples × epochs /
@@ -75,6 +84,8 @@ pub enum ValidationSplit {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
+            targets: Targets::Factors,
+            max_components: 64,
             max_steps: 3656,
             num_train_epochs: 0.0,
             global_batch_size: 32,
@@ -149,6 +160,7 @@ impl TrainConfig {
             max_grad_norm: self.max_grad_norm,
         }
         .check("train", findings);
+        findings.whole("train.max_components", self.max_components, 1..=MAX_COMPONENTS);
         findings.part("train.val_set_size", self.val_set_size);
         findings.whole("train.eval_steps", self.eval_steps, 1..=u32::MAX.into());
         findings.real("train.save_minutes", self.save_minutes, 0.0..=MAX_MINUTES);
