@@ -171,7 +171,8 @@ mod tests {
             }
         }
         assert_eq!(noise_for(Accountant::Rdp, 1.0, 1_000_000, 1e-9, 1e-9), None);
-        assert_eq!(noise_for(Accountant::Rdp, 1e-4, 1, 60.0, 1e-2), Some(0.05));
+        // Where any noise is enough, the least that is searched.
+        assert!(noise_for(Accountant::Rdp, 1e-4, 1, 1e4, 1e-2).is_some_and(|noise| noise < 0.051));
     }
 
     #[test]
