@@ -195,7 +195,7 @@ fn what_is_not_private_or_not_meant_is_refused() {
         &finetune(&["--out", "x", "--dp-epsilon", "1", "--dp-noise-multiplier", "1"]),
         &["cannot be used"],
     );
-    home.refused(&finetune(&["--out", "x", "--dp-epsilon", "-1"]), &["epsilon"]);
+    home.refused(&finetune(&["--out", "x", "--dp-epsilon=-1"]), &["epsilon"]);
     home.refused(
         &finetune(&["--out", "x", "--dp-noise-multiplier", "0.001"]),
         &["privacy.noise_multiplier", "0.05"],

@@ -83,7 +83,7 @@ def fractional_moment(q, noise, order):
     """Rényi divergence of any order in 30 digits, by an even sum: the integrand is analytic and falls off fast."""
     with mpmath.workdps(30):
         spacing = min(noise / 12, noise**2 / 6)
-        total = mpmath.mpf(0)
+        q, total = mpmath.mpf(q), mpmath.mpf(0)
         for i in range(math.floor(-14 * noise / spacing), math.ceil((order + 14 * noise) / spacing) + 1):
             x = mpmath.mpf(i) * spacing
             ratio = 1 - q + q * mpmath.exp((2 * x - 1) / (2 * mpmath.mpf(noise) ** 2))

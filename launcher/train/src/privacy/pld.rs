@@ -18,7 +18,7 @@ use super::mechanism::SampledGaussian;
 use num_complex::Complex64;
 
 /// Standard deviations of the tilted distribution on each side of its centre.
-const REACH: f64 = 9.0;
+const REACH: f64 = 7.0;
 /// Probability that is counted as lost, as a part of δ.
 const CUT: f64 = 1e-7;
 /// Points of the grid on which the tilt is found.
@@ -138,22 +138,26 @@ impl<'a> OneStep<'a> {
     fn epsilon(&self, steps: u64, delta: f64) -> f64 {
         let points = match steps {
             0..=20_000 => 1 << 17,
-            _ => 1 << 19,
+            _ => 1 << 20,
         } as f64;
         if steps == 1 {
-            return self.discretized(self.range() / points).epsilon(delta);
+            let one = self.discretized(self.range() / points);
+            return one.epsilon(delta).unwrap_or(one.loss(0).max(0.0));
         }
         let coarse = self.discretized(self.range() / COARSE as f64);
         let tilt = coarse.tilt_for((1.0 / delta).ln() / steps as f64);
         let Moments { variance, .. } = coarse.moments(tilt);
-        let mut half = REACH * (steps as f64 * variance).sqrt() + self.range();
+        let mut half = REACH * (steps as f64 * variance).sqrt();
         loop {
             let whole = steps as f64 * self.range();
             let width = (2.0 * half).min(whole) + 4.0 * self.range() / COARSE as f64;
             let one = self.discretized(width / (points - 8.0));
             let composed = one.composed(steps, tilt, points as usize);
-            if composed.lost <= 1e-3 * delta || width >= whole {
-                return composed.epsilon(delta);
+            match composed.epsilon(delta) {
+                Some(epsilon) if composed.lost <= 1e-3 * delta || width >= whole => return epsilon,
+                None if width >= whole => return composed.loss(0).max(0.0),
+                // It is outside of the window, or too much is.
+                _ => {}
             }
             half *= 1.5;
         }
@@ -265,10 +269,10 @@ impl Discrete {
         [1.0, 1.5, 2.0, 3.0, 4.5].into_iter().map(bound).filter(|x| !x.is_nan()).fold(1.0, f64::min)
     }
 
-    /// The least ε for which δ(ε) = Σ p·(1 − e^{ε − ℓ}) over ℓ > ε is at most δ, but not below the grid.
-    fn epsilon(&self, delta: f64) -> f64 {
+    /// The least ε for which δ(ε) = Σ p·(1 − e^{ε − ℓ}) over ℓ > ε is at most δ; none if it is below the grid.
+    fn epsilon(&self, delta: f64) -> Option<f64> {
         if self.lost >= delta {
-            return f64::INFINITY;
+            return Some(f64::INFINITY);
         }
         let decay = (-self.spacing).exp();
         // Σ p and Σ p·e^{ε − ℓ} over the points from here on.
@@ -278,14 +282,14 @@ impl Discrete {
             let loss = self.loss(i);
             if self.lost + sum - discounted_sum > delta {
                 let between = ((sum + self.lost - delta) / discounted).ln();
-                return (loss + self.spacing + between.clamp(-self.spacing, 0.0)).max(0.0);
+                return Some((loss + self.spacing + between.clamp(-self.spacing, 0.0)).max(0.0));
             }
             if loss <= 0.0 {
-                return 0.0;
+                return Some(0.0);
             }
             (above, discounted) = (sum + self.masses[i], discounted_sum + self.masses[i]);
         }
-        self.loss(0).max(0.0)
+        None
     }
 }
 
