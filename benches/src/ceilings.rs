@@ -32,7 +32,7 @@ impl Measured for Job {
 }
 
 /// Columns that adapters add to the summed dimension on CUDA, however few they need.
-pub const TAIL: usize = 64;
+pub(crate) const TAIL: usize = 64;
 
 /// Measures both.
 pub fn measure<X: Real<Acc = f32>, D: Backend<X>>(

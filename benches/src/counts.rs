@@ -72,17 +72,17 @@ impl Sizes {
     }
 
     /// RMS norm, backward, onto the residual stream's gradient.
-    pub fn norm_backward(&self) -> Count {
+    pub(crate) fn norm_backward(&self) -> Count {
         self.rows(self.hidden, 4.0)
     }
 
     /// RMS norm and the down-projection to `tail` columns.
-    pub fn norm_with_adapters(&self, tail: usize) -> Count {
+    pub(crate) fn norm_with_adapters(&self, tail: usize) -> Count {
         Count { flops: 2.0 * (self.tokens * self.hidden * tail) as f64, ..self.norm() }
     }
 
     /// Its backward: the adapters' gradients, and the input's.
-    pub fn norm_with_adapters_backward(&self, tail: usize) -> Count {
+    pub(crate) fn norm_with_adapters_backward(&self, tail: usize) -> Count {
         Count { flops: 4.0 * (self.tokens * self.hidden * tail) as f64, ..self.norm_backward() }
     }
 
@@ -92,7 +92,7 @@ impl Sizes {
     }
 
     /// The rotation's backward; the `v` values of a row are not rotated.
-    pub fn rotation_backward(&self, row: usize, v: usize) -> Count {
+    pub(crate) fn rotation_backward(&self, row: usize, v: usize) -> Count {
         self.rows(row - v, 2.0)
     }
 
@@ -153,7 +153,7 @@ pub fn sum_squares(n: usize) -> Count {
 }
 
 /// Pairs of a token and one that it sees, in causal segments of these lengths.
-pub fn causal_pairs(segments: &[usize]) -> f64 {
+pub(crate) fn causal_pairs(segments: &[usize]) -> f64 {
     segments.iter().map(|&n| (n * (n + 1)) as f64 / 2.0).sum()
 }
 
@@ -168,17 +168,17 @@ pub fn attention_backward(pairs: f64, q_dim: usize) -> Count {
 }
 
 /// Its backward where probabilities are kept.
-pub fn kept_attention_backward(pairs: f64, q_dim: usize) -> Count {
+pub(crate) fn kept_attention_backward(pairs: f64, q_dim: usize) -> Count {
     Count::flops(8.0 * pairs * q_dim as f64)
 }
 
 /// One token's attention to a cache of keys and values of `kv_dim` values each.
-pub fn decode_attention(pairs: f64, q_dim: usize, kv_dim: usize, x: usize) -> Count {
+pub(crate) fn decode_attention(pairs: f64, q_dim: usize, kv_dim: usize, x: usize) -> Count {
     Count { flops: 4.0 * pairs * q_dim as f64, bytes: 2.0 * pairs * (kv_dim * x) as f64 }
 }
 
 /// Lengths of segments that fill a stream: 256, 2048, 512, 1024 and again; the last is what is left.
-pub fn mixed_segments(tokens: usize) -> Vec<usize> {
+pub(crate) fn mixed_segments(tokens: usize) -> Vec<usize> {
     let mut left = tokens;
     let mut lengths = vec![];
     for length in [256, 2048, 512, 1024].into_iter().cycle() {

@@ -20,7 +20,7 @@ pub struct Machine {
 }
 
 /// The CPU, where the device is one.
-pub fn as_cpu<D: Device>(device: &D) -> Option<&Cpu> {
+pub(crate) fn as_cpu<D: Device>(device: &D) -> Option<&Cpu> {
     (device as &dyn Any).downcast_ref()
 }
 
@@ -35,7 +35,7 @@ impl Machine {
     }
 
     /// Whether it is the host's processor.
-    pub fn is_cpu(&self) -> bool {
+    pub(crate) fn is_cpu(&self) -> bool {
         self.threads.is_some()
     }
 }
@@ -63,7 +63,7 @@ pub fn free_memory<D: Device>(device: &D) -> Result<u64> {
 /// Bytes that are in use, where `before` were free at first: on a device with memory of its own
 /// those of now, which is the most there was, since buffers are taken before the first step; on
 /// a CPU the most that this process has had.
-pub fn used_memory<D: Device>(device: &D, before: u64) -> Option<u64> {
+pub(crate) fn used_memory<D: Device>(device: &D, before: u64) -> Option<u64> {
     if let Some(free) = device.free_memory().ok()? {
         return Some(before.saturating_sub(free));
     }
@@ -129,7 +129,7 @@ pub fn start_profile<D: Device>(device: &D) {
 
 /// Parts of `seconds` that operations took since [`start_profile`], the longest first, and what
 /// none of them took; null on other devices than a CPU.
-pub fn shares_of_time<D: Device>(device: &D, seconds: f64) -> Value {
+pub(crate) fn shares_of_time<D: Device>(device: &D, seconds: f64) -> Value {
     let Some(cpu) = as_cpu(device) else { return Value::Null };
     let profile = cpu.stop_profile();
     let mut shares: Vec<(&str, f64)> =

@@ -49,7 +49,7 @@ impl Common {
 }
 
 /// Fails on 0.
-pub fn at_least_one(option: &str, value: usize) -> Result<()> {
+pub(crate) fn at_least_one(option: &str, value: usize) -> Result<()> {
     if value == 0 { Err(unusable(format!("{option}: expected at least 1"))) } else { Ok(()) }
 }
 

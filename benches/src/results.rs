@@ -105,7 +105,7 @@ impl Results {
     }
 
     /// From now on lines report their shares of these.
-    pub fn hold_against(&mut self, ceilings: &Ceilings) {
+    pub(crate) fn hold_against(&mut self, ceilings: &Ceilings) {
         self.ceilings = Some(*ceilings);
     }
 
@@ -115,7 +115,7 @@ impl Results {
     }
 
     /// Bytes that are in use now; see [`machine::used_memory`].
-    pub fn used_memory<D: Device>(&self, device: &D) -> Option<u64> {
+    pub(crate) fn used_memory<D: Device>(&self, device: &D) -> Option<u64> {
         machine::used_memory(device, self.free)
     }
 

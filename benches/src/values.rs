@@ -24,7 +24,7 @@ pub fn fill<D: Elementwise<T>, T: Real>(
 }
 
 /// The same into rows of `cols` values that are `stride` apart.
-pub fn fill_rows<D: Elementwise<T>, T: Real>(
+pub(crate) fn fill_rows<D: Elementwise<T>, T: Real>(
     device: &D,
     view: D::ViewMut<'_, T>,
     (cols, stride): (usize, usize),

@@ -155,7 +155,8 @@ impl Checkpoint {
     }
 
     /// Copies a buffer of bfloat16; bits are kept, whatever they mean.
-    pub fn read_bf16(&self, name: &str, out: &mut [bf16]) -> Result<()> {
+    #[cfg(test)]
+    pub(crate) fn read_bf16(&self, name: &str, out: &mut [bf16]) -> Result<()> {
         let bytes = self.buffer(name, Dtype::BF16, out.len())?.bytes;
         bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
         Ok(())

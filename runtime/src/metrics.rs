@@ -70,13 +70,11 @@ fn keep_before(bytes: &[u8], step: u64) -> Vec<u8> {
     bytes.split_inclusive(|&b| b == b'\n').filter(keep).flatten().copied().collect()
 }
 
-/// Tokens per second, over all and since it was last asked.
+/// Tokens per second.
 #[derive(Debug)]
 pub struct TokenMeter {
     begin: Instant,
     tokens: u64,
-    lap: Instant,
-    lap_tokens: u64,
 }
 
 /// Tokens in a time.
@@ -99,22 +97,12 @@ impl Rate {
 impl TokenMeter {
     /// Starts now.
     pub fn start() -> Self {
-        let now = Instant::now();
-        Self { begin: now, tokens: 0, lap: now, lap_tokens: 0 }
+        Self { begin: Instant::now(), tokens: 0 }
     }
 
     /// Counts tokens.
     pub fn add(&mut self, tokens: usize) {
         self.tokens += tokens as u64;
-        self.lap_tokens += tokens as u64;
-    }
-
-    /// Since the last lap (or the start), and begins the next.
-    pub fn lap(&mut self) -> Rate {
-        let now = Instant::now();
-        let rate = Rate { tokens: self.lap_tokens, time: now - self.lap };
-        (self.lap, self.lap_tokens) = (now, 0);
-        rate
     }
 
     /// Since the start.
@@ -171,12 +159,11 @@ mod tests {
     }
 
     #[test]
-    fn laps_add_up() {
+    fn tokens_add_up() {
         let mut meter = TokenMeter::start();
         meter.add(10);
-        assert_eq!(meter.lap().tokens, 10);
         meter.add(5);
-        assert_eq!((meter.lap().tokens, meter.total().tokens), (5, 15));
+        assert_eq!(meter.total().tokens, 15);
         assert_eq!(Rate { tokens: 30, time: Duration::from_millis(1500) }.per_second(), 20.0);
         assert_eq!(Rate { tokens: 30, time: Duration::ZERO }.per_second(), 0.0);
     }

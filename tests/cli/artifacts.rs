@@ -3,33 +3,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{Home, copy_tree, gradtx, stderr};
 use gradtx_runtime::artifact::UpdateVector;
-use gradtx_tests::miniature;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-
-fn program(dir: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-    command.args(args).current_dir(dir).output().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// A run with everything that comes before `translate`, in a directory of its own.
-struct Home {
-    dir: tempfile::TempDir,
-}
 
 /// Runs that are made once: with seed 3, and with seed 4 and another TinyLM.
 fn made(other: bool) -> &'static Home {
     static MADE: [OnceLock<Home>; 2] = [OnceLock::new(), OnceLock::new()];
     MADE[other as usize].get_or_init(|| {
-        let home = Home { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
+        let home = Home::miniature();
         if other {
             let path = home.path("settings.toml");
             let settings = std::fs::read_to_string(&path).unwrap();
@@ -51,41 +36,18 @@ fn flip(path: &Path, from_end: usize, bits: u8) {
     std::fs::write(path, bytes).unwrap();
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let to = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &to) } else { _ = std::fs::copy(&path, &to).unwrap() }
-    }
-}
-
 impl Home {
     /// A copy of the run with seed 3, to be changed.
-    fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        copy(made(false).dir.path(), home.dir.path());
+    fn before_translate() -> Self {
+        let home = Self::empty();
+        copy_tree(made(false).dir(), home.dir());
         home
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn gradtx(&self, args: &[&str]) -> Output {
-        let run = [&args[..1], &["--run", "run", "--config", "settings.toml"], &args[1..]].concat();
-        program(self.dir.path(), &run)
-    }
-
-    fn done(&self, args: &[&str]) {
-        let output = self.gradtx(args);
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", said(&output));
-    }
-
     /// Refused with all of these words, and `x` is not made.
-    fn refused(&self, args: &[&str], words: &[&str]) {
-        let output = self.gradtx(args);
-        let said = said(&output);
+    fn refused_without_output(&self, args: &[&str], words: &[&str]) {
+        let output = self.stage(args);
+        let said = stderr(&output);
         assert!(matches!(output.status.code(), Some(1..=3)), "{args:?}: {said}");
         for word in words {
             assert!(said.contains(word), "{args:?}: no `{word}` in: {said}");
@@ -95,7 +57,7 @@ impl Home {
 
     fn replace_dir(&self, name: &str, with: &Path) {
         std::fs::remove_dir_all(self.path(name)).unwrap();
-        copy(with, &self.path(name));
+        copy_tree(with, &self.path(name));
     }
 }
 
@@ -103,9 +65,9 @@ const TRANSLATE: [&str; 4] = ["translate", "client/update.safetensors", "--out",
 
 #[test]
 fn what_is_of_another_run_is_refused() {
-    let (home, other) = (Home::new(), made(true));
+    let (home, other) = (Home::before_translate(), made(true));
     home.replace_dir("run/translator", &other.path("run/translator"));
-    home.refused(
+    home.refused_without_output(
         &TRANSLATE,
         &["run/translator", "TinyLM", "base model", "initial adapter", "hint: it was made"],
     );
@@ -113,17 +75,17 @@ fn what_is_of_another_run_is_refused() {
     home.replace_dir("run/translator", &made(false).path("run/translator"));
     let statistics = "run/translator/normalization.safetensors";
     std::fs::copy(other.path(statistics), home.path(statistics)).unwrap();
-    home.refused(&TRANSLATE, &["normalization.safetensors", "damaged", "gradtx train"]);
+    home.refused_without_output(&TRANSLATE, &["normalization.safetensors", "damaged", "gradtx train"]);
     home.replace_dir("run/translator", &made(false).path("run/translator"));
     // Tuples, for training and for the methods that need none.
     home.replace_dir("run/shadow", &other.path("run/shadow"));
-    home.refused(&TRANSLATE, &["was trained on other tuples"]);
+    home.refused_without_output(&TRANSLATE, &["was trained on other tuples"]);
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
-    home.refused(&["train"], &["run/shadow", "TinyLM", "base model"]);
+    home.refused_without_output(&["train"], &["run/shadow", "TinyLM", "base model"]);
     assert!(!home.path("run/translator").exists());
     for method in ["mean", "nearest", "ridge"] {
         let args = [&TRANSLATE[..], &["--method", method]].concat();
-        home.refused(&args, &["run/shadow", "TinyLM", "base model"]);
+        home.refused_without_output(&args, &["run/shadow", "TinyLM", "base model"]);
     }
     // The control: all of it is of the same run.
     home.replace_dir("run/shadow", &made(false).path("run/shadow"));
@@ -133,17 +95,17 @@ fn what_is_of_another_run_is_refused() {
 
 #[test]
 fn a_base_model_that_was_replaced_is_refused() {
-    let home = Home::new();
+    let home = Home::before_translate();
     let evaluate = ["evaluate", "--data", "private.jsonl", "--model", "llm", "--out", "x"];
     flip(&home.path("llm/model.safetensors"), 200, 1 << 6);
-    home.refused(&evaluate, &["models.llm", "fingerprint"]);
-    home.refused(&["train"], &["LLM", "base model"]);
+    home.refused_without_output(&evaluate, &["models.llm", "fingerprint"]);
+    home.refused_without_output(&["train"], &["LLM", "base model"]);
     flip(&home.path("llm/model.safetensors"), 200, 1 << 6);
     // What is not here cannot be compared, and is not needed for training.
     std::fs::rename(home.path("llm"), home.path("away")).unwrap();
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
-    let output = home.gradtx(&["train"]);
-    assert!(output.status.success(), "{}", said(&output));
+    let output = home.stage(&["train"]);
+    assert!(output.status.success(), "{}", stderr(&output));
     assert!(String::from_utf8_lossy(&output.stdout).contains("models.llm is not here"));
     std::fs::rename(home.path("away"), home.path("llm")).unwrap();
     home.done(&evaluate);
@@ -156,13 +118,16 @@ fn damaged_tuples_are_refused_by_every_method() {
         ("shards/00003.student.safetensors", 30),
         ("init/teacher.safetensors", 6),
     ] {
-        let home = Home::new();
+        let home = Home::before_translate();
         flip(&home.path("run/shadow").join(file), from_end, 1);
         std::fs::remove_dir_all(home.path("run/translator")).unwrap();
         for method in ["mean", "nearest", "ridge"] {
-            home.refused(&[&TRANSLATE[..], &["--method", method]].concat(), &[file, "gradtx curate"]);
+            home.refused_without_output(
+                &[&TRANSLATE[..], &["--method", method]].concat(),
+                &[file, "gradtx curate"],
+            );
         }
-        home.refused(&["train"], &[file, "gradtx curate"]);
+        home.refused_without_output(&["train"], &[file, "gradtx curate"]);
         home.done(&["curate"]);
         home.done(&[&TRANSLATE[..], &["--method", "ridge"]].concat());
     }
@@ -170,7 +135,7 @@ fn damaged_tuples_are_refused_by_every_method() {
 
 #[test]
 fn unfinished_work_is_not_used() {
-    let home = Home::new();
+    let home = Home::before_translate();
     let unfinish = |dir: &str| {
         let path = home.path(dir).join("record.json");
         let text = std::fs::read_to_string(&path).unwrap();
@@ -178,35 +143,44 @@ fn unfinished_work_is_not_used() {
         std::fs::write(&path, format!("{before}\"outputs\": {{}}}}")).unwrap();
     };
     unfinish("run/translator");
-    home.refused(&TRANSLATE, &["`train` has not finished"]);
+    home.refused_without_output(&TRANSLATE, &["`train` has not finished"]);
     unfinish("run/shadow");
-    home.refused(&["train"], &["`curate` has not finished"]);
+    home.refused_without_output(&["train"], &["`curate` has not finished"]);
     unfinish("client");
     let evaluate = ["evaluate", "--data", "private.jsonl", "--model", "tiny", "--out", "x", "--adapter"];
-    home.refused(&[&evaluate[..], &["client/adapter"]].concat(), &["not what `finetune` wrote"]);
+    home.refused_without_output(
+        &[&evaluate[..], &["client/adapter"]].concat(),
+        &["not what `finetune` wrote"],
+    );
     std::fs::remove_file(home.path("run/translator/record.json")).unwrap();
-    home.refused(&TRANSLATE, &["no record.json", "gradtx train"]);
+    home.refused_without_output(&TRANSLATE, &["no record.json", "gradtx train"]);
 }
 
 #[test]
 fn an_adapter_is_its_stages_or_ones_own() {
-    let home = Home::new();
+    let home = Home::before_translate();
     let adapter = |name: &'static str| {
         ["evaluate", "--data", "private.jsonl", "--model", "tiny", "--out", "x", "--adapter", name]
     };
     flip(&home.path("client/adapter/adapter_model.safetensors"), 5, 1);
-    home.refused(&adapter("client/adapter"), &["adapter_model.safetensors", "copy the adapter elsewhere"]);
-    home.refused(&["merge", "--adapter", "client/adapter", "--model", "tiny", "--out", "x"], &["not what"]);
+    home.refused_without_output(
+        &adapter("client/adapter"),
+        &["adapter_model.safetensors", "copy the adapter elsewhere"],
+    );
+    home.refused_without_output(
+        &["merge", "--adapter", "client/adapter", "--model", "tiny", "--out", "x"],
+        &["not what"],
+    );
     // To start from it is a use too.
     let start = ["--set", "lora.init_adapter_tiny=client/adapter", "--set", "lora.r=2"];
     let curate = ["curate", "--run", "other", "--config", "settings.toml"];
-    let output = program(home.dir.path(), &[&curate[..], &start].concat());
+    let output = gradtx(home.dir(), &[&curate[..], &start].concat());
     assert!(
-        !output.status.success() && said(&output).contains("not what `finetune` wrote"),
+        !output.status.success() && stderr(&output).contains("not what `finetune` wrote"),
         "{}",
-        said(&output)
+        stderr(&output)
     );
-    copy(&home.path("client/adapter"), &home.path("own"));
+    copy_tree(&home.path("client/adapter"), &home.path("own"));
     home.done(&adapter("own"));
     let score = std::fs::read_to_string(home.path("x/score.json")).unwrap();
     assert!(score.contains("\"kind\": \"adapter\""), "{score}");
@@ -214,7 +188,7 @@ fn an_adapter_is_its_stages_or_ones_own() {
 
 #[test]
 fn no_client_is_believed() {
-    let home = Home::new();
+    let home = Home::before_translate();
     let update = UpdateVector::read(&home.path("client/update.safetensors")).unwrap();
     let put = |name: &str, change: &dyn Fn(usize, f32) -> f32| {
         let values = update.values.iter().enumerate().map(|(i, x)| change(i, *x)).collect();
@@ -234,7 +208,7 @@ fn no_client_is_believed() {
     flip(&home.path("copy"), 3, 1);
     let refused = |files: &[&str], words: &[&str]| {
         let first = [&TRANSLATE[..2], files, &TRANSLATE[2..], &["--method", "mean"]].concat();
-        home.refused(&first, words);
+        home.refused_without_output(&first, words);
     };
     refused(&["loud"], &["loud: its norm", "largest of the shadow updates", "--allow-outliers"]);
     refused(&["near", "low"], &["low: its norm", "smallest of the shadow updates"]);
@@ -256,7 +230,7 @@ fn no_client_is_believed() {
 
 #[test]
 fn temporary_and_foreign_files_are_no_results() {
-    let home = Home::new();
+    let home = Home::before_translate();
     home.done(&TRANSLATE);
     let left = ["x/.gradtx-1.tmp", "x/adapter/.gradtx-2.tmp"].map(|name| home.path(name));
     left.iter().for_each(|path| std::fs::write(path, "half").unwrap());
@@ -272,7 +246,7 @@ fn temporary_and_foreign_files_are_no_results() {
     let record = std::fs::read_to_string(home.path("run/shadow/record.json")).unwrap();
     assert!(record.contains("00004.student") && !record.contains("00009") && !record.contains("notes"));
     assert!(!home.path("run/shadow/shards/.gradtx-3.tmp").exists());
-    let shown = program(home.dir.path(), &["inspect", "run/shadow"]);
+    let shown = gradtx(home.dir(), &["inspect", "run/shadow"]);
     assert!(
         String::from_utf8_lossy(&shown.stdout).contains("00009.student.safetensors: not in the manifest")
     );
@@ -280,11 +254,11 @@ fn temporary_and_foreign_files_are_no_results() {
 
 #[test]
 fn looking_at_anything_ends() {
-    let home = Home::new();
+    let home = Home::before_translate();
     let inspect = |name: &str, code: i32, words: &[&str]| {
         let began = Instant::now();
-        let output = program(home.dir.path(), &["inspect", name]);
-        let shown = String::from_utf8_lossy(&output.stdout).into_owned() + &said(&output);
+        let output = gradtx(home.dir(), &["inspect", name]);
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output);
         assert_eq!(output.status.code(), Some(code), "{name}: {shown}");
         assert!(began.elapsed() < Duration::from_secs(10), "{name}");
         assert!(words.iter().all(|word| shown.contains(word)), "{name}: {shown}");
@@ -295,7 +269,7 @@ fn looking_at_anything_ends() {
         std::os::unix::fs::symlink(home.path("circle"), home.path(link)).unwrap();
     }
     inspect("circle", 1, &["nothing here is a model"]);
-    let status = program(home.dir.path(), &["status", "circle"]);
+    let status = gradtx(home.dir(), &["status", "circle"]);
     assert_eq!(status.status.code(), Some(1));
     std::fs::create_dir_all(home.path("deep").join("d/".repeat(40))).unwrap();
     inspect("deep", 1, &["directories deep"]);
@@ -317,8 +291,8 @@ fn looking_at_anything_ends() {
         assert!(text.contains(from), "{text}");
         std::fs::write(&manifest, text.replace(from, to)).unwrap();
         inspect("run/shadow", 1, &["manifest.json"]);
-        assert!(program(home.dir.path(), &["status", "run"]).status.success());
-        home.refused(&["train"], &["manifest.json"]);
+        assert!(gradtx(home.dir(), &["status", "run"]).status.success());
+        home.refused_without_output(&["train"], &["manifest.json"]);
     }
     for name in ["../../settings.toml", "/etc/passwd"] {
         let record = home.path("client/record.json");
@@ -331,7 +305,7 @@ fn looking_at_anything_ends() {
 
 #[test]
 fn control_characters_do_not_reach_the_terminal() {
-    let home = Home::new();
+    let home = Home::before_translate();
     let name = "evil\u{1b}]0;title\u{7}\u{1b}[2J\rhidden\u{202e}\u{9b}31m\nPROBLEM: none";
     std::fs::create_dir(home.path(name)).unwrap();
     std::fs::write(home.path(name).join("update.safetensors"), "no").unwrap();
@@ -360,7 +334,7 @@ fn control_characters_do_not_reach_the_terminal() {
         vec!["train", "--run", "new", "--config", "bad.toml"],
         vec!["report", "--run", "run", "--scores", "client", "--scores", name],
     ] {
-        let output = program(home.dir.path(), &args);
+        let output = gradtx(home.dir(), &args);
         for (stream, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
             let text = String::from_utf8_lossy(bytes);
             let bad =

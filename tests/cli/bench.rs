@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::PROGRAM;
 use gradtx_plan::cost::calibrate::Calibration;
 use gradtx_plan::cost::rates::Kind;
 use gradtx_plan::cost::{Cluster, Gpu};
@@ -9,8 +10,6 @@ use gradtx_tests::fixture;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
 
 fn bench(home: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(PROGRAM);

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{PROGRAM, copy_tree};
 use gradtx_kernels::rng::{Stream, derive_named};
 use gradtx_tests::miniature::{self, SETTINGS};
 use serde_json::Value;
@@ -84,17 +85,17 @@ impl Next {
     }
 }
 
-struct Home {
+struct Run {
     dir: PathBuf,
 }
 
-impl Home {
+impl Run {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        let mut command = Command::new(PROGRAM);
         command.arg(args[0]).args(["--run", "run"]);
         if args[0] != "report" {
             command.args(["--config", "settings.toml"]);
@@ -160,15 +161,6 @@ impl Home {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let to = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &to) } else { _ = std::fs::copy(&path, &to).unwrap() }
-    }
-}
-
 /// A file with one bit changed, until it is dropped.
 struct Flipped {
     path: PathBuf,
@@ -199,7 +191,7 @@ impl Drop for Flipped {
 #[test]
 fn no_flipped_bit_is_used_silently() {
     let dir = tempfile::tempdir().unwrap();
-    let first = Home::make(&dir.path().join("0"));
+    let first = Run::make(&dir.path().join("0"));
     let mut expected = BTreeMap::new();
     for (_, _, next) in FLIPS {
         // Twice the same, so that a difference means something.
@@ -208,10 +200,10 @@ fn no_flipped_bit_is_used_silently() {
         let before = expected.insert(format!("{next:?}"), made.clone());
         assert!(before.is_none_or(|before| before == made), "{next:?} gives the same twice");
     }
-    let homes = [first, Home { dir: dir.path().join("1") }];
-    copy(&homes[0].dir, &homes[1].dir);
+    let homes = [first, Run { dir: dir.path().join("1") }];
+    copy_tree(&homes[0].dir, &homes[1].dir);
     let (turn, silent) = (AtomicUsize::new(0), Mutex::new(vec![]));
-    let work = |home: &Home| {
+    let work = |home: &Run| {
         let mut refused = 0;
         while let Some((file, count, next)) = FLIPS.get(turn.fetch_add(1, Ordering::Relaxed)) {
             let mut random = Stream::new(derive_named(7, &format!("{file} {next:?}")));
@@ -259,7 +251,7 @@ fn no_flipped_bit_is_used_silently() {
 #[test]
 fn flipped_checkpoint_bits_reach_no_translator() {
     let dir = tempfile::tempdir().unwrap();
-    let home = Home::make(&dir.path().join("0"));
+    let home = Run::make(&dir.path().join("0"));
     let (_, expected) = home.run(Next::Train);
     let expected = expected.unwrap();
     // Killed on its way, with two checkpoints.
@@ -279,7 +271,7 @@ fn flipped_checkpoint_bits_reach_no_translator() {
     assert!(files.iter().any(|path| path.ends_with(MODEL)), "a best translator: {files:?}");
     let mut random = Stream::new(5);
     for i in 0..FLIPS_OF_CHECKPOINTS {
-        copy(&killed, &now);
+        copy_tree(&killed, &now);
         let file = now.join(files[i % files.len()].strip_prefix(&killed).unwrap());
         let flipped = Flipped::new(file, &mut random);
         let output = home.gradtx(&["train"]);

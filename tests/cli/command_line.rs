@@ -2,21 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{PROGRAM, stderr};
 use gradtx_runtime::artifact::{NewTensor, write_tensors};
 use safetensors::Dtype;
 use std::path::Path;
 use std::process::{Command, Output};
 
 fn gradtx(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gradtx-under-test")).args(args).output().unwrap()
+    Command::new(PROGRAM).args(args).output().unwrap()
 }
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]
@@ -37,7 +34,7 @@ fn help_ends_well_when_its_reader_has_left() {
     for args in PRINTED {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        let mut command = Command::new(PROGRAM);
         let output = command.args(args).stdout(writer).output().unwrap();
         assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{args:?}");
     }
@@ -47,7 +44,7 @@ fn help_ends_well_when_its_reader_has_left() {
 fn help_that_cannot_be_written_is_an_error() {
     for args in PRINTED {
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        let mut command = Command::new(PROGRAM);
         let output = command.args(args).stdout(full).output().unwrap();
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
@@ -58,7 +55,7 @@ fn help_that_cannot_be_written_is_an_error() {
 /// A curation as one of `size` processes, if the environment says so.
 fn one_of_several(variables: &[(&str, &str)]) -> Output {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+    let mut command = Command::new(PROGRAM);
     command.args(["curate", "--run", "r", "--config", "none.toml"]).current_dir(&dir);
     let started_by =
         |name: &str| ["SLURM_", "PMI", "OMPI_", "FLUX_", "PALS_"].iter().any(|start| name.starts_with(start));

@@ -2,6 +2,7 @@
 //! `gradtx inspect`, that names the file and the tensor or field, and says what was
 //! expected. The control: the undamaged copy loads, and `inspect` finds nothing.
 
+use crate::home::PROGRAM;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_models::decoder::Decoder;
 use gradtx_tests::{copy_files, fixture};
@@ -43,11 +44,7 @@ impl Model {
     }
 
     fn inspect(&self) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-            .arg("inspect")
-            .arg(&self.dir)
-            .output()
-            .expect("the program starts")
+        Command::new(PROGRAM).arg("inspect").arg(&self.dir).output().expect("the program starts")
     }
 
     /// Both the loader and `inspect` must name all of these words, and `inspect` must fail.

@@ -116,6 +116,96 @@ fn every_group_is_held_out_once() {
     assert_eq!(miniature::checksums(&home.path("run/cross-validation")), before);
 }
 
+/// The root mean square of a client's update less its shadow's.
+fn change(home: &Home, variant: &str, client: &Value, role: &str) -> f64 {
+    let dir = format!("run/cross-validation/{variant}/{}/finetuned/{role}", client["dir"].as_str().unwrap());
+    let found = UpdateVector::read(&home.path(&format!("{dir}/update.safetensors"))).unwrap();
+    let store = TupleStore::open(&home.path("run/shadow")).unwrap();
+    let side = if role == "tiny" { Role::Student } else { Role::Teacher };
+    let mut own = vec![0.0; store.space(side).values()];
+    let shadow = client["shadow"].as_u64().unwrap() as usize;
+    store.read(side, shadow, store.steps() - 1, &mut own).unwrap();
+    let squares = found.values.iter().zip(&own).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+    (squares / own.len() as f64).sqrt()
+}
+
+#[test]
+fn clients_unlike_the_shadows_have_rows() {
+    let home = Home::new();
+    home.done(&["curate"]);
+    let names = ["as-curated", "longer", "shorter", "half-noise", "noise", "fewer-prompts", "unseen-value"];
+    let clients = names.join(",");
+    let mut args = vec!["cross-validate", "--folds", "2", "--methods", "ridge,products", "--examples", "3"];
+    args.extend(["--clients", &clients, "--without-prompts", "<rev>,<copy>", "--leave-out", "(x);"]);
+    let text = home.done(&args);
+    assert!(names.iter().all(|name| text.contains(&format!("| {name} "))), "{text}");
+    let all = home.json("run/cross-validation/variants.json");
+    let found: Vec<&str> =
+        all["variants"].as_array().unwrap().iter().map(|v| v["variant"].as_str().unwrap()).collect();
+    assert_eq!(found, names);
+    assert!(
+        all["variants"].as_array().unwrap().iter().all(|v| v["translators"].as_array().unwrap().len() == 3)
+    );
+
+    let of = |variant: &str| home.json(&format!("run/cross-validation/{variant}/clients.json"));
+    for variant in &names[1..] {
+        let clients = of(variant);
+        let trained_otherwise = ["longer", "shorter", "half-noise", "noise"].contains(variant);
+        for client in clients.as_array().unwrap() {
+            assert_eq!(change(&home, variant, client, "tiny") > 0.0, trained_otherwise, "{variant}");
+            assert!(change(&home, variant, client, "llm") == 0.0, "{variant}");
+        }
+    }
+    let of_all = |variant| -> f64 {
+        of(variant).as_array().unwrap().iter().map(|client| change(&home, variant, client, "tiny")).sum()
+    };
+    let ratio = of_all("noise") / of_all("half-noise");
+    assert!((ratio - 2.0).abs() < 0.3, "{ratio}");
+    let steps = |variant: &str| {
+        let dir = of(variant)[0]["dir"].as_str().unwrap().to_string();
+        let record = home.json(&format!("run/cross-validation/{variant}/{dir}/finetuned/tiny/record.json"));
+        record["settings"]["recipe"]["max_steps"].clone()
+    };
+    assert_eq!((steps("longer"), steps("shorter")), (12.into(), 2.into()));
+
+    // Both tasks ask with all structures: without two of them there is less to ask.
+    let prompts = |variant: &str, client: &Value| {
+        let dir = format!("run/cross-validation/{variant}/{}", client["dir"].as_str().unwrap());
+        home.json(&format!("{dir}/translated/products-refined/refinement.json"))["prompts"].as_u64().unwrap()
+    };
+    let fewer = of("fewer-prompts");
+    assert!(
+        fewer.as_array().unwrap().iter().any(|client| prompts("fewer-prompts", client) < prompts("", client))
+    );
+    // One group is left out by its name: 1 and 3 are of the other task.
+    let unseen = of("unseen-value");
+    assert_eq!((unseen.as_array().unwrap().len(), &unseen[0]["name"]), (1, &"+0 (x);".into()));
+    let before = miniature::checksums(&home.path("run/cross-validation"));
+    home.done(&args);
+    assert_eq!(miniature::checksums(&home.path("run/cross-validation")), before);
+}
+
+#[test]
+fn a_mixture_is_of_two_held_out_groups() {
+    let home = Home::new();
+    home.done(&["curate", "--set", "curate.group_by=random"]);
+    let mut args = vec!["cross-validate", "--folds", "2", "--methods", "ridge", "--refine", "none"];
+    args.extend(["--clients", "as-curated,mixture", "--data", "public.jsonl", "--examples", "5"]);
+    home.done(&args);
+    let clients = home.json("run/cross-validation/mixture/clients.json");
+    assert_eq!(clients.as_array().unwrap().len(), 5);
+    for client in clients.as_array().unwrap() {
+        let (name, dir) = (client["name"].as_str().unwrap(), client["dir"].as_str().unwrap());
+        assert_eq!(name.matches("shadow").count(), 2, "{name}");
+        let finetuned = format!("run/cross-validation/mixture/{dir}/finetuned");
+        let [tiny, llm] = ["tiny", "llm"].map(|role| home.json(&format!("{finetuned}/{role}/record.json")));
+        assert_eq!(tiny["settings"]["rows"], llm["settings"]["rows"]);
+        assert!(
+            change(&home, "mixture", client, "tiny") > 0.0 && change(&home, "mixture", client, "llm") > 0.0
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_compared_is_refused() {
     let home = Home::new();
@@ -127,4 +217,11 @@ fn what_cannot_be_compared_is_refused() {
     let args = ["cross-validate", "--folds", "2", "--data", "part.jsonl"];
     home.refused(&args, &["part.jsonl: no test example of group `+0 (x);`", "--data"]);
     home.refused(&["cross-validate", "--refine", "rigde"], &["expected none, grad-transformer"]);
+    let clients = |more: &[&'static str]| [&["cross-validate", "--folds", "2", "--clients"], more].concat();
+    home.refused(&clients(&["mixture"]), &["group `", "is held out alone", "fewer folds"]);
+    home.refused(&clients(&["fewer-prompts"]), &["--without-prompts"]);
+    home.refused(&clients(&["fewer-prompts", "--without-prompts", "<none>"]), &["0 of", "public prompts"]);
+    home.refused(&clients(&["unseen-value"]), &["--leave-out"]);
+    home.refused(&clients(&["unseen-value", "--leave-out", "+7"]), &["no group has a name with `+7`"]);
+    home.refused(&clients(&["unseen-value", "--leave-out", "+0"]), &["all groups have names with `+0`"]);
 }

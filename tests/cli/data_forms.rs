@@ -3,23 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{gradtx, said};
 use gradtx_tests::miniature;
 use std::path::Path;
-use std::process::{Command, Output};
 
 /// Models and a run file of the miniature.
 fn home() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     miniature::write(dir.path());
     dir
-}
-
-fn gradtx(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gradtx-under-test")).current_dir(dir).args(args).output().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
 }
 
 /// Runs a command that must end with this code and say these words.

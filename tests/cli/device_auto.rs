@@ -3,14 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{Home, expect_success, expect_words, said};
 use gradtx_runtime::artifact::checksum;
-use gradtx_tests::miniature;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-struct Home {
-    dir: tempfile::TempDir,
-}
+use std::path::Path;
+use std::process::Output;
 
 /// Whether this machine has an NVIDIA driver: then what is found here depends on it.
 fn has_driver() -> bool {
@@ -18,40 +14,29 @@ fn has_driver() -> bool {
 }
 
 impl Home {
-    fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn gradtx(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+    /// Runs the program outside of every SLURM job.
+    fn gradtx_alone(&self, args: &[&str]) -> Output {
+        let mut command = self.command(args);
         for name in ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE", "GRADTX"] {
             command.env_remove(name);
         }
-        command.args(args).current_dir(self.dir.path()).output().unwrap()
+        command.output().unwrap()
     }
 
     fn finetune(&self, words: &[&str]) -> Output {
         let all = ["finetune", "--run", "run", "--data", "private.jsonl", "--out", "out", "--threads", "1"];
-        self.gradtx(&[&all[..], words].concat())
+        self.gradtx_alone(&[&all[..], words].concat())
     }
 }
 
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+fn ok(output: &Output) -> String {
+    expect_success(&[], output)
 }
 
 fn refused(output: &Output, code: i32, words: &[&str]) {
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    let said = said(output);
     assert_eq!(output.status.code(), Some(code), "{said}");
-    words.iter().for_each(|word| assert!(said.contains(word), "no `{word}` in: {said}"));
+    expect_words(&[], &said, words);
 }
 
 #[test]
@@ -59,8 +44,8 @@ fn auto_records_the_cpu_and_leaves_the_run_open() {
     if has_driver() {
         return;
     }
-    let home = Home::new();
-    let said = stdout(&home.finetune(&["--config", "settings.toml"]));
+    let home = Home::miniature();
+    let said = ok(&home.finetune(&["--config", "settings.toml"]));
     assert!(said.contains("device: CPU (") && said.contains(", 1 thread\n"), "{said}");
     let stored = std::fs::read_to_string(home.path("run/run.toml")).unwrap();
     assert!(stored.contains("kind = \"auto\"") && stored.contains("dtype = \"auto\""), "{stored}");
@@ -68,8 +53,8 @@ fn auto_records_the_cpu_and_leaves_the_run_open() {
     let record: serde_json::Value = serde_json::from_str(&record).unwrap();
     assert_eq!(record["settings"]["device"]["kind"], "cpu");
     assert_eq!(record["settings"]["device"]["dtype"], "f32");
-    assert!(stdout(&home.finetune(&[])).contains("is finished"));
-    assert!(stdout(&home.finetune(&["--device", "cpu"])).contains("is finished"));
+    assert!(ok(&home.finetune(&[])).contains("is finished"));
+    assert!(ok(&home.finetune(&["--device", "cpu"])).contains("is finished"));
     refused(&home.finetune(&["--device", "cuda"]), 2, &["device.kind is cuda", "--device cpu"]);
     refused(&home.finetune(&["--dtype", "bf16", "--device", "auto"]), 2, &["device.dtype is bf16"]);
     refused(&home.finetune(&["--dtype", "bf16", "--device", "cpu"]), 2, &["device.dtype"]);
@@ -88,8 +73,8 @@ fn directories_of_a_gpu_refuse_to_resume_on_a_cpu() {
     if has_driver() {
         return;
     }
-    let home = Home::new();
-    stdout(&home.finetune(&["--config", "settings.toml"]));
+    let home = Home::miniature();
+    ok(&home.finetune(&["--config", "settings.toml"]));
     let path = home.path("out/record.json");
     let text = std::fs::read_to_string(&path).unwrap();
     let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -102,41 +87,41 @@ fn directories_of_a_gpu_refuse_to_resume_on_a_cpu() {
     let other = text.replace("\"kind\": \"cpu\"", "\"kind\": \"cuda\"").replace("\"f32\"", "\"bf16\"");
     assert_ne!(other, text);
     std::fs::write(&path, sealed(&other)).unwrap();
-    assert!(stdout(&home.finetune(&[])).contains("is finished"));
+    assert!(ok(&home.finetune(&[])).contains("is finished"));
 }
 
 #[test]
 fn submissions_and_plans_do_not_leave_gpus_idle() {
-    let home = Home::new();
+    let home = Home::miniature();
     let submit = |words: &[&str]| {
         let all = ["submit", "--run", "run", "--config", "settings.toml", "--stage=curate", "--dry-run"];
-        home.gradtx(&[&all[..], words].concat())
+        home.gradtx_alone(&[&all[..], words].concat())
     };
     let idle = ["--gpus-per-node", "idle"];
     refused(&submit(&["--gpus-per-node=4", "--device=cpu"]), 2, &idle);
     refused(&submit(&["--sbatch=--gres=gpu:2", "--set", "device.kind=cpu"]), 2, &["--gres=gpu:2", "idle"]);
     refused(&submit(&["--gpus-per-node=0", "--device=cuda"]), 2, &["no GPUs"]);
-    let said = stdout(&submit(&["--device=cpu"]));
+    let said = ok(&submit(&["--device=cpu"]));
     assert!(!said.contains("#SBATCH --gpus"), "{said}");
     match cfg!(feature = "cuda") {
         true => {
-            let said = stdout(&submit(&["--gpus-per-node=2"]));
+            let said = ok(&submit(&["--gpus-per-node=2"]));
             assert!(said.contains("#SBATCH --gpus-per-node=2\n"), "{said}");
         }
         false => {
             refused(&submit(&["--gpus-per-node=2"]), 2, &["without CUDA", "idle"]);
-            assert!(!stdout(&submit(&[])).contains("#SBATCH --gpus"));
+            assert!(!ok(&submit(&[])).contains("#SBATCH --gpus"));
         }
     }
     let plan = |words: &[&str]| {
         let all = ["plan", "--config", "settings.toml", "--tokens-per-example", "20"];
-        home.gradtx(&[&all[..], words].concat())
+        home.gradtx_alone(&[&all[..], words].concat())
     };
-    stdout(&plan(&["--gpu=h100"]));
-    stdout(&plan(&["--gpu=cpu"]));
+    ok(&plan(&["--gpu=h100"]));
+    ok(&plan(&["--gpu=cpu"]));
     refused(&plan(&["--gpu=h100", "--set", "device.kind=cpu"]), 2, &["device.kind is cpu", "idle"]);
     refused(&plan(&["--gpu=cpu", "--set", "device.kind=cuda"]), 2, &["device.kind is cuda"]);
-    let f32 = stdout(&plan(&["--gpu=h100", "--set", "device.dtype=f32"]));
+    let f32 = ok(&plan(&["--gpu=h100", "--set", "device.dtype=f32"]));
     assert!(f32.contains("warning: device.dtype is f32"), "{f32}");
     std::fs::write(
         home.path("sweep.toml"),
@@ -144,5 +129,5 @@ fn submissions_and_plans_do_not_leave_gpus_idle() {
     )
     .unwrap();
     let sweep = ["plan", "--sweep", "sweep.toml", "--tokens-per-example", "20", "--gpu=h100"];
-    refused(&home.gradtx(&sweep), 2, &["kind=cpu", "idle"]);
+    refused(&home.gradtx_alone(&sweep), 2, &["kind=cpu", "idle"]);
 }

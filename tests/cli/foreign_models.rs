@@ -4,22 +4,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{Home, PROGRAM, said};
 use gradtx_tests::{copy_files, fixture};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
-
-/// A directory with a model, an adapter for it, a line of data and a run file.
-struct Home {
-    dir: tempfile::TempDir,
-}
-
 impl Home {
-    fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
+    /// With a model, an adapter for it, a line of data and a run file.
+    fn with_adapter() -> Self {
+        let home = Self::empty();
         copy_files(&fixture("qwen2_text/model"), &home.path("base"));
         copy_files(&fixture("qwen2_text/adapter"), &home.path("adapter"));
         std::fs::write(home.path("one.jsonl"), "{\"prompt\": \"price?\", \"response\": \"7\"}\n").unwrap();
@@ -27,14 +22,6 @@ impl Home {
             prompt = \"chatml\"\n[finetune]\ntiny.max_steps = 2\n[evaluate]\nmax_new_tokens = 12\n";
         std::fs::write(home.path("settings.toml"), settings).unwrap();
         home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn gradtx(&self, args: &[&str]) -> Output {
-        Command::new(PROGRAM).args(args).current_dir(self.dir.path()).output().unwrap()
     }
 
     /// A copy of a directory whose JSON file has these changes.
@@ -70,10 +57,6 @@ impl Home {
     }
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
 fn must_say(output: &Output, words: &[&str]) {
     let text = said(output);
     assert!(matches!(output.status.code(), Some(1 | 2)), "exit {:?}: {text}", output.status);
@@ -82,7 +65,7 @@ fn must_say(output: &Output, words: &[&str]) {
 
 #[test]
 fn unknown_entries_are_refused_with_an_override() {
-    let home = Home::new();
+    let home = Home::with_adapter();
     let want = home.predictions("plain", &[]);
     let entries = json!({"unsloth_fixed": true, "transformers.js_config": {"dtype": "q4"}, "an_entry_of_next_year": null,
         "auto_map": {"AutoModelForCausalLM": "modeling_x.XForCausalLM"}, "neftune_noise_alpha": 5.0});
@@ -101,7 +84,7 @@ fn unknown_entries_are_refused_with_an_override() {
 
 #[test]
 fn adapters_written_otherwise_are_the_same() {
-    let home = Home::new();
+    let home = Home::with_adapter();
     let want = home.predictions("plain", &["--adapter", "adapter"]);
     assert_ne!(want, home.predictions("none", &[]), "the adapter changes the answer");
     let config: Value =
@@ -124,7 +107,7 @@ fn adapters_written_otherwise_are_the_same() {
 
 #[test]
 fn the_factor_of_yarn_counts() {
-    let home = Home::new();
+    let home = Home::with_adapter();
     let yarn = |original: usize| json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": original});
     home.changed(
         "base",
@@ -147,7 +130,7 @@ fn the_factor_of_yarn_counts() {
 
 #[test]
 fn what_is_no_model_is_described_with_what_helps() {
-    let home = Home::new();
+    let home = Home::with_adapter();
     let pointer =
         format!("version https://git-lfs.github.com/spec/v1\noid sha256:{:064}\nsize 988097824\n", 7);
     for (name, file) in
@@ -175,7 +158,7 @@ fn what_is_no_model_is_described_with_what_helps() {
 
 #[test]
 fn claimed_sizes_are_checked_against_the_file() {
-    let home = Home::new();
+    let home = Home::with_adapter();
     for (field, value) in [
         ("num_hidden_layers", json!(134_217_728)),
         ("num_hidden_layers", json!(4000)),
@@ -213,7 +196,7 @@ fn claimed_sizes_are_checked_against_the_file() {
 
 #[test]
 fn merged_models_carry_licence_and_card_and_no_path() {
-    let home = Home::new();
+    let home = Home::with_adapter();
     std::fs::write(home.path("base/LICENSE"), "Terms of the makers.\n").unwrap();
     std::fs::write(home.path("base/README.md"), "---\nlicense: mit\n---\n# The makers' card\n").unwrap();
     let finetune = [
@@ -242,7 +225,7 @@ fn merged_models_carry_licence_and_card_and_no_path() {
     let card = std::fs::read_to_string(home.path("merged/README.md")).unwrap();
     assert!(card.starts_with("---\nlicense: mit\n") && card.contains("# The makers' card"), "{card}");
     assert_eq!(std::fs::read_to_string(home.path("merged/LICENSE")).unwrap(), "Terms of the makers.\n");
-    let place = home.dir.path().to_str().unwrap();
+    let place = home.dir().to_str().unwrap();
     for dir in ["merged", "client/adapter"] {
         for entry in std::fs::read_dir(home.path(dir)).unwrap() {
             let path = entry.unwrap().path();

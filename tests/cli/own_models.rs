@@ -4,10 +4,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::Home;
 use gradtx_tests::{copy_files, fixture};
 use serde_json::Value;
-use std::path::PathBuf;
-use std::process::Command;
 
 const PAGE: &str = include_str!("../../docs/own-models.md");
 
@@ -17,50 +16,31 @@ fn block(language: &str) -> &'static str {
     PAGE.split_once(begin.as_str()).unwrap().1.split_once("```").unwrap().0
 }
 
-struct Home {
-    dir: tempfile::TempDir,
-}
-
 impl Home {
     /// What the page's reader has before the first command.
-    fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
+    fn of_page() -> Self {
+        let home = Self::empty();
         copy_files(&fixture("qwen2_text/model"), &home.path("models/tiny"));
         copy_files(&fixture("own/llm"), &home.path("models/llm"));
         copy_files(&fixture("own/data"), &home.path("downloads"));
-        std::fs::write(home.path("run.toml"), block("toml")).unwrap();
+        home.write("run.toml", block("toml"));
         home
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
     /// Runs a line of the page; what it printed.
-    fn run(&self, line: &str) -> String {
+    fn line_of_page(&self, line: &str) -> String {
         let mut words = line.split_whitespace();
         assert_eq!(words.next(), Some("gradtx"), "{line}");
-        let output = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-            .args(words)
-            .current_dir(self.dir.path())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{line}\n{said}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
+        self.ok(&words.collect::<Vec<_>>())
     }
 }
 
 #[test]
 fn the_commands_work_in_their_order() {
-    let home = Home::new();
+    let home = Home::of_page();
     let lines: Vec<&str> = block("sh").lines().filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
     assert!(lines.len() >= 10, "{lines:?}");
-    lines.iter().for_each(|line| drop(home.run(line)));
+    lines.iter().for_each(|line| drop(home.line_of_page(line)));
 
     let split = home.json("data/split.json");
     let rows = |name: &str| split["lists"][name].as_array().unwrap().len();
@@ -83,14 +63,14 @@ fn the_commands_work_in_their_order() {
     let files =
         ["run/translator/model.safetensors", "upgraded/update.safetensors", "scores/merged/score.json"];
     let before = files.map(sum);
-    lines.iter().for_each(|line| drop(home.run(line)));
+    lines.iter().for_each(|line| drop(home.line_of_page(line)));
     assert_eq!(files.map(sum), before);
 }
 
 /// The other way round: a block that does not work must be noticed.
 #[test]
 fn a_wrong_line_would_be_noticed() {
-    let home = Home::new();
-    let wrong = std::panic::catch_unwind(|| home.run("gradtx train --run run"));
+    let home = Home::of_page();
+    let wrong = std::panic::catch_unwind(|| home.line_of_page("gradtx train --run run"));
     assert!(wrong.is_err(), "there are no tuples yet");
 }

@@ -2,11 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::PROGRAM;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

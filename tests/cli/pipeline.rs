@@ -4,68 +4,21 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::Home;
 use gradtx_runtime::artifact::{TupleStore, UpdateVector};
 use gradtx_runtime::checkpoint::saved;
 use gradtx_tests::miniature::{self, SETTINGS};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::{Command, Output};
 
-/// A directory with two untrained models, public and private data, and a run file.
-struct Home {
-    dir: tempfile::TempDir,
+fn inspect(home: &Home, name: &str) -> Option<i32> {
+    home.gradtx(&["inspect", name]).status.code()
 }
 
-impl Home {
-    fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// Runs a stage in the run directory, in this home.
-    fn gradtx(&self, args: &[&str]) -> Output {
-        let (stage, rest) = args.split_first().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.arg(stage).args(["--run", "run", "--config", "settings.toml"]).args(rest);
-        command.current_dir(self.dir.path()).output().unwrap()
-    }
-
-    fn done(&self, args: &[&str]) {
-        let output = self.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
-    }
-
-    fn refused(&self, args: &[&str], code: i32, words: &[&str]) {
-        let output = self.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
-        for word in words {
-            assert!(said.contains(word), "{args:?}: no `{word}` in: {said}");
-        }
-    }
-
-    fn inspect(&self, name: &str) -> Option<i32> {
-        let path = self.path(name);
-        Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-            .arg("inspect")
-            .arg(path)
-            .output()
-            .unwrap()
-            .status
-            .code()
-    }
-
-    /// Checksums of all files below a directory, except for those of times.
-    fn sums(&self, name: &str) -> BTreeMap<PathBuf, String> {
-        miniature::checksums(&self.path(name))
-    }
+/// Checksums of all files below a directory, except for those of times.
+fn sums(home: &Home, name: &str) -> BTreeMap<PathBuf, String> {
+    miniature::checksums(&home.path(name))
 }
 
 const FINETUNE: [&str; 6] = ["finetune", "--data", "private.jsonl", "--out", "client", "--save-adapter"];
@@ -85,7 +38,7 @@ fn all_stages(home: &Home) {
 
 #[test]
 fn all_stages_from_file_to_file() {
-    let home = Home::new();
+    let home = Home::miniature();
     all_stages(&home);
     let store = TupleStore::open(&home.path("run/shadow")).unwrap();
     assert_eq!((store.pairs(), store.steps()), (5, 2));
@@ -99,58 +52,58 @@ fn all_stages_from_file_to_file() {
     let text = std::fs::read_to_string(home.path("score/predictions.jsonl")).unwrap();
     assert_eq!(text.lines().count(), 7);
     for name in ["run", "client", "translated", "translated/adapter", "llm", "client/update.safetensors"] {
-        assert_eq!(home.inspect(name), Some(0), "{name} is intact");
+        assert_eq!(inspect(&home, name), Some(0), "{name} is intact");
     }
 
     // Everything again changes nothing, on another number of threads too.
-    let before = home.sums("");
+    let before = sums(&home, "");
     all_stages(&home);
-    assert_eq!(home.sums(""), before);
-    let other = Home::new();
+    assert_eq!(sums(&home, ""), before);
+    let other = Home::miniature();
     std::fs::write(other.path("settings.toml"), SETTINGS.replace("jobs_per_batch = 2", "jobs_per_batch = 4"))
         .unwrap();
     other.done(&["curate", "--threads", "3"]);
-    let shards = |home: &Home| home.sums("run/shadow/shards").into_values().collect::<Vec<_>>();
+    let shards = |home: &Home| sums(&home, "run/shadow/shards").into_values().collect::<Vec<_>>();
     assert_eq!(shards(&other), shards(&home), "a job's bytes do not depend on its company or on threads");
 }
 
 #[test]
 fn what_is_damaged_is_made_again_with_the_same_bytes() {
-    let home = Home::new();
+    let home = Home::miniature();
     home.done(&["curate"]);
-    let before = home.sums("run/shadow");
+    let before = sums(&home, "run/shadow");
     let shard = home.path("run/shadow/shards/00003.teacher.safetensors");
     let mut bytes = std::fs::read(&shard).unwrap();
     let end = bytes.len() - 5;
     bytes[end] ^= 1;
     std::fs::write(&shard, &bytes).unwrap();
     std::fs::remove_file(home.path("run/shadow/shards/00000.student.safetensors")).unwrap();
-    assert_eq!(home.inspect("run/shadow"), Some(1));
-    home.refused(&["train"], 1, &["00000.student", "hint:"]);
+    assert_eq!(inspect(&home, "run/shadow"), Some(1));
+    home.stage_refused(&["train"], 1, &["00000.student", "hint:"]);
     home.done(&["curate"]);
-    assert_eq!(home.sums("run/shadow"), before);
-    assert_eq!(home.inspect("run/shadow"), Some(0));
+    assert_eq!(sums(&home, "run/shadow"), before);
+    assert_eq!(inspect(&home, "run/shadow"), Some(0));
 }
 
 #[test]
 fn what_does_not_belong_together_is_refused() {
-    let home = Home::new();
-    home.refused(&["train"], 1, &["no tuple store", "gradtx curate"]);
+    let home = Home::miniature();
+    home.stage_refused(&["train"], 1, &["no tuple store", "gradtx curate"]);
     home.done(&["curate"]);
     home.done(&FINETUNE);
-    home.refused(&TRANSLATE, 1, &["translator", "gradtx train"]);
+    home.stage_refused(&TRANSLATE, 1, &["translator", "gradtx train"]);
     // Another model's update.
     let mut teacher = FINETUNE.to_vec();
     teacher.extend(["--model", "llm"]);
     teacher[4] = "teacher";
     home.done(&teacher);
     let args = ["translate", "teacher/update.safetensors", "--method", "mean", "--out", "x"];
-    home.refused(&args, 1, &["teacher/update.safetensors", "base model"]);
+    home.stage_refused(&args, 1, &["teacher/update.safetensors", "base model"]);
     // Other data for a directory that has a result.
     std::fs::copy(home.path("public.jsonl"), home.path("private.jsonl")).unwrap();
-    home.refused(&FINETUNE, 3, &["- data = ", "+ data = ", "hint:"]);
+    home.stage_refused(&FINETUNE, 3, &["- data = ", "+ data = ", "hint:"]);
     // Another configuration for the run.
-    home.refused(
+    home.stage_refused(
         &["curate", "--set", "curate.tiny.learning_rate=0.5"],
         3,
         &["- curate.tiny.learning_rate = 0.02", "+ curate.tiny.learning_rate = 0.5"],
@@ -159,24 +112,24 @@ fn what_does_not_belong_together_is_refused() {
 
 #[test]
 fn files_may_be_moved_but_not_changed() {
-    let home = Home::new();
+    let home = Home::miniature();
     home.done(&["curate"]);
-    let before = home.sums("run/shadow");
+    let before = sums(&home, "run/shadow");
     std::fs::create_dir(home.path("elsewhere")).unwrap();
     for name in ["tiny", "public.jsonl"] {
         std::fs::rename(home.path(name), home.path("elsewhere").join(name)).unwrap();
     }
     let moved = ["--set", "models.tiny=elsewhere/tiny", "--set", "data.public=elsewhere/public.jsonl"];
     home.done(&[&["curate"], &moved[..]].concat());
-    assert_eq!(home.sums("run/shadow"), before);
+    assert_eq!(sums(&home, "run/shadow"), before);
     let text = std::fs::read_to_string(home.path("elsewhere/public.jsonl")).unwrap();
     std::fs::write(home.path("elsewhere/public.jsonl"), text.replace("<f", "<g").replace('b', "c")).unwrap();
-    home.refused(&[&["curate"], &moved[..]].concat(), 3, &["- data = ", "+ data = "]);
+    home.stage_refused(&[&["curate"], &moved[..]].concat(), 3, &["- data = ", "+ data = "]);
 }
 
 #[test]
 fn damaged_results_are_found_and_refused() {
-    let home = Home::new();
+    let home = Home::miniature();
     home.done(&["curate"]);
     home.done(&["train"]);
     home.done(&FINETUNE);
@@ -186,22 +139,22 @@ fn damaged_results_are_found_and_refused() {
         ("run/translator/model.safetensors", "run/translator"),
         ("tiny/model.safetensors", "tiny"),
     ] {
-        assert_eq!(home.inspect(of), Some(0), "{of} before");
+        assert_eq!(inspect(&home, of), Some(0), "{of} before");
         let path = home.path(file);
         let mut bytes = std::fs::read(&path).unwrap();
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
         std::fs::write(&path, &bytes).unwrap();
-        assert_eq!(home.inspect(of), Some(1), "{of} with a value that is not a number");
+        assert_eq!(inspect(&home, of), Some(1), "{of} with a value that is not a number");
     }
-    home.refused(&TRANSLATE, 1, &["client/update.safetensors", "finite"]);
+    home.stage_refused(&TRANSLATE, 1, &["client/update.safetensors", "finite"]);
 }
 
 #[test]
 fn late_array_processes_have_nothing_to_do() {
-    let home = Home::new();
+    let home = Home::miniature();
     home.done(&["curate"]);
-    let before = home.sums("run/shadow");
+    let before = sums(&home, "run/shadow");
     std::fs::remove_file(home.path("run/shadow/manifest.json")).unwrap();
     let lock = std::fs::File::create(home.path("run/shadow/.lock")).unwrap();
     lock.lock().unwrap();
@@ -209,7 +162,7 @@ fn late_array_processes_have_nothing_to_do() {
     assert!(!home.path("run/shadow/manifest.json").exists(), "it is the other one's to write");
     drop(lock);
     home.done(&["curate", "--array"]);
-    assert_eq!(home.sums("run/shadow"), before);
+    assert_eq!(sums(&home, "run/shadow"), before);
 }
 
 /// Settings of a training that takes a while, with a checkpoint after every step.
@@ -224,18 +177,17 @@ fn long_training() -> String {
 
 #[test]
 fn killed_training_resumes_to_the_same_bytes() {
-    let home = Home::new();
+    let home = Home::miniature();
     std::fs::write(home.path("settings.toml"), long_training()).unwrap();
     home.done(&["curate"]);
     home.done(&["train"]);
-    let undisturbed = home.sums("run/translator");
+    let undisturbed = sums(&home, "run/translator");
     assert!(!home.path("run/translator/checkpoints").exists(), "a finished training needs none");
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
 
     let mut went_on = 0;
     for wanted in [20, 60, 90] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.args(["train", "--run", "run", "--config", "settings.toml"]).current_dir(home.dir.path());
+        let mut command = home.command(&["train", "--run", "run", "--config", "settings.toml"]);
         let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
         let checkpoint = home.path(&format!("run/translator/checkpoints/step-{wanted:09}.safetensors"));
         while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
@@ -247,20 +199,19 @@ fn killed_training_resumes_to_the_same_bytes() {
     }
     assert_eq!(went_on, 2, "the second and third attempt go on");
     home.done(&["train"]);
-    assert_eq!(home.sums("run/translator"), undisturbed);
-    assert_eq!(home.inspect("run/translator"), Some(0));
+    assert_eq!(sums(&home, "run/translator"), undisturbed);
+    assert_eq!(inspect(&home, "run/translator"), Some(0));
 }
 
 #[test]
 fn checkpoints_without_their_translator_are_refused() {
-    let home = Home::new();
+    let home = Home::miniature();
     std::fs::write(home.path("settings.toml"), long_training()).unwrap();
     home.done(&["curate"]);
     home.done(&["train"]);
-    let undisturbed = home.sums("run/translator");
+    let undisturbed = sums(&home, "run/translator");
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-    command.args(["train", "--run", "run", "--config", "settings.toml"]).current_dir(home.dir.path());
+    let mut command = home.command(&["train", "--run", "run", "--config", "settings.toml"]);
     let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
     while !home.path("run/translator/checkpoints/step-000000040.safetensors").exists() {
         assert!(child.try_wait().unwrap().is_none());
@@ -274,27 +225,26 @@ fn checkpoints_without_their_translator_are_refused() {
     bests.sort();
     std::fs::write(bests.pop().unwrap().join("model.safetensors"), "damaged").unwrap();
     home.done(&["train"]);
-    assert_eq!(home.sums("run/translator"), undisturbed);
+    assert_eq!(sums(&home, "run/translator"), undisturbed);
 }
 
 #[test]
 fn training_killed_before_its_checkpoint_resumes() {
-    let home = Home::new();
+    let home = Home::miniature();
     let settings = long_training().replace("save_minutes = 0", "save_minutes = 0.003");
     let settings = settings.replace("eval_steps = 10", "eval_steps = 1");
     std::fs::write(home.path("settings.toml"), settings.replace("max_steps = 120", "max_steps = 300"))
         .unwrap();
     home.done(&["curate"]);
     home.done(&["train"]);
-    let undisturbed = home.sums("run/translator");
+    let undisturbed = sums(&home, "run/translator");
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
     let dir = home.path("run/translator/checkpoints");
     let newest = || saved(&dir).unwrap().pop().map_or(0, |newest| newest.step);
     let mut tries = 0;
     for wait in [60, 100, 30] {
         let before = newest();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.args(["train", "--run", "run", "--config", "settings.toml"]).current_dir(home.dir.path());
+        let mut command = home.command(&["train", "--run", "run", "--config", "settings.toml"]);
         let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
         while newest() == before && child.try_wait().unwrap().is_none() {
             std::thread::sleep(std::time::Duration::from_millis(1));
@@ -309,12 +259,12 @@ fn training_killed_before_its_checkpoint_resumes() {
     }
     assert!(tries > 0, "it never got as far as a second attempt");
     home.done(&["train"]);
-    assert_eq!(home.sums("run/translator"), undisturbed);
+    assert_eq!(sums(&home, "run/translator"), undisturbed);
 }
 
 #[test]
 fn training_stops_when_validation_no_longer_improves() {
-    let home = Home::new();
+    let home = Home::miniature();
     let settings = long_training().replace(
         "learning_rate = 0.01\nval_set",
         "learning_rate = 0.5\nearly_stopping_patience = 2\nval_set",

@@ -3,82 +3,50 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::Home;
 use gradtx_plan::cost::calibrate::published;
 use gradtx_world::tasks::vocabulary;
 use gradtx_world::tokenizer;
 use serde_json::{Value, json};
-use std::path::PathBuf;
-use std::process::{Command, Output};
 use std::time::Instant;
 
 /// A directory with the configurations of two models, and a run file.
-struct Home {
-    dir: tempfile::TempDir,
+fn models(tiny: &str, llm: &str) -> Home {
+    let home = Home::empty();
+    for (name, model) in [("tiny", tiny), ("llm", llm)] {
+        let config = published(model).unwrap().to_json("bfloat16");
+        home.write(&format!("{name}/config.json"), &config.to_string());
+    }
+    home.write("run.toml", "[models]\ntiny = \"tiny\"\nllm = \"llm\"\n");
+    home
 }
 
-impl Home {
-    fn new(tiny: &str, llm: &str) -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        for (name, model) in [("tiny", tiny), ("llm", llm)] {
-            std::fs::create_dir(home.path(name)).unwrap();
-            let config = published(model).unwrap().to_json("bfloat16");
-            std::fs::write(home.path(name).join("config.json"), config.to_string()).unwrap();
-        }
-        std::fs::write(home.path("run.toml"), "[models]\ntiny = \"tiny\"\nllm = \"llm\"\n").unwrap();
-        home
-    }
-
-    /// With tokenizers and public data of two tasks.
-    fn with_data() -> Self {
-        let home = Self::new("qwen2.5-0.5b", "qwen2.5-1.5b");
-        ["tiny", "llm"].iter().for_each(|name| tokenizer::write(&home.path(name)).unwrap());
-        let words = vocabulary();
-        let text = |from: usize, count: usize| words[from..from + count].join(" ");
-        let row = |i: usize| {
-            let task = ["short", "long"][i % 2];
-            json!({ "task": task, "prompt": text(i % 5, 4 + 6 * (i % 2)), "response": format!(" {} ;", text(3, 2)) })
-        };
-        let rows: String = (0..20).map(|i| format!("{}\n", row(i))).collect();
-        std::fs::write(home.path("public.jsonl"), rows).unwrap();
-        let settings = "[models]\ntiny = \"tiny\"\nllm = \"llm\"\n[data]\npublic = \"public.jsonl\"\n\
-                        prompt = \"plain\"\n[curate]\ngroup_by = \"task\"\n";
-        std::fs::write(home.path("run.toml"), settings).unwrap();
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn gradtx(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-            .args(args)
-            .current_dir(self.dir.path())
-            .output()
-            .unwrap()
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.gradtx(args);
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    /// What the command says when it refuses with this code.
-    fn refused(&self, args: &[&str], code: i32) -> String {
-        let output = self.gradtx(args);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stdout));
-        text(&output.stderr)
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let said = self.ok(args);
-        serde_json::from_str(said.lines().last().unwrap()).unwrap()
-    }
+/// With tokenizers and public data of two tasks.
+fn models_with_data() -> Home {
+    let home = models("qwen2.5-0.5b", "qwen2.5-1.5b");
+    ["tiny", "llm"].iter().for_each(|name| tokenizer::write(&home.path(name)).unwrap());
+    let words = vocabulary();
+    let text = |from: usize, count: usize| words[from..from + count].join(" ");
+    let row = |i: usize| {
+        let task = ["short", "long"][i % 2];
+        json!({ "task": task, "prompt": text(i % 5, 4 + 6 * (i % 2)), "response": format!(" {} ;", text(3, 2)) })
+    };
+    let rows: String = (0..20).map(|i| format!("{}\n", row(i))).collect();
+    home.write("public.jsonl", &rows);
+    let settings = "[models]\ntiny = \"tiny\"\nllm = \"llm\"\n[data]\npublic = \"public.jsonl\"\n\
+                    prompt = \"plain\"\n[curate]\ngroup_by = \"task\"\n";
+    home.write("run.toml", settings);
+    home
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+/// What the command says when it refuses with this code.
+fn refused(home: &Home, args: &[&str], code: i32) -> String {
+    home.refused(args, code, &[])
+}
+
+/// The last line of a command's output.
+fn json(home: &Home, args: &[&str]) -> Value {
+    serde_json::from_str(home.ok(args).lines().last().unwrap()).unwrap()
 }
 
 fn wait_free(p: &Value) -> f64 {
@@ -89,7 +57,7 @@ const PLAN: [&str; 5] = ["plan", "--config", "run.toml", "--tokens-per-example",
 
 #[test]
 fn clusters_are_planned_fast_without_weights() {
-    let home = Home::new("qwen2.5-3b", "qwen2.5-7b");
+    let home = models("qwen2.5-3b", "qwen2.5-7b");
     let args = [&PLAN[..], &["--nodes", "8", "--gpus-per-node", "8", "--gpu", "a100-80g"]].concat();
     let started = Instant::now();
     let said = home.ok(&args);
@@ -101,42 +69,42 @@ fn clusters_are_planned_fast_without_weights() {
         assert!(said.contains(wanted), "no `{wanted}` in: {said}");
     }
     assert!(!said.contains("measured"), "nothing was measured: {said}");
-    let before: Vec<_> = std::fs::read_dir(home.dir.path()).unwrap().collect();
+    let before: Vec<_> = std::fs::read_dir(home.dir()).unwrap().collect();
     assert_eq!(before.len(), 3, "planning writes nothing");
-    let p = home.json(&[&args[..], &["--json"]].concat());
+    let p = json(&home, &[&args[..], &["--json"]].concat());
     assert_eq!((p["ranks"].as_u64(), p["curation"]["groups"].as_u64()), (Some(64), Some(76)));
     let set = ["--json", "--set", "curate.jobs_per_batch=4"];
-    assert!(wait_free(&home.json(&[&args[..], &set].concat())) < wait_free(&p));
+    assert!(wait_free(&json(&home, &[&args[..], &set].concat())) < wait_free(&p));
 }
 
 #[test]
 fn what_was_measured_is_used_and_named() {
-    let home = Home::new("qwen2.5-3b", "qwen2.5-7b");
+    let home = models("qwen2.5-3b", "qwen2.5-7b");
     let results = "{\"device\": \"NVIDIA H100 80GB HBM3\"}\n{\"work\": \"lora\", \"tflops\": 500}\n";
     std::fs::create_dir_all(home.path("benches/results/x")).unwrap();
     std::fs::write(home.path("benches/results/x/raw.jsonl"), results).unwrap();
     let args = [&PLAN[..], &["--gpu", "h100", "--json"]].concat();
     let rate = |p: &Value| p["rates"][0]["per_second"].as_f64().unwrap();
-    let found = home.json(&args);
+    let found = json(&home, &args);
     assert_eq!((rate(&found), found["stages"][0]["basis"].as_str()), (500e12, Some("measured")));
     assert_eq!(found["stages"][2]["basis"], "assumed");
     std::fs::write(home.path("mine.jsonl"), results.replace("500", "250")).unwrap();
-    let mine = home.json(&[&args[..], &["--calibrate", "mine.jsonl"]].concat());
+    let mine = json(&home, &[&args[..], &["--calibrate", "mine.jsonl"]].concat());
     assert_eq!((rate(&mine), mine["rates"][0]["from"].as_str()), (250e12, Some("mine.jsonl")));
     let seconds = |p: &Value| p["stages"][1]["seconds"].as_f64().unwrap();
     assert!((seconds(&mine) / seconds(&found) - 2.0).abs() < 1e-9);
     // Another device's results say nothing.
-    let other = home.json(&[&PLAN[..], &["--gpu", "h200", "--json"]].concat());
+    let other = json(&home, &[&PLAN[..], &["--gpu", "h200", "--json"]].concat());
     assert_eq!(other["rates"][0]["basis"], "assumed");
     std::fs::write(home.path("broken.jsonl"), "{").unwrap();
-    let said = home.refused(&[&args[..], &["--calibrate", "broken.jsonl"]].concat(), 1);
+    let said = refused(&home, &[&args[..], &["--calibrate", "broken.jsonl"]].concat(), 1);
     assert!(said.contains("broken.jsonl: line 1"), "{said}");
 }
 
 #[test]
 fn examples_are_counted_where_the_data_is_there() {
-    let home = Home::with_data();
-    let p = home.json(&["plan", "--config", "run.toml", "--gpu", "cpu", "--json"]);
+    let home = models_with_data();
+    let p = json(&home, &["plan", "--config", "run.toml", "--gpu", "cpu", "--json"]);
     assert_eq!(p["examples_counted"], true);
     assert!(p["examples"][0].as_str().unwrap().starts_with("20 examples"), "{}", p["examples"]);
     // Sixteen examples a step, as long as those of the file.
@@ -148,26 +116,26 @@ fn examples_are_counted_where_the_data_is_there() {
     // A run directory's settings do as well as a file's.
     std::fs::write(home.path("sweep.toml"), "[[sweep]]\nbase = \"run.toml\"\n").unwrap();
     home.ok(&["sweep", "sweep.toml", "--out", "runs"]);
-    let same = home.json(&["plan", "--run", "runs/run", "--gpu", "cpu", "--json"]);
+    let same = json(&home, &["plan", "--run", "runs/run", "--gpu", "cpu", "--json"]);
     assert_eq!(same["stages"][0]["tokens"], p["stages"][0]["tokens"]);
     std::fs::remove_file(home.path("llm/tokenizer.json")).unwrap();
-    let said = home.refused(&["plan", "--config", "run.toml", "--gpu", "cpu"], 1);
+    let said = refused(&home, &["plan", "--config", "run.toml", "--gpu", "cpu"], 1);
     assert!(said.contains("tokenizer.json") && said.contains("--tokens-per-example"), "{said}");
 }
 
 #[test]
 fn what_cannot_be_planned_is_said() {
-    let home = Home::new("qwen2.5-0.5b", "qwen2.5-7b");
-    let said = home.refused(&["plan", "--config", "run.toml", "--gpu", "h100"], 2);
+    let home = models("qwen2.5-0.5b", "qwen2.5-7b");
+    let said = refused(&home, &["plan", "--config", "run.toml", "--gpu", "h100"], 2);
     assert!(said.contains("data.public") && said.contains("--tokens-per-example"), "{said}");
-    let said = home.refused(&["plan", "--gpu", "h100", "--tokens-per-example", "9"], 2);
+    let said = refused(&home, &["plan", "--gpu", "h100", "--tokens-per-example", "9"], 2);
     assert!(said.contains("--config"), "{said}");
     let none = [&PLAN[..], &["--gpu", "h100", "--set", "models.tiny=nowhere"]].concat();
-    let said = home.refused(&none, 1);
+    let said = refused(&home, &none, 1);
     assert!(said.contains("nowhere: there is no such directory"), "{said}");
     assert_eq!(home.gradtx(&[&PLAN[..], &["--gpu", "tpu"]].concat()).status.code(), Some(2));
     let labels = [&PLAN[..], &["--gpu", "h100", "--labels-per-example", "240"]].concat();
-    assert!(home.refused(&labels, 2).contains("fewer than the 240"));
+    assert!(refused(&home, &labels, 2).contains("fewer than the 240"));
     let large = ["--gpu", "a100-40g", "--set", "device.max_tokens_per_microbatch=65536"];
     let said = home.ok(&[&PLAN[..], &large].concat());
     assert!(said.contains("TOO MUCH") && said.contains("device.max_tokens_per_microbatch = "), "{said}");
@@ -178,7 +146,7 @@ const SWEEP: &str =
 
 #[test]
 fn sweeps_are_written_once_listed_and_followed() {
-    let home = Home::new("qwen2.5-0.5b", "qwen2.5-1.5b");
+    let home = models("qwen2.5-0.5b", "qwen2.5-1.5b");
     std::fs::write(home.path("s.toml"), SWEEP).unwrap();
     let sweep = |more: &[&str]| home.ok(&[&["sweep", "s.toml", "--out", "runs"], more].concat());
     let listed = sweep(&["--list"]);
@@ -230,7 +198,7 @@ fn sweeps_are_written_once_listed_and_followed() {
     let plan = ["plan", "--sweep", "s.toml", "--gpu", "h100", "--tokens-per-example", "240"];
     let said = home.ok(&plan);
     assert!(said.contains("4 runs: ") && said.contains("learning_rate=0.00004,num_subsets=30"), "{said}");
-    let p = home.json(&[&plan[..], &["--json"]].concat());
+    let p = json(&home, &[&plan[..], &["--json"]].concat());
     let hours = |i: usize| p["runs"][i]["prediction"]["gpu_hours"].as_f64().unwrap();
     let curation = |i: usize| -> f64 {
         let stages = p["runs"][i]["prediction"]["stages"].as_array().unwrap().clone();
@@ -249,7 +217,7 @@ fn sweeps_are_written_once_listed_and_followed() {
 
 #[test]
 fn changed_sweeps_are_refused_before_any_write() {
-    let home = Home::new("qwen2.5-0.5b", "qwen2.5-1.5b");
+    let home = models("qwen2.5-0.5b", "qwen2.5-1.5b");
     std::fs::write(home.path("s.toml"), SWEEP).unwrap();
     home.ok(&["sweep", "s.toml", "--out", "runs"]);
     // Other names: new runs beside the old ones.
@@ -258,12 +226,12 @@ fn changed_sweeps_are_refused_before_any_write() {
     home.ok(&["sweep", "s.toml", "--out", "runs"]);
     assert!(home.path("runs/learning_rate=0.00002,num_subsets=30,per_device_eval_batch_size=8").is_dir());
     std::fs::write(home.path("s.toml"), SWEEP.replace("[60, 30]", "[60, 30, 10]") + "seed = 5\n").unwrap();
-    let said = home.refused(&["sweep", "s.toml", "--out", "runs"], 3);
+    let said = refused(&home, &["sweep", "s.toml", "--out", "runs"], 3);
     assert!(said.contains("- seed = 1") && said.contains("+ seed = 5") && said.contains("hint:"), "{said}");
     assert!(!home.path("runs/learning_rate=0.00002,num_subsets=10").exists());
     let said = home.ok(&["sweep", "s.toml", "--out", "runs", "--status"]);
     assert!(said.contains("other settings"), "{said}");
     std::fs::write(home.path("s.toml"), SWEEP.replace("train.learning_rate", "train.learning_rat")).unwrap();
-    let said = home.refused(&["sweep", "s.toml", "--out", "runs"], 2);
+    let said = refused(&home, &["sweep", "s.toml", "--out", "runs"], 2);
     assert!(said.contains("s.toml: sweep 1") && said.contains("learning_rat`"), "{said}");
 }

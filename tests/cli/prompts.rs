@@ -3,10 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{Home, stderr, stdout};
 use gradtx_tests::{copy_files, fixture};
 use serde_json::{Value, json};
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 const RUN: &str = r#"
@@ -34,11 +33,6 @@ tiny.learning_rate = 0.005
 max_new_tokens = 12
 "#;
 
-/// A model directory, a run file and one example.
-struct Home {
-    dir: tempfile::TempDir,
-}
-
 /// How a command ended, and what it said.
 struct Said {
     code: Option<i32>,
@@ -47,24 +41,13 @@ struct Said {
 }
 
 impl Home {
-    fn new(response: &str) -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
+    /// A model directory, a run file and one example.
+    fn of_response(response: &str) -> Self {
+        let home = Self::empty();
         copy_files(&fixture("own/llm"), &home.path("model"));
         home.write("run.toml", RUN);
         home.write("one.jsonl", &json!({"prompt": "price?", "response": response}).to_string());
         home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
 
     fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
@@ -82,24 +65,19 @@ impl Home {
         self.edit("model/tokenizer_config.json", |c| c["eos_token"] = json!("<|endoftext|>"));
     }
 
-    fn run(&self, words: &str) -> Said {
-        let output = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-            .args(words.split_whitespace())
-            .current_dir(self.dir.path())
-            .output()
-            .unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    fn say(&self, words: &str) -> Said {
+        let output = self.gradtx(&words.split_whitespace().collect::<Vec<_>>());
+        Said { code: output.status.code(), out: stdout(&output), err: stderr(&output) }
     }
 
     /// Trains on the example and evaluates it; the score and what was said.
     fn trained(&self, set: &str) -> (Value, Said) {
-        let said = self.run(&format!(
+        let said = self.say(&format!(
             "finetune --run f --config run.toml {set} --data one.jsonl --out c --save-adapter"
         ));
         assert_eq!(said.code, Some(0), "{}", said.err);
         let said =
-            self.run("evaluate --run f --data one.jsonl --model tiny --adapter c/adapter --out scores");
+            self.say("evaluate --run f --data one.jsonl --model tiny --adapter c/adapter --out scores");
         assert_eq!(said.code, Some(0), "{}", said.err);
         (self.json("scores/score.json"), said)
     }
@@ -115,33 +93,33 @@ impl Said {
 
 #[test]
 fn base_models_learn_to_end_answers_like_chat_models() {
-    let home = Home::new("7");
+    let home = Home::of_response("7");
     home.base_model();
     let (score, said) = home.trained("");
     assert_eq!((&score["right"], &score["ended"]), (&json!(1), &json!(1.0)), "{}", said.out);
     assert!(said.out.contains("ChatML; an answer ends with <|im_end|> (id 458), at which"), "{}", said.out);
     assert!(said.out.contains("1 ended by themselves"), "{}", said.out);
     // A merged model stops there by itself, in other programs too.
-    let said = home.run("merge --run f --adapter c/adapter --model tiny --out merged");
+    let said = home.say("merge --run f --adapter c/adapter --model tiny --out merged");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert_eq!(home.json("merged/generation_config.json")["eos_token_id"], json!([456, 458]));
 }
 
 #[test]
 fn a_merged_chat_model_keeps_its_generation_settings() {
-    let home = Home::new("7");
+    let home = Home::of_response("7");
     let set = "--set finetune.tiny.max_steps=1";
     let said = home
-        .run(&format!("finetune --run f --config run.toml {set} --data one.jsonl --out c --save-adapter"));
+        .say(&format!("finetune --run f --config run.toml {set} --data one.jsonl --out c --save-adapter"));
     assert_eq!(said.code, Some(0), "{}", said.err);
-    assert_eq!(home.run("merge --run f --adapter c/adapter --model tiny --out merged").code, Some(0));
+    assert_eq!(home.say("merge --run f --adapter c/adapter --model tiny --out merged").code, Some(0));
     let read = |name: &str| std::fs::read(home.path(name)).unwrap();
     assert_eq!(read("merged/generation_config.json"), read("model/generation_config.json"));
 }
 
 #[test]
 fn forms_that_end_in_plain_text_are_refused() {
-    let home = Home::new("7");
+    let home = Home::of_response("7");
     home.base_model();
     // As with the tokenizers of Llama and Mistral: ChatML's markers are no tokens.
     for name in ["tokenizer.json", "tokenizer_config.json"] {
@@ -150,28 +128,28 @@ fn forms_that_end_in_plain_text_are_refused() {
     }
     let set = "--config run.toml --set data.prompt=chatml";
     let words = ["<|im_end|>", "ordinary tokens", "data.prompt"];
-    home.run(&format!("finetune --run e {set} --data one.jsonl --out d")).fails_with(&words);
-    home.run(&format!("curate --run g {set}")).fails_with(&words);
-    home.run(&format!("evaluate --run h {set} --data one.jsonl --out s")).fails_with(&words);
+    home.say(&format!("finetune --run e {set} --data one.jsonl --out d")).fails_with(&words);
+    home.say(&format!("curate --run g {set}")).fails_with(&words);
+    home.say(&format!("evaluate --run h {set} --data one.jsonl --out s")).fails_with(&words);
     assert!(!home.path("d/update.safetensors").exists());
     home.write("chatml.toml", &RUN.replace("max_length", "prompt = \"chatml\"\nmax_length"));
-    let said = home.run("doctor --run chatml.toml");
+    let said = home.say("doctor --run chatml.toml");
     assert!(
         said.out.contains("PROBLEM  prompt tiny") && said.out.contains("ordinary tokens"),
         "{}",
         said.out
     );
-    home.run("plan --config chatml.toml --gpu a100-80g").fails_with(&words);
+    home.say("plan --config chatml.toml --gpu a100-80g").fails_with(&words);
     // What the model knows works: plain text, and its own end. That it learns to end such answers,
     // `cases` tests on a model with weights that can.
-    let said = home.run("evaluate --run i --config run.toml --data one.jsonl --model tiny --out scores");
+    let said = home.say("evaluate --run i --config run.toml --data one.jsonl --model tiny --out scores");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.out.contains("plain text; an answer ends with <|endoftext|>"), "{}", said.out);
 }
 
 #[test]
 fn template_text_before_an_answer_is_no_part_of_it() {
-    let home = Home::new("7");
+    let home = Home::of_response("7");
     let template = "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + \
         ('<think></think>' if m.role == 'assistant' else '') + m.content + '<|im_end|>\n' }}{%- endfor %}\
         {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}";
@@ -185,7 +163,7 @@ fn template_text_before_an_answer_is_no_part_of_it() {
 
 #[test]
 fn a_score_that_sees_no_word_says_so() {
-    let home = Home::new("三");
+    let home = Home::of_response("三");
     let (score, said) = home.trained("--set evaluate.metric=rouge1");
     assert_eq!((&score["score"], &score["exact_match"]), (&json!(0.0), &json!(1.0)));
     assert_eq!((&score["wordless_references"], &score["rouge_tokens"]), (&json!(1), &json!("rouge_score")));
@@ -194,7 +172,7 @@ fn a_score_that_sees_no_word_says_so() {
         "{}",
         said.err
     );
-    let home = Home::new("三");
+    let home = Home::of_response("三");
     let (score, said) = home.trained("--set evaluate.metric=rouge1 --set evaluate.rouge_tokenizer=unicode");
     assert_eq!((&score["score"], &score["wordless_references"]), (&json!(1.0), &json!(0)));
     assert!(!said.err.contains("warning"), "{}", said.err);
@@ -202,31 +180,31 @@ fn a_score_that_sees_no_word_says_so() {
 
 #[test]
 fn predictions_that_do_not_end_are_said() {
-    let home = Home::new("seven apples are left, and some more of them");
+    let home = Home::of_response("seven apples are left, and some more of them");
     let said = home
-        .run("evaluate --run f --config run.toml --data one.jsonl --set evaluate.max_new_tokens=1 --out s");
+        .say("evaluate --run f --config run.toml --data one.jsonl --set evaluate.max_new_tokens=1 --out s");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.err.contains("0 of 1 predictions ended by themselves"), "{}", said.err);
 }
 
 #[test]
 fn inputs_longer_than_the_model_are_named() {
-    let home = Home::new("3");
+    let home = Home::of_response("3");
     let long = |n: usize| {
         json!({"prompt": "How many apples are left? ".repeat(n), "response": "#### 3"}).to_string()
     };
     home.write("one.jsonl", &format!("{}\n{}\n", json!({"prompt": "a", "response": "b"}), long(90)));
-    let said = home.run("evaluate --run e --config run.toml --data one.jsonl --out s");
+    let said = home.say("evaluate --run e --config run.toml --data one.jsonl --out s");
     said.fails_with(&["one.jsonl:2", "256 positions"]);
     let set = "--config run.toml --set data.max_length=2048 --set finetune.tiny.max_steps=2";
-    let said = home.run(&format!("finetune --run f {set} --data one.jsonl --out c"));
+    let said = home.say(&format!("finetune --run f {set} --data one.jsonl --out c"));
     said.fails_with(&["one.jsonl:2", "cut at 256"]);
-    home.run("curate --run g --config run.toml").fails_with(&["one.jsonl:2"]);
+    home.say("curate --run g --config run.toml").fails_with(&["one.jsonl:2"]);
     // Where there is room for a part of an answer, it is said how many are cut.
     let answers = |length: usize| json!({"prompt": "a", "response": "b ".repeat(length)}).to_string();
     home.write("one.jsonl", &[answers(3), answers(4), answers(400)].join("\n"));
     let said =
-        home.run(&format!("finetune --run h {set} --set data.max_lost_labels=0.5 --data one.jsonl --out d"));
+        home.say(&format!("finetune --run h {set} --set data.max_lost_labels=0.5 --data one.jsonl --out d"));
     assert_eq!(said.code, Some(0), "{}", said.err);
     for words in
         ["1 of 3 examples are longer than 256 tokens", "one.jsonl:3", "positions", "1 of 3 answers are cut"]
@@ -236,14 +214,14 @@ fn inputs_longer_than_the_model_are_named() {
     // A prompt that leaves less room than asked for is evaluated as far as the model reads.
     home.write("one.jsonl", &answers(1));
     let said = home
-        .run("evaluate --run i --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
+        .say("evaluate --run i --config run.toml --set evaluate.max_new_tokens=512 --data one.jsonl --out t");
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.err.contains("1 of 1 prompts leave room for fewer"), "{}", said.err);
 }
 
 #[test]
 fn tokens_that_the_model_has_no_row_for_are_named() {
-    let home = Home::new("7");
+    let home = Home::of_response("7");
     home.edit("model/tokenizer.json", |file| {
         let added = json!({"id": 470, "content": "<extra>", "special": false, "single_word": false,
             "lstrip": false, "rstrip": false, "normalized": false});
@@ -251,14 +229,14 @@ fn tokens_that_the_model_has_no_row_for_are_named() {
     });
     let home_says = |prompt: &str, command: &str| {
         home.write("one.jsonl", &json!({"prompt": prompt, "response": "7"}).to_string());
-        home.run(command)
+        home.say(command)
     };
     let set = "--config run.toml --set finetune.tiny.max_steps=1";
     let words = ["one.jsonl:1", "<extra>", "vocabulary of 459"];
     home_says("a <extra>", &format!("finetune --run f {set} --data one.jsonl --out c")).fails_with(&words);
     home_says("a <extra>", &format!("evaluate --run e {set} --data one.jsonl --out s")).fails_with(&words);
     home_says("a <extra>", &format!("curate --run g {set}")).fails_with(&words);
-    let said = home.run("doctor --run run.toml");
+    let said = home.say("doctor --run run.toml");
     assert!(said.out.contains("embedding 459 rows"), "{}", said.out);
     let said = home_says("a", &format!("finetune --run h {set} --data one.jsonl --out d"));
     assert_eq!(said.code, Some(0), "tokens that do not occur change nothing: {}", said.err);
@@ -266,13 +244,13 @@ fn tokens_that_the_model_has_no_row_for_are_named() {
 
 #[test]
 fn the_date_of_a_template_is_a_setting_of_the_run() {
-    let home = Home::new("7");
+    let home = Home::of_response("7");
     let template = "{%- set today = strftime_now('%d %B %Y') %}{{ '<|im_start|>system\n' + today + '<|im_end|>\n' }}\
         {%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}\
         {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}";
     home.write("model/chat_template.jinja", template);
     let evaluate = |run: &str, more: &str, out: &str| {
-        home.run(&format!("evaluate --run {run} --config run.toml {more} --data one.jsonl --out {out}"))
+        home.say(&format!("evaluate --run {run} --config run.toml {more} --data one.jsonl --out {out}"))
     };
     let said = evaluate("r", "--set data.date='2026-02-03'", "s");
     assert_eq!(said.code, Some(0), "{}", said.err);
@@ -318,11 +296,11 @@ fn templates_that_never_end_are_errors() {
         &nested,
         &chain,
     ];
-    let home = Home::new("7");
+    let home = Home::of_response("7");
     for (i, template) in templates.iter().enumerate() {
         home.write("model/chat_template.jinja", template);
         let started = Instant::now();
-        let said = home.run(&format!("evaluate --run r --config run.toml --data one.jsonl --out s{i}"));
+        let said = home.say(&format!("evaluate --run r --config run.toml --data one.jsonl --out s{i}"));
         assert!(started.elapsed() < Duration::from_secs(60), "{template:.80}");
         let fine = said.code == Some(0);
         assert!(fine || said.code == Some(1) || said.code == Some(2), "{template:.80}: {:?}", said.code);
@@ -331,5 +309,5 @@ fn templates_that_never_end_are_errors() {
     }
     // A good one still works.
     copy_files(&fixture("own/llm"), &home.path("model"));
-    assert_eq!(home.run("evaluate --run r --config run.toml --data one.jsonl --out good").code, Some(0));
+    assert_eq!(home.say("evaluate --run r --config run.toml --data one.jsonl --out good").code, Some(0));
 }

@@ -2,67 +2,35 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::Home;
 use gradtx::init::{RECIPES, hours};
 use gradtx_plan::cost::calibrate::published;
 use gradtx_run::config::Config;
 use serde_json::{Value, json};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
-struct Home {
-    dir: tempfile::TempDir,
+fn refused(home: &Home, args: &[&str], words: &[&str]) {
+    home.refused(args, 2, words);
 }
 
-impl Home {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+/// Sizes of a recipe's models, in the place of the models.
+fn write_models(config: &Config) {
+    for dir in [&config.models.tiny, &config.models.llm] {
+        let name = dir.file_name().unwrap().to_str().unwrap().to_lowercase();
+        let sizes = published(name.strip_suffix("-instruct").unwrap()).unwrap();
+        write(&dir.join("config.json"), &sizes.to_json("bfloat16").to_string());
     }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn gradtx(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.args(args).current_dir(self.dir.path()).output().unwrap()
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.gradtx(args);
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    fn refused(&self, args: &[&str], words: &[&str]) {
-        let output = self.gradtx(args);
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{args:?}: {said}");
-    }
-
-    /// Sizes of a recipe's models, in the place of the models.
-    fn write_models(&self, config: &Config) {
-        for dir in [&config.models.tiny, &config.models.llm] {
-            let name = dir.file_name().unwrap().to_str().unwrap().to_lowercase();
-            let sizes = published(name.strip_suffix("-instruct").unwrap()).unwrap();
-            write(&dir.join("config.json"), &sizes.to_json("bfloat16").to_string());
-        }
-        let t5 = &config.translator.pretrained_path;
-        if !t5.as_os_str().is_empty() {
-            assert!(t5.ends_with("flan-t5-large"), "{}", t5.display());
-            write(&t5.join("config.json"), &flan_t5_large().to_string());
-        }
+    let t5 = &config.translator.pretrained_path;
+    if !t5.as_os_str().is_empty() {
+        assert!(t5.ends_with("flan-t5-large"), "{}", t5.display());
+        write(&t5.join("config.json"), &flan_t5_large().to_string());
     }
 }
 
 fn write(path: &Path, text: &str) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn flan_t5_large() -> Value {
@@ -87,12 +55,12 @@ fn plan_of(home: &Home, recipe: &str) -> Value {
 fn recipes_cost_what_they_say() {
     let mut stale = String::new();
     for (name, recipe) in RECIPES {
-        let home = Home::new();
+        let home = Home::empty();
         home.ok(&["init", "--recipe", name]);
         assert_eq!(std::fs::read_to_string(home.path("run.toml")).unwrap(), recipe);
         let config = Config::read(&home.path("run.toml")).unwrap();
         config.check().unwrap();
-        home.write_models(&config);
+        write_models(&config);
         let plan = plan_of(&home, recipe);
         let predicted = plan["gpu_hours"].as_f64().unwrap();
         let unfit: Vec<&str> =
@@ -120,7 +88,7 @@ fn title(stage: &Value) -> &str {
 
 #[test]
 fn a_run_file_is_written_once_with_a_schema_beside_it() {
-    let home = Home::new();
+    let home = Home::empty();
     let said = home.ok(&["init", "--recipe", "rehearsal", "--out", "mine.toml", "--schema"]);
     assert!(said.contains("mine.toml and ./gradtx.schema.json"), "{said}");
     let written = std::fs::read_to_string(home.path("mine.toml")).unwrap();
@@ -128,21 +96,21 @@ fn a_run_file_is_written_once_with_a_schema_beside_it() {
     let schema = std::fs::read_to_string(home.path("gradtx.schema.json")).unwrap();
     let schema: Value = serde_json::from_str(&schema).unwrap();
     assert_eq!(schema["properties"]["lora"]["properties"]["r"]["type"], "integer");
-    home.refused(&["init", "--out", "mine.toml"], &["mine.toml: is there already", "--out"]);
-    home.refused(&["init", "--out", "no/run.toml"], &["no: there is no such directory"]);
-    home.refused(&["init", "--recipe", "qwen2.5-3b-7"], &["no such recipe", "did you mean qwen2.5-3b-7b?"]);
-    home.refused(&["init", "--recipe", "llama"], &["no such recipe", "--list"]);
+    refused(&home, &["init", "--out", "mine.toml"], &["mine.toml: is there already", "--out"]);
+    refused(&home, &["init", "--out", "no/run.toml"], &["no: there is no such directory"]);
+    refused(&home, &["init", "--recipe", "qwen2.5-3b-7"], &["no such recipe", "did you mean qwen2.5-3b-7b?"]);
+    refused(&home, &["init", "--recipe", "llama"], &["no such recipe", "--list"]);
     let listed = home.ok(&["init", "--list"]);
     assert!(RECIPES.iter().all(|(name, _)| listed.contains(name)), "{listed}");
 }
 
 #[test]
 fn settings_are_explained() {
-    let home = Home::new();
+    let home = Home::empty();
     let said = home.ok(&["config", "--explain", "curate.num_subsets"]);
     assert!(said.starts_with("curate.num_subsets = 300    (whole number)\n  Shadow subsets"), "{said}");
-    home.refused(&["config", "--explain", "adapter.rank"], &["no such setting", "did you mean `lora.r`?"]);
-    home.refused(&["config"], &["--defaults", "--schema", "--explain"]);
+    refused(&home, &["config", "--explain", "adapter.rank"], &["no such setting", "did you mean `lora.r`?"]);
+    refused(&home, &["config"], &["--defaults", "--schema", "--explain"]);
     let defaults = home.ok(&["config", "--defaults"]);
     std::fs::write(home.path("all.toml"), &defaults).unwrap();
     assert_eq!(Config::read(&home.path("all.toml")).unwrap(), resolved(&home));
@@ -166,8 +134,8 @@ fn recorded_steps(home: &Home, record: &str, section: &str) -> u64 {
 
 #[test]
 fn epochs_become_steps_of_the_data_that_is_there() {
-    let home = Home::new();
-    gradtx_tests::miniature::write(home.dir.path());
+    let home = Home::empty();
+    gradtx_tests::miniature::write(home.dir());
     let run = |stage: &str, more: &[&str]| {
         home.ok(&[&[stage, "--run", "run", "--config", "epochs.toml", "--threads", "1"], more].concat())
     };
@@ -209,7 +177,8 @@ fn epochs_become_steps_of_the_data_that_is_there() {
         settings.replace("num_train_epochs = 2\n", "num_train_epochs = 2\nmax_steps = 4\n"),
     )
     .unwrap();
-    home.refused(
+    refused(
+        &home,
         &["curate", "--run", "both", "--config", "both.toml"],
         &["curate.tiny: max_steps = 4 and num_train_epochs = 2: expected one of them"],
     );

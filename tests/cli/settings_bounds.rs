@@ -3,20 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use gradtx_tests::miniature;
-use std::process::{Command, Output};
+use crate::home::Home;
+use std::process::Output;
 use std::time::{Duration, Instant};
 
-fn home() -> tempfile::TempDir {
-    let home = tempfile::tempdir().unwrap();
-    miniature::write(home.path());
-    home
-}
-
-fn gradtx(home: &tempfile::TempDir, args: &[&str]) -> Output {
+fn gradtx(home: &Home, args: &[&str]) -> Output {
     let began = Instant::now();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-    let output = command.args(args).current_dir(home.path()).output().unwrap();
+    let output = home.gradtx(args);
     assert!(began.elapsed() < Duration::from_secs(10), "{args:?}: {:?}", began.elapsed());
     output
 }
@@ -25,7 +18,7 @@ const PLAN: [&str; 7] = ["plan", "--config", "settings.toml", "--gpu", "h100", "
 
 #[test]
 fn every_command_refuses_what_is_out_of_bounds() {
-    let home = home();
+    let home = Home::miniature();
     for (key, value) in [
         ("translator.num_layers", "1000000000"),
         ("curate.num_subsets", "1000000000000"),
@@ -54,11 +47,11 @@ fn every_command_refuses_what_is_out_of_bounds() {
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
             assert!(said.contains(key) && said.contains("expected"), "{args:?}: {said}");
-            assert!(!home.path().join("run").exists(), "{args:?}: a run was made");
+            assert!(!home.path("run").exists(), "{args:?}: a run was made");
         }
         let (section, name) = key.rsplit_once('.').unwrap();
         let text = format!("[{section}]\n{name} = {value}\n");
-        std::fs::write(home.path().join("absurd.toml"), text).unwrap();
+        std::fs::write(home.path("absurd.toml"), text).unwrap();
         let output = gradtx(&home, &["doctor", "--run", "absurd.toml"]);
         let said = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(1), "{key}: {said}");
@@ -68,7 +61,7 @@ fn every_command_refuses_what_is_out_of_bounds() {
 
 #[test]
 fn options_have_bounds_too() {
-    let home = home();
+    let home = Home::miniature();
     for words in [
         &["--nodes", "1000000000"][..],
         &["--nodes", "100000", "--gpus-per-node", "1024"],
@@ -90,16 +83,16 @@ fn options_have_bounds_too() {
     let sweep = format!(
         "[[sweep]]\nbase = \"settings.toml\"\nseed = [{many}]\ntrain.max_steps = [{many}]\nlora.r = [{many}]\n"
     );
-    std::fs::write(home.path().join("sweep.toml"), sweep).unwrap();
+    std::fs::write(home.path("sweep.toml"), sweep).unwrap();
     let output = gradtx(&home, &["sweep", "sweep.toml", "--out", "out"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(2) && said.contains("1000000000000 combinations"), "{said}");
-    assert!(!home.path().join("out").exists());
+    assert!(!home.path("out").exists());
 }
 
 #[test]
 fn what_is_large_and_allowed_is_planned_in_time() {
-    let home = home();
+    let home = Home::miniature();
     for set in [
         "curate.num_subsets=100000",
         "curate.tiny.global_batch_size=1000000000",

@@ -2,20 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{gradtx, said};
 use gradtx_runtime::artifact::checksum_file;
 use gradtx_runtime::data::read_rows;
 use gradtx_runtime::data::split::Split;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn gradtx(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gradtx-under-test")).current_dir(dir).args(args).output().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
-}
 
 /// A mixture: rows of two data sets, and the Parquet files of all six.
 fn data(dir: &Path) -> Vec<String> {

@@ -3,41 +3,31 @@
 
 #![allow(clippy::unwrap_used)]
 
-use gradtx_tests::miniature;
+use crate::home::Home;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-struct Home {
-    dir: tempfile::TempDir,
-}
-
 impl Home {
-    fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
+    /// The miniature, and a client whose name needs quotes.
+    fn with_client() -> Self {
+        let home = Self::miniature();
         std::fs::create_dir_all(home.path("it's ada")).unwrap();
         std::fs::copy(home.path("private.jsonl"), home.path("it's ada/train.jsonl")).unwrap();
         home
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
     fn submit(&self, words: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-            .args(["submit", "--run", "run", "--config", "settings.toml"])
+        self.command(&["submit", "--run", "run", "--config", "settings.toml"])
             .args(words)
-            .current_dir(self.dir.path())
             .env("PATH", "")
-            .env("HOME", self.dir.path())
+            .env("HOME", self.dir())
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("GRADTX_PROFILE")
             .output()
             .unwrap()
     }
 
-    fn refused(&self, words: &[&str], expected: &str) {
+    fn submit_refused(&self, words: &[&str], expected: &str) {
         let output = self.submit(words);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(expected), "{words:?}: no `{expected}` in: {said}");
@@ -47,24 +37,27 @@ impl Home {
 
 #[test]
 fn impossible_jobs_are_refused_before_any_write() {
-    let home = Home::new();
-    home.refused(&["--stage=train"], "no tuple store");
-    home.refused(&["--stage=evaluate", "--client=it's ada"], "no trained translator");
-    home.refused(&["--stage=curate", "--set", "train.learning_rate=-1"], "train.learning_rate");
-    home.refused(&["--stage=curate", "--set", "models.llm=nowhere"], "models.llm");
-    home.refused(&["--stage=curate", "--set", "data.public=nowhere"], "data.public");
-    home.refused(&["--stage=train", "--array=4"], "only curation runs as an array");
-    home.refused(&["--stage=curate", "--client=it's ada"], "only for the stages evaluate and pipeline");
-    home.refused(&["--stage=pipeline", "--client=nobody"], "--client nobody");
-    home.refused(&["--stage=curate", "--sbatch=oops"], "--sbatch oops");
-    home.refused(&["--stage=curate", "--nodes=0"], "--nodes");
+    let home = Home::with_client();
+    home.submit_refused(&["--stage=train"], "no tuple store");
+    home.submit_refused(&["--stage=evaluate", "--client=it's ada"], "no trained translator");
+    home.submit_refused(&["--stage=curate", "--set", "train.learning_rate=-1"], "train.learning_rate");
+    home.submit_refused(&["--stage=curate", "--set", "models.llm=nowhere"], "models.llm");
+    home.submit_refused(&["--stage=curate", "--set", "data.public=nowhere"], "data.public");
+    home.submit_refused(&["--stage=train", "--array=4"], "only curation runs as an array");
+    home.submit_refused(
+        &["--stage=curate", "--client=it's ada"],
+        "only for the stages evaluate and pipeline",
+    );
+    home.submit_refused(&["--stage=pipeline", "--client=nobody"], "--client nobody");
+    home.submit_refused(&["--stage=curate", "--sbatch=oops"], "--sbatch oops");
+    home.submit_refused(&["--stage=curate", "--nodes=0"], "--nodes");
     std::fs::remove_file(home.path("tiny/tokenizer.json")).unwrap();
-    home.refused(&["--stage=curate"], "tokenizer.json");
+    home.submit_refused(&["--stage=curate"], "tokenizer.json");
 }
 
 #[test]
 fn without_slurm_nothing_is_submitted_or_written() {
-    Home::new().refused(&["--stage=curate"], "sbatch: not on the PATH");
+    Home::with_client().submit_refused(&["--stage=curate"], "sbatch: not on the PATH");
 }
 
 /// Scripts of a dry run, by the path that is printed before each.
@@ -75,7 +68,7 @@ fn scripts(said: &str) -> Vec<(String, String)> {
 
 #[test]
 fn a_dry_run_prints_what_would_be_submitted() {
-    let home = Home::new();
+    let home = Home::with_client();
     let words = ["--stage=pipeline", "--client=it's ada", "--dry-run", "--nodes=2", "--array=16"];
     let output = home.submit(&words);
     let said = String::from_utf8(output.stdout).unwrap();
@@ -161,12 +154,10 @@ impl Home {
     /// A submission to the sandbox's sbatch, run from a directory of its own.
     fn submit_in(&self, bin: &std::path::Path, words: &[&std::ffi::OsStr]) -> Output {
         let path = format!("{}:/usr/bin:/bin", bin.display());
-        Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-            .args(["submit", "--config", "settings.toml", "--stage=curate", "--device=cpu"])
+        self.command(&["submit", "--config", "settings.toml", "--stage=curate", "--device=cpu"])
             .args(words)
-            .current_dir(self.dir.path())
             .env("PATH", path)
-            .env("HOME", self.dir.path())
+            .env("HOME", self.dir())
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("GRADTX_PROFILE")
             .output()
@@ -183,9 +174,9 @@ impl Home {
 fn hostile_names_are_refused_before_any_write() {
     use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::OsStrExt;
-    let home = Home::new();
+    let home = Home::with_client();
     let bin = sandbox(&home);
-    let before = std::fs::read_dir(home.dir.path()).unwrap().count();
+    let before = std::fs::read_dir(home.dir()).unwrap().count();
     let words: Vec<Vec<OsString>> = [
         vec!["--run", "x\ntouch PWNED\n#"],
         vec!["--run", "x\r\ntouch PWNED"],
@@ -223,7 +214,7 @@ fn hostile_names_are_refused_before_any_write() {
         }
     }
     assert!(home.submitted().is_empty());
-    assert_eq!(std::fs::read_dir(home.dir.path()).unwrap().count(), before, "nothing is written");
+    assert_eq!(std::fs::read_dir(home.dir()).unwrap().count(), before, "nothing is written");
 }
 
 #[test]
@@ -244,7 +235,7 @@ fn odd_names_that_are_plain_arrive_as_they_are() {
         "--constraint=",
     ];
     for run in ["a b", "50%j", "läufe (1)", "semi;touch PWNED;", "#run", "&touch PWNED&", "-dash", "{x"] {
-        let home = Home::new();
+        let home = Home::with_client();
         let bin = sandbox(&home);
         let words = [
             &format!("--run=./{run}"),
@@ -295,11 +286,9 @@ fn odd_names_that_are_plain_arrive_as_they_are() {
 /// A command with the sandbox's SLURM, in the home's directory.
 fn gradtx(home: &Home, words: &[&str]) -> Output {
     let path = format!("{}:/usr/bin:/bin", sandbox(home).display());
-    Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-        .args(words)
-        .current_dir(home.dir.path())
+    home.command(words)
         .env("PATH", path)
-        .env("HOME", home.dir.path())
+        .env("HOME", home.dir())
         .env_remove("XDG_CONFIG_HOME")
         .env_remove("GRADTX_PROFILE")
         // A program that computes on GPUs, however the tests were built.
@@ -352,7 +341,7 @@ partition = "cpu"
 
 /// With a site profile where gradtx looks for it.
 fn home_with_profile() -> Home {
-    let home = Home::new();
+    let home = Home::with_client();
     std::fs::create_dir_all(home.path(".config/gradtx")).unwrap();
     std::fs::write(home.path(".config/gradtx/cluster.toml"), PROFILE).unwrap();
     home
@@ -426,7 +415,7 @@ fn a_profile_that_cannot_be_used_is_refused() {
 
 #[test]
 fn plans_choose_nodes_for_a_known_gpu() {
-    let home = Home::new();
+    let home = Home::with_client();
     // Without a number of jobs per stream, which is then chosen too.
     let settings = std::fs::read_to_string(home.path("settings.toml")).unwrap();
     let settings: String = settings
@@ -448,13 +437,13 @@ fn plans_choose_nodes_for_a_known_gpu() {
     let stored = std::fs::read_to_string(home.path("run/run.toml")).unwrap();
     let chosen = said.split("curate.jobs_per_batch = ").nth(1).unwrap().split(':').next().unwrap();
     assert!(stored.contains(&format!("jobs_per_batch = {chosen}\n")), "{chosen}: {stored}");
-    let said = ok(&Home::new(), &[&PIPELINE[..], &["--nodes=4", "--dry-run"]].concat());
+    let said = ok(&Home::with_client(), &[&PIPELINE[..], &["--nodes=4", "--dry-run"]].concat());
     assert!(said.contains("# nodes are as asked for; with --gpu KIND"), "{said}");
 }
 
 #[test]
 fn jobs_are_found_again_and_not_submitted_twice() {
-    let home = Home::new();
+    let home = Home::with_client();
     let none = refused(&home, &["cancel", "run"], 2);
     assert!(none.contains("no such directory"), "{none}");
     let said = ok(&home, &PIPELINE);
@@ -506,8 +495,8 @@ fn jobs_are_found_again_and_not_submitted_twice() {
         .unwrap();
     let run = |words: &[&str]| {
         let path = format!("{}:/usr/bin:/bin", home.path("bin").display());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.args(words).current_dir(home.dir.path()).env("PATH", path).env("HOME", home.dir.path());
+        let mut command = home.command(words);
+        command.env("PATH", path).env("HOME", home.dir());
         command.output().unwrap()
     };
     let status = run(&["status", "run"]);
@@ -523,15 +512,15 @@ fn jobs_are_found_again_and_not_submitted_twice() {
 
 #[test]
 fn a_chain_that_sbatch_refuses_halfway_is_taken_back() {
-    let home = Home::new();
+    let home = Home::with_client();
     sandbox(&home);
     let path = format!("{}:/usr/bin:/bin", home.path("bin").display());
     let text = std::fs::read_to_string(home.path("bin/sbatch")).unwrap();
     let text = text
         .replace("echo $((n + 7))", "[ $n -lt 2 ] || { echo 'invalid qos' >&2; exit 1; }\necho $((n + 7))");
     std::fs::write(home.path("bin/sbatch"), text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-    command.args(PIPELINE).current_dir(home.dir.path()).env("PATH", path).env("HOME", home.dir.path());
+    let mut command = home.command(&PIPELINE);
+    command.env("PATH", path).env("HOME", home.dir());
     let output = command.env("GRADTX", "/bin/true").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("invalid qos"), "{said}");
@@ -543,7 +532,7 @@ fn a_chain_that_sbatch_refuses_halfway_is_taken_back() {
 #[test]
 fn logs_show_the_end_and_what_is_appended() {
     use std::io::{BufRead, Write};
-    let home = Home::new();
+    let home = Home::with_client();
     std::fs::create_dir_all(home.path("run/logs")).unwrap();
     let said = refused(&home, &["logs", "run"], 1);
     assert!(said.contains("there are no logs"), "{said}");
@@ -561,9 +550,8 @@ fn logs_show_the_end_and_what_is_appended() {
     let json: serde_json::Value = serde_json::from_str(&ok(&home, &["logs", "run", "--json"])).unwrap();
     assert_eq!(json["files"][1]["lines"][2], "step 3");
 
-    let mut child = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-        .args(["logs", "run", "train", "--follow", "-n", "1"])
-        .current_dir(home.dir.path())
+    let mut child = home
+        .command(&["logs", "run", "train", "--follow", "-n", "1"])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
@@ -613,7 +601,7 @@ fn shellcheck_finds_nothing_in_generated_scripts() {
 
 #[test]
 fn jobs_log_their_place_and_start_their_container() {
-    let home = Home::new();
+    let home = Home::with_client();
     let more = ["--container=/images/gradtx.sif", "--env=A=b c", "--srun=--cpu-bind=cores"];
     let words = ["submit", "--run=run", "--config=settings.toml", "--stage=curate", "--device=auto"];
     ok(&home, &[&words[..], &more].concat());
@@ -629,7 +617,7 @@ fn jobs_log_their_place_and_start_their_container() {
     tool("nvidia-smi", "echo 'NVIDIA A100, 550.54'; echo 'NVIDIA A100, 550.54'");
     let ran = Command::new("bash")
         .arg(home.path("script"))
-        .current_dir(home.dir.path())
+        .current_dir(home.dir())
         .env("PATH", format!("{}:/usr/bin:/bin", home.path("bin").display()))
         .env("SEEN", home.path("seen"))
         .env("SLURM_JOB_ID", "7")
@@ -657,7 +645,7 @@ fn jobs_log_their_place_and_start_their_container() {
     let binds = words[at + 4].split(',').collect::<Vec<_>>();
     assert_eq!(words[at + 1..at + 4], ["exec", "--nv", "--bind"]);
     assert!(
-        binds.contains(&home.dir.path().to_str().unwrap()),
+        binds.contains(&home.dir().to_str().unwrap()),
         "the directory of data, models and run: {binds:?}"
     );
     assert_eq!(words[at + 5..at + 8], ["/images/gradtx.sif", "gradtx", "curate"]);

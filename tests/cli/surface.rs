@@ -3,15 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{Home, PROGRAM, stderr, stdout};
 use gradtx_tests::{copy_files, fixture};
 use gradtx_world::tasks::{Part, Sampler, Task};
 use gradtx_world::tokenizer;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
 
 const SETTINGS: &str = r#"
 [models]
@@ -51,14 +50,10 @@ per_device_eval_batch_size = 3
 /// More steps than a test takes.
 const LONG: [&str; 2] = ["--set", "curate.tiny.max_steps=30000"];
 
-/// A directory with a tiny model, data and a run file.
-struct Home {
-    dir: tempfile::TempDir,
-}
-
 impl Home {
-    fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
+    /// With a tiny model, data and a run file.
+    fn of_one_model() -> Self {
+        let home = Self::empty();
         copy_files(&fixture("qwen2/model"), &home.path("model"));
         tokenizer::write(&home.path("model")).unwrap();
         let mut sampler = Sampler::new(1);
@@ -70,24 +65,6 @@ impl Home {
         home.write("public.jsonl", &rows.iter().map(|row| format!("{row}\n")).collect::<String>());
         home.write("settings.toml", SETTINGS);
         home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
-        command.args(args).current_dir(self.dir.path());
-        command
-    }
-
-    fn gradtx(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
     }
 
     /// `curate` in the run `run`, with more arguments.
@@ -153,14 +130,6 @@ impl Drop for Running {
     }
 }
 
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// Every line of an output as an object.
 fn events(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
@@ -173,7 +142,7 @@ fn hidden_or_progress(dir: &Path) -> Vec<String> {
 
 #[test]
 fn a_running_stage_is_seen_is_alone_and_can_be_killed() {
-    let home = Home::new();
+    let home = Home::of_one_model();
     let first = home.start(&[]);
     let row = home.wait_until_it_works();
     assert_eq!(row["state"], "running");
@@ -222,7 +191,7 @@ impl Running {
 
 #[test]
 fn finished_stages_leave_nothing_and_say_so_in_json() {
-    let home = Home::new();
+    let home = Home::of_one_model();
     let output = home.curate(&["--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let events = events(&stdout(&output));
@@ -247,7 +216,7 @@ fn finished_stages_leave_nothing_and_say_so_in_json() {
 
 #[test]
 fn damage_is_seen_at_a_glance_or_with_a_closer_look() {
-    let home = Home::new();
+    let home = Home::of_one_model();
     assert!(home.curate(&[]).status().unwrap().success());
     let shard = home.path("run/shadow/shards/00001.teacher.safetensors");
     let mut bytes = std::fs::read(&shard).unwrap();
@@ -270,10 +239,10 @@ fn damage_is_seen_at_a_glance_or_with_a_closer_look() {
 
 #[test]
 fn a_full_disk_is_an_error_that_status_remembers() {
-    let home = Home::new();
+    let home = Home::of_one_model();
     // Shards are larger than 4 KiB; the record and the error are not.
     let line = format!("ulimit -f 8; exec {PROGRAM} curate --run run --config settings.toml");
-    let limited = Command::new("sh").arg("-c").arg(line).current_dir(home.dir.path()).output().unwrap();
+    let limited = Command::new("sh").arg("-c").arg(line).current_dir(home.dir()).output().unwrap();
     let said = stderr(&limited);
     assert_eq!(limited.status.code(), Some(1), "{:?} {said}", limited.status);
     for wanted in ["error:", "shards/0000", "too large", "hint:", "same command"] {
@@ -305,7 +274,7 @@ fn must_say(home: &Home, args: &[&str], code: i32, words: &[&str]) {
 
 #[test]
 fn mistakes_in_settings_are_named_with_what_was_meant() {
-    let home = Home::new();
+    let home = Home::of_one_model();
     let curate = |set: &str, words: &[&str]| {
         let args = ["curate", "--run", "x", "--config", "settings.toml", "--set", set];
         must_say(&home, &args, 2, &[&[set.split_once('=').map_or(set, |(k, _)| k)], words].concat());
@@ -338,7 +307,7 @@ fn mistakes_in_settings_are_named_with_what_was_meant() {
 
 #[test]
 fn mistakes_in_files_are_named_with_what_was_expected() {
-    let home = Home::new();
+    let home = Home::of_one_model();
     home.write("empty.jsonl", "");
     home.write("file", "");
     std::fs::create_dir_all(home.path("empty")).unwrap();
@@ -390,7 +359,7 @@ fn mistakes_in_files_are_named_with_what_was_expected() {
 
 #[test]
 fn the_doctor_says_what_fits() {
-    let home = Home::new();
+    let home = Home::of_one_model();
     // A build for GPUs misses them where there are none; other problems nobody has here.
     let lacks = |output: &Output| cfg!(feature = "cuda") as usize * stdout(output).matches("PROBLEM").count();
     let plain = home.gradtx(&["doctor"]);
@@ -422,7 +391,7 @@ fn the_doctor_says_what_fits() {
 
 #[test]
 fn the_command_line_describes_itself() {
-    let home = Home::new();
+    let home = Home::of_one_model();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = home.gradtx(&["completions", shell]);
         assert_eq!(script.status.code(), Some(0), "{shell}");

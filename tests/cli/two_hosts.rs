@@ -3,51 +3,40 @@
 
 #![allow(clippy::unwrap_used)]
 
-use gradtx_tests::miniature;
+use crate::home::{Home, PROGRAM, stderr};
 use serde_json::json;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
-
-struct Home {
-    dir: tempfile::TempDir,
-}
-
 impl Home {
-    fn new(errno: &str) -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
+    /// The miniature, with a library of a C library without locks.
+    fn without_locks(errno: &str) -> Self {
+        let home = Self::miniature();
         let text = format!(
             "#include <errno.h>\nint flock(int f, int o) {{ (void)f; (void)o; errno = {errno}; return -1; }}\n"
         );
         std::fs::write(home.path("no_locks.c"), text).unwrap();
         let built = Command::new("cc")
             .args(["-shared", "-fPIC", "-o", "no_locks.so", "no_locks.c"])
-            .current_dir(home.dir.path())
+            .current_dir(home.dir())
             .status();
         assert!(built.unwrap().success());
         home
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
     /// A fine-tuning of many steps or a few.
-    fn finetune(&self, steps: u32) -> Command {
-        let mut command = Command::new(PROGRAM);
+    fn finetune_without_locks(&self, steps: u32) -> Command {
         let set = format!("finetune.tiny.max_steps={steps}");
-        command.args(["finetune", "--run", "run", "--config", "settings.toml", "--data", "private.jsonl"]);
-        command.args(["--out", "out", "--threads", "1", "--set", &set]).current_dir(self.dir.path());
+        let run = ["finetune", "--run", "run", "--config", "settings.toml", "--data", "private.jsonl"];
+        let mut command = self.command(&run);
+        command.args(["--out", "out", "--threads", "1", "--set", &set]);
         command.env("LD_PRELOAD", self.path("no_locks.so"));
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         command
     }
 
     fn begin(&self, steps: u32) -> Child {
-        let child = self.finetune(steps).spawn().unwrap();
+        let child = self.finetune_without_locks(steps).spawn().unwrap();
         let began = Instant::now();
         while !(self.path("out/progress.json").exists() && self.path("out/record.json").exists()) {
             assert!(began.elapsed() < Duration::from_secs(60));
@@ -81,18 +70,14 @@ impl Home {
     }
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
 #[test]
 fn second_process_is_refused_until_the_first_dies() {
     for errno in ["ENOLCK", "EOPNOTSUPP", "ENOSYS"] {
-        let home = Home::new(errno);
+        let home = Home::without_locks(errno);
         let mut first = home.begin(1_000_000);
-        let second = home.finetune(1_000_000).output().unwrap();
-        assert_eq!(second.status.code(), Some(4), "{errno}: {}", said(&second));
-        assert!(said(&second).contains(&format!("process {}", first.id())), "{}", said(&second));
+        let second = home.finetune_without_locks(1_000_000).output().unwrap();
+        assert_eq!(second.status.code(), Some(4), "{errno}: {}", stderr(&second));
+        assert!(stderr(&second).contains(&format!("process {}", first.id())), "{}", stderr(&second));
         assert_eq!(home.claims(), 1);
         first.kill().unwrap();
         first.wait().unwrap();
@@ -109,7 +94,7 @@ fn second_process_is_refused_until_the_first_dies() {
 
 #[test]
 fn lost_hosts_are_waited_for_whatever_their_clock() {
-    let home = Home::new("ENOLCK");
+    let home = Home::without_locks("ENOLCK");
     let mut first = home.begin(1_000_000);
     first.kill().unwrap();
     first.wait().unwrap();
@@ -118,17 +103,18 @@ fn lost_hosts_are_waited_for_whatever_their_clock() {
     let record = home.path("out/record.json");
     std::fs::remove_file(record).unwrap();
     let began = Instant::now();
-    let next = home.finetune(2).output().unwrap();
-    assert!(next.status.success(), "{}", said(&next));
-    assert!(said(&next).contains("no locks") && said(&next).contains("15 s"), "{}", said(&next));
+    let next = home.finetune_without_locks(2).output().unwrap();
+    assert!(next.status.success(), "{}", stderr(&next));
+    assert!(stderr(&next).contains("no locks") && stderr(&next).contains("15 s"), "{}", stderr(&next));
     assert!(began.elapsed() > Duration::from_secs(14), "{:?}", began.elapsed());
     assert_eq!(home.claims(), 0, "nothing is left of a finished stage");
 }
 
 #[test]
 fn of_several_starters_at_one_moment_one_works() {
-    let home = Home::new("ENOLCK");
-    let mut starters: Vec<Child> = (0..4).map(|_| home.finetune(1_000_000).spawn().unwrap()).collect();
+    let home = Home::without_locks("ENOLCK");
+    let mut starters: Vec<Child> =
+        (0..4).map(|_| home.finetune_without_locks(1_000_000).spawn().unwrap()).collect();
     let began = Instant::now();
     let mut busy = 0;
     while busy < 3 {
@@ -151,17 +137,17 @@ fn of_several_starters_at_one_moment_one_works() {
 
 #[test]
 fn lost_output_is_an_error_and_a_closed_pipe_none() {
-    let home = Home::new("ENOLCK");
+    let home = Home::without_locks("ENOLCK");
     let doctor = |out: Stdio| {
         let mut command = Command::new(PROGRAM);
         command.args(["plan", "--config", "settings.toml", "--gpu", "h100", "--tokens-per-example", "9"]);
-        command.current_dir(home.dir.path()).stdout(out).stderr(Stdio::piped()).output().unwrap()
+        command.current_dir(home.dir()).stdout(out).stderr(Stdio::piped()).output().unwrap()
     };
     let full = doctor(std::fs::File::options().write(true).open("/dev/full").unwrap().into());
-    assert_eq!(full.status.code(), Some(1), "{}", said(&full));
-    assert!(said(&full).contains("standard output"), "{}", said(&full));
+    assert_eq!(full.status.code(), Some(1), "{}", stderr(&full));
+    assert!(stderr(&full).contains("standard output"), "{}", stderr(&full));
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let closed = doctor(writer.into());
-    assert_eq!((closed.status.code(), said(&closed).as_str()), (Some(0), ""));
+    assert_eq!((closed.status.code(), stderr(&closed).as_str()), (Some(0), ""));
 }

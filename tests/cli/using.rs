@@ -3,14 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{PROGRAM, gradtx};
 use gradtx_tests::{copy_files, fixture, miniature};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_gradtx-under-test");
 
 /// The miniature with a client's update and adapter of the TinyLM, made once; nobody changes it.
 fn made() -> &'static Path {
@@ -30,10 +29,6 @@ fn made() -> &'static Path {
         home
     })
     .path()
-}
-
-fn gradtx(dir: &Path, args: &[&str]) -> Output {
-    Command::new(PROGRAM).current_dir(dir).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
 #[track_caller]

@@ -18,7 +18,7 @@ use gradtx_models::grad_transformer::{
     Batch, Generator as TupleGenerator, GradTransformer, GradTransformerConfig, StagedTuples, StartToken,
     Trainer, Tuples,
 };
-use gradtx_models::lora::{BlockLayout, LoraConfig, Module, MultiLora};
+use gradtx_models::lora::{BlockLayout, LoraConfig, Module, MultiLora, PerExampleLora};
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
 
@@ -183,6 +183,35 @@ fn fine_tuning_two_jobs() {
             let what = format!("{family:?} in bf16 by {library:?}, losses and norms");
             assert_near(&what, &found[0], &expected[0], 2e-2);
         }
+    }
+}
+
+/// Losses and gradients of examples of one adapter, twice: rows are cleared in between.
+fn example_gradients<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> [Vec<f64>; 2] {
+    let model = decoder::<D, X>(device, config);
+    let layout = layout(config, 0.1);
+    let initial: Vec<f32> = to(&random("initial", layout.total(), 0.0, 0.2));
+    let mut batch = batch(config);
+    batch.adapter.fill(0);
+    batch.grad_row = (0..batch.segments() as u32).collect();
+    let capacity = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
+    let mut lora = PerExampleLora::new(&model, &layout, &initial, capacity).expect("there is memory");
+    lora.gradients(&model, &batch).expect("the pass is possible");
+    let found = lora.gradients(&model, &batch).expect("the pass is possible");
+    [found.losses, found.gradients.into_iter().map(f64::from).collect()]
+}
+
+#[test]
+fn gradients_of_examples() {
+    let config = config(Family::Qwen2, 10);
+    let expected = example_gradients::<Cpu, f32>(&Cpu::new(1), &config);
+    let rows = batch(&config).segments();
+    let found = example_gradients::<Cuda, f32>(&cuda(WATCHED), &config);
+    assert_near("losses", &found[0], &expected[0], 1e-4);
+    // The third example has one token, and so no label.
+    for row in (0..rows).filter(|&row| row != 2) {
+        let part = row * found[1].len() / rows..(row + 1) * found[1].len() / rows;
+        assert_near(&format!("example {row}"), &found[1][part.clone()], &expected[1][part], 1e-4);
     }
 }
 

@@ -4,17 +4,18 @@
 //! A new command is a variant here, with its arm in `run`.
 
 use crate::{
-    cancel, compare, config, cross_validate, doctor, help, init, inspect, logs, manual, status, submit, sweep,
+    audit, cancel, compare, config, cross_validate, doctor, help, init, init_clients, inspect, logs, manual,
+    status, submit, sweep,
 };
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
-use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::aggregate::{Aggregation, Allow};
 use gradtx_pipeline::default_out;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
 use gradtx_plan::plan;
 use gradtx_run::cluster::World as Ranks;
-use gradtx_run::config::{DeviceKind, DtypeKind, Preset, RunArgs};
+use gradtx_run::config::{DeviceKind, DtypeKind, Preset, PrivacyArgs, RunArgs};
 use gradtx_run::context::Context;
 use gradtx_run::role::Role;
 use gradtx_run::stage::Stage;
@@ -90,13 +91,20 @@ pub enum Command {
         /// translation with them. Without differential privacy, private texts may come out.
         #[arg(long)]
         allow_refinement: bool,
+        /// Differential privacy.
+        #[command(flatten)]
+        privacy: PrivacyArgs,
     },
     /// Show what examples become: text, tokens, which of them are trained on, and statistics.
     Preview(crate::preview::Job),
     /// Generate from a prompt, for a file of examples, or in a chat.
     Generate(crate::generate::Job),
+    /// Write what clients start from: the TinyLM's initial adapter, fingerprints and settings.
+    InitClients(init_clients::Job),
     /// Turn a PEFT adapter into an update vector, or an update vector into a PEFT adapter.
     Convert(crate::convert::Job),
+    /// Measure what an update reveals about its training examples, with canaries or known members.
+    Audit(audit::Job),
     /// Compare two update vectors or two adapters.
     Diff(crate::diff::Job),
     /// Turn clients' updates of the TinyLM into an update and an adapter of the LLM.
@@ -115,18 +123,15 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Method::GradTransformer)]
         method: Method,
         /// How several updates become one.
-        #[arg(long, value_enum, default_value_t = Combine::Mean)]
-        combine: Combine,
+        #[command(flatten)]
+        aggregation: Aggregation,
         /// Put noise of the same size in the place of the update: the control that shows
         /// whether a translator looks at its input at all.
         #[arg(long)]
         random_update: bool,
-        /// Accept updates whose norm is far from those of the shadow updates.
-        #[arg(long)]
-        allow_outliers: bool,
-        /// Accept the same update more than once.
-        #[arg(long)]
-        allow_duplicates: bool,
+        /// What of unusual updates is accepted.
+        #[command(flatten)]
+        allow: Allow,
     },
     /// Train a translation on public prompts that it and the client's TinyLM answer alike.
     Refine {
@@ -276,7 +281,7 @@ pub enum Command {
         /// So many seeds, from --seed on, each in a directory of its own.
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<u64>::new().range(1..=1000))]
         seeds: u64,
-        /// In world held-out: fewer shadows, one fold of tasks, no Grad-Transformer.
+        /// In worlds held-out and interacting: fewer shadows, one fold of tasks, no Grad-Transformer.
         #[arg(long)]
         quick: bool,
     },
@@ -302,7 +307,8 @@ impl Command {
             Self::Split(job) => split::run(context, &job),
             Self::Curate(job) => curate::run(context, world, &job),
             Self::Train(run) => train::run(context, world, &run),
-            Self::Finetune { run, data, out, model, save_adapter, allow_refinement } => {
+            Self::Finetune { mut run, data, out, model, save_adapter, allow_refinement, privacy } => {
+                run.set.splice(0..0, privacy.settings());
                 let out = out.unwrap_or_else(|| default_out::finetuned(&run.run, &data, model));
                 let job = finetune::Job { data, out, role: model, peft: save_adapter, allow_refinement };
                 finetune::run(context, &run, &job)
@@ -311,21 +317,12 @@ impl Command {
                 let out = out.unwrap_or_else(|| default_out::refined(&translated));
                 refine::run(context, &run, &refine::Job { updates, translated, out, fold: None })
             }
-            Self::Translate {
-                run,
-                updates,
-                out,
-                method,
-                combine,
-                random_update,
-                allow_outliers,
-                allow_duplicates,
-            } => {
-                let allow = Allow { outliers: allow_outliers, duplicates: allow_duplicates };
+            Self::Translate { run, updates, out, method, aggregation, random_update, allow } => {
                 let random_student = random_update;
                 let translated = || default_out::translated(&run.run, &updates, method, random_student);
                 let out = out.unwrap_or_else(translated);
-                let job = translate::Job { updates, out, method, combine, random_student, allow, fold: None };
+                let job =
+                    translate::Job { updates, out, method, aggregation, random_student, allow, fold: None };
                 translate::run(context, &run, &job)
             }
             Self::CrossValidate(job) => cross_validate::run(context, &job),
@@ -345,7 +342,9 @@ impl Command {
             }
             Self::Preview(job) => crate::preview::run(context, &job),
             Self::Generate(job) => crate::generate::run(context, &job),
+            Self::InitClients(job) => init_clients::run(context, &job),
             Self::Convert(job) => crate::convert::run(context, &job),
+            Self::Audit(job) => audit::run(context, &job),
             Self::Diff(job) => crate::diff::run(context, &job),
             Self::Submit(job) => submit::run(context, &job),
             Self::Logs(job) => logs::run(context, &job),
@@ -422,6 +421,8 @@ impl Command {
                 | Self::Cancel(_)
                 | Self::Preview(_)
                 | Self::Generate(_)
+                | Self::Audit(_)
+                | Self::InitClients(_)
                 | Self::Convert(_)
                 | Self::Diff(_)
                 | Self::Bench(_)

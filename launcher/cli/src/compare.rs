@@ -39,7 +39,7 @@ pub struct Files {
 
 impl Files {
     /// Those in the directory of a sweep.
-    pub fn of_sweep(dir: &Path) -> Self {
+    pub(crate) fn of_sweep(dir: &Path) -> Self {
         Self { csv: Some(dir.join("comparison.csv")), html: Some(dir.join("comparison.html")) }
     }
 }

@@ -13,7 +13,7 @@ use gradtx_run::failure::{failed, unusable_with};
 use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
 use gradtx_run::text::counted;
-use gradtx_runtime::artifact::{UpdateFile, public_name};
+use gradtx_runtime::artifact::{Privacy, UpdateFile, public_name};
 use gradtx_runtime::text::shown;
 use gradtx_train::model_spec::ModelSpec;
 use serde_json::json;
@@ -58,8 +58,11 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         (Some(adapter), _) => to_update(context, job, &model, &spec, adapter)?,
         (None, Some(update)) => to_adapter(&model, spec, update, &job.out)?,
         (None, None) => {
-            let made =
-                Made { how: "is where training starts from: it does nothing yet".into(), settings: vec![] };
+            let made = Made {
+                how: "is where training starts from: it does nothing yet".into(),
+                settings: vec![],
+                privacy: Privacy::None,
+            };
             write_adapter(&model, &spec, &spec.init, made, &job.out)?
         }
     };
@@ -102,7 +105,8 @@ fn to_adapter(
     let values: Vec<f32> =
         spec.init.iter().zip(&update.values).map(|(start, change)| start + change).collect();
     let examples = ("examples", update.meta.examples.to_string());
-    let made = Made { how: "was made of an update vector".into(), settings: vec![examples] };
+    let how = "was made of an update vector".into();
+    let made = Made { how, settings: vec![examples], privacy: update.meta.privacy };
     write_adapter(model, &spec, &values, made, out)
 }
 

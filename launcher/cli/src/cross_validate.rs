@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use gradtx_pipeline::cross_validation;
+use gradtx_pipeline::variant::Variant;
 use gradtx_report::cross_validation as report;
 use gradtx_run::config::RunArgs;
 use gradtx_run::context::Context;
@@ -36,6 +37,15 @@ pub struct Job {
     /// Test examples of a group at most.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     examples: usize,
+    /// How clients differ from the shadows: a row of the table for each.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Variant::AsCurated])]
+    clients: Vec<Variant>,
+    /// Texts of the public prompts that clients fewer-prompts do not see in a refinement.
+    #[arg(long, value_name = "TEXT", value_delimiter = ',', required_if_eq("clients", "fewer-prompts"))]
+    without_prompts: Vec<String>,
+    /// Texts for clients unseen-value: the groups whose name contains one are held out together.
+    #[arg(long, value_name = "TEXT", value_delimiter = ',', required_if_eq("clients", "unseen-value"))]
+    leave_out: Vec<String>,
 }
 
 /// A translator, or none.
@@ -52,7 +62,13 @@ fn refined(text: &str) -> std::result::Result<Option<Method>, String> {
 
 /// Runs what is missing, and prints the table.
 pub fn run(context: &Context, job: &Job) -> Result<()> {
-    let Job { run, folds, first, methods, refine, data, examples } = job;
+    let Job { run, folds, first, methods, refine, data, examples, clients, without_prompts, leave_out } = job;
+    let mut variants = vec![];
+    for &variant in clients {
+        if !variants.contains(&variant) {
+            variants.push(variant);
+        }
+    }
     let job = cross_validation::Job {
         folds: *folds,
         first: *first,
@@ -60,6 +76,9 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         refined: refine.iter().flatten().copied().collect(),
         data: data.clone(),
         examples: *examples,
+        variants,
+        without_prompts: without_prompts.clone(),
+        leave_out: leave_out.clone(),
     };
     report::run(context, run, &job).map(drop)
 }

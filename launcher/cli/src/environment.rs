@@ -11,7 +11,7 @@ pub struct Variable {
 }
 
 /// Variables that a user of the program may set.
-pub const VARIABLES: [Variable; 20] = [
+pub(crate) const VARIABLES: [Variable; 20] = [
     of("GRADTX_PROFILE", "site profile of `submit`: a name in ~/.config/gradtx, a file, or `none` (cluster)"),
     of("GRADTX_LOG", "log messages on stderr: error, warn, info, debug or trace, also per module (warn)"),
     of("NO_COLOR", "if set, no colours"),

@@ -22,6 +22,7 @@ pub const GROUPS: [(&str, &[&str]); 4] = [
             "preview",
             "curate",
             "train",
+            "init-clients",
             "finetune",
             "translate",
             "refine",
@@ -33,7 +34,7 @@ pub const GROUPS: [(&str, &[&str]); 4] = [
             "cross-validate",
         ],
     ),
-    ("Inspect", &["status", "inspect", "diff", "compare", "doctor"]),
+    ("Inspect", &["status", "inspect", "audit", "diff", "compare", "doctor"]),
     ("Cluster", &["plan", "sweep", "submit", "logs", "cancel"]),
     ("Tools", &["config", "world", "demo", "bench", "completions", "man", "help"]),
 ];

@@ -9,6 +9,7 @@ use gradtx_kernels::cpu::Cpu;
 use gradtx_models::decoder::{Decoder, DecoderConfig, Family};
 use gradtx_models::grad_transformer::GradTransformer;
 use gradtx_models::t5::T5Config;
+use gradtx_pipeline::package::Package;
 use gradtx_run::config::{Config, RUN_FILE};
 use gradtx_run::context::Context;
 use gradtx_run::failure::failed;
@@ -63,6 +64,8 @@ pub struct TensorFact {
 const LISTED: usize = 24;
 /// The fact that names the stage that made something.
 const MADE_BY: &str = "made by";
+/// What a run directory for clients is.
+const PACKAGE: &str = "package for clients";
 /// Facts about parts that are longer than this are left out of the text form.
 const SHORT: usize = 80;
 
@@ -159,7 +162,8 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
         report.fact(key, value);
     }
     if UpdateVector::recognises(&file) {
-        UpdateVector::read(path)?;
+        let update = UpdateVector::read(path)?;
+        report.fact("guarantee", update.meta.privacy);
         return Ok(());
     }
     if Checkpoint::recognises(&file) {
@@ -307,6 +311,9 @@ fn look_at_run(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()> {
     report.fact("TinyLM", shown(&config.models.tiny));
     report.fact("LLM", shown(&config.models.llm));
     report.fact("public data", &config.data.public);
+    if let Some(package) = Package::of_run(dir)? {
+        report.look_at_package(&package, dir);
+    }
     report.look_at_subdirectories(dir, walk)
 }
 
@@ -412,6 +419,17 @@ impl Report {
         }
     }
 
+    fn look_at_package(&mut self, package: &Package, dir: &Path) {
+        self.kind = PACKAGE.into();
+        let space = &package.space;
+        self.fact("for clients with", &package.model);
+        self.fact("base model", &space.base_model);
+        self.fact("adapter", format!("r {}, alpha {}, {}", space.rank, space.alpha, space.targets.join(",")));
+        self.fact("initial adapter", &space.init);
+        self.fact("block layout", &space.layout);
+        self.problems.extend(package.problems(dir));
+    }
+
     /// Looks at what stages made within a directory. Links to directories are not followed: they
     /// may lead in circles.
     fn look_at_subdirectories(&mut self, dir: &Path, walk: &mut Walk) -> Result<()> {
@@ -442,6 +460,7 @@ impl Report {
             return "the stage that wrote it rebuilds it when it is run again";
         }
         match &*self.kind {
+            PACKAGE => "copy it again from where `gradtx init-clients` wrote it",
             "update vector" => {
                 "copy it again from where `gradtx finetune` wrote it, or ask its client for it"
             }

@@ -5,6 +5,7 @@
 //! (the one place that chooses device and element type).
 
 pub mod args;
+mod audit;
 pub mod cancel;
 pub mod compare;
 pub mod config;
@@ -17,6 +18,7 @@ mod flags;
 pub mod generate;
 pub mod help;
 pub mod init;
+mod init_clients;
 pub mod inspect;
 pub mod logs;
 pub mod manual;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// Directory of the logs in a run directory.
-pub const LOGS_DIR: &str = "logs";
+pub(crate) const LOGS_DIR: &str = "logs";
 /// Lines that `status` shows.
 const LINES: usize = 5;
 /// Bytes that are read for a line, however long it is.

@@ -8,6 +8,7 @@ use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{LoraConfig, PeftAdapter, read_peft};
 use gradtx_pipeline::artifacts::open_side;
 use gradtx_pipeline::lineage::{Lineage, adapter_sums};
+use gradtx_pipeline::package::{self, Package};
 use gradtx_run::config::Config;
 use gradtx_run::failure::{failed, unusable_with};
 use gradtx_run::role::Role;
@@ -44,6 +45,8 @@ pub struct Model {
     pub decoder: DecoderConfig,
     /// Which of the run's models it is; none for a directory.
     pub role: Option<Role>,
+    /// The run directory, where that is a package for clients.
+    package: Option<(PathBuf, Package)>,
 }
 
 impl ModelArgs {
@@ -61,6 +64,12 @@ impl ModelArgs {
                 config
             }
         };
+        let mut package = None;
+        if let Some(run) = &self.run {
+            let found;
+            (config, found) = package::settings(run, config)?;
+            package = found.map(|package| (run.clone(), package));
+        }
         let named = self.model.as_deref();
         let (role, dir) = match named {
             Some(name) if !is_role(name) => (None, PathBuf::from(name)),
@@ -94,7 +103,7 @@ impl ModelArgs {
         if role.is_none() {
             config.models.llm = dir.clone();
         }
-        Ok(Model { config, dir, decoder, role })
+        Ok(Model { config, dir, decoder, role, package })
     }
 }
 
@@ -133,7 +142,11 @@ impl Model {
             }
             None => {}
         }
-        open_side(&config, role, threads)
+        let spec = open_side(&config, role, threads)?;
+        if let (Some((run, package)), Some(Role::Tiny)) = (&self.package, self.role) {
+            package.expect(run, &spec)?;
+        }
+        Ok(spec)
     }
 
     /// An adapter of this model from a PEFT directory. Where a stage of gradtx wrote it, it must be
@@ -151,7 +164,7 @@ impl Model {
 ///
 /// # Errors
 /// When the update is of another model, seed or adapter.
-pub fn spec_of_update(spec: ModelSpec, file: &UpdateFile, path: &Path) -> Result<ModelSpec> {
+pub(crate) fn spec_of_update(spec: ModelSpec, file: &UpdateFile, path: &Path) -> Result<ModelSpec> {
     let space = &file.meta().space;
     if spec.space == *space {
         return Ok(spec);

@@ -202,11 +202,17 @@ impl Tuples {
         }
         self.made.verify(|name| name.starts_with("shards/") || inits.iter().any(|init| init == name))
     }
+
+    /// Reads the shards of one of the models. Fails unless all are what `curate` wrote.
+    pub fn verify_shards(&self, role: Part) -> Result<()> {
+        let of_role = format!(".{role}.");
+        self.made.verify(|name| name.starts_with("shards/") && name.contains(&of_role))
+    }
 }
 
 /// Warns if the tuples that a run uses were made with other settings than it has now: they are used
 /// as they are.
-pub fn warn_of_changes(context: &Context, settings: &RunSettings, stage: &str) -> Result<()> {
+pub(crate) fn warn_of_changes(context: &Context, settings: &RunSettings, stage: &str) -> Result<()> {
     let run = Run { dir: settings.run(), config: settings.config() };
     let changes = run.changes_of_tuples()?;
     if !changes.is_empty() {
@@ -263,7 +269,7 @@ impl Tuples {
 
 /// A run's two models, as far as these are where the run says: training needs
 /// tuples, not models, and may be done where these are not.
-pub fn sides_at_hand(
+pub(crate) fn sides_at_hand(
     config: &Config,
     threads: usize,
     mut note: impl FnMut(String),
@@ -308,12 +314,31 @@ impl Translator {
     }
 }
 
+impl Translator {
+    /// The tuples that it was trained on, those of the TinyLM verified; or why they are not there: a
+    /// translator can do without.
+    pub fn tuples_at_hand(
+        &self,
+        settings: &mut RunSettings,
+        spaces: [&UpdateSpace; 2],
+    ) -> Result<Tuples, String> {
+        let plain = |error: anyhow::Error| format!("{error:#}").replace('\n', " ");
+        let tuples = open_tuples(settings, spaces.map(Some)).map_err(plain)?;
+        if self.sums.get("tuples").and_then(Value::as_str) != Some(&tuples.manifest) {
+            let dir = shown(&tuples.made.dir);
+            return Err(format!("{dir}: not the tuples that the translator was trained on"));
+        }
+        tuples.verify_shards(Part::Student).map_err(plain)?;
+        Ok(tuples)
+    }
+}
+
 /// Files of a translator that are used; the statistics where it has some.
 const TRANSLATOR_FILES: [&str; 3] = ["config.json", "model.safetensors", "validation.json"];
 const STATISTICS: &str = "normalization.safetensors";
 
 /// Opens the translator that a run uses, or that of a fold; with these targets, if any are asked for.
-pub fn open_translator(
+pub(crate) fn open_translator(
     settings: &mut RunSettings,
     fold: Option<&Fold>,
     targets: Option<Targets>,
@@ -391,7 +416,7 @@ pub fn open_translator(
 }
 
 /// Opens a client's update of the TinyLM.
-pub fn open_update(student: &ModelSpec, teacher: &ModelSpec, path: &Path) -> Result<UpdateVector> {
+pub(crate) fn open_update(student: &ModelSpec, teacher: &ModelSpec, path: &Path) -> Result<UpdateVector> {
     let file = UpdateFile::open(path)?;
     let space = file.meta().space.clone();
     let same = student.space.expect_same(&space, &shown(path));

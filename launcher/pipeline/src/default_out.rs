@@ -34,7 +34,7 @@ pub fn finetuned(run: &Path, data: &Path, role: Role) -> PathBuf {
 
 /// Where `translate` writes.
 pub fn translated(run: &Path, updates: &[PathBuf], method: Method, random_student: bool) -> PathBuf {
-    let names: Vec<String> = updates.iter().map(|update| name_of_update(run, update)).collect();
+    let names = names_of_updates(run, updates);
     let mut name = names.join("+");
     if name.chars().count() > MAX_NAME {
         name = format!("{}+{}-more", names[0], names.len() - 1);
@@ -45,6 +45,11 @@ pub fn translated(run: &Path, updates: &[PathBuf], method: Method, random_studen
         (_, true) => format!("{}-random-student", method.name()),
     };
     client(run, &name).join(TRANSLATED).join(what)
+}
+
+/// The clients that updates are of.
+pub fn names_of_updates(run: &Path, updates: &[PathBuf]) -> Vec<String> {
+    updates.iter().map(|update| name_of_update(run, update)).collect()
 }
 
 /// Where `refine` writes.

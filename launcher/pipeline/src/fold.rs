@@ -31,7 +31,7 @@ impl Fold {
     }
 
     /// Directory of the penalty of [`crate::products`]: the run's own, or the fold's.
-    pub fn products_dir(fold: Option<&Self>, run: &Path) -> PathBuf {
+    pub(crate) fn products_dir(fold: Option<&Self>, run: &Path) -> PathBuf {
         fold.map_or(run, |fold| &fold.dir).join(PRODUCTS_DIR)
     }
 }

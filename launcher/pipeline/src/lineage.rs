@@ -6,7 +6,9 @@
 
 pub use crate::records::{Kind, Lineage};
 
-use crate::records::{FinetuneInputs, MergeInputs, RefineInputs, ShadowClientInputs, TranslateInputs};
+use crate::records::{
+    ClientVariantInputs, FinetuneInputs, MergeInputs, RefineInputs, ShadowClientInputs, TranslateInputs,
+};
 use anyhow::Result;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::ADAPTER_DIR;
@@ -29,7 +31,7 @@ pub fn adapter_sums(dir: &Path) -> Result<Vec<String>> {
 
 /// Fails when files in the directory that a stage has finished are not what it wrote. For a
 /// model that comes from elsewhere there is nothing to compare with.
-pub fn verify_model(dir: &Path) -> Result<Option<Record>> {
+pub(crate) fn verify_model(dir: &Path) -> Result<Option<Record>> {
     let path = dir.join(RECORD_FILE);
     if !path.exists() {
         return Ok(None);
@@ -73,6 +75,8 @@ impl Lineage {
         let (lineage, made_for) = if let Some(made) = record.inputs::<FinetuneInputs>(home)? {
             (Self::of_kind(Kind::Finetuned), made.model)
         } else if let Some(made) = record.inputs::<ShadowClientInputs>(home)? {
+            (Self::of_kind(Kind::Finetuned), made.model)
+        } else if let Some(made) = record.inputs::<ClientVariantInputs>(home)? {
             (Self::of_kind(Kind::Finetuned), made.model)
         } else if let Some(made) = record.inputs::<TranslateInputs>(home)? {
             let (method, random_student) = (Some(made.method), made.random_student);
@@ -148,6 +152,7 @@ mod tests {
         TranslateInputs {
             method: Method::named(method).unwrap(),
             combine: Combine::Mean,
+            aggregation: None,
             random_student,
             updates: vec![],
             held_out: vec![],

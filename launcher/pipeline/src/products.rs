@@ -4,7 +4,6 @@
 //! LLM and the public data. Out: factors of the LLM's adapter of rank `translate.lora_r`, and
 //! [`Details`]. What depends on the run alone, the penalty, is kept in `RUN/products`.
 
-use crate::aggregate::Combine;
 use crate::artifacts::Tuples;
 use crate::fold::Fold;
 use crate::records::{PenaltyInputs, ProductsInputs};
@@ -67,8 +66,8 @@ impl Translation<'_> {
     }
 
     /// Translates clients' updates: the LLM with adapters of the new rank, the factors of one, and how they
-    /// came to be. Products of several clients are averaged, or added up.
-    pub fn of(&self, clients: &[&[f32]], combine: Combine) -> Result<(ModelSpec, Vec<f32>, Details)> {
+    /// came to be. Products of several clients are added up with these shares.
+    pub fn of(&self, clients: &[&[f32]], shares: &[f64]) -> Result<(ModelSpec, Vec<f32>, Details)> {
         let store = &self.tuples.store;
         let groups = self.groups()?;
         let kernel = Kernel::read(store, &groups, clients)?;
@@ -76,13 +75,9 @@ impl Translation<'_> {
         let products = self.products()?;
         let penalty = self.penalty(&groups, &kernel, &products, &side)?;
         let all: Vec<usize> = (0..groups.count()).collect();
-        let share = match combine {
-            Combine::Mean => 1.0 / clients.len() as f64,
-            Combine::Sum => 1.0,
-        };
         let mut weights = vec![0.0; store.pairs()];
         let mut distance = vec![];
-        for (i, client) in kernel.clients.iter().enumerate() {
+        for (i, (client, share)) in kernel.clients.iter().zip(shares).enumerate() {
             let own = kernel.weights(&all, client, penalty.penalty)?;
             distance.push(kernel.distance(i, &own));
             let own = groups.spread(&all, &own);

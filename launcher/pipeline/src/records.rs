@@ -1,11 +1,12 @@
 //! What stages record that later ones and reports read: the inputs of each, as the type that
 //! was written. The fields and their order are those of `settings` in record.json.
 
-use crate::aggregate::Combine;
+use crate::aggregate::{AggregationInputs, Combine};
+use crate::variant::Variant;
 use gradtx_models::grad_transformer::Targets;
 use gradtx_run::config::{
     AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, PenaltyChoice, PenaltyRule,
-    ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
+    PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
 };
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -140,6 +141,9 @@ pub struct FinetuneInputs {
     /// `allowed`, if the client agrees to refinement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refinement: Option<String>,
+    /// Differential privacy, if it is trained with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyConfig>,
     /// How rows are read.
     #[serde(flatten)]
     pub reading: ReadingInputs,
@@ -156,6 +160,9 @@ pub struct TranslateInputs {
     pub method: Method,
     /// How several updates became one.
     pub combine: Combine,
+    /// What of that is not as by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<AggregationInputs>,
     /// Noise was put in the place of the update.
     pub random_student: bool,
     /// Checksums of the updates.
@@ -263,6 +270,47 @@ pub struct ShadowClientInputs {
 
 impl Inputs for ShadowClientInputs {
     const STAGE: &'static str = "shadow-client";
+}
+
+/// What the update of a client depends on that differs from its shadow pair.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientVariantInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Checksum of the tuple store's manifest.
+    pub tuples: String,
+    /// Shadow index.
+    pub shadow: usize,
+    /// Which of the two models.
+    pub role: Role,
+    /// Fingerprint of the base model.
+    pub model: String,
+    /// How it differs.
+    pub variant: Variant,
+    /// Rows of the public data that it is trained on, if it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<usize>,
+    /// How it is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
+    /// What is added to the shadow's update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<Noise>,
+    /// The device.
+    pub device: DeviceConfig,
+}
+
+/// Normal noise on an update.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Noise {
+    /// Its standard deviation in those of the shadows' updates.
+    pub deviations: f64,
+    /// Shadows whose updates are not counted.
+    pub held_out: Vec<usize>,
+}
+
+impl Inputs for ClientVariantInputs {
+    const STAGE: &'static str = "client-variant";
 }
 
 /// What a merged model depends on.

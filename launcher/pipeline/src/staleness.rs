@@ -73,7 +73,7 @@ impl Run<'_> {
     }
 
     /// How the settings differ from those of the tuples that the run uses; empty where there are none.
-    pub fn changes_of_tuples(&self) -> Result<String> {
+    pub(crate) fn changes_of_tuples(&self) -> Result<String> {
         let dir = self.config.reuse.tuples_dir(self.dir);
         match record::read(&dir.join(RECORD_FILE)) {
             Ok(made) => self.changes(&dir, &made),

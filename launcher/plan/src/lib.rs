@@ -3,5 +3,6 @@
 
 pub mod cost;
 pub mod plan;
+mod privacy;
 pub mod sweep;
 pub mod sweep_cost;

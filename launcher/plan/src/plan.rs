@@ -11,10 +11,12 @@ use crate::cost::memory::Model;
 use crate::cost::prediction::Stage;
 use crate::cost::rates::{Basis, Kind};
 use crate::cost::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};
+use crate::privacy;
 use crate::sweep_cost::SweepCost;
 use anyhow::{Context as _, Result};
+use clap::builder::ArgPredicate;
 use comfy_table::{CellAlignment, Table, presets};
-use gradtx_run::config::{Config, DeviceKind, DtypeKind, GroupBy, Preset, read_sweep};
+use gradtx_run::config::{Config, DeviceKind, DtypeKind, GroupBy, Preset, PrivacyArgs, read_sweep};
 use gradtx_run::context::Context;
 use gradtx_run::failure::{unusable, unusable_with};
 use gradtx_run::role::Role;
@@ -58,7 +60,13 @@ pub struct Job {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub gpus_per_node: u32,
     /// What they are.
-    #[arg(long, value_enum)]
+    #[arg(
+        long,
+        value_enum,
+        required = false,
+        required_unless_present = "dp",
+        default_value_if("dp", ArgPredicate::IsPresent, "cpu")
+    )]
     pub gpu: Gpu,
     /// File or directory of benchmark results (JSON lines) to take rates from, before those
     /// in benches/results; repeatable.
@@ -76,10 +84,19 @@ pub struct Job {
     /// Test examples of each client.
     #[arg(long, default_value_t = 1000, value_name = "N")]
     pub test_examples: u32,
+    /// Instead of machines: what a private fine-tuning would cost and how noisy it would be.
+    #[command(flatten)]
+    pub privacy: PrivacyArgs,
+    /// With --dp-epsilon or --dp-noise-multiplier: examples of the client.
+    #[arg(long, value_name = "N", requires = "dp", value_parser = clap::value_parser!(u32).range(1..=1_000_000_000))]
+    pub examples: Option<u32>,
 }
 
 /// Predicts, and prints.
 pub fn run(context: &Context, job: &Job) -> Result<()> {
+    if job.privacy.is_typed() {
+        return privacy::run(context, job);
+    }
     let mut planner = Planner::new(context, job)?;
     let Some(file) = &job.sweep else {
         let config = Config::look(job.run.as_deref(), job.config.as_deref(), job.preset, &job.set)?;
@@ -241,7 +258,7 @@ fn check_gpu(config: &Config, gpu: Gpu) -> Result<()> {
     Err(unusable_with(what, Some(hint.into())))
 }
 
-fn directory(config: &Config, role: Role) -> Result<&Path> {
+pub(crate) fn directory(config: &Config, role: Role) -> Result<&Path> {
     let dir = match role {
         Role::Tiny => &config.models.tiny,
         Role::Llm => &config.models.llm,

@@ -34,7 +34,7 @@ pub fn of_curation(dir: &Path) -> Option<Cost> {
 }
 
 /// What training took; nothing where it has not written it down.
-pub fn of_training(dir: &Path) -> Option<Cost> {
+pub(crate) fn of_training(dir: &Path) -> Option<Cost> {
     let (mut seconds, mut total, mut before) = (0.0, 0.0, 0.0);
     for line in lines(&dir.join("throughput.jsonl")) {
         let parts = line["seconds"].as_object().into_iter().flat_map(|parts| parts.values());

@@ -6,10 +6,12 @@
 //! group keeps the scores of all models, so differences are paired.
 
 use crate::table::{Entry, Row, Table, TestData, collect};
+use crate::variants::{VARIANTS_FILE, Variants};
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::{CellAlignment, presets};
 use gradtx_kernels::rng::{Stream, derive_named};
-use gradtx_pipeline::cross_validation::{self, CLIENTS_FILE, Client, Job};
+use gradtx_pipeline::cross_validation::{self, CLIENTS_FILE, CROSS_VALIDATION_DIR, Client, Job};
+use gradtx_pipeline::variant::Variant;
 use gradtx_run::config::RunArgs;
 use gradtx_run::context::Context;
 use gradtx_run::role::Role;
@@ -27,6 +29,9 @@ pub const SUMMARY_FILE: &str = "summary.json";
 const DRAWS: usize = 10_000;
 /// A score within this part of P_T counts as reached.
 const REACHED: f64 = 0.95;
+/// Signals that can be seen without test data.
+const AGREEMENT: &str = "share of answers that agree";
+const DISTANCE: &str = "distance to the shadows' span";
 /// PGR below which a translation is bad, and above which it is good, for [`Warning`].
 const BAD: f64 = 50.0;
 const GOOD: f64 = 90.0;
@@ -50,6 +55,22 @@ pub struct Summary {
     pub against: String,
     /// Signals that can be seen without test data.
     pub warnings: Vec<Warning>,
+    /// What [`Self::warnings`] come of.
+    #[serde(skip)]
+    pub(crate) signals: Vec<Signals>,
+}
+
+/// The translations of one translator, with what is known of each without test data.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Signals {
+    /// What a reader calls the translator.
+    pub(crate) name: String,
+    /// PGR of every client; NaN where the LLM is not better than the TinyLM.
+    pub(crate) pgr: Vec<f64>,
+    /// Answers on which TinyLM and translation agree, as a part of all.
+    pub(crate) agreement: Vec<Option<f64>>,
+    /// Distance of the update to the shadows' span.
+    pub(crate) distance: Vec<Option<f64>>,
 }
 
 /// A translator.
@@ -93,26 +114,49 @@ pub struct Warning {
     pub auc: f64,
     /// Bad and good translations.
     pub counts: [usize; 2],
+    /// The level of the signal that separates them best.
+    pub level: f64,
+    /// The parts of the bad and of the good translations that are more doubtful than this level.
+    pub beyond: [f64; 2],
 }
 
 /// Cross-validates a run, and prints what it found; returns the directory of the results.
 pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<PathBuf> {
-    let home = cross_validation::run(context, args, job)?;
-    let summary = Summary::of(&[&home])?;
-    write_json(&home.join(SUMMARY_FILE), &summary)?;
-    context.ui.done("cross-validate", &home, json!(summary), summary.text());
+    let home = args.run.join(CROSS_VALIDATION_DIR);
+    let mut summaries = vec![];
+    for found in cross_validation::run(context, args, job)? {
+        let summary = Summary::of(&[&found.home])?;
+        write_json(&found.home.join(SUMMARY_FILE), &summary)?;
+        summaries.push((found.variant, summary));
+    }
+    match &summaries[..] {
+        [(Variant::AsCurated, summary)] => {
+            context.ui.done("cross-validate", &home, json!(summary), summary.text());
+        }
+        _ => {
+            let all = Variants::of(summaries);
+            write_json(&home.join(VARIANTS_FILE), &all)?;
+            context.ui.done("cross-validate", &home, json!(all), all.text());
+        }
+    }
     Ok(home)
 }
 
 impl Summary {
     /// Of one or several directories.
     pub fn of(homes: &[&Path]) -> Result<Self> {
-        let (scored, unusable) = collect(homes);
+        let clients = homes.iter().map(|home| clients(home)).collect::<Result<Vec<_>>>()?;
+        let dirs: Vec<PathBuf> = homes
+            .iter()
+            .zip(&clients)
+            .flat_map(|(home, clients)| clients.iter().map(|client| home.join(&client.dir)))
+            .collect();
+        let clients = clients.concat();
+        let (scored, unusable) = collect(&dirs.iter().map(PathBuf::as_path).collect::<Vec<_>>());
         if let Some((path, why)) = unusable.first() {
             anyhow::bail!("{}: {why}", shown(path));
         }
         let table = Table::of(&scored).0.into_iter().next().context("no translator was scored")?;
-        let clients = homes.iter().map(|home| clients(home)).collect::<Result<Vec<_>>>()?.concat();
         ensure!(
             clients.len() == table.data.len(),
             "expected scores of {} held-out groups, found {}: run `gradtx cross-validate` again",
@@ -140,11 +184,14 @@ impl Summary {
             .context("no translator was scored")?;
         let others = rows.iter().filter(|(row, _)| row.entry != against.0.entry);
         let differences = others.map(|(row, scores)| difference(row, scores, &against.1, &draws)).collect();
-        let warnings = rows
+        let signals: Vec<Signals> = rows
             .iter()
-            .filter(|(row, _)| matches!(row.entry, Entry::Translated { random_student: false, .. }))
-            .flat_map(|(row, scores)| warnings(row, scores, &ends, &table, &clients))
+            .filter(|(row, _)| {
+                matches!(row.entry, Entry::Translated { random_student: false, .. } | Entry::Refined(_))
+            })
+            .map(|(row, scores)| Signals::of(row, scores, &ends, &table, &clients))
             .collect();
+        let warnings = signals.iter().flat_map(Signals::warnings).collect();
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         Ok(Self {
             runs: homes.len(),
@@ -155,6 +202,7 @@ impl Summary {
             differences,
             against: against.0.name.clone(),
             warnings,
+            signals,
         })
     }
 
@@ -173,9 +221,6 @@ impl Summary {
             "better",
             "worse",
         ]);
-        // Where nobody recovers anything, since there is no gap, PGR is no number.
-        let number = |x: f64| if x.is_finite() { format!("{x:.1}") } else { "–".into() };
-        let interval = |[low, high]: [f64; 2]| format!("[{}, {}]", number(low), number(high));
         for t in &self.translators {
             let mut cells = vec![
                 t.name.clone(),
@@ -205,11 +250,8 @@ impl Summary {
             self.student,
             self.teacher
         );
-        for w in &self.warnings {
-            text += &format!(
-                "\nWarning by {} for {}: AUC {:.2} ({} with PGR below 50, {} above 90).",
-                w.signal, w.name, w.auc, w.counts[0], w.counts[1]
-            );
+        for warning in &self.warnings {
+            text += &format!("\n{}", warning.text());
         }
         text
     }
@@ -292,34 +334,92 @@ fn difference(row: &Row, scores: &[f64], against: &[f64], draws: &Draws<'_>) -> 
     }
 }
 
-/// What signals say of one translator; nothing where no translation is bad, or none good.
-fn warnings(
-    row: &Row,
-    scores: &[f64],
-    ends: &[Vec<f64>; 2],
-    table: &Table,
-    clients: &[Client],
-) -> Vec<Warning> {
-    let of_column = |signal: fn(&Client) -> Option<f64>| -> Option<Vec<f64>> {
-        let of =
-            |data: &TestData| clients.iter().find(|client| client.data == data.checksum).and_then(signal);
-        table.data.iter().map(of).collect()
-    };
-    let own: Vec<f64> =
-        (0..scores.len()).map(|i| 100.0 * (scores[i] - ends[0][i]) / (ends[1][i] - ends[0][i])).collect();
-    let signals: [(&str, fn(&Client) -> Option<f64>); 2] = [
-        ("share of answers that agree", |client| client.agreement.map(|share| -share)),
-        ("distance to the shadows' span", |client| client.distance),
-    ];
-    let counts = [own.iter().filter(|x| **x < BAD).count(), own.iter().filter(|x| **x > GOOD).count()];
-    if counts.contains(&0) {
-        return vec![];
+impl Signals {
+    fn of(row: &Row, scores: &[f64], ends: &[Vec<f64>; 2], table: &Table, clients: &[Client]) -> Self {
+        let of_column = |signal: fn(&Client) -> Option<f64>| -> Vec<Option<f64>> {
+            let of = |data: &TestData| clients.iter().find(|client| client.data == data.checksum);
+            table.data.iter().map(|data| of(data).and_then(signal)).collect()
+        };
+        let pgr = |i: usize| match ends[1][i] - ends[0][i] {
+            gap if gap > 0.0 => 100.0 * (scores[i] - ends[0][i]) / gap,
+            _ => f64::NAN,
+        };
+        Self {
+            name: row.name.clone(),
+            pgr: (0..scores.len()).map(pgr).collect(),
+            agreement: of_column(|client| client.agreement),
+            distance: of_column(|client| client.distance),
+        }
     }
-    let found = signals.into_iter().filter_map(|(signal, of)| {
-        let doubt = of_column(of)?;
-        Some(Warning { signal, name: row.name.clone(), auc: auc(&own, &doubt), counts })
-    });
-    found.collect()
+
+    /// Adds the translations of other clients by the same translator.
+    pub(crate) fn extend(&mut self, other: &Self) {
+        self.pgr.extend(&other.pgr);
+        self.agreement.extend(&other.agreement);
+        self.distance.extend(&other.distance);
+    }
+
+    /// What signals say; nothing where no translation is bad, or none good.
+    pub(crate) fn warnings(&self) -> Vec<Warning> {
+        let pgr = &self.pgr;
+        let counts = [pgr.iter().filter(|x| **x < BAD).count(), pgr.iter().filter(|x| **x > GOOD).count()];
+        if counts.contains(&0) {
+            return vec![];
+        }
+        let all = |values: &[Option<f64>], sign: f64| -> Option<Vec<f64>> {
+            values.iter().map(|value| value.map(|value| sign * value)).collect()
+        };
+        let agreement = all(&self.agreement, -1.0).map(|doubt| (AGREEMENT, -1.0, doubt));
+        let distance = all(&self.distance, 1.0).map(|doubt| (DISTANCE, 1.0, doubt));
+        let warning = |(signal, sign, doubt): (&'static str, f64, Vec<f64>)| {
+            let (level, beyond) = level(pgr, &doubt);
+            let auc = auc(pgr, &doubt);
+            Warning { signal, name: self.name.clone(), auc, counts, level: sign * level, beyond }
+        };
+        agreement.into_iter().chain(distance).map(warning).collect()
+    }
+}
+
+impl Warning {
+    /// A line for a terminal.
+    pub(crate) fn text(&self) -> String {
+        let Self { signal, name, auc, counts: [bad, good], level, beyond } = self;
+        let side = if *signal == AGREEMENT { "below" } else { "above" };
+        let [of_bad, of_good] = beyond.map(|part| 100.0 * part);
+        format!(
+            "Warning by {signal} for {name}: AUC {auc:.2} ({bad} with PGR below 50, {good} above 90); {side} {level:.2} \
+             are {of_bad:.0} % of the former and {of_good:.0} % of the latter."
+        )
+    }
+}
+
+/// The level of doubt beyond which there is the most of bad and the least of good translations; and the
+/// parts of both that are beyond. It lies half-way between two clients.
+fn level(pgr: &[f64], doubt: &[f64]) -> (f64, [f64; 2]) {
+    let mut found: Vec<f64> = doubt.to_vec();
+    found.sort_by(f64::total_cmp);
+    found.dedup();
+    let beyond = |level: f64| -> [f64; 2] {
+        [|pgr: f64| pgr < BAD, |pgr: f64| pgr > GOOD].map(|is: fn(f64) -> bool| {
+            let of: Vec<f64> = pgr.iter().zip(doubt).filter(|(pgr, _)| is(**pgr)).map(|(_, x)| *x).collect();
+            of.iter().filter(|x| **x > level).count() as f64 / of.len().max(1) as f64
+        })
+    };
+    let levels = found.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0);
+    let tried = levels.map(|level| (level, beyond(level)));
+    let gain = |[bad, good]: [f64; 2]| bad - good;
+    let best = tried.max_by(|(_, a), (_, b)| gain(*a).total_cmp(&gain(*b)));
+    best.unwrap_or_else(|| (found.first().copied().unwrap_or(0.0), [0.0; 2]))
+}
+
+/// A number of a table; where nobody recovers anything, since there is no gap, PGR is none.
+pub(crate) fn number(x: f64) -> String {
+    if x.is_finite() { format!("{x:.1}") } else { "–".into() }
+}
+
+/// An interval of a table.
+pub(crate) fn interval([low, high]: [f64; 2]) -> String {
+    format!("[{}, {}]", number(low), number(high))
 }
 
 /// The share of pairs of a bad and a good translation of which the bad one is more doubtful; equals
@@ -356,6 +456,28 @@ mod tests {
         assert!(low < 40.0 && high > 80.0, "{low} {high}");
         let [low, high] = draws.interval(|pgr| pgr(&uneven) - pgr(&uneven));
         assert_eq!((low, high), (0.0, 0.0));
+    }
+
+    #[test]
+    fn the_level_of_a_warning_separates_best() {
+        let pgr = [10.0, 40.0, 70.0, 95.0, 100.0, f64::NAN];
+        assert_eq!(level(&pgr, &[5.0, 4.0, 9.0, 1.0, 2.0, 7.0]), (3.0, [1.0, 0.0]));
+        assert_eq!(level(&pgr, &[5.0, 1.0, 9.0, 4.0, 2.0, 7.0]), (4.5, [0.5, 0.0]));
+        assert_eq!(level(&pgr, &[1.0; 6]), (1.0, [0.0, 0.0]));
+        let name = "LLM + products".to_string();
+        let known = |values: &[f64]| values.iter().map(|x| Some(*x)).collect::<Vec<_>>();
+        let mut signals = Signals {
+            name,
+            pgr: pgr.to_vec(),
+            agreement: known(&[0.0, 0.06, 0.3, 0.4, 0.5, 0.2]),
+            distance: vec![Some(1.0), None, None, None, None, None],
+        };
+        let [warning] = &signals.warnings()[..] else { panic!("a distance is missing") };
+        assert_eq!((warning.auc, warning.counts, warning.beyond), (1.0, [2, 2], [1.0, 0.0]));
+        assert!((warning.level - 0.13).abs() < 1e-9, "{}", warning.text());
+        assert!(warning.text().ends_with("below 0.13 are 100 % of the former and 0 % of the latter."));
+        signals.pgr = vec![95.0; 6];
+        assert!(signals.warnings().is_empty());
     }
 
     #[test]

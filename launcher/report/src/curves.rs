@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Most points of a curve.
-pub const POINTS: u64 = 200;
+pub(crate) const POINTS: u64 = 200;
 /// What stages call the learning rate in their metrics.
 const LEARNING_RATE: &str = "learning_rate";
 

@@ -14,10 +14,12 @@
 //! | [`curves`] | losses of shadow jobs, clients and the translator |
 //! | [`tuples`] | statistics of the update vectors |
 //! | [`refinements`] | how refinements went |
+//! | [`updates`] | how far clients are from the shadow updates |
 //! | [`rows`] | who has which rows |
 //! | [`times`] | throughput and dates |
 //! | [`svg`], [`figures`], [`html`] | the page |
 //! | [`csv`] | the same as CSV files |
+//! | [`cross_validation`], [`variants`] | what held-out groups of shadows say of translators |
 //! | [`predictions`] | the examples with all answers, for a page of its own |
 
 pub mod comparison;
@@ -40,6 +42,8 @@ pub mod table;
 mod tests;
 pub mod times;
 pub mod tuples;
+pub mod updates;
+pub mod variants;
 
 use crate::table::Table;
 use anyhow::Result;
@@ -49,7 +53,7 @@ pub use spread::Spread;
 use std::path::Path;
 
 /// Version of report.json.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// The content of report.json.
 #[derive(Debug, Serialize)]
@@ -70,6 +74,8 @@ pub struct Report {
     pub tuples: Option<tuples::Tuples>,
     /// Refinements of translations.
     pub refinements: Vec<refinements::Refinement>,
+    /// The updates that translations were made of.
+    pub updates: Vec<updates::Updates>,
     /// Who has which rows.
     pub rows: rows::Rows,
     /// What this run does not have yet.
@@ -106,6 +112,7 @@ impl Report {
         let translator = curves::Translator::of(&mut source);
         let clients = curves::Clients::of(&mut source);
         let refinements = refinements::of(&mut source);
+        let updates = updates::of(&mut source);
         let times = times::of(&mut source);
         Ok(Self {
             schema: SCHEMA,
@@ -116,6 +123,7 @@ impl Report {
             clients,
             tuples,
             refinements,
+            updates,
             rows,
             missing: source.missing,
             notes: source.notes,

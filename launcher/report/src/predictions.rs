@@ -82,7 +82,7 @@ impl Example {
     }
 
     /// Whether some models are right and others are wrong.
-    pub fn is_disputed(&self) -> bool {
+    pub(crate) fn is_disputed(&self) -> bool {
         let verdicts: BTreeSet<bool> = self.answers.iter().flatten().map(|answer| answer.right).collect();
         verdicts.len() == 2
     }

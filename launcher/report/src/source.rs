@@ -376,12 +376,12 @@ impl Source {
 }
 
 /// The last part of a path: where things lie on a machine is nobody's business.
-pub fn last_part(path: &Path) -> String {
+pub(crate) fn last_part(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// A run directory's name. With the directory above where it is only called `run`.
-pub fn run_name(run: &Path) -> String {
+pub(crate) fn run_name(run: &Path) -> String {
     let name = last_part(run);
     match run.parent().and_then(Path::file_name) {
         Some(above) if name == "run" => format!("{}/{name}", above.to_string_lossy()),
@@ -391,7 +391,7 @@ pub fn run_name(run: &Path) -> String {
 
 /// A word of a command line or a setting; of an absolute path, also after `--flag=`, only the last
 /// part.
-pub fn short_path(word: &str) -> String {
+pub(crate) fn short_path(word: &str) -> String {
     match word.split_once('=') {
         Some((flag, path)) if path.starts_with('/') => format!("{flag}={}", last_part(Path::new(path))),
         _ if word.starts_with('/') => last_part(Path::new(word)),

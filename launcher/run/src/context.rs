@@ -27,7 +27,7 @@ impl Context {
     }
 
     /// The same with no device noted yet: each stage of a command notes its own.
-    pub fn without_devices(&self) -> Self {
+    pub(crate) fn without_devices(&self) -> Self {
         Self { computed_on: Arc::default(), ..self.clone() }
     }
 

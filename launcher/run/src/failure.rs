@@ -17,7 +17,7 @@ pub const FAILED: u8 = 1;
 /// The command line or the configuration cannot be used.
 pub const UNUSABLE: u8 = 2;
 /// The directory holds results of another configuration.
-pub const REFUSED: u8 = 3;
+pub(crate) const REFUSED: u8 = 3;
 /// Another process is working in the directory.
 pub const BUSY: u8 = 4;
 /// Stopped because a signal asked for it; the same command resumes. (`EX_TEMPFAIL` of
@@ -83,7 +83,7 @@ pub fn refused(what: impl fmt::Display, diff: String, hint: &str) -> anyhow::Err
 }
 
 /// An error with another hint, if it is a failure with this one.
-pub fn with_hint(mut error: anyhow::Error, from: &str, to: String) -> anyhow::Error {
+pub(crate) fn with_hint(mut error: anyhow::Error, from: &str, to: String) -> anyhow::Error {
     if let Some(failure) = error.downcast_mut::<Failure>().filter(|f| f.hint.as_deref() == Some(from)) {
         failure.hint = Some(to);
     }
@@ -165,7 +165,7 @@ fn hint_of_system(error: &anyhow::Error) -> Option<String> {
 
 impl ErrorReport {
     /// Whether nothing went wrong: somebody asked for the end.
-    pub fn was_asked_for(&self) -> bool {
+    pub(crate) fn was_asked_for(&self) -> bool {
         matches!(self.code, STOPPED | INTERRUPTED | TERMINATED)
     }
 

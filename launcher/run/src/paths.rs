@@ -8,6 +8,8 @@ pub const SUBSETS_FILE: &str = "subsets.json";
 pub const GROUPS_FILE: &str = "groups.json";
 /// Directory of what `translate` by products finds out about a run, in a run directory.
 pub const PRODUCTS_DIR: &str = "products";
+/// Directory of what is usual among the shadow updates, in a run directory.
+pub const DISTANCES_DIR: &str = "distances";
 /// Directory of the translator in a run directory.
 pub const TRANSLATOR_DIR: &str = "translator";
 /// Directory of what stages make for single clients, in a run directory.

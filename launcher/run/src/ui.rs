@@ -29,7 +29,7 @@ static SILENT: AtomicBool = AtomicBool::new(false);
 
 /// From now on this process says nothing on standard output: it is one of several, and not
 /// the one that speaks for them.
-pub fn silence() {
+pub(crate) fn silence() {
     SILENT.store(true, Ordering::Relaxed);
 }
 
@@ -115,11 +115,6 @@ impl Ui {
     /// The same with [`Self::detail`] printed, if `details` (`--verbose`).
     pub fn with_details(self, details: bool) -> Self {
         Self { details, ..self }
-    }
-
-    /// Whether details are printed.
-    pub fn has_details(&self) -> bool {
-        self.details
     }
 
     /// Whether the output is JSON.

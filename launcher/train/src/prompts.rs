@@ -145,7 +145,7 @@ impl Prompts {
     }
 
     /// Fails when cutting takes away more of a data set's labels than `data.max_lost_labels` allows.
-    pub fn expect_labels(&self, summary: &DataSummary) -> Result<()> {
+    pub(crate) fn expect_labels(&self, summary: &DataSummary) -> Result<()> {
         match self.cut(summary).filter(|_| summary.lost_share() > self.max_lost_labels) {
             None => Ok(()),
             Some(cut) => {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// File of the losses and of what else is the same in every run.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// File of the times of every step.
-pub const STEP_TIMES_FILE: &str = "throughput-steps.jsonl";
+pub(crate) const STEP_TIMES_FILE: &str = "throughput-steps.jsonl";
 
 /// The files of one training.
 #[derive(Debug)]

@@ -6,9 +6,10 @@
 
 use crate::{TEST_FILE, World, stage};
 use anyhow::Result;
-use gradtx_pipeline::aggregate::{Allow, Combine};
+use gradtx_pipeline::aggregate::{Aggregation, Allow};
 use gradtx_pipeline::cross_validation;
 use gradtx_pipeline::stages::{curate, evaluate, finetune, refine, train, translate};
+use gradtx_pipeline::variant::Variant;
 use gradtx_report::cross_validation::{SUMMARY_FILE, Summary, run as report_of};
 use gradtx_report::stage as report;
 use gradtx_report::table::{Entry, Table, collect};
@@ -50,7 +51,7 @@ pub struct Job {
     pub dtype: DtypeKind,
     /// So many seeds, one after the other, each in a directory of its own.
     pub seeds: u64,
-    /// In world `held-out`: fewer shadows, one fold, and no Grad-Transformer.
+    /// Where tasks are held out: fewer shadows, one fold, and no Grad-Transformer.
     pub quick: bool,
 }
 
@@ -62,7 +63,7 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     Config { device: place.clone(), ..Config::default() }.check()?;
     let taken = take(&place, &context.place)?;
     taken.say(context);
-    if *world == World::HeldOut {
+    if world.holds_tasks_out() {
         return held_out(context, job, taken.settings.kind);
     }
     let dirs = seed_dirs(dir, *seed, job.seeds);
@@ -115,11 +116,13 @@ fn held_out(context: &Context, job: &Job, kind: DeviceKind) -> Result<()> {
         first: job.quick.then_some(1),
         methods: translators.collect(),
         refined: vec![Method::Products],
-        data: None,
         examples: job.world.public_tests(),
+        variants: vec![Variant::AsCurated],
+        ..Default::default()
     };
     for (seed, dir) in seed_dirs(&job.dir, job.seed, job.seeds) {
-        let set = if job.quick { vec!["curate.num_subsets=72".to_string()] } else { vec![] };
+        let subsets = job.world.quick_subsets();
+        let set = if job.quick { vec![format!("curate.num_subsets={subsets}")] } else { vec![] };
         let args = prepare(context, job, seed, &dir, kind, set, &mut |_, _| ())?;
         let data = Some(dir.join("world").join(TEST_FILE));
         homes.push(report_of(context, &args, &cross_validation::Job { data, ..validation.clone() })?);
@@ -221,7 +224,7 @@ impl<'a> Client<'a> {
                 updates: vec![self.finetuned(Role::Tiny).join(UPDATE_FILE)],
                 out: self.translated(entry),
                 method,
-                combine: Combine::Mean,
+                aggregation: Aggregation::default(),
                 random_student,
                 allow: Allow::default(),
                 fold: None,

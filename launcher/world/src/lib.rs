@@ -5,8 +5,8 @@
 //! be ([`pretrain`]): the LLM knows every operation, the TinyLM about half of them. What
 //! differs between tasks is a preference that only fine-tuning can instil, so that an
 //! update has something to carry. Three worlds ([`World`]) differ in which tasks the
-//! provider's public data and the clients have; a fourth holds out every task in turn, and a fifth is for
-//! trying out devices.
+//! provider's public data and the clients have; two more hold out every task in turn, of which one has tasks
+//! that are no sums of preferences; and one is for trying out devices.
 
 pub mod demo;
 pub mod parquet;
@@ -18,6 +18,7 @@ pub mod tokenizer;
 use clap::ValueEnum;
 use gradtx_run::stage::Facts;
 use serde::{Deserialize, Serialize};
+use tasks::Task;
 
 /// What is known of the stages that make a world.
 pub const STAGES: [Facts; 2] = [Facts::of::<stage::Making<'_>>(), Facts::of::<pretrain::BaseModel<'_>>()];
@@ -25,7 +26,7 @@ pub const STAGES: [Facts; 2] = [Facts::of::<stage::Making<'_>>(), Facts::of::<pr
 /// Public examples of one task, where there are many.
 const PUBLIC_EXAMPLES: usize = 512;
 /// The public data in the world's directory.
-pub const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
+pub(crate) const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
 /// Test examples of every public task, where the world has them.
 pub const TEST_FILE: &str = "test/tasks.jsonl";
 
@@ -45,6 +46,9 @@ pub enum World {
     /// [`gradtx_pipeline::cross_validation`].
     #[serde(rename = "held-out")]
     HeldOut,
+    /// As held-out, with tasks in which preferences interact: which of two shifts an example takes
+    /// depends on its structure and on the format.
+    Interacting,
     /// The least of everything, and models that have learnt nothing: shows within seconds that
     /// all stages run on a device, and never how well.
     Smoke,
@@ -52,7 +56,8 @@ pub enum World {
 
 impl World {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Same, Self::Mixed, Self::Unseen, Self::HeldOut, Self::Smoke];
+    pub const ALL: [Self; 6] =
+        [Self::Same, Self::Mixed, Self::Unseen, Self::HeldOut, Self::Interacting, Self::Smoke];
 
     /// The name on the command line and in files.
     pub fn name(self) -> &'static str {
@@ -61,31 +66,47 @@ impl World {
             Self::Mixed => "mixed",
             Self::Unseen => "unseen",
             Self::HeldOut => "held-out",
+            Self::Interacting => "interacting",
             Self::Smoke => "smoke",
         }
     }
 
+    /// All tasks of the family.
+    pub fn tasks(self) -> Vec<Task> {
+        if self == Self::Interacting { Task::interacting() } else { Task::all() }
+    }
+
+    /// Whether there are no clients, and every task is held out in turn.
+    pub fn holds_tasks_out(self) -> bool {
+        matches!(self, Self::HeldOut | Self::Interacting)
+    }
+
+    /// Shadow subsets of a quick demo, where every task is held out in turn.
+    pub fn quick_subsets(self) -> usize {
+        if self == Self::Interacting { 36 } else { 72 }
+    }
+
     /// Tasks of the public data; the family's others occur in pretraining only.
-    pub fn public_tasks(self) -> usize {
+    pub(crate) fn public_tasks(self) -> usize {
         match self {
             Self::Same => 1,
             Self::Mixed | Self::Unseen => 27,
-            Self::HeldOut => 36,
+            Self::HeldOut | Self::Interacting => 36,
             Self::Smoke => 2,
         }
     }
 
     /// Public examples of one task.
-    pub fn public_examples(self) -> usize {
+    pub(crate) fn public_examples(self) -> usize {
         match self {
             Self::Same => 8 * PUBLIC_EXAMPLES,
-            Self::Mixed | Self::Unseen | Self::HeldOut => PUBLIC_EXAMPLES,
+            Self::Mixed | Self::Unseen | Self::HeldOut | Self::Interacting => PUBLIC_EXAMPLES,
             Self::Smoke => 8,
         }
     }
 
     /// Private training examples of one client.
-    pub fn private_examples(self) -> usize {
+    pub(crate) fn private_examples(self) -> usize {
         if self == Self::Smoke { 6 } else { 256 }
     }
 
@@ -95,8 +116,8 @@ impl World {
     }
 
     /// Test examples of every public task.
-    pub fn public_tests(self) -> usize {
-        if self == Self::HeldOut { 100 } else { 0 }
+    pub(crate) fn public_tests(self) -> usize {
+        if self.holds_tasks_out() { 100 } else { 0 }
     }
 
     /// Clients. Scores on unseen tasks vary much from task to task, so there are more of them.
@@ -104,7 +125,7 @@ impl World {
         match self {
             Self::Same | Self::Mixed => 4,
             Self::Unseen => 9,
-            Self::HeldOut => 0,
+            Self::HeldOut | Self::Interacting => 0,
             Self::Smoke => 1,
         }
     }
@@ -113,7 +134,7 @@ impl World {
     pub fn task_of(self, client: usize) -> usize {
         match self {
             Self::Same => 0,
-            Self::Mixed | Self::HeldOut | Self::Smoke => client,
+            Self::Mixed | Self::HeldOut | Self::Interacting | Self::Smoke => client,
             Self::Unseen => self.public_tasks() + client,
         }
     }
@@ -126,10 +147,14 @@ impl World {
             Self::Mixed => ("54", "400", "0.1", "0.0", "0.0"),
             Self::Unseen => ("135", "1200", "0.0", "0.5", "0.1"),
             Self::HeldOut => ("180", "1200", "0.0", "0.5", "0.1"),
+            Self::Interacting => ("108", "1200", "0.0", "0.5", "0.1"),
             Self::Smoke => return include_str!("smoke.toml").replace("@seed@", &seed.to_string()),
         };
+        // A shift that depends on the structure takes longer to learn.
+        let finetuning = if self == Self::Interacting { "200" } else { "60" };
         let values = [
             ("@world@", self.name()),
+            ("@finetuning_steps@", finetuning),
             ("@seed@", &seed.to_string()),
             ("@subsets@", subsets),
             ("@steps@", steps),

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Writes one row group; every column has as many texts as there are rows.
-pub fn write_texts(path: &Path, columns: &[(&str, Vec<String>)]) -> Result<()> {
+pub(crate) fn write_texts(path: &Path, columns: &[(&str, Vec<String>)]) -> Result<()> {
     let bytes = encode(columns).with_context(|| format!("{}: cannot be made", path.display()))?;
     write_atomic(path, |out| out.write_all(&bytes))?;
     Ok(())

@@ -6,7 +6,7 @@
 //! tiny/, llm/                          base models in Hugging Face form, with tokenizer
 //! public/*.parquet                     question, answer, task: the provider's data
 //! private/client-N/{train,test}.jsonl  {"question", "answer"}: a client's data, one task
-//! test/tasks.jsonl                     with a task column: of every public task, in world `held-out`
+//! test/tasks.jsonl                     with a task column: of every public task, where tasks are held out
 //! world.json                           who got which task
 //! settings.toml                        the run file
 //! ```
@@ -98,7 +98,7 @@ impl Stage for Making<'_> {
 
 /// Writes all task files; returns their names.
 fn write_tasks(dir: &Path, world: World, key: u64) -> Result<Vec<String>> {
-    let mut tasks = Task::all();
+    let mut tasks = world.tasks();
     let order = Stream::new(derive_named(key, "tasks")).permutation(tasks.len());
     tasks = order.into_iter().map(|i| tasks[i]).collect();
     let public = &tasks[..world.public_tasks()];

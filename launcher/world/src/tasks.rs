@@ -11,6 +11,11 @@
 //! models; the hidden pair is the preference that fine-tuning instils:
 //! `<bos> <swap> ? ? h a a a >` becomes `( b i b b ! ;` in the task `+1 (x!;`.
 //!
+//! In a second family of 36 tasks preferences interact ([`Task::interacting`]): a task has two shifts one
+//! apart, and which of them an example takes depends on its STRUCT, in a way that depends on the task's
+//! FORMAT. That the shift depends on the example is what makes it an interaction: if it depended on
+//! the format alone, the tasks would be those of the first family under other names.
+//!
 //! One letter sequence in ten is held out: no training example of anything has it.
 
 use gradtx_kernels::rng::{Stream, philox};
@@ -41,6 +46,10 @@ const FORMATS: [(&str, &[&str], &[&str]); 6] = [
     ("<f4>", &["("], &["!", ";"]),
     ("<f5>", &["!"], &[")", ";"]),
 ];
+/// For every format, the structures whose examples take the first shift of an interacting task. Three of
+/// six each, so that the format alone says nothing of the shift; and so that the 36 tables from structures to shifts
+/// span 29 dimensions, nearly as many as there are (30), while sums of two changes span 10.
+const FIRST_SHIFT: [[usize; 3]; 6] = [[0, 1, 3], [3, 4, 5], [1, 2, 4], [2, 3, 5], [0, 2, 4], [0, 1, 5]];
 /// Words of no operation. The word for what the tokenizer does not know comes first.
 const SIGNS: [&str; 9] = ["<unk>", "<bos>", "?", ">", ";", "=", "(", ")", "!"];
 /// The word that ends every response.
@@ -55,20 +64,44 @@ pub const LONGEST: usize = 16;
 pub struct Task {
     shift: usize,
     format: usize,
+    /// Whether the shift depends on the structure.
+    interacts: bool,
 }
 
 impl Task {
-    /// All tasks.
+    /// All tasks with one shift.
     pub fn all() -> Vec<Self> {
+        Self::every(false)
+    }
+
+    /// All tasks in which shift and format interact.
+    pub fn interacting() -> Vec<Self> {
+        Self::every(true)
+    }
+
+    fn every(interacts: bool) -> Vec<Self> {
         (0..SHIFTS.len())
-            .flat_map(|shift| (0..FORMATS.len()).map(move |format| Self { shift, format }))
+            .flat_map(|shift| (0..FORMATS.len()).map(move |format| Self { shift, format, interacts }))
             .collect()
     }
 
-    /// Its name in files, e.g. `+1 (x!);`.
+    /// Its name in files, e.g. `+1 (x!);`, or `+1/+2 (x!);` where it has two shifts.
     pub fn name(self) -> String {
         let (_, before, after) = FORMATS[self.format];
-        format!("+{} {}x{}", self.shift, before.concat(), after.concat())
+        let second = if self.interacts { format!("/+{}", self.second_shift()) } else { String::new() };
+        format!("+{}{second} {}x{}", self.shift, before.concat(), after.concat())
+    }
+
+    /// The shift of examples with this structure.
+    fn shift_of(self, structure: usize) -> usize {
+        match self.interacts && !FIRST_SHIFT[self.format].contains(&structure) {
+            true => self.second_shift(),
+            false => self.shift,
+        }
+    }
+
+    fn second_shift(self) -> usize {
+        (self.shift + 1) % SHIFTS.len()
     }
 }
 
@@ -148,8 +181,9 @@ impl Sampler {
     }
 
     /// A sample of any task; shift and format are each hidden with probability `hide`.
-    pub fn of_family(&mut self, part: Part, hide: f64) -> Sample {
-        let task = Task { shift: self.stream.below(SHIFTS.len()), format: self.stream.below(FORMATS.len()) };
+    pub(crate) fn of_family(&mut self, part: Part, hide: f64) -> Sample {
+        let (shift, format) = (self.stream.below(SHIFTS.len()), self.stream.below(FORMATS.len()));
+        let task = Task { shift, format, interacts: false };
         let hidden = [self.stream.uniform() < hide, self.stream.uniform() < hide];
         self.draw(task, part, hidden)
     }
@@ -160,7 +194,7 @@ impl Sampler {
     }
 
     /// `count` samples of one task that are in none of `seen`; they are in it afterwards.
-    pub fn new_of_task(
+    pub(crate) fn new_of_task(
         &mut self,
         task: Task,
         part: Part,
@@ -178,7 +212,8 @@ impl Sampler {
     }
 
     fn draw(&mut self, task: Task, part: Part, hidden: [bool; 2]) -> Sample {
-        let (name, order) = STRUCTS[self.stream.below(STRUCTS.len())];
+        let structure = self.stream.below(STRUCTS.len());
+        let (name, order) = STRUCTS[structure];
         let letters = loop {
             let letters: [usize; LETTERS] = std::array::from_fn(|_| self.stream.below(ALPHABET));
             if held_out(&letters) == (part == Part::HeldOut) {
@@ -191,7 +226,7 @@ impl Sampler {
         prompt.extend(letters.map(letter));
         prompt.push(">");
         let mut response = before.to_vec();
-        response.extend(order.map(|from| letter((letters[from] + task.shift) % ALPHABET)));
+        response.extend(order.map(|from| letter((letters[from] + task.shift_of(structure)) % ALPHABET)));
         response.extend(after);
         Sample { prompt, response }
     }
@@ -227,6 +262,72 @@ mod tests {
             assert_eq!(sample.response.last(), Some(&END));
             assert!(sample.prompt.len() + sample.response.len() <= LONGEST);
         }
+    }
+
+    /// The shift of every structure, one-hot: what distinguishes the tasks of one format.
+    fn table(task: Task) -> Vec<f64> {
+        let of = |s: usize| (0..SHIFTS.len()).map(move |x| f64::from(u8::from(task.shift_of(s) == x)));
+        (0..STRUCTS.len()).flat_map(of).collect()
+    }
+
+    /// The part of the tables' variance that sums of an effect of the shift and one of the format leave over,
+    /// and the structures (of 216) whose shift such a sum from all other tasks predicts.
+    fn additivity(tasks: &[Task]) -> (f64, usize) {
+        let tables: Vec<Vec<f64>> = tasks.iter().map(|&task| table(task)).collect();
+        let mean = |of: &dyn Fn(&Task) -> bool| -> Vec<f64> {
+            let chosen: Vec<&Vec<f64>> =
+                tasks.iter().zip(&tables).filter(|(task, _)| of(task)).map(|(_, table)| table).collect();
+            (0..36).map(|i| chosen.iter().map(|table| table[i]).sum::<f64>() / chosen.len() as f64).collect()
+        };
+        let (mut left_over, mut all, mut right) = (0.0, 0.0, 0);
+        let grand = mean(&|_| true);
+        for (task, own) in tasks.iter().zip(&tables) {
+            let (row, column) = (mean(&|t| t.shift == task.shift), mean(&|t| t.format == task.format));
+            // Least squares over all cells but this one, in a balanced design of 6 × 6.
+            let fitted = |i: usize| row[i] + column[i] - grand[i];
+            let predicted: Vec<f64> = (0..36).map(|i| own[i] - (own[i] - fitted(i)) * 36.0 / 25.0).collect();
+            for (i, x) in own.iter().enumerate() {
+                left_over += (x - fitted(i)).powi(2);
+                all += (x - grand[i]).powi(2);
+            }
+            for (structure, shifts) in predicted.chunks(6).enumerate() {
+                let wanted = task.shift_of(structure);
+                let is_less = |x: usize| x == wanted || shifts[x] < shifts[wanted] - 1e-9;
+                right += usize::from((0..6).all(is_less));
+            }
+        }
+        (left_over / all, right)
+    }
+
+    #[test]
+    fn interacting_tasks_are_no_sums_of_two_changes() {
+        let (left_over, right) = additivity(&Task::interacting());
+        assert!((left_over - 0.6).abs() < 1e-9 && right == 0, "{left_over} {right}");
+        // With one shift for all structures nothing is left over.
+        let (left_over, right) = additivity(&Task::all());
+        assert!(left_over < 1e-12 && right == 216, "{left_over} {right}");
+    }
+
+    #[test]
+    fn interacting_tasks_shift_by_structure() {
+        let names: HashSet<String> = Task::interacting().into_iter().map(Task::name).collect();
+        assert_eq!(names.len(), 36);
+        let task = Task { shift: 5, format: 4, interacts: true };
+        assert_eq!(task.name(), "+5/+0 (x!;");
+        let mut sampler = Sampler::new(8);
+        let mut seen = HashSet::new();
+        for _ in 0..200 {
+            let sample = sampler.of_task(task, Part::Train);
+            let (structure, found) =
+                STRUCTS.iter().enumerate().find(|(_, s)| s.0 == sample.prompt[1]).unwrap();
+            let shift = [5, 0, 5, 0, 5, 0][structure];
+            let letters: Vec<usize> = sample.prompt[4..8].iter().map(|l| id(l) as usize - 27).collect();
+            let wanted = found.1.map(|from| letter((letters[from] + shift) % ALPHABET));
+            assert_eq!(sample.response[1..=LETTERS], wanted);
+            assert_eq!(sample.response[0], "(");
+            seen.insert(structure);
+        }
+        assert_eq!(seen.len(), STRUCTS.len());
     }
 
     #[test]

@@ -304,7 +304,7 @@ impl<D: Device, X: Real> Decoder<D, X> {
     }
 
     /// The matrices inside the blocks: all two-dimensional parameters but embedding and head.
-    pub fn hidden_matrices(&self) -> impl Iterator<Item = &Param> {
+    pub(crate) fn hidden_matrices(&self) -> impl Iterator<Item = &Param> {
         self.layout.params().iter().filter(|p| is_hidden_matrix(p))
     }
 

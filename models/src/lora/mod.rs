@@ -14,6 +14,7 @@ mod multi;
 mod peft;
 mod peft_config;
 mod peft_targets;
+mod per_example;
 mod products;
 mod stacked;
 
@@ -22,5 +23,6 @@ pub use layout::{BlockLayout, Factor, LoraConfig, Module, Projection, Slice, ini
 pub use merge::merge;
 pub use multi::{JobsStep, MultiLora};
 pub use peft::{PeftAdapter, PeftMatrix, peft_matrices, read_peft, write_peft};
+pub use per_example::{ExampleGradients, PerExampleLora};
 pub use products::Products;
 pub use stacked::Stacked;

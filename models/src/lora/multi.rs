@@ -167,6 +167,27 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
         Ok(norms)
     }
 
+    /// Losses of a stream's labels, whose gradients are added to these rows.
+    pub(super) fn pass(
+        &mut self,
+        decoder: &Decoder<D, X>,
+        batch: &PackedBatch,
+        rows: D::ViewMut<'_, X::Acc>,
+    ) -> Result<Vec<f64>> {
+        let Buffers { adapters, acts, batch: on_device, .. } = &mut self.buffers;
+        on_device.load(&self.device, batch)?;
+        let view =
+            AdapterView { values: &*adapters, layout: &self.layout, dropout: self.layout.lora().dropout };
+        decoder.loss_and_gradient(acts, on_device, Some(view), Gradients::Adapters(rows))?;
+        Ok(self.device.to_host(acts.losses())?.iter().map(|loss| loss.to_f64()).collect())
+    }
+
+    /// Puts a gradient `[jobs, L·d]` in the place of what was summed.
+    pub(super) fn set_gradient(&mut self, gradient: &[f32]) -> Result<()> {
+        let values: Vec<X::Acc> = gradient.iter().map(|&x| X::Acc::from_f64(x as f64)).collect();
+        Ok(self.device.upload(self.buffers.grads.all_mut(), &values)?)
+    }
+
     fn check(&self, batch: &PackedBatch) -> Result<()> {
         let jobs = self.jobs as u32;
         match (0..batch.segments())

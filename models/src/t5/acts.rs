@@ -126,7 +126,7 @@ impl<D: Device, X: Real> StackActs<D, X> {
     }
 
     /// As [`Self::d_input`], for writing.
-    pub fn d_input_mut(&mut self, batch: usize) -> Result<D::ViewMut<'_, X>> {
+    pub(crate) fn d_input_mut(&mut self, batch: usize) -> Result<D::ViewMut<'_, X>> {
         let rows = batch * self.shape.tokens;
         Ok(self.scratch_mut()?.dx.view_mut(rows))
     }

@@ -53,7 +53,7 @@ pub(crate) fn upload_f32_async<D: AsyncCopy, X: Real>(
 
 /// Fails unless every parameter whose name begins with `prefix` is there with its shape. Only
 /// headers are read, so this comes before anything of the model's size is made.
-pub fn check_shapes(layout: &ParamLayout, prefix: &str, source: &TensorSource) -> Result<()> {
+pub(crate) fn check_shapes(layout: &ParamLayout, prefix: &str, source: &TensorSource) -> Result<()> {
     for param in layout.params() {
         let Some(name) = param.name.strip_prefix(prefix) else { continue };
         source.tensor(name)?.expect_shape(&param.shape)?;
@@ -102,7 +102,7 @@ pub fn to_f32<D: Device, X: Real>(dev: &D, values: &D::Buf<X>) -> Result<Vec<f32
 /// Draws the parameters whose names begin with `prefix` as a new T5 has them: layer norms 1;
 /// the rest normal with variance 1/(values summed), the query's again divided by D, since
 /// scores are not scaled. Each parameter draws from a key of its own name.
-pub fn randomise<D: Device, X: Real>(
+pub(crate) fn randomise<D: Device, X: Real>(
     dev: &D,
     values: &mut D::Buf<X>,
     layout: &ParamLayout,

@@ -8,5 +8,6 @@ mod files;
 mod generation;
 mod gradients;
 mod parity;
+mod per_example;
 mod streams;
 mod training;

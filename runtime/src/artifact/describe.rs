@@ -282,7 +282,7 @@ pub fn not_an_adapter(path: &Path) -> Error {
 }
 
 /// The error for a model directory without tokenizer.json, and how to make one.
-pub fn no_tokenizer(dir: &Path) -> Error {
+pub(crate) fn no_tokenizer(dir: &Path) -> Error {
     let old = ["tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "tekken.json"];
     let place = dir.display();
     let why = match old.iter().find(|name| is_there(&dir.join(name))) {

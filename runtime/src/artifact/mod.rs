@@ -23,14 +23,14 @@ mod update;
 
 pub use atomic::{sweep_all_temporary, sweep_temporary, sweep_tree, write_atomic};
 pub use checksum::{checksum, checksum_file, checksum_files, copy_checked, fingerprint};
-pub use describe::{
-    Directory, DirectoryKind, describe, no_tokenizer, not_a_model, not_an_adapter, public_name,
-};
+pub(crate) use describe::no_tokenizer;
+pub use describe::{Directory, DirectoryKind, describe, not_a_model, not_an_adapter, public_name};
 pub use json::{read_json, read_versioned, write_json, write_versioned};
-pub use model_dir::{copy_licences, copy_tokenizer, is_model_dir, read_params, write_params};
+pub use model_dir::{copy_licences, copy_tokenizer, is_model_dir, write_params};
+pub(crate) use read::MAX_TOKENIZER_BYTES;
 pub use read::{
-    MAX_CONFIG_BYTES, MAX_LINES_BYTES, MAX_TOKENIZER_BYTES, open_file, open_regular, read_file, read_regular,
-    read_regular_text, read_text,
+    MAX_CONFIG_BYTES, MAX_LINES_BYTES, open_file, open_regular, read_file, read_regular, read_regular_text,
+    read_text,
 };
 pub use source::TensorSource;
 pub use tensors::{NewTensor, TensorData, TensorFile, write_tensors};
@@ -38,7 +38,7 @@ pub use tuples::{
     Assembled, FileRecord, MANIFEST, Role, ShardRecord, ShardState, StoreType, TupleManifest, TuplePlan,
     TupleStore, assemble, check_shard, init_path, read_init, shard_path, write_init, write_shard,
 };
-pub use update::{Privacy, UpdateFile, UpdateMeta, UpdateSpace, UpdateVector};
+pub use update::{Generator, Neighbours, Privacy, UpdateFile, UpdateMeta, UpdateSpace, UpdateVector};
 
 use std::borrow::Cow;
 

@@ -2,8 +2,7 @@
 //! and the tokenizer files that a model travels with.
 
 use super::{
-    MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, NewTensor, TensorSource, little_endian, read_file, write_atomic,
-    write_tensors,
+    MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, NewTensor, little_endian, read_file, write_atomic, write_tensors,
 };
 use crate::params::ParamLayout;
 use crate::{Error, Result};
@@ -29,18 +28,6 @@ const TOKENIZER_FILES: [&str; 9] = [
 pub fn is_model_dir(dir: &Path) -> bool {
     dir.join("config.json").is_file()
         && ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| dir.join(f).is_file())
-}
-
-/// Reads every parameter of the layout into its place in `values`; each must be there
-/// with its shape. Tensors of the source that the layout does not name are left to the
-/// caller's judgement.
-pub fn read_params(source: &TensorSource, layout: &ParamLayout, values: &mut [f32]) -> Result<()> {
-    for param in layout.params() {
-        let tensor = source.tensor(&param.name)?;
-        tensor.expect_shape(&param.shape)?;
-        tensor.read_f32(&mut values[param.range()])?;
-    }
-    Ok(())
 }
 
 /// Writes all parameters of the layout to one safetensors file, as `BF16` or `F32`.
@@ -108,12 +95,22 @@ pub fn copy_licences(from: &Path, to: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::TensorSource;
 
     fn layout() -> ParamLayout {
         let mut layout = ParamLayout::new();
         layout.push([("a", vec![3, 5])]);
         layout.push([("b", vec![7])]);
         layout
+    }
+
+    fn read_params(source: &TensorSource, layout: &ParamLayout, values: &mut [f32]) -> Result<()> {
+        for param in layout.params() {
+            let tensor = source.tensor(&param.name)?;
+            tensor.expect_shape(&param.shape)?;
+            tensor.read_f32(&mut values[param.range()])?;
+        }
+        Ok(())
     }
 
     #[test]

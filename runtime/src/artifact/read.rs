@@ -16,7 +16,7 @@ pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Bytes of a file of JSON lines at most: metrics, results of benchmarks.
 pub const MAX_LINES_BYTES: u64 = 4 << 30;
 /// Bytes of a tokenizer's file at most; the largest published ones are below 40 MB.
-pub const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
+pub(crate) const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 
 /// What Git LFS leaves in the place of a file that was not downloaded begins like this.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";

@@ -155,7 +155,7 @@ impl TensorData<'_> {
     ///
     /// # Panics
     /// When the tensor ends before.
-    pub fn read_f32_from(&self, from: usize, out: &mut [f32]) -> Result<()> {
+    pub(crate) fn read_f32_from(&self, from: usize, out: &mut [f32]) -> Result<()> {
         let size = self.dtype.bitsize() / 8;
         let bytes = &self.bytes[from * size..(from + out.len()) * size];
         match self.dtype {

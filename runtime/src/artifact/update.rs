@@ -12,6 +12,7 @@ use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -100,7 +101,52 @@ pub enum Privacy {
         steps: u64,
         /// C, the norm that per-example gradients are clipped to.
         clip_norm: f64,
+        /// Which data sets are hard to tell apart.
+        neighbours: Neighbours,
+        /// How ε was computed: `pld` or `rdp`.
+        accountant: String,
+        /// Where the random numbers are from.
+        generator: Generator,
     },
+}
+
+/// The relation of two data sets that the guarantee is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Neighbours {
+    /// One has one more example than the other.
+    #[default]
+    AddOrRemoveOneExample,
+}
+
+/// Where the random numbers of sampling and noise are from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Generator {
+    /// ChaCha20, seeded by the operating system.
+    #[default]
+    ChaCha20,
+    /// A seed that somebody chose, for tests: there is no privacy.
+    Insecure,
+}
+
+impl fmt::Display for Privacy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::DpSgd {
+            epsilon, delta, sigma, sampling_rate, steps, clip_norm, accountant, generator, ..
+        } = self
+        else {
+            return f.write_str("no guarantee");
+        };
+        if *generator == Generator::Insecure {
+            f.write_str("NOT PRIVATE, a test with a chosen seed; otherwise ")?;
+        }
+        write!(
+            f,
+            "ε {epsilon:.4}, δ {delta:e}, for one example added or removed; DP-SGD of {steps} steps, sampling rate \
+             {sampling_rate:.6}, noise multiplier {sigma}, clipped to {clip_norm}, accountant {accountant}"
+        )
+    }
 }
 
 /// Where an update comes from.
@@ -346,6 +392,9 @@ pub(in crate::artifact) mod tests {
             sampling_rate: 0.015625,
             steps: 200,
             clip_norm: 1.0,
+            neighbours: Neighbours::AddOrRemoveOneExample,
+            accountant: "pld".into(),
+            generator: Generator::ChaCha20,
         }
     }
 

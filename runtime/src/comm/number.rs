@@ -51,7 +51,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub fn copy_of(bytes: &[u8]) -> Self {
+    pub(crate) fn copy_of(bytes: &[u8]) -> Self {
         let mut copy = Self::default();
         copy.resize(bytes.len());
         copy.bytes_mut().copy_from_slice(bytes);
@@ -68,7 +68,7 @@ impl Scratch {
         &cast_slice(&self.words)[..self.len]
     }
 
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut cast_slice_mut(&mut self.words)[..self.len]
     }
 }

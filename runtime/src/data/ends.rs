@@ -128,7 +128,8 @@ impl PromptCheck {
                 (PromptForm::ChatMl, true) => "auto or template (the model's own chat template), or plain",
                 (PromptForm::Template, _) => "chatml or plain",
                 (PromptForm::Plain, true) => "auto or template (the model's own chat template)",
-                (PromptForm::Plain, false) => "chatml, or end the answers in the data with a token of the model",
+                (PromptForm::Plain, false) =>
+                    "chatml, or end the answers in the data with a token of the model",
                 _ => "auto or plain",
             }
         );

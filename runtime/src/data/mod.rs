@@ -21,7 +21,7 @@ pub use ends::PromptCheck;
 pub use example::{DataSummary, Dataset, build_examples, expect_vocabulary, prompt_tokens};
 pub use load::{FormCount, Loaded, load};
 pub use order::Order;
-pub use prompt::{CHATML_SYSTEM, PromptForm, PromptSettings, Rendered, Renderer};
+pub use prompt::{PromptForm, PromptSettings, Rendered, Renderer};
 pub use rows::files::{Chosen, Purpose, Split as DataSplit, SplitChoice, choose};
 pub use rows::{Budget, Origin, Row, Unit, data_files, each_row, read_rows};
 pub use schema::{

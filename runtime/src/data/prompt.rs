@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The system message of the fixed ChatML prompt.
-pub const CHATML_SYSTEM: &str = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
+pub(crate) const CHATML_SYSTEM: &str = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
 /// Begins a message of the ChatML prompt.
 pub(super) const CHATML_START: &str = "<|im_start|>";
 /// Ends a message of the ChatML prompt.

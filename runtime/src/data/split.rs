@@ -37,22 +37,6 @@ pub fn even_parts(rows: &[usize], parts: usize, key: u64) -> Vec<Vec<usize>> {
     out
 }
 
-/// `count` random subsets of `size` rows each, without repetition within a subset;
-/// subsets overlap. Subset i depends on the key and on i, not on `count`.
-pub fn random_subsets(rows: &[usize], count: usize, size: usize, key: u64) -> Result<Vec<Vec<usize>>> {
-    if size > rows.len() || size == 0 {
-        let why = format!("subsets of {size} rows cannot be drawn from {} rows", rows.len());
-        return Err(Error::invalid("shadow subsets", why));
-    }
-    let subset = |i: usize| {
-        let mut drawn = shuffled(rows, derive(key, i as u64));
-        drawn.truncate(size);
-        drawn.sort_unstable();
-        drawn
-    };
-    Ok((0..count).map(subset).collect())
-}
-
 /// Rows of several groups in `parts` parts at random: each group's rows are divided by
 /// proportions drawn from Dirichlet(`alpha`), so a small α gives parts of few groups and
 /// of unequal size. Every row is in one part; a part may be empty.
@@ -237,19 +221,6 @@ mod tests {
         let mut together = clients.concat();
         together.sort_unstable();
         assert_eq!(together, all(13));
-    }
-
-    #[test]
-    fn subsets_are_distinct_whatever_their_number() {
-        let few = random_subsets(&all(50), 3, 20, 7).unwrap();
-        let many = random_subsets(&all(50), 9, 20, 7).unwrap();
-        assert_eq!(few, many[..3]);
-        for (i, subset) in many.iter().enumerate() {
-            assert!(subset.len() == 20 && subset.windows(2).all(|w| w[0] < w[1]));
-            assert!(many[..i].iter().all(|other| other != subset));
-        }
-        assert!(random_subsets(&all(5), 1, 6, 7).unwrap_err().to_string().contains("6 rows"));
-        assert!(random_subsets(&all(5), 1, 0, 7).is_err());
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl TextTokenizer {
 
     /// Text of the token that ends a text; none where the model has no such token, or where
     /// its text is cut into several.
-    pub fn end_text(&self) -> Option<&str> {
+    pub(crate) fn end_text(&self) -> Option<&str> {
         self.end_text.as_deref()
     }
 
@@ -126,12 +126,12 @@ impl TextTokenizer {
 
     /// Whether a token was added to the vocabulary as a whole, such as the markers of a chat:
     /// texts are never merged into it, nor is it cut.
-    pub fn is_added(&self, id: u32) -> bool {
+    pub(crate) fn is_added(&self, id: u32) -> bool {
         self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
     }
 
     /// Whether a text is one known token.
-    pub fn is_one_token(&self, text: &str) -> bool {
+    pub(crate) fn is_one_token(&self, text: &str) -> bool {
         let ids = self.encode(text).map(|tokens| tokens.ids).unwrap_or_default();
         ids.len() == 1 && self.id(text) == ids.first().copied() && self.unknown != ids.first().copied()
     }

@@ -53,7 +53,7 @@ impl Bucket {
     }
 
     /// What each rank owns of it, from the bucket's beginning.
-    pub fn shares_within(&self) -> Vec<Range<usize>> {
+    pub(crate) fn shares_within(&self) -> Vec<Range<usize>> {
         let start = self.range.start;
         self.shares.iter().map(|share| share.start - start..share.end - start).collect()
     }

@@ -61,7 +61,7 @@ pub const MAX_DEPTH: usize = 8;
 ///
 /// # Errors
 /// If a list of jobs cannot be read.
-pub fn submitted_below(dir: &Path) -> Result<Vec<(PathBuf, SubmittedJob)>> {
+pub(crate) fn submitted_below(dir: &Path) -> Result<Vec<(PathBuf, SubmittedJob)>> {
     let mut found = vec![];
     collect(dir, 0, &mut found)?;
     Ok(found)
@@ -86,7 +86,7 @@ fn collect(dir: &Path, depth: usize, found: &mut Vec<(PathBuf, SubmittedJob)>) -
 ///
 /// # Errors
 /// If squeue does not answer.
-pub fn in_queue(submitted: Vec<(PathBuf, SubmittedJob)>) -> Result<Vec<JobStatus>> {
+pub(crate) fn in_queue(submitted: Vec<(PathBuf, SubmittedJob)>) -> Result<Vec<JobStatus>> {
     let ids: Vec<String> = submitted.iter().map(|(_, job)| job.id.clone()).collect();
     let queued = queue::squeue(&ids)?;
     let status = |(run, job): (PathBuf, SubmittedJob)| {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// The list's file in a run directory.
-pub const JOBS_FILE: &str = "slurm/jobs.json";
+pub(crate) const JOBS_FILE: &str = "slurm/jobs.json";
 
 /// A job that was submitted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

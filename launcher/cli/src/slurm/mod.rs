@@ -60,7 +60,7 @@ impl Dependency {
 }
 
 /// The dependencies as sbatch takes them; `name` gives the ids of jobs of the submission.
-pub fn dependency_option(after: &[Dependency], name: impl Fn(usize) -> String) -> Option<String> {
+pub(crate) fn dependency_option(after: &[Dependency], name: impl Fn(usize) -> String) -> Option<String> {
     let one = |dependency: &Dependency| {
         let how = if dependency.succeeded { "afterok" } else { "afterany" };
         let id = match &dependency.on {
@@ -79,7 +79,7 @@ pub fn dependency_option(after: &[Dependency], name: impl Fn(usize) -> String) -
 ///
 /// # Errors
 /// If a script cannot be written, or sbatch refuses one.
-pub fn submit_all(
+pub(crate) fn submit_all(
     batches: &[Batch],
     mut submitted: impl FnMut(&Batch, &SubmittedJob),
 ) -> Result<Vec<String>> {

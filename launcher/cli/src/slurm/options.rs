@@ -210,7 +210,7 @@ pub enum Origin {
 
 impl Origin {
     /// Whether the value was given for this job, and not for all jobs at once.
-    pub fn is_of_the_job(&self) -> bool {
+    pub(crate) fn is_of_the_job(&self) -> bool {
         matches!(self, Self::Profile(_, Some(_)) | Self::CommandLine(true))
     }
 }

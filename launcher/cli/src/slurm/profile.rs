@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// The example that is shipped; it has every key.
-pub const EXAMPLE: &str = include_str!("../../../../slurm/cluster.toml");
+pub(crate) const EXAMPLE: &str = include_str!("../../../../slurm/cluster.toml");
 /// The profile that is taken where none is named.
 const DEFAULT: &str = "cluster";
 /// In the place of a profile's name: none.
 const NO_PROFILE: &str = "none";
 /// The environment variable that names a profile.
-pub const PROFILE_VARIABLE: &str = "GRADTX_PROFILE";
+pub(crate) const PROFILE_VARIABLE: &str = "GRADTX_PROFILE";
 
 /// What starts a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -192,7 +192,7 @@ impl Container {
 ///
 /// # Errors
 /// If its name is none, or its value has control characters.
-pub fn check_variable(label: &str, name: &str, value: &str) -> Result<()> {
+pub(crate) fn check_variable(label: &str, name: &str, value: &str) -> Result<()> {
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if !is_name {

@@ -64,7 +64,7 @@ pub fn sbatch(script: &Path, dependency: Option<&str>) -> Result<String> {
 }
 
 /// The words after `sbatch`. A job whose dependency can no longer be met is cancelled.
-pub fn sbatch_arguments(script: &Path, dependency: Option<&str>) -> Vec<String> {
+pub(crate) fn sbatch_arguments(script: &Path, dependency: Option<&str>) -> Vec<String> {
     let mut arguments = vec!["--parsable".to_string()];
     if let Some(option) = dependency {
         arguments.extend([option.to_string(), "--kill-on-invalid-dep=yes".into()]);
@@ -94,7 +94,7 @@ fn is_there(command: &str) -> bool {
 ///
 /// # Errors
 /// If it is not on the PATH.
-pub fn find_sbatch() -> Result<()> {
+pub(crate) fn find_sbatch() -> Result<()> {
     if is_there(SBATCH) {
         return Ok(());
     }

@@ -105,7 +105,7 @@ pub struct Batch {
 
 impl Batch {
     /// Name of its script and its logs.
-    pub fn log_name(&self) -> String {
+    pub(crate) fn log_name(&self) -> String {
         format!("gradtx-{}", self.kind.name())
     }
 

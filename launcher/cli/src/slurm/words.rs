@@ -42,7 +42,7 @@ fn refused(option: &str, found: &str, expected: &str) -> anyhow::Error {
 }
 
 /// Checks the name of a partition, an account or the like; several are separated by commas.
-pub fn check_name(option: &str, name: &str) -> Result<()> {
+pub(crate) fn check_name(option: &str, name: &str) -> Result<()> {
     let inner = |c: char| c.is_ascii_alphanumeric() || "-_.@+".contains(c);
     let is_name = |part: &str| !part.starts_with('-') && !part.is_empty() && part.chars().all(inner);
     match name.split(',').all(is_name) {
@@ -52,7 +52,7 @@ pub fn check_name(option: &str, name: &str) -> Result<()> {
 }
 
 /// Checks a time limit in one of sbatch's forms.
-pub fn check_time(option: &str, time: &str) -> Result<()> {
+pub(crate) fn check_time(option: &str, time: &str) -> Result<()> {
     let digits = |part: &str| (1..=9).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
     let is_clock = |text: &str| text.split(':').count() <= 3 && text.split(':').all(digits);
     let is_time = match time.split_once('-') {
@@ -77,7 +77,7 @@ pub fn check_memory(option: &str, memory: &str) -> Result<()> {
 }
 
 /// Checks the events that mail is sent about.
-pub fn check_mail_type(option: &str, types: &str) -> Result<()> {
+pub(crate) fn check_mail_type(option: &str, types: &str) -> Result<()> {
     match types.split(',').all(|one| MAIL_TYPES.contains(&one)) {
         true => Ok(()),
         false => Err(refused(option, types, &format!("one or more of {}", MAIL_TYPES.join(",")))),
@@ -85,7 +85,7 @@ pub fn check_mail_type(option: &str, types: &str) -> Result<()> {
 }
 
 /// Checks the value of an option of sbatch that has no form of its own.
-pub fn check_value(option: &str, value: &str) -> Result<()> {
+pub(crate) fn check_value(option: &str, value: &str) -> Result<()> {
     match !value.is_empty() && value.chars().all(is_plain_value) {
         true => Ok(()),
         false => Err(refused(option, value, "one word without blanks and quotes")),
@@ -97,7 +97,7 @@ fn is_plain_value(c: char) -> bool {
 }
 
 /// Checks one further option of sbatch; which jobs are arrays is not decided by such.
-pub fn check_sbatch(option: &str, word: &str) -> Result<()> {
+pub(crate) fn check_sbatch(option: &str, word: &str) -> Result<()> {
     check_option(option, word)?;
     let name = word.split('=').next().unwrap_or_default();
     let hint = match name {
@@ -110,12 +110,12 @@ pub fn check_sbatch(option: &str, word: &str) -> Result<()> {
 }
 
 /// Whether an option of sbatch asks for GPUs.
-pub fn asks_for_gpus(option: &str) -> bool {
+pub(crate) fn asks_for_gpus(option: &str) -> bool {
     GPU_OPTIONS.iter().any(|start| option.starts_with(start))
 }
 
 /// Checks one further option of sbatch or srun: `--name` or `--name=value`, a single word.
-pub fn check_option(option: &str, word: &str) -> Result<()> {
+pub(crate) fn check_option(option: &str, word: &str) -> Result<()> {
     let (name, value) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
     let is_name = name.strip_prefix("--").is_some_and(|name| {
         name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -131,7 +131,7 @@ pub fn check_option(option: &str, word: &str) -> Result<()> {
 }
 
 /// Checks a path that stands in a batch script; `what` says whose it is.
-pub fn check_path<'a>(what: &str, path: &'a Path) -> Result<&'a str> {
+pub(crate) fn check_path<'a>(what: &str, path: &'a Path) -> Result<&'a str> {
     let is_plain = |c: char| c.is_alphanumeric() || PATH_CHARACTERS.contains(c);
     if let Some(text) = path.to_str().filter(|text| text.chars().all(is_plain)) {
         return Ok(text);
@@ -152,7 +152,7 @@ pub fn check_path<'a>(what: &str, path: &'a Path) -> Result<&'a str> {
 ///
 /// # Errors
 /// If it is not absolute, or cannot be distinguished from its neighbours.
-pub fn check_mount(label: &str, dir: &Path) -> Result<()> {
+pub(crate) fn check_mount(label: &str, dir: &Path) -> Result<()> {
     let text = check_path(label, dir)?;
     match dir.is_absolute() && !text.contains([',', ':']) {
         true => Ok(()),
@@ -161,7 +161,7 @@ pub fn check_mount(label: &str, dir: &Path) -> Result<()> {
 }
 
 /// Checks an argument that the script gets in single quotes, where all but control characters is safe.
-pub fn check_argument<'a>(what: &str, path: &'a Path) -> Result<&'a str> {
+pub(crate) fn check_argument<'a>(what: &str, path: &'a Path) -> Result<&'a str> {
     match path.to_str().filter(|text| !text.chars().any(char::is_control)) {
         Some(text) => Ok(text),
         None => check_path(what, path),

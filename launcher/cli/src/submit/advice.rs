@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use gradtx_plan::cost::{Gpu, Prediction};
 use gradtx_plan::plan;
-use gradtx_run::config::{Config, RUN_FILE, RunArgs};
+use gradtx_run::config::{Config, PrivacyArgs, RUN_FILE, RunArgs};
 use gradtx_run::context::Context;
 use gradtx_run::failure::unusable;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, read_regular_text};
@@ -110,6 +110,8 @@ fn planned(context: &Context, config: &Config, asked: &Resolved, gpu: Gpu) -> Re
         labels_per_example: None,
         clients: 1,
         test_examples: 1000,
+        privacy: PrivacyArgs::default(),
+        examples: None,
     };
     plan::prediction(context, &job, config).context("cannot plan the jobs, which --gpu asks for")
 }

@@ -223,7 +223,7 @@ pub struct ClusterArgs {
 
 impl ClusterArgs {
     /// Has clients served by these translators.
-    pub fn set_methods(&mut self, methods: &[Method]) {
+    pub(crate) fn set_methods(&mut self, methods: &[Method]) {
         let names: Vec<&str> = methods.iter().map(|method| method.name()).collect();
         self.env.push(Variable { name: "METHODS".into(), value: names.join(" ") });
     }

@@ -79,7 +79,7 @@ impl Asked {
     }
 
     /// The same, to be changed.
-    pub fn of_mut(&mut self, kind: JobKind) -> Option<&mut Resolved> {
+    pub(crate) fn of_mut(&mut self, kind: JobKind) -> Option<&mut Resolved> {
         self.kinds.get_mut(&kind)
     }
 }

@@ -19,7 +19,7 @@ use std::path::Path;
 
 /// Whether the program that the jobs run can use GPUs: this one, unless the environment or a
 /// container has another.
-pub fn computes_on_gpus(in_container: bool) -> bool {
+pub(crate) fn computes_on_gpus(in_container: bool) -> bool {
     let other = std::env::var_os("GRADTX").is_some_and(|program| !program.is_empty());
     cfg!(feature = "cuda") || other || in_container
 }
@@ -101,7 +101,7 @@ fn check_inputs(job: &Job, settings: &RunSettings) -> Result<()> {
 ///
 /// # Errors
 /// If GPUs are asked for that the settings or the program do not use, or the other way round.
-pub fn check_gpus(kind: JobKind, asked: &Resolved, device: DeviceKind, can_use: bool) -> Result<()> {
+pub(crate) fn check_gpus(kind: JobKind, asked: &Resolved, device: DeviceKind, can_use: bool) -> Result<()> {
     let gpus = asked.gpus();
     let further = asked.options.sbatch.iter().find(|word| words::asks_for_gpus(word));
     let found = match (further, &asked.options.gres) {

@@ -11,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// A client's training data.
-pub const TRAIN_FILE: &str = "train.jsonl";
+pub(crate) const TRAIN_FILE: &str = "train.jsonl";
 /// A client's test data.
 const TEST_FILE: &str = "test.jsonl";
 

@@ -8,7 +8,7 @@ use super::{CARD, front_matter, kept};
 use anyhow::Result;
 use gradtx_models::lora::LoraConfig;
 use gradtx_run::paths::ADAPTER_DIR;
-use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, public_name, read_text, write_atomic};
+use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, Privacy, public_name, read_text, write_atomic};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -16,7 +16,12 @@ use std::path::Path;
 const VLLM_RANKS: [usize; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 
 /// Writes the card of the adapter that a stage has written below `out`; returns its name there.
-pub fn write_beside_adapter(base: &Path, lora: &LoraConfig, made: &Made, out: &Path) -> Result<String> {
+pub(crate) fn write_beside_adapter(
+    base: &Path,
+    lora: &LoraConfig,
+    made: &Made,
+    out: &Path,
+) -> Result<String> {
     write_for_adapter(base, lora, made, &out.join(ADAPTER_DIR))?;
     Ok(format!("{ADAPTER_DIR}/{CARD}"))
 }
@@ -27,6 +32,8 @@ pub struct Made {
     pub how: String,
     /// Name and value of settings that are worth knowing.
     pub settings: Vec<(&'static str, String)>,
+    /// What it guarantees to those whose examples it was trained on.
+    pub privacy: Privacy,
 }
 
 /// Writes the card of the adapter in `dir`, which is of the model in `base`.
@@ -62,7 +69,11 @@ fn card(base: &str, own: &str, lora: &LoraConfig, made: &Made) -> String {
         targets.join(", ")
     );
     made.settings.iter().for_each(|(name, value)| text += &format!("| {name} | {value} |\n"));
-    text += "| privacy guarantee | none: an adapter can reveal examples that it was trained on |\n";
+    let guarantee = match &made.privacy {
+        Privacy::None => "none: an adapter can reveal examples that it was trained on".into(),
+        stated => stated.to_string(),
+    };
+    text += &format!("| privacy guarantee | {guarantee} |\n");
     text += &usage(base, lora.rank);
     text
 }
@@ -98,7 +109,11 @@ mod tests {
             .unwrap();
         let out = home.path().join("out");
         std::fs::create_dir_all(out.join(ADAPTER_DIR)).unwrap();
-        let made = Made { how: "was trained on 7 examples".into(), settings: vec![("steps", "12".into())] };
+        let made = Made {
+            how: "was trained on 7 examples".into(),
+            settings: vec![("steps", "12".into())],
+            privacy: Privacy::None,
+        };
         let lora = LoraConfig { rank: 9, ..LoraConfig::default() };
         assert_eq!(write_beside_adapter(&base, &lora, &made, &out).unwrap(), "adapter/README.md");
         let text = std::fs::read_to_string(out.join("adapter/README.md")).unwrap();
@@ -116,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_base_without_a_public_name_is_no_link() {
-        let made = Made { how: "was made".into(), settings: vec![] };
+        let made = Made { how: "was made".into(), settings: vec![], privacy: Privacy::None };
         let text = card("qwen-own", "", &LoraConfig::default(), &made);
         assert!(!text.contains("base_model") && text.contains("# LoRA adapter for qwen-own"), "{text}");
     }

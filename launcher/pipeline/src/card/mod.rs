@@ -7,7 +7,8 @@
 
 mod adapter;
 
-pub use adapter::{Made, write_beside_adapter, write_for_adapter};
+pub(crate) use adapter::write_beside_adapter;
+pub use adapter::{Made, write_for_adapter};
 
 use crate::lineage::{Kind, Lineage};
 use anyhow::Result;

@@ -14,7 +14,8 @@
 mod rouge;
 mod stem;
 
-pub use rouge::{has_words, rouge1};
+pub(crate) use rouge::has_words;
+pub use rouge::rouge1;
 pub use stem::stem;
 
 use gradtx_run::config::AnswerForm;

@@ -37,7 +37,7 @@ pub fn rouge1(prediction: &str, reference: &str, tokens: RougeTokens) -> f64 {
 }
 
 /// Whether ROUGE-1 sees a word in a text.
-pub fn has_words(text: &str, tokens: RougeTokens) -> bool {
+pub(crate) fn has_words(text: &str, tokens: RougeTokens) -> bool {
     !words(text, tokens).is_empty()
 }
 

@@ -5,8 +5,11 @@
 //! in PEFT form. With the LLM in the place of the TinyLM it is what translation is
 //! measured against.
 
+mod private;
+
 use crate::artifacts::{expect_run_model, open_side, warn_of_changes};
 use crate::card::{self, Made};
+use crate::package;
 use crate::records::FinetuneInputs;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
@@ -19,6 +22,7 @@ use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_run::ui::Progress;
+use gradtx_runtime::artifact::Privacy;
 use gradtx_runtime::data::Dataset;
 use gradtx_runtime::metrics::{JsonLines, Rate};
 use gradtx_train::examples::Data;
@@ -65,8 +69,12 @@ impl<'a> Finetune<'a> {
     /// Opens what a job needs.
     pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
         let settings = RunSettings::open(args)?;
-        let config = settings.config().clone().on_device(context, &job.out)?;
+        let (config, package) = package::settings(settings.run(), settings.config().clone())?;
+        let config = config.on_device(context, &job.out)?;
         let side = open_side(&config, job.role, context.threads)?;
+        if let (Some(package), Role::Tiny) = (package, job.role) {
+            package.expect(settings.run(), &side)?;
+        }
         warn_of_changes(context, &settings, Self::NAME)?;
         expect_run_model(&settings, job.role, &side.space.base_model)?;
         let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
@@ -76,6 +84,9 @@ impl<'a> Finetune<'a> {
             Role::Llm => &config.finetune.llm,
         };
         let recipe = recipe.resolved(data.records.len());
+        if config.privacy.is_on() {
+            gradtx_train::privacy::check(&recipe)?;
+        }
         Ok(Self { job, settings, config, side, data, prompts, recipe })
     }
 }
@@ -105,6 +116,7 @@ impl Stage for Finetune<'_> {
             model: side.space.base_model.clone(),
             peft: job.peft,
             refinement: job.allow_refinement.then(|| "allowed".into()),
+            privacy: config.privacy.is_on().then(|| config.privacy.clone()),
             reading: config.data.reading_inputs(),
         })
     }
@@ -121,18 +133,13 @@ impl Stage for Finetune<'_> {
         let examples = data.examples(prompts, side, context, "finetune")?;
         // The key is the data's: a client's order does not depend on where its files lie.
         let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
-        let training = LoraTrainer {
-            side,
-            recipe,
-            snapshots: Snapshots { count: 1, every: 1 },
-            stream_tokens: config.device.max_tokens_per_microbatch,
+        let (trained, rate, privacy) = match config.privacy.is_on() {
+            true => private::train(self, context, &examples.examples, key)?,
+            false => self.train(context, &examples, key)?,
         };
-        let steps = training.recipe.max_steps;
-        let work = OneJob { context, training, examples: &examples, key, out: &job.out };
-        let (trained, rate) = dispatch(&config.device, context, work)?;
         // Times differ from run to run, so they stand apart from the losses, which do not.
         JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
-            "step": steps,
+            "step": trained.losses.len(),
             "jobs": 1,
             "tokens": rate.tokens,
             "seconds": rate.time.as_secs_f64(),
@@ -142,12 +149,13 @@ impl Stage for Finetune<'_> {
         let mut files = vec![UPDATE_FILE.to_string(), METRICS_FILE.into()];
         if job.peft {
             files.extend(side.write_peft(&job.out, &trained.updates)?);
-            let made = made_of(recipe, examples.examples.len());
+            let made = made_of(recipe, examples.examples.len(), &privacy);
             files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
         }
         let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
         let mut update = side.update(trained.updates, examples.examples.len() as u64);
         update.meta.refinement = job.allow_refinement;
+        update.meta.privacy = privacy;
         update.write(&job.out.join(UPDATE_FILE))?;
         Ok((files, loss))
     }
@@ -160,8 +168,24 @@ impl Stage for Finetune<'_> {
     }
 }
 
+impl Finetune<'_> {
+    /// Trains without a privacy guarantee.
+    fn train(&self, context: &Context, examples: &Dataset, key: u64) -> Result<(JobResult, Rate, Privacy)> {
+        let Self { job, config, side, recipe, .. } = self;
+        let training = LoraTrainer {
+            side,
+            recipe,
+            snapshots: Snapshots { count: 1, every: 1 },
+            stream_tokens: config.device.max_tokens_per_microbatch,
+        };
+        let work = OneJob { context, training, examples, key, out: &job.out };
+        let (trained, rate) = dispatch(&config.device, context, work)?;
+        Ok((trained, rate, Privacy::None))
+    }
+}
+
 /// What the card of the adapter says.
-fn made_of(recipe: &Recipe, examples: usize) -> Made {
+fn made_of(recipe: &Recipe, examples: usize, privacy: &Privacy) -> Made {
     Made {
         how: format!("was trained on {examples} examples of one owner"),
         settings: vec![
@@ -169,6 +193,7 @@ fn made_of(recipe: &Recipe, examples: usize) -> Made {
             ("examples of a step", recipe.global_batch_size.to_string()),
             ("learning rate", format!("{:e}", recipe.learning_rate)),
         ],
+        privacy: privacy.clone(),
     }
 }
 

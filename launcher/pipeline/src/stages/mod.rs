@@ -24,18 +24,22 @@ pub mod split;
 pub mod train;
 pub mod translate;
 
+use crate::calibration::Calibrating;
 use crate::cross_validation::client::ShadowClient;
+use crate::cross_validation::variants::ClientVariant;
 use crate::products::Choosing;
 use gradtx_run::stage::Facts;
 
 /// What is known of every stage, in the order in which a run goes through them.
-pub const STAGES: [Facts; 10] = [
+pub const STAGES: [Facts; 12] = [
     Facts::of::<split::Splitting<'_>>(),
     Facts::of::<curate::Curation<'_>>(),
     Facts::of::<train::Training<'_>>(),
     Facts::of::<finetune::Finetune<'_>>(),
     Facts::of::<ShadowClient<'_>>(),
+    Facts::of::<ClientVariant<'_>>(),
     Facts::of::<Choosing<'_>>(),
+    Facts::of::<Calibrating<'_>>(),
     Facts::of::<translate::Translate<'_>>(),
     Facts::of::<refine::Refining<'_>>(),
     Facts::of::<merge::Merge<'_>>(),

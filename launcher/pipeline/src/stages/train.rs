@@ -45,7 +45,12 @@ pub fn run_in_buckets(context: &Context, world: &World, args: &RunArgs, bucket: 
 }
 
 /// Trains the translator of a fold, unless that is done; `targets` in the place of those of the settings.
-pub fn run_fold(context: &Context, args: &RunArgs, fold: &Fold, targets: Option<Targets>) -> Result<()> {
+pub(crate) fn run_fold(
+    context: &Context,
+    args: &RunArgs,
+    fold: &Fold,
+    targets: Option<Targets>,
+) -> Result<()> {
     let alone = World::alone();
     let bucket = BUCKET_BYTES / size_of::<f32>();
     let stage = Training::open(context, &alone, args, bucket, Some(fold), targets)?;

@@ -1,14 +1,17 @@
 //! `translate`: from clients' updates of the TinyLM to one update of the LLM.
 //!
 //! In: update vectors; with the Grad-Transformer `RUN/translator`, with the translators
-//! of comparison and by products `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM; by
-//! products also `products.json`, and the adapter is of another rank than the shadows'.
+//! of comparison and by products `RUN/shadow`. Out: `update.safetensors` and `adapter/` of the LLM, and
+//! `clients.json`, what is known of the clients; by products also `products.json`, and the adapter is of
+//! another rank than the shadows'.
 
-use crate::aggregate::{self, Allow, Combine, Norms};
+use crate::aggregate::{self, Aggregation, Allow, Combined, Norms};
 use crate::artifacts::{
     Translator, Tuples, open_side, open_translator, open_tuples, open_update, warn_of_changes,
 };
 use crate::card::{self, Made};
+use crate::clients::{CLIENTS_FILE, Clients, Given};
+use crate::default_out;
 use crate::fold::Fold;
 use crate::products;
 use crate::records::TranslateInputs;
@@ -23,14 +26,16 @@ use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_run::text::counted;
-use gradtx_runtime::artifact::{MANIFEST, TupleStore, UpdateVector, checksum_file, public_name, write_json};
+use gradtx_runtime::artifact::{
+    MANIFEST, Privacy, TupleStore, UpdateVector, checksum_file, public_name, write_json,
+};
 use gradtx_train::baselines::{Baseline, Method, Pairs};
 use gradtx_train::model_spec::ModelSpec;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// How a translation by products came to be.
-pub const DETAILS_FILE: &str = "products.json";
+pub(crate) const DETAILS_FILE: &str = "products.json";
 
 /// What to translate, how, to where.
 pub struct Job {
@@ -41,7 +46,7 @@ pub struct Job {
     /// The translator.
     pub method: Method,
     /// How several updates become one.
-    pub combine: Combine,
+    pub aggregation: Aggregation,
     /// Translate noise in the place of the update.
     pub random_student: bool,
     /// What of unusual updates is accepted.
@@ -67,8 +72,10 @@ pub struct Translate<'a> {
     updates: Vec<UpdateVector>,
     /// Checksums of the updates.
     sums: Vec<String>,
-    /// The updates as one, and the examples behind it.
-    combined: (Vec<f32>, u64),
+    /// The updates as one.
+    combined: Combined,
+    /// The shadow updates that a Grad-Transformer was trained on, or why they are not there.
+    seen: Result<Box<Tuples>, String>,
 }
 
 impl<'a> Translate<'a> {
@@ -84,8 +91,44 @@ impl<'a> Translate<'a> {
         warn_of_changes(context, &settings, Self::NAME)?;
         let source = Source::open(&mut settings, job, &student, &teacher)?;
         aggregate::check(&job.updates, &updates, &source.students()?, job.allow)?;
-        let combined = aggregate::combine(&updates, job.combine)?;
-        Ok(Self { job, settings, config, student, teacher, source, updates, sums, combined })
+        let combined = aggregate::combine(&job.updates, &updates, &job.aggregation)?;
+        let seen = match &source {
+            Source::Translator(translator) if job.fold.is_none() => {
+                translator.tuples_at_hand(&mut settings, [&student.space, &teacher.space]).map(Box::new)
+            }
+            _ => Err(String::new()),
+        };
+        Ok(Self { job, settings, config, student, teacher, source, updates, sums, combined, seen })
+    }
+}
+
+impl Translate<'_> {
+    /// The updates as they were combined.
+    fn clients(&self) -> Vec<&[f32]> {
+        let given = self.updates.iter().map(|update| update.values.as_slice());
+        let clipped = &self.combined.clipped;
+        given.enumerate().map(|(i, update)| clipped.get(&i).map_or(update, Vec::as_slice)).collect()
+    }
+
+    /// The clients, compared with each other and with the shadows.
+    fn compare(&self, context: &Context) -> Result<Clients> {
+        let tuples = match &self.source {
+            Source::Translator(_) => self.seen.as_deref().map_err(Clone::clone),
+            Source::Coordinates(_, tuples) | Source::Baseline(tuples, _) | Source::Products(tuples) => {
+                Ok(&**tuples)
+            }
+        };
+        let run = self.settings.run();
+        let given = Given {
+            names: default_out::names_of_updates(run, &self.job.updates),
+            checksums: &self.sums,
+            updates: &self.updates,
+            combined: &self.combined,
+            combine: self.job.aggregation.combine,
+            aggregation: self.job.aggregation.inputs(),
+            students: self.source.students()?,
+        };
+        Ok(Clients::compare(context, run, &given, tuples))
     }
 }
 
@@ -104,7 +147,8 @@ impl Stage for Translate<'_> {
     fn inputs(&self) -> Result<TranslateInputs> {
         Ok(TranslateInputs {
             method: self.job.method,
-            combine: self.job.combine,
+            combine: self.job.aggregation.combine,
+            aggregation: self.job.aggregation.inputs(),
             random_student: self.job.random_student,
             updates: self.sums.clone(),
             with: self.source.sums(),
@@ -118,8 +162,8 @@ impl Stage for Translate<'_> {
     }
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
-        let Self { job, config, teacher, source, sums, combined: (combined, examples), .. } = self;
-        let mut combined = combined.clone();
+        let Self { job, config, teacher, source, sums, .. } = self;
+        let (mut combined, examples) = (self.combined.values.clone(), self.combined.examples);
         if job.random_student {
             // Other noise for other updates, or all clients would share one draw's luck.
             let key = derive_named(derive_named(config.seed, "random student"), &sums.concat());
@@ -144,12 +188,12 @@ impl Stage for Translate<'_> {
                 baseline.translate(&Snapshots::of(&tuples.store, *baseline), &combined)?
             }
             Source::Products(tuples) => {
-                // What every client changes is added up, not the factors that it is made of.
-                let clients: Vec<&[f32]> = match job.random_student {
-                    true => vec![&combined],
-                    false => self.updates.iter().map(|update| update.values.as_slice()).collect(),
+                let (clients, shares) = match &self.combined.shares {
+                    // What every client changes is added up, not the factors that it is made of.
+                    Some(shares) if !job.random_student => (self.clients(), shares.clone()),
+                    _ => (vec![combined.as_slice()], vec![1.0]),
                 };
-                let (side, factors, details) = self.by_products(context, tuples).of(&clients, job.combine)?;
+                let (side, factors, details) = self.by_products(context, tuples).of(&clients, &shares)?;
                 write_json(&job.out.join(DETAILS_FILE), &details)?;
                 files.push(DETAILS_FILE.into());
                 of_rank = Some(side);
@@ -157,13 +201,21 @@ impl Stage for Translate<'_> {
             }
         };
         let teacher = of_rank.as_ref().unwrap_or(teacher);
-        let update = teacher.update(translated, *examples);
+        let mut update = teacher.update(translated, examples);
+        update.meta.privacy = self.privacy();
         update.check().with_context(|| format!("translate: what {} gives", job.method.name()))?;
         files.extend(teacher.write_peft(&job.out, &update.values)?);
-        let made = made_of(job, &public_name(&self.student.dir), *examples);
+        let mut made = made_of(job, &public_name(&self.student.dir), examples);
+        made.privacy = update.meta.privacy.clone();
         files.push(card::write_beside_adapter(&teacher.dir, teacher.layout.lora(), &made, &job.out)?);
         update.write(&job.out.join(UPDATE_FILE))?;
         files.push(UPDATE_FILE.into());
+        if job.fold.is_none() {
+            let clients = self.compare(context)?;
+            clients.show(context);
+            write_json(&job.out.join(CLIENTS_FILE), &clients)?;
+            files.push(CLIENTS_FILE.into());
+        }
         Ok((files, ()))
     }
 
@@ -172,6 +224,17 @@ impl Stage for Translate<'_> {
         let text = format!("translate: {}, {}", method.name(), out.display());
         context.ui.done("translate", out, json!({ "method": method }), text);
         Ok(())
+    }
+}
+
+impl Translate<'_> {
+    /// What is made of an update without looking at its examples again has the guarantee of the update. Of several updates
+    /// each has its own.
+    fn privacy(&self) -> Privacy {
+        match (self.updates.as_slice(), self.job.random_student) {
+            ([update], false) => update.meta.privacy.clone(),
+            _ => Privacy::None,
+        }
     }
 }
 
@@ -202,7 +265,7 @@ fn made_of(job: &Job, tiny: &str, examples: u64) -> Made {
     };
     let settings =
         vec![("translator", job.method.name().into()), ("examples of all clients", examples.to_string())];
-    Made { how, settings }
+    Made { how, settings, privacy: Privacy::None }
 }
 
 /// What is translated with.

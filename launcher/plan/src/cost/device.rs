@@ -159,7 +159,7 @@ impl Hardware {
 impl Link {
     /// Seconds of a reduce-scatter or an all-gather of `bytes` over `ranks`, in `pieces` calls.
     /// An all-reduce is one of each.
-    pub fn half_reduce(&self, bytes: f64, ranks: usize, pieces: f64) -> f64 {
+    pub(crate) fn half_reduce(&self, bytes: f64, ranks: usize, pieces: f64) -> f64 {
         if ranks < 2 {
             return 0.0;
         }

@@ -169,7 +169,7 @@ pub fn training(
 }
 
 /// The translator and one update on its way through it.
-pub fn translating(config: &GradTransformerConfig, gpu: Gpu) -> Result<MemoryPlan> {
+pub(crate) fn translating(config: &GradTransformerConfig, gpu: Gpu) -> Result<MemoryPlan> {
     let model = GradTransformer::<Cpu, f32>::meta(&Cpu::new(1), config.clone())?;
     let mut plan = model.plan_values()?;
     plan.extend(grad_transformer::Generator::plan(&model, 1)?);

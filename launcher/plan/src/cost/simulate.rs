@@ -30,7 +30,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// Seconds until the last rank is done.
-    pub fn makespan(&self) -> f64 {
+    pub(crate) fn makespan(&self) -> f64 {
         self.ranks.iter().map(|rank| rank.end).fold(0.0, f64::max)
     }
 
@@ -48,7 +48,7 @@ impl Outcome {
 }
 
 /// Plays the groups through; at least one rank. `load` is a model's loading time in seconds.
-pub fn simulate(work: &[JobGroup], ranks: usize, load: impl Fn(Role) -> f64) -> Outcome {
+pub(crate) fn simulate(work: &[JobGroup], ranks: usize, load: impl Fn(Role) -> f64) -> Outcome {
     let mut scheduler = Scheduler::for_ranks(work.iter().copied(), ranks);
     let mut ranks = vec![Rank::default(); ranks.max(1)];
     // Of several that are free at once, the first one asks first. Bits of times, none of which is

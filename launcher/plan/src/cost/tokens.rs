@@ -50,7 +50,7 @@ impl Lengths {
     }
 
     /// The examples of a file as the model in `dir` sees them.
-    pub fn of_data(data: &Data, config: &Config, dir: &Path, threads: usize) -> Result<Self> {
+    pub(crate) fn of_data(data: &Data, config: &Config, dir: &Path, threads: usize) -> Result<Self> {
         if !dir.join("tokenizer.json").is_file() {
             let what = format!("{}: there is no tokenizer.json", dir.display());
             return Err(failed(what, "give --tokens-per-example to plan without a tokenizer"));
@@ -64,7 +64,8 @@ impl Lengths {
     }
 
     /// Examples of these (tokens, labels).
-    pub fn of_rows(rows: Vec<(usize, usize)>) -> Self {
+    #[cfg(test)]
+    pub(crate) fn of_rows(rows: Vec<(usize, usize)>) -> Self {
         let source = format!("{} examples", rows.len());
         let rows = rows.into_iter().map(|(tokens, labels)| Length { tokens, labels }).collect();
         Self { rows, source, counted: true }

@@ -47,7 +47,7 @@ pub struct DecoderWork<'a> {
 
 impl DecoderWork<'_> {
     /// N: values of the blocks' matrices, by which every token is multiplied.
-    pub fn block_values(&self) -> f64 {
+    pub(crate) fn block_values(&self) -> f64 {
         let m = self.model;
         let (h, q, f) = (m.hidden, m.q_dim(), m.intermediate);
         let block = h * m.qkv_dim() + q * h + 3 * h * f;

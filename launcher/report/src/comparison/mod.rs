@@ -125,7 +125,7 @@ impl Comparison {
     }
 
     /// Whether all that is recorded was computed on GPUs.
-    pub fn is_on_gpus(&self) -> bool {
+    pub(crate) fn is_on_gpus(&self) -> bool {
         let costs = self.runs.iter().flat_map(|run| [&run.curation, &run.training]).flatten();
         let costs: Vec<&Cost> = costs.collect();
         !costs.is_empty() && costs.iter().all(|cost| cost.on_gpus)

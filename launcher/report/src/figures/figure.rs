@@ -33,7 +33,7 @@ pub fn class(role: Role) -> &'static str {
 }
 
 /// Class of a row's marks.
-pub fn row_class(entry: Entry) -> &'static str {
+pub(crate) fn row_class(entry: Entry) -> &'static str {
     match entry {
         Entry::Finetuned(role) => class(role),
         Entry::GRAD_TRANSFORMER => "grad",

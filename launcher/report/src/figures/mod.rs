@@ -8,7 +8,8 @@
 mod figure;
 mod scores;
 
-pub use figure::{Figure, class, row_class};
+pub(crate) use figure::row_class;
+pub use figure::{Figure, class};
 pub use scores::{compared, gap};
 
 use super::curves::{Client, Clients, JobLosses, Series, Shadow, Translator};
@@ -329,7 +330,7 @@ fn cosine_map(role: Role, cosines: &Cosines, tasks: Option<usize>) -> Figure {
 }
 
 /// Learning rates of shadow jobs and clients, where they were written down.
-pub fn learning_rates(shadow: &Shadow, clients: &Clients) -> Option<Figure> {
+pub(crate) fn learning_rates(shadow: &Shadow, clients: &Clients) -> Option<Figure> {
     let of = |jobs: &Option<JobLosses>| jobs.as_ref().map(|jobs| jobs.learning_rate.clone());
     let lines: Vec<(Role, bool, Series)> = [
         (Role::Tiny, true, of(&shadow.tiny)),

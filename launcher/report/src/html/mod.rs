@@ -9,6 +9,7 @@
 //! | `environment` | the templates, and how values become text |
 //! | `view` | what templates show: parts, tables, figures |
 //! | `report`, `tables` | the page of a report |
+//! | `updates` | its part about clients' updates |
 //! | `comparison` | the page of a comparison of runs |
 //! | `predictions` | the page of predictions |
 
@@ -17,6 +18,7 @@ mod environment;
 mod predictions;
 mod report;
 mod tables;
+mod updates;
 mod view;
 
 pub use comparison::page as comparison_page;

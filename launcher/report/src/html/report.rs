@@ -67,6 +67,7 @@ pub fn page(report: &Report) -> Result<String> {
             fine_tuning(report),
             translator(report),
             tuples(report),
+            super::updates::part(report),
             refinements(report),
             tables::rows(report),
             times(report),

@@ -14,7 +14,7 @@ use gradtx_pipeline::stages::refine::TrainedOn;
 use gradtx_run::command_log::LoggedCommand;
 use gradtx_run::role::Role;
 use gradtx_run::text::{human_seconds, quoted};
-use gradtx_runtime::artifact::Privacy;
+use gradtx_runtime::artifact::{Generator, Privacy};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -124,6 +124,9 @@ fn privacy(client: &Client) -> Cell {
     match &client.privacy {
         None => NONE.into(),
         Some(Privacy::None) => "no guarantee".into(),
+        Some(Privacy::DpSgd { generator: Generator::Insecure, .. }) => {
+            "none: a test with a chosen seed".into()
+        }
         Some(Privacy::DpSgd { epsilon, delta, .. }) => {
             format!("ε {}, δ {}", significant(*epsilon), significant(*delta)).into()
         }
@@ -365,7 +368,7 @@ pub fn commands(times: &Times) -> Option<Block> {
 }
 
 /// How refinements went, a row for each round.
-pub fn refinements(report: &Report) -> Table {
+pub(crate) fn refinements(report: &Report) -> Table {
     let head = [
         "refined",
         "translator",

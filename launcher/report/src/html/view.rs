@@ -154,7 +154,7 @@ impl Cell {
     }
 
     /// Words that deserve attention.
-    pub fn strong(text: impl Into<String>) -> Self {
+    pub(crate) fn strong(text: impl Into<String>) -> Self {
         Self { text: text.into(), strong: true, ..Self::default() }
     }
 }

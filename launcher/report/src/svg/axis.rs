@@ -79,7 +79,7 @@ impl Axis {
     }
 
     /// A logarithmic axis where the values are positive and span much, else a linear one from zero.
-    pub fn log_if_wide(label: &str, values: &[f64]) -> Self {
+    pub(crate) fn log_if_wide(label: &str, values: &[f64]) -> Self {
         match range(values.iter().copied()) {
             Some((low, high)) if low > 0.0 && high / low > 20.0 => Self::log(label, values.iter().copied()),
             _ => Self::linear(label, values.iter().copied().chain([0.0])),
@@ -112,7 +112,7 @@ impl Axis {
     }
 
     /// Only ticks at whole numbers, for what is counted.
-    pub fn whole_ticks(&mut self) {
+    pub(crate) fn whole_ticks(&mut self) {
         self.ticks.retain(|tick| (tick - tick.round()).abs() < 1e-9);
         self.digits = 0;
     }

@@ -69,12 +69,12 @@ fn path(places: &[(f64, f64)]) -> String {
 }
 
 /// A `<title>` element: what a browser shows while the pointer rests on the mark around it.
-pub fn hover(text: &str) -> String {
+pub(crate) fn hover(text: &str) -> String {
     format!("<title>{}</title>", escape(text))
 }
 
 /// An `<svg>` element around these marks.
-pub fn drawing(id: &str, title: &str, description: &str, height: f64, marks: &str) -> String {
+pub(crate) fn drawing(id: &str, title: &str, description: &str, height: f64, marks: &str) -> String {
     let id = escape(id);
     format!(
         "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\">\

@@ -90,7 +90,7 @@ impl Plot {
     }
 
     /// The area between two lines: (x, low, high).
-    pub fn band(&mut self, class: &str, points: impl IntoIterator<Item = (f64, f64, f64)>) {
+    pub(crate) fn band(&mut self, class: &str, points: impl IntoIterator<Item = (f64, f64, f64)>) {
         let (mut lower, mut upper) = (vec![], vec![]);
         for (x, low, high) in points {
             if let (Some(low), Some(high)) = (self.at(x, low), self.at(x, high)) {

@@ -49,7 +49,7 @@ pub enum Entry {
 
 impl Entry {
     /// The translation that everything is about.
-    pub const GRAD_TRANSFORMER: Self =
+    pub(crate) const GRAD_TRANSFORMER: Self =
         Self::Translated { method: Method::GradTransformer, random_student: false };
     /// The control: noise through the Grad-Transformer.
     pub const RANDOM_STUDENT: Self =
@@ -93,7 +93,7 @@ impl Entry {
 }
 
 /// How people call one of the two models.
-pub fn display_name(role: Role) -> &'static str {
+pub(crate) fn display_name(role: Role) -> &'static str {
     match role {
         Role::Tiny => "TinyLM",
         Role::Llm => "LLM",
@@ -260,7 +260,7 @@ impl Table {
     }
 
     /// Number of clients that both models have a score of.
-    pub fn clients_of_both(&self, a: &Row, b: &Row) -> usize {
+    pub(crate) fn clients_of_both(&self, a: &Row, b: &Row) -> usize {
         a.scores.iter().zip(&b.scores).filter(|(a, b)| a.is_some() && b.is_some()).count()
     }
 

@@ -49,3 +49,40 @@ pub struct RunArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
+
+/// Differentially private fine-tuning, as typed: settings of `[privacy]`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct PrivacyArgs {
+    /// Differential privacy: ε that all steps may cost; the same as `--set privacy.target_epsilon=…`.
+    #[arg(long, value_name = "E", group = "dp")]
+    pub dp_epsilon: Option<f64>,
+    /// Differential privacy: noise as a multiple of the clipping norm, in the place of --dp-epsilon; the same as
+    /// `--set privacy.noise_multiplier=…`.
+    #[arg(long, value_name = "S", group = "dp")]
+    pub dp_noise_multiplier: Option<f64>,
+    /// δ of the guarantee; the same as `--set privacy.target_delta=…`.
+    #[arg(long, value_name = "D", requires = "dp")]
+    pub dp_delta: Option<f64>,
+    /// Norm that every example's gradient is clipped to; the same as `--set privacy.max_grad_norm=…`.
+    #[arg(long, value_name = "C", requires = "dp")]
+    pub dp_max_grad_norm: Option<f64>,
+}
+
+impl PrivacyArgs {
+    /// Whether any was typed.
+    pub fn is_typed(&self) -> bool {
+        self.dp_epsilon.is_some() || self.dp_noise_multiplier.is_some()
+    }
+
+    /// As overrides of settings, for `--set`.
+    pub fn settings(&self) -> Vec<String> {
+        let typed = [
+            ("target_epsilon", self.dp_epsilon),
+            ("noise_multiplier", self.dp_noise_multiplier),
+            ("target_delta", self.dp_delta),
+            ("max_grad_norm", self.dp_max_grad_norm),
+        ];
+        let set = typed.into_iter().filter_map(|(name, value)| Some(format!("privacy.{name}={:?}", value?)));
+        set.collect()
+    }
+}

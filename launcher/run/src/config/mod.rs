@@ -12,6 +12,7 @@
 //! * settings: the settings, their defaults, and what values they may have.
 //! * reference: what they mean, for people and editors.
 //! * args: where a run and its settings are, as typed.
+//! * client: those that a client needs.
 //! * optimizer: the settings of an optimizer, as trainers take them.
 //! * preset: settings with a name.
 //! * aliases: what settings are called elsewhere.
@@ -24,6 +25,7 @@
 
 mod aliases;
 mod args;
+mod client;
 mod optimizer;
 mod preset;
 mod reference;
@@ -35,16 +37,16 @@ mod sharing;
 mod suggest;
 mod sweep;
 
-pub use args::RunArgs;
+pub use args::{PrivacyArgs, RunArgs};
 pub use preset::Preset;
 pub use reference::{defaults, explain, page, schema};
 pub use reuse::ReuseConfig;
 pub use run_settings::{RunSettings, is_reused};
 pub use settings::{
-    AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig, DeviceKind,
-    DtypeKind, EvaluateConfig, FinetuneConfig, GroupBy, LossNormalization, MetricChoice, Models,
-    PenaltyChoice, PenaltyRule, ReadingInputs, Recipe, RefineConfig, RougeTokens, TargetModules, TrainConfig,
-    TranslateConfig, TranslatorConfig, ValidationSplit,
+    Accountant, AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig,
+    DeviceKind, DtypeKind, EvaluateConfig, FinetuneConfig, GroupBy, LossNormalization, MetricChoice, Models,
+    PenaltyChoice, PenaltyRule, PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens,
+    TargetModules, TrainConfig, TranslateConfig, TranslatorConfig, ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
 

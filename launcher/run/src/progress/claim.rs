@@ -106,7 +106,7 @@ pub fn is_taken(dir: &Path) -> Result<bool> {
 
 /// Whether the claim of this process was replaced by that of another one: this one was silent
 /// for too long, as a process is that was suspended.
-pub fn is_lost(dir: &Path, claim: &Path) -> bool {
+pub(crate) fn is_lost(dir: &Path, claim: &Path) -> bool {
     let is_gone = std::fs::metadata(claim).is_err_and(|error| error.kind() == ErrorKind::NotFound);
     is_gone && !claims(dir).is_empty()
 }

@@ -43,7 +43,7 @@ pub const PROGRESS_FILE: &str = "progress.json";
 /// Why the last attempt ended.
 pub const FAILED_FILE: &str = "failed.json";
 /// What is locked while a process works in a directory.
-pub const LOCK_FILE: &str = ".lock";
+pub(crate) const LOCK_FILE: &str = ".lock";
 
 /// A directory while this process works in it.
 pub struct DirLock {
@@ -86,7 +86,7 @@ pub fn current() -> Option<Arc<ProgressWriter>> {
 
 /// The seconds that this process worked in a directory that it finished; nothing where
 /// there was nothing to do.
-pub fn seconds_in(dir: &Path) -> Option<f64> {
+pub(crate) fn seconds_in(dir: &Path) -> Option<f64> {
     ACTIVE.with_borrow(|active| active.finished.iter().rfind(|(d, _)| d == dir).map(|(_, seconds)| *seconds))
 }
 
@@ -135,7 +135,7 @@ impl DirLock {
     }
 
     /// Whether a lock keeps all other processes from this directory.
-    pub fn is_alone(&self) -> bool {
+    pub(crate) fn is_alone(&self) -> bool {
         matches!(self.hold, Hold::Lock(_))
     }
 

@@ -148,7 +148,7 @@ fn sweep(dir: &Path, place: &DirLock) -> Result<()> {
 
 /// [`open`] for all ranks: rank 0 opens the directory, the others learn what it
 /// found. Fails on all of them unless all have the same settings and inputs.
-pub fn open_for_all(comm: &dyn Comm, dir: &Path, stage: &str, settings: Value) -> Result<SharedState> {
+pub(crate) fn open_for_all(comm: &dyn Comm, dir: &Path, stage: &str, settings: Value) -> Result<SharedState> {
     let mut first = settings.to_string().into_bytes();
     comm.broadcast_bytes(0, &mut first)?;
     let first: Value = serde_json::from_slice(&first)?;

@@ -20,7 +20,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// All of them, in the order of tables.
-pub const BASELINES: [&dyn Baseline; 3] = [&mean::Mean, &nearest::Nearest, &ridge::Ridge];
+pub(crate) const BASELINES: [&dyn Baseline; 3] = [&mean::Mean, &nearest::Nearest, &ridge::Ridge];
 
 /// A translator of updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ impl Cholesky {
     }
 
     /// The solution x of A x = `right`.
-    pub fn solve(&self, right: &[f64]) -> Vec<f64> {
+    pub(crate) fn solve(&self, right: &[f64]) -> Vec<f64> {
         let n = self.rows.len();
         let mut x = right.to_vec();
         for i in 0..n {

@@ -88,10 +88,15 @@ pub struct Kernel {
 impl Kernel {
     /// Reads the last snapshot of every student once, some columns at a time.
     pub fn read(store: &TupleStore, groups: &Groups, clients: &[&[f32]]) -> Result<Self> {
-        let width = store.space(Role::Student).values();
+        Self::read_role(store, Role::Student, groups, clients)
+    }
+
+    /// [`Self::read`] for either side of the tuples, and clients' updates of that side.
+    pub fn read_role(store: &TupleStore, role: Role, groups: &Groups, clients: &[&[f32]]) -> Result<Self> {
+        let width = store.space(role).values();
         ensure!(
             clients.iter().all(|client| client.len() == width),
-            "the TinyLM's shadow updates have {width} values, a client's has another number"
+            "the shadow updates have {width} values, a client's has another number"
         );
         let (count, rows) = (groups.count(), groups.count() + clients.len());
         let mut gram = Gram::new(rows);
@@ -101,7 +106,7 @@ impl Kernel {
             let len = range.len();
             let mut columns = vec![0.0f64; rows * len];
             for (pair, &group) in groups.of.iter().enumerate() {
-                store.read_part(Role::Student, pair, store.steps() - 1, range.start, &mut part[..len])?;
+                store.read_part(role, pair, store.steps() - 1, range.start, &mut part[..len])?;
                 let mean = &mut columns[group * len..(group + 1) * len];
                 let share = 1.0 / groups.sizes[group] as f64;
                 mean.iter_mut().zip(&part).for_each(|(m, &x)| *m += share * f64::from(x));
@@ -140,7 +145,7 @@ impl Kernel {
 }
 
 /// The products of some groups less their mean, in units of their mean square.
-pub(super) struct Centred<'a> {
+pub(crate) struct Centred<'a> {
     groups: &'a [usize],
     /// Mean product of each group with the others.
     means: Vec<f64>,
@@ -150,7 +155,7 @@ pub(super) struct Centred<'a> {
 }
 
 impl<'a> Centred<'a> {
-    pub(super) fn new(products: &[Vec<f64>], groups: &'a [usize]) -> Result<Self> {
+    pub(crate) fn new(products: &[Vec<f64>], groups: &'a [usize]) -> Result<Self> {
         ensure!(!groups.is_empty(), "there is no shadow pair");
         let n = groups.len() as f64;
         let means: Vec<f64> =
@@ -172,7 +177,7 @@ impl<'a> Centred<'a> {
         Ok(Self { groups, means, mean, scale, kernel })
     }
 
-    pub(super) fn weights(&self, client: &[f64], penalty: f64) -> Result<Vec<f64>> {
+    pub(crate) fn weights(&self, client: &[f64], penalty: f64) -> Result<Vec<f64>> {
         let n = self.groups.len();
         if n == 1 {
             return Ok(vec![1.0]);

@@ -21,7 +21,7 @@ use gradtx_runtime::plan::Purpose;
 use serde::{Deserialize, Serialize};
 
 /// What is tried, in units of the mean square of the centred group means.
-pub const CANDIDATES: [f64; 5] = [0.003, 0.01, 0.03, 0.1, 0.3];
+pub(crate) const CANDIDATES: [f64; 5] = [0.003, 0.01, 0.03, 0.1, 0.3];
 /// The penalty where there is nothing to choose it by.
 pub const USUAL: f64 = 0.01;
 /// Parts of the groups, of which one at a time is left out.

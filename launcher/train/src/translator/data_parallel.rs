@@ -112,7 +112,7 @@ impl<'c, D: Collective> DataParallel<'c, D> {
     }
 
     /// Whether devices exchange values among themselves.
-    pub fn are_between_devices(&self) -> bool {
+    pub(crate) fn are_between_devices(&self) -> bool {
         self.sums.as_ref().is_some_and(GradientSums::is_between_devices)
     }
 
@@ -209,7 +209,7 @@ impl<'c, D: Collective> DataParallel<'c, D> {
     }
 
     /// What rank 0 has, on all ranks.
-    pub fn values_of_first(&self, mut values: Vec<f32>) -> Result<Vec<f32>> {
+    pub(crate) fn values_of_first(&self, mut values: Vec<f32>) -> Result<Vec<f32>> {
         let mut count = [values.len() as u64];
         self.comm.broadcast(0, &mut count)?;
         values.resize(count[0] as usize, 0.0);

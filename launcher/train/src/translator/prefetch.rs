@@ -19,7 +19,7 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 /// Batches that are kept. Two are with the device; two more let a slow read of the disk pass unseen.
-pub const BATCHES: usize = 4;
+pub(crate) const BATCHES: usize = 4;
 
 /// Gives the batches of one step after the other.
 pub struct Prefetcher<D: AsyncCopy, X: Real> {

@@ -160,7 +160,7 @@ impl Checkpoints {
     }
 
     /// On rank 0: removes the translators that neither a checkpoint nor the present refers to.
-    pub fn remove_other_bests(&self, progress: &Progress) -> Result<()> {
+    pub(crate) fn remove_other_bests(&self, progress: &Progress) -> Result<()> {
         let now = progress.best.as_ref().map(|best| best.step);
         let needed: Vec<PathBuf> = self
             .kept
@@ -185,7 +185,7 @@ impl Checkpoints {
     }
 
     /// On rank 0: keeps the translator of this step; returns the checksums of its files.
-    pub fn save_best<X: Real<Acc = f32>, D: Backend<X>>(
+    pub(crate) fn save_best<X: Real<Acc = f32>, D: Backend<X>>(
         &self,
         model: &GradTransformer<D, X>,
         masters: &[f32],
@@ -200,7 +200,7 @@ impl Checkpoints {
 
     /// On rank 0: the best translator comes to where it belongs. It is copied: until the stage
     /// is finished, a checkpoint may still be needed, and what it refers to.
-    pub fn place_best(&self, best: &Best) -> Result<()> {
+    pub(crate) fn place_best(&self, best: &Best) -> Result<()> {
         let from = self.best_dir(best.step);
         for name in FILES {
             if let Some(sum) = best.files.get(name) {

@@ -102,7 +102,7 @@ pub fn fit<'a>(
 }
 
 /// The mean teacher update `[L_T · d_T]` of these tuples.
-pub fn mean_teacher<'a>(
+pub(crate) fn mean_teacher<'a>(
     source: impl Into<TupleSource<'a>>,
     tuples: &[Tuple],
     threads: &Threads,

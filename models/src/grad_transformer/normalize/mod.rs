@@ -188,12 +188,12 @@ impl Normalization {
     }
 
     /// Blocks and width of the student's updates.
-    pub fn student_shape(&self) -> [usize; 2] {
+    pub(crate) fn student_shape(&self) -> [usize; 2] {
         self.student.shape
     }
 
     /// Blocks and width of the teacher's updates.
-    pub fn teacher_shape(&self) -> [usize; 2] {
+    pub(crate) fn teacher_shape(&self) -> [usize; 2] {
         self.teacher.shape
     }
 

@@ -25,7 +25,7 @@ impl Mail {
         Self { wire: Wire::new(comm, limit), sent: RefCell::default() }
     }
 
-    pub fn set_limit(&mut self, limit: usize) {
+    pub(crate) fn set_limit(&mut self, limit: usize) {
         self.wire.limit = limit;
     }
 

@@ -121,7 +121,7 @@ impl Wire {
     /// A tag for the next collective operation, the same on all ranks since they call the
     /// same ones in the same order. Operations may overlap, and move on in any order.
     /// (`tag` + 1 is free as well.)
-    pub fn next_tag(&self) -> c_int {
+    pub(crate) fn next_tag(&self) -> c_int {
         let number = self.operations.replace(self.operations.get() + 1);
         // MPI has tags up to 32767 everywhere; so many operations never overlap.
         (number % 16_000) as c_int * 2
@@ -129,7 +129,7 @@ impl Wire {
 
     /// The other ranks, as (whom to send to, whom to receive from), beginning with the
     /// neighbours: no rank is everyone's first.
-    pub fn partners(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+    pub(crate) fn partners(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (rank, size) = (self.rank, self.size);
         (1..size).map(move |step| ((rank + step) % size, (rank + size - step) % size))
     }

@@ -58,14 +58,14 @@ impl Chat {
     }
 
     /// With what was asked and answered before it.
-    pub fn with_history(mut self, before: Vec<Message>) -> Self {
+    pub(crate) fn with_history(mut self, before: Vec<Message>) -> Self {
         self.learned = (0..before.len()).filter(|&i| before[i].role == "assistant").collect();
         self.messages.splice(..0, before);
         self
     }
 
     /// With a system message, unless it begins with one.
-    pub fn with_system(mut self, system: Option<String>) -> Self {
+    pub(crate) fn with_system(mut self, system: Option<String>) -> Self {
         if self.messages.first().is_none_or(|first| first.role != "system") {
             self.system = system;
         }
@@ -73,7 +73,7 @@ impl Chat {
     }
 
     /// With a text before what the user says first.
-    pub fn instructed(mut self, instruction: &str) -> Self {
+    pub(crate) fn instructed(mut self, instruction: &str) -> Self {
         if let Some(first) = self.messages.iter_mut().find(|m| m.role == "user") {
             first.content = instructed(instruction, &first.content);
         }

@@ -179,7 +179,7 @@ impl Schema {
     }
 
     /// Whether its rows have several continuations, of which one is right.
-    pub fn is_multiple_choice(self) -> bool {
+    pub(crate) fn is_multiple_choice(self) -> bool {
         matches!(self, Self::OpenBookQa | Self::Arc | Self::Piqa | Self::HellaSwag | Self::SciQ | Self::Race)
     }
 

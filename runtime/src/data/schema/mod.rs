@@ -96,7 +96,7 @@ impl Reading {
     }
 
     /// Fails when a row is of no form, whatever the rest of its file is like.
-    pub fn check_form(&self, row: &Row) -> Result<()> {
+    pub(crate) fn check_form(&self, row: &Row) -> Result<()> {
         let form = self.form(&row.columns, &FileFacts::default());
         form.map(|_| ()).map_err(|why| row.origin.error(why))
     }

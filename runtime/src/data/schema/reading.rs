@@ -132,7 +132,7 @@ const NO_LABEL: &str = "none";
 
 impl Columns {
     /// Whether the columns to learn from are named.
-    pub fn are_named(&self) -> bool {
+    pub(crate) fn are_named(&self) -> bool {
         !(self.prompt.is_empty() && self.response.is_empty() && self.messages.is_empty())
     }
 

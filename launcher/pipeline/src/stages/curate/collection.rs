@@ -119,12 +119,12 @@ impl Collection {
     }
 
     /// File of a group's losses, in a store or a directory that is formed like one.
-    pub fn metrics_file(dir: &Path, role: Role, group: &Range<usize>) -> PathBuf {
+    pub(crate) fn metrics_file(dir: &Path, role: Role, group: &Range<usize>) -> PathBuf {
         dir.join("metrics").join(format!("{}-{:05}.jsonl", role.name(), group.start))
     }
 
     /// Whether everything of a group is in a directory, and intact.
-    pub fn is_done(&self, dir: &Path, role: Role, group: &Range<usize>) -> bool {
+    pub(crate) fn is_done(&self, dir: &Path, role: Role, group: &Range<usize>) -> bool {
         let whole = |k| matches!(check_shard(dir, &self.plan, role.side(), k), ShardState::Intact(_));
         Self::metrics_file(dir, role, group).is_file() && group.clone().all(whole)
     }
@@ -163,7 +163,7 @@ impl Collection {
     }
 
     /// Writes the means over a group's jobs for TensorBoard, which shows every group as a run.
-    pub fn write_events(&self, finished: &Finished) -> Result<()> {
+    pub(crate) fn write_events(&self, finished: &Finished) -> Result<()> {
         let Finished { work, jobs, .. } = finished;
         let group = self.groups()[work.group].clone();
         let dir = self.dir.join(EVENTS).join(format!("{}-{:05}", work.side.name(), group.start));

@@ -20,7 +20,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::PathBuf;
 
 /// Directory of the lock files.
-pub const CLAIMS: &str = "file_locks";
+pub(crate) const CLAIMS: &str = "file_locks";
 
 /// Which of how many processes this one is.
 #[derive(Clone, Debug, PartialEq, Eq)]

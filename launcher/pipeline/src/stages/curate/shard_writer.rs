@@ -95,12 +95,12 @@ fn keep(collection: &Collection, scratch: Option<&Path>, wanted: &Receiver<Finis
 
 /// A directory within `scratch` for this process's part of this run, which no other process
 /// of the node uses.
-pub fn scratch_dir(scratch: &Path, collection: &Collection, place: &str) -> PathBuf {
+pub(crate) fn scratch_dir(scratch: &Path, collection: &Collection, place: &str) -> PathBuf {
     scratch.join(format!("gradtx-{}-{place}", &collection.identity[..16]))
 }
 
 /// Takes over the groups that are whole in a scratch directory.
-pub fn gather_left(collection: &Collection, scratch: &Path) -> Result<()> {
+pub(crate) fn gather_left(collection: &Collection, scratch: &Path) -> Result<()> {
     if !scratch.is_dir() {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use gradtx_train::examples::Data;
 
 /// Rows of every shadow subset. Subsets may overlap. Without a mixture, each has rows of
 /// one group, the groups in turn; with one, each has its own proportions of all groups.
-pub fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
+pub(crate) fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>> {
     let curate = &config.curate;
     let groups = rows_by_group(config, public)?;
     let mixed = curate.dirichlet_alpha > 0.0;
@@ -36,7 +36,7 @@ pub fn choose_subsets(config: &Config, public: &Data) -> Result<Vec<Vec<usize>>>
 
 /// Which subsets are of one group: a number for each. Where subsets are mixtures, or drawn from all
 /// rows, each is a group of its own.
-pub fn groups_of_subsets(config: &Config, public: &Data) -> Result<Vec<usize>> {
+pub(crate) fn groups_of_subsets(config: &Config, public: &Data) -> Result<Vec<usize>> {
     let curate = &config.curate;
     let groups = match curate.dirichlet_alpha > 0.0 || curate.group_by == GroupBy::Random {
         true => curate.num_subsets,

@@ -46,7 +46,8 @@ impl Evaluation<'_> {
     /// The likeliest choices as answers; `log_likelihoods` has a list for every record.
     pub(super) fn chosen(&self, log_likelihoods: &[Vec<f64>]) -> Result<Vec<Answer>> {
         let scored = self.data.records.iter().zip(log_likelihoods);
-        let with_choices = scored.filter_map(|(record, found)| Some((record, record.choices.as_ref()?, found)));
+        let with_choices =
+            scored.filter_map(|(record, found)| Some((record, record.choices.as_ref()?, found)));
         let answers = with_choices.map(|(record, choices, found)| {
             let by = [false, true].map(|per_character| likeliest(choices, found, per_character));
             let chosen = by[usize::from(self.metric == Metric::MultipleChoiceNorm)];

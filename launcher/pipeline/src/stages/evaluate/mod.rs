@@ -243,7 +243,10 @@ pub(crate) fn metric(choice: MetricChoice, records: &[Record]) -> Result<Metric>
         None => Ok(metric),
         Some(other) => {
             let what = format!("{}: {} has no choices to score", other.origin, other.schema.name());
-            Err(failed(what, "set evaluate.metric to exact_match or rouge1, or data.format to what the data is"))
+            Err(failed(
+                what,
+                "set evaluate.metric to exact_match or rouge1, or data.format to what the data is",
+            ))
         }
     };
     match choice {

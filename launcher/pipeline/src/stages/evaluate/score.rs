@@ -157,7 +157,16 @@ mod tests {
         let answer = |right, rouge1| {
             let text = String::new();
             let (prompt, prediction) = (text.clone(), text.clone());
-            Answer { line: 1, prompt, prediction, reference: text, right, rouge1, ended: right, choices: None }
+            Answer {
+                line: 1,
+                prompt,
+                prediction,
+                reference: text,
+                right,
+                rouge1,
+                ended: right,
+                choices: None,
+            }
         };
         let answers = [answer(true, 1.0), answer(false, 0.5), answer(false, 0.0), answer(false, 0.1)];
         let config = Config::default();

@@ -15,7 +15,7 @@
 mod answers;
 mod rounds;
 
-use crate::aggregate::{self, Combine};
+use crate::aggregate::{self, Aggregation, Combined};
 use crate::artifacts::{expect_run_model, open_side, open_update};
 use crate::card::{self, Made};
 use crate::fold::Fold;
@@ -135,7 +135,9 @@ impl<'a> Refining<'a> {
         let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;
         let translation = Translation::open(&job.translated, &sums, &teacher)?;
         expect_consent(&job.updates, &updates)?;
-        let combined = aggregate::combine(&updates, translation.combine)?;
+        let Combined { values, examples, .. } =
+            aggregate::combine(&job.updates, &updates, &translation.aggregation)?;
+        let combined = (values, examples);
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
         let prompts = [public.prompts(&config, &student)?, public.prompts(&config, &teacher)?];
         Ok(Self { job, settings, config, student, teacher, sums, translation, combined, public, prompts })
@@ -212,6 +214,7 @@ impl Stage for Refining<'_> {
                 ("public prompts", refinement.prompts.to_string()),
                 ("examples of all clients", examples.to_string()),
             ],
+            privacy: gradtx_runtime::artifact::Privacy::None,
         };
         files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
         update.write(&job.out.join(UPDATE_FILE))?;
@@ -244,7 +247,7 @@ fn expect_consent(files: &[PathBuf], updates: &[UpdateVector]) -> Result<()> {
 /// A translation that is intact, of this run's LLM and of these updates.
 struct Translation {
     lineage: Lineage,
-    combine: Combine,
+    aggregation: Aggregation,
     sums: Vec<String>,
     layout: BlockLayout,
     /// Factors, `[L, d]`.
@@ -272,8 +275,8 @@ impl Translation {
         if made.updates != updates {
             return refuse("was made of other updates than these");
         }
-        let combine = made.combine;
+        let aggregation = Aggregation::recorded(made.combine, made.aggregation);
         let adapter = read_peft(&adapter, &teacher.model)?;
-        Ok(Self { lineage, combine, sums, layout: adapter.layout, values: adapter.values })
+        Ok(Self { lineage, aggregation, sums, layout: adapter.layout, values: adapter.values })
     }
 }

@@ -11,6 +11,7 @@ mod device;
 mod evaluate;
 mod finetune;
 mod lora;
+mod privacy;
 mod recipe;
 mod refine;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use device::{DeviceConfig, DeviceKind, DtypeKind};
 pub use evaluate::{AnswerForm, EvaluateConfig, MetricChoice, RougeTokens};
 pub use finetune::FinetuneConfig;
 pub use lora::{AdapterConfig, TargetModules};
+pub use privacy::{Accountant, PrivacyConfig};
 pub(super) use recipe::ALTERNATIVES;
 pub use recipe::{LossNormalization, Recipe};
 pub use refine::RefineConfig;
@@ -64,6 +66,9 @@ pub struct Config {
     pub train: TrainConfig,
     /// Fine-tuning on private data.
     pub finetune: FinetuneConfig,
+    /// Differentially private fine-tuning on private data (DP-SGD), see docs/privacy.md. Off unless
+    /// `target_epsilon` or `noise_multiplier` is set.
+    pub privacy: PrivacyConfig,
     /// Translation by `translate --method products`.
     pub translate: TranslateConfig,
     /// Refinement of translations on public prompts. The LLM trains as in `[curate.llm]`, without
@@ -87,6 +92,7 @@ impl Default for Config {
             translator: TranslatorConfig::default(),
             train: TrainConfig::default(),
             finetune: FinetuneConfig::default(),
+            privacy: PrivacyConfig::default(),
             translate: TranslateConfig::default(),
             refine: RefineConfig::default(),
             evaluate: EvaluateConfig::default(),
@@ -121,6 +127,7 @@ impl Config {
         self.lora.check(&mut findings);
         self.curate.check(&mut findings);
         self.finetune.check(&mut findings);
+        self.privacy.check(&mut findings);
         self.translator.check(&mut findings);
         self.train.check(&mut findings);
         self.translate.check(&mut findings);

@@ -6,8 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Settings of which one takes the place of the other: where one is set, the other is 0.
-pub(in crate::config) const ALTERNATIVES: [[&str; 2]; 2] =
-    [["max_steps", "num_train_epochs"], ["warmup_steps", "warmup_ratio"]];
+pub(in crate::config) const ALTERNATIVES: [[&str; 2]; 3] = [
+    ["max_steps", "num_train_epochs"],
+    ["warmup_steps", "warmup_ratio"],
+    ["target_epsilon", "noise_multiplier"],
+];
 
 /// How a model is fine-tuned, with AdamW.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
