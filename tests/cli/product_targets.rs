@@ -125,7 +125,10 @@ fn predicted_coordinates_become_an_adapter() {
     let (code, said) = other(&[&["curate"], &settings[..]].concat());
     assert_eq!(code, Some(0), "{said}");
     let (code, said) = other(&["translate", update, "--translator", "run", "--out", "mixed"]);
-    assert!(code == Some(1) && said.contains("other tuples") && said.contains("--tuples RUN"), "{code:?} {said}");
+    assert!(
+        code == Some(1) && said.contains("other tuples") && said.contains("--tuples RUN"),
+        "{code:?} {said}"
+    );
     // What coordinates mean is as much a part of a translator as its weights.
     let file = home.path("run/translator/components.safetensors");
     let mut damaged = std::fs::read(&file).unwrap();
@@ -156,10 +159,10 @@ fn residuals_are_added_to_the_translation_by_products() {
 
 #[test]
 fn a_killed_training_on_coordinates_resumes() {
-    let steps = "max_steps = 80\nsave_minutes = 0\nmixup_prob = 0.8\ntargets = \"residual\"";
-    let home = Home::new(steps);
+    let home = Home::new("save_minutes = 0\nmixup_prob = 0.8\ntargets = \"residual\"");
     let settings = std::fs::read_to_string(home.path("settings.toml")).unwrap();
-    let settings = settings.replace("max_steps = 6\n", "") + "[translate]\npenalty = \"mse\"\n";
+    let settings =
+        settings.replace("max_steps = 6\n", "max_steps = 80\n") + "[translate]\npenalty = \"mse\"\n";
     std::fs::write(home.path("settings.toml"), settings).unwrap();
     home.done(&["train"]);
     let sums = || miniature::checksums(&home.path("run/translator"));
@@ -203,6 +206,8 @@ fn held_out_groups_compare_all_forms() {
         "none",
         "--examples",
         "3",
+        "--data",
+        "public.jsonl",
         "--set",
         "translate.penalty=0.01",
     ]);

@@ -40,12 +40,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 }
 
 /// Writes an object of ours with `format` and `version` in front.
-pub fn write_versioned<T: Serialize>(
-    path: &Path,
-    format: &str,
-    version: u64,
-    value: &T,
-) -> Result<()> {
+pub fn write_versioned<T: Serialize>(path: &Path, format: &str, version: u64, value: &T) -> Result<()> {
     #[derive(Serialize)]
     struct Versioned<'a, T> {
         format: &'a str,
