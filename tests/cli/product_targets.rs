@@ -111,6 +111,24 @@ fn predicted_coordinates_become_an_adapter() {
         &["translate", update, "--method", "grad-transformer-residual", "--out", "other"],
         &["run/translator", "predicts residual, found products", "train.targets=residual"],
     );
+    // Another run may take the translator, with the tuples that it is of.
+    let other = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        command.arg(args[0]).args(["--run", "other"]).args(&args[1..]);
+        let output = command.current_dir(home.dir.path()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = other(&["translate", update, "--translator", "run", "--out", "elsewhere"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(home.bytes(&format!("one/{adapter}")) == home.bytes(&format!("elsewhere/{adapter}")));
+    let settings = ["--config", "settings.toml", "--tuples", "other", "--set", "curate.num_subsets=4"];
+    let (code, said) = other(&[&["curate"], &settings[..]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = other(&["translate", update, "--translator", "run", "--out", "mixed"]);
+    assert!(
+        code == Some(1) && said.contains("other tuples") && said.contains("--tuples RUN"),
+        "{code:?} {said}"
+    );
     // What coordinates mean is as much a part of a translator as its weights.
     let file = home.path("run/translator/components.safetensors");
     let mut damaged = std::fs::read(&file).unwrap();
@@ -141,10 +159,10 @@ fn residuals_are_added_to_the_translation_by_products() {
 
 #[test]
 fn a_killed_training_on_coordinates_resumes() {
-    let steps = "max_steps = 80\nsave_minutes = 0\nmixup_prob = 0.8\ntargets = \"residual\"";
-    let home = Home::new(steps);
+    let home = Home::new("save_minutes = 0\nmixup_prob = 0.8\ntargets = \"residual\"");
     let settings = std::fs::read_to_string(home.path("settings.toml")).unwrap();
-    let settings = settings.replace("max_steps = 6\n", "") + "[translate]\npenalty = \"mse\"\n";
+    let settings =
+        settings.replace("max_steps = 6\n", "max_steps = 80\n") + "[translate]\npenalty = \"mse\"\n";
     std::fs::write(home.path("settings.toml"), settings).unwrap();
     home.done(&["train"]);
     let sums = || miniature::checksums(&home.path("run/translator"));
@@ -188,6 +206,8 @@ fn held_out_groups_compare_all_forms() {
         "none",
         "--examples",
         "3",
+        "--data",
+        "public.jsonl",
         "--set",
         "translate.penalty=0.01",
     ]);
