@@ -96,11 +96,18 @@ impl<X: CpuReal> Backward<'_, X> {
             let d_up = &mut d_up[..cols];
             let gate = &self.gate_up[2 * i * cols..][..cols];
             let up = &self.gate_up[(2 * i + 1) * cols..][..cols];
+            let dh = &self.dh[i * h_stride..][..cols];
+            let Some((keys, drop)) = self.dropped else {
+                for c in 0..cols {
+                    let (value, slope) = activation(gate[c]);
+                    d_gate[c] = dh[c] * up[c] * slope;
+                    d_up[c] = dh[c] * value;
+                }
+                continue;
+            };
             // dh after its dropout stands where d_up will.
-            d_up.copy_from_slice(&self.dh[i * h_stride..][..cols]);
-            if let Some((keys, drop)) = self.dropped {
-                drop_row(d_up, self.first + i, keys, drop);
-            }
+            d_up.copy_from_slice(dh);
+            drop_row(d_up, self.first + i, keys, drop);
             for c in 0..cols {
                 let (value, slope) = activation(gate[c]);
                 d_gate[c] = d_up[c] * up[c] * slope;
