@@ -79,11 +79,11 @@ dist: $(if $(NVRTC),cubins)
 DEVICE_TESTS = -p gradtx-kernels -p gradtx-tests --features cuda --test cuda_ops --test cuda_emulated
 
 # A directory for a machine that has a driver and nothing else (docs/gpu.md): the program and the two executables of
-# device tests, all with their device code, and a script. Without MPI, which such a machine lacks.
+# device tests, the device code of all three, and a script. Without MPI, which such a machine lacks.
 GPU_CHECK = $(TARGET)/gpu-check
 GPU_CHECK_PROFILE ?= release
 gpu-check: cubins
-	GRADTX_CUBINS=$(abspath $(TARGET))/cubins $(CARGO) test --profile $(GPU_CHECK_PROFILE) --locked --no-run --message-format=json \
+	$(CARGO) test --profile $(GPU_CHECK_PROFILE) --locked --no-run --message-format=json \
 		$(DEVICE_TESTS) >$(TARGET)/gpu-check.json
 	executable() { sed -n "s/.*\"executable\":\"\([^\"]*$$1-[^\"]*\)\".*/\1/p" $(TARGET)/gpu-check.json | tail -n 1; }; \
 	kernel_tests=$$(executable cuda_ops) && model_tests=$$(executable cuda_emulated) && \
@@ -91,7 +91,7 @@ gpu-check: cubins
 	GPU_CHECK_PARTS=$(abspath $(TARGET))/gpu-check-parts GRADTX_EMULATOR_CPU=x86-64-v3 \
 		$$model_tests --quiet --ignored --exact gpu_check::emulated_parts && \
 	benches/gpu-check/assemble.sh $$(dirname "$$model_tests")/../gradtx-under-test $$kernel_tests $$model_tests \
-		$(TARGET)/gpu-check-parts $(GPU_CHECK)
+		$(TARGET)/cubins $(TARGET)/gpu-check-parts $(GPU_CHECK)
 
 demo: build
 	$(TARGET)/release/gradtx demo $(DEMO_DIR)

@@ -2,14 +2,15 @@
 # Puts together the directory that `make gpu-check` makes: everything that run.sh needs, and nothing
 # that is looked for elsewhere.
 #
-#   assemble.sh PROGRAM KERNEL_TESTS MODEL_TESTS EMULATED OUT
+#   assemble.sh PROGRAM KERNEL_TESTS MODEL_TESTS CUBINS EMULATED OUT
 #
 # PROGRAM is gradtx, KERNEL_TESTS and MODEL_TESTS the executables of the tests of CUDA operations, and of
-# models and the program; EMULATED the directory with the stand-in libraries and kernels for --emulated.
-# Fails if the result is larger than 60 MiB, or needs a newer C library than glibc 2.34.
+# models and the program; CUBINS the directory with their device code, EMULATED that with the stand-in
+# libraries and kernels for --emulated. Fails if the result is larger than 60 MiB, or needs a newer C
+# library than glibc 2.34.
 set -euo pipefail
-[ $# = 5 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
-program=$1 kernel_tests=$2 model_tests=$3 emulated=$4 out=$5
+[ $# = 6 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
+program=$1 kernel_tests=$2 model_tests=$3 cubins=$4 emulated=$5 out=$6
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 most_kib=$((60 * 1024))
@@ -21,6 +22,7 @@ out=$(cd "$out" && pwd)
 strip -o "$out/gradtx" "$program"
 strip -o "$out/kernel-tests" "$kernel_tests"
 strip -o "$out/model-tests" "$model_tests"
+cp -R "$cubins" "$out/cubins"
 cp -R "$emulated" "$out/emulated"
 find "$out/emulated" -type f -exec strip --strip-unneeded {} +
 for model in qwen2 t5; do

@@ -145,6 +145,9 @@ part_machine() {
         use_stand_ins
     else
         export GRADTX_TEST_ON_DEVICE=1
+        # A copy, for kernels of other devices than those that it is for are compiled into it.
+        cp -R "$here/cubins" "$scratch/cubins"
+        export GRADTX_CUDA_CACHE=${GRADTX_CUDA_CACHE:-$scratch/cubins}
     fi
     if [ "$python" != none ]; then
         limited 20 "$scratch/directories" "$python" "$here/libraries.py" directories &&

@@ -16,6 +16,7 @@
 //! | `finetune` | [`finetune`] | steps of adapters beside a frozen base, and of the base alone |
 //! | `train` | [`train`] | steps of the Grad-Transformer |
 //! | `translate` | [`translate`] | the translation of one update |
+//! | `products` | [`products`] | translation by products: inner products, decomposition, read-out |
 //! | `generate` | [`generate`] | greedy decoding |
 //! | `comm` | [`comm`] | sums and gathers between ranks |
 //! | `table` | [`table`] | results of several files against the targets |
@@ -33,6 +34,7 @@ pub mod measure;
 mod measured;
 pub mod models;
 pub mod options;
+pub mod products;
 pub mod profile;
 pub mod results;
 pub mod table;
@@ -76,6 +78,8 @@ pub enum What {
     Train(train::Job),
     /// The translation of updates.
     Translate(translate::Job),
+    /// Translation by products: inner products of students, decomposition of the LLM's adapters, read-out.
+    Products(products::Job),
     /// Greedy generation, token by token.
     Generate(generate::Job),
     /// Sums and gathers between the ranks that srun or mpirun started, or between threads.
@@ -92,6 +96,7 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
         What::Finetune(job) => on_device(context, &job.common, job),
         What::Train(job) => on_device(context, &job.common, job),
         What::Translate(job) => on_device(context, &job.common, job),
+        What::Products(job) => on_device(context, &job.common, job),
         What::Generate(job) => on_device(context, &job.common, job),
         What::Comm(job) => comm::run(context, world, job),
         What::Table(job) => table::run(context, job),

@@ -46,6 +46,7 @@ impl Store {
             targets: vec![],
             rank: 1,
             alpha: 1.0,
+            freeze_a: false,
             init: checksum(&little_endian(&vec![0.0f32; blocks * width])),
         };
         let student = side(config.student_blocks, config.student_width);

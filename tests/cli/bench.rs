@@ -206,6 +206,21 @@ fn kernel_bytes_and_flops_follow_from_sizes() {
     }
 }
 
+#[test]
+fn products_are_measured_by_their_parts() {
+    let home = tempfile::tempdir().unwrap();
+    let (model, config) = decoder();
+    let args = ["products", "--model", &model, "--shadows", "7", "--values", "1500", "--lora-r", "3"];
+    let lines = lines(home.path(), &args);
+    assert_eq!(number(named(&lines, "inner products of students"), "flops"), 7.0 * 8.0 * 1500.0);
+    let blocks = size(&config, "num_hidden_layers");
+    for name in ["decomposition of stacks", "read-out of a client"] {
+        let line = named(&lines, name);
+        assert_eq!(number(line, "blocks"), blocks);
+        assert!((number(line, "all_blocks_s") / number(line, "median_s") / blocks - 1.0).abs() < 1e-3);
+    }
+}
+
 fn t5_config() -> Value {
     t5().1
 }

@@ -137,6 +137,7 @@ fn clients_unlike_the_shadows_have_rows() {
     let clients = names.join(",");
     let mut args = vec!["cross-validate", "--folds", "2", "--methods", "ridge,products", "--examples", "3"];
     args.extend(["--clients", &clients, "--without-prompts", "<rev>,<copy>", "--leave-out", "(x);"]);
+    args.extend(["--set", "refine.num_prompts=20"]);
     let text = home.done(&args);
     assert!(names.iter().all(|name| text.contains(&format!("| {name} "))), "{text}");
     let all = home.json("run/cross-validation/variants.json");
@@ -160,7 +161,7 @@ fn clients_unlike_the_shadows_have_rows() {
         of(variant).as_array().unwrap().iter().map(|client| change(&home, variant, client, "tiny")).sum()
     };
     let ratio = of_all("noise") / of_all("half-noise");
-    assert!((ratio - 2.0).abs() < 0.3, "{ratio}");
+    assert!((ratio - 2.0).abs() < 0.6, "{ratio}");
     let steps = |variant: &str| {
         let dir = of(variant)[0]["dir"].as_str().unwrap().to_string();
         let record = home.json(&format!("run/cross-validation/{variant}/{dir}/finetuned/tiny/record.json"));
@@ -191,6 +192,7 @@ fn a_mixture_is_of_two_held_out_groups() {
     home.done(&["curate", "--set", "curate.group_by=random"]);
     let mut args = vec!["cross-validate", "--folds", "2", "--methods", "ridge", "--refine", "none"];
     args.extend(["--clients", "as-curated,mixture", "--data", "public.jsonl", "--examples", "5"]);
+    args.extend(["--set", "curate.group_by=random"]);
     home.done(&args);
     let clients = home.json("run/cross-validation/mixture/clients.json");
     assert_eq!(clients.as_array().unwrap().len(), 5);

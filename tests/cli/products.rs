@@ -5,14 +5,15 @@
 #![allow(clippy::unwrap_used)]
 
 use gradtx_models::decoder::DecoderConfig;
-use gradtx_models::lora::{BlockLayout, Factor, LoraConfig, read_peft};
+use gradtx_models::lora::{BlockLayout, LoraConfig, read_peft};
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateVector};
 use gradtx_tests::miniature::{self, SETTINGS};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-struct Home {
+/// A run with its tuples, and two clients' updates.
+pub struct Home {
     dir: tempfile::TempDir,
 }
 
@@ -23,7 +24,12 @@ impl Home {
     }
 
     /// The same with more settings.
-    fn with(subsets: &str, more: &str) -> Self {
+    pub fn with(subsets: &str, more: &str) -> Self {
+        Self::edited(subsets, more, |_| ())
+    }
+
+    /// The same with models, data or settings that are changed before anything is done.
+    pub fn edited(subsets: &str, more: &str, edit: impl Fn(&Path)) -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         miniature::write(home.dir.path());
         let settings = SETTINGS
@@ -34,6 +40,7 @@ impl Home {
             .replace("max_new_tokens = 4", "max_new_tokens = 12")
             .replace("[finetune.tiny]\nmax_steps = 3", "[finetune.tiny]\nmax_steps = 150");
         std::fs::write(home.path("settings.toml"), settings + more).unwrap();
+        edit(home.dir.path());
         home.done(&["curate"]);
         let rows = std::fs::read_to_string(home.path("private.jsonl")).unwrap();
         let half: Vec<&str> = rows.lines().take(4).collect();
@@ -43,24 +50,24 @@ impl Home {
         home
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn gradtx(&self, args: &[&str]) -> Output {
+    pub fn gradtx(&self, args: &[&str]) -> Output {
         let (stage, rest) = args.split_first().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
         command.arg(stage).args(["--run", "run", "--config", "settings.toml"]).args(rest);
         command.current_dir(self.dir.path()).output().unwrap()
     }
 
-    fn done(&self, args: &[&str]) {
+    pub fn done(&self, args: &[&str]) {
         let output = self.gradtx(args);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
     }
 
-    fn translate(&self, clients: &[&str], out: &str, more: &[&str]) {
+    pub fn translate(&self, clients: &[&str], out: &str, more: &[&str]) {
         let updates: Vec<String> = clients.iter().map(|c| format!("{c}/update.safetensors")).collect();
         let mut args = vec!["translate", "--method", "products", "--out", out];
         args.extend(updates.iter().map(String::as_str));
@@ -68,25 +75,26 @@ impl Home {
         self.done(&args);
     }
 
-    fn json(&self, name: &str) -> Value {
+    pub fn json(&self, name: &str) -> Value {
         serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
 
-    fn layout(&self, rank: usize) -> BlockLayout {
+    pub fn layout(&self, rank: usize) -> BlockLayout {
         let model = DecoderConfig::read(&self.path("llm")).unwrap();
         let lora = LoraConfig { rank, alpha: 16.0 * rank as f64, ..LoraConfig::default() };
         BlockLayout::new(&model, &lora).unwrap()
     }
 
     /// The matrices of a translation, one after the other.
-    fn dense(&self, out: &str) -> Vec<f64> {
+    pub fn dense(&self, out: &str) -> Vec<f64> {
         let update = UpdateVector::read(&self.path(out).join("update.safetensors")).unwrap();
         assert_eq!((update.meta.space.rank, update.meta.space.alpha), (16, 256.0));
         dense(&self.layout(16), &update.values)
     }
 }
 
-fn dense(layout: &BlockLayout, values: &[f32]) -> Vec<f64> {
+/// The products of an adapter's factors, one after the other.
+pub fn dense(layout: &BlockLayout, values: &[f32]) -> Vec<f64> {
     let mut out = vec![];
     for block in 0..layout.blocks() {
         for pair in layout.slices().chunks(2) {
@@ -102,7 +110,8 @@ fn dense(layout: &BlockLayout, values: &[f32]) -> Vec<f64> {
     out
 }
 
-fn distance(x: &[f64], y: &[f64]) -> f64 {
+/// Euclidean distance.
+pub fn distance(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt()
 }
 
@@ -224,116 +233,4 @@ fn the_penalty_is_what_the_settings_say() {
     let (code, said) = penalty("\"loss\"", "loss");
     assert!(code != Some(0) && said.contains("translate.penalty=0.01"), "{code:?} {said}");
     assert_eq!(penalty("0.01", "without").0, Some(0));
-}
-
-/// Settings with which one round at least trains: untrained models agree on little.
-const REFINE: &str = "\n[refine]\nnum_prompts = 12\nsteps_per_round = 3\nglobal_batch_size = 4\nmin_agreements = 2\nmin_confidence = 0.0\n";
-
-fn refine<'a>(translated: &'a str, client: &'a str, out: &'a str) -> [&'a str; 6] {
-    ["refine", client, "--translated", translated, "--out", out]
-}
-
-#[test]
-fn refined_translations_have_a_trained_part() {
-    let home = Home::with("num_subsets = 4", REFINE);
-    home.translate(&["client-1"], "one", &[]);
-    let args = refine("one", "client-1/update.safetensors", "refined");
-    home.done(&args);
-    let found = home.json("refined/refinement.json");
-    let rounds = found["rounds"].as_array().unwrap();
-    assert_eq!((&found["prompts"], rounds.len()), (&12.into(), 2));
-    for round in rounds {
-        let trained = round["trained_on"] != "nothing";
-        assert_eq!(trained, round["loss"].is_number(), "{round}");
-        assert!((round["agreed"].as_f64().unwrap() / 12.0 - round["share"].as_f64().unwrap()).abs() < 1e-12);
-    }
-    assert_ne!(rounds[0]["trained_on"], "nothing", "{found}");
-
-    // The translation's part is what it was; the other has moved from where shadows start.
-    let model = DecoderConfig::read(&home.path("llm")).unwrap();
-    let [before, after] =
-        ["one", "refined"].map(|dir| read_peft(&home.path(dir).join("adapter"), &model).unwrap());
-    assert_eq!((after.layout.lora().rank, after.layout.lora().alpha), (18, 288.0));
-    let mut moved = 0;
-    for block in 0..3 {
-        for (one, all) in before.layout.slices().iter().zip(after.layout.slices()) {
-            let (x, y) = (
-                &before.values[before.layout.range(block, one)],
-                &after.values[after.layout.range(block, all)],
-            );
-            if one.factor == Factor::A {
-                assert!(y.starts_with(x), "A of the translation");
-            } else {
-                let kept = x.chunks(16).zip(y.chunks(18)).all(|(x, y)| y.starts_with(x));
-                assert!(kept, "B of the translation");
-                moved += y.chunks(18).filter(|row| row[16..].iter().any(|&v| v != 0.0)).count();
-            }
-        }
-    }
-    assert!(moved > 0, "B of the new part starts as zero and is trained");
-    let update = UpdateVector::read(&home.path("refined/update.safetensors")).unwrap();
-    assert_eq!(update.values, after.values);
-
-    // No answer, and no prompt, lies anywhere.
-    let names: Vec<String> = std::fs::read_dir(home.path("refined"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    let mut sorted = names.clone();
-    sorted.sort();
-    assert_eq!(sorted, ["adapter", "record.json", "refinement.json", "update.safetensors"]);
-    home.done(&["evaluate", "--data", "private.jsonl", "--adapter", "refined/adapter", "--out", "score"]);
-    let score = home.json("score/score.json");
-    assert_eq!((&score["method"], &score["refined"]), (&"products".into(), &true.into()));
-    let sums = miniature::checksums(&home.path("refined"));
-    home.done(&args);
-    assert_eq!(miniature::checksums(&home.path("refined")), sums, "finished");
-    home.done(&[&refine("one", "client-1/update.safetensors", "again")[..], &["--threads", "3"]].concat());
-    let bytes = |dir: &str| std::fs::read(home.path(dir).join("update.safetensors")).unwrap();
-    assert!(bytes("refined") == bytes("again"), "the same bytes on other threads");
-}
-
-#[test]
-fn refinement_needs_consent_and_the_same_updates() {
-    let home = Home::with("num_subsets = 4", REFINE);
-    home.translate(&["client-1"], "one", &[]);
-    home.translate(&["client-2"], "two", &[]);
-    home.translate(&["client-1"], "noise", &["--random-update"]);
-    let refused = |args: &[&str], words: &[&str]| {
-        let output = home.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{said}");
-    };
-    refused(
-        &refine("two", "client-2/update.safetensors", "out"),
-        &["client-2", "has not agreed", "--allow-refinement"],
-    );
-    refused(&refine("one", "client-2/update.safetensors", "out"), &["one", "made of other updates"]);
-    refused(&refine("noise", "client-1/update.safetensors", "out"), &["noise was translated"]);
-    home.done(&refine("one", "client-1/update.safetensors", "out"));
-    refused(
-        &refine("out", "client-1/update.safetensors", "twice"),
-        &["no translation that could be refined"],
-    );
-    assert!(!home.path("twice").exists());
-}
-
-#[test]
-fn where_too_few_answers_agree_nothing_is_trained() {
-    let settings = REFINE
-        .replace("min_agreements = 2", "min_agreements = 12")
-        .replace("min_confidence = 0.0", "min_confidence = 1.0");
-    let home = Home::with("num_subsets = 4", &settings);
-    home.translate(&["client-1"], "one", &[]);
-    home.done(&refine("one", "client-1/update.safetensors", "refined"));
-    let found = home.json("refined/refinement.json");
-    if found["rounds"][0]["agreed"] != 12 {
-        assert_eq!(found["rounds"][0]["trained_on"], "nothing");
-        let (before, after) = (home.dense("one"), {
-            let update = UpdateVector::read(&home.path("refined/update.safetensors")).unwrap();
-            dense(&home.layout(18), &update.values)
-        });
-        assert!(distance(&before, &after) == 0.0, "the translation as it was");
-    }
 }

@@ -147,12 +147,20 @@ fn fine_tune<D: Backend<X>, X: Real>(
     config: &DecoderConfig,
     after: &mut dyn FnMut(),
 ) -> [Vec<f64>; 2] {
+    fine_tune_in(device, config, &layout(config, 0.1), after)
+}
+
+fn fine_tune_in<D: Backend<X>, X: Real>(
+    device: &D,
+    config: &DecoderConfig,
+    layout: &BlockLayout,
+    after: &mut dyn FnMut(),
+) -> [Vec<f64>; 2] {
     let model = decoder::<D, X>(device, config);
-    let layout = layout(config, 0.1);
     let initial: Vec<f32> = to(&random("initial", layout.total(), 0.0, 0.2));
     let batch = batch(config);
     let capacity = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
-    let mut jobs = MultiLora::new(&model, &layout, 2, &initial, capacity).expect("there is memory");
+    let mut jobs = MultiLora::new(&model, layout, 2, &initial, capacity).expect("there is memory");
     let mut numbers = Vec::new();
     for t in 1..=2 {
         let report = jobs.train_step(&model, &batch, step(t), Some(0.5)).expect("the step is possible");
@@ -184,6 +192,18 @@ fn fine_tuning_two_jobs() {
             assert_near(&what, &found[0], &expected[0], 2e-2);
         }
     }
+}
+
+#[test]
+fn fine_tuning_beside_a_frozen_a() {
+    let config = config(Family::Qwen2, 10);
+    let layout =
+        BlockLayout::with_frozen_a(&config, layout(&config, 0.1).lora()).expect("the targets are there");
+    let expected = fine_tune_in::<Cpu, f32>(&Cpu::new(1), &config, &layout, &mut || ());
+    assert_eq!(expected[1].len(), 2 * layout.blocks() * layout.width());
+    let found = fine_tune_in::<Cuda, f32>(&cuda(FORWARD), &config, &layout, &mut || ());
+    assert_near("losses and norms", &found[0], &expected[0], 1e-4);
+    assert_near("update vectors of B", &found[1], &expected[1], 5e-3);
 }
 
 /// Losses and gradients of examples of one adapter, twice: rows are cleared in between.

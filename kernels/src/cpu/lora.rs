@@ -8,7 +8,7 @@
 //! gradient row.
 
 use super::linear;
-use super::lora_loops::{DownBackward, DownForward, Span, UpBackward, UpForward, UpGradient};
+use super::lora_loops::{DownBackward, DownForward, DownToRows, Span, UpBackward, UpForward, UpGradient};
 use super::mask::{MASK_BLOCK, Mask};
 use super::matrix::MatrixMut;
 use super::scratch::with_scratch;
@@ -189,6 +189,31 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// `dx += (α/r) mask ⊙ (ds A)` for every target, without the gradient of A.
+    fn down_backward_to_rows<X: CpuReal>(
+        &self,
+        dx: &mut [X],
+        ds: &[X],
+        adapters: &[X],
+        segments: Segments<'_, Cpu>,
+        dims: LoraDims<'_>,
+    ) {
+        let rows = self.rows_per_part(dims.tokens, dims.in_dim * dims.tail());
+        let parts = token_parts(dx, dims.in_dim, rows, segments.offsets);
+        self.for_parts(parts, |(i, tokens, dx)| {
+            let adapter = adapter_of(adapters, &segments, i, &dims);
+            let position = tokens.start - segments.offsets[i] as usize;
+            let ds = &ds[tokens.start * dims.tail()..][..tokens.len() * dims.tail()];
+            for (n, target) in dims.targets.iter().enumerate() {
+                let drop = drop_of(&segments, i, target, &dims);
+                let a = &adapter[target.a_offset..][..dims.rank * dims.in_dim];
+                dispatch(DownToRows { dx, ds, a, drop, position, first: n * dims.rank, dims });
+            }
+        });
+    }
+}
+
 impl<X: CpuReal> LoraLinear<X> for Cpu {
     fn lora_input_len(dims: &LoraDims<'_>) -> usize {
         dims.tokens * (dims.in_dim + dims.tail())
@@ -307,12 +332,17 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
         args.check()?;
         let LoraDownBackward { d_input, grads, input, adapters, segments, dims } = args;
         const OP: &str = "lora_down_backward";
-        check_segments(OP, adapters, Some(grads), &segments, &dims)?;
+        let is_frozen = grads.is_empty();
+        check_segments(OP, adapters, Some(&*grads).filter(|_| !is_frozen), &segments, &dims)?;
         if dims.tail() == 0 {
             return Ok(());
         }
         let (dx, ds) = d_input.split_at_mut(dims.tokens * dims.in_dim);
         let (x, ds) = (&input[..dims.tokens * dims.in_dim], &ds[..]);
+        if is_frozen {
+            self.down_backward_to_rows(dx, ds, adapters, segments, dims);
+            return Ok(());
+        }
         for (row, grad) in grads.chunks_exact_mut(dims.adapter_stride).enumerate() {
             let depth = tokens_into(&segments, row);
             if depth == 0 {

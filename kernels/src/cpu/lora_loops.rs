@@ -238,3 +238,43 @@ impl<X: CpuReal> Task for DownBackward<'_, '_, X> {
         }
     }
 }
+
+/// `dx += (α/r) mask ⊙ (ds A)` of one target, for consecutive tokens of one segment: what [`DownBackward`]
+/// leaves in dx.
+pub(super) struct DownToRows<'a, X> {
+    /// `[tokens, in_dim]`.
+    pub dx: &'a mut [X],
+    /// `[tokens, tail]`.
+    pub ds: &'a [X],
+    /// `[r, in_dim]`.
+    pub a: &'a [X],
+    pub drop: Option<Mask>,
+    /// Position of the first token in its segment.
+    pub position: usize,
+    /// First column of ds that belongs to the target.
+    pub first: usize,
+    pub dims: LoraDims<'a>,
+}
+
+impl<X: CpuReal> Task for DownToRows<'_, X> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Self { dx, ds, a, drop, position, first, dims } = self;
+        let scale = X::from_f64(dims.scale);
+        for (t, (dx, ds)) in dx.chunks_mut(dims.in_dim).zip(ds.chunks(dims.tail())).enumerate() {
+            let ds = &ds[first..][..dims.rank];
+            for (block, row) in dx.chunks_mut(MASK_BLOCK).enumerate() {
+                let (from, len) = (block * MASK_BLOCK, row.len());
+                let factors = drop.map_or([X::one(); MASK_BLOCK], |drop| drop.factors(position + t, block));
+                let mut d = [X::zero(); MASK_BLOCK];
+                for (i, &ds) in ds.iter().enumerate() {
+                    axpy::<L, X>(&mut d[..len], ds, &a[i * dims.in_dim + from..][..len]);
+                }
+                for ((dx, &d), &f) in row.iter_mut().zip(&d).zip(&factors) {
+                    *dx = (scale * f).madd::<L>(d, *dx);
+                }
+            }
+        }
+    }
+}

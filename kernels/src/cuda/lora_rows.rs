@@ -130,8 +130,7 @@ impl Cuda {
             let size = count * dims.in_dim;
             let first = first * dims.in_dim;
             let partial = Partial { pointer: scratch.pointer, tile: A_TILE, size, first };
-            let len = |_: &LoraTarget| dims.rank * dims.in_dim;
-            self.lora_add_rows(grads, partial, segments, dims, |t| t.a_offset, len)?;
+            self.add_rows_of_a(grads, partial, segments, dims)?;
         }
         Ok(())
     }
@@ -185,6 +184,20 @@ impl Cuda {
         // SAFETY: the callers have checked lengths; segments and adapters out of range are refused.
         unsafe { kernel.run([tiles, 1, 1], threads, shared) }?;
         let partial = Partial { pointer: scratch.pointer, tile: A_TILE, size, first: 0 };
+        self.add_rows_of_a(grads, partial, segments, dims)
+    }
+
+    /// Adds the sums of all tiles to dA; there are no rows of it where A is frozen.
+    fn add_rows_of_a(
+        &self,
+        grads: &CudaViewMut<'_, f32>,
+        partial: Partial,
+        segments: &Segments<'_, Self>,
+        dims: &LoraDims<'_>,
+    ) -> Result<()> {
+        if grads.len() == 0 {
+            return Ok(());
+        }
         let len = |_: &LoraTarget| dims.rank * dims.in_dim;
         self.lora_add_rows(grads, partial, segments, dims, |t| t.a_offset, len)
     }

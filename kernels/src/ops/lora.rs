@@ -235,7 +235,7 @@ impl<D: LoraLinear<X>, X: Real> LoraLinearBackward<'_, '_, '_, '_, '_, '_, '_, '
 pub struct LoraDownBackward<'d_input, 'grads, 'input, 'adapters, 'segments, 'dims, D: Device, X: Real> {
     /// An adapter input: rows `+= (α/r) mask ⊙ (ds A)`; its s part is ds.
     pub d_input: D::ViewMut<'d_input, X>,
-    /// `[rows, adapter_stride]`: `dA += (α/r) dsᵀ drop(x)`.
+    /// `[rows, adapter_stride]`: `dA += (α/r) dsᵀ drop(x)`; empty where A is frozen.
     pub grads: D::ViewMut<'grads, X::Acc>,
     /// The adapter input of the forward pass, whose rows are x.
     pub input: D::View<'input, X>,
@@ -275,7 +275,7 @@ pub struct RmsNormLoraBackward<
     pub dx: D::ViewMut<'dx, X>,
     /// An adapter input: `dy w` and ds on entry, anything after.
     pub d_input: D::ViewMut<'d_input, X>,
-    /// `[rows, adapter_stride]`: dA `+=`.
+    /// `[rows, adapter_stride]`: dA `+=`; empty where A is frozen.
     pub grads: D::ViewMut<'grads, X::Acc>,
     /// `[T, in_dim]`, the input of the norm.
     pub x: D::View<'x, X>,

@@ -84,6 +84,8 @@ struct Case {
     norm: bool,
     /// Makes the gradient wrong, for the negative control.
     broken: bool,
+    /// Whether A has no gradient.
+    frozen: bool,
 }
 
 impl Case {
@@ -95,7 +97,18 @@ impl Case {
         let stream = Stream::new(segments);
         let jobs = segments.iter().map(|s| s.1 as usize + 1).max().expect("not empty");
         let targets = targets(in_dim, out_dim, rank);
-        Self { stream, targets, in_dim, out_dim, rank, dropout, jobs, norm: false, broken: false }
+        Self {
+            stream,
+            targets,
+            in_dim,
+            out_dim,
+            rank,
+            dropout,
+            jobs,
+            norm: false,
+            broken: false,
+            frozen: false,
+        }
     }
 
     fn dims(&self) -> LoraDims<'_> {
@@ -185,12 +198,13 @@ impl Case {
         })
         .expect("the shapes fit");
         let mut dx = vec![X::zero(); x.len()];
+        let of_a = if self.frozen { &mut [][..] } else { &mut grads[..] };
         if self.norm {
             let norm = self.norm_dims();
             cpu.rmsnorm_lora_backward(RmsNormLoraBackward {
                 dx: &mut dx,
                 d_input: &mut d_input,
-                grads: &mut grads,
+                grads: of_a,
                 x,
                 input: &input,
                 inv_rms: &inv_rms,
@@ -204,7 +218,7 @@ impl Case {
         } else {
             cpu.lora_down_backward(LoraDownBackward {
                 d_input: &mut d_input,
-                grads: &mut grads,
+                grads: of_a,
                 input: &input,
                 adapters,
                 segments,
@@ -336,6 +350,29 @@ fn mixed() -> (Case, Vec<Vec<f32>>, Vec<f32>) {
     let inputs: Vec<Vec<f32>> = case.inputs().iter().map(|x| to(x)).collect();
     let dy = to(&random("dy", case.stream.tokens() * case.out_dim));
     (case, inputs, dy)
+}
+
+/// Whole chunks of columns, an odd rest, several parts of tokens: the bits of every gradient but that of A.
+#[test]
+fn a_frozen_a_has_no_gradient_and_changes_no_other() {
+    for (norm, in_dim, threads) in [(true, 192, 2), (false, 133, 3)] {
+        let segments = [(1, 0, 0), (5, 1, 1), (123, 2, 2), (64, 1, 1), (200, 0, 3)];
+        let mut case = Case { norm, ..Case::new(&segments, (in_dim, 130, 2), 0.2) };
+        let inputs: Vec<Vec<f32>> = case.inputs().iter().map(|x| to(x)).collect();
+        let dy: Vec<f32> = to(&random("dy", case.stream.tokens() * case.out_dim));
+        let (dx, grads) = case.gradients(&Cpu::new(threads), &inputs, &dy, 3.0);
+        case.frozen = true;
+        let (frozen_dx, frozen) = case.gradients(&Cpu::new(threads), &inputs, &dy, 3.0);
+        assert_eq!(frozen_dx, dx);
+        let stride = case.dims().adapter_stride;
+        let mut want = grads.clone();
+        for row in want.chunks_mut(stride) {
+            for target in &case.targets {
+                row[target.a_offset..][..case.rank * in_dim].fill(3.0);
+            }
+        }
+        assert!(frozen == want && want != grads);
+    }
 }
 
 /// The rows of these segments.

@@ -315,7 +315,8 @@ impl Command {
             }
             Self::Refine { run, updates, translated, out } => {
                 let out = out.unwrap_or_else(|| default_out::refined(&translated));
-                refine::run(context, &run, &refine::Job { updates, translated, out, fold: None })
+                let job = refine::Job { updates, translated, out, fold: None };
+                refine::run_on_ranks(context, world, &run, &job)
             }
             Self::Translate { run, updates, out, method, aggregation, random_update, allow } => {
                 let random_student = random_update;
@@ -386,6 +387,7 @@ impl Command {
         match self {
             Self::Curate(job) => curate::Curation::HAS_RANKS && !job.array,
             Self::Train(_) => train::Training::HAS_RANKS,
+            Self::Refine { .. } => refine::Refining::HAS_RANKS,
             Self::Bench(job) => matches!(job.what, gradtx_bench::What::Comm(_)),
             _ => false,
         }

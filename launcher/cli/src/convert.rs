@@ -6,10 +6,10 @@
 
 use crate::model_args::{Model, ModelArgs, spec_of_update};
 use anyhow::Result;
-use gradtx_models::lora::{BlockLayout, LoraConfig, write_peft};
+use gradtx_models::lora::{LoraConfig, write_peft};
 use gradtx_pipeline::card::{Made, write_for_adapter};
 use gradtx_run::context::Context;
-use gradtx_run::failure::{failed, unusable_with};
+use gradtx_run::failure::unusable_with;
 use gradtx_run::record::make_dir;
 use gradtx_run::role::Role;
 use gradtx_run::text::counted;
@@ -81,8 +81,7 @@ fn to_update(
     dir: &Path,
 ) -> Result<(String, serde_json::Value)> {
     let adapter = model.adapter(dir, context.threads)?;
-    expect_layout(&spec.layout, &adapter.layout, dir)?;
-    let values = adapter.values.iter().zip(&spec.init).map(|(trained, start)| trained - start).collect();
+    let values = spec.update_of_peft(dir, &adapter)?;
     let update = spec.update(values, job.examples.unwrap_or_default());
     if let Some(above) = job.out.parent().filter(|above| !above.as_os_str().is_empty()) {
         make_dir(above)?;
@@ -102,8 +101,7 @@ fn to_adapter(
     let file = UpdateFile::open(path)?;
     let spec = spec_of_update(spec, &file, path)?;
     let update = file.read()?;
-    let values: Vec<f32> =
-        spec.init.iter().zip(&update.values).map(|(start, change)| start + change).collect();
+    let values = spec.adapter_of(&update.values);
     let examples = ("examples", update.meta.examples.to_string());
     let how = "was made of an update vector".into();
     let made = Made { how, settings: vec![examples], privacy: update.meta.privacy };
@@ -125,17 +123,6 @@ fn write_adapter(
         text,
         json!({ "kind": "adapter", "rank": spec.space.rank, "blocks": spec.space.blocks, "out": shown(out) }),
     ))
-}
-
-/// Fails, with both kinds of adapters, unless they are the same.
-fn expect_layout(expected: &BlockLayout, found: &BlockLayout, dir: &Path) -> Result<()> {
-    if expected.hash() == found.hash() {
-        return Ok(());
-    }
-    let (wanted, found) = (described(expected.lora()), described(found.lora()));
-    let hint = "an update vector has the rank, alpha and modules of the adapter that training started from: use \
-                the run with these settings, or --init";
-    Err(failed(format!("{}: expected an adapter of {wanted}; found {found}", shown(dir)), hint))
 }
 
 fn described(lora: &LoraConfig) -> String {

@@ -121,13 +121,7 @@ impl Operand {
             }
             Self::Adapter(dir) => {
                 let adapter = model.adapter(&dir, context.threads)?;
-                if adapter.layout.hash() != spec.layout.hash() {
-                    let what =
-                        format!("{}: an adapter of other rank, alpha or modules than the run's", shown(&dir));
-                    return Err(failed(what, "use the run or the --init that it was trained from"));
-                }
-                let change = adapter.values.iter().zip(&spec.init).map(|(trained, start)| trained - start);
-                Ok(spec.update(change.collect(), 0))
+                Ok(spec.update(spec.update_of_peft(&dir, &adapter)?, 0))
             }
         }
     }
@@ -143,9 +137,9 @@ fn expect_comparable(
     let (x, y) = (&a.meta.space, &b.meta.space);
     if x.layout != y.layout || [x.blocks, x.width] != [y.blocks, y.width] {
         let form = |space: &gradtx_runtime::artifact::UpdateSpace| {
-            let targets = space.targets.join(", ");
+            let (targets, of_b) = (space.targets.join(", "), if space.freeze_a { ", B alone" } else { "" });
             format!(
-                "[{}, {}], rank {}, alpha {}, {targets}",
+                "[{}, {}], rank {}, alpha {}, {targets}{of_b}",
                 space.blocks, space.width, space.rank, space.alpha
             )
         };
@@ -189,7 +183,10 @@ fn of_updates(a: &UpdateVector, b: &UpdateVector, model: Option<&Model>, path: &
         dropout: 0.0,
         targets: LoraConfig::targets_from_names(&space.targets)?,
     };
-    let layout = BlockLayout::new(&model.decoder, &lora)?;
+    let layout = match space.freeze_a {
+        true => BlockLayout::with_frozen_a(&model.decoder, &lora)?,
+        false => BlockLayout::new(&model.decoder, &lora)?,
+    };
     if layout.hash() != space.layout {
         let what = format!(
             "{}: not an update of {}: that has {} blocks of {} values, the update {} of {}",
@@ -205,7 +202,7 @@ fn of_updates(a: &UpdateVector, b: &UpdateVector, model: Option<&Model>, path: &
     let mut pairs = vec![];
     for block in 0..layout.blocks() {
         for slice in layout.slices() {
-            let range = layout.range(block, slice);
+            let Some(range) = layout.range_in_update(block, slice) else { continue };
             let module = Some(matrix_name(slice.module.name(), slice.factor));
             pairs.push(Pair {
                 block,

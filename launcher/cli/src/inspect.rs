@@ -196,7 +196,13 @@ fn look_at_store(dir: &Path, report: &mut Report) -> Result<()> {
         report.fact(role.name(), format!("[L, d] = [{}, {}]", space.blocks, space.width));
         report.fact(
             &format!("{role} adapter"),
-            format!("r {}, alpha {}, {}", space.rank, space.alpha, space.targets.join(",")),
+            format!(
+                "r {}, alpha {}, {}{}",
+                space.rank,
+                space.alpha,
+                space.targets.join(","),
+                if space.freeze_a { ", B alone is trained" } else { "" }
+            ),
         );
         report.fact(&format!("{role} base model"), &space.base_model);
         report.fact(&format!("{role} layout"), &space.layout);

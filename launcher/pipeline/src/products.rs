@@ -23,7 +23,7 @@ use gradtx_train::examples::Data;
 use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::products::coordinates::{Coordinates, Residuals, mean_weights, measure};
 use gradtx_train::products::penalty::{Losses, Penalty, Trial, USUAL, by_error, by_loss, trials};
-use gradtx_train::products::{Groups, Kernel};
+use gradtx_train::products::{Groups, Kernel, read_adapter};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -62,16 +62,17 @@ pub struct Translation<'a> {
 impl Translation<'_> {
     /// The settings that a result depends on, apart from the tuple store.
     pub fn inputs(config: &Config) -> ProductsInputs {
-        ProductsInputs { lora_r: config.translate.lora_r, penalty: choice(config) }
+        let lora_r = (!config.lora.freeze_a).then_some(config.translate.lora_r);
+        ProductsInputs { lora_r, penalty: choice(config) }
     }
 
-    /// Translates clients' updates: the LLM with adapters of the new rank, the factors of one, and how they
+    /// Translates clients' updates: the LLM with adapters of the new rank, an update of these, and how it
     /// came to be. Products of several clients are added up with these shares.
     pub fn of(&self, clients: &[&[f32]], shares: &[f64]) -> Result<(ModelSpec, Vec<f32>, Details)> {
         let store = &self.tuples.store;
         let groups = self.groups()?;
         let kernel = Kernel::read(store, &groups, clients)?;
-        let side = self.teacher.of_rank(self.config.translate.lora_r)?;
+        let side = self.side()?;
         let products = self.products()?;
         let penalty = self.penalty(&groups, &kernel, &products, &side)?;
         let all: Vec<usize> = (0..groups.count()).collect();
@@ -83,13 +84,13 @@ impl Translation<'_> {
             let own = groups.spread(&all, &own);
             weights.iter_mut().zip(own).for_each(|(sum, w)| *sum += share * w);
         }
-        let factors = products.read_out(&weights, &side.layout)?;
+        let update = side.update_of(&products.read_out(&weights, &side.layout)?);
         let details = Details { penalty, rank: side.space.rank, distance, weights };
-        Ok((side, factors, details))
+        Ok((side, update, details))
     }
 
     /// Reads out what a Grad-Transformer predicted for a client's update: the LLM with adapters of the new
-    /// rank, and the factors of one.
+    /// rank, and an update of these.
     pub fn of_coordinates(
         &self,
         components: &Components,
@@ -105,10 +106,11 @@ impl Translation<'_> {
                 groups.spread(&all, &kernel.weights(&all, &kernel.clients[0], penalty)?)
             }
         };
-        let side = self.teacher.of_rank(self.config.translate.lora_r)?;
+        let side = self.side()?;
         let factors =
             self.products()?.read_out_blocks(&components.weights(&base, predicted)?, &side.layout)?;
-        Ok((side, factors))
+        let update = side.update_of(&factors);
+        Ok((side, update))
     }
 
     /// What a Grad-Transformer is to predict in the place of the LLM's updates: components of the shadow
@@ -120,7 +122,7 @@ impl Translation<'_> {
             return Ok((components, coordinates));
         }
         let kernel = Kernel::read(store, &groups, &[])?;
-        let side = self.teacher.of_rank(self.config.translate.lora_r)?;
+        let side = self.side()?;
         let penalty = match self.config.translate.penalty {
             PenaltyChoice::Fixed(penalty) => penalty,
             PenaltyChoice::By(_) => self.penalty(&groups, &kernel, &self.products()?, &side)?.penalty,
@@ -129,14 +131,21 @@ impl Translation<'_> {
         Ok((components.with_penalty(Some(penalty)), residuals.of(&coordinates)?))
     }
 
+    /// The LLM with adapters of the rank that sums of products are written as. Where A is frozen they are sums of B:
+    /// adapters as the shadows have them.
+    fn side(&self) -> Result<ModelSpec> {
+        match self.teacher.layout.freezes_a() {
+            true => Ok(self.teacher.clone()),
+            false => self.teacher.of_rank(self.config.translate.lora_r),
+        }
+    }
+
     /// The shadow teachers' products.
     fn products(&self) -> Result<Products> {
-        let store = &self.tuples.store;
+        let (store, layout) = (&self.tuples.store, &self.teacher.layout);
         let init = store.init(Part::Teacher)?;
-        Ok(Products::new(&self.teacher.layout, store.pairs(), |pair, range, out| {
-            store.read_part(Part::Teacher, pair, store.steps() - 1, range.start, out)?;
-            out.iter_mut().zip(&init[range]).for_each(|(value, start)| *value += start);
-            Ok(())
+        Ok(Products::new(layout, store.pairs(), |pair, range, out| {
+            read_adapter(store, layout, &init, (pair, store.steps() - 1), range, out)
         })?)
     }
 

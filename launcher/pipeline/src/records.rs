@@ -187,8 +187,9 @@ pub struct TranslateInputs {
 /// The settings that a translation by products depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProductsInputs {
-    /// Rank of the adapter.
-    pub lora_r: usize,
+    /// Rank of the adapter, where it is not the shadows'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_r: Option<usize>,
     /// The penalty, or how it is chosen.
     pub penalty: PenaltyInputs,
 }
@@ -223,6 +224,7 @@ pub struct RefineInputs {
     /// Longest example in tokens.
     pub max_length: usize,
     /// The settings of refinement.
+    #[serde(serialize_with = "refine_settings")]
     pub refine: RefineConfig,
     /// How the adapter is trained.
     pub recipe: Recipe,
@@ -249,6 +251,15 @@ pub struct RefineInputs {
     /// How rows are read.
     #[serde(flatten)]
     pub reading: ReadingInputs,
+}
+
+/// Without the number of prompts that the LLM writes where it writes none, as before there was one.
+fn refine_settings<S: serde::Serializer>(config: &RefineConfig, to: S) -> Result<S::Ok, S::Error> {
+    let mut value = serde_json::to_value(config).map_err(serde::ser::Error::custom)?;
+    if let (0, Some(settings)) = (config.synthetic_prompts, value.as_object_mut()) {
+        settings.shift_remove("synthetic_prompts");
+    }
+    value.serialize(to)
 }
 
 impl Inputs for RefineInputs {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Variant {
-    /// Not at all: a client's updates are those of its shadow pair.
+    /// Its updates are those of its shadow pair.
     #[default]
     AsCurated,
     /// The TinyLM is trained for three times as many steps.
@@ -23,8 +23,8 @@ pub enum Variant {
     Noise,
     /// A refinement asks no public prompt that contains one of the texts of --without-prompts.
     FewerPrompts,
-    /// Not at all, but no shadow has what a text of --leave-out stands for: all groups whose name
-    /// contains it are held out together.
+    /// Its updates are those of its shadow pair, and all groups whose name contains one text of
+    /// --leave-out are held out together.
     UnseenValue,
 }
 

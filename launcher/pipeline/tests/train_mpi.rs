@@ -152,6 +152,7 @@ impl Home {
             targets: vec!["q_proj".into()],
             rank: 2,
             alpha: 32.0,
+            freeze_a: false,
             init: checksum(&little_endian(&init(blocks, width))),
         };
         let (student, teacher) = (space(2, 7), space(3, 11));

@@ -9,6 +9,7 @@ use crate::cost::calibrate::Calibration;
 use crate::cost::device::Hardware;
 use crate::cost::memory::Model;
 use crate::cost::prediction::Stage;
+use crate::cost::products::ByProducts;
 use crate::cost::rates::{Basis, Kind};
 use crate::cost::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};
 use crate::privacy;
@@ -303,6 +304,7 @@ fn page(p: &Prediction) -> String {
         table(p).to_string(),
         curation(p),
         training(p),
+        by_products(p),
         recommendation(p),
     ];
     lines.push(format!(
@@ -380,6 +382,21 @@ fn training(p: &Prediction) -> String {
         human_seconds(t.update),
         human_seconds(t.network),
         human_seconds(t.network_in_all)
+    )
+}
+
+/// Translation by products and refinement, as a line.
+fn by_products(p: &Prediction) -> String {
+    let ByProducts { shadows, seconds, penalty_seconds, host_memory, refine_seconds, .. } = &p.by_products;
+    format!(
+        "translate by products of {shadows} shadows: inner products {}, decomposition {}, read-out {}, {} of host \
+         memory; penalty {}, once per run; refine: {}",
+        human_seconds(seconds.inner_products),
+        human_seconds(seconds.decomposition),
+        human_seconds(seconds.read_out),
+        human_bytes(*host_memory),
+        human_seconds(*penalty_seconds),
+        human_seconds(*refine_seconds)
     )
 }
 

@@ -28,7 +28,8 @@ pub(crate) fn run(context: &Context, job: &Job) -> Result<()> {
     let examples = examples as usize;
     let recipe = config.finetune.tiny.resolved(examples);
     let budget = Budget::new(&config.privacy, &recipe, examples)?;
-    let values = Model::read(directory(&config, Role::Tiny)?, Role::Tiny, &config.lora)?.layout.total();
+    let values =
+        Model::read(directory(&config, Role::Tiny)?, Role::Tiny, &config.lora)?.layout.trained().len();
     let [one, all] = budget.signal_to_noise(values);
     if context.ui.is_json() {
         let fields = json!({

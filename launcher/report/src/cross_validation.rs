@@ -5,6 +5,7 @@
 //! text. Intervals are percentiles of a bootstrap over the held-out groups of all runs: a resampled
 //! group keeps the scores of all models, so differences are paired.
 
+use crate::source::Source;
 use crate::table::{Entry, Row, Table, TestData, collect};
 use crate::variants::{VARIANTS_FILE, Variants};
 use anyhow::{Context as _, Result, ensure};
@@ -142,6 +143,21 @@ pub fn run(context: &Context, args: &RunArgs, job: &Job) -> Result<PathBuf> {
     Ok(home)
 }
 
+/// What the cross-validation of a run found, if it was done.
+pub fn of(source: &mut Source) -> Option<Summary> {
+    let home = source.run.join(CROSS_VALIDATION_DIR);
+    if !home.join(CLIENTS_FILE).is_file() {
+        return None;
+    }
+    match Summary::of(&[&home]) {
+        Ok(summary) => Some(summary),
+        Err(error) => {
+            source.note(&home, format!("{error:#}"));
+            None
+        }
+    }
+}
+
 impl Summary {
     /// Of one or several directories.
     pub fn of(homes: &[&Path]) -> Result<Self> {
@@ -230,7 +246,9 @@ impl Summary {
                 t.reached.to_string(),
             ];
             if let Some(d) = self.differences.iter().find(|d| d.name == t.name) {
-                let numbers = [format!("{:+.1}", d.points), interval(d.interval)];
+                let points =
+                    if d.points.is_finite() { format!("{:+.1}", d.points) } else { number(d.points) };
+                let numbers = [points, interval(d.interval)];
                 cells.extend(numbers.into_iter().chain([d.better.to_string(), d.worse.to_string()]));
             }
             cells.resize(9, String::new());

@@ -40,7 +40,16 @@ impl Csv {
 /// If a file cannot be written.
 pub fn write(dir: &Path, report: &Report) -> Result<()> {
     make_dir(dir)?;
-    for file in [scores(report)?, clients(report)?, losses(report), translator(report), rates(report)] {
+    let files = [
+        scores(report)?,
+        clients(report)?,
+        losses(report),
+        translator(report),
+        cross_validation(report),
+        refinements(report)?,
+        rates(report),
+    ];
+    for file in files {
         let bytes = file.bytes()?;
         write_atomic(&dir.join(file.name), |out| out.write_all(&bytes))?;
     }
@@ -145,6 +154,63 @@ fn translator(report: &Report) -> Csv {
         ]);
     }
     csv
+}
+
+/// A row for every translator.
+fn cross_validation(report: &Report) -> Csv {
+    let head = [
+        "translator",
+        "score",
+        "pgr",
+        "pgr_low",
+        "pgr_high",
+        "reached",
+        "against",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "better",
+        "worse",
+    ];
+    let mut csv = Csv::new("cross-validation.csv", &head);
+    let Some(summary) = &report.cross_validation else { return csv };
+    for t in &summary.translators {
+        let mut row = vec![t.name.clone(), number(t.score), number(t.pgr)];
+        row.extend(t.interval.map(number));
+        row.push(t.reached.to_string());
+        if let Some(d) = summary.differences.iter().find(|d| d.name == t.name) {
+            row.extend([summary.against.clone(), number(d.points)]);
+            row.extend(d.interval.map(number));
+            row.extend([d.better.to_string(), d.worse.to_string()]);
+        }
+        row.resize(head.len(), String::new());
+        csv.rows.push(row);
+    }
+    csv
+}
+
+/// A row for every round of every refinement.
+fn refinements(report: &Report) -> Result<Csv> {
+    let head =
+        ["name", "method", "round", "prompts", "answered", "agreed", "share", "rouge1", "trained_on", "loss"];
+    let mut csv = Csv::new("refinements.csv", &head);
+    for refinement in &report.refinements {
+        for (i, round) in refinement.rounds.iter().enumerate() {
+            csv.rows.push(vec![
+                refinement.name.clone(),
+                refinement.method.map_or("", |method| method.name()).into(),
+                (i + 1).to_string(),
+                refinement.prompts.to_string(),
+                refinement.answered.to_string(),
+                round.agreed.to_string(),
+                number(round.share),
+                number(round.rouge1),
+                name(&round.trained_on)?,
+                number(round.loss),
+            ]);
+        }
+    }
+    Ok(csv)
 }
 
 fn rates(report: &Report) -> Csv {

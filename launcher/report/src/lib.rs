@@ -13,6 +13,7 @@
 //! | [`headline`] | what the table says, in sentences made from its numbers |
 //! | [`curves`] | losses of shadow jobs, clients and the translator |
 //! | [`tuples`] | statistics of the update vectors |
+//! | [`cross_validation`] | how translators compare on held-out groups of shadows |
 //! | [`refinements`] | how refinements went |
 //! | [`updates`] | how far clients are from the shadow updates |
 //! | [`rows`] | who has which rows |
@@ -72,6 +73,8 @@ pub struct Report {
     pub clients: curves::Clients,
     /// Statistics of the tuples.
     pub tuples: Option<tuples::Tuples>,
+    /// What a cross-validation of the run found.
+    pub cross_validation: Option<cross_validation::Summary>,
     /// Refinements of translations.
     pub refinements: Vec<refinements::Refinement>,
     /// The updates that translations were made of.
@@ -111,6 +114,7 @@ impl Report {
         let tuples = tuples::of(&mut source, rows.groups.as_deref(), &rows.tasks);
         let translator = curves::Translator::of(&mut source);
         let clients = curves::Clients::of(&mut source);
+        let cross_validation = cross_validation::of(&mut source);
         let refinements = refinements::of(&mut source);
         let updates = updates::of(&mut source);
         let times = times::of(&mut source);
@@ -122,6 +126,7 @@ impl Report {
             translator,
             clients,
             tuples,
+            cross_validation,
             refinements,
             updates,
             rows,

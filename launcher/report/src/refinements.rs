@@ -6,7 +6,7 @@
 use super::source::Source;
 use crate::table::natural;
 use gradtx_pipeline::records::RefineInputs;
-use gradtx_pipeline::stages::refine::{REFINEMENT_FILE, Refinement as Found, Round};
+use gradtx_pipeline::stages::refine::{REFINEMENT_FILE, Refinement as Found, Round, Synthetic};
 use gradtx_runtime::artifact::read_json;
 use gradtx_train::baselines::Method;
 use serde::Serialize;
@@ -18,8 +18,11 @@ pub struct Refinement {
     pub name: String,
     /// The translator whose result was refined.
     pub method: Option<Method>,
-    /// Public prompts.
+    /// Prompts that were asked.
     pub prompts: usize,
+    /// How many of them the LLM wrote, and what of its texts was left out; where it was to write some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub synthetic: Option<Synthetic>,
     /// Those of which the TinyLM ended its answer.
     pub answered: usize,
     /// Mean probability of the half of these answers that the TinyLM is surest of.
@@ -46,8 +49,8 @@ pub fn of(source: &mut Source) -> Vec<Refinement> {
         };
         match read {
             Err(why) => source.note(&path, why),
-            Ok(Found { prompts, answered, sure, rounds }) => {
-                refinements.push(Refinement { name, method, prompts, answered, sure, rounds });
+            Ok(Found { prompts, synthetic, answered, sure, rounds }) => {
+                refinements.push(Refinement { name, method, prompts, synthetic, answered, sure, rounds });
             }
         }
     }

@@ -36,6 +36,7 @@ fn space(part: Part) -> UpdateSpace {
         targets: vec!["q_proj".into()],
         rank: 2,
         alpha: 32.0,
+        freeze_a: false,
         init: checksum(&little_endian(&random(blocks * width, part as u64))),
     }
 }
@@ -167,6 +168,10 @@ impl Files {
     }
 
     fn score(&self, client: usize, entry: Entry, score: Option<f64>) {
+        self.score_in(&format!("clients/{client}"), client, entry, score);
+    }
+
+    fn score_in(&self, home: &str, client: usize, entry: Entry, score: Option<f64>) {
         let (kind, model, method, random) = match entry {
             Entry::Base(role) => ("base", role.name(), None, false),
             Entry::Adapter(role) => ("adapter", role.name(), None, false),
@@ -176,7 +181,7 @@ impl Files {
             }
             Entry::Refined(method) => ("translated", "llm", Some(method.name()), false),
         };
-        let dir = format!("clients/{client}/evaluated/{}", entry.label().replace(' ', "-"));
+        let dir = format!("{home}/evaluated/{}", entry.label().replace(' ', "-"));
         let score = json!({
             "examples": 50, "metric": "exact_match", "score": score, "model": model, "kind": kind,
             "method": method, "random_student": random, "refined": matches!(entry, Entry::Refined(_)),
@@ -485,6 +490,87 @@ fn refine_inputs() -> Value {
         "updates": [], "translated": [], "method": "products", "tiny": "t", "llm": "l",
         "lora": json!(gradtx_train::model_spec::AdapterInputs::default()), "device": defaults["device"],
     })
+}
+
+#[test]
+fn translators_on_held_out_groups_are_reported() {
+    use gradtx_run::role::Role::{Llm, Tiny};
+    use gradtx_train::baselines::Method;
+    let files = Files::whole();
+    let [ridge, products] = ["ridge", "products"].map(|name| Method::named(name).unwrap());
+    let clients: Vec<Value> = (0..4)
+        .map(|i| {
+            let home = format!("cross-validation/fold-{}/shadow-{i:05}", i % 2 + 1);
+            let good = i > 0;
+            for (entry, score) in [
+                (Entry::Finetuned(Tiny), 0.5),
+                (Entry::Finetuned(Llm), 1.0),
+                (Entry::translated(ridge), if good { 0.75 } else { 0.5 }),
+                (Entry::translated(products), if good { 1.0 } else { 0.5 }),
+                (Entry::Refined(products), 1.0),
+            ] {
+                files.score_in(&home, 10 + i, entry, Some(score));
+            }
+            let agreement = if good { 0.4 } else { 0.05 };
+            json!({ "name": format!("task {i}"), "fold": i % 2 + 1, "shadow": i,
+                "data": format!("test-{}", 10 + i), "distance": 0.5, "agreement": agreement })
+        })
+        .collect();
+    assert!(files.report().cross_validation.is_none(), "it is not finished");
+    files.put("cross-validation/clients.json", &json!(clients).to_string());
+    let report = files.report();
+    assert_eq!(report.notes, [""; 0]);
+    assert_eq!(report.scores[0].table.data.len(), 3, "groups of shadows are no clients");
+    let summary = report.cross_validation.as_ref().unwrap();
+    assert_eq!((summary.clients, summary.against.as_str()), (4, "LLM + ridge regression"));
+    let page = check_page(&report);
+    for part in [
+        "href=\"#cross-validation\"",
+        "LLM + products, refined",
+        "less ridge",
+        "62.5",
+        "share of answers that agree",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    let dir = files.dir.path().join("csv");
+    csv::write(&dir, &report).unwrap();
+    let text = std::fs::read_to_string(dir.join("cross-validation.csv")).unwrap();
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.len(), 4, "{text}");
+    let of_products = rows.iter().find(|row| row[0] == "LLM + products").unwrap();
+    // 0, 100, 100, 100 against 0, 50, 50, 50.
+    assert_eq!((of_products[2], of_products[5], of_products[7]), ("75", "3", "37.5"));
+    assert_eq!((of_products[10], of_products[11]), ("3", "0"));
+    // Damaged: said, and the rest of the report is there.
+    files.put("cross-validation/clients.json", "{}");
+    let report = files.report();
+    assert!(
+        report.cross_validation.is_none() && report.notes[0].contains("clients.json"),
+        "{:?}",
+        report.notes
+    );
+}
+
+#[test]
+fn comparisons_have_all_translators_of_clients() {
+    use gradtx_train::baselines::Method;
+    let (one, two) = (Files::whole(), Files::whole());
+    let products = Method::named("products").unwrap();
+    for client in 1..=3 {
+        two.score(client, Entry::translated(products), Some(0.7));
+        two.score(client, Entry::Refined(products), Some(0.8));
+    }
+    two.score_in("cross-validation/fold-1/shadow-00000", 9, Entry::Refined(products), Some(0.1));
+    let found = comparison::Comparison::of(&[one.run(), two.run()]).unwrap();
+    let models: Vec<Vec<&str>> = found
+        .runs
+        .iter()
+        .map(|run| run.scores.iter().filter_map(|score| score.model.as_deref()).collect())
+        .collect();
+    assert_eq!(models[0], ["LLM + Grad-Transformer", "LLM + random student"]);
+    assert!(models[1].contains(&"LLM + products") && models[1].contains(&"LLM + products, refined"));
+    assert!(found.runs[1].scores.iter().all(|score| score.clients == 3), "{:?}", found.text());
 }
 
 #[test]

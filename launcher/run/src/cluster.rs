@@ -95,6 +95,11 @@ impl World {
         Self { comm: Box::new(Solo::default()), threads, ended: false }
     }
 
+    /// The ranks of this communicator, one of which is here: for ranks that are threads of one process.
+    pub fn of(comm: Box<dyn Comm>) -> Self {
+        Self { comm, threads: 1, ended: false }
+    }
+
     /// Finds the other processes, if this one is one of several. From then on the log's
     /// lines begin with rank and node, and ranks but 0 are silent on standard output.
     ///

@@ -7,19 +7,21 @@
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
-use gradtx_models::lora::{BlockLayout, LoraConfig, initial_adapter, read_peft, write_peft};
+use gradtx_models::lora::{BlockLayout, LoraConfig, PeftAdapter, initial_adapter, read_peft, write_peft};
 use gradtx_run::config::{AdapterConfig, Config};
-use gradtx_run::failure::{unusable, unusable_with};
+use gradtx_run::failure::{failed, unusable, unusable_with};
 use gradtx_run::paths::ADAPTER_DIR;
 use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{
     TensorSource, UpdateMeta, UpdateSpace, UpdateVector, checksum, fingerprint, little_endian, not_a_model,
     public_name,
 };
+use gradtx_runtime::text::shown;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// A model and its adapters.
+#[derive(Clone)]
 pub struct ModelSpec {
     /// Which of the two.
     pub role: Role,
@@ -29,7 +31,7 @@ pub struct ModelSpec {
     pub model: DecoderConfig,
     /// Places of adapter matrices.
     pub layout: BlockLayout,
-    /// `[L, d]`: the adapter that all training starts from.
+    /// The adapter that all training starts from, as `layout` says.
     pub init: Vec<f32>,
     /// What updates of this side have in common.
     pub space: UpdateSpace,
@@ -41,7 +43,7 @@ impl ModelSpec {
         let dir = model_dir(config, role)?;
         let model = DecoderConfig::read(dir)?;
         model.check_weights(&TensorSource::open(dir)?)?;
-        let layout = BlockLayout::new(&model, &lora_config(&config.lora))?;
+        let layout = adapter_layout(&model, &config.lora)?;
         let base_model = fingerprint(dir, threads)?;
         let init = initial(config, role, &model, &layout)?;
         let space = UpdateSpace {
@@ -52,6 +54,7 @@ impl ModelSpec {
             targets: layout.lora().targets.iter().map(|t| t.name().to_string()).collect(),
             rank: config.lora.r,
             alpha: config.lora.lora_alpha,
+            freeze_a: layout.freezes_a(),
             init: checksum(&little_endian(&init)),
         };
         Ok(Self { role, dir: dir.to_owned(), model, layout, init, space })
@@ -69,17 +72,76 @@ impl ModelSpec {
             layout: layout.hash(),
             rank,
             alpha,
+            freeze_a: false,
             init: checksum(&little_endian(&init)),
             ..self.space.clone()
         };
         Ok(Self { role: self.role, dir: self.dir.clone(), model: self.model.clone(), layout, init, space })
     }
 
+    /// The same model with the same adapters, of which A is trained too.
+    pub fn with_trained_a(&self) -> Result<Self> {
+        let layout = BlockLayout::new(&self.model, self.layout.lora())?;
+        let init = self.layout.reordered(&self.init, &layout)?;
+        let space = UpdateSpace {
+            width: layout.width(),
+            layout: layout.hash(),
+            freeze_a: false,
+            init: checksum(&little_endian(&init)),
+            ..self.space.clone()
+        };
+        Ok(Self { layout, init, space, ..self.clone() })
+    }
+
+    /// The adapter that an update `[L, d]` of this side makes.
+    pub fn adapter_of(&self, update: &[f32]) -> Vec<f32> {
+        let mut adapter = self.init.clone();
+        adapter[self.layout.trained()].iter_mut().zip(update).for_each(|(value, change)| *value += change);
+        adapter
+    }
+
+    /// The update `[L, d]` that makes an adapter, whose values are in the order of this side's layout.
+    pub fn update_of(&self, adapter: &[f32]) -> Vec<f32> {
+        let trained = self.layout.trained();
+        adapter[trained.clone()].iter().zip(&self.init[trained]).map(|(value, start)| value - start).collect()
+    }
+
+    /// The update that makes the adapter of a PEFT directory.
+    ///
+    /// # Errors
+    /// When it is of another rank, scale or modules; or of another A, where A is frozen.
+    pub fn update_of_peft(&self, dir: &Path, adapter: &PeftAdapter) -> Result<Vec<f32>> {
+        let (expected, found) = (self.layout.kind(), adapter.layout.kind());
+        if expected != found {
+            let hint = "an update vector has the rank, alpha and modules of the adapter that training started from: \
+                        use the run with these settings, or --init";
+            return Err(failed(
+                format!("{}: expected an adapter of {expected}; found {found}", shown(dir)),
+                hint,
+            ));
+        }
+        let values = adapter.layout.reordered(&adapter.values, &self.layout)?;
+        let frozen = self.layout.trained().start;
+        if let Some(at) = (0..frozen).find(|&i| values[i].to_bits() != self.init[i].to_bits()) {
+            let of_block = frozen / self.layout.blocks();
+            let what = format!(
+                "{}: A of block {} is not that of the initial adapter, and this run trains B alone (lora.freeze_a = \
+                 true)",
+                shown(dir),
+                at / of_block
+            );
+            let hint = "train from the initial adapter (`gradtx convert --initial`) with every lora_A frozen; or use \
+                        a run with lora.freeze_a = false";
+            return Err(failed(what, hint));
+        }
+        Ok(self.update_of(&values))
+    }
+
     /// What a stage's results depend on: the adapter's form and start, not where its files lie.
     pub fn adapter_inputs(config: &AdapterConfig, sides: &[&Self]) -> AdapterInputs {
-        let AdapterConfig { r, lora_alpha, lora_dropout, ref target_modules, .. } = *config;
+        let AdapterConfig { r, lora_alpha, lora_dropout, ref target_modules, freeze_a, .. } = *config;
         let init = sides.iter().map(|side| side.space.init.clone()).collect();
-        AdapterInputs { r, lora_alpha, lora_dropout, target_modules: target_modules.names(), init }
+        AdapterInputs { r, lora_alpha, lora_dropout, target_modules: target_modules.names(), freeze_a, init }
     }
 
     /// An update of this side as an artifact.
@@ -94,8 +156,7 @@ impl ModelSpec {
     pub fn write_peft(&self, out: &Path, update: &[f32]) -> Result<Vec<String>> {
         let dir = out.join(ADAPTER_DIR);
         std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", dir.display()))?;
-        let adapter: Vec<f32> = self.init.iter().zip(update).map(|(start, change)| start + change).collect();
-        write_peft(&dir, &self.layout, &adapter, &public_name(&self.dir))?;
+        write_peft(&dir, &self.layout, &self.adapter_of(update), &public_name(&self.dir))?;
         Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
     }
 }
@@ -111,6 +172,9 @@ pub struct AdapterInputs {
     pub lora_dropout: f64,
     /// Adapted modules.
     pub target_modules: Vec<String>,
+    /// B alone is trained.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_a: bool,
     /// Checksums of the adapters that training starts from, one for each model.
     pub init: Vec<String>,
 }
@@ -140,7 +204,7 @@ fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLay
         return Ok(initial_adapter(layout, key));
     };
     let start = read_peft(dir, model)?;
-    if start.layout.hash() != layout.hash() {
+    if start.layout.kind() != layout.kind() {
         let describe = |layout: &BlockLayout| {
             let lora = layout.lora();
             let targets: Vec<&str> = lora.targets.iter().map(|t| t.name()).collect();
@@ -149,7 +213,7 @@ fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLay
         let (wanted, found) = (describe(layout), describe(&start.layout));
         return Err(unusable(format!("{}: expected an adapter of {wanted}; found {found}", dir.display())));
     }
-    Ok(start.values)
+    Ok(start.layout.reordered(&start.values, layout)?)
 }
 
 /// The PEFT directory that a model's training starts from; none if its adapter is drawn.
@@ -161,8 +225,17 @@ pub fn start_dir(config: &Config, role: Role) -> Option<&Path> {
     Some(dir.as_path()).filter(|dir| !dir.as_os_str().is_empty())
 }
 
+/// Where the values of adapters of these settings lie.
+pub fn adapter_layout(model: &DecoderConfig, adapter: &AdapterConfig) -> Result<BlockLayout> {
+    let lora = lora_config(adapter);
+    Ok(match adapter.freeze_a {
+        true => BlockLayout::with_frozen_a(model, &lora)?,
+        false => BlockLayout::new(model, &lora)?,
+    })
+}
+
 /// The adapter settings as the models know them.
-pub fn lora_config(adapter: &AdapterConfig) -> LoraConfig {
+fn lora_config(adapter: &AdapterConfig) -> LoraConfig {
     LoraConfig {
         rank: adapter.r,
         alpha: adapter.lora_alpha,

@@ -74,7 +74,7 @@ impl Norm {
         at.device.rmsnorm_lora_backward(RmsNormLoraBackward {
             dx,
             d_input: d.input.view_mut(0..len),
-            grads: grads.adapter_rows(),
+            grads: grads.rows_of_a(at.pass),
             x,
             input,
             inv_rms,

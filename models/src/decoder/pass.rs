@@ -151,6 +151,13 @@ impl<D: Device, A: Real> Gradients<'_, D, A> {
         }
     }
 
+    /// The same for the gradients of A: empty where it is frozen too.
+    pub(super) fn rows_of_a(&mut self, pass: &Pass<'_, D, A>) -> D::ViewMut<'_, A> {
+        let is_frozen = pass.adapters.is_some_and(|adapters| adapters.layout.freezes_a());
+        let rows = self.adapter_rows();
+        if is_frozen { rows.slice(0..0) } else { rows }
+    }
+
     /// The gradient of a parameter, where parameters are trained.
     pub(super) fn param(&mut self, range: &Range<usize>) -> Option<D::ViewMut<'_, A>> {
         match self {

@@ -181,7 +181,7 @@ impl Product {
         self.backward(at, grads, d_input, d.x.view(0..at.stream_len()), input)?;
         at.device.lora_down_backward(LoraDownBackward {
             d_input: d.input.view_mut(0..input.len()),
-            grads: grads.adapter_rows(),
+            grads: grads.rows_of_a(at.pass),
             input,
             adapters: at.adapters(),
             segments: at.pass.segments,

@@ -2,103 +2,15 @@
 //! adapter `[L, d]`, and the adapter that training starts from.
 //!
 //! A block is `[A | B]` of every adapted module in the order q, k, v, o, gate, up,
-//! down, each matrix row-major: A `[r, in]`, B `[out, r]`.
+//! down, each matrix row-major: A `[r, in]`, B `[out, r]`. Where A is frozen, the A of all
+//! blocks come first, then the B of all blocks: what is trained is one range, and it is the
+//! update vector `[L, d]`.
 
+use super::module::{Module, Projection};
 use crate::decoder::{BlockConfig, DecoderConfig};
 use gradtx_kernels::{ops::LoraTarget, rng};
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;
-
-/// A linear layer of a block that can be adapted. The order is that of update vectors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)]
-pub enum Module {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-}
-
-/// The product that a module is computed in: q, k and v are one, and so are gate and up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Projection {
-    Qkv,
-    O,
-    GateUp,
-    Down,
-}
-
-impl Projection {
-    /// All of them, in the order of a forward pass.
-    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
-
-    /// Columns of the input and of the output, in such a block.
-    pub fn dims(self, block: &BlockConfig) -> (usize, usize) {
-        let &BlockConfig { hidden, attention, mlp, .. } = block;
-        match self {
-            Self::Qkv => (hidden, attention.qkv_dim()),
-            Self::O => (attention.q_dim(), hidden),
-            Self::GateUp => (hidden, 2 * mlp.intermediate),
-            Self::Down => (mlp.intermediate, hidden),
-        }
-    }
-}
-
-impl Module {
-    /// All of them, in update-vector order.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// Its name in model and adapter files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Q => "q_proj",
-            Self::K => "k_proj",
-            Self::V => "v_proj",
-            Self::O => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-        }
-    }
-
-    /// The module of a name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|m| m.name() == name)
-    }
-
-    /// Its path below `model.layers.N.`.
-    pub fn path(self) -> String {
-        let parent = if self <= Self::O { "self_attn" } else { "mlp" };
-        format!("{parent}.{}", self.name())
-    }
-
-    /// The product that it is part of.
-    pub fn fused(self) -> Projection {
-        match self {
-            Self::Q | Self::K | Self::V => Projection::Qkv,
-            Self::O => Projection::O,
-            Self::Gate | Self::Up => Projection::GateUp,
-            Self::Down => Projection::Down,
-        }
-    }
-
-    /// Its columns in the output of the fused product, in such a block.
-    pub fn outputs(self, block: &BlockConfig) -> Range<usize> {
-        let (q, kv, ff) = (block.attention.q_dim(), block.attention.kv_dim(), block.mlp.intermediate);
-        match self {
-            Self::Q => 0..q,
-            Self::K => q..q + kv,
-            Self::V => q + kv..q + 2 * kv,
-            Self::O | Self::Down => 0..block.hidden,
-            Self::Gate => 0..ff,
-            Self::Up => ff..2 * ff,
-        }
-    }
-}
 
 /// α at most: beyond it, products of 32 bits overflow for ordinary values.
 pub(super) const MAX_ALPHA: f64 = 1e6;
@@ -144,6 +56,15 @@ impl LoraConfig {
         names.iter().map(module).collect()
     }
 
+    /// The same with every target once, in update-vector order.
+    fn sorted(&self) -> Result<Self> {
+        self.check()?;
+        let mut lora = self.clone();
+        lora.targets.sort_unstable();
+        lora.targets.dedup();
+        Ok(lora)
+    }
+
     fn check(&self) -> Result<()> {
         let wrong = |what: &str, found: String| {
             Err(Error::invalid("adapter settings", format!("{what}, found {found}")))
@@ -182,7 +103,7 @@ pub struct Slice {
     pub factor: Factor,
     /// Rows and columns.
     pub shape: [usize; 2],
-    /// Its elements within a block's `d`.
+    /// Its elements within a block; where A is frozen, within a block's A or within a block's B.
     pub range: Range<usize>,
 }
 
@@ -191,7 +112,10 @@ pub struct Slice {
 pub struct BlockLayout {
     lora: LoraConfig,
     blocks: usize,
+    /// Trained values of a block.
     width: usize,
+    /// Values of a block's A, where these are frozen; or 0.
+    frozen: usize,
     slices: Vec<Slice>,
     /// By block, then by [`Projection`].
     targets: Vec<[Vec<LoraTarget>; 4]>,
@@ -200,38 +124,52 @@ pub struct BlockLayout {
 impl BlockLayout {
     /// The layout of adapters of this kind on this model.
     pub fn new(model: &DecoderConfig, lora: &LoraConfig) -> Result<Self> {
-        lora.check()?;
-        let mut lora = lora.clone();
-        lora.targets.sort_unstable();
-        lora.targets.dedup();
-        Ok(Self::of_sorted(model, lora))
+        Ok(Self::of_sorted(model, lora.sorted()?, false))
+    }
+
+    /// The layout of adapters of which B alone is trained (FFA-LoRA): A stays where it starts.
+    pub fn with_frozen_a(model: &DecoderConfig, lora: &LoraConfig) -> Result<Self> {
+        Ok(Self::of_sorted(model, lora.sorted()?, true))
     }
 
     /// A layout that adapts nothing, so that a pass with it is that of the frozen base alone,
     /// backwards too: what the cost of adapters is measured against.
     pub fn without_targets(model: &DecoderConfig) -> Self {
-        Self::of_sorted(model, LoraConfig { targets: vec![], ..LoraConfig::default() })
+        Self::of_sorted(model, LoraConfig { targets: vec![], ..LoraConfig::default() }, false)
     }
 
-    fn of_sorted(model: &DecoderConfig, lora: LoraConfig) -> Self {
-        let (mut slices, mut width, parts) = (Vec::new(), 0, model.block());
+    fn of_sorted(model: &DecoderConfig, lora: LoraConfig, freeze_a: bool) -> Self {
+        let (mut slices, mut width, mut frozen, parts) = (Vec::new(), 0, 0, model.block());
         for &module in &lora.targets {
             let (inputs, _) = module.fused().dims(&parts);
             let outputs = module.outputs(&parts).len();
             for (factor, shape) in [(Factor::A, [lora.rank, inputs]), (Factor::B, [outputs, lora.rank])] {
-                let range = width..width + shape[0] * shape[1];
-                width = range.end;
+                let end = if freeze_a && factor == Factor::A { &mut frozen } else { &mut width };
+                let range = *end..*end + shape[0] * shape[1];
+                *end = range.end;
                 slices.push(Slice { module, factor, shape, range });
             }
         }
+        let mut layout = Self { lora, blocks: model.layers, width, frozen, slices, targets: vec![] };
         let block = |layer: usize| {
             Projection::ALL.map(|fused| {
-                let pairs = slices.chunks_exact(2).filter(|pair| pair[0].module.fused() == fused);
-                pairs.map(|pair| target(&parts, layer, width, &pair[0], &pair[1])).collect()
+                let pairs = layout.slices.chunks_exact(2).filter(|pair| pair[0].module.fused() == fused);
+                pairs.map(|pair| layout.target(&parts, layer, &pair[0], &pair[1])).collect()
             })
         };
-        let targets = (0..model.layers).map(block).collect();
-        Self { lora, blocks: model.layers, width, slices, targets }
+        layout.targets = (0..model.layers).map(block).collect();
+        layout
+    }
+
+    fn target(&self, parts: &BlockConfig, layer: usize, a: &Slice, b: &Slice) -> LoraTarget {
+        let outputs = a.module.outputs(parts);
+        LoraTarget {
+            a_offset: self.range(layer, a).start,
+            b_offset: self.range(layer, b).start,
+            out_start: outputs.start,
+            out_len: outputs.len(),
+            site: (layer * Module::ALL.len() + a.module as usize) as u32,
+        }
     }
 
     /// Rank, scale, dropout and the targets in update-vector order.
@@ -244,14 +182,32 @@ impl BlockLayout {
         self.blocks
     }
 
-    /// Values per block, d.
+    /// Trained values per block, d: those of an update vector.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Values of an adapter, L·d.
+    /// Values of an adapter: L·d, and A where it is frozen.
     pub fn total(&self) -> usize {
-        self.blocks * self.width
+        self.blocks * (self.frozen + self.width)
+    }
+
+    /// Shape of so many rows of adapters: `[rows, L, d]`, or where A is frozen `[rows, values]`.
+    pub(super) fn rows(&self, rows: usize) -> Vec<usize> {
+        match self.freezes_a() {
+            true => vec![rows, self.total()],
+            false => vec![rows, self.blocks, self.width],
+        }
+    }
+
+    /// Whether A stays where it starts, and update vectors are of B alone.
+    pub fn freezes_a(&self) -> bool {
+        self.frozen > 0
+    }
+
+    /// The values of the flat adapter that are trained, `[L, d]`.
+    pub fn trained(&self) -> Range<usize> {
+        self.blocks * self.frozen..self.total()
     }
 
     /// The matrices of a block, in order.
@@ -261,8 +217,45 @@ impl BlockLayout {
 
     /// A matrix's elements in the flat adapter.
     pub fn range(&self, block: usize, slice: &Slice) -> Range<usize> {
-        let start = block * self.width;
+        let start = match slice.factor {
+            Factor::A if self.freezes_a() => block * self.frozen,
+            _ => self.blocks * self.frozen + block * self.width,
+        };
         start + slice.range.start..start + slice.range.end
+    }
+
+    /// A matrix's elements in an update vector `[L, d]`; none of a frozen A.
+    pub fn range_in_update(&self, block: usize, slice: &Slice) -> Option<Range<usize>> {
+        let (range, first) = (self.range(block, slice), self.trained().start);
+        (range.start >= first).then(|| range.start - first..range.end - first)
+    }
+
+    /// An adapter `[L, d]` of this layout in the order of another one, which has the same matrices but may
+    /// freeze A where this one does not, or the other way round.
+    ///
+    /// # Errors
+    /// When they are of other matrices, rank or scale.
+    pub fn reordered(&self, values: &[f32], to: &Self) -> Result<Vec<f32>> {
+        let (own, other) = (self.kind(), to.kind());
+        if own != other || values.len() != self.total() {
+            let why = format!("expected {other}; found {own}, {} values", values.len());
+            return Err(Error::invalid("adapter", why));
+        }
+        let mut out = vec![0.0; to.total()];
+        for block in 0..self.blocks {
+            for (from, slice) in self.slices.iter().zip(&to.slices) {
+                out[to.range(block, slice)].copy_from_slice(&values[self.range(block, from)]);
+            }
+        }
+        Ok(out)
+    }
+
+    /// What adapters are of, whether A is trained or not: equal for those that [`Self::reordered`] takes.
+    pub fn kind(&self) -> String {
+        let LoraConfig { rank, alpha, targets, .. } = &self.lora;
+        let targets: Vec<&str> = targets.iter().map(|target| target.name()).collect();
+        let values = self.blocks * (self.frozen + self.width);
+        format!("rank {rank}, alpha {alpha}, {}, {} blocks, {values} values", targets.join(", "), self.blocks)
     }
 
     /// The adapted ranges of one product of one block.
@@ -278,6 +271,9 @@ impl BlockLayout {
             "gradtx block layout 1\nblocks {}\nwidth {}\nrank {}\nalpha {}\n",
             self.blocks, self.width, self.lora.rank, self.lora.alpha
         );
+        if self.freezes_a() {
+            text += "A frozen\n";
+        }
         for s in &self.slices {
             text += &format!(
                 "{} {:?} {} {} at {}\n",
@@ -289,17 +285,6 @@ impl BlockLayout {
             );
         }
         format!("{:032x}", xxhash_rust::xxh3::xxh3_128(text.as_bytes()))
-    }
-}
-
-fn target(parts: &BlockConfig, layer: usize, width: usize, a: &Slice, b: &Slice) -> LoraTarget {
-    let outputs = a.module.outputs(parts);
-    LoraTarget {
-        a_offset: layer * width + a.range.start,
-        b_offset: layer * width + b.range.start,
-        out_start: outputs.start,
-        out_len: outputs.len(),
-        site: (layer * Module::ALL.len() + a.module as usize) as u32,
     }
 }
 
@@ -391,6 +376,42 @@ mod tests {
         assert_eq!((qkv[1].out_start, qkv[1].out_len, qkv[1].site), (16, 8, 15));
         assert!(layout.targets(0, Projection::O).is_empty());
         assert_eq!(layout.targets(1, Projection::Down).len(), 1);
+    }
+
+    #[test]
+    fn a_frozen_a_stands_before_what_is_trained() {
+        let lora = LoraConfig { targets: vec![Module::Q, Module::V, Module::Down], ..Default::default() };
+        let model = model(16, 3, 4, 2);
+        let whole = BlockLayout::new(&model, &lora).unwrap();
+        let frozen = BlockLayout::with_frozen_a(&model, &lora).unwrap();
+        let of_b = 2 * (16 + 8 + 16);
+        let of_a = 2 * (16 + 16 + 24);
+        assert_eq!(
+            (frozen.width(), frozen.total(), whole.total()),
+            (of_b, 3 * (of_a + of_b), frozen.total())
+        );
+        assert_eq!((frozen.trained(), whole.trained()), (3 * of_a..frozen.total(), 0..whole.total()));
+        let mut seen = vec![false; frozen.total()];
+        for block in 0..3 {
+            for slice in frozen.slices() {
+                let range = frozen.range(block, slice);
+                assert_eq!(slice.factor == Factor::B, range.start >= frozen.trained().start);
+                let in_update = frozen.range_in_update(block, slice);
+                assert_eq!(in_update.map(|r| r.start + 3 * of_a).unwrap_or(range.start), range.start);
+                seen[range].iter_mut().for_each(|seen| assert!(!std::mem::replace(seen, true)));
+            }
+        }
+        assert!(seen.into_iter().all(|seen| seen));
+        let v = &frozen.targets(2, Projection::Qkv)[1];
+        assert_eq!((v.a_offset, v.b_offset), (2 * of_a + 32, 3 * of_a + 2 * of_b + 32));
+        assert_ne!(frozen.hash(), whole.hash());
+        // The same adapter in either order, and not another one.
+        let start = initial_adapter(&whole, 5);
+        assert_eq!(whole.reordered(&start, &frozen).unwrap(), initial_adapter(&frozen, 5));
+        assert_eq!(frozen.reordered(&initial_adapter(&frozen, 5), &whole).unwrap(), start);
+        let other = BlockLayout::new(&model, &LoraConfig { alpha: 9.0, ..lora }).unwrap();
+        let message = whole.reordered(&start, &other).unwrap_err().to_string();
+        assert!(message.contains("expected rank 2, alpha 9"), "{message}");
     }
 
     #[test]

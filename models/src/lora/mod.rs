@@ -10,6 +10,7 @@
 mod inner_products;
 mod layout;
 mod merge;
+mod module;
 mod multi;
 mod peft;
 mod peft_config;
@@ -19,8 +20,9 @@ mod products;
 mod stacked;
 
 pub use inner_products::BlockProducts;
-pub use layout::{BlockLayout, Factor, LoraConfig, Module, Projection, Slice, initial_adapter};
+pub use layout::{BlockLayout, Factor, LoraConfig, Slice, initial_adapter};
 pub use merge::merge;
+pub use module::{Module, Projection};
 pub use multi::{JobsStep, MultiLora};
 pub use peft::{PeftAdapter, PeftMatrix, peft_matrices, read_peft, write_peft};
 pub use per_example::{ExampleGradients, PerExampleLora};

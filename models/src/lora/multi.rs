@@ -4,7 +4,8 @@
 //! change since the start (the update vector). Adapters, gradients and moments are
 //! matrices `[jobs, L·d]`; clipping and AdamW work row by row. A job's bits do not
 //! depend on which other jobs share the stream: products are independent by row, and
-//! gradients are summed over a job's own segments in order.
+//! gradients are summed over a job's own segments in order. Where the layout freezes A, its gradient is not
+//! computed, and moments are of B alone.
 
 use super::BlockLayout;
 use crate::decoder::{Activations, AdapterView, Decoder, DecoderConfig, Gradients, Mode};
@@ -47,12 +48,12 @@ impl<D: Backend<X>, X: Real> Buffers<D, X> {
         jobs: usize,
         capacity: BatchCapacity,
     ) -> Result<Self> {
-        let shape = [jobs, layout.blocks(), layout.width()];
+        let shape = layout.rows(jobs);
         alloc.set_purpose(Purpose::Trained);
         let adapters = alloc.buffer("adapters", &shape)?;
         alloc.set_purpose(Purpose::Gradients);
         let grads = alloc.buffer("adapter gradients", &shape)?;
-        let optimizer = FlatAdamW::allocate(alloc, jobs, layout.total())?;
+        let optimizer = FlatAdamW::allocate_in_rows(alloc, jobs, layout.total(), layout.trained())?;
         alloc.set_purpose(Purpose::Activations);
         let mode = Mode::Adapters(layout);
         let acts = Activations::allocate(alloc, config, capacity, mode, capacity.tokens)?;
@@ -246,9 +247,10 @@ impl<D: Backend<X>, X: Real> MultiLora<D, X> {
         Ok(values.iter().map(|x| x.to_f64() as f32).collect())
     }
 
-    /// One job's update vector, `[L, d]`: its adapter less the initial one.
+    /// One job's update vector, `[L, d]`: what is trained of its adapter less what it started from.
     pub fn update(&self, job: usize) -> Result<Vec<f32>> {
-        Ok(self.adapter(job)?.iter().zip(&self.initial).map(|(a, b)| a - b).collect())
+        let (adapter, trained) = (self.adapter(job)?, self.layout.trained());
+        Ok(adapter[trained.clone()].iter().zip(&self.initial[trained]).map(|(a, b)| a - b).collect())
     }
 }
 

@@ -240,6 +240,18 @@ mod tests {
         assert_eq!(file.tensor(name).unwrap().shape, [3, 24]);
     }
 
+    #[test]
+    fn a_frozen_a_is_written_with_b() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, values) = adapter();
+        let frozen = BlockLayout::with_frozen_a(&model(), whole.lora()).unwrap();
+        let ordered = whole.reordered(&values, &frozen).unwrap();
+        assert_ne!(ordered, values);
+        write_peft(dir.path(), &frozen, &ordered, "some/base").unwrap();
+        let found = read_peft(dir.path(), &model()).unwrap();
+        assert_eq!((&found.layout, &found.values), (&whole, &values));
+    }
+
     /// Writes an adapter of q, v, o and down, and reads it with these changes of its configuration.
     fn changed(changes: &Value) -> Result<PeftAdapter> {
         let dir = tempfile::tempdir().unwrap();

@@ -35,7 +35,7 @@ fn rows<D: Device, X: Real>(
     segments: usize,
 ) -> Result<D::Buf<X::Acc>> {
     alloc.set_purpose(Purpose::Gradients);
-    alloc.buffer("gradients of examples", &[segments, layout.blocks(), layout.width()])
+    alloc.buffer("gradients of examples", &layout.rows(segments))
 }
 
 impl<D: Backend<X>, X: Real> PerExampleLora<D, X> {

@@ -8,6 +8,8 @@
 //! `W = Q_B C Q_Aᵀ` with the core `C = R_B diag(v) R_Aᵀ`, at most K·r on a side. The nearest
 //! matrix of rank ρ (in the Frobenius norm) keeps the ρ largest singular values of the core.
 //! All of it is f64 and runs on the host, adapted matrices side by side.
+//!
+//! Where A is frozen all adapters have the same, and the sum is the one adapter `(Σ v_k B_k) A`: nothing is decomposed.
 
 use super::BlockLayout;
 use crate::linalg::{Qr, SymmetricEigen};
@@ -23,8 +25,16 @@ const NEGLIGIBLE: f64 = 1e-7;
 pub struct Products {
     layout: BlockLayout,
     adapters: usize,
-    /// By block, then by module.
-    matrices: Vec<Factors>,
+    held: Held,
+}
+
+/// What sums are made of.
+#[derive(Debug)]
+enum Held {
+    /// Stacks, by block, then by module.
+    Stacks(Vec<Factors>),
+    /// The A that all have, and the B of each, `[K][L·d]`.
+    FrozenA { a: Vec<f32>, b: Vec<Vec<f32>> },
 }
 
 /// The stacks of one adapted matrix.
@@ -73,27 +83,11 @@ impl Products {
         if adapters == 0 {
             return Err(Error::invalid("sum of adapters", "there are none"));
         }
-        let pairs = layout.slices().len() / 2;
-        let factors = |matrix: usize| {
-            let (block, pair) = (matrix / pairs, &layout.slices()[matrix % pairs * 2..][..2]);
-            let (a, b) = (&pair[0], &pair[1]);
-            let range = layout.range(block, a).start..layout.range(block, b).end;
-            let mut values = vec![0.0f32; range.len()];
-            let ([rank, inputs], [outputs, _]) = (a.shape, b.shape);
-            let (mut of_a, mut of_b) = (vec![], vec![]);
-            for adapter in 0..adapters {
-                read(adapter, range.clone(), &mut values)?;
-                let (a, b) = values.split_at(rank * inputs);
-                of_a.extend(
-                    a.chunks(inputs).map(|row| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
-                );
-                let column = |i: usize| (0..outputs).map(|o| f64::from(b[o * rank + i])).collect::<Vec<_>>();
-                of_b.extend((0..rank).map(column));
-            }
-            Ok(Factors { b: Side::new(outputs, of_b), a: Side::new(inputs, of_a) })
+        let held = match layout.freezes_a() {
+            true => Held::frozen_a(layout, adapters, read)?,
+            false => Held::Stacks(stacks(layout, adapters, read)?),
         };
-        let matrices = (0..layout.blocks() * pairs).into_par_iter().map(factors).collect::<Result<_>>()?;
-        Ok(Self { layout: layout.clone(), adapters, matrices })
+        Ok(Self { layout: layout.clone(), adapters, held })
     }
 
     /// Number of adapters, K.
@@ -101,8 +95,9 @@ impl Products {
         self.adapters
     }
 
-    /// The factors `[L, d]`, in `layout`, of the adapter that is nearest to the sum with these weights
-    /// `[K]`. Layouts differ in their rank; α/r must be the same.
+    /// The factors, in `layout`, of the adapter that is nearest to the sum with these weights
+    /// `[K]`. Layouts differ in their rank; α/r must be the same. Where A is frozen, `layout` is the adapters' own,
+    /// and the adapter is the sum.
     ///
     /// # Errors
     /// When there are not K weights, or the layout is of other matrices.
@@ -114,7 +109,10 @@ impl Products {
     pub fn read_out_blocks<W: AsRef<[f64]>>(&self, weights: &[W], layout: &BlockLayout) -> Result<Vec<f32>> {
         let (own, other) = (self.layout.lora(), layout.lora());
         let blocks = self.layout.blocks();
-        let same = own.targets == other.targets && blocks == layout.blocks() && blocks == weights.len();
+        let freezing = [self.layout.freezes_a(), layout.freezes_a()];
+        let same = freezing == [false; 2] || (freezing == [true; 2] && own.rank == other.rank);
+        let same =
+            same && own.targets == other.targets && blocks == layout.blocks() && blocks == weights.len();
         let same_scale = (own.scale() - other.scale()).abs() <= 1e-9 * own.scale();
         let wrong = weights.iter().map(|weights| weights.as_ref().len()).find(|&len| len != self.adapters);
         if !same || !same_scale || wrong.is_some() {
@@ -128,12 +126,25 @@ impl Products {
             );
             return Err(Error::invalid("sum of adapters", why));
         }
+        let matrices = match &self.held {
+            Held::FrozenA { a, b } => {
+                let mut sum = vec![0.0f64; blocks * layout.width()];
+                for (block, (sum, weights)) in sum.chunks_mut(layout.width()).zip(weights).enumerate() {
+                    for (b, &weight) in b.iter().zip(weights.as_ref()).filter(|(_, weight)| **weight != 0.0) {
+                        let b = &b[block * layout.width()..][..layout.width()];
+                        sum.iter_mut().zip(b).for_each(|(s, &x)| *s += weight * f64::from(x));
+                    }
+                }
+                return Ok(a.iter().copied().chain(sum.into_iter().map(|x| x as f32)).collect());
+            }
+            Held::Stacks(matrices) => matrices,
+        };
         // One weight for each column of the stacks.
         let by_column =
             |weights: &W| weights.as_ref().iter().flat_map(|&v| vec![v; own.rank]).collect::<Vec<f64>>();
         let weights: Vec<Vec<f64>> = weights.iter().map(by_column).collect();
         let pairs = self.layout.slices().len() / 2;
-        let matrices = self.matrices.par_iter().enumerate();
+        let matrices = matrices.par_iter().enumerate();
         let read = |(i, factors): (usize, &Factors)| factors.read_out(&weights[i / pairs], other.rank);
         Ok(matrices.map(read).collect::<Result<Vec<_>>>()?.concat())
     }
@@ -142,19 +153,99 @@ impl Products {
     /// `[K, K]`.
     pub fn inner_products(&self) -> Vec<Vec<f64>> {
         let (count, rank) = (self.adapters, self.layout.lora().rank);
+        let matrices = match &self.held {
+            Held::FrozenA { a, b } => return inner_products_of_b(&self.layout, a, b),
+            Held::Stacks(matrices) => matrices,
+        };
         let inner = |i: usize, j: usize| {
             let terms =
                 (i * rank..(i + 1) * rank).flat_map(|p| (j * rank..(j + 1) * rank).map(move |q| (p, q)));
             let of = |side: &Side, p: usize, q: usize| overlap(side.column(p), side.column(q));
             let matrix =
                 |m: &Factors| terms.clone().map(|(p, q)| of(&m.b, p, q) * of(&m.a, p, q)).sum::<f64>();
-            self.matrices.iter().map(matrix).sum::<f64>()
+            matrices.iter().map(matrix).sum::<f64>()
         };
         let half: Vec<Vec<f64>> =
             (0..count).into_par_iter().map(|i| (0..=i).map(|j| inner(i, j)).collect()).collect();
         let at = |i: usize, j: usize| if j <= i { half[i][j] } else { half[j][i] };
         (0..count).map(|i| (0..count).map(|j| at(i, j)).collect()).collect()
     }
+}
+
+/// The stacks of all adapted matrices, decomposed.
+fn stacks(
+    layout: &BlockLayout,
+    adapters: usize,
+    read: impl Fn(usize, Range<usize>, &mut [f32]) -> Result<()> + Sync,
+) -> Result<Vec<Factors>> {
+    let pairs = layout.slices().len() / 2;
+    let factors = |matrix: usize| {
+        let (block, pair) = (matrix / pairs, &layout.slices()[matrix % pairs * 2..][..2]);
+        let (a, b) = (&pair[0], &pair[1]);
+        let range = layout.range(block, a).start..layout.range(block, b).end;
+        let mut values = vec![0.0f32; range.len()];
+        let ([rank, inputs], [outputs, _]) = (a.shape, b.shape);
+        let (mut of_a, mut of_b) = (vec![], vec![]);
+        for adapter in 0..adapters {
+            read(adapter, range.clone(), &mut values)?;
+            let (a, b) = values.split_at(rank * inputs);
+            of_a.extend(a.chunks(inputs).map(|row| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()));
+            let column = |i: usize| (0..outputs).map(|o| f64::from(b[o * rank + i])).collect::<Vec<_>>();
+            of_b.extend((0..rank).map(column));
+        }
+        Ok(Factors { b: Side::new(outputs, of_b), a: Side::new(inputs, of_a) })
+    };
+    (0..layout.blocks() * pairs).into_par_iter().map(factors).collect()
+}
+
+impl Held {
+    fn frozen_a(
+        layout: &BlockLayout,
+        adapters: usize,
+        read: impl Fn(usize, Range<usize>, &mut [f32]) -> Result<()> + Sync,
+    ) -> Result<Self> {
+        let part = |adapter: usize, range: Range<usize>| {
+            let mut values = vec![0.0f32; range.len()];
+            read(adapter, range, &mut values).map(|()| values)
+        };
+        let trained = layout.trained();
+        let a = part(0, 0..trained.start)?;
+        let b = (0..adapters).map(|adapter| part(adapter, trained.clone())).collect::<Result<_>>()?;
+        Ok(Self::FrozenA { a, b })
+    }
+}
+
+/// `Σ ⟨B_i A, B_j A⟩ = Σ ⟨B_i, B_j (A Aᵀ)⟩` over all matrices, `[K, K]`.
+fn inner_products_of_b(layout: &BlockLayout, a: &[f32], b: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    let (rank, first) = (layout.lora().rank, layout.trained().start);
+    // A Aᵀ of every matrix, with where its B lies in an update.
+    let mut squares: Vec<(Range<usize>, Vec<f64>)> = vec![];
+    for block in 0..layout.blocks() {
+        for pair in layout.slices().chunks_exact(2) {
+            let (of_a, of_b) = (layout.range(block, &pair[0]), layout.range(block, &pair[1]));
+            let row = |i: usize| a[of_a.clone()][i * pair[0].shape[1]..].iter().take(pair[0].shape[1]);
+            let dot = |i, j| row(i).zip(row(j)).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
+            let square = (0..rank * rank).map(|k| dot(k / rank, k % rank)).collect();
+            squares.push((of_b.start - first..of_b.end - first, square));
+        }
+    }
+    let times_square = |b: &Vec<f32>| -> Vec<f64> {
+        let mut out = Vec::with_capacity(b.len());
+        for (range, square) in &squares {
+            for row in b[range.clone()].chunks(rank) {
+                let value =
+                    |j: usize| (0..rank).map(|i| f64::from(row[i]) * square[i * rank + j]).sum::<f64>();
+                out.extend((0..rank).map(value));
+            }
+        }
+        out
+    };
+    let right: Vec<Vec<f64>> = b.par_iter().map(times_square).collect();
+    let inner = |i: usize, j: usize| b[i].iter().zip(&right[j]).map(|(&x, y)| f64::from(x) * y).sum::<f64>();
+    let half: Vec<Vec<f64>> =
+        (0..b.len()).into_par_iter().map(|i| (0..=i).map(|j| inner(i, j)).collect()).collect();
+    let at = |i: usize, j: usize| if j <= i { half[i][j] } else { half[j][i] };
+    (0..b.len()).map(|i| (0..b.len()).map(|j| at(i, j)).collect()).collect()
 }
 
 /// The inner product of two vectors as far as both go.
@@ -329,6 +420,44 @@ mod tests {
             best[range].iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
         });
         assert!((a - b).abs() < 1e-5 * a);
+    }
+
+    /// Adapters that have one A, in a layout that freezes it.
+    fn frozen(adapters: usize) -> (BlockLayout, Vec<Vec<f32>>) {
+        let text = r#"{"model_type": "llama", "vocab_size": 11, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 64}"#;
+        let model = DecoderConfig::parse(Path::new("config.json"), text).unwrap();
+        let layout = BlockLayout::with_frozen_a(&model, layout(2).lora()).unwrap();
+        let mut values = random(&layout, adapters);
+        let (first, rest) = values.split_first_mut().unwrap();
+        let of_a = 0..layout.trained().start;
+        rest.iter_mut().for_each(|values| values[of_a.clone()].copy_from_slice(&first[of_a.clone()]));
+        (layout, values)
+    }
+
+    #[test]
+    fn where_a_is_frozen_a_sum_is_one_adapter_of_the_same_rank() {
+        let (layout, adapters) = frozen(4);
+        let weights = [0.7, -0.4, 0.2, 0.5];
+        let mut want = vec![0.0; dense(&layout, &adapters[0]).len()];
+        for (adapter, weight) in adapters.iter().zip(weights) {
+            want.iter_mut().zip(dense(&layout, adapter)).for_each(|(w, x)| *w += weight * x);
+        }
+        let all = products(&layout, &adapters);
+        let found = all.read_out(&weights, &layout).unwrap();
+        let norm = distance(&want, &vec![0.0; want.len()]);
+        assert!(distance(&dense(&layout, &found), &want) < 1e-6 * norm);
+        assert_eq!(found[..layout.trained().start], adapters[2][..layout.trained().start]);
+        assert!(all.read_out(&weights, &self::layout(2)).is_err(), "A would have to move");
+        let dense: Vec<Vec<f64>> = adapters.iter().map(|a| dense(&layout, a)).collect();
+        let inner = all.inner_products();
+        for i in 0..4 {
+            for j in 0..4 {
+                let want: f64 = dense[i].iter().zip(&dense[j]).map(|(x, y)| x * y).sum();
+                assert!((inner[i][j] - want).abs() < 1e-9 * inner[i][i], "{i} {j}");
+            }
+        }
     }
 
     #[test]

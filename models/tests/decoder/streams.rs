@@ -5,7 +5,9 @@ use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::ops::AdamWStep;
 use gradtx_models::decoder::{Activations, Decoder, Family, Gradients, Mode};
-use gradtx_models::lora::{LoraConfig, Module, MultiLora, PeftAdapter, initial_adapter, merge};
+use gradtx_models::lora::{
+    BlockLayout, Factor, LoraConfig, Module, MultiLora, PeftAdapter, initial_adapter, merge,
+};
 use gradtx_runtime::data::{BatchCapacity, PackedBatch, SegmentInfo};
 
 const LENGTHS: [usize; 5] = [5, 1, 123, 17, 5];
@@ -120,6 +122,68 @@ fn threads_do_not_matter() {
     let one = train(1, None);
     for threads in [2, 3] {
         assert!(train(threads, None) == one, "{threads} threads");
+    }
+}
+
+/// Adapters of two jobs after so many steps, without clipping, in the order of adapters whose A is trained too.
+fn trained(freeze_a: bool, steps: u32) -> [Vec<f32>; 2] {
+    let config = config(Family::Qwen2, true);
+    let model = decoder_f32(&Cpu::new(2), &config, 1);
+    let lora = LoraConfig { rank: 2, alpha: 32.0, dropout: 0.1, targets: Module::ALL.to_vec() };
+    let whole = BlockLayout::new(&config, &lora).unwrap();
+    let layout = if freeze_a { BlockLayout::with_frozen_a(&config, &lora).unwrap() } else { whole.clone() };
+    let initial = initial_adapter(&layout, 9);
+    let capacity = BatchCapacity { tokens: 400, segments: 12, labels: 400 };
+    let mut jobs = MultiLora::new(&model, &layout, 2, &initial, capacity).unwrap();
+    let moments = jobs.optimizer().moments().0.len();
+    assert_eq!(moments, 2 * layout.blocks() * layout.width());
+    let mut batch = PackedBatch::default();
+    for (i, len) in [7, 33, 1, 20].into_iter().enumerate() {
+        let job = i as u32 % 2;
+        let info = SegmentInfo { adapter: job, grad_row: job, key: 50 + i as u64 };
+        batch.push(&example(&config, len, i as u64), info, 0.02 * (i + 1) as f64);
+    }
+    for step in 1..=steps {
+        jobs.train_step(&model, &batch, AdamWStep { step, ..STEP }, None).unwrap();
+    }
+    [0, 1].map(|job| {
+        let (adapter, update) = (jobs.adapter(job).unwrap(), jobs.update(job).unwrap());
+        assert_eq!(update.len(), layout.blocks() * layout.width());
+        let change =
+            adapter[layout.trained()].iter().zip(&initial[layout.trained()]).map(|(x, start)| x - start);
+        assert!(change.zip(&update).all(|(x, y)| x == *y));
+        layout.reordered(&adapter, &whole).unwrap()
+    })
+}
+
+#[test]
+fn a_frozen_a_stays_and_b_learns_as_beside_a_trained_one() {
+    let config = config(Family::Qwen2, true);
+    let lora = LoraConfig { rank: 2, alpha: 32.0, dropout: 0.1, targets: Module::ALL.to_vec() };
+    let layout = BlockLayout::new(&config, &lora).unwrap();
+    let initial = initial_adapter(&layout, 9);
+    let of = |values: &[f32], factor: Factor| -> Vec<f32> {
+        let slices = layout.slices().iter().filter(|slice| slice.factor == factor);
+        (0..layout.blocks())
+            .flat_map(|block| {
+                slices
+                    .clone()
+                    .flat_map(|slice| values[layout.range(block, slice)].to_vec())
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    let (frozen, whole, later) = (trained(true, 1), trained(false, 1), trained(true, 4));
+    for job in 0..2 {
+        // The gradient of B at the start does not depend on whether A will move.
+        assert_eq!(of(&frozen[job], Factor::B), of(&whole[job], Factor::B));
+        assert_ne!(of(&whole[job], Factor::A), of(&initial, Factor::A));
+        assert_eq!(
+            of(&later[job], Factor::A),
+            of(&initial, Factor::A),
+            "weight decay does not move it either"
+        );
+        assert_ne!(of(&later[job], Factor::B), of(&frozen[job], Factor::B));
     }
 }
 

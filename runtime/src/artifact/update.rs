@@ -1,7 +1,7 @@
 //! [`UpdateVector`]: what a model learned, as one matrix `[L, d]` and where it is from.
 //!
 //! Row j is block j's change: the flat tensors of the trained adapter less those of
-//! the initial adapter, in the order of the block layout. It is all that leaves a
+//! the initial adapter, in the order of the block layout; of B alone where A is frozen. It is all that leaves a
 //! client, so the file says everything that is needed to use it rightly: which
 //! base model and layout it belongs to, from which initial adapter it is counted,
 //! and what privacy guarantee it carries. A checksum over all of that and the values finds
@@ -23,6 +23,8 @@ const TENSOR: &str = "update";
 /// The client's consent to refinement, in the metadata: there only where it is given.
 const REFINEMENT: &str = "refinement";
 const ALLOWED: &str = "allowed";
+/// `true` in the metadata where A is frozen; not there where it is trained.
+const FREEZE_A: &str = "freeze_a";
 /// Checksum of the values and of all other metadata, in the metadata.
 const CHECKSUM: &str = "xxh3";
 /// Bytes of an update at most. LoRA of rank 64 on every matrix of a model of 70 billion
@@ -48,6 +50,9 @@ pub struct UpdateSpace {
     pub rank: usize,
     /// Adapter scale α; the adapter's output is multiplied by α/r.
     pub alpha: f64,
+    /// A is frozen: the values are of B alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_a: bool,
     /// Checksum of the initial adapter's f32 bytes.
     pub init: String,
 }
@@ -61,6 +66,15 @@ impl UpdateSpace {
     /// Fails, with what differs, unless `other` is the same space. `what` names who
     /// is looked at, e.g. "update of client 3".
     pub fn expect_same(&self, other: &UpdateSpace, what: &str) -> Result<()> {
+        if self.freeze_a != other.freeze_a {
+            // All else but the model differs because of it.
+            let trained = |space: &Self| match space.freeze_a {
+                true => "B alone (lora.freeze_a = true)",
+                false => "A and B (lora.freeze_a = false)",
+            };
+            let why = format!("trained matrices: expected {}, found {}", trained(self), trained(other));
+            return Err(Error::invalid(what, why));
+        }
         let mut different = vec![];
         let mut compare = |name: &str, want: String, found: String| {
             if want != found {
@@ -218,6 +232,9 @@ impl UpdateVector {
         if *refinement {
             metadata.insert(REFINEMENT.into(), ALLOWED.into());
         }
+        if space.freeze_a {
+            metadata.insert(FREEZE_A.into(), "true".into());
+        }
         let entries = metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let sum = checksum(entries, [space.blocks, space.width], &bytes);
         metadata.insert(CHECKSUM.into(), sum);
@@ -292,6 +309,7 @@ impl UpdateFile {
             targets: parsed(path, &metadata, "targets")?,
             rank: parsed(path, &metadata, "rank")?,
             alpha: parsed(path, &metadata, "alpha")?,
+            freeze_a: metadata.contains_key(FREEZE_A) && parsed(path, &metadata, FREEZE_A)?,
             init: text(path, &metadata, "init")?.into(),
         };
         let privacy = match text(path, &metadata, "privacy")? {
@@ -373,6 +391,7 @@ pub(in crate::artifact) mod tests {
             targets: vec!["q_proj".into(), "v_proj".into()],
             rank: 2,
             alpha: 32.0,
+            freeze_a: false,
             init: "cc".into(),
         }
     }
@@ -412,6 +431,23 @@ pub(in crate::artifact) mod tests {
             update.write(&path).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), first);
         }
+    }
+
+    #[test]
+    fn an_update_of_b_alone_says_so_and_is_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("u.safetensors");
+        let (whole, mut of_b) = (sample(), sample());
+        of_b.meta.space.freeze_a = true;
+        of_b.write(&path).unwrap();
+        assert_eq!(UpdateVector::read(&path).unwrap(), of_b);
+        let (whole, of_b) = (&whole.meta.space, &of_b.meta.space);
+        let message = whole.expect_same(of_b, "it").unwrap_err().to_string();
+        assert!(message.contains("expected A and B") && message.contains("found B alone"), "{message}");
+        assert!(of_b.expect_same(whole, "it").unwrap_err().to_string().contains("found A and B"));
+        assert!(of_b.expect_same(of_b, "it").is_ok());
+        let json = serde_json::to_string(whole).unwrap();
+        assert!(!json.contains("freeze_a"), "{json}");
     }
 
     #[test]

@@ -126,12 +126,12 @@ impl TextTokenizer {
 
     /// Whether a token was added to the vocabulary as a whole, such as the markers of a chat:
     /// texts are never merged into it, nor is it cut.
-    pub(crate) fn is_added(&self, id: u32) -> bool {
+    pub fn is_added(&self, id: u32) -> bool {
         self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
     }
 
     /// Whether a text is one known token.
-    pub(crate) fn is_one_token(&self, text: &str) -> bool {
+    pub fn is_one_token(&self, text: &str) -> bool {
         let ids = self.encode(text).map(|tokens| tokens.ids).unwrap_or_default();
         ids.len() == 1 && self.id(text) == ids.first().copied() && self.unknown != ids.first().copied()
     }

@@ -1,7 +1,7 @@
 //! [`FlatAdamW`]: AdamW with its moments over a flat buffer.
 //!
-//! Either all of a matrix `[rows, len]`, where each row is one model or adapter and
-//! is clipped by its own norm; or some ranges of one row, clipped by their common
+//! Either all of a matrix `[rows, len]`, or the same range of every row, where each row is one model or adapter
+//! and is clipped by its own norm; or some ranges of one row, clipped by their common
 //! norm, when another optimizer takes the rest, or by the norm of the whole row, when other
 //! ranks take the rest. The equations are in the contract [`gradtx_kernels::ops::AdamW`].
 
@@ -32,11 +32,13 @@ pub struct FlatAdamW<D: Device, A: Real> {
     scale: D::Buf<A>,
 }
 
-/// Elements of one call: in the gradients, in the moments, and in the parameters as they were given.
+/// Elements of one call: in the gradients, in the moments, and in the parameters as they were given; and the rows
+/// that they are of.
 struct Part {
     all: Range<usize>,
     state: Range<usize>,
     params: Range<usize>,
+    rows: Range<usize>,
 }
 
 impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
@@ -69,6 +71,19 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
             return Err(Error::invalid("ranges for AdamW", why));
         }
         Self::with_ranges(alloc, 1, len, ranges)
+    }
+
+    /// For `rows` independent rows of `len` values, of which only this range is trained.
+    pub fn allocate_in_rows(
+        alloc: &mut Allocator<'_, D>,
+        rows: usize,
+        len: usize,
+        trained: Range<usize>,
+    ) -> Result<Self> {
+        if trained.is_empty() || trained.end > len {
+            return Err(Error::invalid("range for AdamW", format!("{trained:?} of {len} values")));
+        }
+        Self::with_ranges(alloc, rows, len, std::iter::once(trained).collect())
     }
 
     fn with_ranges(
@@ -118,6 +133,11 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
             return finite_norms(&device.to_host(self.sums.view(0..rows))?, at, name);
         }
         let sums = self.sums_of_squares(device, grads)?;
+        if rows > 1 {
+            let norms = finite_norms(&sums, at, name)?;
+            self.update(device, params, grads, step, max_norm)?;
+            return Ok(norms);
+        }
         let total = A::from_f64(sums.iter().map(|s| s.to_f64()).sum());
         device.upload(self.sums.view_mut(0..1), &[total])?;
         let norms = finite_norms(&[total], at, name)?;
@@ -165,7 +185,7 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     {
         let norm = self.take_sum(device, step, sum_squares)?;
         self.scales(device, max_norm)?;
-        for Part { all, state, params: place } in self.parts(params.freeze().len()) {
+        for Part { all, state, params: place, rows } in self.parts(params.freeze().len()) {
             device.adamw_cast(
                 values.reborrow().slice(all.clone()),
                 AdamWUpdate {
@@ -173,9 +193,9 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
                     m: self.m.view_mut(state.clone()),
                     v: self.v.view_mut(state),
                     g: grads.slice(all.clone()),
-                    scale: self.scale.all(),
-                    rows: self.rows,
-                    len: all.len() / self.rows,
+                    scale: self.scale.view(rows.clone()),
+                    rows: rows.len(),
+                    len: all.len() / rows.len(),
                     step,
                 },
             )?;
@@ -203,13 +223,24 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
     fn parts(&self, params: usize) -> Vec<Part> {
         let ranges_alone = params == self.m.len();
         let mut end = 0;
-        let part = |range: &Range<usize>| {
-            let all = if self.rows == 1 { range.clone() } else { 0..self.rows * self.len };
+        let mut part = |all: Range<usize>, rows: Range<usize>| {
             let state = end..end + all.len();
             end = state.end;
-            Part { params: if ranges_alone { state.clone() } else { all.clone() }, all, state }
+            Part { params: if ranges_alone { state.clone() } else { all.clone() }, all, state, rows }
         };
-        self.ranges.iter().map(part).collect()
+        if self.is_whole() {
+            return vec![part(0..self.rows * self.len, 0..self.rows)];
+        }
+        self.places().map(|(row, all)| part(all, row..row + 1)).collect()
+    }
+
+    /// The ranges of every row, in the matrix.
+    fn places(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let of_row = |row: usize| {
+            let first = row * self.len;
+            self.ranges.iter().map(move |range| (row, first + range.start..first + range.end))
+        };
+        (0..self.rows).flat_map(of_row)
     }
 
     /// One step; `sums` holds each row's sum of squares.
@@ -222,15 +253,15 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
         max_norm: Option<f64>,
     ) -> Result<()> {
         self.scales(device, max_norm)?;
-        for Part { all, state, params: place } in self.parts(params.freeze().len()) {
+        for Part { all, state, params: place, rows } in self.parts(params.freeze().len()) {
             device.adamw(AdamWUpdate {
                 p: params.reborrow().slice(place),
                 m: self.m.view_mut(state.clone()),
                 v: self.v.view_mut(state),
                 g: grads.slice(all.clone()),
-                scale: self.scale.all(),
-                rows: self.rows,
-                len: all.len() / self.rows,
+                scale: self.scale.view(rows.clone()),
+                rows: rows.len(),
+                len: all.len() / rows.len(),
                 step,
             })?;
         }
@@ -249,11 +280,12 @@ impl<D: AdamW<A>, A: Real> FlatAdamW<D, A> {
             device.sum_squares(sums, grads, self.rows, self.len)?;
             return Ok(device.to_host(self.sums.view(0..self.rows))?);
         }
-        for (i, range) in self.ranges.iter().enumerate() {
+        let places: Vec<Range<usize>> = self.places().map(|(_, range)| range).collect();
+        for (i, range) in places.iter().enumerate() {
             let sum = self.sums.view_mut(i..i + 1);
             device.sum_squares(sum, grads.slice(range.clone()), 1, range.len())?;
         }
-        Ok(device.to_host(self.sums.view(0..self.ranges.len()))?)
+        Ok(device.to_host(self.sums.view(0..places.len()))?)
     }
 }
 
@@ -315,6 +347,48 @@ mod tests {
             reference(&mut want[part.clone()], 4, 1.0, |t| grad(t)[part.clone()].to_vec());
         }
         assert_near(&p, &want);
+    }
+
+    #[test]
+    fn a_range_of_every_row_is_clipped_and_updated_and_the_rest_left_alone() {
+        let cpu = Cpu::new(2);
+        let (rows, len, trained) = (3, 50, 20..47);
+        let mut p = random(rows * len, 5);
+        let mut want = p.clone();
+        let mut optimizer = FlatAdamW::<Cpu, f64>::allocate_in_rows(
+            &mut Allocator::new(&cpu, Purpose::Optimizer),
+            rows,
+            len,
+            20..47,
+        )
+        .unwrap();
+        assert_eq!(optimizer.moments().0.len(), rows * trained.len());
+        let grad = |t: u32| random(rows * len, 20 + t as u64);
+        for t in 1..=3 {
+            let norms =
+                optimizer.step(&cpu, &mut p, &grad(t), AdamWStep { step: t, ..STEP }, Some(1.0)).unwrap();
+            let norm = |g: &[f64]| g[trained.clone()].iter().map(|x| x * x).sum::<f64>().sqrt();
+            assert_near(&norms, &grad(t).chunks(len).map(norm).collect::<Vec<_>>());
+        }
+        for row in 0..rows {
+            let part = row * len + trained.start..row * len + trained.end;
+            reference(&mut want[part.clone()], 3, 1.0, |t| grad(t)[part.clone()].to_vec());
+        }
+        assert_near(&p, &want);
+        let mut bad = grad(9);
+        bad[2 * len + 30] = f64::NAN;
+        let message = optimizer.step(&cpu, &mut p, &bad, STEP, Some(1.0)).unwrap_err().to_string();
+        assert!(message.contains("row 2"), "{message}");
+        assert_near(&p, &want);
+        assert!(
+            FlatAdamW::<Cpu, f64>::allocate_in_rows(
+                &mut Allocator::new(&cpu, Purpose::Optimizer),
+                1,
+                5,
+                2..6
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Room, human_bytes};
 use gradtx_train::examples::Data;
-use gradtx_train::model_spec::lora_config;
+use gradtx_train::model_spec::adapter_layout;
 use gradtx_train::prompts::Prompts;
 use gradtx_train::translator::{model_config, target_shape};
 use serde_json::json;
@@ -193,7 +193,7 @@ impl Model {
         ensure!(!dir.as_os_str().is_empty(), "not set; expected a model directory");
         let model = DecoderConfig::read(dir)?;
         model.check_weights(&TensorSource::open(dir)?)?;
-        let layout = BlockLayout::new(&model, &lora_config(&config.lora))
+        let layout = adapter_layout(&model, &config.lora)
             .with_context(|| format!("{}: cannot hold the adapters", dir.display()))?;
         Ok(Self { config: model, layout })
     }

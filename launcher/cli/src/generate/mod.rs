@@ -139,7 +139,7 @@ impl Job {
         let file = UpdateFile::open(path)?;
         let spec = spec_of_update(model.spec(self.init.as_deref(), threads)?, &file, path)?;
         let update = file.read()?;
-        let values = spec.init.iter().zip(&update.values).map(|(start, change)| start + change).collect();
+        let values = spec.adapter_of(&update.values);
         Ok(Some(PeftAdapter { layout: spec.layout, values, base_model: None }))
     }
 }

@@ -364,6 +364,7 @@ mod tests {
             targets: vec![],
             rank: 1,
             alpha: 1.0,
+            freeze_a: false,
             init: "c".into(),
         };
         let meta = UpdateMeta { space, examples: u64::MAX / 2, privacy: Privacy::None, refinement: false };

@@ -180,6 +180,16 @@ pub(super) fn not_asked(public: &Data, job: &Job) -> Result<Vec<usize>> {
     Ok(rows)
 }
 
+/// Fails unless there are prompts beside those of held-out groups and those that are not to be asked.
+pub(super) fn expect_prompts(left_out: &[usize], all: usize) -> Result<()> {
+    let left_out: HashSet<usize> = left_out.iter().copied().collect();
+    if left_out.len() < all {
+        return Ok(());
+    }
+    let what = "--without-prompts: no public prompt of the other groups is left to ask";
+    Err(failed(what, "give texts of fewer prompts"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +216,7 @@ mod tests {
         assert!(message(&["x"]).contains("no group has a name with `x`"));
         assert!(message(&["t"]).contains("all groups have names with `t`"));
         assert!(left_out(&units, &Job::default()).unwrap().is_empty());
+        assert!(expect_prompts(&[2, 0, 2], 3).is_ok() && expect_prompts(&[2, 0, 1], 3).is_err());
     }
 
     #[test]

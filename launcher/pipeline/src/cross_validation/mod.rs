@@ -205,6 +205,7 @@ impl<'a> Validation<'a> {
             let mut fold = fold(translators, i, units);
             if variant == Variant::FewerPrompts {
                 fold.rows.extend(&self.not_asked);
+                groups::expect_prompts(&fold.rows, self.public.records.len())?;
             }
             for method in self.job.methods.iter().filter(|method| method.is_trained()) {
                 train::run_fold(&self.silent, self.args, &fold, method.targets())?;

@@ -21,7 +21,7 @@ pub use stem::stem;
 use gradtx_run::config::AnswerForm;
 
 /// What stands before the final answer.
-const MARK: &str = "####";
+pub(crate) const MARK: &str = "####";
 /// Numbers this close, relative to the larger one, are equal.
 const RELATIVE_TOLERANCE: f64 = 1e-4;
 

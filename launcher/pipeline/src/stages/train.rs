@@ -17,7 +17,7 @@ use gradtx_run::cluster::World;
 use gradtx_run::config::{Config, RunArgs, RunSettings, TranslatorConfig, is_reused};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
-use gradtx_run::failure::unusable;
+use gradtx_run::failure::{failed, unusable};
 use gradtx_run::paths::TRANSLATOR_DIR;
 use gradtx_run::stage::{self, Stage};
 use gradtx_run::text::quoted;
@@ -25,6 +25,7 @@ use gradtx_runtime::artifact::{Role, fingerprint, write_json};
 use gradtx_runtime::comm::{Collectives, Comm};
 use gradtx_runtime::parallel::BUCKET_BYTES;
 use gradtx_train::model_spec::ModelSpec;
+use gradtx_train::products::Groups;
 use gradtx_train::products::coordinates::Coordinates;
 use gradtx_train::translator::Train;
 use gradtx_train::translator::resume::{Best, Checkpoints};
@@ -111,7 +112,16 @@ impl<'a> Training<'a> {
         }
         let expected = sides.each_ref().map(|side| side.as_ref().map(|side| &side.space));
         let tuples = open_tuples(&mut settings, expected)?.without(fold);
-        let split = Split::of(&tuples.store, &config.train, derive_named(config.seed, "validation subsets"))?;
+        let groups = || {
+            let known = tuples.groups()?.ok_or_else(|| {
+                let what = "train.val_split_by = \"group\": an older version of gradtx made these tuples, without the \
+                            groups of shadow subsets";
+                failed(what, "curate in a run directory of its own, or give train.val_split_by = \"subset\"")
+            })?;
+            Ok(Groups::new(&known))
+        };
+        let key = derive_named(config.seed, "validation subsets");
+        let split = Split::of(&tuples.store, groups, &config.train, key)?;
         config.train = config.train.resolved(split.training.len());
         let pretrained = match config.translator.pretrained_path.as_path() {
             path if path.as_os_str().is_empty() => None,

@@ -193,11 +193,11 @@ impl Stage for Translate<'_> {
                     Some(shares) if !job.random_student => (self.clients(), shares.clone()),
                     _ => (vec![combined.as_slice()], vec![1.0]),
                 };
-                let (side, factors, details) = self.by_products(context, tuples).of(&clients, &shares)?;
+                let (side, update, details) = self.by_products(context, tuples).of(&clients, &shares)?;
                 write_json(&job.out.join(DETAILS_FILE), &details)?;
                 files.push(DETAILS_FILE.into());
                 of_rank = Some(side);
-                factors
+                update
             }
         };
         let teacher = of_rank.as_ref().unwrap_or(teacher);

@@ -14,7 +14,7 @@ use gradtx_run::config::{AdapterConfig, EvaluateConfig};
 use gradtx_run::role::Role;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Planned, Purpose};
-use gradtx_train::model_spec::lora_config;
+use gradtx_train::model_spec::adapter_layout;
 use serde::{Serialize, Serializer};
 use std::ops::Range;
 use std::path::Path;
@@ -39,7 +39,7 @@ impl Model {
 
     /// A model of these sizes.
     pub fn new(config: DecoderConfig, role: Role, adapter: &AdapterConfig) -> Result<Self> {
-        let layout = BlockLayout::new(&config, &lora_config(adapter))?;
+        let layout = adapter_layout(&config, adapter)?;
         Ok(Self { role, config, layout })
     }
 }
@@ -228,6 +228,22 @@ mod tests {
         };
         assert_eq!(statistics(&cpu), statistics(&gpu));
         assert!(statistics(&cpu) > 0);
+    }
+
+    #[test]
+    fn a_frozen_a_has_no_moments() {
+        let adapter = AdapterConfig { r: 8, ..AdapterConfig::default() };
+        let frozen = AdapterConfig { freeze_a: true, ..adapter.clone() };
+        let [whole, frozen] = [adapter, frozen]
+            .map(|adapter| Model::new(published("qwen2.5-7b").unwrap(), Role::Llm, &adapter).unwrap());
+        assert_eq!((frozen.layout.width(), frozen.layout.blocks()), (8 * (3584 + 512), 28));
+        let of = |model: &Model, purpose| {
+            let plan = finetuning(model, STREAMS, Gpu::H100);
+            plan.totals().iter().find(|(p, _)| *p == purpose).map_or(0, |(_, bytes)| *bytes)
+        };
+        let of_a = 28 * 8 * 2 * 3584;
+        assert_eq!(of(&whole, Purpose::Optimizer) - of(&frozen, Purpose::Optimizer), 4 * 2 * 4 * of_a);
+        assert_eq!(of(&whole, Purpose::Trained), of(&frozen, Purpose::Trained));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! * work: operations and bytes of a step of each kind of work.
 //! * memory: the stages' own memory plans, in the device's types.
 //! * simulate: groups of shadow jobs over ranks, as [`gradtx_train::lora::schedule`] hands them out.
+//! * products: translation by products, and refinement.
 //! * predict: all of it together, as a [`prediction`].
 //! * recommend: nodes and sizes of groups with the shortest time to the end.
 
@@ -19,6 +20,7 @@ pub mod device;
 pub mod memory;
 pub mod predict;
 pub mod prediction;
+pub mod products;
 pub mod rates;
 mod recommend;
 pub mod simulate;

@@ -81,6 +81,7 @@ pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
         stages,
         curation,
         training,
+        by_products: plan.by_products(),
         recommended,
         clients,
         examples: question.lengths.map(|l| l.source.clone()),
@@ -92,7 +93,7 @@ pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
 
 pub(super) struct Planner<'a> {
     pub(super) question: &'a Question<'a>,
-    rates: &'a Rates,
+    pub(super) rates: &'a Rates,
     /// The mean example of every group of rows, for each model.
     means: [Vec<Mean>; 2],
 }
@@ -124,7 +125,7 @@ impl Planner<'_> {
         self.question.lengths[side as usize]
     }
 
-    fn decoder(&self, side: Role) -> DecoderWork<'_> {
+    pub(super) fn decoder(&self, side: Role) -> DecoderWork<'_> {
         let model = self.model(side);
         let element = self.gpu().element() as f64;
         DecoderWork { model: &model.config, layout: &model.layout, element }
@@ -242,7 +243,7 @@ impl Planner<'_> {
         let jobs: Vec<usize> = jobs.collect();
         let fewest_most = [jobs.iter().min(), jobs.iter().max()].map(|n| n.copied().unwrap_or(0));
         let seconds = outcome.makespan();
-        let values: usize = models.iter().map(|m| m.layout.total()).sum();
+        let values: usize = models.iter().map(|m| m.layout.trained().len()).sum();
         Curation {
             groups: work.len(),
             seconds,

@@ -2,6 +2,7 @@
 
 use super::device::Cluster;
 use super::memory::Memory;
+use super::products::ByProducts;
 use super::rates::{Basis, Rate};
 use serde::Serialize;
 
@@ -107,6 +108,8 @@ pub struct Prediction {
     pub curation: Curation,
     /// How training goes.
     pub training: Training,
+    /// What translation by products and refinement take, which are not among the stages.
+    pub by_products: ByProducts,
     /// What would be faster.
     pub recommended: Recommendation,
     /// Seconds of the whole run: curation, training, all clients.

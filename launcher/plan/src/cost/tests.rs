@@ -223,6 +223,25 @@ fn predictions_repeat_and_are_whole_as_json() {
     assert_eq!(found["rates"][0]["basis"], "assumed");
 }
 
+#[test]
+fn translation_by_products_is_predicted_and_cheaper_with_a_frozen_a() {
+    let mut case = Case::new(Gpu::H100, 1, 1);
+    case.config.curate.num_subsets = 300;
+    let found = case.predict().by_products;
+    assert_eq!((found.shadows, found.columns), (300, 600));
+    let parts = [found.seconds.inner_products, found.seconds.decomposition, found.seconds.read_out];
+    assert!(parts.iter().all(|&s| s > 0.0) && found.penalty_seconds > 0.0 && found.refine_seconds > 0.0);
+    case.config.translate.penalty = gradtx_run::config::PenaltyChoice::Fixed(0.01);
+    assert_eq!(case.predict().by_products.penalty_seconds, 0.0);
+    case.config.lora.freeze_a = true;
+    let frozen = case.predict().by_products;
+    assert!(frozen.seconds.decomposition == 0.0 && frozen.host_memory < found.host_memory);
+    // Twice the shadows: four times the inner products.
+    case.config.curate.num_subsets = 600;
+    let ratio = case.predict().by_products.seconds.inner_products / frozen.seconds.inner_products;
+    assert!((ratio - (601.0f64 / 301.0).powi(2)).abs() < 1e-9, "{ratio}");
+}
+
 /// Whatever the settings are: they are refused with an error, or a plan is there in seconds.
 #[test]
 fn no_setting_makes_a_plan_panic_overflow_or_hang() {

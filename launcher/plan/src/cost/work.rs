@@ -68,9 +68,10 @@ impl DecoderWork<'_> {
     /// Fine-tuning of adapters on `examples` examples, in packed streams of at most
     /// `stream_tokens`. The base is frozen, so it costs 4N and not 6N: forward, and the
     /// gradient of the input. Attention has no weights and costs three times its forward
-    /// pass; an adapter of width d costs 6d per block; the head only where labels are.
+    /// pass; an adapter of width d costs 6d per block, a frozen A 4 a value; the head only where labels are.
     pub fn finetuning(&self, mean: &Mean, examples: f64, stream_tokens: usize) -> Cost {
-        let adapters = 6.0 * self.layout.total() as f64;
+        let trained = self.layout.trained();
+        let adapters = 6.0 * trained.len() as f64 + 4.0 * trained.start as f64;
         let flops = mean.tokens * (4.0 * self.block_values() + adapters)
             + 3.0 * self.attention(mean.pairs)
             + 4.0 * self.head_values() * mean.labels;

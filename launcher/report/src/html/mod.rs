@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `environment` | the templates, and how values become text |
 //! | `view` | what templates show: parts, tables, figures |
-//! | `report`, `tables` | the page of a report |
+//! | `report`, `tables`, `translators` | the page of a report |
 //! | `updates` | its part about clients' updates |
 //! | `comparison` | the page of a comparison of runs |
 //! | `predictions` | the page of predictions |
@@ -18,6 +18,7 @@ mod environment;
 mod predictions;
 mod report;
 mod tables;
+mod translators;
 mod updates;
 mod view;
 

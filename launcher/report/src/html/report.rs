@@ -5,6 +5,7 @@
 
 use super::environment::render;
 use super::tables::{self, short};
+use super::translators;
 use super::view::{Block, Entry, Finding, Part};
 use crate::figures::{self, Figure};
 use crate::headline::{Headline, Verdict, count, grouped, number};
@@ -68,7 +69,8 @@ pub fn page(report: &Report) -> Result<String> {
             translator(report),
             tuples(report),
             super::updates::part(report),
-            refinements(report),
+            translators::cross_validation(report),
+            translators::refinements(report),
             tables::rows(report),
             times(report),
             provenance(report),
@@ -269,12 +271,6 @@ fn tuples(report: &Report) -> Option<Part> {
     }
     let blocks = vec![Block::table(tables::tuples(tuples)), Block::figures(figures::tuples(tuples))];
     Part::of("updates", "Update vectors", intro, blocks)
-}
-
-fn refinements(report: &Report) -> Option<Part> {
-    let intro = "A translation is refined on public prompts that it and the client's TinyLM answer alike. The \
-                 share of answers that agree shows how far the translation follows the client.";
-    Part::of("refinement", "Refinement", intro, vec![Block::table(tables::refinements(report))])
 }
 
 fn times(report: &Report) -> Option<Part> {

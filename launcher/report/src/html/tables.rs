@@ -10,7 +10,6 @@ use crate::table::{Row, display_name};
 use crate::times::{StageDates, Times, TokenRate};
 use crate::tuples::{Side, Tuples};
 use crate::{Report, Scores, Spread};
-use gradtx_pipeline::stages::refine::TrainedOn;
 use gradtx_run::command_log::LoggedCommand;
 use gradtx_run::role::Role;
 use gradtx_run::text::{human_seconds, quoted};
@@ -28,14 +27,14 @@ const COMMANDS: usize = 12;
 /// Assumptions that are shown; report.json has all.
 const ASSUMED: usize = 24;
 /// What stands where there is no number.
-const NONE: &str = "–";
+pub(super) const NONE: &str = "–";
 
 fn with_interval(value: Option<f64>, half: Option<f64>) -> Cell {
     let Some(value) = value else { return NONE.into() };
     Cell { half: half.map(number), ..number(value).into() }
 }
 
-fn optional<T>(value: Option<T>, text: impl Fn(T) -> String) -> Cell {
+pub(super) fn optional<T>(value: Option<T>, text: impl Fn(T) -> String) -> Cell {
     value.map_or(NONE.into(), |value| text(value).into())
 }
 
@@ -365,46 +364,6 @@ pub fn commands(times: &Times) -> Option<Block> {
         0..=COMMANDS => Block::table(table),
         n => Some(Block::Details { summary: format!("All {n} commands"), table }),
     }
-}
-
-/// How refinements went, a row for each round.
-pub(crate) fn refinements(report: &Report) -> Table {
-    let head = [
-        "refined",
-        "translator",
-        "round",
-        "prompts",
-        "answered",
-        "agreed",
-        "share",
-        "trained on",
-        "last loss",
-    ];
-    let caption =
-        "Answered: prompts of which the TinyLM ended its answer. Share: answers that agree, of all prompts.";
-    let mut table = Table::new(&head, &[1, 7], caption);
-    for refinement in &report.refinements {
-        for (i, round) in refinement.rounds.iter().enumerate() {
-            let trained_on = match round.trained_on {
-                TrainedOn::Agreed => "answers that agree",
-                TrainedOn::Surest => "the TinyLM's surest answers",
-                TrainedOn::Nothing => "nothing: too few agree",
-            };
-            let cells = vec![
-                Cell::code(&refinement.name),
-                refinement.method.map_or(NONE, |method| method.label()).into(),
-                (i + 1).to_string().into(),
-                grouped(refinement.prompts as u64).into(),
-                grouped(refinement.answered as u64).into(),
-                grouped(round.agreed as u64).into(),
-                format!("{} %", fixed(100.0 * round.share, 1)).into(),
-                trained_on.into(),
-                optional(round.loss, significant),
-            ];
-            table.push("", cells);
-        }
-    }
-    table
 }
 
 /// Every setting.

@@ -3,6 +3,7 @@
 //! In: directories. Out: [`Scored`], and the files that are none, with the reason.
 
 use super::{Entry, SCORE_FILE, Scored};
+use gradtx_pipeline::cross_validation::CROSS_VALIDATION_DIR;
 use gradtx_pipeline::lineage::Kind;
 use gradtx_run::record::{self, RECORD_FILE};
 use gradtx_run::role::Role;
@@ -76,13 +77,14 @@ fn verify(path: &Path, text: &str) -> std::result::Result<(), String> {
 const DEPTH: usize = 12;
 
 /// All files of this name at or below these directories, each once, sorted. Links to
-/// directories are not followed.
+/// directories are not followed, and no cross-validation below is entered: shadow pairs that play
+/// clients are no clients.
 pub fn find(roots: &[&Path], name: &str) -> Vec<PathBuf> {
     fn walk(dir: &Path, name: &str, depth: usize, out: &mut BTreeSet<PathBuf>) {
         let Ok(entries) = std::fs::read_dir(dir) else { return };
         for entry in entries.flatten() {
             let Ok(kind) = entry.file_type() else { continue };
-            if kind.is_dir() && depth > 0 {
+            if kind.is_dir() && depth > 0 && entry.file_name() != CROSS_VALIDATION_DIR {
                 walk(&entry.path(), name, depth - 1, out);
             } else if kind.is_file() && entry.file_name() == name {
                 out.insert(entry.path());
@@ -130,6 +132,23 @@ mod tests {
         std::fs::write(&path, text.replace("0.5", "0.7")).unwrap();
         let (scored, unusable) = collect(&[dir.path()]);
         assert!(scored.is_empty() && unusable[0].1.contains("damaged"), "{unusable:?}");
+    }
+
+    #[test]
+    fn a_cross_validation_has_no_clients() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join(CROSS_VALIDATION_DIR);
+        let text = r#"{"examples": 7, "metric": "rouge1", "score": 0.5, "model": "llm", "kind": "base",
+            "method": null, "data": "ab", "data_name": "c/test"}"#;
+        for at in [dir.path().join("clients/a"), home.join("fold-1/b")] {
+            std::fs::create_dir_all(&at).unwrap();
+            std::fs::write(at.join(SCORE_FILE), text).unwrap();
+        }
+        let paths = |root: &Path| -> Vec<PathBuf> {
+            collect(&[root]).0.into_iter().map(|scored| scored.path).collect()
+        };
+        assert!(matches!(&paths(dir.path())[..], [one] if one.ends_with("clients/a/score.json")));
+        assert_eq!(paths(&home).len(), 1, "its own summary sees them");
     }
 
     #[test]

@@ -90,8 +90,7 @@ impl Work for Scoring<'_> {
         let decoder = Decoder::<D, X>::load(device, &self.side.dir)?;
         let mut acts = Activations::new(&decoder, capacity, mode)?;
         let mut batch = DeviceBatch::new(device, capacity)?;
-        let trained: Vec<f32> =
-            self.side.init.iter().zip(self.update).map(|(start, change)| start + change).collect();
+        let trained = self.side.adapter_of(self.update);
         let (initial, trained) = (device.buffer_from(&self.side.init)?, device.buffer_from(&trained)?);
         let mut gradient = device.zeros(layout.total())?;
         let zeros = vec![0.0f32; layout.total()];
@@ -108,7 +107,7 @@ impl Work for Scoring<'_> {
             let grads = Gradients::Adapters(gradient.all_mut());
             decoder.loss_and_gradient(&mut acts, &batch, Some(view(&initial)), grads)?;
             let before = mean_loss(&stream, &device.to_host(acts.losses())?);
-            let found = device.to_host(gradient.all())?;
+            let found = device.to_host(gradient.view(layout.trained()))?;
             let along: f64 = found.iter().zip(self.update).map(|(&g, &u)| f64::from(g) * f64::from(u)).sum();
             let alignment = -along / (length * norm(&found).max(f64::MIN_POSITIVE));
             scores.push([-after, before - after, alignment]);

@@ -12,7 +12,8 @@ use rayon::prelude::*;
 /// Rows of a tile. Its products, 32 × 32, stay in the first level of the cache.
 const TILE: usize = 32;
 /// Rows and columns of products that a loop body keeps in registers.
-const BODY: [usize; 2] = [4, 8];
+const HIGH: usize = 4;
+const WIDE: usize = 8;
 /// Columns that are best added at a time: those of two tiles stay in the second level of the cache.
 pub const COLUMNS: usize = 1024;
 
@@ -41,8 +42,8 @@ impl Gram {
         if width == 0 {
             return;
         }
-        // Tiles with their columns turned into rows, so that the products of one row with eight
-        // others lie side by side.
+        // Panels with their columns turned into rows, so that the products of one row with eight
+        // others lie side by side, and are read one after the other.
         let turned: Vec<Vec<f64>> = columns.par_chunks(TILE * width).map(|tile| turn(tile, width)).collect();
         self.tiles.par_iter_mut().for_each(|(i, j, sums)| {
             dispatch(Tile { left: &turned[*i], right: &turned[*j], sums });
@@ -64,11 +65,12 @@ impl Gram {
     }
 }
 
-/// `[width, TILE]` of up to TILE rows `[_, width]`; the rest is 0.
+/// Panels of WIDE rows, each `[width, WIDE]`, of up to TILE rows `[_, width]`; the rest is 0.
 fn turn(rows: &[f64], width: usize) -> Vec<f64> {
     let mut out = vec![0.0; width * TILE];
     for (r, row) in rows.chunks(width).enumerate() {
-        row.iter().enumerate().for_each(|(c, &x)| out[c * TILE + r] = x);
+        let panel = &mut out[r / WIDE * WIDE * width..];
+        row.iter().enumerate().for_each(|(c, &x)| panel[c * WIDE + r % WIDE] = x);
     }
     out
 }
@@ -86,33 +88,29 @@ impl Task for Tile<'_> {
     // Multiplication and addition stay apart, so that all instruction sets give the same bits.
     #[inline(always)]
     fn run<L: Level>(self) {
-        let [high, wide] = BODY;
-        let mut i = 0;
-        while i < TILE {
-            let mut j = 0;
-            while j < TILE {
-                let mut body = [[0.0f64; BODY[1]]; BODY[0]];
-                for r in 0..high {
-                    for c in 0..wide {
-                        body[r][c] = self.sums[(i + r) * TILE + j + c];
+        let Self { left, right, sums } = self;
+        let panel = left.len() / TILE * WIDE;
+        for (i, left) in left.chunks_exact(panel).enumerate() {
+            for (j, right) in right.chunks_exact(panel).enumerate() {
+                for half in (0..WIDE).step_by(HIGH) {
+                    let at = |r: usize| (i * WIDE + half + r) * TILE + j * WIDE;
+                    let mut body = [[0.0f64; WIDE]; HIGH];
+                    for (r, row) in body.iter_mut().enumerate() {
+                        row.copy_from_slice(&sums[at(r)..at(r) + WIDE]);
                     }
-                }
-                for (left, right) in self.left.chunks_exact(TILE).zip(self.right.chunks_exact(TILE)) {
-                    let (left, right) = (&left[i..i + BODY[0]], &right[j..j + BODY[1]]);
-                    for r in 0..BODY[0] {
-                        for c in 0..BODY[1] {
-                            body[r][c] += left[r] * right[c];
+                    // Arrays, and not slices: only then do the sums stay in registers.
+                    for (left, right) in left.as_chunks::<WIDE>().0.iter().zip(right.as_chunks::<WIDE>().0) {
+                        for r in 0..HIGH {
+                            for c in 0..WIDE {
+                                body[r][c] += left[half + r] * right[c];
+                            }
                         }
                     }
-                }
-                for r in 0..high {
-                    for c in 0..wide {
-                        self.sums[(i + r) * TILE + j + c] = body[r][c];
+                    for (r, row) in body.iter().enumerate() {
+                        sums[at(r)..at(r) + WIDE].copy_from_slice(row);
                     }
                 }
-                j += wide;
             }
-            i += high;
         }
     }
 }

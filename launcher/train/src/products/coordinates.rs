@@ -15,7 +15,7 @@
 //! [`Residuals`] subtracts what the regression of [`super`] gives. Each tuple is translated by the other
 //! groups alone: those of its own would explain it better than they will a client's.
 
-use super::{Centred, Groups, Kernel};
+use super::{Centred, Groups, Kernel, read_adapter};
 use crate::linalg::gram::COLUMNS;
 use anyhow::{Result, ensure};
 use gradtx_models::grad_transformer::Components;
@@ -84,11 +84,8 @@ pub fn measure(
     let count = width(groups.count(), limit);
     ensure!(count > 0, "there is one group of shadows only: products of one group have no components");
     let init = store.init(Role::Teacher)?;
-    let read = |(pair, step), range: Range<usize>, out: &mut [f32]| {
-        store.read_part(Role::Teacher, pair, step, range.start, out)?;
-        out.iter_mut().zip(&init[range]).for_each(|(value, start)| *value += start);
-        Ok(())
-    };
+    let read =
+        |tuple, range: Range<usize>, out: &mut [f32]| read_adapter(store, layout, &init, tuple, range, out);
     let center = mean_weights(groups);
     let mut components = vec![];
     let mut values = vec![0.0f32; pairs * steps * blocks * count];
@@ -263,6 +260,7 @@ mod tests {
             targets: vec!["q_proj".into()],
             rank: 2,
             alpha: 8.0,
+            freeze_a: false,
             init: String::new(),
         };
         let mut plan = TuplePlan {

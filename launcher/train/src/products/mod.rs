@@ -16,8 +16,10 @@ pub mod penalty;
 use crate::linalg::cholesky::Cholesky;
 use crate::linalg::gram::{COLUMNS, Gram};
 use anyhow::{Result, ensure};
+use gradtx_models::lora::BlockLayout;
 use gradtx_runtime::artifact::{Role, TupleStore};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Which shadows are of one group: of the same task, or whatever `curate.group_by` names.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +74,25 @@ impl Groups {
         }
         out
     }
+}
+
+/// Fills in a range of the adapter of the LLM that a tuple (pair, snapshot) has: its update and `init`, the initial
+/// adapter, in the order of the layout.
+pub fn read_adapter(
+    store: &TupleStore,
+    layout: &BlockLayout,
+    init: &[f32],
+    (pair, step): (usize, usize),
+    range: Range<usize>,
+    out: &mut [f32],
+) -> gradtx_runtime::Result<()> {
+    match range.start.checked_sub(layout.trained().start) {
+        Some(at) => store.read_part(Role::Teacher, pair, step, at, out)?,
+        // A frozen A has no update.
+        None => out.fill(0.0),
+    }
+    out.iter_mut().zip(&init[range]).for_each(|(value, start)| *value += start);
+    Ok(())
 }
 
 /// Inner products of students, not centred.

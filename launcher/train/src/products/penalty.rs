@@ -21,13 +21,13 @@ use gradtx_runtime::plan::Purpose;
 use serde::{Deserialize, Serialize};
 
 /// What is tried, in units of the mean square of the centred group means.
-pub(crate) const CANDIDATES: [f64; 5] = [0.003, 0.01, 0.03, 0.1, 0.3];
+pub const CANDIDATES: [f64; 5] = [0.003, 0.01, 0.03, 0.1, 0.3];
 /// The penalty where there is nothing to choose it by.
 pub const USUAL: f64 = 0.01;
 /// Parts of the groups, of which one at a time is left out.
 const FOLDS: usize = 3;
 /// Groups that are left out at most: the cost of the choice does not grow with the run.
-const MAX_LEFT_OUT: usize = 32;
+pub const MAX_LEFT_OUT: usize = 32;
 /// With fewer groups, what is left of them when a fold is gone says nothing.
 const MIN_GROUPS: usize = 4;
 

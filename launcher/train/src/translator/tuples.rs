@@ -7,6 +7,7 @@
 
 use super::prepare::{Making, Noise, PIECE, Recipe, Threads};
 use super::source::TupleSource;
+use crate::products::Groups;
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{AsyncCopy, Real};
@@ -32,10 +33,20 @@ pub struct Split {
 }
 
 impl Split {
-    /// Holds out a part of the shadow subsets, or of the tuples.
-    pub fn of(store: &TupleStore, train: &TrainConfig, key: u64) -> Result<Self> {
+    /// Holds out a part of the shadow subsets, of their groups, or of the tuples. `groups` has the group of every
+    /// pair, from 0; it is asked for where it is needed.
+    pub fn of(
+        store: &TupleStore,
+        groups: impl FnOnce() -> Result<Groups>,
+        train: &TrainConfig,
+        key: u64,
+    ) -> Result<Self> {
         let tuples = |pairs: &[usize]| -> Vec<Tuple> {
             pairs.iter().flat_map(|&pair| (0..store.steps()).map(move |step| (pair, step))).collect()
+        };
+        let groups = match train.val_split_by {
+            ValidationSplit::Group => Some(groups()?),
+            ValidationSplit::Subset | ValidationSplit::Tuple => None,
         };
         let part = |count: usize| (count as f64 * train.val_set_size).ceil() as usize;
         let (what, all, held) = match train.val_split_by {
@@ -43,6 +54,10 @@ impl Split {
             ValidationSplit::Tuple => {
                 let count = store.pairs() * store.steps();
                 ("tuple", count, part(count))
+            }
+            ValidationSplit::Group => {
+                let count = groups.as_ref().map_or(0, Groups::count);
+                ("group of shadow subsets", count, part(count))
             }
         };
         if held == 0 || held >= all {
@@ -56,6 +71,16 @@ impl Split {
         training.sort_unstable();
         validation.sort_unstable();
         Ok(match train.val_split_by {
+            ValidationSplit::Group => {
+                let of = |chosen: &[usize]| {
+                    let pairs =
+                        chosen.iter().flat_map(|&group| groups.iter().flat_map(move |g| g.pairs(group)));
+                    let mut pairs: Vec<usize> = pairs.collect();
+                    pairs.sort_unstable();
+                    tuples(&pairs)
+                };
+                Self { training: of(&training), validation: of(&validation) }
+            }
             ValidationSplit::Subset => Self { training: tuples(&training), validation: tuples(&validation) },
             ValidationSplit::Tuple => {
                 let tuple = |i: usize| (i / store.steps(), i % store.steps());
@@ -275,6 +300,7 @@ mod tests {
             targets: vec!["q_proj".into()],
             rank: 2,
             alpha: 4.0,
+            freeze_a: false,
             init: checksum(&little_endian(&vec![0.0f32; blocks * width])),
         };
         let [student, teacher] = SHAPES.map(side);
@@ -291,6 +317,25 @@ mod tests {
         }
         assemble(dir, &plan, Value::Null).unwrap();
         TupleStore::open(dir).unwrap()
+    }
+
+    #[test]
+    fn validation_holds_out_whole_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let train =
+            TrainConfig { val_split_by: ValidationSplit::Group, val_set_size: 0.4, ..TrainConfig::default() };
+        for key in 0..6 {
+            let split = Split::of(&store, || Ok(Groups::new(&[4, 9, 4])), &train, key).unwrap();
+            let tuples =
+                |pairs: &[usize]| -> Vec<Tuple> { pairs.iter().flat_map(|&p| [(p, 0), (p, 1)]).collect() };
+            let held = split.validation.clone();
+            assert!(held == tuples(&[0, 2]) || held == tuples(&[1]), "{held:?}");
+            assert_eq!(split.training.len() + held.len(), SHADOWS * STEPS);
+            assert!(split.training.iter().all(|tuple| !held.contains(tuple)));
+        }
+        let one = Split::of(&store, || Ok(Groups::new(&[1, 1, 1])), &train, 1).err().unwrap().to_string();
+        assert!(one.contains("one group of shadow subsets must be held out"), "{one}");
     }
 
     fn settings(augment: f64, student_noise: f64) -> TrainConfig {

@@ -37,7 +37,7 @@ pub fn init_path(dir: &Path, role: Role) -> PathBuf {
     dir.join("init").join(format!("{role}.safetensors"))
 }
 
-/// Writes the initial adapter of a role, `[L, d]`.
+/// Writes the initial adapter of a role: `[L, d]`, or where A is frozen all its values, A first.
 pub fn write_init(dir: &Path, role: Role, space: &UpdateSpace, adapter: &[f32]) -> Result<()> {
     let path = init_path(dir, role);
     let bytes = little_endian(adapter);
@@ -45,7 +45,7 @@ pub fn write_init(dir: &Path, role: Role, space: &UpdateSpace, adapter: &[f32]) 
         return Err(Error::file(&path, "the adapter is not the one whose checksum the update space names"));
     }
     create_dir(&dir.join("init"))?;
-    let shape = vec![space.blocks, space.width];
+    let shape = if space.freeze_a { vec![adapter.len()] } else { vec![space.blocks, space.width] };
     write_tensors(&path, &[(ADAPTER.into(), Dtype::F32, shape, &bytes)], &BTreeMap::new())
 }
 
@@ -54,7 +54,9 @@ pub fn read_init(dir: &Path, role: Role, space: &UpdateSpace) -> Result<Vec<f32>
     let path = init_path(dir, role);
     let file = TensorFile::open(&path)?;
     let tensor = file.tensor(ADAPTER)?;
-    tensor.expect_shape(&[space.blocks, space.width])?;
+    if !space.freeze_a {
+        tensor.expect_shape(&[space.blocks, space.width])?;
+    }
     if tensor.dtype != Dtype::F32 || checksum(tensor.bytes) != space.init {
         return Err(Error::file(&path, "not the initial adapter that the updates are counted from"));
     }

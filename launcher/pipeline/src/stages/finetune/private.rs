@@ -41,7 +41,7 @@ pub(super) fn train(
     let Finetune { job, config, side, recipe, data, .. } = stage;
     let settings = &config.privacy;
     let budget = Budget::new(settings, recipe, examples.len())?;
-    announce(context, &budget, side.layout.total());
+    announce(context, &budget, side.layout.trained().len());
     let of = json!({
         "mechanism": budget.mechanism(),
         "max_grad_norm": settings.max_grad_norm,

@@ -1,8 +1,10 @@
 //! What is asked, and what both models answer.
 //!
 //! In: public prompts, a model, an adapter. Out: answers, and for the TinyLM how sure it is of each. They
-//! stay in this process.
+//! stay in the memory of the ranks.
 
+use super::shares::Shares;
+use super::synthetic::with_prompt;
 use crate::fold::Fold;
 use crate::stages::evaluate::without_prefix;
 use anyhow::Result;
@@ -18,6 +20,7 @@ use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, PackedBatch, Rec
 use gradtx_train::examples::{Data, Streams};
 use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::prompts::Prompts;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// The prompts, for both models.
@@ -45,8 +48,21 @@ impl Asked {
     }
 }
 
-/// An answer, which never leaves this process.
-#[derive(Clone, Default)]
+impl Asked {
+    /// Asks more, in the form of the first record.
+    pub(super) fn add(&mut self, prompts: &[Prompts; 2], texts: &[String]) -> Result<()> {
+        for text in texts {
+            let record = with_prompt(&self.records[0], text, "");
+            self.tiny.push(prompts[0].prompt(&record)?);
+            self.llm.push(prompts[1].prompt(&record)?);
+            self.records.push(record);
+        }
+        Ok(())
+    }
+}
+
+/// An answer, which never leaves the memory of the ranks.
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(super) struct Answer {
     pub(super) tokens: Vec<u32>,
     /// Without what the prompt form writes before an answer.
@@ -67,27 +83,45 @@ pub(super) fn limits(config: &Config, prompts: &Prompts, tokens: &[Vec<u32>]) ->
     }
 }
 
-/// Answers all prompts with an adapter.
-pub(super) fn answers<X: Real<Acc = f32>, D: Backend<X>>(
-    decoder: &Decoder<D, X>,
-    config: &Config,
-    prompts: &Prompts,
-    tokens: &[Vec<u32>],
-    view: AdapterView<'_, D, f32>,
-) -> Result<Vec<Answer>> {
-    let limits = limits(config, prompts, tokens);
-    let mut generator = Generator::new(decoder, limits, Some(view.layout))?.within(prompts.context());
-    let asked: Vec<Prompt> =
-        tokens.iter().map(|tokens| Prompt { tokens: tokens.clone(), adapter: Some(0) }).collect();
-    let (most, stops) = (config.evaluate.max_new_tokens, prompts.check.stops());
-    let tokenizer = &prompts.tokenizer;
-    let prefix = tokenizer.decode(&tokenizer.encode(prompts.check.prefix())?.ids, true)?;
-    let found = generator.generate(decoder, Some(view), &asked, most, stops)?;
-    let answer = |Continuation { tokens, ended }| {
-        let text = tokenizer.decode(&tokens, true)?;
-        Ok(Answer { text: without_prefix(&text, &prefix).to_string(), tokens, ended })
-    };
-    found.into_iter().map(answer).collect()
+/// A model with an adapter, ready to answer prompts.
+pub(super) struct Answering<'a, X: Real<Acc = f32>, D: Backend<X>> {
+    decoder: &'a Decoder<D, X>,
+    generator: Generator<D, X>,
+    view: AdapterView<'a, D, f32>,
+    prompts: &'a Prompts,
+    max_new: usize,
+    /// What the prompt form writes before an answer.
+    prefix: String,
+}
+
+impl<'a, X: Real<Acc = f32>, D: Backend<X>> Answering<'a, X, D> {
+    /// With room for these prompts.
+    pub(super) fn new(
+        decoder: &'a Decoder<D, X>,
+        config: &Config,
+        prompts: &'a Prompts,
+        tokens: &[Vec<u32>],
+        view: AdapterView<'a, D, f32>,
+    ) -> Result<Self> {
+        let limits = limits(config, prompts, tokens);
+        let generator = Generator::new(decoder, limits, Some(view.layout))?.within(prompts.context());
+        let tokenizer = &prompts.tokenizer;
+        let prefix = tokenizer.decode(&tokenizer.encode(prompts.check.prefix())?.ids, true)?;
+        Ok(Self { decoder, generator, view, prompts, max_new: config.evaluate.max_new_tokens, prefix })
+    }
+
+    /// Answers some of them.
+    pub(super) fn answers(&mut self, tokens: &[Vec<u32>]) -> Result<Vec<Answer>> {
+        let asked: Vec<Prompt> =
+            tokens.iter().map(|tokens| Prompt { tokens: tokens.clone(), adapter: Some(0) }).collect();
+        let stops = self.prompts.check.stops();
+        let found = self.generator.generate(self.decoder, Some(self.view), &asked, self.max_new, stops)?;
+        let answer = |Continuation { tokens, ended }| {
+            let text = self.prompts.tokenizer.decode(&tokens, true)?;
+            Ok(Answer { text: without_prefix(&text, &self.prefix).to_string(), tokens, ended })
+        };
+        found.into_iter().map(answer).collect()
+    }
 }
 
 /// The token that ends an answer in training examples.
@@ -115,6 +149,14 @@ pub(super) struct Given {
 }
 
 impl Given {
+    /// Answers with the bits of their probabilities.
+    fn of(all: Vec<(Answer, u64)>) -> Self {
+        let (answers, bits): (Vec<Answer>, Vec<u64>) = all.into_iter().unzip();
+        let of_ended = |(answer, bits): (&Answer, u64)| if answer.ended { f64::from_bits(bits) } else { 0.0 };
+        let probability = answers.iter().zip(bits).map(of_ended).collect();
+        Self { answers, probability }
+    }
+
     /// The half of the ended answers that the TinyLM is surest of, in the prompts' order, and their mean
     /// probability.
     pub(super) fn surest(&self) -> (Vec<usize>, f64) {
@@ -130,6 +172,7 @@ impl Given {
 
 pub(super) struct Tiny<'a> {
     pub(super) context: &'a Context,
+    pub(super) shares: Shares<'a>,
     pub(super) config: &'a Config,
     pub(super) side: &'a ModelSpec,
     pub(super) prompts: &'a Prompts,
@@ -138,9 +181,10 @@ pub(super) struct Tiny<'a> {
 }
 
 impl Work for Tiny<'_> {
-    type Output = Given;
+    /// On rank 0.
+    type Output = Option<Given>;
 
-    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Given> {
+    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Option<Given>> {
         let Self { config, side, prompts, asked, .. } = self;
         let mut plan = Decoder::<D, X>::plan(&side.model, false);
         let limits = limits(config, prompts, &asked.tiny);
@@ -149,16 +193,19 @@ impl Work for Tiny<'_> {
         let decoder = Decoder::<D, X>::load(device, &side.dir)?;
         let values = device.buffer_from(self.adapter)?;
         let view = AdapterView { values: &values, layout: &side.layout, dropout: 0.0 };
-        let answers = answers(&decoder, config, prompts, &asked.tiny, view)?;
+        let mut answering = Answering::new(&decoder, config, prompts, &asked.tiny, view)?;
         let end = end_token(prompts, &asked.records[0])?;
-        let examples: Vec<Example> =
-            asked.tiny.iter().zip(&answers).map(|(prompt, a)| example(prompt, &a.tokens, end)).collect();
-        let mut probability =
-            probabilities(&decoder, view, &examples, config.device.max_tokens_per_microbatch)?;
-        for (p, answer) in probability.iter_mut().zip(&answers) {
-            *p *= f64::from(u8::from(answer.ended));
-        }
-        Ok(Given { answers, probability })
+        // As bits: a decimal number in JSON may lose its last digit.
+        let all = self.shares.gather(asked.tiny.len(), |chunk| {
+            let prompts = &asked.tiny[chunk];
+            let answers = answering.answers(prompts)?;
+            let examples: Vec<Example> =
+                prompts.iter().zip(&answers).map(|(prompt, a)| example(prompt, &a.tokens, end)).collect();
+            let probability =
+                probabilities(&decoder, view, &examples, config.device.max_tokens_per_microbatch)?;
+            Ok(answers.into_iter().zip(probability.into_iter().map(f64::to_bits)).collect())
+        })?;
+        Ok(all.map(Given::of))
     }
 }
 

@@ -20,6 +20,9 @@ pub struct AdapterConfig {
     /// Modules that have an adapter, in every block: a list of names, or `"all-linear"` for all seven.
     /// More modules learn more, and make longer update vectors.
     pub target_modules: TargetModules,
+    /// Train B alone, and keep A where it starts (FFA-LoRA): update vectors are of B alone, and weighted sums of them
+    /// are weighted sums of what adapters do.
+    pub freeze_a: bool,
     /// PEFT directory of the adapter that the TinyLM starts from. Empty: drawn from the seed.
     pub init_adapter_tiny: PathBuf,
     /// PEFT directory of the adapter that the LLM starts from. Empty: drawn from the seed.
@@ -33,6 +36,7 @@ impl Default for AdapterConfig {
             lora_alpha: 32.0,
             lora_dropout: 0.05,
             target_modules: TargetModules(vec![Module::Q, Module::V]),
+            freeze_a: false,
             init_adapter_tiny: PathBuf::new(),
             init_adapter_llm: PathBuf::new(),
         }

@@ -152,12 +152,15 @@ impl Config {
         }
     }
 
-    /// Tuples that the translator is trained on, and those that validation holds out.
+    /// Tuples that the translator is trained on, and those that validation holds out; where these are chosen by group,
+    /// as if groups were of one size.
     pub fn tuples(&self) -> [usize; 2] {
         let Self { curate, train, .. } = self;
         let part = |count: usize| (count as f64 * train.val_set_size).ceil() as usize;
         let held_out = match train.val_split_by {
-            ValidationSplit::Subset => part(curate.num_subsets) * curate.num_snapshots,
+            ValidationSplit::Subset | ValidationSplit::Group => {
+                part(curate.num_subsets) * curate.num_snapshots
+            }
             ValidationSplit::Tuple => part(curate.num_subsets * curate.num_snapshots),
         };
         [(curate.num_subsets * curate.num_snapshots).saturating_sub(held_out), held_out]

@@ -79,6 +79,9 @@ pub enum ValidationSplit {
     Subset,
     /// Tuples, near duplicates of which are then trained on, as in the published code.
     Tuple,
+    /// Groups of shadow subsets (`curate.group_by`), with all of their tuples: shows how well updates of tasks that no
+    /// shadow has are translated.
+    Group,
 }
 
 impl Default for TrainConfig {

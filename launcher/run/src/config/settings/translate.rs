@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct TranslateConfig {
     /// Rank of the LLM's adapter that a weighted sum of products is written as; it need not be
-    /// `lora.r`.
+    /// `lora.r`. Not used with `lora.freeze_a`, where the sum is of rank `lora.r` as it is.
     pub lora_r: usize,
     /// Penalty of the regression: a number, as a multiple of the mean square of the shadow groups'
     /// TinyLM updates less their mean; or how one is chosen.

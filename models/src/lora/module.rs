@@ -1,0 +1,95 @@
+//! [`Module`]: what of a block can be adapted, and the [`Projection`] that it is computed in.
+
+use crate::decoder::BlockConfig;
+use std::ops::Range;
+
+/// A linear layer of a block that can be adapted. The order is that of update vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum Module {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+/// The product that a module is computed in: q, k and v are one, and so are gate and up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Projection {
+    Qkv,
+    O,
+    GateUp,
+    Down,
+}
+
+impl Projection {
+    /// All of them, in the order of a forward pass.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+
+    /// Columns of the input and of the output, in such a block.
+    pub fn dims(self, block: &BlockConfig) -> (usize, usize) {
+        let &BlockConfig { hidden, attention, mlp, .. } = block;
+        match self {
+            Self::Qkv => (hidden, attention.qkv_dim()),
+            Self::O => (attention.q_dim(), hidden),
+            Self::GateUp => (hidden, 2 * mlp.intermediate),
+            Self::Down => (mlp.intermediate, hidden),
+        }
+    }
+}
+
+impl Module {
+    /// All of them, in update-vector order.
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Its name in model and adapter files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+
+    /// The module of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|m| m.name() == name)
+    }
+
+    /// Its path below `model.layers.N.`.
+    pub fn path(self) -> String {
+        let parent = if self <= Self::O { "self_attn" } else { "mlp" };
+        format!("{parent}.{}", self.name())
+    }
+
+    /// The product that it is part of.
+    pub fn fused(self) -> Projection {
+        match self {
+            Self::Q | Self::K | Self::V => Projection::Qkv,
+            Self::O => Projection::O,
+            Self::Gate | Self::Up => Projection::GateUp,
+            Self::Down => Projection::Down,
+        }
+    }
+
+    /// Its columns in the output of the fused product, in such a block.
+    pub fn outputs(self, block: &BlockConfig) -> Range<usize> {
+        let (q, kv, ff) = (block.attention.q_dim(), block.attention.kv_dim(), block.mlp.intermediate);
+        match self {
+            Self::Q => 0..q,
+            Self::K => q..q + kv,
+            Self::V => q + kv..q + 2 * kv,
+            Self::O | Self::Down => 0..block.hidden,
+            Self::Gate => 0..ff,
+            Self::Up => ff..2 * ff,
+        }
+    }
+}
