@@ -304,7 +304,7 @@ impl Translator {
     /// What its predictions mean, for one that predicts coordinates.
     pub fn components(&self, tuples: &Tuples) -> Result<Components> {
         let (pairs, own) = (tuples.store.pairs(), self.sums["tuples"].as_str());
-        if own != Some(&tuples.manifest) {
+        if own != Some(tuples.manifest.as_str()) {
             let [dir, other] = [&self.dir, &tuples.made.dir].map(|dir| shown(dir));
             let what = format!("{dir}: predicts coordinates among other tuples than those of {other}");
             return Err(failed(what, "name the run whose tuples it was trained on: --tuples RUN"));

@@ -34,9 +34,8 @@ pub fn noise_for(
     let noise = match accountant {
         Accountant::Rdp => bracket,
         Accountant::Pld => {
-            let is_enough = |noise| pld::epsilon(&of(noise), steps, delta) <= target;
-            let low = (0.6 * bracket).max(NOISE[0]);
-            bisect(if is_enough(low) { NOISE[0] } else { low }, bracket, is_enough)?
+            let cost = |noise: f64| pld::epsilon(&of(noise), steps, delta);
+            interpolate((0.6 * bracket).max(NOISE[0]), bracket, target, cost)?
         }
     };
     Some(rounded_up(noise))
@@ -55,6 +54,35 @@ fn bisect(mut low: f64, mut high: f64, is_enough: impl Fn(f64) -> bool) -> Optio
         *(if is_enough(middle) { &mut high } else { &mut low }) = middle;
     }
     Some(high)
+}
+
+/// The least noise that costs at most `target`, up to the tolerance, by interpolation between logarithms (the Illinois
+/// method), since an evaluation takes long. It is looked for between `low` and `high`, or below; none if `high` is not enough.
+fn interpolate(low: f64, high: f64, target: f64, cost: impl Fn(f64) -> f64) -> Option<f64> {
+    let excess = |noise: f64| (cost(noise) / target).ln();
+    let (mut low, mut high) = ((low.ln(), excess(low)), (high.ln(), excess(high)));
+    if high.1 > 0.0 {
+        return None;
+    }
+    if low.1 <= 0.0 {
+        high = low;
+        low = (NOISE[0].ln(), excess(NOISE[0]));
+    }
+    let mut kept_low = false;
+    while high.0 - low.0 > TOLERANCE && high.1 < -TOLERANCE && low.1 > 0.0 {
+        let part = low.1 / (low.1 - high.1);
+        let part = if part.is_finite() && part > 0.0 { part } else { 0.5 };
+        let middle = low.0 + part * (high.0 - low.0);
+        let found = excess(middle.exp());
+        if found > 0.0 {
+            (low, kept_low) = ((middle, found), false);
+        } else {
+            // An end that stays twice is taken for nearer than it is, or it would stay forever.
+            low.1 *= if kept_low { 0.5 } else { 1.0 };
+            (high, kept_low) = ((middle, found), true);
+        }
+    }
+    Some(if low.1 > 0.0 { high.0.exp() } else { low.0.exp() })
 }
 
 /// To four digits.
