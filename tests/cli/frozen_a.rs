@@ -86,7 +86,7 @@ fn every_stage_trains_translates_and_scores_b_alone() {
         WIDTHS.map(|width| (width, true))
     );
     home.done(&["train"]);
-    home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--peft", "--allow-refinement"]);
+    home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--save-adapter", "--allow-refinement"]);
     home.done(&["convert", "--model", "tiny", "--initial", "--out", "start"]);
     let (start, client) = (home.adapter("start", "tiny"), home.adapter("client/adapter", "tiny"));
     assert_eq!(all_of(&client, Factor::A), all_of(&start, Factor::A));
@@ -135,7 +135,7 @@ fn every_stage_trains_translates_and_scores_b_alone() {
 #[test]
 fn conversion_keeps_a_where_it_is() {
     let home = Home::new();
-    home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--peft"]);
+    home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--save-adapter"]);
     home.done(&[
         "convert",
         "--model",

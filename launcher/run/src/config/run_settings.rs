@@ -201,17 +201,18 @@ impl Reuse<'_> {
     /// The run that a result comes from: the one that is named, or the one where that takes it
     /// from; nothing for this run itself.
     fn source(&self, dir: &Path, from: fn(&ReuseConfig) -> &PathBuf) -> Result<PathBuf> {
-        if dir.as_os_str().is_empty() {
+        let is_own = |source: &Path| match (source.canonicalize(), self.args.run.canonicalize()) {
+            (Ok(source), Ok(run)) => source == run,
+            _ => false,
+        };
+        // A run that is named to itself makes its own, whatever it took from others before.
+        if dir.as_os_str().is_empty() || is_own(dir) {
             return Ok(PathBuf::new());
         }
         let other = read_run(dir)?.reuse;
         let source = Some(from(&other)).filter(|path| !path.as_os_str().is_empty());
         let source = source.map_or(dir, PathBuf::as_path);
-        let is_own = match (source.canonicalize(), self.args.run.canonicalize()) {
-            (Ok(source), Ok(run)) => source == run,
-            _ => false,
-        };
-        Ok(if is_own { PathBuf::new() } else { source.to_owned() })
+        Ok(if is_own(source) { PathBuf::new() } else { source.to_owned() })
     }
 }
 

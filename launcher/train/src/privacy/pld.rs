@@ -21,6 +21,8 @@ use num_complex::Complex64;
 const REACH: f64 = 7.0;
 /// Probability that is counted as lost, as a part of δ.
 const CUT: f64 = 1e-7;
+/// The loss of one step has at most so many times the points of the window of all steps: time and memory.
+const MAX_FINER: f64 = 16.0;
 /// Points of the grid on which the tilt is found.
 const COARSE: usize = 1 << 14;
 /// ε is larger by this part of itself, for rounding errors.
@@ -150,7 +152,8 @@ impl<'a> OneStep<'a> {
         let mut half = REACH * (steps as f64 * variance).sqrt();
         loop {
             let whole = steps as f64 * self.range();
-            let width = (2.0 * half).min(whole) + 4.0 * self.range() / COARSE as f64;
+            let width =
+                (2.0 * half).min(whole).max(self.range() / MAX_FINER) + 4.0 * self.range() / COARSE as f64;
             let one = self.discretized(width / (points - 8.0));
             let composed = one.composed(steps, tilt, points as usize);
             match composed.epsilon(delta) {
