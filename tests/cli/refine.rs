@@ -164,8 +164,8 @@ fn a_killed_refinement_ends_with_the_same_bytes() {
     let client = "client-1/update.safetensors";
     let began = Instant::now();
     home.done(&[&refine("one", client, "whole")[..], &["--threads", "1"]].concat());
-    // Well within a round.
-    let soon = began.elapsed() / 8;
+    // Well within a round, also where the machine was busier before.
+    let soon = (began.elapsed() / 8).min(Duration::from_millis(50));
     let found = home.json("whole/refinement.json");
     assert!(
         found["rounds"].as_array().unwrap().iter().all(|round| round["trained_on"] != "nothing"),
