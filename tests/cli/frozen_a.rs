@@ -86,7 +86,15 @@ fn every_stage_trains_translates_and_scores_b_alone() {
         WIDTHS.map(|width| (width, true))
     );
     home.done(&["train"]);
-    home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--save-adapter", "--allow-refinement"]);
+    home.done(&[
+        "finetune",
+        "--data",
+        "private.jsonl",
+        "--out",
+        "client",
+        "--save-adapter",
+        "--allow-refinement",
+    ]);
     home.done(&["convert", "--model", "tiny", "--initial", "--out", "start"]);
     let (start, client) = (home.adapter("start", "tiny"), home.adapter("client/adapter", "tiny"));
     assert_eq!(all_of(&client, Factor::A), all_of(&start, Factor::A));

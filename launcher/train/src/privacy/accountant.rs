@@ -172,7 +172,8 @@ mod tests {
             assert!(found >= lower, "{}: {found}, at least {lower}", case.name());
             // Bounds below 0 say that ε is 0.
             let most = pessimistic.min(upper.max(0.0));
-            assert!(found <= 1.01 * most + 1e-9, "{}: {found}, at most {most}", case.name());
+            // The grid is no finer than an ε that is as good as none.
+            assert!(found <= 1.01 * most + 1e-3, "{}: {found}, at most {most}", case.name());
             // An estimate whose own bounds are apart says little.
             let estimate = if upper - lower < 0.02 * estimate { estimate } else { f64::NAN };
             for want in [estimate, pessimistic].into_iter().filter(|want| want.is_finite() && *want > 1e-3) {

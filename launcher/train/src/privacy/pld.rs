@@ -22,7 +22,7 @@ const REACH: f64 = 7.0;
 /// Probability that is counted as lost, as a part of δ.
 const CUT: f64 = 1e-7;
 /// The loss of one step has at most so many times the points of the window of all steps: time and memory.
-const MAX_FINER: f64 = 16.0;
+const MAX_FINER: f64 = 2.0;
 /// Points of the grid on which the tilt is found.
 const COARSE: usize = 1 << 14;
 /// ε is larger by this part of itself, for rounding errors.
