@@ -95,7 +95,10 @@ impl Job {
                 Ok(())
             })
         };
-        let times = measure::step(on.device, results.repeats(), || Ok(drop(decompose()?)))?;
+        let times = measure::step(on.device, results.repeats(), || {
+            decompose()?;
+            Ok(())
+        })?;
         let columns = (self.shadows * self.rank) as f64;
         let of_side = |rows: usize| {
             let rank = columns.min(rows as f64);
@@ -111,8 +114,10 @@ impl Job {
 
         let products = decompose()?;
         let weights: Vec<f64> = updates(self.shadows, 3).into_iter().map(f64::from).collect();
-        let times =
-            measure::step(on.device, results.repeats(), || Ok(drop(products.read_out(&weights, &to)?)))?;
+        let times = measure::step(on.device, results.repeats(), || {
+            products.read_out(&weights, &to)?;
+            Ok(())
+        })?;
         let seconds = times.median() * blocks as f64;
         let more =
             json!({ "model": name, "blocks": blocks, "rank": self.lora_r, "all_blocks_s": rounded(seconds) });

@@ -85,7 +85,7 @@ fn probabilities_of_all_words_sum_to_one() {
 fn accuracies_are_of_the_likeliest_choices() {
     let home = home();
     let words: Vec<&str> = vocabulary().to_vec();
-    write(home.path(), "words.jsonl", &[words.clone()], 0);
+    write(home.path(), "words.jsonl", std::slice::from_ref(&words), 0);
     assert!(evaluate(home.path(), "words", "words.jsonl", &[]).status.success());
     let found = log_likelihoods(&predictions(home.path(), "words")[0]);
     let mut order: Vec<usize> = (0..found.len()).collect();

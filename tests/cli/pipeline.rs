@@ -63,7 +63,7 @@ fn all_stages_from_file_to_file() {
     std::fs::write(other.path("settings.toml"), SETTINGS.replace("jobs_per_batch = 2", "jobs_per_batch = 4"))
         .unwrap();
     other.done(&["curate", "--threads", "3"]);
-    let shards = |home: &Home| sums(&home, "run/shadow/shards").into_values().collect::<Vec<_>>();
+    let shards = |home: &Home| sums(home, "run/shadow/shards").into_values().collect::<Vec<_>>();
     assert_eq!(shards(&other), shards(&home), "a job's bytes do not depend on its company or on threads");
 }
 

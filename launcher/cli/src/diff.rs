@@ -85,18 +85,18 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
 
 /// What a path of the command line holds.
 enum Operand {
-    Update(UpdateVector),
+    Update(Box<UpdateVector>),
     Adapter(PathBuf),
 }
 
 impl Operand {
     fn open(path: &Path) -> Result<Self> {
         if path.is_file() {
-            return Ok(Self::Update(UpdateVector::read(path)?));
+            return Ok(Self::Update(Box::new(UpdateVector::read(path)?)));
         }
         let (update, adapter) = (path.join(UPDATE_FILE), path.join(ADAPTER_DIR));
         if update.is_file() {
-            return Ok(Self::Update(UpdateVector::read(&update)?));
+            return Ok(Self::Update(Box::new(UpdateVector::read(&update)?)));
         }
         if let Some(dir) = [path, &adapter].into_iter().find(|dir| dir.join("adapter_config.json").is_file())
         {
@@ -117,7 +117,7 @@ impl Operand {
             Self::Update(update) => {
                 let file = if path.is_file() { path.to_owned() } else { path.join(UPDATE_FILE) };
                 spec_of_update(spec, &UpdateFile::open(&file)?, &file)?;
-                Ok(update)
+                Ok(*update)
             }
             Self::Adapter(dir) => {
                 let adapter = model.adapter(&dir, context.threads)?;

@@ -92,7 +92,7 @@ pub(crate) fn in_queue(submitted: Vec<(PathBuf, SubmittedJob)>) -> Result<Vec<Jo
     let status = |(run, job): (PathBuf, SubmittedJob)| {
         let queued: Vec<Queued> = queued.iter().filter(|queued| queued.id == job.id).cloned().collect();
         let title = job.title();
-        (!queued.is_empty()).then(|| JobStatus { run, id: job.id, kind: job.kind, queued, title })
+        (!queued.is_empty()).then_some(JobStatus { run, id: job.id, kind: job.kind, queued, title })
     };
     Ok(submitted.into_iter().filter_map(status).collect())
 }

@@ -306,7 +306,8 @@ impl Aggregation {
         }
         let is_weight = |w: &f64| w.is_finite() && *w >= 0.0;
         let sum: f64 = weights.iter().sum();
-        if !weights.is_empty() && !(weights.iter().all(is_weight) && sum > 0.0 && sum.is_finite()) {
+        let are_weights = weights.iter().all(is_weight) && sum > 0.0 && sum.is_finite();
+        if !weights.is_empty() && !are_weights {
             return Err(unusable("--weights: expected numbers from 0, of which one at least is above 0"));
         }
         if trim.is_some() && *combine != Combine::TrimmedMean {
