@@ -25,16 +25,16 @@ for seed in $seeds; do
     # shellcheck disable=SC2086
     gradtx finetune --run $run --config "$models/world/settings.toml" --tuples "$models/run" $recipe $private \
       --data $data/train.jsonl --out $out/tiny --save-adapter
-    gradtx evaluate --run $run --data $data/test.jsonl --model tiny --adapter $out/tiny/adapter --out $out/score/tiny
+    gradtx evaluate --run "$run" --data "$data/test.jsonl" --model tiny --adapter "$out/tiny/adapter" --out "$out/score/tiny"
     for how in products ridge random; do
       method=$how; random=""
       [ $how != random ] || { method=products; random="--random-update"; }
       # shellcheck disable=SC2086
       gradtx translate --run $run --method $method $random --allow-outliers $out/tiny/update.safetensors --out $out/$how
-      gradtx evaluate --run $run --data $data/test.jsonl --adapter $out/$how/adapter --out $out/score/$how
+      gradtx evaluate --run "$run" --data "$data/test.jsonl" --adapter "$out/$how/adapter" --out "$out/score/$how"
     done
     for what in tiny products ridge random; do
-      score=$(sed -n 's/.*"score": *\([0-9.]*\).*/\1/p' $out/score/$what/score.json | head -1)
+      score=$(sed -n 's/.*"score": *\([0-9.]*\).*/\1/p' "$out/score/$what/score.json" | head -1)
       echo "{\"seed\": $seed, \"epsilon\": \"$epsilon\", \"model\": \"$what\", \"score\": $score}" >> scores.jsonl
     done
   done

@@ -24,7 +24,7 @@ done
 # Clients 4 and 5 with poison in the place of what they learned.
 poison() { # NAME CLIENT FACTOR [NOISE]
   [ -e "updates/$1.safetensors" ] && return
-  python3 "$here/poison.py" package/initial "clients/$2/adapter" "clients/$1" "$3" ${4:-}
+  python3 "$here/poison.py" package/initial "clients/$2/adapter" "clients/$1" "$3" ${4:+"$4"}
   quiet convert --run package --set models.tiny=world/tiny --adapter "clients/$1" --examples 51 --out "updates/$1.safetensors"
 }
 poison scaled 5 100
@@ -50,14 +50,14 @@ for i in 1 2 3 4 5; do score "client-$i" "client-$i"; done
 honest="client-1 client-2 client-3 client-4 client-5"
 for how in mean median trimmed-mean geometric-median clipped; do
   case $how in
-    clipped) options="--combine mean --clip-norm median" ;;
-    *) options="--combine $how" ;;
+    clipped) options=(--combine mean --clip-norm median) ;;
+    *) options=(--combine "$how") ;;
   esac
-  score "none+$how" "$honest" $options
-  score "scaled+$how" "client-1 client-2 client-3 client-4 scaled" $options --allow-outliers
-  score "flipped+$how" "client-1 client-2 client-3 client-4 flipped" $options
-  score "flipped-large+$how" "client-1 client-2 client-3 client-4 flipped-large" $options --allow-outliers
-  score "colluding+$how" "client-1 client-2 client-3 colluding-a colluding-b" $options --allow-outliers
+  score "none+$how" "$honest" "${options[@]}"
+  score "scaled+$how" "client-1 client-2 client-3 client-4 scaled" "${options[@]}" --allow-outliers
+  score "flipped+$how" "client-1 client-2 client-3 client-4 flipped" "${options[@]}"
+  score "flipped-large+$how" "client-1 client-2 client-3 client-4 flipped-large" "${options[@]}" --allow-outliers
+  score "colluding+$how" "client-1 client-2 client-3 colluding-a colluding-b" "${options[@]}" --allow-outliers
 done
 # Refused unless they are accepted by name.
 for poisoned in nan scaled; do
