@@ -149,11 +149,10 @@ impl<'a> OneStep<'a> {
         let coarse = self.discretized(self.range() / COARSE as f64);
         let tilt = coarse.tilt_for((1.0 / delta).ln() / steps as f64);
         let Moments { variance, .. } = coarse.moments(tilt);
-        let mut half = REACH * (steps as f64 * variance).sqrt();
+        let mut half = (REACH * (steps as f64 * variance).sqrt()).max(0.5 * self.range() / MAX_FINER);
         loop {
             let whole = steps as f64 * self.range();
-            let width =
-                (2.0 * half).min(whole).max(self.range() / MAX_FINER) + 4.0 * self.range() / COARSE as f64;
+            let width = (2.0 * half).min(whole) + 4.0 * self.range() / COARSE as f64;
             let one = self.discretized(width / (points - 8.0));
             let composed = one.composed(steps, tilt, points as usize);
             match composed.epsilon(delta) {
