@@ -9,7 +9,7 @@
 //! beside it (`copy_stream.rs`). An operation checks its arguments on the
 //! host and returns when its kernels are queued. Numbers that only the device sees (token
 //! ids, positions) are checked by the kernels, which refuse them and leave a note that the
-//! next [`Device::download`] or [`Device::synchronize`] turns into an error (`fault.rs`).
+//! next [`download`](crate::Device::download) or [`synchronize`](crate::Device::synchronize) turns into an error (`fault.rs`).
 //!
 //! Sums are always taken in the same order, without floating-point atomics, so results do
 //! not depend on timing. Sums between the devices of several ranks are NCCL's ([`NcclGroup`]), on

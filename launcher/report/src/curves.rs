@@ -1,6 +1,6 @@
 //! Losses over steps: shadow jobs, clients, and the translator.
 //!
-//! In: the `metrics` files of the stages. Out: curves of at most [`POINTS`] points, each
+//! In: the `metrics` files of the stages. Out: curves of at most `POINTS` points, each
 //! the mean over its steps, and for many jobs the median and the middle 80 % over jobs. A
 //! loss that is not a number is counted and left out.
 
@@ -82,7 +82,7 @@ impl JobLosses {
     }
 }
 
-/// A curve of at most [`POINTS`] points over so many steps.
+/// A curve of at most `POINTS` points over so many steps.
 pub fn thin(losses: &[(u64, f64)], steps: u64) -> Series {
     let width = steps.div_ceil(POINTS).max(1);
     let mut parts: BTreeMap<u64, Vec<f64>> = BTreeMap::new();

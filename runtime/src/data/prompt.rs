@@ -69,7 +69,7 @@ pub struct PromptSettings {
     /// The form.
     pub form: PromptForm,
     /// System message of conversations that have none. Empty: the form's own, which is
-    /// [`CHATML_SYSTEM`] or what the template writes; `none`: no message.
+    /// `CHATML_SYSTEM` or what the template writes; `none`: no message.
     pub system: String,
     /// The date that templates take for today, `2026-11-27`; empty for none.
     pub date: String,

@@ -2,7 +2,7 @@
 //!
 //! In: [`Batch`]es, what to run and on what, with the [`Dependency`]s between them. Out: a script
 //! for each that stands alone, jobs in SLURM's queue, and in the run directory a list of them, by
-//! which `status`, `logs` and `cancel` find them again. [`submit_all`] does all of it.
+//! which `status`, `logs` and `cancel` find them again. `submit_all` does all of it.
 //!
 //! * options: what a job asks for, and where each value is from.
 //! * profile: values that a site wrote down once.

@@ -7,7 +7,7 @@
 //! itself by one of its own text: what it says is believed by the stages after this one.
 //!
 //! While a directory is open no other process can open it (see [`crate::progress`]).
-//! For ranks that work together in one directory, rank 0 opens it ([`open_for_all`]).
+//! For ranks that work together in one directory, rank 0 opens it (`open_for_all`).
 //!
 //! * file: the record itself, its checksum, and what is wrong with finished files.
 //! * diff: the lines that differ.

@@ -3,7 +3,7 @@
 //! In: pairs of updates (student `[L_S · d_S]`, teacher `[L_T · d_T]`) of shadow subsets,
 //! and a client's student update. Out: a teacher update.
 //!
-//! A new one is a file with its [`Baseline`], and a line in [`BASELINES`]: the command line,
+//! A new one is a file with its [`Baseline`], and a line in `BASELINES`: the command line,
 //! the demo, tables and reports go through that list.
 
 mod baseline;
@@ -27,7 +27,7 @@ pub(crate) const BASELINES: [&dyn Baseline; 3] = [&mean::Mean, &nearest::Nearest
 pub enum Method {
     /// The trained Grad-Transformer.
     GradTransformer,
-    /// One of [`BASELINES`], by its place among them.
+    /// One of `BASELINES`, by its place among them.
     Baseline(usize),
     /// See [`crate::products`].
     Products,

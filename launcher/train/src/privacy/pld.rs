@@ -244,7 +244,8 @@ impl Discrete {
             wave[place(self.first + i as i64)].re += mass * (tilt * self.loss(i) - log_mass).exp();
         }
         fft::transform(&mut wave, false);
-        wave.iter_mut().for_each(|z| *z = Complex64::from_polar(z.norm().powf(count), z.arg() * count));
+        wave.iter_mut()
+            .for_each(|z| *z = Complex64::from_polar(z.norm_sqr().powf(0.5 * count), z.arg() * count));
         fft::transform(&mut wave, true);
         let lowest = steps as i64 * self.first;
         let highest = steps as i64 * (self.first + self.masses.len() as i64 - 1);

@@ -3,7 +3,7 @@
 //! In: a [`TupleSampler`] and the part of every step's tuples that is this rank's. Out: the steps'
 //! batches in their order, and how long was waited for them.
 //!
-//! There are [`BATCHES`] of them, in memory that is taken once and goes round: one is trained on, the
+//! There are `BATCHES` of them, in memory that is taken once and goes round: one is trained on, the
 //! next is on its way to the device, and the others are prepared meanwhile, on several threads. The
 //! thread that trains touches no value.
 

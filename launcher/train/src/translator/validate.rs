@@ -27,7 +27,7 @@ pub struct Validation {
 }
 
 /// Measures a translator on tuples, of which each rank generates a part; `mean` is
-/// [`mean_teacher`](super::tuples::mean_teacher) of the training tuples. All ranks find the same.
+/// `mean_teacher` of the training tuples. All ranks find the same.
 pub fn validate<X: Real, D: Backend<X>>(
     comm: &dyn Comm,
     model: &GradTransformer<D, X>,

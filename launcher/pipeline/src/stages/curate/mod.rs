@@ -14,9 +14,9 @@
 //! |---|---|
 //! | [`subsets`] | which rows every shadow subset has |
 //! | [`collection`] | what is to be collected, and what of it is there |
-//! | [`concurrency`] | how many jobs share a stream |
+//! | `concurrency` | how many jobs share a stream |
 //! | [`runner`] | what one process does: group after group |
-//! | [`job_source`] | where it gets groups from: among ranks [`coordinator`] and [`worker`], without MPI [`array`] and [`file_locks`] |
+//! | [`job_source`] | where it gets groups from: among ranks [`coordinator`] and [`worker`], without MPI `array` and [`file_locks`] |
 //! | [`shard_writer`] | writes what is finished, meanwhile |
 
 mod array;

@@ -11,7 +11,7 @@
 //! The TinyLM with a client's update answers here, and without differential privacy it may say private
 //! texts. A client must have agreed to that (`finetune --allow-refinement`), and no answer is
 //! written anywhere: killed and started again, the stage asks again from the last whole round. Several
-//! ranks share the answering ([`shares`]), with the bytes of one.
+//! ranks share the answering (`shares`), with the bytes of one.
 
 mod agreement;
 mod answers;
