@@ -201,7 +201,7 @@ impl Work for Training<'_> {
     }
 }
 
-/// Nobody is told of steps that take seconds.
+/// Steps that take seconds are not reported.
 struct Unwatched;
 
 impl Callback for Unwatched {

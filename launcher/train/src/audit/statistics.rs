@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// No ε above this is told apart.
+/// Larger ε are not distinguished.
 const MAX_EPSILON: f64 = 64.0;
 /// Bisections of ε.
 const BISECTIONS: usize = 60;
