@@ -55,6 +55,8 @@ impl<T: Elem> Pinned<T> for CpuBuf<T> {
 }
 
 impl Queues for Cpu {
+    const HAS_SECOND_QUEUE: bool = false;
+
     type Event = ();
 
     fn second_queue(&self) -> Self {
