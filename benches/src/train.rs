@@ -19,10 +19,11 @@ use super::options::{Common, at_least_one};
 use super::results::{Entry, Results, rounded};
 use super::{Measured, On, machine, profile, tuples};
 use anyhow::{Result, ensure};
-use gradtx_kernels::ops::AdamWStep;
+use gradtx_kernels::ops::{AdamWStep, Out};
 use gradtx_kernels::rng::Stream;
 use gradtx_kernels::{Backend, Real, bf16};
-use gradtx_models::grad_transformer::{Activations, BackwardPass, GradTransformer, Trainer, Tuples};
+use gradtx_models::grad_transformer::{Activations, GradTransformer, Trainer, Tuples};
+use gradtx_models::t5::Grads;
 use gradtx_plan::cost::rates::Kind;
 use gradtx_plan::cost::work::TranslatorWork;
 use gradtx_runtime::comm::Solo;
@@ -175,7 +176,7 @@ fn with_loading<X: Real<Acc = f32>, D: Backend<X>>(
 struct Resident<D: Backend<X>, X: Real<Acc = f32>> {
     acts: Activations<D, X>,
     forward: D::Graph,
-    backward: BackwardPass<D>,
+    backward: D::Graph,
     scale: f64,
     step: u32,
 }
@@ -185,7 +186,7 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Resident<D, X> {
         let mut acts = Activations::new(model, tuples.len())?;
         model.load_batch(&mut acts, tuples)?;
         let scale = 1.0 / (tuples.len() * model.config().teacher_len()) as f64;
-        let (forward, backward) = (D::Graph::default(), BackwardPass::default());
+        let (forward, backward) = (D::Graph::default(), D::Graph::default());
         Ok(Self { acts, forward, backward, scale, step: 0 })
     }
 
@@ -199,7 +200,11 @@ impl<D: Backend<X>, X: Real<Acc = f32>> Resident<D, X> {
     }
 
     fn backward(&mut self, model: &GradTransformer<D, X>, trainer: &mut Trainer<D, X>) -> Result<()> {
-        Ok(trainer.backward(model, &mut self.acts, &mut self.backward)?)
+        let Self { acts, backward, .. } = self;
+        let (device, buf) = (model.device(), trainer.gradients_mut());
+        Ok(device.capture_or_launch(backward, &mut || {
+            model.backward(acts, true, &mut Grads::new(device, buf, Out::Assign, &mut |_, _| Ok(())))
+        })?)
     }
 
     fn update(&mut self, model: &mut GradTransformer<D, X>, trainer: &mut Trainer<D, X>) -> Result<()> {

@@ -54,9 +54,6 @@ pub trait Pinned<T: Elem>: Send + Sync + 'static {
 
 /// Two queues of operations, ordered by events. Copies and graphs belong to the first.
 pub trait Queues: Device {
-    /// Whether the second queue is one of its own.
-    const HAS_SECOND_QUEUE: bool;
-
     /// A point in a queue; new ones have passed.
     type Event: Default + Send;
 

@@ -55,8 +55,6 @@ impl<T: Elem> Pinned<T> for CpuBuf<T> {
 }
 
 impl Queues for Cpu {
-    const HAS_SECOND_QUEUE: bool = false;
-
     type Event = ();
 
     fn second_queue(&self) -> Self {

@@ -109,8 +109,6 @@ pub struct CudaEvent {
 }
 
 impl Queues for Cuda {
-    const HAS_SECOND_QUEUE: bool = true;
-
     type Event = CudaEvent;
 
     fn second_queue(&self) -> Self {

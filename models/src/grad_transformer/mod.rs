@@ -29,4 +29,4 @@ pub use model::GradTransformer;
 pub use normalize::{FitPart, Normalization, NormalizationFit, NormalizationMode};
 pub use staged::{Batch, StagedMut, StagedPart, StagedTuples};
 pub use targets::Targets;
-pub use train::{BackwardPass, StepReport, Trainer};
+pub use train::{StepReport, Trainer};

@@ -37,10 +37,6 @@ pub struct Trainer<D: AsyncCopy + GraphCapture, X: Real> {
     params: ParamStore<D, X>,
     /// Of the own ranges.
     optimizer: FlatAdamW<D, X::Acc>,
-    /// Sums of squares of the last batch's gradients by parts, on devices that compute them beside the backward pass.
-    squares: D::Buf<X::Acc>,
-    /// How many of these there are; 0: none, or gradients have changed since.
-    squares_count: usize,
 }
 
 /// What the operations of a micro-batch depend on, beside what buffers hold.
@@ -54,59 +50,17 @@ struct Repeated {
     scale: u64,
     /// Whether its gradients are the first of a batch, which are assigned.
     first: bool,
-    /// Whether they are the last, whose sums of squares are wanted.
-    last: bool,
 }
 
 /// The passes of such a micro-batch, as the device remembers them.
 struct Passes<D: GraphCapture> {
     /// Forward and losses.
     forward: D::Graph,
-    backward: BackwardPass<D>,
-}
-
-/// A backward pass as the device remembers it.
-pub struct BackwardPass<D: GraphCapture> {
-    graph: D::Graph,
-    /// How many sums of squares of gradients it gives.
-    squares: usize,
-}
-
-impl<D: GraphCapture> Default for BackwardPass<D> {
-    fn default() -> Self {
-        Self { graph: D::Graph::default(), squares: 0 }
-    }
+    backward: D::Graph,
 }
 
 /// Kinds of micro-batches whose passes are remembered.
 const MAX_GRAPHS: usize = 16;
-
-impl<D: AsyncCopy + GraphCapture> BackwardPass<D> {
-    /// Assigns or adds gradients, of which nobody waits for parts; with room for them, their sums of squares. Returns
-    /// how many of these there are.
-    fn launch<X: Real>(
-        &mut self,
-        model: &GradTransformer<D, X>,
-        acts: &mut Activations<D, X>,
-        gradients: &mut D::Buf<X::Acc>,
-        out: Out,
-        mut sums: Option<&mut D::Buf<X::Acc>>,
-    ) -> Result<usize>
-    where
-        D: Backend<X>,
-    {
-        let Self { graph, squares } = self;
-        model.dev.capture_or_launch(graph, &mut || {
-            let mut nobody = |_: Range<usize>, _: D::ViewMut<'_, X::Acc>| Ok(());
-            let mut grads = Grads::new(&model.dev, gradients, out, &mut nobody);
-            if let Some(sums) = sums.as_deref_mut().filter(|sums| !sums.is_empty()) {
-                grads = grads.with_squares(sums, squares);
-            }
-            model.backward(acts, true, &mut grads)
-        })?;
-        Ok(*squares)
-    }
-}
 
 impl<D: Backend<X>, X: Real> Trainer<D, X> {
     /// Takes memory for micro-batches of at most `micro_batch` tuples. Masters start as the
@@ -154,13 +108,10 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         own: Vec<Range<usize>>,
     ) -> Result<Self> {
         let total = model.layout.total();
-        let own_all = own.len() == 1 && own[0] == (0..total);
         let params = ParamStore::allocate(alloc, total, own.clone())?;
         let optimizer = FlatAdamW::allocate_ranges(alloc, total, own)?;
         let acts = Activations::allocate(alloc, model, micro_batch)?;
-        let parts = if D::HAS_SECOND_QUEUE && own_all { model.layout.count() } else { 0 };
-        let squares = alloc.buffer("sums of squares of gradients", &[parts])?;
-        Ok(Self { acts, graphs: HashMap::new(), params, optimizer, squares, squares_count: 0 })
+        Ok(Self { acts, graphs: HashMap::new(), params, optimizer })
     }
 
     /// The optimizer, for checkpoints.
@@ -196,7 +147,6 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
 
     /// The gradients summed so far, for writing.
     pub fn gradients_mut(&mut self) -> &mut D::Buf<X::Acc> {
-        self.squares_count = 0;
         self.params.gradients_mut()
     }
 
@@ -249,10 +199,9 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         for from in (0..count).step_by(room) {
             let to = (from + room).min(count);
             let part = tuples.part(&model.config, from, to);
-            let last = to == count;
-            let on_ready = if last { on_ready.take() } else { None };
+            let on_ready = if to == count { on_ready.take() } else { None };
             let out = if from == 0 { Out::Assign } else { Out::Add };
-            sum += self.accumulate(model, part, scale, (out, last), on_ready)?;
+            sum += self.accumulate(model, part, scale, out, on_ready)?;
             if to < count {
                 let next = tuples.part(&model.config, to, (to + room).min(count));
                 self.acts.load_ahead(&model.config, next)?;
@@ -261,60 +210,42 @@ impl<D: Backend<X>, X: Real> Trainer<D, X> {
         Ok(sum)
     }
 
-    /// Assigns or adds the gradients of a micro-batch, which may be the batch's last. Where nobody must be told of parts of them, all
+    /// Assigns or adds the gradients of a micro-batch. Where nobody must be told of parts of them, all
     /// operations of a micro-batch are repeated from the device's memory of the last such one.
     fn accumulate(
         &mut self,
         model: &GradTransformer<D, X>,
         tuples: Batch<'_, D, X>,
         scale: f64,
-        (out, last): (Out, bool),
+        out: Out,
         on_ready: Option<OnReady<'_, D, X::Acc>>,
     ) -> Result<f64> {
         model.load_batch(&mut self.acts, tuples)?;
         let (acts, buf, dev) = (&mut self.acts, self.params.gradients_mut(), &model.dev);
         let (inputs, first) = (acts.current, out == Out::Assign);
-        let kind = Repeated { batch: tuples.len(), inputs, scale: scale.to_bits(), first, last };
+        let kind = Repeated { batch: tuples.len(), inputs, scale: scale.to_bits(), first };
         if self.graphs.len() >= MAX_GRAPHS && !self.graphs.contains_key(&kind) {
             self.graphs.clear();
         }
-        let new = || Passes { forward: D::Graph::default(), backward: BackwardPass::default() };
-        let Passes { forward, backward } = self.graphs.entry(kind).or_insert_with(new);
-        dev.capture_or_launch(forward, &mut || {
+        let new = || Passes { forward: D::Graph::default(), backward: D::Graph::default() };
+        let passes = self.graphs.entry(kind).or_insert_with(new);
+        dev.capture_or_launch(&mut passes.forward, &mut || {
             model.forward(acts, true)?;
             model.losses(acts, scale)
         })?;
         model.release_losses(acts)?;
-        self.squares_count = 0;
         match on_ready {
             Some(on_ready) => model.backward(acts, true, &mut Grads::new(dev, buf, out, on_ready))?,
-            None => {
-                let squares = last.then_some(&mut self.squares);
-                self.squares_count = backward.launch(model, acts, buf, out, squares)?;
-            }
+            None => dev.capture_or_launch(&mut passes.backward, &mut || {
+                model.backward(acts, true, &mut Grads::new(dev, buf, out, &mut |_, _| Ok(())))
+            })?,
         }
         // The device is at the backward pass meanwhile.
         Ok(model.sum_of_losses(acts)?.to_f64())
     }
 
-    /// Assigns the gradients of these activations, as those of a whole batch. `pass` is of the same activations in every call.
-    pub fn backward(
-        &mut self,
-        model: &GradTransformer<D, X>,
-        acts: &mut Activations<D, X>,
-        pass: &mut BackwardPass<D>,
-    ) -> Result<()> {
-        let (buf, squares) = (self.params.gradients_mut(), Some(&mut self.squares));
-        self.squares_count = pass.launch(model, acts, buf, Out::Assign, squares)?;
-        Ok(())
-    }
-
     /// Sum of squares of the gradients of the own ranges.
     pub fn sum_squares(&mut self, dev: &D) -> Result<f64> {
-        if self.squares_count > 0 {
-            let sums = dev.to_host(self.squares.view(0..self.squares_count))?;
-            return Ok(sums.iter().map(|sum| sum.to_f64()).sum());
-        }
         self.optimizer.sum_squares(dev, self.params.gradients().all())
     }
 

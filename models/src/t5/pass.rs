@@ -1,7 +1,7 @@
 //! What all parts of one forward or backward pass share.
 
 use gradtx_kernels::ops::{
-    AdamW, Backend, DropoutDims, Linear, LinearBackwardWeight, LinearDims, LinearForward, Out, ResidualNorm,
+    Backend, DropoutDims, Linear, LinearBackwardWeight, LinearDims, LinearForward, Out, ResidualNorm,
     ResidualNormDims, ResidualNormForward, RmsNorm, RmsNormDims, RmsNormForward,
 };
 use gradtx_kernels::{Buffer, Device, Elem, Queues, Real, ViewMut};
@@ -138,21 +138,12 @@ pub struct Grads<'a, D: Queues, X: Real> {
     /// Whether gradients are assigned or added to what `buf` holds.
     pub(crate) out: Out,
     on_ready: OnReady<'a, D, X::Acc>,
-    /// Where sums of squares of final ranges go.
-    squares: Option<SumsOfSquares<'a, D, X>>,
     queue: D,
     fork: D::Event,
     /// Ends of the gradients from either set of buffers.
     ends: [D::Event; 2],
     /// What is final after which of the ends; the last entries have none yet.
     waiting: VecDeque<(Option<usize>, Range<usize>)>,
-}
-
-/// Sums of squares of gradients, one for every range that is final, computed beside the pass.
-pub struct SumsOfSquares<'a, D: Queues, X: Real> {
-    sums: &'a mut D::Buf<X::Acc>,
-    /// How many there are.
-    count: &'a mut usize,
 }
 
 /// Whoever is told which gradients are final, and gets them for writing.
@@ -164,15 +155,7 @@ impl<'a, D: Queues, X: Real> Grads<'a, D, X> {
     /// final in this pass, with the whole buffer; ranges come from the back of the buffer to its front.
     pub fn new(dev: &D, buf: &'a mut D::Buf<X::Acc>, out: Out, on_ready: OnReady<'a, D, X::Acc>) -> Self {
         let (fork, ends) = Default::default();
-        let (queue, waiting) = (dev.second_queue(), VecDeque::new());
-        Self { buf, out, on_ready, squares: None, queue, fork, ends, waiting }
-    }
-
-    /// The same; the sums of squares of final ranges are put one after the other into `sums`, their number into `count`.
-    pub fn with_squares(mut self, sums: &'a mut D::Buf<X::Acc>, count: &'a mut usize) -> Self {
-        *count = 0;
-        self.squares = Some(SumsOfSquares { sums, count });
-        self
+        Self { buf, out, on_ready, queue: dev.second_queue(), fork, ends, waiting: VecDeque::new() }
     }
 
     /// The gradients of a range.
@@ -193,21 +176,9 @@ impl<'a, D: Queues, X: Real> Grads<'a, D, X> {
     }
 
     /// All gradients from a set of buffers have been asked for.
-    pub(super) fn end(&mut self, set: usize) -> Result<()>
-    where
-        D: AdamW<X::Acc>,
-    {
-        self.queue.record(&mut self.ends[set])?;
-        for (end, range) in self.waiting.iter_mut().filter(|(end, _)| end.is_none()) {
-            *end = Some(set);
-            // Behind the event: the pass need not wait for it.
-            if let Some(SumsOfSquares { sums, count }) = &mut self.squares {
-                let sum = sums.view_mut(**count..**count + 1);
-                **count += 1;
-                self.queue.sum_squares(sum, self.buf.view(range.clone()), 1, range.len())?;
-            }
-        }
-        Ok(())
+    pub(super) fn end(&mut self, set: usize) -> Result<()> {
+        self.waiting.iter_mut().filter(|(end, _)| end.is_none()).for_each(|(end, _)| *end = Some(set));
+        Ok(self.queue.record(&mut self.ends[set])?)
     }
 
     /// `dev` waits for the gradients from a set of buffers; their ranges are final.
@@ -221,22 +192,13 @@ impl<'a, D: Queues, X: Real> Grads<'a, D, X> {
     }
 
     /// `dev` waits for all gradients that have been asked for.
-    pub(crate) fn finish(&mut self, dev: &D) -> Result<()>
-    where
-        D: AdamW<X::Acc>,
-    {
+    pub(crate) fn finish(&mut self, dev: &D) -> Result<()> {
         let Some((end, _)) = self.waiting.back() else { return Ok(()) };
         let set = end.unwrap_or(0);
         if end.is_none() {
-            self.queue(dev)?;
             self.end(set)?;
         }
-        self.wait(dev, set)?;
-        if self.squares.is_some() {
-            self.queue.record(&mut self.fork)?;
-            dev.wait_for(&self.fork)?;
-        }
-        Ok(())
+        self.wait(dev, set)
     }
 }
 
