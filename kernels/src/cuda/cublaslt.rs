@@ -17,7 +17,7 @@ use super::algorithms::{Algorithms, MAX_HEURISTICS, Measured};
 use super::library::{candidates, first_usable, loader_says};
 use super::memory::{self, Allocation};
 use super::stream::Stream;
-use super::{failed, gate};
+use super::{gate, graph};
 use crate::ops::GemmDims;
 use crate::{DType, Error, Result};
 use cudarc::driver::sys;
@@ -27,7 +27,6 @@ use std::ffi::{CStr, c_int, c_void};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 /// Names that the dynamic loader is asked for: current toolkits, then development links.
 const NAMES: [&str; 3] = ["libcublasLt.so.12", "libcublasLt.so.13", "libcublasLt.so"];
@@ -457,22 +456,18 @@ impl Products {
         shape: &Shape,
         product: &Product,
     ) -> Result<Measured> {
-        // All streams of the device: it is to do nothing else.
-        let wait = || cudarc::driver::result::ctx::synchronize().map_err(failed("time a product"));
         let mut seconds = Vec::new();
         for algorithm in self.heuristics(handle, &plan.desc, &plan.layouts, shape, MAX_HEURISTICS)? {
-            let mut least = f64::INFINITY;
-            for _ in 0..TIMED_ROUNDS {
-                wait()?;
-                let begin = Instant::now();
-                for _ in 0..TIMED_LAUNCHES {
-                    // SAFETY: as of this function.
-                    unsafe { self.launch(handle, stream, is_second, plan, &algorithm, shape, product) }?;
-                }
-                wait()?;
-                least = least.min(begin.elapsed().as_secs_f64() / TIMED_LAUNCHES as f64);
-            }
-            seconds.push(least);
+            // SAFETY: as of this function.
+            let launch =
+                || unsafe { self.launch(handle, stream, is_second, plan, &algorithm, shape, product) };
+            // Its kernel is loaded.
+            launch()?;
+            let repeat = || (0..TIMED_LAUNCHES).try_for_each(|_| launch());
+            // SAFETY: the stream is the caller's, and the product's memory is alive meanwhile.
+            let times = unsafe { graph::times(stream, repeat, TIMED_ROUNDS) }?;
+            let least = times.into_iter().fold(f64::INFINITY, f64::min);
+            seconds.push(least / TIMED_LAUNCHES as f64);
         }
         Ok(Measured { product: shape.to_string(), seconds })
     }
