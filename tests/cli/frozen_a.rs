@@ -15,6 +15,7 @@ const FROZEN: &str = "\n[lora]\nfreeze_a = true\nr = 3\n[refine]\nnum_prompts = 
                       global_batch_size = 4\nmin_agreements = 2\nmin_confidence = 0.0\n";
 const WIDTHS: [usize; 2] = [3 * (8 + 4), 3 * (16 + 8)];
 
+/// A run that freezes A, and `whole.toml` for one that does not.
 struct Frozen(Home);
 
 impl std::ops::Deref for Frozen {

@@ -11,6 +11,7 @@ use gradtx_tests::miniature::{self, SETTINGS};
 use serde_json::Value;
 use std::process::Stdio;
 
+/// A curated run, and a client of it.
 struct Trained(Home);
 
 impl std::ops::Deref for Trained {
