@@ -31,6 +31,19 @@ pub(super) struct Sequences {
     pub new: usize,
 }
 
+/// The kernel of attention's forward pass and those of its backward pass, and what work they are.
+struct Attention {
+    forward: (&'static str, Work),
+    backward: (&'static [&'static str], Work),
+}
+
+impl Attention {
+    /// Not by Hopper's own instructions.
+    fn by(forward: &'static str, backward: &'static [&'static str]) -> Self {
+        Self { forward: (forward, Work::AttentionForward), backward: (backward, Work::AttentionBackward) }
+    }
+}
+
 impl<'a> Model<'a> {
     pub(super) fn sizes(&self, tokens: usize) -> Sizes {
         Sizes { tokens, hidden: self.config.hidden, x: X }
@@ -102,11 +115,11 @@ impl<'a> Model<'a> {
     fn attention_forward(&self, all: &mut Operations, lengths: &[usize]) {
         let (config, tokens) = (self.config, lengths.iter().sum());
         self.rotation_forward(all, tokens);
-        let (name, _) = self.attention_kernels();
+        let Attention { forward: (name, work), .. } = self.attention_kernels();
         let (row, q) = (config.qkv_dim(), config.q_dim());
         let moved = self.sizes(tokens).attention_moves(row, q);
         let count = counts::attention(counts::causal_pairs(lengths), q) + moved;
-        all.add(config.layers, name, count, Work::AttentionForward);
+        all.add(config.layers, name, count, work);
         all.product(config.layers, (tokens, config.hidden, q), X);
     }
 
@@ -116,25 +129,27 @@ impl<'a> Model<'a> {
         let sizes = self.sizes(tokens);
         all.product(layers, (tokens, q, config.hidden), X);
         all.add(layers, "attention_delta", sizes.attention_delta(q), Work::Rows);
-        let (_, names) = self.attention_kernels();
+        let Attention { backward: (names, work), .. } = self.attention_kernels();
         let whole = counts::attention_backward(counts::causal_pairs(lengths), q)
             + sizes.attention_backward_moves(row, q);
         let part = 1.0 / names.len() as f64;
         let count = Count { flops: part * whole.flops, bytes: part * whole.bytes };
-        names.iter().for_each(|name| all.add(layers, *name, count, Work::AttentionBackward));
+        names.iter().for_each(|name| all.add(layers, *name, count, work));
         all.add(layers, "rope_backward", sizes.rotation_backward(row, config.kv_dim()), Work::Rows);
         if config.block().attention.qk_norm {
             all.add(layers, "qk_norm_backward", sizes.head_norm_backward(row), Work::Rows);
         }
     }
 
-    /// The kernel of the forward pass, and those of the backward pass.
-    fn attention_kernels(&self) -> (&'static str, &'static [&'static str]) {
+    fn attention_kernels(&self) -> Attention {
         match (self.config.head_dim, self.hopper) {
-            (128, true) => ("flash_hopper_forward", &["flash_hopper_backward"]),
-            (128, false) => ("flash_forward_128", &["flash_backward_128"]),
-            (64, _) => ("flash_forward_64", &["flash_backward_64"]),
-            _ => ("attention_forward", &["attention_backward_q", "attention_backward_kv"]),
+            (128, true) => Attention {
+                forward: ("flash_hopper_forward", Work::HopperAttentionForward),
+                backward: (&["flash_hopper_backward"], Work::HopperAttentionBackward),
+            },
+            (128, false) => Attention::by("flash_forward_128", &["flash_backward_128"]),
+            (64, _) => Attention::by("flash_forward_64", &["flash_backward_64"]),
+            _ => Attention::by("attention_forward", &["attention_backward_q", "attention_backward_kv"]),
         }
     }
 

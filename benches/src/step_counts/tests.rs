@@ -5,9 +5,9 @@ use gradtx_plan::cost::tokens::Lengths;
 use gradtx_plan::cost::work::{DecoderWork, TranslatorWork};
 use std::collections::BTreeMap;
 
-/// Lines of the third run on an H100.
+/// Lines of the fourth run on an H100.
 fn measured() -> Vec<Value> {
-    let results = "results/gpu-check_h100_2026-11-27_third/results.jsonl";
+    let results = "results/gpu-check_h100_2026-11-27_fourth/results.jsonl";
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(results);
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -38,20 +38,11 @@ fn counted(args: &str) -> Vec<Counted> {
     job(args).counted().unwrap()
 }
 
-/// What the kernels of that run were called that others have taken the place of since.
-fn name_now(name: &str) -> &str {
-    match name {
-        "flash_forward_128_ahead" => "flash_hopper_forward",
-        "flash_backward_128" => "flash_hopper_backward",
-        other => other,
-    }
-}
-
 /// Names with their launches.
 type Calls = BTreeMap<String, u64>;
 
 fn calls_measured(line: &Value) -> Calls {
-    let of = |o: &Value| (name_now(o["name"].as_str().unwrap()).to_string(), o["calls"].as_u64().unwrap());
+    let of = |o: &Value| (o["name"].as_str().unwrap().to_string(), o["calls"].as_u64().unwrap());
     line["operations"].as_array().unwrap().iter().map(of).collect()
 }
 
@@ -121,7 +112,7 @@ fn floors_are_those_of_the_profiles() {
         let found = counted(args);
         let mut compared = 0;
         for wanted in line["operations"].as_array().unwrap() {
-            let name = name_now(wanted["name"].as_str().unwrap());
+            let name = wanted["name"].as_str().unwrap();
             let same = SAME_FLOOR.contains(&name)
                 || name.starts_with("product ")
                 || name.starts_with("t5_attention_");

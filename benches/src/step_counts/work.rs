@@ -1,7 +1,7 @@
 //! What share of its floor each kind of work reaches.
 //!
-//! One constant per kind, from the third run on an H100 (`benches/results/gpu-check_h100_2026-11-27_third`): of the large
-//! product's rate where operations bind, of the large copy's where bytes do. "Profile" are the operations of a step there,
+//! One constant per kind, from the fourth run on an H100 (`benches/results/gpu-check_h100_2026-11-27_fourth`, and `…_third`): of the
+//! large product's rate where operations bind, of the large copy's where bytes do. "Profile" are the operations of a step there,
 //! "kernels" the lines of `bench kernels`. A step that is compared with that run is so compared with where its constants are from.
 
 use crate::counts::Count;
@@ -17,6 +17,9 @@ pub(super) enum Work {
     /// Attention by tensor cores, forward and backward: bound by what stands between its products.
     AttentionForward,
     AttentionBackward,
+    /// The same by Hopper's own instructions.
+    HopperAttentionForward,
+    HopperAttentionBackward,
     /// Attention of T5's short sequences.
     T5Attention,
     /// Attention of one token to a cache.
@@ -35,13 +38,14 @@ pub(super) enum Work {
 /// Operations from which on a product is large.
 pub(super) const LARGE: f64 = 1e11;
 
-/// Seconds between two launches of one queue: what is left of a generated token (6.62 ms) beyond its products and
+/// Seconds between two launches of one queue: what is left of a generated token (6.63 ms) beyond its products and
 /// attention at the shares below, by its 257 launches.
 pub(super) const LAUNCH: f64 = 2.5e-6;
 
-/// Rates of the large product and the large copy, as shares of an H100's data sheet: 697 of 989 TFLOP/s and 3.01 of 3.35 TB/s
-/// (lines `large gemm`, before the step of 7B, and `large copy`). Other devices are taken to reach the same shares; none was measured.
-pub(super) const GEMM_SHARE: f64 = 0.705;
+/// Rates of the large product and the large copy, as shares of an H100's data sheet: 717 to 796 of 989 TFLOP/s before the steps
+/// (lines `large gemm`: with the card's power), and 3.01 of 3.35 TB/s (`large copy`). Other devices are taken to reach the same
+/// shares; none was measured.
+pub(super) const GEMM_SHARE: f64 = 0.74;
 pub(super) const COPY_SHARE: f64 = 0.898;
 
 impl Work {
@@ -53,15 +57,17 @@ impl Work {
     /// The share of the product's rate that its operations reach, and that of the copy's rate that its bytes do.
     fn shares(self) -> (f64, f64) {
         match self {
-            // Profiles: 98 % of 7B's products, 93 % of 3B's.
+            // Profiles: 92 to 102 % of 7B's products, 89 to 98 % of the large ones of 3B.
             Self::LargeProduct => (0.955, 0.955),
             // Kernels, `gemm t5 …`: 51 to 67 % with the time between launches, 69 % without. Bytes bind products of a
             // few rows: profile of generation, 78 to 86 % of the two that are most of a token.
             Self::SmallProduct => (0.69, 0.87),
-            // Profiles: 23.2 and 22.1 %, 21.3 and 20.1 %, by mma.sync on segments of 512 tokens. Hopper's own
-            // instructions have not been measured in a step.
+            // Profiles of the third run, of segments of 512 tokens: 23.2 and 22.1 %, 21.3 and 20.1 %.
             Self::AttentionForward => (0.226, 0.226),
             Self::AttentionBackward => (0.207, 0.207),
+            // Profiles of the fourth: 30 and 28 %, 31 and 30 %.
+            Self::HopperAttentionForward => (0.29, 0.29),
+            Self::HopperAttentionBackward => (0.31, 0.31),
             // Kernels, `t5 attention …`: 38 to 42 % of the encoder's and the decoder's own with the time between launches.
             Self::T5Attention => (0.50, 0.50),
             // Kernels, `attention decode`.

@@ -124,10 +124,11 @@ fn hot_table(rows: &Rows) -> String {
     let classes = CLASSES.join(" | ");
     let mut text = format!(
         "\n## Occupancy and instructions\n\n\
-         Of the kernels that the time of a step goes to, at the shapes of `bench kernels` (Qwen2.5-7B, Flan-T5-Large): threads of a block,\n\
-         bytes of shared memory that a launch adds, blocks that a multiprocessor holds (A100: sm_80, H100: sm_90a) and the share of its\n\
-         warps that they are; instructions in the code by class (not how often they run): tensor cores (HMMA, HGMMA), f32\n\
-         multiply-add, special functions, shared memory, global memory by bytes of a thread, local memory (an error).\n\n\
+         Of the kernels that the time of a step goes to, at the shapes of `bench kernels` (Qwen2.5-7B,\n\
+         Flan-T5-Large): threads of a block, bytes of shared memory that a launch adds, blocks that a\n\
+         multiprocessor holds (A100: sm_80, H100: sm_90a) and the share of its warps that they are; instructions\n\
+         in the code by class (not how often they run): tensor cores (HMMA, HGMMA), f32 multiply-add, special\n\
+         functions, shared memory, global memory by bytes of a thread, local memory (an error).\n\n\
          | module | kernel | architecture | threads | launch shared | blocks | occupancy | {classes} |\n\
          |---|---|---|{}\n",
         "--:|".repeat(4 + CLASSES.len())
