@@ -24,6 +24,23 @@
 //! | attention | 4 · heads · D per pair; backward 10: five products, one of them the scores again | |
 //! | attention of T5 | 4 · heads · D per pair; backward 8: probabilities are kept | |
 //! | a token's attention to a cache | 4 · heads · D per pair | 2 · kv heads · D · x per pair |
+//!
+//! Those that a step is made of, beside these ([`super::step_counts`]):
+//!
+//! | operation | bytes |
+//! |---|---|
+//! | product, all of it | (mk + kn)·x + mn·c, of outputs of c bytes |
+//! | attention, what it moves | forward T(R + Q)·x; backward T(2R + Q)·x; the sums that backward begins with 2TQ·x |
+//! | cross-entropy with its gradient | 2·labels·V·x |
+//! | gradients of B | T(sum of the targets' outputs + tail)·x |
+//! | sums of the adapters' gradients over tiles | 4 per tile and value |
+//! | residual, dropout and norm | forward 4TH·x; backward 5TH·x |
+//! | gradient of a norm's weight | 2TH·x |
+//! | gradient of a bias | TH·x |
+//! | attention of T5, what it moves | forward (2QI + 2KI + P)·x; backward (3QI + 4KI + P)·x, of Q queries, K keys, I values of all heads, P probabilities |
+//! | norms of query and key heads | forward 2TR·x; backward 3TR·x |
+
+use std::ops::Add;
 
 /// What a piece of work takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -46,8 +63,15 @@ impl Count {
     }
 }
 
+impl Add for Count {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { flops: self.flops + other.flops, bytes: self.bytes + other.bytes }
+    }
+}
+
 /// Bytes of an accumulator.
-const ACC: f64 = 4.0;
+pub(crate) const ACC: f64 = 4.0;
 
 /// Sizes that the formulas are about.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -116,6 +140,56 @@ impl Sizes {
         self.rows(width, 2.0)
     }
 
+    /// Attention's rows of `row` values of q, k and v, and of `q_dim` of its output.
+    pub(crate) fn attention_moves(&self, row: usize, q_dim: usize) -> Count {
+        self.rows(row + q_dim, 1.0)
+    }
+
+    /// The same backwards: q, k, v and their gradients, and the output's.
+    pub(crate) fn attention_backward_moves(&self, row: usize, q_dim: usize) -> Count {
+        self.rows(2 * row + q_dim, 1.0)
+    }
+
+    /// Sums over heads of `q_dim` values in all, of the output by its gradient.
+    pub(crate) fn attention_delta(&self, q_dim: usize) -> Count {
+        self.rows(q_dim, 2.0)
+    }
+
+    /// Gradients of B: the gradients of `outputs` columns, and `tail` columns of s.
+    pub(crate) fn gradient_of_b(&self, outputs: usize, tail: usize) -> Count {
+        Count { flops: 2.0 * (self.tokens * outputs * tail) as f64, ..self.rows(outputs + tail, 1.0) }
+    }
+
+    /// Dropout of a branch, the residual, and the norm of their sum.
+    pub(crate) fn residual_norm(&self) -> Count {
+        self.rows(self.hidden, 4.0)
+    }
+
+    /// Its backward.
+    pub(crate) fn residual_norm_backward(&self) -> Count {
+        self.rows(self.hidden, 5.0)
+    }
+
+    /// Norms of query and key heads, of rows of `row` values.
+    pub(crate) fn head_norm(&self, row: usize) -> Count {
+        self.rows(row, 2.0)
+    }
+
+    /// Its backward.
+    pub(crate) fn head_norm_backward(&self, row: usize) -> Count {
+        self.rows(row, 3.0)
+    }
+
+    /// Gradient of a norm's weight.
+    pub(crate) fn norm_backward_weight(&self) -> Count {
+        self.rows(self.hidden, 2.0)
+    }
+
+    /// Gradient of a bias of `width` columns.
+    pub(crate) fn bias_backward(&self, width: usize) -> Count {
+        self.rows(width, 1.0)
+    }
+
     /// LM head, loss and gradient of the input, of `labels` labels.
     pub fn head(&self, labels: usize, vocab: usize) -> Count {
         Count::flops(4.0 * (labels * vocab * self.hidden) as f64)
@@ -125,6 +199,26 @@ impl Sizes {
 /// `[m, k] · [k, n]`.
 pub fn product(m: usize, n: usize, k: usize) -> Count {
     Count::flops(2.0 * (m * n * k) as f64)
+}
+
+/// The same with all that it reads and writes: inputs of `x` bytes, outputs of `c`.
+pub(crate) fn whole_product(m: usize, n: usize, k: usize, (x, c): (usize, f64)) -> Count {
+    Count { bytes: ((m * k + k * n) * x) as f64 + (m * n) as f64 * c, ..product(m, n, k) }
+}
+
+/// Cross-entropy of `labels` rows of logits, which become their gradient.
+pub(crate) fn cross_entropy(labels: usize, vocab: usize, x: usize) -> Count {
+    Count::bytes((2 * labels * vocab * x) as f64)
+}
+
+/// Sums of `values` accumulators over `tiles` parts.
+pub(crate) fn sums_over_tiles(tiles: usize, values: usize) -> Count {
+    Count::bytes(ACC * (tiles * values) as f64)
+}
+
+/// Writing of `n` values of `x` bytes.
+pub(crate) fn set(n: usize, x: f64) -> Count {
+    Count::bytes(n as f64 * x)
 }
 
 /// Squared error over `n` values of `x` bytes, and its gradient.
@@ -145,6 +239,11 @@ pub fn conversion(n: usize, x: usize) -> Count {
 /// AdamW on `n` values.
 pub fn adamw(n: usize) -> Count {
     Count::bytes(7.0 * ACC * n as f64)
+}
+
+/// AdamW that also writes a copy of `x` bytes a value.
+pub(crate) fn adamw_with_copy(n: usize, x: usize) -> Count {
+    adamw(n) + set(n, x as f64)
 }
 
 /// Sum of squares of `n` accumulators.
@@ -170,6 +269,22 @@ pub fn attention_backward(pairs: f64, q_dim: usize) -> Count {
 /// Its backward where probabilities are kept.
 pub(crate) fn kept_attention_backward(pairs: f64, q_dim: usize) -> Count {
     Count::flops(8.0 * pairs * q_dim as f64)
+}
+
+/// What T5's attention moves: rows of queries and of keys, all heads of `inner` values, and probabilities.
+pub(crate) fn t5_attention_moves(queries: usize, keys: usize, inner: usize, probs: usize, x: usize) -> Count {
+    Count::bytes((x * (2 * queries * inner + 2 * keys * inner + probs)) as f64)
+}
+
+/// The same backwards: queries, keys and values with their gradients, the output's gradient, and probabilities.
+pub(crate) fn t5_attention_backward_moves(
+    queries: usize,
+    keys: usize,
+    inner: usize,
+    probs: usize,
+    x: usize,
+) -> Count {
+    Count::bytes((x * (3 * queries * inner + 4 * keys * inner + probs)) as f64)
 }
 
 /// One token's attention to a cache of keys and values of `kv_dim` values each.

@@ -68,6 +68,30 @@ fn lengths(tokens: usize, each: usize) -> Vec<usize> {
     (0..tokens.div_ceil(each)).map(|i| each.min(tokens - i * each)).collect()
 }
 
+/// Lengths of the examples of a step, of `each` tokens, of so many jobs.
+///
+/// # Errors
+/// If an example has no label, or a job no example.
+pub(crate) fn examples(tokens: usize, each: usize, jobs: usize) -> Result<Vec<usize>> {
+    at_least_one("--tokens", tokens)?;
+    at_least_one("--jobs", jobs)?;
+    if each < 2 {
+        return Err(unusable("--context: expected at least 2, a token and its successor"));
+    }
+    let examples = tokens.div_ceil(each);
+    if examples < jobs {
+        return Err(unusable(format!("--jobs {jobs}: the stream holds {examples} examples")));
+    }
+    Ok(lengths(tokens, each))
+}
+
+/// A step's sizes, for people.
+pub(crate) fn shape(model: &str, lengths: &[usize], jobs: usize) -> String {
+    let tokens: usize = lengths.iter().sum();
+    let jobs = if jobs == 1 { String::new() } else { format!(", {jobs} jobs") };
+    format!("{model}, {tokens} tokens in {} examples{jobs}", lengths.len())
+}
+
 /// Room for so many tokens in examples of `each`.
 fn capacity(tokens: usize, each: usize) -> BatchCapacity {
     BatchCapacity { tokens, segments: tokens.div_ceil(each), labels: tokens }
@@ -90,15 +114,7 @@ impl Measured for Job {
         let model = NamedDecoder::find(self.model.as_deref().unwrap_or(by_default))?;
         let tokens = self.tokens.unwrap_or(if is_cpu { 256 } else { 8192 });
         let each = self.context.unwrap_or(if is_cpu { 128 } else { 512 });
-        at_least_one("--tokens", tokens)?;
-        at_least_one("--jobs", self.jobs)?;
-        if each < 2 {
-            return Err(unusable("--context: expected at least 2, a token and its successor"));
-        }
-        let examples = tokens.div_ceil(each);
-        if examples < self.jobs {
-            return Err(unusable(format!("--jobs {}: the stream holds {examples} examples", self.jobs)));
-        }
+        let lengths = examples(tokens, each, self.jobs)?;
         let layout = model.adapters(self.rank, &self.targets)?;
         check_memory(on.device, &model.name, "--tokens", tokens, |tokens| {
             Ok(plan::<X, D>(&model, &layout, self.jobs, capacity(tokens, each)))
@@ -107,7 +123,7 @@ impl Measured for Job {
             results
                 .say("a small model, since this is a CPU: --model qwen2.5-7b --tokens 8192 is the real one");
         }
-        self.steps::<X, D>(on, results, &model, &layout, &lengths(tokens, each))
+        self.steps::<X, D>(on, results, &model, &layout, &lengths)
     }
 }
 
@@ -141,7 +157,6 @@ impl Job {
         let work = DecoderWork { model: &model.config, layout, element: size_of::<X>() as f64 };
         let adapters = 6.0 * (layout.total() * tokens) as f64;
         let flops = operations(&work, lengths);
-        let shape = format!("{}, {tokens} tokens in {} examples", model.name, lengths.len());
         let fields = |times: &Times| {
             json!({"model": model.name, "tokens": tokens, "examples": lengths.len(), "jobs": self.jobs,
                 "rank": self.rank, "targets": self.targets,
@@ -152,7 +167,7 @@ impl Job {
         more["first_step_s"] = rounded(first_step);
         results.add(
             on.device,
-            Entry::new("finetune base alone", shape.as_str(), count, base.clone()).with(more),
+            Entry::new("finetune base alone", shape(&model.name, lengths, 1), count, base.clone()).with(more),
         )?;
         let mut more = fields(&adapted);
         more["overhead"] = rounded(adapted.median() / base.median() - 1.0);
@@ -162,8 +177,8 @@ impl Job {
         more["peak_memory_bytes"] = json!(memory);
         let planned = plan::<X, D>(model, layout, self.jobs, BatchCapacity::of([&batch]));
         more["planned_memory_bytes"] = json!(machine::room(on.device)?.taken(&planned));
-        let jobs = if self.jobs == 1 { String::new() } else { format!(", {} jobs", self.jobs) };
-        let entry = Entry::new("finetune", shape + &jobs, Count::flops(flops), adapted);
+        let shape = shape(&model.name, lengths, self.jobs);
+        let entry = Entry::new("finetune", shape, Count::flops(flops), adapted);
         results.add(on.device, entry.of(Kind::Lora).with(more))
     }
 

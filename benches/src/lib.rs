@@ -19,6 +19,7 @@
 //! | `products` | [`products`] | translation by products: inner products, decomposition, read-out |
 //! | `generate` | [`generate`] | greedy decoding |
 //! | `comm` | [`comm`] | sums and gathers between ranks |
+//! | `counts` | [`step_counts`] | nothing: launches, floors and expected times of a step on a GPU |
 //! | `table` | [`table`] | results of several files against the targets |
 //!
 //! The lines with a `work` are what `gradtx plan --calibrate` learns rates from.
@@ -37,6 +38,7 @@ pub mod options;
 pub mod products;
 pub mod profile;
 pub mod results;
+pub mod step_counts;
 pub mod table;
 pub mod train;
 pub mod translate;
@@ -87,6 +89,8 @@ pub enum What {
     Generate(generate::Job),
     /// Sums and gathers between the ranks that srun or mpirun started, or between threads.
     Comm(comm::Job),
+    /// The launches of a step on a GPU: operations, bytes, the shortest and the expected time. Needs no GPU.
+    Counts(step_counts::Job),
     /// The table of targets, from the results of several runs.
     Table(table::Job),
 }
@@ -102,6 +106,7 @@ pub fn run(context: &Context, world: &World, job: &Job) -> Result<()> {
         What::Products(job) => on_device(context, &job.common, job),
         What::Generate(job) => on_device(context, &job.common, job),
         What::Comm(job) => comm::run(context, world, job),
+        What::Counts(job) => step_counts::run(context, job),
         What::Table(job) => table::run(context, job),
     }
 }

@@ -7,6 +7,7 @@
 //! a count have none. On a CPU a line's `share_of_time` says where time goes, and this adds nothing.
 
 use super::On;
+use super::counts::Count;
 use super::machine::{self, Operation};
 use super::measure::rounded;
 use super::measured::Ceilings;
@@ -15,9 +16,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use gradtx_kernels::Device;
 use serde_json::{Value, json};
 
-/// Seconds that an operation takes at least; 0 where nothing is counted.
-fn floor(operation: &Operation, ceilings: &Ceilings) -> f64 {
-    (operation.flops / ceilings.gemm).max(operation.bytes / ceilings.copy)
+/// Seconds that work takes at least; 0 where nothing is counted.
+pub(crate) fn floor(work: Count, ceilings: &Ceilings) -> f64 {
+    (work.flops / ceilings.gemm).max(work.bytes / ceilings.copy)
 }
 
 /// Runs `step` once more and measures its operations, the longest first; null unless `--profile` was
@@ -33,7 +34,7 @@ pub(super) fn of_step<D: Device>(on: &On<'_, D>, step: impl FnOnce() -> Result<(
 fn lines(operations: &[Operation], ceilings: &Ceilings) -> Value {
     let total: f64 = operations.iter().map(|o| o.seconds).sum();
     let line = |o: &Operation| {
-        let floor = floor(o, ceilings);
+        let floor = floor(Count { flops: o.flops, bytes: o.bytes }, ceilings);
         let mut line = json!({"name": o.name, "calls": o.calls, "seconds": rounded(o.seconds),
             "share_of_time": rounded(o.seconds / total.max(f64::MIN_POSITIVE))});
         if floor > 0.0 {

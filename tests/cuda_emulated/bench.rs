@@ -10,6 +10,7 @@ use gradtx_kernels::bf16;
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::Cuda;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -83,6 +84,63 @@ fn every_benchmark_runs_on_the_device() {
             |line: &Value| line["dtype"] != dtype || line["device"] == "cpu" || !line["threads"].is_null();
         assert!(!lines.iter().any(other), "{lines:#?}");
     }
+}
+
+/// Launches by name; products of matrices, which have other names without cuBLASLt, are one.
+fn launches<'a>(lines: impl IntoIterator<Item = (&'a Value, u64)>) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    for (line, times) in lines {
+        for operation in line["operations"].as_array().unwrap() {
+            let name = operation["name"].as_str().unwrap();
+            let name =
+                if name.starts_with("product ") || name.starts_with("gemm_") { "product" } else { name };
+            *all.entry(name.to_string()).or_default() += times * operation["calls"].as_u64().unwrap();
+        }
+    }
+    all
+}
+
+/// `bench counts` names what the program launches, as often as it does.
+#[test]
+fn counted_launches_are_those_of_the_program() {
+    let measured = lines("bf16");
+    let home = tempfile::tempdir().unwrap();
+    let counted = |args: &[&str]| -> Vec<Value> {
+        let mut command = Command::new(program());
+        command.current_dir(home.path()).args([
+            "bench",
+            "counts",
+            "--gpu",
+            "a100-80g",
+            "--out",
+            "counts.jsonl",
+        ]);
+        let output = command.args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = std::fs::read_to_string(home.path().join("counts.jsonl")).unwrap();
+        std::fs::remove_file(home.path().join("counts.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let file = |name: &str| fixture(name).join("config.json").display().to_string();
+    let (model, t5) = (file("qwen2/model"), file("t5/model"));
+    let of_program = |name: &str| {
+        let line =
+            measured.iter().find(|line| line["name"] == name && line["operations"].is_array()).unwrap();
+        launches([(line, 1)])
+    };
+    let step = |args: &[&str]| launches([(&counted(args)[0], 1)]);
+    let finetune = step(&["--model", &model, "--tokens", "24", "--context", "12", "--jobs", "2"]);
+    assert_eq!(finetune, of_program("finetune"));
+    let train = step(&["--translator", &t5, "--tiny", "3x16", "--llm", "4x24", "--batch", "2"]);
+    assert_eq!(train, of_program("train"));
+    let tokens = |new: u64| {
+        let new_tokens = new.to_string();
+        let args = ["--model", &model, "--generate", "--batch", "2", "--context", "5", "--new", &new_tokens];
+        let lines = counted(&args);
+        launches([(&lines[0], 1), (&lines[1], new - 1)])
+    };
+    assert_eq!(tokens(6), of_program("generate"));
+    assert_ne!(tokens(7), of_program("generate"));
 }
 
 /// Start to first step: a model of any size takes memory once, and nothing is copied from the host.

@@ -39,8 +39,7 @@ fn optimizer<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, shapes
     })?;
     if X::DTYPE != f32::DTYPE {
         let mut y = device.zeros::<X>(n)?;
-        let mut count = counts::adamw(n);
-        count.bytes += (n * shapes.x) as f64;
+        let count = counts::adamw_with_copy(n, shapes.x);
         bench.memory("adamw with a copy", shape.as_str(), count, || {
             let (y, p) = (y.all_mut(), p.all_mut());
             let (m, v) = (m.all_mut(), v.all_mut());
