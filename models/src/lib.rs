@@ -4,6 +4,7 @@ pub mod decoder;
 mod fields;
 mod foreign;
 pub mod grad_transformer;
+pub mod gradot;
 pub mod linalg;
 pub mod lora;
 pub mod t5;

@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod doctor;
+mod emulators;
 mod gpu_check;
 mod memory;
 mod models;

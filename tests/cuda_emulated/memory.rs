@@ -56,7 +56,8 @@ fn large() -> DecoderConfig {
 
 fn adapters(config: &DecoderConfig, rank: usize) -> BlockLayout {
     let targets = vec![Module::Q, Module::V, Module::Down];
-    BlockLayout::new(config, &LoraConfig { rank, alpha: 4.0, dropout: 0.1, targets }).expect("they are there")
+    BlockLayout::new(config, &LoraConfig { rank, alpha: 4.0, dropout: 0.1, targets, layers: vec![] })
+        .expect("they are there")
 }
 
 fn scratch(plan: &MemoryPlan) -> u64 {

@@ -22,10 +22,10 @@ use gradtx_models::lora::{BlockLayout, LoraConfig, Module, MultiLora, PerExample
 use gradtx_models::t5::T5Config;
 use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
 
-const WATCHED: Schedule = Schedule { order: Order::Random(3), race: true };
-const FORWARD: Schedule = Schedule { order: Order::Forward, race: false };
+pub const WATCHED: Schedule = Schedule { order: Order::Random(3), race: true };
+pub const FORWARD: Schedule = Schedule { order: Order::Forward, race: false };
 
-fn cuda(schedule: Schedule) -> Cuda {
+pub fn cuda(schedule: Schedule) -> Cuda {
     configure(schedule);
     device(Variant { race: schedule.race, plant: None })
 }
@@ -62,7 +62,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// Fails unless the distance is within the tolerance; NaN is not.
-fn assert_near(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
+pub fn assert_near(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
     let found = distance(a, b);
     record(what, "", found, tolerance);
     assert!(found <= tolerance, "{what}: distance {found:e}");
@@ -95,6 +95,7 @@ pub fn config(family: Family, head_dim: usize) -> DecoderConfig {
         bos: None,
         eos: vec![],
         pad: None,
+        emulator: None,
     }
 }
 
@@ -137,7 +138,7 @@ pub fn batch(config: &DecoderConfig) -> PackedBatch {
 
 fn layout(config: &DecoderConfig, dropout: f64) -> BlockLayout {
     let targets = vec![Module::Q, Module::V, Module::Down];
-    BlockLayout::new(config, &LoraConfig { rank: 3, alpha: 4.0, dropout, targets })
+    BlockLayout::new(config, &LoraConfig { rank: 3, alpha: 4.0, dropout, targets, layers: vec![] })
         .expect("the targets are there")
 }
 
@@ -150,7 +151,7 @@ fn fine_tune<D: Backend<X>, X: Real>(
     fine_tune_in(device, config, &layout(config, 0.1), after)
 }
 
-fn fine_tune_in<D: Backend<X>, X: Real>(
+pub fn fine_tune_in<D: Backend<X>, X: Real>(
     device: &D,
     config: &DecoderConfig,
     layout: &BlockLayout,

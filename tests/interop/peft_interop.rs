@@ -55,7 +55,8 @@ fn logits_of(
 }
 
 fn write(model: &Decoder<Cpu, f32>, base: &str, dir: &Path, file: &Path) -> Result<(), Box<dyn Error>> {
-    let lora = LoraConfig { rank: 3, alpha: 12.0, dropout: 0.1, targets: Module::ALL.to_vec() };
+    let lora =
+        LoraConfig { rank: 3, alpha: 12.0, dropout: 0.1, targets: Module::ALL.to_vec(), layers: vec![] };
     let layout = BlockLayout::new(model.config(), &lora)?;
     let mut stream = Stream::new(1);
     let values: Vec<f32> = (0..layout.total()).map(|_| (0.2 * stream.normal()) as f32).collect();

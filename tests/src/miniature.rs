@@ -91,6 +91,7 @@ pub fn write(home: &Path) {
             bos: None,
             eos: vec![id(";")],
             pad: None,
+            emulator: None,
         };
         let initial = InitialWeights { embedding: 1.0, head: 0.3, matrices: None };
         Decoder::<Cpu, f32>::random(&Cpu::new(1), &config, &initial, 7).unwrap().save(&dir, false).unwrap();

@@ -16,6 +16,7 @@ use gradtx_run::role::Role;
 use gradtx_run::ui::say;
 use gradtx_runtime::artifact::{UpdateFile, UpdateVector};
 use gradtx_runtime::text::shown;
+use gradtx_train::model_spec::adapted_layers;
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -182,6 +183,7 @@ fn of_updates(a: &UpdateVector, b: &UpdateVector, model: Option<&Model>, path: &
         alpha: space.alpha,
         dropout: 0.0,
         targets: LoraConfig::targets_from_names(&space.targets)?,
+        layers: adapted_layers(&model.decoder, &model.config.lora),
     };
     let layout = match space.freeze_a {
         true => BlockLayout::with_frozen_a(&model.decoder, &lora)?,
@@ -205,7 +207,7 @@ fn of_updates(a: &UpdateVector, b: &UpdateVector, model: Option<&Model>, path: &
             let Some(range) = layout.range_in_update(block, slice) else { continue };
             let module = Some(matrix_name(slice.module.name(), slice.factor));
             pairs.push(Pair {
-                block,
+                block: layout.layers()[block],
                 module,
                 a: a.values[range.clone()].to_vec(),
                 b: b.values[range].to_vec(),

@@ -123,11 +123,12 @@ impl Model {
         match init {
             Some(dir) => {
                 let start = read_peft(dir, &self.decoder)?;
-                let LoraConfig { rank, alpha, dropout, targets } = start.layout.lora().clone();
+                let LoraConfig { rank, alpha, dropout, targets, layers } = start.layout.lora().clone();
                 config.lora.r = rank;
                 config.lora.lora_alpha = alpha;
                 config.lora.lora_dropout = dropout;
                 config.lora.target_modules = targets.into();
+                config.lora.layers_to_transform = layers;
                 match role {
                     Role::Tiny => config.lora.init_adapter_tiny = dir.to_owned(),
                     Role::Llm => config.lora.init_adapter_llm = dir.to_owned(),

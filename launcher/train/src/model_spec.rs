@@ -7,7 +7,9 @@
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
 use gradtx_models::decoder::DecoderConfig;
-use gradtx_models::lora::{BlockLayout, LoraConfig, PeftAdapter, initial_adapter, read_peft, write_peft};
+use gradtx_models::lora::{
+    BlockLayout, LoraConfig, PeftAdapter, initial_adapter, read_peft, write_peft_with_notes,
+};
 use gradtx_run::config::{AdapterConfig, Config};
 use gradtx_run::failure::{failed, unusable, unusable_with};
 use gradtx_run::paths::ADAPTER_DIR;
@@ -18,7 +20,17 @@ use gradtx_runtime::artifact::{
 };
 use gradtx_runtime::text::shown;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// Notes in the adapter of an emulator: fingerprint of its LLM, of itself, its edge, examples that it was trained on.
+pub const NOTE_BASE: &str = "gradtx_base_fingerprint";
+/// See [`NOTE_BASE`].
+pub const NOTE_EMULATOR: &str = "gradtx_emulator_fingerprint";
+/// See [`NOTE_BASE`].
+pub const NOTE_EDGE: &str = "gradtx_edge";
+/// See [`NOTE_BASE`].
+pub const NOTE_EXAMPLES: &str = "gradtx_examples";
 
 /// A model and its adapters.
 #[derive(Clone)]
@@ -139,9 +151,18 @@ impl ModelSpec {
 
     /// What a stage's results depend on: the adapter's form and start, not where its files lie.
     pub fn adapter_inputs(config: &AdapterConfig, sides: &[&Self]) -> AdapterInputs {
-        let AdapterConfig { r, lora_alpha, lora_dropout, ref target_modules, freeze_a, .. } = *config;
+        let AdapterConfig {
+            r,
+            lora_alpha,
+            lora_dropout,
+            ref target_modules,
+            ref layers_to_transform,
+            freeze_a,
+            ..
+        } = *config;
         let init = sides.iter().map(|side| side.space.init.clone()).collect();
-        AdapterInputs { r, lora_alpha, lora_dropout, target_modules: target_modules.names(), freeze_a, init }
+        let (target_modules, layers_to_transform) = (target_modules.names(), layers_to_transform.clone());
+        AdapterInputs { r, lora_alpha, lora_dropout, target_modules, layers_to_transform, freeze_a, init }
     }
 
     /// An update of this side as an artifact.
@@ -154,9 +175,33 @@ impl ModelSpec {
     /// Writes the adapter that an update makes, in PEFT form, into `out/adapter`; returns
     /// its files, relative to `out`.
     pub fn write_peft(&self, out: &Path, update: &[f32]) -> Result<Vec<String>> {
+        self.write_peft_noting(out, update, &BTreeMap::new())
+    }
+
+    /// The same of an adapter that was trained on so many examples. One of an emulator says of which, and of which LLM,
+    /// so that `gradtx plugin` takes it for no other.
+    pub fn write_trained_peft(&self, out: &Path, update: &[f32], examples: usize) -> Result<Vec<String>> {
+        let mut notes = BTreeMap::new();
+        if let Some(emulator) = &self.model.emulator {
+            let edge = emulator.edge.map(|layers| layers.to_string()).join(" ");
+            notes.insert(NOTE_BASE.into(), emulator.base_fingerprint.clone());
+            notes.insert(NOTE_EMULATOR.into(), self.space.base_model.clone());
+            notes.insert(NOTE_EDGE.into(), edge);
+            notes.insert(NOTE_EXAMPLES.into(), examples.to_string());
+        }
+        self.write_peft_noting(out, update, &notes)
+    }
+
+    fn write_peft_noting(
+        &self,
+        out: &Path,
+        update: &[f32],
+        notes: &BTreeMap<String, String>,
+    ) -> Result<Vec<String>> {
         let dir = out.join(ADAPTER_DIR);
         std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot make", dir.display()))?;
-        write_peft(&dir, &self.layout, &self.adapter_of(update), &public_name(&self.dir))?;
+        let (adapter, base) = (self.adapter_of(update), public_name(&self.dir));
+        write_peft_with_notes(&dir, &self.layout, &adapter, &base, notes)?;
         Ok(["adapter_config.json", "adapter_model.safetensors"].map(|f| format!("{ADAPTER_DIR}/{f}")).into())
     }
 }
@@ -172,6 +217,9 @@ pub struct AdapterInputs {
     pub lora_dropout: f64,
     /// Adapted modules.
     pub target_modules: Vec<String>,
+    /// Adapted layers; none for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers_to_transform: Vec<usize>,
     /// B alone is trained.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freeze_a: bool,
@@ -227,19 +275,38 @@ pub fn start_dir(config: &Config, role: Role) -> Option<&Path> {
 
 /// Where the values of adapters of these settings lie.
 pub fn adapter_layout(model: &DecoderConfig, adapter: &AdapterConfig) -> Result<BlockLayout> {
-    let lora = lora_config(adapter);
+    let lora = lora_config(model, adapter);
+    if let Some(emulator) = &model.emulator
+        && let Some(layer) = lora.layers.iter().find(|layer| emulator.middle_layers().contains(layer))
+    {
+        return Err(unusable(format!(
+            "lora.layers_to_transform: layer {layer} is of the emulator's middle, which stays as it is; expected layers \
+             of its edge, {:?}",
+            emulator.edge_layers()
+        )));
+    }
     Ok(match adapter.freeze_a {
         true => BlockLayout::with_frozen_a(model, &lora)?,
         false => BlockLayout::new(model, &lora)?,
     })
 }
 
+/// The layers that these settings adapt, none for all. Of an emulator they are those of its edge, where the settings
+/// name none.
+pub fn adapted_layers(model: &DecoderConfig, adapter: &AdapterConfig) -> Vec<usize> {
+    match (adapter.layers_to_transform.as_slice(), &model.emulator) {
+        ([], Some(emulator)) => emulator.edge_layers(),
+        (named, _) => named.to_vec(),
+    }
+}
+
 /// The adapter settings as the models know them.
-fn lora_config(adapter: &AdapterConfig) -> LoraConfig {
+fn lora_config(model: &DecoderConfig, adapter: &AdapterConfig) -> LoraConfig {
     LoraConfig {
         rank: adapter.r,
         alpha: adapter.lora_alpha,
         dropout: adapter.lora_dropout,
         targets: adapter.target_modules.modules().to_vec(),
+        layers: adapted_layers(model, adapter),
     }
 }

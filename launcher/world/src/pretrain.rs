@@ -185,6 +185,7 @@ fn model_config(role: Role) -> DecoderConfig {
         bos: Some(id("<bos>")),
         eos: vec![id(END)],
         pad: Some(id("<unk>")),
+        emulator: None,
     }
 }
 

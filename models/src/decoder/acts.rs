@@ -3,15 +3,15 @@
 //! What is kept for backward depends on what is trained. Buffers of a block are kept
 //! per block when its backward reads them; otherwise all blocks share one. Frozen
 //! products need no input kept, so training q and v adapters keeps neither the MLP's
-//! normalised input nor its hidden row.
+//! normalised input nor its hidden row. Blocks below the first adapted one keep nothing.
 
 use super::attention::AttentionActs;
 use super::mlp::MlpActs;
-use super::pass::BlockGrads;
+use super::pass::{BlockGrads, between};
 use super::per_block::PerBlock;
 use super::product::ProductInputs;
 use super::rope::RopeTables;
-use super::{AdapterView, Decoder, DecoderConfig, Mode};
+use super::{AdapterView, Decoder, DecoderConfig, Mode, StatisticsOf};
 use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::LmHead;
 use gradtx_kernels::{Backend, Buffer, Device, Real};
@@ -31,6 +31,8 @@ pub struct Activations<D: Device, X: Real> {
     pub(super) trains: bool,
     /// Hash of the adapters' layout, if there are adapters.
     pub(super) layout: Option<String>,
+    /// The layers whose products' sums they are for, if they are for such.
+    pub(super) statistics: Option<StatisticsOf>,
     /// `[L + 1][T, H]` residual stream before each block, and after the last.
     pub(super) x: PerBlock<D, X>,
     /// `[L][T, H]` residual stream between attention and MLP.
@@ -47,6 +49,8 @@ pub struct Activations<D: Device, X: Real> {
     pub(super) head_rows: D::Buf<X>,
     /// `[M]`
     pub(super) losses: D::Buf<X::Acc>,
+    /// `[T, Σr]` between the factors of a product; empty where all matrices are whole.
+    pub(super) between: D::Buf<X>,
     /// Empty unless something is trained.
     pub(super) d: BlockGrads<D, X>,
     pub(super) rope: RopeTables<D, X::Acc>,
@@ -79,13 +83,15 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
         let (t, trains, hidden) = (room.tokens, mode.trains(), config.hidden);
         let blocks = config.blocks();
         let inputs = ProductInputs { mode, tokens: t };
+        let keeps = |block| mode.keeps(block);
         // The input of each block, and the output of the last.
-        let x = PerBlock::allocate(alloc, "x", trains, vec![vec![t, hidden]; blocks.len() + 1])?;
-        let x_mid = PerBlock::allocate(alloc, "x_mid", trains, vec![vec![t, hidden]; blocks.len()])?;
-        let attention = AttentionActs::allocate(alloc, &blocks, t, trains, &inputs)?;
-        let mlp = MlpActs::allocate(alloc, &blocks, t, trains, &inputs)?;
+        let x = PerBlock::allocate(alloc, "x", keeps, vec![vec![t, hidden]; blocks.len() + 1])?;
+        let x_mid = PerBlock::allocate(alloc, "x_mid", keeps, vec![vec![t, hidden]; blocks.len()])?;
+        let attention = AttentionActs::allocate(alloc, &blocks, t, &inputs)?;
+        let mlp = MlpActs::allocate(alloc, &blocks, t, &inputs)?;
         let before = alloc.set_purpose(Purpose::Scratch);
-        let products = || blocks.iter().flat_map(|block| Projection::ALL.map(|product| (block, product)));
+        let of_block = |block: (usize, _)| Projection::ALL.map(|product| (block, product));
+        let products = || blocks.iter().enumerate().flat_map(of_block);
         let d = match trains {
             true => {
                 let widest = products().map(|(block, product)| inputs.len_of::<D, X>(block, product)).max();
@@ -99,6 +105,10 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             capacity: room,
             trains,
             layout: mode.adapters().map(BlockLayout::hash),
+            statistics: match mode {
+                Mode::Statistics(of) => Some(of.clone()),
+                _ => None,
+            },
             x,
             x_mid,
             attention,
@@ -108,6 +118,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             head_logits: alloc.buffer("head_logits", &[chunk, config.vocab])?,
             head_rows: alloc.buffer("head_rows", &[2, chunk, hidden])?,
             losses: alloc.buffer("losses", &[room.labels])?,
+            between: between(alloc, "between_factors", &blocks, t)?,
             d,
             rope: RopeTables::allocate(alloc, config.head_dim, rope, positions)?,
             chunk,

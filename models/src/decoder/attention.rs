@@ -56,9 +56,9 @@ impl<D: Backend<X>, X: Real> AttentionActs<D, X> {
         alloc: &mut Allocator<'_, D>,
         blocks: &[BlockConfig],
         tokens: usize,
-        trains: bool,
         inputs: &ProductInputs<'_>,
     ) -> Result<Self> {
+        let keeps = |block| inputs.mode.keeps(block);
         let row = |block: &BlockConfig| block.attention.qkv_dim();
         let heads = |block: &BlockConfig| block.attention.heads + block.attention.kv_heads;
         let if_normed = |block: &BlockConfig, cols| if block.attention.qk_norm { cols } else { 0 };
@@ -69,14 +69,14 @@ impl<D: Backend<X>, X: Real> AttentionActs<D, X> {
             (blocks.iter().map(|_| vec![tokens]), blocks.iter().map(|b| vec![b.attention.heads, tokens]));
         let (normed, norms) = (rows(&|b| if_normed(b, row(b))), rows(&|b| if_normed(b, heads(b))));
         Ok(Self {
-            inv_rms: PerBlock::allocate(alloc, "attention_inv_rms", trains, one)?,
-            input: inputs.allocate(alloc, "qkv_input", blocks, Projection::Qkv, false)?,
-            qkv: PerBlock::allocate(alloc, "qkv", trains, rows(&row))?,
-            qkv_normed: PerBlock::allocate(alloc, "qkv_normed", trains, normed)?,
-            qk_inv_rms: PerBlock::allocate(alloc, "qk_inv_rms", trains, norms)?,
-            lse: PerBlock::allocate(alloc, "lse", trains, lse)?,
+            inv_rms: PerBlock::allocate(alloc, "attention_inv_rms", keeps, one)?,
+            input: inputs.allocate(alloc, "qkv_input", blocks, Projection::Qkv, |_| false)?,
+            qkv: PerBlock::allocate(alloc, "qkv", keeps, rows(&row))?,
+            qkv_normed: PerBlock::allocate(alloc, "qkv_normed", keeps, normed)?,
+            qk_inv_rms: PerBlock::allocate(alloc, "qk_inv_rms", keeps, norms)?,
+            lse: PerBlock::allocate(alloc, "lse", keeps, lse)?,
             // Attention's own backward reads it, whether o_proj is adapted or not.
-            o_input: inputs.allocate(alloc, "o_input", blocks, Projection::O, trains)?,
+            o_input: inputs.allocate(alloc, "o_input", blocks, Projection::O, keeps)?,
         })
     }
 }
@@ -88,9 +88,10 @@ impl Attention {
         at: &BlockPass<'_, '_, D, X>,
         own: &mut AttentionActs<D, X>,
         (x, x_mid): (&PerBlock<D, X>, &mut PerBlock<D, X>),
+        between: &mut D::Buf<X>,
         cache: &mut Option<Cache<'_, D, X>>,
     ) -> Result<()> {
-        self.project(at, own, x)?;
+        self.project(at, own, x, between)?;
         self.attend(at, own, cache)?;
         let dims = self.o.dims(at);
         let (block, len) = (at.block, D::lora_input_len(&dims));
@@ -100,8 +101,8 @@ impl Attention {
             at.pass.segments,
             dims,
         )?;
-        let residual = x.get(block, at.stream_len());
-        self.o.forward(at, x_mid.get_mut(block, at.stream_len()), own.o_input.get(block, len), Some(residual))
+        let (after, residual) = (x_mid.get_mut(block, at.stream_len()), x.get(block, at.stream_len()));
+        self.o.forward(at, after, own.o_input.get(block, len), Some(residual), between)
     }
 
     /// x → normalised, projected, rotated q, k, v.
@@ -110,6 +111,7 @@ impl Attention {
         at: &BlockPass<'_, '_, D, X>,
         own: &mut AttentionActs<D, X>,
         x: &PerBlock<D, X>,
+        between: &mut D::Buf<X>,
     ) -> Result<()> {
         let (block, tokens) = (at.block, at.pass.tokens);
         let input_len = D::lora_input_len(&self.qkv.dims(at));
@@ -122,7 +124,8 @@ impl Attention {
         )?;
         let dims = self.config.dims(tokens);
         let len = tokens * dims.row();
-        self.qkv.forward(at, own.qkv.get_mut(block, len), own.input.get(block, input_len), None)?;
+        let input = own.input.get(block, input_len);
+        self.qkv.forward(at, own.qkv.get_mut(block, len), input, None, between)?;
         let rotated = match &self.qk_norm {
             None => &mut own.qkv,
             Some([w_q, w_k]) => {
@@ -277,7 +280,7 @@ impl Attention {
         let (tokens, input_len) = (at.pass.tokens, D::lora_input_len(&dims));
         let dy = if self.qk_norm.is_some() { &d.proj } else { &d.qkv };
         let (dy, input) = (dy.view(0..tokens * dims.out_dim), own.input.get(block, input_len));
-        self.qkv.backward(at, grads, d.input.view_mut(0..input_len), dy, input)?;
+        self.qkv.backward(at, grads, d.input.view_mut(0..input_len), dy, input, &mut d.between)?;
         let (x, inv_rms) = (x.get(block, at.stream_len()), own.inv_rms.get(block, tokens));
         self.norm.backward(ctx, &self.qkv, input, inv_rms, x)
     }

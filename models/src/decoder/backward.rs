@@ -5,7 +5,7 @@
 //! to the first.
 
 use super::pass::{BlockBackward, Gradients, Pass};
-use super::{Activations, AdapterView, Decoder};
+use super::{Activations, AdapterView, Decoder, StatisticsOf};
 use crate::lora::Projection;
 use gradtx_kernels::ops::{Embedding, Out, RmsNormBackward};
 use gradtx_kernels::{Backend, Buffer, Real};
@@ -16,7 +16,15 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
     /// Fails unless the mode of these buffers is the one that such gradients need.
     fn check_gradients(&self, grads: &Gradients<'_, D, X::Acc>, adapters: bool) -> Result<()> {
         let wants_adapters = matches!(grads, Gradients::Adapters(_));
-        if self.trains && wants_adapters == self.layout.is_some() && wants_adapters == adapters {
+        let statistics = match grads {
+            Gradients::Statistics(sums) => Some(sums.of()),
+            Gradients::Adapters(_) | Gradients::All(_) => None,
+        };
+        if self.trains
+            && self.statistics.as_ref() == statistics
+            && wants_adapters == self.layout.is_some()
+            && wants_adapters == adapters
+        {
             return Ok(());
         }
         let why = "they need activations of the matching mode, and adapters exactly when the base is frozen";
@@ -26,7 +34,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
 
 impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// Loss of every label of a packed stream, into [`Activations::losses`], and gradients
-    /// of `Σ weight · loss`, added to `grads`.
+    /// of `Σ weight · loss`, or sums over products, added to `grads`.
     ///
     /// The activations must have been allocated in the matching [`super::Mode`].
     pub fn loss_and_gradient(
@@ -38,15 +46,17 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     ) -> Result<()> {
         acts.check(batch.used(), adapters.as_ref())?;
         acts.check_gradients(&grads, adapters.is_some())?;
-        if matches!(grads, Gradients::All(_)) {
-            self.expect_trainable()?;
-        }
+        let first = match &grads {
+            Gradients::Adapters(_) => adapters.map_or(0, |adapters| adapters.layout.first_layer()),
+            Gradients::All(_) => self.expect_trainable().map(|()| 0)?,
+            Gradients::Statistics(sums) => self.expect_statistics(sums.of()).map(|()| sums.first_layer())?,
+        };
         let pass = Pass::new(batch, adapters);
         self.forward_blocks(acts, &pass, &mut None)?;
         self.final_norm(acts, pass.tokens)?;
         self.head_loss(acts, batch, true, grads.param(&self.places.head))?;
         self.final_norm_backward(acts, pass.tokens, grads.param(&self.places.final_norm))?;
-        for block in (0..self.config.layers).rev() {
+        for block in (first..self.config.layers).rev() {
             self.block_backward(acts, &pass, block, &mut grads)?;
         }
         if let Some(d_table) = grads.param(&self.places.embedding) {
@@ -55,6 +65,18 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
             Embedding::<X>::embedding_backward(&self.device, d_table, d_x, batch.tokens(), hidden)?;
         }
         Ok(())
+    }
+
+    /// Fails where sums over products of these layers cannot be had: of matrices in factors.
+    fn expect_statistics(&self, of: &StatisticsOf) -> Result<()> {
+        let blocks = self.config.blocks();
+        match of.layers.iter().find(|layer| blocks.get(**layer).is_none_or(|b| b.factor_columns() > 0)) {
+            None => Ok(()),
+            Some(layer) => {
+                let why = format!("layer {layer} has matrices in factors, or is not there");
+                Err(Error::invalid("layers of statistics", why))
+            }
+        }
     }
 
     fn final_norm_backward(
@@ -77,7 +99,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         Ok(())
     }
 
-    /// The parts of a block from the last to the first. In the first block it ends at
+    /// The parts of a block from the last to the first. In the first adapted block it ends at
     /// the first adapted product: nobody wants a gradient below that.
     fn block_backward(
         &self,

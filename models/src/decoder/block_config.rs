@@ -28,6 +28,8 @@ pub struct AttentionConfig {
     pub qkv_bias: bool,
     /// Query and key heads are normalised before the rotation.
     pub qk_norm: bool,
+    /// Ranks of q, k, v and o where they are products of two thin matrices.
+    pub ranks: Ranks,
 }
 
 /// A gated MLP.
@@ -37,6 +39,37 @@ pub struct MlpConfig {
     pub intermediate: usize,
     /// What the gate goes through.
     pub activation: GatedKind,
+}
+
+/// Ranks of the products of an attention part; 0 for one that is a whole matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Ranks {
+    pub q: usize,
+    pub k: usize,
+    pub v: usize,
+    pub o: usize,
+}
+
+impl BlockConfig {
+    /// Values of its matrices, by which every token is multiplied.
+    pub fn matrix_values(&self) -> u128 {
+        let &Self { hidden, attention, mlp, .. } = self;
+        let (q, kv, Ranks { q: of_q, k: of_k, v: of_v, o: of_o }) =
+            (attention.q_dim(), attention.kv_dim(), attention.ranks);
+        let [hidden, width] = [hidden, mlp.intermediate].map(|n| n as u128);
+        let of = |(outputs, rank): (usize, usize)| match rank as u128 {
+            0 => hidden * outputs as u128,
+            rank => rank * (hidden + outputs as u128),
+        };
+        [(q, of_q), (kv, of_k), (kv, of_v), (q, of_o)].map(of).iter().sum::<u128>() + 3 * hidden * width
+    }
+
+    /// Columns between the two factors of its products, of q, k and v together or of o: the larger number.
+    pub(super) fn factor_columns(&self) -> usize {
+        let Ranks { q, k, v, o } = self.attention.ranks;
+        (q + k + v).max(o)
+    }
 }
 
 impl AttentionConfig {

@@ -9,7 +9,7 @@
 use super::config_fields::HARMLESS;
 use super::family::{Traits, WindowRule};
 use super::rope::RopeScaling;
-use super::{AttentionConfig, BlockConfig, Family, MlpConfig};
+use super::{AttentionConfig, BlockConfig, Emulator, Family, MlpConfig, Ranks};
 use crate::fields::Fields;
 use gradtx_kernels::ops::GatedKind;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, not_a_model, read_text};
@@ -60,6 +60,8 @@ pub struct DecoderConfig {
     pub eos: Vec<u32>,
     /// Id of the padding token, where the model has one; nothing here pads.
     pub pad: Option<u32>,
+    /// Where the model is an emulator: the shapes of its layers, and what it was made of.
+    pub emulator: Option<Emulator>,
 }
 
 impl DecoderConfig {
@@ -79,7 +81,7 @@ impl DecoderConfig {
     /// Reads the text of a `config.json`; `path` is for messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let mut fields = Fields::parse(path, text, "model")?;
-        let family = fields.family()?;
+        let (family, is_emulator) = fields.family()?;
         fields.check_neutral()?;
         let hidden = fields.size("hidden_size")?;
         let heads = fields.size("num_attention_heads")?;
@@ -119,6 +121,7 @@ impl DecoderConfig {
             bos: fields.ids("bos_token_id")?.first().copied(),
             eos: fields.ids("eos_token_id")?,
             pad: fields.ids("pad_token_id")?.first().copied(),
+            emulator: is_emulator.then(|| Emulator::read(&mut fields)).transpose()?,
         };
         fields.finish(HARMLESS)?;
         config.check().map_err(|why| Error::file(path, why))?;
@@ -148,6 +151,9 @@ impl DecoderConfig {
         if self.norm_eps > 0.1 {
             return Err(format!("`rms_norm_eps` = {}; expected a small number such as 1e-6", self.norm_eps));
         }
+        if let Some(emulator) = &self.emulator {
+            emulator.check(self)?;
+        }
         let parameters = self.parameters();
         if parameters > MAX_PARAMETERS {
             return Err(format!(
@@ -159,11 +165,8 @@ impl DecoderConfig {
 
     /// Parameters of embedding, head and matrices.
     fn parameters(&self) -> u128 {
-        let [vocab, hidden, layers, width] =
-            [self.vocab, self.hidden, self.layers, self.intermediate].map(|n| n as u128);
-        let (q, kv) = (self.q_dim() as u128, self.kv_dim() as u128);
-        let embeddings = if self.tied { 1 } else { 2 } * vocab * hidden;
-        embeddings + layers * hidden * (2 * q + 2 * kv + 3 * width)
+        let embeddings = if self.tied { 1 } else { 2 } * self.vocab as u128 * self.hidden as u128;
+        embeddings + self.blocks().iter().map(BlockConfig::matrix_values).sum::<u128>()
     }
 
     /// Tokens that a text may have at most: the positions that the model was made for, as scaled,
@@ -173,21 +176,34 @@ impl DecoderConfig {
         self.window.map_or(positions, |window| window.min(positions))
     }
 
-    /// What each block is made of: the parts of the family, with the sizes of this model.
+    /// What an uncompressed block is made of: the parts of the family, with the sizes of this model.
     pub fn block(&self) -> BlockConfig {
         let &Traits { qkv_bias, qk_norm, .. } = self.family.traits();
         let &Self { hidden, norm_eps, heads, kv_heads, head_dim, intermediate, .. } = self;
         BlockConfig {
             hidden,
             norm_eps,
-            attention: AttentionConfig { heads, kv_heads, head_dim, qkv_bias, qk_norm },
+            attention: AttentionConfig {
+                heads,
+                kv_heads,
+                head_dim,
+                qkv_bias,
+                qk_norm,
+                ranks: Ranks::default(),
+            },
             mlp: MlpConfig { intermediate, activation: GatedKind::Silu },
         }
     }
 
-    /// All blocks, in their order. Those of published models are alike.
+    /// All blocks, in their order. Those of published models are alike, those of emulators are not.
     pub fn blocks(&self) -> Vec<BlockConfig> {
-        vec![self.block(); self.layers]
+        let mut blocks = vec![self.block(); self.layers];
+        let shapes = self.emulator.iter().flat_map(|emulator| &emulator.layers);
+        for (block, shape) in blocks.iter_mut().zip(shapes) {
+            block.attention.ranks = shape.ranks;
+            block.mlp.intermediate = shape.intermediate;
+        }
+        blocks
     }
 
     /// Width of all query heads together; columns of the input of `o_proj`.
@@ -245,6 +261,9 @@ impl DecoderConfig {
             if self.window.is_some() {
                 out["max_window_layers"] = json!(0);
             }
+        }
+        if let Some(emulator) = &self.emulator {
+            emulator.write(self, &mut out);
         }
         out
     }

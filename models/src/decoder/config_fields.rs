@@ -1,6 +1,7 @@
 //! The fields of a `config.json`: taken one by one, each checked, so that what is left
 //! in the end is either known to change nothing or an error.
 
+use super::emulator::{self, MODEL_TYPE};
 use super::family::{Family, WindowRule};
 use super::rope::RopeScaling;
 use crate::fields::{Fields, POSITIVE, as_positive};
@@ -108,22 +109,39 @@ const NEUTRAL_NUMBERS: &[(&str, f64)] = &[
 const QUANTISED: &[&str] = &["quantization_config", "quantization", "compression_config"];
 
 impl Fields {
-    pub(super) fn family(&mut self) -> Result<Family> {
+    /// The family, and whether this is an emulator of one of its models.
+    pub(super) fn family(&mut self) -> Result<(Family, bool)> {
         let value = self.take("model_type").ok_or_else(|| self.missing("model_type"))?;
-        let family = Family::ALL.into_iter().find(|f| value.as_str() == Some(f.model_type()));
+        let own = value.as_str().map(|name| (name, name.strip_prefix(MODEL_TYPE)));
+        let is_emulator = own.is_some_and(|(_, base)| base.is_some());
+        let name = own.map(|(name, base)| base.unwrap_or(name));
+        let family = Family::ALL.into_iter().find(|f| name == Some(f.model_type()));
         let family = family.ok_or_else(|| {
             let known = Family::ALL.map(Family::model_type).join(", ");
             self.unsupported("model_type", &value, &format!("one of {known}"))
         })?;
-        if let Some(value) = self.take("architectures")
+        let architectures = self.take("architectures");
+        if !is_emulator && self.has(emulator::FIELD) {
+            let want = format!(
+                "\"{MODEL_TYPE}{}\": `{}` makes the model an emulator",
+                family.model_type(),
+                emulator::FIELD
+            );
+            return Err(self.unsupported("model_type", &value, &want));
+        }
+        let architecture = match is_emulator {
+            true => emulator::architecture(family),
+            false => family.architecture().to_owned(),
+        };
+        if let Some(value) = architectures
             && !is_off(&value)
-            && value != json!([family.architecture()])
+            && value != json!([architecture])
         {
-            let want = format!("[\"{}\"]", family.architecture());
+            let want = format!("[\"{architecture}\"]");
             return Err(self.unsupported("architectures", &value, &want));
         }
         self.only("hidden_act", &json!("silu"))?;
-        Ok(family)
+        Ok((family, is_emulator))
     }
 
     pub(super) fn check_neutral(&mut self) -> Result<()> {

@@ -100,6 +100,12 @@ impl Family {
         self.traits().model_type
     }
 
+    /// Its name in the code that transformers opens emulators with, e.g. `Qwen2`.
+    pub(super) fn code_name(self) -> &'static str {
+        let name = self.architecture();
+        name.strip_suffix("ForCausalLM").unwrap_or(name)
+    }
+
     /// The entry of `architectures` in config.json.
     pub fn architecture(self) -> &'static str {
         self.traits().architecture

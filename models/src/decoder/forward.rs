@@ -71,10 +71,10 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         cache: &mut Option<Cache<'_, D, X>>,
         block: usize,
     ) -> Result<()> {
-        let Activations { x, x_mid, attention, mlp, rope, .. } = acts;
+        let Activations { x, x_mid, attention, mlp, rope, between, .. } = acts;
         let (at, parts) = (self.at(pass, rope, block), &self.places.blocks[block]);
-        parts.attention.forward(&at, attention, (x, x_mid), cache)?;
-        parts.mlp.forward(&at, mlp, (x_mid, x))
+        parts.attention.forward(&at, attention, (x, x_mid), between, cache)?;
+        parts.mlp.forward(&at, mlp, (x_mid, x), between)
     }
 
     /// What the parts of a block share in a pass.

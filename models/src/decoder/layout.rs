@@ -8,7 +8,7 @@ use super::mlp::Mlp;
 use super::norm::Norm;
 use super::product::Product;
 use super::{BlockConfig, DecoderConfig};
-use crate::lora::Projection;
+use crate::lora::{Module, Projection};
 use gradtx_runtime::params::{Param, ParamLayout};
 use std::ops::Range;
 
@@ -61,14 +61,15 @@ impl Block {
     /// Defines the weights of a block: norms and biases, then matrices, each in the order of a forward pass.
     fn new(layout: &mut ParamLayout, config: &BlockConfig, l: usize, stride: RowStride) -> Self {
         let &BlockConfig { hidden: h, attention, mlp, .. } = config;
-        let (q_dim, kv_dim, f) = (attention.q_dim(), attention.kv_dim(), mlp.intermediate);
+        let (q_dim, kv_dim) = (attention.q_dim(), attention.kv_dim());
         let name = |rest: &str| format!("model.layers.{l}.{rest}");
-        let matrix =
-            |rest: &str, rows, cols| (name(&format!("{rest}_proj.weight")), vec![rows, stride(cols)]);
-        let parts = [("q", q_dim), ("k", kv_dim), ("v", kv_dim)];
+        let parts = [(Module::Q, q_dim), (Module::K, kv_dim), (Module::V, kv_dim)];
         let attention_norm = Norm::new(layout, name("input_layernorm.weight"), h);
         let qkv_bias = attention.qkv_bias.then(|| {
-            layout.push(parts.map(|(part, n)| (name(&format!("self_attn.{part}_proj.bias")), vec![n])))
+            layout.push(parts.map(|(module, n)| {
+                let up = if module.rank(&attention.ranks) > 0 { ".up" } else { "" };
+                (name(&format!("{}{up}.bias", module.path())), vec![n])
+            }))
         });
         let mut head_norm = |part: &str| {
             let weight = (name(&format!("self_attn.{part}_norm.weight")), vec![attention.head_dim]);
@@ -76,12 +77,9 @@ impl Block {
         };
         let qk_norm = attention.qk_norm.then(|| [head_norm("q"), head_norm("k")]);
         let mlp_norm = Norm::new(layout, name("post_attention_layernorm.weight"), h);
-        let qkv = parts.map(|(part, rows)| matrix(&format!("self_attn.{part}"), rows, h));
-        let qkv = Product::new(layout, config, Projection::Qkv, qkv);
-        let o = Product::new(layout, config, Projection::O, [matrix("self_attn.o", h, q_dim)]);
-        let gate_up = [matrix("mlp.gate", f, h), matrix("mlp.up", f, h)];
-        let gate_up = Product::new(layout, config, Projection::GateUp, gate_up);
-        let down = Product::new(layout, config, Projection::Down, [matrix("mlp.down", h, f)]);
+        let mut product = |projection| Product::new(layout, config, projection, name, stride);
+        let [qkv, o] = [Projection::Qkv, Projection::O].map(&mut product);
+        let [gate_up, down] = [Projection::GateUp, Projection::Down].map(&mut product);
         Self {
             attention: Attention { config: attention, norm: attention_norm, qkv_bias, qk_norm, qkv, o },
             mlp: Mlp { config: mlp, norm: mlp_norm, gate_up, down },
@@ -97,7 +95,15 @@ pub(super) fn is_hidden_matrix(param: &Param) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoder::product::Weight;
     use std::path::Path;
+
+    fn whole(product: &Product) -> Range<usize> {
+        match &product.weight {
+            Weight::Whole(range) => range.clone(),
+            Weight::Factored(_) => panic!("it is in factors"),
+        }
+    }
 
     /// Blocks of one model may be of different parts and widths.
     #[test]
@@ -115,11 +121,11 @@ mod tests {
         assert!(second.attention.qk_norm.is_none());
         assert_eq!(second.attention.qkv_bias.as_ref().map(Range::len), Some(24 + 2 * 12));
         assert_eq!(
-            (first.mlp.gate_up.weight.len(), second.mlp.gate_up.weight.len()),
+            (whole(&first.mlp.gate_up).len(), whole(&second.mlp.gate_up).len()),
             (2 * 24 * 16, 2 * 10 * 16)
         );
-        assert!(first.mlp.down.weight.end <= second.attention.norm.weight.start);
-        assert_eq!(second.mlp.down.weight.end, layout.total());
+        assert!(whole(&first.mlp.down).end <= second.attention.norm.weight.start);
+        assert_eq!(whole(&second.mlp.down).end, layout.total());
         let shape = |name: &str| layout.get(&format!("model.layers.{name}.weight")).map(|p| p.shape.clone());
         assert_eq!(shape("0.mlp.down_proj"), Some(vec![16, 24]));
         assert_eq!(shape("1.mlp.down_proj"), Some(vec![16, 10]));

@@ -42,19 +42,19 @@ impl<D: Backend<X>, X: Real> MlpActs<D, X> {
         alloc: &mut Allocator<'_, D>,
         blocks: &[BlockConfig],
         tokens: usize,
-        trains: bool,
         inputs: &ProductInputs<'_>,
     ) -> Result<Self> {
+        let keeps = |block| inputs.mode.keeps(block);
         Ok(Self {
-            inv_rms: PerBlock::allocate(alloc, "mlp_inv_rms", trains, blocks.iter().map(|_| vec![tokens]))?,
-            input: inputs.allocate(alloc, "gate_up_input", blocks, Projection::GateUp, false)?,
+            inv_rms: PerBlock::allocate(alloc, "mlp_inv_rms", keeps, blocks.iter().map(|_| vec![tokens]))?,
+            input: inputs.allocate(alloc, "gate_up_input", blocks, Projection::GateUp, |_| false)?,
             gate_up: PerBlock::allocate(
                 alloc,
                 "gate_up",
-                trains,
+                keeps,
                 blocks.iter().map(|b| vec![tokens, 2 * b.mlp.intermediate]),
             )?,
-            down_input: inputs.allocate(alloc, "down_input", blocks, Projection::Down, false)?,
+            down_input: inputs.allocate(alloc, "down_input", blocks, Projection::Down, |_| false)?,
         })
     }
 }
@@ -71,6 +71,7 @@ impl Mlp {
         at: &BlockPass<'_, '_, D, X>,
         own: &mut MlpActs<D, X>,
         (x_mid, x): (&PerBlock<D, X>, &mut PerBlock<D, X>),
+        between: &mut D::Buf<X>,
     ) -> Result<()> {
         let (block, tokens, len) = (at.block, at.pass.tokens, at.stream_len());
         let dims = self.gate_up.dims(at);
@@ -82,7 +83,8 @@ impl Mlp {
             own.inv_rms.get_mut(block, tokens),
             x_mid.get(block, len),
         )?;
-        self.gate_up.forward(at, own.gate_up.get_mut(block, wide), own.input.get(block, input_len), None)?;
+        let input = own.input.get(block, input_len);
+        self.gate_up.forward(at, own.gate_up.get_mut(block, wide), input, None, between)?;
         let dims = self.down.dims(at);
         let input_len = D::lora_input_len(&dims);
         let rows = D::lora_rows_mut(own.down_input.get_mut(block, input_len), &dims);
@@ -90,8 +92,8 @@ impl Mlp {
         GatedActivation::<X>::gated_forward(at.device, rows, own.gate_up.get(block, wide), gated)?;
         let input = own.down_input.get_mut(block, input_len);
         at.device.lora_down_forward(input, at.adapters(), at.pass.segments, dims)?;
-        let residual = x_mid.get(block, len);
-        self.down.forward(at, x.get_mut(block + 1, len), own.down_input.get(block, input_len), Some(residual))
+        let (after, residual) = (x.get_mut(block + 1, len), x_mid.get(block, len));
+        self.down.forward(at, after, own.down_input.get(block, input_len), Some(residual), between)
     }
 
     /// From `d_x` after it to `d_x` before it, or to the last gradient that is wanted.
@@ -117,7 +119,8 @@ impl Mlp {
             self.gated::<D, X>(tokens, &down),
         )?;
         let input = own.input.get(block, input_len);
-        self.gate_up.backward(at, grads, d.input.view_mut(0..input_len), d.proj.view(0..wide), input)?;
+        let (d_input, dy) = (d.input.view_mut(0..input_len), d.proj.view(0..wide));
+        self.gate_up.backward(at, grads, d_input, dy, input, &mut d.between)?;
         let (x, inv_rms) = (x_mid.get(block, at.stream_len()), own.inv_rms.get(block, tokens));
         self.norm.backward(ctx, &self.gate_up, input, inv_rms, x)
     }

@@ -8,6 +8,9 @@
 //! * [`Generator`]: greedy decoding with a key/value cache.
 //! * [`FullTrainer`]: training of all parameters.
 //!
+//! Layers of an emulator ([`Emulator`]) may be narrower than others, and their attention's matrices products of
+//! two thin ones.
+//!
 //! Shapes: T tokens of the stream, S segments, M labels, H hidden, Q = heads · D,
 //! R = Q + 2 · kv_heads · D (a fused q, k, v row), F intermediate, V vocabulary.
 //!
@@ -25,6 +28,8 @@ mod backward;
 mod block_config;
 mod config;
 mod config_fields;
+mod emulator;
+mod factored;
 mod family;
 mod forward;
 mod generate;
@@ -38,12 +43,14 @@ mod pretrain;
 mod product;
 mod rope;
 mod sampling;
+mod statistics;
 mod weights;
 
 pub use acts::Activations;
 pub use adapters::AdapterView;
-pub use block_config::{AttentionConfig, BlockConfig, MlpConfig};
+pub use block_config::{AttentionConfig, BlockConfig, MlpConfig, Ranks};
 pub use config::DecoderConfig;
+pub use emulator::{Emulator, LayerShape};
 pub use family::Family;
 pub use generate::{Continuation, Decoding, GenerateLimits, Generator, Prompt};
 pub use mode::Mode;
@@ -51,4 +58,5 @@ pub use pass::Gradients;
 pub use pretrain::{FullTrainer, PretrainStep};
 pub use rope::RopeScaling;
 pub use sampling::Sampling;
+pub use statistics::{ProductStatistics, ProductSums, StatisticsKind, StatisticsOf};
 pub use weights::{Decoder, InitialWeights};

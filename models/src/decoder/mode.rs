@@ -1,5 +1,6 @@
 //! [`Mode`]: what a pass is for, which decides what it keeps.
 
+use super::StatisticsOf;
 use crate::lora::{BlockLayout, Projection};
 
 /// What a pass is for.
@@ -11,6 +12,8 @@ pub enum Mode<'a> {
     Adapters(&'a BlockLayout),
     /// Gradients of all parameters, without adapters.
     AllParameters,
+    /// Sums over the products of some layers, without adapters.
+    Statistics(&'a StatisticsOf),
 }
 
 impl<'a> Mode<'a> {
@@ -19,7 +22,7 @@ impl<'a> Mode<'a> {
         match self {
             Self::Inference(layout) => layout,
             Self::Adapters(layout) => Some(layout),
-            Self::AllParameters => None,
+            Self::AllParameters | Self::Statistics(_) => None,
         }
     }
 
@@ -27,12 +30,23 @@ impl<'a> Mode<'a> {
         !matches!(self, Self::Inference(_))
     }
 
-    /// Backward reads the input of this product.
-    pub(super) fn keeps_input(self, fused: Projection) -> bool {
+    /// Backward goes through this block; or, for the number of blocks, through what follows them.
+    pub(super) fn keeps(self, block: usize) -> bool {
         match self {
             Self::Inference(_) => false,
-            Self::Adapters(layout) => !layout.targets(0, fused).is_empty(),
+            Self::Adapters(layout) => block >= layout.first_layer(),
             Self::AllParameters => true,
+            Self::Statistics(of) => of.layers.first().is_some_and(|first| block >= *first),
+        }
+    }
+
+    /// Backward reads the input of this product of this block.
+    pub(super) fn keeps_input(self, block: usize, fused: Projection) -> bool {
+        match self {
+            Self::Inference(_) => false,
+            Self::Adapters(layout) => !layout.targets(block, fused).is_empty(),
+            Self::AllParameters => true,
+            Self::Statistics(of) => of.layers.contains(&block),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! and in its backward pass ([`BlockBackward`]).
 
 use super::rope::RopeTables;
-use super::{AdapterView, BlockConfig};
+use super::{AdapterView, BlockConfig, ProductStatistics};
 use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{RmsNormDims, Segments};
 use gradtx_kernels::{Buffer, Device, Real, ViewMut};
@@ -94,6 +94,8 @@ pub(super) struct BlockGrads<D: Device, X: Real> {
     pub(super) qkv: D::Buf<X>,
     /// `[heads, T]`
     pub(super) delta: D::Buf<X::Acc>,
+    /// `[T, Σr]` between the factors of a product; empty where all matrices are whole.
+    pub(super) between: D::Buf<X>,
 }
 
 impl<D: Device, X: Real> BlockGrads<D, X> {
@@ -114,7 +116,21 @@ impl<D: Device, X: Real> BlockGrads<D, X> {
             proj: alloc.buffer("d_proj", &[tokens, qkv.max(gate_up).max(hidden)])?,
             qkv: alloc.buffer("d_qkv", &[tokens, qkv])?,
             delta: alloc.buffer("delta", &[largest(&|block| block.attention.heads), tokens])?,
+            between: between(alloc, "d_between_factors", blocks, tokens)?,
         })
+    }
+}
+
+/// Room for what goes between the factors of any product; none where all matrices are whole.
+pub(super) fn between<D: Device, X: Real>(
+    alloc: &mut Allocator<'_, D>,
+    name: &str,
+    blocks: &[BlockConfig],
+    tokens: usize,
+) -> Result<D::Buf<X>> {
+    match blocks.iter().map(BlockConfig::factor_columns).max() {
+        None | Some(0) => Ok(D::Buf::default()),
+        Some(columns) => alloc.buffer(name, &[tokens, columns]),
     }
 }
 
@@ -126,11 +142,14 @@ pub(super) struct BlockBackward<'a, 'p, 'g, D: Device, X: Real> {
 }
 
 impl<D: Device, X: Real> BlockBackward<'_, '_, '_, D, X> {
-    /// Whether nobody wants a gradient below this product: in the first block, the first adapted one.
+    /// Whether nobody wants a gradient below this product: the first adapted one.
     pub(super) fn ends_at(&self, projection: Projection) -> bool {
-        let is_adapted = |layout: &BlockLayout, p: &Projection| !layout.targets(0, *p).is_empty();
-        let first = |layout: &BlockLayout| Projection::ALL.into_iter().find(|p| is_adapted(layout, p));
-        self.at.block == 0 && self.at.pass.adapters.and_then(|a| first(a.layout)) == Some(projection)
+        let first = |layout: &BlockLayout| {
+            let block = layout.first_layer();
+            let is_adapted = |p: &Projection| !layout.targets(block, *p).is_empty();
+            Some((block, Projection::ALL.into_iter().find(is_adapted)?))
+        };
+        self.at.pass.adapters.and_then(|a| first(a.layout)) == Some((self.at.block, projection))
     }
 }
 
@@ -140,6 +159,8 @@ pub enum Gradients<'a, D: Device, A: Real> {
     Adapters(D::ViewMut<'a, A>),
     /// Of all parameters, in the order of [`super::Decoder::layout`].
     All(D::ViewMut<'a, A>),
+    /// None, but sums over the products of some layers.
+    Statistics(&'a mut ProductStatistics<D, A>),
 }
 
 impl<D: Device, A: Real> Gradients<'_, D, A> {
@@ -148,6 +169,7 @@ impl<D: Device, A: Real> Gradients<'_, D, A> {
         match self {
             Self::Adapters(grads) => grads.reborrow(),
             Self::All(grads) => grads.reborrow().slice(0..0),
+            Self::Statistics(sums) => sums.none(),
         }
     }
 
@@ -161,7 +183,7 @@ impl<D: Device, A: Real> Gradients<'_, D, A> {
     /// The gradient of a parameter, where parameters are trained.
     pub(super) fn param(&mut self, range: &Range<usize>) -> Option<D::ViewMut<'_, A>> {
         match self {
-            Self::Adapters(_) => None,
+            Self::Adapters(_) | Self::Statistics(_) => None,
             Self::All(grads) => Some(grads.reborrow().slice(range.clone())),
         }
     }

@@ -1,9 +1,10 @@
 //! [`Product`]: a (fused) linear layer of a block, perhaps with adapters.
 
+use super::factored::Factored;
 use super::pass::{BlockBackward, BlockPass, Gradients};
 use super::per_block::PerBlock;
 use super::{BlockConfig, Mode};
-use crate::lora::{BlockLayout, Projection};
+use crate::lora::{BlockLayout, Module, Projection};
 use gradtx_kernels::ops::{
     Linear, LinearBackwardWeight, LinearDims, LoraDims, LoraDownBackward, LoraLinearBackward,
     LoraLinearForward, Out,
@@ -20,8 +21,16 @@ pub(super) struct Product {
     projection: Projection,
     in_dim: usize,
     out_dim: usize,
+    pub(super) weight: Weight,
+}
+
+/// The matrix of a layer.
+#[derive(Clone, Debug)]
+pub(super) enum Weight {
     /// `[out, in]`, perhaps with room behind each row.
-    pub(super) weight: Range<usize>,
+    Whole(Range<usize>),
+    /// Frozen, and without adapters.
+    Factored(Factored),
 }
 
 /// Shapes of an adapted product of one block.
@@ -54,59 +63,68 @@ pub(super) struct ProductInputs<'a> {
 }
 
 impl ProductInputs<'_> {
-    /// Elements of the input of a product, adapters' part included.
+    /// Elements of the input of a product of a block, adapters' part included.
     pub(super) fn len_of<D: Backend<X>, X: Real>(
         &self,
-        config: &BlockConfig,
+        block: (usize, &BlockConfig),
         projection: Projection,
     ) -> usize {
-        D::lora_input_len(&self.dims(config, projection))
+        D::lora_input_len(&self.dims(block, projection))
     }
 
     /// Bytes that a product's backward pass takes of the device for streams of so many segments.
     pub(super) fn scratch<D: Backend<X>, X: Real>(
         &self,
-        config: &BlockConfig,
+        block: (usize, &BlockConfig),
         projection: Projection,
         segments: usize,
     ) -> usize {
-        D::lora_scratch(&self.dims(config, projection), segments)
+        D::lora_scratch(&self.dims(block, projection), segments)
     }
 
-    fn dims(&self, config: &BlockConfig, projection: Projection) -> LoraDims<'_> {
-        lora_dims(projection.dims(config), self.mode.adapters(), 0.0, 0, projection, self.tokens)
+    fn dims(&self, (block, config): (usize, &BlockConfig), projection: Projection) -> LoraDims<'_> {
+        lora_dims(projection.dims(config), self.mode.adapters(), 0.0, block, projection, self.tokens)
     }
 
-    /// The input of a product of every block; kept for each if its weights or adapters are trained, or if
-    /// `is_read` otherwise.
+    /// The input of a product of every block; kept for those whose weights or adapters are trained, or that
+    /// `is_read` names.
     pub(super) fn allocate<D: Backend<X>, X: Real>(
         &self,
         alloc: &mut Allocator<'_, D>,
         name: &str,
         blocks: &[BlockConfig],
         projection: Projection,
-        is_read: bool,
+        is_read: impl Fn(usize) -> bool,
     ) -> Result<PerBlock<D, X>> {
-        let is_kept = is_read || self.mode.keeps_input(projection);
         PerBlock::allocate(
             alloc,
             name,
-            is_kept,
-            blocks.iter().map(|block| vec![self.len_of::<D, X>(block, projection)]),
+            |block| is_read(block) || self.mode.keeps_input(block, projection),
+            blocks.iter().enumerate().map(|block| vec![self.len_of::<D, X>(block, projection)]),
         )
     }
 }
 
 impl Product {
-    /// Defines its matrices: those that are fused follow each other.
+    /// Defines its matrices: those that are fused follow each other. `name` is the one of a tensor of the block,
+    /// `stride` the elements from one of their rows to the next.
     pub(super) fn new(
         layout: &mut ParamLayout,
         config: &BlockConfig,
         projection: Projection,
-        matrices: impl IntoIterator<Item = (String, Vec<usize>)>,
+        name: impl Fn(&str) -> String,
+        stride: fn(usize) -> usize,
     ) -> Self {
         let (in_dim, out_dim) = projection.dims(config);
-        Self { projection, in_dim, out_dim, weight: layout.push(matrices) }
+        let matrix = |module: Module| {
+            let rows = module.outputs(config).len();
+            (name(&format!("{}.weight", module.path())), vec![rows, stride(in_dim)])
+        };
+        let weight = match Factored::is_of(config, projection) {
+            true => Weight::Factored(Factored::new(layout, config, projection, &name)),
+            false => Weight::Whole(layout.push(projection.modules().map(matrix))),
+        };
+        Self { projection, in_dim, out_dim, weight }
     }
 
     /// Shapes in a pass over one block.
@@ -115,16 +133,24 @@ impl Product {
         lora_dims((self.in_dim, self.out_dim), layout, dropout, at.block, self.projection, at.pass.tokens)
     }
 
-    /// `y = input Wᵀ`, adapters included, plus the residual if there is one.
+    /// `y = input Wᵀ`, adapters included, plus the residual if there is one; `between` is for what goes between
+    /// factors.
     pub(super) fn forward<D: Backend<X>, X: Real>(
         &self,
         at: &BlockPass<'_, '_, D, X>,
         y: D::ViewMut<'_, X>,
         input: D::View<'_, X>,
         residual: Option<D::View<'_, X>>,
+        between: &mut D::Buf<X>,
     ) -> Result<()> {
-        let (w, adapters, segments) = (at.weight(&self.weight), at.adapters(), at.pass.segments);
         let dims = self.dims(at);
+        let weight = match &self.weight {
+            Weight::Whole(weight) => weight,
+            Weight::Factored(factored) => {
+                return factored.forward(at, y, input, residual, between.all_mut(), &dims);
+            }
+        };
+        let (w, adapters, segments) = (at.weight(weight), at.adapters(), at.pass.segments);
         Ok(at.device.lora_linear_forward(LoraLinearForward {
             y,
             input,
@@ -144,9 +170,16 @@ impl Product {
         d_input: D::ViewMut<'_, X>,
         dy: D::View<'_, X>,
         input: D::View<'_, X>,
+        between: &mut D::Buf<X>,
     ) -> Result<()> {
-        let (w, adapters, segments) = (at.weight(&self.weight), at.adapters(), at.pass.segments);
         let dims = self.dims(at);
+        let weight = match &self.weight {
+            Weight::Whole(weight) => weight,
+            Weight::Factored(factored) => {
+                return factored.backward(at, d_input, dy, between.all_mut(), &dims);
+            }
+        };
+        let (w, adapters, segments) = (at.weight(weight), at.adapters(), at.pass.segments);
         at.device.lora_linear_backward(LoraLinearBackward {
             d_input,
             grads: grads.adapter_rows(),
@@ -157,7 +190,11 @@ impl Product {
             segments,
             dims,
         })?;
-        if let Some(dw) = grads.param(&self.weight) {
+        if let Gradients::Statistics(sums) = grads {
+            let x = D::lora_rows(input, &dims);
+            return sums.add::<X>(at.device, (at.block, self.projection), &dims, x, dy);
+        }
+        if let Some(dw) = grads.param(weight) {
             let x_stride = D::lora_row_stride(&dims);
             let linear = LinearDims { x_stride, ..LinearDims::new(dims.tokens, dims.in_dim, dims.out_dim) };
             let x = D::lora_rows(input, &dims);
@@ -178,7 +215,7 @@ impl Product {
         let dims = self.dims(at);
         let input = input.get(at.block, D::lora_input_len(&dims));
         let d_input = d.input.view_mut(0..input.len());
-        self.backward(at, grads, d_input, d.x.view(0..at.stream_len()), input)?;
+        self.backward(at, grads, d_input, d.x.view(0..at.stream_len()), input, &mut d.between)?;
         at.device.lora_down_backward(LoraDownBackward {
             d_input: d.input.view_mut(0..input.len()),
             grads: grads.rows_of_a(at.pass),

@@ -13,14 +13,13 @@
 use super::DecoderConfig;
 use super::layout::{EMBEDDING, HEAD, Places, RowStride, contiguous, is_hidden_matrix, places};
 use gradtx_kernels::{Backend, Buffer, Device, Real, bf16, rng};
-use gradtx_runtime::artifact::{NewTensor, TensorSource, write_atomic, write_tensors};
+use gradtx_runtime::artifact::{NewTensor, TensorSource, write_tensors};
 use gradtx_runtime::buffers::Allocator;
 use gradtx_runtime::params::{Param, ParamLayout};
 use gradtx_runtime::plan::{MemoryPlan, Purpose};
 use gradtx_runtime::{Error, Result};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
@@ -102,6 +101,11 @@ impl<D: Device, X: Real> Decoder<D, X> {
 
     /// Fails unless the values are in the order of [`Self::layout`], as gradients are.
     pub(super) fn expect_trainable(&self) -> Result<()> {
+        if self.config.blocks().iter().any(|block| block.factor_columns() > 0) {
+            let why = "it has matrices in factors, which are frozen; train adapters of its edge, or all parameters of \
+                       the emulator that `gradtx emulate --dense` writes";
+            return Err(Error::invalid("decoder whose parameters are to be trained", why));
+        }
         if self.stored == self.layout {
             return Ok(());
         }
@@ -256,7 +260,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
 }
 
 impl<D: Device, X: Real> Decoder<D, X> {
-    /// Writes `config.json` and `model.safetensors` into a directory that exists, as
+    /// Writes `config.json` and `model.safetensors`, and what else an emulator needs, into a directory that exists, as
     /// bf16 or f32.
     pub fn save(&self, dir: &Path, half: bool) -> Result<()> {
         let (dtype, name) = if half { (Dtype::BF16, "bfloat16") } else { (Dtype::F32, "float32") };
@@ -274,8 +278,7 @@ impl<D: Device, X: Real> Decoder<D, X> {
             params.map(|(p, bytes)| (p.name.clone(), dtype, p.shape.clone(), &bytes[..])).collect();
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         write_tensors(&dir.join("model.safetensors"), &tensors, &metadata)?;
-        let text = format!("{:#}\n", self.config.to_json(name));
-        write_atomic(&dir.join("config.json"), |out| out.write_all(text.as_bytes()))
+        self.config.write(dir, name).map(drop)
     }
 
     /// Where it lives.

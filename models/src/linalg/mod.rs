@@ -3,16 +3,19 @@
 //! In: matrices of some hundred to some thousand rows. Out: their factors. Every sum is taken in
 //! a fixed order by one thread, so results do not depend on the number of threads: callers share
 //! out matrices, not rows. The matrices here have at most a few thousand columns, and there are
-//! two factorisations to be had; a library would bring hundreds.
+//! three factorisations to be had; a library would bring hundreds.
 //!
 //! * [`Qr`]: thin QR decomposition by Householder reflections.
 //! * [`SymmetricEigen`]: all eigenvalues and eigenvectors of a symmetric matrix.
+//! * [`Svd`]: singular value decomposition.
 
 mod eigen;
 mod qr;
+mod svd;
 
 pub use eigen::SymmetricEigen;
 pub use qr::Qr;
+pub use svd::Svd;
 
 /// `y += a x`.
 fn axpy(y: &mut [f64], a: f64, x: &[f64]) {

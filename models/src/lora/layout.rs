@@ -4,7 +4,7 @@
 //! A block is `[A | B]` of every adapted module in the order q, k, v, o, gate, up,
 //! down, each matrix row-major: A `[r, in]`, B `[out, r]`. Where A is frozen, the A of all
 //! blocks come first, then the B of all blocks: what is trained is one range, and it is the
-//! update vector `[L, d]`.
+//! update vector `[L, d]`. Where only some layers are adapted, L is their number.
 
 use super::module::{Module, Projection};
 use crate::decoder::{BlockConfig, DecoderConfig};
@@ -26,12 +26,15 @@ pub struct LoraConfig {
     pub dropout: f64,
     /// Adapted modules; order and repetition do not matter.
     pub targets: Vec<Module>,
+    /// Adapted layers, as `layers_to_transform` of PEFT; all where it names none. Order and repetition do not matter.
+    pub layers: Vec<usize>,
 }
 
 impl Default for LoraConfig {
-    /// r = 2, α = 32, dropout 0.05, q and v.
+    /// r = 2, α = 32, dropout 0.05, q and v of all layers.
     fn default() -> Self {
-        Self { rank: 2, alpha: 32.0, dropout: 0.05, targets: vec![Module::Q, Module::V] }
+        let targets = vec![Module::Q, Module::V];
+        Self { rank: 2, alpha: 32.0, dropout: 0.05, targets, layers: vec![] }
     }
 }
 
@@ -56,12 +59,22 @@ impl LoraConfig {
         names.iter().map(module).collect()
     }
 
-    /// The same with every target once, in update-vector order.
-    fn sorted(&self) -> Result<Self> {
+    /// The same with every target and layer once, in update-vector order, and no layers where these are all of
+    /// so many.
+    fn sorted(&self, layers: usize) -> Result<Self> {
         self.check()?;
         let mut lora = self.clone();
         lora.targets.sort_unstable();
         lora.targets.dedup();
+        lora.layers.sort_unstable();
+        lora.layers.dedup();
+        if let Some(layer) = lora.layers.last().filter(|layer| **layer >= layers) {
+            let why = format!("layer {layer} is to be adapted, but the model has {layers}, numbered from 0");
+            return Err(Error::invalid("adapter settings", why));
+        }
+        if lora.layers.len() == layers {
+            lora.layers.clear();
+        }
         Ok(lora)
     }
 
@@ -111,38 +124,62 @@ pub struct Slice {
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockLayout {
     lora: LoraConfig,
-    blocks: usize,
+    /// The adapted layers of the model, in order.
+    layers: Vec<usize>,
     /// Trained values of a block.
     width: usize,
     /// Values of a block's A, where these are frozen; or 0.
     frozen: usize,
     slices: Vec<Slice>,
-    /// By block, then by [`Projection`].
+    /// By layer of the model, then by [`Projection`].
     targets: Vec<[Vec<LoraTarget>; 4]>,
 }
 
 impl BlockLayout {
     /// The layout of adapters of this kind on this model.
     pub fn new(model: &DecoderConfig, lora: &LoraConfig) -> Result<Self> {
-        Ok(Self::of_sorted(model, lora.sorted()?, false))
+        Self::of_sorted(model, lora.sorted(model.layers)?, false)
     }
 
     /// The layout of adapters of which B alone is trained (FFA-LoRA): A stays where it starts.
     pub fn with_frozen_a(model: &DecoderConfig, lora: &LoraConfig) -> Result<Self> {
-        Ok(Self::of_sorted(model, lora.sorted()?, true))
+        Self::of_sorted(model, lora.sorted(model.layers)?, true)
     }
 
     /// A layout that adapts nothing, so that a pass with it is that of the frozen base alone,
     /// backwards too: what the cost of adapters is measured against.
     pub fn without_targets(model: &DecoderConfig) -> Self {
-        Self::of_sorted(model, LoraConfig { targets: vec![], ..LoraConfig::default() }, false)
+        let lora = LoraConfig { targets: vec![], ..LoraConfig::default() };
+        Self::of_block(model.layers, (0..model.layers).collect(), &model.block(), lora, false)
     }
 
-    fn of_sorted(model: &DecoderConfig, lora: LoraConfig, freeze_a: bool) -> Self {
-        let (mut slices, mut width, mut frozen, parts) = (Vec::new(), 0, 0, model.block());
+    fn of_sorted(model: &DecoderConfig, lora: LoraConfig, freeze_a: bool) -> Result<Self> {
+        let layers: Vec<usize> = match lora.layers.as_slice() {
+            [] => (0..model.layers).collect(),
+            some => some.to_vec(),
+        };
+        let blocks = model.blocks();
+        let Some(first) = layers.first().map(|layer| blocks[*layer]) else {
+            return Err(Error::invalid("adapter settings", "the model has no layers"));
+        };
+        for &layer in &layers {
+            check_layer(layer, &blocks[layer], &lora, (layers[0], &first))?;
+        }
+        Ok(Self::of_block(model.layers, layers, &first, lora, freeze_a))
+    }
+
+    /// Of a model of so many layers, of which these are adapted; those have the shapes of `parts`.
+    fn of_block(
+        all: usize,
+        layers: Vec<usize>,
+        parts: &BlockConfig,
+        lora: LoraConfig,
+        freeze_a: bool,
+    ) -> Self {
+        let (mut slices, mut width, mut frozen) = (Vec::new(), 0, 0);
         for &module in &lora.targets {
-            let (inputs, _) = module.fused().dims(&parts);
-            let outputs = module.outputs(&parts).len();
+            let (inputs, _) = module.fused().dims(parts);
+            let outputs = module.outputs(parts).len();
             for (factor, shape) in [(Factor::A, [lora.rank, inputs]), (Factor::B, [outputs, lora.rank])] {
                 let end = if freeze_a && factor == Factor::A { &mut frozen } else { &mut width };
                 let range = *end..*end + shape[0] * shape[1];
@@ -150,25 +187,29 @@ impl BlockLayout {
                 slices.push(Slice { module, factor, shape, range });
             }
         }
-        let mut layout = Self { lora, blocks: model.layers, width, frozen, slices, targets: vec![] };
-        let block = |layer: usize| {
+        let mut layout = Self { lora, layers, width, frozen, slices, targets: vec![] };
+        let of_block = |block: usize| {
             Projection::ALL.map(|fused| {
                 let pairs = layout.slices.chunks_exact(2).filter(|pair| pair[0].module.fused() == fused);
-                pairs.map(|pair| layout.target(&parts, layer, &pair[0], &pair[1])).collect()
+                pairs.map(|pair| layout.target(parts, block, &pair[0], &pair[1])).collect()
             })
         };
-        layout.targets = (0..model.layers).map(block).collect();
+        let mut targets = vec![<[Vec<LoraTarget>; 4]>::default(); all];
+        for (block, &layer) in layout.layers.iter().enumerate() {
+            targets[layer] = of_block(block);
+        }
+        layout.targets = targets;
         layout
     }
 
-    fn target(&self, parts: &BlockConfig, layer: usize, a: &Slice, b: &Slice) -> LoraTarget {
+    fn target(&self, parts: &BlockConfig, block: usize, a: &Slice, b: &Slice) -> LoraTarget {
         let outputs = a.module.outputs(parts);
         LoraTarget {
-            a_offset: self.range(layer, a).start,
-            b_offset: self.range(layer, b).start,
+            a_offset: self.range(block, a).start,
+            b_offset: self.range(block, b).start,
             out_start: outputs.start,
             out_len: outputs.len(),
-            site: (layer * Module::ALL.len() + a.module as usize) as u32,
+            site: (self.layers[block] * Module::ALL.len() + a.module as usize) as u32,
         }
     }
 
@@ -177,9 +218,19 @@ impl BlockLayout {
         &self.lora
     }
 
-    /// Blocks, L.
+    /// Adapted blocks, L: rows of an update vector.
     pub fn blocks(&self) -> usize {
-        self.blocks
+        self.layers.len()
+    }
+
+    /// The layers of the model that these blocks are, in order.
+    pub fn layers(&self) -> &[usize] {
+        &self.layers
+    }
+
+    /// The first layer that is adapted: backward passes end there.
+    pub fn first_layer(&self) -> usize {
+        self.layers[0]
     }
 
     /// Trained values per block, d: those of an update vector.
@@ -189,14 +240,14 @@ impl BlockLayout {
 
     /// Values of an adapter: L·d, and A where it is frozen.
     pub fn total(&self) -> usize {
-        self.blocks * (self.frozen + self.width)
+        self.blocks() * (self.frozen + self.width)
     }
 
     /// Shape of so many rows of adapters: `[rows, L, d]`, or where A is frozen `[rows, values]`.
     pub(super) fn rows(&self, rows: usize) -> Vec<usize> {
         match self.freezes_a() {
             true => vec![rows, self.total()],
-            false => vec![rows, self.blocks, self.width],
+            false => vec![rows, self.blocks(), self.width],
         }
     }
 
@@ -207,7 +258,7 @@ impl BlockLayout {
 
     /// The values of the flat adapter that are trained, `[L, d]`.
     pub fn trained(&self) -> Range<usize> {
-        self.blocks * self.frozen..self.total()
+        self.blocks() * self.frozen..self.total()
     }
 
     /// The matrices of a block, in order.
@@ -219,7 +270,7 @@ impl BlockLayout {
     pub fn range(&self, block: usize, slice: &Slice) -> Range<usize> {
         let start = match slice.factor {
             Factor::A if self.freezes_a() => block * self.frozen,
-            _ => self.blocks * self.frozen + block * self.width,
+            _ => self.blocks() * self.frozen + block * self.width,
         };
         start + slice.range.start..start + slice.range.end
     }
@@ -242,7 +293,7 @@ impl BlockLayout {
             return Err(Error::invalid("adapter", why));
         }
         let mut out = vec![0.0; to.total()];
-        for block in 0..self.blocks {
+        for block in 0..self.blocks() {
             for (from, slice) in self.slices.iter().zip(&to.slices) {
                 out[to.range(block, slice)].copy_from_slice(&values[self.range(block, from)]);
             }
@@ -254,13 +305,20 @@ impl BlockLayout {
     pub fn kind(&self) -> String {
         let LoraConfig { rank, alpha, targets, .. } = &self.lora;
         let targets: Vec<&str> = targets.iter().map(|target| target.name()).collect();
-        let values = self.blocks * (self.frozen + self.width);
-        format!("rank {rank}, alpha {alpha}, {}, {} blocks, {values} values", targets.join(", "), self.blocks)
+        let (blocks, values) = (self.blocks(), self.total());
+        let layers = match self.lora.layers.as_slice() {
+            [] => String::new(),
+            some => format!(" (layers {})", listed(some)),
+        };
+        format!(
+            "rank {rank}, alpha {alpha}, {}, {blocks} blocks{layers}, {values} values",
+            targets.join(", ")
+        )
     }
 
-    /// The adapted ranges of one product of one block.
-    pub fn targets(&self, block: usize, fused: Projection) -> &[LoraTarget] {
-        &self.targets[block][fused as usize]
+    /// The adapted ranges of one product of one layer of the model.
+    pub fn targets(&self, layer: usize, fused: Projection) -> &[LoraTarget] {
+        &self.targets[layer][fused as usize]
     }
 
     /// Name of the layout: 32 hexadecimal digits, equal for equal places and scale.
@@ -269,8 +327,14 @@ impl BlockLayout {
     pub fn hash(&self) -> String {
         let mut text = format!(
             "gradtx block layout 1\nblocks {}\nwidth {}\nrank {}\nalpha {}\n",
-            self.blocks, self.width, self.lora.rank, self.lora.alpha
+            self.blocks(),
+            self.width,
+            self.lora.rank,
+            self.lora.alpha
         );
+        if !self.lora.layers.is_empty() {
+            text += &format!("layers {} of {}\n", listed(&self.layers), self.targets.len());
+        }
         if self.freezes_a() {
             text += "A frozen\n";
         }
@@ -288,14 +352,48 @@ impl BlockLayout {
     }
 }
 
+/// Numbers of layers for a message.
+fn listed(layers: &[usize]) -> String {
+    layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Fails unless a layer can be adapted, and its adapter has the shape of that of the first one.
+fn check_layer(
+    layer: usize,
+    block: &BlockConfig,
+    lora: &LoraConfig,
+    (first, of_first): (usize, &BlockConfig),
+) -> Result<()> {
+    let wrong = |why: String| Err(Error::invalid("adapter settings", why));
+    let hint = "name the layers of the edge in `layers_to_transform`";
+    for &module in &lora.targets {
+        let name = module.name();
+        let is_factored = |other: &Module| other.rank(&block.attention.ranks) > 0;
+        if module.fused().modules().any(|other| is_factored(&other)) {
+            return wrong(format!(
+                "{name} of layer {layer} is compressed and cannot have an adapter; {hint}"
+            ));
+        }
+        let shape = |block: &BlockConfig| (module.fused().dims(block).0, module.outputs(block).len());
+        let ((inputs, outputs), (wanted_in, wanted_out)) = (shape(block), shape(of_first));
+        if (inputs, outputs) != (wanted_in, wanted_out) {
+            return wrong(format!(
+                "{name} of layer {layer} has {inputs} inputs and {outputs} outputs, and that of layer {first} has \
+                 {wanted_in} and {wanted_out}; adapted layers must have the same shapes; {hint}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The adapter that training starts from, `[L, d]`: A uniform in ±1/√in, B zero.
 ///
-/// Every matrix has its own key, derived from (key, block, module), so a module's
-/// values do not depend on which other modules are adapted.
+/// Every matrix has its own key, derived from (key, layer, module), so a module's
+/// values do not depend on which other modules and layers are adapted.
 pub fn initial_adapter(layout: &BlockLayout, key: u64) -> Vec<f32> {
     let mut values = vec![0.0; layout.total()];
-    for block in 0..layout.blocks() {
-        let block_key = rng::derive(key, block as u64);
+    for (block, &layer) in layout.layers().iter().enumerate() {
+        let block_key = rng::derive(key, layer as u64);
         for slice in layout.slices().iter().filter(|s| s.factor == Factor::A) {
             let mut stream = rng::Stream::new(rng::derive(block_key, slice.module as u64));
             let bound = 1.0 / (slice.shape[1] as f64).sqrt();
@@ -331,6 +429,7 @@ mod tests {
             bos: None,
             eos: vec![],
             pad: None,
+            emulator: None,
         }
     }
 
@@ -446,6 +545,39 @@ mod tests {
             assert!(pick(&large, &b, block, Module::Up, Factor::B).iter().all(|&x| x == 0.0));
         }
         assert_ne!(a, initial_adapter(&small, 6));
+    }
+
+    #[test]
+    fn adapters_of_some_layers_are_those_rows_of_all() {
+        let model = model(16, 5, 4, 2);
+        let lora = LoraConfig { targets: vec![Module::V, Module::Down], ..Default::default() };
+        let all = BlockLayout::new(&model, &lora).unwrap();
+        let edge = LoraConfig { layers: vec![4, 0, 3, 0], ..lora.clone() };
+        let edge = BlockLayout::new(&model, &edge).unwrap();
+        assert_eq!((edge.layers(), edge.blocks(), edge.first_layer()), (&[0, 3, 4][..], 3, 0));
+        assert_eq!((edge.width(), edge.total()), (all.width(), 3 * all.width()));
+        assert_eq!(edge.rows(2), [2, 3, all.width()]);
+        // Values by layer, and dropout masks too.
+        let (whole, some) = (initial_adapter(&all, 5), initial_adapter(&edge, 5));
+        for (block, layer) in [0, 3, 4].into_iter().enumerate() {
+            let row = |values: &[f32], row: usize| values[row * all.width()..][..all.width()].to_vec();
+            assert_eq!(row(&some, block), row(&whole, layer));
+            let (own, of_all) =
+                (edge.targets(layer, Projection::Down)[0], all.targets(layer, Projection::Down)[0]);
+            assert_eq!(
+                (own.site, own.a_offset),
+                (of_all.site, of_all.a_offset - (layer - block) * all.width())
+            );
+        }
+        assert!(edge.targets(1, Projection::Qkv).is_empty() && edge.targets(2, Projection::Down).is_empty());
+        assert!(edge.hash() != all.hash() && edge.kind().contains("3 blocks (layers 0, 3, 4)"));
+        // All layers by name are all layers.
+        let named =
+            BlockLayout::new(&model, &LoraConfig { layers: vec![4, 3, 2, 1, 0], ..lora.clone() }).unwrap();
+        assert_eq!((named.hash(), &named), (all.hash(), &all));
+        let beyond =
+            BlockLayout::new(&model, &LoraConfig { layers: vec![5], ..lora }).unwrap_err().to_string();
+        assert!(beyond.contains("layer 5 is to be adapted, but the model has 5"), "{beyond}");
     }
 
     #[test]

@@ -89,7 +89,8 @@ fn products(adapter: &PeftAdapter) -> HashMap<String, Product<'_>> {
         debug_assert!(a.factor == Factor::A && b.factor == Factor::B);
         let values = |slice| &adapter.values[layout.range(block, slice)];
         let product = Product { a: values(a), b: values(b), shape: [b.shape[0], a.shape[1]], scale };
-        (format!("model.layers.{block}.{}.weight", a.module.path()), product)
+        let layer = layout.layers()[block];
+        (format!("model.layers.{layer}.{}.weight", a.module.path()), product)
     };
     (0..layout.blocks()).flat_map(pairs).map(product).collect()
 }
@@ -207,7 +208,8 @@ mod tests {
         let decoder = Decoder::<Cpu, f32>::random(&Cpu::new(1), &config(), &initial, 3).unwrap();
         std::fs::create_dir(dir.path().join("base")).unwrap();
         decoder.save(&dir.path().join("base"), half).unwrap();
-        let lora = LoraConfig { rank: 3, alpha: 24.0, dropout: 0.0, targets: Module::ALL.to_vec() };
+        let lora =
+            LoraConfig { rank: 3, alpha: 24.0, dropout: 0.0, targets: Module::ALL.to_vec(), layers: vec![] };
         let layout = BlockLayout::new(&config(), &lora).unwrap();
         let mut stream = Stream::new(9);
         let values = (0..layout.total()).map(|_| 0.1 * stream.normal() as f32).collect();

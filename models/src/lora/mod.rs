@@ -24,7 +24,9 @@ pub use layout::{BlockLayout, Factor, LoraConfig, Slice, initial_adapter};
 pub use merge::merge;
 pub use module::{Module, Projection};
 pub use multi::{JobsStep, MultiLora};
-pub use peft::{PeftAdapter, PeftMatrix, peft_matrices, read_peft, write_peft};
+pub use peft::{
+    PeftAdapter, PeftMatrix, peft_matrices, peft_note, read_peft, write_peft, write_peft_with_notes,
+};
 pub use per_example::{ExampleGradients, PerExampleLora};
 pub use products::Products;
 pub use stacked::Stacked;

@@ -1,6 +1,6 @@
 //! [`Module`]: what of a block can be adapted, and the [`Projection`] that it is computed in.
 
-use crate::decoder::BlockConfig;
+use crate::decoder::{BlockConfig, Ranks};
 use std::ops::Range;
 
 /// A linear layer of a block that can be adapted. The order is that of update vectors.
@@ -30,6 +30,11 @@ impl Projection {
     /// All of them, in the order of a forward pass.
     pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
+    /// The modules that are computed in it, in order.
+    pub fn modules(self) -> impl Iterator<Item = Module> {
+        Module::ALL.into_iter().filter(move |module| module.fused() == self)
+    }
+
     /// Columns of the input and of the output, in such a block.
     pub fn dims(self, block: &BlockConfig) -> (usize, usize) {
         let &BlockConfig { hidden, attention, mlp, .. } = block;
@@ -45,6 +50,20 @@ impl Projection {
 impl Module {
     /// All of them, in update-vector order.
     pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Those of the attention part, which can be products of two thin matrices.
+    pub const ATTENTION: [Self; 4] = [Self::Q, Self::K, Self::V, Self::O];
+
+    /// Its rank where it is a product of two thin matrices; 0 for a whole matrix.
+    pub fn rank(self, ranks: &Ranks) -> usize {
+        match self {
+            Self::Q => ranks.q,
+            Self::K => ranks.k,
+            Self::V => ranks.v,
+            Self::O => ranks.o,
+            Self::Gate | Self::Up | Self::Down => 0,
+        }
+    }
 
     /// Its name in model and adapter files.
     pub fn name(self) -> &'static str {

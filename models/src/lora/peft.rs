@@ -47,7 +47,10 @@ pub fn read_peft(dir: &Path, model: &DecoderConfig) -> Result<PeftAdapter> {
     let mut found: HashMap<Place, String> = HashMap::new();
     for name in file.names() {
         let Some(place) = place_of(&name).filter(|place| place.is_in(&layout)) else {
-            let why = format!("{CONFIG} and the model ({} blocks) have no such tensor", model.layers);
+            let mut why = format!("{CONFIG} and the model ({} blocks) have no such tensor", model.layers);
+            if !layout.lora().layers.is_empty() {
+                why += &format!("; its `layers_to_transform` are {:?}", layout.layers());
+            }
             return Err(Error::tensor(file.path(), &name, why));
         };
         if let Some(before) = found.insert(place, name.clone()) {
@@ -56,8 +59,8 @@ pub fn read_peft(dir: &Path, model: &DecoderConfig) -> Result<PeftAdapter> {
     }
     let mut values = vec![0.0; layout.total()];
     for (block, slice) in matrices(&layout) {
-        let standard = tensor_name(block, slice);
-        let place = Place { block, module: slice.module, factor: slice.factor };
+        let standard = tensor_name(&layout, block, slice);
+        let place = Place { block: layout.layers()[block], module: slice.module, factor: slice.factor };
         let tensor = file.tensor(found.get(&place).map_or(standard.as_str(), String::as_str))?;
         tensor.expect_shape(&slice.shape)?;
         tensor.read_f32(&mut values[layout.range(block, slice)])?;
@@ -65,9 +68,16 @@ pub fn read_peft(dir: &Path, model: &DecoderConfig) -> Result<PeftAdapter> {
     Ok(PeftAdapter { layout, values, base_model })
 }
 
+/// A note that [`write_peft_with_notes`] left in an adapter directory; none if there is no such note.
+pub fn peft_note(dir: &Path, key: &str) -> Result<Option<String>> {
+    let file = TensorFile::open(&dir.join(TENSORS))?;
+    Ok(file.metadata(key).map(str::to_owned))
+}
+
 /// One matrix of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Place {
+    /// The layer of the model.
     block: usize,
     module: Module,
     factor: Factor,
@@ -75,7 +85,7 @@ struct Place {
 
 impl Place {
     fn is_in(&self, layout: &BlockLayout) -> bool {
-        self.block < layout.blocks() && layout.lora().targets.contains(&self.module)
+        layout.layers().contains(&self.block) && layout.lora().targets.contains(&self.module)
     }
 }
 
@@ -148,6 +158,17 @@ fn place_of(name: &str) -> Option<Place> {
 /// Writes an adapter `[L, d]` into a directory that exists. `base_model` is the name or
 /// path under which others find the base.
 pub fn write_peft(dir: &Path, layout: &BlockLayout, values: &[f32], base_model: &str) -> Result<()> {
+    write_peft_with_notes(dir, layout, values, base_model, &BTreeMap::new())
+}
+
+/// The same with notes about the adapter, which are read back from the metadata of its tensors' file.
+pub fn write_peft_with_notes(
+    dir: &Path,
+    layout: &BlockLayout,
+    values: &[f32],
+    base_model: &str,
+    notes: &BTreeMap<String, String>,
+) -> Result<()> {
     if values.len() != layout.total() {
         let why = format!("the layout has {} values, found {}", layout.total(), values.len());
         return Err(Error::invalid("adapter to be written", why));
@@ -160,10 +181,11 @@ pub fn write_peft(dir: &Path, layout: &BlockLayout, values: &[f32], base_model: 
     let tensors: Vec<NewTensor<'_>> = matrices(layout)
         .zip(&bytes)
         .map(|((block, slice), bytes)| {
-            (tensor_name(block, slice), Dtype::F32, slice.shape.to_vec(), &bytes[..])
+            (tensor_name(layout, block, slice), Dtype::F32, slice.shape.to_vec(), &bytes[..])
         })
         .collect();
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut metadata = notes.clone();
+    metadata.insert("format".into(), "pt".into());
     write_tensors(&dir.join(TENSORS), &tensors, &metadata)?;
     let text = format!("{:#}\n", config_json(layout.lora(), base_model));
     write_atomic(&dir.join(CONFIG), |out| out.write_all(text.as_bytes()))
@@ -174,19 +196,20 @@ fn matrices(layout: &BlockLayout) -> impl Iterator<Item = (usize, &Slice)> {
     (0..layout.blocks()).flat_map(|block| layout.slices().iter().map(move |slice| (block, slice)))
 }
 
-fn tensor_name(block: usize, slice: &Slice) -> String {
+fn tensor_name(layout: &BlockLayout, block: usize, slice: &Slice) -> String {
+    let layer = layout.layers()[block];
     let factor = match slice.factor {
         Factor::A => "lora_A",
         Factor::B => "lora_B",
     };
-    format!("base_model.model.model.layers.{block}.{}.{factor}.weight", slice.module.path())
+    format!("base_model.model.model.layers.{layer}.{}.{factor}.weight", slice.module.path())
 }
 
 fn config_json(lora: &LoraConfig, base_model: &str) -> Value {
     // PEFT types α as an integer.
     let alpha = if lora.alpha.fract() == 0.0 { json!(lora.alpha as i64) } else { json!(lora.alpha) };
     let targets: Vec<&str> = lora.targets.iter().map(|m| m.name()).collect();
-    json!({
+    let mut config = json!({
         "base_model_name_or_path": base_model,
         "bias": "none",
         "fan_in_fan_out": false,
@@ -201,7 +224,11 @@ fn config_json(lora: &LoraConfig, base_model: &str) -> Value {
         "task_type": "CAUSAL_LM",
         "use_dora": false,
         "use_rslora": false,
-    })
+    });
+    if !lora.layers.is_empty() {
+        config["layers_to_transform"] = json!(lora.layers);
+    }
+    config
 }
 
 #[cfg(test)]
@@ -252,11 +279,52 @@ mod tests {
         assert_eq!((&found.layout, &found.values), (&whole, &values));
     }
 
+    #[test]
+    fn adapters_of_some_layers_are_read_and_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = DecoderConfig { layers: 4, ..model() };
+        let lora = LoraConfig { layers: vec![0, 3], ..LoraConfig::default() };
+        let layout = BlockLayout::new(&model, &lora).unwrap();
+        let values: Vec<f32> = (0..layout.total()).map(|i| i as f32 * 1e-3).collect();
+        write_peft(dir.path(), &layout, &values, "some/base").unwrap();
+        let path = dir.path().join(CONFIG);
+        let config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(config["layers_to_transform"], json!([0, 3]));
+        let names = TensorFile::open(&dir.path().join(TENSORS)).unwrap().names();
+        assert!(
+            names.iter().all(|name| name.contains("layers.0.") || name.contains("layers.3.")),
+            "{names:?}"
+        );
+        let found = read_peft(dir.path(), &model).unwrap();
+        assert_eq!((&found.layout, &found.values), (&layout, &values));
+        // Named otherwise, it is the same adapter.
+        for (field, value) in [
+            ("layers_to_transform", json!([3, 0, 3])),
+            ("target_modules", json!(r"model\.layers\.(0|3)\.self_attn\.[qv]_proj")),
+        ] {
+            let mut config = config.clone();
+            if field == "target_modules" {
+                config["layers_to_transform"] = Value::Null;
+            }
+            config[field] = value;
+            std::fs::write(&path, config.to_string()).unwrap();
+            assert_eq!(read_peft(dir.path(), &model).unwrap().layout, layout, "{field}");
+        }
+        // Other layers than the file's.
+        for layers in [json!([0, 2]), json!([0]), json!([])] {
+            let mut config = config.clone();
+            config["layers_to_transform"] = layers.clone();
+            std::fs::write(&path, config.to_string()).unwrap();
+            let message = read_peft(dir.path(), &model).unwrap_err().to_string();
+            assert!(message.contains(TENSORS) && message.contains("layers."), "{layers}: {message}");
+        }
+    }
+
     /// Writes an adapter of q, v, o and down, and reads it with these changes of its configuration.
     fn changed(changes: &Value) -> Result<PeftAdapter> {
         let dir = tempfile::tempdir().unwrap();
         let targets = vec![Module::Q, Module::V, Module::O, Module::Down];
-        let lora = LoraConfig { rank: 4, alpha: 12.0, dropout: 0.0, targets };
+        let lora = LoraConfig { rank: 4, alpha: 12.0, dropout: 0.0, targets, layers: vec![] };
         let layout = BlockLayout::new(&model(), &lora).unwrap();
         let values: Vec<f32> = (0..layout.total()).map(|i| i as f32 * 1e-3).collect();
         write_peft(dir.path(), &layout, &values, "some/base").unwrap();

@@ -101,7 +101,7 @@ fn lora_config(fields: &mut Fields, model: &DecoderConfig) -> Result<LoraConfig>
     let selection = ["target_modules", "exclude_modules", "layers_to_transform"]
         .map(|name| fields.take(name).unwrap_or(Value::Null));
     let adapted = adapted_modules(model, &selection).map_err(|(field, why)| fields.error(field, &why))?;
-    let Adapted { modules, places } = adapted;
+    let Adapted { modules, layers, places } = adapted;
     let mut same = |field: &str, default: f64| {
         let pattern = fields.take(field).unwrap_or(Value::Null);
         scale_of_all(&pattern, default, &places).map_err(|why| fields.error(field, &why))
@@ -120,5 +120,5 @@ fn lora_config(fields: &mut Fields, model: &DecoderConfig) -> Result<LoraConfig>
     if !(alpha > 0.0 && alpha <= MAX_ALPHA) {
         return Err(fields.unsupported("lora_alpha", &json!(alpha), "a positive number"));
     }
-    Ok(LoraConfig { rank: rank as usize, alpha, dropout, targets: modules })
+    Ok(LoraConfig { rank: rank as usize, alpha, dropout, targets: modules, layers })
 }

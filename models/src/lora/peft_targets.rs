@@ -1,8 +1,9 @@
 //! Which modules an adapter of PEFT is of: lists of names, full paths, regular expressions and
 //! `all-linear`, with exclusions, as PEFT matches them against the paths of a model.
 //!
-//! In: the fields of `adapter_config.json`, and the model's sizes. Out: the modules, the same
-//! in every block. An adapter of some blocks only has no place in the layout and is refused.
+//! In: the fields of `adapter_config.json`, and the model's sizes. Out: the blocks, and the modules, the same
+//! in every one of these. An adapter of other modules in one block than in another has no place in the layout and is
+//! refused.
 
 use super::Module;
 use crate::decoder::DecoderConfig;
@@ -18,9 +19,11 @@ type Refusal = (&'static str, String);
 
 /// What is adapted.
 pub(super) struct Adapted {
-    /// The modules of every block.
+    /// The modules of every adapted block.
     pub(super) modules: Vec<Module>,
-    /// Their paths in the model, in all blocks.
+    /// The adapted blocks, in order.
+    pub(super) layers: Vec<usize>,
+    /// The modules' paths in the model, in these blocks.
     pub(super) places: Vec<String>,
 }
 
@@ -103,37 +106,39 @@ pub(super) fn adapted_modules(
             return Err(("target_modules", why));
         }
     }
-    let mut adapted = Adapted { modules: vec![], places: vec![] };
+    let path = |layer: usize, module: Module| format!("model.layers.{layer}.{}", module.path());
+    let mut adapted = Adapted { modules: vec![], layers: vec![], places: vec![] };
+    let mut chosen = vec![];
     for module in Module::ALL {
-        let path = |layer: usize| format!("model.layers.{layer}.{}", module.path());
-        let mut chosen = vec![];
-        for layer in (0..model.layers).filter(|layer| layers.contains(layer)) {
-            if is_adapted(&path(layer))? {
-                chosen.push(layer);
+        let mut own = vec![];
+        for &layer in &layers {
+            if is_adapted(&path(layer, module))? {
+                own.push(layer);
             }
         }
-        match chosen.len() {
-            0 => {}
-            n if n == model.layers => {
-                adapted.modules.push(module);
-                adapted.places.extend(chosen.into_iter().map(&path));
-            }
-            n => {
-                let (name, of) = (module.name(), model.layers);
-                let is_target = |layer| targets.holds(&path(layer)).unwrap_or(false);
-                let field = match (layers.len() < of, (0..of).all(is_target)) {
-                    (true, _) => "layers_to_transform",
-                    (false, true) => "exclude_modules",
-                    (false, false) => "target_modules",
-                };
-                let why = format!(
-                    "it adapts {name} in {n} of {of} blocks (the first: {}); supported are adapters of the same \
-                     modules in every block",
-                    chosen[0]
-                );
-                return Err((field, why));
-            }
+        if !own.is_empty() {
+            adapted.modules.push(module);
+            adapted.places.extend(own.iter().map(|layer| path(*layer, module)));
+            chosen.push((module, own));
         }
+    }
+    // The blocks are those of the module that has most.
+    if let Some((most, blocks)) = chosen.iter().max_by_key(|(_, own)| own.len()) {
+        if let Some((module, own)) = chosen.iter().find(|(_, own)| own != blocks) {
+            let is_target = |layer: &usize| targets.holds(&path(*layer, *module)).unwrap_or(false);
+            let field = if blocks.iter().all(is_target) { "exclude_modules" } else { "target_modules" };
+            let why = format!(
+                "it adapts {} in {} of {} blocks, and {} in {}; supported are adapters of the same modules in every \
+                 adapted block",
+                module.name(),
+                own.len(),
+                model.layers,
+                most.name(),
+                blocks.len()
+            );
+            return Err((field, why));
+        }
+        adapted.layers = blocks.clone();
     }
     if adapted.modules.is_empty() {
         let known = Module::ALL.map(Module::name).join(", ");

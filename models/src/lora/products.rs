@@ -111,8 +111,10 @@ impl Products {
         let blocks = self.layout.blocks();
         let freezing = [self.layout.freezes_a(), layout.freezes_a()];
         let same = freezing == [false; 2] || (freezing == [true; 2] && own.rank == other.rank);
-        let same =
-            same && own.targets == other.targets && blocks == layout.blocks() && blocks == weights.len();
+        let same = same
+            && own.targets == other.targets
+            && self.layout.layers() == layout.layers()
+            && blocks == weights.len();
         let same_scale = (own.scale() - other.scale()).abs() <= 1e-9 * own.scale();
         let wrong = weights.iter().map(|weights| weights.as_ref().len()).find(|&len| len != self.adapters);
         if !same || !same_scale || wrong.is_some() {

@@ -20,7 +20,7 @@ impl Stacked {
     pub fn new(model: &DecoderConfig, parts: [&BlockLayout; 2]) -> Result<Self> {
         let [first, second] = parts.map(BlockLayout::lora);
         let same_scale = (first.scale() - second.scale()).abs() <= 1e-9 * first.scale();
-        if first.targets != second.targets || !same_scale || parts[0].blocks() != parts[1].blocks() {
+        if first.targets != second.targets || !same_scale || parts[0].layers() != parts[1].layers() {
             let why =
                 format!("α/r is {} and {}, or they are of other matrices", first.scale(), second.scale());
             return Err(Error::invalid("adapters that are to be one", why));
@@ -89,7 +89,8 @@ mod tests {
         let model = DecoderConfig::parse(Path::new("config.json"), text).unwrap();
         let layout = |rank: usize, alpha: f64| {
             let targets = vec![Module::Q, Module::V, Module::Down];
-            BlockLayout::new(&model, &LoraConfig { rank, alpha, targets, dropout: 0.1 }).unwrap()
+            BlockLayout::new(&model, &LoraConfig { rank, alpha, targets, dropout: 0.1, layers: vec![] })
+                .unwrap()
         };
         let (a, b) = (layout(3, 12.0), layout(2, 8.0));
         let values = |layout: &BlockLayout, seed: f32| -> Vec<f32> {

@@ -27,6 +27,7 @@ pub fn config(family: Family, tied: bool) -> DecoderConfig {
         bos: None,
         eos: vec![],
         pad: None,
+        emulator: None,
     }
 }
 
@@ -63,7 +64,7 @@ pub fn adapters(
     count: usize,
     key: u64,
 ) -> (BlockLayout, Vec<f64>) {
-    let lora = LoraConfig { rank: 3, alpha: 4.0, dropout, targets: targets.to_vec() };
+    let lora = LoraConfig { rank: 3, alpha: 4.0, dropout, targets: targets.to_vec(), layers: vec![] };
     let layout = BlockLayout::new(config, &lora).unwrap();
     let mut stream = Stream::new(key);
     let values = (0..count * layout.total()).map(|_| 0.3 * stream.normal()).collect();

@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod emulator;
 mod files;
 mod generation;
 mod gradients;
 mod parity;
 mod per_example;
+mod statistics;
 mod streams;
 mod training;

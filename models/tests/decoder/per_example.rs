@@ -20,7 +20,8 @@ impl Setting {
     fn new(dropout: f64) -> Self {
         let config = config(Family::Qwen2, true);
         let model = decoder_f32(&Cpu::new(2), &config, 1);
-        let lora = LoraConfig { rank: 2, alpha: 32.0, dropout, targets: Module::ALL.to_vec() };
+        let lora =
+            LoraConfig { rank: 2, alpha: 32.0, dropout, targets: Module::ALL.to_vec(), layers: vec![] };
         let layout = BlockLayout::new(&config, &lora).unwrap();
         // B is not zero, so that A has gradients.
         let (_, values) = adapters(&config, &Module::ALL, dropout, 1, 5);

@@ -82,7 +82,8 @@ fn train(threads: usize, only: Option<u32>) -> Vec<(Vec<u32>, Vec<u64>)> {
     let config = config(Family::Qwen2, true);
     let cpu = Cpu::new(threads);
     let model = decoder_f32(&cpu, &config, 1);
-    let lora = LoraConfig { rank: 2, alpha: 32.0, dropout: 0.1, targets: Module::ALL.to_vec() };
+    let lora =
+        LoraConfig { rank: 2, alpha: 32.0, dropout: 0.1, targets: Module::ALL.to_vec(), layers: vec![] };
     let layout = gradtx_models::lora::BlockLayout::new(&config, &lora).unwrap();
     let initial = initial_adapter(&layout, 9);
     let capacity = BatchCapacity { tokens: 400, segments: 12, labels: 400 };
@@ -129,7 +130,8 @@ fn threads_do_not_matter() {
 fn trained(freeze_a: bool, steps: u32) -> [Vec<f32>; 2] {
     let config = config(Family::Qwen2, true);
     let model = decoder_f32(&Cpu::new(2), &config, 1);
-    let lora = LoraConfig { rank: 2, alpha: 32.0, dropout: 0.1, targets: Module::ALL.to_vec() };
+    let lora =
+        LoraConfig { rank: 2, alpha: 32.0, dropout: 0.1, targets: Module::ALL.to_vec(), layers: vec![] };
     let whole = BlockLayout::new(&config, &lora).unwrap();
     let layout = if freeze_a { BlockLayout::with_frozen_a(&config, &lora).unwrap() } else { whole.clone() };
     let initial = initial_adapter(&layout, 9);
@@ -159,7 +161,8 @@ fn trained(freeze_a: bool, steps: u32) -> [Vec<f32>; 2] {
 #[test]
 fn a_frozen_a_stays_and_b_learns_as_beside_a_trained_one() {
     let config = config(Family::Qwen2, true);
-    let lora = LoraConfig { rank: 2, alpha: 32.0, dropout: 0.1, targets: Module::ALL.to_vec() };
+    let lora =
+        LoraConfig { rank: 2, alpha: 32.0, dropout: 0.1, targets: Module::ALL.to_vec(), layers: vec![] };
     let layout = BlockLayout::new(&config, &lora).unwrap();
     let initial = initial_adapter(&layout, 9);
     let of = |values: &[f32], factor: Factor| -> Vec<f32> {

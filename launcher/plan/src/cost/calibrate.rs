@@ -216,6 +216,7 @@ pub fn published(name: &str) -> Option<DecoderConfig> {
         bos: None,
         eos: vec![],
         pad: None,
+        emulator: None,
     })
 }
 

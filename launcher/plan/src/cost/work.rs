@@ -6,7 +6,7 @@
 //! are taken to be covered by the share.
 
 use super::tokens::Mean;
-use gradtx_models::decoder::DecoderConfig;
+use gradtx_models::decoder::{BlockConfig, DecoderConfig};
 use gradtx_models::grad_transformer::GradTransformerConfig;
 use gradtx_models::lora::BlockLayout;
 use std::ops::{Add, Mul};
@@ -48,10 +48,12 @@ pub struct DecoderWork<'a> {
 impl DecoderWork<'_> {
     /// N: values of the blocks' matrices, by which every token is multiplied.
     pub(crate) fn block_values(&self) -> f64 {
-        let m = self.model;
-        let (h, q, f) = (m.hidden, m.q_dim(), m.intermediate);
-        let block = h * m.qkv_dim() + q * h + 3 * h * f;
-        (m.layers * block) as f64
+        self.values_from(0)
+    }
+
+    /// The same of this layer and those above.
+    fn values_from(&self, layer: usize) -> f64 {
+        self.model.blocks().iter().skip(layer).map(BlockConfig::matrix_values).sum::<u128>() as f64
     }
 
     /// Values of the LM head.
@@ -68,12 +70,15 @@ impl DecoderWork<'_> {
     /// Fine-tuning of adapters on `examples` examples, in packed streams of at most
     /// `stream_tokens`. The base is frozen, so it costs 4N and not 6N: forward, and the
     /// gradient of the input. Attention has no weights and costs three times its forward
-    /// pass; an adapter of width d costs 6d per block, a frozen A 4 a value; the head only where labels are.
+    /// pass; an adapter of width d costs 6d per block, a frozen A 4 a value; the head only where labels are. No
+    /// gradient goes below the first adapted layer.
     pub fn finetuning(&self, mean: &Mean, examples: f64, stream_tokens: usize) -> Cost {
         let trained = self.layout.trained();
         let adapters = 6.0 * trained.len() as f64 + 4.0 * trained.start as f64;
-        let flops = mean.tokens * (4.0 * self.block_values() + adapters)
-            + 3.0 * self.attention(mean.pairs)
+        let layer = self.layout.first_layer();
+        let share_above = 1.0 - layer as f64 / self.model.layers as f64;
+        let flops = mean.tokens * (2.0 * self.block_values() + 2.0 * self.values_from(layer) + adapters)
+            + (1.0 + 2.0 * share_above) * self.attention(mean.pairs)
             + 4.0 * self.head_values() * mean.labels;
         let in_a_stream = (stream_tokens as f64 / mean.tokens).floor().max(1.0);
         // Every stream reads the frozen values forwards and backwards.

@@ -20,6 +20,8 @@ pub struct AdapterConfig {
     /// Modules that have an adapter, in every block: a list of names, or `"all-linear"` for all seven.
     /// More modules learn more, and make longer update vectors.
     pub target_modules: TargetModules,
+    /// Layers that have an adapter, numbered from 0. Empty: all; of an emulator, those of its edge.
+    pub layers_to_transform: Vec<usize>,
     /// Train B alone, and keep A where it starts (FFA-LoRA): update vectors are of B alone, and weighted sums of them
     /// are weighted sums of what adapters do.
     pub freeze_a: bool,
@@ -36,6 +38,7 @@ impl Default for AdapterConfig {
             lora_alpha: 32.0,
             lora_dropout: 0.05,
             target_modules: TargetModules(vec![Module::Q, Module::V]),
+            layers_to_transform: vec![],
             freeze_a: false,
             init_adapter_tiny: PathBuf::new(),
             init_adapter_llm: PathBuf::new(),
