@@ -10,6 +10,7 @@ mod corrupt;
 mod cross_validation;
 mod data_forms;
 mod device_auto;
+mod emulate;
 mod foreign_models;
 mod frozen_a;
 mod home;

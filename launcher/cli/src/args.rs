@@ -12,7 +12,9 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 use gradtx_pipeline::aggregate::{Aggregation, Allow};
 use gradtx_pipeline::default_out;
-use gradtx_pipeline::stages::{curate, evaluate, finetune, merge, refine, split, train, translate};
+use gradtx_pipeline::stages::{
+    curate, emulate, evaluate, finetune, merge, plugin, refine, split, train, translate,
+};
 use gradtx_plan::plan;
 use gradtx_run::cluster::World as Ranks;
 use gradtx_run::config::{DeviceKind, DtypeKind, Preset, PrivacyArgs, RunArgs};
@@ -84,6 +86,9 @@ pub enum Command {
         /// Which of the two models.
         #[arg(long, value_enum, default_value_t = Role::Tiny)]
         model: Role,
+        /// Model directory in the place of the run's, e.g. an emulator; the same as `--set models.tiny=…`.
+        #[arg(long, value_name = "DIR")]
+        base: Option<PathBuf>,
         /// Also write the adapter in PEFT form.
         #[arg(long)]
         save_adapter: bool,
@@ -151,6 +156,10 @@ pub enum Command {
     },
     /// Compare translators on held-out groups of shadows, before the first client comes.
     CrossValidate(cross_validate::Job),
+    /// Compress the middle layers of the LLM into an emulator that clients fine-tune the edge layers through (GradOT).
+    Emulate(gradtx_pipeline::stages::emulate::Job),
+    /// Put what clients trained through an emulator into the LLM: a Hugging Face directory.
+    Plugin(gradtx_pipeline::stages::plugin::Job),
     /// Put an adapter into the weights of its model: a Hugging Face directory.
     Merge {
         /// The run and its configuration.
@@ -307,8 +316,11 @@ impl Command {
             Self::Split(job) => split::run(context, &job),
             Self::Curate(job) => curate::run(context, world, &job),
             Self::Train(run) => train::run(context, world, &run),
-            Self::Finetune { mut run, data, out, model, save_adapter, allow_refinement, privacy } => {
+            Self::Finetune { mut run, data, out, model, base, save_adapter, allow_refinement, privacy } => {
                 run.set.splice(0..0, privacy.settings());
+                if let Some(base) = base {
+                    run.set.insert(0, format!("models.{}={}", model.name(), base.display()));
+                }
                 let out = out.unwrap_or_else(|| default_out::finetuned(&run.run, &data, model));
                 let job = finetune::Job { data, out, role: model, peft: save_adapter, allow_refinement };
                 finetune::run(context, &run, &job)
@@ -327,6 +339,8 @@ impl Command {
                 translate::run(context, &run, &job)
             }
             Self::CrossValidate(job) => cross_validate::run(context, &job),
+            Self::Emulate(job) => emulate::run(context, &job),
+            Self::Plugin(job) => plugin::run(context, &job),
             Self::Merge { run, adapter, out, model } => {
                 merge::run(context, &run, &merge::Job { adapter, out, role: model })
             }
@@ -371,6 +385,8 @@ impl Command {
     pub fn run_dir(&self) -> Option<PathBuf> {
         match self {
             Self::Curate(job) => Some(job.run.run.clone()),
+            Self::Emulate(job) => Some(job.run.run.clone()),
+            Self::Plugin(job) => Some(job.run.run.clone()),
             Self::Train(run)
             | Self::Finetune { run, .. }
             | Self::Translate { run, .. }

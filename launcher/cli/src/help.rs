@@ -27,6 +27,8 @@ pub const GROUPS: [(&str, &[&str]); 4] = [
             "translate",
             "refine",
             "merge",
+            "emulate",
+            "plugin",
             "evaluate",
             "report",
             "generate",

@@ -7,7 +7,8 @@
 pub use crate::records::{Kind, Lineage};
 
 use crate::records::{
-    ClientVariantInputs, FinetuneInputs, MergeInputs, RefineInputs, ShadowClientInputs, TranslateInputs,
+    ClientVariantInputs, FinetuneInputs, MergeInputs, PluginInputs, RefineInputs, ShadowClientInputs,
+    TranslateInputs,
 };
 use anyhow::Result;
 use gradtx_run::failure::failed;
@@ -107,6 +108,11 @@ impl Lineage {
         Ok(lineage)
     }
 
+    /// Of an LLM with an edge that clients trained.
+    pub(crate) fn plugged_in() -> Self {
+        Self::of_kind(Kind::Adapter)
+    }
+
     /// Of a model directory: what `merge` recorded in it, with the model that it is of; for
     /// any other, a base model.
     ///
@@ -114,6 +120,9 @@ impl Lineage {
     /// When a stage made the model, and its files are not what it wrote.
     pub fn of_model(dir: &Path) -> Result<(Option<Role>, Self)> {
         let Some(record) = verify_model(dir)? else { return Ok((None, Self::BASE)) };
+        if record.inputs::<PluginInputs>(dir)?.is_some() {
+            return Ok((Some(Role::Llm), Self::plugged_in()));
+        }
         let merged = record.inputs::<MergeInputs>(dir)?;
         Ok(merged.map_or((None, Self::BASE), |made| (Some(made.role), made.lineage)))
     }

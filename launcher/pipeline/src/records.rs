@@ -5,8 +5,9 @@ use crate::aggregate::{AggregationInputs, Combine};
 use crate::variant::Variant;
 use gradtx_models::grad_transformer::Targets;
 use gradtx_run::config::{
-    AnswerForm, CurateConfig, DeviceConfig, EvaluateConfig, MetricChoice, PenaltyChoice, PenaltyRule,
-    PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig, TranslatorConfig,
+    AnswerForm, CurateConfig, DeviceConfig, EmulatorConfig, EvaluateConfig, MetricChoice, PenaltyChoice,
+    PenaltyRule, PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig,
+    TranslatorConfig,
 };
 use gradtx_run::role::Role;
 use gradtx_run::stage::Inputs;
@@ -322,6 +323,48 @@ pub struct Noise {
 
 impl Inputs for ClientVariantInputs {
     const STAGE: &'static str = "client-variant";
+}
+
+/// What an emulator depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EmulateInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The public data.
+    #[serde(flatten)]
+    pub data: DataInputs,
+    /// Longest example in tokens.
+    pub max_length: usize,
+    /// How it is compressed.
+    pub emulator: EmulatorConfig,
+    /// Whether its matrices are whole.
+    pub dense: bool,
+    /// The device.
+    pub device: DeviceConfig,
+    /// Fingerprint of the LLM.
+    pub llm: String,
+    /// How rows are read.
+    #[serde(flatten)]
+    pub reading: ReadingInputs,
+}
+
+impl Inputs for EmulateInputs {
+    const STAGE: &'static str = "emulate";
+}
+
+/// What an LLM with a trained edge depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PluginInputs {
+    /// Fingerprint of the LLM.
+    pub llm: String,
+    /// Of every adapter: checksums of its files.
+    pub adapters: Vec<Vec<String>>,
+    /// Its share in the average.
+    pub weights: Vec<f64>,
+}
+
+impl Inputs for PluginInputs {
+    const STAGE: &'static str = "plugin";
 }
 
 /// What a merged model depends on.

@@ -10,6 +10,8 @@ pub const GROUPS_FILE: &str = "groups.json";
 pub const PRODUCTS_DIR: &str = "products";
 /// Directory of what is usual among the shadow updates, in a run directory.
 pub const DISTANCES_DIR: &str = "distances";
+/// Directory of the emulator, with its statistics, in a run directory.
+pub const EMULATOR_DIR: &str = "emulator";
 /// Directory of the translator in a run directory.
 pub const TRANSLATOR_DIR: &str = "translator";
 /// Directory of what stages make for single clients, in a run directory.

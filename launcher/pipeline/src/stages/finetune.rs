@@ -146,7 +146,7 @@ impl Stage for Finetune<'_> {
 
         let mut files = vec![UPDATE_FILE.to_string(), METRICS_FILE.into()];
         if job.peft {
-            files.extend(side.write_peft(&job.out, &trained.updates)?);
+            files.extend(side.write_trained_peft(&job.out, &trained.updates, examples.examples.len())?);
             let made = made_of(recipe, examples.examples.len(), &privacy);
             files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
         }

@@ -8,6 +8,8 @@
 //! | [`finetune`] | private data, one model | `UpdateVector` and adapter |
 //! | [`translate`] | `UpdateVector`s of the TinyLM, translator | `UpdateVector` and adapter of the LLM |
 //! | [`refine`] | a translation, its updates of the TinyLM, public prompts | `UpdateVector` and adapter of the LLM |
+//! | [`emulate`](mod@emulate) | the LLM, public data | an emulator of the LLM: `RUN/emulator` |
+//! | [`plugin`] | the LLM, adapters of an emulator's edge | a model directory |
 //! | [`merge`] | a model, an adapter | a model directory |
 //! | [`evaluate`] | test data, a model, an adapter | predictions and score |
 //!
@@ -16,9 +18,11 @@
 //! keyed by the seed, a purpose and an index, so the same settings give the same bytes.
 
 pub mod curate;
+pub mod emulate;
 pub mod evaluate;
 pub mod finetune;
 pub mod merge;
+pub mod plugin;
 pub mod refine;
 pub mod split;
 pub mod train;
@@ -31,7 +35,7 @@ use crate::products::Choosing;
 use gradtx_run::stage::Facts;
 
 /// What is known of every stage, in the order in which a run goes through them.
-pub const STAGES: [Facts; 12] = [
+pub const STAGES: [Facts; 14] = [
     Facts::of::<split::Splitting<'_>>(),
     Facts::of::<curate::Curation<'_>>(),
     Facts::of::<train::Training<'_>>(),
@@ -42,6 +46,8 @@ pub const STAGES: [Facts; 12] = [
     Facts::of::<Calibrating<'_>>(),
     Facts::of::<translate::Translate<'_>>(),
     Facts::of::<refine::Refining<'_>>(),
+    Facts::of::<emulate::Emulate>(),
+    Facts::of::<plugin::Plugin<'_>>(),
     Facts::of::<merge::Merge<'_>>(),
     Facts::of::<evaluate::Evaluation<'_>>(),
 ];

@@ -126,6 +126,7 @@ impl<'a> Curation<'a> {
         let config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
         let tiny = open_side(&config, Role::Tiny, context.threads)?;
         let llm = open_side(&config, Role::Llm, context.threads)?;
+        llm.model.expect_whole(&format!("models.llm = {}", llm.dir.display()))?;
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
         let prompts = [public.prompts(&config, &tiny)?, public.prompts(&config, &llm)?];
         let assumed = public.assumed(&[(Role::Tiny, &prompts[0]), (Role::Llm, &prompts[1])]);

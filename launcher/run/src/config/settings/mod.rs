@@ -8,6 +8,7 @@ mod bounds;
 mod curate;
 mod data;
 mod device;
+mod emulator;
 mod evaluate;
 mod finetune;
 mod lora;
@@ -23,6 +24,7 @@ mod translator;
 pub use curate::{CurateConfig, GroupBy};
 pub use data::{DataConfig, DataPaths, ReadingInputs};
 pub use device::{DeviceConfig, DeviceKind, DtypeKind};
+pub use emulator::EmulatorConfig;
 pub use evaluate::{AnswerForm, EvaluateConfig, MetricChoice, RougeTokens};
 pub use finetune::FinetuneConfig;
 pub use lora::{AdapterConfig, TargetModules};
@@ -74,6 +76,8 @@ pub struct Config {
     /// Refinement of translations on public prompts. The LLM trains as in `[curate.llm]`, without
     /// dropout.
     pub refine: RefineConfig,
+    /// Compression of the LLM into an emulator (GradOT), see docs/gradot.md.
+    pub emulator: EmulatorConfig,
     /// Generation and scoring.
     pub evaluate: EvaluateConfig,
     /// Results of other runs, used in the place of this run's own.
@@ -95,6 +99,7 @@ impl Default for Config {
             privacy: PrivacyConfig::default(),
             translate: TranslateConfig::default(),
             refine: RefineConfig::default(),
+            emulator: EmulatorConfig::default(),
             evaluate: EvaluateConfig::default(),
             reuse: ReuseConfig::default(),
         }
@@ -132,6 +137,7 @@ impl Config {
         self.train.check(&mut findings);
         self.translate.check(&mut findings);
         self.refine.check(&mut findings);
+        self.emulator.check(&mut findings);
         self.evaluate.check(&mut findings);
         match findings.wrong() {
             "" => Ok(()),
