@@ -195,7 +195,8 @@ def bench_finetune(arguments):
         report(how, seconds, arguments, shape=shape, model=name, tokens=examples * arguments.context,
                examples=examples, micro=micro, rank=arguments.rank, tokens_per_s=round(rate, 2))
 
-    run("finetune released", ACCUMULATION, 1)
+    if not arguments.batched:
+        run("finetune released", ACCUMULATION, 1)
     examples = max(arguments.tokens // arguments.context, 1)
     micro = min(arguments.micro or examples, examples)
     while True:
@@ -331,6 +332,7 @@ def main():
     parser.add_argument("--context", type=int, help="tokens of an example; of a prompt")
     parser.add_argument("--batch", type=int, help="tuples; sequences")
     parser.add_argument("--micro", type=int, help="examples at a time, where not one by one")
+    parser.add_argument("--batched", action="store_true", help="leave out `finetune released`")
     parser.add_argument("--rank", type=int, default=2)
     parser.add_argument("--targets", default="q_proj,v_proj")
     parser.add_argument("--pure", action="store_true", help="also train without float32 masters")

@@ -175,7 +175,7 @@ impl Job {
         more["operations"] = times_of;
         // While there were all buffers.
         more["peak_memory_bytes"] = json!(memory);
-        let planned = plan::<X, D>(model, layout, self.jobs, capacity_of(&batch));
+        let planned = plan::<X, D>(model, layout, self.jobs, BatchCapacity::of([&batch]));
         more["planned_memory_bytes"] = json!(machine::room(on.device)?.taken(&planned));
         let shape = shape(&model.name, lengths, self.jobs);
         let entry = Entry::new("finetune", shape, Count::flops(flops), adapted);
@@ -190,7 +190,7 @@ impl Job {
         layout: &BlockLayout,
         batch: &PackedBatch,
     ) -> Result<(Times, Value, Option<u64>)> {
-        let room = capacity_of(batch);
+        let room = BatchCapacity::of([batch]);
         let mut jobs = MultiLora::new(decoder, layout, self.jobs, &initial_adapter(layout, 2), room)?;
         let mut step = 0;
         let mut train = || {
@@ -212,10 +212,6 @@ fn finite(losses: &[f64]) -> Result<()> {
     Ok(())
 }
 
-fn capacity_of(batch: &PackedBatch) -> BatchCapacity {
-    BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() }
-}
-
 /// Steps without adapters: forward and backward of the same stream. Also the seconds from the
 /// command's beginning to the end of the first of them.
 fn frozen_steps<X: Real<Acc = f32>, D: Backend<X>>(
@@ -225,7 +221,7 @@ fn frozen_steps<X: Real<Acc = f32>, D: Backend<X>>(
     batch: &PackedBatch,
 ) -> Result<(Times, f64)> {
     let layout = BlockLayout::without_targets(decoder.config());
-    let room = capacity_of(batch);
+    let room = BatchCapacity::of([batch]);
     let mut acts = Activations::new(decoder, room, Mode::Adapters(&layout))?;
     let mut on_device = DeviceBatch::new(on.device, room)?;
     let (values, mut grads) = (on.device.zeros(0)?, on.device.zeros(0)?);

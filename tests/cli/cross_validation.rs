@@ -3,53 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::Home;
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateVector};
 use gradtx_tests::miniature;
 use serde_json::Value;
-use std::path::PathBuf;
-use std::process::{Command, Output};
 
-struct Home {
-    dir: tempfile::TempDir,
-}
-
-impl Home {
-    fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
-        let more = "[translate]\npenalty = 0.01\n[refine]\nnum_prompts = 6\nmin_agreements = 1\n";
-        std::fs::write(home.path("settings.toml"), miniature::SETTINGS.to_string() + more).unwrap();
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn gradtx(&self, args: &[&str]) -> Output {
-        let (stage, rest) = args.split_first().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.arg(stage).args(["--run", "run", "--config", "settings.toml"]).args(rest);
-        command.current_dir(self.dir.path()).output().unwrap()
-    }
-
-    fn done(&self, args: &[&str]) -> String {
-        let output = self.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn refused(&self, args: &[&str], words: &[&str]) {
-        let output = self.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_ne!(output.status.code(), Some(0), "{args:?}");
-        assert!(words.iter().all(|word| said.contains(word)), "{words:?} in {said}");
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
-    }
+fn home() -> Home {
+    let more = "[translate]\npenalty = 0.01\n[refine]\nnum_prompts = 6\nmin_agreements = 1\n";
+    Home::with_settings(&(miniature::SETTINGS.to_owned() + more))
 }
 
 /// The mean of the last LLM updates of these shadows.
@@ -67,7 +28,7 @@ fn mean(store: &TupleStore, shadows: &[usize]) -> Vec<f32> {
 
 #[test]
 fn every_group_is_held_out_once() {
-    let home = Home::new();
+    let home = home();
     home.done(&["curate"]);
     let args = [
         "cross-validate",
@@ -131,7 +92,7 @@ fn change(home: &Home, variant: &str, client: &Value, role: &str) -> f64 {
 
 #[test]
 fn clients_unlike_the_shadows_have_rows() {
-    let home = Home::new();
+    let home = home();
     home.done(&["curate"]);
     let names = ["as-curated", "longer", "shorter", "half-noise", "noise", "fewer-prompts", "unseen-value"];
     let clients = names.join(",");
@@ -188,7 +149,7 @@ fn clients_unlike_the_shadows_have_rows() {
 
 #[test]
 fn a_mixture_is_of_two_held_out_groups() {
-    let home = Home::new();
+    let home = home();
     home.done(&["curate", "--set", "curate.group_by=random"]);
     let mut args = vec!["cross-validate", "--folds", "2", "--methods", "ridge", "--refine", "none"];
     args.extend(["--clients", "as-curated,mixture", "--data", "public.jsonl", "--examples", "5"]);
@@ -210,20 +171,32 @@ fn a_mixture_is_of_two_held_out_groups() {
 
 #[test]
 fn what_cannot_be_compared_is_refused() {
-    let home = Home::new();
-    home.refused(&["cross-validate"], &["no tuple store", "gradtx curate"]);
+    let home = home();
+    home.stage_refused(&["cross-validate"], 1, &["no tuple store", "gradtx curate"]);
     home.done(&["curate"]);
-    home.refused(&["cross-validate", "--folds", "3"], &["--folds is 3", "2 to 2"]);
-    let rows = std::fs::read_to_string(home.path("public.jsonl")).unwrap();
-    std::fs::write(home.path("part.jsonl"), rows.lines().next().unwrap()).unwrap();
+    home.stage_refused(&["cross-validate", "--folds", "3"], 2, &["--folds is 3", "2 to 2"]);
+    let rows = home.read("public.jsonl");
+    home.write("part.jsonl", rows.lines().next().unwrap());
     let args = ["cross-validate", "--folds", "2", "--data", "part.jsonl"];
-    home.refused(&args, &["part.jsonl: no test example of group `+0 (x);`", "--data"]);
-    home.refused(&["cross-validate", "--refine", "rigde"], &["expected none, grad-transformer"]);
+    home.stage_refused(&args, 1, &["part.jsonl: no test example of group `+0 (x);`", "--data"]);
+    home.stage_refused(&["cross-validate", "--refine", "rigde"], 2, &["expected none, grad-transformer"]);
     let clients = |more: &[&'static str]| [&["cross-validate", "--folds", "2", "--clients"], more].concat();
-    home.refused(&clients(&["mixture"]), &["group `", "is held out alone", "fewer folds"]);
-    home.refused(&clients(&["fewer-prompts"]), &["--without-prompts"]);
-    home.refused(&clients(&["fewer-prompts", "--without-prompts", "<none>"]), &["0 of", "public prompts"]);
-    home.refused(&clients(&["unseen-value"]), &["--leave-out"]);
-    home.refused(&clients(&["unseen-value", "--leave-out", "+7"]), &["no group has a name with `+7`"]);
-    home.refused(&clients(&["unseen-value", "--leave-out", "+0"]), &["all groups have names with `+0`"]);
+    home.stage_refused(&clients(&["mixture"]), 1, &["group `", "is held out alone", "fewer folds"]);
+    home.stage_refused(&clients(&["fewer-prompts"]), 2, &["--without-prompts"]);
+    home.stage_refused(
+        &clients(&["fewer-prompts", "--without-prompts", "<none>"]),
+        2,
+        &["0 of", "public prompts"],
+    );
+    home.stage_refused(&clients(&["unseen-value"]), 2, &["--leave-out"]);
+    home.stage_refused(
+        &clients(&["unseen-value", "--leave-out", "+7"]),
+        2,
+        &["no group has a name with `+7`"],
+    );
+    home.stage_refused(
+        &clients(&["unseen-value", "--leave-out", "+0"]),
+        2,
+        &["all groups have names with `+0`"],
+    );
 }

@@ -2,55 +2,34 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::Home;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{Factor, PeftAdapter, read_peft, write_peft};
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateVector};
 use gradtx_tests::miniature::{self, SETTINGS};
 use serde_json::Value;
 use std::path::PathBuf;
-use std::process::{Command, Output};
 
 /// Small models, with q and v adapted in 2 blocks of 8 and 3 of 16 columns, and one key head of two.
 const FROZEN: &str = "\n[lora]\nfreeze_a = true\nr = 3\n[refine]\nnum_prompts = 12\nsteps_per_round = 2\n\
                       global_batch_size = 4\nmin_agreements = 2\nmin_confidence = 0.0\n";
 const WIDTHS: [usize; 2] = [3 * (8 + 4), 3 * (16 + 8)];
 
-struct Home {
-    dir: tempfile::TempDir,
+/// A run that freezes A, and `whole.toml` for one that does not.
+struct Frozen(Home);
+
+impl std::ops::Deref for Frozen {
+    type Target = Home;
+    fn deref(&self) -> &Home {
+        &self.0
+    }
 }
 
-impl Home {
+impl Frozen {
     fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
-        std::fs::write(home.path("whole.toml"), SETTINGS.to_owned() + "\n[lora]\nr = 3\n").unwrap();
-        std::fs::write(home.path("settings.toml"), SETTINGS.to_owned() + FROZEN).unwrap();
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn gradtx(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.args(args).current_dir(self.dir.path()).output().unwrap()
-    }
-
-    /// With the run and its settings.
-    fn done(&self, args: &[&str]) -> String {
-        let (stage, rest) = args.split_first().unwrap();
-        let output = self.gradtx(&[&[*stage, "--run", "run", "--config", "settings.toml"], rest].concat());
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn fails(&self, args: &[&str], words: &[&str]) {
-        let output = self.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_ne!(output.status.code(), Some(0), "{args:?}");
-        assert!(words.iter().all(|word| said.contains(word)), "{args:?}: {said}");
+        let home = Home::with_settings(&(SETTINGS.to_owned() + FROZEN));
+        home.write("whole.toml", &(SETTINGS.to_owned() + "\n[lora]\nr = 3\n"));
+        Self(home)
     }
 
     fn update(&self, dir: &str) -> UpdateVector {
@@ -63,7 +42,7 @@ impl Home {
 
     fn score(&self, adapter: &str, out: &str) -> Value {
         self.done(&["evaluate", "--data", "private.jsonl", "--adapter", adapter, "--out", out]);
-        serde_json::from_str(&std::fs::read_to_string(self.path(out).join("score.json")).unwrap()).unwrap()
+        self.json(&format!("{out}/score.json"))
     }
 }
 
@@ -77,7 +56,7 @@ fn all_of(adapter: &PeftAdapter, factor: Factor) -> Vec<f32> {
 
 #[test]
 fn every_stage_trains_translates_and_scores_b_alone() {
-    let home = Home::new();
+    let home = Frozen::new();
     home.done(&["curate"]);
     let store = TupleStore::open(&home.path("run/shadow")).unwrap();
     let spaces = Role::BOTH.map(|role| store.space(role).clone());
@@ -112,8 +91,7 @@ fn every_stage_trains_translates_and_scores_b_alone() {
         assert_eq!(home.score(&format!("{method}/adapter"), &format!("score-{method}"))["method"], method);
     }
     // The weighted sum of the shadows' B, with no decomposition.
-    let text = std::fs::read_to_string(home.path("products/products.json")).unwrap();
-    let details: Value = serde_json::from_str(&text).unwrap();
+    let details = home.json("products/products.json");
     assert_eq!(details["rank"], 3);
     let weights: Vec<f64> = serde_json::from_value(details["weights"].clone()).unwrap();
     let mut want = vec![0.0f64; spaces[1].values()];
@@ -131,18 +109,15 @@ fn every_stage_trains_translates_and_scores_b_alone() {
     assert_eq!(home.score("refined/adapter", "score-refined")["refined"], true);
     home.done(&["merge", "--adapter", "products/adapter", "--out", "merged"]);
     for name in ["run", "client", "client/update.safetensors", "products/adapter"] {
-        let output = home.gradtx(&["inspect", name]);
-        assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        home.ok(&["inspect", name]);
     }
-    let said = home.gradtx(&["inspect", "run/shadow"]).stdout;
-    assert!(String::from_utf8_lossy(&said).contains("B alone is trained"));
-    let said = home.gradtx(&["inspect", "client/update.safetensors"]).stdout;
-    assert!(String::from_utf8_lossy(&said).contains("freeze_a"));
+    assert!(home.ok(&["inspect", "run/shadow"]).contains("B alone is trained"));
+    assert!(home.ok(&["inspect", "client/update.safetensors"]).contains("freeze_a"));
 }
 
 #[test]
 fn conversion_keeps_a_where_it_is() {
-    let home = Home::new();
+    let home = Frozen::new();
     home.done(&["finetune", "--data", "private.jsonl", "--out", "client", "--save-adapter"]);
     home.done(&[
         "convert",
@@ -157,7 +132,7 @@ fn conversion_keeps_a_where_it_is() {
     ]);
     assert_eq!(UpdateVector::read(&home.path("back")).unwrap(), home.update("client"));
     home.done(&["convert", "--model", "tiny", "--update", "back", "--out", "again"]);
-    let tensors = |dir: &str| std::fs::read(home.path(dir).join("adapter_model.safetensors")).unwrap();
+    let tensors = |dir: &str| home.bytes(&format!("{dir}/adapter_model.safetensors"));
     assert!(tensors("again") == tensors("client/adapter"));
     home.done(&["diff", "client", "client/adapter", "--model", "tiny"]);
 
@@ -169,24 +144,24 @@ fn conversion_keeps_a_where_it_is() {
     write_peft(&home.path("moved"), &moved.layout, &moved.values, "tiny").unwrap();
     let convert =
         ["convert", "--run", "run", "--model", "tiny", "--adapter", "moved", "--examples", "7", "--out", "x"];
-    home.fails(&convert, &["moved: A of block 1", "lora.freeze_a = true", "every lora_A frozen"]);
+    home.refused(&convert, 1, &["moved: A of block 1", "lora.freeze_a = true", "every lora_A frozen"]);
     assert!(!home.path("x").exists());
 }
 
 #[test]
 fn updates_of_b_alone_and_of_both_do_not_mix() {
-    let home = Home::new();
+    let home = Frozen::new();
     home.done(&["curate"]);
     let whole = |args: &[&str]| {
         let (stage, rest) = args.split_first().unwrap();
-        home.gradtx(&[&[*stage, "--run", "run-whole", "--config", "whole.toml"], rest].concat())
+        home.ok(&[&[*stage, "--run", "run-whole", "--config", "whole.toml"], rest].concat())
     };
-    assert_eq!(whole(&["curate"]).status.code(), Some(0));
-    assert_eq!(whole(&["finetune", "--data", "private.jsonl", "--out", "of-both"]).status.code(), Some(0));
+    whole(&["curate"]);
+    whole(&["finetune", "--data", "private.jsonl", "--out", "of-both"]);
     home.done(&["finetune", "--data", "private.jsonl", "--out", "of-b"]);
     let translate = |run: &str, client: &str, words: &[&str]| {
         let update = format!("{client}/update.safetensors");
-        home.fails(&["translate", "--run", run, &update, "--method", "ridge", "--out", "x"], words);
+        home.refused(&["translate", "--run", run, &update, "--method", "ridge", "--out", "x"], 1, words);
         assert!(!home.path("x").exists());
     };
     translate(
@@ -196,15 +171,15 @@ fn updates_of_b_alone_and_of_both_do_not_mix() {
     );
     translate("run-whole", "of-b", &["of-b/update.safetensors", "expected A and B", "found B alone"]);
     let files = ["of-b/update.safetensors", "of-both/update.safetensors"];
-    home.fails(&["diff", files[0], files[1]], &["different forms", "B alone"]);
+    home.refused(&["diff", files[0], files[1]], 1, &["different forms", "B alone"]);
     // A finished stage is not mixed with another setting.
     let other = ["curate", "--run", "run", "--set", "lora.freeze_a=false"];
-    home.fails(&other, &["lora.freeze_a"]);
+    home.refused(&other, 3, &["lora.freeze_a"]);
 }
 
 #[test]
 fn a_killed_curation_of_b_alone_ends_with_the_same_bytes() {
-    let home = Home::new();
+    let home = Frozen::new();
     home.done(&["curate"]);
     let before = miniature::checksums(&home.path("run/shadow/shards"));
     // What is missing is made again, on other threads and in other company.

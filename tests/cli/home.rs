@@ -82,6 +82,13 @@ impl Home {
         home
     }
 
+    /// The same with these settings.
+    pub fn with_settings(settings: &str) -> Self {
+        let home = Self::miniature();
+        home.write("settings.toml", settings);
+        home
+    }
+
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -92,6 +99,10 @@ impl Home {
 
     pub fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     pub fn json(&self, name: &str) -> Value {

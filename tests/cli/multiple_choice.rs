@@ -3,52 +3,29 @@
 
 #![allow(clippy::unwrap_used)]
 
-use gradtx_tests::miniature;
+use crate::home::{Home, said};
 use gradtx_world::tasks::vocabulary;
 use serde_json::{Value, json};
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
-fn evaluate(home: &Path, out: &str, data: &str, more: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-    command.args([
-        "evaluate",
-        "--run",
-        "run",
-        "--config",
-        "settings.toml",
-        "--model",
-        "llm",
-        "--threads",
-        "1",
-    ]);
-    command.args(["--data", data, "--out", out]).args(more).current_dir(home);
-    command.output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
-}
-
-fn home() -> tempfile::TempDir {
-    let home = tempfile::tempdir().unwrap();
-    miniature::write(home.path());
-    home
+fn evaluate(home: &Home, out: &str, data: &str, more: &[&str]) -> Output {
+    let args = ["evaluate", "--model", "llm", "--threads", "1", "--data", data, "--out", out];
+    home.stage(&[&args, more].concat())
 }
 
 /// A file of OpenBookQA rows: one question with these choices each, of which `right` is right.
-fn write(home: &Path, name: &str, choices: &[Vec<&str>], right: usize) {
+fn write(home: &Home, name: &str, choices: &[Vec<&str>], right: usize) {
     let row = |texts: &Vec<&str>| {
         let labels: Vec<String> = (0..texts.len()).map(|i| format!("L{i}")).collect();
         let choices = json!({ "text": texts, "label": labels });
         json!({ "question_stem": "x +", "choices": choices, "answerKey": format!("L{right}") })
     };
     let lines: String = choices.iter().map(|texts| format!("{}\n", row(texts))).collect();
-    std::fs::write(home.join(name), lines).unwrap();
+    home.write(name, &lines);
 }
 
-fn predictions(home: &Path, out: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(home.join(out).join("predictions.jsonl")).unwrap();
+fn predictions(home: &Home, out: &str) -> Vec<Value> {
+    let text = home.read(&format!("{out}/predictions.jsonl"));
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -59,13 +36,13 @@ fn log_likelihoods(prediction: &Value) -> Vec<f64> {
 
 #[test]
 fn probabilities_of_all_words_sum_to_one() {
-    let home = home();
+    let home = Home::miniature();
     let words: Vec<&str> = vocabulary().to_vec();
-    write(home.path(), "words.jsonl", &[words.clone(), words.iter().rev().copied().collect()], 3);
-    let ended = evaluate(home.path(), "out", "words.jsonl", &[]);
-    assert!(ended.status.success(), "{}", text(&ended));
-    assert!(text(&ended).contains("read as open_book_qa"), "{}", text(&ended));
-    let found = predictions(home.path(), "out");
+    write(&home, "words.jsonl", &[words.clone(), words.iter().rev().copied().collect()], 3);
+    let ended = evaluate(&home, "out", "words.jsonl", &[]);
+    assert!(ended.status.success(), "{}", said(&ended));
+    assert!(said(&ended).contains("read as open_book_qa"), "{}", said(&ended));
+    let found = predictions(&home, "out");
     let [forward, backward] = [0, 1].map(|i| log_likelihoods(&found[i]));
     let sum: f64 = forward.iter().map(|x| x.exp()).sum();
     assert!((sum - 1.0).abs() < 1e-4, "{sum}");
@@ -75,39 +52,36 @@ fn probabilities_of_all_words_sum_to_one() {
     // Two words are as likely as the first, and the second after it.
     let (first, second) = (words[3], words[4]);
     let both = format!("{first} {second}");
-    write(home.path(), "pairs.jsonl", &[words.iter().map(|_| both.as_str()).collect()], 0);
-    let ended = evaluate(home.path(), "pairs", "pairs.jsonl", &[]);
-    assert!(ended.status.success(), "{}", text(&ended));
-    assert!(log_likelihoods(&predictions(home.path(), "pairs")[0])[0] < forward[3]);
+    write(&home, "pairs.jsonl", &[words.iter().map(|_| both.as_str()).collect()], 0);
+    let ended = evaluate(&home, "pairs", "pairs.jsonl", &[]);
+    assert!(ended.status.success(), "{}", said(&ended));
+    assert!(log_likelihoods(&predictions(&home, "pairs")[0])[0] < forward[3]);
 }
 
 #[test]
 fn accuracies_are_of_the_likeliest_choices() {
-    let home = home();
+    let home = Home::miniature();
     let words: Vec<&str> = vocabulary().to_vec();
-    write(home.path(), "words.jsonl", std::slice::from_ref(&words), 0);
-    assert!(evaluate(home.path(), "words", "words.jsonl", &[]).status.success());
-    let found = log_likelihoods(&predictions(home.path(), "words")[0]);
+    write(&home, "words.jsonl", std::slice::from_ref(&words), 0);
+    assert!(evaluate(&home, "words", "words.jsonl", &[]).status.success());
+    let found = log_likelihoods(&predictions(&home, "words")[0]);
     let mut order: Vec<usize> = (0..found.len()).collect();
     order.sort_by(|&i, &j| found[j].total_cmp(&found[i]));
     let (best, worst) = (words[order[0]], words[order[found.len() - 1]]);
     // The right choice is the likeliest in two of three rows; a longer text of little likelihood is
     // the likeliest per character.
     let long = [best; 12].join(" ");
-    write(home.path(), "three.jsonl", &[vec![best, worst], vec![worst, best], vec![best, &long]], 0);
-    let ended = evaluate(home.path(), "acc", "three.jsonl", &[]);
-    assert!(ended.status.success(), "{}", text(&ended));
-    let score = |out: &str| -> Value {
-        let text = std::fs::read_to_string(home.path().join(out).join("score.json")).unwrap();
-        serde_json::from_str(&text).unwrap()
-    };
+    write(&home, "three.jsonl", &[vec![best, worst], vec![worst, best], vec![best, &long]], 0);
+    let ended = evaluate(&home, "acc", "three.jsonl", &[]);
+    assert!(ended.status.success(), "{}", said(&ended));
+    let score = |out: &str| home.json(&format!("{out}/score.json"));
     let acc = score("acc");
     assert_eq!(acc["metric"], "multiple_choice");
     assert_eq!(acc["score"], acc["acc"]);
     assert!((acc["acc"].as_f64().unwrap() - 2.0 / 3.0).abs() < 1e-12, "{acc}");
-    assert!(text(&ended).contains("acc 66.7 %"), "{}", text(&ended));
+    assert!(said(&ended).contains("acc 66.7 %"), "{}", said(&ended));
     assert!(
-        evaluate(home.path(), "norm", "three.jsonl", &["--set", "evaluate.metric=multiple_choice_norm"])
+        evaluate(&home, "norm", "three.jsonl", &["--set", "evaluate.metric=multiple_choice_norm"])
             .status
             .success()
     );
@@ -117,19 +91,19 @@ fn accuracies_are_of_the_likeliest_choices() {
 
 #[test]
 fn data_without_choices_and_long_choices_are_named() {
-    let home = home();
-    let ended = evaluate(home.path(), "out", "private.jsonl", &["--set", "evaluate.metric=multiple_choice"]);
+    let home = Home::miniature();
+    let ended = evaluate(&home, "out", "private.jsonl", &["--set", "evaluate.metric=multiple_choice"]);
     assert_eq!(ended.status.code(), Some(1));
     assert!(
-        text(&ended).contains("private.jsonl:1") && text(&ended).contains("no choices"),
+        said(&ended).contains("private.jsonl:1") && said(&ended).contains("no choices"),
         "{}",
-        text(&ended)
+        said(&ended)
     );
     let long = ["x"; 80].join(" ");
-    write(home.path(), "long.jsonl", &[vec!["x", &long]], 0);
-    let ended = evaluate(home.path(), "out", "long.jsonl", &[]);
+    write(&home, "long.jsonl", &[vec!["x", &long]], 0);
+    let ended = evaluate(&home, "out", "long.jsonl", &[]);
     assert_eq!(ended.status.code(), Some(1));
     for wanted in ["long.jsonl:1", "84 tokens", "64 positions"] {
-        assert!(text(&ended).contains(wanted), "no `{wanted}` in {}", text(&ended));
+        assert!(said(&ended).contains(wanted), "no `{wanted}` in {}", said(&ended));
     }
 }

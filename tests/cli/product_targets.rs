@@ -4,79 +4,45 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::Home;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::read_peft;
 use gradtx_tests::miniature::{self, SETTINGS};
 use serde_json::Value;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
-struct Home {
-    dir: tempfile::TempDir,
+/// A curated run, and a client of it.
+struct Trained(Home);
+
+impl std::ops::Deref for Trained {
+    type Target = Home;
+    fn deref(&self) -> &Home {
+        &self.0
+    }
 }
 
-impl Home {
-    /// With shadow subsets of random rows, each a group of its own, and more settings of `[train]`.
+impl Trained {
+    /// With shadow subsets of random rows, each a group of its own, a client's update, and more settings of `[train]`.
     fn new(train: &str) -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
         let settings = SETTINGS
             .replace("group_by = \"task\"", "group_by = \"random\"")
             .replace("num_subsets = 5", "num_subsets = 6")
             .replace("[train]\n", &format!("[train]\n{train}\n"));
-        std::fs::write(home.path("settings.toml"), settings).unwrap();
+        let home = Home::with_settings(&settings);
         home.done(&["curate"]);
         home.done(&["finetune", "--data", "private.jsonl", "--out", "client"]);
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let (stage, rest) = args.split_first().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.arg(stage).args(["--run", "run", "--config", "settings.toml"]).args(rest);
-        command.current_dir(self.dir.path());
-        command
-    }
-
-    fn gradtx(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn done(&self, args: &[&str]) -> String {
-        let output = self.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn refused(&self, args: &[&str], words: &[&str]) {
-        let output = self.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_ne!(output.status.code(), Some(0), "{args:?}");
-        assert!(words.iter().all(|word| said.contains(word)), "{words:?} in {said}");
+        Self(home)
     }
 
     fn translate(&self, method: &str, out: &str, more: &[&str]) {
         let args = ["translate", "client/update.safetensors", "--method", method, "--out", out];
         self.done(&[&args, more].concat());
     }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.path(name)).unwrap()
-    }
 }
 
 #[test]
 fn predicted_coordinates_become_an_adapter() {
-    let home = Home::new("targets = \"products\"");
+    let home = Trained::new("targets = \"products\"");
     home.done(&["train"]);
     let config = home.json("run/translator/config.json");
     assert_eq!(config["targets"], "products");
@@ -94,9 +60,7 @@ fn predicted_coordinates_become_an_adapter() {
     assert_eq!(home.json("score/score.json")["method"], "grad-transformer");
     home.done(&["merge", "--adapter", "one/adapter", "--out", "merged"]);
     for name in ["run", "run/translator", "one", "one/update.safetensors"] {
-        let mut inspect = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        let output = inspect.arg("inspect").arg(home.path(name)).output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        home.ok(&["inspect", name]);
     }
     let adapter = "adapter/adapter_model.safetensors";
     home.translate("grad-transformer", "threads", &["--threads", "3"]);
@@ -107,42 +71,33 @@ fn predicted_coordinates_become_an_adapter() {
     home.translate("grad-transformer-products", "named", &[]);
     assert!(home.bytes(&format!("one/{adapter}")) == home.bytes(&format!("named/{adapter}")));
     let update = "client/update.safetensors";
-    home.refused(
+    home.stage_refused(
         &["translate", update, "--method", "grad-transformer-residual", "--out", "other"],
+        1,
         &["run/translator", "predicts residual, found products", "train.targets=residual"],
     );
     // Another run may take the translator, with the tuples that it is of.
-    let other = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.arg(args[0]).args(["--run", "other"]).args(&args[1..]);
-        let output = command.current_dir(home.dir.path()).output().unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    let (code, said) = other(&["translate", update, "--translator", "run", "--out", "elsewhere"]);
-    assert_eq!(code, Some(0), "{said}");
+    let other = ["translate", "--run", "other", update, "--translator", "run", "--out"];
+    home.ok(&[&other[..], &["elsewhere"]].concat());
     assert!(home.bytes(&format!("one/{adapter}")) == home.bytes(&format!("elsewhere/{adapter}")));
     let settings = ["--config", "settings.toml", "--tuples", "other", "--set", "curate.num_subsets=4"];
-    let (code, said) = other(&[&["curate"], &settings[..]].concat());
-    assert_eq!(code, Some(0), "{said}");
-    let (code, said) = other(&["translate", update, "--translator", "run", "--out", "mixed"]);
-    assert!(
-        code == Some(1) && said.contains("other tuples") && said.contains("--tuples RUN"),
-        "{code:?} {said}"
-    );
+    home.ok(&[&["curate", "--run", "other"], &settings[..]].concat());
+    home.refused(&[&other[..], &["mixed"]].concat(), 1, &["other tuples", "--tuples RUN"]);
     // What coordinates mean is as much a part of a translator as its weights.
     let file = home.path("run/translator/components.safetensors");
-    let mut damaged = std::fs::read(&file).unwrap();
+    let mut damaged = home.bytes("run/translator/components.safetensors");
     *damaged.last_mut().unwrap() ^= 1;
     std::fs::write(&file, damaged).unwrap();
-    home.refused(
+    home.stage_refused(
         &["translate", update, "--method", "grad-transformer", "--out", "damaged"],
+        1,
         &["components.safetensors", "gradtx train"],
     );
 }
 
 #[test]
 fn residuals_are_added_to_the_translation_by_products() {
-    let home = Home::new("targets = \"residual\"\nmax_components = 2");
+    let home = Trained::new("targets = \"residual\"\nmax_components = 2");
     home.done(&["train"]);
     let config = home.json("run/translator/config.json");
     assert_eq!((&config["targets"], &config["teacher_width"]), (&"residual".into(), &2.into()));
@@ -154,23 +109,34 @@ fn residuals_are_added_to_the_translation_by_products() {
     let update = |name: &str| home.bytes(&format!("{name}/update.safetensors"));
     assert!(update("sum") != update("products"), "something is added");
     // Where other settings choose it, it is another translator.
-    home.refused(&["train", "--set", "translate.penalty=0.25"], &["other settings", "penalty", "0.25"]);
+    home.stage_refused(
+        &["train", "--set", "translate.penalty=0.25"],
+        3,
+        &["other settings", "penalty", "0.25"],
+    );
 }
 
 #[test]
 fn a_killed_training_on_coordinates_resumes() {
-    let home = Home::new("save_minutes = 0\nmixup_prob = 0.8\ntargets = \"residual\"");
-    let settings = std::fs::read_to_string(home.path("settings.toml")).unwrap();
-    let settings =
-        settings.replace("max_steps = 6\n", "max_steps = 80\n") + "[translate]\npenalty = \"mse\"\n";
-    std::fs::write(home.path("settings.toml"), settings).unwrap();
+    let home = Trained::new("save_minutes = 0\nmixup_prob = 0.8\ntargets = \"residual\"");
+    let settings = home.read("settings.toml").replace("max_steps = 6\n", "max_steps = 80\n");
+    home.write("settings.toml", &(settings + "[translate]\npenalty = \"mse\"\n"));
     home.done(&["train"]);
     let sums = || miniature::checksums(&home.path("run/translator"));
     let undisturbed = sums();
     std::fs::remove_dir_all(home.path("run/translator")).unwrap();
-    let mut child = home.command(&["train"]).stdout(Stdio::null()).spawn().unwrap();
-    let checkpoint = home.path("run/translator/checkpoints/step-000000030.safetensors");
-    while !checkpoint.exists() {
+    let mut child = home
+        .command(&["train", "--run", "run", "--config", "settings.toml"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Whichever is there: one that is named may come and go while nobody looks.
+    let checkpoints = home.path("run/translator/checkpoints");
+    let is_saved = || {
+        let mut entries = std::fs::read_dir(&checkpoints).into_iter().flatten().flatten();
+        entries.any(|entry| entry.path().extension().is_some_and(|end| end == "safetensors"))
+    };
+    while !is_saved() {
         assert!(child.try_wait().unwrap().is_none(), "killed before its end");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
@@ -183,18 +149,19 @@ fn a_killed_training_on_coordinates_resumes() {
 
 #[test]
 fn coordinates_need_the_llm_and_two_groups() {
-    let home = Home::new("targets = \"products\"");
-    home.refused(
+    let home = Trained::new("targets = \"products\"");
+    home.stage_refused(
         &["train", "--set", "models.llm=nowhere"],
+        2,
         &["train.targets = products", "models.llm is not there"],
     );
-    home.refused(&["train", "--set", "train.targets=prodcuts"], &["train.targets"]);
-    home.refused(&["train", "--set", "train.max_components=0"], &["train.max_components = 0"]);
+    home.stage_refused(&["train", "--set", "train.targets=prodcuts"], 2, &["train.targets"]);
+    home.stage_refused(&["train", "--set", "train.max_components=0"], 2, &["train.max_components = 0"]);
 }
 
 #[test]
 fn held_out_groups_compare_all_forms() {
-    let home = Home::new("");
+    let home = Trained::new("");
     let methods = "grad-transformer,grad-transformer-products,grad-transformer-residual,products";
     let text = home.done(&[
         "cross-validate",

@@ -4,20 +4,25 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{Home, copy_tree, expect_failure, expect_success};
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{BlockLayout, LoraConfig, read_peft};
 use gradtx_runtime::artifact::{Role, TupleStore, UpdateVector};
 use gradtx_tests::miniature::{self, SETTINGS};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 /// A run with its tuples, and two clients' updates.
-pub struct Home {
-    dir: tempfile::TempDir,
+pub struct Curated(Home);
+
+impl std::ops::Deref for Curated {
+    type Target = Home;
+    fn deref(&self) -> &Home {
+        &self.0
+    }
 }
 
-impl Home {
+impl Curated {
     /// With so many shadow subsets of random rows, each a group of its own, and two clients' updates.
     fn new(subsets: &str) -> Self {
         Self::with(subsets, "")
@@ -30,8 +35,6 @@ impl Home {
 
     /// The same with models, data or settings that are changed before anything is done.
     pub fn edited(subsets: &str, more: &str, edit: impl Fn(&Path)) -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
         let settings = SETTINGS
             .replace("group_by = \"task\"", "group_by = \"random\"")
             .replace("num_subsets = 5", subsets);
@@ -39,32 +42,15 @@ impl Home {
         let settings = settings
             .replace("max_new_tokens = 4", "max_new_tokens = 12")
             .replace("[finetune.tiny]\nmax_steps = 3", "[finetune.tiny]\nmax_steps = 150");
-        std::fs::write(home.path("settings.toml"), settings + more).unwrap();
-        edit(home.dir.path());
+        let home = Home::with_settings(&(settings + more));
+        edit(home.dir());
         home.done(&["curate"]);
-        let rows = std::fs::read_to_string(home.path("private.jsonl")).unwrap();
+        let rows = home.read("private.jsonl");
         let half: Vec<&str> = rows.lines().take(4).collect();
-        std::fs::write(home.path("other.jsonl"), half.join("\n")).unwrap();
+        home.write("other.jsonl", &half.join("\n"));
         home.done(&["finetune", "--data", "private.jsonl", "--out", "client-1", "--allow-refinement"]);
         home.done(&["finetune", "--data", "other.jsonl", "--out", "client-2"]);
-        home
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    pub fn gradtx(&self, args: &[&str]) -> Output {
-        let (stage, rest) = args.split_first().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.arg(stage).args(["--run", "run", "--config", "settings.toml"]).args(rest);
-        command.current_dir(self.dir.path()).output().unwrap()
-    }
-
-    pub fn done(&self, args: &[&str]) {
-        let output = self.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
+        Self(home)
     }
 
     pub fn translate(&self, clients: &[&str], out: &str, more: &[&str]) {
@@ -73,10 +59,6 @@ impl Home {
         args.extend(updates.iter().map(String::as_str));
         args.extend(more);
         self.done(&args);
-    }
-
-    pub fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
 
     pub fn layout(&self, rank: usize) -> BlockLayout {
@@ -117,7 +99,7 @@ pub fn distance(x: &[f64], y: &[f64]) -> f64 {
 
 #[test]
 fn the_adapter_does_what_the_weighted_products_do() {
-    let home = Home::new("num_subsets = 6");
+    let home = Curated::new("num_subsets = 6");
     home.translate(&["client-1"], "one", &[]);
     let details = home.json("one/products.json");
     let weights: Vec<f64> = serde_json::from_value(details["weights"].clone()).unwrap();
@@ -148,7 +130,7 @@ fn the_adapter_does_what_the_weighted_products_do() {
 
 #[test]
 fn every_stage_takes_an_adapter_of_another_rank() {
-    let home = Home::new("num_subsets = 4");
+    let home = Curated::new("num_subsets = 4");
     home.translate(&["client-1"], "one", &["--threads", "3"]);
     let adapter =
         read_peft(&home.path("one/adapter"), &DecoderConfig::read(&home.path("llm")).unwrap()).unwrap();
@@ -160,30 +142,26 @@ fn every_stage_takes_an_adapter_of_another_rank() {
     home.done(&["evaluate", "--data", "private.jsonl", "--base", "merged", "--out", "merged-score"]);
     assert_eq!(home.json("merged-score/score.json")["right"], score["right"]);
     for name in ["run", "one", "one/update.safetensors", "one/adapter", "run/products"] {
-        let mut inspect = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        let output = inspect.arg("inspect").arg(home.path(name)).output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        home.ok(&["inspect", name]);
     }
     // Again: finished. In another run directory on another number of threads: the same bytes.
     let before = miniature::checksums(&home.path("one"));
     home.translate(&["client-1"], "one", &[]);
     assert_eq!(miniature::checksums(&home.path("one")), before);
-    let other = Home::new("num_subsets = 4");
+    let other = Curated::new("num_subsets = 4");
     other.translate(&["client-1"], "one", &["--threads", "1"]);
-    let bytes = |home: &Home, name: &str| std::fs::read(home.path(name)).unwrap();
+    let bytes = |home: &Home, name: &str| home.bytes(name);
     for name in ["one/adapter/adapter_model.safetensors", "one/products.json", "run/products/penalty.json"] {
         assert!(bytes(&home, name) == bytes(&other, name), "{name}");
     }
     // An update of the LLM is not translated, whatever its rank.
     let args = ["translate", "one/update.safetensors", "--method", "products", "--out", "twice"];
-    let output = home.gradtx(&args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("an update of the LLM"), "{said}");
+    home.stage_refused(&args, 1, &["an update of the LLM"]);
 }
 
 #[test]
 fn products_of_clients_are_averaged_or_added() {
-    let home = Home::new("num_subsets = 5");
+    let home = Curated::new("num_subsets = 5");
     let clients = ["client-1", "client-2"];
     home.translate(&clients[..1], "one", &[]);
     home.translate(&clients[1..], "two", &[]);
@@ -199,38 +177,29 @@ fn products_of_clients_are_averaged_or_added() {
 
 #[test]
 fn the_penalty_is_what_the_settings_say() {
-    let home = Home::new("num_subsets = 6");
-    let penalty = |choice: &str, out: &str| {
-        let settings = std::fs::read_to_string(home.path("settings.toml")).unwrap();
-        let text = format!("{settings}\n[translate]\npenalty = {choice}\n");
-        std::fs::write(home.path("other.toml"), text).unwrap();
+    let home = Curated::new("num_subsets = 6");
+    let translate = |choice: &str, out: &str| {
+        let settings = home.read("settings.toml");
+        home.write("other.toml", &format!("{settings}\n[translate]\npenalty = {choice}\n"));
         let run = format!("run-{out}");
-        let copied =
-            Command::new("cp").arg("-r").arg(home.path("run")).arg(home.path(&run)).status().unwrap();
-        assert!(copied.success());
+        copy_tree(&home.path("run"), &home.path(&run));
         std::fs::remove_file(home.path(&run).join("run.toml")).unwrap();
-        let args = ["translate", "--run", &run, "--config", "other.toml", "--method", "products"];
-        let output = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"))
-            .args(args)
-            .args(["client-1/update.safetensors", "--out", out])
-            .current_dir(home.dir.path())
-            .output()
-            .unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let args = ["--config", "other.toml", "--method", "products", "client-1/update.safetensors"];
+        home.gradtx(&[&["translate", "--run", &run], &args[..], &["--out", out]].concat())
     };
-    assert_eq!(penalty("0.25", "fixed").0, Some(0));
+    let done = |choice: &str, out: &str| expect_success(&[choice], &translate(choice, out));
+    done("0.25", "fixed");
     let fixed = home.json("fixed/products.json");
     assert_eq!((&fixed["penalty"]["penalty"], &fixed["penalty"]["left_out"]), (&0.25.into(), &0.into()));
     assert!(!home.path("run-fixed/products").exists());
-    assert_eq!(penalty("\"mse\"", "mse").0, Some(0));
+    done("\"mse\"", "mse");
     let mse = home.json("mse/products.json");
     assert_eq!(mse["penalty"]["tried"].as_array().unwrap().len(), 5);
     assert!(home.dense("fixed") != home.dense("mse"));
-    let (code, said) = penalty("\"most\"", "most");
-    assert!(code == Some(2) && said.contains("expected \"loss\", \"mse\" or a number"), "{code:?} {said}");
+    let most = translate("\"most\"", "most");
+    expect_failure(&["most"], &most, 2, &["expected \"loss\", \"mse\" or a number"]);
     // Without the public data the loss cannot be had.
     std::fs::rename(home.path("public.jsonl"), home.path("elsewhere")).unwrap();
-    let (code, said) = penalty("\"loss\"", "loss");
-    assert!(code != Some(0) && said.contains("translate.penalty=0.01"), "{code:?} {said}");
-    assert_eq!(penalty("0.01", "without").0, Some(0));
+    expect_failure(&["loss"], &translate("\"loss\"", "loss"), 1, &["translate.penalty=0.01"]);
+    done("0.01", "without");
 }

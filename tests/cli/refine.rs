@@ -3,7 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::products::{Home, dense, distance};
+use crate::home::{Home, copy_tree};
+use crate::products::{Curated, dense, distance};
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_models::lora::{Factor, read_peft};
 use gradtx_pipeline::stages::refine::{self as stage, Job};
@@ -17,7 +18,7 @@ use gradtx_tests::miniature;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Settings with which one round at least trains: untrained models agree on little.
@@ -29,7 +30,7 @@ fn refine<'a>(translated: &'a str, client: &'a str, out: &'a str) -> [&'a str; 6
 
 #[test]
 fn refined_translations_have_a_trained_part() {
-    let home = Home::with("num_subsets = 4", REFINE);
+    let home = Curated::with("num_subsets = 4", REFINE);
     home.translate(&["client-1"], "one", &[]);
     let args = refine("one", "client-1/update.safetensors", "refined");
     home.done(&args);
@@ -89,16 +90,11 @@ fn refined_translations_have_a_trained_part() {
 
 #[test]
 fn refinement_needs_consent_and_the_same_updates() {
-    let home = Home::with("num_subsets = 4", REFINE);
+    let home = Curated::with("num_subsets = 4", REFINE);
     home.translate(&["client-1"], "one", &[]);
     home.translate(&["client-2"], "two", &[]);
     home.translate(&["client-1"], "noise", &["--random-update"]);
-    let refused = |args: &[&str], words: &[&str]| {
-        let output = home.gradtx(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{said}");
-    };
+    let refused = |args: &[&str], words: &[&str]| home.stage_refused(args, 1, words);
     refused(
         &refine("two", "client-2/update.safetensors", "out"),
         &["client-2", "has not agreed", "--allow-refinement"],
@@ -118,7 +114,7 @@ fn where_too_few_answers_agree_nothing_is_trained() {
     let settings = REFINE
         .replace("min_agreements = 2", "min_agreements = 12")
         .replace("min_confidence = 0.0", "min_confidence = 1.0");
-    let home = Home::with("num_subsets = 4", &settings);
+    let home = Curated::with("num_subsets = 4", &settings);
     home.translate(&["client-1"], "one", &[]);
     home.done(&refine("one", "client-1/update.safetensors", "refined"));
     let found = home.json("refined/refinement.json");
@@ -140,9 +136,8 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, String> {
 
 /// Starts a refinement, and kills it once something is so. Fails if it ended before.
 fn killed_when(home: &Home, args: &[&str], is_time: impl Fn() -> bool, later: Duration) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-    command.arg("refine").args(["--run", "run", "--threads", "1"]).args(&args[1..]);
-    command.current_dir(home.path("")).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = home.command(&[&["refine", "--run", "run", "--threads", "1"], &args[1..]].concat());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     let began = Instant::now();
     while !is_time() {
@@ -159,7 +154,7 @@ fn killed_when(home: &Home, args: &[&str], is_time: impl Fn() -> bool, later: Du
 #[test]
 fn a_killed_refinement_ends_with_the_same_bytes() {
     let long = REFINE.replace("steps_per_round = 3", "num_rounds = 3\nsteps_per_round = 1500");
-    let home = Home::with("num_subsets = 4", &long);
+    let home = Curated::with("num_subsets = 4", &long);
     home.translate(&["client-1"], "one", &[]);
     let client = "client-1/update.safetensors";
     let began = Instant::now();
@@ -184,16 +179,13 @@ fn a_killed_refinement_ends_with_the_same_bytes() {
     killed_when(&home, &args, || content() != first, Duration::ZERO);
 
     // Of a damaged checkpoint nothing is believed; the other directory continues with the last round.
-    let copied = Command::new("cp").arg("-r").args(["killed", "damaged"]).current_dir(home.path("")).status();
-    assert!(copied.unwrap().success());
+    copy_tree(&home.path("killed"), &home.path("damaged"));
     let mut bytes = content();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(home.path("damaged/round.safetensors"), bytes).unwrap();
     let rounds = |out: &str| {
-        let output = home.gradtx(&refine("one", client, out));
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{said} {}", String::from_utf8_lossy(&output.stderr));
+        let said = home.done(&refine("one", client, out));
         [1, 2, 3].map(|round| said.contains(&format!("refine: round {round}: ")))
     };
     assert_eq!((rounds("killed"), rounds("damaged")), ([false, false, true], [true, true, true]));
@@ -208,7 +200,7 @@ fn a_killed_refinement_ends_with_the_same_bytes() {
 
 #[test]
 fn any_number_of_ranks_refines_to_the_same_bytes() {
-    let home = Home::with("num_subsets = 4", &format!("{REFINE}synthetic_prompts = 5\n"));
+    let home = Curated::with("num_subsets = 4", &format!("{REFINE}synthetic_prompts = 5\n"));
     home.translate(&["client-1"], "one", &[]);
     home.done(&refine("one", "client-1/update.safetensors", "alone"));
     let wanted = files(&home.path("alone"));
@@ -288,7 +280,7 @@ fn with_long_answers(home: &Path) {
 #[test]
 fn long_answers_agree_by_what_follows_the_hashes() {
     let more = format!("{REFINE}num_rounds = 1\n");
-    let home = Home::edited("num_subsets = 4", &more, with_long_answers);
+    let home = Curated::edited("num_subsets = 4", &more, with_long_answers);
     home.translate(&["client-1"], "one", &[]);
     let by = |form: &str| {
         let out = format!("by-{form}");
@@ -305,7 +297,7 @@ fn long_answers_agree_by_what_follows_the_hashes() {
 
 #[test]
 fn prompts_of_the_llm_are_filtered_and_asked() {
-    let home = Home::with("num_subsets = 4", &format!("{REFINE}synthetic_prompts = 6\n"));
+    let home = Curated::with("num_subsets = 4", &format!("{REFINE}synthetic_prompts = 6\n"));
     home.translate(&["client-1"], "one", &[]);
     let client = "client-1/update.safetensors";
     home.done(&refine("one", client, "refined"));

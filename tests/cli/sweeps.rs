@@ -3,21 +3,25 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::home::{Home, expect_failure, expect_success, said};
 use gradtx_tests::miniature;
 use serde_json::Value;
-use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-struct Home {
-    dir: tempfile::TempDir,
+/// Commands as one would type them, on one thread.
+struct Typed(Home);
+
+impl std::ops::Deref for Typed {
+    type Target = Home;
+    fn deref(&self) -> &Home {
+        &self.0
+    }
 }
 
-impl Home {
+impl Typed {
     fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        miniature::write(home.dir.path());
-        home
+        Self(Home::miniature())
     }
 
     /// With a curated run.
@@ -25,19 +29,6 @@ impl Home {
         let home = Self::new();
         home.ok("curate --run run --config settings.toml");
         home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
-        std::fs::write(self.path(name), text).unwrap();
     }
 
     /// A client with training and test data.
@@ -49,26 +40,22 @@ impl Home {
     }
 
     fn gradtx(&self, line: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-        command.args(line.split_whitespace()).args(["--threads", "1"]);
-        command.current_dir(self.dir.path()).output().unwrap()
+        let args: Vec<&str> = line.split_whitespace().chain(["--threads", "1"]).collect();
+        self.0.gradtx(&args)
     }
 
-    /// Standard output of a command that ends well.
+    /// What a command that ends well says, on standard output and error.
+    #[track_caller]
     fn ok(&self, line: &str) -> String {
         let output = self.gradtx(line);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{line}: {said}");
-        String::from_utf8(output.stdout).unwrap() + &said
+        expect_success(&[line], &output);
+        said(&output)
     }
 
     /// What a command that fails says.
+    #[track_caller]
     fn refused(&self, line: &str, code: i32, words: &[&str]) -> String {
-        let output = self.gradtx(line);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
-        words.iter().for_each(|word| assert!(said.contains(word), "{line}: no `{word}` in: {said}"));
-        said
+        expect_failure(&[line], &self.gradtx(line), code, words)
     }
 
     fn status(&self) -> Value {
@@ -92,7 +79,7 @@ const EVALUATE: &str =
 
 #[test]
 fn a_stage_is_tied_to_its_own_settings_and_no_others() {
-    let home = Home::curated();
+    let home = Typed::curated();
     home.ok("train --run run");
     home.ok(FINETUNE);
     home.ok(EVALUATE);
@@ -149,7 +136,7 @@ fn a_stage_is_tied_to_its_own_settings_and_no_others() {
 
 #[test]
 fn tuples_of_other_settings_are_used_with_a_warning() {
-    let home = Home::curated();
+    let home = Typed::curated();
     let said = home.ok("train --run run --set curate.num_subsets=4");
     assert!(said.contains("warning") && said.contains("- curate.num_subsets = 5"), "{said}");
     assert_eq!([home.state("curate"), home.state("train")], ["stale", "finished"]);
@@ -160,7 +147,7 @@ fn tuples_of_other_settings_are_used_with_a_warning() {
 
 #[test]
 fn a_run_takes_tuples_and_translator_of_another() {
-    let home = Home::curated();
+    let home = Typed::curated();
     home.ok("train --run run");
     let expected = miniature::checksums(&home.path("run/translator")).into_values().collect::<Vec<_>>();
     // A new run has the settings of the one that it takes tuples from.
@@ -200,7 +187,7 @@ fn a_run_takes_tuples_and_translator_of_another() {
 
 #[test]
 fn tuples_that_changed_or_moved_are_refused_by_name() {
-    let home = Home::curated();
+    let home = Typed::curated();
     home.ok("train --run other --tuples run");
     std::fs::rename(home.path("run"), home.path("moved")).unwrap();
     home.refused("train --run other", 1, &["run/shadow", "no tuple store", "--tuples RUN"]);
@@ -222,7 +209,7 @@ const SWEEP: &str =
 
 #[test]
 fn a_sweep_curates_once_runs_everything_and_compares() {
-    let home = Home::new();
+    let home = Typed::new();
     home.client("clients/ada");
     home.write("sweep.toml", SWEEP);
     let line = "sweep sweep.toml --out s --run --client clients/ada";
@@ -268,7 +255,7 @@ fn a_sweep_curates_once_runs_everything_and_compares() {
 
 #[test]
 fn sweeps_are_submitted_as_one_job_per_curation() {
-    let home = Home::new();
+    let home = Typed::new();
     home.client("clients/ada");
     home.write("sweep.toml", SWEEP);
     let program = |name: &str, script: &str| {
@@ -286,12 +273,9 @@ fn sweeps_are_submitted_as_one_job_per_curation() {
     assert!(!home.path("s/slurm").exists());
 
     let with_slurm = |line: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
+        let args: Vec<&str> = line.split(' ').collect();
         let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap());
-        let output =
-            command.args(line.split(' ')).current_dir(home.dir.path()).env("PATH", path).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        expect_success(&args, &home.command(&args).env("PATH", path).output().unwrap())
     };
     with_slurm(line);
     let words = home.read("words");
@@ -324,14 +308,13 @@ fn sweeps_are_submitted_as_one_job_per_curation() {
 
 #[test]
 fn a_run_that_fails_does_not_stop_the_others() {
-    let home = Home::new();
+    let home = Typed::new();
     // More tuples in a step than training has.
     home.write("sweep.toml", "[[sweep]]\nbase = \"settings.toml\"\ntrain.max_steps = [6, 7]\n");
     home.ok("sweep sweep.toml --out s");
     home.write("s/max_steps=6/translator", "in the way");
     let output = home.gradtx("sweep sweep.toml --out s --run");
-    let said =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     for word in
         ["max_steps=6  FAILED in train with exit code 1", "max_steps=7  finished", "1 of 2 runs not finished"]
@@ -357,16 +340,15 @@ fn a_run_that_fails_does_not_stop_the_others() {
 
 #[test]
 fn stopped_sweeps_stop_their_command_and_resume() {
-    let home = Home::new();
+    let home = Typed::new();
     let settings = home.read("settings.toml");
     let long = settings.replace("max_steps = 6\n", "max_steps = 400\nsave_minutes = 0\n");
     assert_ne!(long, settings);
     home.write("settings.toml", &long);
     home.write("sweep.toml", "[[sweep]]\nbase = \"settings.toml\"\ntrain.learning_rate = [0.01, 0.02]\n");
     let line = "sweep sweep.toml --out s --run";
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradtx-under-test"));
-    command.args(line.split(' ')).args(["--threads", "1"]).current_dir(home.dir.path());
-    let mut sweep = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let args: Vec<&str> = line.split(' ').chain(["--threads", "1"]).collect();
+    let mut sweep = home.command(&args).stdout(std::process::Stdio::null()).spawn().unwrap();
     let checkpoints = home.path("s/learning_rate=0.01/translator/checkpoints");
     while !checkpoints.is_dir() {
         assert!(sweep.try_wait().unwrap().is_none(), "it ended before it trained");
@@ -384,7 +366,7 @@ fn stopped_sweeps_stop_their_command_and_resume() {
 
 #[test]
 fn runs_are_compared_also_those_of_other_worlds() {
-    let home = Home::curated();
+    let home = Typed::curated();
     home.ok("train --run run");
     home.ok(FINETUNE);
     home.ok(EVALUATE);
@@ -407,7 +389,7 @@ fn runs_are_compared_also_those_of_other_worlds() {
     let said = home.ok("compare run third");
     assert!(!said.contains("num_subsets") && said.contains("max_steps"), "{said}");
 
-    let another = Home::new();
+    let another = Typed::new();
     another.ok("curate --run run --config settings.toml --set models.tiny=llm");
     let path = another.path("run");
     let said = home.ok(&format!("compare run {}", path.display()));

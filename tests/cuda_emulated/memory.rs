@@ -96,8 +96,7 @@ fn fine_tuning_steps_take_the_planned_scratch_memory() {
     let before = cuda.scratch();
     for rank in [3, 40] {
         let (layout, batch) = (adapters(&config, rank), batch(&config));
-        let capacity =
-            BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
+        let capacity = BatchCapacity::of([&batch]);
         let mut jobs = MultiLora::new(&model, &layout, 2, &vec![0.1; layout.total()], capacity)
             .expect("there is memory");
         for number in 1..=2 {

@@ -159,7 +159,7 @@ fn fine_tune_in<D: Backend<X>, X: Real>(
     let model = decoder::<D, X>(device, config);
     let initial: Vec<f32> = to(&random("initial", layout.total(), 0.0, 0.2));
     let batch = batch(config);
-    let capacity = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
+    let capacity = BatchCapacity::of([&batch]);
     let mut jobs = MultiLora::new(&model, layout, 2, &initial, capacity).expect("there is memory");
     let mut numbers = Vec::new();
     for t in 1..=2 {
@@ -214,7 +214,7 @@ fn example_gradients<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig)
     let mut batch = batch(config);
     batch.adapter.fill(0);
     batch.grad_row = (0..batch.segments() as u32).collect();
-    let capacity = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
+    let capacity = BatchCapacity::of([&batch]);
     let mut lora = PerExampleLora::new(&model, &layout, &initial, capacity).expect("there is memory");
     lora.gradients(&model, &batch).expect("the pass is possible");
     let found = lora.gradients(&model, &batch).expect("the pass is possible");
@@ -239,7 +239,7 @@ fn gradients_of_examples() {
 fn pretrain<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> [Vec<f64>; 2] {
     let frozen = decoder::<D, X>(device, config);
     let batch = batch(config);
-    let capacity = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
+    let capacity = BatchCapacity::of([&batch]);
     let trainable = frozen.duplicate().and_then(Decoder::trainable);
     let mut model = trainable.expect("there is memory");
     for param in model.layout().params() {

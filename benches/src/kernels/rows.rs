@@ -71,8 +71,7 @@ fn adapted_norms<X: Real<Acc = f32>, D: Backend<X>>(bench: &mut Bench<'_, D>, sh
         targets: layout.targets(0, Projection::Qkv),
     };
     let packed = stream(&mixed_segments(t), config.vocab, 1);
-    let room = BatchCapacity { tokens: t, segments: packed.segments(), labels: packed.labels() };
-    let mut batch = DeviceBatch::<D, f32>::new(device, room)?;
+    let mut batch = DeviceBatch::<D, f32>::new(device, BatchCapacity::of([&packed]))?;
     batch.load(device, &packed)?;
     let adapters = device.buffer_from(&initial_adapter(layout, 1))?;
     let mut grads = device.zeros::<f32>(layout.total())?;

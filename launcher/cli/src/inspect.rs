@@ -4,6 +4,9 @@
 //! hashes, where it comes from, and everything that is wrong with it. Values are read,
 //! so that a number that is not one is found too.
 
+mod report;
+
+pub use self::report::Report;
 use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_models::decoder::{Decoder, DecoderConfig, Family};
@@ -13,61 +16,18 @@ use gradtx_pipeline::package::Package;
 use gradtx_run::config::{Config, RUN_FILE};
 use gradtx_run::context::Context;
 use gradtx_run::failure::failed;
-use gradtx_run::record::{self, RECORD_FILE};
+use gradtx_run::record::RECORD_FILE;
 use gradtx_run::ui::say;
 use gradtx_runtime::artifact::{
     MANIFEST, Role, ShardState, TensorFile, TensorSource, TupleManifest, UpdateFile, UpdateVector,
     check_shard, checksum, checksum_file, fingerprint, is_model_dir, open_file, read_init, read_json,
 };
 use gradtx_runtime::checkpoint::Checkpoint;
-use gradtx_runtime::text::{printable_line, shown};
+use gradtx_runtime::text::shown;
 use gradtx_train::examples::{describe, is_data};
-use safetensors::Dtype;
-use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-/// What was found at a path.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// What it is.
-    pub kind: String,
-    /// Where it is.
-    pub path: String,
-    /// What is known about it, in the order of printing.
-    pub facts: Vec<(String, String)>,
-    /// Its tensors.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tensors: Vec<TensorFact>,
-    /// What is wrong with it.
-    pub problems: Vec<String>,
-    /// What it is made of.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub parts: Vec<Report>,
-}
-
-/// One tensor of a file.
-#[derive(Debug, Serialize)]
-pub struct TensorFact {
-    /// Its name.
-    pub name: String,
-    /// Its element type.
-    pub dtype: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its bytes.
-    pub bytes: usize,
-}
-
-/// Tensors and parts listed in the text form; JSON has all.
-const LISTED: usize = 24;
-/// The fact that names the stage that made something.
-const MADE_BY: &str = "made by";
-/// What a run directory for clients is.
-const PACKAGE: &str = "package for clients";
-/// Facts about parts that are longer than this are left out of the text form.
-const SHORT: usize = 80;
 
 /// Prints what a path is. Fails when it is damaged.
 pub fn run(context: &Context, path: &Path) -> Result<()> {
@@ -320,7 +280,7 @@ fn look_at_run(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()> {
     if let Some(package) = Package::of_run(dir)? {
         report.look_at_package(&package, dir);
     }
-    report.look_at_subdirectories(dir, walk)
+    look_at_subdirectories(dir, report, walk)
 }
 
 fn look_at_parts(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()> {
@@ -334,9 +294,28 @@ fn look_at_parts(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()>
             report.parts.push(look_at(&entry, walk));
         }
     }
-    report.look_at_subdirectories(dir, walk)?;
+    look_at_subdirectories(dir, report, walk)?;
     let nothing = report.parts.is_empty() && !dir.join(RECORD_FILE).is_file();
     ensure!(!nothing, "nothing here is a model, adapter, update vector, tuple store, translator or run");
+    Ok(())
+}
+
+/// Looks at what stages made within a directory. Links to directories are not followed: they
+/// may lead in circles.
+fn look_at_subdirectories(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()> {
+    ensure!(walk.depth < DEEPEST, "{}: more than {DEEPEST} directories deep", shown(dir));
+    walk.depth += 1;
+    for entry in sorted_entries(dir, walk)? {
+        let known = [MANIFEST, "adapter_config.json", "config.json", RECORD_FILE, RUN_FILE];
+        if std::fs::symlink_metadata(&entry).is_ok_and(|found| found.is_dir()) {
+            if known.iter().any(|name| entry.join(name).is_file()) {
+                report.parts.push(look_at(&entry, walk));
+            } else {
+                look_at_subdirectories(&entry, report, walk)?;
+            }
+        }
+    }
+    walk.depth -= 1;
     Ok(())
 }
 
@@ -352,155 +331,4 @@ fn sorted_entries(dir: &Path, walk: &mut Walk) -> Result<Vec<PathBuf>> {
     }
     entries.sort();
     Ok(entries)
-}
-
-impl Report {
-    fn new(path: &Path) -> Self {
-        Self {
-            kind: "unknown".into(),
-            path: path.display().to_string(),
-            facts: vec![],
-            tensors: vec![],
-            problems: vec![],
-            parts: vec![],
-        }
-    }
-
-    fn fact(&mut self, key: &str, value: impl std::fmt::Display) {
-        self.facts.push((key.into(), value.to_string()));
-    }
-
-    /// Problems of this and of all its parts.
-    pub fn damage(&self) -> usize {
-        self.problems.len() + self.parts.iter().map(Report::damage).sum::<usize>()
-    }
-
-    fn list_tensors(&mut self, file: &TensorFile) {
-        for name in file.names() {
-            match file.tensor(&name) {
-                Ok(tensor) => self.tensors.push(TensorFact {
-                    dtype: format!("{:?}", tensor.dtype),
-                    shape: tensor.shape.to_vec(),
-                    bytes: tensor.bytes.len(),
-                    name: name.clone(),
-                }),
-                Err(error) => self.problems.push(error.to_string()),
-            }
-        }
-    }
-
-    /// Reads every floating-point value.
-    fn scan(&mut self, file: &TensorFile) {
-        for name in file.names() {
-            let Ok(tensor) = file.tensor(&name) else { continue };
-            let real = matches!(tensor.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
-            if let (true, Err(error)) = (real, tensor.to_f32()) {
-                self.problems.push(error.to_string());
-            }
-        }
-    }
-
-    fn look_at_record(&mut self, dir: &Path) {
-        match record::read(&dir.join(RECORD_FILE)) {
-            Err(error) => self.problems.push(format!("{error:#}")),
-            Ok(record) => {
-                if self.kind == "directory" {
-                    self.kind = format!("result of `{}`", record.stage);
-                }
-                self.fact(MADE_BY, format!("{} {}", record.stage, record.version));
-                self.fact("settings", &record.settings);
-                if !record.computed_on.is_empty() {
-                    self.fact(
-                        "computed on",
-                        record.computed_on.iter().cloned().collect::<Vec<_>>().join("; "),
-                    );
-                }
-                if record.outputs.is_empty() {
-                    self.problems.push(format!("`{}` has not finished here", record.stage));
-                }
-                for name in record.damaged(dir) {
-                    self.problems.push(format!("{name}: missing, or not as it was finished"));
-                }
-            }
-        }
-    }
-
-    fn look_at_package(&mut self, package: &Package, dir: &Path) {
-        self.kind = PACKAGE.into();
-        let space = &package.space;
-        self.fact("for clients with", &package.model);
-        self.fact("base model", &space.base_model);
-        self.fact("adapter", format!("r {}, alpha {}, {}", space.rank, space.alpha, space.targets.join(",")));
-        self.fact("initial adapter", &space.init);
-        self.fact("block layout", &space.layout);
-        self.problems.extend(package.problems(dir));
-    }
-
-    /// Looks at what stages made within a directory. Links to directories are not followed: they
-    /// may lead in circles.
-    fn look_at_subdirectories(&mut self, dir: &Path, walk: &mut Walk) -> Result<()> {
-        ensure!(walk.depth < DEEPEST, "{}: more than {DEEPEST} directories deep", shown(dir));
-        walk.depth += 1;
-        for entry in sorted_entries(dir, walk)? {
-            let known = [MANIFEST, "adapter_config.json", "config.json", RECORD_FILE, RUN_FILE];
-            if std::fs::symlink_metadata(&entry).is_ok_and(|found| found.is_dir()) {
-                if known.iter().any(|name| entry.join(name).is_file()) {
-                    self.parts.push(look_at(&entry, walk));
-                } else {
-                    self.look_at_subdirectories(&entry, walk)?;
-                }
-            }
-        }
-        walk.depth -= 1;
-        Ok(())
-    }
-
-    /// Whether this or a part of it was made by a stage.
-    fn is_made_here(&self) -> bool {
-        self.facts.iter().any(|(key, _)| key == MADE_BY) || self.parts.iter().any(Report::is_made_here)
-    }
-
-    /// What to do about damage.
-    fn hint(&self) -> &'static str {
-        if self.is_made_here() || matches!(&*self.kind, "tuple store" | "checkpoint" | "run directory") {
-            return "the stage that wrote it rebuilds it when it is run again";
-        }
-        match &*self.kind {
-            PACKAGE => "copy it again from where `gradtx init-clients` wrote it",
-            "update vector" => {
-                "copy it again from where `gradtx finetune` wrote it, or ask its client for it"
-            }
-            "model directory" | "adapter (PEFT)" => {
-                "download or copy it again: its files are not whole, or do not belong together"
-            }
-            _ => "copy it again from where it is whole",
-        }
-    }
-
-    fn text(&self, depth: usize) -> String {
-        let pad = "  ".repeat(depth);
-        let state = if self.damage() == 0 { "intact" } else { "NOT INTACT" };
-        let mut text = format!("{pad}{}: {}, {state}\n", printable_line(&self.path), self.kind);
-        // A line each, whatever the names in it hold.
-        let mut line = |words: String| text += &format!("{pad}  {}\n", printable_line(&words));
-        // Of parts, only what is short.
-        let listed = if depth == 0 { LISTED } else { 0 };
-        for (key, value) in self.facts.iter().filter(|(_, value)| depth == 0 || value.len() <= SHORT) {
-            line(format!("{key}: {value}"));
-        }
-        for t in self.tensors.iter().take(listed) {
-            line(format!("{:<56} {:>5} {:?} {} bytes", t.name, t.dtype, t.shape, t.bytes));
-        }
-        if self.tensors.len() > listed {
-            line(format!("{} tensors{}", self.tensors.len(), if listed > 0 { " in all" } else { "" }));
-        }
-        for problem in self.problems.iter().take(LISTED) {
-            line(format!("PROBLEM: {problem}"));
-        }
-        if self.problems.len() > LISTED {
-            line(format!("… and {} problems more", self.problems.len() - LISTED));
-        }
-        self.parts.iter().for_each(|part| text += &part.text(depth + 1));
-        text
-    }
 }

@@ -88,7 +88,7 @@ pub fn batch(config: &DecoderConfig, lengths: &[usize], rows: &[u32], key: u64) 
 }
 
 pub fn capacity(batch: &PackedBatch) -> BatchCapacity {
-    BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() }
+    BatchCapacity::of([batch])
 }
 
 pub fn upload<X: CpuReal>(device: &Cpu, batch: &PackedBatch) -> DeviceBatch<Cpu, X> {

@@ -10,7 +10,7 @@ use gradtx_models::decoder::{
 };
 use gradtx_models::lora::{MultiLora, PeftAdapter, read_peft, write_peft};
 use gradtx_runtime::artifact::TensorFile;
-use gradtx_runtime::data::{Example, PackedBatch, SegmentInfo};
+use gradtx_runtime::data::{BatchCapacity, Example, PackedBatch, SegmentInfo};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -55,13 +55,9 @@ impl Golden {
     }
 
     /// The largest stream of four examples.
-    fn capacity(&self) -> gradtx_runtime::data::BatchCapacity {
-        let all: Vec<_> = (0..10).map(|s| capacity(&self.stream(4 * s..4 * s + 4))).collect();
-        gradtx_runtime::data::BatchCapacity {
-            tokens: all.iter().map(|c| c.tokens).max().unwrap(),
-            segments: 4,
-            labels: all.iter().map(|c| c.labels).max().unwrap(),
-        }
+    fn capacity(&self) -> BatchCapacity {
+        let streams: Vec<_> = (0..10).map(|s| self.stream(4 * s..4 * s + 4)).collect();
+        BatchCapacity::of(&streams)
     }
 
     fn assert_losses(&self, found: &[(f64, f64)]) {

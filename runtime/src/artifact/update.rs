@@ -7,12 +7,13 @@
 //! and what privacy guarantee it carries. A checksum over all of that and the values finds
 //! what was damaged on its way.
 
+use super::privacy::Privacy;
+use super::space::UpdateSpace;
 use super::{NewTensor, TensorFile, write_tensors};
 use crate::{Error, Result};
 use safetensors::Dtype;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -30,138 +31,6 @@ const CHECKSUM: &str = "xxh3";
 /// Bytes of an update at most. LoRA of rank 64 on every matrix of a model of 70 billion
 /// parameters has 3.3 GB.
 const MAX_BYTES: u64 = 64 << 30;
-
-/// Which models and adapters an update vector fits: equal for all updates that may
-/// be averaged, and for both an update and the translator that reads it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UpdateSpace {
-    /// L, blocks.
-    pub blocks: usize,
-    /// d, values per block.
-    pub width: usize,
-    /// Hash of the block layout.
-    pub layout: String,
-    /// Fingerprint of the base model.
-    pub base_model: String,
-    /// Adapted modules, e.g. `q_proj`, `v_proj`.
-    pub targets: Vec<String>,
-    /// Adapter rank r.
-    pub rank: usize,
-    /// Adapter scale α; the adapter's output is multiplied by α/r.
-    pub alpha: f64,
-    /// A is frozen: the values are of B alone.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub freeze_a: bool,
-    /// Checksum of the initial adapter's f32 bytes.
-    pub init: String,
-}
-
-impl UpdateSpace {
-    /// Values of an update, L · d.
-    pub fn values(&self) -> usize {
-        self.blocks.saturating_mul(self.width)
-    }
-
-    /// Fails, with what differs, unless `other` is the same space. `what` names who
-    /// is looked at, e.g. "update of client 3".
-    pub fn expect_same(&self, other: &UpdateSpace, what: &str) -> Result<()> {
-        if self.freeze_a != other.freeze_a {
-            // All else but the model differs because of it.
-            let trained = |space: &Self| match space.freeze_a {
-                true => "B alone (lora.freeze_a = true)",
-                false => "A and B (lora.freeze_a = false)",
-            };
-            let why = format!("trained matrices: expected {}, found {}", trained(self), trained(other));
-            return Err(Error::invalid(what, why));
-        }
-        let mut different = vec![];
-        let mut compare = |name: &str, want: String, found: String| {
-            if want != found {
-                different.push(format!("{name}: expected {want}, found {found}"));
-            }
-        };
-        compare("blocks L", self.blocks.to_string(), other.blocks.to_string());
-        compare("width d", self.width.to_string(), other.width.to_string());
-        compare("base model", self.base_model.clone(), other.base_model.clone());
-        compare("targets", self.targets.join(","), other.targets.join(","));
-        compare("rank", self.rank.to_string(), other.rank.to_string());
-        compare("alpha", self.alpha.to_string(), other.alpha.to_string());
-        compare("initial adapter", self.init.clone(), other.init.clone());
-        compare("block layout", self.layout.clone(), other.layout.clone());
-        if different.is_empty() { Ok(()) } else { Err(Error::invalid(what, different.join("; "))) }
-    }
-}
-
-/// The privacy guarantee of an update with respect to one example of its private set.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "method", deny_unknown_fields)]
-pub enum Privacy {
-    /// There is none.
-    #[default]
-    None,
-    /// Differentially private SGD: (ε, δ) by noise σC on gradients clipped to norm C,
-    /// over Poisson-sampled batches.
-    DpSgd {
-        /// ε
-        epsilon: f64,
-        /// δ
-        delta: f64,
-        /// σ, noise as a multiple of C.
-        sigma: f64,
-        /// q, probability of an example to be in a batch.
-        sampling_rate: f64,
-        /// Optimizer steps.
-        steps: u64,
-        /// C, the norm that per-example gradients are clipped to.
-        clip_norm: f64,
-        /// Which data sets are hard to tell apart.
-        neighbours: Neighbours,
-        /// How ε was computed: `pld` or `rdp`.
-        accountant: String,
-        /// Where the random numbers are from.
-        generator: Generator,
-    },
-}
-
-/// The relation of two data sets that the guarantee is about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Neighbours {
-    /// One has one more example than the other.
-    #[default]
-    AddOrRemoveOneExample,
-}
-
-/// Where the random numbers of sampling and noise are from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Generator {
-    /// ChaCha20, seeded by the operating system.
-    #[default]
-    ChaCha20,
-    /// A seed that somebody chose, for tests: there is no privacy.
-    Insecure,
-}
-
-impl fmt::Display for Privacy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::DpSgd {
-            epsilon, delta, sigma, sampling_rate, steps, clip_norm, accountant, generator, ..
-        } = self
-        else {
-            return f.write_str("no guarantee");
-        };
-        if *generator == Generator::Insecure {
-            f.write_str("NOT PRIVATE, a test with a chosen seed; otherwise ")?;
-        }
-        write!(
-            f,
-            "ε {epsilon:.4}, δ {delta:e}, for one example added or removed; DP-SGD of {steps} steps, sampling rate \
-             {sampling_rate:.6}, noise multiplier {sigma}, clipped to {clip_norm}, accountant {accountant}"
-        )
-    }
-}
 
 /// Where an update comes from.
 #[derive(Clone, Debug, PartialEq)]
@@ -379,22 +248,10 @@ fn parsed<T: serde::de::DeserializeOwned>(
 }
 
 #[cfg(test)]
-pub(in crate::artifact) mod tests {
+mod tests {
+    use super::super::privacy::{Generator, Neighbours};
+    use super::super::space::tests::space;
     use super::*;
-
-    pub(in crate::artifact) fn space(blocks: usize, width: usize) -> UpdateSpace {
-        UpdateSpace {
-            blocks,
-            width,
-            layout: "aa".into(),
-            base_model: "bb".into(),
-            targets: vec!["q_proj".into(), "v_proj".into()],
-            rank: 2,
-            alpha: 32.0,
-            freeze_a: false,
-            init: "cc".into(),
-        }
-    }
 
     fn sample() -> UpdateVector {
         let values = (0..15).map(|i| (i as f32 - 7.3) * 1e-3).collect();
@@ -551,19 +408,5 @@ pub(in crate::artifact) mod tests {
             let message = UpdateVector::read(&dir.path().join("other")).unwrap_err().to_string();
             assert!(message.contains(say), "{message}");
         }
-    }
-
-    #[test]
-    fn differing_spaces_say_what_differs() {
-        let (a, mut b) = (space(3, 5), space(3, 5));
-        a.expect_same(&b, "u").unwrap();
-        b.rank = 4;
-        b.base_model = "dd".into();
-        let message = a.expect_same(&b, "update of client 3").unwrap_err().to_string();
-        assert!(
-            message.contains("client 3") && message.contains("rank") && message.contains("dd"),
-            "{message}"
-        );
-        assert!(!message.contains("layout"), "{message}");
     }
 }

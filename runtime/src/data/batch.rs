@@ -153,11 +153,19 @@ pub struct BatchCapacity {
 impl BatchCapacity {
     /// Room for the largest of these streams.
     pub fn of<'a>(streams: impl IntoIterator<Item = &'a PackedBatch>) -> Self {
-        streams.into_iter().fold(Self::default(), |room, stream| Self {
-            tokens: room.tokens.max(stream.len()),
-            segments: room.segments.max(stream.segments()),
-            labels: room.labels.max(stream.labels()),
+        streams.into_iter().fold(Self::default(), |room, stream| {
+            let (tokens, segments, labels) = (stream.len(), stream.segments(), stream.labels());
+            room.max(Self { tokens, segments, labels })
         })
+    }
+
+    /// Room for what either has room for.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.max(other.tokens),
+            segments: self.segments.max(other.segments),
+            labels: self.labels.max(other.labels),
+        }
     }
 }
 
@@ -258,10 +266,9 @@ impl<D: Device, A: Real> DeviceBatch<D, A> {
         slots: &[u32],
         last: &[u32],
     ) -> Result<()> {
-        let want = BatchCapacity { tokens: batch.len(), segments: batch.segments(), labels: batch.labels() };
+        let want = BatchCapacity::of([batch]);
         let room = self.capacity;
-        let fits = want.tokens <= room.tokens && want.segments <= room.segments && want.labels <= room.labels;
-        if !fits || slots.len() > room.segments || slots.len() != last.len() {
+        if room.max(want) != room || slots.len() > room.segments || slots.len() != last.len() {
             let why = format!(
                 "it needs {want:?} and {} slots, the memory plan has room for {room:?}",
                 slots.len().max(last.len())

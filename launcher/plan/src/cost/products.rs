@@ -12,10 +12,11 @@ use gradtx_run::role::Role;
 use gradtx_train::products::penalty::{CANDIDATES, MAX_LEFT_OUT};
 use serde::Serialize;
 
-/// f64 operations per second of one thread, assumed: inner products of long rows, and the decompositions.
-/// `gradtx bench products` measures both.
-const GRAM_THREAD: f64 = 20e9;
-const LINALG_THREAD: f64 = 2e9;
+/// f64 operations per second of one thread: inner products of long rows, decompositions, and read-outs. The measured ones
+/// of one machine, rounded down (docs/cost-model.md); `gradtx bench products` measures all three.
+const GRAM_THREAD: f64 = 30e9;
+const DECOMPOSITION_THREAD: f64 = 3e9;
+const READ_OUT_THREAD: f64 = 6e9;
 
 /// What translation by products takes.
 #[derive(Clone, Debug, Serialize)]
@@ -101,15 +102,15 @@ impl Planner<'_> {
         };
         let seconds = Parts {
             inner_products: rows * rows * tiny.trained().len() as f64 / (GRAM_THREAD * threads),
-            decomposition: algebra.decomposition / (LINALG_THREAD * threads),
-            read_out: algebra.read_out / (LINALG_THREAD * threads),
+            decomposition: algebra.decomposition / (DECOMPOSITION_THREAD * threads),
+            read_out: algebra.read_out / (READ_OUT_THREAD * threads),
         };
         let trials = CANDIDATES.len() as f64 * groups.min(MAX_LEFT_OUT) as f64;
         let penalty_seconds = match config.translate.penalty {
             PenaltyChoice::Fixed(_) => 0.0,
             // Inner products of the products.
             PenaltyChoice::By(PenaltyRule::Mse) => {
-                (shadows as f64).powi(2) * algebra.values / shadows as f64 / (LINALG_THREAD * threads)
+                (shadows as f64).powi(2) * algebra.values / shadows as f64 / (DECOMPOSITION_THREAD * threads)
             }
             PenaltyChoice::By(PenaltyRule::Loss) => {
                 let read = self.decoder(Role::Llm).reading(&self.lengths(Role::Llm).mean(None), 1.0);

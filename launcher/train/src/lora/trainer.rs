@@ -245,10 +245,7 @@ impl LoraTrainer<'_> {
         let mut packing = Packing { limit: self.stream_tokens, ..Packing::default() };
         for step in 0..self.recipe.max_steps {
             for stream in self.streams(orders, jobs, step) {
-                let room = &mut packing.capacity;
-                room.tokens = room.tokens.max(stream.len());
-                room.segments = room.segments.max(stream.segments());
-                room.labels = room.labels.max(stream.labels());
+                packing.capacity = packing.capacity.max(BatchCapacity::of([&stream]));
                 packing.streams += 1;
                 packing.tokens += stream.len();
             }

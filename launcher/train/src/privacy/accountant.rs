@@ -70,21 +70,31 @@ fn interpolate(low: f64, high: f64, target: f64, cost: impl Fn(f64) -> f64) -> O
         let noise = (0.6 * low.0.exp()).max(NOISE[0]);
         low = (noise.ln(), excess(noise));
     }
-    let mut kept_low = false;
-    while high.0 - low.0 > TOLERANCE && high.1 < -TOLERANCE && low.1 > 0.0 {
-        let part = low.1 / (low.1 - high.1);
-        let part = if part.is_finite() && part > 0.0 { part } else { 0.5 };
+    if low.1 <= 0.0 {
+        return Some(low.0.exp());
+    }
+    // A cost in the middle of what is accepted, so that the noise is enough and not only almost.
+    let aim = -0.5 * TOLERANCE;
+    // Distances from it, of which that of an end that stays twice is halved: it would stay forever.
+    let (mut above, mut below) = (low.1 - aim, high.1 - aim);
+    let mut was_enough = None;
+    while high.0 - low.0 > TOLERANCE && high.1 < -TOLERANCE {
+        let part = above / (above - below);
+        let part = if part > 0.0 && part < 1.0 { part } else { 0.5 };
         let middle = low.0 + part * (high.0 - low.0);
         let found = excess(middle.exp());
-        if found > 0.0 {
-            (low, kept_low) = ((middle, found), false);
+        let is_enough = found <= 0.0;
+        let stays = was_enough == Some(is_enough);
+        if is_enough {
+            (high, below) = ((middle, found), found - aim);
+            above *= if stays { 0.5 } else { 1.0 };
         } else {
-            // An end that stays twice is taken for nearer than it is, or it would stay forever.
-            low.1 *= if kept_low { 0.5 } else { 1.0 };
-            (high, kept_low) = ((middle, found), true);
+            (low, above) = ((middle, found), found - aim);
+            below *= if stays { 0.5 } else { 1.0 };
         }
+        was_enough = Some(is_enough);
     }
-    Some(if low.1 > 0.0 { high.0.exp() } else { low.0.exp() })
+    Some(high.0.exp())
 }
 
 /// To four digits.
@@ -99,6 +109,7 @@ fn rounded_up(x: f64) -> f64 {
 mod tests {
     use super::*;
     use serde::Deserialize;
+    use std::cell::Cell;
 
     #[derive(Deserialize)]
     struct Case {
@@ -189,7 +200,7 @@ mod tests {
     #[test]
     fn noise_is_the_least_that_keeps_a_promise() {
         for accountant in [Accountant::Pld, Accountant::Rdp] {
-            for (q, steps, target) in [(0.01, 1000, 1.0), (0.2, 50, 1.0), (1.0, 10, 8.0)] {
+            for (q, steps, target) in [(0.01, 1000, 1.0), (0.2, 50, 0.1), (1.0, 10, 8.0)] {
                 let noise = noise_for(accountant, q, steps, target, 1e-5).unwrap();
                 let of = |noise_multiplier| {
                     let mechanism = SampledGaussian { sampling_rate: q, noise_multiplier };
@@ -204,6 +215,30 @@ mod tests {
         assert_eq!(noise_for(Accountant::Rdp, 1.0, 1_000_000, 1e-9, 1e-9), None);
         // Where any noise is enough, the least that is searched.
         assert!(noise_for(Accountant::Rdp, 1e-4, 1, 1e4, 1e-2).is_some_and(|noise| noise < 0.051));
+    }
+
+    #[test]
+    fn a_search_takes_few_evaluations() {
+        // Almost straight, bent to either side, and without a finite end.
+        let costs: [fn(f64) -> f64; 4] = [
+            |noise| 4.3 / noise.powf(1.0 + 1e-6 * noise),
+            |noise| (30.0 / noise).exp(),
+            |noise| (1.0 / noise).ln_1p(),
+            |noise| if noise < 2.0 { f64::INFINITY } else { 1.0 / noise },
+        ];
+        for (i, cost) in costs.into_iter().enumerate() {
+            for least in [2.1, 29.0, 43.0] {
+                let evaluations = Cell::new(0);
+                let counted = |noise| {
+                    evaluations.set(evaluations.get() + 1);
+                    assert!(evaluations.get() <= 20, "cost {i}, least {least}");
+                    cost(noise)
+                };
+                let found = interpolate(0.6 * least, 1.3 * least, cost(least), counted).unwrap();
+                assert!(cost(found) <= cost(least), "cost {i}: {found} is not enough, {least} is");
+                assert!(found <= least * (1.0 + 2.0 * TOLERANCE), "cost {i}: {found}, {least} is enough");
+            }
+        }
     }
 
     #[test]

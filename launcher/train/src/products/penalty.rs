@@ -170,12 +170,7 @@ impl Work for Losses<'_> {
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Vec<f64>> {
         let streams: Vec<Vec<PackedBatch>> = (0..self.groups.count()).map(|t| self.streams(t)).collect();
-        let mut capacity = BatchCapacity::default();
-        for stream in streams.iter().flatten() {
-            capacity.tokens = capacity.tokens.max(stream.len());
-            capacity.segments = capacity.segments.max(stream.segments());
-            capacity.labels = capacity.labels.max(stream.labels());
-        }
+        let capacity = BatchCapacity::of(streams.iter().flatten());
         let (layout, mode) = (&self.side.layout, Mode::Inference(Some(&self.side.layout)));
         let mut plan = Decoder::<D, X>::plan(&self.side.model, false);
         plan.add(Purpose::Frozen, "adapter", &[layout.total()], size_of::<f32>());

@@ -457,7 +457,8 @@ mod tests {
         let mut sum = vec![0.0; t[0] * t[1]];
         let (mut student, mut teacher) = (vec![0.0; s[0] * s[1]], vec![0.0; t[0] * t[1]]);
         for &(pair, step) in &tuples {
-            store.read_pair(pair, step, &mut student, &mut teacher).unwrap();
+            store.read(Role::Student, pair, step, &mut student).unwrap();
+            store.read(Role::Teacher, pair, step, &mut teacher).unwrap();
             wanted.add(&student, &teacher).unwrap();
             sum.iter_mut().zip(&teacher).for_each(|(s, &x): (&mut f64, _)| *s += x as f64);
         }

@@ -22,7 +22,7 @@ mod tests;
 
 pub use shard::{ShardState, check_shard, init_path, read_init, shard_path, write_init, write_shard};
 
-use super::update::UpdateSpace;
+use super::space::UpdateSpace;
 use super::{TensorData, TensorFile, checksum_file, json};
 use crate::{Error, Result};
 use safetensors::Dtype;
@@ -338,18 +338,6 @@ impl TupleStore {
         let size = all.bytes.len() / self.steps();
         let bytes = &all.bytes[step * size..(step + 1) * size];
         Ok(TensorData { bytes, shape: &all.shape[1..], ..all })
-    }
-
-    /// Reads a tuple: both updates of the same shadow pair and step.
-    pub fn read_pair(
-        &self,
-        pair: usize,
-        step: usize,
-        student: &mut [f32],
-        teacher: &mut [f32],
-    ) -> Result<()> {
-        self.read(Role::Student, pair, step, student)?;
-        self.read(Role::Teacher, pair, step, teacher)
     }
 
     /// Reads everything: checksums as in the manifest, and every value a finite number.

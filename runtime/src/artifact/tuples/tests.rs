@@ -1,7 +1,7 @@
 //! Tuple stores: what is written is read back, and what is damaged is named.
 
 use super::*;
-use crate::artifact::update::tests::space;
+use crate::artifact::space::tests::space;
 use crate::artifact::{checksum, little_endian};
 use gradtx_kernels::rng::Stream;
 
@@ -54,8 +54,8 @@ fn pairs_come_back_by_shadow_and_step() {
         assert!(TupleStore::recognises(dir.path()) && store.verify().is_empty());
         let (mut student, mut teacher) = ([0.0; 15], [0.0; 22]);
         for (pair, step) in [(0, 0), (1, 3), (2, 2)] {
-            store.read_pair(pair, step, &mut student, &mut teacher).unwrap();
-            for (role, found) in Role::BOTH.into_iter().zip([&student[..], &teacher[..]]) {
+            for (role, found) in Role::BOTH.into_iter().zip([&mut student[..], &mut teacher[..]]) {
+                store.read(role, pair, step, found).unwrap();
                 let all = updates(&plan, role, store.shadow(pair));
                 let want = &all[step * found.len()..];
                 for (f, w) in found.iter().zip(want) {

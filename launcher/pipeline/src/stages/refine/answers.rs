@@ -16,7 +16,7 @@ use gradtx_models::decoder::{
 use gradtx_run::config::{Config, Recipe};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, memory_for};
-use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, PackedBatch, Record};
+use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, Record};
 use gradtx_train::examples::{Data, Streams};
 use gradtx_train::model_spec::ModelSpec;
 use gradtx_train::prompts::Prompts;
@@ -221,7 +221,7 @@ fn probabilities<X: Real<Acc = f32>, D: Backend<X>>(
     let all: Vec<&Example> = examples.iter().collect();
     streams.push_step(&all, &recipe, 0, 0, 0);
     let streams = streams.finish();
-    let capacity = capacity(&streams);
+    let capacity = BatchCapacity::of(&streams);
     let device = decoder.device();
     let mut acts = Activations::new(decoder, capacity, Mode::Inference(Some(view.layout)))?;
     let mut batch = DeviceBatch::new(device, capacity)?;
@@ -237,17 +237,6 @@ fn probabilities<X: Real<Acc = f32>, D: Backend<X>>(
         }
     }
     Ok(sums.into_iter().map(|sum| (-sum).exp()).collect())
-}
-
-/// Room for the largest of these streams.
-pub(super) fn capacity(streams: &[PackedBatch]) -> BatchCapacity {
-    let mut capacity = BatchCapacity::default();
-    for stream in streams {
-        capacity.tokens = capacity.tokens.max(stream.len());
-        capacity.segments = capacity.segments.max(stream.segments());
-        capacity.labels = capacity.labels.max(stream.labels());
-    }
-    capacity
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //!
 //! In: examples, both adapters. Out: both adapters with the second one trained, and the loss.
 
-use super::answers::capacity;
 use anyhow::Result;
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_kernels::{Backend, Real};
@@ -51,13 +50,8 @@ impl Training<'_> {
         memory: Room,
     ) -> Result<MultiLora<D, X>> {
         let recipe = self.recipe();
-        let mut room = BatchCapacity::default();
-        for step in 0..recipe.max_steps {
-            let own = capacity(&self.streams(&recipe, step));
-            room.tokens = room.tokens.max(own.tokens);
-            room.segments = room.segments.max(own.segments);
-            room.labels = room.labels.max(own.labels);
-        }
+        let steps = (0..recipe.max_steps).map(|step| BatchCapacity::of(&self.streams(&recipe, step)));
+        let room = steps.fold(BatchCapacity::default(), BatchCapacity::max);
         let mut plan = Decoder::<D, X>::plan(decoder.config(), false);
         plan.extend(MultiLora::<D, X>::plan(decoder.config(), whole.layout(), 1, room));
         plan.check(memory)?;
