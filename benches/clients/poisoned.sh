@@ -2,13 +2,15 @@
 # Five clients with a task between them, of which up to two are poisoned, and every way of combining their updates:
 #   poisoned.sh DIR [SEED]     DIR is made: the world `mixed`, its tuples, and DIR/results.json
 # What each does to the accuracy of the translated LLM on the task's test examples. GRADTX names the program (default: gradtx),
-# THREADS its threads (1), METHOD the translator (products), with a fixed penalty of its regression.
+# THREADS its threads (default: 2).
+# METHOD is the translator (default: products), with a fixed penalty of its regression.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n 2,5p "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n 2,6p "$0" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
-gradtx=$(realpath "$(command -v "${GRADTX:-gradtx}")") dir=$1 seed=${2:-1} method=${METHOD:-products}
+gradtx=$(command -v "${GRADTX:-gradtx}") || { echo "error: ${GRADTX:-gradtx}: no such program; GRADTX names it" >&2; exit 2; }
+gradtx=$(realpath "$gradtx") dir=$1 seed=${2:-1} method=${METHOD:-products}
 mkdir -p "$dir" && cd "$dir"
-quiet() { "$gradtx" "$@" --quiet --threads "${THREADS:-1}"; }
+quiet() { "$gradtx" "$@" --threads "${THREADS:-2}" --quiet; }
 [ -e world/record.json ] || quiet world world --world mixed --seed "$seed"
 quiet curate --run run --config world/settings.toml
 [ -d package ] || quiet init-clients --run run --out package

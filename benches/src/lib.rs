@@ -52,9 +52,12 @@ use gradtx_run::cluster::World;
 use gradtx_run::config::DeviceConfig;
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch};
+use gradtx_run::failure::unusable;
 use machine::Machine;
 use options::Common;
 use results::Results;
+use std::io::Write;
+use std::path::Path;
 use std::time::Instant;
 
 /// What to measure.
@@ -116,6 +119,17 @@ fn on_device<M: Measured>(context: &Context, common: &Common, job: &M) -> Result
     dispatch(&settings, context, Session { context, common, job, started: Instant::now() })
 }
 
+/// Adds lines to a file.
+fn append(file: &Path, lines: &[String]) -> Result<()> {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let mut to = std::fs::OpenOptions::new().create(true).append(true).open(file);
+    let written = to
+        .as_mut()
+        .map_err(|e| e.to_string())
+        .and_then(|to| to.write_all(text.as_bytes()).map_err(|e| e.to_string()));
+    written.map_err(|why| unusable(format!("--tune {}: {why}", file.display())))
+}
+
 impl<M: Measured> Work for Session<'_, M> {
     type Output = ();
 
@@ -127,7 +141,14 @@ impl<M: Measured> Work for Session<'_, M> {
         results.hold_against(&ceilings);
         let (machine, ceilings, profile) = (&machine, &ceilings, common.profile);
         let threads = context.threads;
-        job.measure::<X, D>(&On { device, machine, ceilings, started, profile, threads }, &mut results)?;
+        let on = On { device, machine, ceilings, started, profile, threads };
+        match &common.tune {
+            None => job.measure::<X, D>(&on, &mut results)?,
+            Some(file) => {
+                let lines = machine::tuned(device, || job.measure::<X, D>(&on, &mut results))?;
+                append(file, &lines)?;
+            }
+        }
         results.finish();
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::measure::rounded;
 use anyhow::Result;
 use gradtx_kernels::Device;
 use gradtx_kernels::cpu::Cpu;
+use gradtx_run::failure::unusable;
 use gradtx_runtime::plan::{Room, available_memory};
 use serde_json::{Map, Value};
 use std::any::Any;
@@ -118,6 +119,22 @@ pub fn operations<D: Device>(
 #[cfg(not(feature = "cuda"))]
 pub fn operations<D: Device>(_: &D, _: impl FnOnce() -> Result<()>) -> Result<Option<Vec<Operation>>> {
     Ok(None)
+}
+
+/// Has the device measure algorithms of matrix products meanwhile; lines of those that are worth a choice.
+///
+/// # Errors
+/// Those of the work, and on devices without such algorithms.
+pub fn tuned<D: Device>(device: &D, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
+    #[cfg(feature = "cuda")]
+    if let Some(cuda) = (device as &dyn Any).downcast_ref::<gradtx_kernels::cuda::Cuda>() {
+        cuda.start_tuning();
+        let done = work();
+        let lines = cuda.stop_tuning();
+        return done.map(|()| lines);
+    }
+    let _ = (device, work);
+    Err(unusable("--tune: products on a CPU have one algorithm; it is for --device cuda"))
 }
 
 /// Begins to add up times of operations, where the device does that.

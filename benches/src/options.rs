@@ -27,6 +27,10 @@ pub struct Common {
     /// is of 16 N² bytes.
     #[arg(long, value_name = "N")]
     pub large: Option<usize>,
+    /// Measure cuBLASLt's algorithms for every matrix product on a GPU, and add those that are faster than its first
+    /// choice to this file (for GRADTX_CUBLASLT_ALGORITHMS). Everything else that is measured then is of no use.
+    #[arg(long, value_name = "FILE")]
+    pub tune: Option<PathBuf>,
     /// Run one more step on a GPU, and measure the device time of each of its operations.
     #[arg(long)]
     pub profile: bool,

@@ -31,65 +31,6 @@
 // Blocks that a multiprocessor holds: a limit for registers.
 constexpr int BLOCKS = 2;
 
-DEV float quad_sum(float x) {
-    x += __shfl_xor_sync(ALL, x, 1);
-    return x + __shfl_xor_sync(ALL, x, 2);
-}
-DEV float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(ALL, x, 1));
-    return fmaxf(x, __shfl_xor_sync(ALL, x, 2));
-}
-
-constexpr float MASKED = -1e30f;
-
-// Masks keys behind a thread's queries; `edge` is how far its first query is behind its first key.
-template <int N> DEV void mask(float (&scores)[2][N][4], int edge) {
-#pragma unroll
-    for (int m = 0; m < 2; m++) {
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                int key = j * 8 + (c & 1), query = m * 16 + (c >> 1) * 8;
-                if (key > query + edge) scores[m][j][c] = MASKED;
-            }
-        }
-    }
-}
-
-// Of a warp's 32 rows: the largest score so far, before it is scaled, and the sum of what is left of it.
-struct Softmax {
-    float largest[2][2], total[2][2];
-};
-
-// Makes exp2(scale2 · (score − largest)) of raw scores; what was summed before shrinks as the largest grows.
-template <int N, int D8>
-DEV void softmax_step(float (&scores)[2][N][4], float (&acc)[2][D8][4], Softmax& so_far, float scale2) {
-#pragma unroll
-    for (int m = 0; m < 2; m++) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float top = so_far.largest[m][h];
-#pragma unroll
-            for (int j = 0; j < N; j++) top = fmaxf(top, fmaxf(scores[m][j][2 * h], scores[m][j][2 * h + 1]));
-            top = quad_max(top);
-            float shrink = exp2_fast((so_far.largest[m][h] - top) * scale2), shift = top * scale2, sum = 0.f;
-            so_far.largest[m][h] = top;
-#pragma unroll
-            for (int j = 0; j < D8; j++) acc[m][j][2 * h] *= shrink, acc[m][j][2 * h + 1] *= shrink;
-#pragma unroll
-            for (int j = 0; j < N; j++) {
-#pragma unroll
-                for (int c = 2 * h; c < 2 * h + 2; c++) {
-                    scores[m][j][c] = exp2_fast(fmaf(scores[m][j][c], scale2, -shift));
-                    sum += scores[m][j][c];
-                }
-            }
-            so_far.total[m][h] = fmaf(so_far.total[m][h], shrink, sum);
-        }
-    }
-}
-
 // A block per tile of 128 queries and head; those that see the most keys go first. The scale is positive.
 // Keys and values come in a step ahead where there are two stages for both, else in turn.
 template <int D, int STAGES>
@@ -112,13 +53,9 @@ DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* 
     cp_async_commit();
     int lane = threadIdx.x & 31, warp = quarter(), g = lane >> 2, q = (lane & 3) * 2;
     float acc[2][D / 8][4];
-    Softmax so_far;
+    Softmax<2> so_far;
     clear(acc);
-#pragma unroll
-    for (int m = 0; m < 2; m++) {
-        so_far.largest[m][0] = so_far.largest[m][1] = MASKED;
-        so_far.total[m][0] = so_far.total[m][1] = 0.f;
-    }
+    so_far.begin();
     float scale2 = scale * LOG2_E;
     // Of this warp: its first query, and of this thread: the first of its rows.
     u32 from = tile_first + warp * 32, my_row = from + g;
@@ -143,7 +80,7 @@ DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* 
             float scores[2][N][4];
             product_nt<D>(scores, queries + warp * 32 * LD<D>, keys);
             // All queries see all keys, but on the diagonal.
-            if ((step + 1) * STEP > from + 1) mask<N>(scores, (int)(my_row - q - step * STEP));
+            if ((step + 1) * STEP > from + 1) mask(scores, (int)(my_row - q - step * STEP));
             softmax_step(scores, acc, so_far, scale2);
             pack(packed, scores);
         }
@@ -173,14 +110,6 @@ DEV void forward(bf16* o, float* lse, const bf16* qkv, const u32* offsets, u32* 
 }
 
 // ---- backward
-
-struct BackwardInputs {
-    const float* delta;
-    const bf16* d_o;
-    const float* lse;
-    const bf16* qkv;
-    const u32* offsets;
-};
 
 // What comes in at a time: 64 rows of two matrices, and lse and delta where these are queries'.
 template <int D> struct Stage {

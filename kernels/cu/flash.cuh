@@ -107,6 +107,81 @@ DEV void product_nn(float (&acc)[M][D / 8][4], const u32 (&weights)[M][K][4], co
     }
 }
 
+DEV float quad_sum(float x) {
+    x += __shfl_xor_sync(ALL, x, 1);
+    return x + __shfl_xor_sync(ALL, x, 2);
+}
+DEV float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(ALL, x, 1));
+    return fmaxf(x, __shfl_xor_sync(ALL, x, 2));
+}
+
+constexpr float MASKED = -1e30f;
+
+// Masks keys behind a thread's queries; `edge` is how far its first query is behind its first key.
+template <int M, int N> DEV void mask(float (&scores)[M][N][4], int edge) {
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                int key = j * 8 + (c & 1), query = m * 16 + (c >> 1) * 8;
+                if (key > query + edge) scores[m][j][c] = MASKED;
+            }
+        }
+    }
+}
+
+// Of a warp's 16·M rows: the largest score so far, before it is scaled, and the sum of what is left of it.
+template <int M> struct Softmax {
+    float largest[M][2], total[M][2];
+    DEV void begin() {
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            largest[m][0] = largest[m][1] = MASKED;
+            total[m][0] = total[m][1] = 0.f;
+        }
+    }
+};
+
+// Makes exp2(scale2 · (score − largest)) of raw scores; what was summed before shrinks as the largest grows.
+template <int M, int N, int D8>
+DEV void softmax_step(float (&scores)[M][N][4], float (&acc)[M][D8][4], Softmax<M>& so_far, float scale2) {
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float top = so_far.largest[m][h];
+#pragma unroll
+            for (int j = 0; j < N; j++) top = fmaxf(top, fmaxf(scores[m][j][2 * h], scores[m][j][2 * h + 1]));
+            top = quad_max(top);
+            float shrink = exp2_fast((so_far.largest[m][h] - top) * scale2), shift = top * scale2, sum = 0.f;
+            so_far.largest[m][h] = top;
+#pragma unroll
+            for (int j = 0; j < D8; j++) acc[m][j][2 * h] *= shrink, acc[m][j][2 * h + 1] *= shrink;
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+#pragma unroll
+                for (int c = 2 * h; c < 2 * h + 2; c++) {
+                    scores[m][j][c] = exp2_fast(fmaf(scores[m][j][c], scale2, -shift));
+                    sum += scores[m][j][c];
+                }
+            }
+            so_far.total[m][h] = fmaf(so_far.total[m][h], shrink, sum);
+        }
+    }
+}
+
+// What gradients are computed from.
+struct BackwardInputs {
+    const float* delta;
+    const bf16* d_o;
+    const float* lse;
+    const bf16* qkv;
+    const u32* offsets;
+};
+
 // A warp's 16 rows of an accumulator, to rows first… that are below len; times a factor per half. They go
 // through 16 rows of shared memory, so that 16 bytes at a time are written.
 template <int D>

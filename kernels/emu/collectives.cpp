@@ -74,6 +74,102 @@ void run_mma(void** slots, u32) {
     }
 }
 
+// An element of an operand in shared memory: row `r` of 128 bytes and column `c`, as gpu.cuh's WgmmaTile has them.
+static float element(const WgmmaTile& tile, int r, int c) {
+    u64 place = reinterpret_cast<u64>(tile.begin) + c / 64 * tile.panel + r * 128 + c % 64 * 2;
+    place ^= (place >> 7 & 7) << 4;
+    u16 value;
+    memcpy(&value, reinterpret_cast<const void*>(place), sizeof value);
+    return bits<float>((u32)value << 16);
+}
+
+struct WgmmaSlot { const PendingProduct* pending; int warp; };
+
+static void run_wgmma(void** slots, u32) {
+    const Wgmma& first = static_cast<WgmmaSlot*>(slots[0])->pending->product;
+    float a[16][16];
+    std::vector<float> b(16 * first.n);
+    for (int lane = 0; lane < 32; lane++) {
+        auto* slot = static_cast<WgmmaSlot*>(slots[lane]);
+        const Wgmma& mine = slot->pending->product;
+        if (mine.n != first.n || mine.b.begin != first.b.begin || mine.a_tile.begin != first.a_tile.begin) {
+            fail("wgmma: lanes of a warp multiply different tiles");
+        }
+        int g = lane >> 2, q = (lane & 3) * 2;
+        for (int i = 0; i < 4; i++) {
+            int row = g + (i & 1) * 8, k = q + (i >> 1) * 8;
+            for (int next = 0; next < 2; next++) {
+                float& to = a[row][k + next];
+                if (mine.a_in_registers) {
+                    to = next ? high_half(mine.a[i]) : low_half(mine.a[i]);
+                } else {
+                    to = element(mine.a_tile, slot->warp % 4 * 16 + row, k + next);
+                }
+            }
+        }
+    }
+    for (int k = 0; k < 16; k++) {
+        for (int j = 0; j < first.n; j++) {
+            b[k * first.n + j] = first.b_transposed ? element(first.b, j, k) : element(first.b, k, j);
+        }
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        auto* slot = static_cast<WgmmaSlot*>(slots[lane]);
+        float* d = slot->pending->product.d;
+        int g = lane >> 2, q = (lane & 3) * 2;
+        for (int i = 0; i < first.n / 2; i++) {
+            int row = g + (i >> 1 & 1) * 8, column = i / 4 * 8 + q + (i & 1);
+            for (int k = 0; k < 16; k++) d[i] += a[row][k] * b[k * first.n + column];
+        }
+    }
+}
+
+void wgmma(const Wgmma& product) {
+    Fiber& f = worker->fibers[worker->current];
+    for (const WgmmaTile& tile : {product.a_tile, product.b}) {
+        if (reinterpret_cast<uintptr_t>(tile.begin) & 15) fail("wgmma: an operand is not 16-byte aligned");
+    }
+    PendingProduct pending{product, {}, f.product_group};
+    int values = product.n / 2;
+    bool begun = false;
+    for (const PendingProduct& other : f.products) begun |= other.product.d == product.d;
+    if (begun && !product.add) fail("wgmma: a product overwrites one that nobody has waited for");
+    if (!begun) {
+        pending.before.assign(values, 0.f);
+        if (product.add) std::copy(product.d, product.d + values, pending.before.begin());
+        std::fill(product.d, product.d + values, NAN);
+    }
+    f.products.push_back(pending);
+}
+
+void wgmma_commit() { worker->fibers[worker->current].product_group++; }
+
+// The latest moment at which products may read shared memory and write their results.
+void wgmma_wait(int pending) {
+    Fiber& f = worker->fibers[worker->current];
+    size_t done = 0;
+    while (done < f.products.size() && f.products[done].group < f.product_group - pending) done++;
+    for (size_t i = 0; i < done; i++) {
+        const PendingProduct& each = f.products[i];
+        const Wgmma& product = each.product;
+        std::copy(each.before.begin(), each.before.end(), product.d);
+        // What a lane reads for its warp, for the race checker: rows of the tiles.
+        auto note = [&](const WgmmaTile& tile, int rows, int columns) {
+            for (int r = f.lane; r < rows; r += 32) {
+                for (int c = 0; c < columns; c += 8) {
+                    u64 place = reinterpret_cast<u64>(tile.begin) + c / 64 * tile.panel + r * 128 + c % 64 * 2;
+                    access(reinterpret_cast<const void*>(place ^ (place >> 7 & 7) << 4), 16, false);
+                }
+            }
+        };
+        if (!product.a_in_registers) note(product.a_tile, 64, 16);
+        note(product.b, product.b_transposed ? product.n : 16, product.b_transposed ? 16 : product.n);
+        WgmmaSlot slot{&each, f.warp};
+        collective(Op::wgmma, 0xffffffffu, &slot, run_wgmma);
+    }
+    f.products.erase(f.products.begin(), f.products.begin() + done);
+}
+
 void cp_async(void* dst, const void* src, int bytes, bool valid) {
     if ((reinterpret_cast<uintptr_t>(dst) | reinterpret_cast<uintptr_t>(src)) & (bytes - 1)) {
         fail("cp.async: an address is not %d-byte aligned", bytes);

@@ -33,6 +33,18 @@ static int& most_shared() {
 }
 extern "C" __attribute__((visibility("default"))) void emu_shared(int bytes) { most_shared() = bytes; }
 
+// Compute capability: EMU_CAPABILITY, or what emu_capability has set for this host thread, as ten times the major
+// number and the minor one; else that of an A100. All that it changes is which kernels are launched.
+static int& capability() {
+    auto of_environment = [] {
+        const char* text = getenv("EMU_CAPABILITY");
+        return text ? atoi(text) : 80;
+    };
+    static thread_local int value = of_environment();
+    return value;
+}
+extern "C" __attribute__((visibility("default"))) void emu_capability(int value) { capability() = value; }
+
 // Faults that tests plant: kernels whose names hold EMU_FAIL fail, those with EMU_HANG never end.
 static bool named_by(const char* variable, const std::string& kernel) {
     const char* text = getenv(variable);
@@ -104,8 +116,8 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
         case 10: *value = 32; break;              // warp size
         case 12: *value = REGISTERS; break;       // registers per block
         case 16: *value = 8; break;               // multiprocessors
-        case 75: *value = 8; break;               // compute capability, major
-        case 76: *value = 0; break;               // and minor
+        case 75: *value = capability() / 10; break;  // compute capability, major
+        case 76: *value = capability() % 10; break;  // and minor
         case 81: *value = 164 * 1024; break;      // shared memory per multiprocessor
         case 97: *value = most_shared(); break;   // shared memory per block on request
         default: *value = 0;

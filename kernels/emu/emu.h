@@ -38,7 +38,7 @@ struct Launch { dim3 grid, block; size_t shared_bytes; };
 struct Context { Thread* self; uint3 block; const Launch* launch; };
 extern thread_local Context context;
 
-enum class Op { sync_warp, shuffle, vote, ldmatrix, mma };
+enum class Op { sync_warp, shuffle, vote, ldmatrix, mma, wgmma };
 const char* name_of(Op op);
 
 // All threads of the block that have not ended.
@@ -109,6 +109,23 @@ void run_ldmatrix(void** slots, u32 mask);
 void run_ldmatrix_trans(void** slots, u32 mask);
 struct MmaSlot { float* d; const u32* a; u32 b0, b1; };
 void run_mma(void** slots, u32 mask);
+// A product of a warpgroup, of which a warp computes 16 rows of 64: d (16×n) = or += a · b or a · bᵀ, where b's 16-bit elements
+// lie in shared memory and a's there or in registers. The result arrives at the wait, and d is NaN until then.
+struct WgmmaTile {
+    const unsigned char* begin;
+    u32 panel;  // bytes
+    WgmmaTile further(u32 bytes) const { return {begin + bytes, panel}; }
+};
+struct Wgmma {
+    float* d;
+    int n;
+    bool add, a_in_registers, b_transposed;
+    u32 a[4];
+    WgmmaTile a_tile, b;
+};
+void wgmma(const Wgmma& product);
+void wgmma_commit();
+void wgmma_wait(int pending);
 
 template <class D, class S> D bits(S s) {
     static_assert(sizeof(D) == sizeof(S), "same size");
@@ -218,6 +235,20 @@ template <bool trans> DEV void emu_ldmatrix(u32 (&r)[4], const void* p) {
 }
 DEV void ldmatrix_x4(u32 (&r)[4], const void* p) { emu_ldmatrix<false>(r, p); }
 DEV void ldmatrix_x4_trans(u32 (&r)[4], const void* p) { emu_ldmatrix<true>(r, p); }
+using emu::WgmmaTile;
+DEV WgmmaTile wgmma_tile(const void* begin, u32 panel) { return {static_cast<const unsigned char*>(begin), panel}; }
+DEV void wgmma_fence_memory() {}
+DEV void wgmma_fence() {}
+DEV void wgmma_commit() { emu::wgmma_commit(); }
+template <int pending> DEV void wgmma_wait() { emu::wgmma_wait(pending); }
+template <int N> DEV void wgmma_hold(float (&)[N][4]) {}
+DEV void wgmma_nt(float (&d)[8][4], WgmmaTile a, WgmmaTile b, bool add) { emu::wgmma({d[0], 64, add, false, true, {}, a, b}); }
+DEV void wgmma_nt(float (&d)[8][4], const u32 (&a)[4], WgmmaTile b, bool add) {
+    emu::wgmma({d[0], 64, add, true, true, {a[0], a[1], a[2], a[3]}, {}, b});
+}
+DEV void wgmma_nn(float (&d)[16][4], const u32 (&a)[4], WgmmaTile b) {
+    emu::wgmma({d[0], 128, true, true, false, {a[0], a[1], a[2], a[3]}, {}, b});
+}
 DEV void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     emu::MmaSlot slot{d, a, b0, b1};
     emu::collective(emu::Op::mma, 0xffffffffu, &slot, emu::run_mma);

@@ -35,12 +35,21 @@ struct PendingCopy {
     int group;
 };
 
+// A product that has been begun, with what its accumulators were.
+struct PendingProduct {
+    Wgmma product;
+    std::vector<float> before;
+    int group;
+};
+
 struct Fiber : Thread {
     Coroutine coroutine;
     bool done;
     u32 warp_syncs;  // whole-warp __syncwarp's passed
     int group;       // copy groups committed
     std::vector<PendingCopy> copies;
+    int product_group;  // product groups committed
+    std::vector<PendingProduct> products;
 };
 
 // Lanes of a warp that wait in a collective, and what for.

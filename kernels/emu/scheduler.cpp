@@ -72,7 +72,7 @@ Config& config() {
 }
 
 const char* name_of(Op op) {
-    static const char* names[] = {"__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma.sync"};
+    static const char* names[] = {"__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma.sync", "wgmma"};
     return names[(int)op];
 }
 
@@ -196,6 +196,7 @@ static void fiber_main() {
     w.body(w.argument);
     Fiber& f = w.fibers[w.current];
     if (!f.copies.empty()) fail("ends with %zu asynchronous copies that nobody waited for", f.copies.size());
+    if (!f.products.empty()) fail("ends with %zu products that nobody waited for", f.products.size());
     f.done = true;
     w.alive--;
     w.warps[f.warp].alive &= ~(1u << f.lane);
@@ -256,6 +257,8 @@ static void prepare_fiber(Worker& w, int i, const Launch& launch) {
     f.warp_syncs = 0;
     f.group = 0;
     f.copies.clear();
+    f.product_group = 0;
+    f.products.clear();
     unsigned n = (unsigned)i;
     f.index = {n % launch.block.x, n / launch.block.x % launch.block.y, n / (launch.block.x * launch.block.y)};
     // Room so that the stack pointer is 8 modulo 16 at entry, as after a call; six registers below.

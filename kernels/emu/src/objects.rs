@@ -160,21 +160,35 @@ pub(crate) fn modules(variant: Variant) -> PathBuf {
             });
         }
     });
-    for (file, _) in MODULES.iter().filter(|(file, _)| !wanted(file)) {
-        let (name, faultless) = (object_name(file), faultless.as_ref().expect("a fault is planted"));
+    let link = |to: &Path, name: String| {
         if !directory.join(&name).exists() {
-            std::os::unix::fs::symlink(faultless.join(&name), directory.join(&name))
-                .expect("a link to a module");
+            std::os::unix::fs::symlink(to, directory.join(&name)).expect("a link to a module");
         }
+    };
+    for (file, _) in MODULES.iter().filter(|(file, _)| !wanted(file)) {
+        let name = object_name(file);
+        link(&faultless.as_ref().expect("a fault is planted").join(&name), name);
+    }
+    // For a device that says to be another one.
+    for (file, _) in MODULES {
+        link(&directory.join(object_name(file)), name_for(file, HOPPER));
     }
     directory
 }
 
-/// The name under which the device looks for a module.
+/// Compute capabilities of the stand-in device: what it has, and what tests of Hopper's kernels give it.
+pub(crate) const AMPERE: (i32, i32) = (8, 0);
+pub(crate) const HOPPER: (i32, i32) = (9, 0);
+
+/// The name under which a device of this compute capability looks for a module.
+fn name_for(file: &str, capability: (i32, i32)) -> String {
+    file_name(file.trim_end_matches(".cu"), &architecture(capability), 12)
+        .expect("it is in the list of modules")
+}
+
+/// The name under which the stand-in device looks for a module.
 pub(crate) fn object_name(file: &str) -> String {
-    // The stand-in device has this compute capability.
-    let architecture = architecture((8, 0));
-    file_name(file.trim_end_matches(".cu"), &architecture, 12).expect("it is in the list of modules")
+    name_for(file, AMPERE)
 }
 
 /// Builds one module unless it is there.
@@ -207,7 +221,7 @@ pub fn copy_parts(to: &Path) {
     let copy_all = |from: PathBuf, to: &Path| {
         for entry in std::fs::read_dir(from).expect("it was built") {
             let path = entry.expect("it can be listed").path();
-            if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+            if let (true, Some(name)) = (path.is_file() && !path.is_symlink(), path.file_name()) {
                 std::fs::copy(&path, to.join(name)).expect("a part can be copied");
             }
         }

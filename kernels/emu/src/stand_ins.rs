@@ -1,7 +1,7 @@
 //! The stand-in libraries in this process: loaded before anything asks for a driver, so that the
 //! program's own code finds them by name; and how tests tell them what to do.
 
-use crate::objects::{Variant, emulator_directory, modules, nccl_file, object_name};
+use crate::objects::{AMPERE, HOPPER, Variant, emulator_directory, modules, nccl_file, object_name};
 use crate::places::gpu_check;
 use gradtx_kernels::cuda::cubin::Cubins;
 use gradtx_kernels::cuda::{CublasLt, Cuda};
@@ -202,6 +202,13 @@ pub fn peak_memory(cuda: &Cuda, from_now_on: bool) -> u64 {
 /// Bytes of shared memory that a block may ask this thread's device for, from now on.
 pub fn limit_shared_memory(bytes: usize) {
     set(library(), b"emu_shared\0", bytes as i32);
+}
+
+/// Whether devices that this thread opens from now on are of Hopper's compute capability. All that it
+/// changes is which kernels are launched.
+pub fn pretend_hopper(hopper: bool) {
+    let (major, minor) = if hopper { HOPPER } else { AMPERE };
+    set(library(), b"emu_capability\0", major * 10 + minor);
 }
 
 /// Lets another program find the stand-in for the driver, and kernels of this variant in its cache.

@@ -1,7 +1,7 @@
 //! Packed attention and decoding on CUDA.
 //!
-//! bf16 with head sizes 64 and 128 goes through the tensor cores (`cu/flash.cu`, `cu/decode.cu`),
-//! everything else through plain kernels (`cu/attention.cu`). How many tiles the segments of a stream
+//! bf16 with head sizes 64 and 128 goes through the tensor cores (`cu/flash.cu`, `cu/decode.cu`; heads of 128 on
+//! devices of capability 9.0 through `cu/flash_hopper.cu`), everything else through plain kernels (`cu/attention.cu`). How many tiles the segments of a stream
 //! have is known to the device alone, so grids have as many blocks as there could be tiles,
 //! and a block without a tile has nothing to do.
 
@@ -42,20 +42,57 @@ fn moved<X>(dims: &QkvDims) -> usize {
     2 * 2 * dims.tokens * dims.kv_heads * dims.head_dim * size_of::<X>()
 }
 
-/// The tensor-core kernels of a head size: forward and backward.
-fn flash_names(head_dim: usize) -> Option<[&'static str; 2]> {
-    match head_dim {
-        64 => Some(["flash_forward_64", "flash_backward_64"]),
-        128 => Some(["flash_forward_128", "flash_backward_128"]),
-        _ => None,
-    }
+/// A kernel of attention through the tensor cores, and what a launch of it is.
+struct Flash {
+    module: &'static str,
+    name: &'static str,
+    /// Rows of a tile.
+    rows: usize,
+    /// Bytes of shared memory of a block.
+    shared: usize,
 }
 
-/// The forward kernel of head size 128 that loads keys and values a step ahead.
-const FORWARD_AHEAD: &str = "flash_forward_128_ahead";
 /// Bytes of a multiprocessor's shared memory that every block takes beside its own; a multiprocessor has as many
 /// more than a block may have.
 const RESERVED: usize = 1024;
+
+/// As in `cu/flash_hopper.cu`: a tile of 64 rows, and what is lost where tiles begin at multiples of 1,024 bytes.
+const HOPPER: &str = "flash_hopper";
+const HOPPER_TILE: usize = 64 * 128 * size_of::<u16>();
+const ALIGNMENT: usize = 1024;
+
+impl Flash {
+    /// The forward kernel of heads of this size, if there is one.
+    fn forward(device: &Cuda, head_dim: usize) -> Option<Self> {
+        let two_stages = shared_rows(FORWARD_TILE + 4 * STEP, head_dim);
+        let two_fit = 2 * (two_stages + RESERVED) <= device.inner.limits.most_shared + RESERVED;
+        let (module, name, shared) = match head_dim {
+            128 if device.is_hopper() => (HOPPER, "flash_hopper_forward", 6 * HOPPER_TILE + ALIGNMENT),
+            // Keys and values come in a step ahead where a multiprocessor has the room for two such blocks.
+            128 if two_fit => (FLASH, "flash_forward_128_ahead", two_stages),
+            128 => (FLASH, "flash_forward_128", shared_rows(FORWARD_TILE + 2 * STEP, head_dim)),
+            64 => (FLASH, "flash_forward_64", two_stages),
+            _ => return None,
+        };
+        Some(Self { module, name, rows: FORWARD_TILE, shared })
+    }
+
+    /// The backward kernel of heads of this size, if there is one.
+    fn backward(device: &Cuda, head_dim: usize) -> Option<Self> {
+        let (rows, shared) = backward_tile(head_dim);
+        let (module, name, rows, shared) = match head_dim {
+            128 if device.is_hopper() => {
+                // A stage is two tiles, lse and delta.
+                let stages = 2 * (2 * HOPPER_TILE + ALIGNMENT);
+                (HOPPER, "flash_hopper_backward", STEP, 2 * HOPPER_TILE + stages + ALIGNMENT)
+            }
+            128 => (FLASH, "flash_backward_128", rows, shared),
+            64 => (FLASH, "flash_backward_64", rows, shared),
+            _ => return None,
+        };
+        Some(Self { module, name, rows, shared })
+    }
+}
 
 /// The decoding kernel of a head size.
 fn decode_name(head_dim: usize) -> &'static str {
@@ -124,19 +161,12 @@ impl<X: CudaReal> Attention<X> for Cuda {
         const OP: &str = "attention_forward";
         check_head(OP, &dims.qkv)?;
         let QkvDims { tokens, heads, head_dim, .. } = dims.qkv;
-        let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
+        let flash = Flash::forward(self, head_dim).filter(|_| X::SUFFIX == "bf16");
         let wide = aligned(&[o.pointer(), qkv.pointer()], &[dims.o_stride]);
         // The kernel takes the largest of the scores before they are scaled.
-        if let Some([name, _]) = flash.filter(|_| wide && dims.scale > 0.0) {
-            let ahead = shared_rows(FORWARD_TILE + 4 * STEP, head_dim);
-            let two_fit = 2 * (ahead + RESERVED) <= self.inner.limits.most_shared + RESERVED;
-            let (name, shared) = match head_dim {
-                128 if two_fit => (FORWARD_AHEAD, ahead),
-                128 => (name, shared_rows(FORWARD_TILE + 2 * STEP, head_dim)),
-                _ => (name, ahead),
-            };
-            let kernel = self.kernel(FLASH, name).write(&o).write(&lse).read(qkv).read(offsets);
-            let grid = [most_tiles(FORWARD_TILE, &dims) * heads, 1, 1];
+        if let Some(Flash { module, name, rows, shared }) = flash.filter(|_| wide && dims.scale > 0.0) {
+            let kernel = self.kernel(module, name).write(&o).write(&lse).read(qkv).read(offsets);
+            let grid = [most_tiles(rows, &dims) * heads, 1, 1];
             let kernel = kernel.flops(flops(2, &dims));
             // SAFETY: the lengths checked above; segments beyond the stream are refused.
             return unsafe { kernel.attention(&dims).run(grid, FLASH_THREADS, shared) };
@@ -163,13 +193,12 @@ impl<X: CudaReal> Attention<X> for Cuda {
                 self.kernel_typed(module, name, suffix).write(&dqkv).read(delta.freeze()).read(d_o).read(lse);
             kernel.read(qkv).read(offsets).attention(&dims)
         };
-        let flash = flash_names(head_dim).filter(|_| X::SUFFIX == "bf16");
+        let flash = Flash::backward(self, head_dim).filter(|_| X::SUFFIX == "bf16");
         let wide = aligned(&[d_o.pointer(), qkv.pointer(), dqkv.pointer()], &[dims.o_stride]);
-        if let Some([_, name]) = flash.filter(|_| wide) {
-            let (rows, shared) = backward_tile(head_dim);
+        if let Some(Flash { module, name, rows, shared }) = flash.filter(|_| wide) {
             let grid = [most_tiles(rows, &dims) * (heads + kv_heads), 1, 1];
             // Blocks of keys and of queries compute the scores and their gradients; then dk and dv, or dq.
-            let kernel = kernel_of(FLASH, name, "").flops(flops(7, &dims));
+            let kernel = kernel_of(module, name, "").flops(flops(7, &dims));
             // SAFETY: the lengths checked above; segments beyond the stream are refused.
             return unsafe { kernel.run(grid, FLASH_THREADS, shared) };
         }

@@ -48,6 +48,7 @@ pub const MODULES: &[(&str, &str)] = sources![
     "elementwise.cu",
     "embedding.cu",
     "flash.cu",
+    "flash_hopper.cu",
     "gemm.cu",
     "lm_head.cu",
     "lora.cu",

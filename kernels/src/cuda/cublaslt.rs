@@ -4,8 +4,8 @@
 //! nothing for it and a kernel of our own must do it (`gemm.rs`).
 //!
 //! What the library calls a heuristic names its algorithm for a product. It is asked once for
-//! every shape, layout and alignment, and its first answer is taken: nothing is timed, so that
-//! results do not depend on what else the device did meanwhile. They do depend on the device and the
+//! every shape, layout and alignment, and its first answer is taken, or the one that is stored for this product
+//! ([`super::algorithms`]): nothing is timed in use, so that results do not depend on what else the device did meanwhile. They do depend on the device and the
 //! library's version, and a row of a product on how many rows there are, since all of these decide the order of
 //! sums. Sums are in f32 everywhere, also where an algorithm splits them, and f32 is never rounded to TF32.
 //!
@@ -13,10 +13,11 @@
 //! same memory, the operands exchanged, a row of ours a column of its own.
 
 use super::CudaDevice;
-use super::gate;
+use super::algorithms::{Algorithms, MAX_HEURISTICS, Measured};
 use super::library::{candidates, first_usable, loader_says};
 use super::memory::{self, Allocation};
 use super::stream::Stream;
+use super::{gate, graph};
 use crate::ops::GemmDims;
 use crate::{DType, Error, Result};
 use cudarc::driver::sys;
@@ -189,9 +190,13 @@ impl Api {
         })
     }
 
-    fn description(&self) -> String {
+    fn version(&self) -> usize {
         // SAFETY: takes nothing and returns a number.
-        let version = unsafe { (self.version)() };
+        unsafe { (self.version)() }
+    }
+
+    fn description(&self) -> String {
+        let version = self.version();
         let (major, minor, patch) = (version / 10_000, version / 100 % 100, version % 100);
         format!("cuBLASLt {major}.{minor}.{patch}")
     }
@@ -295,6 +300,22 @@ impl Shape {
     }
 }
 
+/// As in files of stored choices: everything that the library's answers depend on.
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { inputs, output, mnk: [m, n, k], transposed, strides, alignments, bias_alignment, add } =
+            self;
+        let turned = transposed.map(|turned| if turned { 'T' } else { 'N' });
+        let [first, second] = turned;
+        let sum = if *add { "+=" } else { "=" };
+        write!(
+            f,
+            "{output:?} {sum} {inputs:?} {m}x{n}x{k} {first}{second}, strides {strides:?}, alignments {alignments:?}"
+        )?;
+        if *bias_alignment > 0 { write!(f, ", bias {bias_alignment}") } else { Ok(()) }
+    }
+}
+
 /// A product as the library knows it, and its algorithm.
 struct Plan {
     desc: Owned,
@@ -324,8 +345,16 @@ pub(super) struct Products {
     known: Mutex<Known>,
     /// For each of the device's streams of operations.
     workspaces: [Allocation; 2],
+    algorithms: Algorithms,
+    device: String,
+    /// What was measured, while that is asked for.
+    tuning: Mutex<Option<Vec<Measured>>>,
     api: Api,
 }
+
+/// Launches of a product by an algorithm that are timed together, and how often; the fastest time counts.
+const TIMED_LAUNCHES: usize = 20;
+const TIMED_ROUNDS: usize = 5;
 
 impl Products {
     /// The library, or in one sentence why there is none. The device's context is bound.
@@ -348,16 +377,38 @@ impl Products {
                 let workspace = || Allocation::new(stream, device, WORKSPACE);
                 let workspaces = [workspace()?, workspace()?];
                 let known = Mutex::new(Known { plans: HashMap::new(), handle });
-                Ok(Ok(Self { known, workspaces, api }))
+                let algorithms = Algorithms::standard(&device.name, api.version())?;
+                let (device, tuning) = (device.name.clone(), Mutex::new(None));
+                Ok(Ok(Self { known, workspaces, algorithms, device, tuning, api }))
             }
             Err(why) if matches!(which, CublasLt::At(_)) => Err(Error::Unavailable { what: "cuBLASLt", why }),
             Err(why) => Ok(Err(why)),
         }
     }
 
-    /// The library and its version.
+    /// The library and its version, and which stored choices of its algorithms there are for this device.
     pub fn description(&self) -> String {
-        self.api.description()
+        let (library, stored) = (self.api.description(), &self.algorithms);
+        match stored.len() {
+            0 => library,
+            count => {
+                format!("{library} with {count} stored algorithms ({:08x})", stored.fingerprint() as u32)
+            }
+        }
+    }
+
+    /// Measures the library's algorithms for every product that is new from now on, in its first launch. What that
+    /// launch computes is of no use.
+    pub fn start_tuning(&self) {
+        memory::lock(&self.known).plans.clear();
+        *memory::lock(&self.tuning) = Some(Vec::new());
+    }
+
+    /// Lines for a file of choices, of what was measured since [`Self::start_tuning`].
+    pub fn stop_tuning(&self) -> Vec<String> {
+        let measured = memory::lock(&self.tuning).take().unwrap_or_default();
+        let version = self.api.version();
+        measured.iter().filter_map(|each| each.line(&self.device, version)).collect()
     }
 
     /// Queues a product in one of the device's two streams of operations; false if the library has nothing for it.
@@ -377,9 +428,65 @@ impl Products {
         }
         let plan = match plans.entry(shape) {
             Entry::Occupied(held) => held.into_mut(),
-            Entry::Vacant(free) => free.insert(self.plan(handle, &shape, product.bias)?),
+            Entry::Vacant(free) => {
+                let plan = self.plan(handle, &shape, product.bias)?;
+                if let (Some(plan), Some(measured)) = (&plan, &mut *memory::lock(&self.tuning)) {
+                    // SAFETY: as of this function.
+                    measured.push(unsafe { self.measure(handle, stream, is_second, plan, &shape, product) }?);
+                }
+                free.insert(plan)
+            }
         };
-        let Some(Plan { desc, layouts, algorithm }) = plan else { return Ok(false) };
+        let Some(plan) = plan else { return Ok(false) };
+        // SAFETY: as of this function.
+        unsafe { self.launch(handle, stream, is_second, plan, &plan.algorithm, &shape, product) }?;
+        Ok(true)
+    }
+
+    /// Seconds of a product by each of the library's algorithms. The result is written again and again.
+    ///
+    /// # Safety
+    /// As of [`Self::run`].
+    unsafe fn measure(
+        &self,
+        handle: &Owned,
+        stream: sys::CUstream,
+        is_second: bool,
+        plan: &Plan,
+        shape: &Shape,
+        product: &Product,
+    ) -> Result<Measured> {
+        let mut seconds = Vec::new();
+        for algorithm in self.heuristics(handle, &plan.desc, &plan.layouts, shape, MAX_HEURISTICS)? {
+            // SAFETY: as of this function.
+            let launch =
+                || unsafe { self.launch(handle, stream, is_second, plan, &algorithm, shape, product) };
+            // Its kernel is loaded.
+            launch()?;
+            let repeat = || (0..TIMED_LAUNCHES).try_for_each(|_| launch());
+            // SAFETY: the stream is the caller's, and the product's memory is alive meanwhile.
+            let times = unsafe { graph::times(stream, repeat, TIMED_ROUNDS) }?;
+            let least = times.into_iter().fold(f64::INFINITY, f64::min);
+            seconds.push(least / TIMED_LAUNCHES as f64);
+        }
+        Ok(Measured { product: shape.to_string(), seconds })
+    }
+
+    /// Queues a product by one algorithm.
+    ///
+    /// # Safety
+    /// As of [`Self::run`].
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn launch(
+        &self,
+        handle: &Owned,
+        stream: sys::CUstream,
+        is_second: bool,
+        Plan { desc, layouts, .. }: &Plan,
+        algorithm: &Algorithm,
+        shape: &Shape,
+        product: &Product,
+    ) -> Result<()> {
         if shape.bias_alignment > 0 {
             desc.set(self.api.desc_set, DESC_BIAS_POINTER, product.bias)?;
         }
@@ -408,8 +515,7 @@ impl Products {
                 stream,
             )
         };
-        check(&format!("multiply matrices {:?}", product.dims), status)?;
-        Ok(true)
+        check(&format!("multiply matrices {:?}", product.dims), status)
     }
 
     /// Describes a product to the library, and asks for an algorithm.
@@ -447,18 +553,22 @@ impl Products {
             desc.set(api.desc_set, DESC_EPILOGUE, EPILOGUE_BIAS)?;
             desc.set(api.desc_set, DESC_BIAS_POINTER, bias)?;
         }
-        let algorithm = self.first_heuristic(handle, &desc, &layouts, shape)?;
+        let choice = if self.algorithms.len() > 0 { self.algorithms.choice(&shape.to_string()) } else { 0 };
+        let found = self.heuristics(handle, &desc, &layouts, shape, choice + 1)?;
+        // The library may have fewer than where the choice was measured.
+        let algorithm = found.get(choice).or(found.first()).copied();
         Ok(algorithm.map(|algorithm| Plan { desc, layouts, algorithm }))
     }
 
-    /// The library's first choice, if it has one within the workspace.
-    fn first_heuristic(
+    /// The library's choices within the workspace, at most so many, the one first that it expects to be the fastest.
+    fn heuristics(
         &self,
         handle: &Owned,
         desc: &Owned,
         layouts: &[Owned; 4],
         shape: &Shape,
-    ) -> Result<Option<Algorithm>> {
+        most: usize,
+    ) -> Result<Vec<Algorithm>> {
         let api = &self.api;
         // SAFETY: one object is written.
         let wish = Owned::new("describe what is wanted", api.preference_destroy, |to| unsafe {
@@ -470,16 +580,19 @@ impl Products {
         for (attribute, alignment) in PREFERENCE_ALIGNMENTS.into_iter().zip([b, a, start, c]) {
             wish.set(api.preference_set, attribute, alignment)?;
         }
-        let mut found =
+        let nothing =
             Heuristic { algorithm: Algorithm([0; 8]), workspace: 0, state: 0, waves: 0.0, reserved: [0; 4] };
+        let mut found = vec![nothing; most];
         let mut count = 0;
         let [la, lb, lc, ld] = layouts.each_ref().map(|layout| layout.raw);
-        // SAFETY: all objects are alive; room for one answer is given, and its size is the library's.
+        let to = found.as_mut_ptr();
+        // SAFETY: all objects are alive; room for so many answers is given, and their size is the library's.
         let status = unsafe {
-            (api.heuristic)(handle.raw, desc.raw, la, lb, lc, ld, wish.raw, 1, &mut found, &mut count)
+            (api.heuristic)(handle.raw, desc.raw, la, lb, lc, ld, wish.raw, most as c_int, to, &mut count)
         };
         // Whatever it dislikes, our own kernel takes it.
-        let usable = status == 0 && count > 0 && found.state == 0 && found.workspace <= WORKSPACE;
-        Ok(usable.then_some(found.algorithm))
+        found.truncate(if status == 0 { count.max(0) as usize } else { 0 });
+        let usable = |each: &Heuristic| each.state == 0 && each.workspace <= WORKSPACE;
+        Ok(found.into_iter().filter(usable).map(|each| each.algorithm).collect())
     }
 }

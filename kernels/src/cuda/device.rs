@@ -124,12 +124,30 @@ impl Cuda {
         &self.inner.description
     }
 
+    /// Whether kernels for Hopper run here: instructions that later generations do not have.
+    pub(super) fn is_hopper(&self) -> bool {
+        self.inner.description.capability == (9, 0)
+    }
+
     /// What multiplies matrices here, as a person would say it.
     pub fn gemm_backend(&self) -> String {
         match &self.inner.products {
             Ok(library) => library.description(),
             Err(why) => format!("kernels of our own ({why})"),
         }
+    }
+
+    /// Measures cuBLASLt's algorithms for every matrix product that is new from now on, in its first launch; what such a
+    /// launch computes is of no use. Nothing happens where products are by other kernels.
+    pub fn start_tuning(&self) {
+        if let Ok(library) = &self.inner.products {
+            library.start_tuning();
+        }
+    }
+
+    /// Lines for a file of choices (`GRADTX_CUBLASLT_ALGORITHMS`), of what was measured since [`Self::start_tuning`].
+    pub fn stop_tuning(&self) -> Vec<String> {
+        self.inner.products.as_ref().map_or_else(|_| Vec::new(), |library| library.stop_tuning())
     }
 
     /// What decides the bits of results here beside inputs and this program: the device, and what multiplies matrices.

@@ -17,6 +17,7 @@
 
 mod activation;
 mod adamw;
+mod algorithms;
 mod attention;
 mod buffer;
 mod copy_stream;

@@ -136,6 +136,37 @@ fn head_size_128_with_other_shared_memory() {
     }
 }
 
+/// A device that takes the kernels of Hopper, on this thread.
+pub struct Hopper(#[allow(dead_code)] LittleShared);
+
+impl Hopper {
+    pub fn new() -> Self {
+        gradtx_emulator::pretend_hopper(true);
+        Self(LittleShared::new(227 << 10))
+    }
+}
+
+impl Drop for Hopper {
+    fn drop(&mut self) {
+        gradtx_emulator::pretend_hopper(false);
+    }
+}
+
+/// Through Hopper's own instructions, as the emulator understands them; on a GPU that has them, all heads of 128 go there.
+#[test]
+fn head_size_128_on_hopper() {
+    if on_device() {
+        return;
+    }
+    let _hopper = Hopper::new();
+    for (lengths, heads, kv_heads, gap) in
+        [(&[1u32, 66][..], 2, 1, 8), (&[97], 1, 1, 0), (&[3, 150, 64], 2, 1, 0), (&[257, 128], 3, 1, 0)]
+    {
+        let case = Packed { lengths, heads, kv_heads, head_dim: 128, gap };
+        check(&format!("attention on Hopper {lengths:?}, {heads}/{kv_heads} heads"), &case, ATTENTION);
+    }
+}
+
 /// The largest score is not the largest before it is scaled.
 #[test]
 fn scales_that_are_not_positive() {

@@ -474,6 +474,34 @@ fn products_with_biases_of_other_alignments() {
     }
 }
 
+/// Algorithms are measured in a product's first launch, and the product is right from the next one on.
+#[test]
+fn algorithms_are_measured() {
+    if on_device() && cublaslt().describe().is_err() {
+        return;
+    }
+    let cuda = device_with(Variant::PLAIN, &cublaslt());
+    let x = cuda.buffer_from(&[2.0f32; 64]).unwrap();
+    let w = cuda.buffer_from(&[1.0f32; 64]).unwrap();
+    let mut y = cuda.zeros::<f32>(64).unwrap();
+    let dims = LinearDims::new(8, 8, 8);
+    let mut multiply = || {
+        let (x, w) = (x.all(), w.all());
+        let y = y.all_mut();
+        cuda.linear_forward(LinearForward { y, x, w, bias: None, residual: None, dims }).unwrap();
+    };
+    multiply();
+    cuda.start_tuning();
+    multiply();
+    // Whether another algorithm is faster is up to the device.
+    for line in cuda.stop_tuning() {
+        assert!(line.contains("8x8x8") && line.split('\t').count() == 6, "{line}");
+    }
+    multiply();
+    assert_eq!(cuda.stop_tuning(), [""; 0]);
+    assert_eq!(cuda.to_host(y.all()).unwrap(), [16.0; 64]);
+}
+
 #[test]
 fn which_library_multiplies() {
     let cuda = plain();

@@ -149,8 +149,32 @@ fn wrong_visibility() {
         (backward, "whole || key < query ?"),
         (backward, "true ?"),
     ] {
-        let fault = plant("flash.cu", text, instead);
+        let file = if text == forward { "flash.cuh" } else { "flash.cu" };
+        let fault = Plant { module: "flash.cu", file, text, instead };
         assert_eq!(complaints(&case, fault).len(), SCHEDULES.len() + 1, "{instead}");
+    }
+}
+
+/// Hopper's kernels: visibility, products that are read before they are there, that others' rows are multiplied
+/// with, and tiles that are overwritten while they are multiplied.
+#[test]
+fn wrong_products_on_hopper() {
+    let _hopper = crate::attention::Hopper::new();
+    let case = Packed { lengths: &[150], heads: 1, kv_heads: 1, head_dim: 128, gap: 0 };
+    let none = plant("flash_hopper.cu", "// ---- forward", "// ---- forward");
+    assert_eq!(complaints(&case, none), [""; 0]);
+    for (text, instead, words) in [
+        ("(step + 1) * STEP > first_query + 1", "false", "`o`"),
+        ("tile_first / STEP + 1", "tile_first / STEP", "nobody waited for"),
+        ("        wgmma_wait<1 - M>();\n", "", "`o`"),
+        ("query_tile.further(m * TILE)", "query_tile", "`o`"),
+        ("c % 8 ^ r", "c % 8", "`o`"),
+        ("step % 2 * FORWARD_STAGE;\n        load_tile", "0;\n        load_tile", "data race"),
+        ("bool whole = step + 1 < steps;", "bool whole = true;", "`dqkv`"),
+        ("begin_sums(dv, packed_p, d_out);", "begin_sums(dv, packed_p, queries);", "`dqkv`"),
+        ("bool diagonal = first == 0;", "bool diagonal = false;", "`dqkv`"),
+    ] {
+        expect_caught(&case, plant("flash_hopper.cu", text, instead), words);
     }
 }
 

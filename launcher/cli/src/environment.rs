@@ -11,13 +11,17 @@ pub struct Variable {
 }
 
 /// Variables that a user of the program may set.
-pub(crate) const VARIABLES: [Variable; 20] = [
+pub(crate) const VARIABLES: [Variable; 21] = [
     of("GRADTX_PROFILE", "site profile of `submit`: a name in ~/.config/gradtx, a file, or `none` (cluster)"),
     of("GRADTX_LOG", "log messages on stderr: error, warn, info, debug or trace, also per module (warn)"),
     of("NO_COLOR", "if set, no colours"),
     of("CUDA_VISIBLE_DEVICES", "the GPUs that CUDA shows to a process; SLURM sets it"),
     of("GRADTX_CUDA_LIBRARIES", "directories to search for cuBLASLt, NCCL and NVRTC, separated by colons"),
     of("GRADTX_CUBLASLT", "the library libcublasLt; `off`: matrix products by kernels of our own"),
+    of(
+        "GRADTX_CUBLASLT_ALGORITHMS",
+        "stored choices of its algorithms, a file of `gradtx bench … --tune`; `off`: its first choices",
+    ),
     of("GRADTX_NCCL", "the library libnccl; `off`: ranks exchange sums through their hosts"),
     of("GRADTX_NCCL_TIMEOUT", "seconds that a rank waits for another one before the job ends (600)"),
     of("GRADTX_NVRTC", "the library libnvrtc, which compiles kernels that the program does not have in it"),
