@@ -26,7 +26,7 @@ help:
 	@echo 'make dist    a tar.gz for users who do not build: program, manual pages, completions, batch scripts'
 	@echo 'make gpu-check   a directory to copy to a machine with a GPU, where its run.sh checks and measures everything'
 	@echo 'make cubins  that device code alone, in $(TARGET)/cubins'
-	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel (kernels/REPORT.md)'
+	@echo 'make kernels-report   registers, shared memory and spills of every CUDA kernel, instructions of some (kernels/REPORT.md)'
 
 install-dependencies:
 	@[ "$(GRADTX_NO_INSTALL)" = 1 ] || echo 'setup: installs missing packages with apt, where root or sudo allow it (GRADTX_NO_INSTALL=1 only looks)'

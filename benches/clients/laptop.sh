@@ -6,7 +6,8 @@
 set -euo pipefail
 [ $# -eq 1 ] || { sed -n 2,5p "$0" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
-gradtx=$(realpath "$(command -v "${GRADTX:-gradtx}")") python=${PYTHON:-python3} threads=${THREADS:-$(nproc)} rounds=${ROUNDS:-3}
+gradtx=$(command -v "${GRADTX:-gradtx}") || { echo "error: ${GRADTX:-gradtx}: no such program; GRADTX names it" >&2; exit 2; }
+gradtx=$(realpath "$gradtx") python=${PYTHON:-python3} threads=${THREADS:-$(nproc)} rounds=${ROUNDS:-3}
 mkdir -p "$1" && cd "$1"
 [ -e world/record.json ] || "$gradtx" world world --world mixed --quiet --threads "$threads"
 [ -e data.jsonl ] || "$python" "$here/laptop.py" make world .

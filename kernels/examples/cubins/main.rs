@@ -136,8 +136,9 @@ fn hot_table(rows: &Rows) -> String {
     for launch in HOT {
         let key = (launch.module.to_string(), launch.kernel.to_string());
         let usages = rows.get(&key).copied().unwrap_or_default();
-        for (architecture, usage) in ARCHITECTURES.iter().zip(usages).filter(|(_, usage)| usage.registers > 0)
-        {
+        let known =
+            |(architecture, usage): &(&&str, Usage)| launch.runs_on(architecture) && usage.registers > 0;
+        for (architecture, usage) in ARCHITECTURES.iter().zip(usages).filter(known) {
             text.push_str(&hot_row(launch, architecture, &usage));
         }
     }

@@ -10,6 +10,13 @@ pub struct Launch {
     pub shared: u32,
 }
 
+impl Launch {
+    /// Kernels of Hopper's own instructions are empty elsewhere.
+    pub fn runs_on(&self, architecture: &str) -> bool {
+        self.module != "flash_hopper" || architecture.starts_with("sm_9")
+    }
+}
+
 const fn launch(module: &'static str, kernel: &'static str, threads: u32, shared: u32) -> Launch {
     Launch { module, kernel, threads, shared }
 }

@@ -253,7 +253,8 @@ fn clients(home: &Path) -> Result<Vec<Client>> {
 
 fn all_of(row: &Row) -> Result<Vec<f64>> {
     let scores: Option<Vec<f64>> = row.scores.iter().copied().collect();
-    scores.with_context(|| format!("{}: not scored on every held-out group", row.name))
+    let again = "run `gradtx cross-validate` again with it among --methods";
+    scores.with_context(|| format!("{}: not scored on every held-out group: {again}", row.name))
 }
 
 fn translator(row: &Row, scores: &[f64], ends: &[Vec<f64>; 2], draws: &Draws<'_>) -> Translator {
