@@ -16,9 +16,9 @@ use super::CudaDevice;
 use super::algorithms::{Algorithms, MAX_HEURISTICS, Measured};
 use super::library::{candidates, first_usable, loader_says};
 use super::memory::{self, Allocation};
+use super::product::{Product, Shape};
 use super::stream::Stream;
-use super::{gate, graph};
-use crate::ops::GemmDims;
+use super::{gate, timing};
 use crate::{DType, Error, Result};
 use cudarc::driver::sys;
 use libloading::Library;
@@ -34,8 +34,6 @@ const NAMES: [&str; 3] = ["libcublasLt.so.12", "libcublasLt.so.13", "libcublasLt
 const WORKSPACE: usize = 32 << 20;
 /// Shapes that are remembered. Packed streams differ in length from step to step.
 const MAX_PLANS: usize = 4096;
-/// Beyond, the alignment of an address decides nothing.
-const MAX_ALIGNMENT: u32 = 256;
 
 type Status = c_int;
 type Object = *mut c_void;
@@ -241,81 +239,6 @@ impl Drop for Owned {
     }
 }
 
-/// `c = alpha · op(a) op(b) [+ bias] [+ start]`, by addresses.
-pub(super) struct Product {
-    /// Type of a, b and bias.
-    pub inputs: DType,
-    /// Type of c and start; that of the inputs where there is a bias.
-    pub output: DType,
-    pub a: u64,
-    pub b: u64,
-    pub c: u64,
-    /// `[n]`, or 0.
-    pub bias: u64,
-    /// A matrix like c with a row stride of its own, or 0; may be c itself.
-    pub start: u64,
-    pub start_stride: usize,
-    pub dims: GemmDims,
-}
-
-/// Everything that an algorithm may depend on.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Shape {
-    inputs: DType,
-    output: DType,
-    mnk: [usize; 3],
-    transposed: [bool; 2],
-    /// Of a, b, start and c.
-    strides: [usize; 4],
-    alignments: [u32; 4],
-    /// Of the bias; 0 without one.
-    bias_alignment: u32,
-    add: bool,
-}
-
-impl Shape {
-    fn of(p: &Product) -> Self {
-        let d = &p.dims;
-        let align = |address: u64| 1 << address.trailing_zeros().min(MAX_ALIGNMENT.trailing_zeros());
-        let add = p.start != 0;
-        let (start, start_stride) = if add { (p.start, p.start_stride) } else { (p.c, d.c_stride) };
-        let cols = |transposed: bool, rows: usize, cols: usize| if transposed { rows } else { cols };
-        // A single row may have any stride.
-        let strides = [
-            d.a_stride.max(cols(d.trans_a, d.m, d.k)),
-            d.b_stride.max(cols(d.trans_b, d.k, d.n)),
-            start_stride.max(d.n),
-            d.c_stride.max(d.n),
-        ];
-        Self {
-            inputs: p.inputs,
-            output: p.output,
-            mnk: [d.m, d.n, d.k],
-            transposed: [d.trans_a, d.trans_b],
-            strides,
-            alignments: [p.a, p.b, start, p.c].map(align),
-            bias_alignment: if p.bias == 0 { 0 } else { align(p.bias) },
-            add,
-        }
-    }
-}
-
-/// As in files of stored choices: everything that the library's answers depend on.
-impl std::fmt::Display for Shape {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { inputs, output, mnk: [m, n, k], transposed, strides, alignments, bias_alignment, add } =
-            self;
-        let turned = transposed.map(|turned| if turned { 'T' } else { 'N' });
-        let [first, second] = turned;
-        let sum = if *add { "+=" } else { "=" };
-        write!(
-            f,
-            "{output:?} {sum} {inputs:?} {m}x{n}x{k} {first}{second}, strides {strides:?}, alignments {alignments:?}"
-        )?;
-        if *bias_alignment > 0 { write!(f, ", bias {bias_alignment}") } else { Ok(()) }
-    }
-}
-
 /// A product as the library knows it, and its algorithm.
 struct Plan {
     desc: Owned,
@@ -465,7 +388,7 @@ impl Products {
             launch()?;
             let repeat = || (0..TIMED_LAUNCHES).try_for_each(|_| launch());
             // SAFETY: the stream is the caller's, and the product's memory is alive meanwhile.
-            let times = unsafe { graph::times(stream, repeat, TIMED_ROUNDS) }?;
+            let times = unsafe { timing::times(stream, repeat, TIMED_ROUNDS) }?;
             let least = times.into_iter().fold(f64::INFINITY, f64::min);
             seconds.push(least / TIMED_LAUNCHES as f64);
         }

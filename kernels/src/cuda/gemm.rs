@@ -1,7 +1,7 @@
 //! Matrix products and linear layers on CUDA: by cuBLASLt where it is installed and has something
 //! for the shape, otherwise by kernels of our own.
 
-use super::cublaslt::Product;
+use super::product::Product;
 use super::profile::Work;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
 use crate::error::{Error, Result, expect_at_least};

@@ -47,6 +47,7 @@ mod nccl_library;
 mod nvrtc;
 mod pinned;
 mod probe;
+mod product;
 mod profile;
 mod real;
 mod residual;
@@ -56,6 +57,7 @@ pub mod signature;
 mod stream;
 mod t5_attention;
 mod t5_tiles;
+mod timing;
 
 pub use buffer::{CudaBuf, CudaView, CudaViewMut};
 pub use copy_stream::{CudaCopyStream, CudaEvent};
