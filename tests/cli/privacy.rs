@@ -60,6 +60,12 @@ impl Home {
         }
     }
 
+    /// Tokens so far, by step.
+    fn tokens(&self, out: &str) -> Vec<u64> {
+        let lines = JsonLines::read(&self.path(out).join("metrics.jsonl")).unwrap();
+        lines.iter().map(|line| line["tokens"].as_u64().unwrap()).collect()
+    }
+
     fn ledger(&self, out: &str) -> u64 {
         let text = std::fs::read_to_string(self.path(out).join("privacy-ledger.jsonl")).unwrap_or_default();
         text.lines().count().saturating_sub(1) as u64
@@ -166,6 +172,8 @@ fn kills_never_lower_what_is_reported() {
     assert!(spent.is_sorted() && spent[0] > 0, "{spent:?}");
     let (epsilon, steps) = home.cost("by-noise");
     assert!(steps == spent[5] && steps >= 600, "{steps}: {spent:?}");
+    let tokens = home.tokens("by-noise");
+    assert!(tokens.len() == 600 && tokens.is_sorted() && tokens[0] < tokens[599], "{tokens:?}");
     home.ok(&finetune(&[
         "--dp-noise-multiplier",
         "8",

@@ -43,6 +43,7 @@ impl JobCheckpoint {
             trained.iter().flat_map(of).map(|number| number.to_bits()).collect()
         };
         let (losses, norms) = (bits(|t| &t.losses), bits(|t| &t.grad_norms));
+        let tokens: Vec<u64> = trained.iter().flat_map(|t| &t.tokens).copied().collect();
         let updates: Vec<f32> = trained.iter().flat_map(|t| &t.updates).copied().collect();
         let buffers = [
             ("adapters", Values::F32(&values)),
@@ -50,6 +51,7 @@ impl JobCheckpoint {
             ("second_moments", Values::F32(&second)),
             ("losses", Values::U64(&losses)),
             ("grad_norms", Values::U64(&norms)),
+            ("tokens", Values::U64(&tokens)),
             ("updates", Values::F32(&updates)),
         ];
         let state = json!({ "of": self.of, "steps": steps, "updates": updates.len() });
@@ -78,12 +80,12 @@ impl JobCheckpoint {
         let state = saved.state();
         let (steps, updates) = (state["steps"].as_u64(), state["updates"].as_u64());
         let (jobs, found) = (trained.len(), (saved.len_of("losses")?, saved.len_of("updates")?));
-        // Older versions did not keep the norms.
-        let norms = saved.len_of("grad_norms").unwrap_or_default();
+        // Older versions did not keep these.
+        let [norms, tokens] = ["grad_norms", "tokens"].map(|name| saved.len_of(name).unwrap_or_default());
         // What is there, before room is made for what is claimed.
         let (Some(steps), Some(updates)) = (steps, updates) else { return Ok(0) };
         if (steps.checked_mul(jobs as u64), updates) != (Some(found.0 as u64), found.1 as u64)
-            || norms != found.0
+            || [norms, tokens] != [found.0; 2]
         {
             tracing::warn!("{}: of other sizes than it says; these jobs start over", self.path.display());
             return Ok(0);
@@ -96,9 +98,10 @@ impl JobCheckpoint {
             saved.read_f32(name, &mut values)?;
             device.upload(buffer.all_mut(), &values)?;
         }
-        let (mut losses, mut norms) = (vec![0; found.0], vec![0; found.0]);
+        let (mut losses, mut norms, mut tokens) = (vec![0; found.0], vec![0; found.0], vec![0; found.0]);
         saved.read_u64("losses", &mut losses)?;
         saved.read_u64("grad_norms", &mut norms)?;
+        saved.read_u64("tokens", &mut tokens)?;
         let mut all = vec![0.0; updates as usize];
         saved.read_f32("updates", &mut all)?;
         for (job, trained) in trained.iter_mut().enumerate() {
@@ -106,6 +109,7 @@ impl JobCheckpoint {
             let numbers =
                 |bits: &[u64]| bits[part(bits.len())].iter().map(|&bits| f64::from_bits(bits)).collect();
             (trained.losses, trained.grad_norms) = (numbers(&losses), numbers(&norms));
+            trained.tokens = tokens[part(tokens.len())].to_vec();
             trained.updates = all[part(all.len())].to_vec();
         }
         Ok(steps as u32)

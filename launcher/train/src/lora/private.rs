@@ -6,13 +6,13 @@
 //! costs nothing. How many examples share a stream changes no gradient.
 //!
 //! The order of events in a step is what the guarantee hangs on: it is spent in the [`Ledger`] before anything is
-//! drawn for it.
+//! drawn for it, and on the disk before its noise is drawn.
 
 use crate::lora::checkpoint::JobCheckpoint;
 use crate::lora::trainer::{JobResult, Packing, Step};
 use crate::model_spec::ModelSpec;
 use crate::privacy::{ClippedSum, Ledger, PrivateRandom, SampledGaussian};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use gradtx_kernels::rng::{derive, derive_named};
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
@@ -96,20 +96,19 @@ impl PrivateTrainer<'_> {
         let mut jobs = [JobResult::default()];
         let mut done = checkpoint.restore(decoder.device(), adapter.adapter_mut(), &mut jobs)?;
         let resumed = done;
-        jobs[0].tokens = vec![0; done as usize];
         let (mut meter, mut saved, mut dropped) = (TokenMeter::start(), Instant::now(), 0);
         while done < self.recipe.max_steps && ledger.spent() < self.most_steps {
             let spent = ledger.spend()?;
             let sample = self.random.sample(spent, examples.len(), self.mechanism.sampling_rate);
-            let mut sum = ClippedSum::new(layout.total(), self.max_grad_norm);
-            let (mut loss, mut tokens) = (0.0, 0);
-            for stream in self.streams(&sample, examples, done, capacity) {
-                let found = adapter.gradients(decoder, &stream)?;
-                found.gradients.chunks_exact(layout.total()).for_each(|gradient| sum.add(gradient));
-                loss += found.losses.iter().filter(|loss| loss.is_finite()).sum::<f64>();
-                tokens += stream.len();
-                callback.between()?;
-            }
+            let streams = self.streams(&sample, examples, done, capacity);
+            // The disk takes as long as a small stream. Noise is drawn when both are done.
+            let (clipped, synced) = std::thread::scope(|scope| {
+                let synced = scope.spawn(|| ledger.sync());
+                (self.clipped(&mut adapter, decoder, &streams, callback), synced.join())
+            });
+            synced
+                .map_err(|_| anyhow!("the thread that writes the privacy ledger to the disk panicked"))??;
+            let Clipped { sum, loss, tokens } = clipped?;
             meter.add(tokens);
             dropped += sum.dropped;
             let gradient = self.noisy_mean(sum, spent, examples.len());
@@ -133,6 +132,27 @@ impl PrivateTrainer<'_> {
         let [mut job] = jobs;
         job.updates = adapter.update()?;
         Ok(PrivateResult { job, rate: meter.total(), dropped })
+    }
+
+    /// The clipped gradients of a step's examples, without noise.
+    fn clipped<X: Real<Acc = f32>, D: Backend<X>>(
+        &self,
+        adapter: &mut PerExampleLora<D, X>,
+        decoder: &Decoder<D, X>,
+        streams: &[PackedBatch],
+        callback: &mut dyn PrivateCallback,
+    ) -> Result<Clipped> {
+        let values = self.side.layout.total();
+        let mut sum = ClippedSum::new(values, self.max_grad_norm);
+        let (mut loss, mut tokens) = (0.0, 0);
+        for stream in streams {
+            let found = adapter.gradients(decoder, stream)?;
+            found.gradients.chunks_exact(values).for_each(|gradient| sum.add(gradient));
+            loss += found.losses.iter().filter(|loss| loss.is_finite()).sum::<f64>();
+            tokens += stream.len();
+            callback.between()?;
+        }
+        Ok(Clipped { sum, loss, tokens })
     }
 
     /// The gradient of a step: the sum with noise, divided by the expected size of a sample.
@@ -170,6 +190,14 @@ impl PrivateTrainer<'_> {
         }
         streams
     }
+}
+
+/// What the examples of a step give.
+struct Clipped {
+    sum: ClippedSum,
+    /// Of all examples.
+    loss: f64,
+    tokens: usize,
 }
 
 /// Who hears how far a private training is.

@@ -186,9 +186,6 @@ impl LoraTrainer<'_> {
             Some(checkpoint) => checkpoint.restore(decoder.device(), &mut adapters, &mut trained)?,
             None => 0,
         };
-        for step in 0..started {
-            count_tokens(&mut orders, jobs, step, &mut trained);
-        }
         let (mut meter, mut saved) = (TokenMeter::start(), Instant::now());
         for step in started..steps {
             let mut losses = vec![0.0; jobs.len()];

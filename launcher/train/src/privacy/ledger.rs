@@ -1,8 +1,8 @@
 //! [`Ledger`]: how many steps of a private training were spent, written before each of them.
 //!
-//! In: a file beside the result. Its first line says what the steps are, every other line is a step. A line is on the disk
-//! before the noise of its step is drawn, so a training that is killed at any moment and resumed has never forgotten a
-//! step: what it repeats it pays for again.
+//! In: a file beside the result. Its first line says what the steps are, every other line is a step. A line is written
+//! before anything is drawn for its step and on the disk before its noise is drawn, so a training that is killed at any
+//! moment and resumed has never forgotten a step: what it repeats it pays for again.
 
 use anyhow::{Context as _, Result};
 use gradtx_run::failure::failed;
@@ -65,15 +65,20 @@ impl Ledger {
         self.spent
     }
 
-    /// Spends a step; returns its number, from 0, which no other step has.
+    /// Spends a step; returns its number, from 0, which no other step has. Nothing of the step may be used before
+    /// [`Self::sync`] has returned.
     pub fn spend(&mut self) -> Result<u64> {
         let step = self.spent;
         self.file
             .write_all(format!("{{\"step\":{}}}\n", step + 1).as_bytes())
             .with_context(|| show(&self.path))?;
-        self.file.sync_data().with_context(|| show(&self.path))?;
         self.spent += 1;
         Ok(step)
+    }
+
+    /// Waits until all spent steps are on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().with_context(|| show(&self.path))
     }
 }
 
