@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use gradtx_runtime::artifact::UpdateVector;
+use gradtx_runtime::artifact::{Privacy, UpdateVector};
 use gradtx_tests::miniature::{self, SETTINGS};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -314,6 +314,10 @@ fn an_audit_finds_what_a_client_memorised() {
     home.run("audit --insert-canaries 60 --data private.jsonl --out with.jsonl").says(&["not overwritten"]);
     home.done("finetune --run run --config settings.toml --data with.jsonl --out leaky");
     home.done("finetune --run run --data private.jsonl --out careful");
+    home.done(
+        "finetune --run run --data with.jsonl --out private --dp-epsilon 2 --dp-delta 1e-3 \
+         --set finetune.tiny.loss_reduction=sequence --set finetune.tiny.max_steps=100",
+    );
     let audit = |update: &str| {
         home.done(&format!(
             "audit --run run --update {update}/update.safetensors --key key.json --out {update}.json"
@@ -327,6 +331,20 @@ fn an_audit_finds_what_a_client_memorised() {
     let leaky = audit("leaky");
     assert!(best(&leaky) >= 0.9, "{leaky}");
     assert!(leaky["epsilon"]["at_least"].as_f64().unwrap() > 0.3, "{leaky}");
+    // A private client has learned them no better than it promised.
+    let private = audit("private");
+    let (stated, bound) = (private["privacy"]["epsilon"].as_f64(), private["epsilon"]["at_least"].as_f64());
+    assert!(bound.unwrap() <= stated.unwrap() && stated.unwrap() <= 2.0, "{private}");
+    assert!(private["refutes_statement"] == false && leaky["refutes_statement"] == false);
+    // A statement that the attacks refute is named.
+    let mut forged = home.update("leaky/update.safetensors");
+    forged.meta.privacy = home.update("private/update.safetensors").meta.privacy;
+    if let Privacy::DpSgd { epsilon, .. } = &mut forged.meta.privacy {
+        *epsilon = 0.1;
+    }
+    forged.write(&home.path("forged.safetensors")).unwrap();
+    let said = home.done("audit --run run --update forged.safetensors --key key.json");
+    assert!(said.contains("refutes this statement"), "{said}");
     // The control has seen none of the canaries: there is nothing to find.
     let careful = audit("careful");
     assert!(best(&careful) < 0.72, "{careful}");

@@ -82,6 +82,8 @@ struct Audit {
     attacks: Vec<Found>,
     /// The largest lower bound on ε; none where members are not chosen by coins.
     epsilon: Option<Epsilon>,
+    /// The update promises less than this bound, at a δ that is no smaller.
+    refutes_statement: bool,
 }
 
 /// What one attack found.
@@ -191,9 +193,9 @@ impl Job {
         let privacy = update.meta.privacy.clone();
         let stated = match &privacy {
             Privacy::None => None,
-            Privacy::DpSgd { delta, .. } => Some(*delta),
+            Privacy::DpSgd { epsilon, delta, .. } => Some((*epsilon, *delta)),
         };
-        let delta = self.delta.or(stated).unwrap_or(DELTA);
+        let delta = self.delta.or(stated.map(|(_, delta)| delta)).unwrap_or(DELTA);
         let by_coins = self.key.is_some();
         let found = |(i, attack): (usize, Attack)| {
             let of = |wanted: bool| -> Vec<f64> {
@@ -213,12 +215,14 @@ impl Job {
         let attacks: Vec<Found> = Attack::ALL.into_iter().enumerate().map(found).collect();
         let largest =
             attacks.iter().filter_map(|found| found.bound.map(|bound| bound.epsilon)).reduce(f64::max);
+        let refutes = |(epsilon, at): (f64, f64)| at <= delta && largest.is_some_and(|bound| bound > epsilon);
         Audit {
             members: is_member.iter().filter(|member| **member).count(),
             others: is_member.iter().filter(|member| !**member).count(),
             privacy,
             attacks,
             epsilon: largest.map(|at_least| Epsilon { at_least, delta, confidence: CONFIDENCE }),
+            refutes_statement: stated.is_some_and(refutes),
         }
     }
 }
@@ -243,6 +247,9 @@ impl Audit {
             );
         }
         text += &format!("\nthe update states: {}", self.privacy);
+        if self.refutes_statement {
+            text += "\nthe bound refutes this statement: the update is not as private as it says";
+        }
         text
     }
 }
