@@ -1,7 +1,7 @@
 //! The directory that inputs are put into: a small finished run, one that was interrupted, and
 //! a file of every form that the program reads.
 
-use crate::targets::Target;
+use crate::targets::{PRIVATE, Target};
 use gradtx_tests::{copy_files, fixture};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -59,7 +59,39 @@ pub fn make(home: &Path) {
     sharded(home);
     texts(home);
     run(home, "split --data rows/pair.jsonl --out split --clients 1");
+    clients(home);
     interrupted(home);
+}
+
+/// What a client and its provider exchange, and what a client keeps.
+fn clients(home: &Path) {
+    run(home, "init-clients --run run --out package");
+    let private = find(&home.join("world/private"), "train.jsonl");
+    std::fs::copy(private, home.join("private.jsonl")).unwrap();
+    run(
+        home,
+        "finetune --run package --set models.tiny=world/tiny --data private.jsonl --out client --save-adapter",
+    );
+    run(
+        home,
+        "audit --run package --insert-canaries 12 --data private.jsonl --out canaries.jsonl --key key.json --seed 1",
+    );
+    run(home, &format!("{PRIVATE} --dp-noise-multiplier 2 --dp-delta 1e-2"));
+    // It is made again, from its checkpoint.
+    std::fs::remove_file(home.join("private/update.safetensors")).unwrap();
+    run(home, "translate --run run client/update.safetensors --method ridge --out run/several");
+}
+
+/// The first file of this name below a directory.
+fn find(dir: &Path, name: &str) -> PathBuf {
+    let mut entries: Vec<PathBuf> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    let found = entries.iter().find_map(|path| match path.is_dir() {
+        true => Some(find(path, name)),
+        false => path.ends_with(name).then(|| path.clone()),
+    });
+    found.unwrap_or_else(|| panic!("{}: no {name}", dir.display()))
 }
 
 fn run(home: &Path, words: &str) {

@@ -83,6 +83,10 @@ const NEAREST: &str =
 const FINETUNE: &str = "finetune --run rows_run --config rows.toml --data d.jsonl --out out";
 const PLAN: &str = "plan --config world/fuzz.toml --gpu cpu --tokens-per-example 100";
 
+/// A private client, whose cost and checkpoint are with its result.
+pub const PRIVATE: &str =
+    "finetune --run package --set models.tiny=world/tiny --data private.jsonl --out private";
+
 use Form::{Bytes, Json, JsonLines, Template, Tensors, Text, Toml, Words};
 
 /// All targets.
@@ -395,6 +399,69 @@ pub const TARGETS: &[Target] = &[
         &["rows/rows.jsonl.zst"],
         "d.jsonl.zst",
         "split --data d.jsonl.zst --out out --clients 1",
+    ),
+    target("package-inspect", Json, &["package/package.json"], "package/package.json", "inspect package"),
+    target(
+        "package-finetune",
+        Json,
+        &["package/package.json"],
+        "package/package.json",
+        "finetune --run package --data private.jsonl --out out",
+    )
+    .share(50),
+    target(
+        "package_run_file",
+        Toml,
+        &["package/run.toml"],
+        "package/run.toml",
+        "finetune --run package --data private.jsonl --out out",
+    )
+    .share(50),
+    target(
+        "canary_key",
+        Json,
+        &["key.json"],
+        "key.json",
+        "audit --run package --update client/update.safetensors --key key.json",
+    ),
+    target(
+        "privacy_ledger",
+        JsonLines,
+        &["private/privacy-ledger.jsonl"],
+        "private/privacy-ledger.jsonl",
+        PRIVATE,
+    )
+    .fresh(&["private"])
+    .share(50),
+    target(
+        "private_checkpoint",
+        Tensors,
+        &["private/checkpoint.safetensors"],
+        "private/checkpoint.safetensors",
+        PRIVATE,
+    )
+    .fresh(&["private"])
+    .share(50),
+    target(
+        "convert-adapter",
+        Tensors,
+        &["client/adapter/adapter_model.safetensors"],
+        "client/adapter/adapter_model.safetensors",
+        "convert --run package --adapter client/adapter --examples 7 --out out",
+    ),
+    target(
+        "convert-config",
+        Json,
+        &["client/adapter/adapter_config.json"],
+        "client/adapter/adapter_config.json",
+        "convert --run package --adapter client/adapter --examples 7 --out out",
+    ),
+    target(
+        "clients",
+        Json,
+        &["run/several/clients.json"],
+        "run/several/clients.json",
+        "report --run run --scores run/several --out out.html",
     ),
     target(
         "bench_results",
