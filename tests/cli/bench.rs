@@ -263,7 +263,7 @@ fn lines_are_appended_as_events_and_become_a_table() {
     }
     let output = bench(home, &["table", "."]);
     let table = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && table.contains("| ≥ 10× the released loop"), "{table}");
+    assert!(output.status.success() && table.contains("| ≥ 5.9× the released loop"), "{table}");
     std::fs::write(home.join("bad.jsonl"), "{}\nno\n").unwrap();
     let error = String::from_utf8(bench(home, &["table", "bad.jsonl"]).stderr).unwrap();
     assert!(error.contains("line 2") && error.contains("not JSON"), "{error}");

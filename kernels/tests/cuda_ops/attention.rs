@@ -154,7 +154,7 @@ impl Drop for Hopper {
 
 /// Through Hopper's own instructions, as the emulator understands them; on a GPU that has them, all heads of 128 go there.
 #[test]
-fn head_size_128_on_hopper() {
+fn hopper_heads_of_128() {
     if on_device() {
         return;
     }

@@ -233,7 +233,7 @@ mod tests {
     fn small_matrices_keep_what_they_have() {
         let one = Matrix { layer: 0, rows: 6, cols: 9, scores: vec![1.0; 5] };
         // Rank 5 of 6 in factors would take more than the matrix.
-        assert_eq!(choose_components(&[one.clone()], 1.0, 0.05, Allocate::Global)[0].len(), 5);
+        assert_eq!(choose_components(std::slice::from_ref(&one), 1.0, 0.05, Allocate::Global)[0].len(), 5);
         assert_eq!((one.stored_rank(5), one.stored_rank(3)), (0, 3));
         assert_eq!(choose_channels(&[vec![1.0; 5]], 0.1, 0.05, Allocate::Global)[0].len(), 5);
     }

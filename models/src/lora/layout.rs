@@ -30,6 +30,9 @@ pub struct LoraConfig {
     pub layers: Vec<usize>,
 }
 
+/// Largest rank of an adapter.
+pub const MAX_RANK: usize = 1024;
+
 impl Default for LoraConfig {
     /// r = 2, α = 32, dropout 0.05, q and v of all layers.
     fn default() -> Self {
@@ -82,8 +85,8 @@ impl LoraConfig {
         let wrong = |what: &str, found: String| {
             Err(Error::invalid("adapter settings", format!("{what}, found {found}")))
         };
-        if self.rank == 0 || self.rank > 1024 {
-            return wrong("rank must be between 1 and 1024", self.rank.to_string());
+        if self.rank == 0 || self.rank > MAX_RANK {
+            return wrong(&format!("rank must be between 1 and {MAX_RANK}"), self.rank.to_string());
         }
         if !(self.alpha > 0.0 && self.alpha <= MAX_ALPHA) {
             return wrong(&format!("alpha must be above 0 and at most {MAX_ALPHA}"), self.alpha.to_string());

@@ -20,7 +20,7 @@ mod products;
 mod stacked;
 
 pub use inner_products::BlockProducts;
-pub use layout::{BlockLayout, Factor, LoraConfig, Slice, initial_adapter};
+pub use layout::{BlockLayout, Factor, LoraConfig, MAX_RANK, Slice, initial_adapter};
 pub use merge::merge;
 pub use module::{Module, Projection};
 pub use multi::{JobsStep, MultiLora};

@@ -66,7 +66,7 @@ fn edge_adapters(config: &DecoderConfig, targets: &[Module], layers: &[usize]) -
     (layout, values)
 }
 
-fn gradients<X: CpuReal>(
+fn gradients<X>(
     model: &Decoder<Cpu, X>,
     layout: &BlockLayout,
     adapters: &[X],
@@ -74,7 +74,7 @@ fn gradients<X: CpuReal>(
 ) -> Vec<f64>
 where
     Cpu: Backend<X>,
-    X: gradtx_kernels::Real<Acc = X>,
+    X: CpuReal + gradtx_kernels::Real<Acc = X>,
 {
     let cpu = model.device();
     let adapters = Adapters { values: cpu.buffer_from(adapters).unwrap(), layout };

@@ -54,7 +54,7 @@ impl EmulatorConfig {
         );
         findings.expect(
             ratio > 0.0 && ratio <= 1.0,
-            &format!("emulator.ratio = {ratio}: expected a number above 0 and at most 1"),
+            format!("emulator.ratio = {ratio}: expected a number above 0 and at most 1"),
         );
         findings.real("emulator.lambda", self.lambda, 0.0..=1e6);
         findings.real("emulator.keep", self.keep, 0.0..=1.0);

@@ -1,7 +1,7 @@
 //! `[lora]`: the adapters of both models.
 
 use super::bounds::Findings;
-use gradtx_models::lora::Module;
+use gradtx_models::lora::{MAX_RANK, Module};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -48,7 +48,7 @@ impl Default for AdapterConfig {
 
 impl AdapterConfig {
     pub(super) fn check(&self, findings: &mut Findings) {
-        findings.whole("lora.r", self.r, 1..=65_536);
+        findings.whole("lora.r", self.r, 1..=MAX_RANK as u64);
         findings.positive("lora.lora_alpha", self.lora_alpha, 1e6);
         findings.part("lora.lora_dropout", self.lora_dropout);
         findings.expect(

@@ -21,7 +21,7 @@ fn absurd_values_are_refused_with_key_value_and_range() {
         ("curate.llm.warmup_steps", &["88", "4294967295"]),
         ("finetune.llm.global_batch_size", &["0", "9223372036854775807"]),
         ("finetune.tiny.weight_decay", &["-1", "nan", "inf"]),
-        ("lora.r", &["0", "9223372036854775807"]),
+        ("lora.r", &["0", "1025", "9223372036854775807"]),
         ("lora.lora_alpha", &["0", "-16", "nan", "inf", "1e300"]),
         ("lora.lora_dropout", &["1", "-0.1", "nan"]),
         ("device.max_tokens_per_microbatch", &["0", "9223372036854775807"]),

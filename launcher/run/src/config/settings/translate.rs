@@ -1,6 +1,7 @@
 //! `[translate]`: translation by products.
 
 use super::bounds::{Findings, MAX_ITEMS};
+use gradtx_models::lora::MAX_RANK;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +28,7 @@ impl Default for TranslateConfig {
 
 impl TranslateConfig {
     pub(super) fn check(&self, findings: &mut Findings) {
-        findings.whole("translate.lora_r", self.lora_r, 1..=1024);
+        findings.whole("translate.lora_r", self.lora_r, 1..=MAX_RANK as u64);
         if let PenaltyChoice::Fixed(penalty) = self.penalty {
             findings.positive("translate.penalty", penalty, 1e6);
         }
