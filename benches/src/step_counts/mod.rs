@@ -3,7 +3,7 @@
 //! In: sizes, as `bench finetune`, `bench train` and `bench generate` take them, and a device. Out: a table of operations with the
 //! names that `--profile` gives them: launches, operations, bytes, the time that the device needs at least (**floor**: operations
 //! at the large product's rate or bytes at the large copy's, whichever is longer), and the time that they should take, by the share
-//! of the floor that each kind of work has reached ([`work`]); the sum of both.
+//! of the floor that each kind of work has reached (`work.rs`); the sum of both.
 //!
 //! Operations and bytes are those of [`super::counts`]; of a whole step they agree with [`gradtx_plan::cost::work`].
 
