@@ -137,12 +137,15 @@ fn head_size_128_with_other_shared_memory() {
 }
 
 /// A device that takes the kernels of Hopper, on this thread.
-pub struct Hopper(#[allow(dead_code)] LittleShared);
+pub struct Hopper {
+    /// As much shared memory as Hopper has, as long as this lives.
+    _shared: LittleShared,
+}
 
 impl Hopper {
     pub fn new() -> Self {
         gradtx_emulator::pretend_hopper(true);
-        Self(LittleShared::new(227 << 10))
+        Self { _shared: LittleShared::new(227 << 10) }
     }
 }
 

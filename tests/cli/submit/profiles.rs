@@ -33,9 +33,9 @@ fn home_with_profile() -> Home {
 #[test]
 fn profiles_apply_unless_the_command_line_differs() {
     let home = home_with_profile();
-    let told =
+    let site_options =
         ["--dry-run", "--nodes=curate=8", "--mem=64G", "--sbatch=train=--spread-job", "--nodes=train=3"];
-    let said = ok(&home, &[&PIPELINE[..], &told].concat());
+    let said = ok(&home, &[&PIPELINE[..], &site_options].concat());
     let scripts = scripts(&said);
     let options: Vec<Vec<String>> = scripts.iter().map(|(_, text)| options_of(text)).collect();
     let has = |job: usize, option: &str| options[job].iter().any(|found| found == option);
