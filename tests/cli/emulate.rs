@@ -222,3 +222,53 @@ fn adapters_that_do_not_fit_are_refused() {
     train_in(&home, "other-client", "other/emulator/model", "other-one");
     plugin("other-one/adapter", &["another LLM", "fingerprint"]);
 }
+
+#[test]
+fn the_report_compares_llm_and_emulator() {
+    let home = home(EMULATOR);
+    home.done(&["emulate"]);
+    train(&home, "run/emulator/model", "one");
+    home.done(&["plugin", "--adapter", "one/adapter", "--out", "upgraded"]);
+    let edge = "lora.layers_to_transform=[0,2]";
+    let llm = ["finetune", "--model", "llm", "--data", "private.jsonl", "--save-adapter"];
+    home.done(&[&llm[..], &["--out", "whole"]].concat());
+    home.ok(&in_run("finetune", "in-place", edge, &[&llm[1..], &["--out", "edge"]].concat()));
+    // What an attacker makes of the emulator: all of it fine-tuned, and then its edge.
+    home.done(&["emulate", "--dense", "--out", "dense"]);
+    train_in(&home, "attack", "dense/model", "all-layers");
+    let attacked = ["--out", "attacked", "--adapter", "all-layers/adapter", "--model", "tiny"];
+    home.ok(&in_run("merge", "attack", "models.tiny=dense/model", &attacked));
+    let again =
+        [&client("attack-client", "attacked")[..], &["--set", edge, "--out", "again", "--save-adapter"]];
+    home.ok(&again.concat());
+    let models: [(&str, &[&str]); 8] = [
+        ("LLM, as it is", &["--model", "llm"]),
+        ("emulator, as it is", &["--base", "run/emulator/model"]),
+        ("emulator, edge fine-tuned", &["--base", "run/emulator/model", "--adapter", "one/adapter"]),
+        ("emulator, all layers fine-tuned", &["--base", "attacked"]),
+        ("emulator, all layers, then edge fine-tuned", &["--base", "attacked", "--adapter", "again/adapter"]),
+        ("LLM + edge of the emulator", &["--base", "upgraded"]),
+        ("LLM, some layers fine-tuned", &["--model", "llm", "--adapter", "edge/adapter"]),
+        ("LLM fine-tuned (P_T)", &["--model", "llm", "--adapter", "whole/adapter"]),
+    ];
+    for (i, (_, model)) in models.iter().enumerate() {
+        let out = format!("run/evaluated/{i}");
+        home.done(&[&["evaluate", "--data", "private.jsonl", "--out", &out], *model].concat());
+    }
+    let said = home.done(&["report"]);
+    assert!(said.contains("With the edge that was trained through the emulator"), "{said}");
+    let report = home.json("run/report.json");
+    let scores = &report["scores"][0];
+    let rows = scores["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, models.map(|(name, _)| name));
+    let mean = |name: &str| {
+        let row = rows.iter().find(|row| row["name"] == name).unwrap();
+        row["mean"].as_f64().unwrap()
+    };
+    let gap = mean("LLM + edge of the emulator") - mean("emulator, edge fine-tuned");
+    assert!((scores["offsite"]["privacy_gap"].as_f64().unwrap() - gap).abs() < 1e-9, "{scores}");
+    // Nothing of translation is missing in a run of an emulator.
+    assert_eq!(report["missing"], json!([]));
+    assert!(home.read("run/report.html").contains("privacy gap"));
+}

@@ -290,7 +290,8 @@ pub enum Command {
         /// So many seeds, from --seed on, each in a directory of its own.
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<u64>::new().range(1..=1000))]
         seeds: u64,
-        /// In worlds held-out and interacting: fewer shadows, one fold of tasks, no Grad-Transformer.
+        /// In worlds held-out and interacting: fewer shadows, one fold of tasks, no Grad-Transformer. In world
+        /// offsite: two emulators, no attack.
         #[arg(long)]
         quick: bool,
     },

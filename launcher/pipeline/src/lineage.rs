@@ -7,10 +7,12 @@
 pub use crate::records::{Kind, Lineage};
 
 use crate::records::{
-    ClientVariantInputs, FinetuneInputs, MergeInputs, PluginInputs, RefineInputs, ShadowClientInputs,
-    TranslateInputs,
+    ClientVariantInputs, EmulateInputs, FinetuneInputs, MergeInputs, PluginInputs, RefineInputs,
+    ShadowClientInputs, TranslateInputs,
 };
+use crate::stages::emulate::MODEL_DIR;
 use anyhow::Result;
+use gradtx_models::decoder::DecoderConfig;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::ADAPTER_DIR;
 use gradtx_run::record::{self, RECORD_FILE, Record};
@@ -52,7 +54,15 @@ pub(crate) fn verify_model(dir: &Path) -> Result<Option<Record>> {
 
 impl Lineage {
     /// A model as it was given.
-    pub const BASE: Self = Self { kind: Kind::Base, method: None, random_student: false, refined: false };
+    pub const BASE: Self = Self {
+        kind: Kind::Base,
+        method: None,
+        random_student: false,
+        refined: false,
+        emulator: false,
+        healed: false,
+        edge: false,
+    };
 
     fn of_kind(kind: Kind) -> Self {
         Self { kind, ..Self::BASE }
@@ -74,14 +84,15 @@ impl Lineage {
         }
         let record = record::read(&path)?;
         let (lineage, made_for) = if let Some(made) = record.inputs::<FinetuneInputs>(home)? {
-            (Self::of_kind(Kind::Finetuned), made.model)
+            let edge = !made.adapter.layers_to_transform.is_empty();
+            (Self { edge, ..Self::of_kind(Kind::Finetuned) }, made.model)
         } else if let Some(made) = record.inputs::<ShadowClientInputs>(home)? {
             (Self::of_kind(Kind::Finetuned), made.model)
         } else if let Some(made) = record.inputs::<ClientVariantInputs>(home)? {
             (Self::of_kind(Kind::Finetuned), made.model)
         } else if let Some(made) = record.inputs::<TranslateInputs>(home)? {
             let (method, random_student) = (Some(made.method), made.random_student);
-            (Self { kind: Kind::Translated, method, random_student, refined: false }, made.llm)
+            (Self { method, random_student, ..Self::of_kind(Kind::Translated) }, made.llm)
         } else if let Some(made) = record.inputs::<RefineInputs>(home)? {
             let lineage = Self { method: made.method, refined: true, ..Self::of_kind(Kind::Translated) };
             (lineage, made.llm)
@@ -110,22 +121,43 @@ impl Lineage {
 
     /// Of an LLM with an edge that clients trained.
     pub(crate) fn plugged_in() -> Self {
-        Self::of_kind(Kind::Adapter)
+        Self::of_kind(Kind::PluggedIn)
+    }
+
+    /// Of this adapter's model, whose base came to be like that.
+    pub(crate) fn on(self, base: Self) -> Self {
+        let healed = base.healed || (base.emulator && base.kind == Kind::Finetuned && !base.edge);
+        Self { emulator: base.emulator, healed, ..self }
     }
 
     /// Of a model directory: what `merge` recorded in it, with the model that it is of; for
-    /// any other, a base model.
+    /// any other, a base model, or the emulator of one.
     ///
     /// # Errors
     /// When a stage made the model, and its files are not what it wrote.
     pub fn of_model(dir: &Path) -> Result<(Option<Role>, Self)> {
-        let Some(record) = verify_model(dir)? else { return Ok((None, Self::BASE)) };
+        let Some(record) = verify_model(dir)? else {
+            return Ok((None, Self { emulator: is_emulator(dir)?, ..Self::BASE }));
+        };
         if record.inputs::<PluginInputs>(dir)?.is_some() {
             return Ok((Some(Role::Llm), Self::plugged_in()));
         }
         let merged = record.inputs::<MergeInputs>(dir)?;
         Ok(merged.map_or((None, Self::BASE), |made| (Some(made.role), made.lineage)))
     }
+}
+
+/// Whether it is an emulator: one of layers of their own, or what `emulate` wrote in whole matrices.
+fn is_emulator(dir: &Path) -> Result<bool> {
+    if DecoderConfig::read(dir).is_ok_and(|model| model.emulator.is_some()) {
+        return Ok(true);
+    }
+    let dir = std::path::absolute(dir)?;
+    let (Some(home), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(false) };
+    if name != MODEL_DIR || !home.join(RECORD_FILE).is_file() {
+        return Ok(false);
+    }
+    Ok(record::read(&home.join(RECORD_FILE))?.inputs::<EmulateInputs>(home)?.is_some())
 }
 
 #[cfg(test)]

@@ -456,6 +456,8 @@ pub enum Kind {
     Translated,
     /// With an adapter from elsewhere.
     Adapter,
+    /// With an edge that clients trained through an emulator.
+    PluggedIn,
 }
 
 /// What was done to a base model.
@@ -470,4 +472,13 @@ pub struct Lineage {
     /// The translation was refined.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub refined: bool,
+    /// It is an emulator of the LLM, and not the LLM.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub emulator: bool,
+    /// All layers of the emulator were fine-tuned before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub healed: bool,
+    /// The adapter is of some layers alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub edge: bool,
 }

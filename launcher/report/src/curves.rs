@@ -147,7 +147,7 @@ impl Shadow {
             let planned = source.config.as_ref().map(|config| config.curate.num_subsets);
             if let Some(planned) = planned.filter(|&planned| jobs.len() < planned) {
                 let done = jobs.len();
-                source.missing(format!(
+                source.missing_for_translation(format!(
                     "Shadow fine-tuning, {}: {done} of {planned} jobs.",
                     display_name(role)
                 ));
@@ -305,7 +305,7 @@ impl Translator {
         let lines = source.lines(&path);
         let loss = column(&lines, "loss");
         let Some(steps) = loss.iter().map(|l| l.0).max() else {
-            source.missing("No translator: run `gradtx train`.");
+            source.missing_for_translation("No translator: run `gradtx train`.");
             return None;
         };
         let validations: Vec<Validation> = lines.iter().filter_map(validation).collect();

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`source`] | what lies in the directories |
 //! | [`headline`] | what the table says, in sentences made from its numbers |
+//! | [`offsite`] | what the rows of an emulator say |
 //! | [`curves`] | losses of shadow jobs, clients and the translator |
 //! | [`tuples`] | statistics of the update vectors |
 //! | [`cross_validation`] | how translators compare on held-out groups of shadows |
@@ -31,6 +32,7 @@ pub mod curves;
 pub mod figures;
 pub mod headline;
 pub mod html;
+pub mod offsite;
 pub mod predictions;
 pub mod refinements;
 pub mod rows;
@@ -94,9 +96,28 @@ pub struct Report {
 pub struct Scores {
     /// What they say.
     pub headline: headline::Headline,
+    /// What they say of an emulator, where an edge was plugged in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offsite: Option<offsite::Offsite>,
     /// The table.
     #[serde(flatten)]
     pub table: Table,
+}
+
+impl Scores {
+    fn of(table: Table) -> Self {
+        Self { headline: headline::of(&table), offsite: offsite::of(&table), table }
+    }
+
+    /// What an emulator's rows say, where no translation is beside them.
+    fn offsite_alone(&self) -> Option<&offsite::Offsite> {
+        self.offsite.as_ref().filter(|_| self.table.row(table::Entry::GRAD_TRANSFORMER).is_none())
+    }
+
+    /// What they say in a sentence or two.
+    pub fn text(&self) -> &str {
+        self.offsite_alone().map_or(&self.headline.text, |offsite| &offsite.text)
+    }
 }
 
 impl Report {
@@ -104,8 +125,7 @@ impl Report {
     pub fn of(run: &Path, evaluations: &[&Path]) -> Result<Self> {
         let mut source = Source::open(run, evaluations)?;
         let tables = source.tables();
-        let scores: Vec<Scores> =
-            tables.into_iter().map(|table| Scores { headline: headline::of(&table), table }).collect();
+        let scores: Vec<Scores> = tables.into_iter().map(Scores::of).collect();
         if scores.is_empty() {
             source.missing("No scores: run `gradtx evaluate`.");
         }

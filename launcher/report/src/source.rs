@@ -5,7 +5,7 @@
 
 use crate::table::{self, Scored, Table};
 use anyhow::{Result, ensure};
-use gradtx_pipeline::records::{CurateInputs, FinetuneInputs};
+use gradtx_pipeline::records::{CurateInputs, EmulateInputs, FinetuneInputs, PluginInputs, TrainInputs};
 use gradtx_run::config::{Config, RUN_FILE};
 use gradtx_run::paths::{SHADOW_DIR, TRANSLATOR_DIR};
 use gradtx_run::record::{self, RECORD_FILE, Record};
@@ -203,7 +203,7 @@ impl Source {
     fn open_store(&mut self) {
         let dir = self.tuples.clone();
         if !dir.join(MANIFEST).is_file() {
-            self.missing("No tuples: `gradtx curate` has not finished.");
+            self.missing_for_translation("No tuples: `gradtx curate` has not finished.");
             return;
         }
         let record = self.stages.iter().find(|stage| stage.dir == dir).map(|stage| &stage.record);
@@ -227,6 +227,15 @@ impl Source {
     /// Notes that the run does not have something.
     pub fn missing(&mut self, what: impl Into<String>) {
         self.missing.push(what.into());
+    }
+
+    /// Notes that the run does not have something that translation takes; a run of an emulator has no need of it.
+    pub fn missing_for_translation(&mut self, what: impl Into<String>) {
+        let has = |stages: [&str; 2]| self.stages.iter().any(|of| stages.contains(&of.record.stage.as_str()));
+        let is_offsite = has([EmulateInputs::STAGE, PluginInputs::STAGE]);
+        if !is_offsite || has([CurateInputs::STAGE, TrainInputs::STAGE]) {
+            self.missing(what);
+        }
     }
 
     /// Notes that a file could not be used, and why.

@@ -66,7 +66,10 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
     let predictions = job.predictions.map(|most| write_predictions(job, &page, most)).transpose()?;
     for scores in &report.scores {
         context.ui.result(scores.table.text());
-        context.ui.result(&scores.headline.text);
+        context.ui.result(scores.text());
+        for warning in scores.offsite.iter().flat_map(|offsite| &offsite.warnings) {
+            context.ui.notice(&format!("report: warning: {warning}"));
+        }
     }
     for missing in &report.missing {
         context.ui.line(format!("report: {missing}"));

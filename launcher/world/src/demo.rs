@@ -4,7 +4,7 @@
 //! In: a directory, a world and a seed. Out: `DIR/world`, `DIR/run` with `report.html`, and
 //! the table, also as `DIR/run/table.json`; [`gradtx_report::table`] says what it means.
 
-use crate::{TEST_FILE, World, stage};
+use crate::{TEST_FILE, World, offsite, stage};
 use anyhow::Result;
 use gradtx_pipeline::aggregate::{Aggregation, Allow};
 use gradtx_pipeline::cross_validation;
@@ -51,7 +51,8 @@ pub struct Job {
     pub dtype: DtypeKind,
     /// So many seeds, one after the other, each in a directory of its own.
     pub seeds: u64,
-    /// Where tasks are held out: fewer shadows, one fold, and no Grad-Transformer.
+    /// Where tasks are held out: fewer shadows, one fold, and no Grad-Transformer. In world offsite: two emulators,
+    /// and no attack.
     pub quick: bool,
 }
 
@@ -67,6 +68,9 @@ pub fn run(context: &Context, job: &Job) -> Result<()> {
         return held_out(context, job, taken.settings.kind);
     }
     let dirs = seed_dirs(dir, *seed, job.seeds);
+    if *world == World::Offsite {
+        return offsite::run(context, job, &dirs);
+    }
     dirs.iter().try_for_each(|(seed, dir)| one(context, job, *seed, dir, taken.settings.kind))
 }
 
@@ -200,7 +204,7 @@ impl<'a> Client<'a> {
     }
 
     fn translated(&self, entry: Entry) -> PathBuf {
-        self.out.join("translated").join(file_name(entry))
+        self.out.join("translated").join(entry.slug())
     }
 
     fn finetune(&self) -> Result<()> {
@@ -249,31 +253,19 @@ impl<'a> Client<'a> {
     }
 
     fn evaluate(&self, entry: Entry) -> Result<()> {
-        let (role, adapter) = match entry {
-            Entry::Base(role) | Entry::Adapter(role) => (role, None),
-            Entry::Finetuned(role) => (role, Some(self.finetuned(role))),
-            Entry::Translated { .. } | Entry::Refined(_) => (Role::Llm, Some(self.translated(entry))),
+        let adapter = match entry {
+            Entry::Finetuned(role) => Some(self.finetuned(role)),
+            Entry::Translated { .. } | Entry::Refined(_) => Some(self.translated(entry)),
+            _ => None,
         };
         let job = evaluate::Job {
             data: vec![self.data.join("test.jsonl")],
-            out: self.out.join("evaluated").join(file_name(entry)),
-            role,
+            out: self.out.join("evaluated").join(entry.slug()),
+            role: entry.role(),
             base: None,
             adapter: adapter.map(|dir| dir.join(ADAPTER_DIR)),
             part: None,
         };
         evaluate::run(self.context, self.args, &job).map(drop)
-    }
-}
-
-/// A model's name in directories.
-fn file_name(entry: Entry) -> String {
-    match entry {
-        Entry::Base(role) => format!("base-{}", role.name()),
-        Entry::Finetuned(role) => format!("finetuned-{}", role.name()),
-        Entry::Adapter(role) => format!("adapter-{}", role.name()),
-        Entry::RANDOM_STUDENT => "random-student".into(),
-        Entry::Translated { method, .. } => method.name().into(),
-        Entry::Refined(method) => format!("{}-refined", method.name()),
     }
 }

@@ -6,9 +6,11 @@
 //! differs between tasks is a preference that only fine-tuning can instil, so that an
 //! update has something to carry. Three worlds ([`World`]) differ in which tasks the
 //! provider's public data and the clients have; two more hold out every task in turn, of which one has tasks
-//! that are no sums of preferences; and one is for trying out devices.
+//! that are no sums of preferences; one is for clients that train through an emulator ([`offsite`]); and one is
+//! for trying out devices.
 
 pub mod demo;
+pub mod offsite;
 pub mod parquet;
 pub mod pretrain;
 pub mod stage;
@@ -16,6 +18,7 @@ pub mod tasks;
 pub mod tokenizer;
 
 use clap::ValueEnum;
+use gradtx_run::role::Role;
 use gradtx_run::stage::Facts;
 use serde::{Deserialize, Serialize};
 use tasks::Task;
@@ -29,6 +32,8 @@ const PUBLIC_EXAMPLES: usize = 512;
 pub(crate) const PUBLIC_FILE: &str = "public/train-00000-of-00001.parquet";
 /// Test examples of every public task, where the world has them.
 pub const TEST_FILE: &str = "test/tasks.jsonl";
+/// Test examples with every operation told, where the world has them: what a model is able to do.
+pub const SKILL_FILE: &str = "test/skill.jsonl";
 
 /// Which tasks public data and clients have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -49,6 +54,9 @@ pub enum World {
     /// As held-out, with tasks in which preferences interact: which of two shifts an example takes
     /// depends on its structure and on the format.
     Interacting,
+    /// The public data has every operation told, as base models learn them, and every client has a task: what
+    /// GradOT is tried on. The LLM is deeper, and there is no TinyLM.
+    Offsite,
     /// The least of everything, and models that have learnt nothing: shows within seconds that
     /// all stages run on a device, and never how well.
     Smoke,
@@ -56,8 +64,8 @@ pub enum World {
 
 impl World {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Same, Self::Mixed, Self::Unseen, Self::HeldOut, Self::Interacting, Self::Smoke];
+    pub const ALL: [Self; 7] =
+        [Self::Same, Self::Mixed, Self::Unseen, Self::HeldOut, Self::Interacting, Self::Offsite, Self::Smoke];
 
     /// The name on the command line and in files.
     pub fn name(self) -> &'static str {
@@ -67,6 +75,7 @@ impl World {
             Self::Unseen => "unseen",
             Self::HeldOut => "held-out",
             Self::Interacting => "interacting",
+            Self::Offsite => "offsite",
             Self::Smoke => "smoke",
         }
     }
@@ -92,6 +101,7 @@ impl World {
             Self::Same => 1,
             Self::Mixed | Self::Unseen => 27,
             Self::HeldOut | Self::Interacting => 36,
+            Self::Offsite => 0,
             Self::Smoke => 2,
         }
     }
@@ -101,8 +111,24 @@ impl World {
         match self {
             Self::Same => 8 * PUBLIC_EXAMPLES,
             Self::Mixed | Self::Unseen | Self::HeldOut | Self::Interacting => PUBLIC_EXAMPLES,
+            Self::Offsite => 0,
             Self::Smoke => 8,
         }
+    }
+
+    /// Public examples of the whole family.
+    pub(crate) fn family_examples(self) -> usize {
+        if self == Self::Offsite { 8192 } else { 0 }
+    }
+
+    /// Test examples of the whole family, with every operation told.
+    pub(crate) fn skill_tests(self) -> usize {
+        if self == Self::Offsite { 400 } else { 0 }
+    }
+
+    /// Which base models there are.
+    pub(crate) fn roles(self) -> &'static [Role] {
+        if self == Self::Offsite { &[Role::Llm] } else { &[Role::Tiny, Role::Llm] }
     }
 
     /// Private training examples of one client.
@@ -123,7 +149,7 @@ impl World {
     /// Clients. Scores on unseen tasks vary much from task to task, so there are more of them.
     pub fn clients(self) -> usize {
         match self {
-            Self::Same | Self::Mixed => 4,
+            Self::Same | Self::Mixed | Self::Offsite => 4,
             Self::Unseen => 9,
             Self::HeldOut | Self::Interacting => 0,
             Self::Smoke => 1,
@@ -134,7 +160,7 @@ impl World {
     pub fn task_of(self, client: usize) -> usize {
         match self {
             Self::Same => 0,
-            Self::Mixed | Self::HeldOut | Self::Interacting | Self::Smoke => client,
+            Self::Mixed | Self::HeldOut | Self::Interacting | Self::Offsite | Self::Smoke => client,
             Self::Unseen => self.public_tasks() + client,
         }
     }
@@ -148,6 +174,7 @@ impl World {
             Self::Unseen => ("135", "1200", "0.0", "0.5", "0.1"),
             Self::HeldOut => ("180", "1200", "0.0", "0.5", "0.1"),
             Self::Interacting => ("108", "1200", "0.0", "0.5", "0.1"),
+            Self::Offsite => return include_str!("offsite.toml").replace("@seed@", &seed.to_string()),
             Self::Smoke => return include_str!("smoke.toml").replace("@seed@", &seed.to_string()),
         };
         // A shift that depends on the structure takes longer to learn.
@@ -183,17 +210,21 @@ mod tests {
             let config = Config::read(&path).unwrap();
             config.check().unwrap();
             assert_eq!(config.seed, 7);
-            assert_eq!(config.models.tiny, dir.path().join("tiny"));
+            for &role in world.roles() {
+                let model = [&config.models.tiny, &config.models.llm][role as usize];
+                assert_eq!(*model, dir.path().join(role.name()));
+            }
         }
     }
 
     #[test]
-    fn only_in_world_unseen_are_clients_tasks_new() {
+    fn clients_tasks_are_new_where_they_should_be() {
         let count = tasks::Task::all().len();
         for world in World::ALL {
             for client in 0..world.clients() {
                 assert!(world.task_of(client) < count);
-                assert_eq!(world.task_of(client) >= world.public_tasks(), world == World::Unseen);
+                let is_new = matches!(world, World::Unseen | World::Offsite);
+                assert_eq!(world.task_of(client) >= world.public_tasks(), is_new);
             }
         }
     }

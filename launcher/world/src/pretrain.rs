@@ -73,7 +73,7 @@ const WARMUP: u32 = 30;
 /// Steps over which the learning rate falls once the model is able.
 const COOLDOWN: u32 = 60;
 /// Probability of hiding shift and format, reached linearly between two steps.
-const HIDE: f64 = 0.25;
+pub(crate) const HIDE: f64 = 0.25;
 const HIDE_BETWEEN: (f64, f64) = (40.0, 90.0);
 
 /// Makes a base model of a world in a directory, unless it is there and intact.
@@ -132,7 +132,7 @@ impl Stage for BaseModel<'_> {
         let device = DeviceConfig { kind: device, dtype: DtypeKind::F32, ..DeviceConfig::default() };
         let history = match world {
             World::Smoke => dispatch(&device, context, Untaught { dir, role, key }),
-            _ => dispatch(&device, context, Pretrain { context, dir, role, key }),
+            _ => dispatch(&device, context, Pretrain { context, dir, world, role, key }),
         }?;
         tokenizer::write(dir)?;
         write_atomic(&dir.join("metrics.jsonl"), |out| {
@@ -161,10 +161,11 @@ impl Stage for BaseModel<'_> {
     }
 }
 
-/// Sizes of a base model.
-fn model_config(role: Role) -> DecoderConfig {
+/// Sizes of a base model. Where it is compressed between its first and last layers, there are more of them.
+fn model_config(world: World, role: Role) -> DecoderConfig {
     let (hidden, layers, heads, intermediate) = match role {
         Role::Tiny => (48, 2, 4, 128),
+        Role::Llm if world == World::Offsite => (96, 8, 6, 256),
         Role::Llm => (96, 4, 6, 256),
     };
     DecoderConfig {
@@ -199,6 +200,7 @@ struct Measured {
 struct Pretrain<'a> {
     context: &'a Context,
     dir: &'a Path,
+    world: World,
     role: Role,
     key: u64,
 }
@@ -207,7 +209,7 @@ impl Work for Pretrain<'_> {
     type Output = Vec<Measured>;
 
     fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<Vec<Measured>> {
-        let config = model_config(self.role);
+        let config = model_config(self.world, self.role);
         let goal = match self.role {
             Role::Tiny => Goal::TINY,
             Role::Llm => Goal::LLM,
@@ -277,7 +279,13 @@ impl Work for Untaught<'_> {
             Role::Llm => 2,
         };
         // Heads of a size that real models have, so that they take their way through a device.
-        let sizes = DecoderConfig { hidden: 64, layers, heads: 2, kv_heads: 1, ..model_config(self.role) };
+        let sizes = DecoderConfig {
+            hidden: 64,
+            layers,
+            heads: 2,
+            kv_heads: 1,
+            ..model_config(World::Smoke, self.role)
+        };
         let config = DecoderConfig { head_dim: 64, intermediate: 96, ..sizes };
         let key = derive_named(self.key, "weights");
         let decoder = Decoder::<D, X>::random(device, &config, &initial_weights(&config), key)?;

@@ -3,24 +3,25 @@
 //! In: a seed. Out, in the world's directory:
 //!
 //! ```text
-//! tiny/, llm/                          base models in Hugging Face form, with tokenizer
+//! tiny/, llm/                          base models in Hugging Face form, with tokenizer (offsite: llm alone)
 //! public/*.parquet                     question, answer, task: the provider's data
 //! private/client-N/{train,test}.jsonl  {"question", "answer"}: a client's data, one task
 //! test/tasks.jsonl                     with a task column: of every public task, where tasks are held out
+//! test/skill.jsonl                     with every operation told, where clients train through an emulator
 //! world.json                           who got which task
 //! settings.toml                        the run file
 //! ```
 
 use crate::parquet::write_texts;
+use crate::pretrain::HIDE;
 use crate::tasks::{Part, Sample, Sampler, Task};
-use crate::{PUBLIC_FILE, TEST_FILE, World, pretrain};
+use crate::{PUBLIC_FILE, SKILL_FILE, TEST_FILE, World, pretrain};
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::{Stream, derive, derive_named};
 use gradtx_run::config::{DeviceConfig, DeviceKind, DtypeKind};
 use gradtx_run::context::Context;
 use gradtx_run::device::take;
 use gradtx_run::paths::RUN_FILE_OF_WORLD;
-use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::{write_atomic, write_json};
 use serde::{Deserialize, Serialize};
@@ -82,7 +83,7 @@ impl Stage for Making<'_> {
         let text = world.run_file(seed);
         write_atomic(&dir.join(RUN_FILE_OF_WORLD), |out| out.write_all(text.as_bytes()))?;
         files.push(RUN_FILE_OF_WORLD.into());
-        for role in [Role::Tiny, Role::Llm] {
+        for &role in world.roles() {
             pretrain::make(context, device, &dir.join(role.name()), world, role, seed)?;
             files.push(format!("{}/model.safetensors", role.name()));
         }
@@ -103,41 +104,56 @@ fn write_tasks(dir: &Path, world: World, key: u64) -> Result<Vec<String>> {
     tasks = order.into_iter().map(|i| tasks[i]).collect();
     let public = &tasks[..world.public_tasks()];
     let mut seen = HashSet::new();
-    let mut rows: Vec<(Sample, Task)> = vec![];
+    let mut rows: Vec<(Sample, String)> = vec![];
+    let mut family = Sampler::new(derive_named(key, "public family"));
+    rows.extend(
+        family
+            .new_of_family(Part::Train, HIDE, world.family_examples(), &mut seen)
+            .into_iter()
+            .map(|sample| (sample, "family".into())),
+    );
     for (i, &task) in public.iter().enumerate() {
         let mut sampler = Sampler::new(derive(derive_named(key, "public"), i as u64));
         let samples = sampler.new_of_task(task, Part::Train, world.public_examples(), &mut seen);
-        rows.extend(samples.into_iter().map(|sample| (sample, task)));
+        rows.extend(samples.into_iter().map(|sample| (sample, task.name())));
     }
     // Neighbours in the file are of different tasks, as in any mixed data set.
     let order = Stream::new(derive_named(key, "public order")).permutation(rows.len());
-    let column = |text: fn(&(Sample, Task)) -> String| order.iter().map(|&i| text(&rows[i])).collect();
+    let column = |text: fn(&(Sample, String)) -> String| order.iter().map(|&i| text(&rows[i])).collect();
     let columns = [
         ("question", column(|(sample, _)| sample.question())),
         ("answer", column(|(sample, _)| sample.answer())),
-        ("task", column(|(_, task)| task.name())),
+        ("task", column(|(_, task)| task.clone())),
     ];
     make_dir(&dir.join("public"))?;
     write_texts(&dir.join(PUBLIC_FILE), &columns)?;
     let mut files = vec![PUBLIC_FILE.to_string(), "world.json".to_string()];
 
-    if world.public_tests() > 0 {
+    let mut tests = |file: &str, samples: &[(Sample, String)]| -> Result<()> {
         make_dir(&dir.join("test"))?;
-        write_atomic(&dir.join(TEST_FILE), |out| {
-            public.iter().enumerate().try_for_each(|(i, &task)| {
-                let mut sampler = Sampler::new(derive(derive_named(key, "test"), i as u64));
-                let samples = sampler.new_of_task(task, Part::HeldOut, world.public_tests(), &mut seen);
-                samples.iter().try_for_each(|sample| {
-                    let (question, answer) = (sample.question(), sample.answer());
-                    writeln!(
-                        out,
-                        "{}",
-                        json!({ "question": question, "answer": answer, "task": task.name() })
-                    )
-                })
+        write_atomic(&dir.join(file), |out| {
+            samples.iter().try_for_each(|(sample, task)| {
+                let (question, answer) = (sample.question(), sample.answer());
+                writeln!(out, "{}", json!({ "question": question, "answer": answer, "task": task }))
             })
         })?;
-        files.push(TEST_FILE.into());
+        files.push(file.into());
+        Ok(())
+    };
+    if world.public_tests() > 0 {
+        let mut samples = vec![];
+        for (i, &task) in public.iter().enumerate() {
+            let mut sampler = Sampler::new(derive(derive_named(key, "test"), i as u64));
+            let of_task = sampler.new_of_task(task, Part::HeldOut, world.public_tests(), &mut seen);
+            samples.extend(of_task.into_iter().map(|sample| (sample, task.name())));
+        }
+        tests(TEST_FILE, &samples)?;
+    }
+    if world.skill_tests() > 0 {
+        let mut sampler = Sampler::new(derive_named(key, "skill"));
+        let told = sampler.new_of_family(Part::HeldOut, 0.0, world.skill_tests(), &mut seen);
+        let samples: Vec<_> = told.into_iter().map(|sample| (sample, "skill".to_owned())).collect();
+        tests(SKILL_FILE, &samples)?;
     }
     let mut clients = vec![];
     for client in 1..=world.clients() {
@@ -205,7 +221,8 @@ mod tests {
                 rows.iter().map(|row| (text(row, "question"), text(row, "answer"))).collect()
             };
             let public = examples(PUBLIC_FILE);
-            assert_eq!(public.len(), world.public_tasks() * world.public_examples());
+            let of_tasks = world.public_tasks() * world.public_examples();
+            assert_eq!(public.len(), of_tasks + world.family_examples());
             for client in 1..=world.clients() {
                 let train = examples(&format!("private/client-{client}/train.jsonl"));
                 let test = examples(&format!("private/client-{client}/test.jsonl"));

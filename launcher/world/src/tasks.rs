@@ -193,6 +193,17 @@ impl Sampler {
         self.draw(task, part, [true, true])
     }
 
+    /// `count` samples of any task, see [`Self::of_family`], that are in none of `seen`; they are in it afterwards.
+    pub(crate) fn new_of_family(
+        &mut self,
+        part: Part,
+        hide: f64,
+        count: usize,
+        seen: &mut HashSet<Sample>,
+    ) -> Vec<Sample> {
+        new_samples(count, seen, || self.of_family(part, hide))
+    }
+
     /// `count` samples of one task that are in none of `seen`; they are in it afterwards.
     pub(crate) fn new_of_task(
         &mut self,
@@ -201,14 +212,7 @@ impl Sampler {
         count: usize,
         seen: &mut HashSet<Sample>,
     ) -> Vec<Sample> {
-        let mut samples = Vec::with_capacity(count);
-        while samples.len() < count {
-            let sample = self.of_task(task, part);
-            if seen.insert(sample.clone()) {
-                samples.push(sample);
-            }
-        }
-        samples
+        new_samples(count, seen, || self.of_task(task, part))
     }
 
     fn draw(&mut self, task: Task, part: Part, hidden: [bool; 2]) -> Sample {
@@ -230,6 +234,18 @@ impl Sampler {
         response.extend(after);
         Sample { prompt, response }
     }
+}
+
+/// So many of what is drawn, without what was seen before.
+fn new_samples(count: usize, seen: &mut HashSet<Sample>, mut draw: impl FnMut() -> Sample) -> Vec<Sample> {
+    let mut samples = Vec::with_capacity(count);
+    while samples.len() < count {
+        let sample = draw();
+        if seen.insert(sample.clone()) {
+            samples.push(sample);
+        }
+    }
+    samples
 }
 
 #[cfg(test)]

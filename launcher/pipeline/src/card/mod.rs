@@ -65,6 +65,7 @@ fn origin(lineage: &Lineage) -> &'static str {
         Kind::Finetuned => "which was trained on data of one owner",
         Kind::Translated => "which was translated from the update of a smaller model",
         Kind::Adapter | Kind::Base => "which was given as a PEFT adapter",
+        Kind::PluggedIn => "which clients trained in its first and last layers through an emulator",
     }
 }
 

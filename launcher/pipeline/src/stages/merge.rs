@@ -67,7 +67,7 @@ impl<'a> Merge<'a> {
         let stops = added_stops(context, config, base)?;
         let model = fingerprint(base, context.threads)?;
         expect_run_model(settings, job.role, &model)?;
-        let lineage = Lineage::of_adapter(&job.adapter, &sums, &model)?;
+        let lineage = Lineage::of_adapter(&job.adapter, &sums, &model)?.on(Lineage::of_model(base)?.1);
         Ok(Self { job, settings, base, model, adapter, sums, lineage, stops })
     }
 }

@@ -35,9 +35,9 @@ pub fn class(role: Role) -> &'static str {
 /// Class of a row's marks.
 pub(crate) fn row_class(entry: Entry) -> &'static str {
     match entry {
-        Entry::Finetuned(role) => class(role),
-        Entry::GRAD_TRANSFORMER => "grad",
+        Entry::Finetuned(role) | Entry::FinetunedEdge(role) => class(role),
+        Entry::GRAD_TRANSFORMER | Entry::PluggedIn => "grad",
         Entry::Base(_) | Entry::Adapter(_) => "muted",
-        Entry::Translated { .. } | Entry::Refined(_) => "rival",
+        Entry::Translated { .. } | Entry::Refined(_) | Entry::Emulator(_) => "rival",
     }
 }

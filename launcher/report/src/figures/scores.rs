@@ -76,11 +76,13 @@ pub fn gap(id: &str, scores: &Scores) -> Figure {
     });
     let lines: Vec<Line> = lines.collect();
     let title = format!("Scores, {} in percent", table.metric.label());
-    let caption = format!(
-        "Each large dot is a model's mean over {}, the bar its 95 % interval, small dots are single clients. \
-         The shaded gap, from P_S to P_T, is what a translation can recover: PGR 0 to 100.",
+    let mut caption = format!(
+        "Each large dot is a model's mean over {}, the bar its 95 % interval, small dots are single clients.",
         count(table.data.len(), "client")
     );
+    if scores.offsite_alone().is_none() {
+        caption += " The shaded gap, from P_S to P_T, is what a translation can recover: PGR 0 to 100.";
+    }
     Figure::of(&title, caption, |title, description| draw(id, title, description, &lines, Some(ends)))
 }
 

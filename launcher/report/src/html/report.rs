@@ -8,9 +8,9 @@ use super::tables::{self, short};
 use super::translators;
 use super::view::{Block, Entry, Finding, Part};
 use crate::figures::{self, Figure};
-use crate::headline::{Headline, Verdict, count, grouped, number};
+use crate::headline::{Verdict, count, grouped, number};
 use crate::source::Model;
-use crate::table::{self, Row};
+use crate::table::{Entry as TableEntry, Row, Tuned};
 use crate::{Report, SCHEMA, Scores, svg};
 use anyhow::Result;
 use gradtx_run::role::Role;
@@ -25,7 +25,7 @@ struct View<'a> {
     contents: Vec<Entry>,
     facts: Vec<Fact>,
     lead: &'a str,
-    conclusion: Conclusion<'a>,
+    conclusion: Conclusion,
     tiles: Vec<Tile>,
     missing: &'a [String],
     parts: Vec<Part>,
@@ -42,8 +42,8 @@ struct Fact {
 }
 
 #[derive(Default, Serialize)]
-struct Conclusion<'a> {
-    text: &'a str,
+struct Conclusion {
+    text: String,
     class: &'static str,
 }
 
@@ -86,8 +86,8 @@ pub fn page(report: &Report) -> Result<String> {
         kind: "report",
         contents,
         facts: facts(report),
-        lead: first.map_or("This run has no scores yet.", |scores| scores.headline.text.as_str()),
-        conclusion: first.map(|scores| conclusion(&scores.headline)).unwrap_or_default(),
+        lead: first.map_or("This run has no scores yet.", Scores::text),
+        conclusion: first.map(conclusion).unwrap_or_default(),
         tiles: first.map(tiles).unwrap_or_default(),
         missing: &report.missing,
         parts,
@@ -128,35 +128,47 @@ fn model_fact(label: &'static str, model: &Model) -> Option<Fact> {
     Some(Fact { label, value: name.into(), note })
 }
 
-fn conclusion(headline: &Headline) -> Conclusion<'_> {
+fn conclusion(scores: &Scores) -> Conclusion {
+    if let Some(offsite) = scores.offsite_alone() {
+        let class = if offsite.warnings.is_empty() { "" } else { " shows_nothing" };
+        return Conclusion { text: offsite.warnings.join(" "), class };
+    }
+    let headline = &scores.headline;
     let shows_little =
         headline.findings.iter().any(|f| matches!(f.verdict, Verdict::ShowsNothing | Verdict::SaysLittle));
-    Conclusion { text: &headline.conclusion, class: if shows_little { " shows_nothing" } else { "" } }
+    Conclusion { text: headline.conclusion.clone(), class: if shows_little { " shows_nothing" } else { "" } }
 }
 
 fn tiles(scores: &Scores) -> Vec<Tile> {
+    const GRAD: TableEntry = TableEntry::GRAD_TRANSFORMER;
     let (headline, table) = (&scores.headline, &scores.table);
     let text = |value: Option<f64>| value.map_or("–".into(), number);
-    let note =
-        format!("{} of {}", count(headline.examples, "test example"), count(headline.clients, "client"));
-    let mut tiles = vec![Tile {
-        class: "grad",
-        what: "PGR of the Grad-Transformer".into(),
-        value: text(headline.pgr),
-        half: headline.pgr_interval.map(number),
-        note,
-    }];
+    let note = format!("{} of {}", count(table.examples, "test example"), count(headline.clients, "client"));
+    let (what, value, half, rows) = match scores.offsite_alone() {
+        Some(offsite) => {
+            let rows = [
+                ("student", "emulator", TableEntry::Emulator(Tuned::Edge), "its edge fine-tuned"),
+                ("grad", "plugged in", TableEntry::PluggedIn, "the LLM with this edge"),
+                ("teacher", "LLM", TableEntry::Finetuned(Role::Llm), "all layers fine-tuned"),
+            ];
+            ("privacy gap, in points", offsite.privacy_gap, offsite.privacy_gap_interval, rows)
+        }
+        None => {
+            let rows = [
+                ("student", "P_S", TableEntry::Finetuned(Role::Tiny), "TinyLM fine-tuned"),
+                ("grad", "P", GRAD, "LLM + Grad-Transformer"),
+                ("teacher", "P_T", TableEntry::Finetuned(Role::Llm), "LLM fine-tuned"),
+            ];
+            ("PGR of the Grad-Transformer", headline.pgr, headline.pgr_interval, rows)
+        }
+    };
+    let first = Tile { class: "grad", what: what.into(), value: text(value), half: half.map(number), note };
     let unit = table.metric.label();
-    for (class, what, entry, note) in [
-        ("student", "P_S", table::Entry::Finetuned(Role::Tiny), "TinyLM fine-tuned"),
-        ("grad", "P", table::Entry::GRAD_TRANSFORMER, "LLM + Grad-Transformer"),
-        ("teacher", "P_T", table::Entry::Finetuned(Role::Llm), "LLM fine-tuned"),
-    ] {
+    let of_row = |(class, what, entry, note): (_, &str, _, &str)| {
         let mean = table.row(entry).and_then(|row: &Row| row.mean);
-        let what = format!("{what}, {unit}");
-        tiles.push(Tile { class, what, value: text(mean), half: None, note: note.into() });
-    }
-    tiles
+        Tile { class, what: format!("{what}, {unit}"), value: text(mean), half: None, note: note.into() }
+    };
+    std::iter::once(first).chain(rows.map(of_row)).collect()
 }
 
 /// A part for every metric.
@@ -165,16 +177,19 @@ fn results(scores: &[Scores]) -> impl Iterator<Item = Option<Part>> {
         let (title, intro) = match i {
             0 => (
                 "Result".into(),
-                "What every model scores on the clients' test data, and what the sceptic's translators and the \
-                 random student beside the Grad-Transformer say about it."
-                    .into(),
+                match scores.offsite_alone() {
+                    Some(_) => "What every model scores on the clients' test data.".into(),
+                    None => "What every model scores on the clients' test data, and what the sceptic's translators \
+                             and the random student beside the Grad-Transformer say about it."
+                        .into(),
+                },
             ),
             _ => (
                 format!("Result by {}", scores.table.metric.label()),
-                format!("{} {}", scores.headline.text, scores.headline.conclusion),
+                format!("{} {}", scores.text(), conclusion(scores).text),
             ),
         };
-        let (figure, findings) = (figures::gap(&format!("gap-{i}"), scores), findings(&scores.headline));
+        let (figure, findings) = (figures::gap(&format!("gap-{i}"), scores), findings(scores));
         let blocks =
             vec![Some(Block::Findings { figure, findings }), Block::table(tables::scores(scores))];
         Part::of(&format!("result-{i}"), &title, intro, blocks)
@@ -182,7 +197,8 @@ fn results(scores: &[Scores]) -> impl Iterator<Item = Option<Part>> {
 }
 
 /// What follows from the rows beside the Grad-Transformer; those without a score in one finding.
-fn findings(headline: &Headline) -> Vec<Finding> {
+fn findings(scores: &Scores) -> Vec<Finding> {
+    let headline = &scores.headline;
     let (unknown, known): (Vec<_>, Vec<_>) =
         headline.findings.iter().partition(|finding| finding.verdict == Verdict::Unknown);
     let shown = |finding: &crate::headline::Finding| {

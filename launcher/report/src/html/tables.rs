@@ -50,22 +50,29 @@ fn checksum(sum: &str) -> Cell {
 /// The table of scores.
 pub fn scores(scores: &Scores) -> Table {
     let of = &scores.table;
-    let mut head: Vec<String> = vec!["model".into(), format!("{}, %", of.metric.label()), "PGR, %".into()];
+    let has_pgr = scores.offsite_alone().is_none();
+    let mut head: Vec<String> = vec!["model".into(), format!("{}, %", of.metric.label())];
+    head.extend(has_pgr.then(|| "PGR, %".into()));
     let few = of.data.len() <= COLUMNS;
     if few {
         head.extend(column_names(of.data.iter().map(|d| d.name.as_str()).collect()));
     } else {
         head.extend(["lowest client".into(), "median".into(), "highest".into()]);
     }
+    let [paired, scale] = match has_pgr {
+        true => [" PGR with its paired interval,", " P_S and P_T are 0 and 100 on the scale of PGR."],
+        false => ["", ""],
+    };
     let caption = format!(
-        "Mean over clients with its 95 % interval, PGR with its paired interval, and the score on each client's \
-         test data ({} examples in all). P_S and P_T are 0 and 100 on the scale of PGR.",
+        "Mean over clients with its 95 % interval,{paired} and the score on each client's test data ({} examples in \
+         all).{scale}",
         grouped(of.examples as u64)
     );
     let mut table = Table::new(&head, &[], caption);
     for row in &of.rows {
         let pgr = if row.pgr.is_some() { with_interval(row.pgr, row.pgr_interval) } else { Cell::default() };
-        let mut cells = vec![row.name.clone().into(), with_interval(row.mean, row.interval), pgr];
+        let mut cells = vec![row.name.clone().into(), with_interval(row.mean, row.interval)];
+        cells.extend(has_pgr.then_some(pgr));
         match few {
             true => cells.extend(row.scores.iter().map(|score| optional(*score, number))),
             false => cells.extend(extremes(row)),

@@ -2,7 +2,7 @@
 //!
 //! In: directories. Out: [`Scored`], and the files that are none, with the reason.
 
-use super::{Entry, SCORE_FILE, Scored};
+use super::{Entry, SCORE_FILE, Scored, Tuned};
 use gradtx_pipeline::cross_validation::CROSS_VALIDATION_DIR;
 use gradtx_pipeline::lineage::Kind;
 use gradtx_run::record::{self, RECORD_FILE};
@@ -21,14 +21,47 @@ struct ScoreFile {
     metric: Metric,
     score: Option<f64>,
     model: Role,
+    #[serde(flatten)]
+    lineage: ScoredLineage,
+    data: String,
+    data_name: String,
+}
+
+/// How the model came to be, in files of every age.
+#[derive(Deserialize)]
+struct ScoredLineage {
     kind: Kind,
     method: Option<Method>,
     #[serde(default)]
     random_student: bool,
     #[serde(default)]
     refined: bool,
-    data: String,
-    data_name: String,
+    #[serde(default)]
+    emulator: bool,
+    #[serde(default)]
+    healed: bool,
+    #[serde(default)]
+    edge: bool,
+}
+
+impl ScoredLineage {
+    fn entry(&self, model: Role) -> std::result::Result<Entry, String> {
+        let &Self { kind, method, random_student, refined, emulator, healed, edge } = self;
+        Ok(match (kind, method) {
+            (Kind::Base, _) if emulator => Entry::Emulator(Tuned::Nothing),
+            (Kind::Finetuned, _) if healed && edge => Entry::Emulator(Tuned::WholeThenEdge),
+            (Kind::Finetuned, _) if emulator && !edge => Entry::Emulator(Tuned::Whole),
+            (Kind::Finetuned, _) if emulator => Entry::Emulator(Tuned::Edge),
+            (Kind::Base, _) => Entry::Base(model),
+            (Kind::Finetuned, _) if edge => Entry::FinetunedEdge(model),
+            (Kind::Finetuned, _) => Entry::Finetuned(model),
+            (Kind::PluggedIn, _) => Entry::PluggedIn,
+            (Kind::Adapter, _) => Entry::Adapter(model),
+            (Kind::Translated, Some(method)) if refined => Entry::Refined(method),
+            (Kind::Translated, Some(method)) => Entry::Translated { method, random_student },
+            (Kind::Translated, None) => return Err("a translation without its method".into()),
+        })
+    }
 }
 
 impl ScoreFile {
@@ -36,18 +69,8 @@ impl ScoreFile {
         let text = read_text(path, MAX_CONFIG_BYTES).map_err(|e| e.to_string())?;
         verify(path, &text)?;
         let file: Self = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-        let entry = match (file.kind, file.method) {
-            (Kind::Base, _) => Entry::Base(file.model),
-            (Kind::Finetuned, _) => Entry::Finetuned(file.model),
-            (Kind::Adapter, _) => Entry::Adapter(file.model),
-            (Kind::Translated, Some(method)) if file.refined => Entry::Refined(method),
-            (Kind::Translated, Some(method)) => {
-                Entry::Translated { method, random_student: file.random_student }
-            }
-            (Kind::Translated, None) => return Err("a translation without its method".into()),
-        };
         Ok(Scored {
-            entry,
+            entry: file.lineage.entry(file.model)?,
             metric: file.metric,
             score: file.score.unwrap_or(f64::NAN),
             examples: file.examples,

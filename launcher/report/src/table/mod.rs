@@ -45,6 +45,25 @@ pub enum Entry {
     Refined(Method),
     /// With an adapter that gradtx did not make.
     Adapter(Role),
+    /// Fine-tuned on the private data in some layers alone, such as the edge of an emulator.
+    FinetunedEdge(Role),
+    /// An emulator of the LLM.
+    Emulator(Tuned),
+    /// The LLM with an edge that was trained through an emulator.
+    PluggedIn,
+}
+
+/// What was trained in an emulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tuned {
+    /// Nothing.
+    Nothing,
+    /// The edge, on the private data.
+    Edge,
+    /// All layers: what an attacker can do with public data.
+    Whole,
+    /// All layers, and then the edge on the private data.
+    WholeThenEdge,
 }
 
 impl Entry {
@@ -73,6 +92,40 @@ impl Entry {
             }
             Self::Refined(method) => format!("LLM + {}, refined", method.label()),
             Self::Adapter(role) => format!("{} + another adapter", display_name(role)),
+            Self::FinetunedEdge(role) => format!("{}, some layers fine-tuned", display_name(role)),
+            Self::Emulator(Tuned::Nothing) => "emulator, as it is".into(),
+            Self::Emulator(Tuned::Edge) => "emulator, edge fine-tuned".into(),
+            Self::Emulator(Tuned::Whole) => "emulator, all layers fine-tuned".into(),
+            Self::Emulator(Tuned::WholeThenEdge) => "emulator, all layers, then edge fine-tuned".into(),
+            Self::PluggedIn => "LLM + edge of the emulator".into(),
+        }
+    }
+
+    /// Which of the two models it is; an emulator is one of the LLM.
+    pub fn role(self) -> Role {
+        match self {
+            Self::Base(role) | Self::Finetuned(role) | Self::Adapter(role) | Self::FinetunedEdge(role) => {
+                role
+            }
+            Self::Translated { .. } | Self::Refined(_) | Self::Emulator(_) | Self::PluggedIn => Role::Llm,
+        }
+    }
+
+    /// A name of it for files.
+    pub fn slug(self) -> String {
+        match self {
+            Self::Base(role) => format!("base-{}", role.name()),
+            Self::Finetuned(role) => format!("finetuned-{}", role.name()),
+            Self::FinetunedEdge(role) => format!("edge-of-{}", role.name()),
+            Self::Adapter(role) => format!("adapter-{}", role.name()),
+            Self::RANDOM_STUDENT => "random-student".into(),
+            Self::Translated { method, .. } => method.name().into(),
+            Self::Refined(method) => format!("{}-refined", method.name()),
+            Self::Emulator(Tuned::Nothing) => "emulator".into(),
+            Self::Emulator(Tuned::Edge) => "emulator-edge".into(),
+            Self::Emulator(Tuned::Whole) => "emulator-all-layers".into(),
+            Self::Emulator(Tuned::WholeThenEdge) => "emulator-all-layers-edge".into(),
+            Self::PluggedIn => "plugged-in".into(),
         }
     }
 
@@ -87,8 +140,47 @@ impl Entry {
             }
             Self::Refined(method) => 4 + 2 * method.order(),
             Self::Adapter(role) => 3 + 4 * METHODS + role as usize,
-            Self::Finetuned(Role::Llm) => 5 + 4 * METHODS,
+            Self::Emulator(tuned) => 5 + 4 * METHODS + tuned as usize,
+            Self::PluggedIn => 9 + 4 * METHODS,
+            Self::FinetunedEdge(role) => 10 + 4 * METHODS + role as usize,
+            Self::Finetuned(Role::Llm) => 12 + 4 * METHODS,
         }
+    }
+}
+
+impl Serialize for Entry {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Fields {
+            kind: Kind,
+            model: Role,
+            method: Option<Method>,
+            random_student: bool,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            refined: bool,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            emulator: bool,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            healed: bool,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            edge: bool,
+        }
+        let (kind, method, random_student) = match *self {
+            Entry::Base(_) | Entry::Emulator(Tuned::Nothing) => (Kind::Base, None, false),
+            Entry::Finetuned(_) | Entry::FinetunedEdge(_) | Entry::Emulator(_) => {
+                (Kind::Finetuned, None, false)
+            }
+            Entry::Adapter(_) => (Kind::Adapter, None, false),
+            Entry::Translated { method, random_student } => (Kind::Translated, Some(method), random_student),
+            Entry::Refined(method) => (Kind::Translated, Some(method), false),
+            Entry::PluggedIn => (Kind::PluggedIn, None, false),
+        };
+        let model = self.role();
+        let refined = matches!(self, Entry::Refined(_));
+        let emulator = matches!(self, Entry::Emulator(_));
+        let healed = *self == Entry::Emulator(Tuned::WholeThenEdge);
+        let edge = healed || matches!(self, Entry::FinetunedEdge(_) | Entry::Emulator(Tuned::Edge));
+        Fields { kind, model, method, random_student, refined, emulator, healed, edge }.serialize(to)
     }
 }
 
@@ -135,7 +227,7 @@ pub struct TestData {
 pub struct Row {
     /// What a reader calls the model.
     pub name: String,
-    #[serde(flatten, serialize_with = "entry_fields")]
+    #[serde(flatten)]
     pub(crate) entry: Entry,
     /// One score for each test data; `null` where there is none.
     pub scores: Vec<Option<f64>>,
@@ -147,29 +239,6 @@ pub struct Row {
     pub pgr: Option<f64>,
     /// Half the width of its 95 % confidence interval, paired over these clients.
     pub pgr_interval: Option<f64>,
-}
-
-fn entry_fields<S: serde::Serializer>(entry: &Entry, to: S) -> std::result::Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Fields {
-        kind: Kind,
-        model: Role,
-        method: Option<Method>,
-        random_student: bool,
-        #[serde(skip_serializing_if = "std::ops::Not::not")]
-        refined: bool,
-    }
-    let (kind, model, method, random_student) = match *entry {
-        Entry::Base(role) => (Kind::Base, role, None, false),
-        Entry::Finetuned(role) => (Kind::Finetuned, role, None, false),
-        Entry::Adapter(role) => (Kind::Adapter, role, None, false),
-        Entry::Translated { method, random_student } => {
-            (Kind::Translated, Role::Llm, Some(method), random_student)
-        }
-        Entry::Refined(method) => (Kind::Translated, Role::Llm, Some(method), false),
-    };
-    let refined = matches!(entry, Entry::Refined(_));
-    Fields { kind, model, method, random_student, refined }.serialize(to)
 }
 
 /// How two rows differ.

@@ -170,23 +170,14 @@ impl Files {
     }
 
     pub(super) fn score_in(&self, home: &str, client: usize, entry: Entry, score: Option<f64>) {
-        let (kind, model, method, random) = match entry {
-            Entry::Base(role) => ("base", role.name(), None, false),
-            Entry::Adapter(role) => ("adapter", role.name(), None, false),
-            Entry::Finetuned(role) => ("finetuned", role.name(), None, false),
-            Entry::Translated { method, random_student } => {
-                ("translated", "llm", Some(method.name()), random_student)
-            }
-            Entry::Refined(method) => ("translated", "llm", Some(method.name()), false),
-        };
         let dir = format!("{home}/evaluated/{}", entry.label().replace(' ', "-"));
-        let score = json!({
-            "examples": 50, "metric": "exact_match", "score": score, "model": model, "kind": kind,
-            "method": method, "random_student": random, "refined": matches!(entry, Entry::Refined(_)),
-            "data": format!("test-{client}"),
-            "data_name": format!("client-{client}/test"),
+        let mut file = json!({
+            "examples": 50, "metric": "exact_match", "score": score,
+            "data": format!("test-{client}"), "data_name": format!("client-{client}/test"),
         });
-        self.put(&format!("{dir}/score.json"), &score.to_string());
+        let of_entry = json!(entry);
+        file.as_object_mut().unwrap().extend(of_entry.as_object().unwrap().clone());
+        self.put(&format!("{dir}/score.json"), &file.to_string());
         self.put(&format!("{dir}/predictions.jsonl"), &json!({ "prediction": SECRET }).to_string());
     }
 

@@ -44,7 +44,8 @@ use support::Support;
 /// The emulator itself, below the stage's directory.
 pub const MODEL_DIR: &str = "model";
 const STATISTICS_DIR: &str = "statistics";
-const REPORT_FILE: &str = "report.json";
+/// What was kept, and how close the emulator is.
+pub const REPORT_FILE: &str = "report.json";
 
 /// What to compress, to where.
 #[derive(Clone, Debug, clap::Args)]

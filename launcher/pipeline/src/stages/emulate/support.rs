@@ -11,7 +11,8 @@ const HELD_OUT: usize = 8;
 
 /// Examples for statistics, and those that the emulator is measured on.
 pub(super) struct Support {
-    /// Packed, each label with weight 1.
+    /// Packed, each label with weight 1. Labels are the tokens that fine-tuning trains on: it is that gradient which an
+    /// emulator should keep.
     pub streams: Vec<PackedBatch>,
     /// The same of the examples that are held out.
     pub held_out: Vec<PackedBatch>,
@@ -21,7 +22,7 @@ pub(super) struct Support {
 }
 
 impl Support {
-    /// Examples in an order drawn from the seed, until there are enough tokens. All their tokens are labels.
+    /// Examples in an order drawn from the seed, until there are enough tokens.
     pub fn new(all: &[Example], config: &Config) -> Result<Self> {
         let mut order: Vec<usize> = (0..all.len()).collect();
         let mut stream = Stream::new(derive_named(config.seed, "support of the emulator"));
@@ -35,8 +36,7 @@ impl Support {
                 break;
             }
             tokens += example.tokens.len();
-            chosen
-                .push(Example { tokens: example.tokens.clone(), trained: vec![true; example.tokens.len()] });
+            chosen.push(example.clone());
         }
         if chosen.len() < HELD_OUT {
             let what = format!(

@@ -136,8 +136,8 @@ impl<'a> Evaluation<'a> {
         let (role, mut lineage, dir) = match &job.base {
             None => (job.role, Lineage::BASE, model_dir(config, job.role)?),
             Some(base) => {
-                let (recorded, told) = Lineage::of_model(base)?;
-                (recorded.unwrap_or(job.role), told, base.as_path())
+                let (recorded, lineage) = Lineage::of_model(base)?;
+                (recorded.unwrap_or(job.role), lineage, base.as_path())
             }
         };
         let data = match &job.part {
@@ -154,7 +154,10 @@ impl<'a> Evaluation<'a> {
             expect_run_model(settings, role, &weights)?;
         }
         if let (Some(adapter), Some(sums)) = (&job.adapter, &sums) {
-            lineage = Lineage::of_adapter(adapter, sums, &weights)?;
+            let of_adapter = Lineage::of_adapter(adapter, sums, &weights)?;
+            // Of the layers of an emulator, only those of the edge can be trained.
+            let edge = of_adapter.edge || model.emulator.is_some();
+            lineage = Lineage { edge, ..of_adapter }.on(lineage);
         }
         Ok(Self { job, settings, config, role, dir, model, weights, sums, lineage, data, metric, prompts })
     }
