@@ -11,6 +11,7 @@ mod cross_validation;
 mod data_forms;
 mod device_auto;
 mod emulate;
+mod emulate_statistics;
 mod foreign_models;
 mod frozen_a;
 mod home;

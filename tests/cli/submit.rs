@@ -57,6 +57,15 @@ fn impossible_jobs_are_refused_before_any_write() {
     home.submit_refused(&["--stage=curate", "--nodes=0"], "--nodes");
     std::fs::remove_file(home.path("tiny/tokenizer.json")).unwrap();
     home.submit_refused(&["--stage=curate"], "tokenizer.json");
+    home.submit_refused(&["--stage=emulate", "--array=4"], "only curation runs as an array");
+    home.submit_refused(&["--stage=emulate", "--set", "data.public=nowhere"], "data.public");
+    // It is made without the TinyLM, whose tokenizer is gone.
+    let output = home.submit(&["--stage=emulate", "--dry-run", "--gpus-per-node=0", "--time=emulate=30"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for word in ["gradtx-emulate", "ranks emulate --run", "--time=30"] {
+        assert!(said.contains(word), "no `{word}` in: {said}");
+    }
 }
 
 #[test]

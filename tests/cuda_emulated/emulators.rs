@@ -16,7 +16,8 @@ fn emulator(family: Family, ranks: Ranks) -> DecoderConfig {
     let first = LayerShape { ranks, intermediate: 24 };
     let second = LayerShape { ranks: Ranks { k: ranks.k, ..Ranks::default() }, intermediate: 17 };
     let layers = vec![edge, first, second, edge];
-    let emulator = Emulator { edge: [1, 1], ratio: 0.5, layers, base_fingerprint: "0123".into() };
+    let base_fingerprint = "0123".into();
+    let emulator = Emulator { edge: [1, 1], ratio: 0.5, layers, base_fingerprint, prompt: None };
     DecoderConfig { emulator: Some(emulator), ..whole }
 }
 

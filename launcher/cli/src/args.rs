@@ -340,7 +340,7 @@ impl Command {
                 translate::run(context, &run, &job)
             }
             Self::CrossValidate(job) => cross_validate::run(context, &job),
-            Self::Emulate(job) => emulate::run(context, &job),
+            Self::Emulate(job) => emulate::run_on_ranks(context, world, &job),
             Self::Plugin(job) => plugin::run(context, &job),
             Self::Merge { run, adapter, out, model } => {
                 merge::run(context, &run, &merge::Job { adapter, out, role: model })
@@ -405,6 +405,7 @@ impl Command {
             Self::Curate(job) => curate::Curation::HAS_RANKS && !job.array,
             Self::Train(_) => train::Training::HAS_RANKS,
             Self::Refine { .. } => refine::Refining::HAS_RANKS,
+            Self::Emulate(_) => emulate::Emulate::HAS_RANKS,
             Self::Bench(job) => matches!(job.what, gradtx_bench::What::Comm(_)),
             _ => false,
         }

@@ -4,12 +4,13 @@
 //! hashes, where it comes from, and everything that is wrong with it. Values are read,
 //! so that a number that is not one is found too.
 
+mod emulator;
 mod report;
 
 pub use self::report::Report;
 use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::cpu::Cpu;
-use gradtx_models::decoder::{Decoder, DecoderConfig, Family};
+use gradtx_models::decoder::{Decoder, DecoderConfig, Emulator, Family};
 use gradtx_models::grad_transformer::GradTransformer;
 use gradtx_models::t5::T5Config;
 use gradtx_pipeline::package::Package;
@@ -120,6 +121,10 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
     report.list_tensors(&file);
     for (key, value) in file.all_metadata() {
         report.fact(key, value);
+    }
+    if report.look_at_statistics(&file)? {
+        report.scan(&file);
+        return Ok(());
     }
     if UpdateVector::recognises(&file) {
         let update = UpdateVector::read(path)?;
@@ -259,8 +264,14 @@ fn check_model(dir: &Path, model_type: &str, source: &TensorSource, report: &mut
         GradTransformer::<Cpu, f32>::load(&Cpu::new(1), dir)?;
     } else if model_type == "t5" {
         T5Config::open(&dir.join("config.json"))?;
-    } else if Family::ALL.iter().any(|family| family.model_type() == model_type) {
-        let layout = Decoder::<Cpu, f32>::layout_of(&DecoderConfig::read(dir)?);
+    } else if Family::ALL.iter().any(|family| {
+        family.model_type() == model_type.strip_prefix(Emulator::MODEL_TYPE).unwrap_or(model_type)
+    }) {
+        let model = DecoderConfig::read(dir)?;
+        if let Some(emulator) = &model.emulator {
+            report.look_at_emulator(&model, emulator);
+        }
+        let layout = Decoder::<Cpu, f32>::layout_of(&model);
         for param in layout.params() {
             source.tensor(&param.name)?.expect_shape(&param.shape)?;
         }
@@ -288,6 +299,7 @@ fn look_at_parts(dir: &Path, report: &mut Report, walk: &mut Walk) -> Result<()>
         true => "miniature world".into(),
         false => "directory".into(),
     };
+    report.look_at_emulation(dir)?;
     for entry in sorted_entries(dir, walk)? {
         let inner = entry.extension().is_some_and(|e| e == "safetensors");
         if inner {

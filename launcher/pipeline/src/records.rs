@@ -5,8 +5,8 @@ use crate::aggregate::{AggregationInputs, Combine};
 use crate::variant::Variant;
 use gradtx_models::grad_transformer::Targets;
 use gradtx_run::config::{
-    AnswerForm, CurateConfig, DeviceConfig, EmulatorConfig, EvaluateConfig, MetricChoice, PenaltyChoice,
-    PenaltyRule, PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig,
+    AnswerForm, CurateConfig, DeviceConfig, EmulatorConfig, EvaluateConfig, Fisher, MetricChoice,
+    PenaltyChoice, PenaltyRule, PrivacyConfig, ReadingInputs, Recipe, RefineConfig, RougeTokens, TrainConfig,
     TranslatorConfig,
 };
 use gradtx_run::role::Role;
@@ -323,6 +323,35 @@ pub struct Noise {
 
 impl Inputs for ClientVariantInputs {
     const STAGE: &'static str = "client-variant";
+}
+
+/// What statistics for emulators depend on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatisticsInputs {
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The public data.
+    #[serde(flatten)]
+    pub data: DataInputs,
+    /// Longest example in tokens.
+    pub max_length: usize,
+    /// First and last layers that are left out.
+    pub edge: [usize; 2],
+    /// Tokens of public examples.
+    pub num_tokens: usize,
+    /// Where labels are from.
+    pub fisher: Fisher,
+    /// The device.
+    pub device: DeviceConfig,
+    /// Fingerprint of the LLM.
+    pub llm: String,
+    /// How rows are read.
+    #[serde(flatten)]
+    pub reading: ReadingInputs,
+}
+
+impl Inputs for StatisticsInputs {
+    const STAGE: &'static str = "statistics";
 }
 
 /// What an emulator depends on.

@@ -7,6 +7,7 @@
 
 use crate::cost::calibrate::Calibration;
 use crate::cost::device::Hardware;
+use crate::cost::emulate::Emulating;
 use crate::cost::memory::Model;
 use crate::cost::prediction::Stage;
 use crate::cost::products::ByProducts;
@@ -307,6 +308,7 @@ fn page(p: &Prediction) -> String {
         by_products(p),
         recommendation(p),
     ];
+    lines.extend(p.emulation.as_ref().map(emulation));
     lines.push(format!(
         "in all, with {}: {}, {:.2} {}; * is for comparison and not counted",
         counted(p.clients, "client"),
@@ -397,6 +399,23 @@ fn by_products(p: &Prediction) -> String {
         human_bytes(*host_memory),
         human_seconds(*penalty_seconds),
         human_seconds(*refine_seconds)
+    )
+}
+
+/// Statistics for an emulator, as a line.
+fn emulation(e: &Emulating) -> String {
+    let Emulating { layers, passes, tokens, flops, seconds, memory, disk, parameters: [llm, emulator] } = e;
+    let passes = if *passes == 1 { "1 pass".into() } else { format!("{passes} passes") };
+    let too_much = if memory.fits() { "" } else { ", TOO MUCH" };
+    format!(
+        "emulate {layers} layers, {passes} over {tokens} tokens: {}FLOP and {} on each rank, {} of memory{too_much}, \
+         {} of files; about {} of {} parameters",
+        si(*flops),
+        human_seconds(*seconds),
+        human_bytes(memory.need),
+        human_bytes(*disk),
+        si(*emulator as f64).trim_end(),
+        si(*llm as f64).trim_end(),
     )
 }
 

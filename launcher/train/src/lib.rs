@@ -6,10 +6,12 @@
 //! another way, [`shadows`] measures how far a client is from what all of them have seen, and
 //! [`baselines`] are what both are compared with. [`step_log`] writes what the loops
 //! say of every step. [`audit`] attacks what came of it.
+//! [`emulator`] counts what an emulator takes.
 
 pub mod audit;
 pub mod baselines;
 pub mod describe;
+pub mod emulator;
 pub mod examples;
 pub mod linalg;
 pub mod lora;

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! world/             see `crate::stage`
+//! statistics/        of the LLM on public data
 //! llm/{edge,whole}/  runs in which the LLM itself is fine-tuned on the clients' data: what an emulator is measured against
 //! emulators/NAME/    a run for each emulator: emulator/, clients/N/, report.html
 //! skill/NAME/        scores on examples with every operation told
@@ -245,7 +246,7 @@ impl Seed<'_> {
         ];
         let args = self.args(&run, set);
         let is_main = name == MAIN;
-        emulate::run(self.context, &emulate::Job { run: args.clone(), out: None, dense: false })?;
+        self.emulate(&args, None)?;
         let report: Value = read_json(&args.run.join(EMULATOR_DIR).join(emulate::REPORT_FILE))?;
         let number = |name: &str| report[name].as_f64().unwrap_or(f64::NAN);
         let mut found = Emulator {
@@ -292,14 +293,24 @@ impl Seed<'_> {
         Ok(found)
     }
 
+    /// Makes an emulator of the statistics that all of them share; where its place is given, in whole matrices.
+    fn emulate(&self, args: &RunArgs, dense: Option<PathBuf>) -> Result<()> {
+        let job = emulate::Job {
+            run: args.clone(),
+            statistics: Some(self.dir.join("statistics")),
+            dense: dense.is_some(),
+            out: dense,
+            dry_run: false,
+            try_lambda: vec![],
+        };
+        emulate::run(self.context, &job)
+    }
+
     /// What an attacker makes of an emulator with public data alone: all of its matrices, multiplied out, are
     /// fine-tuned.
     fn attacked(&self, args: &RunArgs, found: &mut Emulator) -> Result<Attack> {
         let dense = args.run.join("attack/dense");
-        emulate::run(
-            self.context,
-            &emulate::Job { run: args.clone(), out: Some(dense.clone()), dense: true },
-        )?;
+        self.emulate(args, Some(dense.clone()))?;
         let with = |run: &str, tiny: &Path, more: &[String]| {
             let mut set = vec![format!("models.tiny={}", tiny.display())];
             set.extend_from_slice(more);

@@ -41,6 +41,8 @@ pub struct Emulator {
     pub layers: Vec<LayerShape>,
     /// Fingerprint of the LLM.
     pub base_fingerprint: String,
+    /// Prompt form of the public examples that it was made by, as in the settings; none if it does not say.
+    pub prompt: Option<String>,
 }
 
 /// Sizes of one layer of an emulator.
@@ -53,6 +55,9 @@ pub struct LayerShape {
 }
 
 impl Emulator {
+    /// What the `model_type` of an emulator begins with; the family's own follows.
+    pub const MODEL_TYPE: &str = MODEL_TYPE;
+
     /// Layers of the edge, in order.
     pub fn edge_layers(&self) -> Vec<usize> {
         let [first, last] = self.edge;
@@ -94,8 +99,9 @@ impl Emulator {
         })?;
         let base_fingerprint =
             own.text("base_fingerprint")?.ok_or_else(|| own.missing("base_fingerprint"))?;
+        let prompt = own.text("prompt")?;
         own.finish(&[])?;
-        Ok(Self { edge, ratio, layers, base_fingerprint })
+        Ok(Self { edge, ratio, layers, base_fingerprint, prompt })
     }
 
     /// Fails, saying why, unless its shapes are those of a compressed model of these sizes.
@@ -166,6 +172,9 @@ impl Emulator {
             "layers": self.layers.iter().map(layer).collect::<Vec<_>>(),
             "base_fingerprint": self.base_fingerprint,
         });
+        if let Some(prompt) = &self.prompt {
+            config[FIELD]["prompt"] = json!(prompt);
+        }
     }
 }
 

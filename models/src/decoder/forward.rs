@@ -34,17 +34,33 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         adapters: Option<AdapterView<'_, D, X::Acc>>,
         rows: &[u32],
     ) -> Result<Vec<X>> {
+        let mut logits = Vec::with_capacity(rows.len() * self.config.vocab);
+        self.each_logits(acts, batch, adapters, rows, &mut |_, chunk| logits.extend_from_slice(chunk))?;
+        Ok(logits)
+    }
+
+    /// The same for more positions than fit into memory at once: `each` gets the number of the first position of a
+    /// chunk, and the logits of all of its positions.
+    pub fn each_logits(
+        &self,
+        acts: &mut Activations<D, X>,
+        batch: &DeviceBatch<D, X::Acc>,
+        adapters: Option<AdapterView<'_, D, X::Acc>>,
+        rows: &[u32],
+        each: &mut dyn FnMut(usize, &[X]),
+    ) -> Result<()> {
         acts.check(batch.used(), adapters.as_ref())?;
         let pass = Pass::new(batch, adapters);
         self.forward_blocks(acts, &pass, &mut None)?;
-        let mut logits = Vec::with_capacity(rows.len() * self.config.vocab);
+        let mut first = 0;
         for chunk in rows.chunks(acts.chunk) {
             let on_device = self.device.buffer_from(chunk)?;
             self.row_logits(acts, pass.tokens, on_device.all())?;
             let len = chunk.len() * self.config.vocab;
-            logits.extend(self.device.to_host(acts.head_logits.view(0..len))?);
+            each(first, &self.device.to_host(acts.head_logits.view(0..len))?);
+            first += chunk.len();
         }
-        Ok(logits)
+        Ok(())
     }
 
     /// Residual stream after the last block, in the last part of `acts.x`.

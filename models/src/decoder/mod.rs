@@ -57,6 +57,6 @@ pub use mode::Mode;
 pub use pass::Gradients;
 pub use pretrain::{FullTrainer, PretrainStep};
 pub use rope::RopeScaling;
-pub use sampling::Sampling;
+pub use sampling::{Sampling, drawn};
 pub use statistics::{ProductStatistics, ProductSums, StatisticsKind, StatisticsOf};
 pub use weights::{Decoder, InitialWeights};

@@ -40,9 +40,36 @@ impl Sampling {
     }
 }
 
+/// A token drawn from the probabilities of logits `[V]`, by a number from 0 to below 1: the first whose probability,
+/// with those of the tokens before it, is above that.
+pub fn drawn<X: Real>(logits: &[X], uniform: f64) -> u32 {
+    let largest = logits.iter().map(|x| x.to_f64()).fold(f64::NEG_INFINITY, f64::max);
+    let weight = |x: &X| (x.to_f64() - largest).exp();
+    let mut left = uniform * logits.iter().map(weight).sum::<f64>();
+    let mut last = 0;
+    for (token, weight) in (0..).zip(logits.iter().map(weight)) {
+        if weight > 0.0 {
+            last = token;
+            left -= weight;
+            if left < 0.0 {
+                break;
+            }
+        }
+    }
+    last
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_names_a_token_by_its_probability() {
+        let logits = [f32::NEG_INFINITY, 1f32.ln(), 2f32.ln(), 5f32.ln(), f32::NEG_INFINITY];
+        for (uniform, token) in [(0.0, 1), (0.12, 1), (0.13, 2), (0.37, 2), (0.38, 3), (1.0 - 1e-16, 3)] {
+            assert_eq!(drawn(&logits, uniform), token, "{uniform}");
+        }
+    }
 
     fn counts(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
         let mut counts = vec![0; logits.len()];

@@ -31,6 +31,10 @@ pub struct StatisticsOf {
 pub enum StatisticsKind {
     /// Inputs and outputs of all products, and the gradients of all but gate and up.
     Curvature,
+    /// Inputs and outputs of all products.
+    Factors,
+    /// The gradients of all products but gate and up.
+    FirstOrder,
     /// The gradients of all products.
     Gradients,
 }
@@ -40,6 +44,8 @@ impl StatisticsOf {
     fn wants(&self, projection: Projection) -> (bool, bool) {
         match self.kind {
             StatisticsKind::Curvature => (true, projection != Projection::GateUp),
+            StatisticsKind::Factors => (true, false),
+            StatisticsKind::FirstOrder => (false, projection != Projection::GateUp),
             StatisticsKind::Gradients => (false, true),
         }
     }
@@ -123,9 +129,7 @@ impl<D: Device, A: Real> ProductStatistics<D, A> {
 
     /// The sums of a product of a layer, which must be one of those that are summed.
     pub fn product(&self, device: &D, layer: usize, projection: Projection) -> Result<ProductSums> {
-        let at = self.of.layers.binary_search(&layer);
-        let at = at.map_err(|_| gradtx_runtime::Error::invalid("layer of statistics", layer.to_string()))?;
-        let sums = &self.products[at][projection as usize];
+        let sums = self.sums(layer, projection)?;
         let host = |buffer: &D::Buf<A>| -> Result<Vec<f64>> {
             Ok(device.to_host(buffer.all())?.iter().map(|x| x.to_f64()).collect())
         };
@@ -134,6 +138,24 @@ impl<D: Device, A: Real> ProductStatistics<D, A> {
             outputs: host(&sums.outputs)?,
             gradient: host(&sums.gradient)?,
         })
+    }
+
+    /// The sum of gradients of a product so far, `[out, in]`; empty where it is not wanted.
+    pub fn gradient(&self, device: &D, layer: usize, projection: Projection) -> Result<Vec<A>> {
+        Ok(device.to_host(self.sums(layer, projection)?.gradient.all())?)
+    }
+
+    /// The diagonal of the sum of inputs of a product so far, `[in]`.
+    pub fn input_squares(&self, device: &D, layer: usize, projection: Projection) -> Result<Vec<f64>> {
+        let inputs = device.to_host(self.sums(layer, projection)?.inputs.all())?;
+        let next = inputs.len().isqrt() + 1;
+        Ok(inputs.iter().step_by(next).map(|x| x.to_f64()).collect())
+    }
+
+    fn sums(&self, layer: usize, projection: Projection) -> Result<&Sums<D, A>> {
+        let at = self.of.layers.binary_search(&layer);
+        let at = at.map_err(|_| gradtx_runtime::Error::invalid("layer of statistics", layer.to_string()))?;
+        Ok(&self.products[at][projection as usize])
     }
 
     /// Adds what the tokens of a stream give: `x` `[T, in]`, the rows of a product's input without adapters, and

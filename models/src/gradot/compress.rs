@@ -3,6 +3,7 @@
 use super::Matrix;
 use crate::linalg::Svd;
 use crate::lora::Module;
+use rayon::prelude::*;
 
 /// What stays of a middle layer; in ascending order.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -79,12 +80,12 @@ impl Compressed {
 /// `Σ_k σ_k u_k v_kᵀ` over these components.
 fn product(svd: &Svd, components: &[usize], rows: usize, cols: usize) -> Vec<f64> {
     let mut sum = vec![0.0; rows * cols];
-    for (i, row) in sum.chunks_exact_mut(cols).enumerate() {
+    sum.par_chunks_exact_mut(cols).enumerate().for_each(|(i, row)| {
         for &k in components {
             let factor = svd.values[k] * svd.left[k][i];
             row.iter_mut().zip(&svd.right[k]).for_each(|(s, v)| *s += factor * v);
         }
-    }
+    });
     sum
 }
 

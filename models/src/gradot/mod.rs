@@ -16,9 +16,11 @@
 //! order.
 
 mod compress;
+mod first_order;
 mod scores;
 mod selection;
 
 pub use compress::{Choice, Compressed};
+pub use first_order::{correlation, first_order_of_channels, first_order_of_components};
 pub use scores::{Candidates, Score, Term, channels, components, gradient_shift, lambda};
 pub use selection::{Allocate, Matrix, choose_channels, choose_components};

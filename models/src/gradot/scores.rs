@@ -72,13 +72,29 @@ fn l1(x: impl Iterator<Item = f64>) -> f64 {
     x.map(f64::abs).sum()
 }
 
-/// `‖M x‖₁` of a matrix by rows.
-fn product_l1(matrix: &[f64], x: &[f64]) -> f64 {
-    l1(matrix.chunks_exact(x.len()).map(|row| dot(row, x)))
+/// Vectors that a matrix is multiplied by at once: they stay in the cache while its rows go by.
+const AT_ONCE: usize = 16;
+
+/// `‖M x‖₁` of each of these vectors, M by rows.
+fn products_l1(matrix: &[f64], vectors: &[&[f64]]) -> Vec<f64> {
+    let of = |vectors: &[&[f64]]| {
+        let mut sums = vec![0.0; vectors.len()];
+        let len = vectors.first().map_or(1, |x| x.len().max(1));
+        for row in matrix.chunks_exact(len) {
+            sums.iter_mut().zip(vectors).for_each(|(sum, x)| *sum += dot(row, x).abs());
+        }
+        sums
+    };
+    vectors.par_chunks(AT_ONCE).flat_map_iter(of).collect()
+}
+
+/// Vectors as slices.
+fn slices(vectors: &[Vec<f64>]) -> Vec<&[f64]> {
+    vectors.iter().map(Vec::as_slice).collect()
 }
 
 /// `xᵀ M y` of a matrix by rows.
-fn bilinear(x: &[f64], matrix: &[f64], y: &[f64]) -> f64 {
+pub(super) fn bilinear(x: &[f64], matrix: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(matrix.chunks_exact(y.len())).map(|(x, row)| x * dot(row, y)).sum()
 }
 
@@ -86,9 +102,11 @@ fn bilinear(x: &[f64], matrix: &[f64], y: &[f64]) -> f64 {
 /// `outputs` are the matrix's rows of a fused product.
 pub fn components(svd: &Svd, sums: &ProductSums, outputs: std::ops::Range<usize>) -> Candidates {
     let own = Own::new(sums, outputs);
+    let of_left = products_l1(&own.outputs, &slices(&svd.left));
+    let of_right = products_l1(&sums.inputs, &slices(&svd.right));
     let of = |k: usize| {
         let (value, u, v) = (svd.values[k], &svd.left[k], &svd.right[k]);
-        let second = value * product_l1(&own.outputs, u) * product_l1(&sums.inputs, v);
+        let second = value * of_left[k] * of_right[k];
         let term = Term { second, first: value * bilinear(u, own.gradient, v) };
         (term, value, value * bilinear(v, &sums.inputs, v).max(0.0).sqrt())
     };
@@ -150,17 +168,24 @@ pub fn channels(
     let outputs = |j: usize, start: usize| {
         l1(of_gate_up.outputs[(start + j) * 2 * width..][start..start + width].iter().copied())
     };
+    let rows = |matrix| {
+        let rows: Vec<&[f64]> = <[f64]>::chunks_exact(matrix, hidden).collect();
+        products_l1(&of_gate_up.inputs, &rows)
+    };
+    let (of_gate, of_up) = (rows(gate), rows(up));
+    let columns: Vec<Vec<f64>> =
+        (0..width).map(|j| down.iter().skip(j).step_by(width).copied().collect()).collect();
+    let of_columns = products_l1(&of_down.outputs, &slices(&columns));
     let of = |j: usize| {
-        let row = |matrix: &[f64]| product_l1(&of_gate_up.inputs, &matrix[j * hidden..][..hidden]);
-        let column: Vec<f64> = down.iter().skip(j).step_by(width).copied().collect();
+        let column = &columns[j];
         let inputs = &of_down.inputs[j * width..][..width];
-        let second = outputs(j, 0) * row(gate)
-            + outputs(j, width) * row(up)
-            + product_l1(&of_down.outputs, &column) * l1(inputs.iter().copied());
+        let second = outputs(j, 0) * of_gate[j]
+            + outputs(j, width) * of_up[j]
+            + of_columns[j] * l1(inputs.iter().copied());
         // Gate, up and down together set z_j to zero once.
         let of_gradient = of_down.gradient.iter().skip(j).step_by(width);
         let first = column.iter().zip(of_gradient).map(|(w, d)| w * d).sum();
-        let norm = dot(&column, &column).sqrt();
+        let norm = dot(column, column).sqrt();
         (Term { second, first }, norm, norm * inputs[j].max(0.0).sqrt())
     };
     let all: Vec<(Term, f64, f64)> = (0..width).into_par_iter().map(of).collect();

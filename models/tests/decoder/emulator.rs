@@ -18,7 +18,8 @@ fn emulator(family: Family) -> DecoderConfig {
     let first = LayerShape { ranks: Ranks { q: 7, k: 0, v: 5, o: 9 }, intermediate: 17 };
     let second = LayerShape { ranks: Ranks { q: 0, k: 3, v: 0, o: 0 }, intermediate: 40 };
     let layers = vec![edge, first, second, edge];
-    let emulator = Emulator { edge: [1, 1], ratio: 0.5, layers, base_fingerprint: "0123".into() };
+    let base_fingerprint = "0123".into();
+    let emulator = Emulator { edge: [1, 1], ratio: 0.5, layers, base_fingerprint, prompt: None };
     DecoderConfig { emulator: Some(emulator), ..whole }
 }
 

@@ -6,6 +6,7 @@
 mod common;
 mod emulator;
 mod files;
+mod fisher;
 mod generation;
 mod gradients;
 mod parity;

@@ -17,6 +17,7 @@ use gradtx_run::role::Role;
 use gradtx_runtime::artifact::TensorSource;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Room, human_bytes};
+use gradtx_train::emulator::{Emulation, pass_memory, passes_that};
 use gradtx_train::examples::Data;
 use gradtx_train::model_spec::adapter_layout;
 use gradtx_train::prompts::Prompts;
@@ -71,6 +72,7 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
                 let topic = format!("finetune {name}");
                 checks.push(there.fits(&topic, "one job".into(), &plan, "device.max_tokens_per_microbatch"));
                 checks.push(model.generating(&config, &there, &format!("evaluate {name}")));
+                checks.extend((role == Role::Llm).then(|| model.emulating(&config, &there)).flatten());
                 layouts.push([model.layout.blocks(), model.layout.width()]);
                 checks.push(prompt(&config, dir, &model.config, name));
             }
@@ -224,6 +226,39 @@ impl Model {
         let what =
             format!("{} prompts of up to {longest} tokens at once", settings.per_device_eval_batch_size);
         there.fits(topic, what, &plan, "evaluate.per_device_eval_batch_size or evaluate.max_new_tokens")
+    }
+}
+
+impl Model {
+    /// Statistics for an emulator, in as many passes as memory asks for; nothing where the edge is the whole model.
+    fn emulating(&self, config: &Config, there: &Memory) -> Option<Check> {
+        let layers: Vec<usize> =
+            Emulation { model: &self.config, settings: &config.emulator }.middle().collect();
+        let longest = config.device.max_tokens_per_microbatch.max(config.data.max_length);
+        let tokens = longest.min(config.emulator.num_tokens);
+        let capacity = BatchCapacity { tokens, segments: tokens, labels: tokens };
+        let plan = |layers: &[usize]| answer(&config.device, Summing { model: self, layers, capacity });
+        let room = there.0.as_ref().copied().unwrap_or(Room::Host(0));
+        let passes = passes_that(&layers, |layers| room.holds(&plan(layers)));
+        let most = passes.iter().max_by_key(|layers| layers.len())?;
+        let times = if passes.len() == 1 { "1 pass".to_owned() } else { format!("{} passes", passes.len()) };
+        let what = format!("{} layers in {times} over the data", layers.len());
+        Some(there.fits("emulate", what, &plan(most), "device.max_tokens_per_microbatch"))
+    }
+}
+
+/// What the base model and sums over products of these layers take.
+struct Summing<'a> {
+    model: &'a Model,
+    layers: &'a [usize],
+    capacity: BatchCapacity,
+}
+
+impl Question for Summing<'_> {
+    type Answer = MemoryPlan;
+
+    fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> MemoryPlan {
+        pass_memory::<X, D>(&self.model.config, self.layers, self.capacity)
     }
 }
 

@@ -26,11 +26,13 @@ pub enum JobKind {
     Evaluate,
     /// Writes the report.
     Report,
+    /// Makes an emulator of the LLM.
+    Emulate,
 }
 
 impl JobKind {
-    /// All of them, in the order of the pipeline.
-    pub const ALL: [Self; 4] = [Self::Curate, Self::Train, Self::Evaluate, Self::Report];
+    /// All of them: the pipeline in its order, and what stands beside it.
+    pub const ALL: [Self; 5] = [Self::Curate, Self::Train, Self::Evaluate, Self::Report, Self::Emulate];
 
     /// Its name in files and on the command line.
     pub fn name(self) -> &'static str {
@@ -39,6 +41,7 @@ impl JobKind {
             Self::Train => "train",
             Self::Evaluate => "evaluate",
             Self::Report => "report",
+            Self::Emulate => "emulate",
         }
     }
 }

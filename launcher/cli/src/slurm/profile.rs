@@ -79,6 +79,8 @@ pub struct Profile {
     pub evaluate: JobOptions,
     /// Options of the report's job.
     pub report: JobOptions,
+    /// Options of the job that makes an emulator.
+    pub emulate: JobOptions,
     /// The file, as it is named in messages; empty without one.
     #[serde(skip)]
     pub file: String,
@@ -159,6 +161,7 @@ impl Profile {
             JobKind::Train => &self.train,
             JobKind::Evaluate => &self.evaluate,
             JobKind::Report => &self.report,
+            JobKind::Emulate => &self.emulate,
         }
     }
 

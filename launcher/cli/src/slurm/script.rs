@@ -28,6 +28,8 @@ pub enum Script {
     CurateArray,
     /// Training, one job with a rank per GPU.
     Train,
+    /// An emulator, one job with a rank per GPU.
+    Emulate,
     /// Clients' scores.
     Evaluate,
     /// The report.
@@ -38,12 +40,19 @@ pub enum Script {
 
 impl Script {
     #[cfg(test)]
-    const ALL: [Self; 6] =
-        [Self::Curate, Self::CurateArray, Self::Train, Self::Evaluate, Self::Report, Self::Compare];
+    const ALL: [Self; 7] = [
+        Self::Curate,
+        Self::CurateArray,
+        Self::Train,
+        Self::Emulate,
+        Self::Evaluate,
+        Self::Report,
+        Self::Compare,
+    ];
 
     /// Whether it is one job with ranks on every GPU, rather than one rank, or an array of such.
     pub fn has_ranks(self) -> bool {
-        matches!(self, Self::Curate | Self::Train)
+        matches!(self, Self::Curate | Self::Train | Self::Emulate)
     }
 
     /// Whether its processes may find each other by MPI.
@@ -57,6 +66,7 @@ impl Script {
             Self::Curate => include_str!("../../../../slurm/curate.sbatch"),
             Self::CurateArray => include_str!("../../../../slurm/curate_array.sbatch"),
             Self::Train => include_str!("../../../../slurm/train.sbatch"),
+            Self::Emulate => include_str!("../../../../slurm/emulate.sbatch"),
             Self::Evaluate => include_str!("../../../../slurm/evaluate.sbatch"),
             Self::Report => include_str!("../../../../slurm/report.sbatch"),
             Self::Compare => include_str!("../../../../slurm/compare.sbatch"),
@@ -382,9 +392,11 @@ mod tests {
             let text = batch(script, None).render();
             assert!(!text.contains("gpus-per-task"), "{script:?}: {text}");
         }
-        for shipped in
-            [include_str!("../../../../slurm/curate.sbatch"), include_str!("../../../../slurm/train.sbatch")]
-        {
+        for shipped in [
+            include_str!("../../../../slurm/curate.sbatch"),
+            include_str!("../../../../slurm/train.sbatch"),
+            include_str!("../../../../slurm/emulate.sbatch"),
+        ] {
             let of = |name: &str| {
                 shipped.lines().find_map(|line| line.strip_prefix(&format!("#SBATCH --{name}=")))
             };

@@ -34,7 +34,9 @@ impl<T: FromStr> FromStr for Scoped<T> {
         let (kind, rest) = scoped.map_or((None, text), |(kind, rest)| (Some(kind), rest));
         match rest.parse() {
             Ok(value) => Ok(Self { kind, value }),
-            Err(_) => Err("expected a number, or JOB=NUMBER with curate, train, evaluate or report".into()),
+            Err(_) => {
+                Err("expected a number, or JOB=NUMBER with curate, train, evaluate, report or emulate".into())
+            }
         }
     }
 }
@@ -114,13 +116,15 @@ pub enum Stage {
     Evaluate,
     /// All of these, each when the one before it has succeeded.
     Pipeline,
+    /// Make an emulator of the LLM (GradOT).
+    Emulate,
 }
 
-/// What jobs ask SLURM for. `[JOB=]` before a value: `curate=`, `train=`, `evaluate=` or `report=`
-/// restricts it to one job.
+/// What jobs ask SLURM for. `[JOB=]` before a value: `curate=`, `train=`, `evaluate=`, `report=` or
+/// `emulate=` restricts it to one job.
 #[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 #[command(
-    next_help_heading = "Cluster (VALUE for all jobs, or JOB=VALUE with curate, train, evaluate, report)"
+    next_help_heading = "Cluster (VALUE for all jobs, or JOB=VALUE with curate, train, evaluate, report, emulate)"
 )]
 pub struct ClusterArgs {
     /// Site profile: a file (TOML), the name of one in ~/.config/gradtx, or `none` (default:

@@ -127,6 +127,7 @@ impl Chain {
         match self.stage {
             Stage::Curate => vec![curate],
             Stage::Train => vec![train],
+            Stage::Emulate => vec![(JobKind::Emulate, Script::Emulate)],
             Stage::Evaluate => scores.collect(),
             Stage::Pipeline => {
                 let made = [curate, train].into_iter().filter(|(kind, _)| !self.reused.contains(kind));
@@ -151,7 +152,7 @@ impl Chain {
         let after = |kind: JobKind| -> Vec<Dependency> {
             let ok = |kind| place(kind).map(Dependency::ok);
             match kind {
-                JobKind::Curate => vec![],
+                JobKind::Curate | JobKind::Emulate => vec![],
                 JobKind::Train => ok(JobKind::Curate).into_iter().collect(),
                 JobKind::Evaluate => ok(JobKind::Train).into_iter().collect(),
                 // One client that fails does not cost the page about the others.
@@ -169,7 +170,7 @@ impl Chain {
             array: match kind {
                 JobKind::Curate => self.array.map(|jobs| jobs as usize),
                 JobKind::Evaluate => Some(self.clients.len()),
-                JobKind::Train | JobKind::Report => None,
+                JobKind::Train | JobKind::Report | JobKind::Emulate => None,
             },
             arguments: if kind == JobKind::Evaluate { self.clients.clone() } else { vec![] },
             options: asked.of(kind).cloned().unwrap_or_default(),

@@ -48,9 +48,12 @@ pub fn check(job: &Job) -> Result<(Vec<String>, Config)> {
             return Err(is_reused(&job.run.run, other, what, name));
         }
     }
-    check_model(&config, Role::Tiny)?;
+    // An emulator is made without the TinyLM.
+    if job.stage != Stage::Emulate {
+        check_model(&config, Role::Tiny)?;
+    }
     check_model(&config, Role::Llm)?;
-    if matches!(job.stage, Stage::Curate | Stage::Pipeline) {
+    if matches!(job.stage, Stage::Curate | Stage::Pipeline | Stage::Emulate) {
         check_data(&config)?;
     }
     check_inputs(job, &settings)?;

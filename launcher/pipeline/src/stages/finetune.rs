@@ -11,6 +11,7 @@ use crate::artifacts::{expect_run_model, warn_of_changes};
 use crate::card::{self, Made};
 use crate::package;
 use crate::records::FinetuneInputs;
+use crate::stages::emulate::expect_prompt;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
@@ -77,6 +78,7 @@ impl<'a> Finetune<'a> {
         expect_run_model(&settings, job.role, &side.space.base_model)?;
         let data = Data::read(std::slice::from_ref(&job.data), &config.data, "--data")?;
         let prompts = data.prompts(&config, &side)?;
+        expect_prompt(&side, &prompts)?;
         let recipe = match job.role {
             Role::Tiny => &config.finetune.tiny,
             Role::Llm => &config.finetune.llm,

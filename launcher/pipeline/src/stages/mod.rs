@@ -35,7 +35,7 @@ use crate::products::Choosing;
 use gradtx_run::stage::Facts;
 
 /// What is known of every stage, in the order in which a run goes through them.
-pub const STAGES: [Facts; 14] = [
+pub const STAGES: [Facts; 15] = [
     Facts::of::<split::Splitting<'_>>(),
     Facts::of::<curate::Curation<'_>>(),
     Facts::of::<train::Training<'_>>(),
@@ -46,7 +46,8 @@ pub const STAGES: [Facts; 14] = [
     Facts::of::<Calibrating<'_>>(),
     Facts::of::<translate::Translate<'_>>(),
     Facts::of::<refine::Refining<'_>>(),
-    Facts::of::<emulate::Emulate>(),
+    Facts::of::<emulate::Collection<'_>>(),
+    Facts::of::<emulate::Emulate<'_>>(),
     Facts::of::<plugin::Plugin<'_>>(),
     Facts::of::<merge::Merge<'_>>(),
     Facts::of::<evaluate::Evaluation<'_>>(),

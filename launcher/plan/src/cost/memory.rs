@@ -14,6 +14,7 @@ use gradtx_run::config::{AdapterConfig, EvaluateConfig};
 use gradtx_run::role::Role;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Planned, Purpose};
+use gradtx_train::emulator::pass_memory;
 use gradtx_train::model_spec::adapter_layout;
 use serde::{Serialize, Serializer};
 use std::ops::Range;
@@ -116,6 +117,11 @@ pub fn finetuning(model: &Model, streams: Streams, gpu: Gpu) -> MemoryPlan {
     let mut plan = Decoder::<Cpu, f32>::plan(&model.config, false);
     plan.extend(MultiLora::<Cpu, f32>::plan(&model.config, &model.layout, jobs, capacity));
     on_device(&plan, gpu)
+}
+
+/// The LLM and the sums of these layers for an emulator.
+pub fn emulating(model: &DecoderConfig, layers: &[usize], capacity: BatchCapacity, gpu: Gpu) -> MemoryPlan {
+    on_device(&pass_memory::<f32, Cpu>(model, layers, capacity), gpu)
 }
 
 /// The base model and generation with an adapter, for prompts as long as examples.

@@ -12,11 +12,13 @@
 //! * memory: the stages' own memory plans, in the device's types.
 //! * simulate: groups of shadow jobs over ranks, as [`gradtx_train::lora::schedule`] hands them out.
 //! * products: translation by products, and refinement.
+//! * emulate: statistics for an emulator (GradOT).
 //! * predict: all of it together, as a [`prediction`].
 //! * recommend: nodes and sizes of groups with the shortest time to the end.
 
 pub mod calibrate;
 pub mod device;
+pub mod emulate;
 pub mod memory;
 pub mod predict;
 pub mod prediction;

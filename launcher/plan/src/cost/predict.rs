@@ -82,6 +82,7 @@ pub fn predict(question: &Question<'_>, rates: &Rates) -> Result<Prediction> {
         curation,
         training,
         by_products: plan.by_products(),
+        emulation: plan.emulation(),
         recommended,
         clients,
         examples: question.lengths.map(|l| l.source.clone()),

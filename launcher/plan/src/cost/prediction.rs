@@ -1,6 +1,7 @@
 //! [`Prediction`]: what a run will take, as it is printed and written as JSON.
 
 use super::device::Cluster;
+use super::emulate::Emulating;
 use super::memory::Memory;
 use super::products::ByProducts;
 use super::rates::{Basis, Rate};
@@ -110,6 +111,9 @@ pub struct Prediction {
     pub training: Training,
     /// What translation by products and refinement take, which are not among the stages.
     pub by_products: ByProducts,
+    /// What statistics for an emulator take, if the LLM has layers between those of the edge; not part of the sums.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub emulation: Option<Emulating>,
     /// What would be faster.
     pub recommended: Recommendation,
     /// Seconds of the whole run: curation, training, all clients.

@@ -44,9 +44,10 @@ pub use reuse::ReuseConfig;
 pub use run_settings::{RunSettings, is_reused};
 pub use settings::{
     Accountant, AdapterConfig, AnswerForm, Config, CurateConfig, DataConfig, DataPaths, DeviceConfig,
-    DeviceKind, DtypeKind, EmulatorConfig, EvaluateConfig, FinetuneConfig, GroupBy, LossNormalization,
-    MetricChoice, Models, PenaltyChoice, PenaltyRule, PrivacyConfig, ReadingInputs, Recipe, RefineConfig,
-    RougeTokens, TargetModules, TrainConfig, TranslateConfig, TranslatorConfig, ValidationSplit,
+    DeviceKind, DtypeKind, EmulatorConfig, EvaluateConfig, FinetuneConfig, Fisher, GroupBy, KindConfig,
+    LossNormalization, MetricChoice, Models, PenaltyChoice, PenaltyRule, PrivacyConfig, ReadingInputs,
+    Recipe, RefineConfig, RougeTokens, TargetModules, TrainConfig, TranslateConfig, TranslatorConfig,
+    ValidationSplit,
 };
 pub use sweep::{SweptRun, read_sweep};
 

@@ -1,16 +1,18 @@
 //! The parts that a middle layer can be without: components of its attention matrices, and channels of its MLP, each
 //! with the terms of its score. A file per layer.
 
-use super::statistics::{Statistics, write_f32};
+use super::files::{Tensors, intact, narrow, read, wide, write};
+use super::statistics::{PROJECTIONS, Statistics, push_candidates, read_candidates};
 use anyhow::Result;
-use gradtx_models::decoder::{LayerShape, ProductSums, Ranks};
+use gradtx_models::decoder::{LayerShape, Ranks};
 use gradtx_models::gradot::{
-    Candidates, Choice, Compressed, Matrix, Term, channels, components, gradient_shift,
+    Candidates, Choice, Compressed, Matrix, components, first_order_of_components, gradient_shift,
 };
 use gradtx_models::linalg::Svd;
-use gradtx_models::lora::Module;
-use gradtx_runtime::artifact::{TensorFile, TensorSource};
-use serde_json::{Value, json};
+use gradtx_models::lora::{Module, Projection};
+use gradtx_runtime::artifact::{TensorFile, checksum};
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 /// What a layer can be without.
@@ -18,6 +20,8 @@ pub(super) struct Parts {
     /// Of q, k, v and o.
     pub attention: [Attention; 4],
     pub channels: Candidates,
+    /// f̃ of the channels by the first half of the examples alone.
+    pub channels_of_first_half: Vec<f64>,
 }
 
 /// An attention matrix in components.
@@ -25,6 +29,8 @@ pub(super) struct Attention {
     rows: usize,
     cols: usize,
     pub candidates: Candidates,
+    /// f̃ of the components by the first half of the examples alone.
+    pub of_first_half: Vec<f64>,
 }
 
 impl Attention {
@@ -33,47 +39,57 @@ impl Attention {
     }
 }
 
-/// A matrix of the LLM: values by rows, and its shape.
-pub(super) fn weight(
-    statistics: &Statistics<'_>,
-    layer: usize,
-    module: Module,
-) -> Result<(Vec<f32>, [usize; 2])> {
-    let source = TensorSource::open(&statistics.side.dir)?;
-    let name = format!("model.layers.{layer}.{}.weight", module.path());
-    let tensor = source.tensor(&name)?;
-    let block = &statistics.side.model.blocks()[layer];
-    let shape = [module.outputs(block).len(), module.fused().dims(block).0];
-    tensor.expect_shape(&shape)?;
-    Ok((tensor.to_f32()?, shape))
-}
-
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|&x| f64::from(x)).collect()
-}
-
 fn path(statistics: &Statistics<'_>, layer: usize) -> PathBuf {
     statistics.dir.join(format!("{layer:03}.parts.safetensors"))
 }
 
-type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+/// What the parts of a layer are of: its statistics, which have this checksum.
+fn of(statistics: &Statistics<'_>, sum: &str) -> String {
+    checksum(format!("{} {sum}", statistics.of).as_bytes())
+}
 
 impl Parts {
-    /// Those of a layer: from its file, which is made if it is not there.
-    pub fn of_layer(statistics: &Statistics<'_>, layer: usize) -> Result<Self> {
-        let path = path(statistics, layer);
-        if TensorFile::open(&path).is_err() {
-            write_f32(&path, &computed(statistics, layer)?)?;
-        }
-        let file = TensorFile::open(&path)?;
+    /// Whether those of a layer are there, and of the statistics that are there.
+    pub fn are_there(statistics: &Statistics<'_>, layer: usize) -> bool {
+        let sum = statistics.intact(layer);
+        sum.is_some_and(|sum| intact(&path(statistics, layer), &of(statistics, &sum)).is_some())
+    }
+
+    /// Makes the file of a layer whose statistics are there.
+    pub fn make(statistics: &Statistics<'_>, layer: usize) -> Result<()> {
+        let sum = statistics.intact(layer).unwrap_or_default();
+        write(&path(statistics, layer), &of(statistics, &sum), &computed(statistics, layer)?)
+    }
+
+    /// Those of a layer.
+    pub fn read(statistics: &Statistics<'_>, layer: usize) -> Result<Self> {
+        let file = TensorFile::open(&path(statistics, layer))?;
         let block = &statistics.side.model.blocks()[layer];
+        let of_half =
+            |name: &str, count: usize| read(&file, &format!("{name}.first_of_first_half"), &[count]);
         let mut attention = vec![];
         for module in Module::ATTENTION {
             let (rows, cols) = (module.outputs(block).len(), module.fused().dims(block).0);
-            attention.push(Attention { rows, cols, candidates: read(&file, module.name())? });
+            let candidates = read_candidates(&file, module.name())?;
+            let of_first_half = of_half(module.name(), candidates.terms.len())?;
+            attention.push(Attention { rows, cols, candidates, of_first_half });
         }
         let attention = attention.try_into().ok().expect("there are four modules");
-        Ok(Self { attention, channels: read(&file, "mlp")? })
+        let channels = read_candidates(&file, "mlp")?;
+        let channels_of_first_half = of_half("mlp", channels.terms.len())?;
+        Ok(Self { attention, channels, channels_of_first_half })
+    }
+
+    /// The shape of the layer if this stays.
+    pub fn shape(&self, layer: usize, choice: &Choice) -> LayerShape {
+        let rank = |module: Module| {
+            let (part, kept) = (&self.attention[module as usize], &choice.components[module as usize]);
+            // All of them are the matrix itself.
+            let is_whole = kept.len() == part.candidates.terms.len();
+            if is_whole { 0 } else { part.matrix(layer, vec![]).stored_rank(kept.len()) }
+        };
+        let [q, k, v, o] = Module::ATTENTION.map(rank);
+        LayerShape { ranks: Ranks { q, k, v, o }, intermediate: choice.channels.len() }
     }
 }
 
@@ -90,54 +106,32 @@ pub(super) fn decomposition(statistics: &Statistics<'_>, layer: usize, module: M
     Ok(Svd { values: read("values")?.0, left: rows(read("left")?), right: rows(read("right")?) })
 }
 
-fn read(file: &TensorFile, name: &str) -> Result<Candidates> {
-    let column = |what: &str| -> Result<Vec<f64>> {
-        let name = format!("{name}.{what}");
-        Ok(wide(&file.tensor(&name)?.to_f32()?))
-    };
-    let term = |(second, first)| Term { second, first };
-    Ok(Candidates {
-        terms: column("second")?.into_iter().zip(column("first")?).map(term).collect(),
-        magnitude: column("magnitude")?,
-        activation: column("activation")?,
-    })
-}
-
-fn written(tensors: &mut Tensors, name: &str, candidates: &Candidates) {
-    let columns: [(&str, Vec<f64>); 4] = [
-        ("second", candidates.terms.iter().map(|term| term.second).collect()),
-        ("first", candidates.terms.iter().map(|term| term.first).collect()),
-        ("magnitude", candidates.magnitude.clone()),
-        ("activation", candidates.activation.clone()),
-    ];
-    for (what, values) in columns {
-        tensors.push((format!("{name}.{what}"), vec![values.len()], narrow(&values)));
-    }
-}
-
-fn narrow(values: &[f64]) -> Vec<f32> {
-    values.iter().map(|&x| x as f32).collect()
-}
-
 /// What the file of a layer holds.
 fn computed(statistics: &Statistics<'_>, layer: usize) -> Result<Tensors> {
-    let sums = statistics.read(layer)?;
+    let known = statistics.read(layer)?;
     let block = &statistics.side.model.blocks()[layer];
-    let mut tensors = vec![];
-    for module in Module::ATTENTION {
-        let (whole, [rows, cols]) = weight(statistics, layer, module)?;
+    let of_module = |module: Module| -> Result<Tensors> {
+        let (whole, [rows, cols]) = statistics.weight(layer, module)?;
+        let (outputs, product) = (module.outputs(block), module.fused() as usize);
         let svd = Svd::new(rows, cols, &wide(&whole))?;
-        let candidates = components(&svd, &sums[module.fused() as usize], module.outputs(block));
+        let candidates = components(&svd, &known.products[product], outputs.clone());
+        let own = &known.first_half[product][outputs.start * cols..outputs.end * cols];
+        let of_half = first_order_of_components(&svd, own);
         let (name, rank) = (module.name(), svd.values.len());
-        tensors.push((format!("{name}.values"), vec![rank], narrow(&svd.values)));
-        tensors.push((format!("{name}.left"), vec![rank, rows], narrow(&svd.left.concat())));
-        tensors.push((format!("{name}.right"), vec![rank, cols], narrow(&svd.right.concat())));
-        written(&mut tensors, name, &candidates);
-    }
-    let whole = |module: Module| -> Result<Vec<f64>> { Ok(wide(&weight(statistics, layer, module)?.0)) };
-    let (gate, up, down) = (whole(Module::Gate)?, whole(Module::Up)?, whole(Module::Down)?);
-    let [_, _, of_gate_up, of_down] = &sums;
-    written(&mut tensors, "mlp", &channels([&gate, &up, &down], block.hidden, of_gate_up, of_down));
+        let mut tensors = vec![
+            (format!("{name}.values"), vec![rank], narrow(&svd.values)),
+            (format!("{name}.left"), vec![rank, rows], narrow(&svd.left.concat())),
+            (format!("{name}.right"), vec![rank, cols], narrow(&svd.right.concat())),
+        ];
+        push_candidates(&mut tensors, name, &candidates);
+        tensors.push((format!("{name}.first_of_first_half"), vec![rank], narrow(&of_half)));
+        Ok(tensors)
+    };
+    let of_modules: Vec<Tensors> = Module::ATTENTION.into_par_iter().map(of_module).collect::<Result<_>>()?;
+    let mut tensors = of_modules.concat();
+    let (candidates, of_half) = &known.channels;
+    push_candidates(&mut tensors, "mlp", candidates);
+    tensors.push(("mlp.first_of_first_half".into(), vec![of_half.len()], narrow(of_half)));
     Ok(tensors)
 }
 
@@ -149,25 +143,16 @@ pub(super) struct Summary {
     pub whole: usize,
 }
 
-/// The shape of a layer of which this stays.
-pub(super) fn shape(statistics: &Statistics<'_>, layer: usize, choice: &Choice) -> Result<LayerShape> {
-    let parts = Parts::of_layer(statistics, layer)?;
-    let rank = |module: Module| {
-        let (part, kept) = (&parts.attention[module as usize], &choice.components[module as usize]);
-        // All of them are the matrix itself.
-        let is_whole = kept.len() == part.candidates.terms.len();
-        if is_whole { 0 } else { part.matrix(layer, vec![]).stored_rank(kept.len()) }
-    };
-    let [q, k, v, o] = Module::ATTENTION.map(rank);
-    Ok(LayerShape { ranks: Ranks { q, k, v, o }, intermediate: choice.channels.len() })
-}
-
-/// Ranks, kept energy and the exact shift of a layer of which this stays.
-pub(super) fn summary(statistics: &Statistics<'_>, layer: usize, choice: &Choice) -> Result<Summary> {
-    let sums = statistics.read(layer)?;
+/// Ranks, kept energy and the exact shift of a layer of which this stays, in this shape.
+pub(super) fn summary(
+    statistics: &Statistics<'_>,
+    layer: usize,
+    choice: &Choice,
+    shape: &LayerShape,
+) -> Result<Summary> {
+    let known = statistics.read(layer)?;
     let block = &statistics.side.model.blocks()[layer];
-    let shape = shape(statistics, layer, choice)?;
-    let mut of_modules = serde_json::Map::new();
+    let mut of_modules = Map::new();
     let (mut kept, mut whole) = (0, 0);
     for module in Module::ATTENTION {
         let svd = decomposition(statistics, layer, module)?;
@@ -179,6 +164,7 @@ pub(super) fn summary(statistics: &Statistics<'_>, layer: usize, choice: &Choice
         let stored = module.rank(&shape.ranks);
         kept += if stored > 0 { stored * (rows + cols) } else { rows * cols };
         whole += rows * cols;
+        let sums = &known.products[module.fused() as usize];
         of_modules.insert(
             module.name().into(),
             json!({
@@ -186,26 +172,22 @@ pub(super) fn summary(statistics: &Statistics<'_>, layer: usize, choice: &Choice
                 "of": svd.values.len(),
                 "rank": stored,
                 "energy": if all > 0.0 { energy(&mut stays.iter().copied()) / all } else { 1.0 },
-                "gradient_shift": shift(&sums, module, block, &change),
+                "gradient_shift": gradient_shift(sums, module.outputs(block), &change),
             }),
         );
     }
     let width = block.mlp.intermediate;
     kept += 3 * choice.channels.len() * block.hidden;
     whole += 3 * width * block.hidden;
+    let shares = |projection: Projection| {
+        let at = projection as usize;
+        (PROJECTIONS[at].to_owned(), json!(known.first_position[at]))
+    };
     let json = json!({
         "layer": layer,
         "attention": of_modules,
         "channels": { "kept": choice.channels.len(), "of": width },
+        "first_position_share": Map::from_iter(Projection::ALL.map(shares)),
     });
     Ok(Summary { json, kept, whole })
-}
-
-fn shift(
-    sums: &[ProductSums; 4],
-    module: Module,
-    block: &gradtx_models::decoder::BlockConfig,
-    change: &[f64],
-) -> f64 {
-    gradient_shift(&sums[module.fused() as usize], module.outputs(block), change)
 }

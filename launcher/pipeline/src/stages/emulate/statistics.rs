@@ -1,174 +1,187 @@
-//! The sums over public data of the middle layers: collected in as many passes as memory asks for, a file per layer.
+//! What is known of the middle layers from public data, a file per layer: of q, k, v and of o the sums A, G and D, of the
+//! MLP the terms of its channels' scores, which are all that its sums are needed for.
 
+use super::files::{Tensors, intact, narrow, read, weight, wide, write};
 use anyhow::Result;
-use gradtx_kernels::{Backend, Real};
-use gradtx_models::decoder::{
-    Activations, Decoder, Gradients, Mode, ProductStatistics, ProductSums, StatisticsKind, StatisticsOf,
-};
-use gradtx_models::lora::Projection;
-use gradtx_run::context::Context;
-use gradtx_run::dispatch::{Work, memory_for};
-use gradtx_runtime::artifact::{NewTensor, TensorFile, little_endian, write_tensors};
-use gradtx_runtime::data::{BatchCapacity, DeviceBatch, PackedBatch};
+use gradtx_models::decoder::{BlockConfig, ProductSums};
+use gradtx_models::gradot::{Candidates, Term, channels, first_order_of_channels};
+use gradtx_models::lora::{Module, Projection};
+use gradtx_run::failure::failed;
+use gradtx_runtime::artifact::TensorFile;
 use gradtx_train::model_spec::ModelSpec;
-use safetensors::Dtype;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Where the statistics of the middle layers are, and of what.
+#[derive(Clone, Copy)]
 pub(super) struct Statistics<'a> {
     pub dir: &'a Path,
     pub side: &'a ModelSpec,
     /// The middle.
     pub layers: &'a [usize],
-    pub streams: &'a [PackedBatch],
+    /// Checksum of everything that they depend on.
+    pub of: &'a str,
 }
 
-const PROJECTIONS: [&str; 4] = ["qkv", "o", "gate_up", "down"];
-const SUMS: [&str; 3] = ["inputs", "outputs", "gradient"];
+/// Names of products, by [`Projection`].
+pub(super) const PROJECTIONS: [&str; 4] = ["qkv", "o", "gate_up", "down"];
+/// The products whose sums are kept.
+const ATTENTION: [Projection; 2] = [Projection::Qkv, Projection::O];
+
+/// The sums of a layer's products.
+pub(super) struct LayerSums {
+    /// By [`Projection`]: means of A and G over tokens, of D over labels.
+    pub products: [ProductSums; 4],
+    /// The mean D of the first half of the examples alone, by [`Projection`]; empty for gate and up.
+    pub first_half: [Vec<f64>; 4],
+    /// Share of the examples' first tokens in the trace of A, by [`Projection`].
+    pub first_position: [f64; 4],
+}
+
+/// The statistics of a layer.
+pub(super) struct LayerStatistics {
+    /// Of q, k, v and of o: A, G and D. Of G the blocks of the three matrices.
+    pub products: [ProductSums; 2],
+    /// D of the first half of the examples alone.
+    pub first_half: [Vec<f64>; 2],
+    /// The candidates of the MLP, and f̃ of the first half alone.
+    pub channels: (Candidates, Vec<f64>),
+    /// Share of the examples' first tokens in the trace of A, by [`Projection`].
+    pub first_position: [f64; 4],
+}
 
 impl Statistics<'_> {
     /// The file of a layer.
-    fn path(&self, layer: usize) -> PathBuf {
+    pub fn path(&self, layer: usize) -> PathBuf {
         self.dir.join(format!("{layer:03}.safetensors"))
     }
 
-    /// The mean sums of a layer by [`Projection`]: A and G over tokens, D over labels.
-    pub fn read(&self, layer: usize) -> Result<[ProductSums; 4]> {
+    /// The checksum of a layer's statistics, if they are there and intact.
+    pub fn intact(&self, layer: usize) -> Option<String> {
+        intact(&self.path(layer), self.of)
+    }
+
+    /// A matrix of the LLM: values by rows, and its shape.
+    pub fn weight(&self, layer: usize, module: Module) -> Result<(Vec<f32>, [usize; 2])> {
+        let block = &self.side.model.blocks()[layer];
+        let shape = [module.outputs(block).len(), module.fused().dims(block).0];
+        let name = format!("model.layers.{layer}.{}.weight", module.path());
+        Ok((weight(&self.side.dir, &name, shape)?, shape))
+    }
+
+    /// The statistics of a layer.
+    pub fn read(&self, layer: usize) -> Result<LayerStatistics> {
         let file = TensorFile::open(&self.path(layer))?;
-        let blocks = self.side.model.blocks();
-        let of = |projection: Projection| -> Result<ProductSums> {
-            let (inputs, outputs) = projection.dims(&blocks[layer]);
-            let read = |sum: &str, shape: [usize; 2]| -> Result<Vec<f64>> {
-                let name = format!("{}.{sum}", PROJECTIONS[projection as usize]);
-                if projection == Projection::GateUp && sum == SUMS[2] {
-                    return Ok(vec![]);
+        let block = &self.side.model.blocks()[layer];
+        let mut products: [ProductSums; 2] = Default::default();
+        let mut first_half: [Vec<f64>; 2] = Default::default();
+        for (i, projection) in ATTENTION.into_iter().enumerate() {
+            let ((inputs, outputs), name) = (projection.dims(block), PROJECTIONS[projection as usize]);
+            let of = |what: &str, shape: &[usize]| read(&file, &format!("{name}.{what}"), shape);
+            let mut all = vec![0.0; outputs * outputs];
+            for module in projection.modules() {
+                let own = module.outputs(block);
+                let values = read(&file, &format!("{}.outputs", module.name()), &[own.len(), own.len()])?;
+                for (row, values) in own.clone().zip(values.chunks_exact(own.len())) {
+                    all[row * outputs..][own.clone()].copy_from_slice(values);
                 }
-                let tensor = file.tensor(&name)?;
-                tensor.expect_shape(&shape)?;
-                Ok(tensor.to_f32()?.into_iter().map(f64::from).collect())
-            };
-            Ok(ProductSums {
-                inputs: read(SUMS[0], [inputs, inputs])?,
-                outputs: read(SUMS[1], [outputs, outputs])?,
-                gradient: read(SUMS[2], [outputs, inputs])?,
-            })
-        };
-        let [qkv, o, gate_up, down] = Projection::ALL;
-        Ok([of(qkv)?, of(o)?, of(gate_up)?, of(down)?])
+            }
+            let gradient = of("gradient", &[outputs, inputs])?;
+            products[i] = ProductSums { inputs: of("inputs", &[inputs, inputs])?, outputs: all, gradient };
+            first_half[i] = of("gradient_of_first_half", &[outputs, inputs])?;
+        }
+        let channels = read_candidates(&file, "mlp")?;
+        let of_half = read(&file, "mlp.first_of_first_half", &[channels.terms.len()])?;
+        let shares = read(&file, "first_position", &[4])?;
+        let first_position = std::array::from_fn(|i| shares[i]);
+        Ok(LayerStatistics { products, first_half, channels: (channels, of_half), first_position })
     }
 
-    fn write(&self, layer: usize, sums: &[ProductSums; 4]) -> Result<()> {
-        let blocks = self.side.model.blocks();
-        let tokens: usize = self.streams.iter().map(PackedBatch::len).sum();
-        let labels: usize = self.streams.iter().map(PackedBatch::labels).sum();
-        let mut values: Vec<(String, Vec<usize>, Vec<f32>)> = vec![];
+    /// Writes the statistics of a layer.
+    ///
+    /// # Errors
+    /// When sums are not finite: names the layer, the product and the sum.
+    pub fn write(&self, layer: usize, sums: &LayerSums) -> Result<()> {
+        self.expect_finite(layer, sums)?;
+        let block = &self.side.model.blocks()[layer];
+        let mut tensors: Tensors = vec![];
+        for projection in ATTENTION {
+            let ((inputs, outputs), name) = (projection.dims(block), PROJECTIONS[projection as usize]);
+            let ProductSums { inputs: a, outputs: g, gradient } = &sums.products[projection as usize];
+            tensors.push((format!("{name}.inputs"), vec![inputs, inputs], narrow(a)));
+            for module in projection.modules() {
+                let own = module.outputs(block);
+                let rows = own.clone().flat_map(|row| &g[row * outputs..][own.clone()]);
+                let values: Vec<f32> = rows.map(|x| *x as f32).collect();
+                tensors.push((format!("{}.outputs", module.name()), vec![own.len(), own.len()], values));
+            }
+            tensors.push((format!("{name}.gradient"), vec![outputs, inputs], narrow(gradient)));
+            let half = narrow(&sums.first_half[projection as usize]);
+            tensors.push((format!("{name}.gradient_of_first_half"), vec![outputs, inputs], half));
+        }
+        let (candidates, of_half) = self.channels(layer, block, sums)?;
+        push_candidates(&mut tensors, "mlp", &candidates);
+        tensors.push(("mlp.first_of_first_half".into(), vec![of_half.len()], narrow(&of_half)));
+        tensors.push(("first_position".into(), vec![4], narrow(&sums.first_position)));
+        write(&self.path(layer), self.of, &tensors)
+    }
+
+    /// The candidates of a layer's MLP, and f̃ of the first half of the examples.
+    fn channels(
+        &self,
+        layer: usize,
+        block: &BlockConfig,
+        sums: &LayerSums,
+    ) -> Result<(Candidates, Vec<f64>)> {
+        let whole = |module: Module| -> Result<Vec<f64>> { Ok(wide(&self.weight(layer, module)?.0)) };
+        let (gate, up, down) = (whole(Module::Gate)?, whole(Module::Up)?, whole(Module::Down)?);
+        let [_, _, of_gate_up, of_down] = &sums.products;
+        let candidates = channels([&gate, &up, &down], block.hidden, of_gate_up, of_down);
+        let of_half = &sums.first_half[Projection::Down as usize];
+        Ok((candidates, first_order_of_channels(&down, of_half, block.mlp.intermediate)))
+    }
+
+    fn expect_finite(&self, layer: usize, sums: &LayerSums) -> Result<()> {
         for projection in Projection::ALL {
-            let (inputs, outputs) = projection.dims(&blocks[layer]);
-            let ProductSums { inputs: a, outputs: g, gradient: d } = &sums[projection as usize];
-            let shapes = [[inputs, inputs], [outputs, outputs], [outputs, inputs]];
-            let by = [tokens, tokens, labels];
-            for (((name, sum), shape), by) in SUMS.iter().zip([a, g, d]).zip(shapes).zip(by) {
-                if !sum.is_empty() {
-                    let mean = sum.iter().map(|x| (x / by.max(1) as f64) as f32).collect();
-                    values.push((format!("{}.{name}", PROJECTIONS[projection as usize]), shape.into(), mean));
-                }
-            }
-        }
-        write_f32(&self.path(layer), &values)
-    }
-}
-
-/// Writes tensors in f32.
-pub(super) fn write_f32(path: &Path, values: &[(String, Vec<usize>, Vec<f32>)]) -> Result<()> {
-    let bytes: Vec<_> = values.iter().map(|(_, _, values)| little_endian(values)).collect();
-    let tensors: Vec<NewTensor<'_>> = values
-        .iter()
-        .zip(&bytes)
-        .map(|((name, shape, _), bytes)| (name.clone(), Dtype::F32, shape.clone(), &bytes[..]))
-        .collect();
-    Ok(write_tensors(path, &tensors, &BTreeMap::new())?)
-}
-
-/// Collecting what is not there yet.
-pub(super) struct Collecting<'a> {
-    pub statistics: &'a Statistics<'a>,
-    pub context: &'a Context,
-}
-
-impl Work for Collecting<'_> {
-    type Output = ();
-
-    fn run<X: Real<Acc = f32>, D: Backend<X>>(self, device: &D) -> Result<()> {
-        let Self { statistics, context } = self;
-        let Statistics { side, layers, streams, .. } = statistics;
-        let missing: Vec<usize> = layers
-            .iter()
-            .copied()
-            .filter(|layer| TensorFile::open(&statistics.path(*layer)).is_err())
-            .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let capacity = BatchCapacity::of(streams.iter());
-        let room = memory_for(device, &context.place)?;
-        // What a pass over these layers takes.
-        let plan = |layers: &[usize]| {
-            let of = StatisticsOf { layers: layers.to_vec(), kind: StatisticsKind::Curvature };
-            let mut plan = Decoder::<D, X>::plan(&side.model, false);
-            plan.extend(Activations::<D, X>::plan(&side.model, capacity, Mode::Statistics(&of)));
-            plan.extend(ProductStatistics::<D, X::Acc>::plan(&side.model, &of));
-            plan
-        };
-        plan(&missing[missing.len() - 1..]).check(room)?;
-        // The top layers first: backward ends at the lowest of a pass.
-        let mut passes: Vec<Vec<usize>> = vec![];
-        for &layer in missing.iter().rev() {
-            let fits =
-                passes.last().is_some_and(|pass| room.holds(&plan(&[&[layer], pass.as_slice()].concat())));
-            match passes.last_mut() {
-                Some(pass) if fits => pass.insert(0, layer),
-                _ => passes.push(vec![layer]),
-            }
-        }
-        let decoder = Decoder::<D, X>::load(device, &side.dir)?;
-        let steps = (passes.len() * streams.len()) as u64;
-        let mut progress = context.ui.progress("emulate: statistics", steps);
-        for (n, pass) in passes.iter().enumerate() {
-            let of = StatisticsOf { layers: pass.clone(), kind: StatisticsKind::Curvature };
-            context.show_plan("emulate: statistics", &plan(pass));
-            let sums = collected(&decoder, &of, streams, capacity, &mut |stream| {
-                let done = (n * streams.len() + stream + 1) as u64;
-                progress.set(done, format!("pass {} of {}", n + 1, passes.len()));
-            })?;
-            for &layer in pass {
-                let mut of_layer: [ProductSums; 4] = Default::default();
-                for projection in Projection::ALL {
-                    of_layer[projection as usize] = sums.product(device, layer, projection)?;
-                }
-                statistics.write(layer, &of_layer)?;
+            let ProductSums { inputs, outputs, gradient } = &sums.products[projection as usize];
+            let all = [("inputs", inputs), ("gradients of outputs", outputs), ("gradient", gradient)];
+            if let Some((what, _)) = all.iter().find(|(_, values)| values.iter().any(|x| !x.is_finite())) {
+                let product = PROJECTIONS[projection as usize];
+                let what = format!(
+                    "{}: layer {layer}, product {product}: the sums of {what} over public data are not finite",
+                    self.side.dir.display()
+                );
+                let hint = "the LLM's activations or gradients overflow: look at the model with `gradtx inspect`, and \
+                            set device.dtype = \"f32\" if it is another";
+                return Err(failed(what, hint));
             }
         }
         Ok(())
     }
 }
 
-/// The sums over these streams, in their order; `after` each is called.
-pub(super) fn collected<X: Real<Acc = f32>, D: Backend<X>>(
-    decoder: &Decoder<D, X>,
-    of: &StatisticsOf,
-    streams: &[PackedBatch],
-    capacity: BatchCapacity,
-    after: &mut dyn FnMut(usize),
-) -> Result<ProductStatistics<D, X::Acc>> {
-    let device = decoder.device();
-    let mut sums = ProductStatistics::new(device, decoder.config(), of)?;
-    let mut acts = Activations::new(decoder, capacity, Mode::Statistics(of))?;
-    let mut batch = DeviceBatch::new(device, capacity)?;
-    for (i, stream) in streams.iter().enumerate() {
-        batch.load(device, stream)?;
-        decoder.loss_and_gradient(&mut acts, &batch, None, Gradients::Statistics(&mut sums))?;
-        after(i);
+/// Reads candidates that [`push_candidates`] wrote.
+pub(super) fn read_candidates(file: &TensorFile, name: &str) -> Result<Candidates> {
+    let column = |what: &str| -> Result<Vec<f64>> {
+        let name = format!("{name}.{what}");
+        Ok(wide(&file.tensor(&name)?.to_f32()?))
+    };
+    let term = |(second, first)| Term { second, first };
+    Ok(Candidates {
+        terms: column("second")?.into_iter().zip(column("first")?).map(term).collect(),
+        magnitude: column("magnitude")?,
+        activation: column("activation")?,
+    })
+}
+
+/// Adds candidates to the tensors of a file.
+pub(super) fn push_candidates(tensors: &mut Tensors, name: &str, candidates: &Candidates) {
+    let columns: [(&str, Vec<f64>); 4] = [
+        ("second", candidates.terms.iter().map(|term| term.second).collect()),
+        ("first", candidates.terms.iter().map(|term| term.first).collect()),
+        ("magnitude", candidates.magnitude.clone()),
+        ("activation", candidates.activation.clone()),
+    ];
+    for (what, values) in columns {
+        tensors.push((format!("{name}.{what}"), vec![values.len()], narrow(&values)));
     }
-    Ok(sums)
 }

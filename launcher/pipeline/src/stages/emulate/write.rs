@@ -1,6 +1,7 @@
 //! The emulator's directory: the LLM's files with other matrices in the middle layers.
 
-use super::parts::{decomposition, shape, weight};
+use super::choose::Chosen;
+use super::parts::decomposition;
 use super::statistics::Statistics;
 use anyhow::Result;
 use gradtx_kernels::{bf16, f16};
@@ -23,7 +24,7 @@ pub(super) struct Writing<'a> {
     /// Without shapes of layers.
     pub emulator: &'a Emulator,
     /// What stays of the middle layers, in order.
-    pub choices: &'a [Choice],
+    pub chosen: &'a Chosen,
     /// As whole matrices, for the family's own code.
     pub is_dense: bool,
 }
@@ -60,26 +61,26 @@ impl Writing<'_> {
             write_json(&out.join(INDEX), &json!({ "metadata": {}, "weight_map": index }))?;
             files.push(INDEX.into());
         }
-        files.extend(self.config()?.write(out, dtype)?);
+        files.extend(self.config().write(out, dtype)?);
         files.extend(copy_tokenizer(&side.dir, out)?.into_iter().map(String::from));
         files.extend(copy_licences(&side.dir, out)?);
         Ok(files)
     }
 
     /// The emulator's configuration; that of the LLM for whole matrices.
-    fn config(&self) -> Result<DecoderConfig> {
-        let Self { statistics, emulator, choices, is_dense } = self;
+    fn config(&self) -> DecoderConfig {
+        let Self { statistics, emulator, chosen, is_dense } = self;
         let model = &statistics.side.model;
         if *is_dense {
-            return Ok(model.clone());
+            return model.clone();
         }
         let whole = LayerShape { ranks: Ranks::default(), intermediate: model.intermediate };
         let mut layers = vec![whole; model.layers];
-        for (&layer, choice) in statistics.layers.iter().zip(*choices) {
-            layers[layer] = shape(statistics, layer, choice)?;
+        for (&layer, shape) in statistics.layers.iter().zip(&chosen.shapes) {
+            layers[layer] = *shape;
         }
         let emulator = Emulator { layers, ..(*emulator).clone() };
-        Ok(DecoderConfig { emulator: Some(emulator), ..model.clone() })
+        DecoderConfig { emulator: Some(emulator), ..model.clone() }
     }
 
     /// What of the emulator is in the place of a tensor of the LLM.
@@ -97,11 +98,10 @@ impl Writing<'_> {
             out.push(as_it_is(tensor.name.into()));
             return Ok(());
         };
-        let choice = &self.choices[at];
+        let choice = &self.chosen.choices[at];
         let stem = format!("model.layers.{layer}.{}", module.path());
         if suffix == "bias" {
-            let rank =
-                if self.is_dense { 0 } else { module.rank(&shape(self.statistics, layer, choice)?.ranks) };
+            let rank = if self.is_dense { 0 } else { module.rank(&self.chosen.shapes[at].ranks) };
             out.push(as_it_is(format!("{stem}.{}bias", if rank > 0 { "up." } else { "" })));
             return Ok(());
         }
@@ -113,7 +113,7 @@ impl Writing<'_> {
     }
 
     fn compressed(&self, layer: usize, module: Module, choice: &Choice) -> Result<Vec<Compressed>> {
-        let (whole, [rows, cols]) = weight(self.statistics, layer, module)?;
+        let (whole, [rows, cols]) = self.statistics.weight(layer, module)?;
         if !Module::ATTENTION.contains(&module) {
             return Ok(vec![Compressed::mlp(&whole, module, [rows, cols], &choice.channels, self.is_dense)]);
         }

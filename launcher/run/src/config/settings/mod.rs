@@ -24,7 +24,7 @@ mod translator;
 pub use curate::{CurateConfig, GroupBy};
 pub use data::{DataConfig, DataPaths, ReadingInputs};
 pub use device::{DeviceConfig, DeviceKind, DtypeKind};
-pub use emulator::EmulatorConfig;
+pub use emulator::{EmulatorConfig, Fisher, KindConfig};
 pub use evaluate::{AnswerForm, EvaluateConfig, MetricChoice, RougeTokens};
 pub use finetune::FinetuneConfig;
 pub use lora::{AdapterConfig, TargetModules};
