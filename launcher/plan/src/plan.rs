@@ -7,9 +7,8 @@
 
 use crate::cost::calibrate::Calibration;
 use crate::cost::device::Hardware;
-use crate::cost::emulate::Emulating;
 use crate::cost::memory::Model;
-use crate::cost::prediction::Stage;
+use crate::cost::prediction::{Emulating, Stage};
 use crate::cost::products::ByProducts;
 use crate::cost::rates::{Basis, Kind};
 use crate::cost::{Cluster, Gpu, Lengths, Prediction, Question, Rates, predict};

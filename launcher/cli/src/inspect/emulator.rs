@@ -1,6 +1,6 @@
 //! What `emulate` made: the emulator's configuration, statistics, and the report beside them.
 
-use super::Report;
+use super::report::Report;
 use anyhow::{Result, ensure};
 use gradtx_models::decoder::{DecoderConfig, Emulator};
 use gradtx_runtime::artifact::{TensorFile, checksum, read_json};

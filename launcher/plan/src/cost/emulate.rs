@@ -2,33 +2,12 @@
 
 use super::memory::{self, Memory};
 use super::predict::Planner;
+use super::prediction::Emulating;
 use super::rates::Kind;
 use super::work::Cost;
 use gradtx_run::role::Role;
 use gradtx_runtime::data::BatchCapacity;
 use gradtx_train::emulator::{Emulation, passes_that};
-use serde::Serialize;
-
-/// Statistics for an emulator, by all ranks; decompositions and writing are not counted.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Emulating {
-    /// Layers that are compressed.
-    pub layers: usize,
-    /// Passes of a rank over the data.
-    pub passes: usize,
-    /// Tokens of the data.
-    pub tokens: usize,
-    /// Operations of a rank.
-    pub flops: f64,
-    /// Seconds, with loading of the model.
-    pub seconds: f64,
-    /// Memory of a rank.
-    pub memory: Memory,
-    /// Bytes of the files of statistics.
-    pub disk: u64,
-    /// Parameters of the LLM and of its emulator.
-    pub parameters: [u64; 2],
-}
 
 impl Planner<'_> {
     /// None where the edge is the whole model.

@@ -1,7 +1,6 @@
 //! [`Prediction`]: what a run will take, as it is printed and written as JSON.
 
 use super::device::Cluster;
-use super::emulate::Emulating;
 use super::memory::Memory;
 use super::products::ByProducts;
 use super::rates::{Basis, Rate};
@@ -94,6 +93,27 @@ pub struct Recommendation {
     pub train_gpus_per_node: usize,
     /// Seconds of training.
     pub train_seconds: f64,
+}
+
+/// Statistics for an emulator, by all ranks; decompositions and writing are not counted.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Emulating {
+    /// Layers that are compressed.
+    pub layers: usize,
+    /// Passes of a rank over the data.
+    pub passes: usize,
+    /// Tokens of the data.
+    pub tokens: usize,
+    /// Operations of a rank.
+    pub flops: f64,
+    /// Seconds, with loading of the model.
+    pub seconds: f64,
+    /// Memory of a rank.
+    pub memory: Memory,
+    /// Bytes of the files of statistics.
+    pub disk: u64,
+    /// Parameters of the LLM and of its emulator.
+    pub parameters: [u64; 2],
 }
 
 /// What a run will take.

@@ -242,6 +242,25 @@ fn translation_by_products_is_predicted_and_cheaper_with_a_frozen_a() {
     assert!((ratio - (601.0f64 / 301.0).powi(2)).abs() < 1e-9, "{ratio}");
 }
 
+#[test]
+fn emulators_take_passes_where_memory_is_short() {
+    let mut case = Case::new(Gpu::H100, 1, 1);
+    let found = case.predict().emulation.unwrap();
+    // The table of the method: 24 layers of 1,154 M values, 27.7 G operations for symmetric sums, 31.9 G for the passes.
+    assert_eq!((found.layers, found.tokens), (24, 262_144));
+    assert!(found.passes >= 2 && found.memory.fits(), "{found:?}");
+    let per_token = found.flops / 262_144.0;
+    let want = found.passes as f64 * 31.9e9 + 2.0 * 27.7e9;
+    assert!((per_token / want - 1.0).abs() < 0.1, "{per_token:e}, expected {want:e}");
+    assert!((found.parameters[1] as f64 / 5.4e9 - 1.0).abs() < 0.05, "{:?}", found.parameters);
+    // With more ranks each has fewer layers.
+    case.cluster.gpus_per_node = 8;
+    let shared = case.predict().emulation.unwrap();
+    assert!(shared.passes == 1 && shared.seconds < found.seconds / 2.0, "{shared:?}");
+    case.config.emulator.edge = [14, 14];
+    assert!(case.predict().emulation.is_none());
+}
+
 /// Whatever the settings are: they are refused with an error, or a plan is there in seconds.
 #[test]
 fn no_setting_makes_a_plan_panic_overflow_or_hang() {
