@@ -106,12 +106,7 @@ impl Stage for Collection<'_> {
 
 impl Collection<'_> {
     /// Layers that lack something, on all ranks as rank 0 sees them.
-    fn missing(
-        &self,
-        context: &Context,
-        what: &str,
-        is_there: impl Fn(usize) -> bool + Sync,
-    ) -> Result<Vec<usize>> {
+    fn missing(&self, context: &Context, what: &str, is_there: impl Fn(usize) -> bool) -> Result<Vec<usize>> {
         let mut text = vec![];
         if self.comm.rank() == 0 {
             let layers = self.statistics.layers;

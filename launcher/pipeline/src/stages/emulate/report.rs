@@ -73,8 +73,7 @@ fn warnings(measured: &Measured, agreement: [Option<f64>; 2], settings: &Emulato
              {llm_loss:.4}: clients get a model that is as able; lower emulator.ratio, or raise emulator.lambda"
         ));
     }
-    // Also where it is no number.
-    if !(cosine >= LOW_COSINE) {
+    if cosine < LOW_COSINE || cosine.is_nan() {
         found.push(format!(
             "emulate: warning: the edge's gradient in the emulator has a cosine of {cosine:.3} to that in the LLM: \
              what is trained through it may not fit the LLM; raise emulator.ratio, or lower emulator.lambda"
@@ -82,7 +81,7 @@ fn warnings(measured: &Measured, agreement: [Option<f64>; 2], settings: &Emulato
     }
     let kinds = ["attention", "mlp"].into_iter().zip(agreement).zip(settings.lambdas());
     for ((kind, agreement), lambda) in kinds {
-        if let Some(agreement) = agreement.filter(|found| lambda > 0.0 && !(*found >= LOW_AGREEMENT)) {
+        if let Some(agreement) = agreement.filter(|found| lambda > 0.0 && *found < LOW_AGREEMENT) {
             found.push(format!(
                 "emulate: warning: first-order terms of the {kind} by two halves of the public data have a \
                  correlation of {agreement:.2}: they are mostly noise; raise emulator.num_tokens, or set \
