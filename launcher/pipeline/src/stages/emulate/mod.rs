@@ -88,7 +88,7 @@ impl Emulate {
         let settings = RunSettings::open(&job.run)?;
         let config = settings.config().clone().on_device(context, &dir)?;
         let llm = open_side(&config, Role::Llm, context.threads)?;
-        llm.model.expect_whole(&format!("models.llm = {}", llm.dir.display()))?;
+        llm.model.expect_compressible(&format!("models.llm = {}", llm.dir.display()))?;
         let (layers, [first, last]) = (llm.model.layers, config.emulator.edge);
         if first.saturating_add(last) >= layers {
             let why = format!(
