@@ -27,6 +27,20 @@ template <class X> DEV void difference(X* out, const X* x, const X* y, u64 n) {
     });
 }
 
+// y[r · cols + c] += row[c]; a block per row.
+template <class X> DEV void add_row(X* y, const X* row, u32 cols) {
+    y += (u64)blockIdx.x * cols;
+    cover_block<WIDE<X>>(cols, aligned16(y) && aligned16(row), [&](auto count, u64 i) {
+        constexpr int N = decltype(count)::value;
+        float sums[N], values[N];
+        load(sums, y + i);
+        load(values, row + i);
+#pragma unroll
+        for (int j = 0; j < N; j++) sums[j] += values[j];
+        store(y + i, sums);
+    });
+}
+
 // out[i] = x[ids[i]], rows of `cols` values; a block per row.
 template <class X> DEV void gather_rows(X* out, const X* x, const u32* ids, u32* fault, u32 cols, u32 limit) {
     u32 id = ids[blockIdx.x];
@@ -110,6 +124,8 @@ template <class X> DEV void random_rows(X* out, u64 key, float scale, u64 rows, 
     EXPORT(axpby_##x)                                                                                         \
     KERNEL LAUNCH_BOUNDS(256) difference_##x(X* out, const X* a, const X* b, u64 n) { difference(out, a, b, n); } \
     EXPORT(difference_##x)                                                                                    \
+    KERNEL LAUNCH_BOUNDS(256) add_row_##x(X* y, const X* row, u32 cols) { add_row(y, row, cols); }             \
+    EXPORT(add_row_##x)                                                                                       \
     KERNEL LAUNCH_BOUNDS(256)                                                                                 \
         gather_rows_##x(X* out, const X* src, const u32* ids, u32* fault, u32 cols, u32 limit) {               \
         gather_rows(out, src, ids, fault, cols, limit);                                                       \

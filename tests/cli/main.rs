@@ -16,6 +16,7 @@ mod foreign_models;
 mod frozen_a;
 mod home;
 mod multiple_choice;
+mod opt;
 mod own_models;
 mod packaging;
 mod pipeline;

@@ -26,6 +26,7 @@ fn fine_tuning_the_edge_of_an_emulator() {
     for (family, ranks) in [
         (Family::Qwen2, Ranks { q: 8, k: 8, v: 0, o: 16 }),
         (Family::Qwen3, Ranks { q: 7, k: 3, v: 5, o: 9 }),
+        (Family::Opt, Ranks { q: 8, k: 0, v: 5, o: 9 }),
     ] {
         let config = emulator(family, ranks);
         let targets = vec![Module::Q, Module::V, Module::Down];
@@ -53,6 +54,8 @@ fn texts<D: Backend<X>, X: Real>(device: &D, config: &DecoderConfig) -> Vec<Vec<
 
 #[test]
 fn an_emulator_generates_as_on_the_cpu() {
-    let config = emulator(Family::Qwen2, Ranks { q: 7, k: 3, v: 5, o: 9 });
-    assert_eq!(texts::<Cuda, f32>(&cuda(FORWARD), &config), texts::<Cpu, f32>(&Cpu::new(1), &config));
+    for family in [Family::Qwen2, Family::Opt] {
+        let config = emulator(family, Ranks { q: 7, k: 3, v: 5, o: 9 });
+        assert_eq!(texts::<Cuda, f32>(&cuda(FORWARD), &config), texts::<Cpu, f32>(&Cpu::new(1), &config));
+    }
 }

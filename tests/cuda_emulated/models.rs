@@ -77,6 +77,9 @@ pub fn step(step: u32) -> AdamWStep {
 
 /// Sizes of a small decoder.
 pub fn config(family: Family, head_dim: usize) -> DecoderConfig {
+    if family == Family::Opt {
+        return DecoderConfig { family, kv_heads: 4, ..config(Family::Llama, head_dim) };
+    }
     DecoderConfig {
         family,
         vocab: 61,
@@ -174,7 +177,7 @@ pub fn fine_tune_in<D: Backend<X>, X: Real>(
 
 #[test]
 fn fine_tuning_two_jobs() {
-    for (family, head_dim) in [(Family::Qwen2, 10), (Family::Qwen3, 64)] {
+    for (family, head_dim) in [(Family::Qwen2, 10), (Family::Qwen3, 64), (Family::Opt, 12)] {
         let config = config(family, head_dim);
         let expected = fine_tune::<Cpu, f32>(&Cpu::new(1), &config, &mut || ());
         for &schedule in schedules(&[FORWARD, WATCHED]) {

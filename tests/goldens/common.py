@@ -44,7 +44,7 @@ def randomise(model, gen, std_of):
     """
     with torch.no_grad():
         for name, p in model.named_parameters():
-            centre = 1.0 if "norm" in name else 0.0
+            centre = 1.0 if "norm" in name and not name.endswith(".bias") else 0.0
             p.copy_(centre + normal(gen, *p.shape, std=std_of(name, p)))
 
 

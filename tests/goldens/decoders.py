@@ -1,5 +1,5 @@
-"""Decoder fixtures: Qwen2 (tied and untied head), Llama, Mistral, Qwen3, and
-Qwen2 under a PEFT adapter.
+"""Decoder fixtures: Qwen2 (tied and untied head), Llama, Mistral, Qwen3, OPT, and
+Qwen2 and OPT under PEFT adapters.
 
 In: nothing but seeds. Out, per fixture: a Hugging Face model directory (or a
 PEFT adapter directory) and golden tensors measured on it.
@@ -17,6 +17,7 @@ from transformers import (
     DynamicCache,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -95,14 +96,43 @@ CONFIGS = {
         rms_norm_eps=1e-6,
         tie_word_embeddings=True,
     ),
+    # Dropout as published, which evaluation does without.
+    "opt": lambda: OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=36,
+        ffn_dim=56,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        max_position_embeddings=64,
+        word_embed_proj_dim=36,
+        bos_token_id=2,
+        eos_token_id=2,
+        pad_token_id=1,
+    ),
 }
 
 # What the last weights of training are checked on: one matrix, one vector.
 FINAL = ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.post_attention_layernorm.weight"]
-FINAL_ADAPTER = [
-    "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
-    "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight",
-]
+FINAL_OPT = ["model.decoder.layers.0.fc1.bias", "model.decoder.layers.1.final_layer_norm.weight"]
+# Fixture, base model, targets, and what is checked after training.
+ADAPTERS = {
+    "qwen2_lora": (
+        "qwen2",
+        ["q_proj", "v_proj"],
+        [
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight",
+        ],
+    ),
+    "opt_lora": (
+        "opt",
+        ["q_proj", "v_proj", "out_proj", "fc1", "fc2"],
+        [
+            "base_model.model.model.decoder.layers.0.fc1.lora_A.weight",
+            "base_model.model.model.decoder.layers.1.self_attn.out_proj.lora_B.weight",
+        ],
+    ),
+}
 
 
 def build(name, seed):
@@ -126,8 +156,9 @@ def build(name, seed):
     return model
 
 
-def make_data(seed):
-    """Forty random token sequences with prompts: (tokens, offsets, prompt_lens), i32.
+def make_data(seed, padding=None):
+    """Forty random token sequences with prompts: (tokens, offsets, prompt_lens), i32. Without the padding token,
+    whose embedding PyTorch does not train as an input.
 
     The lengths include both extremes; the prompt leaves at least two targets and
     has at least one token (the first token has no predictor).
@@ -139,6 +170,8 @@ def make_data(seed):
     prompts[0], prompts[3] = 9, 1
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     tokens = torch.randint(0, VOCAB, (int(offsets[-1]),), generator=gen)
+    if padding is not None:
+        tokens[tokens == padding] = 0
     return tokens.int(), offsets.int(), prompts.int()
 
 
@@ -198,7 +231,9 @@ def measure(model, data, lr, final):
     loss.backward()
     out["loss"] = loss.detach()[None]
     for name, p in trainable(model):
-        out[f"grad.{name}"] = p.grad.clone()
+        # Without rotation a bias of the keys shifts all scores of a query alike: its gradient is rounding alone.
+        if not (model.config.model_type == "opt" and name.endswith("k_proj.bias")):
+            out[f"grad.{name}"] = p.grad.clone()
     losses, norms = train([p for _, p in trainable(model)], lambda i: example_loss(model, data, i), lr, WEIGHT_DECAY)
     out["train_losses"], out["train_grad_norms"] = losses, norms
     named = dict(trainable(model))
@@ -211,11 +246,11 @@ def golden(folder, model, data_seed, lr, final, info):
     """Chooses the data, measures twice, writes the golden files."""
 
     def decode(seed):
-        tokens, offsets, prompts = make_data(seed)
+        tokens, offsets, prompts = make_data(seed, model.config.pad_token_id)
         return greedy(model, tokens[: prompts[0]], NEW_TOKENS)
 
     data_seed, margin = greedy_seed(data_seed, 8, decode)
-    data = make_data(data_seed)
+    data = make_data(data_seed, model.config.pad_token_id)
     prompt = data[0][: data[2][0]].clone()
     picked, _ = greedy(model, prompt, NEW_TOKENS)
     # The cache must not change what the model says.
@@ -243,26 +278,26 @@ def make_decoder(root, name, seed):
     """Writes one full-training decoder fixture."""
     model = build(name, seed)
     model.save_pretrained(root / name / "model")
-    golden(root / name, model, seed + 1000, LR, FINAL, {"fixture": name, "weight_seed": seed})
+    final = FINAL_OPT if name == "opt" else FINAL
+    golden(root / name, model, seed + 1000, LR, final, {"fixture": name, "weight_seed": seed})
 
 
-def make_adapter(root, seed):
-    """Writes the adapter fixture over the base model of `qwen2`."""
-    base = AutoModelForCausalLM.from_pretrained(root / "qwen2" / "model", attn_implementation="eager").eval()
-    config = LoraConfig(
-        r=2, lora_alpha=32, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-    )
+def make_adapter(root, fixture, seed):
+    """Writes an adapter fixture over the base model of another one."""
+    below, targets, final = ADAPTERS[fixture]
+    base = AutoModelForCausalLM.from_pretrained(root / below / "model", attn_implementation="eager").eval()
+    config = LoraConfig(r=2, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
     model = get_peft_model(base, config).eval()
     gen = generator(seed)
     with torch.no_grad():
         for name, p in trainable(model):
             std = 1 / math.sqrt(p.shape[1]) if "lora_A" in name else 0.04
             p.copy_(normal(gen, *p.shape, std=std))
-    folder = root / "qwen2_lora"
+    folder = root / fixture
     model.save_pretrained(folder / "adapter")
-    tidy_adapter(folder / "adapter", "../../qwen2/model")
-    info = {"fixture": "qwen2_lora", "weight_seed": seed, "base": "../qwen2/model", "r": 2, "alpha": 32, "dropout": 0.0}
-    golden(folder, model, seed + 1000, LR_ADAPTER, FINAL_ADAPTER, info)
+    tidy_adapter(folder / "adapter", f"../../{below}/model")
+    info = {"fixture": fixture, "weight_seed": seed, "base": f"../{below}/model", "r": 2, "alpha": 32, "dropout": 0.0}
+    golden(folder, model, seed + 1000, LR_ADAPTER, final, info)
 
 
 def tidy_adapter(folder, base):

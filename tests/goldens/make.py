@@ -31,7 +31,7 @@ from texts import make_texts
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 LIMIT_BYTES = 4 << 20
 TOLERANCE = 1e-5
-SEEDS = {"qwen2": 11, "qwen2_untied": 12, "llama": 13, "mistral": 14, "qwen3": 15}
+SEEDS = {"qwen2": 11, "qwen2_untied": 12, "llama": 13, "mistral": 14, "qwen3": 15, "opt": 21}
 
 
 def make_all(root):
@@ -40,8 +40,10 @@ def make_all(root):
     for name, seed in SEEDS.items():
         make_decoder(root, name, seed)
         print("wrote", name)
-    make_adapter(root, 16)
+    make_adapter(root, "qwen2_lora", 16)
     print("wrote qwen2_lora")
+    make_adapter(root, "opt_lora", 26)
+    print("wrote opt_lora")
     make_t5(root, 17)
     print("wrote t5")
     make_translator(root, 18)

@@ -70,11 +70,32 @@ per_device_eval_batch_size = 3
 /// # Panics
 /// When a file cannot be written: a test cannot continue.
 pub fn write(home: &Path) {
-    for (name, hidden, layers) in [("tiny", 8, 2), ("llm", 16, 3)] {
+    write_models(home, [Family::Qwen2; 2]);
+    let tasks = &Task::all()[..2];
+    let mut sampler = Sampler::new(1);
+    let mut row = |task: Task| {
+        let sample = sampler.of_task(task, Part::Train);
+        json!({ "task": task.name(), "question": sample.question(), "answer": sample.answer() })
+    };
+    let public: Vec<Value> = (0..20).map(|i| row(tasks[i % 2])).collect();
+    let private: Vec<Value> = (0..7).map(|_| row(tasks[1])).collect();
+    for (name, rows) in [("public.jsonl", public), ("private.jsonl", private)] {
+        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(home.join(name), text).unwrap();
+    }
+    std::fs::write(home.join("settings.toml"), SETTINGS).unwrap();
+}
+
+/// Writes `tiny/` and `llm/` of these families.
+///
+/// # Panics
+/// When a file cannot be written: a test cannot continue.
+pub fn write_models(home: &Path, families: [Family; 2]) {
+    for ((name, hidden, layers), family) in [("tiny", 8, 2), ("llm", 16, 3)].into_iter().zip(families) {
         let dir = home.join(name);
         std::fs::create_dir_all(&dir).unwrap();
         let config = DecoderConfig {
-            family: Family::Qwen2,
+            family,
             vocab: vocabulary().len(),
             hidden,
             intermediate: 24,
@@ -93,23 +114,15 @@ pub fn write(home: &Path) {
             pad: None,
             emulator: None,
         };
+        // What OPT's file cannot say otherwise.
+        let config = match family {
+            Family::Opt => DecoderConfig { kv_heads: 2, norm_eps: 1e-5, rope_theta: 1e4, ..config },
+            _ => config,
+        };
         let initial = InitialWeights { embedding: 1.0, head: 0.3, matrices: None };
         Decoder::<Cpu, f32>::random(&Cpu::new(1), &config, &initial, 7).unwrap().save(&dir, false).unwrap();
         tokenizer::write(&dir).unwrap();
     }
-    let tasks = &Task::all()[..2];
-    let mut sampler = Sampler::new(1);
-    let mut row = |task: Task| {
-        let sample = sampler.of_task(task, Part::Train);
-        json!({ "task": task.name(), "question": sample.question(), "answer": sample.answer() })
-    };
-    let public: Vec<Value> = (0..20).map(|i| row(tasks[i % 2])).collect();
-    let private: Vec<Value> = (0..7).map(|_| row(tasks[1])).collect();
-    for (name, rows) in [("public.jsonl", public), ("private.jsonl", private)] {
-        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-        std::fs::write(home.join(name), text).unwrap();
-    }
-    std::fs::write(home.join("settings.toml"), SETTINGS).unwrap();
 }
 
 /// Checksums of all files below a directory, except for those of times.

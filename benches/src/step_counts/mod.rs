@@ -155,12 +155,24 @@ impl Job {
         }
     }
 
+    /// The decoder, whose operations are known: with rotary positions and a gated MLP.
+    fn decoder(&self) -> Result<NamedDecoder> {
+        let model = NamedDecoder::find(&self.model)?;
+        if model.config.block().attention.is_rotary {
+            return Ok(model);
+        }
+        let kind = model.config.family.model_type();
+        let what =
+            format!("--model {}: expected a model with rotary positions; found type {kind}", self.model);
+        Err(unusable(format!("{what}, whose launches are not counted")))
+    }
+
     fn hopper(&self) -> bool {
         matches!(self.gpu, Gpu::H100 | Gpu::H200)
     }
 
     fn finetuning(&self) -> Result<Counted> {
-        let model = NamedDecoder::find(&self.model)?;
+        let model = self.decoder()?;
         let each = self.context.unwrap_or(512);
         let lengths = finetune::examples(self.tokens, each, self.jobs)?;
         let layout = model.adapters(self.rank, &self.targets)?;
@@ -170,7 +182,7 @@ impl Job {
     }
 
     fn generation(&self) -> Result<Vec<Counted>> {
-        let model = NamedDecoder::find(&self.model)?;
+        let model = self.decoder()?;
         let (batch, prompt, new) = (self.batch.unwrap_or(64), self.context.unwrap_or(256), self.new);
         at_least_one("--context", prompt)?;
         if new < 2 {

@@ -1,5 +1,6 @@
 //! Sums, gathers and conversions of flat memory on the CPU.
 
+use super::embedding::table_rows;
 use super::simd::{Level, Task, dispatch};
 use super::{Cpu, CpuReal};
 use crate::error::{expect_len, expect_rows};
@@ -55,6 +56,24 @@ impl<X: CpuReal> Task for Difference<'_, X> {
     }
 }
 
+/// `y += row` in every row.
+struct AddRow<'a, X> {
+    y: &'a mut [X],
+    row: &'a [X],
+}
+
+impl<X: CpuReal> Task for AddRow<'_, X> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        for y in self.y.chunks_exact_mut(self.row.len()) {
+            for (y, &x) in y.iter_mut().zip(self.row) {
+                *y += x;
+            }
+        }
+    }
+}
+
 impl<X: CpuReal> Elementwise<X> for Cpu {
     fn axpby(&self, y: &mut [X], a: f64, x: &[X], b: f64) -> Result<()> {
         let _timed = self.timed("axpby");
@@ -71,6 +90,15 @@ impl<X: CpuReal> Elementwise<X> for Cpu {
         let k = self.rows_per_part(out.len(), 3);
         let parts = out.chunks_mut(k).zip(x.chunks(k).zip(y.chunks(k)));
         self.for_parts(parts, |(out, (x, y))| dispatch(Difference { out, x, y }));
+        Ok(())
+    }
+
+    fn add_row(&self, y: &mut [X], row: &[X]) -> Result<()> {
+        let _timed = self.timed("add_row");
+        let cols = row.len();
+        let rows = table_rows("add_row", y.len(), cols)?;
+        let part = self.rows_per_part(rows, 2 * cols);
+        self.for_parts(y.chunks_mut(part * cols), |y| dispatch(AddRow { y, row }));
         Ok(())
     }
 

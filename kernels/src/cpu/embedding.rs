@@ -30,12 +30,33 @@ impl Cpu {
 }
 
 /// Rows of a table with this many columns.
-fn table_rows(op: &'static str, len: usize, cols: usize) -> Result<usize> {
+pub(super) fn table_rows(op: &'static str, len: usize, cols: usize) -> Result<usize> {
     if cols == 0 {
         return Err(Error::Unsupported { op, why: "rows have no columns".into() });
     }
     expect_len(op, "table", len, len / cols * cols)?;
     Ok(len / cols)
+}
+
+/// Some rows, and their ids.
+struct Add<'a, X> {
+    x: &'a mut [X],
+    table: &'a [X],
+    ids: &'a [u32],
+    dim: usize,
+}
+
+impl<X: CpuReal> Task for Add<'_, X> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        for (x, &id) in self.x.chunks_exact_mut(self.dim).zip(self.ids) {
+            let row = &self.table[id as usize * self.dim..][..self.dim];
+            for (x, &value) in x.iter_mut().zip(row) {
+                *x += value;
+            }
+        }
+    }
 }
 
 /// Table rows from `first`, and all ids.
@@ -67,6 +88,18 @@ impl<X: CpuReal> Embedding<X> for Cpu {
     fn embedding_forward(&self, x: &mut [X], table: &[X], ids: &[u32], dim: usize) -> Result<()> {
         let _timed = self.timed("embedding_forward");
         self.copy_rows("embedding_forward", x, table, ids, dim)
+    }
+
+    fn embedding_add(&self, x: &mut [X], table: &[X], ids: &[u32], dim: usize) -> Result<()> {
+        let _timed = self.timed("embedding_add");
+        const OP: &str = "embedding_add";
+        expect_len(OP, "x", x.len(), ids.len() * dim)?;
+        expect_below(OP, "ids", ids, table_rows(OP, table.len(), dim)?)?;
+        let k = self.rows_per_part(ids.len(), 2 * dim);
+        self.for_parts(x.chunks_mut(k * dim).zip(ids.chunks(k)), |(x, ids)| {
+            dispatch(Add { x, table, ids, dim });
+        });
+        Ok(())
     }
 
     fn embedding_backward(&self, d_table: &mut [X], dx: &[X], ids: &[u32], dim: usize) -> Result<()> {

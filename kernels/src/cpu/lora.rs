@@ -296,13 +296,13 @@ impl<X: CpuReal> LoraLinear<X> for Cpu {
     fn lora_linear_forward(&self, args: LoraLinearForward<Self, X>) -> Result<()> {
         let _timed = self.timed("lora_linear_forward");
         args.check()?;
-        let LoraLinearForward { y, input, w, residual, adapters, segments, dims } = args;
+        let LoraLinearForward { y, input, w, bias, residual, adapters, segments, dims } = args;
         const OP: &str = "lora_linear_forward";
         check_segments(OP, adapters, None, &segments, &dims)?;
         let (x, s) = input.split_at(dims.tokens * dims.in_dim);
         let mut product = GemmDims::new(dims.tokens, dims.out_dim, dims.in_dim, false, true);
-        if let Some(residual) = residual {
-            linear::start(self, y, None, Some(residual), dims.out_dim);
+        if bias.is_some() || residual.is_some() {
+            linear::start(self, y, bias, residual, dims.out_dim);
             product = product.add();
         }
         self.gemm(y, x, w, product)?;

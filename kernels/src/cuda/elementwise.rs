@@ -120,6 +120,14 @@ impl<X: CudaReal> Elementwise<X> for Cuda {
         unsafe { kernel.run([self.flat_blocks::<X>(x.len()), 1, 1], THREADS, 0) }
     }
 
+    fn add_row(&self, y: CudaViewMut<'_, X>, row: CudaView<'_, X>) -> Result<()> {
+        let cols = row.len();
+        let rows = table_rows("add_row", y.len(), cols)?;
+        let kernel = self.kernel_of::<X>(MODULE, "add_row").write(&y).read(row).int(cols);
+        // SAFETY: y has so many rows of so many values.
+        unsafe { kernel.run([rows, 1, 1], threads_for_row::<X>(cols, THREADS), 0) }
+    }
+
     fn gather_rows(
         &self,
         out: CudaViewMut<'_, X>,

@@ -1,4 +1,4 @@
-//! Token embedding on CUDA: rows are gathered; the gradient of a table row is added by one block, in order.
+//! Embeddings on CUDA: rows are gathered or added; the gradient of a table row is added by one block, in order.
 
 use super::elementwise::table_rows;
 use super::{Cuda, CudaReal, CudaView, CudaViewMut};
@@ -17,6 +17,22 @@ impl<X: CudaReal> Embedding<X> for Cuda {
         dim: usize,
     ) -> Result<()> {
         self.copy_rows("embedding_forward", &x, table, ids, dim)
+    }
+
+    fn embedding_add(
+        &self,
+        x: CudaViewMut<'_, X>,
+        table: CudaView<'_, X>,
+        ids: CudaView<'_, u32>,
+        dim: usize,
+    ) -> Result<()> {
+        const OP: &str = "embedding_add";
+        let rows = table_rows(OP, table.len(), dim)?;
+        expect_len(OP, "x", x.len(), ids.len() * dim)?;
+        let kernel = self.kernel_of::<X>("embedding", OP).write(&x).read(table).read(ids);
+        let kernel = kernel.fault().int(dim).int(rows).moves(3 * ids.len() * dim * size_of::<X>());
+        // SAFETY: `x` has a row per id, and ids beyond the table are refused.
+        unsafe { kernel.run([ids.len(), 1, 1], THREADS, 0) }
     }
 
     fn embedding_backward(

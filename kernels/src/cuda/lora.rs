@@ -318,7 +318,7 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
 
     fn lora_linear_forward(&self, args: LoraLinearForward<Self, X>) -> Result<()> {
         args.check()?;
-        let LoraLinearForward { mut y, input, w, residual, adapters, segments, dims } = args;
+        let LoraLinearForward { mut y, input, w, bias, residual, adapters, segments, dims } = args;
         const OP: &str = "lora_linear_forward";
         check_targets(OP, &dims)?;
         let (columns, of_w) = (Columns::new(adapters, &dims), WeightColumns::of(w, &dims));
@@ -331,7 +331,7 @@ impl<X: CudaReal> LoraLinear<X> for Cuda {
         let product = GemmDims::new(dims.tokens, dims.out_dim, depth, false, true);
         let product = GemmDims { a_stride: row_stride(&dims), b_stride: w_stride, ..product };
         let start = (residual.map_or(0, CudaView::pointer), dims.out_dim);
-        self.product(OP, &y.reborrow(), input, w, None, start, &product)?;
+        self.product(OP, &y.reborrow(), input, w, bias, start, &product)?;
         if fused.is_some() {
             return Ok(());
         }

@@ -11,6 +11,9 @@ pub trait Elementwise<X: Real>: Device {
     fn difference(&self, out: Self::ViewMut<'_, X>, x: Self::View<'_, X>, y: Self::View<'_, X>)
     -> Result<()>;
 
+    /// `y[r · cols + c] += row[c]` for the `cols` values of `row`, in every row of y.
+    fn add_row(&self, y: Self::ViewMut<'_, X>, row: Self::View<'_, X>) -> Result<()>;
+
     /// `out[i] = x[rows[i]]` for rows of `cols` values (`=`).
     fn gather_rows(
         &self,

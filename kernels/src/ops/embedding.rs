@@ -1,4 +1,4 @@
-//! Token embedding: gather rows of a table.
+//! Embeddings of tokens and positions: rows of tables.
 
 use crate::{Device, Real, Result};
 
@@ -6,6 +6,15 @@ use crate::{Device, Real, Result};
 pub trait Embedding<X: Real>: Device {
     /// `x[i] = table[ids[i]]` (`=`).
     fn embedding_forward(
+        &self,
+        x: Self::ViewMut<'_, X>,
+        table: Self::View<'_, X>,
+        ids: Self::View<'_, u32>,
+        dim: usize,
+    ) -> Result<()>;
+
+    /// `x[i] += table[ids[i]]`: a second table, such as that of learned positions.
+    fn embedding_add(
         &self,
         x: Self::ViewMut<'_, X>,
         table: Self::View<'_, X>,

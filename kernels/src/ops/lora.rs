@@ -7,7 +7,7 @@
 //! y[t, q's rows] += s_q[t] B_qᵀ                                [out_len]
 //! ```
 //!
-//! beside the frozen product `y = [residual +] x Wᵀ`. One layer here may be several
+//! beside the frozen product `y = [residual +] [bias +] x Wᵀ`. One layer here may be several
 //! fused ones (q, k and v; gate and up): a target is then a range of its outputs.
 //!
 //! The work is split where a device can fuse it. The *down* product `s` belongs to
@@ -158,13 +158,26 @@ impl<D: LoraLinear<X>, X: Real> RmsNormLoraForward<'_, '_, '_, '_, '_, '_, '_, D
 }
 
 /// Arguments of [`LoraLinear::lora_linear_forward`].
-pub struct LoraLinearForward<'y, 'input, 'w, 'residual, 'adapters, 'segments, 'dims, D: Device, X: Real> {
+pub struct LoraLinearForward<
+    'y,
+    'input,
+    'w,
+    'bias,
+    'residual,
+    'adapters,
+    'segments,
+    'dims,
+    D: Device,
+    X: Real,
+> {
     /// `[T, out_dim]` `=`.
     pub y: D::ViewMut<'y, X>,
     /// The adapter input, with its s.
     pub input: D::View<'input, X>,
     /// `[out_dim, in_dim]`, or with room for the device behind each row.
     pub w: D::View<'w, X>,
+    /// `[out_dim]`; absent it is zero.
+    pub bias: Option<D::View<'bias, X>>,
     /// `[T, out_dim]`; absent it is zero.
     pub residual: Option<D::View<'residual, X>>,
     /// `[jobs, adapter_stride]`.
@@ -175,13 +188,16 @@ pub struct LoraLinearForward<'y, 'input, 'w, 'residual, 'adapters, 'segments, 'd
     pub dims: LoraDims<'dims>,
 }
 
-impl<D: LoraLinear<X>, X: Real> LoraLinearForward<'_, '_, '_, '_, '_, '_, '_, D, X> {
+impl<D: LoraLinear<X>, X: Real> LoraLinearForward<'_, '_, '_, '_, '_, '_, '_, '_, D, X> {
     /// Fails unless all views have the lengths that `dims` asks for.
     pub(crate) fn check(&self) -> Result<()> {
         const OP: &str = "lora_linear_forward";
         let LoraDims { tokens, out_dim, .. } = self.dims;
         self.dims.check_input::<D, X>(OP, self.input.len(), &self.segments)?;
         expect_len(OP, "y", self.y.len(), tokens * out_dim)?;
+        if let Some(bias) = self.bias {
+            expect_len(OP, "bias", bias.len(), out_dim)?;
+        }
         if let Some(residual) = self.residual {
             expect_len(OP, "residual", residual.len(), tokens * out_dim)?;
         }
@@ -348,7 +364,7 @@ pub trait LoraLinear<X: Real>: Device {
     /// RMSNorm and down-projection together: rows of `input` `= rmsnorm(x)`, and its s (`=`).
     fn rmsnorm_lora_forward(&self, args: RmsNormLoraForward<Self, X>) -> Result<()>;
 
-    /// `y = residual + x wᵀ + s Bᵀ` (`=`).
+    /// `y = residual + bias + x wᵀ + s Bᵀ` (`=`); absent terms are zero.
     fn lora_linear_forward(&self, args: LoraLinearForward<Self, X>) -> Result<()>;
 
     /// Backward of the up-projection and the frozen product: `dx = dy w`, `ds = dy B`, `dB += dyᵀ s`.

@@ -25,10 +25,12 @@ mod dropout;
 mod elementwise;
 mod embedding;
 mod gemm;
+mod layernorm;
 mod linear;
 mod lm_head;
 mod lora;
 mod mse;
+mod relu;
 mod residual;
 mod rmsnorm;
 mod rope;
@@ -43,6 +45,7 @@ pub use dropout::{Dropout, DropoutDims};
 pub use elementwise::{Cast, Elementwise, RandomRows, StridedRows};
 pub use embedding::Embedding;
 pub use gemm::{Gemm, GemmDims};
+pub use layernorm::{LayerNorm, LayerNormBackward, LayerNormForward};
 pub use linear::{Linear, LinearBackwardInput, LinearBackwardWeight, LinearDims, LinearForward};
 pub use lm_head::{LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch};
 pub use lora::{
@@ -50,6 +53,7 @@ pub use lora::{
     LoraTarget, RmsNormLoraBackward, RmsNormLoraForward,
 };
 pub use mse::{Mse, MseDims, SquaredError};
+pub use relu::{Relu, ReluDims};
 pub use residual::{ResidualNorm, ResidualNormBackward, ResidualNormDims, ResidualNormForward};
 pub use rmsnorm::{RmsNorm, RmsNormBackward, RmsNormBackwardWeight, RmsNormDims, RmsNormForward};
 pub use rope::{QkNorm, QkNormBackward, QkNormForward, QkvDims, Rope, RopeBackward, RopeForward};
@@ -107,12 +111,14 @@ Backend<X>:
     + Linear<X>
     + LoraLinear<X>
     + RmsNorm<X>
+    + LayerNorm<X>
     + ResidualNorm<X>
     + Rope<X>
     + QkNorm<X>
     + Attention<X>
     + T5Attention<X>
     + GatedActivation<X>
+    + Relu<X>
     + Dropout<X>
     + Embedding<X>
     + LmHead<X>

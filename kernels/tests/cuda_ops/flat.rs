@@ -62,6 +62,10 @@ impl Case for Gather {
         d.gather_rows(out.all_mut(), x.all(), ids.all(), self.cols)?;
         let mut results = Results::default();
         results.take(d, "out", &out)?;
+        let row = put(d, &inputs.values::<X>("row", self.cols))?;
+        let mut sum = put(d, &inputs.values::<X>("sum", self.rows * self.cols))?;
+        d.add_row(sum.all_mut(), row.all())?;
+        results.take(d, "sum", &sum)?;
         Ok(results)
     }
 }

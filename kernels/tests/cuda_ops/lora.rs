@@ -22,6 +22,7 @@ pub struct Adapted {
     pub targets: usize,
     pub dropout: f64,
     pub residual: bool,
+    pub bias: bool,
     /// x through RMSNorm, or as it is.
     pub norm: bool,
     /// Whether rows of the weight are as far apart as the device likes best.
@@ -140,6 +141,7 @@ impl Case for Adapted {
         let w_norm = put(d, &inputs.values::<X>("w_norm", in_dim))?;
         let w = weight(d, &inputs.values::<X>("w", out_dim * in_dim), in_dim, self.room)?;
         let residual = put(d, &inputs.values::<X>("residual", tokens * out_dim))?;
+        let bias = put(d, &inputs.values::<X>("bias", out_dim))?;
         let mut inv = put(d, &nan::<X::Acc>(tokens))?;
         let mut input = input_with(d, &x_values, &dims)?;
         let (segments, adapters) = (stream.view(), adapters.all());
@@ -164,6 +166,7 @@ impl Case for Adapted {
             y: y.all_mut(),
             input: input.all(),
             w: w.all(),
+            bias: self.bias.then(|| bias.all()),
             residual,
             adapters,
             segments,
@@ -238,7 +241,18 @@ const STREAMS: [SegmentList; 6] = [
 pub fn fused(stream: usize, shape: (usize, usize, usize, usize), dropout: f64) -> Adapted {
     let (in_dim, out_dim, rank, targets) = shape;
     let segments = STREAMS[stream];
-    Adapted { segments, in_dim, out_dim, rank, targets, dropout, residual: true, norm: true, room: true }
+    Adapted {
+        segments,
+        in_dim,
+        out_dim,
+        rank,
+        targets,
+        dropout,
+        residual: true,
+        bias: false,
+        norm: true,
+        room: true,
+    }
 }
 
 #[test]
@@ -251,7 +265,8 @@ fn adapted_layers() {
         fused(3, (136, 24, 2, 1), 0.5),
         fused(5, (520, 24, 2, 2), 0.1),
         fused(2, (776, 40, 1, 2), 0.3),
-        fused(3, (256, 24, 2, 2), 0.0),
+        Adapted { bias: true, ..fused(3, (256, 24, 2, 2), 0.0) },
+        Adapted { bias: true, residual: false, ..fused(1, (33, 26, 2, 2), 0.1) },
         fused(1, (264, 21, 5, 3), 0.2),
     ];
     for case in cases {

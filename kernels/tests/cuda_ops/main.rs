@@ -9,6 +9,7 @@ mod captures;
 mod common;
 mod flat;
 mod host;
+mod layernorm;
 mod lora;
 mod matrix;
 mod planted;

@@ -3,6 +3,7 @@
 
 use crate::attention::{Decode, Packed};
 use crate::common::*;
+use crate::layernorm::LayerNorm;
 use crate::lora::{Adapted, fused};
 use crate::matrix::Product;
 use crate::rmsnorm::Norm;
@@ -68,6 +69,21 @@ fn dropped_barrier() {
     let fault = in_common("    __syncthreads();\n    x = warp_sum(lane <", "    x = warp_sum(lane <");
     expect_caught(&norm(), fault, "that nobody has written");
     expect_caught(&norm(), fault, "relative error");
+}
+
+/// A variance about 0, a gradient without its mean, and sums over rows that are not centred.
+#[test]
+fn wrong_layer_norm() {
+    let case = LayerNorm { rows: 37, cols: 70, gap: 0, out: Out::Add };
+    let none = plant("layernorm.cu", "// Layer norm", "// Layer norm");
+    assert_eq!(complaints(&case, none), [""; 0]);
+    for (text, instead, words) in [
+        ("fmaf(xs[j] - mean, xs[j] - mean, squares)", "fmaf(xs[j], xs[j], squares)", "`y`"),
+        ("(ws[j] * ds[j] - of_g - ", "(ws[j] * ds[j] - ", "`dx`"),
+        ("(widen(x[r * x_stride + c]) - stats[r])", "widen(x[r * x_stride + c])", "`dw`"),
+    ] {
+        expect_caught(&case, plant("layernorm.cu", text, instead), words);
+    }
 }
 
 /// Two sums in a row through the same array: right with the barrier that ends each, a race without.

@@ -3,7 +3,7 @@
 use crate::common::*;
 use gradtx_kernels::ops::{
     DropoutDims, GatedDims, GatedDropoutBackward, GatedDropoutForward, GatedKind, MseDims, QkNormBackward,
-    QkNormForward, QkvDims, RopeBackward, RopeForward, SquaredError,
+    QkNormForward, QkvDims, ReluDims, RopeBackward, RopeForward, SquaredError,
 };
 use gradtx_kernels::{Backend, Buffer, Real, Result};
 
@@ -43,6 +43,37 @@ fn gated_activations() {
             let case = Gated { rows, cols, gap, kind };
             check(&format!("{kind:?} {rows}×{cols}"), &case, Tolerance::ROUNDING);
         }
+    }
+}
+
+struct Rectified {
+    rows: usize,
+    cols: usize,
+    gap: usize,
+}
+
+impl Case for Rectified {
+    fn run<D: Backend<X>, X: Real>(&self, d: &D, inputs: Inputs) -> Result<Results> {
+        let (rows, cols, h_stride) = (self.rows, self.cols, self.cols + self.gap);
+        let dims = ReluDims { rows, cols, h_stride };
+        let x = put(d, &inputs.values::<X>("x", rows * cols))?;
+        let mut h = put(d, &spread(&nan::<X>(rows * cols), cols, h_stride))?;
+        d.relu_forward(h.all_mut(), x.all(), dims)?;
+        let dh = put(d, &spread(&inputs.values::<X>("dh", rows * cols), cols, h_stride))?;
+        let mut dx = put(d, &nan::<X>(rows * cols))?;
+        d.relu_backward(dx.all_mut(), dh.all(), x.all(), dims)?;
+        let mut results = Results::default();
+        results.take_rows(d, "h", &h, cols, h_stride)?;
+        results.take(d, "dx", &dx)?;
+        Ok(results)
+    }
+}
+
+#[test]
+fn relu() {
+    for (rows, cols, gap) in [(1, 3, 0), (5, 123, 5), (3, 64, 8), (2, 2056, 0)] {
+        let case = Rectified { rows, cols, gap };
+        check(&format!("relu {rows}×{cols}"), &case, Tolerance::ROUNDING);
     }
 }
 
@@ -141,6 +172,10 @@ impl Case for Tokens {
         let mut results = Results::default();
         results.take(d, "x", &x)?;
         results.take(d, "d_table", &d_table)?;
+        let positions = put(d, &random_ids("positions", n, vocab))?;
+        let mut sum = put(d, &inputs.values::<X>("sum", n * dim))?;
+        d.embedding_add(sum.all_mut(), table.all(), positions.all(), dim)?;
+        results.take(d, "x and a second row", &sum)?;
         Ok(results)
     }
 }

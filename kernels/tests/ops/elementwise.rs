@@ -5,7 +5,7 @@ use gradtx_kernels::cpu::{Cpu, CpuReal};
 use gradtx_kernels::ops::{Cast, Elementwise, StridedRows};
 use gradtx_kernels::{Complex64, bf16, f16};
 
-/// Inputs x, y; outputs `2x − 3y`, `x − y` and gathered rows of x.
+/// Inputs x, y; outputs `2x − 3y`, `x − y`, gathered rows of x, and x with the first row of y in every row.
 struct Case {
     rows: usize,
     cols: usize,
@@ -25,7 +25,9 @@ impl OpCase for Case {
         cpu.axpby(&mut sum, 2.0, x, -3.0).expect("shapes agree");
         cpu.difference(&mut difference, x, y).expect("shapes agree");
         cpu.gather_rows(&mut rows, x, &self.ids(), self.cols).expect("shapes agree");
-        vec![sum, difference, rows]
+        let mut with_row = x.clone();
+        cpu.add_row(&mut with_row, &y[..self.cols]).expect("shapes agree");
+        vec![sum, difference, rows, with_row]
     }
 
     fn backward<X: CpuReal>(&self, cpu: &Cpu, _: &[Vec<X>], d: &[Vec<X>]) -> Gradients<X> {
@@ -34,9 +36,13 @@ impl OpCase for Case {
         cpu.gather_rows(&mut dx, &d[2], &self.ids(), self.cols).expect("shapes agree");
         cpu.axpby(&mut dx, 2.0, &d[0], 1.0).expect("shapes agree");
         cpu.axpby(&mut dx, 1.0, &d[1], 1.0).expect("shapes agree");
+        cpu.axpby(&mut dx, 1.0, &d[3], 1.0).expect("shapes agree");
         let mut dy = nan(d[0].len());
         cpu.axpby(&mut dy, -3.0, &d[0], 0.0).expect("shapes agree");
         cpu.axpby(&mut dy, -1.0, &d[1], 1.0).expect("shapes agree");
+        for row in d[3].chunks(self.cols) {
+            cpu.axpby(&mut dy[..self.cols], 1.0, row, 1.0).expect("shapes agree");
+        }
         vec![Some(dx), Some(dy)]
     }
 }
@@ -88,6 +94,8 @@ fn values() {
     let mut out = [0.0f32; 4];
     cpu.gather_rows(&mut out, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 2], 2).unwrap();
     assert_eq!(out, [5.0, 6.0, 5.0, 6.0]);
+    cpu.add_row(&mut out, &[1.0, -1.0]).unwrap();
+    assert_eq!(out, [6.0, 5.0, 6.0, 5.0]);
 }
 
 /// Every finite bfloat16 and half value, and what lies between.
@@ -150,6 +158,8 @@ fn wide_types_and_wrong_shapes() {
     assert_shape_error(cpu.axpby(&mut same[1..], 1.0, &x, 1.0));
     assert_shape_error(cpu.difference(&mut same, &x[1..], &x));
     assert_shape_error(cpu.difference(&mut same, &x, &x[1..]));
+    assert_shape_error(cpu.add_row(&mut same, &x[..2]));
+    assert!(cpu.add_row(&mut same, &[]).is_err(), "a row without columns");
     assert_shape_error(cpu.gather_rows(&mut same, &x, &[0], 4));
     assert!(cpu.gather_rows(&mut same[..2], &x[..4], &[2], 2).is_err(), "row beyond the matrix");
 }

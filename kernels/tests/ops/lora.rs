@@ -82,6 +82,8 @@ struct Case {
     jobs: usize,
     /// Whether x goes through RMSNorm first.
     norm: bool,
+    /// Whether a bias is added.
+    bias: bool,
     /// Makes the gradient wrong, for the negative control.
     broken: bool,
     /// Whether A has no gradient.
@@ -106,6 +108,7 @@ impl Case {
             dropout,
             jobs,
             norm: false,
+            bias: false,
             broken: false,
             frozen: false,
         }
@@ -147,6 +150,7 @@ impl Case {
         let mut input = nan(<Cpu as LoraLinear<X>>::lora_input_len(&dims));
         let mut inv_rms = nan(dims.tokens);
         let mut y = nan(dims.tokens * dims.out_dim);
+        let bias: Vec<X> = to(&random("bias", dims.out_dim));
         if self.norm {
             let norm = self.norm_dims();
             cpu.rmsnorm_lora_forward(RmsNormLoraForward {
@@ -169,6 +173,7 @@ impl Case {
             y: &mut y,
             input: &input,
             w,
+            bias: self.bias.then_some(&bias[..]),
             residual: Some(residual),
             adapters,
             segments,
@@ -269,7 +274,7 @@ fn gradients_with_and_without_dropout_and_norm() {
         for (shape, dropout) in [((5, 6, 1), 0.0), ((7, 4, 2), 0.3), ((70, 9, 3), 0.4), ((123, 35, 16), 0.0)]
         {
             for norm in [false, true] {
-                let case = Case { norm, ..Case::new(segments, shape, dropout) };
+                let case = Case { norm, bias: norm, ..Case::new(segments, shape, dropout) };
                 check_gradients("lora", &case, &case.inputs());
             }
         }
@@ -300,6 +305,10 @@ fn naive(case: &Case, inputs: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
     let dims = case.dims();
     let mut s = vec![0.0; dims.tokens * dims.tail()];
     let mut y = residual.clone();
+    if case.bias {
+        let bias = random("bias", dims.out_dim);
+        y.iter_mut().zip(bias.iter().cycle()).for_each(|(y, b)| *y += b);
+    }
     for i in 0..case.stream.keys.len() {
         let adapter = &adapters[case.stream.adapter[i] as usize * dims.adapter_stride..];
         for (p, t) in case.stream.range(i).enumerate() {
@@ -332,7 +341,8 @@ fn naive(case: &Case, inputs: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
 #[test]
 fn values_and_masks_are_those_of_the_contract() {
     for dropout in [0.0, 0.35] {
-        let case = Case::new(&[(1, 1, 0), (5, 0, 1), (123, 1, 0)], (133, 34, 2), dropout);
+        let bias = dropout > 0.0;
+        let case = Case { bias, ..Case::new(&[(1, 1, 0), (5, 0, 1), (123, 1, 0)], (133, 34, 2), dropout) };
         let inputs = case.inputs();
         let (s, y) = naive(&case, &inputs);
         let (input, _, found) = case.run(&Cpu::new(2), &inputs);
@@ -426,6 +436,17 @@ fn wrong_shapes_are_errors() {
         y: &mut y[1..],
         input: &input,
         w: &inputs[3],
+        bias: None,
+        residual: None,
+        adapters,
+        segments: view,
+        dims,
+    }));
+    assert_shape_error(cpu.lora_linear_forward(LoraLinearForward {
+        y: &mut y,
+        input: &input,
+        w: &inputs[3],
+        bias: Some(&[0.0; 3]),
         residual: None,
         adapters,
         segments: view,

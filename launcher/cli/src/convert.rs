@@ -6,7 +6,7 @@
 
 use crate::model_args::{Model, ModelArgs, spec_of_update};
 use anyhow::Result;
-use gradtx_models::lora::{LoraConfig, write_peft};
+use gradtx_models::lora::{BlockLayout, write_peft};
 use gradtx_pipeline::card::{Made, write_for_adapter};
 use gradtx_run::context::Context;
 use gradtx_run::failure::unusable_with;
@@ -117,15 +117,15 @@ fn write_adapter(
 ) -> Result<(String, serde_json::Value)> {
     make_dir(out)?;
     write_peft(out, &spec.layout, values, &public_name(&model.dir))?;
-    write_for_adapter(&model.dir, spec.layout.lora(), &made, out)?;
-    let text = format!("a PEFT adapter of {}", described(spec.layout.lora()));
+    write_for_adapter(&model.dir, &spec.layout, &made, out)?;
+    let text = format!("a PEFT adapter of {}", described(&spec.layout));
     Ok((
         text,
         json!({ "kind": "adapter", "rank": spec.space.rank, "blocks": spec.space.blocks, "out": shown(out) }),
     ))
 }
 
-fn described(lora: &LoraConfig) -> String {
-    let targets: Vec<&str> = lora.targets.iter().map(|target| target.name()).collect();
-    format!("rank {}, alpha {}, {}", lora.rank, lora.alpha, targets.join(", "))
+fn described(layout: &BlockLayout) -> String {
+    let (lora, targets) = (layout.lora(), layout.target_names().join(", "));
+    format!("rank {}, alpha {}, {targets}", lora.rank, lora.alpha)
 }

@@ -205,7 +205,7 @@ fn of_updates(a: &UpdateVector, b: &UpdateVector, model: Option<&Model>, path: &
     for block in 0..layout.blocks() {
         for slice in layout.slices() {
             let Some(range) = layout.range_in_update(block, slice) else { continue };
-            let module = Some(matrix_name(slice.module.name(), slice.factor));
+            let module = Some(matrix_name(layout.family().module_name(slice.module), slice.factor));
             pairs.push(Pair {
                 block: layout.layers()[block],
                 module,

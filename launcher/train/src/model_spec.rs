@@ -255,8 +255,8 @@ fn initial(config: &Config, role: Role, model: &DecoderConfig, layout: &BlockLay
     if start.layout.kind() != layout.kind() {
         let describe = |layout: &BlockLayout| {
             let lora = layout.lora();
-            let targets: Vec<&str> = lora.targets.iter().map(|t| t.name()).collect();
-            format!("rank {}, alpha {}, {}", lora.rank, lora.alpha, targets.join(" and "))
+            let targets = layout.target_names().join(" and ");
+            format!("rank {}, alpha {}, {targets}", lora.rank, lora.alpha)
         };
         let (wanted, found) = (describe(layout), describe(&start.layout));
         return Err(unusable(format!("{}: expected an adapter of {wanted}; found {found}", dir.display())));

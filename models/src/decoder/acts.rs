@@ -41,8 +41,8 @@ pub struct Activations<D: Device, X: Real> {
     pub(super) mlp: MlpActs<D, X>,
     /// `[T, H]` after the final norm.
     pub(super) last: D::Buf<X>,
-    /// `[T]`
-    pub(super) last_inv_rms: D::Buf<X::Acc>,
+    /// `[T]` or `[2, T]` of the final norm.
+    pub(super) last_norm_stats: D::Buf<X::Acc>,
     /// `[chunk, V]`
     pub(super) head_logits: D::Buf<X>,
     /// `[2][chunk, H]`
@@ -99,7 +99,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             }
             false => BlockGrads::allocate(alloc, &[], 0, 0, 0)?,
         };
-        let (chunk, rope) = (head_chunk::<D, X>(room), (config.rope_theta, config.rope_scaling));
+        let chunk = head_chunk::<D, X>(room);
         let rows = t.max(chunk);
         let acts = Self {
             capacity: room,
@@ -114,13 +114,13 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             attention,
             mlp,
             last: alloc.buffer("final", &[rows, hidden])?,
-            last_inv_rms: alloc.buffer("final_inv_rms", &[rows])?,
+            last_norm_stats: alloc.buffer("final_inv_rms", &[config.block().norm.statistics() * rows])?,
             head_logits: alloc.buffer("head_logits", &[chunk, config.vocab])?,
             head_rows: alloc.buffer("head_rows", &[2, chunk, hidden])?,
             losses: alloc.buffer("losses", &[room.labels])?,
             between: between(alloc, "between_factors", &blocks, t)?,
             d,
-            rope: RopeTables::allocate(alloc, config.head_dim, rope, positions)?,
+            rope: RopeTables::allocate(alloc, config, positions)?,
             chunk,
             labels: 0,
         };

@@ -1,8 +1,8 @@
-//! [`Attention`]: the first part of a block, `x_mid = x + o(attention(rope([norm](qkv(norm(x)) + b))))`.
+//! [`Attention`]: the first part of a block, `x_mid = x + o(attention([rope]([norm](qkv(norm(x)) + b))))`.
 //!
 //! Shapes: T tokens of the stream; H hidden, Q = heads · D, R = Q + 2 · kv_heads · D (a fused q, k, v row).
 
-use super::norm::Norm;
+use super::norm::{Norm, norm_stats};
 use super::pass::{BlockBackward, BlockPass, Cache, CacheAction};
 use super::per_block::PerBlock;
 use super::product::{Product, ProductInputs};
@@ -12,7 +12,7 @@ use gradtx_kernels::ops::{
     AttentionBackward, AttentionDecode, AttentionDims, AttentionForward, CacheStore, DecodeDims, LoraDims,
     QkNormBackward, QkNormForward, RopeBackward, RopeForward,
 };
-use gradtx_kernels::{Backend, Buffer, Device, Real, ViewMut};
+use gradtx_kernels::{Backend, Buffer, Device, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::buffers::Allocator;
 use std::ops::Range;
@@ -22,8 +22,8 @@ use std::ops::Range;
 pub(super) struct Attention {
     pub(super) config: AttentionConfig,
     pub(super) norm: Norm,
-    /// `[R]`, where q, k and v have biases.
-    pub(super) qkv_bias: Option<Range<usize>>,
+    /// `[R]`, where q, k and v have biases that are added with the rotation.
+    pub(super) rotated_bias: Option<Range<usize>>,
     /// `[D]` of queries and of keys, where their heads are normalised.
     pub(super) qk_norm: Option<[Range<usize>; 2]>,
     /// `[R, H]`
@@ -34,8 +34,8 @@ pub(super) struct Attention {
 
 /// What its forward pass leaves for its backward pass, of all blocks.
 pub(super) struct AttentionActs<D: Device, X: Real> {
-    /// `[T]` of the norm.
-    inv_rms: PerBlock<D, X::Acc>,
+    /// `[T]` or `[2, T]` of the norm.
+    norm_stats: PerBlock<D, X::Acc>,
     /// The input of q, k, v.
     input: PerBlock<D, X>,
     /// `[T, R]`; rotated in place, or before the q/k norm where there is one.
@@ -65,11 +65,10 @@ impl<D: Backend<X>, X: Real> AttentionActs<D, X> {
         let rows = |cols: &dyn Fn(&BlockConfig) -> usize| -> Vec<_> {
             blocks.iter().map(|block| vec![tokens, cols(block)]).collect()
         };
-        let (one, lse) =
-            (blocks.iter().map(|_| vec![tokens]), blocks.iter().map(|b| vec![b.attention.heads, tokens]));
+        let lse = blocks.iter().map(|b| vec![b.attention.heads, tokens]);
         let (normed, norms) = (rows(&|b| if_normed(b, row(b))), rows(&|b| if_normed(b, heads(b))));
         Ok(Self {
-            inv_rms: PerBlock::allocate(alloc, "attention_inv_rms", keeps, one)?,
+            norm_stats: PerBlock::allocate(alloc, "attention_inv_rms", keeps, norm_stats(blocks, tokens))?,
             input: inputs.allocate(alloc, "qkv_input", blocks, Projection::Qkv, |_| false)?,
             qkv: PerBlock::allocate(alloc, "qkv", keeps, rows(&row))?,
             qkv_normed: PerBlock::allocate(alloc, "qkv_normed", keeps, normed)?,
@@ -119,7 +118,7 @@ impl Attention {
             at,
             &self.qkv,
             own.input.get_mut(block, input_len),
-            own.inv_rms.get_mut(block, tokens),
+            own.norm_stats.get_mut(block, at.norm_stats),
             x.get(block, at.stream_len()),
         )?;
         let dims = self.config.dims(tokens);
@@ -141,9 +140,12 @@ impl Attention {
                 &mut own.qkv_normed
             }
         };
+        if !self.config.is_rotary {
+            return Ok(());
+        }
         at.device.rope_forward(RopeForward {
             qkv: rotated.get_mut(block, len),
-            bias: self.qkv_bias.as_ref().map(|bias| at.weight(bias)),
+            bias: self.rotated_bias.as_ref().map(|bias| at.weight(bias)),
             cos: at.rope.cos.all(),
             sin: at.rope.sin.all(),
             positions: at.pass.batch.positions(),
@@ -240,21 +242,18 @@ impl Attention {
             offsets: at.pass.segments.offsets,
             dims: self.attention_dims::<D, X>(at, &dims),
         })?;
-        at.device.rope_backward(RopeBackward {
-            dqkv: d.qkv.view_mut(0..len),
-            dbias: self.qkv_bias.as_ref().and_then(|bias| grads.param(bias)),
-            cos: at.rope.cos.all(),
-            sin: at.rope.sin.all(),
-            positions: at.pass.batch.positions(),
-            dims: qkv,
-        })?;
+        if self.config.is_rotary {
+            at.device.rope_backward(RopeBackward {
+                dqkv: d.qkv.view_mut(0..len),
+                dbias: self.rotated_bias.as_ref().and_then(|bias| grads.param(bias)),
+                cos: at.rope.cos.all(),
+                sin: at.rope.sin.all(),
+                positions: at.pass.batch.positions(),
+                dims: qkv,
+            })?;
+        }
         let Some([w_q, w_k]) = &self.qk_norm else { return Ok(()) };
-        // The two weights are neighbours in the layout, up to alignment.
-        let offset = w_k.start - w_q.start;
-        let dw = grads.param(&(w_q.start..w_k.end)).map(|both| {
-            let (q, k) = both.split_at_mut(offset);
-            (q.slice(0..w_q.len()), k)
-        });
+        let dw = grads.params([w_q, w_k]).map(|[q, k]| (q, k));
         at.device.qk_norm_backward(QkNormBackward {
             dqkv: d.proj.view_mut(0..len),
             dw,
@@ -281,7 +280,7 @@ impl Attention {
         let dy = if self.qk_norm.is_some() { &d.proj } else { &d.qkv };
         let (dy, input) = (dy.view(0..tokens * dims.out_dim), own.input.get(block, input_len));
         self.qkv.backward(at, grads, d.input.view_mut(0..input_len), dy, input, &mut d.between)?;
-        let (x, inv_rms) = (x.get(block, at.stream_len()), own.inv_rms.get(block, tokens));
-        self.norm.backward(ctx, &self.qkv, input, inv_rms, x)
+        let (x, stats) = (x.get(block, at.stream_len()), own.norm_stats.get(block, at.norm_stats));
+        self.norm.backward(ctx, &self.qkv, input, stats, x)
     }
 }

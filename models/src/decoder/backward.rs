@@ -7,7 +7,7 @@
 use super::pass::{BlockBackward, Gradients, Pass};
 use super::{Activations, AdapterView, Decoder, StatisticsOf};
 use crate::lora::Projection;
-use gradtx_kernels::ops::{Embedding, Out, RmsNormBackward};
+use gradtx_kernels::ops::Embedding;
 use gradtx_kernels::{Backend, Buffer, Real};
 use gradtx_runtime::data::DeviceBatch;
 use gradtx_runtime::{Error, Result};
@@ -55,14 +55,16 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         self.forward_blocks(acts, &pass, &mut None)?;
         self.final_norm(acts, pass.tokens)?;
         self.head_loss(acts, batch, true, grads.param(&self.places.head))?;
-        self.final_norm_backward(acts, pass.tokens, grads.param(&self.places.final_norm))?;
+        self.final_norm_backward(acts, pass.tokens, &mut grads)?;
         for block in (first..self.config.layers).rev() {
             self.block_backward(acts, &pass, block, &mut grads)?;
         }
-        if let Some(d_table) = grads.param(&self.places.embedding) {
-            let hidden = self.config.hidden;
-            let d_x = acts.d.x.view(0..pass.tokens * hidden);
-            Embedding::<X>::embedding_backward(&self.device, d_table, d_x, batch.tokens(), hidden)?;
+        let (hidden, d_x) = (self.config.hidden, acts.d.x.view(0..pass.tokens * self.config.hidden));
+        let positions = self.places.positions.iter().map(|table| (table, batch.positions()));
+        for (table, ids) in positions.chain([(&self.places.embedding, batch.tokens())]) {
+            if let Some(d_table) = grads.param(table) {
+                Embedding::<X>::embedding_backward(&self.device, d_table, d_x, ids, hidden)?;
+            }
         }
         Ok(())
     }
@@ -83,20 +85,14 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         &self,
         acts: &mut Activations<D, X>,
         tokens: usize,
-        d_weight: Option<D::ViewMut<'_, X::Acc>>,
+        grads: &mut Gradients<'_, D, X::Acc>,
     ) -> Result<()> {
         let len = tokens * self.config.hidden;
-        self.device.rmsnorm_backward(RmsNormBackward {
-            dx: acts.d.x.view_mut(0..len),
-            dw: d_weight,
-            dy: acts.d.proj.view(0..len),
-            x: acts.x.get(self.config.layers, len),
-            inv_rms: acts.last_inv_rms.view(0..tokens),
-            w: self.weights(&self.places.final_norm),
-            dims: self.norm_dims(tokens),
-            out: Out::Assign,
-        })?;
-        Ok(())
+        let (dx, dy) = (acts.d.x.view_mut(0..len), acts.d.proj.view(0..len));
+        let stats = acts.last_norm_stats.view(0..self.norm_stats(tokens));
+        let (x, dims) = (acts.x.get(self.config.layers, len), self.norm_dims(tokens));
+        let on = (&self.device, &self.values);
+        self.places.final_norm.last_backward(on, grads, dx, dy, stats, x, dims)
     }
 
     /// The parts of a block from the last to the first. In the first adapted block it ends at

@@ -2,16 +2,17 @@
 //!
 //! Four families are the same network with few differences: Llama and Mistral (no
 //! biases), Qwen2 (biases on q, k, v), Qwen3 (no biases, RMS norm of every query
-//! and key head). Every field of the file is either honoured, known to change
-//! nothing, or an error that names file, field and value: a field that is silently
-//! ignored gives a model that runs and is wrong.
+//! and key head). OPT is another one, and so is its file (`config_opt.rs`).
+//!
+//! Every field of the file is either honoured, known to change nothing, or an error that names file, field and
+//! value: a field that is silently ignored gives a model that runs and is wrong.
 
 use super::config_fields::HARMLESS;
-use super::family::{Traits, WindowRule};
+use super::config_opt;
+use super::family::{Positions, Traits, WindowRule};
 use super::rope::RopeScaling;
 use super::{AttentionConfig, BlockConfig, Emulator, Family, MlpConfig, Ranks};
 use crate::fields::Fields;
-use gradtx_kernels::ops::GatedKind;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, not_a_model, read_text};
 use gradtx_runtime::{Error, Result};
 use serde_json::{Value, json};
@@ -31,7 +32,7 @@ pub struct DecoderConfig {
     pub vocab: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Width of the gated MLP.
+    /// Width of the MLP.
     pub intermediate: usize,
     /// Blocks.
     pub layers: usize,
@@ -39,11 +40,11 @@ pub struct DecoderConfig {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Values per head; even.
+    /// Values per head; even where positions are rotary.
     pub head_dim: usize,
-    /// ε of every RMS norm.
+    /// ε of every norm.
     pub norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// Base of the rotary frequencies; like their scaling without a meaning where positions are learned.
     pub rope_theta: f64,
     /// Change of the rotary frequencies for longer contexts.
     pub rope_scaling: RopeScaling,
@@ -82,6 +83,20 @@ impl DecoderConfig {
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let mut fields = Fields::parse(path, text, "model")?;
         let (family, is_emulator) = fields.family()?;
+        let config = match family.traits().positions {
+            Positions::Rotary => Self::read_rotary(&mut fields, family)?,
+            Positions::Learned { .. } => config_opt::read(&mut fields)?,
+        };
+        let emulator = is_emulator.then(|| Emulator::read(&mut fields)).transpose()?;
+        fields.finish(HARMLESS)?;
+        let config = Self { emulator, ..config };
+        config.check().map_err(|why| Error::file(path, why))?;
+        Ok(config)
+    }
+
+    /// Takes the fields of a model with rotary positions, emulator's apart.
+    fn read_rotary(fields: &mut Fields, family: Family) -> Result<Self> {
+        fields.only("hidden_act", &json!("silu"))?;
         fields.check_neutral()?;
         let hidden = fields.size("hidden_size")?;
         let heads = fields.size("num_attention_heads")?;
@@ -99,11 +114,11 @@ impl DecoderConfig {
             None => {
                 let why =
                     format!("`hidden_size` = {hidden} is not a multiple of `num_attention_heads` = {heads}");
-                return Err(Error::file(path, format!("{why}, and `head_dim` is missing")));
+                return Err(fields.file_error(format!("{why}, and `head_dim` is missing")));
             }
         };
         let (rope_theta, rope_scaling) = fields.rope(max_positions)?;
-        let config = Self {
+        Ok(Self {
             family,
             vocab: fields.size("vocab_size")?,
             hidden,
@@ -121,11 +136,8 @@ impl DecoderConfig {
             bos: fields.ids("bos_token_id")?.first().copied(),
             eos: fields.ids("eos_token_id")?,
             pad: fields.ids("pad_token_id")?.first().copied(),
-            emulator: is_emulator.then(|| Emulator::read(&mut fields)).transpose()?,
-        };
-        fields.finish(HARMLESS)?;
-        config.check().map_err(|why| Error::file(path, why))?;
-        Ok(config)
+            emulator: None,
+        })
     }
 
     /// Fails, saying why, when sizes do not fit each other.
@@ -136,7 +148,8 @@ impl DecoderConfig {
                 "`num_attention_heads` = {heads} is not a multiple of `num_key_value_heads` = {kv}"
             ));
         }
-        if !self.head_dim.is_multiple_of(2) || self.head_dim == 0 {
+        let is_rotary = self.family.traits().positions == Positions::Rotary;
+        if is_rotary && (!self.head_dim.is_multiple_of(2) || self.head_dim == 0) {
             return Err(format!(
                 "`head_dim` = {}: the rotary embedding needs an even, positive number",
                 self.head_dim
@@ -163,10 +176,19 @@ impl DecoderConfig {
         Ok(())
     }
 
-    /// Parameters of embedding, head and matrices.
+    /// Parameters of embeddings, head and matrices.
     fn parameters(&self) -> u128 {
-        let embeddings = if self.tied { 1 } else { 2 } * self.vocab as u128 * self.hidden as u128;
-        embeddings + self.blocks().iter().map(BlockConfig::matrix_values).sum::<u128>()
+        let tables = if self.tied { 1 } else { 2 } * self.vocab as u128;
+        let in_blocks = self.blocks().iter().map(BlockConfig::matrix_values).sum::<u128>();
+        (tables + self.position_rows() as u128) * self.hidden as u128 + in_blocks
+    }
+
+    /// Rows of the table of learned positions; 0 where positions are rotary.
+    pub fn position_rows(&self) -> usize {
+        match self.family.traits().positions {
+            Positions::Rotary => 0,
+            Positions::Learned { offset } => offset + self.max_positions,
+        }
     }
 
     /// Tokens that a text may have at most: the positions that the model was made for, as scaled,
@@ -178,20 +200,24 @@ impl DecoderConfig {
 
     /// What an uncompressed block is made of: the parts of the family, with the sizes of this model.
     pub fn block(&self) -> BlockConfig {
-        let &Traits { qkv_bias, qk_norm, .. } = self.family.traits();
+        let &Traits { norm, activation, positions, qkv_bias, other_biases, qk_norm, .. } =
+            self.family.traits();
         let &Self { hidden, norm_eps, heads, kv_heads, head_dim, intermediate, .. } = self;
         BlockConfig {
             hidden,
+            norm,
             norm_eps,
             attention: AttentionConfig {
                 heads,
                 kv_heads,
                 head_dim,
+                is_rotary: positions == Positions::Rotary,
                 qkv_bias,
+                o_bias: other_biases,
                 qk_norm,
                 ranks: Ranks::default(),
             },
-            mlp: MlpConfig { intermediate, activation: GatedKind::Silu },
+            mlp: MlpConfig { intermediate, activation, has_bias: other_biases },
         }
     }
 
@@ -228,6 +254,17 @@ impl DecoderConfig {
             [id] => json!(id),
             ids => json!(ids),
         };
+        let mut out = match self.family.traits().positions {
+            Positions::Rotary => self.rotary_json(&eos, dtype),
+            Positions::Learned { .. } => config_opt::to_json(self, &eos, dtype),
+        };
+        if let Some(emulator) = &self.emulator {
+            emulator.write(self, &mut out);
+        }
+        out
+    }
+
+    fn rotary_json(&self, eos: &Value, dtype: &str) -> Value {
         let mut out = json!({
             "architectures": [self.family.architecture()],
             "attention_dropout": 0.0,
@@ -261,9 +298,6 @@ impl DecoderConfig {
             if self.window.is_some() {
                 out["max_window_layers"] = json!(0);
             }
-        }
-        if let Some(emulator) = &self.emulator {
-            emulator.write(self, &mut out);
         }
         out
     }

@@ -140,7 +140,6 @@ impl Fields {
             let want = format!("[\"{architecture}\"]");
             return Err(self.unsupported("architectures", &value, &want));
         }
-        self.only("hidden_act", &json!("silu"))?;
         Ok((family, is_emulator))
     }
 

@@ -140,7 +140,7 @@ impl Emulator {
                 let (inputs, _) = module.fused().dims(&block);
                 let (rank, most) = (module.rank(&shape.ranks), inputs.min(module.outputs(&block).len()));
                 if rank > most {
-                    let name = module.name();
+                    let name = model.family.module_name(module);
                     return Err(format!(
                         "`{FIELD}.layers[{layer}]`: rank {rank} of {name}; a matrix of its shape has at most {most}"
                     ));
@@ -190,6 +190,25 @@ impl DecoderConfig {
             write_atomic(&dir.join(name), |out| out.write_all(text.as_bytes()))?;
         }
         Ok(files.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Fails unless an emulator can be made of the model: a whole one, whose MLPs have a gate.
+    ///
+    /// # Errors
+    /// Says what was found, and what to do.
+    pub fn expect_compressible(&self, what: &str) -> Result<()> {
+        self.expect_whole(what)?;
+        if self.block().has(Module::Gate) {
+            return Ok(());
+        }
+        let known: Vec<&str> =
+            Family::ALL.into_iter().filter(|f| f.has(Module::Gate)).map(Family::model_type).collect();
+        let why = format!(
+            "expected an LLM with a gated MLP, of type {}; found type {}, of which no emulator can be made yet",
+            known.join(", "),
+            self.family.model_type()
+        );
+        Err(Error::invalid(what.to_owned(), why))
     }
 
     /// Fails unless the model is whole: an LLM that others are made of, not an emulator of one.

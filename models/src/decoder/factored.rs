@@ -3,9 +3,10 @@
 //! Shapes: T tokens, `in` and `out` columns of the layer, r the rank of a matrix, Σr that of all of the layer's.
 
 use super::BlockConfig;
+use super::names::LayerNames;
 use super::pass::BlockPass;
 use crate::lora::{Module, Projection};
-use gradtx_kernels::ops::{Gemm, GemmDims, LoraDims};
+use gradtx_kernels::ops::{Elementwise, Gemm, GemmDims, LoraDims};
 use gradtx_kernels::{Backend, Real, View, ViewMut};
 use gradtx_runtime::Result;
 use gradtx_runtime::params::ParamLayout;
@@ -40,24 +41,24 @@ enum Matrix {
 impl Factored {
     /// Whether a layer of this block has a matrix in factors.
     pub(super) fn is_of(config: &BlockConfig, projection: Projection) -> bool {
-        projection.modules().any(|module| module.rank(&config.attention.ranks) > 0)
+        projection.modules(config).any(|module| module.rank(&config.attention.ranks) > 0)
     }
 
-    /// Defines its matrices; `name` is what stands before `q_proj` and the others.
+    /// Defines its matrices.
     pub(super) fn new(
         layout: &mut ParamLayout,
         config: &BlockConfig,
         projection: Projection,
-        name: impl Fn(&str) -> String,
+        names: LayerNames,
     ) -> Self {
         let rank = |module: Module| module.rank(&config.attention.ranks);
         let (inputs, _) = projection.dims(config);
-        let in_factors = || projection.modules().filter(|&module| rank(module) > 0);
-        let of = |module: Module, which: &str| name(&format!("{}{which}.weight", module.path()));
+        let in_factors = || projection.modules(config).filter(|&module| rank(module) > 0);
+        let of = |module: Module, which: &str| names.of(module, &format!("{which}.weight"));
         let down = layout.push(in_factors().map(|module| (of(module, ".down"), vec![rank(module), inputs])));
         let mut parts = vec![];
         let mut ranks = 0;
-        for module in projection.modules() {
+        for module in projection.modules(config) {
             let (outputs, rank) = (module.outputs(config), rank(module));
             let matrix = match rank {
                 0 => Matrix::Whole(layout.push([(of(module, ""), vec![outputs.len(), inputs])])),
@@ -73,13 +74,13 @@ impl Factored {
         Self { down, ranks, parts }
     }
 
-    /// `y = [residual +] input Wᵀ`; `between` has room for `[T, Σr]`.
+    /// `y = [residual +] [bias +] input Wᵀ`; `between` has room for `[T, Σr]`.
     pub(super) fn forward<D: Backend<X>, X: Real>(
         &self,
         at: &BlockPass<'_, '_, D, X>,
         mut y: D::ViewMut<'_, X>,
         input: D::View<'_, X>,
-        residual: Option<D::View<'_, X>>,
+        (residual, bias): (Option<D::View<'_, X>>, Option<D::View<'_, X>>),
         between: D::ViewMut<'_, X>,
         dims: &LoraDims<'_>,
     ) -> Result<()> {
@@ -112,6 +113,9 @@ impl Factored {
                     Gemm::<X>::gemm(device, y, rows, at.weight(weight), product)?;
                 }
             }
+        }
+        if let Some(bias) = bias {
+            Elementwise::<X>::add_row(device, y, bias)?;
         }
         Ok(())
     }

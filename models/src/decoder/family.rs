@@ -1,6 +1,10 @@
 //! [`Family`]: the published architectures. A family is one entry of this file: the parts that its blocks are
 //! made of, and what its `config.json` means where it is silent.
 
+use super::block_config::{Activation, NormKind};
+use super::names::{self, Names};
+use gradtx_kernels::ops::GatedKind;
+
 /// Which published architecture a model belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -9,14 +13,24 @@ pub enum Family {
     Mistral,
     Qwen2,
     Qwen3,
+    Opt,
 }
 
 /// In what families differ.
 pub(super) struct Traits {
     model_type: &'static str,
     architecture: &'static str,
+    pub(super) names: &'static Names,
+    /// What normalises the residual stream.
+    pub(super) norm: NormKind,
+    /// What the hidden row of the MLP goes through.
+    pub(super) activation: Activation,
+    /// How tokens know where they are.
+    pub(super) positions: Positions,
     /// q, k and v have biases.
     pub(super) qkv_bias: bool,
+    /// All other products inside the blocks have biases.
+    pub(super) other_biases: bool,
     /// Query and key heads are normalised before the rotation.
     pub(super) qk_norm: bool,
     /// Values per head where the file is silent; otherwise the hidden ones are shared out among the heads.
@@ -27,6 +41,18 @@ pub(super) struct Traits {
     pub(super) window: WindowRule,
     /// Switches that transformers writes for this family and that are off here.
     pub(super) switches: &'static [&'static str],
+}
+
+/// How tokens know their positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Positions {
+    /// Queries and keys are rotated.
+    Rotary,
+    /// A row of a table is added to the embedding of a token: that of its position, after this many others.
+    Learned {
+        /// Rows before that of position 0.
+        offset: usize,
+    },
 }
 
 /// Which layers slide, where `layer_types` does not say it.
@@ -43,7 +69,12 @@ pub(super) enum WindowRule {
 const LLAMA: Traits = Traits {
     model_type: "llama",
     architecture: "LlamaForCausalLM",
+    names: &names::LLAMA,
+    norm: NormKind::Rms,
+    activation: Activation::Gated(GatedKind::Silu),
+    positions: Positions::Rotary,
     qkv_bias: false,
+    other_biases: false,
     qk_norm: false,
     head_dim: None,
     is_multi_head: true,
@@ -81,9 +112,23 @@ const QWEN3: Traits = Traits {
     ..LLAMA
 };
 
+/// Its `config.json` is read in `config_opt.rs`.
+const OPT: Traits = Traits {
+    model_type: "opt",
+    architecture: "OPTForCausalLM",
+    names: &names::OPT,
+    norm: NormKind::Layer,
+    activation: Activation::Relu,
+    positions: Positions::Learned { offset: 2 },
+    qkv_bias: true,
+    other_biases: true,
+    switches: &[],
+    ..LLAMA
+};
+
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 5] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Opt];
 
     /// In what it differs from the others.
     pub(super) fn traits(self) -> &'static Traits {
@@ -92,7 +137,12 @@ impl Family {
             Self::Mistral => &MISTRAL,
             Self::Qwen2 => &QWEN2,
             Self::Qwen3 => &QWEN3,
+            Self::Opt => &OPT,
         }
+    }
+
+    pub(super) fn names(self) -> &'static Names {
+        self.traits().names
     }
 
     /// `model_type` in config.json.

@@ -5,7 +5,6 @@ use super::rope::RopeTables;
 use super::{Activations, AdapterView, Decoder};
 use gradtx_kernels::ops::{
     Elementwise, Embedding, Gemm, GemmDims, LmHead, LmHeadDims, LmHeadLoss, LmHeadScratch, RmsNormDims,
-    RmsNormForward,
 };
 use gradtx_kernels::{Backend, Buffer, Real, View, ViewMut};
 use gradtx_runtime::Result;
@@ -74,6 +73,10 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let x = acts.x.get_mut(0, pass.tokens * hidden);
         let table = self.weights(&self.places.embedding);
         Embedding::<X>::embedding_forward(&self.device, x, table, pass.batch.tokens(), hidden)?;
+        if let Some(positions) = &self.places.positions {
+            let (x, table) = (acts.x.get_mut(0, pass.tokens * hidden), self.weights(positions));
+            Embedding::<X>::embedding_add(&self.device, x, table, pass.batch.positions(), hidden)?;
+        }
         for block in 0..self.config.layers {
             self.block_forward(acts, pass, cache, block)?;
         }
@@ -100,8 +103,13 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         rope: &'a RopeTables<D, X::Acc>,
         block: usize,
     ) -> BlockPass<'a, 'p, D, X> {
-        let norm = self.norm_dims(pass.tokens);
-        BlockPass { device: &self.device, values: &self.values, rope, pass, block, norm }
+        let (norm, norm_stats) = (self.norm_dims(pass.tokens), self.norm_stats(pass.tokens));
+        BlockPass { device: &self.device, values: &self.values, rope, pass, block, norm, norm_stats }
+    }
+
+    /// Numbers that a norm of the residual stream keeps of so many tokens.
+    pub(super) fn norm_stats(&self, tokens: usize) -> usize {
+        tokens * self.config.block().norm.statistics()
     }
 
     /// Shapes of a norm of the residual stream.
@@ -112,14 +120,11 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// The final norm of every token.
     pub(super) fn final_norm(&self, acts: &mut Activations<D, X>, tokens: usize) -> Result<()> {
         let len = tokens * self.config.hidden;
-        self.device.rmsnorm_forward(RmsNormForward {
-            y: acts.last.view_mut(0..len),
-            inv_rms: acts.last_inv_rms.view_mut(0..tokens),
-            x: acts.x.get(self.config.layers, len),
-            w: self.weights(&self.places.final_norm),
-            dims: self.norm_dims(tokens),
-        })?;
-        Ok(())
+        let (y, stats) =
+            (acts.last.view_mut(0..len), acts.last_norm_stats.view_mut(0..self.norm_stats(tokens)));
+        let x = acts.x.get(self.config.layers, len);
+        let weights = self.places.final_norm.weights::<D, X>(&self.values);
+        weights.forward(&self.device, y, stats, x, self.norm_dims(tokens))
     }
 
     /// Loss of every label; with `gradient`, also its gradient in the head's input
@@ -166,13 +171,10 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let x = acts.x.get(self.config.layers, tokens * hidden);
         let gathered = acts.head_rows.view_mut(0..count * hidden);
         Elementwise::<X>::gather_rows(device, gathered, x, rows, hidden)?;
-        device.rmsnorm_forward(RmsNormForward {
-            y: acts.last.view_mut(0..count * hidden),
-            inv_rms: acts.last_inv_rms.view_mut(0..count),
-            x: acts.head_rows.view(0..count * hidden),
-            w: self.weights(&self.places.final_norm),
-            dims: self.norm_dims(count),
-        })?;
+        let stats = acts.last_norm_stats.view_mut(0..self.norm_stats(count));
+        let (y, x) = (acts.last.view_mut(0..count * hidden), acts.head_rows.view(0..count * hidden));
+        let weights = self.places.final_norm.weights::<D, X>(&self.values);
+        weights.forward(device, y, stats, x, self.norm_dims(count))?;
         Gemm::<X>::gemm(
             device,
             acts.head_logits.view_mut(0..count * vocab),

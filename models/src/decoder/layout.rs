@@ -4,16 +4,15 @@
 //! backward finishes gradients from the end of the buffer to its beginning.
 
 use super::attention::Attention;
+use super::family::Positions;
 use super::mlp::Mlp;
+use super::names::{HEAD, LayerNames};
 use super::norm::Norm;
 use super::product::Product;
 use super::{BlockConfig, DecoderConfig};
 use crate::lora::{Module, Projection};
 use gradtx_runtime::params::{Param, ParamLayout};
 use std::ops::Range;
-
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(super) const HEAD: &str = "lm_head.weight";
 
 /// The parts of one block.
 #[derive(Clone, Debug)]
@@ -27,8 +26,9 @@ pub(super) struct Block {
 pub(super) struct Places {
     /// `[V, H]`
     pub(super) embedding: Range<usize>,
-    /// `[H]`
-    pub(super) final_norm: Range<usize>,
+    /// `[positions, H]`, where positions are learned.
+    pub(super) positions: Option<Range<usize>>,
+    pub(super) final_norm: Norm,
     /// `[V, H]`; the embedding's when tied.
     pub(super) head: Range<usize>,
     pub(super) blocks: Vec<Block>,
@@ -45,56 +45,71 @@ pub(super) fn contiguous(cols: usize) -> usize {
 /// Layout and places of a buffer whose rows are so far apart: shapes have that many columns.
 pub(super) fn places(config: &DecoderConfig, stride: RowStride) -> (ParamLayout, Places) {
     let mut layout = ParamLayout::new();
-    let embedding = layout.push([(EMBEDDING, vec![config.vocab, config.hidden])]);
+    let (names, hidden) = (config.family.names(), config.hidden);
+    let embedding = layout.push([(names.embedding(), vec![config.vocab, hidden])]);
+    let positions = match config.family.traits().positions {
+        Positions::Rotary => None,
+        Positions::Learned { offset } => {
+            let table = layout.push([(names.positions(), vec![config.position_rows(), hidden])]);
+            // Nobody reads the rows before those of the positions.
+            Some(table.start + offset * hidden..table.end)
+        }
+    };
     let blocks = config.blocks();
     let blocks = blocks.iter().enumerate();
-    let blocks = blocks.map(|(l, block)| Block::new(&mut layout, block, l, stride)).collect();
-    let final_norm = layout.push([("model.norm.weight", vec![config.hidden])]);
+    let of_layer = |layer| LayerNames { family: config.family, layer };
+    let blocks = blocks.map(|(l, block)| Block::new(&mut layout, block, of_layer(l), stride)).collect();
+    let final_norm = Norm::new(&mut layout, &names.final_norm(), &config.block());
     let head = match config.tied {
         true => embedding.clone(),
         false => layout.push([(HEAD, vec![config.vocab, config.hidden])]),
     };
-    (layout, Places { embedding, blocks, final_norm, head })
+    (layout, Places { embedding, positions, blocks, final_norm, head })
 }
 
 impl Block {
     /// Defines the weights of a block: norms and biases, then matrices, each in the order of a forward pass.
-    fn new(layout: &mut ParamLayout, config: &BlockConfig, l: usize, stride: RowStride) -> Self {
-        let &BlockConfig { hidden: h, attention, mlp, .. } = config;
-        let (q_dim, kv_dim) = (attention.q_dim(), attention.kv_dim());
-        let name = |rest: &str| format!("model.layers.{l}.{rest}");
-        let parts = [(Module::Q, q_dim), (Module::K, kv_dim), (Module::V, kv_dim)];
-        let attention_norm = Norm::new(layout, name("input_layernorm.weight"), h);
-        let qkv_bias = attention.qkv_bias.then(|| {
-            layout.push(parts.map(|(module, n)| {
+    fn new(layout: &mut ParamLayout, config: &BlockConfig, names: LayerNames, stride: RowStride) -> Self {
+        let &BlockConfig { attention, mlp, .. } = config;
+        let of_family = names.family.names();
+        let attention_norm = Norm::new(layout, &names.below(of_family.attention_norm), config);
+        let bias = |layout: &mut ParamLayout, projection: Projection, is_there: bool| {
+            let vector = |module: Module| {
                 let up = if module.rank(&attention.ranks) > 0 { ".up" } else { "" };
-                (name(&format!("{}{up}.bias", module.path())), vec![n])
-            }))
-        });
+                (names.of(module, &format!("{up}.bias")), vec![module.outputs(config).len()])
+            };
+            is_there.then(|| layout.push(projection.modules(config).map(vector)))
+        };
+        let qkv_bias = bias(layout, Projection::Qkv, attention.qkv_bias);
+        let (rotated_bias, qkv_bias) = if attention.is_rotary { (qkv_bias, None) } else { (None, qkv_bias) };
+        let o_bias = bias(layout, Projection::O, attention.o_bias);
         let mut head_norm = |part: &str| {
-            let weight = (name(&format!("self_attn.{part}_norm.weight")), vec![attention.head_dim]);
+            let weight = (names.below(&format!("self_attn.{part}_norm.weight")), vec![attention.head_dim]);
             layout.push([weight])
         };
         let qk_norm = attention.qk_norm.then(|| [head_norm("q"), head_norm("k")]);
-        let mlp_norm = Norm::new(layout, name("post_attention_layernorm.weight"), h);
-        let mut product = |projection| Product::new(layout, config, projection, name, stride);
-        let [qkv, o] = [Projection::Qkv, Projection::O].map(&mut product);
-        let [gate_up, down] = [Projection::GateUp, Projection::Down].map(&mut product);
+        let mlp_norm = Norm::new(layout, &names.below(of_family.mlp_norm), config);
+        let [first_bias, down_bias] =
+            [Projection::GateUp, Projection::Down].map(|product| bias(layout, product, mlp.has_bias));
+        let mut product = |projection, bias| Product::new(layout, config, projection, bias, names, stride);
+        let (qkv, o) = (product(Projection::Qkv, qkv_bias), product(Projection::O, o_bias));
+        let (gate_up, down) = (product(Projection::GateUp, first_bias), product(Projection::Down, down_bias));
         Self {
-            attention: Attention { config: attention, norm: attention_norm, qkv_bias, qk_norm, qkv, o },
+            attention: Attention { config: attention, norm: attention_norm, rotated_bias, qk_norm, qkv, o },
             mlp: Mlp { config: mlp, norm: mlp_norm, gate_up, down },
         }
     }
 }
 
-/// A two-dimensional parameter that is neither embedding nor head.
-pub(super) fn is_hidden_matrix(param: &Param) -> bool {
-    param.shape.len() == 2 && ![EMBEDDING, HEAD].contains(&param.name.as_str())
+/// A two-dimensional parameter inside the blocks: neither an embedding nor the head.
+pub(super) fn is_hidden_matrix(config: &DecoderConfig, param: &Param) -> bool {
+    param.shape.len() == 2 && param.name.starts_with(&config.family.layers())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoder::Family;
     use crate::decoder::product::Weight;
     use std::path::Path;
 
@@ -113,13 +128,14 @@ mod tests {
             "max_position_embeddings": 64}"#;
         let mut block = DecoderConfig::parse(Path::new("config.json"), text).unwrap().block();
         let mut layout = ParamLayout::new();
-        let first = Block::new(&mut layout, &block, 0, contiguous);
-        assert!(first.attention.qk_norm.is_some() && first.attention.qkv_bias.is_none());
+        let names = |layer| LayerNames { family: Family::Qwen3, layer };
+        let first = Block::new(&mut layout, &block, names(0), contiguous);
+        assert!(first.attention.qk_norm.is_some() && first.attention.rotated_bias.is_none());
         block.mlp.intermediate = 10;
         (block.attention.qk_norm, block.attention.qkv_bias) = (false, true);
-        let second = Block::new(&mut layout, &block, 1, contiguous);
+        let second = Block::new(&mut layout, &block, names(1), contiguous);
         assert!(second.attention.qk_norm.is_none());
-        assert_eq!(second.attention.qkv_bias.as_ref().map(Range::len), Some(24 + 2 * 12));
+        assert_eq!(second.attention.rotated_bias.as_ref().map(Range::len), Some(24 + 2 * 12));
         assert_eq!(
             (whole(&first.mlp.gate_up).len(), whole(&second.mlp.gate_up).len()),
             (2 * 24 * 16, 2 * 10 * 16)

@@ -1,14 +1,15 @@
-//! [`Mlp`]: the second part of a block, `x = x_mid + down(activation(gate) ⊙ up)` of `norm(x_mid)`.
+//! [`Mlp`]: the second part of a block, `x = x_mid + down(activation(gate) ⊙ up)` of `norm(x_mid)`; without a gate
+//! `x = x_mid + down(relu(up))`.
 //!
 //! Shapes: T tokens of the stream; H hidden, F intermediate.
 
-use super::norm::Norm;
+use super::norm::{Norm, norm_stats};
 use super::pass::{BlockBackward, BlockPass};
 use super::per_block::PerBlock;
 use super::product::{Product, ProductInputs};
-use super::{BlockConfig, MlpConfig};
+use super::{Activation, BlockConfig, MlpConfig};
 use crate::lora::Projection;
-use gradtx_kernels::ops::{GatedActivation, GatedDims, LoraDims};
+use gradtx_kernels::ops::{GatedActivation, GatedDims, LoraDims, ReluDims};
 use gradtx_kernels::{Backend, Buffer, Device, Real};
 use gradtx_runtime::Result;
 use gradtx_runtime::buffers::Allocator;
@@ -18,7 +19,7 @@ use gradtx_runtime::buffers::Allocator;
 pub(super) struct Mlp {
     pub(super) config: MlpConfig,
     pub(super) norm: Norm,
-    /// `[2F, H]`
+    /// `[2F, H]`, or `[F, H]` without a gate.
     pub(super) gate_up: Product,
     /// `[H, F]`
     pub(super) down: Product,
@@ -26,11 +27,11 @@ pub(super) struct Mlp {
 
 /// What its forward pass leaves for its backward pass, of all blocks.
 pub(super) struct MlpActs<D: Device, X: Real> {
-    /// `[T]` of the norm.
-    inv_rms: PerBlock<D, X::Acc>,
+    /// `[T]` or `[2, T]` of the norm.
+    norm_stats: PerBlock<D, X::Acc>,
     /// The input of gate and up.
     input: PerBlock<D, X>,
-    /// `[T, 2F]`
+    /// `[T, 2F]` or `[T, F]`
     gate_up: PerBlock<D, X>,
     /// The input of down.
     down_input: PerBlock<D, X>,
@@ -46,13 +47,13 @@ impl<D: Backend<X>, X: Real> MlpActs<D, X> {
     ) -> Result<Self> {
         let keeps = |block| inputs.mode.keeps(block);
         Ok(Self {
-            inv_rms: PerBlock::allocate(alloc, "mlp_inv_rms", keeps, blocks.iter().map(|_| vec![tokens]))?,
+            norm_stats: PerBlock::allocate(alloc, "mlp_inv_rms", keeps, norm_stats(blocks, tokens))?,
             input: inputs.allocate(alloc, "gate_up_input", blocks, Projection::GateUp, |_| false)?,
             gate_up: PerBlock::allocate(
                 alloc,
                 "gate_up",
                 keeps,
-                blocks.iter().map(|b| vec![tokens, 2 * b.mlp.intermediate]),
+                blocks.iter().map(|b| vec![tokens, b.mlp.first_dim()]),
             )?,
             down_input: inputs.allocate(alloc, "down_input", blocks, Projection::Down, |_| false)?,
         })
@@ -60,9 +61,47 @@ impl<D: Backend<X>, X: Real> MlpActs<D, X> {
 }
 
 impl Mlp {
-    fn gated<D: Backend<X>, X: Real>(&self, tokens: usize, down: &LoraDims<'_>) -> GatedDims {
-        let (cols, h_stride) = (self.config.intermediate, D::lora_row_stride(down));
-        GatedDims { rows: tokens, cols, h_stride, kind: self.config.activation }
+    /// `h` = what the first product has left, activated: rows of the input of down.
+    fn activate<D: Backend<X>, X: Real>(
+        &self,
+        device: &D,
+        h: D::ViewMut<'_, X>,
+        first: D::View<'_, X>,
+        tokens: usize,
+        down: &LoraDims<'_>,
+    ) -> Result<()> {
+        let (rows, cols, h_stride) = (tokens, self.config.intermediate, D::lora_row_stride(down));
+        match self.config.activation {
+            Activation::Gated(kind) => {
+                let dims = GatedDims { rows, cols, h_stride, kind };
+                GatedActivation::<X>::gated_forward(device, h, first, dims)?;
+            }
+            Activation::Relu => device.relu_forward(h, first, ReluDims { rows, cols, h_stride })?,
+        }
+        Ok(())
+    }
+
+    /// The gradient of what the first product has left, `=`, from `dh`.
+    fn activate_backward<D: Backend<X>, X: Real>(
+        &self,
+        device: &D,
+        d_first: D::ViewMut<'_, X>,
+        dh: D::View<'_, X>,
+        first: D::View<'_, X>,
+        tokens: usize,
+        down: &LoraDims<'_>,
+    ) -> Result<()> {
+        let (rows, cols, h_stride) = (tokens, self.config.intermediate, D::lora_row_stride(down));
+        match self.config.activation {
+            Activation::Gated(kind) => {
+                let dims = GatedDims { rows, cols, h_stride, kind };
+                GatedActivation::<X>::gated_backward(device, d_first, dh, first, dims)?;
+            }
+            Activation::Relu => {
+                device.relu_backward(d_first, dh, first, ReluDims { rows, cols, h_stride })?;
+            }
+        }
+        Ok(())
     }
 
     /// From the residual stream before it, `x_mid`, to the next block's `x`.
@@ -80,7 +119,7 @@ impl Mlp {
             at,
             &self.gate_up,
             own.input.get_mut(block, input_len),
-            own.inv_rms.get_mut(block, tokens),
+            own.norm_stats.get_mut(block, at.norm_stats),
             x_mid.get(block, len),
         )?;
         let input = own.input.get(block, input_len);
@@ -88,8 +127,7 @@ impl Mlp {
         let dims = self.down.dims(at);
         let input_len = D::lora_input_len(&dims);
         let rows = D::lora_rows_mut(own.down_input.get_mut(block, input_len), &dims);
-        let gated = self.gated::<D, X>(tokens, &dims);
-        GatedActivation::<X>::gated_forward(at.device, rows, own.gate_up.get(block, wide), gated)?;
+        self.activate(at.device, rows, own.gate_up.get(block, wide), tokens, &dims)?;
         let input = own.down_input.get_mut(block, input_len);
         at.device.lora_down_forward(input, at.adapters(), at.pass.segments, dims)?;
         let (after, residual) = (x.get_mut(block + 1, len), x_mid.get(block, len));
@@ -111,17 +149,18 @@ impl Mlp {
         let (block, tokens, down, dims) =
             (at.block, at.pass.tokens, self.down.dims(at), self.gate_up.dims(at));
         let (input_len, wide) = (D::lora_input_len(&dims), tokens * dims.out_dim);
-        GatedActivation::<X>::gated_backward(
+        self.activate_backward(
             at.device,
             d.proj.view_mut(0..wide),
             D::lora_rows(d.input.view(0..D::lora_input_len(&down)), &down),
             own.gate_up.get(block, wide),
-            self.gated::<D, X>(tokens, &down),
+            tokens,
+            &down,
         )?;
         let input = own.input.get(block, input_len);
         let (d_input, dy) = (d.input.view_mut(0..input_len), d.proj.view(0..wide));
         self.gate_up.backward(at, grads, d_input, dy, input, &mut d.between)?;
-        let (x, inv_rms) = (x_mid.get(block, at.stream_len()), own.inv_rms.get(block, tokens));
-        self.norm.backward(ctx, &self.gate_up, input, inv_rms, x)
+        let (x, stats) = (x_mid.get(block, at.stream_len()), own.norm_stats.get(block, at.norm_stats));
+        self.norm.backward(ctx, &self.gate_up, input, stats, x)
     }
 }

@@ -1,4 +1,4 @@
-//! Decoder LLMs: Llama, Mistral, Qwen2 and Qwen3, with or without adapters.
+//! Decoder LLMs: Llama, Mistral, Qwen2, Qwen3 and OPT, with or without adapters.
 //!
 //! * [`DecoderConfig`]: what is computed, from `config.json`; [`BlockConfig`]: the parts of a block.
 //! * [`Decoder`]: the weights, in one flat buffer.
@@ -20,6 +20,9 @@
 //! q, k, v = rope([norm](rmsnorm(x) Wqkvᵀ + b))      x ← x + attention(q, k, v) Woᵀ
 //! g, u    = rmsnorm(x) Wguᵀ                          x ← x + (silu(g) ⊙ u) Wdownᵀ
 //! ```
+//!
+//! OPT's has layer norms in the place of RMS norms, biases in all products, learned positions that are added to the
+//! token embedding in the place of rope, and `relu(u)` in the place of `silu(g) ⊙ u`.
 
 mod acts;
 mod adapters;
@@ -28,6 +31,7 @@ mod backward;
 mod block_config;
 mod config;
 mod config_fields;
+mod config_opt;
 mod emulator;
 mod factored;
 mod family;
@@ -36,6 +40,7 @@ mod generate;
 mod layout;
 mod mlp;
 mod mode;
+mod names;
 mod norm;
 mod pass;
 mod per_block;
@@ -48,7 +53,7 @@ mod weights;
 
 pub use acts::Activations;
 pub use adapters::AdapterView;
-pub use block_config::{AttentionConfig, BlockConfig, MlpConfig, Ranks};
+pub use block_config::{Activation, AttentionConfig, BlockConfig, MlpConfig, NormKind, Ranks};
 pub use config::DecoderConfig;
 pub use emulator::{Emulator, LayerShape};
 pub use family::Family;

@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -41,20 +43,32 @@ def compress(model):
     gradot = model.config.gradot
     if gradot["version"] != VERSION:
         raise ValueError(f"config.json: gradot.version is {gradot['version']}, expected {VERSION}")
-    for layer, shape in zip(model.model.layers, gradot["layers"], strict=True):
-        mlp, attention, width = layer.mlp, layer.self_attn, shape["intermediate"]
-        if width != mlp.gate_proj.out_features:
-            hidden = mlp.gate_proj.in_features
-            mlp.gate_proj = nn.Linear(hidden, width, bias=False)
-            mlp.up_proj = nn.Linear(hidden, width, bias=False)
-            mlp.down_proj = nn.Linear(width, hidden, bias=False)
-            mlp.intermediate_size = width
+    is_opt = model.config.model_type == "gradot_opt"
+    layers = model.model.decoder.layers if is_opt else model.model.layers
+    for layer, shape in zip(layers, gradot["layers"], strict=True):
+        if is_opt:
+            narrow(layer, ["fc1"], "fc2", shape["intermediate"])
+        else:
+            narrow(layer.mlp, ["gate_proj", "up_proj"], "down_proj", shape["intermediate"])
+            layer.mlp.intermediate_size = shape["intermediate"]
         for name in ("q", "k", "v", "o"):
             if shape[name]:
-                whole = getattr(attention, f"{name}_proj")
+                path = "out_proj" if is_opt and name == "o" else f"{name}_proj"
+                whole = getattr(layer.self_attn, path)
                 factored = Factored(whole.in_features, whole.out_features, shape[name], whole.bias is not None)
-                setattr(attention, f"{name}_proj", factored)
+                setattr(layer.self_attn, path, factored)
     model.post_init()
+
+
+def narrow(mlp, first, last, width):
+    """Gives an MLP this width."""
+    whole = getattr(mlp, last)
+    if width == whole.in_features:
+        return
+    hidden, bias = whole.out_features, whole.bias is not None
+    for name in first:
+        setattr(mlp, name, nn.Linear(hidden, width, bias=bias))
+    setattr(mlp, last, nn.Linear(width, hidden, bias=bias))
 
 
 class GradOtLlamaConfig(LlamaConfig):
@@ -99,6 +113,18 @@ class GradOtQwen2ForCausalLM(Qwen2ForCausalLM):
 
 class GradOtQwen3ForCausalLM(Qwen3ForCausalLM):
     config_class = GradOtQwen3Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        compress(self)
+
+
+class GradOtOPTConfig(OPTConfig):
+    model_type = "gradot_opt"
+
+
+class GradOtOPTForCausalLM(OPTForCausalLM):
+    config_class = GradOtOPTConfig
 
     def __init__(self, config):
         super().__init__(config)

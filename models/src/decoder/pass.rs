@@ -61,8 +61,10 @@ pub(super) struct BlockPass<'a, 'p, D: Device, X: Real> {
     pub(super) pass: &'a Pass<'p, D, X::Acc>,
     /// Its number.
     pub(super) block: usize,
-    /// Of the norms of the residual stream.
+    /// Shapes of the norms of the residual stream.
     pub(super) norm: RmsNormDims,
+    /// Numbers that such a norm keeps of the stream, T or 2 T.
+    pub(super) norm_stats: usize,
 }
 
 impl<D: Device, X: Real> BlockPass<'_, '_, D, X> {
@@ -109,7 +111,7 @@ impl<D: Device, X: Real> BlockGrads<D, X> {
     ) -> Result<Self> {
         let largest = |size: &dyn Fn(&BlockConfig) -> usize| blocks.iter().map(size).max().unwrap_or(0);
         let qkv = largest(&|block| block.attention.qkv_dim());
-        let gate_up = largest(&|block| 2 * block.mlp.intermediate);
+        let gate_up = largest(&|block| block.mlp.first_dim());
         Ok(Self {
             x: alloc.buffer("d_x", &[tokens, hidden])?,
             input: alloc.buffer("d_input", &[input])?,
@@ -178,6 +180,14 @@ impl<D: Device, A: Real> Gradients<'_, D, A> {
         let is_frozen = pass.adapters.is_some_and(|adapters| adapters.layout.freezes_a());
         let rows = self.adapter_rows();
         if is_frozen { rows.slice(0..0) } else { rows }
+    }
+
+    /// The gradients of two parameters, where parameters are trained; the second one lies behind the first.
+    pub(super) fn params(&mut self, [first, second]: [&Range<usize>; 2]) -> Option<[D::ViewMut<'_, A>; 2]> {
+        // Between them there may be room for alignment.
+        let both = self.param(&(first.start..second.end))?;
+        let (of_first, of_second) = both.split_at_mut(second.start - first.start);
+        Some([of_first.slice(0..first.len()), of_second])
     }
 
     /// The gradient of a parameter, where parameters are trained.

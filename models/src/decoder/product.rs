@@ -1,6 +1,7 @@
 //! [`Product`]: a (fused) linear layer of a block, perhaps with adapters.
 
 use super::factored::Factored;
+use super::names::LayerNames;
 use super::pass::{BlockBackward, BlockPass, Gradients};
 use super::per_block::PerBlock;
 use super::{BlockConfig, Mode};
@@ -22,6 +23,8 @@ pub(super) struct Product {
     in_dim: usize,
     out_dim: usize,
     pub(super) weight: Weight,
+    /// `[out]`, where it has a bias of its own.
+    bias: Option<Range<usize>>,
 }
 
 /// The matrix of a layer.
@@ -106,25 +109,26 @@ impl ProductInputs<'_> {
 }
 
 impl Product {
-    /// Defines its matrices: those that are fused follow each other. `name` is the one of a tensor of the block,
-    /// `stride` the elements from one of their rows to the next.
+    /// Defines its matrices, behind its bias: those that are fused follow each other. `stride` are the elements from
+    /// one of their rows to the next.
     pub(super) fn new(
         layout: &mut ParamLayout,
         config: &BlockConfig,
         projection: Projection,
-        name: impl Fn(&str) -> String,
+        bias: Option<Range<usize>>,
+        names: LayerNames,
         stride: fn(usize) -> usize,
     ) -> Self {
         let (in_dim, out_dim) = projection.dims(config);
         let matrix = |module: Module| {
             let rows = module.outputs(config).len();
-            (name(&format!("{}.weight", module.path())), vec![rows, stride(in_dim)])
+            (names.of(module, ".weight"), vec![rows, stride(in_dim)])
         };
         let weight = match Factored::is_of(config, projection) {
-            true => Weight::Factored(Factored::new(layout, config, projection, &name)),
-            false => Weight::Whole(layout.push(projection.modules().map(matrix))),
+            true => Weight::Factored(Factored::new(layout, config, projection, names)),
+            false => Weight::Whole(layout.push(projection.modules(config).map(matrix))),
         };
-        Self { projection, in_dim, out_dim, weight }
+        Self { projection, in_dim, out_dim, weight, bias }
     }
 
     /// Shapes in a pass over one block.
@@ -133,8 +137,8 @@ impl Product {
         lora_dims((self.in_dim, self.out_dim), layout, dropout, at.block, self.projection, at.pass.tokens)
     }
 
-    /// `y = input Wᵀ`, adapters included, plus the residual if there is one; `between` is for what goes between
-    /// factors.
+    /// `y = input Wᵀ`, adapters included, plus its bias and the residual if there are such; `between` is for what goes
+    /// between factors.
     pub(super) fn forward<D: Backend<X>, X: Real>(
         &self,
         at: &BlockPass<'_, '_, D, X>,
@@ -144,10 +148,11 @@ impl Product {
         between: &mut D::Buf<X>,
     ) -> Result<()> {
         let dims = self.dims(at);
+        let bias = self.bias.as_ref().map(|bias| at.weight(bias));
         let weight = match &self.weight {
             Weight::Whole(weight) => weight,
             Weight::Factored(factored) => {
-                return factored.forward(at, y, input, residual, between.all_mut(), &dims);
+                return factored.forward(at, y, input, (residual, bias), between.all_mut(), &dims);
             }
         };
         let (w, adapters, segments) = (at.weight(weight), at.adapters(), at.pass.segments);
@@ -155,6 +160,7 @@ impl Product {
             y,
             input,
             w,
+            bias,
             residual,
             adapters,
             segments,
@@ -194,11 +200,15 @@ impl Product {
             let x = D::lora_rows(input, &dims);
             return sums.add::<X>(at.device, (at.block, self.projection), &dims, x, dy);
         }
-        if let Some(dw) = grads.param(weight) {
+        let (dbias, dw) = match &self.bias {
+            None => (None, grads.param(weight)),
+            Some(bias) => grads.params([bias, weight]).map_or((None, None), |[b, w]| (Some(b), Some(w))),
+        };
+        if let Some(dw) = dw {
             let x_stride = D::lora_row_stride(&dims);
             let linear = LinearDims { x_stride, ..LinearDims::new(dims.tokens, dims.in_dim, dims.out_dim) };
             let x = D::lora_rows(input, &dims);
-            let gradient = LinearBackwardWeight { dw, dbias: None, dy, x, dims: linear, out: Out::Add };
+            let gradient = LinearBackwardWeight { dw, dbias, dy, x, dims: linear, out: Out::Add };
             Linear::<X>::linear_backward_weight(at.device, gradient)?;
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! Pair i of D/2 turns by `position · θ^(−2i/D)`. Scalings stretch this for contexts
 //! longer than a model was first trained on. Everything is computed in f64.
 
+use super::DecoderConfig;
 use crate::foreign::shown;
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
@@ -252,13 +253,16 @@ pub(super) struct RopeTables<D: Device, A: Real> {
 }
 
 impl<D: Device, A: Real> RopeTables<D, A> {
-    /// Tables for positions `0..positions`, of base θ and its scaling.
+    /// Tables for positions `0..positions`; without elements where positions are not rotary.
     pub(super) fn allocate(
         alloc: &mut Allocator<'_, D>,
-        head_dim: usize,
-        (theta, scaling): (f64, RopeScaling),
+        config: &DecoderConfig,
         positions: usize,
     ) -> Result<Self> {
+        if !config.block().attention.is_rotary {
+            return Ok(Self { cos: D::Buf::default(), sin: D::Buf::default() });
+        }
+        let (head_dim, theta, scaling) = (config.head_dim, config.rope_theta, config.rope_scaling);
         let half = head_dim / 2;
         let exponent = |i: usize| 2.0 * i as f64 / head_dim as f64;
         let mut frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-exponent(i))).collect();

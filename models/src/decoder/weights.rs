@@ -11,7 +11,9 @@
 //! [`lora_weight_stride`]: gradtx_kernels::ops::LoraLinear::lora_weight_stride
 
 use super::DecoderConfig;
-use super::layout::{EMBEDDING, HEAD, Places, RowStride, contiguous, is_hidden_matrix, places};
+use super::layout::{Places, RowStride, contiguous, is_hidden_matrix, places};
+use super::names::HEAD;
+use crate::lora::Module;
 use gradtx_kernels::{Backend, Buffer, Device, Real, bf16, rng};
 use gradtx_runtime::artifact::{NewTensor, TensorSource, write_tensors};
 use gradtx_runtime::buffers::Allocator;
@@ -26,7 +28,7 @@ use std::path::Path;
 /// Standard deviations of random initial weights. Norms start at 1, biases at 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InitialWeights {
-    /// Token embedding.
+    /// Embeddings of tokens, and of positions where these are learned.
     pub embedding: f64,
     /// LM head, where it is not the embedding.
     pub head: f64,
@@ -58,7 +60,14 @@ impl DecoderConfig {
     /// Fails unless the weights have as many blocks as this says, and every tensor with its shape.
     /// Only headers are read, so this comes before anything of the model's size is made.
     pub fn check_weights(&self, weights: &TensorSource) -> Result<()> {
-        let block = |name: &str| name.strip_prefix("model.layers.")?.split('.').next()?.parse::<usize>().ok();
+        let layers = self.family.layers();
+        let is_of_base = |name: &&str| name.starts_with(layers.trim_start_matches("model."));
+        if let Some(name) = weights.names().into_iter().find(is_of_base) {
+            let why = "its name has no `model.` before, as tensors of the model without its head; read the directory \
+                       once with transformers' AutoModelForCausalLM, and save it";
+            return Err(Error::tensor(weights.origin(), name, why));
+        }
+        let block = |name: &str| name.strip_prefix(&layers)?.split('.').next()?.parse::<usize>().ok();
         let found =
             weights.names().into_iter().filter_map(block).max().map_or(0, |last| last.saturating_add(1));
         if found != self.layers {
@@ -308,7 +317,7 @@ impl<D: Device, X: Real> Decoder<D, X> {
 
     /// The matrices inside the blocks: all two-dimensional parameters but embedding and head.
     pub(crate) fn hidden_matrices(&self) -> impl Iterator<Item = &Param> {
-        self.layout.params().iter().filter(|p| is_hidden_matrix(p))
+        self.layout.params().iter().filter(|p| is_hidden_matrix(&self.config, p))
     }
 
     /// Part of the weights.
@@ -334,24 +343,25 @@ fn check_extra(config: &DecoderConfig, source: &TensorSource, name: &str) -> Res
         return Err(Error::tensor(tensor.path, name, "this configuration has no such tensor"));
     }
     tensor.expect_shape(&[config.vocab, config.hidden])?;
-    if tensor.to_f32()? == source.tensor(EMBEDDING)?.to_f32()? {
+    let embedding = config.family.names().embedding();
+    if tensor.to_f32()? == source.tensor(&embedding)?.to_f32()? {
         return Ok(());
     }
-    let why = format!("config.json ties it to `{EMBEDDING}`, but it holds other values");
+    let why = format!("config.json ties it to `{embedding}`, but it holds other values");
     Err(Error::tensor(tensor.path, name, why))
 }
 
 /// Standard deviation of a parameter's initial values; none for norms and biases.
 fn initial_spread(config: &DecoderConfig, initial: &InitialWeights, param: &Param) -> Option<f64> {
     let &[_, inputs] = param.shape.as_slice() else { return None };
+    if !is_hidden_matrix(config, param) {
+        return Some(if param.name == HEAD { initial.head } else { initial.embedding });
+    }
+    let writes = |module| param.name.ends_with(&format!("{}.weight", config.family.module_path(module)));
     let natural = || {
-        let writes = param.name.ends_with("o_proj.weight") || param.name.ends_with("down_proj.weight");
-        let depth = if writes { 2.0 * config.layers as f64 } else { 1.0 };
+        let into_stream = writes(Module::O) || writes(Module::Down);
+        let depth = if into_stream { 2.0 * config.layers as f64 } else { 1.0 };
         1.0 / (inputs as f64 * depth).sqrt()
     };
-    Some(match param.name.as_str() {
-        EMBEDDING => initial.embedding,
-        HEAD => initial.head,
-        _ => initial.matrices.unwrap_or_else(natural),
-    })
+    Some(initial.matrices.unwrap_or_else(natural))
 }

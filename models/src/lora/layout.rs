@@ -7,7 +7,7 @@
 //! update vector `[L, d]`. Where only some layers are adapted, L is their number.
 
 use super::module::{Module, Projection};
-use crate::decoder::{BlockConfig, DecoderConfig};
+use crate::decoder::{BlockConfig, DecoderConfig, Family};
 use gradtx_kernels::{ops::LoraTarget, rng};
 use gradtx_runtime::{Error, Result};
 use std::ops::Range;
@@ -49,7 +49,7 @@ impl LoraConfig {
 
     /// Modules by their names, e.g. `["q_proj", "v_proj"]`.
     pub fn targets_from_names<S: AsRef<str>>(names: &[S]) -> Result<Vec<Module>> {
-        let known = Module::ALL.map(Module::name).join(", ");
+        let known = Module::known_names().join(", ");
         let module = |name: &S| {
             let name = name.as_ref();
             Module::from_name(name).ok_or_else(|| {
@@ -62,13 +62,23 @@ impl LoraConfig {
         names.iter().map(module).collect()
     }
 
-    /// The same with every target and layer once, in update-vector order, and no layers where these are all of
-    /// so many.
-    fn sorted(&self, layers: usize) -> Result<Self> {
+    /// The same for a model, with every target and layer once, in update-vector order, and no layers where these are
+    /// all. Targets that the model's family lacks are left out, as PEFT leaves them out.
+    fn sorted(&self, model: &DecoderConfig) -> Result<Self> {
         self.check()?;
-        let mut lora = self.clone();
-        lora.targets.sort_unstable();
-        lora.targets.dedup();
+        let (mut lora, layers) = (self.clone(), model.layers);
+        lora.targets = model.family.modules().filter(|module| self.targets.contains(module)).collect();
+        if lora.targets.is_empty() {
+            let of = |modules: &[Module]| modules.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ");
+            let known = model.family.modules().map(|m| model.family.module_name(m)).collect::<Vec<_>>();
+            let why = format!(
+                "{} are to be adapted, but a model of type {} has {}",
+                of(&self.targets),
+                model.family.model_type(),
+                known.join(", ")
+            );
+            return Err(Error::invalid("adapter settings", why));
+        }
         lora.layers.sort_unstable();
         lora.layers.dedup();
         if let Some(layer) = lora.layers.last().filter(|layer| **layer >= layers) {
@@ -126,6 +136,7 @@ pub struct Slice {
 /// Where every adapter matrix of a model lies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockLayout {
+    family: Family,
     lora: LoraConfig,
     /// The adapted layers of the model, in order.
     layers: Vec<usize>,
@@ -141,19 +152,19 @@ pub struct BlockLayout {
 impl BlockLayout {
     /// The layout of adapters of this kind on this model.
     pub fn new(model: &DecoderConfig, lora: &LoraConfig) -> Result<Self> {
-        Self::of_sorted(model, lora.sorted(model.layers)?, false)
+        Self::of_sorted(model, lora.sorted(model)?, false)
     }
 
     /// The layout of adapters of which B alone is trained (FFA-LoRA): A stays where it starts.
     pub fn with_frozen_a(model: &DecoderConfig, lora: &LoraConfig) -> Result<Self> {
-        Self::of_sorted(model, lora.sorted(model.layers)?, true)
+        Self::of_sorted(model, lora.sorted(model)?, true)
     }
 
     /// A layout that adapts nothing, so that a pass with it is that of the frozen base alone,
     /// backwards too: what the cost of adapters is measured against.
     pub fn without_targets(model: &DecoderConfig) -> Self {
         let lora = LoraConfig { targets: vec![], ..LoraConfig::default() };
-        Self::of_block(model.layers, (0..model.layers).collect(), &model.block(), lora, false)
+        Self::of_block(model, (0..model.layers).collect(), &model.block(), lora, false)
     }
 
     fn of_sorted(model: &DecoderConfig, lora: LoraConfig, freeze_a: bool) -> Result<Self> {
@@ -168,12 +179,12 @@ impl BlockLayout {
         for &layer in &layers {
             check_layer(layer, &blocks[layer], &lora, (layers[0], &first))?;
         }
-        Ok(Self::of_block(model.layers, layers, &first, lora, freeze_a))
+        Ok(Self::of_block(model, layers, &first, lora, freeze_a))
     }
 
-    /// Of a model of so many layers, of which these are adapted; those have the shapes of `parts`.
+    /// Of a model of which these layers are adapted; those have the shapes of `parts`.
     fn of_block(
-        all: usize,
+        model: &DecoderConfig,
         layers: Vec<usize>,
         parts: &BlockConfig,
         lora: LoraConfig,
@@ -190,14 +201,15 @@ impl BlockLayout {
                 slices.push(Slice { module, factor, shape, range });
             }
         }
-        let mut layout = Self { lora, layers, width, frozen, slices, targets: vec![] };
+        let family = model.family;
+        let mut layout = Self { family, lora, layers, width, frozen, slices, targets: vec![] };
         let of_block = |block: usize| {
             Projection::ALL.map(|fused| {
                 let pairs = layout.slices.chunks_exact(2).filter(|pair| pair[0].module.fused() == fused);
                 pairs.map(|pair| layout.target(parts, block, &pair[0], &pair[1])).collect()
             })
         };
-        let mut targets = vec![<[Vec<LoraTarget>; 4]>::default(); all];
+        let mut targets = vec![<[Vec<LoraTarget>; 4]>::default(); model.layers];
         for (block, &layer) in layout.layers.iter().enumerate() {
             targets[layer] = of_block(block);
         }
@@ -216,9 +228,19 @@ impl BlockLayout {
         }
     }
 
+    /// The family of the model, which names its modules.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
     /// Rank, scale, dropout and the targets in update-vector order.
     pub fn lora(&self) -> &LoraConfig {
         &self.lora
+    }
+
+    /// Names of the targets in model and adapter files.
+    pub fn target_names(&self) -> Vec<&'static str> {
+        self.lora.targets.iter().map(|target| self.family.module_name(*target)).collect()
     }
 
     /// Adapted blocks, L: rows of an update vector.
@@ -306,8 +328,8 @@ impl BlockLayout {
 
     /// What adapters are of, whether A is trained or not: equal for those that [`Self::reordered`] takes.
     pub fn kind(&self) -> String {
-        let LoraConfig { rank, alpha, targets, .. } = &self.lora;
-        let targets: Vec<&str> = targets.iter().map(|target| target.name()).collect();
+        let LoraConfig { rank, alpha, .. } = &self.lora;
+        let targets = self.target_names();
         let (blocks, values) = (self.blocks(), self.total());
         let layers = match self.lora.layers.as_slice() {
             [] => String::new(),
@@ -344,7 +366,7 @@ impl BlockLayout {
         for s in &self.slices {
             text += &format!(
                 "{} {:?} {} {} at {}\n",
-                s.module.name(),
+                self.family.module_name(s.module),
                 s.factor,
                 s.shape[0],
                 s.shape[1],
@@ -372,7 +394,7 @@ fn check_layer(
     for &module in &lora.targets {
         let name = module.name();
         let is_factored = |other: &Module| other.rank(&block.attention.ranks) > 0;
-        if module.fused().modules().any(|other| is_factored(&other)) {
+        if module.fused().modules(block).any(|other| is_factored(&other)) {
             return wrong(format!(
                 "{name} of layer {layer} is compressed and cannot have an adapter; {hint}"
             ));
@@ -411,7 +433,7 @@ pub fn initial_adapter(layout: &BlockLayout, key: u64) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decoder::{Family, RopeScaling};
+    use crate::decoder::RopeScaling;
 
     fn model(hidden: usize, layers: usize, heads: usize, kv_heads: usize) -> DecoderConfig {
         DecoderConfig {

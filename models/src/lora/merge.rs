@@ -90,7 +90,7 @@ fn products(adapter: &PeftAdapter) -> HashMap<String, Product<'_>> {
         let values = |slice| &adapter.values[layout.range(block, slice)];
         let product = Product { a: values(a), b: values(b), shape: [b.shape[0], a.shape[1]], scale };
         let layer = layout.layers()[block];
-        (format!("model.layers.{layer}.{}.weight", a.module.path()), product)
+        (layout.family().tensor(layer, a.module, ".weight"), product)
     };
     (0..layout.blocks()).flat_map(pairs).map(product).collect()
 }

@@ -1,6 +1,6 @@
 //! [`Module`]: what of a block can be adapted, and the [`Projection`] that it is computed in.
 
-use crate::decoder::{BlockConfig, Ranks};
+use crate::decoder::{BlockConfig, Family, Ranks};
 use std::ops::Range;
 
 /// A linear layer of a block that can be adapted. The order is that of update vectors.
@@ -16,7 +16,8 @@ pub enum Module {
     Down,
 }
 
-/// The product that a module is computed in: q, k and v are one, and so are gate and up.
+/// The product that a module is computed in: q, k and v are one, and so are gate and up. In an MLP without a gate
+/// `GateUp` is up alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Projection {
@@ -30,9 +31,9 @@ impl Projection {
     /// All of them, in the order of a forward pass.
     pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
-    /// The modules that are computed in it, in order.
-    pub fn modules(self) -> impl Iterator<Item = Module> {
-        Module::ALL.into_iter().filter(move |module| module.fused() == self)
+    /// The modules that are computed in it in such a block, in order.
+    pub fn modules(self, block: &BlockConfig) -> impl Iterator<Item = Module> {
+        Module::ALL.into_iter().filter(move |module| module.fused() == self && block.has(*module))
     }
 
     /// Columns of the input and of the output, in such a block.
@@ -41,7 +42,7 @@ impl Projection {
         match self {
             Self::Qkv => (hidden, attention.qkv_dim()),
             Self::O => (attention.q_dim(), hidden),
-            Self::GateUp => (hidden, 2 * mlp.intermediate),
+            Self::GateUp => (hidden, mlp.first_dim()),
             Self::Down => (mlp.intermediate, hidden),
         }
     }
@@ -65,7 +66,7 @@ impl Module {
         }
     }
 
-    /// Its name in model and adapter files.
+    /// Its name in settings and update vectors. In model and adapter files the family names it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Q => "q_proj",
@@ -78,15 +79,33 @@ impl Module {
         }
     }
 
-    /// The module of a name.
+    /// The module of a name, in whatever family it is called so.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|m| m.name() == name)
+        let is_called = |module: &Self| Family::ALL.into_iter().any(|f| f.module_name(*module) == name);
+        Self::ALL.into_iter().find(is_called).filter(|_| !name.is_empty())
     }
 
-    /// Its path below `model.layers.N.`.
-    pub fn path(self) -> String {
-        let parent = if self <= Self::O { "self_attn" } else { "mlp" };
-        format!("{parent}.{}", self.name())
+    /// Its path below `model.layers.N.` in most families.
+    pub fn path(self) -> &'static str {
+        Family::Llama.module_path(self)
+    }
+
+    /// All names that modules have in some family.
+    pub fn known_names() -> Vec<&'static str> {
+        let of_module = |module: Self| Family::ALL.into_iter().map(move |family| family.module_name(module));
+        let mut names: Vec<&'static str> = vec![];
+        for name in Self::ALL.into_iter().flat_map(of_module).filter(|name| !name.is_empty()) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// The module of a path below a layer, such as `self_attn.q_proj` or `fc1`, in whatever family it is there.
+    pub fn from_path(path: &str) -> Option<Self> {
+        let is_there = |module: &Self| Family::ALL.into_iter().any(|f| f.module_path(*module) == path);
+        Self::ALL.into_iter().find(is_there).filter(|_| !path.is_empty())
     }
 
     /// The product that it is part of.
@@ -108,7 +127,7 @@ impl Module {
             Self::V => q + kv..q + 2 * kv,
             Self::O | Self::Down => 0..block.hidden,
             Self::Gate => 0..ff,
-            Self::Up => ff..2 * ff,
+            Self::Up => block.mlp.first_dim() - ff..block.mlp.first_dim(),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! version of PEFT, and programs around it, write them.
 
 use super::peft_config::{self, PeftConfig};
-use super::{BlockLayout, Factor, LoraConfig, Module, Slice};
+use super::{BlockLayout, Factor, Module, Slice};
 use crate::decoder::DecoderConfig;
 use gradtx_runtime::artifact::{
     MAX_CONFIG_BYTES, NewTensor, TensorFile, not_an_adapter, read_text, write_atomic, write_tensors,
@@ -128,8 +128,8 @@ pub fn peft_matrices(dir: &Path) -> Result<Vec<PeftMatrix>> {
 }
 
 /// What stands before `layers.N` in some program's names, and wrappers of modules between.
-const WRAPPERS: [&str; 6] =
-    ["base_model", "model", "language_model", "module", "_orig_mod", "_fsdp_wrapped_module"];
+const WRAPPERS: [&str; 7] =
+    ["base_model", "model", "decoder", "language_model", "module", "_orig_mod", "_fsdp_wrapped_module"];
 
 /// The matrix of a tensor's name, such as
 /// `base_model.model.model.layers.3.self_attn.q_proj.lora_A.default.weight`.
@@ -140,10 +140,8 @@ fn place_of(name: &str) -> Option<Place> {
         _ => return None,
     };
     // With or without the adapter's own name behind.
-    let (parent, module, factor) = match rest {
-        [parent, module, factor, "weight"] | [parent, module, factor, "default", "weight"] => {
-            (parent, module, *factor)
-        }
+    let (path, factor) = match rest {
+        [path @ .., factor, "default", "weight"] | [path @ .., factor, "weight"] => (path, *factor),
         _ => return None,
     };
     let factor = match factor {
@@ -151,8 +149,7 @@ fn place_of(name: &str) -> Option<Place> {
         "lora_B" => Factor::B,
         _ => return None,
     };
-    let module = Module::from_name(module).filter(|m| m.path() == format!("{parent}.{module}"))?;
-    Some(Place { block: block.parse().ok()?, module, factor })
+    Some(Place { block: block.parse().ok()?, module: Module::from_path(&path.join("."))?, factor })
 }
 
 /// Writes an adapter `[L, d]` into a directory that exists. `base_model` is the name or
@@ -187,7 +184,7 @@ pub fn write_peft_with_notes(
     let mut metadata = notes.clone();
     metadata.insert("format".into(), "pt".into());
     write_tensors(&dir.join(TENSORS), &tensors, &metadata)?;
-    let text = format!("{:#}\n", config_json(layout.lora(), base_model));
+    let text = format!("{:#}\n", config_json(layout, base_model));
     write_atomic(&dir.join(CONFIG), |out| out.write_all(text.as_bytes()))
 }
 
@@ -202,13 +199,13 @@ fn tensor_name(layout: &BlockLayout, block: usize, slice: &Slice) -> String {
         Factor::A => "lora_A",
         Factor::B => "lora_B",
     };
-    format!("base_model.model.model.layers.{layer}.{}.{factor}.weight", slice.module.path())
+    format!("base_model.model.{}", layout.family().tensor(layer, slice.module, &format!(".{factor}.weight")))
 }
 
-fn config_json(lora: &LoraConfig, base_model: &str) -> Value {
+fn config_json(layout: &BlockLayout, base_model: &str) -> Value {
+    let lora = layout.lora();
     // PEFT types α as an integer.
     let alpha = if lora.alpha.fract() == 0.0 { json!(lora.alpha as i64) } else { json!(lora.alpha) };
-    let targets: Vec<&str> = lora.targets.iter().map(|m| m.name()).collect();
     let mut config = json!({
         "base_model_name_or_path": base_model,
         "bias": "none",
@@ -220,7 +217,7 @@ fn config_json(lora: &LoraConfig, base_model: &str) -> Value {
         "modules_to_save": null,
         "peft_type": "LORA",
         "r": lora.rank,
-        "target_modules": targets,
+        "target_modules": layout.target_names(),
         "task_type": "CAUSAL_LM",
         "use_dora": false,
         "use_rslora": false,
@@ -234,7 +231,7 @@ fn config_json(lora: &LoraConfig, base_model: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lora::{Module, initial_adapter};
+    use crate::lora::{LoraConfig, Module, initial_adapter};
 
     fn model() -> DecoderConfig {
         let text = r#"{"model_type": "llama", "vocab_size": 11, "hidden_size": 16, "intermediate_size": 24,
@@ -318,6 +315,49 @@ mod tests {
             let message = read_peft(dir.path(), &model).unwrap_err().to_string();
             assert!(message.contains(TENSORS) && message.contains("layers."), "{layers}: {message}");
         }
+    }
+
+    #[test]
+    fn names_are_those_of_the_family() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"model_type": "opt", "vocab_size": 11, "hidden_size": 16, "ffn_dim": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}"#;
+        let opt = DecoderConfig::parse(Path::new("config.json"), text).unwrap();
+        let lora = LoraConfig { rank: 3, targets: Module::ALL.to_vec(), ..Default::default() };
+        let layout = BlockLayout::new(&opt, &lora).unwrap();
+        assert_eq!(layout.slices().len(), 12, "there is no gate");
+        let values: Vec<f32> = (0..layout.total()).map(|i| i as f32 * 1e-3).collect();
+        write_peft(dir.path(), &layout, &values, "some/base").unwrap();
+        let path = dir.path().join(CONFIG);
+        let config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let names = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"];
+        assert_eq!(config["target_modules"], json!(names));
+        let file = TensorFile::open(&dir.path().join(TENSORS)).unwrap();
+        let name = "base_model.model.model.decoder.layers.1.fc2.lora_A.weight";
+        assert_eq!(file.tensor(name).unwrap().shape, [3, 24]);
+        let found = read_peft(dir.path(), &opt).unwrap();
+        assert_eq!((&found.layout, &found.values), (&layout, &values));
+        assert_eq!(peft_matrices(dir.path()).unwrap().len(), 2 * 12);
+        for (targets, words) in [
+            (json!("all-linear"), ""),
+            (json!(r"model\.decoder\.layers\.\d+\.(fc[12]|self_attn\.(.*_proj))"), ""),
+            (json!(["gate_proj", "o_proj"]), "those are q_proj, k_proj, v_proj, out_proj, fc1, fc2"),
+            (json!(["q_proj", "embed_positions"]), "`model.decoder.embed_positions`"),
+        ] {
+            let mut config = config.clone();
+            config["target_modules"] = targets.clone();
+            std::fs::write(&path, config.to_string()).unwrap();
+            match read_peft(dir.path(), &opt) {
+                Ok(found) => assert!(words.is_empty() && found.layout == layout, "{targets}"),
+                Err(e) => assert!(!words.is_empty() && e.to_string().contains(words), "{targets}: {e}"),
+            }
+        }
+        // A module that the family lacks alone, and the adapter of another family.
+        let gate = LoraConfig { targets: vec![Module::Gate], ..Default::default() };
+        let message = BlockLayout::new(&opt, &gate).unwrap_err().to_string();
+        assert!(message.contains("gate_proj are to be adapted") && message.contains("fc1, fc2"), "{message}");
+        std::fs::write(&path, config.to_string()).unwrap();
+        assert!(read_peft(dir.path(), &model()).is_err());
     }
 
     /// Writes an adapter of q, v, o and down, and reads it with these changes of its configuration.
@@ -426,6 +466,7 @@ mod tests {
             "model.layers.1.self_attn.q_proj.lora_A.weight",
             "base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_A.weight",
             "module.base_model.model.model.layers.1._orig_mod.self_attn.q_proj.lora_A.weight",
+            "base_model.model.model.decoder.layers.1.self_attn.q_proj.lora_A.weight",
         ] {
             assert_eq!(place_of(name), Some(want), "{name}");
         }

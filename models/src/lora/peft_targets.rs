@@ -11,9 +11,6 @@ use crate::foreign::{is_off, shown};
 use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
-/// Modules outside the blocks that PEFT can adapt too.
-const OUTSIDE: [&str; 2] = ["lm_head", "model.embed_tokens"];
-
 /// The field that cannot be honoured, and why.
 type Refusal = (&'static str, String);
 
@@ -61,7 +58,7 @@ impl Condition {
                     .is_some_and(|before| before.is_empty() || before.ends_with('.'))
             })),
             Self::Pattern(pattern) => is_match(pattern, path),
-            Self::AllLinear => Ok(path.starts_with("model.layers.")),
+            Self::AllLinear => Ok(path.contains(".layers.")),
         }
     }
 }
@@ -100,16 +97,16 @@ pub(super) fn adapted_modules(
         Ok(targets.holds(path).map_err(|why| ("target_modules", why))?
             && !excluded.holds(path).map_err(|why| ("exclude_modules", why))?)
     };
-    for path in OUTSIDE {
-        if is_adapted(path)? {
+    for path in model.family.modules_outside() {
+        if is_adapted(&path)? {
             let why = format!("it adapts `{path}`; adapters of the modules inside the blocks are supported");
             return Err(("target_modules", why));
         }
     }
-    let path = |layer: usize, module: Module| format!("model.layers.{layer}.{}", module.path());
+    let path = |layer: usize, module: Module| model.family.tensor(layer, module, "");
     let mut adapted = Adapted { modules: vec![], layers: vec![], places: vec![] };
     let mut chosen = vec![];
-    for module in Module::ALL {
+    for module in model.family.modules() {
         let mut own = vec![];
         for &layer in &layers {
             if is_adapted(&path(layer, module))? {
@@ -130,10 +127,10 @@ pub(super) fn adapted_modules(
             let why = format!(
                 "it adapts {} in {} of {} blocks, and {} in {}; supported are adapters of the same modules in every \
                  adapted block",
-                module.name(),
+                model.family.module_name(*module),
                 own.len(),
                 model.layers,
-                most.name(),
+                model.family.module_name(*most),
                 blocks.len()
             );
             return Err((field, why));
@@ -141,7 +138,8 @@ pub(super) fn adapted_modules(
         adapted.layers = blocks.clone();
     }
     if adapted.modules.is_empty() {
-        let known = Module::ALL.map(Module::name).join(", ");
+        let known: Vec<&str> = model.family.modules().map(|m| model.family.module_name(m)).collect();
+        let known = known.join(", ");
         return Err(("target_modules", format!("it names no module of a block; those are {known}")));
     }
     Ok(adapted)

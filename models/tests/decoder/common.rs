@@ -9,6 +9,10 @@ use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, PackedBatch, Seg
 use std::path::{Path, PathBuf};
 
 pub fn config(family: Family, tied: bool) -> DecoderConfig {
+    if family == Family::Opt {
+        let rotary = config(Family::Llama, tied);
+        return DecoderConfig { family, kv_heads: 4, norm_eps: 1e-5, rope_theta: 1e4, ..rotary };
+    }
     DecoderConfig {
         family,
         vocab: 29,
@@ -45,6 +49,12 @@ pub fn values(config: &DecoderConfig, key: u64) -> Vec<f64> {
         values[param.range()].iter_mut().for_each(|v| *v = mean + spread * stream.normal());
     }
     values
+}
+
+/// Whether the gradient of a parameter is 0 up to rounding: that of a bias of all keys, which without rotation shifts
+/// all scores of a query alike.
+pub fn has_no_gradient(config: &DecoderConfig, name: &str) -> bool {
+    !config.block().attention.is_rotary && name.ends_with("k_proj.bias")
 }
 
 pub fn decoder<X: CpuReal>(device: &Cpu, config: &DecoderConfig, values: &[X]) -> Decoder<Cpu, X> {

@@ -96,7 +96,7 @@ fn far(a: &[f64], b: &[f64]) -> f64 {
 
 #[test]
 fn an_emulator_computes_what_its_dense_form_does() {
-    for family in [Family::Qwen2, Family::Qwen3, Family::Llama] {
+    for family in [Family::Qwen2, Family::Qwen3, Family::Llama, Family::Opt] {
         let config = emulator(family);
         let own = values(&config, 1);
         let (whole, all) = dense(&config, &own);
@@ -117,7 +117,7 @@ fn an_emulator_computes_what_its_dense_form_does() {
         assert!(far(&a, &b) <= 1e-11, "{family:?}: gradients differ by {:e}", far(&a, &b));
         // One value of one factor, and the comparison fails.
         let mut broken = own.clone();
-        let at = model.layout().get("model.layers.1.self_attn.o_proj.down.weight").unwrap().offset;
+        let at = model.layout().get(&family.tensor(1, Module::O, ".down.weight")).unwrap().offset;
         broken[at + 3] += 1e-3;
         let broken = gradients(&decoder::<f64>(&cpu, &config, &broken), &layout, &adapters, &batch);
         assert!(far(&broken, &b) > 1e-8);

@@ -37,7 +37,7 @@ fn load(dir: &Path) -> Result<Decoder<Cpu, f32>, String> {
 
 #[test]
 fn a_saved_model_loads_again() {
-    for family in [Family::Qwen2, Family::Qwen3, Family::Llama] {
+    for family in [Family::Qwen2, Family::Qwen3, Family::Llama, Family::Opt] {
         let config = DecoderConfig { eos: vec![2, 5], ..config(family, family == Family::Qwen2) };
         let model = decoder_f32(&Cpu::new(1), &config, 1);
         let dir = tempfile::tempdir().unwrap();
@@ -97,6 +97,11 @@ fn damaged_directories_are_named() {
     let other: Vec<f32> = embedding.2.iter().map(|x| x + 1.0).collect();
     let message = edit(&|t| t.push(head(other.clone()))).err().unwrap();
     assert!(message.contains("lm_head.weight"), "{message}");
+
+    let without = |t: &mut Vec<Owned>| t.iter_mut().for_each(|t| t.0 = t.0.replace("model.", ""));
+    let message = edit(&without).err().unwrap();
+    assert!(message.contains("`layers.0.") && message.contains("no `model.` before"), "{message}");
+    edit(&|_| {}).unwrap();
 
     let whole = std::fs::read(&file).unwrap();
     std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();

@@ -38,7 +38,7 @@ fn recompute(
 
 #[test]
 fn the_cache_changes_nothing_whoever_shares_the_batch() {
-    for family in [Family::Qwen2, Family::Qwen3] {
+    for family in [Family::Qwen2, Family::Qwen3, Family::Opt] {
         let config = config(family, true);
         let cpu = Cpu::new(2);
         let model = decoder_f32(&cpu, &config, 1);
@@ -58,6 +58,7 @@ fn the_cache_changes_nothing_whoever_shares_the_batch() {
         let mut generator = Generator::new(&model, limits, Some(&layout)).unwrap();
         let free = generator.generate(&model, Some(adapters.view(0.0)), &prompts, MAX_NEW, &[]).unwrap();
         assert!(free.iter().all(|c| c.tokens.len() == MAX_NEW && !c.ended));
+        assert_ne!(free[0], free[1]);
         // End at tokens that some sequences do reach.
         let ends = [free[0].tokens[3], free[3].tokens[6]];
         let view = Some(adapters.view(0.0));
@@ -70,7 +71,7 @@ fn the_cache_changes_nothing_whoever_shares_the_batch() {
                 generator.generate(&model, view, std::slice::from_ref(prompt), MAX_NEW, &ends).unwrap();
             assert_eq!(single[0], together[i], "prompt {i} alone");
         }
-        assert_ne!(together[0], together[1]);
+        assert!(family == Family::Opt || together[0] != together[1]);
     }
 }
 

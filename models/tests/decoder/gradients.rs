@@ -71,15 +71,22 @@ fn adapter_gradients(
 
 #[test]
 fn all_parameters_of_every_family() {
-    let families =
-        [(Family::Llama, false), (Family::Qwen2, true), (Family::Qwen2, false), (Family::Qwen3, true)];
+    let families = [
+        (Family::Llama, false),
+        (Family::Qwen2, true),
+        (Family::Qwen2, false),
+        (Family::Qwen3, true),
+        (Family::Opt, true),
+        (Family::Opt, false),
+    ];
     for (family, tied) in families {
         let config = config(family, tied);
         let values = values(&config, 1);
         let batch = batch(&config, &[5, 1, 9], &[0, 0, 0], 3);
         let gradient = all_gradients(&config, &values, &batch);
         let layout = gradtx_models::decoder::Decoder::<Cpu, f64>::layout_of(&config);
-        let ranges: Vec<_> = layout.params().iter().map(|p| (p.name.clone(), p.range())).collect();
+        let params = layout.params().iter().filter(|p| !has_no_gradient(&config, &p.name));
+        let ranges: Vec<_> = params.map(|p| (p.name.clone(), p.range())).collect();
         let cpu = Cpu::new(2);
         let loss = |point: &[Complex64]| weighted_loss(&decoder(&cpu, &config, point), &batch, None);
         // A bias of every key shifts all scores of a query alike only without rotation.
@@ -117,7 +124,7 @@ fn check_adapters(family: Family, targets: &[Module], dropout: f64) -> f64 {
 
 #[test]
 fn adapters_with_dropout() {
-    for family in [Family::Qwen2, Family::Qwen3, Family::Mistral] {
+    for family in [Family::Qwen2, Family::Qwen3, Family::Mistral, Family::Opt] {
         let error = check_adapters(family, &Module::ALL, 0.3);
         assert!(error <= TOLERANCE, "{family:?}: {error:e}");
     }
@@ -137,6 +144,17 @@ fn adapters_of_every_part_of_a_block() {
     for targets in cases {
         let error = check_adapters(Family::Qwen2, targets, 0.0);
         assert!(error <= TOLERANCE, "{targets:?}: {error:e}");
+    }
+    let cases: [&[Module]; 5] = [
+        &[Module::Q, Module::V],
+        &[Module::O],
+        &[Module::Up],
+        &[Module::Gate, Module::Up, Module::Down],
+        &[Module::Down],
+    ];
+    for targets in cases {
+        let error = check_adapters(Family::Opt, targets, 0.0);
+        assert!(error <= TOLERANCE, "OPT, {targets:?}: {error:e}");
     }
 }
 

@@ -64,13 +64,19 @@ fn all_gradients(config: &DecoderConfig, values: &[f64], batch: &PackedBatch, na
 #[test]
 fn gradients_are_those_of_all_parameters() {
     let config = deep();
-    let values = values(&config, 1);
-    let batch = batch(&config, &[5, 1, 9, 4], &[0; 4], 3);
-    let found = sums(&config, &values, std::slice::from_ref(&batch), &of(&[1, 3], StatisticsKind::Gradients));
+    check_gradients(&config);
+    // Without a gate, and with biases of all products.
+    check_gradients(&DecoderConfig { layers: 4, ..crate::common::config(Family::Opt, true) });
+}
+
+fn check_gradients(config: &DecoderConfig) {
+    let values = values(config, 1);
+    let batch = batch(config, &[5, 1, 9, 4], &[0; 4], 3);
+    let found = sums(config, &values, std::slice::from_ref(&batch), &of(&[1, 3], StatisticsKind::Gradients));
     for layer in [1, 3] {
-        for module in Module::ALL {
-            let name = format!("model.layers.{layer}.{}.weight", module.path());
-            let want = all_gradients(&config, &values, &batch, &name);
+        for module in config.family.modules() {
+            let name = config.family.tensor(layer, module, ".weight");
+            let want = all_gradients(config, &values, &batch, &name);
             let block = &config.blocks()[layer];
             let (inputs, rows) = (module.fused().dims(block).0, module.outputs(block));
             let sums = get(&found, layer, module.fused());
@@ -81,16 +87,26 @@ fn gradients_are_those_of_all_parameters() {
     }
     // Both are the loss's derivative in the size of a channel: a wrong pair of input and gradient would not agree.
     let (gate_up, down) = (get(&found, 1, Projection::GateUp), get(&found, 1, Projection::Down));
-    let model = decoder::<f64>(&Cpu::new(1), &config, &values);
+    let model = decoder::<f64>(&Cpu::new(1), config, &values);
     let weight = |module: Module| {
-        let name = format!("model.layers.1.{}.weight", module.path());
+        let name = config.family.tensor(1, module, ".weight");
         values[model.layout().get(&name).unwrap().range()].to_vec()
     };
     let (up, of_down) = (weight(Module::Up), weight(Module::Down));
     let (width, hidden) = (config.intermediate, config.hidden);
+    let first = Module::Up.outputs(&config.block()).start;
+    // A bias of the hidden row is part of the size of a channel too.
+    let bias = config.family.tensor(1, Module::Up, ".bias");
+    let bias = model.layout().get(&bias).map(|param| {
+        let gradient = all_gradients(config, &values, &batch, &param.name);
+        values[param.range()].iter().zip(gradient).map(|(b, g)| b * g).collect::<Vec<_>>()
+    });
     for j in 0..width {
-        let by_up: f64 =
-            (0..hidden).map(|i| up[j * hidden + i] * gate_up.gradient[(width + j) * hidden + i]).sum();
+        let by_bias = bias.as_ref().map_or(0.0, |of_channels| of_channels[j]);
+        let by_up: f64 = by_bias
+            + (0..hidden)
+                .map(|i| up[j * hidden + i] * gate_up.gradient[(first + j) * hidden + i])
+                .sum::<f64>();
         let by_down: f64 = (0..hidden).map(|i| of_down[i * width + j] * down.gradient[i * width + j]).sum();
         assert!((by_up - by_down).abs() <= 1e-12 * by_down.abs().max(1e-3), "{j}: {by_up} and {by_down}");
     }

@@ -6,7 +6,7 @@
 
 use super::{CARD, front_matter, kept};
 use anyhow::Result;
-use gradtx_models::lora::LoraConfig;
+use gradtx_models::lora::BlockLayout;
 use gradtx_run::paths::ADAPTER_DIR;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, Privacy, public_name, read_text, write_atomic};
 use std::fmt::Write as _;
@@ -18,11 +18,11 @@ const VLLM_RANKS: [usize; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 /// Writes the card of the adapter that a stage has written below `out`; returns its name there.
 pub(crate) fn write_beside_adapter(
     base: &Path,
-    lora: &LoraConfig,
+    layout: &BlockLayout,
     made: &Made,
     out: &Path,
 ) -> Result<String> {
-    write_for_adapter(base, lora, made, &out.join(ADAPTER_DIR))?;
+    write_for_adapter(base, layout, made, &out.join(ADAPTER_DIR))?;
     Ok(format!("{ADAPTER_DIR}/{CARD}"))
 }
 
@@ -37,14 +37,14 @@ pub struct Made {
 }
 
 /// Writes the card of the adapter in `dir`, which is of the model in `base`.
-pub fn write_for_adapter(base: &Path, lora: &LoraConfig, made: &Made, dir: &Path) -> Result<()> {
+pub fn write_for_adapter(base: &Path, layout: &BlockLayout, made: &Made, dir: &Path) -> Result<()> {
     let own = base.join(CARD);
     let own = if own.is_file() { read_text(&own, MAX_CONFIG_BYTES)? } else { String::new() };
-    let text = card(&public_name(base), &own, lora, made);
+    let text = card(&public_name(base), &own, layout, made);
     Ok(write_atomic(&dir.join(CARD), |file| std::io::Write::write_all(file, text.as_bytes()))?)
 }
 
-fn card(base: &str, own: &str, lora: &LoraConfig, made: &Made) -> String {
+fn card(base: &str, own: &str, layout: &BlockLayout, made: &Made) -> String {
     let mut text = String::from("---\n");
     kept(front_matter(own).0).for_each(|line| text += &format!("{line}\n"));
     let is_public = base.contains('/');
@@ -56,7 +56,7 @@ fn card(base: &str, own: &str, lora: &LoraConfig, made: &Made) -> String {
     if is_public {
         let _ = writeln!(text, "- base_model:adapter:{base}");
     }
-    let targets: Vec<&str> = lora.targets.iter().map(|target| target.name()).collect();
+    let lora = layout.lora();
     let _ = write!(
         text,
         "---\n\n# LoRA adapter for {base}\n\n\
@@ -66,7 +66,7 @@ fn card(base: &str, own: &str, lora: &LoraConfig, made: &Made) -> String {
         env!("CARGO_PKG_VERSION"),
         lora.rank,
         lora.alpha,
-        targets.join(", ")
+        layout.target_names().join(", ")
     );
     made.settings.iter().for_each(|(name, value)| text += &format!("| {name} | {value} |\n"));
     let guarantee = match &made.privacy {
@@ -99,6 +99,15 @@ fn usage(base: &str, rank: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gradtx_models::decoder::DecoderConfig;
+    use gradtx_models::lora::LoraConfig;
+
+    fn layout(rank: usize) -> BlockLayout {
+        let text = r#"{"model_type": "llama", "vocab_size": 11, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}"#;
+        let model = DecoderConfig::parse(Path::new("config.json"), text).unwrap();
+        BlockLayout::new(&model, &LoraConfig { rank, ..LoraConfig::default() }).unwrap()
+    }
 
     #[test]
     fn a_card_has_the_hub_s_header_and_no_path() {
@@ -114,8 +123,7 @@ mod tests {
             settings: vec![("steps", "12".into())],
             privacy: Privacy::None,
         };
-        let lora = LoraConfig { rank: 9, ..LoraConfig::default() };
-        assert_eq!(write_beside_adapter(&base, &lora, &made, &out).unwrap(), "adapter/README.md");
+        assert_eq!(write_beside_adapter(&base, &layout(9), &made, &out).unwrap(), "adapter/README.md");
         let text = std::fs::read_to_string(out.join("adapter/README.md")).unwrap();
         let header = "---\nlicense: apache-2.0\nbase_model: Org/Base-1B\nbase_model_relation: adapter\n\
                       library_name: peft\n";
@@ -132,7 +140,7 @@ mod tests {
     #[test]
     fn a_base_without_a_public_name_is_no_link() {
         let made = Made { how: "was made".into(), settings: vec![], privacy: Privacy::None };
-        let text = card("qwen-own", "", &LoraConfig::default(), &made);
+        let text = card("qwen-own", "", &layout(2), &made);
         assert!(!text.contains("base_model") && text.contains("# LoRA adapter for qwen-own"), "{text}");
     }
 }

@@ -41,7 +41,6 @@ fn card(base: &str, own: &str, adapter: &PeftAdapter, lineage: &Lineage) -> Stri
     }
     text += "library_name: transformers\ntags:\n- lora\n- merged\n- gradtx\n---\n\n";
     let lora = adapter.layout.lora();
-    let targets: Vec<&str> = lora.targets.iter().map(|target| target.name()).collect();
     let _ = write!(
         text,
         "# {base}, with a LoRA adapter merged into it\n\n\
@@ -49,7 +48,7 @@ fn card(base: &str, own: &str, adapter: &PeftAdapter, lineage: &Lineage) -> Stri
          tokenizer, chat template and licence files are those of the base model. Merged by gradtx {}.\n",
         lora.rank,
         lora.alpha,
-        targets.join(", "),
+        adapter.layout.target_names().join(", "),
         origin(lineage),
         env!("CARGO_PKG_VERSION")
     );

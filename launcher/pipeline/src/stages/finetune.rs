@@ -150,7 +150,7 @@ impl Stage for Finetune<'_> {
         if job.peft {
             files.extend(side.write_trained_peft(&job.out, &trained.updates, examples.examples.len())?);
             let made = made_of(recipe, examples.examples.len(), &privacy);
-            files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
+            files.push(card::write_beside_adapter(&side.dir, &side.layout, &made, &job.out)?);
         }
         let loss = trained.losses.last().copied().unwrap_or(f64::NAN);
         let mut update = side.update(trained.updates, examples.examples.len() as u64);

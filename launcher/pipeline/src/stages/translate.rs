@@ -207,7 +207,7 @@ impl Stage for Translate<'_> {
         files.extend(teacher.write_peft(&job.out, &update.values)?);
         let mut made = made_of(job, &public_name(&self.student.dir), examples);
         made.privacy = update.meta.privacy.clone();
-        files.push(card::write_beside_adapter(&teacher.dir, teacher.layout.lora(), &made, &job.out)?);
+        files.push(card::write_beside_adapter(&teacher.dir, &teacher.layout, &made, &job.out)?);
         update.write(&job.out.join(UPDATE_FILE))?;
         files.push(UPDATE_FILE.into());
         if job.fold.is_none() {

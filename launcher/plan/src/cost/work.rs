@@ -108,7 +108,8 @@ impl DecoderWork<'_> {
     /// Bytes of the whole model's values, as a rank holds them.
     pub fn bytes(&self) -> f64 {
         let embedding = if self.model.tied { 0.0 } else { self.head_values() };
-        self.element * (self.block_values() + self.head_values() + embedding)
+        let positions = (self.model.position_rows() * self.model.hidden) as f64;
+        self.element * (self.block_values() + self.head_values() + embedding + positions)
     }
 }
 
@@ -186,6 +187,21 @@ mod tests {
         near(work.finetuning(&labels, 3.0, 8192).flops - plain, 3.0 * 40.0 * 3584.0 * 152_064.0, 1e-9);
         let pairs = Mean { pairs: 500_500.0, ..one };
         near(work.finetuning(&pairs, 1.0, 8192).flops - plain / 3.0, 12.0 * 28.0 * 3584.0 * 500_500.0, 1e-9);
+    }
+
+    /// Of OPT's smallest model, whose MLP has two matrices, and whose positions have a table.
+    #[test]
+    fn opt_has_two_matrices_and_a_table_of_positions() {
+        let text = r#"{"model_type": "opt", "vocab_size": 50272, "hidden_size": 768, "ffn_dim": 3072,
+            "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 2048}"#;
+        let model = DecoderConfig::parse(std::path::Path::new("config.json"), text).unwrap();
+        let layout = BlockLayout::new(&model, &LoraConfig::default()).unwrap();
+        let work = DecoderWork { model: &model, layout: &layout, element: 2.0 };
+        assert_eq!(work.block_values(), 12.0 * 12.0 * 768.0 * 768.0);
+        // Published: 125.2 million parameters; biases and norms are not counted here.
+        near(work.bytes(), 2.0 * 125_239_296.0, 0.002);
+        let one = Mean { tokens: 1000.0, pairs: 0.0, labels: 0.0 };
+        near(work.finetuning(&one, 1.0, 8192).flops, 1000.0 * 4.0 * work.block_values(), 0.01);
     }
 
     #[test]

@@ -24,7 +24,8 @@ fn a_published_file_is_understood_and_written_again() {
     assert_eq!((config.q_dim(), config.kv_dim(), config.qkv_dim()), (32, 16, 64));
     assert_eq!((config.rope_theta, config.tied, config.eos.as_slice()), (1e6, true, [2, 3].as_slice()));
     assert_eq!(parse(&config.to_json("float32")).unwrap(), config);
-    for family in Family::ALL {
+    let is_rotary = |family: &Family| family.traits().positions == Positions::Rotary;
+    for family in Family::ALL.into_iter().filter(is_rotary) {
         let config = DecoderConfig { family, ..config.clone() };
         assert_eq!(parse(&config.to_json("float32")).unwrap(), config);
     }
@@ -262,4 +263,78 @@ fn no_number_makes_the_reader_fail_otherwise() {
         }
     }
     assert!(read > 100, "{read} files were read: the others prove little");
+}
+
+/// The published file of OPT's smallest model, with these changes.
+fn opt(changes: Value) -> Result<DecoderConfig> {
+    let mut file = json!({
+        "_name_or_path": "facebook/opt-125m", "activation_dropout": 0.0, "activation_function": "relu",
+        "architectures": ["OPTForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 2,
+        "do_layer_norm_before": true, "dropout": 0.1, "eos_token_id": 2, "ffn_dim": 3072,
+        "hidden_size": 768, "init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048,
+        "model_type": "opt", "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
+        "prefix": "</s>", "torch_dtype": "float16", "transformers_version": "4.21.0.dev0",
+        "use_cache": true, "vocab_size": 50272, "word_embed_proj_dim": 768
+    });
+    changes.as_object().unwrap().iter().for_each(|(field, value)| file[field] = value.clone());
+    parse(&file)
+}
+
+#[test]
+fn opt_is_understood_and_written_again() {
+    let config = opt(json!({})).unwrap();
+    assert_eq!((config.family, config.tied, config.head_dim, config.norm_eps), (Family::Opt, true, 64, 1e-5));
+    assert_eq!((config.bos, config.pad, config.longest_context()), (Some(2), Some(1), 2048));
+    let untied = opt(json!({"tie_word_embeddings": false})).unwrap();
+    assert!(!untied.tied);
+    for config in [config, untied] {
+        assert_eq!(parse(&config.to_json("float32")).unwrap(), config);
+    }
+}
+
+/// Parameters as published: 125 million, 1.3, 2.7, 6.7, 13 and 30 billion, and what PyTorch counts of them.
+#[test]
+fn published_opt_models_have_their_parameters() {
+    for (hidden, layers, heads, want) in [
+        (768, 12, 12, 125_239_296),
+        (2048, 24, 32, 1_315_758_080),
+        (2560, 32, 32, 2_651_596_800),
+        (4096, 32, 32, 6_658_473_984),
+        (5120, 40, 40, 12_853_473_280),
+        (7168, 48, 56, 29_974_540_288usize),
+    ] {
+        let config = opt(json!({
+            "hidden_size": hidden, "ffn_dim": 4 * hidden, "word_embed_proj_dim": hidden,
+            "num_hidden_layers": layers, "num_attention_heads": heads,
+        }));
+        assert_eq!(Decoder::<Cpu, f32>::layout_of(&config.unwrap()).count(), want, "{hidden}");
+    }
+}
+
+#[test]
+fn what_opt_has_in_other_forms_is_refused() {
+    for (field, value, want) in [
+        ("do_layer_norm_before", json!(false), "true"),
+        ("word_embed_proj_dim", json!(512), "768"),
+        ("activation_function", json!("gelu"), "\"relu\""),
+        ("enable_bias", json!(false), "true"),
+        ("layer_norm_elementwise_affine", json!(false), "true"),
+        ("_remove_final_layer_norm", json!(true), "false"),
+        ("attention_dropout", json!(0.1), "0.0"),
+        ("architectures", json!(["OPTModel"]), "[\"OPTForCausalLM\"]"),
+        ("ffn_dim", json!(0), "a positive integer"),
+    ] {
+        let message = opt(json!({ field: value.clone() })).expect_err(field).to_string();
+        let found = format!("m/config.json: field `{field}` = {value} is not supported; expected {want}");
+        assert!(message.contains(&found), "{field}: {message}");
+    }
+    for (changes, words) in [
+        (json!({"hidden_size": 770, "word_embed_proj_dim": 770}), "`num_attention_heads` = 12"),
+        (json!({"ffn_dim": null}), "`ffn_dim` is missing"),
+        (json!({"layerdrop": 0.1}), "unknown field `layerdrop`"),
+        (json!({"rope_theta": 1e4}), "unknown field `rope_theta`"),
+    ] {
+        let message = opt(changes.clone()).unwrap_err().to_string();
+        assert!(message.contains("m/config.json") && message.contains(words), "{changes}: {message}");
+    }
 }

@@ -147,7 +147,7 @@ impl<'a> Emulate<'a> {
         let settings = RunSettings::open_on_ranks(&job.run, world)?;
         let config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
         let llm = open_side(&config, Role::Llm, context.threads)?;
-        llm.model.expect_whole(&format!("models.llm = {}", llm.dir.display()))?;
+        llm.model.expect_compressible(&format!("models.llm = {}", llm.dir.display()))?;
         let (layers, [first, last]) = (llm.model.layers, config.emulator.edge);
         if first.saturating_add(last) >= layers {
             let why = format!(

@@ -334,7 +334,7 @@ impl Refining<'_> {
             settings,
             privacy: gradtx_runtime::artifact::Privacy::None,
         };
-        files.push(card::write_beside_adapter(&side.dir, side.layout.lora(), &made, &job.out)?);
+        files.push(card::write_beside_adapter(&side.dir, &side.layout, &made, &job.out)?);
         update.write(&job.out.join(UPDATE_FILE))?;
         write_json(&job.out.join(REFINEMENT_FILE), refinement)?;
         files.extend([UPDATE_FILE.into(), REFINEMENT_FILE.into()]);

@@ -17,8 +17,9 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     /// Dropout probability on the adapter's input while training.
     pub lora_dropout: f64,
-    /// Modules that have an adapter, in every block: a list of names, or `"all-linear"` for all seven.
-    /// More modules learn more, and make longer update vectors.
+    /// Modules that have an adapter, in every block: a list of names, or `"all-linear"` for all seven. OPT's `out_proj`,
+    /// `fc1` and `fc2` are the others' `o_proj`, `up_proj` and `down_proj`, under either name; what a model lacks is left
+    /// out. More modules learn more, and make longer update vectors.
     pub target_modules: TargetModules,
     /// Layers that have an adapter, numbered from 0. Empty: all; of an emulator, those of its edge.
     pub layers_to_transform: Vec<usize>,
@@ -104,7 +105,7 @@ impl TryFrom<Written> for TargetModules {
             Written::List(list) => list,
         };
         let module = |name: &String| {
-            let known = Module::ALL.map(Module::name).join(", ");
+            let known = Module::known_names().join(", ");
             let why =
                 format!("`{name}` is no module of a block; expected one of {known}, or \"{ALL_LINEAR}\"");
             Module::from_name(name).ok_or(why)
@@ -125,7 +126,7 @@ impl JsonSchema for TargetModules {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let names = Module::ALL.map(Module::name);
+        let names = Module::known_names();
         json_schema!({
             "anyOf": [
                 { "type": "array", "items": { "type": "string", "enum": names } },
@@ -148,6 +149,7 @@ mod tests {
         let names = |value| read(value).unwrap().target_modules.names();
         assert_eq!(names("[\"v_proj\", \"q_proj\"]"), ["v_proj", "q_proj"]);
         assert_eq!(names("\"all-linear\"").len(), 7);
+        assert_eq!(names("[\"out_proj\", \"fc1\", \"fc2\"]"), ["o_proj", "up_proj", "down_proj"]);
         for (value, words) in [
             ("[\"query\"]", ["`query`", "q_proj, k_proj"]),
             ("\"q_proj\"", ["`q_proj`", "list of modules"]),
