@@ -170,6 +170,30 @@ fn killed_array_process_s_work_is_done_by_the_next() {
     assert_eq!(home.files("run"), home.files("one"));
 }
 
+#[test]
+fn ranks_make_the_emulator_of_one_also_after_a_kill() {
+    let home = Home::new();
+    let set = ["--set", "emulator.edge=[1,0]", "--set", "emulator.num_tokens=300"];
+    end_of(home.alone("emulate", "one", &set)).well();
+    let wanted = home.files("one");
+    assert!(wanted.iter().any(|(path, _)| path.ends_with("model/model.safetensors")), "{wanted:?}");
+    for size in [1, 2, 3] {
+        let run = format!("run-{size}");
+        let end = end_of(home.ranks(size, "emulate", &run, &set)).well();
+        assert_eq!(end.out.matches("cosine of the edge's gradient").count(), 1, "one rank speaks: {end:?}");
+        assert_eq!(home.files(&run), wanted, "{size} ranks");
+    }
+    for milliseconds in [300, 600, 900] {
+        let mut ranks = home.ranks(2, "emulate", "killed", &set).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        ranks.kill().unwrap();
+        ranks.wait().unwrap();
+    }
+    // Ranks end when their starter is gone.
+    wait_until(|| end_of(home.ranks(2, "emulate", "killed", &set)).code == Some(0));
+    assert_eq!(home.files("killed"), wanted);
+}
+
 fn wait_until(mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {

@@ -10,3 +10,4 @@ mod memory;
 mod models;
 mod nccl;
 mod places;
+mod statistics;
