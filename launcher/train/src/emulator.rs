@@ -91,7 +91,7 @@ impl Emulation<'_> {
             let products = Projection::ALL.into_iter().take(2).map(|projection| {
                 let (inputs, outputs) = projection.dims(block);
                 let own =
-                    projection.modules().map(|module| module.outputs(block).len().pow(2)).sum::<usize>();
+                    projection.modules(block).map(|module| module.outputs(block).len().pow(2)).sum::<usize>();
                 inputs * inputs + own + 2 * outputs * inputs
             });
             let parts = Module::ATTENTION.into_iter().map(|module| {

@@ -78,7 +78,7 @@ impl Statistics<'_> {
             let ((inputs, outputs), name) = (projection.dims(block), PROJECTIONS[projection as usize]);
             let of = |what: &str, shape: &[usize]| read(&file, &format!("{name}.{what}"), shape);
             let mut all = vec![0.0; outputs * outputs];
-            for module in projection.modules() {
+            for module in projection.modules(block) {
                 let own = module.outputs(block);
                 let values = read(&file, &format!("{}.outputs", module.name()), &[own.len(), own.len()])?;
                 for (row, values) in own.clone().zip(values.chunks_exact(own.len())) {
@@ -108,7 +108,7 @@ impl Statistics<'_> {
             let ((inputs, outputs), name) = (projection.dims(block), PROJECTIONS[projection as usize]);
             let ProductSums { inputs: a, outputs: g, gradient } = &sums.products[projection as usize];
             tensors.push((format!("{name}.inputs"), vec![inputs, inputs], narrow(a)));
-            for module in projection.modules() {
+            for module in projection.modules(block) {
                 let own = module.outputs(block);
                 let rows = own.clone().flat_map(|row| &g[row * outputs..][own.clone()]);
                 let values: Vec<f32> = rows.map(|x| *x as f32).collect();
