@@ -140,6 +140,9 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
             ensure!(found == written, "tensor `{name}`: checksum is {found}, written was {written}");
         }
     }
+    if file.names().iter().all(|name| name.starts_with("model.layers.")) {
+        report.kind = "full weights of layers".into();
+    }
     report.scan(&file);
     Ok(())
 }
@@ -259,8 +262,17 @@ fn check_model(dir: &Path, model_type: &str, source: &TensorSource, report: &mut
         GradTransformer::<Cpu, f32>::load(&Cpu::new(1), dir)?;
     } else if model_type == "t5" {
         T5Config::open(&dir.join("config.json"))?;
-    } else if Family::ALL.iter().any(|family| family.model_type() == model_type) {
-        let layout = Decoder::<Cpu, f32>::layout_of(&DecoderConfig::read(dir)?);
+    } else if Family::ALL.iter().any(|family| family.model_type() == model_type.trim_start_matches("gradot_"))
+    {
+        let config = DecoderConfig::read(dir)?;
+        if let Some(emulator) = &config.emulator {
+            report.kind = "emulator (GradOT)".into();
+            let layers = emulator.edge_layers();
+            report.fact("edge", format!("layers {layers:?}, which clients train"));
+            report.fact("kept of the middle", format!("{} of its parameters, about", emulator.ratio));
+            report.fact("LLM", &emulator.base_fingerprint);
+        }
+        let layout = Decoder::<Cpu, f32>::layout_of(&config);
         for param in layout.params() {
             source.tensor(&param.name)?.expect_shape(&param.shape)?;
         }

@@ -10,7 +10,9 @@ use crate::records::{
     ClientVariantInputs, FinetuneInputs, MergeInputs, PluginInputs, RefineInputs, ShadowClientInputs,
     TranslateInputs,
 };
+use crate::trained;
 use anyhow::Result;
+use gradtx_models::LAYERS_FILE;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::ADAPTER_DIR;
 use gradtx_run::record::{self, RECORD_FILE, Record};
@@ -58,7 +60,7 @@ impl Lineage {
         Self { kind, ..Self::BASE }
     }
 
-    /// Of an adapter with these [`adapter_sums`], that is to be used with a model of this
+    /// Of an adapter, or of full weights of layers, with these checksums, that is to be used with a model of this
     /// fingerprint: as the record of the stage's directory says that it lies in. An adapter
     /// that no record names is from elsewhere.
     ///
@@ -66,10 +68,15 @@ impl Lineage {
     /// When the adapter is not what the stage wrote, or is of another base model.
     pub fn of_adapter(dir: &Path, sums: &[String], base: &str) -> Result<Self> {
         let elsewhere = Self::of_kind(Kind::Adapter);
-        let dir = std::path::absolute(dir)?;
+        let dir = std::path::absolute(trained::layer_file(dir).unwrap_or_else(|| dir.to_owned()))?;
         let (Some(home), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(elsewhere) };
         let path = home.join(RECORD_FILE);
-        if name != ADAPTER_DIR || !path.exists() {
+        let files: Vec<String> = match name.to_str() {
+            Some(ADAPTER_DIR) => ADAPTER_FILES.map(|file| format!("{ADAPTER_DIR}/{file}")).into(),
+            Some(LAYERS_FILE) => vec![LAYERS_FILE.into()],
+            _ => return Ok(elsewhere),
+        };
+        if !path.exists() {
             return Ok(elsewhere);
         }
         let record = record::read(&path)?;
@@ -88,9 +95,9 @@ impl Lineage {
         } else {
             return Ok(elsewhere);
         };
-        for (file, sum) in ADAPTER_FILES.iter().zip(sums) {
-            if record.outputs.get(&format!("{ADAPTER_DIR}/{file}")) != Some(sum) {
-                let what = format!("{}: not what `{}` wrote here", shown(&dir.join(file)), record.stage);
+        for (file, sum) in files.iter().zip(sums) {
+            if record.outputs.get(file) != Some(sum) {
+                let what = format!("{}: not what `{}` wrote here", shown(&home.join(file)), record.stage);
                 let why = "it is damaged, was edited, or belongs to an attempt that has not finished; run the \
                            stage again, or copy the adapter elsewhere to use it as your own";
                 return Err(failed(what, why));

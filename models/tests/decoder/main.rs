@@ -8,6 +8,7 @@ mod emulator;
 mod files;
 mod generation;
 mod gradients;
+mod layers;
 mod parity;
 mod per_example;
 mod statistics;
