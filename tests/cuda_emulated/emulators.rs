@@ -1,13 +1,15 @@
 //! Emulators of LLMs on CUDA: matrices in factors, narrow MLPs, adapters of the edge, as on the CPU.
 
-use crate::models::{FORWARD, WATCHED, assert_near, config, cuda, decoder, fine_tune_in};
+use crate::models::{FORWARD, WATCHED, assert_near, batch, config, cuda, decoder, fine_tune_in, step};
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::cuda::Cuda;
 use gradtx_kernels::{Backend, Real, bf16};
 use gradtx_models::decoder::{
-    DecoderConfig, Emulator, Family, GenerateLimits, Generator, LayerShape, Prompt, Ranks,
+    Decoder, DecoderConfig, Emulator, Family, GenerateLimits, Generator, LayerParams, LayerShape,
+    LayerTrainer, Prompt, Ranks,
 };
 use gradtx_models::lora::{BlockLayout, LoraConfig, Module};
+use gradtx_runtime::data::BatchCapacity;
 
 /// Four layers, of which the inner two are compressed: all kinds of products, with odd ranks and even ones.
 fn emulator(family: Family, ranks: Ranks) -> DecoderConfig {
@@ -57,5 +59,52 @@ fn an_emulator_generates_as_on_the_cpu() {
     for family in [Family::Qwen2, Family::Opt] {
         let config = emulator(family, Ranks { q: 7, k: 3, v: 5, o: 9 });
         assert_eq!(texts::<Cuda, f32>(&cuda(FORWARD), &config), texts::<Cpu, f32>(&Cpu::new(1), &config));
+    }
+}
+
+/// Losses and gradient norms of three steps on the full weights of the edge, then its masters; and whether the
+/// decoder's values are the nearest ones of these.
+fn train_edge<D: Backend<X>, X: Real<Acc = f32>>(device: &D, config: &DecoderConfig) -> [Vec<f64>; 2] {
+    let mut model = decoder::<D, X>(device, config).trainable().expect("there is memory");
+    let params = LayerParams::new(config, &[0, 3]).expect("the edge has whole matrices");
+    let of_model = |model: &Decoder<D, X>, name: &str| {
+        let param = model.layout().get(name).expect("it has these layers").clone();
+        model.tensor(&param).expect("it can be read")
+    };
+    let mut masters = vec![0.0; params.total()];
+    for param in params.params() {
+        let values = of_model(&model, &param.name);
+        masters[param.range()].iter_mut().zip(values).for_each(|(master, x)| *master = x.to_f64() as f32);
+    }
+    let stream = batch(config);
+    let room = BatchCapacity::of([&stream]);
+    let mut trainer = LayerTrainer::new(&mut model, params.clone(), &masters, room).expect("there is memory");
+    let mut numbers = vec![];
+    for t in 1..=3 {
+        numbers.push(trainer.accumulate(&model, &stream).expect("the stream fits"));
+        numbers.push(trainer.apply(&mut model, step(t), Some(1.0)).expect("gradients are finite"));
+    }
+    let masters = trainer.masters().expect("they can be read");
+    for param in params.params() {
+        let near = |(value, master): (X, &f32)| value == X::from_f64(f64::from(*master));
+        let values = of_model(&model, &param.name);
+        assert!(values.into_iter().zip(&masters[param.range()]).all(near), "{}", param.name);
+    }
+    [numbers, masters.into_iter().map(f64::from).collect()]
+}
+
+#[test]
+fn full_weights_of_the_edge_as_on_the_cpu() {
+    for (family, ranks) in [
+        (Family::Qwen2, Ranks { q: 8, k: 8, v: 0, o: 16 }),
+        (Family::Qwen3, Ranks { q: 7, k: 3, v: 5, o: 9 }),
+    ] {
+        let config = emulator(family, ranks);
+        let expected = train_edge::<Cpu, f32>(&Cpu::new(1), &config);
+        let found = train_edge::<Cuda, f32>(&cuda(WATCHED), &config);
+        assert_near(&format!("{family:?}, edge: losses and norms"), &found[0], &expected[0], 1e-4);
+        assert_near(&format!("{family:?}, edge: weights"), &found[1], &expected[1], 1e-4);
+        let found = train_edge::<Cuda, bf16>(&cuda(FORWARD), &config);
+        assert_near(&format!("{family:?}, edge in bf16: losses and norms"), &found[0], &expected[0], 2e-2);
     }
 }

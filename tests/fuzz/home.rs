@@ -60,6 +60,7 @@ pub fn make(home: &Path) {
     texts(home);
     run(home, "split --data rows/pair.jsonl --out split --clients 1");
     clients(home);
+    emulator(home);
     interrupted(home);
 }
 
@@ -80,6 +81,17 @@ fn clients(home: &Path) {
     // It is made again, from its checkpoint.
     std::fs::remove_file(home.join("private/update.safetensors")).unwrap();
     run(home, "translate --run run client/update.safetensors --method ridge --out run/several");
+}
+
+/// An emulator, and the edge that a client trained through it.
+fn emulator(home: &Path) {
+    let settings = "--config world/settings.toml --set emulator.edge=[1,0] --set emulator.num_tokens=400";
+    run(home, &format!("emulate --run offsite {settings}"));
+    run(
+        home,
+        "finetune --run offsite-client --config world/settings.toml --base offsite/emulator/model --data private.jsonl \
+         --set finetune.use_peft=false --out edge",
+    );
 }
 
 /// The first file of this name below a directory.

@@ -457,6 +457,28 @@ pub const TARGETS: &[Target] = &[
         "convert --run package --adapter client/adapter --examples 7 --out out",
     ),
     target(
+        "layers-plugin",
+        Tensors,
+        &["edge/layers.safetensors"],
+        "layers.safetensors",
+        "plugin --run offsite --adapter layers.safetensors --out out",
+    ),
+    target(
+        "layers-merge",
+        Tensors,
+        &["edge/layers.safetensors"],
+        "layers.safetensors",
+        "merge --run offsite-client --model tiny --adapter layers.safetensors --out out",
+    )
+    .share(50),
+    target(
+        "emulator_config-plugin",
+        Json,
+        &["offsite/emulator/model/config.json"],
+        "offsite/emulator/model/config.json",
+        "plugin --run offsite --adapter edge --emulator offsite/emulator/model --out out",
+    ),
+    target(
         "clients",
         Json,
         &["run/several/clients.json"],

@@ -7,7 +7,8 @@
 //!
 //! `write` makes a random adapter for the model directory BASE and the logits it gives;
 //! `open` reads an adapter that PEFT wrote, computes the logits of the stored tokens and
-//! fails beyond 1e-4 of the largest.
+//! fails beyond 1e-4 of the largest. `peft_interop miniature FOLDER` writes two untrained models with data and a run
+//! file, for `emulators.sh`.
 
 use gradtx_kernels::cpu::Cpu;
 use gradtx_kernels::{Device, rng::Stream};
@@ -22,6 +23,12 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [action, folder] = arguments.as_slice()
+        && action == "miniature"
+    {
+        gradtx_tests::miniature::write(Path::new(folder));
+        return Ok(());
+    }
     let [action, base, adapter, logits] = arguments.as_slice() else {
         return Err("usage: peft_interop write|open BASE ADAPTER LOGITS.safetensors".into());
     };

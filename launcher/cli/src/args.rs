@@ -79,7 +79,8 @@ pub enum Command {
         /// File of examples (JSONL, JSON, CSV, TSV or Parquet), or a directory of them.
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
-        /// Directory for update.safetensors, metrics and, with --save-adapter, adapter/
+        /// Directory for update.safetensors (with finetune.use_peft=false, layers.safetensors), metrics and, with
+        /// --save-adapter, adapter/
         /// (default: RUN/clients/NAME/finetuned/MODEL, with NAME from the data's path).
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
@@ -160,13 +161,13 @@ pub enum Command {
     Emulate(gradtx_pipeline::stages::emulate::Job),
     /// Put what clients trained through an emulator into the LLM: a Hugging Face directory.
     Plugin(gradtx_pipeline::stages::plugin::Job),
-    /// Put an adapter into the weights of its model: a Hugging Face directory.
+    /// Put an adapter, or fine-tuned layers, into the weights of its model: a Hugging Face directory.
     Merge {
         /// The run and its configuration.
         #[command(flatten)]
         run: RunArgs,
-        /// PEFT adapter directory.
-        #[arg(long, value_name = "DIR")]
+        /// PEFT adapter directory, or layers.safetensors as `finetune` with finetune.use_peft=false wrote it.
+        #[arg(long, value_name = "PATH")]
         adapter: PathBuf,
         /// Directory of the merged model.
         #[arg(long, value_name = "DIR")]

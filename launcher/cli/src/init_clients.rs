@@ -3,7 +3,7 @@
 //! In: a run. Out: a [`Package`], compared with the run's tuples where it has some.
 
 use anyhow::Result;
-use gradtx_pipeline::artifacts::{expect_run_model, open_side, open_tuples};
+use gradtx_pipeline::artifacts::{expect_run_model, expect_tiny, open_side, open_tuples};
 use gradtx_pipeline::package::Package;
 use gradtx_run::config::{RunArgs, RunSettings};
 use gradtx_run::context::Context;
@@ -29,6 +29,7 @@ pub(crate) fn run(context: &Context, job: &Job) -> Result<()> {
     let mut settings = RunSettings::open(&RunArgs::stored(&job.run))?;
     let config = settings.config().clone();
     let side = open_side(&config, Role::Tiny, context.threads)?;
+    expect_tiny(&side)?;
     expect_run_model(&settings, Role::Tiny, &side.space.base_model)?;
     if settings.tuples_dir().join(MANIFEST).is_file() {
         open_tuples(&mut settings, [Some(&side.space), None])?;

@@ -10,7 +10,7 @@ mod report;
 pub use self::report::Report;
 use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::cpu::Cpu;
-use gradtx_models::decoder::{Decoder, DecoderConfig, Emulator, Family};
+use gradtx_models::decoder::{Decoder, DecoderConfig, Emulator, Family, layer_of};
 use gradtx_models::grad_transformer::GradTransformer;
 use gradtx_models::t5::T5Config;
 use gradtx_pipeline::package::Package;
@@ -144,6 +144,9 @@ fn look_at_file(path: &Path, report: &mut Report) -> Result<()> {
             let found = checksum(file.tensor(&name)?.bytes);
             ensure!(found == written, "tensor `{name}`: checksum is {found}, written was {written}");
         }
+    }
+    if file.names().iter().all(|name| layer_of(name).is_some()) {
+        report.kind = "full weights of layers".into();
     }
     report.scan(&file);
     Ok(())

@@ -234,6 +234,29 @@ pub fn open_side(config: &Config, role: Role, threads: usize) -> Result<ModelSpe
     Ok(side)
 }
 
+/// Both of a run's models, TinyLM and LLM: for what is made of pairs of updates, which emulators have none of.
+///
+/// # Errors
+/// When one of them is an emulator.
+pub fn open_pair(config: &Config, threads: usize) -> Result<[ModelSpec; 2]> {
+    let [tiny, llm] = [Role::Tiny, Role::Llm].map(|role| open_side(config, role, threads));
+    let [tiny, llm] = [tiny?, llm?];
+    expect_tiny(&tiny)?;
+    llm.model.expect_whole(&format!("models.llm = {}", llm.dir.display()))?;
+    Ok([tiny, llm])
+}
+
+/// Fails for an emulator in the place of the TinyLM.
+pub fn expect_tiny(tiny: &ModelSpec) -> Result<()> {
+    if tiny.model.emulator.is_none() {
+        return Ok(());
+    }
+    let what = format!("models.tiny = {}: expected the TinyLM; found a GradOT emulator", shown(&tiny.dir));
+    let hint = "an emulator's clients use `gradtx finetune` alone, and their provider `gradtx plugin`; for \
+                translation name the TinyLM's directory: --set models.tiny=DIR";
+    Err(failed(what, hint))
+}
+
 impl Tuples {
     /// Group of every pair, for a store that gives; of stores that older versions made, none.
     pub fn groups(&self) -> Result<Option<Vec<usize>>> {

@@ -5,7 +5,7 @@
 //! [`clients`] compares them with each other and with the shadows, by what [`calibration`] finds usual,
 //! [`products`] translates by products, [`cross_validation`] has held-out shadow pairs play clients, which may
 //! differ from the shadows ([`variant`]), [`score`] compares answers, and [`staleness`] finds results
-//! that were made with other settings. [`package`] is what clients start
+//! that were made with other settings, [`trained`] is what can be put into a model. [`package`] is what clients start
 //! from, [`canaries`] are what their updates are audited with.
 
 pub mod aggregate;
@@ -24,4 +24,5 @@ pub mod records;
 pub mod score;
 pub mod stages;
 pub mod staleness;
+pub mod trained;
 pub mod variant;

@@ -11,7 +11,9 @@ use crate::records::{
     ShadowClientInputs, TranslateInputs,
 };
 use crate::stages::emulate::MODEL_DIR;
+use crate::trained;
 use anyhow::Result;
+use gradtx_models::LAYERS_FILE;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_run::failure::failed;
 use gradtx_run::paths::ADAPTER_DIR;
@@ -68,7 +70,7 @@ impl Lineage {
         Self { kind, ..Self::BASE }
     }
 
-    /// Of an adapter with these [`adapter_sums`], that is to be used with a model of this
+    /// Of an adapter, or of full weights of layers, with these checksums, that is to be used with a model of this
     /// fingerprint: as the record of the stage's directory says that it lies in. An adapter
     /// that no record names is from elsewhere.
     ///
@@ -76,15 +78,20 @@ impl Lineage {
     /// When the adapter is not what the stage wrote, or is of another base model.
     pub fn of_adapter(dir: &Path, sums: &[String], base: &str) -> Result<Self> {
         let elsewhere = Self::of_kind(Kind::Adapter);
-        let dir = std::path::absolute(dir)?;
+        let dir = std::path::absolute(trained::layer_file(dir).unwrap_or_else(|| dir.to_owned()))?;
         let (Some(home), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(elsewhere) };
         let path = home.join(RECORD_FILE);
-        if name != ADAPTER_DIR || !path.exists() {
+        let files: Vec<String> = match name.to_str() {
+            Some(ADAPTER_DIR) => ADAPTER_FILES.map(|file| format!("{ADAPTER_DIR}/{file}")).into(),
+            Some(LAYERS_FILE) => vec![LAYERS_FILE.into()],
+            _ => return Ok(elsewhere),
+        };
+        if !path.exists() {
             return Ok(elsewhere);
         }
         let record = record::read(&path)?;
         let (lineage, made_for) = if let Some(made) = record.inputs::<FinetuneInputs>(home)? {
-            let edge = !made.adapter.layers_to_transform.is_empty();
+            let edge = made.layers.is_some() || !made.adapter.layers_to_transform.is_empty();
             (Self { edge, ..Self::of_kind(Kind::Finetuned) }, made.model)
         } else if let Some(made) = record.inputs::<ShadowClientInputs>(home)? {
             (Self::of_kind(Kind::Finetuned), made.model)
@@ -99,9 +106,9 @@ impl Lineage {
         } else {
             return Ok(elsewhere);
         };
-        for (file, sum) in ADAPTER_FILES.iter().zip(sums) {
-            if record.outputs.get(&format!("{ADAPTER_DIR}/{file}")) != Some(sum) {
-                let what = format!("{}: not what `{}` wrote here", shown(&dir.join(file)), record.stage);
+        for (file, sum) in files.iter().zip(sums) {
+            if record.outputs.get(file) != Some(sum) {
+                let what = format!("{}: not what `{}` wrote here", shown(&home.join(file)), record.stage);
                 let why = "it is damaged, was edited, or belongs to an attempt that has not finished; run the \
                            stage again, or copy the adapter elsewhere to use it as your own";
                 return Err(failed(what, why));

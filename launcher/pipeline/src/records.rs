@@ -145,6 +145,9 @@ pub struct FinetuneInputs {
     /// Differential privacy, if it is trained with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacyConfig>,
+    /// Layers whose full weights are trained, in the place of an adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
     /// How rows are read.
     #[serde(flatten)]
     pub reading: ReadingInputs,

@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, Result};
 use gradtx_kernels::rng::derive_named;
-use gradtx_models::decoder::DecoderConfig;
+use gradtx_models::decoder::{DecoderConfig, LayerParams};
 use gradtx_models::lora::{
     BlockLayout, LoraConfig, PeftAdapter, initial_adapter, read_peft, write_peft_with_notes,
 };
@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Notes in the adapter of an emulator: fingerprint of its LLM, of itself, its edge, examples that it was trained on.
+/// Notes in what clients trained through an emulator, adapters and layers: fingerprint of its LLM, of itself, its edge,
+/// examples that it was trained on. Nothing else of the client's is in them.
 pub const NOTE_BASE: &str = "gradtx_base_fingerprint";
 /// See [`NOTE_BASE`].
 pub const NOTE_EMULATOR: &str = "gradtx_emulator_fingerprint";
@@ -181,15 +182,20 @@ impl ModelSpec {
     /// The same of an adapter that was trained on so many examples. One of an emulator says of which, and of which LLM,
     /// so that `gradtx plugin` takes it for no other.
     pub fn write_trained_peft(&self, out: &Path, update: &[f32], examples: usize) -> Result<Vec<String>> {
-        let mut notes = BTreeMap::new();
-        if let Some(emulator) = &self.model.emulator {
-            let edge = emulator.edge.map(|layers| layers.to_string()).join(" ");
-            notes.insert(NOTE_BASE.into(), emulator.base_fingerprint.clone());
-            notes.insert(NOTE_EMULATOR.into(), self.space.base_model.clone());
-            notes.insert(NOTE_EDGE.into(), edge);
-            notes.insert(NOTE_EXAMPLES.into(), examples.to_string());
-        }
-        self.write_peft_noting(out, update, &notes)
+        self.write_peft_noting(out, update, &self.notes(examples))
+    }
+
+    /// Notes of what was trained on so many examples; none but of an emulator.
+    pub fn notes(&self, examples: usize) -> BTreeMap<String, String> {
+        let Some(emulator) = &self.model.emulator else { return BTreeMap::new() };
+        let edge = emulator.edge.map(|layers| layers.to_string()).join(" ");
+        let notes = [
+            (NOTE_BASE, emulator.base_fingerprint.clone()),
+            (NOTE_EMULATOR, self.space.base_model.clone()),
+            (NOTE_EDGE, edge),
+            (NOTE_EXAMPLES, examples.to_string()),
+        ];
+        notes.map(|(key, value)| (key.to_owned(), value)).into()
     }
 
     fn write_peft_noting(
@@ -298,6 +304,17 @@ pub fn adapted_layers(model: &DecoderConfig, adapter: &AdapterConfig) -> Vec<usi
         ([], Some(emulator)) => emulator.edge_layers(),
         (named, _) => named.to_vec(),
     }
+}
+
+/// The parameters that these settings train where full weights are trained: of the layers that would be adapted.
+pub fn layer_params(model: &DecoderConfig, adapter: &AdapterConfig) -> Result<LayerParams> {
+    let mut layers = adapted_layers(model, adapter);
+    if layers.is_empty() {
+        layers = (0..model.layers).collect();
+    }
+    layers.sort_unstable();
+    layers.dedup();
+    Ok(LayerParams::new(model, &layers)?)
 }
 
 /// The adapter settings as the models know them.

@@ -271,9 +271,14 @@ impl Seed<'_> {
             };
             let adapter = self.finetuned(&args, train.clone(), home.join("finetuned"), Role::Tiny)?;
             let upgraded = home.join("upgraded");
-            let plugged =
-                plugin::Job { run: args.clone(), adapter: vec![adapter.clone()], out: upgraded.clone() };
-            plugin::run(self.context, &plugged)?;
+            let plugging = plugin::Job {
+                run: args.clone(),
+                adapter: vec![adapter.clone()],
+                emulator: None,
+                examples: vec![],
+                out: upgraded.clone(),
+            };
+            plugin::run(self.context, &plugging)?;
             found.zero_shot.push(scored(Entry::Emulator(Tuned::Nothing), &model, None)?);
             found.tuned.push(scored(Entry::Emulator(Tuned::Edge), &model, Some(adapter))?);
             found.plugged_in.push(scored(Entry::PluggedIn, &upgraded, None)?);

@@ -31,6 +31,8 @@ pub struct Activations<D: Device, X: Real> {
     pub(super) trains: bool,
     /// Hash of the adapters' layout, if there are adapters.
     pub(super) layout: Option<String>,
+    /// The layers whose full weights they train, if they are for such.
+    pub(super) layers: Vec<usize>,
     /// The layers whose products' sums they are for, if they are for such.
     pub(super) statistics: Option<StatisticsOf>,
     /// `[L + 1][T, H]` residual stream before each block, and after the last.
@@ -105,6 +107,10 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             capacity: room,
             trains,
             layout: mode.adapters().map(BlockLayout::hash),
+            layers: match mode {
+                Mode::Layers(params) => params.layers().to_vec(),
+                _ => vec![],
+            },
             statistics: match mode {
                 Mode::Statistics(of) => Some(of.clone()),
                 _ => None,

@@ -1,5 +1,5 @@
 //! The backward pass: the mirror of the forward pass, from the loss to gradients of
-//! adapters or of all parameters.
+//! adapters, of all parameters, or of those of some layers.
 //!
 //! The gradient of the residual stream, `d_x`, is carried in place from the last block
 //! to the first.
@@ -16,12 +16,15 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
     /// Fails unless the mode of these buffers is the one that such gradients need.
     fn check_gradients(&self, grads: &Gradients<'_, D, X::Acc>, adapters: bool) -> Result<()> {
         let wants_adapters = matches!(grads, Gradients::Adapters(_));
-        let statistics = match grads {
-            Gradients::Statistics(sums) => Some(sums.of()),
-            Gradients::Adapters(_) | Gradients::All(_) => None,
-        };
+        let (mut statistics, mut layers) = (None, &[][..]);
+        match grads {
+            Gradients::Statistics(sums) => statistics = Some(sums.of()),
+            Gradients::Layers(_, params) => layers = params.layers(),
+            Gradients::Adapters(_) | Gradients::All(_) => {}
+        }
         if self.trains
             && self.statistics.as_ref() == statistics
+            && self.layers == layers
             && wants_adapters == self.layout.is_some()
             && wants_adapters == adapters
         {
@@ -49,6 +52,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
         let first = match &grads {
             Gradients::Adapters(_) => adapters.map_or(0, |adapters| adapters.layout.first_layer()),
             Gradients::All(_) => self.expect_trainable().map(|()| 0)?,
+            Gradients::Layers(_, params) => self.expect_contiguous().map(|()| params.layers()[0])?,
             Gradients::Statistics(sums) => self.expect_statistics(sums.of()).map(|()| sums.first_layer())?,
         };
         let pass = Pass::new(batch, adapters);

@@ -6,7 +6,7 @@
 //! * [`Decoder::loss`] and [`Decoder::loss_and_gradient`]: the passes, over a packed
 //!   token stream.
 //! * [`Generator`]: greedy decoding with a key/value cache.
-//! * [`FullTrainer`]: training of all parameters.
+//! * [`FullTrainer`] and [`LayerTrainer`]: training of all parameters, and of the full weights of some layers.
 //!
 //! Layers of an emulator ([`Emulator`]) may be narrower than others, and their attention's matrices products of
 //! two thin ones.
@@ -37,6 +37,8 @@ mod factored;
 mod family;
 mod forward;
 mod generate;
+mod layer_params;
+mod layer_trainer;
 mod layout;
 mod mlp;
 mod mode;
@@ -58,7 +60,10 @@ pub use config::DecoderConfig;
 pub use emulator::{Emulator, LayerShape};
 pub use family::Family;
 pub use generate::{Continuation, Decoding, GenerateLimits, Generator, Prompt};
+pub use layer_params::LayerParams;
+pub use layer_trainer::{LayerState, LayerTrainer};
 pub use mode::Mode;
+pub use names::layer_of;
 pub use pass::Gradients;
 pub use pretrain::{FullTrainer, PretrainStep};
 pub use rope::RopeScaling;

@@ -1,6 +1,6 @@
 //! [`Mode`]: what a pass is for, which decides what it keeps.
 
-use super::StatisticsOf;
+use super::{LayerParams, StatisticsOf};
 use crate::lora::{BlockLayout, Projection};
 
 /// What a pass is for.
@@ -12,6 +12,8 @@ pub enum Mode<'a> {
     Adapters(&'a BlockLayout),
     /// Gradients of all parameters, without adapters.
     AllParameters,
+    /// Gradients of the full weights of some layers, without adapters.
+    Layers(&'a LayerParams),
     /// Sums over the products of some layers, without adapters.
     Statistics(&'a StatisticsOf),
 }
@@ -22,7 +24,7 @@ impl<'a> Mode<'a> {
         match self {
             Self::Inference(layout) => layout,
             Self::Adapters(layout) => Some(layout),
-            Self::AllParameters | Self::Statistics(_) => None,
+            Self::AllParameters | Self::Layers(_) | Self::Statistics(_) => None,
         }
     }
 
@@ -36,6 +38,7 @@ impl<'a> Mode<'a> {
             Self::Inference(_) => false,
             Self::Adapters(layout) => block >= layout.first_layer(),
             Self::AllParameters => true,
+            Self::Layers(params) => block >= params.layers()[0],
             Self::Statistics(of) => of.layers.first().is_some_and(|first| block >= *first),
         }
     }
@@ -46,6 +49,7 @@ impl<'a> Mode<'a> {
             Self::Inference(_) => false,
             Self::Adapters(layout) => !layout.targets(block, fused).is_empty(),
             Self::AllParameters => true,
+            Self::Layers(params) => params.layers().contains(&block),
             Self::Statistics(of) => of.layers.contains(&block),
         }
     }

@@ -71,6 +71,11 @@ impl Names {
     }
 }
 
+/// The layer that a tensor is of, by its name in any family.
+pub fn layer_of(name: &str) -> Option<usize> {
+    name.split_once(".layers.")?.1.split('.').next()?.parse().ok()
+}
+
 /// The names of one layer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LayerNames {

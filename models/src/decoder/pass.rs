@@ -2,7 +2,7 @@
 //! and in its backward pass ([`BlockBackward`]).
 
 use super::rope::RopeTables;
-use super::{AdapterView, BlockConfig, ProductStatistics};
+use super::{AdapterView, BlockConfig, LayerParams, ProductStatistics};
 use crate::lora::{BlockLayout, Projection};
 use gradtx_kernels::ops::{RmsNormDims, Segments};
 use gradtx_kernels::{Buffer, Device, Real, ViewMut};
@@ -161,6 +161,8 @@ pub enum Gradients<'a, D: Device, A: Real> {
     Adapters(D::ViewMut<'a, A>),
     /// Of all parameters, in the order of [`super::Decoder::layout`].
     All(D::ViewMut<'a, A>),
+    /// Of the parameters of some layers, in the order of [`LayerParams::params`].
+    Layers(D::ViewMut<'a, A>, &'a LayerParams),
     /// None, but sums over the products of some layers.
     Statistics(&'a mut ProductStatistics<D, A>),
 }
@@ -170,7 +172,7 @@ impl<D: Device, A: Real> Gradients<'_, D, A> {
     pub(super) fn adapter_rows(&mut self) -> D::ViewMut<'_, A> {
         match self {
             Self::Adapters(grads) => grads.reborrow(),
-            Self::All(grads) => grads.reborrow().slice(0..0),
+            Self::All(grads) | Self::Layers(grads, _) => grads.reborrow().slice(0..0),
             Self::Statistics(sums) => sums.none(),
         }
     }
@@ -195,6 +197,10 @@ impl<D: Device, A: Real> Gradients<'_, D, A> {
         match self {
             Self::Adapters(_) | Self::Statistics(_) => None,
             Self::All(grads) => Some(grads.reborrow().slice(range.clone())),
+            Self::Layers(grads, params) => {
+                let place = params.place(range)?;
+                Some(grads.reborrow().slice(place))
+            }
         }
     }
 }

@@ -115,6 +115,11 @@ impl<D: Device, X: Real> Decoder<D, X> {
                        the emulator that `gradtx emulate --dense` writes";
             return Err(Error::invalid("decoder whose parameters are to be trained", why));
         }
+        self.expect_contiguous()
+    }
+
+    /// Fails unless the values are in the order of [`Self::layout`], whatever of them is trained.
+    pub(super) fn expect_contiguous(&self) -> Result<()> {
         if self.stored == self.layout {
             return Ok(());
         }
@@ -169,6 +174,15 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
     /// Every tensor of the model must be there with its shape and finite values, and no
     /// other, except a head that equals the embedding it is tied to.
     pub fn load(device: &D, dir: &Path) -> Result<Self> {
+        Self::load_with_rows(device, dir, D::lora_weight_stride)
+    }
+
+    /// [`Self::load`] with the rows that training parameters needs.
+    pub fn load_trainable(device: &D, dir: &Path) -> Result<Self> {
+        Self::load_with_rows(device, dir, contiguous)
+    }
+
+    fn load_with_rows(device: &D, dir: &Path, stride: RowStride) -> Result<Self> {
         let config = DecoderConfig::read(dir)?;
         let source = TensorSource::open(dir)?;
         config.check_weights(&source)?;
@@ -178,9 +192,7 @@ impl<D: Backend<X>, X: Real> Decoder<D, X> {
                 check_extra(&config, &source, name)?;
             }
         }
-        Self::filled(device, &config, D::lora_weight_stride, |param| {
-            Ok(converted(&source.tensor(&param.name)?.to_f32()?))
-        })
+        Self::filled(device, &config, stride, |param| Ok(converted(&source.tensor(&param.name)?.to_f32()?)))
     }
 
     /// A frozen decoder with random weights: a pure function of configuration, spread and key.

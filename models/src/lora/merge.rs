@@ -2,26 +2,15 @@
 //! `W ← W + (α/r) B A` for every adapted matrix.
 //!
 //! In: a model directory, an adapter, a directory that exists. Out: in that directory,
-//! the same files with the same names, headers and index, in which only the bytes of
-//! adapted matrices differ. Sums are computed in f32 and rounded once to the tensor's own
-//! type. Files are read through memory maps and written tensor by tensor, so that models
-//! larger than the memory can be merged.
+//! the same files, in which only the bytes of adapted matrices differ ([`rewrite`]). Sums are computed in f32 and
+//! rounded once to the tensor's own type.
 
 use super::{Factor, PeftAdapter, Slice};
-use gradtx_kernels::{bf16, f16};
-use gradtx_runtime::artifact::{
-    MAX_CONFIG_BYTES, TensorData, TensorFile, TensorSource, copy_licences, copy_tokenizer, read_file,
-    write_atomic,
-};
+use crate::rewrite::{can_encode, encode, rewrite};
+use gradtx_runtime::artifact::{TensorData, TensorSource};
 use gradtx_runtime::{Error, Result};
-use safetensors::Dtype;
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
-
-/// What is copied as it is, where the model has it, beside the tokenizer's files and licences.
-const COPIED: [&str; 2] = ["config.json", "model.safetensors.index.json"];
 
 /// The two factors of one adapted matrix.
 struct Product<'a> {
@@ -51,28 +40,13 @@ pub fn merge(base: &Path, adapter: &PeftAdapter, out: &Path, threads: usize) -> 
     for (name, product) in &products {
         let tensor = source.tensor(name)?;
         tensor.expect_shape(&product.shape)?;
-        if !matches!(tensor.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
+        if !can_encode(tensor.dtype) {
             return Err(wrong_type(&tensor));
         }
     }
-    let mut written = vec![];
-    for file in source.files() {
-        let name = file.path().file_name().and_then(|name| name.to_str());
-        let name = name.ok_or_else(|| Error::file(file.path(), "its name is not valid UTF-8"))?;
-        merge_file(file, &products, &out.join(name), threads)?;
-        written.push(name.to_string());
-    }
-    for name in COPIED {
-        let path = base.join(name);
-        if path.is_file() {
-            let content = read_file(&path, MAX_CONFIG_BYTES)?;
-            write_atomic(&out.join(name), |file| file.write_all(&content))?;
-            written.push(name.to_string());
-        }
-    }
-    written.extend(copy_tokenizer(base, out)?.into_iter().map(String::from));
-    written.extend(copy_licences(base, out)?);
-    Ok(written)
+    rewrite(base, out, |tensor| {
+        products.get(tensor.name).map(|product| product.added_to(tensor, threads)).transpose()
+    })
 }
 
 fn wrong_type(tensor: &TensorData<'_>) -> Error {
@@ -95,56 +69,13 @@ fn products(adapter: &PeftAdapter) -> HashMap<String, Product<'_>> {
     (0..layout.blocks()).flat_map(pairs).map(product).collect()
 }
 
-/// Writes one safetensors file: the header as it is, then its tensors in their order.
-fn merge_file(
-    file: &TensorFile,
-    products: &HashMap<String, Product<'_>>,
-    out: &Path,
-    threads: usize,
-) -> Result<()> {
-    let mut failed = None;
-    let written = write_atomic(out, |to| {
-        to.write_all(file.header())?;
-        for name in file.names() {
-            let bytes = file.tensor(&name).and_then(|tensor| match products.get(&name) {
-                None => Ok(Cow::Borrowed(tensor.bytes)),
-                Some(product) => product.added_to(&tensor, threads).map(Cow::Owned),
-            });
-            match bytes {
-                Ok(bytes) => to.write_all(&bytes)?,
-                Err(error) => {
-                    failed = Some(error);
-                    return Err(std::io::Error::other("the tensor cannot be merged"));
-                }
-            }
-        }
-        Ok(())
-    });
-    // The reason, not that writing was given up because of it.
-    failed.map_or(written, Err)
-}
-
 impl Product<'_> {
     /// The bytes of `W + (α/r) B A` in the tensor's own type.
     fn added_to(&self, tensor: &TensorData<'_>, threads: usize) -> Result<Vec<u8>> {
         let mut weight = tensor.to_f32()?;
         self.add(&mut weight, threads);
-        let bytes = match tensor.dtype {
-            Dtype::F32 => rounded(&weight, |x| x.is_finite().then(|| x.to_le_bytes())),
-            Dtype::BF16 => rounded(&weight, |x| {
-                let x = bf16::from_f32(x);
-                x.is_finite().then(|| x.to_le_bytes())
-            }),
-            Dtype::F16 => rounded(&weight, |x| {
-                let x = f16::from_f32(x);
-                x.is_finite().then(|| x.to_le_bytes())
-            }),
-            _ => return Err(wrong_type(tensor)),
-        };
-        bytes.map_err(|at| {
-            let why = format!("with the adapter, element {at} is too large for {:?}", tensor.dtype);
-            Error::tensor(tensor.path, tensor.name, why)
-        })
+        encode(tensor.dtype, &weight)
+            .map_err(|why| Error::tensor(tensor.path, tensor.name, format!("with the adapter, {why}")))
     }
 
     /// `weight` `[out, in]` += (α/r) B A. A row is one thread's, whole, so that the number
@@ -170,18 +101,6 @@ impl Product<'_> {
     }
 }
 
-/// The bytes of all values, or the place of the first that has none.
-fn rounded<const N: usize>(
-    values: &[f32],
-    bytes_of: impl Fn(f32) -> Option<[u8; N]>,
-) -> std::result::Result<Vec<u8>, usize> {
-    let mut bytes = Vec::with_capacity(N * values.len());
-    for (at, &value) in values.iter().enumerate() {
-        bytes.extend(bytes_of(value).ok_or(at)?);
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +112,7 @@ mod tests {
     use std::path::PathBuf;
 
     const THREADS: usize = 3;
+    const INDEX: &str = "model.safetensors.index.json";
 
     fn config() -> DecoderConfig {
         let text = r#"{"model_type": "qwen2", "vocab_size": 11, "hidden_size": 12, "intermediate_size": 20,
@@ -283,14 +203,14 @@ mod tests {
         }
         std::fs::remove_file(base.join("model.safetensors")).unwrap();
         let index = serde_json::json!({ "weight_map": map }).to_string();
-        std::fs::write(base.join(COPIED[1]), &index).unwrap();
+        std::fs::write(base.join(INDEX), &index).unwrap();
         std::fs::write(base.join("tokenizer.json"), "{}").unwrap();
         let (files, out) = merged(dir.path(), &adapter, 2).unwrap();
         assert_eq!(
             files,
-            ["model-0.safetensors", "model-1.safetensors", "config.json", COPIED[1], "tokenizer.json"]
+            ["model-0.safetensors", "model-1.safetensors", "config.json", INDEX, "tokenizer.json"]
         );
-        assert_eq!(std::fs::read_to_string(out.join(COPIED[1])).unwrap(), index);
+        assert_eq!(std::fs::read_to_string(out.join(INDEX)).unwrap(), index);
         let (whole, parts) = (TensorSource::open(&whole).unwrap(), TensorSource::open(&out).unwrap());
         assert_eq!(whole.names(), parts.names());
         for name in whole.names() {

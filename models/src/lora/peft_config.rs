@@ -118,7 +118,8 @@ fn lora_config(fields: &mut Fields, model: &DecoderConfig) -> Result<LoraConfig>
         Some(value) => return Err(fields.unsupported("use_rslora", &value, "true or false")),
     };
     if !(alpha > 0.0 && alpha <= MAX_ALPHA) {
-        return Err(fields.unsupported("lora_alpha", &json!(alpha), "a positive number"));
+        let want = format!("a number above 0 and at most {MAX_ALPHA}");
+        return Err(fields.unsupported("lora_alpha", &json!(alpha), &want));
     }
     Ok(LoraConfig { rank: rank as usize, alpha, dropout, targets: modules, layers })
 }

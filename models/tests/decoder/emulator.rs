@@ -6,7 +6,7 @@ use gradtx_kernels::cpu::{Cpu, CpuReal};
 use gradtx_kernels::{Backend, Complex64, Device};
 use gradtx_models::decoder::{
     Activations, Decoder, DecoderConfig, Emulator, Family, FullTrainer, GenerateLimits, Generator, Gradients,
-    LayerShape, Mode, Prompt, Ranks,
+    LayerParams, LayerShape, Mode, Prompt, Ranks,
 };
 use gradtx_models::lora::{BlockLayout, LoraConfig, Module};
 use gradtx_runtime::data::{BatchCapacity, PackedBatch};
@@ -271,4 +271,31 @@ fn what_is_compressed_has_no_adapters() {
     let message = FullTrainer::new(&model, false, capacity).err().unwrap().to_string();
     assert!(message.contains("in factors"), "{message}");
     assert!(config.expect_whole("models.llm").unwrap_err().to_string().contains("emulator"));
+}
+
+/// Full weights of the edge: the gradient through factors and narrow MLPs is that through the dense form.
+#[test]
+fn full_weights_of_the_edge_see_the_dense_gradient() {
+    for family in [Family::Qwen2, Family::Qwen3, Family::Llama] {
+        let config = emulator(family);
+        let own = values(&config, 1);
+        let (whole, all) = dense(&config, &own);
+        let cpu = Cpu::new(2);
+        let batch = batch(&config, &[5, 1, 9, 4], &[0; 4], 3);
+        let gradient = |config: &DecoderConfig, values: &[f64]| {
+            let model = decoder::<f64>(&cpu, config, values);
+            let params = LayerParams::new(config, &[0, 3]).unwrap();
+            let mut acts = Activations::new(&model, capacity(&batch), Mode::Layers(&params)).unwrap();
+            let mut grads = cpu.zeros(params.total()).unwrap();
+            let into = Gradients::Layers(&mut grads[..], &params);
+            model.loss_and_gradient(&mut acts, &upload(&cpu, &batch), None, into).unwrap();
+            (params, grads.to_vec())
+        };
+        let ((params, found), (of_dense, want)) = (gradient(&config, &own), gradient(&whole, &all));
+        assert_eq!(params.params(), of_dense.params());
+        assert!(far(&found, &want) <= 1e-11, "{family:?}: {:e}", far(&found, &want));
+        // Compressed layers stay as they are.
+        let message = LayerParams::new(&config, &[0, 1]).unwrap_err().to_string();
+        assert!(message.contains("layer 1 has matrices in factors"), "{message}");
+    }
 }

@@ -9,6 +9,7 @@ mod files;
 mod fisher;
 mod generation;
 mod gradients;
+mod layers;
 mod parity;
 mod per_example;
 mod statistics;

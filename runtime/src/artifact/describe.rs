@@ -29,6 +29,8 @@ pub struct Directory {
     pub advice: String,
 }
 
+/// What fine-tuning of full weights leaves.
+const LAYERS: &str = "layers.safetensors";
 const WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 /// Subdirectories that are named in advice, and entries that are read to find them.
 const NAMED: usize = 3;
@@ -100,6 +102,11 @@ fn of_this_program(path: &Path, names: &[String]) -> Option<(String, String)> {
     if has("adapter") && is_there(&path.join("adapter/adapter_config.json")) {
         let advice = format!("its adapter is {}", path.join("adapter").display());
         return Some(("is the result of a stage of gradtx, not a model".into(), advice));
+    }
+    if has(LAYERS) {
+        let advice =
+            "put them into their model with `gradtx merge --adapter`, and name what that writes".into();
+        return Some((format!("has the full weights of some layers ({LAYERS}), not a model"), advice));
     }
     has("run.toml").then(|| {
         ("is a run directory of gradtx, not a model".into(), "its models are named in its run.toml".into())
@@ -245,6 +252,13 @@ pub fn not_a_model(path: &Path) -> Error {
 /// The error for a path that is no readable adapter.
 pub fn not_an_adapter(path: &Path) -> Error {
     let has = |name: &str| is_there(&path.join(name));
+    if has(LAYERS) || path.ends_with(LAYERS) {
+        let why = format!(
+            "has the full weights of layers ({LAYERS}), not a PEFT adapter; put them into their model with `gradtx \
+             merge`, or into an emulator's LLM with `gradtx plugin`"
+        );
+        return Error::file(path, why);
+    }
     if has("adapter_model.bin") {
         let file = path.join("adapter_model");
         let why = format!(
@@ -377,7 +391,8 @@ mod tests {
 
     #[test]
     fn wrong_adapter_directories_are_named_with_a_hint() {
-        let cases: [(&[&str], &[&str]); 6] = [
+        let cases: [(&[&str], &[&str]); 7] = [
+            (&["layers.safetensors", "metrics.jsonl"], &["full weights of layers", "gradtx merge"]),
             (&["adapter_config.json", "adapter_model.bin"], &["adapter_model.bin", "save_file"]),
             (&["adapter_config.json"], &["no adapter_model.safetensors"]),
             (&["adapter_model.safetensors"], &["no adapter_config.json"]),

@@ -6,7 +6,7 @@
 use super::check::Check;
 use anyhow::{Context as _, Result, ensure};
 use gradtx_kernels::{Backend, Real};
-use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator};
+use gradtx_models::decoder::{Decoder, DecoderConfig, GenerateLimits, Generator, LayerParams, LayerTrainer};
 use gradtx_models::grad_transformer::{GradTransformer, GradTransformerConfig, Trainer};
 use gradtx_models::lora::{BlockLayout, MultiLora};
 use gradtx_run::config::{Config, DeviceConfig, DeviceKind, DtypeKind, RUN_FILE, run_dir};
@@ -19,7 +19,7 @@ use gradtx_runtime::data::BatchCapacity;
 use gradtx_runtime::plan::{MemoryPlan, Room, human_bytes};
 use gradtx_train::emulator::{Emulation, pass_memory, passes_that};
 use gradtx_train::examples::Data;
-use gradtx_train::model_spec::adapter_layout;
+use gradtx_train::model_spec::{adapter_layout, layer_params};
 use gradtx_train::prompts::Prompts;
 use gradtx_train::translator::{model_config, target_shape};
 use serde_json::json;
@@ -60,7 +60,7 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
                 let name = role.name();
                 let jobs = config.curate.most_at_once();
                 let recipe = if role == Role::Tiny { &config.curate.tiny } else { &config.curate.llm };
-                let plan = model.finetuning(&config, jobs, recipe.global_batch_size);
+                let plan = model.finetuning(&config, jobs, recipe.global_batch_size, None);
                 checks.push(there.fits(
                     &format!("curate {name}"),
                     format!("{jobs} jobs at once"),
@@ -68,9 +68,16 @@ pub fn of_run(context: &Context, run: &Path) -> Vec<Check> {
                     "device.max_tokens_per_microbatch or curate.jobs_per_batch",
                 ));
                 let recipe = if role == Role::Tiny { &config.finetune.tiny } else { &config.finetune.llm };
-                let plan = model.finetuning(&config, 1, recipe.global_batch_size);
+                let full = match config.finetune.use_peft {
+                    true => None,
+                    false => layer_params(&model.config, &config.lora).ok(),
+                };
+                let plan = model.finetuning(&config, 1, recipe.global_batch_size, full.as_ref());
                 let topic = format!("finetune {name}");
-                checks.push(there.fits(&topic, "one job".into(), &plan, "device.max_tokens_per_microbatch"));
+                let what = full.map_or("one job".into(), |params| {
+                    format!("full weights of layers {:?}", params.layers())
+                });
+                checks.push(there.fits(&topic, what, &plan, "device.max_tokens_per_microbatch"));
                 checks.push(model.generating(&config, &there, &format!("evaluate {name}")));
                 checks.extend((role == Role::Llm).then(|| model.emulating(&config, &there)).flatten());
                 layouts.push([model.layout.blocks(), model.layout.width()]);
@@ -173,7 +180,7 @@ pub fn of_model(context: &Context, dir: &Path) -> Vec<Check> {
         ],
         Ok(model) => {
             let recipe = &config.finetune.tiny;
-            let plan = model.finetuning(&config, 1, recipe.global_batch_size);
+            let plan = model.finetuning(&config, 1, recipe.global_batch_size, None);
             let what = format!("one adapter, streams of {} tokens", config.device.max_tokens_per_microbatch);
             vec![
                 prompt(&config, dir, &model.config, &name.to_string()),
@@ -200,13 +207,20 @@ impl Model {
         Ok(Self { config: model, layout })
     }
 
-    /// Fine-tuning of adapters on streams as long as they may be, with a label on every token.
-    fn finetuning(&self, config: &Config, jobs: usize, batch: usize) -> MemoryPlan {
+    /// Fine-tuning of adapters, or of the full weights of layers, on streams as long as they may be, with a label on
+    /// every token.
+    fn finetuning(
+        &self,
+        config: &Config,
+        jobs: usize,
+        batch: usize,
+        full: Option<&LayerParams>,
+    ) -> MemoryPlan {
         let segments = jobs.saturating_mul(batch);
         let tokens = config.device.max_tokens_per_microbatch.max(config.data.max_length);
         let tokens = tokens.min(segments.saturating_mul(config.data.max_length));
         let capacity = BatchCapacity { tokens, segments: segments.min(tokens), labels: tokens };
-        answer(&config.device, Finetuning { model: self, jobs, capacity })
+        answer(&config.device, Finetuning { model: self, jobs, full, capacity })
     }
 
     /// Generation for as many prompts at once as the settings say, each as long as it may be.
@@ -266,6 +280,8 @@ impl Question for Summing<'_> {
 struct Finetuning<'a> {
     model: &'a Model,
     jobs: usize,
+    /// What is trained in the place of adapters.
+    full: Option<&'a LayerParams>,
     capacity: BatchCapacity,
 }
 
@@ -275,7 +291,10 @@ impl Question for Finetuning<'_> {
     fn answer<X: Real<Acc = f32>, D: Backend<X>>(self) -> MemoryPlan {
         let Model { config, layout } = self.model;
         let mut plan = Decoder::<D, X>::plan(config, false);
-        plan.extend(MultiLora::<D, X>::plan(config, layout, self.jobs, self.capacity));
+        plan.extend(match self.full {
+            None => MultiLora::<D, X>::plan(config, layout, self.jobs, self.capacity),
+            Some(params) => LayerTrainer::<D, X>::plan(config, params, self.capacity),
+        });
         plan
     }
 }

@@ -11,8 +11,8 @@ pub(crate) use adapter::write_beside_adapter;
 pub use adapter::{Made, write_for_adapter};
 
 use crate::lineage::{Kind, Lineage};
+use crate::trained::Change;
 use anyhow::Result;
-use gradtx_models::lora::PeftAdapter;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, public_name, read_text, write_atomic};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -22,16 +22,16 @@ const CARD: &str = "README.md";
 /// Entries of the base model's card that hold for the merged model too.
 const KEPT: [&str; 5] = ["license", "license_name", "license_link", "language", "pipeline_tag"];
 
-/// Writes the card of the model that `adapter` makes of `base` into `out`; returns its name.
-pub fn write(base: &Path, adapter: &PeftAdapter, lineage: &Lineage, out: &Path) -> Result<String> {
+/// Writes the card of the model that a change makes of `base` into `out`; returns its name.
+pub fn write(base: &Path, change: Change<'_>, lineage: &Lineage, out: &Path) -> Result<String> {
     let own = base.join(CARD);
     let own = if own.is_file() { read_text(&own, MAX_CONFIG_BYTES)? } else { String::new() };
-    let text = card(&public_name(base), &own, adapter, lineage);
+    let text = card(&public_name(base), &own, change, lineage);
     write_atomic(&out.join(CARD), |file| std::io::Write::write_all(file, text.as_bytes()))?;
     Ok(CARD.into())
 }
 
-fn card(base: &str, own: &str, adapter: &PeftAdapter, lineage: &Lineage) -> String {
+fn card(base: &str, own: &str, change: Change<'_>, lineage: &Lineage) -> String {
     let (head, body) = front_matter(own);
     let mut text = String::from("---\n");
     kept(head).for_each(|line| text += &format!("{line}\n"));
@@ -39,17 +39,27 @@ fn card(base: &str, own: &str, adapter: &PeftAdapter, lineage: &Lineage) -> Stri
     if base.contains('/') {
         let _ = writeln!(text, "base_model: {base}\nbase_model_relation: finetune");
     }
-    text += "library_name: transformers\ntags:\n- lora\n- merged\n- gradtx\n---\n\n";
-    let lora = adapter.layout.lora();
+    text += "library_name: transformers\ntags:\n";
+    let (title, what) = match change {
+        Change::Adapter(layout) => {
+            text += "- lora\n- merged\n";
+            let lora = layout.lora();
+            let (rank, alpha, targets) = (lora.rank, lora.alpha, layout.target_names().join(", "));
+            let how = origin(lineage);
+            (
+                "with a LoRA adapter merged into it",
+                format!("plus a low-rank adapter (rank {rank}, alpha {alpha}, {targets}), {how}"),
+            )
+        }
+        Change::Layers(layers) => {
+            ("with fine-tuned layers", format!("with those of layers {layers:?} fine-tuned"))
+        }
+    };
     let _ = write!(
         text,
-        "# {base}, with a LoRA adapter merged into it\n\n\
-         The weights of `{base}` plus a low-rank adapter (rank {}, alpha {}, {}), {}. Configuration, \
+        "- gradtx\n---\n\n# {base}, {title}\n\n\
+         The weights of `{base}` {what}. Configuration, \
          tokenizer, chat template and licence files are those of the base model. Merged by gradtx {}.\n",
-        lora.rank,
-        lora.alpha,
-        adapter.layout.target_names().join(", "),
-        origin(lineage),
         env!("CARGO_PKG_VERSION")
     );
     if !body.trim().is_empty() {
@@ -94,17 +104,7 @@ fn kept(head: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gradtx_models::decoder::DecoderConfig;
-    use gradtx_models::lora::{BlockLayout, LoraConfig};
-
-    fn adapter() -> PeftAdapter {
-        let text = r#"{"model_type": "llama", "vocab_size": 11, "hidden_size": 16, "intermediate_size": 24,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}"#;
-        let model = DecoderConfig::parse(Path::new("config.json"), text).unwrap();
-        let layout = BlockLayout::new(&model, &LoraConfig::default()).unwrap();
-        let values = vec![0.0; layout.total()];
-        PeftAdapter { layout, values, base_model: Some("/srv/secret/base".into()) }
-    }
+    use gradtx_models::lora::LoraConfig;
 
     #[test]
     fn a_card_keeps_the_licence_and_holds_no_path() {
@@ -115,8 +115,9 @@ mod tests {
             datasets:\n- secret\n---\n\n# Base\n\nThe makers' words.\n";
         std::fs::write(base.join(CARD), own).unwrap();
         let out = tempfile::tempdir().unwrap();
+        let lora = LoraConfig::default();
         let lineage = Lineage { kind: Kind::Translated, ..Lineage::BASE };
-        assert_eq!(write(&base, &adapter(), &lineage, out.path()).unwrap(), CARD);
+        assert_eq!(write(&base, Change::Adapter(&lora), &lineage, out.path()).unwrap(), CARD);
         let text = std::fs::read_to_string(out.path().join(CARD)).unwrap();
         let begin = "---\nlicense: other\nlicense_name: org-licence\nlanguage:\n- en\n- fr\nbase_model: Org/Base-1B\n";
         assert!(text.starts_with(begin), "{text}");
@@ -129,9 +130,11 @@ mod tests {
 
     #[test]
     fn cards_without_front_matter_or_at_all_are_fine() {
-        let text = card("base", "# Plain\n", &adapter(), &Lineage::BASE);
+        let change = Change::Layers(&[0, 3]);
+        let text = card("base", "# Plain\n", change, &Lineage::BASE);
+        assert!(text.contains("layers [0, 3] fine-tuned") && !text.contains("lora"), "{text}");
         assert!(text.contains("# Plain") && !text.contains("base_model:"), "{text}");
-        assert!(!card("base", "", &adapter(), &Lineage::BASE).contains("own card"));
+        assert!(!card("base", "", change, &Lineage::BASE).contains("own card"));
         let unclosed = "---\nlicense: mit\n# no end";
         assert_eq!(front_matter(unclosed), ("", unclosed));
     }

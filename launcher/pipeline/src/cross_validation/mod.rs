@@ -19,7 +19,7 @@ mod groups;
 pub mod variants;
 
 use crate::aggregate::{Aggregation, Allow};
-use crate::artifacts::{Tuples, open_side, open_tuples};
+use crate::artifacts::{Tuples, open_pair, open_tuples};
 use crate::fold::Fold;
 use crate::products::Details;
 use crate::stages::evaluate::{self, Score};
@@ -155,9 +155,7 @@ impl<'a> Validation<'a> {
         home: &'a Path,
     ) -> Result<Self> {
         let config = settings.config().clone().on_device(context, home)?;
-        let models = [Role::Tiny, Role::Llm].map(|role| open_side(&config, role, context.threads));
-        let [tiny, llm] = models;
-        let models = [tiny?, llm?];
+        let models = open_pair(&config, context.threads)?;
         let tuples = open_tuples(settings, [Some(&models[0].space), Some(&models[1].space)])?;
         tuples.verify()?;
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;

@@ -3,8 +3,11 @@
 //! In: private data and one base model. Out: `update.safetensors`, the one file that a
 //! client sends; `metrics.jsonl` and `throughput.jsonl`; and, when asked for, the adapter
 //! in PEFT form. With the LLM in the place of the TinyLM it is what translation is
-//! measured against.
+//! measured against. With `finetune.use_peft = false` the full weights of some layers are trained, and the one file
+//! is `layers.safetensors`.
 
+mod layers;
+mod log;
 mod private;
 
 use crate::artifacts::{expect_run_model, warn_of_changes};
@@ -15,22 +18,24 @@ use crate::stages::emulate::expect_prompt;
 use anyhow::Result;
 use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
-use gradtx_models::decoder::Decoder;
+use gradtx_models::decoder::{Decoder, LayerParams};
 use gradtx_run::config::{Config, Recipe, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch, memory_for};
+use gradtx_run::failure::unusable_with;
 use gradtx_run::paths::UPDATE_FILE;
 use gradtx_run::role::Role;
-use gradtx_run::stage::{self, Stage};
-use gradtx_run::ui::Progress;
+use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_runtime::artifact::Privacy;
 use gradtx_runtime::data::Dataset;
-use gradtx_runtime::metrics::{JsonLines, Rate};
+use gradtx_runtime::metrics::Rate;
+use gradtx_runtime::text::shown;
 use gradtx_train::examples::Data;
-use gradtx_train::lora::trainer::{self, Callback, JobResult, LoraTrainer, Snapshots, Step};
-use gradtx_train::model_spec::ModelSpec;
+use gradtx_train::lora::trainer::{self, JobResult, LoraTrainer, Snapshots};
+use gradtx_train::model_spec::{AdapterInputs, ModelSpec};
 use gradtx_train::prompts::Prompts;
-use gradtx_train::step_log::{METRICS_FILE, StepLog};
+use gradtx_train::step_log::METRICS_FILE;
+use log::{ShowSteps, write_rate};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -64,6 +69,8 @@ pub struct Finetune<'a> {
     prompts: Prompts,
     /// With steps in the place of epochs.
     recipe: Recipe,
+    /// What is trained in the place of an adapter, if it is.
+    layers: Option<LayerParams>,
 }
 
 impl<'a> Finetune<'a> {
@@ -84,10 +91,23 @@ impl<'a> Finetune<'a> {
             Role::Llm => &config.finetune.llm,
         };
         let recipe = recipe.resolved(data.records.len());
+        if job.allow_refinement && side.model.emulator.is_some() {
+            let what = format!(
+                "--allow-refinement: expected the TinyLM; found a GradOT emulator, {}",
+                shown(&side.dir)
+            );
+            let hint =
+                "refinement is of translations, and what is trained through an emulator is not translated";
+            return Err(unusable_with(what, Some(hint.into())));
+        }
         if config.privacy.is_on() {
             gradtx_train::privacy::check(&recipe)?;
         }
-        Ok(Self { job, settings, config, side, data, prompts, recipe })
+        let layers = match config.finetune.use_peft {
+            true => None,
+            false => Some(layers::params(&config, &side, [job.peft, job.allow_refinement])?),
+        };
+        Ok(Self { job, settings, config, side, data, prompts, recipe, layers })
     }
 }
 
@@ -105,18 +125,22 @@ impl Stage for Finetune<'_> {
     }
 
     fn inputs(&self) -> Result<FinetuneInputs> {
-        let Self { job, config, side, data, prompts, recipe, .. } = self;
+        let Self { job, config, side, data, prompts, recipe, layers, .. } = self;
         Ok(FinetuneInputs {
             seed: config.seed,
             data: data.inputs(&config.data, &[prompts]),
             max_length: config.data.max_length,
-            adapter: ModelSpec::adapter_inputs(&config.lora, &[side]),
+            adapter: match layers {
+                None => ModelSpec::adapter_inputs(&config.lora, &[side]),
+                Some(_) => AdapterInputs::default(),
+            },
             recipe: recipe.clone(),
             device: config.device.clone(),
             model: side.space.base_model.clone(),
             peft: job.peft,
             refinement: job.allow_refinement.then(|| "allowed".into()),
             privacy: config.privacy.is_on().then(|| config.privacy.clone()),
+            layers: layers.as_ref().map(|params| params.layers().to_vec()),
             reading: config.data.reading_inputs(),
         })
     }
@@ -133,19 +157,22 @@ impl Stage for Finetune<'_> {
         let examples = data.examples(prompts, side, context, "finetune")?;
         // The key is the data's: a client's order does not depend on where its files lie.
         let key = derive_named(derive_named(config.seed, "client"), &data.checksum);
+        if let Some(params) = &self.layers {
+            let training = layers::FullWeights {
+                config,
+                side,
+                params,
+                recipe,
+                out: &job.out,
+                of: self.inputs()?.value()?,
+            };
+            return training.make(context, &examples, key);
+        }
         let (trained, rate, privacy) = match config.privacy.is_on() {
             true => private::train(self, context, &examples.examples, key)?,
             false => self.train(context, &examples, key)?,
         };
-        // Times differ from run to run, so they stand apart from the losses, which do not.
-        JsonLines::resume(&job.out.join("throughput.jsonl"), u64::MAX)?.write(&json!({
-            "step": trained.losses.len(),
-            "jobs": 1,
-            "tokens": rate.tokens,
-            "seconds": rate.time.as_secs_f64(),
-            "tokens_per_s": rate.per_second(),
-        }))?;
-
+        write_rate(&job.out, trained.losses.len(), rate)?;
         let mut files = vec![UPDATE_FILE.to_string(), METRICS_FILE.into()];
         if job.peft {
             files.extend(side.write_trained_peft(&job.out, &trained.updates, examples.examples.len())?);
@@ -219,34 +246,15 @@ impl Work for OneJob<'_> {
         self.context.show_plan(&format!("finetune {}", side.role.name()), &plan);
         let mut watched = ShowSteps {
             progress: self.context.ui.progress("finetune", recipe.max_steps as u64),
-            log: StepLog::resume(self.out, 0, "tokens", plan.total())?,
+            log: None,
+            out: self.out,
+            device_bytes: plan.total(),
             recipe,
             examples: self.examples.examples.len(),
         };
         let done = self.training.run(&decoder, &jobs, None, &mut watched)?;
-        watched.log.sync()?;
+        watched.sync()?;
         let (trained, rate) = done.expect("nobody stopped it");
         Ok((trained.into_iter().next().expect("one job gives one result"), rate))
-    }
-}
-
-/// Shows every step, and writes it down.
-struct ShowSteps<'a> {
-    progress: Progress,
-    log: StepLog,
-    recipe: &'a Recipe,
-    /// Examples of the job.
-    examples: usize,
-}
-
-impl Callback for ShowSteps<'_> {
-    fn step(&mut self, step: &Step<'_>) -> Result<bool> {
-        let job = &step.jobs[0];
-        let tokens = job.tokens.last().copied().unwrap_or_default();
-        let line = job.line(step.done as usize - 1, self.recipe, self.examples);
-        self.log.write(&line, tokens)?;
-        let message = format!("loss {:.4}, {:.0} tokens/s", step.loss(), step.rate.per_second());
-        self.progress.set(step.done as u64, message);
-        Ok(true)
     }
 }

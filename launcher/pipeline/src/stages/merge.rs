@@ -1,17 +1,17 @@
-//! `merge`: an adapter put into the weights of its model.
+//! `merge`: an adapter, or full weights of layers, put into the weights of its model.
 //!
-//! In: one of the run's base models and a PEFT adapter directory. Out: a directory in the
+//! In: one of the run's base models, and a PEFT adapter directory or `layers.safetensors`. Out: a directory in the
 //! Hugging Face layout with the same files, which needs no adapter any more: weights,
 //! configuration, tokenizer, chat template, licences, and a model card. Shapes decide whether an adapter fits; the
 //! name of a base model that it carries is only a hint.
 
 use crate::artifacts::expect_run_model;
 use crate::card;
-use crate::lineage::{Lineage, adapter_sums};
+use crate::lineage::Lineage;
 use crate::records::MergeInputs;
+use crate::trained::{self, Trained};
 use anyhow::Result;
 use gradtx_models::decoder::DecoderConfig;
-use gradtx_models::lora::{PeftAdapter, merge, read_peft};
 use gradtx_run::config::{Config, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::failure::unusable;
@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 /// What to merge, to where.
 pub struct Job {
-    /// PEFT adapter directory.
+    /// PEFT adapter directory, or file of full weights of layers.
     pub adapter: PathBuf,
     /// Directory of the merged model.
     pub out: PathBuf,
@@ -46,8 +46,8 @@ pub struct Merge<'a> {
     base: &'a Path,
     /// Fingerprint of the base model.
     model: String,
-    adapter: PeftAdapter,
-    /// Checksums of the adapter's files.
+    trained: Trained,
+    /// Checksums of its files.
     sums: Vec<String>,
     lineage: Lineage,
     stops: Option<Vec<u32>>,
@@ -62,13 +62,14 @@ impl<'a> Merge<'a> {
             let why = "--out: this is the base model's own directory; write to another one";
             return Err(unusable(format!("{}: {why}", job.out.display())));
         }
-        let adapter = read_peft(&job.adapter, &DecoderConfig::read(base)?)?;
-        let sums = adapter_sums(&job.adapter)?;
+        let trained = Trained::open(&job.adapter, &DecoderConfig::read(base)?, base)?;
+        let sums = trained::sums(&job.adapter)?;
         let stops = added_stops(context, config, base)?;
         let model = fingerprint(base, context.threads)?;
         expect_run_model(settings, job.role, &model)?;
         let lineage = Lineage::of_adapter(&job.adapter, &sums, &model)?.on(Lineage::of_model(base)?.1);
-        Ok(Self { job, settings, base, model, adapter, sums, lineage, stops })
+        trained.expect_base(&job.adapter, &model)?;
+        Ok(Self { job, settings, base, model, trained, sums, lineage, stops })
     }
 }
 
@@ -95,9 +96,10 @@ impl Stage for Merge<'_> {
     }
 
     fn make(&self, context: &Context) -> Result<(Vec<String>, ())> {
-        let Self { job, base, adapter, lineage, stops, .. } = self;
+        let Self { job, base, trained, lineage, stops, .. } = self;
         let last = |name: &str| Path::new(name).file_name().map(|name| name.to_owned());
-        if let Some(made_for) = adapter.base_model.as_deref()
+        if let Trained::Adapter(adapter) = trained
+            && let Some(made_for) = adapter.base_model.as_deref()
             && ![last(&public_name(base)).as_deref(), base.file_name()].contains(&last(made_for).as_deref())
         {
             context.ui.line(format!(
@@ -105,21 +107,26 @@ impl Stage for Merge<'_> {
                 base.display()
             ));
         }
-        let mut files = merge(base, adapter, &job.out, context.threads)?;
+        let mut files = trained.put_into(base, &job.out, context.threads)?;
         if let Some(stops) = stops
             && write_stops(&job.out, stops)?
         {
             files.push(GENERATION_CONFIG.into());
         }
-        files.push(card::write(base, adapter, lineage, &job.out)?);
+        files.push(card::write(base, trained.change(), lineage, &job.out)?);
         Ok((files, ()))
     }
 
     fn report(&self, context: &Context, (): &()) -> Result<()> {
-        let layout = &self.adapter.layout;
-        let (blocks, out) = (layout.blocks(), self.job.out.display());
-        let matrices = blocks * layout.lora().targets.len();
-        context.ui.line(format!("merge: {matrices} matrices of {blocks} blocks, {out}"));
+        let out = self.job.out.display();
+        context.ui.line(match &self.trained {
+            Trained::Adapter(adapter) => {
+                let blocks = adapter.layout.blocks();
+                let matrices = blocks * adapter.layout.lora().targets.len();
+                format!("merge: {matrices} matrices of {blocks} blocks, {out}")
+            }
+            Trained::Layers(file) => format!("merge: full weights of layers {:?}, {out}", file.layers()),
+        });
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 
 use crate::aggregate::{self, Aggregation, Allow, Combined, Norms};
 use crate::artifacts::{
-    Translator, Tuples, open_side, open_translator, open_tuples, open_update, warn_of_changes,
+    Translator, Tuples, open_pair, open_translator, open_tuples, open_update, warn_of_changes,
 };
 use crate::card::{self, Made};
 use crate::clients::{CLIENTS_FILE, Clients, Given};
@@ -23,7 +23,6 @@ use gradtx_run::config::{Config, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::{Work, dispatch};
 use gradtx_run::paths::UPDATE_FILE;
-use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Stage};
 use gradtx_run::text::counted;
 use gradtx_runtime::artifact::{
@@ -83,8 +82,7 @@ impl<'a> Translate<'a> {
     pub fn open(context: &Context, args: &RunArgs, job: &'a Job) -> Result<Self> {
         let mut settings = RunSettings::open(args)?;
         let config = settings.config().clone().on_device(context, &job.out)?;
-        let student = open_side(&config, Role::Tiny, context.threads)?;
-        let teacher = open_side(&config, Role::Llm, context.threads)?;
+        let [student, teacher] = open_pair(&config, context.threads)?;
         let open = |path: &PathBuf| open_update(&student, &teacher, path);
         let updates = job.updates.iter().map(open).collect::<Result<Vec<_>>>()?;
         let sums = job.updates.iter().map(|path| checksum_file(path)).collect::<Result<Vec<_>, _>>()?;

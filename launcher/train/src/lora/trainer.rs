@@ -8,29 +8,20 @@
 //! of a stage names.
 //! [`Callback`] hears of every step, and may stop the work; [`JobCheckpoint`] keeps what is done so far.
 
-use crate::examples::Streams;
 use crate::lora::checkpoint::JobCheckpoint;
+use crate::lora::streams::{StepStreams, tokens_of_step};
 use crate::model_spec::ModelSpec;
 use anyhow::Result;
-use gradtx_kernels::rng::derive_named;
 use gradtx_kernels::{Backend, Real};
 use gradtx_models::decoder::Decoder;
 use gradtx_models::lora::MultiLora;
 use gradtx_run::config::Recipe;
-use gradtx_runtime::data::{BatchCapacity, Example, Order, PackedBatch};
 use gradtx_runtime::metrics::{Rate, TokenMeter};
 use gradtx_runtime::plan::MemoryPlan;
 use serde_json::{Map, Value, json};
-use std::fmt;
 use std::time::Instant;
 
-/// One adapter to be trained.
-pub struct Job<'a> {
-    /// Its examples.
-    pub examples: Vec<&'a Example>,
-    /// Key of its order and its dropout.
-    pub key: u64,
-}
+pub use crate::lora::streams::{Job, Packing};
 
 /// Which steps' updates are kept: `count` of them, `every` steps apart, the last of the last step.
 #[derive(Clone, Copy, Debug)]
@@ -119,31 +110,12 @@ impl Step<'_> {
     }
 }
 
-/// How the examples of jobs fill their packed streams, over all steps.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Packing {
-    /// What the largest stream needs.
-    pub capacity: BatchCapacity,
-    /// Streams of all steps.
-    pub streams: usize,
-    /// Tokens in them.
-    pub tokens: usize,
-    /// Most tokens that a stream may have.
-    pub limit: usize,
-}
-
-impl fmt::Display for Packing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let used = 100.0 * self.tokens as f64 / (self.streams * self.limit).max(1) as f64;
-        write!(f, "{} packed streams of {} tokens, {used:.1} % used", self.streams, self.limit)
-    }
-}
-
 impl LoraTrainer<'_> {
     /// The base model and every buffer of training these jobs together, and how well their
     /// streams are filled.
     pub fn plan<X: Real<Acc = f32>, D: Backend<X>>(&self, jobs: &[Job<'_>]) -> Result<(MemoryPlan, Packing)> {
-        let packing = self.packing(&mut self.orders(jobs)?, jobs);
+        let streams = self.streams();
+        let packing = streams.packing(&mut streams.orders(jobs)?, jobs);
         let mut plan = Decoder::<D, X>::plan(&self.side.model, false);
         plan.extend(MultiLora::<D, X>::plan(
             &self.side.model,
@@ -156,14 +128,7 @@ impl LoraTrainer<'_> {
 
     /// Tokens of all steps of these jobs.
     pub fn tokens(&self, jobs: &[Job<'_>]) -> Result<u64> {
-        let mut tokens = 0;
-        for (job, order) in jobs.iter().zip(&mut self.orders(jobs)?) {
-            for step in 0..self.recipe.max_steps {
-                let examples = order.step(step as usize);
-                tokens += examples.iter().map(|&i| job.examples[i].tokens.len() as u64).sum::<u64>();
-            }
-        }
-        Ok(tokens)
+        self.streams().tokens(jobs)
     }
 
     /// Trains jobs together, and returns what came of them and how fast it went; nothing when
@@ -176,8 +141,9 @@ impl LoraTrainer<'_> {
         checkpoint: Option<&JobCheckpoint>,
         callback: &mut dyn Callback,
     ) -> Result<Option<(Vec<JobResult>, Rate)>> {
-        let mut orders = self.orders(jobs)?;
-        let capacity = self.packing(&mut orders, jobs).capacity;
+        let streams = self.streams();
+        let mut orders = streams.orders(jobs)?;
+        let capacity = streams.packing(&mut orders, jobs).capacity;
         let (layout, init) = (&self.side.layout, &self.side.init);
         let mut adapters = MultiLora::new(decoder, layout, jobs.len(), init, capacity)?;
         let mut trained = vec![JobResult::default(); jobs.len()];
@@ -189,14 +155,15 @@ impl LoraTrainer<'_> {
         let (mut meter, mut saved) = (TokenMeter::start(), Instant::now());
         for step in started..steps {
             let mut losses = vec![0.0; jobs.len()];
-            for stream in self.streams(&mut orders, jobs, step) {
+            for stream in streams.of_step(&mut orders, jobs, step) {
                 let part = adapters.accumulate(decoder, &stream)?;
                 meter.add(stream.len());
                 losses.iter_mut().zip(part).for_each(|(sum, loss)| *sum += loss);
                 callback.between()?;
             }
             let norms = adapters.apply(optimizer.step(step), optimizer.max_grad_norm)?;
-            count_tokens(&mut orders, jobs, step, &mut trained);
+            let tokens = tokens_of_step(&mut orders, jobs, step);
+            trained.iter_mut().zip(tokens).for_each(|(result, tokens)| result.tokens.push(tokens));
             for (job, (result, (loss, norm))) in
                 trained.iter_mut().zip(losses.into_iter().zip(norms)).enumerate()
             {
@@ -220,42 +187,8 @@ impl LoraTrainer<'_> {
         Ok(Some((trained, meter.total())))
     }
 
-    fn orders(&self, jobs: &[Job<'_>]) -> Result<Vec<Order>> {
-        let batch = self.recipe.global_batch_size;
-        let order = |job: &Job<'_>| Order::new(job.examples.len(), batch, derive_named(job.key, "order"));
-        Ok(jobs.iter().map(order).collect::<gradtx_runtime::Result<_>>()?)
-    }
-
-    /// The packed streams of a step: every job's examples, job by job.
-    fn streams(&self, orders: &mut [Order], jobs: &[Job<'_>], step: u32) -> Vec<PackedBatch> {
-        let mut streams = Streams::new(self.stream_tokens);
-        for (row, (job, order)) in jobs.iter().zip(orders).enumerate() {
-            let indices = order.step(step as usize);
-            let examples: Vec<&Example> = indices.iter().map(|&i| job.examples[i]).collect();
-            streams.push_step(&examples, self.recipe, row, job.key, step);
-        }
-        streams.finish()
-    }
-
-    /// The streams of all steps, counted.
-    fn packing(&self, orders: &mut [Order], jobs: &[Job<'_>]) -> Packing {
-        let mut packing = Packing { limit: self.stream_tokens, ..Packing::default() };
-        for step in 0..self.recipe.max_steps {
-            for stream in self.streams(orders, jobs, step) {
-                packing.capacity = packing.capacity.max(BatchCapacity::of([&stream]));
-                packing.streams += 1;
-                packing.tokens += stream.len();
-            }
-        }
-        packing
-    }
-}
-
-/// Adds the tokens of a step to what is known of every job.
-fn count_tokens(orders: &mut [Order], jobs: &[Job<'_>], step: u32, trained: &mut [JobResult]) {
-    for ((order, job), trained) in orders.iter_mut().zip(jobs).zip(trained) {
-        let examples = order.step(step as usize);
-        trained.tokens.push(examples.iter().map(|&i| job.examples[i].tokens.len() as u64).sum());
+    fn streams(&self) -> StepStreams<'_> {
+        StepStreams { recipe: self.recipe, stream_tokens: self.stream_tokens }
     }
 }
 
@@ -284,12 +217,6 @@ mod tests {
         assert_eq!(lines[0], first);
         assert_eq!((&lines[1]["tokens"], &lines[1]["epoch"]), (&json!(84), &json!(0.5)));
         assert_ne!(recipe.optimizer().step(0).lr, recipe.optimizer().step(1).lr);
-    }
-
-    #[test]
-    fn packing_is_told_as_a_share_of_the_room() {
-        let packing = Packing { streams: 3, tokens: 300, limit: 400, ..Packing::default() };
-        assert_eq!(packing.to_string(), "3 packed streams of 400 tokens, 25.0 % used");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub mod shard_writer;
 pub mod subsets;
 pub mod worker;
 
-use crate::artifacts::open_side;
+use crate::artifacts::open_pair;
 use crate::records::CurateInputs;
 use anyhow::{Context as _, Result};
 use collection::{CHECKPOINTS, Collection};
@@ -124,9 +124,7 @@ impl<'a> Curation<'a> {
             return Err(is_reused(&job.run.run, other, "tuples", Self::NAME));
         }
         let config = settings.config().clone().on_device_of_ranks(context, world, &dir)?;
-        let tiny = open_side(&config, Role::Tiny, context.threads)?;
-        let llm = open_side(&config, Role::Llm, context.threads)?;
-        llm.model.expect_whole(&format!("models.llm = {}", llm.dir.display()))?;
+        let [tiny, llm] = open_pair(&config, context.threads)?;
         let public = Data::read(config.data.public.as_slice(), &config.data, "data.public")?;
         let prompts = [public.prompts(&config, &tiny)?, public.prompts(&config, &llm)?];
         let assumed = public.assumed(&[(Role::Tiny, &prompts[0]), (Role::Llm, &prompts[1])]);

@@ -21,7 +21,7 @@ mod synthetic;
 mod training;
 
 use crate::aggregate::{self, Aggregation, Combined};
-use crate::artifacts::{expect_run_model, open_side, open_update};
+use crate::artifacts::{expect_run_model, open_pair, open_update};
 use crate::card::{self, Made};
 use crate::fold::Fold;
 use crate::lineage::{Kind, Lineage, adapter_sums};
@@ -156,8 +156,7 @@ impl<'a> Refining<'a> {
         let settings = RunSettings::open_on_ranks(args, world)?;
         let config = settings.config().clone().on_device_of_ranks(context, world, &job.out)?;
         let comm = world.comm();
-        let student = open_side(&config, Role::Tiny, context.threads)?;
-        let teacher = open_side(&config, Role::Llm, context.threads)?;
+        let [student, teacher] = open_pair(&config, context.threads)?;
         expect_run_model(&settings, Role::Tiny, &student.space.base_model)?;
         let updates: Vec<UpdateVector> =
             job.updates.iter().map(|path| open_update(&student, &teacher, path)).collect::<Result<_>>()?;

@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FinetuneConfig {
+    /// Train LoRA adapters. `false`: the full weights of the layers that `lora.layers_to_transform` names (empty: all;
+    /// of an emulator, those of its edge), biases and norms included; the result is `layers.safetensors`, for `gradtx
+    /// plugin` and `gradtx merge`, and no update vector. It takes 16 bytes per trained value beside the model.
+    pub use_peft: bool,
     /// A client's fine-tuning of the TinyLM.
     pub tiny: Recipe,
     /// Fine-tuning of the LLM on the same data, for comparison.
@@ -24,7 +28,7 @@ impl Default for FinetuneConfig {
             lr_scheduler_type: Decay::Linear,
             ..Recipe::default()
         };
-        Self { tiny: client.clone(), llm: client }
+        Self { use_peft: true, tiny: client.clone(), llm: client }
     }
 }
 

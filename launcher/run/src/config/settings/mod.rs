@@ -153,7 +153,11 @@ impl Config {
         Self {
             curate: self.curate.resolved(),
             train: self.train.resolved(tuples),
-            finetune: FinetuneConfig { tiny: client(&self.finetune.tiny), llm: client(&self.finetune.llm) },
+            finetune: FinetuneConfig {
+                tiny: client(&self.finetune.tiny),
+                llm: client(&self.finetune.llm),
+                ..self.finetune.clone()
+            },
             ..self.clone()
         }
     }
