@@ -104,7 +104,8 @@ fn kept(head: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gradtx_models::lora::LoraConfig;
+    use gradtx_models::decoder::DecoderConfig;
+    use gradtx_models::lora::{BlockLayout, LoraConfig};
 
     #[test]
     fn a_card_keeps_the_licence_and_holds_no_path() {
@@ -115,9 +116,12 @@ mod tests {
             datasets:\n- secret\n---\n\n# Base\n\nThe makers' words.\n";
         std::fs::write(base.join(CARD), own).unwrap();
         let out = tempfile::tempdir().unwrap();
-        let lora = LoraConfig::default();
+        let text = r#"{"model_type": "llama", "vocab_size": 11, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}"#;
+        let model = DecoderConfig::parse(Path::new("config.json"), text).unwrap();
+        let layout = BlockLayout::new(&model, &LoraConfig::default()).unwrap();
         let lineage = Lineage { kind: Kind::Translated, ..Lineage::BASE };
-        assert_eq!(write(&base, Change::Adapter(&lora), &lineage, out.path()).unwrap(), CARD);
+        assert_eq!(write(&base, Change::Adapter(&layout), &lineage, out.path()).unwrap(), CARD);
         let text = std::fs::read_to_string(out.path().join(CARD)).unwrap();
         let begin = "---\nlicense: other\nlicense_name: org-licence\nlanguage:\n- en\n- fr\nbase_model: Org/Base-1B\n";
         assert!(text.starts_with(begin), "{text}");
