@@ -10,13 +10,12 @@ use crate::records::{
     ClientVariantInputs, EmulateInputs, FinetuneInputs, MergeInputs, PluginInputs, RefineInputs,
     ShadowClientInputs, TranslateInputs,
 };
-use crate::stages::emulate::MODEL_DIR;
 use crate::trained;
 use anyhow::Result;
 use gradtx_models::LAYERS_FILE;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_run::failure::failed;
-use gradtx_run::paths::ADAPTER_DIR;
+use gradtx_run::paths::{ADAPTER_DIR, EMULATOR_MODEL_DIR};
 use gradtx_run::record::{self, RECORD_FILE, Record};
 use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{checksum_file, not_an_adapter};
@@ -161,7 +160,7 @@ fn is_emulator(dir: &Path) -> Result<bool> {
     }
     let dir = std::path::absolute(dir)?;
     let (Some(home), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(false) };
-    if name != MODEL_DIR || !home.join(RECORD_FILE).is_file() {
+    if name != EMULATOR_MODEL_DIR || !home.join(RECORD_FILE).is_file() {
         return Ok(false);
     }
     Ok(record::read(&home.join(RECORD_FILE))?.inputs::<EmulateInputs>(home)?.is_some())

@@ -12,6 +12,8 @@ pub const PRODUCTS_DIR: &str = "products";
 pub const DISTANCES_DIR: &str = "distances";
 /// Directory of the emulator, with its statistics, in a run directory.
 pub const EMULATOR_DIR: &str = "emulator";
+/// The emulator itself in its directory: what clients get.
+pub const EMULATOR_MODEL_DIR: &str = "model";
 /// Directory of the translator in a run directory.
 pub const TRANSLATOR_DIR: &str = "translator";
 /// Directory of what stages make for single clients, in a run directory.

@@ -27,7 +27,7 @@ use gradtx_report::stage as report;
 use gradtx_report::table::{Entry, Tuned};
 use gradtx_run::config::{RunArgs, RunSettings};
 use gradtx_run::context::Context;
-use gradtx_run::paths::{ADAPTER_DIR, EMULATOR_DIR, RUN_FILE_OF_WORLD};
+use gradtx_run::paths::{ADAPTER_DIR, EMULATOR_DIR, EMULATOR_MODEL_DIR, RUN_FILE_OF_WORLD};
 use gradtx_run::role::Role;
 use gradtx_runtime::artifact::{read_json, write_json};
 use serde::Serialize;
@@ -237,7 +237,7 @@ impl Seed<'_> {
     fn emulator(&self, variant: &Variant) -> Result<Emulator> {
         let &Variant { name, score, ratio, lambda } = variant;
         let run = format!("emulators/{name}");
-        let model = self.dir.join(&run).join(EMULATOR_DIR).join(emulate::MODEL_DIR);
+        let model = self.dir.join(&run).join(EMULATOR_DIR).join(EMULATOR_MODEL_DIR);
         let set = vec![
             format!("models.tiny={}", model.display()),
             format!("emulator.score={score}"),
@@ -327,7 +327,7 @@ impl Seed<'_> {
             format!("finetune.tiny.max_steps={ATTACK_STEPS}"),
             "finetune.tiny.global_batch_size=128".into(),
         ];
-        let emulator = dense.join(emulate::MODEL_DIR);
+        let emulator = dense.join(EMULATOR_MODEL_DIR);
         let healing = with("healing", &emulator, &more);
         let public = self.dir.join("world").join(PUBLIC_FILE);
         let adapter = self.finetuned(&healing, public, healing.run.join("finetuned"), Role::Tiny)?;

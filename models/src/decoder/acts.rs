@@ -126,7 +126,7 @@ impl<D: Backend<X>, X: Real> Activations<D, X> {
             losses: alloc.buffer("losses", &[room.labels])?,
             between: between(alloc, "between_factors", &blocks, t)?,
             d,
-            rope: RopeTables::allocate(alloc, config, positions)?,
+            rope: RopeTables::allocate(alloc, config.rotation(), positions)?,
             chunk,
             labels: 0,
         };

@@ -1,6 +1,6 @@
 //! [`BlockConfig`]: what one block of a decoder is made of, with the sizes of its parts.
 
-use crate::lora::Module;
+use super::module::Module;
 use gradtx_kernels::ops::{GatedKind, QkvDims};
 
 /// The parts of a block. Blocks of one model may differ in all but the width of the residual stream.

@@ -10,7 +10,7 @@
 use super::config_fields::HARMLESS;
 use super::config_opt;
 use super::family::{Positions, Traits, WindowRule};
-use super::rope::RopeScaling;
+use super::rope::{RopeScaling, Rotation};
 use super::{AttentionConfig, BlockConfig, Emulator, Family, MlpConfig, Ranks};
 use crate::fields::Fields;
 use gradtx_runtime::artifact::{MAX_CONFIG_BYTES, not_a_model, read_text};
@@ -196,6 +196,12 @@ impl DecoderConfig {
     pub fn longest_context(&self) -> usize {
         let positions = self.rope_scaling.positions(self.max_positions);
         self.window.map_or(positions, |window| window.min(positions))
+    }
+
+    /// How heads are rotated, where positions are rotary.
+    pub(super) fn rotation(&self) -> Option<Rotation> {
+        let (head_dim, theta, scaling) = (self.head_dim, self.rope_theta, self.rope_scaling);
+        self.block().attention.is_rotary.then_some(Rotation { head_dim, theta, scaling })
     }
 
     /// What an uncompressed block is made of: the parts of the family, with the sizes of this model.

@@ -1,13 +1,23 @@
 //! The fields of a `config.json`: taken one by one, each checked, so that what is left
 //! in the end is either known to change nothing or an error.
 
-use super::emulator::{self, MODEL_TYPE};
 use super::family::{Family, WindowRule};
 use super::rope::RopeScaling;
 use crate::fields::{Fields, POSITIVE, as_positive};
 use crate::foreign::{is_off, shown};
 use gradtx_runtime::Result;
 use serde_json::{Value, json};
+
+/// What `model_type` of an emulator begins with; the family's own follows.
+pub(super) const MODEL_TYPE: &str = "gradot_";
+/// What the entry of `architectures` of an emulator begins with; the family's own follows.
+pub(super) const ARCHITECTURE: &str = "GradOt";
+/// The object of `config.json` that makes a model an emulator.
+pub(super) const FIELD: &str = "gradot";
+/// The entry of `architectures` of an emulator.
+pub(super) fn emulator_architecture(family: Family) -> String {
+    format!("{ARCHITECTURE}{}", family.architecture())
+}
 
 /// Fields that say nothing about the mathematics of a forward or backward pass: how transformers
 /// handles the model, its heads for other tasks, how it was trained, how it is to generate where
@@ -121,16 +131,13 @@ impl Fields {
             self.unsupported("model_type", &value, &format!("one of {known}"))
         })?;
         let architectures = self.take("architectures");
-        if !is_emulator && self.has(emulator::FIELD) {
-            let want = format!(
-                "\"{MODEL_TYPE}{}\": `{}` makes the model an emulator",
-                family.model_type(),
-                emulator::FIELD
-            );
+        if !is_emulator && self.has(FIELD) {
+            let want =
+                format!("\"{MODEL_TYPE}{}\": `{}` makes the model an emulator", family.model_type(), FIELD);
             return Err(self.unsupported("model_type", &value, &want));
         }
         let architecture = match is_emulator {
-            true => emulator::architecture(family),
+            true => emulator_architecture(family),
             false => family.architecture().to_owned(),
         };
         if let Some(value) = architectures

@@ -4,31 +4,20 @@
 //! An emulator (GradOT) has all layers of an LLM. The first and the last ones, its edge, are the LLM's own; in the
 //! layers between, the middle, q, k, v and o may be products of two thin matrices, and MLPs may be narrower.
 
-use super::{DecoderConfig, Family, Ranks};
+use super::config_fields::{ARCHITECTURE, FIELD, MODEL_TYPE, emulator_architecture};
+use super::{DecoderConfig, Family, Module, Ranks};
 use crate::fields::Fields;
-use crate::lora::Module;
 use gradtx_runtime::artifact::write_atomic;
 use gradtx_runtime::{Error, Result};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 
-/// What `model_type` begins with; the family's own follows.
-pub(super) const MODEL_TYPE: &str = "gradot_";
-/// What the entry of `architectures` begins with; the family's own follows.
-const ARCHITECTURE: &str = "GradOt";
 /// The file beside `config.json` that transformers takes the model's code from.
 const CODE: &str = "modeling_gradot";
 const CODE_TEXT: &str = include_str!("modeling_gradot.py");
-/// The object of `config.json`.
-pub(super) const FIELD: &str = "gradot";
 /// Version of the object.
 const VERSION: u64 = 1;
-
-/// The entry of `architectures` of an emulator.
-pub(super) fn architecture(family: Family) -> String {
-    format!("{ARCHITECTURE}{}", family.architecture())
-}
 
 /// How an emulator differs from the LLM that it was made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,7 +142,7 @@ impl Emulator {
     /// Makes the configuration of an uncompressed model that of this emulator.
     pub(super) fn write(&self, model: &DecoderConfig, config: &mut Value) {
         let family = model.family;
-        let architecture = architecture(family);
+        let architecture = emulator_architecture(family);
         config["model_type"] = json!(format!("{MODEL_TYPE}{}", family.model_type()));
         config["auto_map"] = json!({
             "AutoConfig": format!("{CODE}.{ARCHITECTURE}{}Config", family.code_name()),

@@ -2,7 +2,7 @@
 
 use super::Family;
 use super::family::Positions;
-use crate::lora::Module;
+use super::module::Module;
 
 /// The LM head, where it is not the embedding.
 pub(super) const HEAD: &str = "lm_head.weight";

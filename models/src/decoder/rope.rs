@@ -4,7 +4,6 @@
 //! Pair i of D/2 turns by `position · θ^(−2i/D)`. Scalings stretch this for contexts
 //! longer than a model was first trained on. Everything is computed in f64.
 
-use super::DecoderConfig;
 use crate::foreign::shown;
 use gradtx_kernels::{Device, Real};
 use gradtx_runtime::Result;
@@ -252,17 +251,24 @@ pub(super) struct RopeTables<D: Device, A: Real> {
     pub(super) sin: D::Buf<A>,
 }
 
+/// How heads are rotated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rotation {
+    pub(super) head_dim: usize,
+    pub(super) theta: f64,
+    pub(super) scaling: RopeScaling,
+}
+
 impl<D: Device, A: Real> RopeTables<D, A> {
     /// Tables for positions `0..positions`; without elements where positions are not rotary.
     pub(super) fn allocate(
         alloc: &mut Allocator<'_, D>,
-        config: &DecoderConfig,
+        rotation: Option<Rotation>,
         positions: usize,
     ) -> Result<Self> {
-        if !config.block().attention.is_rotary {
+        let Some(Rotation { head_dim, theta, scaling }) = rotation else {
             return Ok(Self { cos: D::Buf::default(), sin: D::Buf::default() });
-        }
-        let (head_dim, theta, scaling) = (config.head_dim, config.rope_theta, config.rope_scaling);
+        };
         let half = head_dim / 2;
         let exponent = |i: usize| 2.0 * i as f64 / head_dim as f64;
         let mut frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-exponent(i))).collect();

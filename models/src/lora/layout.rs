@@ -6,7 +6,8 @@
 //! blocks come first, then the B of all blocks: what is trained is one range, and it is the
 //! update vector `[L, d]`. Where only some layers are adapted, L is their number.
 
-use super::module::{Module, Projection};
+use super::module::Projection;
+use crate::decoder::Module;
 use crate::decoder::{BlockConfig, DecoderConfig, Family};
 use gradtx_kernels::{ops::LoraTarget, rng};
 use gradtx_runtime::{Error, Result};

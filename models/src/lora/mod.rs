@@ -19,10 +19,11 @@ mod per_example;
 mod products;
 mod stacked;
 
+pub use crate::decoder::Module;
 pub use inner_products::BlockProducts;
 pub use layout::{BlockLayout, Factor, LoraConfig, MAX_RANK, Slice, initial_adapter};
 pub use merge::merge;
-pub use module::{Module, Projection};
+pub use module::Projection;
 pub use multi::{JobsStep, MultiLora};
 pub use peft::{
     PeftAdapter, PeftMatrix, peft_matrices, peft_note, read_peft, write_peft, write_peft_with_notes,

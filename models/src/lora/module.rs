@@ -1,20 +1,7 @@
-//! [`Module`]: what of a block can be adapted, and the [`Projection`] that it is computed in.
+//! The [`Projection`] that a [`Module`] is computed in, and what a block and its family make of it.
 
-use crate::decoder::{BlockConfig, Family, Ranks};
+use crate::decoder::{BlockConfig, Family, Module, Ranks};
 use std::ops::Range;
-
-/// A linear layer of a block that can be adapted. The order is that of update vectors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)]
-pub enum Module {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-}
 
 /// The product that a module is computed in: q, k and v are one, and so are gate and up. In an MLP without a gate
 /// `GateUp` is up alone.
@@ -49,12 +36,6 @@ impl Projection {
 }
 
 impl Module {
-    /// All of them, in update-vector order.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// Those of the attention part, which can be products of two thin matrices.
-    pub const ATTENTION: [Self; 4] = [Self::Q, Self::K, Self::V, Self::O];
-
     /// Its rank where it is a product of two thin matrices; 0 for a whole matrix.
     pub fn rank(self, ranks: &Ranks) -> usize {
         match self {
@@ -66,28 +47,10 @@ impl Module {
         }
     }
 
-    /// Its name in settings and update vectors. In model and adapter files the family names it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Q => "q_proj",
-            Self::K => "k_proj",
-            Self::V => "v_proj",
-            Self::O => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-        }
-    }
-
     /// The module of a name, in whatever family it is called so.
     pub fn from_name(name: &str) -> Option<Self> {
         let is_called = |module: &Self| Family::ALL.into_iter().any(|f| f.module_name(*module) == name);
         Self::ALL.into_iter().find(is_called).filter(|_| !name.is_empty())
-    }
-
-    /// Its path below `model.layers.N.` in most families.
-    pub fn path(self) -> &'static str {
-        Family::Llama.module_path(self)
     }
 
     /// All names that modules have in some family.

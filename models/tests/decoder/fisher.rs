@@ -146,7 +146,7 @@ fn scores_are_near_the_hessian_s_own_block() {
     let config = config(Family::Qwen2, true);
     let mut values = values(&config, 1);
     let layout = Decoder::<Cpu, f64>::layout_of(&config);
-    let name = format!("model.layers.{LAYER}.{}.weight", Module::Q.path());
+    let name = config.family.tensor(LAYER, Module::Q, ".weight");
     let at = layout.get(&name).unwrap().range();
     let (rows, cols) = (24, 24);
     // Singular values that fall, as those of trained matrices do.

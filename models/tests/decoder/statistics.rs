@@ -232,8 +232,7 @@ fn scores_predict_the_shift_of_the_edge_s_gradient() {
     let config = DecoderConfig { layers: 3, ..deep() };
     let mut values = values(&config, 1);
     let layout = Decoder::<Cpu, f64>::layout_of(&config);
-    let at =
-        |module: Module| layout.get(&format!("model.layers.1.{}.weight", module.path())).unwrap().range();
+    let at = |module: Module| layout.get(&config.family.tensor(1, module, ".weight")).unwrap().range();
     // Singular values that fall, as those of trained matrices do.
     for module in [Module::Q, Module::V, Module::O] {
         let block = config.block();

@@ -37,7 +37,7 @@ use gradtx_run::config::{Config, EmulatorConfig, RunArgs, RunSettings};
 use gradtx_run::context::Context;
 use gradtx_run::dispatch::dispatch;
 use gradtx_run::failure::{unusable, unusable_with};
-use gradtx_run::paths::EMULATOR_DIR;
+use gradtx_run::paths::{EMULATOR_DIR, EMULATOR_MODEL_DIR};
 use gradtx_run::role::Role;
 use gradtx_run::stage::{self, Inputs, Stage};
 use gradtx_run::text::quoted;
@@ -54,8 +54,6 @@ use statistics::Statistics;
 use std::path::{Path, PathBuf};
 use support::Support;
 
-/// The emulator itself, below the stage's directory.
-pub const MODEL_DIR: &str = "model";
 const STATISTICS_DIR: &str = "statistics";
 /// What was kept, and how close the emulator is.
 pub const REPORT_FILE: &str = "report.json";
@@ -278,7 +276,7 @@ impl Stage for Emulate<'_> {
         let support = self.support(context)?;
         let made = self.with_statistics(context, &support, |statistics, parts| {
             let chosen = choose(&config.emulator, config.seed, layers, parts);
-            let model = dir.join(MODEL_DIR);
+            let model = dir.join(EMULATOR_MODEL_DIR);
             let files = self.write(statistics, &chosen, &model)?;
             let [llm, emulator] = [&self.llm.dir, &model].map(|dir| self.measure(context, &support, dir));
             let measured = Measured::new(&llm?, &emulator?);
@@ -286,7 +284,8 @@ impl Stage for Emulate<'_> {
             report.warn(context, &config.emulator);
             let report = report.json()?;
             write_json(&dir.join(REPORT_FILE), &report)?;
-            let mut all: Vec<String> = files.into_iter().map(|file| format!("{MODEL_DIR}/{file}")).collect();
+            let mut all: Vec<String> =
+                files.into_iter().map(|file| format!("{EMULATOR_MODEL_DIR}/{file}")).collect();
             all.push(REPORT_FILE.into());
             Ok((all, report))
         })?;
@@ -302,7 +301,7 @@ impl Stage for Emulate<'_> {
             number("emulator_loss"),
             number("llm_loss"),
             number("edge_gradient_cosine"),
-            self.dir.join(MODEL_DIR).display()
+            self.dir.join(EMULATOR_MODEL_DIR).display()
         );
         let numbers = json!({
             "kept": report["kept"], "emulator_loss": report["emulator_loss"], "llm_loss": report["llm_loss"],

@@ -64,7 +64,7 @@ impl Statistics<'_> {
     pub fn weight(&self, layer: usize, module: Module) -> Result<(Vec<f32>, [usize; 2])> {
         let block = &self.side.model.blocks()[layer];
         let shape = [module.outputs(block).len(), module.fused().dims(block).0];
-        let name = format!("model.layers.{layer}.{}.weight", module.path());
+        let name = self.side.model.family.tensor(layer, module, ".weight");
         Ok((weight(&self.side.dir, &name, shape)?, shape))
     }
 

@@ -5,7 +5,7 @@ use super::parts::decomposition;
 use super::statistics::Statistics;
 use anyhow::Result;
 use gradtx_kernels::{bf16, f16};
-use gradtx_models::decoder::{DecoderConfig, Emulator, LayerShape, Ranks};
+use gradtx_models::decoder::{DecoderConfig, Emulator, Family, LayerShape, Ranks};
 use gradtx_models::gradot::{Choice, Compressed, Matrix};
 use gradtx_models::lora::Module;
 use gradtx_run::failure::failed;
@@ -90,7 +90,8 @@ impl Writing<'_> {
         out: &mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
     ) -> Result<()> {
         let as_it_is = |name: String| (name, tensor.dtype, tensor.shape.to_vec(), tensor.bytes.to_vec());
-        let Some((layer, module, suffix)) = place(tensor.name) else {
+        let family = self.statistics.side.model.family;
+        let Some((layer, module, suffix)) = place(family, tensor.name) else {
             out.push(as_it_is(tensor.name.into()));
             return Ok(());
         };
@@ -99,7 +100,7 @@ impl Writing<'_> {
             return Ok(());
         };
         let choice = &self.chosen.choices[at];
-        let stem = format!("model.layers.{layer}.{}", module.path());
+        let stem = family.tensor(layer, module, "");
         if suffix == "bias" {
             let rank = if self.is_dense { 0 } else { module.rank(&self.chosen.shapes[at].ranks) };
             out.push(as_it_is(format!("{stem}.{}bias", if rank > 0 { "up." } else { "" })));
@@ -125,10 +126,10 @@ impl Writing<'_> {
 }
 
 /// Layer and module of a tensor's name, and `weight` or `bias`.
-fn place(name: &str) -> Option<(usize, Module, &str)> {
-    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+fn place(family: Family, name: &str) -> Option<(usize, Module, &str)> {
+    let (layer, rest) = name.strip_prefix(&family.layers())?.split_once('.')?;
     let (path, suffix) = rest.rsplit_once('.')?;
-    let module = Module::ALL.into_iter().find(|module| module.path() == path)?;
+    let module = family.modules().find(|module| family.module_path(*module) == path)?;
     Some((layer.parse().ok()?, module, suffix))
 }
 

@@ -1,11 +1,11 @@
 //! What a client gave back, and whose emulator it was trained through.
 
 use crate::records::EmulateInputs;
-use crate::stages::emulate::MODEL_DIR;
 use crate::trained::{self, Trained};
 use anyhow::Result;
 use gradtx_models::decoder::DecoderConfig;
 use gradtx_run::failure::failed;
+use gradtx_run::paths::EMULATOR_MODEL_DIR;
 use gradtx_run::record::{self, RECORD_FILE};
 use gradtx_runtime::artifact::{fingerprint, is_model_dir};
 use gradtx_runtime::text::shown;
@@ -25,7 +25,7 @@ impl Origin {
     /// # Errors
     /// When it is none, or one of another LLM.
     pub(super) fn read(dir: &Path, llm: &ModelSpec, threads: usize) -> Result<Self> {
-        let inside = dir.join(MODEL_DIR);
+        let inside = dir.join(EMULATOR_MODEL_DIR);
         let model = if is_model_dir(&inside) { &inside } else { dir };
         let emulator = match is_model_dir(model) {
             true => DecoderConfig::read(model)?.emulator,
