@@ -255,7 +255,7 @@ fn the_report_compares_llm_and_emulator() {
         let out = format!("run/evaluated/{i}");
         home.done(&[&["evaluate", "--data", "private.jsonl", "--out", &out], *model].concat());
     }
-    let said = home.done(&["report"]);
+    let said = home.ok(&["report", "--run", "run"]);
     assert!(said.contains("With the edge that was trained through the emulator"), "{said}");
     let report = home.json("run/report.json");
     let scores = &report["scores"][0];

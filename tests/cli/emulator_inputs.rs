@@ -66,7 +66,7 @@ fn an_emulator_is_no_member_of_a_pair() {
 fn an_emulator_is_a_model_to_look_at_and_to_ask() {
     let home = home();
     let said = home.ok(&["inspect", MODEL]);
-    for word in ["emulator (GradOT)", "layers [0, 2], which clients train", "gradot_qwen2"] {
+    for word in ["emulator (GradOT)", "first 1 and last 1 of 3 layers", "gradot_qwen2"] {
         assert!(said.contains(word), "no `{word}` in: {said}");
     }
     assert!(!said.contains("does not know"), "{said}");
