@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod dictionaries;
+mod emulators;
 mod metrics;
 mod texts;
 mod versions;

@@ -10,12 +10,12 @@ use gradtx_runtime::artifact::TensorFile;
 use gradtx_runtime::data::{BatchCapacity, DeviceBatch, Example, PackedBatch, SegmentInfo};
 use std::path::{Path, PathBuf};
 
-const VERSIONS: [&str; 2] = ["transformers-4.51.3-peft-0.17.1", "transformers-5.24.0-peft-0.21.2"];
+pub const VERSIONS: [&str; 2] = ["transformers-4.51.3-peft-0.17.1", "transformers-5.24.0-peft-0.21.2"];
 const MODELS: [&str; 5] = ["qwen2", "qwen2_yarn", "qwen3", "llama", "mistral"];
 const ADAPTERS: [&str; 7] = ["names", "all_linear", "regex", "full_paths", "excluded", "patterns", "rslora"];
 
 /// Logits `[T, V]` of one sequence.
-fn logits(model: &Decoder<Cpu, f32>, adapter: Option<&PeftAdapter>, tokens: &[u32]) -> Vec<f32> {
+pub fn logits(model: &Decoder<Cpu, f32>, adapter: Option<&PeftAdapter>, tokens: &[u32]) -> Vec<f32> {
     let mut batch = PackedBatch::default();
     let example = Example { tokens: tokens.to_vec(), trained: vec![false; tokens.len()] };
     batch.push(&example, SegmentInfo::default(), 1.0);
@@ -36,17 +36,17 @@ fn logits(model: &Decoder<Cpu, f32>, adapter: Option<&PeftAdapter>, tokens: &[u3
 }
 
 /// Largest difference relative to the largest wanted logit.
-fn error(found: &[f32], wanted: &[f32]) -> f32 {
+pub fn error(found: &[f32], wanted: &[f32]) -> f32 {
     assert_eq!(found.len(), wanted.len());
     let largest = wanted.iter().fold(0f32, |m, x| m.max(x.abs()));
     found.iter().zip(wanted).fold(0f32, |m, (a, b)| m.max((a - b).abs() / largest))
 }
 
-fn written_by(version: &str) -> PathBuf {
+pub fn written_by(version: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("interop/fixtures").join(version)
 }
 
-fn load(dir: &Path) -> Decoder<Cpu, f32> {
+pub fn load(dir: &Path) -> Decoder<Cpu, f32> {
     Decoder::load(&Cpu::new(1), dir).unwrap()
 }
 
