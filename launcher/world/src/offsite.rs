@@ -347,7 +347,7 @@ struct Attack {
     model: PathBuf,
 }
 
-/// The mean of some scores, and how their difference to others varies.
+/// The mean of some scores; empty where there are none.
 fn mean(scores: &[f64]) -> String {
     if scores.is_empty() {
         return String::new();
